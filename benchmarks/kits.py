@@ -24,8 +24,8 @@ from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import provision
 from oncofed.alliance.local import free_port
 from oncofed.alliance.sealing import sign_folder
+from oncofed.alliance.session import EngineerSession
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.job.remote import Engineer
 from oncofed.site.service import is_connected, service_state
 
 _SITES, _SITES_QUICK = 50, 3
@@ -54,7 +54,7 @@ def run(bench: Bench) -> None:
         bench.doing("doctor")
         doctor = [_run("site", "doctor", "--folder", kits["east"], cwd=bench.folder)[0] for _ in range(runs)]
         bench.measured("oncofed site doctor", doctor, "s", target=Target(of="value", value=_TARGET_DOCTOR))
-        with Engineer(kits["engineer@oncofed.org"]) as engineer:
+        with EngineerSession(kits["engineer@oncofed.org"]) as engineer:
             _wait(lambda: "east" in engineer.connected(), "the site is registered")
             bench.doing("a killed site")
             back = [_seconds_until_back(kits["east"], engineer) for _ in range(runs)]
@@ -112,7 +112,7 @@ def _flare_process(kit: Path) -> psutil.Process:
     return next(child for child in children if "client_train" in " ".join(child.cmdline()))
 
 
-def _seconds_until_back(kit: Path, engineer: Engineer) -> float:
+def _seconds_until_back(kit: Path, engineer: EngineerSession) -> float:
     """Kill a site's FLARE process, and return the seconds until a new one is registered."""
     before = service_state(kit).restarts
     killed = time.time()

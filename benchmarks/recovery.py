@@ -17,7 +17,7 @@ from brain import brain_job, brain_sites
 from fault_lab import Lab, another_clock, another_version, lab
 from harness.bench import Bench, Settings
 from harness.results import Target
-from oncofed.alliance.local import quiet
+from oncofed.alliance.session import quiet
 from oncofed.errors import FederationError
 from oncofed.job.spec import JobSpec
 

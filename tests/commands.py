@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -49,9 +50,52 @@ def oncofed(*arguments: str | Path, home: Path, timeout: float = 240) -> subproc
         return subprocess.CompletedProcess(words, process.exitcode, output.read_text(), errors.read_text())
 
 
+class Forked:
+    """A command in a process that was forked, with the methods of ``subprocess.Popen`` that tests use."""
+
+    def __init__(self, arguments: tuple[str | Path, ...], log: Path) -> None:
+        words = ["oncofed", *map(str, arguments)]
+        self._process = _FORKS.Process(target=_lead_group, args=(words, Path.cwd(), ENVIRONMENT, log, log))
+        self._process.start()
+        self.pid = self._process.pid or 0
+        self.kill = self._process.kill
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired("oncofed", timeout or 0)
+        return self.returncode
+
+
+@contextlib.contextmanager
+def forked(*arguments: str | Path, log: Path) -> Iterator[Forked]:
+    """Start a command as ``started`` does, without the seconds that imports take.
+
+    Its command line is not that of a command: ``left_running`` does not find it.
+    """
+    log.touch()
+    process = Forked(arguments, log)
+    try:
+        yield process
+    finally:
+        _end(process)
+
+
+def _lead_group(*values: Any) -> None:
+    os.setsid()
+    _be_command(*values)
+
+
 def _be_command(words: list[str], home: Path, environment: dict[str, str], output: Path, errors: Path) -> None:
     for path, number in ((Path(os.devnull), 0), (output, 1), (errors, 2)):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(descriptor, number)
         os.close(descriptor)
     os.chdir(home)
@@ -62,27 +106,35 @@ def _be_command(words: list[str], home: Path, environment: dict[str, str], outpu
     importlib.import_module("oncofed.cli.main").main()
 
 
-def command(*arguments: str | Path) -> list[str]:
+def command(*arguments: str | Path, before: str = "") -> list[str]:
+    """Return a command line; ``before`` is code that its process runs first."""
+    if before:
+        return [sys.executable, "-c", f"{before}; from oncofed.cli.main import main; main()", *map(str, arguments)]
     return [sys.executable, "-m", "oncofed.cli.main", *map(str, arguments)]
 
 
 @contextlib.contextmanager
-def started(*arguments: str | Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(*arguments: str | Path, log: Path, before: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """Start a command in a process group of its own, as a shell does; nothing of it is left after the test."""
+    line = command(*arguments, before=before)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command(*arguments), env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            line, env=ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
         yield process
     finally:
-        for member in family(process.pid):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        process.wait()
+        _end(process)
 
 
-def press_ctrl_c(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes] | Forked) -> None:
+    for member in family(process.pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+
+
+def press_ctrl_c(process: subprocess.Popen[bytes] | Forked) -> None:
     """Interrupt a started command and all in its process group, as a terminal does."""
     os.killpg(process.pid, signal.SIGINT)
 

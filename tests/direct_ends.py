@@ -1,4 +1,4 @@
-"""Both ends of direct connections, with certificates of real startup kits."""
+"""Both ends of direct connections, with real kits' certificates."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LARGEST = 1 << 24
 
 
 def credentials(kit: Path, kind: str = "client") -> dict[str, str]:
-    """Return a kit's certificate and key, as FLARE's cells have them."""
+    """Return a kit's certificate and key, as in FLARE's cells."""
     startup = kit / "startup"
     server = kind == "server"
     return {
@@ -60,7 +60,8 @@ class Exchange:
     ) -> TransferClient:
         """Return a member's end."""
         kit = (kits or self.kits) / name
-        return TransferClient(("localhost", port or self.port), tls_context(credentials(kit), JOB, False), server, JOB)
+        context = tls_context(credentials(kit), JOB, False)
+        return TransferClient(("localhost", port or self.port), context, server=server, job_id=JOB)
 
 
 @contextlib.contextmanager
@@ -69,7 +70,7 @@ def open_exchange(kits: Path, folder: Path) -> Iterator[Exchange]:
     jobs, participants = Jobs({JOB: folder}), {"north", "south"}
     shared = SharedPort("127.0.0.1", 0, jobs)
     context = tls_context(credentials(kits / "localhost", "server"), JOB, True)
-    server = TransferServer(folder, context, participants.__contains__, LARGEST)
+    server = TransferServer(folder, context, is_participant=participants.__contains__, max_bytes=LARGEST)
     exchange = Exchange(kits, shared.addresses[0][1], jobs, server, participants)
     over = threading.Event()
     thread = threading.Thread(target=_flare, args=(shared, exchange.others, over))

@@ -9,8 +9,9 @@ import torch
 from oncofed.data.cases import Case
 from oncofed.data.manifest import Entry
 from oncofed.prediction.model import TrainedModel, load_model
-from oncofed.prediction.outputs.choice import chosen_outputs
-from oncofed.prediction.run import Options, Predictions, predict
+from oncofed.prediction.outputs.registry import select_outputs
+from oncofed.prediction.predictions import Predictions
+from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import Source, gather
 from trained import make_run
 
@@ -43,4 +44,4 @@ def made_source(image: Path, name: str = "case", **more: object) -> Source:
 def made_predictions(model: TrainedModel, images: Path, out: Path, less: tuple[str, ...] = ()) -> Predictions:
     """Return what becomes of a folder of images, on the CPU."""
     sources = gather([images], out, model.job, out.parent / "datasets")
-    return predict(model, sources, out, torch.device("cpu"), Options(chosen_outputs(less=less)))
+    return predict(model, sources, out, torch.device("cpu"), Options(select_outputs(less=less)))

@@ -1,4 +1,4 @@
-"""A machine as it reaches itself: over 127.0.0.1, over ::1, over both, or not at all."""
+"""A machine reaches itself over 127.0.0.1, ::1, both, or neither."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_a_machine_without_either_address_is_told_what_to_do(only, run, two_site
 
 @pytest.fixture
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is changed of FLARE and Python is as before after the test."""
+    """Undo the patch of FLARE and Python after the test."""
     for where, name in ((socket, "getaddrinfo"), (tcp_driver, "socket"), (connection, "Listener")):
         monkeypatch.setattr(where, name, getattr(where, name))
     for name in ("address_family", "server_bind"):

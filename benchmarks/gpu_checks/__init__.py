@@ -1,1 +1,1 @@
-"""What the documents say of CUDA GPUs, checked on one within ten minutes: ``make gpu``."""
+"""Checks the documents' claims about CUDA GPUs: ``make gpu``."""

@@ -1,4 +1,4 @@
-"""The checks in the order in which they run, the most valuable first: one module each, with a function ``check``."""
+"""Checks in order, most valuable first: a module each, with ``check``."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Check:
 
     @property
     def title(self) -> str:
-        """The first sentence of what its module says of itself."""
+        """First sentence of the module's docstring."""
         text = (Path(__file__).parent / f"{self.name}.py").read_text(encoding="utf-8")
         return " ".join((ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0].split()).rstrip(".")
 
     def load(self) -> Callable[[Context], None]:
-        """Return what runs it."""
+        """Return its function."""
         function: Callable[[Context], None] = importlib.import_module(f"gpu_checks.{self.name}").check
         return function
 
@@ -59,7 +59,7 @@ CHECKS = (
 
 
 def chosen(names: str) -> Sequence[Check]:
-    """Return checks by name, separated by commas, in the order in which they run; all where none is named.
+    """Return checks by comma-separated names, in order; without names all.
 
     Raises:
         SpecError: one is unknown.

@@ -1,4 +1,4 @@
-"""What is said of oncofed on CUDA GPUs, and which check confirms each of it.
+"""Claims about oncofed on CUDA GPUs, with their checks.
 
 Where a document makes a claim, the sentence ends in a link to the claim's row in ``benchmarks/README.md``, whose text
 ``make bench-table`` writes, for example ``[on a GPU: not confirmed](benchmarks/README.md#gpu-restart)``.

@@ -57,7 +57,7 @@ def _small(context: Context) -> Trainer:
 
 
 def _forget_compiled(context: Context, name: str) -> None:
-    """Let nothing be found that was compiled before: neither would it be compiled again, nor its cost be foreseen."""
+    """Forget compiled code, which would hide the cost of compiling."""
     os.environ[CACHE_VARIABLE] = str(context.folder / f"inductor-{name}")
 
 

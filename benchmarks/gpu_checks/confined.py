@@ -29,7 +29,7 @@ _SECONDS = 50.0
 
 
 def check(context: Context) -> None:
-    """Train in the real process; where that fails, look for what made it fail."""
+    """Train in the real process; if it fails, find the cause."""
     missing = sandbox.what_is_missing()
     if missing:
         context.report.skip("confined", f"this machine cannot confine a process: {missing}")
@@ -44,7 +44,7 @@ def check(context: Context) -> None:
 
 
 def _trains(context: Context, folder: Path) -> dict[str, Any]:
-    """Take a turn as a site does, and return its numbers."""
+    """Train like a site, and return its numbers."""
     pack = make_pack(make_package(folder / "wide_net"), None)
     plan, bare = _plans(context, pack)
     here = SiteContext(site="here", data=dataset_of(context, BRAIN), state=folder / "state")
@@ -58,7 +58,7 @@ def _trains(context: Context, folder: Path) -> dict[str, Any]:
 
 
 def _plans(context: Context, pack: Pack) -> tuple[Plan, Plan]:
-    """Return the plan as a site is sent it, and the same of a process that may load the pack."""
+    """Return the plan as sent to a site, and as used by the sandboxed process."""
     load_pack(pack)
     training = {"steps_per_round": 5, "compile": "never"}
     values = plan_of(context, BRAIN, {"training": training}).model_dump()

@@ -1,4 +1,4 @@
-"""What a check is given, and how it measures."""
+"""Context and measuring tools of checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Context:
-    """What a check is given.
+    """Context of a check.
 
     Attributes:
         device: to check on; on a CPU everything is as small as can be.
@@ -35,12 +35,12 @@ class Context:
         return self.device.type == "cuda"
 
     def synchronize(self) -> None:
-        """Wait until the GPU has done what it was given."""
+        """Wait for the GPU."""
         if self.cuda:
             torch.cuda.synchronize()
 
     def seconds(self, program: Callable[[], object]) -> float:
-        """Return how long a program takes, until the GPU has done what it was given."""
+        """Return a program's seconds, with its work on the GPU."""
         self.synchronize()
         begun = time.perf_counter()
         program()
@@ -52,15 +52,15 @@ class Context:
         return statistics.median(self.seconds(program) for _ in range(times if self.cuda else 1))
 
     def forget_peak(self) -> None:
-        """Give cached memory back, and count the peak anew."""
+        """Release cached memory, and reset the peak."""
         if self.cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
 
     def peak_gib(self) -> float:
-        """Return the most memory in GiB that tensors took since the peak was forgotten; 0 on a CPU."""
+        """Return peak tensor memory in GiB since the reset; 0 on a CPU."""
         return torch.cuda.max_memory_allocated() / GIB if self.cuda else 0.0
 
     def peak_reserved_gib(self) -> float:
-        """Return the most memory in GiB that was taken from the GPU, caches included; 0 on a CPU."""
+        """Return peak reserved GPU memory in GiB with caches; 0 on a CPU."""
         return torch.cuda.max_memory_reserved() / GIB if self.cuda else 0.0

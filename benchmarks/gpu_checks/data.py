@@ -1,4 +1,4 @@
-"""Generated data for the jobs that are checked: registered as a site's, and read as a site reads it."""
+"""Generated data of the checked jobs, registered and read like a site's."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def plan_of(context: Context, job: str, changes: Changes | None = None, small: b
 
 
 def trainer_of(context: Context, job: str, changes: Changes | None = None, checkpoint: Path | None = None) -> Trainer:
-    """Return a trainer of a job on generated data, which is not prepared yet."""
+    """Return an unprepared trainer of a job on generated data."""
     plan = plan_of(context, job, changes)
     return Trainer(plan, cases_of(context, job), "here", context.device, checkpoint)
 
 
 def cases_of(context: Context, job: str) -> Cases:
-    """Return a job's cases, which the first check that asks for them generates."""
+    """Return a job's cases, generated at the first call."""
     plan = plan_of(context, job)
     dataset = dataset_of(context, job)
     labels = plan.build_task().label_kind
@@ -77,7 +77,7 @@ def dataset_of(context: Context, job: str) -> Path:
 
 
 def large_ct(context: Context, count: int) -> Cases:
-    """Return abdominal CTs (512×512×100 voxels), all of them for validation; on a CPU they are small.
+    """Return abdominal CTs (512×512×100 voxels; small on a CPU) for validation.
 
     Three differ, and each of the others is one of these again: what reading and scoring take is the same.
     """
@@ -156,7 +156,7 @@ _MAKERS: dict[str, Callable[[Path, Plan], None]] = {
 
 
 def _made(context: Context, name: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder that is filled once; one that was not filled to its end, by a check that died, is made anew."""
+    """Return a folder that is filled once, also after a check that died."""
     folder, done = context.folder / name, context.folder / f"{name}.done"
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)

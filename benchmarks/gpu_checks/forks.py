@@ -1,4 +1,4 @@
-"""Functions that run in a fork of this process, within a limit of time; how each ended is told."""
+"""Runs functions in forks with a time limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONGEST_ERROR = 400
 
 @dataclass(frozen=True)
 class Ended:
-    """How a fork ended.
+    """End of a fork.
 
     Attributes:
         value: what its function returned, as JSON has it; None where there is an error.

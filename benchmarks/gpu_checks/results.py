@@ -1,4 +1,4 @@
-"""What a run leaves: a file of JSON lines, each written at once, the first of which says on what machine."""
+"""Result files: JSON lines, the first with the machine."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Header(_Model):
 
 
 class Line(_Model):
-    """One thing that a check found."""
+    """A finding of a check."""
 
     check: str
     claim: str | None = Field(None, description="name of the claim that the verdict is about")
@@ -51,13 +51,13 @@ class Line(_Model):
 
 
 class Run(_Model):
-    """A run: its file, read."""
+    """A run, read from its file."""
 
     header: Header
     lines: list[Line]
 
     def verdict(self, claim: Claim) -> Verdict:
-        """Return what all lines about a claim come to: one that refutes it counts for more than any that confirm it."""
+        """Return a claim's verdict; one refutation outweighs all confirmations."""
         found = {line.verdict for line in self.lines if line.claim == claim.name}
         if "REFUTED" in found:
             return "REFUTED"
@@ -71,7 +71,7 @@ class Run(_Model):
 
 
 class Report:
-    """Takes what one check finds: prints each line, and writes it to the disk, before the next one.
+    """Prints and writes the findings of a check, line by line.
 
     Args:
         file: of JSON lines.
@@ -84,7 +84,7 @@ class Report:
         self._file, self._check, self._device = file, check, device
 
     def claim(self, name: str, holds: bool, text: str = "", **numbers: Any) -> None:
-        """Say whether a claim holds.
+        """Report whether a claim holds.
 
         Args:
             name: of a claim of this check.
@@ -99,21 +99,21 @@ class Report:
         self._keep(name, verdict, text, numbers)
 
     def figure(self, text: str, **numbers: Any) -> None:
-        """Give numbers that no claim is about."""
+        """Report numbers without a claim."""
         self._keep(None, "figure", text, numbers)
 
     def skip(self, name: str, why: str) -> None:
-        """Say why a claim was not checked."""
+        """Report why a claim was not checked."""
         self._own(name)
         self._keep(name, "not checked", "", error=why)
 
     def fail(self, why: str) -> None:
-        """Say that the check ended before it could tell."""
+        """Report that the check failed."""
         self._keep(None, "FAILED", "the check itself", error=why)
 
     @contextlib.contextmanager
     def attempt(self, name: str, text: str) -> Iterator[None]:
-        """Refute a claim where the block raises: what does not work is not as it was said to be."""
+        """Refute a claim if the block raises."""
         self._own(name)
         try:
             yield
@@ -136,7 +136,7 @@ class Report:
 
 
 def append(file: Path, model: BaseModel) -> None:
-    """Write a line and have it on the disk: a machine that is lent may be taken back at any moment."""
+    """Write a line and sync it: a lent machine may be taken back at any moment."""
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(descriptor, (model.model_dump_json(by_alias=True, exclude_defaults=False) + "\n").encode())
@@ -146,21 +146,21 @@ def append(file: Path, model: BaseModel) -> None:
 
 
 def shown(line: Line) -> str:
-    """Return a line as a terminal shows it."""
+    """Return a line's text for a terminal."""
     numbers = "  ".join(f"{name}={_short(value)}" for name, value in line.numbers.items())
     told = ": ".join(part for part in (line.text, numbers, line.error) if part)
     return f"{line.verdict:<11} {line.claim or line.check:<13} {told}"
 
 
 def new_file(folder: Path, device: str, commit: str) -> Path:
-    """Return the file of a run that begins now; that of a run on a CPU begins with cpu-."""
+    """Return the file of a new run; on a CPU its name begins with cpu-."""
     folder.mkdir(parents=True, exist_ok=True)
     now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     return folder / (("cpu-" if device == "cpu" else "") + now + (f"-{commit[:8]}" if commit else "") + ".jsonl")
 
 
 def read_run(file: Path) -> Run:
-    """Return a run; a last line that was not written to its end is left out.
+    """Return a run without an incomplete last line.
 
     Raises:
         SpecError: it is no such file, or of a schema that this version does not know.
@@ -185,12 +185,12 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def exit_status(run: Run) -> int:
-    """Return 1 where something was refuted, or failed before it could tell; else 0."""
+    """Return 1 if a claim was refuted or a check failed; else 0."""
     return int(any(line.verdict in _BAD for line in run.lines))
 
 
 def summary(run: Run) -> str:
-    """Return what a run came to: each claim that it was about, and what went wrong."""
+    """Return the outcome of each claim, and failures."""
     rows = [f"{run.verdict(claim):<11} {claim.name:<13} {claim.says}" for claim in _looked_at(run)]
     wrong = [shown(line) for line in run.lines if line.verdict in _BAD]
     return "\n".join(["", "Claims:", *rows, *(["", "Refuted or failed:", *wrong] if wrong else [])])
@@ -202,7 +202,7 @@ def _looked_at(run: Run) -> Sequence[Claim]:
 
 
 def _plain(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Return numbers as JSON has them: that has no infinity."""
+    """Return numbers that JSON can hold, without infinity."""
     return json.loads(json.dumps(numbers, default=str), parse_constant=str)  # type: ignore[no-any-return]
 
 
@@ -215,6 +215,6 @@ def _short(value: Any) -> str:
 
 
 class NoGPUError(OncofedError):
-    """There is no GPU here that torch can use."""
+    """Torch finds no GPU."""
 
     exit_code = 3

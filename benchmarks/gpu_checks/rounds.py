@@ -57,7 +57,7 @@ def check(context: Context) -> None:
 
 @contextlib.contextmanager
 def _busy(context: Context) -> Iterator[list[float]]:
-    """Have the driver's word on what share of the time something ran on the GPU; empty where it gives none."""
+    """Return the GPU's busy share by the driver; empty if unknown."""
     samples: list[float] = []
     done = threading.Event()
 

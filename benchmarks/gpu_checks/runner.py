@@ -1,4 +1,4 @@
-"""Runs checks, each in a fork of a process that never touches CUDA, as oncofed's jobs are forks of one."""
+"""Runs checks in forks of a process without CUDA, like oncofed's jobs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Runner:
         append(self.file, Header(schema=1, started=now, commit=commit, device=self.device, environment=environment))
 
     def run(self, checks: Sequence[Check]) -> None:
-        """Run checks, one after the other; one that hangs or dies is told, and the others run."""
+        """Run checks one after the other, also after one that hangs or dies."""
         for check in checks:
             report = Report(self.file, check.name, self.device)
             left = self.until - time.monotonic()

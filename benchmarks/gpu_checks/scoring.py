@@ -19,7 +19,7 @@ _COARSER = 1.9
 
 
 def check(context: Context) -> None:
-    """Compare scores, take a case apart, score many classes."""
+    """Compare scores, profile a case, score many classes."""
     with context.report.attempt("scores", BRAIN):
         _same_scores(context)
     _one_case(context)
@@ -52,7 +52,7 @@ def _one_case(context: Context) -> None:
     first = context.seconds(lambda: trainer.evaluate(case))
     again = context.seconds(lambda: trainer.evaluate(case))
     detailed = context.seconds(lambda: trainer.evaluate(case, detailed=True))
-    windows = Windows(trainer.plan.data, trainer.plan.task.overlap, False)  # type: ignore[union-attr]
+    windows = Windows(trainer.plan.data, trainer.plan.task.overlap, False)  # type: ignore[attr-defined]
     image = torch.randn(1, *((274, 274, 125) if context.cuda else (24, 24, 24)))
     with torch.no_grad():
         network = context.seconds(lambda: windows(trainer.network, image, context.device))

@@ -24,7 +24,7 @@ _MOST_KEPT_GIB = 0.5
 
 
 def check(context: Context) -> None:
-    """Have several sites train in turn, each in a process of its own."""
+    """Train several sites in turn, each in a process."""
     cases_of(context, CT)  # generated before all of them want it
     os.environ[TURN_VARIABLE] = str(context.folder / "turn")
     os.environ[AT_ONCE_VARIABLE] = "1"
@@ -71,7 +71,7 @@ def _site(context: Context, number: int, count: int) -> dict[str, Any]:
 
 
 def _meet(context: Context, number: int, count: int, what: str) -> None:
-    """Wait until all sites did something; one that died is not waited for longer than the check may take."""
+    """Wait for all sites, at most as long as the check may take."""
     (context.folder / f"{what}-{number}").touch()
     until = time.monotonic() + _SECONDS
     while len(list(context.folder.glob(f"{what}-*"))) < count and time.monotonic() < until:
@@ -83,6 +83,6 @@ def _free_gib(context: Context) -> float:
 
 
 def _overlap(sites: list[dict[str, Any]]) -> bool:
-    """Return whether two sites held their turns at the same time."""
+    """Return whether two sites held the GPU at the same time."""
     turns = sorted(turn for site in sites for turn in site["turns"])
     return any(after[0] < before[1] for before, after in pairwise(turns))

@@ -40,7 +40,7 @@ def check(context: Context) -> None:
 
 
 def _slides(folder: Path, side: int, count: int) -> list[SlideTiles]:
-    """Return one slide several times: each time it is read anew."""
+    """Return one slide several times, to be read each time."""
     path = folder / "tissue.tif"
     write_tissue(path, side)
     y, x = np.divmod(np.arange(side * side, dtype=np.int32), side)

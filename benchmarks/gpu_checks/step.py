@@ -26,7 +26,7 @@ _CARD_GIB, _CONTEXT_GIB = 16e9 / GIB, 0.6
 
 
 def check(context: Context) -> None:
-    """Measure the step as it is, then one choice after the other."""
+    """Measure the default step, then one choice after the other."""
     steps = 25 if context.cuda else 1
     eager = _trainer(context, compile="never")
     step = _step_ms(context, eager, steps)
@@ -50,7 +50,7 @@ def check(context: Context) -> None:
 
 
 def _as_it_is(context: Context, steps: int, loop: float) -> None:
-    """Measure the job's own choice: compiled, where ``training.compile: auto`` finds that worth it."""
+    """Measure the default: compiled if ``training.compile: auto`` decides so."""
     trainer = _trainer(context)
     trainer.train(_DECIDED if context.cuda else 1)
     step = _step_ms(context, trainer, steps)
@@ -113,7 +113,7 @@ def _loop_ms(context: Context) -> float:
 
 
 def _fits_16_gb(context: Context) -> None:
-    """Train and score with as much memory as such a GPU has, and no more."""
+    """Train and score with the memory of such a GPU."""
     with context.report.attempt("memory-16", "steps and a case of 512×512×100"):
         if context.cuda:
             total = torch.cuda.get_device_properties(0).total_memory / GIB

@@ -1,4 +1,4 @@
-"""What checks know of oncofed's inside: every access to a name that is not public is here, and nowhere else."""
+"""All access of checks to private names of oncofed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOT_INITIALIZED = 3  # CUDA_ERROR_NOT_INITIALIZED, cuda.h
 
 
 def import_as_jobs_do() -> list[str]:
-    """Import what the process imports that jobs are forks of; return what is not there, as in a bundle."""
+    """Import the modules of a template process; return absent ones."""
     try:
         preload.import_all()
     except ImportError:
@@ -35,7 +35,7 @@ def _imported(name: str) -> bool:
 
 
 def driver_status() -> int | None:
-    """Return what NVIDIA's driver answers a question for its GPUs; None where there is no driver.
+    """Return the NVIDIA driver's answer for its GPUs; None without a driver.
 
     Nothing is initialised by that: ``NOT_INITIALIZED`` says that nothing was before either.
     """
@@ -47,7 +47,7 @@ def driver_status() -> int | None:
 
 
 def precision_of(trainer: Trainer) -> torch.dtype:
-    """Return in which type a trainer computes."""
+    """Return a trainer's compute dtype."""
     return trainer._precision
 
 
@@ -57,18 +57,18 @@ def is_compiled(trainer: Trainer) -> bool:
 
 
 def form_of(trainer: Trainer) -> Form:
-    """Return in which form a trainer takes its steps; not the one that it was to take where that failed."""
+    """Return the form of a trainer's steps, after a fallback if one failed."""
     return trainer._compiling.form
 
 
 def take_steps(trainer: Trainer, form: Form) -> None:
-    """Have a trainer take its steps in a form from now on, whatever would save time."""
+    """Set the form of a trainer's steps."""
     trainer._compiling.form = form
     trainer._use(form)
 
 
 def samples_at_once(trainer: Trainer) -> int:
-    """Return how many samples go through the network at once."""
+    """Return the number of samples in one pass."""
     return trainer._micro
 
 

@@ -1,4 +1,4 @@
-"""Writes what became of each claim into ``benchmarks/README.md``, and into the documents' sentences that make it."""
+"""Writes each claim's status into the documents."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _WORDS = {"CONFIRMED": "confirmed", "REFUTED": "refuted"}
 
 
 def documents() -> Iterator[Path]:
-    """Yield the documents that may speak of GPUs."""
+    """Yield documents with claims about GPUs."""
     yield ROOT / "README.md"
     for folder in ("jobs", "custom", "provisioning", "workspace", "benchmarks"):
         yield from sorted((ROOT / folder).rglob("*.md"))
 
 
 def status(claim: Claim, runs: Sequence[Run]) -> tuple[str, Run | None]:
-    """Return "confirmed", "refuted" or "not confirmed", as the last run that looked found it, with that run."""
+    """Return a claim's status with the latest run that checked it."""
     for run in reversed(runs):
         word = _WORDS.get(run.verdict(claim))
         if word:
@@ -35,7 +35,7 @@ def status(claim: Claim, runs: Sequence[Run]) -> tuple[str, Run | None]:
 
 
 def with_claims(text: str, runs: Sequence[Run]) -> str:
-    """Return the text of ``benchmarks/README.md`` with the table of claims as of these runs, oldest first."""
+    """Return the README's text with the table of claims."""
     before, _, rest = text.partition(_BEGIN)
     _, _, after = rest.partition(_END)
     rows = ["| claim | check | status |", "|---|---|---|"]
@@ -49,7 +49,7 @@ def with_claims(text: str, runs: Sequence[Run]) -> str:
 
 
 def with_statuses(text: str, runs: Sequence[Run]) -> str:
-    """Return a document's text whose links to claims say what became of them."""
+    """Return a document's text with the status in links to claims."""
     known = {claim.name: claim for claim in CLAIMS}
 
     def written(link: re.Match[str]) -> str:

@@ -55,7 +55,7 @@ def _learns(context: Context, job: str) -> None:
 
 
 def waits(trainer: Trainer, steps: int) -> Counter[str]:
-    """Return where a turn makes the host wait for the GPU, and how often."""
+    """Return where a round makes the host wait for the GPU, and how often."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -68,7 +68,7 @@ def waits(trainer: Trainer, steps: int) -> Counter[str]:
 
 
 def _as_on_cpu(context: Context, job: str) -> None:
-    """Compare the first steps' loss, whose weights, patches and precision are the same."""
+    """Compare the first steps' losses with equal weights, patches and precision."""
     training = {"compile": "never", "precision": "float32", "augmentation": "none", "deterministic": True}
     plan = plan_of(context, job, {"training": training}, small=True)
     cases = cases_of(context, job)

@@ -1,4 +1,4 @@
-"""The job over generated brains, and its sites, for suites that need a federation and no particular task."""
+"""Job and sites with generated brains, for suites of any task."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def brain_job(coarse: bool, changes: dict[str, dict[str, Any]]) -> JobSpec:
 
 
 def brain_sites(quick: bool, folder: Path) -> dict[str, Path]:
-    """Write the images of four hospitals, a quick run's with few patients; return site -> folder."""
+    """Write the images of four hospitals; return folder by site."""
     return make_hospitals(folder, seed=1, hospitals=_FEW if quick else HOSPITALS)

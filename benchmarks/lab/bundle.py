@@ -1,4 +1,4 @@
-"""Make one archive that measures on a machine which has Python, torch and CUDA, and no network.
+"""Make an archive to measure on a machine with torch and CUDA but no network.
 
 It holds oncofed, the packages that such a machine lacks, the suites, and a program ``bench`` that runs them with the
 machine's own torch. Suites generate their data there; nothing is installed, and nothing is downloaded.
@@ -55,7 +55,7 @@ exec "$python" -m oncofed.cli.main bench "$@"
 
 
 def main() -> None:
-    """Make the archive and say how large it is."""
+    """Make the archive, and print its size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the archive, .tar.xz")
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _fill_site(site: Path, python: str, machine: str) -> None:
-    """Put packages as they are when installed."""
+    """Install packages into a folder."""
     wanted = sorted(_needed("oncofed", *_MORE))
     print(f"collecting {len(wanted)} packages …", file=sys.stderr)
     target = ["--target", str(site), "--no-deps", "--quiet", "--disable-pip-version-check", "--no-compile"]
@@ -96,7 +96,7 @@ def _fill_site(site: Path, python: str, machine: str) -> None:
 
 
 def _keep_jpeg_alone(site: Path) -> None:
-    """Take away all codecs of imagecodecs but JPEG, with the libraries that only those need: they are 70 MB."""
+    """Remove imagecodecs' codecs except JPEG, with their libraries: 70 MB."""
     codecs = site / "imagecodecs"
     for library in codecs.glob("*.so"):
         if library.name.partition(".")[0] not in _CODECS:
@@ -114,7 +114,7 @@ def _pip(*arguments: str) -> None:
 
 
 def _needed(*names: str, extras: Sequence[str] = (), seen: set[str] | None = None) -> Iterator[str]:
-    """Yield NAME==VERSION of packages and all that they need, as they are installed here, but oncofed itself."""
+    """Yield NAME==VERSION of installed packages and their requirements, without oncofed."""
     seen = set() if seen is None else seen
     for name in names:
         plain = name.lower().replace("_", "-").replace(".", "-")

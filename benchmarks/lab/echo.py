@@ -1,4 +1,4 @@
-"""A site that trains nothing: it sends an update of the model's size at once, so that only the exchange takes time."""
+"""A site without training, to measure the exchange alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A small federation that things are done to: real server and sites from startup kits, disturbed on purpose."""
+"""A real small federation to inject faults into."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunProgress
 from oncofed.processes import JOB_PROCESS, short_path
-from oncofed.rounds.events import EventReader, Excluded
+from oncofed.rounds.events import EventReader, Excluded, Unknown
 
 _SO_ATTACH_FILTER = 26
 _PROCESS_MODULES = {
@@ -41,7 +41,7 @@ _PROCESS_MODULES = {
 
 
 class Link:
-    """A TCP proxy on loopback between one site and the server, which can be cut and mended.
+    """A TCP proxy between a site and the server, which can be cut and mended.
 
     Args:
         port: of the server.
@@ -57,7 +57,7 @@ class Link:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """End all connections and take no new ones."""
+        """End all connections and accept no new ones."""
         self._cut.set()
         for pair in self._pairs:
             for end in pair:
@@ -66,18 +66,18 @@ class Link:
         self._pairs.clear()
 
     def mend(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         self._cut.clear()
 
     def lose(self, share: float) -> None:
-        """Let the kernel drop a share of the packets of every connection, as a bad line does; TCP sends them again."""
+        """Drop a share of the packets, as a bad line does."""
         self._loss = share
         for pair in self._pairs:
             for end in pair:
                 _drop_packets(end, share)
 
     def close(self) -> None:
-        """Take nothing any more."""
+        """Stop accepting."""
         self.cut()
         self._listener.close()
 
@@ -120,7 +120,7 @@ class Link:
 
 
 def _drop_packets(end: socket.socket, share: float) -> None:
-    """Attach a packet filter (Linux socket(7), SO_ATTACH_FILTER) that lets only some of what arrives through."""
+    """Attach a filter that drops packets (Linux socket(7), SO_ATTACH_FILTER)."""
     load_random, jump_if_less, give_back = 0x20, 0x35, 0x06
     random_number = (-0x1000 + 56) & 0xFFFFFFFF  # linux/filter.h: SKF_AD_OFF + SKF_AD_RANDOM
     program = [
@@ -136,7 +136,7 @@ def _drop_packets(end: socket.socket, share: float) -> None:
 
 @dataclass
 class Lab:
-    """A running federation, and what was recorded of it so far.
+    """A running federation with its record.
 
     Attributes:
         alliance: its processes.
@@ -158,13 +158,14 @@ class Lab:
         self._reader = EventReader(self.job.events)
 
     def submit(self, spec: JobSpec) -> None:
-        """Submit another job, which is then the one that is looked at."""
+        """Submit another job, and follow it from now on."""
         self.job = _submitted(self.alliance, spec, self.folder)
         self.state, self._reader = RunProgress(), EventReader(self.job.events)
 
     def look(self) -> RunProgress:
-        """Return what is known now."""
+        """Return the present state."""
         for event in self._reader.read():
+            assert not isinstance(event, Unknown), event
             self.state.apply(event)
         return self.state
 
@@ -198,7 +199,7 @@ class Lab:
         raise FederationError(f"there is no process {kind} {site}")
 
     def kill(self, kind: str, site: str = "") -> None:
-        """Kill a process as the system does when memory is short."""
+        """Kill a process like the kernel out of memory."""
         self.process(kind, site).kill()
 
     @contextlib.contextmanager
@@ -268,7 +269,7 @@ def change_resources(kit: Path, change: Callable[[dict[str, Any]], None]) -> Non
 
 
 def poison(kit: Path, kind: str, guarded: bool = False) -> None:
-    """Make a site send bad updates from its next job on, as its owner could: a filter of its own on what leaves it.
+    """Make a site send bad updates from its next job on, by a local filter.
 
     Args:
         kit: of the site.
@@ -319,7 +320,7 @@ class DisturbedAlliance(LocalAlliance):
 
 
 def another_version(folder: Path, version: str) -> dict[str, str]:
-    """Return the environment of a site that has another version of oncofed, a copy of which is put into a folder."""
+    """Return the environment of a site with another version of oncofed."""
     copy = folder / "oncofed"
     source = Path(oncofed.__file__).parent
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -328,7 +329,7 @@ def another_version(folder: Path, version: str) -> dict[str, str]:
 
 
 def another_clock(folder: Path, seconds: float) -> dict[str, str]:
-    """Return the environment of a site whose programs find their clock off by so many seconds."""
+    """Return the environment of a site with a wrong clock."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sitecustomize.py").write_text(
         f"import time\n\n_true = time.time\ntime.time = lambda: _true() + {seconds}\n", encoding="utf-8"
@@ -391,7 +392,7 @@ def lab(
 def undisturbed(
     spec: JobSpec, sites: dict[str, Path], folder: Path
 ) -> Iterator[Callable[[], tuple[RunProgress, Path]]]:
-    """Run a job in FLARE's simulator while the block runs.
+    """Run a job without faults in the simulator while the block runs.
 
     Yields:
         Waits for the run's end, and returns its record and the folder with its models.
@@ -420,5 +421,5 @@ def _submitted(alliance: LocalAlliance, spec: JobSpec, folder: Path) -> Federate
 
 
 def excluded(state: RunProgress) -> dict[str, str]:
-    """Return why sites took no part, by site."""
+    """Return the reasons of excluded sites."""
     return {event.site: event.reason for event in state.incidents if isinstance(event, Excluded)}

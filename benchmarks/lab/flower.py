@@ -1,4 +1,4 @@
-"""Flower beside, in an environment of its own: its server and sites on loopback, or its simulation."""
+"""Flower as a baseline, in a separate environment."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RUN_SECONDS = 300.0
 
 
 def flower_baseline(bench: Bench, what: str, measure: Callable[[], list[float]]) -> Baseline:
-    """Return Flower's seconds as they stand beside a figure, or why there are none.
+    """Return Flower's seconds as a baseline, or why there are none.
 
     Args:
         bench: of the suite.
@@ -44,7 +44,7 @@ def flower_baseline(bench: Bench, what: str, measure: Callable[[], list[float]])
 
 
 def measure_flower(floats: int, sites: int, rounds: int, folder: Path) -> list[float]:
-    """Return the wall time in seconds of each round of Flower's FedAvg whose sites have nothing to do.
+    """Return seconds of rounds of Flower's FedAvg without training.
 
     Unlike the others it runs without TLS, in Flower's own favour.
 
@@ -76,7 +76,7 @@ def measure_flower(floats: int, sites: int, rounds: int, folder: Path) -> list[f
 
 
 def simulate_flower(floats: int, sites: int, rounds: int, folder: Path) -> list[float]:
-    """Return the wall time in seconds of each round of Flower's simulation, whose sites have nothing to do.
+    """Return seconds of rounds of Flower's simulation without training.
 
     Args:
         floats: size of the model.
@@ -111,7 +111,7 @@ def _run(floats: int, sites: int, rounds: int, folder: Path, environment: dict[s
 
 
 def _environment(folder: Path, temporary: Path, processes: int, package: str) -> dict[str, str]:
-    """Make a virtual environment with Flower, and return what its programs find in theirs."""
+    """Make a virtual environment with Flower, and return its variables."""
     programs = folder / "environment" / "bin"
     if not programs.is_dir():
         venv.create(programs.parent, with_pip=True)
@@ -145,7 +145,7 @@ def _program(name: str, environment: dict[str, str]) -> str:
 def _started(
     program: str, arguments: list[str], environment: dict[str, str], log: Path, address: str
 ) -> Iterator[None]:
-    """Run one of Flower's services; go on when it listens."""
+    """Run one of Flower's services, once it listens."""
     command = [_program(program, environment), *arguments]
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)

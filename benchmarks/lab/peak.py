@@ -1,4 +1,4 @@
-"""How much memory a process has at its highest, and how much of it new tensors take."""
+"""Peak memory of a process, and of its new tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 
 class Peak:
-    """Looks at a process's memory while the block runs. Pages of files that are only mapped do not count.
+    """Samples a process's memory in a block, without mapped files.
 
     Args:
         process: by default this one.
@@ -55,7 +55,7 @@ class Peak:
 
 
 class TensorPeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of tensors that are made while the block runs, and are still held, on any device.
+    """Counts bytes of live tensors made in a block, on any device.
 
     On the device "meta" nothing is computed or stored, so that what a large GPU would hold is known without one.
 
@@ -86,5 +86,5 @@ class TensorPeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def id_of(tensor: torch.Tensor) -> int:
-    """Return what tells a tensor's memory from that of others."""
+    """Return the identity of a tensor's memory."""
     return int(tensor.untyped_storage()._cdata)

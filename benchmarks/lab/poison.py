@@ -1,4 +1,4 @@
-"""What a bad site may do to what it sends: a FLARE filter that it installs itself."""
+"""Attacks of a malicious site on its updates, as a FLARE filter."""
 
 from __future__ import annotations
 

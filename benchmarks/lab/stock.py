@@ -1,4 +1,4 @@
-"""Stock FLARE beside: its ``FedAvgRecipe`` with sites that return what they were sent, provisioned or simulated."""
+"""Stock FLARE as a baseline: ``FedAvgRecipe`` with sites that return their input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
 from harness.results import BenchmarkError
 from oncofed.alliance.kits import PRIVACY_FILE
-from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.session import quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.job.spec import JobSpec
 from oncofed.models.networks import network_config
@@ -38,7 +39,7 @@ while flare.is_running():
 
 
 class _StockAlliance(LocalAlliance):
-    """The same alliance under FLARE's own policy, which lets an engineer bring a training script."""
+    """The alliance under FLARE's policy, which permits training scripts."""
 
     def _prepare_kits(self) -> None:
         super()._prepare_kits()
@@ -53,7 +54,7 @@ class _StockAlliance(LocalAlliance):
 
 
 def measure_stock(spec: JobSpec, sites: tuple[str, ...], rounds: int, folder: Path) -> list[float]:
-    """Return the wall time in seconds of each round of a provisioned federation, mutual TLS on loopback.
+    """Return seconds of rounds of a provisioned federation with mutual TLS.
 
     Args:
         spec: the job whose network is exchanged.
@@ -79,7 +80,7 @@ def measure_stock(spec: JobSpec, sites: tuple[str, ...], rounds: int, folder: Pa
 
 
 def simulate_stock(spec: JobSpec, sites: int, rounds: int, folder: Path) -> list[float]:
-    """Return the wall time in seconds of each round in FLARE's own simulator, each site a process and all at once.
+    """Return seconds of rounds in FLARE's simulator, each site a process.
 
     Raises:
         BenchmarkError: the simulation did not complete.

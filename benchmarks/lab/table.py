@@ -1,4 +1,4 @@
-"""Write the last figures of ``benchmarks/results/`` into ``benchmarks/README.md``, and what became of GPU claims."""
+"""Writes latest figures and GPU claims into ``benchmarks/README.md``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BEGIN, _END = "<!-- figures: written by `make bench-table` -->\n", "<!-- end of
 
 
 def with_figures(text: str) -> str:
-    """Return the README with the figures of the results that are there now."""
+    """Return the README's text with the present figures."""
     before, _, rest = text.partition(_BEGIN)
     _, _, after = rest.partition(_END)
     return f"{before}{_BEGIN}\n{markdown(read_runs(_FOLDER / 'results'))}\n\n{_END}{after}"

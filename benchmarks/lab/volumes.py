@@ -1,4 +1,4 @@
-"""Generated volumes with labels, registered as a site's dataset, and MONAI's tutorial loop over them."""
+"""Generated volumes with labels, and MONAI's tutorial loop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _CASES = 6
 
 
 def make_volumes(folder: Path, data: DataSpec, classes: dict[int, str]) -> Path:
-    """Write generated volumes half as large again as a patch, on the job's grid, and register them."""
+    """Write and register volumes of one and a half patches a side, on the job's grid."""
     side = data.patch[0] * 3 // 2
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, side)] * 3, indexing="ij"))
@@ -54,7 +54,7 @@ def make_volumes(folder: Path, data: DataSpec, classes: dict[int, str]) -> Path:
 
 
 def tutorial_loop(plan: Plan, dataset: Path, device: torch.device, workers: int) -> Iterator[float]:
-    """Yield each step's loss of MONAI's tutorial loop (spleen_segmentation_3d), with the same changes at random."""
+    """Yield each step's loss of MONAI's tutorial loop, with the same augmentation."""
     keys = ("image", "label")
     fixed = [
         LoadImaged(keys),

@@ -34,6 +34,15 @@ def write_whole(path: Path, content: str | bytes, mode: int | None = None) -> No
         raise
 
 
+def flush_to_disk(path: Path) -> None:
+    """Flush a file's contents, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

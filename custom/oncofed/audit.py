@@ -86,7 +86,9 @@ class AuditLog:
         self.path = folder / AUDIT_FILE
 
     def write(self, what: str, who: str | None = None, **facts: Any) -> Anchor:
-        """Append a line and sync it to disk; several processes may write.
+        """Append a line and sync it to disk.
+
+        Several processes may write.
 
         Args:
             what: kind of event, a constant text.
@@ -191,7 +193,10 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _end_of(descriptor: int) -> tuple[Anchor, bytes]:
-    """Return the anchor of the last complete line, and an incomplete line after it."""
+    """Return the anchor of the last complete line.
+
+    And the incomplete line after it, if any.
+    """
     size = os.lseek(descriptor, 0, os.SEEK_END)
     begin = max(0, size - _LONGEST_LINE)
     end = os.pread(descriptor, size - begin, begin)
@@ -220,7 +225,10 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 def _write_whole(descriptor: int, data: bytes) -> None:
-    """Write all data or leave the file unchanged, as a full disk may take a part."""
+    """Write all data, or leave the file unchanged.
+
+    A full disk may take a part.
+    """
     size = os.lseek(descriptor, 0, os.SEEK_END)
     try:
         written = os.write(descriptor, data)

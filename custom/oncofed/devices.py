@@ -27,7 +27,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def training_device(wanted: str | None = None) -> torch.device:
-    """Return the device to compute on: a CUDA GPU if available, else the CPU.
+    """Return a CUDA GPU if available, else the CPU.
 
     ``CUDA_VISIBLE_DEVICES`` may name a GPU, which then has to work; an empty value hides all GPUs.
 
@@ -49,7 +49,9 @@ def training_device(wanted: str | None = None) -> torch.device:
 
 
 def require_named_gpu() -> None:
-    """Require that torch finds a GPU if ``CUDA_VISIBLE_DEVICES`` names one, without initialising CUDA.
+    """Require that a GPU in ``CUDA_VISIBLE_DEVICES`` exists.
+
+    CUDA is not initialised.
 
     Raises:
         TrainingError: states why and what to do.
@@ -60,7 +62,9 @@ def require_named_gpu() -> None:
 
 
 def why_unusable() -> str | None:
-    """Return why torch cannot compute on the current CUDA GPU and what to do; None if it can.
+    """Return why the GPU cannot compute, and what to do.
+
+    One line; None if it can.
 
     Initialises CUDA, and checks the values of a convolution and a matrix product in each dtype in use. No backward
     pass: its threads would outlive the call.
@@ -91,14 +95,20 @@ def inference_type(device: torch.device) -> torch.dtype:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch or an NVIDIA library ran out of GPU memory."""
+    """Return whether an error means a full GPU memory.
+
+    Torch and NVIDIA's libraries report it in different ways.
+    """
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
 
 
 def free_memory() -> None:
-    """Release unused GPU memory; delete the out-of-memory error first, as it holds tensors."""
+    """Release unused GPU memory.
+
+    Delete the out-of-memory error first, as it holds tensors.
+    """
     gc.collect()
     torch.cuda.empty_cache()
 
@@ -130,7 +140,7 @@ def _named() -> str:
 
 
 def _without_kernels() -> str | None:
-    """Return what is missing if this build of torch has no kernels for the GPU."""
+    """Return what is missing if torch lacks kernels for the GPU."""
     major, minor = torch.cuda.get_device_capability()
     built = torch.cuda.get_arch_list()
     if not built or any(_runs_on(arch, (major, minor)) for arch in built):
@@ -142,7 +152,10 @@ def _without_kernels() -> str | None:
 
 
 def _runs_on(arch: str, capability: tuple[int, int]) -> bool:
-    """Return whether code for ``sm_XY`` or ``compute_XY`` runs on a GPU (CUDA C++ Programming Guide, Compatibility)."""
+    """Return whether code for an architecture runs on a GPU.
+
+    ``sm_XY`` or ``compute_XY`` (CUDA C++ Programming Guide, Compatibility).
+    """
     kind, _, number = arch.partition("_")
     digits = number.rstrip("af")
     if not digits.isdigit():

@@ -30,7 +30,9 @@ _NOT_INITIALIZED, _NO_DEVICE = 3, 100
 
 
 def cuda_is_initialised() -> bool:
-    """Return whether CUDA is initialised in this process; its forks could not use a GPU then.
+    """Return whether CUDA is initialised in this process.
+
+    Its forks could not use a GPU then.
 
     This neither loads the driver's library nor initialises it.
     """
@@ -43,7 +45,9 @@ def cuda_is_initialised() -> bool:
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU, or a MIG slice, which CUDA treats as a GPU.
+    """A GPU, or a MIG slice of one.
+
+    CUDA treats both alike.
 
     Attributes:
         number: nvidia-smi's index; a slice has that of its GPU.
@@ -67,7 +71,10 @@ class GPU:
 
     @property
     def device(self) -> int | str:
-        """Its name in ``CUDA_VISIBLE_DEVICES``, with GPUs in bus order as in nvidia-smi."""
+        """Its name in ``CUDA_VISIBLE_DEVICES``.
+
+        GPUs are counted in bus order, as in nvidia-smi.
+        """
         return self.uuid if self.is_slice else self.number
 
     @property
@@ -77,7 +84,9 @@ class GPU:
 
 
 def read_gpus(environment: Mapping[str, str] = os.environ) -> list[GPU]:
-    """Return the GPUs that a process with this environment may use; none without an NVIDIA driver.
+    """Return the GPUs that a process with this environment may use.
+
+    None without an NVIDIA driver.
 
     Slurm and containers choose them, and their order, by ``CUDA_VISIBLE_DEVICES``; nvidia-smi lists all.
 
@@ -149,7 +158,10 @@ def _with_slices(gpus: Sequence[GPU], listed: str) -> list[GPU]:
 
 
 def _visible(gpus: Sequence[GPU], named: str) -> list[GPU]:
-    """Return the GPUs in ``CUDA_VISIBLE_DEVICES``, up to the first unknown name, as CUDA does."""
+    """Return the GPUs in ``CUDA_VISIBLE_DEVICES``.
+
+    Up to the first unknown name, as CUDA does.
+    """
     names = [name.strip() for name in named.split(",")]
     chosen: list[GPU] = []
     for name in names:

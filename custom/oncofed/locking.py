@@ -16,7 +16,9 @@ _HELD = (errno.EAGAIN, errno.EACCES)  # by another process
 
 
 def why_not_lockable(folder: Path) -> str:
-    """Return the system's reason why a folder's files cannot be locked (``flock``); empty if they can.
+    """Return why files in a folder cannot be locked (``flock``).
+
+    In the system's words; empty if they can.
 
     Raises:
         OSError: no file can be created there.
@@ -30,7 +32,9 @@ def why_not_lockable(folder: Path) -> str:
 
 
 def has_record_locks(file: Path) -> bool:
-    """Return whether byte ranges of a file can be locked (``fcntl``), as SQLite does; creates a missing file.
+    """Return whether byte ranges of a file can be locked.
+
+    By ``fcntl``, as SQLite does. Creates a missing file.
 
     Call it before this process locks the file: closing any descriptor of it releases all locks of the process.
 
@@ -48,7 +52,9 @@ def has_record_locks(file: Path) -> bool:
 
 
 def require_locks(folder: Path, instead: str) -> None:
-    """Require that a folder's files can be locked, without which processes would overwrite each other's.
+    """Require that a folder's files can be locked.
+
+    Without locks processes would overwrite each other's files.
 
     Args:
         folder: existing.
@@ -63,7 +69,7 @@ def require_locks(folder: Path, instead: str) -> None:
 
 
 def lock_error(path: Path | str, why: str, instead: str) -> FederationError:
-    """Return the error for a file or folder that cannot be locked."""
+    """Return the error for a path that cannot be locked."""
     return FederationError(
         f"{path} cannot be locked ({why}): some network drives are mounted without locks, which a run needs. {instead}"
     )

@@ -16,7 +16,10 @@ _SECONDS = 2.0
 
 
 def loopback_addresses() -> tuple[str, ...]:
-    """Return the working addresses of 127.0.0.1 and ::1; ``localhost`` may resolve to fewer."""
+    """Return the working addresses of 127.0.0.1 and ::1.
+
+    ``localhost`` may resolve to fewer.
+    """
     return tuple(address for address in (IPV4, IPV6) if _reaches_itself(address))
 
 
@@ -44,7 +47,10 @@ def is_loopback(host: str) -> bool:
 
 
 def why_not_bound(address: str, port: int) -> str:
-    """Return the system's reason why an address and port cannot be bound; empty if they can."""
+    """Return why an address and port cannot be bound.
+
+    In the system's words; empty if they can.
+    """
     try:
         with _listening(address, port):
             return ""
@@ -68,7 +74,9 @@ def free_port() -> int:
 
 
 def connect(host: str, port: int, seconds: float) -> socket.socket:
-    """Connect to a host; for this machine try each loopback address, whatever the name resolves to.
+    """Connect to a host.
+
+    For this machine try each loopback address, whatever the name resolves to.
 
     Args:
         host: name or address.
@@ -88,7 +96,12 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
 
 
 def _reaches_itself(address: str) -> bool:
-    """Return whether a connection to an address of this machine works; binding also works if the device is down."""
+    """Return whether this machine reaches itself at an address.
+
+    Binding also works if the device is down, so a connection is made.
+
+    Binding also works if the device is down.
+    """
     with contextlib.suppress(OSError), _listening(address, 0) as server:
         server.listen(1)
         with socket.create_connection(server.getsockname()[:2], _SECONDS):

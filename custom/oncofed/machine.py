@@ -26,7 +26,9 @@ def environment() -> dict[str, str]:
 
 
 def fingerprint() -> dict[str, Any]:
-    """Return what a benchmark depends on besides the code, and a short digest of the hardware.
+    """Return what a benchmark depends on besides the code.
+
+    Includes a short digest of the hardware.
 
     Figures of two runs may be compared if ``machine`` is the same: processor, cores, memory in GiB, GPUs and their
     driver. Library versions are listed but are not part of it: comparisons show the effect of changing them.
@@ -59,7 +61,10 @@ def _processor() -> str:
 
 
 def _generation() -> str:
-    """Return a processor's family, model and stepping, as a virtual machine may hide its exact name."""
+    """Return a processor's family, model and stepping.
+
+    A virtual machine may hide its exact name.
+    """
     known = _cpuinfo()
     return ", ".join(f"{name} {known[name]}" for name in ("cpu family", "model", "stepping") if name in known)
 

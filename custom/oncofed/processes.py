@@ -90,7 +90,10 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
 
 @contextlib.contextmanager
 def short_path(folder: Path) -> Iterator[Path]:
-    """Yield a path of ``folder`` that is short enough for sockets: itself, or a temporary link."""
+    """Yield a path of ``folder`` that is short enough for sockets.
+
+    The folder itself, or a temporary link.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if len(os.fsencode(folder.absolute())) <= _LONGEST_TEMPORARY:
         yield folder
@@ -103,14 +106,20 @@ def short_path(folder: Path) -> Iterator[Path]:
 
 
 def _shallow() -> str:
-    """Return the system's temporary folder, or another if its path is too long for sockets."""
+    """Return a temporary folder with a short path.
+
+    The system's, unless its path is too long for sockets.
+    """
     longest = _LONGEST_TEMPORARY - len(f"/{_LINK_PREFIX}12345678/tmp")
     folders = (tempfile.gettempdir(), "/tmp", "/var/tmp")  # noqa: S108 - a new folder is created in it
     return next((f for f in folders if len(os.fsencode(f)) <= longest and os.access(f, os.W_OK)), folders[0])
 
 
 def user_name() -> str:
-    """Return this process's user name; a container's user may have only a number."""
+    """Return this process's user name.
+
+    A container's user may have only a number.
+    """
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -118,7 +127,9 @@ def user_name() -> str:
 
 
 def end_with_parent() -> None:
-    """End this process when its parent ends, even by SIGKILL; Linux only, else no effect.
+    """End this process when its parent ends, even by SIGKILL.
+
+    Linux only, else no effect.
 
     For a child, in ``preexec_fn`` or as its first statement.
     """
@@ -127,13 +138,18 @@ def end_with_parent() -> None:
 
 
 def name_process(name: str) -> None:
-    """Set this process's name in ``top`` and ``ps -e``, at most 15 characters; Linux only."""
+    """Set this process's name in ``top`` and ``ps -e``.
+
+    At most 15 characters; Linux only, else no effect.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode())
 
 
 def not_ignored(*numbers: signal.Signals) -> list[signal.Signals]:
-    """Return the signals to handle, without those that this process was started to ignore.
+    """Return the signals that this process does not ignore.
+
+    A parent may have set some to be ignored.
 
     ``nohup`` sets SIGHUP to be ignored, and a script's ``&`` SIGINT. SIGTERM is always handled: it is meant for this
     process.
@@ -142,7 +158,9 @@ def not_ignored(*numbers: signal.Signals) -> list[signal.Signals]:
 
 
 def enable_interrupts() -> None:
-    """Let SIGINT raise KeyboardInterrupt, even if this process inherited that it is ignored.
+    """Let SIGINT raise KeyboardInterrupt.
+
+    Even if this process inherited that it is ignored.
 
     For children that their parent stops by SIGINT: ``make bench &`` ignores it, and children inherit that.
     """
@@ -151,7 +169,9 @@ def enable_interrupts() -> None:
 
 @contextlib.contextmanager
 def block_interrupts() -> Iterator[None]:
-    """Start processes that do not receive Ctrl-C, as their parent ends them.
+    """Start processes that do not receive Ctrl-C.
+
+    Their parent ends them.
 
     A terminal sends it to all processes. Those started in the block inherit that the signal is blocked; for this
     process it is delivered after the block.

@@ -44,7 +44,10 @@ _CLONE_THREAD = 0x00010000
 
 @dataclass(frozen=True)
 class _Machine:
-    """System call numbers of a processor; above 423 they are the same on all."""
+    """System call numbers of a processor.
+
+    Above 423 they are the same on all.
+    """
 
     audit: int
     seccomp: int
@@ -100,7 +103,10 @@ class _Program(ctypes.Structure):
 
 
 def what_is_missing() -> str | None:
-    """Return why this machine cannot sandbox a process; None if it can."""
+    """Return why this machine cannot sandbox a process.
+
+    None if it can.
+    """
     if platform.system() != "Linux" or platform.machine() not in _MACHINES:
         return f"{platform.system()} on {platform.machine()}, expected Linux on {' or '.join(_MACHINES)}"
     if _landlock_version() < 1:
@@ -112,7 +118,9 @@ def what_is_missing() -> str | None:
 
 
 def restrict_files(read: Iterable[Path], write: Iterable[Path]) -> None:
-    """Restrict this process and its children to some files and folders, without TCP.
+    """Restrict this process to some files, without TCP.
+
+    Its children are restricted too.
 
     Args:
         read: readable; missing paths are skipped.
@@ -149,7 +157,9 @@ def restrict_files(read: Iterable[Path], write: Iterable[Path]) -> None:
 
 
 def restrict_calls() -> None:
-    """Deny sockets, new processes and access to other processes, in all threads.
+    """Deny sockets, new processes and access to others.
+
+    In all threads of this process.
 
     Call ``restrict_files`` first if files are restricted too.
 

@@ -50,7 +50,7 @@ Placed = Callable[[type[StrictModel], tuple[str, ...]], tuple[type[StrictModel],
 
 
 def read_yaml(file: Path, example: str) -> tuple[dict[str, Any], Lines]:
-    """Read a file's settings, and the line of each by its path.
+    """Read a file's settings and their lines.
 
     Args:
         file: to read.
@@ -77,7 +77,10 @@ def read_yaml(file: Path, example: str) -> tuple[dict[str, Any], Lines]:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return location and message of the first mistake, for files written by programs."""
+    """Return location and message of the first mistake.
+
+    For files written by programs.
+    """
     problem = error.errors()[0]
     return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
@@ -174,7 +177,10 @@ def _settings_beside(loc: tuple[str, ...], kind: type[StrictModel]) -> list[str]
 
 
 def _inner(model: Any, part: str) -> Any:
-    """Return the model of a section, or of its entries if it maps names to entries."""
+    """Return the model of a section.
+
+    If it maps names to entries, the model of an entry.
+    """
     fields = getattr(model, "model_fields", None)
     if fields is None:
         arguments = getattr(model, "__args__", ())

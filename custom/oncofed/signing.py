@@ -29,7 +29,10 @@ def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -
 
 
 def signed(data: bytes, key_file: Path, certificate_file: Path) -> dict[str, str | None]:
-    """Sign data: ``certificate`` and ``signature`` for a JSON file, both None without a key."""
+    """Return data's ``certificate`` and ``signature`` for a JSON file.
+
+    Both are None without a key.
+    """
     if not key_file.is_file() or not certificate_file.is_file():
         return {"certificate": None, "signature": None}
     key = serialization.load_pem_private_key(key_file.read_bytes(), None)
@@ -42,7 +45,9 @@ def signed(data: bytes, key_file: Path, certificate_file: Path) -> dict[str, str
 
 
 def signature_problems(signature: Mapping[str, Any], data: bytes, root: x509.Certificate) -> list[str]:
-    """Return why a participant's signature is not valid; empty if it is.
+    """Return why a participant's signature is not valid.
+
+    Empty if it is.
 
     Args:
         signature: the result of ``signed``.

@@ -12,7 +12,9 @@ LEAST_PATIENTS = 5
 
 
 def withheld_groups(groups: Mapping[str, Group], least: int, everybody: Group = frozenset()) -> set[str]:
-    """Return the groups whose figures, together with a mean over all groups, would reveal too few patients.
+    """Return the groups that would reveal too few patients.
+
+    Their figures are reported together with a mean over all groups.
 
     A patient contributes to the mean the figures of the groups that the patient is in. If at least ``least`` patients
     share each combination of groups, no difference between the mean and the groups' figures is of few patients. Else
@@ -37,7 +39,9 @@ def withheld_groups(groups: Mapping[str, Group], least: int, everybody: Group = 
 
 
 def withheld_counts(counts: Mapping[str, int], whole: int, least: int) -> set[str]:
-    """Return the groups to withhold if only their sizes are known, whoever is in which.
+    """Return the groups to withhold if only sizes are known.
+
+    So that it is enough whoever is in which.
 
     Args:
         counts: patients of each group.

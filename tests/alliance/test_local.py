@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from oncofed.alliance import local
-from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.session import quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.flare.runtime.resources import LENDING_FILE, read_lending
@@ -85,9 +86,10 @@ def test_a_job_that_brings_code_is_refused(alliance: LocalAlliance, exported: Pa
     custom = exported / "app" / "custom"
     custom.mkdir()
     (custom / "planted.py").write_text(_PLANTED)
-    answer = _submit_with_flares_own_command(alliance, exported)
+    with quiet():
+        job_id = alliance.session().submit_job(str(exported))
     # FLARE stores whatever an engineer submits; it is refused where it would be deployed.
-    assert _end(alliance, str(answer["data"]["job_id"])) == "FINISHED:FAILED_TO_RUN"  # type: ignore[index]
+    assert _end(alliance, job_id) == "FINISHED:FAILED_TO_RUN"
     assert not list(alliance.workspace.rglob("planted.py*"))
 
 
@@ -144,8 +146,8 @@ def test_a_site_that_does_not_come_up_is_named(tmp_path: Path, monkeypatch: pyte
     datasets: dict[str, dict[str, Path]] = {"east": {}, "west": {}}
     with LocalAlliance(spec, tmp_path / "alliance", datasets, tmp_path / "logs", tmp_path / "tmp") as alliance:
         os.kill(alliance.pids()["west"], signal.SIGSTOP)
-        monkeypatch.setattr(local, "_START_TIMEOUT_SECONDS", 15.0)
-        with pytest.raises(NotEnoughSitesError, match=r"only \d of 2 sites registered within 15 s; missing: .*west"):
+        monkeypatch.setattr(local, "_START_TIMEOUT_SECONDS", 3.0)
+        with pytest.raises(NotEnoughSitesError, match=r"only \d of 2 sites registered within 3 s; missing: .*west"):
             alliance.wait_registered()
         pids = list(alliance.pids().values())
     assert not any(psutil.pid_exists(pid) for pid in pids)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from oncofed.artifacts.training_profile import (
     PROFILE_FILE,
     bins_of,
+    combined_profile,
     read_training_profile,
     site_profile,
-    together,
     write_training_profile,
 )
 from oncofed.data.manifest import Entry, Intensity
@@ -24,7 +24,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.traits import traits, traits_of
 from oncofed.errors import SpecError
 from oncofed.privacy.outbound import is_profile
-from oncofed.privacy.small_counts import with_neighbours, without_small
+from oncofed.privacy.small_counts import merge_small_bins, suppress_small_counts
 from oncofed.suppression import LEAST_PATIENTS
 
 DATA = DataSpec(dataset="any")
@@ -53,7 +53,7 @@ def patients(count: int, **what: Any) -> list[tuple[str, Entry]]:
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=12))
 def test_bins_of_few_are_hidden_and_cannot_be_reckoned_from_the_total(truth: list[int]) -> None:
     counts = np.array(truth, np.int64)
-    shown = without_small(counts)
+    shown = suppress_small_counts(counts)
     assert all(one in {0, was} for one, was in zip(shown.tolist(), truth, strict=True))
     assert all(one == 0 or one >= LEAST_PATIENTS for one in shown)
     hidden = sum(truth) - int(shown.sum())
@@ -63,23 +63,23 @@ def test_bins_of_few_are_hidden_and_cannot_be_reckoned_from_the_total(truth: lis
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=12))
 def test_small_bins_are_counted_with_the_fuller_one_beside_them(truth: list[int]) -> None:
     counts = np.array(truth, np.int64)
-    found = with_neighbours(counts)
+    found = merge_small_bins(counts)
     assert found.sum() == counts.sum()
     small = (found > 0) & (found < LEAST_PATIENTS)
     assert not (small[1:] & (found[:-1] > 0)).any()
     if (found >= LEAST_PATIENTS).any():
         assert not small.any() or found[small].sum() > 0.2 * counts.sum()
-    shown = without_small(found)
+    shown = suppress_small_counts(found)
     assert all(one == 0 or one >= LEAST_PATIENTS for one in (*shown, counts.sum() - shown.sum())) or counts.sum() < 5
 
 
 def test_few_patients_hide_nothing_of_the_others() -> None:
-    assert with_neighbours(np.array([0, 41, 2, 0, 3, 0])).tolist() == [0, 46, 0, 0, 0, 0]
-    assert with_neighbours(np.array([2, 4, 3])).tolist() == [0, 9, 0]
-    assert with_neighbours(np.array([6, 0, 3])).tolist() == [6, 0, 3], "a third is no exception"
-    assert with_neighbours(np.array([0, 3, 0])).tolist() == [0, 3, 0]
-    assert with_neighbours(np.array([7, 3, 40]), ordered=False).tolist() == [7, 0, 43]
-    assert with_neighbours(np.array([4, 3, 0]), ordered=False).tolist() == [4, 3, 0], "names lie beside no other"
+    assert merge_small_bins(np.array([0, 41, 2, 0, 3, 0])).tolist() == [0, 46, 0, 0, 0, 0]
+    assert merge_small_bins(np.array([2, 4, 3])).tolist() == [0, 9, 0]
+    assert merge_small_bins(np.array([6, 0, 3])).tolist() == [6, 0, 3], "a third is no exception"
+    assert merge_small_bins(np.array([0, 3, 0])).tolist() == [0, 3, 0]
+    assert merge_small_bins(np.array([7, 3, 40]), ordered=False).tolist() == [7, 0, 43]
+    assert merge_small_bins(np.array([4, 3, 0]), ordered=False).tolist() == [4, 3, 0], "names lie beside no other"
 
 
 @given(st.lists(st.lists(st.floats(0.3, 12), max_size=40), max_size=4))
@@ -88,7 +88,7 @@ def test_no_count_that_is_kept_stands_for_fewer_than_five(sites: list[list[float
     for profile, site in zip(told, sites, strict=True):
         assert is_profile(profile, bins_of(DATA), len(site))
         assert bool(profile) == (len(site) >= LEAST_PATIENTS)
-    summed = together(told, DATA)
+    summed = combined_profile(told, DATA)
     for trait in summed.traits.values():
         assert trait.patients == sum(len(site) for site in sites if len(site) >= LEAST_PATIENTS)
         assert all(count == 0 or count >= LEAST_PATIENTS for count in trait.counts)
@@ -109,7 +109,7 @@ def test_sites_are_added_up_to_ranges() -> None:
     east = site_profile(patients(20, slices=0.9), DATA)
     few = site_profile(patients(4, slices=9.0), DATA)
     assert few == {}
-    summed = together([west, east], DATA)
+    summed = combined_profile([west, east], DATA)
     spacing = summed.traits["spacing_superior"]
     assert (summed.sites, spacing.patients, sum(spacing.counts)) == (2, 40, 40)
     assert spacing.range == (pytest.approx(0.771, abs=1e-3), pytest.approx(1.542, abs=1e-3))
@@ -120,7 +120,7 @@ def test_sites_are_added_up_to_ranges() -> None:
 
 def test_a_range_of_which_much_is_hidden_is_not_known() -> None:
     spread = [(f"p{n}", entry(slices=2.0 ** (n / 2))) for n in range(-12, 4)]
-    summed = together([site_profile(patients(10) + spread, DATA)], DATA)
+    summed = combined_profile([site_profile(patients(10) + spread, DATA)], DATA)
     assert summed.traits["spacing_superior"].range is None
     assert summed.traits["spacing_right"].range is not None
 
@@ -133,9 +133,9 @@ def test_one_patient_counts_once_however_many_images_there_are() -> None:
 
 
 def test_single_tails_of_a_hundredth_are_left_out() -> None:
-    many = together([site_profile(patients(1000) + patients(9, slices=8.0), DATA)], DATA)
+    many = combined_profile([site_profile(patients(1000) + patients(9, slices=8.0), DATA)], DATA)
     assert many.traits["spacing_superior"].range == (pytest.approx(0.917, abs=1e-3), pytest.approx(1.0905, abs=1e-3))
-    more = together([site_profile(patients(1000) + patients(30, slices=8.0), DATA)], DATA)
+    more = combined_profile([site_profile(patients(1000) + patients(30, slices=8.0), DATA)], DATA)
     assert more.traits["spacing_superior"].range == (pytest.approx(0.917, abs=1e-3), pytest.approx(8.724, abs=1e-3))
 
 
@@ -158,7 +158,7 @@ def test_colour_images_have_a_stain() -> None:
 
 def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_training_profile(tmp_path) is None
-    summed = together([site_profile(patients(12), DATA)], DATA)
+    summed = combined_profile([site_profile(patients(12), DATA)], DATA)
     write_training_profile(tmp_path, summed)
     assert read_training_profile(tmp_path) == summed
     assert json.loads((tmp_path / PROFILE_FILE).read_text())["schema"] == 1

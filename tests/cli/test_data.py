@@ -158,14 +158,15 @@ def test_registering_that_is_stopped_goes_on_where_it_was(tmp_path: Path, sent: 
     site = tmp_path / "in"
     for sub in ("images", "labels"):
         (site / sub).mkdir(parents=True)
-    cases = 1200  # what was read is kept every two seconds
+    cases = 300
+    often = "import oncofed.data.index as index; index._SECONDS_AT_RISK = 0.1"  # else two seconds, with many more cases
     for sub, values in zip(("images", "labels"), make_volume(1, side=48), strict=True):
         nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{sub}.nii.gz")
         for number in range(cases):
             (site / sub / f"c{number}.nii.gz").hardlink_to(tmp_path / f"{sub}.nii.gz")
     out, log = tmp_path / "set", tmp_path / "log.txt"
     index = out / ".index.sqlite"
-    with started("data", "register", site, "--out", out, log=log) as process:
+    with started("data", "register", site, "--out", out, log=log, before=often) as process:
         wait_for(lambda: index.is_file() and index.stat().st_size > 60_000, "some cases were read")
         os.killpg(process.pid, sent) if sent == signal.SIGINT else process.kill()
         assert process.wait(60) == (130 if sent == signal.SIGINT else -9)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from commands import family, left_running, press_ctrl_c, started, wait_for
+from commands import Forked, family, forked, left_running, press_ctrl_c, started, wait_for
 from oncofed.report.result import read_result
 from synthetic import JOB, write_job
 
@@ -26,7 +25,7 @@ def long_job(tmp_path: Path) -> Path:
 
 def test_nothing_outlives_a_run_that_is_interrupted(long_job: Path, two_sites: dict[str, Path], tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log.txt"
-    with started("job", "run", long_job, *_sites(two_sites), "--out", out, log=log) as process:
+    with forked("job", "run", long_job, *_sites(two_sites), "--out", out, log=log) as process:
         wait_until_ready(process, log)
         press_ctrl_c(process)
         assert process.wait(60) == 130
@@ -51,13 +50,13 @@ def test_processes_that_make_the_demos_images_end_with_it(tmp_path: Path) -> Non
 
 def test_nothing_outlives_a_run_that_is_killed(long_job: Path, two_sites: dict[str, Path], tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    with started("job", "run", long_job, *_sites(two_sites), "--out", tmp_path / "run", log=log) as process:
+    with forked("job", "run", long_job, *_sites(two_sites), "--out", tmp_path / "run", log=log) as process:
         wait_until_ready(process, log)
         process.kill()
         process.wait()
         wait_for(lambda: left_running(tmp_path) == [], "server, sites and their job processes ended", 30)
 
 
-def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_ready(process: Forked, log: Path) -> None:
     wait_for(lambda: "sites ready" in log.read_text() or process.poll() is not None, "the sites are ready")
     assert process.poll() is None, log.read_text()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from commands import left_running, started, wait_for
+from commands import Forked, forked, left_running, wait_for
 from oncofed.report.result import Result, read_result
 from synthetic import JOB, write_job
 
@@ -45,7 +44,7 @@ def _run_without_west(two_sites: dict[str, Path], folder: Path, quorum: int) -> 
     job = write_job(folder / "patient", text)
     sites = [argument for name, path in two_sites.items() for argument in ("--site", f"{name}={path}")]
     out, log = folder / "run", folder / "log.txt"
-    with started("job", "run", job, *sites, "--out", out, "--no-baselines", log=log) as process:
+    with forked("job", "run", job, *sites, "--out", out, "--no-baselines", log=log) as process:
         _wait_until_ready(process, log)
         while process.poll() is None:
             _kill(out, "west")
@@ -65,6 +64,6 @@ def _kill(folder: Path, site: str) -> None:
                 process.kill()
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(process: Forked, log: Path) -> None:
     wait_for(lambda: "sites ready" in log.read_text() or process.poll() is not None, "the sites are ready")
     assert process.poll() is None, log.read_text()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from commands import oncofed, press_ctrl_c, started, wait_for
+from commands import forked, oncofed, press_ctrl_c, wait_for
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.artifacts.training_profile import read_training_profile
@@ -33,13 +33,13 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance
 @pytest.mark.timeout(300)
 def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = ("--kit", alliance.kit(alliance.spec.engineer))
-    job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 25").replace("round: 4", "round: 20"))
+    job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 12").replace("round: 4", "round: 20"))
     submitted = oncofed("job", "submit", job, *kit, "--json", home=tmp_path)
     job_id = json.loads(submitted.stdout)["id"]
 
     log = tmp_path / "watched.txt"
-    with started("job", "watch", job_id, *kit, "--workspace", tmp_path / "workspace", log=log) as watching:
-        wait_for(lambda: "/25  " in log.read_text(), "a round is shown")
+    with forked("job", "watch", job_id, *kit, "--workspace", tmp_path / "workspace", log=log) as watching:
+        wait_for(lambda: "/12  " in log.read_text(), "a round is shown")
         press_ctrl_c(watching)
         assert watching.wait(30) == 130
     assert f"The job runs on. Watch it again with: oncofed job watch {job_id}" in log.read_text()
@@ -52,7 +52,7 @@ def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> No
     assert fetched.returncode == 0, fetched.stderr
     folder = tmp_path / "workspace" / "runs" / job_id
     result = read_result(folder)
-    assert (result.status, result.rounds, sorted(result.sites)) == ("completed", 25, ["east", "west"])
+    assert (result.status, result.rounds, sorted(result.sites)) == ("completed", 12, ["east", "west"])
     assert all(site.federated is not None and site.alone is None for site in result.sites.values())
     assert {"job.yaml", "report.html", "result.json", "model", "tensorboard"} <= {p.name for p in folder.iterdir()}
     assert (folder / "model" / "bundle" / "configs" / "metadata.json").is_file()
@@ -111,7 +111,7 @@ def test_a_stopped_job_leaves_what_its_rounds_gave(alliance: LocalAlliance, tmp_
     job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 500"))
     job_id = json.loads(oncofed("job", "submit", job, *kit, "--json", home=tmp_path).stdout)["id"]
     log = tmp_path / "watched.txt"
-    with started("job", "watch", job_id, *kit, "--workspace", tmp_path / "workspace", log=log) as watching:
+    with forked("job", "watch", job_id, *kit, "--workspace", tmp_path / "workspace", log=log) as watching:
         wait_for(lambda: "round 1/500" in log.read_text(), "the first round is shown")
         assert "still runs" not in oncofed("job", "stop", job_id, *kit, home=tmp_path).stderr
         assert watching.wait(60) == 1
@@ -143,7 +143,7 @@ def test_who_is_there_is_said_and_who_is_not_is_waited_for(alliance: LocalAllian
     kit = ("--kit", alliance.kit(alliance.spec.engineer))
     job = write_job(tmp_path / "job")
     log = tmp_path / "submitted.txt"
-    with started("job", "submit", job, *kit, "--wait-for", "east,north", log=log) as waiting:
+    with forked("job", "submit", job, *kit, "--wait-for", "east,north", log=log) as waiting:
         wait_for(lambda: "waiting for north" in log.read_text(), "the missing site is named")
         press_ctrl_c(waiting)
         assert waiting.wait(30) == 130

@@ -546,7 +546,7 @@ def test_every_image_file_is_in_one_list(
 def test_a_class_may_be_called_as_masks_are(tmp_path: Path) -> None:
     write(tmp_path, *(f"{cell}/{cell}_{n}.png" for cell in ("Seg", "Band", "Lymph") for n in range(3)))
     layout = layout_of(tmp_path)
-    assert (layout.kind, len(layout.items)) == ("one folder a class", 9)
+    assert (layout.kind.name, len(layout.items)) == ("one folder a class", 9)
     assert layout.labels == {0: "Band", 1: "Lymph", 2: "Seg"}
 
 

@@ -19,7 +19,7 @@ from oncofed.data.contract import Report, check_dataset
 from oncofed.data.decisions import decided, in_words
 from oncofed.data.manifest import Entry, Manifest, read_manifest, write_manifest
 from oncofed.data.register import RegisterOptions, register
-from oncofed.data.resolve import Asked, open_findings, resolve, take_back
+from oncofed.data.resolve import JobFindings, open_findings, resolve, take_back
 from oncofed.data.spec import DataSpec
 from oncofed.errors import DataError
 from synthetic import make_site, make_volume
@@ -91,7 +91,7 @@ def _label(dataset: Path, number: int, of: int) -> None:
 
 def test_of_copies_whose_labels_contradict_none_is_kept_silently(dataset: Path) -> None:
     outcome = resolve(dataset, {"copies": "keep-one", "constant": "leave-out"})
-    assert any("the labels of 1 groups of copies contradict: case_5" in line for line in outcome.told)
+    assert any("the labels of 1 groups of copies contradict: case_5" in line for line in outcome.messages)
     report = check(dataset)
     assert [(f.kind, f.case, f.about) for f in report.findings] == [
         ("copies with conflicting labels", "case_6", ("case_5", "case_6"))
@@ -212,7 +212,7 @@ def test_images_that_only_look_alike_stay_but_never_the_same_file(tmp_path: Path
     _copy(site, 6, of=5)
     folder = _register(tmp_path)
     outcome = resolve(folder, {"copies": "keep-all"})
-    assert "1 groups hold the same file twice" in " ".join(outcome.told)
+    assert "1 groups hold the same file twice" in " ".join(outcome.messages)
     assert [(f.kind, f.case) for f in check(folder).findings] == [("duplicate image (checksum)", "case_6")]
     assert len(_names(folder)) == 12
 
@@ -246,7 +246,7 @@ def test_copies_across_lists_become_one_patient_and_what_follows_is_told(tmp_pat
     folder = _register(tmp_path)
     _edit(folder, lambda m: m.model_copy(update={"test": m.training[:2], "training": m.training[2:]}))
     outcome = resolve(folder, {"copies": "same-patient"}, dry_run=True)
-    assert outcome.told == [
+    assert outcome.messages == [
         "still open: same patient in two splits, 1: oncofed data resolve balls --patients keep-in-test"
     ]
     assert not read_manifest(folder).decisions
@@ -300,11 +300,11 @@ def test_each_kind_of_finding_has_decisions_and_each_ends_it(tmp_path: Path, fin
     folder = _register(tmp_path)
     _every_finding(folder)
     [answer] = [answer for answer in ANSWERS if answer.finding == finding]
-    kinds = {f.kind for f in open_findings(read_manifest(folder), Asked(DATA))}
+    kinds = {f.kind for f in open_findings(read_manifest(folder), JobFindings(DATA))}
     assert kinds == {kind for known in ANSWERS for kind in known.kinds}
     for action in answer.actions:
-        outcome = resolve(folder, {finding: action}, asked=Asked(DATA))
-        open_ = {f.kind for f in open_findings(decided(read_manifest(folder)), Asked(DATA))}
+        outcome = resolve(folder, {finding: action}, job=JobFindings(DATA))
+        open_ = {f.kind for f in open_findings(decided(read_manifest(folder)), JobFindings(DATA))}
         ended = set(answer.kinds) - ({"duplicate image (checksum)"} if action == "keep-all" else set())
         assert ended
         assert not ended & open_, (action, open_)
@@ -312,7 +312,7 @@ def test_each_kind_of_finding_has_decisions_and_each_ends_it(tmp_path: Path, fin
         assert words.startswith(f"{finding} {action}: ")
         assert take_back(folder, {finding: action}).decisions == outcome.decisions
         assert not read_manifest(folder).decisions
-        assert {f.kind for f in open_findings(read_manifest(folder), Asked(DATA))} == kinds
+        assert {f.kind for f in open_findings(read_manifest(folder), JobFindings(DATA))} == kinds
 
 
 def test_set_aside_goes_on_without_all_of_them_also_beside_a_jobs_terms(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_set_aside_goes_on_without_all_of_them_also_beside_a_jobs_terms(tmp_path
     data = DATA.model_copy(update={"size_range": (8, 32)})
     report = check(folder, data)
     assert {problem.case for problem in report.set_aside} == {"case_1", "case_2", "case_3"}
-    resolve(folder, {"set-aside": "leave-out"}, asked=Asked(data, report.set_aside))
+    resolve(folder, {"set-aside": "leave-out"}, job=JobFindings(data, report.set_aside))
     assert not check(folder, data).set_aside
     assert "case_3" not in _names(folder)
 

@@ -15,7 +15,7 @@ from oncofed.job.spec import JobSpec
 from oncofed.models.weights import weights_of
 from oncofed.tasks.losses import dice_ce
 from oncofed.training import Plan, Trainer
-from oncofed.training.checkpoint import part, read_checkpoint
+from oncofed.training.checkpoint import read_checkpoint, without_prefix
 from oncofed.training.compiling import CACHE_VARIABLE, Form, can_compile
 
 pytestmark = pytest.mark.gpu
@@ -67,7 +67,7 @@ def test_a_checkpoint_is_the_state_when_it_was_begun(spec: JobSpec, site: Path, 
         for value in weights_of(trainer.network).values():
             value.zero_()
     trainer.settle()
-    found = part(read_checkpoint(tmp_path / "checkpoint")[0], "network")
+    found = without_prefix(read_checkpoint(tmp_path / "checkpoint")[0], "network")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert trainer._writer
     assert trainer._writer._memory.is_pinned()

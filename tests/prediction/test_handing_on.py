@@ -15,7 +15,7 @@ from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.training_profile import TrainingProfile, write_training_profile
 from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import SpecError
-from oncofed.prediction.evaluation.evaluate import Evaluated, Request, evaluate, write_cases
+from oncofed.prediction.evaluation.evaluate import EvaluationRequest, EvaluationResult, evaluate, write_cases
 from oncofed.prediction.export import to_onnx
 from oncofed.prediction.export.export import export
 from oncofed.prediction.model import load_model
@@ -48,9 +48,9 @@ def _dataset(folder: Path) -> tuple[Path, Path]:
     return images, folder / "dataset"
 
 
-def _evaluated(model: Path, dataset: Path, out: Path) -> tuple[Evaluated, dict[str, float]]:
+def _evaluated(model: Path, dataset: Path, out: Path) -> tuple[EvaluationResult, dict[str, float]]:
     """Return what was found, and the probability of the second class by case."""
-    found = evaluate(Request(load_model(model), dataset, "all"), CPU)
+    found = evaluate(EvaluationRequest(load_model(model), dataset, "all"), CPU)
     out.mkdir()
     return found, _of_second_class(write_cases(found, out))
 

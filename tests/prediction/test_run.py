@@ -21,13 +21,14 @@ from dicoms import make_series
 from oncofed.data.cases import Case, Cases
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
-from oncofed.prediction import run
+from oncofed.prediction import results_folder
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel, load_model
-from oncofed.prediction.outputs import choice as outputs
 from oncofed.prediction.outputs import labels
-from oncofed.prediction.outputs.choice import Output, chosen_outputs
-from oncofed.prediction.predicted import Predicted
-from oncofed.prediction.run import Options, Predictions, predict
+from oncofed.prediction.outputs import registry as outputs
+from oncofed.prediction.outputs.registry import Output, select_outputs
+from oncofed.prediction.predictions import Predictions
+from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import gather
 from oncofed.tasks.inferred import LabelMap
 from oncofed.training import Trainer
@@ -216,7 +217,7 @@ def test_another_model_is_refused_and_other_options_are_made_again(
     assert (bare.made, bare.kept) == (["case_0", "case_1", "case_2"], [])
     assert not list((tmp_path / "out").rglob("*.nii.gz"))
     with pytest.raises(SpecError, match="no such output"):
-        chosen_outputs(["holograms"])
+        select_outputs(["holograms"])
 
 
 class Killed(BaseException):
@@ -231,7 +232,7 @@ def test_a_process_that_was_killed_is_gone_on_with_to_the_same_bytes(
     stops: dict[str, tuple[object, str]] = {
         "inferring": (type(model.task), "infer_with_entropy"),
         "writing": (nib, "save"),
-        "renaming": (run, "_settle"),
+        "renaming": (results_folder, "_flush"),
     }
     place, name = stops[when]
     usual: Callable[..., object] = getattr(place, name)
@@ -302,7 +303,7 @@ def test_a_batch_of_which_nothing_can_be_read_is_passed_over(tmp_path: Path) -> 
 def test_an_output_that_an_image_does_not_allow_is_told_and_the_others_stand(
     model: TrainedModel, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+    def refuse(predicted: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
         raise DataError("its series has no positions")
 
     table = {**outputs.OUTPUTS, LabelMap: (*outputs.OUTPUTS[LabelMap], Output("odd", refuse))}
@@ -317,7 +318,7 @@ def test_what_lies_on_a_series_is_written_of_dicom_alone(
 ) -> None:
     seen: list[tuple[str, int]] = []
 
-    def note(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
+    def note(predicted: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
         seen.append((predicted.source.name, len(predicted.source.series)))
         return []
 
@@ -332,7 +333,10 @@ def test_what_lies_on_a_series_is_written_of_dicom_alone(
 
 
 def test_two_processes_do_not_write_into_one_folder(model: TrainedModel, images: Path, tmp_path: Path) -> None:
-    with run._alone_in(tmp_path / "out"), pytest.raises(SpecError, match="another oncofed predict works in it"):
+    with (
+        results_folder.ResultsFolder(tmp_path / "out").locked(),
+        pytest.raises(SpecError, match="another oncofed predict works in it"),
+    ):
         go(model, images, tmp_path / "out")
 
 

@@ -12,7 +12,8 @@ import torch
 
 from dicoms import make_series, make_xray
 from oncofed.prediction.model import load_model
-from oncofed.prediction.run import Options, Predictions, predict
+from oncofed.prediction.predictions import Predictions
+from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import gather
 from pictures import pictures
 from synthetic import JOB, make_site

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oncofed.privacy.differencing import gives_away, told_together
+from oncofed.privacy.differencing import discloses, releasable_groups
 
 LEAST = 5
 Columns = list[list[int]]  # of each column the group of every patient
@@ -39,7 +39,7 @@ def columns(draw: st.DrawFn) -> Columns:
 def _sums(columns: Columns) -> list[list[frozenset[str]]]:
     """Return, of each column, the patients of every union of told groups, and of what is left of all."""
     groups, everyone = _groups(columns), frozenset(f"p{n}" for n in range(len(columns[0])))
-    told = told_together(_group(range(len(columns[0]))), groups, LEAST)
+    told = releasable_groups(_group(range(len(columns[0]))), groups, LEAST)
     found, first = [], 0
     for column in columns:
         own = [frozenset(groups[n]) for n in range(first, first + len(set(column))) if n in told]
@@ -70,27 +70,27 @@ def test_it_is_so_exactly_where_algebra_says_so(of_all: Columns) -> None:
     rank = np.linalg.matrix_rank(rows)
     few = (set(some) for k in range(1, LEAST) for some in itertools.combinations(range(9), k))
     expected = any(np.linalg.matrix_rank(rows[:, [n for n in range(9) if n not in some]]) < rank for some in few)
-    assert gives_away(groups, LEAST) == expected
+    assert discloses(groups, LEAST) == expected
 
 
 def test_the_smaller_is_withheld_and_the_rest_stays() -> None:
     whole = _group(range(24))
-    assert told_together(whole, [_group(range(12)), _group(range(12, 24))], LEAST) == {0, 1}
+    assert releasable_groups(whole, [_group(range(12)), _group(range(12, 24))], LEAST) == {0, 1}
     groups = [_group(range(11)), _group(range(11, 24)), _group(range(12)), _group(range(12, 24))]
-    assert told_together(whole, groups, LEAST) == {0, 1}
-    assert told_together(whole, [_group(range(14)), _group(range(14, 21)), _group(range(21, 24))], LEAST) == {0}
-    assert told_together(_group(range(4)), [_group(range(4))], LEAST) == set()
+    assert releasable_groups(whole, groups, LEAST) == {0, 1}
+    assert releasable_groups(whole, [_group(range(14)), _group(range(14, 21)), _group(range(21, 24))], LEAST) == {0}
+    assert releasable_groups(_group(range(4)), [_group(range(4))], LEAST) == set()
 
 
 def test_a_part_of_a_patient_is_not_the_whole_patient() -> None:
     whole = {**_group(range(20)), "p3": "xy"}
-    assert told_together(whole, [_group(range(10, 20)), whole], LEAST) == {0, 1}
-    assert told_together(whole, [_group(range(20))], LEAST) == set()
+    assert releasable_groups(whole, [_group(range(10, 20)), whole], LEAST) == {0, 1}
+    assert releasable_groups(whole, [_group(range(20))], LEAST) == set()
     # Of each patient one group has the first image, the other the second one, but for one patient.
     both = {f"p{n}": "xy" for n in range(20)}
     first, second = ({f"p{n}": image for n in range(start, 20)} for image, start in (("x", 0), ("y", 1)))
-    assert gives_away([both, first, second], LEAST)
-    assert told_together(both, [first, second], LEAST) == {0}
+    assert discloses([both, first, second], LEAST)
+    assert releasable_groups(both, [first, second], LEAST) == {0}
 
 
 @pytest.mark.parametrize("patients", [40, 80])
@@ -98,9 +98,9 @@ def test_many_columns_are_weighed_too(patients: int) -> None:
     rng = np.random.default_rng(0)
     of_all = [rng.integers(0, 4, patients).tolist() for _ in range(7)]
     groups = _groups(of_all)
-    told = told_together(_group(range(patients)), groups, LEAST)
+    told = releasable_groups(_group(range(patients)), groups, LEAST)
     assert told
-    assert not gives_away([_group(range(patients)), *(groups[n] for n in told)], LEAST)
+    assert not discloses([_group(range(patients)), *(groups[n] for n in told)], LEAST)
 
 
 @given(st.lists(st.lists(st.sampled_from(["", "x", "y", "xy"]), min_size=7, max_size=7), min_size=1, max_size=4))
@@ -117,4 +117,4 @@ def test_so_it_is_of_patients_of_whom_groups_have_parts(of_all: list[list[str]])
         np.linalg.matrix_rank(rows[:, [n for n, (patient, _) in enumerate(columns) if patient not in some]]) < rank
         for some in few
     )
-    assert gives_away(groups, LEAST) == expected
+    assert discloses(groups, LEAST) == expected

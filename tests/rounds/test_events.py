@@ -37,7 +37,6 @@ from oncofed.rounds.events import (
     TaskSent,
     Unknown,
     Validated,
-    new_event,
     read_event,
 )
 
@@ -122,13 +121,6 @@ def test_a_line_of_another_version_is_read_as_far_as_possible() -> None:
     assert read_event(line) == Lost(time=5.0, site="a", reason="hung")
     assert read_event({"time": 5.0, "kind": "paused", "site": "a"}) == Unknown(time=5.0, name="paused")
     assert read_event({"time": 5.0, "kind": "lost", "site": "a"}) == Unknown(time=5.0, name="lost")
-
-
-def test_an_event_with_a_typo_cannot_be_made() -> None:
-    with pytest.raises(KeyError):
-        new_event("losst", site="a", reason="hung")
-    with pytest.raises(TypeError):
-        new_event("lost", site="a", raeson="hung")
 
 
 def test_a_digest_holds_the_start_the_incidents_and_each_site_s_newest_report(tmp_path: Path) -> None:

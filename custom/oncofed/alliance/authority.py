@@ -40,7 +40,10 @@ class Authority:
 
     @classmethod
     def new(cls, name: str) -> Authority:
-        """Return the authority of a new alliance; only ``save`` stores its key."""
+        """Return the authority of a new alliance.
+
+        Only ``save`` stores its key.
+        """
         key, public = generate_keys()
         certificate = CertBuilder._generate_cert(
             name,
@@ -72,7 +75,9 @@ class Authority:
         return (folder / _KEY_FILE).exists()
 
     def save(self, folder: Path, password: str) -> None:
-        """Write the certificate, and the key encrypted with a password (age, scrypt).
+        """Write the certificate and the encrypted key.
+
+        Only the password opens the key (age, scrypt).
 
         Raises:
             AllianceError: the folder holds an authority already.

@@ -86,5 +86,8 @@ def read_facts(folder: Path) -> KitFacts:
 
 
 def sites_of(folder: Path) -> tuple[str, ...]:
-    """Return the alliance's sites that a person's kit lists; empty if it lists none."""
+    """Return the alliance's sites that a person's kit lists.
+
+    Empty if it lists none.
+    """
     return read_facts(folder).sites if (folder / KIT_FILE).is_file() else ()

@@ -157,7 +157,9 @@ class Alliance:
         ]
 
     def issue(self, spec: AllianceSpec, password: str) -> Iterator[SealedKit]:
-        """Create missing kits, and at first use the alliance itself. Existing kits stay unchanged.
+        """Create missing kits, and at first use the alliance itself.
+
+        Existing kits stay unchanged.
 
         Args:
             spec: the participants.
@@ -179,7 +181,9 @@ class Alliance:
             yield from self._make_kits(spec, authority, new)
 
     def renew(self, spec: AllianceSpec, names: Sequence[str], password: str) -> Iterator[SealedKit]:
-        """Create new kits with new keys. The old certificates stay valid until they expire.
+        """Create new kits with new keys.
+
+        The old certificates stay valid until they expire.
 
         Args:
             spec: the participants.
@@ -200,7 +204,9 @@ class Alliance:
         yield from self._make_kits(spec, Authority.load(self.home, password), list(names))
 
     def approve(self, spec: AllianceSpec, request: CertificateRequest, password: str, again: bool = False) -> SealedKit:
-        """Answer a certificate request: a kit without a private key, sealed for the applicant.
+        """Answer a certificate request.
+
+        The answer is a kit without a private key, sealed for the applicant.
 
         Args:
             spec: the participants, among them the applicant.
@@ -239,7 +245,7 @@ class Alliance:
                 raise AllianceError(f"{name} is revoked. Who comes back takes another name.")
 
     def revoke(self, name: str, password: str) -> Path:
-        """Revoke a participant, and return the signed revocation list for the server.
+        """Revoke a participant, and return the signed revocation list.
 
         A revoked name is never used again: FLARE identifies sites by name, not by key.
 
@@ -299,7 +305,10 @@ class Alliance:
             yield from self._seal_all(spec, folder, recipients)
 
     def _seal_all(self, spec: AllianceSpec, folder: Path, recipients: Mapping[str, str | None]) -> Iterator[SealedKit]:
-        """Seal kits, those with a password in parallel: age spends about a second on each, by design."""
+        """Seal kits, those with a password in parallel.
+
+        age spends about a second on each, by design.
+        """
         passwords = {name: new_password() for name, recipient in recipients.items() if recipient is None}
         with ExitStack() as stack:
             jobs: dict[str, Future[None]] = {}
@@ -319,7 +328,10 @@ class Alliance:
         return self.home / KITS_FOLDER / f"{name}{KIT_SUFFIX}"
 
     def _record(self, spec: AllianceSpec, name: str, kit: Path, sealed_for: str) -> None:
-        """List a new certificate; a kit missing from the list is made again."""
+        """List a new certificate.
+
+        A kit missing from the list is made again.
+        """
         facts = read_facts(kit)
         certificate = facts.certificate(kit)
         assert common_name(certificate) == name

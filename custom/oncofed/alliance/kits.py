@@ -112,7 +112,10 @@ class AuthorityCertBuilder(CertBuilder):
     def _generate_cert(
         self, subject: str, organisation: str, issuer: str, signing_key: Any, public_key: Any, **more: Any
     ) -> Any:
-        """Return a certificate that is valid since yesterday, as a site's clock may be slow."""
+        """Return a certificate that is valid since yesterday.
+
+        A site whose clock is slow would refuse a newer one.
+        """
         now = datetime.now(timezone.utc)
         until = min(now + timedelta(days=self._days), self._authority.certificate.not_valid_after_utc)
         more |= {"not_valid_before": now - LARGEST_CLOCK_ERROR, "not_valid_after": until}
@@ -120,7 +123,7 @@ class AuthorityCertBuilder(CertBuilder):
         return CertBuilder._generate_cert(subject, organisation, issuer, signing_key, public_key, **more)
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Delete the keys that FLARE made for participants who have one of their own."""
+        """Delete FLARE's keys of participants with their own."""
         for name in self._public_keys:
             for key in Path(ctx.get_kit_dir(_entity(project, name))).glob("*.key"):
                 key.unlink()
@@ -160,7 +163,9 @@ def provision(
     only: Collection[str] | None = None,
     public_keys: PublicKeys = MappingProxyType({}),
 ) -> Path:
-    """Write startup kits and return their folder, with one sub-folder for each participant.
+    """Write startup kits, and return their folder.
+
+    It has one sub-folder for each participant.
 
     Args:
         spec: who takes part.
@@ -193,7 +198,10 @@ def provision(
 
 
 def _project(spec: AllianceSpec, only: Collection[str] | None) -> Project:
-    """Return FLARE's project: the server, which it always needs, and the wanted participants."""
+    """Return FLARE's project of the wanted participants.
+
+    It includes the server, without which FLARE makes no kit.
+    """
 
     def wanted(name: str) -> bool:
         return only is None or name in only
@@ -244,7 +252,10 @@ class _Messages:
 
 
 def rewrite(default: Path, out: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Write a changed copy of a kit's JSON file; ``out`` may be the same file."""
+    """Write a changed copy of a kit's JSON file.
+
+    ``out`` may be the same file.
+    """
     values = json.loads(default.read_text(encoding="utf-8"))
     change(values)
     out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
@@ -253,7 +264,9 @@ def rewrite(default: Path, out: Path, change: Callable[[dict[str, Any]], None]) 
 def start_process(
     kit: Path, console: IO[bytes] | int, environment: Mapping[str, str], inherited: Sequence[int] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start FLARE's process of a kit; it ends with this process.
+    """Start FLARE's process of a kit.
+
+    It ends with this process.
 
     Args:
         kit: of a server, a relay or a site.
@@ -276,7 +289,10 @@ def start_process(
 
 
 def keep_storage_inside(server_kit: Path) -> None:
-    """Store a server's jobs in its kit; FLARE's default is one folder under /tmp for all servers."""
+    """Store a server's jobs in its kit.
+
+    FLARE's default is one folder under /tmp for all servers.
+    """
     resources_file, storage = server_kit / "local" / "resources.json", server_kit.absolute() / "storage"
 
     def keep_inside(resources: dict[str, Any]) -> None:

@@ -58,7 +58,10 @@ def add_launchers(folder: Path, spec: AllianceSpec, facts: KitFacts) -> None:
 
 
 def _port(spec: AllianceSpec, facts: KitFacts) -> int | None:
-    """Return the port that the machine listens on; None for a site, which only connects out."""
+    """Return the port that the machine listens on.
+
+    None for a site, which only connects out.
+    """
     if facts.kind == "server":
         return facts.port
     return spec.relays[facts.participant].port if facts.kind == "relay" else None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -21,6 +20,7 @@ from oncofed.alliance.authority import Authority
 from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import keep_storage_inside, provision, start_process
 from oncofed.alliance.sealing import sign_folder
+from oncofed.alliance.session import quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.client.datasets import DATASETS_FILE, datasets_entry
 from oncofed.errors import FederationError, NotEnoughSitesError, TransferError
@@ -33,7 +33,7 @@ from oncofed.packs.approvals import write_decision
 from oncofed.packs.pack import Pack
 from oncofed.processes import THREADS_VARIABLE, process_environment, share_of_threads, stop_processes
 
-__all__ = ["LocalAlliance", "free_port", "quiet", "require_free_loopback_port"]
+__all__ = ["LocalAlliance", "free_port", "require_free_loopback_port"]
 
 _START_TIMEOUT_SECONDS = 90.0
 _MOST_RESTARTS = 3
@@ -41,7 +41,9 @@ _SESSION_SECONDS = 60.0
 
 
 class LocalAlliance:
-    """Provisions, starts and stops an alliance on loopback; use it as a context manager.
+    """Provisions, starts and stops an alliance on loopback.
+
+    Use it as a context manager.
 
     Args:
         spec: the participants; the server must be this machine.
@@ -132,7 +134,10 @@ class LocalAlliance:
         return self._session
 
     def renew_session(self) -> Session:
-        """Replace the session, as a restarted server does not know the old one."""
+        """Replace the session after a restart of the server.
+
+        A restarted server does not know the old one.
+        """
         with contextlib.suppress(Exception), quiet():
             if self._session is not None:
                 self._session.close()
@@ -168,7 +173,10 @@ class LocalAlliance:
         return {name: code for name, process in self._processes.items() if (code := process.poll()) is not None}
 
     def restart_killed(self) -> None:
-        """Restart killed processes a few times, as a real site's service does."""
+        """Restart killed processes a few times.
+
+        A real site's service does the same.
+        """
         for name, code in self.ended().items():
             if (code < 0 or code == 128 + signal.SIGKILL) and self._restarts.get(name, 0) < _MOST_RESTARTS:
                 self._restarts[name] = self._restarts.get(name, 0) + 1
@@ -186,7 +194,10 @@ class LocalAlliance:
             raise FederationError(f"{role} {ended}. Its log: {self._console(name)}{self._last_words(name)}")
 
     def site_that_failed(self, job_id: str) -> str | None:
-        """Return the site whose failed job process made the server end the job; None without one."""
+        """Return the site whose failure made the server end the job.
+
+        None if there is none.
+        """
         log = self._console(self.spec.server).read_text(encoding="utf-8", errors="replace")
         found = re.search(rf"Failing job {re.escape(job_id)} due to reported failure from (\S+?):", log)
         return found[1] if found else None
@@ -285,10 +296,3 @@ def require_free_loopback_port(port: int) -> None:
         raise FederationError(
             f"port {port} is taken by another program. Give another with --port, or none to take a free one."
         )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the output of FLARE's client library."""
-    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
-        yield

@@ -16,7 +16,10 @@ _TOO_MUCH_WORK = "Excessive work"
 
 
 def lock(content: bytes, password: str) -> bytes:
-    """Encrypt with a password; takes a second or two, by design."""
+    """Encrypt with a password.
+
+    Takes a second or two, by design.
+    """
     return bytes(pyrage.passphrase.encrypt(content, password))
 
 

@@ -39,7 +39,10 @@ ApplicantKind = Literal["server", "site", "person"]
 
 
 class CertificateRequest(StrictModel):
-    """``request.json``: no secrets, and not trusted until its sender confirms the fingerprint."""
+    """``request.json``, without secrets.
+
+    It is not trusted until its sender confirms the fingerprint.
+    """
 
     schema_: Literal[1] = Field(1, alias="schema")
     participant: str = Field(pattern=_NAME)
@@ -128,7 +131,7 @@ def read_request(file: Path) -> CertificateRequest:
 
 
 def open_answer(file: Path, out: Path, request: Path) -> KitFacts:
-    """Open the alliance's answer, and add the private key to its kit.
+    """Open the alliance's answer and add the private key.
 
     Args:
         file: the sealed kit.

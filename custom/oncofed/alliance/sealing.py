@@ -35,7 +35,10 @@ _LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
 def new_password() -> str:
-    """Return a password of 100 random bits that is easy to read out."""
+    """Return a new password that is easy to read out.
+
+    It has 100 random bits.
+    """
     return "-".join("".join(secrets.choice(_LETTERS) for _ in range(5)) for _ in range(4))
 
 
@@ -71,7 +74,9 @@ def seal(folder: Path, out: Path, password: str | None, recipient: str | None = 
 
 
 def unseal(file: Path, out: Path, password: str | None, identity: Path | None = None) -> None:
-    """Open a sealed kit into a new folder, or leave nothing behind.
+    """Open a sealed kit into a new folder.
+
+    Nothing is left behind if anything is wrong.
 
     Args:
         file: the sealed kit.
@@ -99,7 +104,9 @@ def unseal(file: Path, out: Path, password: str | None, identity: Path | None = 
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Return how a kit's files differ from what the alliance signed; empty if they do not.
+    """Return how a kit's files differ from what the alliance signed.
+
+    Empty if they do not.
 
     In an open kit the site may change ``local`` and ``site.yaml``. The caller filters those out.
     """

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from oncofed.alliance.facts import Kind
 from oncofed.flare.runtime.resources import SiteOffer
-from oncofed.privacy.windows import WINDOW
+from oncofed.privacy.time_windows import WINDOW
 from oncofed.proxy import parse_proxy
 from oncofed.settings import StrictModel, read_yaml, validated
 

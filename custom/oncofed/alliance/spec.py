@@ -35,7 +35,7 @@ class SiteSpec(StrictModel):
 
 
 class PersonSpec(StrictModel):
-    """A person who submits jobs or administers the alliance or a site."""
+    """A person who submits jobs, or an administrator."""
 
     role: Role = Field("lead", description="project_admin, org_admin (of a site), lead (submits jobs), member (looks)")
     organisation: Organisation = Field("oncofed", description="letters, digits and _")
@@ -133,7 +133,10 @@ class AllianceSpec(StrictModel):
         return [self.server, *self.relays, *self.sites, *self.people]
 
     def route_of(self, name: str) -> tuple[str, int]:
-        """Return the host and port that a participant connects to: server, relay or proxy."""
+        """Return the host and port that a participant connects to.
+
+        Those of the server, its relay or its proxy.
+        """
         if name in self.routes:
             return self.routes[name]
         for relay in self.relays.values():
@@ -142,7 +145,10 @@ class AllianceSpec(StrictModel):
         return self.server, self.port
 
     def recipient_of(self, name: str) -> str | None:
-        """Return the age recipient of a participant's kit; None: a password."""
+        """Return the age recipient of a participant's kit.
+
+        None: a password.
+        """
         if name == self.server:
             return self.recipient
         entry = self.sites.get(name) or self.people.get(name)

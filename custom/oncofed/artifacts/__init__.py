@@ -1,1 +1,1 @@
-"""What is kept with a trained model: provenance, training profile, its job, a bundle's further files."""
+"""Files kept with a trained model: provenance, training profile, job, bundle."""

@@ -1,4 +1,4 @@
-"""What a bundle holds beside its network, so that whoever gets it knows as much of the model as its run does."""
+"""Further files of a model's bundle, so that it says as much of the model as its run does."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _INFERENCE = Path("configs", "inference.json")
 
 
 def complete_bundle(bundle: Path, folders: Sequence[Path]) -> None:
-    """Put what is known of a model into its bundle.
+    """Copy a model's small files into its bundle.
 
-    Its calibration, whose temperature becomes the default of ``configs/inference.json``; its profile of training
-    images; and its provenance, where that is of the bundle's weights. Of each the first is taken that is found.
+    These are its calibration, whose temperature becomes the default of ``configs/inference.json``; its training
+    profile; and its provenance, if it is of the bundle's weights.
 
     Args:
-        bundle: of the model; nothing happens where it is not there.
-        folders: where these files are looked for.
+        bundle: of the model; nothing is copied where it is missing.
+        folders: searched in this order for each file.
 
     Raises:
         SpecError: a file is broken.
@@ -43,6 +43,6 @@ def complete_bundle(bundle: Path, folders: Sequence[Path]) -> None:
 
 
 def _is_of(bundle: Path, provenance: Path) -> bool:
-    """Return whether a provenance was written for the weights of a bundle."""
-    said = json.loads((bundle / JOB_IN_BUNDLE).read_text(encoding="utf-8"))
-    return bool(read_provenance(provenance)["provenance"].get("model") == said["weights"])
+    """Return whether a provenance is of a bundle's weights."""
+    job = json.loads((bundle / JOB_IN_BUNDLE).read_text(encoding="utf-8"))
+    return bool(read_provenance(provenance)["provenance"].get("model") == job["weights"])

@@ -1,4 +1,4 @@
-"""What a site keeps of a job beside its model, so that the model can be used there without the run's own folder."""
+"""Files that make a kept model usable without its run's folder."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from oncofed.tasks.calibration import CALIBRATION_FILE
 from oncofed.training import Plan
 
 KEPT_JOB = "job.yaml"
-# Small files that belong to a model, and lie beside it wherever it lies.
+# Small files that belong to a model, and are stored next to it.
 BESIDE_MODEL = frozenset({PROFILE_FILE, CALIBRATION_FILE})
-_NO_NAME = re.compile(r"[^a-z0-9_-]+")
+_NOT_IN_NAMES = re.compile(r"[^a-z0-9_-]+")
 
 
 def write_kept_job(
@@ -26,7 +26,7 @@ def write_kept_job(
 ) -> None:
     """Write ``job.yaml`` and ``provenance.json`` of a model that a site keeps.
 
-    Nobody signs what the site says of its own copy; its digest tells whether the weights are still those.
+    A site's own copy is not signed; the digest shows whether the weights changed.
 
     Args:
         folder: of the model.
@@ -41,7 +41,7 @@ def write_kept_job(
     """
     values = {
         "schema": 1,
-        "name": _NO_NAME.sub("_", name.lower()).strip("_-")[:63] or "job",
+        "name": _NOT_IN_NAMES.sub("_", name.lower()).strip("_-")[:63] or "job",
         "title": name[:120] or "job",
         **plan.model_dump(mode="json", by_alias=True),
         **federation.model_dump(mode="json", by_alias=True),
@@ -52,7 +52,7 @@ def write_kept_job(
 
 
 def copy_beside_model(source: Path, target: Path) -> None:
-    """Copy the small files that lie beside one model's weights to beside another's, as far as there are any."""
+    """Copy a model's small files to another folder, as far as they exist."""
     for name in sorted(BESIDE_MODEL):
         if (source / name).is_file():
             write_whole(target / name, (source / name).read_bytes())

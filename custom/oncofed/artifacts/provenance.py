@@ -1,4 +1,4 @@
-"""Where a model comes from: ``provenance.json`` beside it, signed with the server's key."""
+"""A model's origin: ``provenance.json``, signed with the server's key."""
 
 from __future__ import annotations
 
@@ -24,26 +24,25 @@ _PACKAGES = ("nvflare", "monai", "torch", "numpy")
 
 
 def write_provenance(path: Path, model: Weights, facts: Mapping[str, Any], startup: Path) -> None:
-    """Write where a model comes from.
+    """Write a model's provenance.
 
     Args:
         path: of the file.
         model: the weights.
-        facts: of the run: job, who submitted it, sites, rounds, seeds.
+        facts: of the run: job, person that submitted it, sites, rounds, seeds.
         startup: folder with the server's key and certificate; without them, in a simulation, nothing is signed.
     """
     versions = {"oncofed": oncofed.__version__, **{name: version(name) for name in _PACKAGES}}
     provenance = {"schema": SCHEMA, "model": _digest(model), "versions": versions, **facts}
-    said = signed(_signed_part(provenance), startup / "server.key", startup / "server.crt")
-    written = {"provenance": provenance, **said}
-    path.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    signature = signed(_signed_part(provenance), startup / "server.key", startup / "server.crt")
+    path.write_text(json.dumps({"provenance": provenance, **signature}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """Return what a file says of a model; whether it is true is told by ``problems_of``.
+    """Return the content of a provenance file, unverified; see ``problems_of``.
 
     Raises:
-        SpecError: it is no such file.
+        SpecError: it cannot be read as one.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -56,30 +55,30 @@ def read_provenance(path: Path) -> dict[str, Any]:
     return dict(values)
 
 
-def problems_of(said: Mapping[str, Any], model: Path, root: x509.Certificate, server: str) -> list[str]:
-    """Return why a model is not what its provenance says; empty where it is.
+def problems_of(provenance: Mapping[str, Any], model: Path, root: x509.Certificate, server: str) -> list[str]:
+    """Return the reasons not to trust a provenance; empty where it is true.
 
     Args:
-        said: the file's content.
+        provenance: the file's content.
         model: weights as safetensors.
         root: certificate of the alliance, from one's own kit.
-        server: its server's name, from the same kit: nobody else vouches for a model.
+        server: name of its server, from the same kit: nobody else vouches for a model.
     """
     problems = []
     try:
-        if _digest(load_file(model)) != said["provenance"]["model"]:
+        if _digest(load_file(model)) != provenance["provenance"]["model"]:
             problems.append("the weights are not those that it was written for")
     except (OSError, SafetensorError) as error:
         problems.append(f"the weights cannot be read ({type(error).__name__})")
-    if not said.get("signature"):
+    if not provenance.get("signature"):
         return [*problems, "it is not signed: the model comes from a simulation"]
-    if signer(said) not in (None, server):
-        problems.append(f"it is signed by {signer(said)}, expected the server {server}")
-    return [*problems, *signature_problems(said, _signed_part(said["provenance"]), root)]
+    if signer(provenance) not in (None, server):
+        problems.append(f"it is signed by {signer(provenance)}, expected the server {server}")
+    return [*problems, *signature_problems(provenance, _signed_part(provenance["provenance"]), root)]
 
 
 def _digest(model: Weights) -> str:
-    """Return a model's digest, by a standard (FIPS 180-4): it outlives the run, and others may have to follow it."""
+    """Return a model's digest, by a standard (FIPS 180-4): it outlives the run, and others may have to check it."""
     return digest_of(model, hashlib.sha256).hexdigest()
 
 

@@ -1,8 +1,7 @@
-"""What the images were like that a federation learned from: ranges that are kept with the model.
+"""Traits of the images that a federation learned from, as ranges kept with the model.
 
-Each site counts its training patients in histograms whose ends and bins ``data.traits`` fixes, counts bins of fewer
-than five with others or else hides them, and the server adds the sites up. No smallest and no largest value of a
-patient is in it.
+Each site counts its training patients in histograms whose ends and bins ``data.traits`` fixes, merges bins of fewer
+than five patients or hides them, and the server adds the sites up. It holds no smallest or largest value of a patient.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from oncofed.data.manifest import Entry
 from oncofed.data.spec import DataSpec
 from oncofed.data.traits import Trait, counts_of_patients, traits
 from oncofed.errors import SpecError
-from oncofed.privacy.small_counts import with_neighbours, without_small
+from oncofed.privacy.small_counts import merge_small_bins, suppress_small_counts
 from oncofed.suppression import LEAST_PATIENTS
 
 PROFILE_FILE = "training_profile.json"
-# A range is that of the patients whose bins are told. Where more than this share is hidden it would be too narrow.
+# A range covers the patients whose bins are shown. With more than this share hidden it would be too narrow.
 _MOST_HIDDEN = 0.2
 _TAIL = 0.01
 
-# Of one site: name of a trait -> ``patients`` and ``counts``.
+# Of one site: trait -> ``patients`` and ``counts``.
 SiteProfile = Mapping[str, Mapping[str, Any]]
 
 
@@ -37,7 +36,7 @@ class _Part(BaseModel):
 
 
 class TraitRange(_Part):
-    """One trait of the images that the federation learned from."""
+    """One trait of the training images."""
 
     patients: int = Field(ge=LEAST_PATIENTS, description="of whose images it is known")
     counts: tuple[int, ...] = Field(description="patients in each bin; 0 also where a site had fewer than five")
@@ -53,53 +52,55 @@ class TrainingProfile(_Part):
     """``training_profile.json``."""
 
     schema_: Literal[1] = Field(1, alias="schema")
-    sites: int = Field(ge=0, description="that told what their images are like")
+    sites: int = Field(ge=0, description="whose profiles are added up")
     traits: dict[str, TraitRange]
 
 
 def site_profile(images: Iterable[tuple[str, Entry]], data: DataSpec) -> dict[str, dict[str, Any]]:
-    """Return what a site tells of its training images: no trait that one to four patients have, or lack, is in it.
+    """Return the profile of a site's training images.
+
+    It leaves out each trait that one to four patients have, or lack.
 
     Args:
         images: each with its patient's key.
         data: of the job.
     """
-    found, known, there = {}, traits(data), list(images)
-    everybody = len({patient for patient, _ in there})
-    for name, counts in counts_of_patients(there, data).items():
+    profile, known, every = {}, traits(data), list(images)
+    everybody = len({patient for patient, _ in every})
+    for name, counts in counts_of_patients(every, data).items():
         patients = int(counts.sum())
         if patients >= LEAST_PATIENTS and not 0 < everybody - patients < LEAST_PATIENTS:
-            told = with_neighbours(counts, ordered=known[name].scale != "names")
-            found[name] = {"patients": patients, "counts": without_small(told).tolist()}
-    return found
+            merged = merge_small_bins(counts, ordered=known[name].scale != "names")
+            profile[name] = {"patients": patients, "counts": suppress_small_counts(merged).tolist()}
+    return profile
 
 
 def bins_of(data: DataSpec) -> dict[str, int]:
-    """Return how many bins each histogram of a job has, by trait."""
+    """Return the number of bins of each histogram of a job, by trait."""
     return {name: trait.bins for name, trait in traits(data).items()}
 
 
-def together(profiles: Iterable[SiteProfile], data: DataSpec) -> TrainingProfile:
-    """Return what several sites told, added up."""
-    told = list(profiles)
-    found: dict[str, TraitRange] = {}
+def combined_profile(profiles: Iterable[SiteProfile], data: DataSpec) -> TrainingProfile:
+    """Return the sum of several sites' profiles."""
+    every = list(profiles)
+    ranges: dict[str, TraitRange] = {}
     for name, trait in traits(data).items():
-        parts = [profile[name] for profile in told if name in profile]
+        parts = [profile[name] for profile in every if name in profile]
         if parts:
             counts = np.array([part["counts"] for part in parts], np.int64).sum(axis=0)
-            found[name] = _range(trait, sum(part["patients"] for part in parts), counts)
-    return TrainingProfile(schema=1, sites=len(told), traits=found)
+            ranges[name] = _range(trait, sum(part["patients"] for part in parts), counts)
+    return TrainingProfile(schema=1, sites=len(every), traits=ranges)
 
 
 def write_training_profile(folder: Path, profile: TrainingProfile) -> Path:
-    """Write ``folder/training_profile.json`` whole or not at all, and return it."""
+    """Write ``folder/training_profile.json`` whole or not at all; return its path."""
     path = folder / PROFILE_FILE
     write_whole(path, json.dumps(profile.model_dump(mode="json", by_alias=True), indent=1) + "\n")
     return path
 
 
 def read_training_profile(folder: Path) -> TrainingProfile | None:
-    """Return the profile beside a model's weights; None where there is none: a run at older sites has no such file.
+    """Return the profile next to a model's weights; None without one, as of runs at older sites.
 
     Raises:
         SpecError: it cannot be read as one.
@@ -117,16 +118,16 @@ def read_training_profile(folder: Path) -> TrainingProfile | None:
 
 
 def _range(trait: Trait, patients: int, counts: np.ndarray[Any, np.dtype[np.int64]]) -> TraitRange:
-    told = int(counts.sum())
-    known = told > 0 and patients - told <= _MOST_HIDDEN * patients
+    shown = int(counts.sum())
+    known = shown > 0 and patients - shown <= _MOST_HIDDEN * patients
     about: dict[str, Any] = {"patients": patients, "counts": tuple(counts.tolist()), "unit": trait.unit}
     if not known:
         return TraitRange(**about)
     if trait.scale == "names":
         return TraitRange(**about, names=tuple(n for n, count in zip(trait.names, counts, strict=True) if count))
     below = np.cumsum(counts)
-    first = int(np.searchsorted(below, _TAIL * told, side="right"))
-    last = int(np.searchsorted(below, (1 - _TAIL) * told, side="left"))
+    first = int(np.searchsorted(below, _TAIL * shown, side="right"))
+    last = int(np.searchsorted(below, (1 - _TAIL) * shown, side="left"))
     ends = trait.low + first * trait.width, trait.low + (last + 1) * trait.width
     low, high = (float(f"{trait.plain(end):.4g}") for end in ends)
     return TraitRange(**about, range=(low, high), bins=(first, last))

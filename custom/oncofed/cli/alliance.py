@@ -1,4 +1,4 @@
-"""``oncofed alliance``: who takes part, and their startup kits."""
+"""``oncofed alliance``: participants and their startup kits."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ if TYPE_CHECKING:
     from oncofed.alliance.issued import SealedKit
 
 app = typer.Typer(
-    help="An alliance as data: who takes part, their sealed startup kits, and until when those hold.",
+    help="An alliance: its participants, their sealed startup kits, and until when those are valid.",
     no_args_is_help=True,
 )
 
 DEFAULT_HOME = Path("workspace/alliance")
 
 Home = Annotated[
-    Path, typer.Option("--home", envvar="ONCOFED_ALLIANCE", help="The alliance's own folder: root key, sealed kits.")
+    Path, typer.Option("--home", envvar="ONCOFED_ALLIANCE", help="The alliance's folder: root key, sealed kits.")
 ]
 PasswordFile = Annotated[
-    Path | None, typer.Option("--password-file", help="File whose first line is the root's password; else it is asked.")
+    Path | None,
+    typer.Option("--password-file", help="File whose first line is the root's password; else you are asked."),
 ]
-SpecFile = Annotated[Path, typer.Argument(help="The alliance as data; an example is provisioning/alliance.yaml.")]
+SpecFile = Annotated[Path, typer.Argument(help="The alliance's file; an example is provisioning/alliance.yaml.")]
 Passwords = Annotated[
     Path | None, typer.Option("--passwords", help="Write the kits' passwords to this file (0600), not the terminal.")
 ]
@@ -44,7 +45,7 @@ Recipient = Annotated[
 ]
 OwnKey = Annotated[
     bool,
-    typer.Option("--own-key", help="Make no kit: they make their private key themselves; see oncofed site request."),
+    typer.Option("--own-key", help="Make no kit: they create their own private key; see oncofed site request."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
 
@@ -57,11 +58,11 @@ def provision(
     passwords: Passwords = None,
     json: Json = False,
 ) -> None:
-    """Make a sealed startup kit for everybody in alliance.yaml who has none yet. Kits that exist stay as they are.
+    """Make a sealed startup kit for every participant in alliance.yaml without one. Existing kits stay unchanged.
 
-    The first time the alliance is founded: its root key is made, and encrypted with a password that you choose. Each
-    kit is sealed with a password of its own, which is shown once, or for the age recipient that alliance.yaml names.
-    Send kits and passwords by different ways.
+    The first time it also creates the alliance's root key, encrypted with a password that you choose. Each kit is
+    sealed with a password of its own, shown once, or for the age recipient in alliance.yaml. Send kits and passwords
+    by different ways.
     """
     from oncofed.alliance.issued import Alliance
     from oncofed.alliance.spec import read_alliance
@@ -123,19 +124,19 @@ def add_user(
 @app.command()
 def renew(
     file: SpecFile,
-    names: Annotated[list[str] | None, typer.Argument(help="Whose kits; without any, see --within.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Participants; without any, see --within.")] = None,
     within: Annotated[
-        int, typer.Option(min=1, help="Where nobody is named: whose certificates end in so many days.")
+        int, typer.Option(min=1, help="Without names: everybody whose certificate expires within so many days.")
     ] = 60,
     home: Home = DEFAULT_HOME,
     password_file: PasswordFile = None,
     passwords: Passwords = None,
     json: Json = False,
 ) -> None:
-    """Make kits with new certificates before the old ones end. Old and new hold side by side.
+    """Make kits with new certificates before the old ones expire. Until then both are valid.
 
-    A participant puts the new kit in place with `oncofed site renew FILE`, also while it runs. One that made its own
-    private key sends a new request instead; see `oncofed alliance approve`.
+    A participant installs the new kit with `oncofed site renew FILE`, even while it runs. One with its own private key
+    sends a new request instead; see `oncofed alliance approve`.
     """
     from oncofed.alliance.issued import Alliance
     from oncofed.alliance.spec import read_alliance
@@ -157,33 +158,36 @@ def approve(
     file: SpecFile,
     request: Annotated[Path, typer.Argument(help="The request.json that a participant sent.")],
     fingerprint: Annotated[
-        str | None, typer.Option(help="The request's, as its sender told it by another way; without it you are asked.")
+        str | None, typer.Option(help="The request's, as its sender gave it by another way; without it you are asked.")
     ] = None,
-    again: Annotated[bool, typer.Option("--renew", help="It has a kit, and asks for a certificate after it.")] = False,
+    again: Annotated[
+        bool, typer.Option("--renew", help="The participant has a kit; make a second certificate.")
+    ] = False,
     home: Home = DEFAULT_HOME,
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Answer a participant who made its own private key: a kit without one, which that participant alone can open.
+    """Answer a participant who created its own private key: a kit without a key, which only that participant can open.
 
-    alliance.yaml must name the participant. Who has the request's file alone may not be who it says: compare the
-    fingerprint with its sender by telephone.
+    alliance.yaml must name the participant. Anybody could have written the request's file: compare the fingerprint with
+    its sender by telephone.
     """
     from oncofed.alliance.issued import Alliance
     from oncofed.alliance.request import read_request
     from oncofed.alliance.spec import read_alliance
 
-    spec, asked, console = read_alliance(file), read_request(request), progress_console(json)
+    spec, received, console = read_alliance(file), read_request(request), progress_console(json)
     console.print(
-        f"{asked.kind} {asked.participant} asks. Fingerprint of the request:\n  {asked.fingerprint}", markup=False
+        f"{received.kind} {received.participant} asks. Fingerprint of the request:\n  {received.fingerprint}",
+        markup=False,
     )
-    if fingerprint is not None and fingerprint.strip().upper() != asked.fingerprint:
+    if fingerprint is not None and fingerprint.strip().upper() != received.fingerprint:
         raise SpecError("--fingerprint is not that of the request: it comes from somebody else, or was changed")
     if fingerprint is None:
         if not sys.stdin.isatty():
             raise SpecError("the fingerprint is confirmed at a terminal; here give --fingerprint")
-        typer.confirm(f"Did {asked.participant} tell you the same one?", abort=True)
-    made = Alliance(home).approve(spec, asked, ask_password("the alliance's root", password_file), again)
+        typer.confirm(f"Did {received.participant} tell you the same one?", abort=True)
+    made = Alliance(home).approve(spec, received, ask_password("the alliance's root", password_file), again)
     then = "renew" if again else "open"
     if json:
         typer.echo(jsonlib.dumps({"name": made.name, "kind": made.kind, "kit": str(made.file)}))
@@ -194,44 +198,44 @@ def approve(
 def status(
     home: Home = DEFAULT_HOME,
     kit: Annotated[
-        Path | None, typer.Option(help="A person's open kit: the running server is asked which sites it hears of.")
+        Path | None, typer.Option(help="A person's open kit: also ask the running server which sites are connected.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show who takes part, with which role, until when their certificates hold, and which sites are connected."""
+    """Show the participants, their roles, when their certificates expire, and which sites are connected."""
     from oncofed.alliance.authority import EXPIRES_SOON_DAYS
     from oncofed.alliance.issued import Alliance
 
     issued = Alliance(home).issued()
-    heard = _heard_of(kit) if kit else None
+    last_seen = _last_seen(kit) if kit else None
     if json:
         shown = jsonlib.loads(issued.model_dump_json(by_alias=True))
-        shown["connected"] = None if heard is None else {name: at.isoformat() for name, at in heard.items()}
+        shown["connected"] = None if last_seen is None else {name: at.isoformat() for name, at in last_seen.items()}
         typer.echo(jsonlib.dumps(shown, indent=2))
         return
     table = Table(title=f"{issued.name}: server {issued.server}, port {issued.port}", title_justify="left", box=SIMPLE)
     table.add_column("participant", no_wrap=True)
     for heading in ("kind or role", "organisation", "kit"):
         table.add_column(heading, overflow="fold")
-    for heading in ("until", *(["heard of"] if heard is not None else [])):
+    for heading in ("until", *(["heard of"] if last_seen is not None else [])):
         table.add_column(heading, no_wrap=True)
     now = datetime.now(timezone.utc)
     for name, participant in issued.participants.items():
         until = participant.certificates[-1].until
         left = (until - now).days
         colour = "red" if left < 0 else "yellow" if left < EXPIRES_SOON_DAYS else "default"
-        told = f"{until:%Y-%m-%d}, " + ("[bold]expired[/]" if left < 0 else f"{left} days")
+        validity = f"{until:%Y-%m-%d}, " + ("[bold]expired[/]" if left < 0 else f"{left} days")
         if participant.revoked:
-            colour, told = "red", f"[bold]revoked[/] on {participant.revoked:%Y-%m-%d}"
+            colour, validity = "red", f"[bold]revoked[/] on {participant.revoked:%Y-%m-%d}"
         row = [
             escape(name),
             participant.role or participant.kind,
             participant.organisation,
             participant.certificates[-1].oncofed,
         ]
-        row.append(f"[{colour}]{told}[/]")
-        if heard is not None:
-            row.append(_ago(heard.get(name)) if participant.kind == "site" else "")
+        row.append(f"[{colour}]{validity}[/]")
+        if last_seen is not None:
+            row.append(_ago(last_seen.get(name)) if participant.kind == "site" else "")
         table.add_row(*row)
     console = plain_console()
     show_table(table, console)
@@ -242,15 +246,15 @@ def status(
 def revoke(
     name: Annotated[str, typer.Argument(help="Site, relay or person, as `oncofed alliance status` names them.")],
     server_kit: Annotated[
-        Path | None, typer.Option(help="The server's open kit, where it is on this machine: the list is put into it.")
+        Path | None, typer.Option(help="The server's open kit, if it is on this machine: the list is written into it.")
     ] = None,
     home: Home = DEFAULT_HOME,
     password_file: PasswordFile = None,
 ) -> None:
-    """Keep somebody out from now on. The running server obeys within seconds, without a restart.
+    """Revoke a participant. The running server obeys within seconds, without a restart.
 
-    The list of those who are out is signed by the alliance, so it may travel to the server by any way. The name is not
-    given again: who comes back takes another one.
+    The alliance signs the list of revoked participants, so it may reach the server by any way. A revoked name cannot be
+    used again: to come back, take another one.
     """
     from oncofed.alliance.facts import read_facts
     from oncofed.alliance.issued import Alliance
@@ -271,10 +275,10 @@ def revoke(
         typer.echo(f"{name} is revoked once the server has the list. Put {file} into the folder local/ of its kit.")
 
 
-def _heard_of(kit: Path) -> dict[str, datetime]:
-    from oncofed.job.remote import Engineer
+def _last_seen(kit: Path) -> dict[str, datetime]:
+    from oncofed.alliance.session import EngineerSession
 
-    with Engineer(kit) as engineer:
+    with EngineerSession(kit) as engineer:
         return engineer.connected()
 
 
@@ -294,16 +298,19 @@ def _add(
 
 
 def _make(kits: Iterator[SealedKit], count: int, passwords: Path | None, console: Console, json: bool) -> None:
-    """Make kits and tell their passwords, also where it is interrupted: one that is not told now is lost."""
+    """Make kits and show their passwords, even when interrupted.
+
+    A password that is not shown is lost.
+    """
     made: list[SealedKit] = []
     try:
         made.extend(track(kits, "Sealed kits", count, console=console, transient=True))
     finally:
-        _tell(made, passwords, console, json)
+        _show_kits(made, passwords, console, json)
 
 
-def _tell(made: list[SealedKit], file: Path | None, console: Console, json: bool) -> None:
-    """Show kits and their passwords, or write the passwords to a file."""
+def _show_kits(made: list[SealedKit], file: Path | None, console: Console, json: bool) -> None:
+    """Print kits and passwords, or write the passwords to a file."""
     if not made:
         return
     from oncofed.alliance.issued import KIT_SUFFIX

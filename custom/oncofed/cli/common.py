@@ -203,7 +203,7 @@ def require_posix() -> None:
 
 
 def _parts(model: Path) -> list[str]:
-    """Return the forms of a run's model; with a code pack there is no bundle."""
+    """Return the forms of a run's model."""
     return ["model.safetensors", *(["MONAI bundle"] if (model / "bundle").is_dir() else [])]
 
 

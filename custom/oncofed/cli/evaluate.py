@@ -25,7 +25,7 @@ from oncofed.cli.terminal import echo_json
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
-    from oncofed.prediction.evaluation.evaluate import Evaluated
+    from oncofed.prediction.evaluation.evaluate import EvaluationResult
     from oncofed.prediction.evaluation.subgroups import Subgroups
     from oncofed.tasks.comparison import Comparison
 
@@ -94,20 +94,28 @@ def evaluate(
     keep_caches_in(workspace)
     from oncofed.devices import training_device
     from oncofed.job.card import write_cards
-    from oncofed.prediction.evaluation.columns import parse_wanted
-    from oncofed.prediction.evaluation.evaluate import Request, write_cases
+    from oncofed.prediction.evaluation.evaluate import EvaluationRequest, write_cases
     from oncofed.prediction.evaluation.evaluate import evaluate as score
     from oncofed.prediction.evaluation.page import write_page
+    from oncofed.prediction.evaluation.subgroup_columns import parse_column_choices
     from oncofed.prediction.model import load_model
-    from oncofed.prediction.private import make_private
+    from oncofed.prediction.permissions import make_private
     from oncofed.report.result import read_result
 
-    wanted = tuple(parse_wanted(by or []))
+    wanted = tuple(parse_column_choices(by or []))
     folder = dataset_named(dataset, workspace)
     other = load_model(against) if against else None
     if card and not (model / "result.json").is_file():
         raise SpecError(f"--card: {model} holds no result.json, from which the card follows. Name a run's folder")
-    request = Request(load_model(model), folder, split.value, wanted, table, other, margin)
+    request = EvaluationRequest(
+        model=load_model(model),
+        folder=folder,
+        split=split.value,
+        by=wanted,
+        table=table,
+        against=other,
+        margin=margin,
+    )
     target = out or workspace / "evaluations" / f"{request.model.job.name}-{folder.resolve().name}"
     where = training_device(device.value if device else None)
     make_private(target)
@@ -129,7 +137,7 @@ def evaluate(
     console.print(f"Cases:   {cases} (stays at the site)", markup=False)
 
 
-def _show(found: Evaluated) -> None:
+def _show(found: EvaluationResult) -> None:
     console, record = plain_console(), found.record
     for problem in _set_aside(found):
         console.print(f"[yellow]set aside[/] {escape(problem)}")
@@ -151,10 +159,10 @@ def _show(found: Evaluated) -> None:
         console.print(f"Further columns for --by: {', '.join(more)}", markup=False)
 
 
-def _set_aside(found: Evaluated) -> list[str]:
-    from oncofed.data.grouping import told
+def _set_aside(found: EvaluationResult) -> list[str]:
+    from oncofed.data.grouping import finding_lines
 
-    return told((problem.case, problem.what) for problem in found.set_aside)
+    return finding_lines((problem.case, problem.what) for problem in found.set_aside)
 
 
 def _groups(column: Subgroups, metric: str) -> Table:

@@ -1,4 +1,4 @@
-"""What register and check print of files, labels and findings: counts, three examples a kind, and what to type."""
+"""Output of data register and check: counts, three examples per kind, and commands to type."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
 
 def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
-    """Print what became of each file of a folder that was registered; the last line says who has labels.
+    """Print how each file of a registered folder was used.
+
+    The last line counts the labels.
 
     Args:
-        manifest: what was found.
-        folder: the dataset's.
-        dataset: what to type for it.
+        manifest: of the dataset.
+        folder: of the dataset.
+        dataset: its name as the user types it.
     """
     from oncofed.data.accounts import advice, by_weight, labelled_share
     from oncofed.data.decisions import decided, in_words
@@ -55,13 +57,16 @@ def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
 
 
 def show_findings(report: Report, job: str, dataset: str) -> None:
-    """Print what a check found, by kind: how many, three examples, and the command that answers them all."""
+    """Print a check's findings by kind.
+
+    Count, three examples, and the command that settles them.
+    """
     from oncofed.data.answers import answer_to, kind_of_reason
-    from oncofed.data.grouping import by_kind, counted, told
+    from oncofed.data.grouping import by_kind, counted, finding_lines
 
     console = plain_console()
     for lines in by_kind((p.case, p.what) for p in report.set_aside).values():
-        _print_told(console, "red", "set aside", told(lines))
+        _print_told(console, "red", "set aside", finding_lines(lines))
         _print_answer(console, answer_to(kind_of_reason(lines[0][1])), dataset, job)
     for colour, label, findings in (("red", "found", report.findings), ("yellow", "warning", report.warnings)):
         kinds: dict[str, list[tuple[str, str]]] = {}
@@ -72,7 +77,7 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
             _print_answer(console, answer_to(kind), dataset, job)
     if report.unlabelled:
         console.print(f"without a label: {counted(len(report.unlabelled), 'case')}", markup=False)
-        for line in told((problem.case, problem.what) for problem in report.unlabelled):
+        for line in finding_lines((problem.case, problem.what) for problem in report.unlabelled):
             console.print(f"  {line}", markup=False)
     for remark in report.remarks:
         console.print(f"[yellow]seen[/] {escape(remark)}")
@@ -81,7 +86,10 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
 
 
 def commands(report: Report, job: str, dataset: str) -> dict[str, str]:
-    """Return kind of finding -> what to type to answer all of that kind with the usual decision."""
+    """Return kind of finding -> command that settles it.
+
+    With the usual decision.
+    """
     from oncofed.data.answers import answer_to, kind_of_reason
 
     kinds = [kind_of_reason(problem.what) for problem in report.set_aside]
@@ -105,12 +113,12 @@ def _of_kind(items: list[tuple[str, str]]) -> list[str]:
 
 
 def _set_aside(quarantine: Iterable[Quarantined]) -> list[str]:
-    from oncofed.data.grouping import told
+    from oncofed.data.grouping import finding_lines
 
     found = ((f"{bad.name} ({bad.source})" if bad.source else bad.name, bad.reason) for bad in quarantine)
     return [
         f"  {escape(line.strip())}" if line.startswith("  ") else f"[yellow]set aside[/] {escape(line)}"
-        for line in told(found)
+        for line in finding_lines(found)
     ]
 
 

@@ -1,4 +1,4 @@
-"""``oncofed site policy`` and ``oncofed site audit``: what may run at a site, and the record of what did."""
+"""``oncofed site policy`` and ``oncofed site audit``: rules for jobs, and the record of jobs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ policy_app = typer.Typer(
     no_args_is_help=True,
 )
 audit_app = typer.Typer(
-    help="The record of what ran, what left and who allowed it: chained, so that no line can be changed unseen.",
+    help="The record of what ran, what left and who allowed it, chained so that every change is found.",
     no_args_is_help=True,
 )
 
@@ -41,7 +41,7 @@ Anchors = Annotated[
 
 @policy_app.command()
 def show(folder: Folder = Path(), json: Json = False) -> None:
-    """Show the policy in force, each setting with what it means."""
+    """Show the policy in force, each setting with its description."""
     from oncofed.site.policies import current_policy, policy_text, policy_version
 
     policy = current_policy(folder)
@@ -63,10 +63,10 @@ def edit(
         Path | None, typer.Option("--file", help="The new policy as YAML; else your editor opens ($EDITOR).")
     ] = None,
 ) -> None:
-    """Change the policy, for jobs that start from now on. The change is recorded before it is in force."""
+    """Change the policy for future jobs. The change is recorded before it takes effect."""
     from oncofed.site.policies import change_policy, policy_difference
 
-    policy, version = _edited(folder, reason) if file is None else change_policy(folder, file, reason)
+    policy, version = _edit_in_editor(folder, reason) if file is None else change_policy(folder, file, reason)
     console = plain_console()
     console.print(policy_difference(folder), markup=False)
     console.print(f"version {version} is in force, digest {policy.digest}")
@@ -91,7 +91,7 @@ def try_job(
     folder: Folder = Path(),
     person: Annotated[str | None, typer.Option("--person", help="Who would submit it.")] = None,
 ) -> None:
-    """Say whether a job may run here: exit status 0, or 3 with the rule that it breaks."""
+    """Check whether a job may run here: exit status 0, or 3 with the rule that it breaks."""
     from oncofed.job.spec import read_job
     from oncofed.privacy.policy import JobFacts
     from oncofed.site.policies import current_policy
@@ -108,11 +108,11 @@ def try_job(
 @audit_app.command("show")
 def show_audit(
     folder: Folder = Path(),
-    job: Annotated[str | None, typer.Option("--job", help="Of this job alone: the beginning of its id.")] = None,
+    job: Annotated[str | None, typer.Option("--job", help="Only of this job: the beginning of its id.")] = None,
     what: Annotated[
         str | None, typer.Option("--what", help="Entries of a kind, such as left, refused, policy.")
     ] = None,
-    last: Annotated[int, typer.Option("--last", min=1, help="So many of the last ones.")] = 50,
+    last: Annotated[int, typer.Option("--last", min=1, help="Number of entries.")] = 50,
     json: Json = False,
 ) -> None:
     """Show the last entries."""
@@ -125,9 +125,9 @@ def show_audit(
     table = Table(box=SIMPLE, pad_edge=False)
     for heading in ("#", "time", "who", "what", "facts"):
         table.add_column(heading, overflow="fold")
-    whole = not is_terminal(sys.stdout)
+    full = not is_terminal(sys.stdout)
     for entry in found:
-        facts = facts_text(entry, whole)
+        facts = facts_text(entry, full)
         cells = (str(entry["n"]), str(entry["time"])[:19], str(entry["who"]), str(entry["what"]), facts)
         table.add_row(*map(escape, cells))
     if found:
@@ -138,7 +138,7 @@ def show_audit(
 
 @audit_app.command()
 def verify(folder: Folder = Path(), anchors: Anchors = None, json: Json = False) -> None:
-    """Look whether any line was changed, moved, taken out or, with --anchors, cut off: exit status 0, or 3."""
+    """Check that no line was changed, moved, removed or, with --anchors, cut off: exit status 0, or 3."""
     from oncofed.site import auditing
 
     problems, last = auditing.verify(folder, anchors)
@@ -161,7 +161,7 @@ def export(
     folder: Folder = Path(),
     anchors: Anchors = None,
 ) -> None:
-    """Write the whole log as CSV, or as a page that answers what ran, what left and who allowed it."""
+    """Write the log as CSV, or as a page of what ran, what left and who allowed it."""
     from oncofed.site.auditing import export_csv, export_page
 
     if out.suffix not in (".csv", ".html"):
@@ -175,7 +175,7 @@ def show_anchors(
     folder: Folder = Path(),
     out: Annotated[Path | None, typer.Option("--out", help="File to write; else they are printed.")] = None,
 ) -> None:
-    """At the server: give the last line of each site's log that the server heard of, for verify --anchors there."""
+    """At the server: the last known line of each site's log, for verify --anchors at the site."""
     from oncofed.site.auditing import site_anchors
 
     text = jsonlib.dumps(site_anchors(folder), indent=2)
@@ -185,7 +185,7 @@ def show_anchors(
         out.write_text(text + "\n", encoding="utf-8")
 
 
-def _edited(folder: Path, reason: str) -> tuple[Policy, int]:
+def _edit_in_editor(folder: Path, reason: str) -> tuple[Policy, int]:
     from oncofed.site.policies import change_policy, current_policy, policy_text
 
     if not sys.stdin.isatty():

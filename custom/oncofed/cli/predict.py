@@ -40,7 +40,7 @@ from oncofed.cli.watching import (
 from oncofed.errors import DataError, OncofedError, SpecError
 
 if TYPE_CHECKING:
-    from oncofed.prediction.run import Predictions
+    from oncofed.prediction.predictions import Predictions
 
 _MOST_SHOWN = 20
 _INPUTS = "Files, folders of any layout, unsorted DICOM, or registered datasets by name or folder. They are only read."
@@ -121,14 +121,15 @@ def predict(
     keep_caches_in(workspace)
     from oncofed.data.grouping import counted
     from oncofed.devices import training_device
-    from oncofed.prediction.dicom.writers import notes_of
+    from oncofed.prediction.dicom.writers import coding_notes
     from oncofed.prediction.model import load_model
-    from oncofed.prediction.outputs.choice import chosen_outputs
     from oncofed.prediction.outputs.page import write_page
-    from oncofed.prediction.run import RESEARCH_ONLY, Options
+    from oncofed.prediction.outputs.registry import select_outputs
+    from oncofed.prediction.results_folder import RESEARCH_ONLY
+    from oncofed.prediction.run import Options
     from oncofed.prediction.run import predict as predict_all
     from oncofed.prediction.sources import gather
-    from oncofed.prediction.trust.ensemble import members_of
+    from oncofed.prediction.trust.ensemble import ensemble_members
     from oncofed.prediction.watching.predictor import Predictor
 
     watched = watching(out, watch, listen, ae_title, callers, send_to, settle, once)
@@ -136,9 +137,9 @@ def predict(
         raise SpecError("expected INPUT, or --watch FOLDER or --listen PORT in its place: exactly one of them")
     if watched and only:
         raise SpecError("--only: of use with INPUT alone. Leave it out: what arrives is predicted")
-    outputs = chosen_outputs(["structures"] if structures else (), without or ())
+    outputs = select_outputs(["structures"] if structures else (), without or ())
     trained = load_model(model)
-    if ensemble and (members := members_of(trained)):
+    if ensemble and (members := ensemble_members(trained)):
         progress_console(json).print(
             f"{len(members)} other models of the run predict too ({', '.join(members)}): {len(members) + 1} times the "
             "work. --no-ensemble leaves them out",
@@ -152,7 +153,7 @@ def predict(
     assert inputs is not None
     with _explained_full_disk(out), ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
-        sources.notes += notes_of(trained, sources.cases)
+        sources.notes += coding_notes(trained, sources.cases)
         found = predict_all(
             trained, sources, out, training_device(device), options, lambda *counts: advance("predicting", *counts)
         )
@@ -187,7 +188,7 @@ def _explained_full_disk(out: Path) -> Iterator[None]:
 def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
     from dataclasses import asdict
 
-    from oncofed.prediction.run import PREDICTIONS_FILE
+    from oncofed.prediction.predictions import PREDICTIONS_FILE
 
     return {
         "folder": str(found.folder),
@@ -202,18 +203,18 @@ def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
 
 
 def _show(found: Predictions, page: Path | None) -> None:
-    from oncofed.data.grouping import told
-    from oncofed.prediction.outputs.figures import table_of
-    from oncofed.prediction.run import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE, source_said
-    from oncofed.prediction.trust.summary import doubts
+    from oncofed.data.grouping import finding_lines
+    from oncofed.prediction.outputs.case_rows import display_table
+    from oncofed.prediction.predictions import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE, describe_source
+    from oncofed.prediction.trust.summary import warning_lines
 
     console = plain_console()
     records = found.now
     shown = records[:_MOST_SHOWN]
-    headings, cells = table_of(row for record in shown for row in record["figures"])
+    headings, cells = display_table(row for record in shown for row in record["figures"])
     names = [record["name"] if number == 0 else "" for record in shown for number in range(len(record["figures"]))]
     table = Table(title=f"{len(records)} of {len(records) + len(found.set_aside)} cases", title_justify="left")
-    sources = [source_said(record) for record in shown for _ in record["figures"]]
+    sources = [describe_source(record) for record in shown for _ in record["figures"]]
     more = ["source"] if any(record.get("series") for record in shown) else []
     for number, heading in enumerate(["case", *headings, *more]):
         right = 1 < number <= len(headings)
@@ -228,9 +229,9 @@ def _show(found: Predictions, page: Path | None) -> None:
     for record in records:
         for output, reason in record["missing"].items():
             console.print(f"[yellow]no {output}[/] of {escape(record['name'])}: {escape(reason)}")
-    for what, line in doubts(records):
+    for what, line in warning_lines(records):
         console.print(f"[yellow]{what}[/]: {escape(line)}")
-    for line in told((bad.name, bad.reason) for bad in found.set_aside):
+    for line in finding_lines((bad.name, bad.reason) for bad in found.set_aside):
         console.print(f"[yellow]set aside[/] {escape(line)}")
     before = f", {len(found.kept)} of them before" if found.kept else ""
     aside = f"; {len(found.set_aside)} set aside ({found.folder / SET_ASIDE_FILE})" if found.set_aside else ""

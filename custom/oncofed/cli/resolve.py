@@ -20,7 +20,7 @@ from oncofed.data.answers import ANSWERS
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
-    from oncofed.data.resolve import Asked, Outcome
+    from oncofed.data.resolve import JobFindings, Outcome
 
 
 def _option(finding: str) -> Any:
@@ -100,17 +100,17 @@ def _kit(site: Path | None) -> Path | None:
     return None
 
 
-def _asked(job: str | None, folder: Path) -> Asked:
-    from oncofed.data.resolve import Asked
+def _asked(job: str | None, folder: Path) -> JobFindings:
+    from oncofed.data.resolve import JobFindings
 
     if job is None:
-        return Asked()
+        return JobFindings()
     from oncofed.data.contract import check_dataset
     from oncofed.job.spec import read_job
 
     spec = read_job(job, with_code=True)
     report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
-    return Asked(spec.data, report.set_aside)
+    return JobFindings(spec.data, report.set_aside)
 
 
 def _list(folder: Path, dataset: str, job: str | None, json: bool) -> None:
@@ -145,7 +145,7 @@ def _show(outcome: Outcome, dry_run: bool, undo: bool, json: bool) -> None:
             "undo": undo,
             "decisions": [decision.model_dump(mode="json") for decision in outcome.decisions],
             "words": outcome.words,
-            "told": outcome.told,
+            "told": outcome.messages,
             "audit_log": str(outcome.recorded) if outcome.recorded else None,
         }
         typer.echo(jsonlib.dumps(values, indent=2))
@@ -154,7 +154,7 @@ def _show(outcome: Outcome, dry_run: bool, undo: bool, json: bool) -> None:
     done = "taken back" if undo else "decided"
     for words in outcome.words:
         console.print(f"{'would be ' if dry_run else ''}{done} {words}", markup=False)
-    for line in outcome.told:
+    for line in outcome.messages:
         console.print(line, markup=False)
     if dry_run:
         console.print("Nothing was changed (--dry-run).", markup=False)

@@ -1,4 +1,4 @@
-"""``oncofed site review | approve | reject | withdraw``: code that engineers bring, and what the site decides."""
+"""``oncofed site review | approve | reject | withdraw``: decisions about engineers' code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def review(
     folder: Folder = Path(),
     json: Json = False,
 ) -> None:
-    """Show code that waits for a decision: its files, imports, what changed since the last approved one, findings."""
+    """Show code to decide about: files, imports, changes since the last approved version, findings."""
     from oncofed.site import packs
 
     if digest is None:
@@ -79,17 +79,17 @@ def review(
 
 
 def approve(digest: Digest, reason: Reason, folder: Folder = Path()) -> None:
-    """Let exactly this code run here, without network, on a job's own data, for jobs that start from now on."""
+    """Let exactly this code run here in future jobs, without network, on the job's data only."""
     _decide(folder, digest, "approved", reason)
 
 
 def reject(digest: Digest, reason: Reason, folder: Folder = Path()) -> None:
-    """Refuse this code for good; the engineer is told that it was rejected, not why."""
+    """Refuse this code permanently; the engineer sees that it was rejected, not why."""
     _decide(folder, digest, "rejected", reason)
 
 
 def withdraw(digest: Digest, reason: Reason, folder: Folder = Path()) -> None:
-    """Take an approval back, for jobs that start from now on."""
+    """Withdraw an approval, for future jobs."""
     _decide(folder, digest, "withdrawn", reason)
 
 

@@ -1,4 +1,4 @@
-"""``oncofed site``: the site admin's side of an alliance."""
+"""``oncofed site``: run a site, or an alliance's server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from oncofed.site.check import Check
 
 app = typer.Typer(
-    help="A site of an alliance (or its server): open its startup kit, look whether all is ready, start and stop it.",
+    help="A site of an alliance (or its server): open its startup kit, check the machine, start and stop it.",
     no_args_is_help=True,
 )
 
@@ -50,7 +50,8 @@ _START_SECONDS = 30.0
 
 SealedKit = Annotated[Path, typer.Argument(help="The sealed kit that the alliance sent, such as SITE.kit.age.")]
 KitPassword = Annotated[
-    Path | None, typer.Option("--password-file", help="File whose first line is the kit's password; else it is asked.")
+    Path | None,
+    typer.Option("--password-file", help="File whose first line is the kit's password; else you are asked."),
 ]
 Identity = Annotated[
     Path | None,
@@ -69,7 +70,7 @@ def open_kit(
     identity: Identity = None,
     request: RequestFolder = None,
 ) -> None:
-    """Open a sealed startup kit. Nothing is left of it where one byte is not as the alliance made it."""
+    """Open a sealed startup kit. If any byte differs from what the alliance signed, nothing is left of it."""
     from oncofed.alliance.facts import read_facts
 
     folder = out or Path(file.name.removesuffix(".age").removesuffix(".kit"))
@@ -89,16 +90,16 @@ def request(
     kind: Annotated[str, typer.Option(help="site, server or person")] = "site",
     out: Annotated[Path | None, typer.Option(help="Folder to make; by default NAME.request, here.")] = None,
 ) -> None:
-    """Make a private key that never leaves this machine, and a request for its certificate to send to the alliance.
+    """Create a private key that never leaves this machine, and a certificate request for the alliance.
 
-    For a site whose rules forbid that anybody else ever had its key; else the alliance sends a kit with one in it.
+    For a site whose rules forbid that anybody else has its key; else the alliance sends a kit with a key in it.
     """
     from oncofed.alliance.request import REQUEST_FILE, make_request
 
     if kind not in ("site", "server", "person"):
         raise SpecError(f"--kind {kind}: expected site, server or person")
     folder = out or Path(f"{name}.request")
-    made = make_request(name, kind, folder)  # type: ignore[arg-type]  # looked at above
+    made = make_request(name, kind, folder)  # type: ignore[arg-type]  # checked above
     console = plain_console()
     console.print(
         f"Send {folder / REQUEST_FILE} to the alliance; nothing in it is secret. Keep the folder.", markup=False
@@ -115,14 +116,14 @@ def renew(
     identity: Identity = None,
     request: RequestFolder = None,
 ) -> None:
-    """Put a newer kit, with a certificate that holds longer, in the place of the one in --folder.
+    """Replace the kit in --folder by a newer one, whose certificate is valid for longer.
 
-    It may run meanwhile: no round is missed. The new certificate is in force from when no job runs here.
+    It may run meanwhile: no round is missed. It uses the new certificate as soon as no job runs here.
     """
-    from oncofed.site.renewal import renew as put
+    from oncofed.site.renewal import renew as replace_kit
     from oncofed.site.service import service_state
 
-    until, kept = put(folder.resolve(), _opener(file, password_file, identity, request))
+    until, kept = replace_kit(folder.resolve(), _opener(file, password_file, identity, request))
     console = plain_console()
     console.print(f"{folder}: renewed until {until:%Y-%m-%d}", markup=False)
     if kept:
@@ -138,18 +139,19 @@ def doctor(
     ] = None,
     server: Annotated[str | None, typer.Option(help="HOST:PORT; before there is a kit.")] = None,
     proxy: Annotated[
-        str | None, typer.Option(help="http://HOST:PORT on the way to the server; by default that of site.yaml.")
+        str | None, typer.Option(help="http://HOST:PORT of the proxy to the server; by default the one in site.yaml.")
     ] = None,
     job: Annotated[
-        list[str] | None, typer.Option(help="A job of the alliance: may it train on this site's data? Several times.")
+        list[str] | None,
+        typer.Option(help="A job of the alliance: check that it can train on this site's data. May be repeated."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Look whether this machine is ready: packages, GPU, disk, limits, clock, route to the server, kit, datasets.
+    """Check that this machine is ready: packages, GPU, disk, limits, clock, route to the server, kit, datasets.
 
-    Without a kit here and without --server it looks at the machine alone.
+    Without a kit here and without --server it checks only the machine.
 
-    One line for each check; exit status 1 where one fails.
+    One line per check; exit status 1 if one fails.
     """
     from oncofed.alliance.facts import KIT_FILE
     from oncofed.job.spec import read_job
@@ -177,9 +179,9 @@ def start(
     folder: Folder = Path(),
     background: Annotated[bool, typer.Option("--background", help="Return once it runs; see site stop.")] = False,
 ) -> None:
-    """Start the kit's site, relay or server. It is started again when it crashes; Ctrl-C stops it.
+    """Start the kit's site, relay or server. It is restarted when it crashes; Ctrl-C stops it.
 
-    Everything that it writes lies in the kit's folder. What a job had done when it is stopped is taken up again.
+    Everything that it writes stays in the kit's folder. A job that is stopped continues from its last checkpoint.
     """
     require_posix()
     if background:
@@ -199,18 +201,18 @@ def start(
 def stop(
     folder: Folder = Path(),
     after_round: Annotated[
-        bool, typer.Option("--after-round", help="Let the job's turn in this round end first; Ctrl-C: do not stop.")
+        bool, typer.Option("--after-round", help="Let the site finish this round first; Ctrl-C: do not stop.")
     ] = False,
 ) -> None:
-    """Stop the kit's site, relay or server, and all that it started. Its jobs go on when it is started again.
+    """Stop the kit's site, relay or server, and its processes. Its jobs continue when it is started again.
 
-    A turn that is stopped in the middle is taken up from its last checkpoint, which is a minute old at most.
+    A round that is interrupted continues from its last checkpoint, which is at most a minute old.
     """
     from oncofed.site.service import machine_facts, stop_service
 
     facts = machine_facts(folder.resolve())
     if after_round:
-        _wait_for_turn(folder.resolve())
+        _wait_for_round(folder.resolve())
     if stop_service(folder.resolve()):
         typer.echo(f"{facts.participant} is stopped")
     else:
@@ -219,7 +221,7 @@ def stop(
 
 @app.command()
 def status(folder: Folder = Path(), json: Json = False) -> None:
-    """Show whether it runs and is connected, what its job does, what left today. Exit status 1: it does not run."""
+    """Show whether it runs and is connected, its job, and what left today. Exit status 1: it does not run."""
     from oncofed.client.status_file import read_report
     from oncofed.site.auditing import bytes_left
     from oncofed.site.service import is_connected, machine_facts, service_state
@@ -228,7 +230,7 @@ def status(folder: Folder = Path(), json: Json = False) -> None:
     facts, state = machine_facts(folder), service_state(folder)
     today = datetime.now(timezone.utc).date().isoformat()
     gpus: list[GPU] = []
-    with contextlib.suppress(FederationError):  # the doctor says what is wrong with the driver
+    with contextlib.suppress(FederationError):  # the doctor reports a broken driver
         gpus = read_gpus() if facts.kind == "site" else []
     shown: dict[str, Any] = {
         "participant": facts.participant,
@@ -256,9 +258,9 @@ def ui(
     folder: Folder = Path(),
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
 ) -> None:
-    """Serve the site admin's page on this machine alone: status, code to approve, policy, what left, audit.
+    """Serve the site admin's page on this machine only: status, code to approve, policy, what left, audit.
 
-    Only who has the printed address is let in. From another machine: ssh -L PORT:127.0.0.1:PORT THIS-MACHINE.
+    Only the printed address gives access. From another machine: ssh -L PORT:127.0.0.1:PORT THIS-MACHINE.
     """
     from oncofed.site.admin import admin_server
 
@@ -271,9 +273,9 @@ def ui(
 @app.command()
 def logs(
     folder: Folder = Path(),
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last ones.")] = 50,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is written; Ctrl-C ends it.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="FLARE's own log, one JSON object a line.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Number of lines.")] = 50,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Continue with new lines; Ctrl-C ends it.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="FLARE's log, one JSON object per line.")] = False,
 ) -> None:
     """Show the site's log. It stays at the site."""
     from oncofed.site.service import LOG_FILE, machine_facts
@@ -292,7 +294,7 @@ def logs(
                 if line:
                     typer.echo(line.rstrip())
                 elif not path.exists() or path.stat().st_size < file.tell():
-                    file.seek(0)  # it was put aside, and a new one begun
+                    file.seek(0)  # rotated, and a new one begun
                 else:
                     time.sleep(0.3)
         except KeyboardInterrupt:
@@ -302,7 +304,10 @@ def logs(
 def _opener(
     file: Path, password_file: Path | None, identity: Path | None, request: Path | None
 ) -> Callable[[Path], object]:
-    """Return what opens a sealed kit into a folder, with what is at hand: a password, a key, or a request's folder."""
+    """Return a function that opens a sealed kit into a folder.
+
+    By password, key or request folder.
+    """
     from oncofed.alliance.request import open_answer
     from oncofed.alliance.sealing import unseal
 
@@ -368,8 +373,8 @@ def _show_status(shown: dict[str, Any]) -> None:
         console.print(f"left today for job {job_id}: {size / 1e6:.1f} MB of weights and numbers", markup=False)
 
 
-def _wait_for_turn(folder: Path) -> None:
-    """Wait until what the site's job does now has been handed in."""
+def _wait_for_round(folder: Path) -> None:
+    """Wait until the site's job has submitted this round's result."""
     from oncofed.client.status_file import ENDED, WAITING, read_report
     from oncofed.site.service import runs_job
 
@@ -379,12 +384,14 @@ def _wait_for_turn(folder: Path) -> None:
             if now.get("phase") in (WAITING, ENDED):
                 return
             step = f", step {now['step']} of {now['steps']}" if "step" in now else ""
-            shown.update(f"its job goes on until its turn ends: {now.get('phase', 'starting')}{step}")
+            shown.update(f"its job finishes this round: {now.get('phase', 'starting')}{step}")
             time.sleep(0.2)
 
 
 def _start_in_background(folder: Path) -> None:
-    """Start ``oncofed site start`` as a process of its own, and wait until it holds the folder.
+    """Start ``oncofed site start`` as a separate process.
+
+    Returns once it has locked the folder.
 
     Raises:
         FederationError: it ended at once.
@@ -410,7 +417,7 @@ def _start_in_background(folder: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not (service_state(folder).running and service_state(folder).since):
         if process.poll() is not None or time.monotonic() > deadline:
-            said = (folder / "service.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise FederationError(f"{facts.participant} did not start: {said[-1] if said else 'it said nothing'}")
+            lines = (folder / "service.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            raise FederationError(f"{facts.participant} did not start: {lines[-1] if lines else 'it said nothing'}")
         time.sleep(0.1)
     typer.echo(f"{facts.participant} runs in the background (process {process.pid}). Log: {folder / LOG_FILE}")

@@ -1,4 +1,4 @@
-"""``oncofed job submit|watch|stop|fetch``: jobs of an alliance that somebody else's machines run."""
+"""``oncofed job submit|watch|stop|fetch``: jobs that an alliance's machines run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from oncofed.cli.run_options import Against, EvaluateOnly, Model, require_model
 from oncofed.errors import FederationError, SpecError
 
 if TYPE_CHECKING:
-    from oncofed.job.remote import Engineer
+    from oncofed.alliance.session import EngineerSession
     from oncofed.job.spec import AnyJob
 
 app = typer.Typer()
@@ -50,19 +50,19 @@ def submit(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Submit a job to an alliance. It runs on the alliance's machines: this one may be switched off."""
+    """Submit a job to an alliance. It runs there: this machine may be switched off."""
     keep_caches_in(workspace)
+    from oncofed.alliance.session import EngineerSession
     from oncofed.job.flare import export_job
-    from oncofed.job.remote import Engineer
     from oncofed.job.spec import read_any_job
 
     spec = read_any_job(job, with_code=True)
     require_model(model, evaluate_only, against)
-    with tempfile.TemporaryDirectory() as temporary, Engineer(kit) as engineer:
+    with tempfile.TemporaryDirectory() as temporary, EngineerSession(kit) as engineer:
         exported = export_job(
             spec, Path(temporary) / spec.name, model=model, evaluate_only=evaluate_only, against=against
         )
-        _tell_who_is_there(engineer, kit, spec, _names(wait_for), progress_console(json))
+        _show_sites(engineer, kit, spec, _names(wait_for), progress_console(json))
         job_id = engineer.submit(exported)
     if json:
         typer.echo(jsonlib.dumps({"job": spec.name, "id": job_id}))
@@ -79,38 +79,38 @@ def _names(text: str | None) -> list[str]:
     return names
 
 
-def _tell_who_is_there(engineer: Engineer, kit: Path, spec: AnyJob, wait_for: list[str], console: Console) -> None:
-    """Say which sites will take part and which will not, and wait for those that were named."""
+def _show_sites(engineer: EngineerSession, kit: Path, spec: AnyJob, wait_for: list[str], console: Console) -> None:
+    """Show which sites will take part, and await named ones."""
     from oncofed.alliance.facts import sites_of
     from oncofed.job.spec import JobSpec
 
     sites = sites_of(kit)
     unknown = sorted(set(wait_for) - set(sites)) if sites else []
     if unknown:
-        # One that joined after this kit was made is not in its list.
+        # The list lacks sites that joined after this kit was made.
         console.print(f"not in this kit's list of sites, which may be older: {', '.join(unknown)}", markup=False)
     engineer.wait_for(wait_for, lambda missing: console.print(f"waiting for {', '.join(missing)}", markup=False))
-    there = sorted(engineer.connected())
-    console.print(f"connected: {', '.join(there) if there else 'no site'}", markup=False)
-    absent = sorted(set(sites) - set(there))
+    connected = sorted(engineer.connected())
+    console.print(f"connected: {', '.join(connected) if connected else 'no site'}", markup=False)
+    absent = sorted(set(sites) - set(connected))
     if absent:
         console.print(f"not connected: {', '.join(absent)}. They take part from when they are.", markup=False)
     needed = spec.rounds.quorum if isinstance(spec, JobSpec) else spec.min_sites
-    if needed and len(there) < needed:
+    if needed and len(connected) < needed:
         console.print(f"It waits until {needed} sites are there.")
 
 
 @app.command()
 def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DEFAULT_WORKSPACE) -> None:
-    """Watch a job of an alliance until it ends. Ctrl-C ends the watching alone; watch again whenever you like."""
+    """Watch a job of an alliance until it ends. Ctrl-C stops only the watching; watch again at any time."""
     keep_caches_in(workspace)
-    from oncofed.job.remote import Engineer
+    from oncofed.alliance.session import EngineerSession
     from oncofed.job.remote import watch as follow
 
     console = progress_console(json)
     curves = workspace / "runs" / job_id / "tensorboard"
     try:
-        with Engineer(kit) as engineer:
+        with EngineerSession(kit) as engineer:
             ended = follow(engineer, job_id, console, curves)
     except KeyboardInterrupt:
         console.print(f"The job runs on. Watch it again with: oncofed job watch {job_id}")
@@ -125,10 +125,10 @@ def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DE
 
 @app.command()
 def stop(job_id: JobId, kit: Kit) -> None:
-    """Stop a job of an alliance at the server and all sites. What its rounds gave can still be fetched."""
-    from oncofed.job.remote import Engineer
+    """Stop a job of an alliance at the server and all sites. Its results so far can still be fetched."""
+    from oncofed.alliance.session import EngineerSession
 
-    with Engineer(kit) as engineer:
+    with EngineerSession(kit) as engineer:
         status = engineer.status(job_id)
         if status.startswith("FINISHED"):
             raise FederationError(f"job {job_id} has ended already: {status.removeprefix('FINISHED:')}")
@@ -144,15 +144,15 @@ def fetch(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Fetch what a finished job left: model, MONAI bundle, result, report and curves."""
+    """Fetch a finished job's results: model, MONAI bundle, result, report and curves."""
     keep_caches_in(workspace)
-    from oncofed.job.remote import Engineer
+    from oncofed.alliance.session import EngineerSession
     from oncofed.job.remote import fetch as download
 
     folder = out or workspace / "runs" / job_id
     if (folder / "result.json").exists():
         raise SpecError(f"{folder} holds a result already. Name another folder with --out.")
-    with ended_by_signals(), Engineer(kit) as engineer:
+    with ended_by_signals(), EngineerSession(kit) as engineer:
         result = download(engineer, job_id, folder)
     show_result(result, folder, json)
     if result.status != "completed":

@@ -1,1 +1,1 @@
-"""A site's part of a job: its local training, in its own process or sandboxed. Nothing here knows FLARE."""
+"""A site's local training, in the job's process or sandboxed. Knows nothing of FLARE."""

@@ -1,4 +1,4 @@
-"""One machine for several sites: they take turns at its GPU, or in a simulation at its cores."""
+"""Slots to compute in, for several sites on one machine: of its GPU, or of its cores in a simulation."""
 
 from __future__ import annotations
 
@@ -13,42 +13,39 @@ import torch
 from oncofed.client.locks import first_free, wait_for_lock, wait_in_line
 from oncofed.processes import AT_ONCE_VARIABLE, TURN_VARIABLE, sharing_processes
 
-# Who is next looks often for a place, as cores are idle until it does. The others stand in line behind it.
-_SECONDS_OF_THE_NEXT = 0.01
+# The site that is next polls often for a slot, as cores are idle until it does. The others wait behind it.
+_SECONDS_BETWEEN_POLLS = 0.01
 
 
 def give_gpu_memory_back() -> None:
-    """Leave to the others that share this machine the GPU memory that PyTorch keeps for its next use; tensors stay.
-
-    Where nobody shares it, or this process uses no GPU, nothing is done.
-    """
+    """Release GPU memory that PyTorch caches, where other processes share this machine; tensors stay."""
     if sharing_processes() > 1 and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
 
 
 class ComputeSlot:
-    """A site's turn at the machine, where sites of this machine were told to share it.
+    """A site's slot, where the environment names the lock files of its machine.
 
-    One at a time holds the GPU. On the CPU as many hold cores as whoever started the sites says, or all: those that
-    compute at the same time on the same cores push each other's data out of the caches.
+    One site at a time holds the GPU. On the CPU, as many as the environment says hold cores: sites that compute on the
+    same cores evict each other's data from the caches.
 
-    Only who holds a place, and the one that is next, asks for its task: those in line behind it would hold a model each
-    meanwhile, as would the server for each of them, and one that is older than what the server has when they begin.
+    Only sites with a slot, and the one that is next, fetch their task. The others would each hold a model while they
+    wait, as would the server for each of them, and an older one than the server has when they start.
 
-    The locks are the system's: they go with the process that holds them, also when that is killed. FLARE's own resource
-    manager gives a GPU to one job at a time; the sites of one job would all be given it at once.
+    The system releases a lock with the process that holds it, also when that is killed. FLARE's own resource manager
+    gives a GPU to one job at a time, and so to all sites of a job at once.
     """
 
     def __init__(self) -> None:
         self._files = contextlib.ExitStack()
-        self._places: Sequence[IO[str]] = ()
-        self._next: IO[str] | None = None  # while this one is next
+        self._slots: Sequence[IO[str]] = ()
+        self._next: IO[str] | None = None  # while this site is next
 
     def line_up(self, give_up: Callable[[], bool]) -> None:
-        """Wait until this site has a place or is next.
+        """Wait until this site has a slot or is next.
 
         Args:
-            give_up: asked every other second.
+            give_up: polled every two seconds; true ends the wait.
         """
         self.leave()
         name = os.environ.get(TURN_VARIABLE)
@@ -58,25 +55,25 @@ class ComputeSlot:
         if not at_once:
             return
         with contextlib.ExitStack() as files:
-            places = [files.enter_context(Path(f"{name}.{number}").open("w")) for number in range(at_once)]
+            slots = [files.enter_context(Path(f"{name}.{number}").open("w")) for number in range(at_once)]
             following = files.enter_context(Path(f"{name}.next").open("w"))
-            if wait_in_line(following, places, give_up) is following and not first_free(places):
+            if wait_in_line(following, slots, give_up) is following and not first_free(slots):
                 self._next = following
             else:
                 following.close()
-            self._places, self._files = places, files.pop_all()
+            self._slots, self._files = slots, files.pop_all()
 
     @contextlib.contextmanager
     def hold(self, give_up: Callable[[], bool]) -> Iterator[None]:
-        """Hold a place while the block runs; who did not line up does so first.
+        """Hold a slot while the block runs; line up first where that was not done.
 
         Args:
-            give_up: asked while it waits; once it says so the block runs without a place.
+            give_up: polled while it waits; once true, the block runs without a slot.
         """
-        if not self._places:
+        if not self._slots:
             self.line_up(give_up)
         if self._next:
-            wait_for_lock(self._places, give_up, _SECONDS_OF_THE_NEXT)
+            wait_for_lock(self._slots, give_up, _SECONDS_BETWEEN_POLLS)
             self._next.close()
         try:
             yield
@@ -84,8 +81,8 @@ class ComputeSlot:
             self.leave()
 
     def leave(self) -> None:
-        """Let others have what this site holds."""
-        if self._places:
+        """Release the slot."""
+        if self._slots:
             give_gpu_memory_back()
         self._files.close()
-        self._places, self._next = (), None
+        self._slots, self._next = (), None

@@ -1,4 +1,4 @@
-"""Where a site's datasets lie. A job only names them; the site alone knows their folders."""
+"""Folders of a site's datasets. A job only names its dataset; the site alone knows the folder."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ DATASETS_FILE = "datasets.json"
 
 
 def datasets_entry(site: str, folders: Mapping[str, Path]) -> bytes:
-    """Return what ``datasets.json`` holds for a site."""
+    """Return a site's ``datasets.json``."""
     entry = {site: {name: str(folder.resolve()) for name, folder in folders.items()}}
     return (json.dumps(entry, indent=2) + "\n").encode()
 
 
 def dataset_folder(config: Path, site: str, dataset: str) -> Path:
-    """Return where a dataset lies at this site, by its own ``datasets.json``: ``{SITE: {DATASET: FOLDER}}``.
+    """Return the folder of a dataset.
+
+    Args:
+        config: the site's ``datasets.json``: ``{SITE: {DATASET: FOLDER}}``.
+        site: name of the site.
+        dataset: name of the dataset.
 
     Raises:
-        DataError: it says nothing of it.
+        DataError: it is not registered there.
     """
     try:
         registered = json.loads(config.read_text(encoding="utf-8"))[site]

@@ -1,4 +1,4 @@
-"""Files that one process at a time may hold."""
+"""Exclusive locks on files."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _SECONDS_IN_LINE = 2.0
 def wait_for_lock(
     files: Sequence[IO[str]], give_up: Callable[[], bool], seconds_between: float = _SECONDS_BETWEEN_TRIES
 ) -> IO[str] | None:
-    """Wait until this process alone holds one of the files.
+    """Wait until this process has locked one of several files.
 
-    The system lets go of it with the process, also when that is killed.
+    The system releases a lock with the process, also when that is killed.
 
     Args:
-        files: of which one is enough.
-        give_up: asked before each further try.
-        seconds_between: two tries.
+        files: candidates.
+        give_up: polled before each further try; true ends the wait.
+        seconds_between: tries.
 
     Returns:
-        The one that it holds; None where ``give_up`` said so before.
+        The file that is locked; None after ``give_up``.
 
     Raises:
         FederationError: files cannot be locked there.
@@ -42,18 +42,18 @@ def wait_for_lock(
 
 
 def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[], bool]) -> IO[str] | None:
-    """Wait until this process alone holds a file, in the system's line of those that do, or else another.
+    """Wait in the system's queue for a file's lock, or until another file is free.
 
-    Waiting takes no time of the processor, and the file is handed on at once. Every other second it is seen whether
-    another file is free: who holds the first may hang.
+    Waiting takes no processor time, and the lock is handed on at once. The other files are polled every two seconds:
+    the process that holds the first may hang.
 
     Args:
-        file: is waited for. To be closed where another one is returned, or none: it may be this process's turn later.
-        others: of which one serves as well.
-        give_up: asked every other second.
+        file: to wait for. To be closed where it is not returned: the system may still lock it for this process later.
+        others: files of which one serves as well.
+        give_up: polled every two seconds; true ends the wait.
 
     Returns:
-        The one that it holds; None where ``give_up`` said so before.
+        The file that is locked; None after ``give_up``.
 
     Raises:
         FederationError: files cannot be locked there.
@@ -62,10 +62,10 @@ def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[],
     if held:
         return held
     arrived, failed = threading.Event(), list[OSError]()
-    # What is held is held until every descriptor of the file is closed, this thread's and the caller's.
+    # The lock lasts until every descriptor of the file is closed, this thread's and the caller's.
     descriptor = os.dup(file.fileno())
 
-    def stand() -> None:
+    def wait() -> None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
@@ -74,7 +74,7 @@ def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[],
             os.close(descriptor)
         arrived.set()
 
-    threading.Thread(target=stand, name="in-line", daemon=True).start()
+    threading.Thread(target=wait, name="in-line", daemon=True).start()
     while not arrived.wait(_SECONDS_IN_LINE):
         held = first_free(others)
         if held or give_up():
@@ -85,7 +85,7 @@ def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[],
 
 
 def first_free(files: Sequence[IO[str]]) -> IO[str] | None:
-    """Take and return the first file that nobody holds; None where there is none.
+    """Lock and return the first free file; None where all are locked.
 
     Raises:
         FederationError: files cannot be locked there.

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from oncofed.client.local_training import ProgressReporter, SiteContext
 from oncofed.client.progress import ThrottledProgress
 from oncofed.data.cases import Case, Usable, usable_cases
-from oncofed.data.grouping import told
+from oncofed.data.grouping import finding_lines
 from oncofed.data.sample import sample_cases
 from oncofed.models.weights import Weights, exchanged_names
 from oncofed.training import Plan, Trainer
@@ -38,7 +38,7 @@ def check_cases(plan: Plan, context: SiteContext, progress: ThrottledProgress, r
         progress.counter("checking data"),
         plan.build_task().label_kind,
     )
-    for line in told((problem.case, problem.what) for problem in usable.set_aside):
+    for line in finding_lines((problem.case, problem.what) for problem in usable.set_aside):
         reporter.note(f"set aside {line}", logging.WARNING)
     return usable
 

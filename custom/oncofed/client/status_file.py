@@ -1,4 +1,4 @@
-"""What a site's own admin can see of a job: what it does now. It stays in the site's folder."""
+"""A job's current phase, for the site's own admin. It stays in the site's folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from oncofed.private_files import open_private
 
 RUN_FOLDER = "run"
-# Phases of a job in which nothing is lost when its processes are stopped.
+# Phases in which a job loses nothing when its processes are stopped.
 WAITING, ENDED = "waiting for the other sites", "ended"
 _NOW_FILE = "job.json"
 
 
 class StatusFile:
-    """Writes it. What cannot be written does not stop a job.
+    """Writes the file; a job goes on where that fails.
 
     Args:
         root: the site's folder.
@@ -29,7 +29,7 @@ class StatusFile:
         self._job = job
 
     def now(self, **values: Any) -> None:
-        """Note what the job does now."""
+        """Write what the job does now."""
         self._write(_NOW_FILE, json.dumps({"job": self._job, "at": time.time(), **values}))
 
     def _write(self, name: str, text: str) -> None:
@@ -42,7 +42,7 @@ class StatusFile:
 
 
 def read_report(root: Path) -> dict[str, Any]:
-    """Return what a site's last job did last; nothing where none ran.
+    """Return the last status of a site's last job; empty where none ran.
 
     Args:
         root: the site's folder.

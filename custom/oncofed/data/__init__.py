@@ -1,1 +1,1 @@
-"""A site's dataset: which cases there are, whether they can be used, and how they become tensors."""
+"""A site's dataset: cases, checks, and tensors."""

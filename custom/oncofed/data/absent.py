@@ -1,4 +1,7 @@
-"""Classes that most labelled images have, and a few lack: forgotten there, perhaps, or called by another name."""
+"""Classes that a few labelled images lack and most have.
+
+They were forgotten there, perhaps, or have another name.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.masks import value_name
 
 _FEWEST_LABELLED = 3
-_FEW = 2  # so many that lack a class are few among any number
+_FEW = 2  # this number without a class is small in any dataset
 _FEW_SHARE = 0.2
 _MOST_SHARE = 0.5
 
@@ -47,7 +50,9 @@ class Absence:
 
 
 def absences(manifest: Manifest) -> Iterator[Absence]:
-    """Yield each class that at least half of the masks show and few do not, in the order of label values.
+    """Yield classes that most masks show and few lack.
+
+    At least half show them; in the order of label values.
 
     Values whose names differ in case and spaces around alone are one class.
     """
@@ -63,8 +68,8 @@ def absences(manifest: Manifest) -> Iterator[Absence]:
         classes[_in_words(manifest, value).casefold()].add(value)
     for alike in classes.values():
         without = tuple(case for case, shown in values.items() if not alike & shown)
-        few = len(without) <= _FEW or len(without) < _FEW_SHARE * len(masked)
-        if without and few and len(masked) - len(without) >= _MOST_SHARE * len(masked):
+        is_rare = len(without) <= _FEW or len(without) < _FEW_SHARE * len(masked)
+        if without and is_rare and len(masked) - len(without) >= _MOST_SHARE * len(masked):
             yield Absence(_in_words(manifest, min(alike)), without, len(masked))
 
 

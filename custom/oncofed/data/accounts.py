@@ -1,4 +1,4 @@
-"""What became of everything that a folder holds, once it is read: each file, each label, each row of a table."""
+"""Account for each file, label and table row of a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from oncofed.data.layouts import ClassTable, FolderLayout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
 from oncofed.data.unlabelled import why_unlabelled
 
-# Start of a reason that does not say itself what to do -> what to do.
+# Start of a reason without advice -> the advice.
 _ADVICE = {
     "label whose regions are not": "name them with --labels too, where they are to be learned",
     "label whose": "export it again on the image that it was drawn on",
@@ -88,7 +88,7 @@ class Reading:
 
 
 def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
-    """Return what became of each file, and the manifest that says how many became what."""
+    """Return the account of files, and the manifest with counts."""
     files = _files(reading, manifest)
     with_cases = Counter(file.case for file in files if file.use is None and file.case)
     quarantine = [bad.model_copy(update={"files": with_cases.pop(bad.name, 0)}) for bad in manifest.quarantine]
@@ -115,12 +115,12 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
         ],
     }
     for split in SPLITS:
-        values[split] = [_told(entry, unlabelled, lacks) for entry in getattr(manifest, split)]
+        values[split] = [_annotated(entry, unlabelled, lacks) for entry in getattr(manifest, split)]
     return files, manifest.model_copy(update=values)
 
 
 def advice(reason: str) -> str:
-    """Return what to do about files that were left out for a reason; empty where the reason itself says it."""
+    """Return what to do about a reason; empty where it says so."""
     if any(mark in reason for mark in (": ", "; ", ". ")):
         return ""
     if reason.endswith("no level of its pyramid"):
@@ -129,7 +129,7 @@ def advice(reason: str) -> str:
 
 
 def by_weight(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Return reasons with those first that may have cost a label or an image, and of these the most frequent."""
+    """Return reasons, those that may have cost images first."""
 
     def weight(item: tuple[str, int]) -> tuple[int, int]:
         reason, count = item
@@ -140,7 +140,7 @@ def by_weight(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def labelled_share(manifest: Manifest) -> str:
-    """Return in words what share of a dataset's patients has labels, decisions in force."""
+    """Return in words the share of labelled patients."""
     manifest = decided(manifest)
     everyone = {entry.patient or name_of(entry) for entry in manifest.entries}
     labelled = {entry.patient or name_of(entry) for entry in manifest.entries if entry.label is not None}
@@ -153,7 +153,7 @@ def labelled_share(manifest: Manifest) -> str:
 
 def _files(reading: Reading, manifest: Manifest) -> Files:
     layout, dicom = reading.layout, reading.dicom
-    files = Files([*reading.paths, *reading.passed_over], layout.kind)
+    files = Files([*reading.paths, *reading.passed_over], layout.kind.name)
     set_aside = {case.name: case for case in manifest.quarantine}
     for item in reading.work:
         for path, use in item.files():
@@ -179,12 +179,12 @@ def _files(reading: Reading, manifest: Manifest) -> Files:
 
 
 def _inside(path: Path | None, folder: Path) -> list[str]:
-    """Return a file's path inside a folder, where it is there."""
-    whole, root = path.resolve() if path else None, folder.resolve()
-    return [str(whole.relative_to(root))] if whole and whole.is_relative_to(root) else []
+    """Return a file's path inside a folder, if it is there."""
+    absolute, root = path.resolve() if path else None, folder.resolve()
+    return [str(absolute.relative_to(root))] if absolute and absolute.is_relative_to(root) else []
 
 
-def _told(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str, list[str]]) -> Entry | str:
+def _annotated(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str, list[str]]) -> Entry | str:
     if isinstance(entry, str):
         return entry
     if entry.label is not None:
@@ -194,31 +194,31 @@ def _told(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str,
 
 
 def _rule_without_dicom(reading: Reading) -> list[str]:
-    """Return what is said of a rule for patients of DICOM that is no rule for some cases."""
+    """Return a remark where the patients' rule fits no DICOM."""
     files = [item.name for item in reading.work if not is_dicom(item)]
     if reading.patient_from in {None, "id"} or not files:
         return []
-    said = (
+    remark = (
         f"--patient-from {reading.patient_from} tells patients of DICOM apart and changes nothing for "
         f"{counted(len(files), 'case')} of other files: {named(files)}. Say who each image's patient is in a table "
         "(image, label, patient), and register again"
     )
-    return [said]
+    return [remark]
 
 
 def _rows_without_image(reading: Reading) -> list[str]:
     if not reading.rows or reading.table is None:
         return []
-    said = (
+    remark = (
         f"rows of {reading.table.name} that match no image of the folder, {len(reading.rows):,}: "
         f"{named(reading.rows)}. Expected the PatientID, StudyInstanceUID or SeriesInstanceUID of the images in its "
         "column patient, study or series"
     )
-    return [said]
+    return [remark]
 
 
 def _on_each(work: Iterable[Work]) -> list[str]:
-    """Return what is said of label files that were drawn on several images, for want of what tells which is meant."""
+    """Return a remark on label files drawn on several images."""
     images = Counter(
         label.path
         for item in work
@@ -229,16 +229,16 @@ def _on_each(work: Iterable[Work]) -> list[str]:
     paths = [path for path, count in images.items() if count > 1]
     if not paths:
         return []
-    said = (
+    remark = (
         f"label files that do not say which of several images they were drawn on, and lie on each, {len(paths):,}: "
         f"{named(paths)}. Look at them (oncofed data look); where an image is another's, export the label again with "
         "its references"
     )
-    return [said]
+    return [remark]
 
 
 def _alike_names(names: Iterable[str]) -> list[str]:
-    """Return what is said of classes whose names differ in case or spaces alone: people type one in several ways."""
+    """Return remarks on names that differ in case or spaces only."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups["".join(normalize("NFC", name).casefold().split())].append(name)
@@ -251,14 +251,14 @@ def _alike_names(names: Iterable[str]) -> list[str]:
 
 
 def _joined(reading: Reading, manifest: Manifest) -> list[str]:
-    """Return what is said of images on which several label files name the same region."""
-    there = {name_of(entry) for entry in manifest.entries}
+    """Return remarks on regions that several files label."""
+    present = {name_of(entry) for entry in manifest.entries}
     regions: dict[str, list[str]] = defaultdict(list)
     written: dict[str, str] = {}
     for item in reading.work:
-        if isinstance(item, StackWork) and item.name in there:
-            beside = reading.not_drawn.get(item.name, ())
-            drawn = [label for label in item.labels if label.path not in beside]
+        if isinstance(item, StackWork) and item.name in present:
+            outside = reading.not_drawn.get(item.name, ())
+            drawn = [label for label in item.labels if label.path not in outside]
             for name in named_twice((label.header for label in drawn), item.stack.header, item.values):
                 regions[written.setdefault(region_key(name), name)].append(item.name)
     return [

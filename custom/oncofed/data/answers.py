@@ -1,4 +1,4 @@
-"""How findings of each kind can be answered: the options of ``oncofed data resolve`` and what each decision does."""
+"""Answers to findings: the options of ``oncofed data resolve``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 LEAVE_OUT, KEEP_ONE, SAME_PATIENT = "leave-out", "keep-one", "same-patient"
 MOVE_TO_TRAINING, KEEP_IN_TEST = "move-to-training", "keep-in-test"
-# These change nothing but that the finding is told no more.
+# These only stop the finding from being reported.
 ACCEPT, REVIEWED, KEEP_ALL = "accept", "reviewed", "keep-all"
 _OUT = "leave those cases out"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a person can decide about findings of some kinds.
+    """A decision that is possible about some kinds of findings.
 
     Attributes:
         finding: name of the option.
@@ -28,7 +28,7 @@ class Answer:
     actions: Mapping[str, str]
 
     def command(self, dataset: str, job: str | None = None, more: Sequence[str] = ()) -> str:
-        """Return what to type, with the usual decision.
+        """Return the command line of the usual decision.
 
         Args:
             dataset: its name or its folder.
@@ -36,8 +36,8 @@ class Answer:
             more: what else is typed, such as the workspace.
         """
         of_job = ["--job", job] if job and self.finding in _OF_A_JOB else []
-        said = [f"--{self.finding}", next(iter(self.actions))]
-        return shlex.join(["oncofed", "data", "resolve", dataset, *said, *of_job, *more])
+        words = [f"--{self.finding}", next(iter(self.actions))]
+        return shlex.join(["oncofed", "data", "resolve", dataset, *words, *of_job, *more])
 
 
 # In this order they are put in force: what copies become may put a patient on two sides.
@@ -87,12 +87,12 @@ _BY_KIND = {kind: answer for answer in ANSWERS for kind in answer.kinds}
 
 
 def answer_to(kind: str) -> Answer | None:
-    """Return what can be decided about findings of a kind; None: nothing."""
+    """Return the answer to a kind of finding; None: no such."""
     return _BY_KIND.get(kind)
 
 
 def kind_of_reason(reason: str) -> str:
-    """Return the kind of finding that the reason is for which a case was set aside."""
+    """Return the kind of finding of a case's reason."""
     if ";" not in reason and "image is constant" in reason:
         return "constant image"
     if ";" not in reason and "label is empty" in reason:

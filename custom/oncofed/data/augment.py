@@ -1,4 +1,4 @@
-"""Random changes of a whole batch at once, on the device where it lies.
+"""Batch augmentation on the batch's device.
 
 What is drawn comes from a generator on the CPU, so that a run repeats itself and a device never waits for the host; the
 work is done by a few large operations instead of many small ones.
@@ -26,7 +26,7 @@ _IMAGE = "image"
 
 @dataclass(frozen=True)
 class Strength:
-    """How often and how far each change goes; a probability of zero leaves it out.
+    """Probability and strength of each change; zero: never.
 
     Attributes:
         rotate: (probability, largest angle in radians about each axis).
@@ -56,7 +56,7 @@ class Strength:
 
 
 def strength(augmentation: Augmentation, modality: Modality) -> Strength:
-    """Return what a job's ``training.augmentation`` means for images of its modality.
+    """Return a job's augmentation for a modality.
 
     "full" is nnU-Net's set (Isensee et al., Nature Methods 2021, supplementary note 4), with tints of single channels
     for microscopy; "light" is a part of it for short runs.
@@ -103,7 +103,9 @@ class Augment:
         self._generator = generator
 
     def __call__(self, batch: Batch) -> Batch:
-        """Change a batch in place and return it; every tensor of it is (batch, channel, x, y[, z]).
+        """Augment a batch in place, and return it.
+
+        Each tensor is (batch, channel, x, y[, z]).
 
         ``image`` is changed in its intensities too. All others are maps of the same grid that move along; those of
         whole numbers keep their values.
@@ -120,8 +122,8 @@ class Augment:
             (s.brightness[0], lambda image: image * self._drawn(image, *s.brightness[1:])),
             (s.contrast[0], self._stretched),
             (s.coarse[0], self._coarser),
-            (s.inverted_gamma[0], lambda image: -self._bent(-image, *s.inverted_gamma[1:])),
-            (s.gamma[0], lambda image: self._bent(image, *s.gamma[1:])),
+            (s.inverted_gamma[0], lambda image: -self._gamma_corrected(-image, *s.inverted_gamma[1:])),
+            (s.gamma[0], lambda image: self._gamma_corrected(image, *s.gamma[1:])),
             (s.tint[0], lambda image: image + self._drawn(image, -s.tint[1], s.tint[1], image.shape[1])),
         ]
         for probability, change in changes:
@@ -166,7 +168,7 @@ class Augment:
         kernels = (kernels / kernels.sum(1, keepdim=True)).to(image.device, non_blocking=True)
         axes, groups = image.ndim - 2, image.shape[0] * image.shape[1]
         for axis in range(axes):
-            # Every image, with each of its channels, is a group with a kernel of its own.
+            # Each channel of each image is a group with its own kernel.
             shape = [1] * axes
             shape[axis] = len(offsets)
             weight = kernels.repeat_interleave(image.shape[1], 0).view(groups, 1, *shape)
@@ -193,20 +195,20 @@ class Augment:
             image[number] = functional.interpolate(small, size=image.shape[2:], mode=mode)[0]
         return image
 
-    def _bent(self, image: Tensor, low_exponent: float, high_exponent: float) -> Tensor:
-        """Raise intensities to a power and keep their mean and spread."""
+    def _gamma_corrected(self, image: Tensor, low_exponent: float, high_exponent: float) -> Tensor:
+        """Apply gamma, keeping mean and spread."""
         places = _places(image)
         mean, spread = image.mean(places, keepdim=True), image.std(places, keepdim=True)
         low = image.amin(places, keepdim=True)
         reach = (image.amax(places, keepdim=True) - low).clamp_min(1e-7)
-        bent = ((image - low) / reach).clamp_min(0) ** self._drawn(image, low_exponent, high_exponent)
-        centred = bent - bent.mean(places, keepdim=True)
-        return centred * (spread / bent.std(places, keepdim=True).clamp_min(1e-7)) + mean
+        corrected = ((image - low) / reach).clamp_min(0) ** self._drawn(image, low_exponent, high_exponent)
+        centred = corrected - corrected.mean(places, keepdim=True)
+        return centred * (spread / corrected.std(places, keepdim=True).clamp_min(1e-7)) + mean
 
     # --- drawing
 
     def _chosen(self, batch: Batch, probability: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each tensor of a batch with the samples that were chosen; nothing where none was."""
+        """Yield the chosen samples of each tensor of a batch."""
         if not probability:
             return
         count = len(batch[_IMAGE])
@@ -219,7 +221,7 @@ class Augment:
         return torch.rand(count, columns, generator=self._generator) * (high - low) + low
 
     def _drawn(self, image: Tensor, low: float, high: float, columns: int = 1) -> Tensor:
-        """Return a number for each image, or each of its channels, in a shape that goes with it."""
+        """Return random numbers by image or channel, broadcastable."""
         values = self._uniform(len(image), columns, low, high).to(image.device, non_blocking=True)
         return values.view(*values.shape, *[1] * (image.ndim - 2))
 
@@ -235,7 +237,7 @@ def _places(image: Tensor) -> list[int]:
 
 
 def _affine(angles: Tensor, factors: Tensor, shape: torch.Size) -> Tensor:
-    """Return what ``affine_grid`` wants, from where a voxel is to where it comes from.
+    """Return the matrix for ``affine_grid``, from output to input.
 
     Args:
         angles: (n, 3) or, of flat images, (n, 1), in radians.
@@ -248,11 +250,11 @@ def _affine(angles: Tensor, factors: Tensor, shape: torch.Size) -> Tensor:
     axes = len(shape)
     turn = torch.eye(axes).expand(len(angles), axes, axes).clone()
     planes = ((1, 2), (0, 2), (0, 1)) if axes == 3 else ((0, 1),)
-    for column, (one, two) in enumerate(planes):
+    for column, (first, second) in enumerate(planes):
         plane = torch.eye(axes).expand(len(angles), axes, axes).clone()
         cos, sin = angles[:, column].cos(), angles[:, column].sin()
-        plane[:, one, one], plane[:, two, two] = cos, cos
-        plane[:, one, two], plane[:, two, one] = -sin, sin
+        plane[:, first, first], plane[:, second, second] = cos, cos
+        plane[:, first, second], plane[:, second, first] = -sin, sin
         turn = turn @ plane
     turn = turn / factors[:, None, None]
     sides = torch.tensor(list(shape)[::-1], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""An endless stream of batches from prepared cases, which goes on after a restart where it was."""
+"""An endless, resumable stream of batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class BatchStream(Iterator[Batch]):
-    """Draws batches: epochs of shuffled cases, one after the other, cut into batches wherever one ends.
+    """Draws batches from shuffled epochs.
+
+    Epochs follow each other without a gap; a batch may span two.
 
     On a GPU the next batch is copied and changed on a stream of its own while the current one is trained on. Where its
     memory is full meanwhile, the same batch is drawn again, on the CPU at last.
@@ -62,7 +64,7 @@ class BatchStream(Iterator[Batch]):
         return batch
 
     def state(self) -> dict[str, Tensor]:
-        """Return what tells all batches to come after the last one that was handed out."""
+        """Return the stream's state after the last batch."""
         return self._before if self._next is not None else self._state()
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -86,7 +88,7 @@ class BatchStream(Iterator[Batch]):
         self._queue = state["queue"].clone()
 
     def _drawn(self) -> Batch:
-        """Draw the next batch, again where a GPU's memory is full.
+        """Draw the next batch, again after an out-of-memory error.
 
         Raises:
             TrainingError: it does not fit though it was changed on the CPU.
@@ -112,7 +114,10 @@ class BatchStream(Iterator[Batch]):
         )
 
     def _tried(self, place: torch.device) -> Batch | None:
-        """Return the next batch; None where memory was full. What the error held is let go of when this returns."""
+        """Return the next batch; None where memory was full.
+
+        The error's references are dropped when this returns.
+        """
         try:
             return self._draw(place)
         except RuntimeError as error:
@@ -129,8 +134,8 @@ class BatchStream(Iterator[Batch]):
         if self._device.type == "cpu":
             return self._input.change(self._input.together(parts), self._generator)
         if place.type == "cpu":
-            there = [{name: values.cpu() for name, values in drawn.items()} for drawn in parts]
-            return self._to_gpu(self._input.change(self._input.together(there), self._generator))
+            on_host = [{name: values.cpu() for name, values in drawn.items()} for drawn in parts]
+            return self._to_gpu(self._input.change(self._input.together(on_host), self._generator))
         if len({values.is_cuda for drawn in parts for values in drawn.values()}) > 1:
             # The GPU holds some of the cases and had no room for others.
             parts = [self._to_gpu(drawn) for drawn in parts]

@@ -1,4 +1,4 @@
-"""Four hospitals from one brain: real anatomy, simulated patients and scanners.
+"""Four simulated hospitals with one brain's anatomy.
 
 The anatomy is the ICBM152 2009a symmetric average brain (T1 image, grey-matter and white-matter probability maps at
 1 mm; Fonov et al., NeuroImage 2011), which the ``nilearn`` wheel carries, so that nothing is downloaded. A patient is
@@ -30,7 +30,7 @@ _FIELD_OF_VIEW_MARGIN_MM = 6.0
 
 @dataclass(frozen=True)
 class Scanner:
-    """What one hospital's machine does to the anatomy.
+    """A simulated scanner.
 
     Attributes:
         voxel_mm: voxel size along right, anterior and superior, in mm.
@@ -55,7 +55,7 @@ class Scanner:
 
 @dataclass(frozen=True)
 class Hospital:
-    """One simulated site: its scanner and how many patients it has for each purpose."""
+    """A simulated site: its scanner and numbers of patients."""
 
     name: str
     scanner: Scanner
@@ -135,7 +135,10 @@ HOSPITALS = (
 
 @lru_cache(maxsize=1)
 def _atlas() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the T1 image (x, y, z) in [0, 1] and the tissue maps (2, x, y, z) in [0, 1], at 1 mm in RAS."""
+    """Return the T1 image and tissue maps, at 1 mm in RAS.
+
+    The image is (x, y, z), the maps are (2, x, y, z), both in [0, 1].
+    """
     spec = importlib.util.find_spec("nilearn")
     if spec is None or spec.origin is None:
         raise DataError(
@@ -153,7 +156,10 @@ def _atlas() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 @lru_cache(maxsize=4)
 def _scanned_atlas(voxel_mm: tuple[float, float, float]) -> tuple[NDArray[np.float32], ...]:
-    """Return T1, grey and white maps blurred as a scanner with ``voxel_mm`` sees them (a voxel averages its volume)."""
+    """Return T1, grey and white maps at a scanner's resolution.
+
+    A voxel averages its volume of ``voxel_mm``.
+    """
     t1, tissue = _atlas()
     return tuple(ndimage.gaussian_filter(volume, [mm / 3 for mm in voxel_mm]) for volume in (t1, *tissue))
 
@@ -161,7 +167,10 @@ def _scanned_atlas(voxel_mm: tuple[float, float, float]) -> tuple[NDArray[np.flo
 def _smooth_field(
     shape: tuple[int, int, int], knots: int, sigma: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return a smooth random field of ``shape``: a cubic spline through ``knots``³ normal values, axis by axis."""
+    """Return a smooth random field of ``shape``.
+
+    A cubic spline through ``knots``³ normal values, axis by axis.
+    """
     spline = make_interp_spline(np.arange(knots), np.eye(knots))
     x, y, z = (spline(np.linspace(0, knots - 1, n)).astype(np.float32) for n in shape)
     coarse = rng.normal(0.0, sigma, (knots,) * 3).astype(np.float32)
@@ -172,7 +181,7 @@ def _smooth_field(
 def _patient_coordinates(
     shape: tuple[int, int, int], voxel_mm: tuple[float, float, float], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return, for each voxel of a patient's grid, where it lies in the atlas: (3, *shape) in atlas voxels (1 mm)."""
+    """Return a patient's deformation: (3, *shape) in atlas voxels (1 mm)."""
     t1, _ = _atlas()
     centre = (np.asarray(t1.shape) - 1) / 2
     angles = np.deg2rad(rng.normal(0, 6, 3))
@@ -194,7 +203,10 @@ def _patient_coordinates(
 
 
 def make_patient(scanner: Scanner, rng: np.random.Generator) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
-    """Return one patient's image (stored as the scanner stores it) and label (uint8: 0, 1 grey, 2 white)."""
+    """Return one patient's image and label.
+
+    The image as the scanner stores it; the label uint8: 0, 1 grey, 2 white.
+    """
     t1, _ = _atlas()
     extent = np.asarray(t1.shape) - 1 - 2 * _FIELD_OF_VIEW_MARGIN_MM
     x, y, z = (int(n) for n in np.ceil(extent / np.asarray(scanner.voxel_mm)))
@@ -246,7 +258,7 @@ def make_hospitals(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Path]:
-    """Write one folder in Decathlon layout for each hospital and return site name -> folder.
+    """Write a Decathlon folder a hospital, and return site -> folder.
 
     Args:
         out: folder to write to; each hospital gets a sub-folder of its name.

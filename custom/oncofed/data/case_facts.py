@@ -1,4 +1,4 @@
-"""What one reading of a case finds: the facts that every check, profile and plan is made of."""
+"""Facts of a case, which checks, profiles and plans use."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ _DECIMALS = 6
 def read_case(
     images: Sequence[Path], label: Path | None, by_colour: bool = False, named: Collection[int] = ()
 ) -> tuple[LoadedImage, LoadedImage | None]:
-    """Read a case's files; several images are the channels of one. All are in the order of the first one's axes.
+    """Read a case's files.
+
+    Several images are the channels of one; all follow the axes of the first.
 
     Args:
         images: one, or one a channel.
@@ -49,7 +51,7 @@ def read_case(
         DataError: one cannot be read, or the channels do not lie on one grid; the message says "its image" or "its
             label" and names no path.
     """
-    parts = [_told("image", path, read_image) for path in images]
+    parts = [_read_as("image", path, read_image) for path in images]
     first = parts[0]
     parts = [first, *(turned_onto(first, part, "one of its channels") for part in parts[1:])]
     for path, part in zip(images[1:], parts[1:], strict=True):
@@ -62,12 +64,12 @@ def read_case(
         first = replace(first, values=values, texts=texts, notes=notes)
     if label is None:
         return first, None
-    mask = _told("label", label, lambda path: read_mask(path, by_colour, named))
+    mask = _read_as("label", label, lambda path: read_mask(path, by_colour, named))
     return first, turned_onto(first, mask, "its label")
 
 
 def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> dict[str, Any]:
-    """Return the facts of one case, as fields of an ``Entry``.
+    """Return the facts of a case, as fields of an ``Entry``.
 
     Args:
         image: the case's.
@@ -93,7 +95,7 @@ def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> 
             mask = _flat(label.values, like=values)[:, 0] > 0
     if finite:
         facts["intensity"] = _intensity(values, mask)
-        # What a label covers says nothing of an image without one.
+        # For comparison with unlabelled images, which have no labelled voxels.
         facts["image_intensity"] = _rough_intensity(values) if mask is not None else None
         facts["stain"] = stain(_flat(values)) if _is_coloured(image) else None
         facts["thumbnail"] = _thumbnail(values)
@@ -101,7 +103,7 @@ def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> 
 
 
 def faults(entry: Entry) -> list[str]:
-    """Return why a case cannot be used by any job; empty where it can."""
+    """Return why no job can use a case; empty where one can."""
     found = []
     if entry.finite is False:
         found.append("its image holds values that are not finite (NaN or infinity). Replace them, or export it again")
@@ -115,7 +117,10 @@ def faults(entry: Entry) -> list[str]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return in words why a case cannot be used: readers raise whatever they like for a malformed file."""
+    """Return in words why a case cannot be read.
+
+    Readers raise whatever they like for a malformed file.
+    """
     if isinstance(error, DataError):
         return str(error)
     if isinstance(error, OSError):
@@ -129,7 +134,7 @@ def reason_of(error: Exception) -> str:
 
 
 def checksum(paths: Sequence[Path]) -> str:
-    """Return the SHA-256 of files one after another, as hexadecimal."""
+    """Return the SHA-256 of concatenated files, as hexadecimal."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -139,20 +144,26 @@ def checksum(paths: Sequence[Path]) -> str:
 
 
 def notes(image: LoadedImage, label: LoadedImage | None = None) -> list[str]:
-    """Return what was seen while reading; also where a header holds text, beyond what software writes of itself."""
+    """Return the notes of reading.
+
+    Also where a header holds text beyond what software writes by itself.
+    """
     text = [f"header text in {', '.join(image.texts)}"] if image.texts else []
     taken = (AS_TURNED,) if label and is_open(image, label) else ()
     return [*text, *dict.fromkeys((*image.notes, *(label.notes if label else ()), *taken))]
 
 
 def stamp(paths: Sequence[Path]) -> str:
-    """Return what changes when any of the files does: their sizes and times."""
+    """Return the sizes and times of files, to see changes."""
     stats = [path.stat() for path in paths]
     return " ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats)
 
 
 def thumbnail_values(entry: Entry) -> NDArray[np.float32] | None:
-    """Return an entry's thumbnail with mean 0 and norm 1, so that a dot product is a correlation; None without one."""
+    """Return an entry's standardised thumbnail; None without one.
+
+    Its mean is 0 and its norm 1, so that a dot product is a correlation.
+    """
     if not entry.thumbnail:
         return None
     values: NDArray[np.float32] = np.frombuffer(base64.b64decode(entry.thumbnail), np.uint8).astype(np.float32)
@@ -167,7 +178,7 @@ def label_counts(label: Mapping[str, int]) -> dict[int, int]:
 
 
 def tissue_density(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the optical density by channel of a sample of a coloured image's pixels, (pixel, 3).
+    """Return the optical density of a sample of pixels, (pixel, 3).
 
     Optical density is what a stain adds to (Ruifrok and Johnston, 2001); glass, nearly without any, is left out.
 
@@ -181,7 +192,10 @@ def tissue_density(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def stain(pixels: NDArray[np.uint8]) -> list[float] | None:
-    """Return the mean optical density of red, green and blue; None where there is nothing but glass."""
+    """Return the mean optical density by channel.
+
+    Of red, green and blue; None for glass only.
+    """
     tissue = tissue_density(pixels)
     return [round(float(value), 4) for value in tissue.mean(axis=0)] if len(tissue) else None
 
@@ -190,7 +204,7 @@ def _is_coloured(image: LoadedImage) -> bool:
     return image.dimensions == 2 and image.values.shape[-1] == 3 and image.values.dtype == np.uint8
 
 
-def _told(kind: str, path: Path, reader: Callable[[Path], LoadedImage]) -> LoadedImage:
+def _read_as(kind: str, path: Path, reader: Callable[[Path], LoadedImage]) -> LoadedImage:
     """Read a file, and say in errors which it is."""
     try:
         return reader(path)
@@ -223,7 +237,7 @@ def _label_facts(image: LoadedImage, label: LoadedImage, most_classes: int) -> d
 
 
 def _digest_of(values: Values, found: Values) -> str:
-    """Return the digest of a mask, in whichever type its values are stored.
+    """Return the digest of a mask's values, whatever its dtype.
 
     Args:
         values: of the mask.
@@ -235,7 +249,7 @@ def _digest_of(values: Values, found: Values) -> str:
 
 
 def _flat(values: Values, like: Values | None = None) -> Values:
-    """Return (voxel, channel) in the order in which the voxels, or those of another image, lie in memory.
+    """Return (voxel, channel) in the order of memory.
 
     NIfTI lies with its first axis fastest; to walk through it in another order takes several times as long.
     """
@@ -247,22 +261,32 @@ def _flat(values: Values, like: Values | None = None) -> Values:
 def _intensity(values: NDArray[Any], mask: NDArray[np.bool_] | None) -> Intensity:
     flat = _flat(values)
     inside = mask if mask is not None and mask.any() else _foreground(flat)
-    # Evenly spread voxels tell percentiles as well as all of them do, in a fraction of the time.
+    # Evenly spread voxels give the percentiles of all, in a fraction of the time.
     step = max(1, np.count_nonzero(inside) // _INTENSITY_SAMPLES)
     sample = flat[::step][inside[::step]].astype(np.float64)
     if not len(sample):
         sample = flat[:: max(1, len(flat) // _INTENSITY_SAMPLES)].astype(np.float64)
     if sample.max() == sample.min() and flat.max() != flat.min():
         sample = flat[:: max(1, len(flat) // _INTENSITY_SAMPLES)].astype(np.float64)
-    low, median, high = np.percentile(sample, (0.5, 50, 99.5))
-    std = float(sample.std())
-    if std == 0 and flat.max() != flat.min():
-        std, high = float(flat.std(dtype=np.float64)), float(flat.max())
-    return Intensity(low=float(low), median=float(median), high=float(high), mean=float(sample.mean()), std=std)
+    found = intensity_of(sample)
+    if found.std == 0 and flat.max() != flat.min():
+        return found.model_copy(update={"std": float(flat.std(dtype=np.float64)), "high": float(flat.max())})
+    return found
+
+
+def intensity_of(values: NDArray[Any]) -> Intensity:
+    """Return the statistics of a sample of intensities."""
+    low, median, high = np.percentile(values, (0.5, 50, 99.5))
+    return Intensity(
+        low=float(low), median=float(median), high=float(high), mean=float(values.mean()), std=float(values.std())
+    )
 
 
 def _rough_intensity(values: NDArray[Any]) -> Intensity:
-    """Return the intensities of a whole image's foreground from fewer voxels: enough for the bins of a profile."""
+    """Return foreground intensities from fewer voxels.
+
+    They suffice for the bins of a profile.
+    """
     flat = _flat(values)
     return _intensity(flat[:: max(1, len(flat) // _ROUGH_SAMPLES)], None)
 
@@ -275,7 +299,7 @@ def _foreground(flat: Values) -> NDArray[np.bool_]:
 
 def _thumbnail(values: NDArray[Any]) -> str:
     cells, voxels = (16, 8) if values.ndim == 3 else (8, 4)
-    # Some voxels along each axis of a cell tell its mean well enough.
+    # Some voxels along each axis of a cell suffice for its mean.
     steps = tuple(slice(None, None, max(1, n // (cells * voxels))) for n in values.shape[:-1])
     grey: NDArray[Any] = values[steps].mean(axis=-1, dtype=np.float32)
     for axis in range(grey.ndim):

@@ -1,4 +1,4 @@
-"""One case to be read in a process of its own: files, a DICOM series with its labels, or a slide."""
+"""Readers of one case: files, a DICOM series, or a slide."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from oncofed.atomic import write_whole
 from oncofed.data import case_facts
 from oncofed.data.case_results import CaseFound, CaseRefused, CaseResult
 from oncofed.data.converted import fitting, is_there, write_image
@@ -24,17 +25,17 @@ from oncofed.data.images import LoadedImage
 from oncofed.data.layouts import Item
 from oncofed.data.layouts.base import first_free
 from oncofed.data.layouts.content import looks_like_mask
-from oncofed.data.manifest import Entry, Split, write_whole
+from oncofed.data.manifest import Entry, Split
 from oncofed.data.mixtures import RAW, UNITS
 from oncofed.data.slides import TileSpec
 from oncofed.data.slides.measuring import measure
 
-# Raised when facts gain a field, so that what an older version remembered is read anew.
+# Raised when facts gain a field: cases in the index of an older version are read again.
 _FACTS_VERSION = "10"
 
 
 class Work(Protocol):
-    """One case to be read in a process of its own."""
+    """One case, read in a worker process."""
 
     @property
     def key(self) -> str:
@@ -61,7 +62,10 @@ class Work(Protocol):
 
 
 def distinct_work(work: Sequence[Work], taken: Collection[str]) -> list[Work]:
-    """Return cases whose names differ from each other's and from those that are taken: files are written by name."""
+    """Return cases with distinct names.
+
+    Files are written by name, so none may be one of ``taken`` either.
+    """
     used, found = set(taken), []
     for item in work:
         name = first_free(item.name, used)
@@ -72,7 +76,10 @@ def distinct_work(work: Sequence[Work], taken: Collection[str]) -> list[Work]:
 
 @dataclass(frozen=True)
 class FileWork:
-    """A case whose image and label are files of their own; ``named`` are the label values that have names."""
+    """A case of plain image and label files.
+
+    ``named`` are the label values that have names.
+    """
 
     root: Path
     prefix: str
@@ -140,7 +147,7 @@ class FileWork:
         return self.root / self.item.label if isinstance(self.item.label, str) else None
 
     def _with_label(self, image: LoadedImage, mask: LoadedImage | None) -> LoadedImage | None:
-        """Return the mask where it is not one file as it is; ``image`` lies below it."""
+        """Return the mask as it is stored; ``image`` lies below it."""
         del image
         return mask
 
@@ -192,8 +199,8 @@ class StackWork:
         placed = [(label.path, label.named, label.notes) for label in self.labels]
         text = f"{_FACTS_VERSION} {files} {placed} {sorted(self.values.items())} {self.class_label} {self.split}"
         text += f" {self.stack.header.person} {self.stack.notes}"
-        there = all(is_there(self.out / path) for path in self._written())
-        return hashlib.sha256(text.encode()).hexdigest() + ("" if there else " not written")
+        is_written = all(is_there(self.out / path) for path in self._written())
+        return hashlib.sha256(text.encode()).hexdigest() + ("" if is_written else " not written")
 
     def read(self) -> CaseResult:
         """Read the image and its label, and write them converted."""
@@ -249,7 +256,10 @@ class StackWork:
 
 @dataclass(frozen=True)
 class SlideWork:
-    """A whole slide with its table's or region's label; ``instances`` are the files of a DICOM slide."""
+    """A whole slide with its label.
+
+    The label is a table's class or a file of regions; ``instances`` are the files of a DICOM slide.
+    """
 
     root: Path
     prefix: str
@@ -277,12 +287,12 @@ class SlideWork:
 
     def stamp(self) -> str:
         """What changes when its files do."""
-        there = (self.out / self._tiles_path).is_file()
+        is_written = (self.out / self._tiles_path).is_file()
         files = self.instances or self.item.images
         paths = [self.root / p for p in (*files, self.item.label) if isinstance(p, str)]
         seen = case_facts.stamp([p for p in paths if p.exists()])
         text = f"{_FACTS_VERSION} {self.item!r} {self.tiles!r} {sorted(self.names.items())} {seen}"
-        return text + ("" if there else " not written")
+        return text + ("" if is_written else " not written")
 
     def read(self) -> CaseResult:
         """Find the slide's tissue, and write its tiles."""
@@ -323,14 +333,17 @@ class SlideWork:
         return replace(self, item=replace(self.item, name=name))
 
     def _tiles_of_mirax(self) -> list[str]:
-        """Return the files that hold the tiles of an MRXS slide: all of the folder that is named as it is."""
+        """Return the tile files of an MRXS slide.
+
+        They are all files of the folder that has the slide's name.
+        """
         if self.instances or not self.item.images[0].lower().endswith(".mrxs"):
             return []
         folder = (self.root / self.item.images[0]).with_suffix("")
         return [str(path.relative_to(self.root)) for path in sorted(folder.rglob("*")) if path.is_file()]
 
     def _gather(self) -> Path:
-        """Link the instances of one DICOM slide into a folder of its own, and return it."""
+        """Link a DICOM slide's instances into a folder, and return it."""
         folder = self.out / self._folder
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():

@@ -1,4 +1,4 @@
-"""What reading a case ends with: a case that can be used, or the reason why it cannot."""
+"""The result of reading a case: found or refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ class CaseFound:
 
 @dataclass(frozen=True)
 class CaseRefused:
-    """A case that cannot be used, and why; ``source`` is its first file."""
+    """A case that cannot be used, and why.
+
+    ``source`` is its first file.
+    """
 
     name: str
     reason: str

@@ -1,4 +1,4 @@
-"""The cases that a job trains on, validates and tests, and their checks.
+"""A job's cases: training, validation, test, and their checks.
 
 The key ``patient`` of an entry of ``dataset.json``, where there is one, keeps a patient's images on one side of the
 split; otherwise each case is a patient.
@@ -19,7 +19,7 @@ from scipy import ndimage
 from oncofed.data import case_facts
 from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
-from oncofed.data.grouping import millimetres, told
+from oncofed.data.grouping import finding_lines, millimetres
 from oncofed.data.images import stem
 from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
 from oncofed.data.manifest import (
@@ -41,7 +41,7 @@ from oncofed.errors import DataError
 
 @dataclass(frozen=True)
 class Case:
-    """One image with its reference label, files on this site's disk.
+    """One image with its reference label.
 
     Attributes:
         name: of the case; it stays at the site.
@@ -78,18 +78,18 @@ class Case:
 
     @property
     def files(self) -> list[Path]:
-        """Files of the image and, where it has one, the mask."""
+        """Files of the image and its mask."""
         return [*self.images, *([self.label] if isinstance(self.label, Path) else [])]
 
     @property
     def mask(self) -> Path:
-        """The mask's file; only a case of a segmentation has one."""
+        """The mask's file; segmentation only."""
         assert isinstance(self.label, Path)
         return self.label
 
     @property
     def class_label(self) -> int:
-        """Number of the image's class in the job; only a case of a classification has one."""
+        """The job's number of the image's class; classification only."""
         assert isinstance(self.label, int)
         return self.label
 
@@ -105,7 +105,7 @@ class Case:
         image, label = case_facts.read_case(self.images, self.mask, *self.reading)
         assert label is not None
         image, label = self._placed(image), replace(label, values=self._translated(label.values, numbered))
-        # A file that does not say how large its pixels are lies where the other does.
+        # A file that does not state its pixel size lies where the other does.
         both = image.calibrated and label.calibrated
         return image, label if both else replace(label, affine=image.affine, calibrated=image.calibrated)
 
@@ -121,7 +121,10 @@ class Case:
         return self._placed(replace(label, values=self._translated(label.values, numbered)))
 
     def _grid(self) -> LoadedImage:
-        """Return an image that lies where the case's does: as registered, else by reading it."""
+        """Return an image on the case's grid.
+
+        As registered, else by reading the image.
+        """
         entry = self.entry
         if not (entry and entry.shape and entry.affine):
             return self.read_image()
@@ -137,7 +140,7 @@ class Case:
         if self.instances and numbered:
             return values.astype(np.int32)
         if numbered:
-            # A mask of one value for all objects: what does not touch is an object of its own.
+            # A mask of one value for all objects: each connected component is an object.
             pieces: case_facts.Values = ndimage.label(self._translated(values, False) > 0)[0]
             return pieces
         if self.instances:
@@ -153,7 +156,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """A site's cases by purpose. No patient is in two of them."""
+    """A site's cases by purpose; no patient is in two."""
 
     train: tuple[Case, ...]
     validation: tuple[Case, ...]
@@ -169,7 +172,7 @@ class Cases:
         )
 
     def require_training(self, where: str) -> Cases:
-        """Return the cases, or raise where a model cannot be trained and tested on them."""
+        """Return the cases, or raise where they do not suffice."""
         if len(list(self)) > 1 and len({case.patient for case in self}) == 1:
             raise DataError(
                 f"{where}: all {len(list(self))} cases are of one patient, so that none can be held out for the test. "
@@ -186,7 +189,10 @@ class Cases:
 
 
 def _other_patients(cases: Sequence[Case]) -> str:
-    """Return what to do where cases of several patients are taken for one's: only DICOM says studies."""
+    """Return how to tell patients apart.
+
+    Cases of several patients may be taken for one's; only DICOM states studies.
+    """
     images = [case.entry.images[0] for case in cases if case.entry and case.entry.tiles]
     if any(case.entry and case.entry.study for case in cases) or any(path.startswith("slides/") for path in images):
         return (
@@ -201,7 +207,7 @@ def _other_patients(cases: Sequence[Case]) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why one case cannot be used: what was found, what was expected."""
+    """Why one case cannot be used."""
 
     case: str
     what: str
@@ -212,7 +218,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Usable:
-    """What of a site's dataset a job can use.
+    """The cases of a dataset that a job can use.
 
     Attributes:
         cases: those that can be used.
@@ -234,7 +240,9 @@ def usable_cases(
     progress: Callable[[int, int], None] | None = None,
     labels: LabelKind = "mask",
 ) -> Usable:
-    """Read, check and deal a site's cases; bad ones are set aside as long as they are few.
+    """Read, check and split a site's cases.
+
+    Bad cases are set aside, up to ``data.max_bad_share``.
 
     Args:
         folder: the dataset.
@@ -267,7 +275,7 @@ def usable_cases(
     set_aside = [*map(_from_quarantine, manifest.quarantine), *problems]
     everything = total + len(manifest.quarantine)
     if set_aside and len(set_aside) > data.max_bad_share * everything:
-        listed = "\n  ".join(told((problem.case, problem.what) for problem in set_aside))
+        listed = "\n  ".join(finding_lines((problem.case, problem.what) for problem in set_aside))
         raise DataError(
             f"{where}: {len(set_aside)} of {everything} cases cannot be used, more than the share of "
             f"{data.max_bad_share:g} that may be set aside (data.max_bad_share):\n  {listed}\n"
@@ -292,7 +300,7 @@ def read_cases(
     splits: Sequence[Split] = SPLITS,
     labels: LabelKind = "mask",
 ) -> Cases:
-    """Read ``folder/dataset.json`` and deal its patients to training, validation and test.
+    """Read ``folder/dataset.json`` and split its patients.
 
     The lists ``validation`` and ``test`` of the file are used where they hold labelled cases; what they lack is dealt
     from ``training`` by a hash of patient and seed, so that adding a patient moves nobody else.
@@ -320,7 +328,7 @@ def deal_cases(
     splits: Sequence[Split] = SPLITS,
     labels: LabelKind = "mask",
 ) -> Cases:
-    """Do as ``read_cases`` with a ``dataset.json`` that was read before."""
+    """Split the cases of a manifest; see ``read_cases``."""
     manifest = decided(manifest)
     match = match_classes if labels == "class" else match_labels
     vocabulary = match(manifest, classes) if classes else None
@@ -356,7 +364,7 @@ def check_cases(
     progress: Callable[[], None] | None = None,
     known: dict[Case, Entry] | None = None,
 ) -> list[Problem]:
-    """Check every case and return what cannot be used.
+    """Return the problems of all cases.
 
     Files that are as they were when the dataset was registered are not read again.
 
@@ -395,7 +403,9 @@ def check_case(
 
 
 def known_facts(case: Case) -> Entry:
-    """Return the facts of a case: as registered where its files have not changed since, else by reading them.
+    """Return the facts of a case.
+
+    They are read again only where its files have changed since it was registered.
 
     Raises:
         DataError: a file cannot be read.
@@ -447,7 +457,10 @@ def contract_faults(entry: Entry, data: DataSpec) -> list[str]:
 
 
 def channels_fit(channels: int, data: DataSpec) -> bool:
-    """Return whether an image's channels are the job's, or a flat image's grey and colour can become each other."""
+    """Return whether an image has the job's channels.
+
+    A flat image's grey and colour can become each other.
+    """
     wanted = len(data.channels)
     return channels == wanted or (data.dimensions == 2 and {channels, wanted} == {1, 3})
 
@@ -457,7 +470,7 @@ def _between(pair: tuple[float, float]) -> str:
 
 
 def label_faults(case: Case, entry: Entry, classes: Sequence[int]) -> list[str]:
-    """Return why a label does not hold a job's classes alone."""
+    """Return the faults of a label with unknown values."""
     if case.instances or entry.label_values is None or isinstance(case.label, int):
         return []
     known = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}
@@ -530,7 +543,10 @@ def _refuse_shared_patients(folder: Path, cases: Cases) -> None:
 
 
 def pool_cases(by_site: dict[str, Cases]) -> Cases:
-    """Return all sites' cases in one place; names and patients carry their site's name, so that none collide."""
+    """Return all sites' cases together.
+
+    Names and patients carry their site's name, so that none collide.
+    """
 
     def join(purpose: str) -> tuple[Case, ...]:
         return tuple(

@@ -1,4 +1,4 @@
-"""A case whose mask is put together from several files or renumbered, and written into the dataset's folder."""
+"""Cases whose mask is composed of several files."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from oncofed.errors import DataError
 
 @dataclass(frozen=True)
 class ComposedWork(FileWork):
-    """A case of files whose mask is written anew, to ``out``."""
+    """A case of files whose mask is written to ``out``."""
 
     out: Path = Path()
 
     def stamp(self) -> str:
         """What changes when its files do."""
-        there = any(self._written(dimensions).is_file() for dimensions in (2, 3))
-        return super().stamp() + ("" if there else " not written")
+        is_written = any(self._written(dimensions).is_file() for dimensions in (2, 3))
+        return super().stamp() + ("" if is_written else " not written")
 
     def _with_label(self, image: LoadedImage, mask: LoadedImage | None) -> LoadedImage | None:
         assert isinstance(self.item.label, tuple)
         mask = turned_onto(image, compose(self.root, self.item.label), "its label")
         path = self._written(mask.dimensions)
-        unsaid = not mask.calibrated or not image.calibrated  # of a flat file: PNG says no pixel size either
+        unsaid = not mask.calibrated or not image.calibrated  # of a flat file: PNG holds no pixel size either
         write_image(path, mask if not unsaid else replace(mask, affine=image.affine))
         return mask
 
@@ -49,24 +49,24 @@ class ComposedWork(FileWork):
 
 
 def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
-    """Return one mask of several files.
+    """Return several mask files as one mask.
 
     Raises:
         DataError: one cannot be read, they do not lie on one grid, or overlap; the message names them inside ``root``.
     """
-    whole: LoadedImage | None = None
+    composed: LoadedImage | None = None
     values: np.ndarray[Any, Any] | None = None
     notes: list[str] = []
     for part in parts:
         read = _read(root, part)
         notes += (f"{note} (of {part.name or part.path})" for note in read.notes)
-        if whole is None or values is None:
-            whole, values = read, np.zeros(read.values.shape, np.uint16)
+        if composed is None or values is None:
+            composed, values = read, np.zeros(read.values.shape, np.uint16)
         else:
-            read = turned_onto(whole, read, "one of its masks")
-            if fault := other_grid(whole, read):
+            read = turned_onto(composed, read, "one of its masks")
+            if fault := other_grid(composed, read):
                 raise DataError(f"its masks do not lie on one grid: beside {parts[0].path}, {part.path} {fault}")
-            whole = replace(whole, notes=tuple(dict.fromkeys((*whole.notes, *read.notes))))
+            composed = replace(composed, notes=tuple(dict.fromkeys((*composed.notes, *read.notes))))
         labelled = _labelled(read.values, part)
         both = (values != 0) & (labelled != 0)
         if both.any():
@@ -76,10 +76,10 @@ def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
                 "overlapping classes yet. Keep one of them, or name the masks that count in a table (image, label)"
             )
         values[labelled != 0] = labelled[labelled != 0]
-    assert whole is not None
+    assert composed is not None
     assert values is not None
     kept = values.astype(np.uint8) if values.max(initial=0) < 256 else values
-    return replace(whole, values=kept, stored=str(kept.dtype), notes=tuple(dict.fromkeys(notes)))
+    return replace(composed, values=kept, stored=str(kept.dtype), notes=tuple(dict.fromkeys(notes)))
 
 
 def _read(root: Path, part: Part) -> LoadedImage:
@@ -91,14 +91,14 @@ def _read(root: Path, part: Part) -> LoadedImage:
 
 def _labelled(values: np.ndarray[Any, Any], part: Part) -> np.ndarray[Any, Any]:
     """Return a file's voxels with their label values."""
-    whole = np.rint(values)
-    if not np.array_equal(whole, values):
+    rounded = np.rint(values)
+    if not np.array_equal(rounded, values):
         raise DataError(f"its label file {part.path} holds fractions, expected one whole number for each class")
-    found = np.unique(whole[whole != 0])
+    found = np.unique(rounded[rounded != 0])
     if part.value is None:
         result = np.zeros(values.shape, np.uint16)
         for value, to in part.values:
-            result[whole == value] = to
+            result[rounded == value] = to
         if unnamed := set(found) - {value for value, _ in part.values}:
             raise DataError(
                 f"its label file {part.path} holds the value {min(unnamed):g}, which it does not name. Name it where "
@@ -111,5 +111,5 @@ def _labelled(values: np.ndarray[Any, Any], part: Part) -> np.ndarray[Any, Any]:
             f"0: by its name it is the mask of {part.name} alone. Save each class in a file of its own, or list the "
             "mask that holds them all in a table (image, label)"
         )
-    labelled: np.ndarray[Any, Any] = np.where(whole != 0, np.uint16(part.value), np.uint16(0))
+    labelled: np.ndarray[Any, Any] = np.where(rounded != 0, np.uint16(part.value), np.uint16(0))
     return labelled

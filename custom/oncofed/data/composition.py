@@ -1,4 +1,4 @@
-"""From what each case's reading found to the dataset: which cases can be used, and what their labels mean."""
+"""Compose the dataset from the cases that were read."""
 
 from __future__ import annotations
 
@@ -25,12 +25,17 @@ _NUMBERED = 8
 
 
 def hashed_key(salt: bytes, text: str, length: int = 16) -> str:
-    """Return what stands for a patient, study or file outside of the registered folder: its salted hash."""
+    """Return the salted hash of an identity.
+
+    It stands for a patient, study or file outside of the registered folder.
+    """
     return hmac.new(salt, text.encode(), hashlib.sha256).hexdigest()[:length]
 
 
 def region_values(dicom: DicomIndex, options: RegisterOptions) -> dict[str, int]:
-    """Return region name -> label value: as the user says, else in the order of the alphabet.
+    """Return region name -> label value.
+
+    As the user states it, else in the order of the alphabet.
 
     Names that differ in case or spaces around alone are one region's; it has the name that is written most often.
     """
@@ -69,7 +74,7 @@ def compose(
     """
     entries: list[Entry] = []
     quarantine = list(layout.bad)
-    masks = _taken_for_images(results)
+    mask_reasons = _taken_for_images(results)
     quarantine += [
         Quarantined(name=hashed_key(salt, path, 12), reason=reason, source=path)
         for path, reason in dicom.broken.items()
@@ -77,8 +82,10 @@ def compose(
     for result in results:
         if isinstance(result, CaseRefused):
             quarantine.append(result.quarantined())
-        elif result.name in masks:
-            quarantine.append(Quarantined(name=result.name, reason=masks[result.name], source=result.entry.source))
+        elif result.name in mask_reasons:
+            quarantine.append(
+                Quarantined(name=result.name, reason=mask_reasons[result.name], source=result.entry.source)
+            )
         else:
             entries.append(_pseudonymous(result.entry, salt))
     # Numbered objects are such by their numbers, with a palette or without.
@@ -98,7 +105,7 @@ def compose(
             usable.append(entry)
     return Manifest(
         name=options.name,
-        description=f"registered by oncofed, layout: {layout.kind}",
+        description=f"registered by oncofed, layout: {layout.kind.name}",
         task=task,
         modality=layout.modality or _modality(usable),
         labels={str(value): name for value, name in sorted(labels.items())},
@@ -120,34 +127,40 @@ def _pseudonymous(entry: Entry, salt: bytes) -> Entry:
 
 
 def _taken_for_images(results: Iterable[CaseResult]) -> dict[str, str]:
-    """Return name -> reason of cases that are masks: few whole numbers alone, on the grid of another's image."""
+    """Return name -> reason of masks taken for images.
+
+    They hold few whole numbers only, on the grid of another case's image.
+    """
     grids: dict[str, str] = {}
-    few = []
+    candidates = []
     for result in results:
         if isinstance(result, CaseRefused) or _is_constant(result.entry.intensity):
             continue
         grid = f"{result.entry.shape} {result.entry.affine}"
         if result.looks_like_mask:
-            few.append((result.name, grid))
+            candidates.append((result.name, grid))
         else:
             grids.setdefault(grid, result.entry.source or "")
     return {
         name: f"holds few whole numbers alone, on the grid of {grids[grid]}: it looks like a mask, expected an image. "
         "Name it as its image (CASE_seg beside CASE), or list both in a table (image, label)"
-        for name, grid in few
+        for name, grid in candidates
         if grid in grids
     }
 
 
 def _is_constant(intensity: Intensity | None) -> bool:
-    """Return whether an image shows nothing: it is reported as that, not as a mask."""
+    """Return whether an image is constant; that is its fault then."""
     return intensity is not None and intensity.low == intensity.high and intensity.std == 0
 
 
 def _label_kind(
     entries: Sequence[Entry], layout: FolderLayout, options: RegisterOptions
 ) -> Literal["classes", "instances"]:
-    """Return "instances" where masks number their objects: 1, 2, … n, with another n in each image."""
+    """Return "instances" where masks number their objects.
+
+    Those have values 1, 2, … n, with another n in each image.
+    """
     named = {v for v in {**layout.labels, **options.labels} if v}
     counts = [e.instances for e in entries if e.instances]
     if len(named) > 1 or not counts:
@@ -178,7 +191,7 @@ def _labels(
     classes: Mapping[str, int],
     options: RegisterOptions,
 ) -> dict[int, str]:
-    """Return label value -> name; a value that nobody named has its own number as name."""
+    """Return label value -> name; an unnamed value's is its number."""
     found: set[int] = set()
     for entry in entries:
         found |= set(case_facts.label_counts(entry.label_values or {}))

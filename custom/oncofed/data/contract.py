@@ -1,4 +1,4 @@
-"""Whether a job may train on a dataset: what fits, what the training converts, what does not fit and why."""
+"""Check a dataset against a job's contract."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Verdict = Literal["fits", "converted", "does not fit"]
 
 @dataclass(frozen=True)
 class Row:
-    """One aspect of a dataset beside what the job expects of it."""
+    """One aspect of a dataset, as found and as expected."""
 
     aspect: str
     found: str
@@ -43,7 +43,7 @@ class Row:
 
 @dataclass
 class Report:
-    """Everything that the check of a dataset against a job found.
+    """The result of checking a dataset against a job.
 
     Attributes:
         rows: by aspect.
@@ -132,7 +132,7 @@ def check_dataset(
 def _deal(
     report: Report, folder: Path, data: DataSpec, classes: Mapping[int, str], seed: int, labels: LabelKind
 ) -> None:
-    """Say of a dataset whose labels fit which cases can be used, and how many train, validate and test."""
+    """Report usable cases and their split, where labels fit."""
     try:
         cases = read_cases(folder, data.split, seed, classes, data.splits, labels)
         report.set_aside += check_cases(cases, list(classes), data)
@@ -148,7 +148,10 @@ def _deal(
 
 
 def with_facts(folder: Path, manifest: Manifest) -> Manifest:
-    """Return a manifest that knows each case's facts; what nobody registered is read now. No decision is in force."""
+    """Return a manifest with each case's facts.
+
+    Cases that nobody registered are read now; no decision is in force.
+    """
 
     def known(entry: Entry | str) -> Entry | str:
         if isinstance(entry, str) or entry.shape or not isinstance(entry.label, str):
@@ -280,7 +283,7 @@ def _labels(manifest: Manifest, classes: Mapping[int, str], vocabulary: Vocabula
 
 
 def _with_values(row: Row, manifest: Manifest, classes: Mapping[int, str], vocabulary: Vocabulary) -> Row:
-    """Return the row of labels with the values that are none of the job's, for which cases are set aside."""
+    """Return the row of labels, with unknown values."""
     if row.aspect != "labels" or manifest.label_kind == "instances":
         return row
     known = {0, *(classes if vocabulary.values is None else vocabulary.values)}
@@ -291,9 +294,9 @@ def _with_values(row: Row, manifest: Manifest, classes: Mapping[int, str], vocab
     if not outside:
         return row
     names = {value: classes.get(value, "NAME") for value in sorted(held.keys() - {0})}
-    told = ", ".join(f"{value_name(value)} in {counted(held[value], 'case')}" for value in outside[:_MOST_VALUES])
+    listed = ", ".join(f"{value_name(value)} in {counted(held[value], 'case')}" for value in outside[:_MOST_VALUES])
     more = f" and {len(outside) - _MOST_VALUES} more" if len(outside) > _MOST_VALUES else ""
-    how = f"{told}{more}: none of the job's"
+    how = f"{listed}{more}: none of the job's"
     if len(names) <= _MOST_VALUES:
         option = ",".join(f"{value_name(value)}={name}" for value, name in names.items())
         how += f"; register again with --labels {option} (background: none of them)"

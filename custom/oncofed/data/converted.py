@@ -1,4 +1,7 @@
-"""Files that DICOM images become in a dataset's folder; each holds the real values, as far as float32 does."""
+"""Write DICOM images as NIfTI, PNG or TIFF.
+
+Each file holds the real values, as far as float32 does.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,28 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
+from oncofed.atomic import write_whole
 from oncofed.data.images import LoadedImage
-from oncofed.data.manifest import write_whole
 
 SUFFIXES = (".nii", ".gz", ".png", ".tif")
 _MOST_OF_PNG = 65535
 
 
 def fitting(path: str, image: LoadedImage) -> str:
-    """Return a flat image's path with the suffix of a format that holds its values: TIFF where PNG does not."""
+    """Return a flat image's path with a fitting suffix.
+
+    TIFF where PNG cannot hold its values.
+    """
     return str(Path(path).with_suffix(".tif")) if path.endswith(".png") and not _is_png(image) else path
 
 
 def is_there(path: Path) -> bool:
-    """Return whether an image was written, in whichever format it fits."""
+    """Return whether an image was written, in any format."""
     return path.is_file() or (path.suffix == ".png" and path.with_suffix(".tif").is_file())
 
 
 def write_image(path: Path, image: LoadedImage) -> None:
-    """Write a volume as NIfTI, a flat image as PNG or TIFF, whole or not at all."""
+    """Write an image in one step: NIfTI, PNG or TIFF."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if image.dimensions == 3:
         nifti = nib.Nifti1Image(image.values[..., 0], image.affine)
@@ -40,8 +46,8 @@ def write_image(path: Path, image: LoadedImage) -> None:
     values = values[..., 0] if values.shape[-1] == 1 else values
     buffer = io.BytesIO()
     if path.suffix == ".png":
-        whole = values if values.dtype == np.uint8 else values.astype(np.uint16)
-        Image.fromarray(whole).save(buffer, "PNG", compress_level=1)
+        stored = values if values.dtype == np.uint8 else values.astype(np.uint16)
+        Image.fromarray(stored).save(buffer, "PNG", compress_level=1)
     else:
         kind = np.int32 if np.issubdtype(values.dtype, np.integer) else np.float32
         Image.fromarray(values.astype(kind)).save(buffer, "TIFF")
@@ -49,6 +55,6 @@ def write_image(path: Path, image: LoadedImage) -> None:
 
 
 def _is_png(image: LoadedImage) -> bool:
-    """Return whether PNG holds the values: whole numbers of 16 bits without a sign."""
+    """Return whether PNG holds the values: uint16."""
     values = image.values
     return bool(np.issubdtype(values.dtype, np.integer) and values.min() >= 0 and values.max() <= _MOST_OF_PNG)

@@ -1,4 +1,4 @@
-"""Images that are copies of others: the same file, or the same picture rescaled, encoded anew or resampled.
+"""Find copies of images: same file, rescaled, re-encoded, resampled.
 
 Thumbnails are compared by their correlation. With mean 0 and norm 1 two of them correlate by more than c where they lie
 nearer than sqrt(2 - 2 c) to each other, and no projection lengthens a distance: sorted along the direction in which
@@ -22,7 +22,7 @@ from oncofed.data.decisions import contradiction, name_of, settled
 from oncofed.data.manifest import Entry, Manifest, Split
 
 COPIES = "copies"
-# Thumbnails that correlate by more than this show the same image, rescaled, encoded anew or resampled.
+# Thumbnails that correlate by more than this show the same image, rescaled, re-encoded or resampled.
 _SAME_IMAGE = 0.998
 _SAME_FILE = 2.0
 _ROWS, _COLUMNS = 256, 4096  # a block of the table of all pairs stays in a processor's cache
@@ -36,7 +36,7 @@ Case = tuple[Split, Entry]
 
 @dataclass(frozen=True)
 class Copy:
-    """One image that is another one's copy.
+    """A pair of copies.
 
     Attributes:
         of: number of the other one in its group; -1: the first of the group, which is nobody's copy.
@@ -49,7 +49,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class CopyGroup:
-    """Images that are copies of each other, by a chain where there is one.
+    """A group of copies, by chains of pairs.
 
     Attributes:
         cases: at least two, in the order of the manifest.
@@ -65,12 +65,12 @@ class CopyGroup:
         return all(copy.correlation is None for copy in self.copies[1:])
 
     def contradiction(self) -> tuple[Entry, Entry] | None:
-        """Return two of its cases whose labels differ, where there are such."""
+        """Return two cases with different labels, if any."""
         return contradiction(entry for _, entry in self.cases)
 
 
 def copy_groups(manifest: Manifest) -> list[CopyGroup]:
-    """Return the groups of copies of a dataset about which nobody has decided.
+    """Return a dataset's groups of copies without a decision.
 
     Two pictures that look alike are copies where they are of two patients or in two lists: two visits of one patient on
     one side of the split do no harm. The same file twice always is.
@@ -93,7 +93,7 @@ def copy_groups(manifest: Manifest) -> list[CopyGroup]:
 
 
 class _Links:
-    """Which cases are copies of which, and the groups that follow from it."""
+    """Pairs of copies, and their groups."""
 
     def __init__(self, count: int) -> None:
         self._labels = np.arange(count)  # alike in one group
@@ -101,7 +101,10 @@ class _Links:
         self._correlation = np.zeros(count, np.float32)
 
     def add(self, one: NDArray[np.int64], two: NDArray[np.int64], correlation: NDArray[np.float32]) -> None:
-        """Link pairs of cases; of those of one file the correlation is ``_SAME_FILE``."""
+        """Link pairs of cases.
+
+        Of those of one file the correlation is ``_SAME_FILE``.
+        """
         if not len(one):
             return
         own, other = np.concatenate([one, two]), np.concatenate([two, one])
@@ -121,7 +124,7 @@ class _Links:
             self._labels = np.unique(labels, return_index=True)[1][labels]
 
     def groups(self, cases: Sequence[Case]) -> list[CopyGroup]:
-        """Return the groups of more than one."""
+        """Return the groups of at least two."""
         members: dict[int, list[int]] = defaultdict(list)
         for number in np.flatnonzero(self._partner < len(cases)).tolist():
             members[int(self._labels[number])].append(number)
@@ -138,7 +141,7 @@ class _Links:
 
 
 def _link_alike(cases: Sequence[Case], links: _Links, settled_groups: Mapping[str, int]) -> None:
-    """Link the cases whose thumbnails are of one size and correlate."""
+    """Link cases whose thumbnails correlate."""
     patients: dict[tuple[str, str], int] = {}
     decided = np.array([settled_groups.get(name_of(entry), -1) for _, entry in cases])
     sides = np.array([patients.setdefault((split, entry.patient or ""), len(patients)) for split, entry in cases])
@@ -159,7 +162,7 @@ def _link_alike(cases: Sequence[Case], links: _Links, settled_groups: Mapping[st
 def _near(
     values: NDArray[np.float32],
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]]:
-    """Yield the pairs of rows that correlate, some at a time: the rows, the others, their correlations.
+    """Yield correlated pairs by blocks: rows, others, correlations.
 
     Args:
         values: (case, pixel), each row of mean 0 and norm 1.
@@ -184,7 +187,9 @@ def _near(
 
 
 def _shortened(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return (case, ``_DIRECTIONS`` + 1) whose products are no less than the correlations.
+    """Return (case, ``_DIRECTIONS`` + 1) projections.
+
+    Their products are no less than the correlations.
 
     These are the places along the directions in which the rows spread most, and the length of what is left: the
     product of what is left of two rows is at most that of its lengths (Cauchy and Schwarz).
@@ -200,7 +205,7 @@ def _shortened(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def _correlations(
     values: NDArray[np.float32], one: NDArray[np.int64], two: NDArray[np.int64], rows: slice, columns: slice
 ) -> NDArray[np.float32]:
-    """Return the correlations of pairs of rows, all of them from one block of the table of all pairs."""
+    """Return the correlations of pairs within one block."""
     if len(one) * 8 < (rows.stop - rows.start) * (columns.stop - columns.start):
         few: NDArray[np.float32] = np.einsum("ij,ij->i", values[one], values[two])
         return few

@@ -1,4 +1,4 @@
-"""What a person decided about findings, put in force on a dataset as it is read.
+"""Apply people's decisions about findings to a dataset.
 
 The entries stay in ``dataset.json``: they are left out, or joined to one patient, each time that it is read. A decision
 holds for the cases that it names as they were then; a case whose image changed since, and any new one, is asked about
@@ -20,14 +20,14 @@ _BY_WORTH: tuple[Split, ...] = ("test", "validation", "training")
 
 
 def decided(manifest: Manifest) -> Manifest:
-    """Return a dataset as its decisions leave it; doing it twice is doing it once."""
+    """Return a dataset with its decisions applied; idempotent."""
     for decision in manifest.decisions:
         manifest = in_force(manifest, decision)
     return manifest
 
 
 def in_force(manifest: Manifest, decision: Decision) -> Manifest:
-    """Return a dataset as one decision leaves it.
+    """Return a dataset with one decision applied.
 
     Of copies whose labels contradict each other, now or when it was decided, none is dropped as a mere copy.
     """
@@ -38,21 +38,21 @@ def in_force(manifest: Manifest, decision: Decision) -> Manifest:
     effect = _EFFECTS.get(decision.action)
     if effect is None:
         return manifest
-    there = {name_of(entry): (split, entry) for split, entry in manifest.by_split()}
-    groups = [group for group in _still_so(decision, there) if group]
+    present = {name_of(entry): (split, entry) for split, entry in manifest.by_split()}
+    groups = [group for group in _still_so(decision, present) if group]
     if decision.finding == "copies" and decision.action == KEEP_ONE:
         groups = [group for group in groups if not contradiction(entry for _, entry in group)]
     return effect(manifest, groups)
 
 
 def contradiction(copies: Iterable[Entry]) -> tuple[Entry, Entry] | None:
-    """Return two copies of one image whose labels differ, where there are such."""
+    """Return two copies with different labels, if any."""
     labelled = [entry for entry in copies if entry.label is not None]
     return next(((labelled[0], other) for other in labelled[1:] if _differ(labelled[0], other)), None)
 
 
 def in_words(manifest: Manifest) -> list[str]:
-    """Return what each decision is, who took it and why, and what comes of it."""
+    """Return a description of each decision and its effect."""
     words = []
     for decision in manifest.decisions:
         after = in_force(manifest, decision)
@@ -70,18 +70,18 @@ def in_words(manifest: Manifest) -> list[str]:
 
 
 def settled(manifest: Manifest, finding: str, actions: Iterable[str] | None = None) -> dict[str, int]:
-    """Return name of a case -> number of the group in which a person has decided about it.
+    """Return case -> number of its decided group.
 
     Args:
         manifest: the dataset.
         finding: what the decisions answer.
         actions: of those decisions; None: any.
     """
-    asked = [d for d in manifest.decisions if d.finding == finding and (actions is None or d.action in actions)]
-    there = {name_of(entry): (split, entry) for split, entry in manifest.by_split()} if asked else {}
+    decisions = [d for d in manifest.decisions if d.finding == finding and (actions is None or d.action in actions)]
+    present = {name_of(entry): (split, entry) for split, entry in manifest.by_split()} if decisions else {}
     numbers: dict[str, int] = {}
-    for decision in asked:
-        for group in _still_so(decision, there):
+    for decision in decisions:
+        for group in _still_so(decision, present):
             known = {numbers[name_of(e)] for _, e in group if name_of(e) in numbers}
             number = min(known, default=len(numbers) + 1)
             if len(known) > 1:
@@ -91,12 +91,15 @@ def settled(manifest: Manifest, finding: str, actions: Iterable[str] | None = No
 
 
 def name_of(entry: Entry) -> str:
-    """Return a case's name; one that nobody registered goes by its image."""
+    """Return a case's name, or its image's."""
     return entry.name or entry.images[0]
 
 
 def content_of(entry: Entry, finding: str) -> str:
-    """Return what changes when a case's image does, or its label where the finding is about labels."""
+    """Return a fingerprint of a case for a finding.
+
+    It changes with the image, or with the label where the finding is about labels.
+    """
     image = (entry.checksum or entry.stamp or "")[:_CONTENT_LETTERS]
     if finding != "conflicting":
         return image
@@ -105,33 +108,36 @@ def content_of(entry: Entry, finding: str) -> str:
 
 
 def by_worth(cases: Iterable[tuple[Split, Entry]]) -> list[tuple[Split, Entry]]:
-    """Return cases with the one to keep first: labelled ones, then those of the test list; else as they come."""
+    """Return cases, the one to keep first.
+
+    Labelled ones, then those of the test list; else as they come.
+    """
     return sorted(cases, key=lambda case: (case[1].label is None, _BY_WORTH.index(case[0])))
 
 
 _Group = list[tuple[Split, Entry]]
 
 
-def _differ(one: Entry, two: Entry) -> bool:
-    """Return whether the labels of two copies contradict each other, as far as their facts tell."""
-    if isinstance(one.label, int) or isinstance(two.label, int):
-        return one.label != two.label and isinstance(one.label, int) and isinstance(two.label, int)
-    if one.label_values is None or two.label_values is None:
+def _differ(first: Entry, second: Entry) -> bool:
+    """Return whether the labels of two copies contradict."""
+    if isinstance(first.label, int) or isinstance(second.label, int):
+        return first.label != second.label and isinstance(first.label, int) and isinstance(second.label, int)
+    if first.label_values is None or second.label_values is None:
         return False
-    if one.shape == two.shape:
+    if first.shape == second.shape:
         # On one grid a mask that was mirrored or moved holds as many voxels, elsewhere.
-        moved = one.affine == two.affine and None not in (one.label_digest, two.label_digest)
-        return one.label_values != two.label_values or (moved and one.label_digest != two.label_digest)
-    return set(one.label_values) - {"0"} != set(two.label_values) - {"0"}
+        moved = first.affine == second.affine and None not in (first.label_digest, second.label_digest)
+        return first.label_values != second.label_values or (moved and first.label_digest != second.label_digest)
+    return set(first.label_values) - {"0"} != set(second.label_values) - {"0"}
 
 
-def _still_so(decision: Decision, there: dict[str, tuple[Split, Entry]]) -> Iterator[_Group]:
-    """Yield of each group the cases that are there, and whose images are what they were."""
+def _still_so(decision: Decision, present: dict[str, tuple[Split, Entry]]) -> Iterator[_Group]:
+    """Yield each group's cases that are unchanged."""
     for group in decision.groups:
         still = [
-            there[name]
+            present[name]
             for name in group
-            if name in there and decision.content.get(name) == content_of(there[name][1], decision.finding)
+            if name in present and decision.content.get(name) == content_of(present[name][1], decision.finding)
         ]
         # Labels contradict each other: where one is gone or was repaired, nobody knows whether they still do.
         yield [] if decision.finding == "conflicting" and len(still) < len(group) else still
@@ -146,7 +152,7 @@ def _keep_one(manifest: Manifest, groups: list[_Group]) -> Manifest:
 
 
 def _join(manifest: Manifest, groups: list[_Group]) -> Manifest:
-    """Give the patients of each group one key, and so all of their images."""
+    """Merge the patients of each group."""
     joined: dict[str, str] = {}
 
     def key(patient: str) -> str:
@@ -177,7 +183,7 @@ def _move_to_training(manifest: Manifest, groups: list[_Group]) -> Manifest:
 
 
 def _keep_in_test(manifest: Manifest, groups: list[_Group]) -> Manifest:
-    """Leave the images of a patient out of all lists but the one of most worth."""
+    """Keep a patient's images in the most valuable list only."""
     patients = {_patient(entry) for group in groups for _, entry in group}
     lists: dict[str, set[Split]] = {}
     for split, entry in manifest.by_split():

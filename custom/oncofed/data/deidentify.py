@@ -1,4 +1,4 @@
-"""Copies of images without what identifies a patient.
+"""De-identify copies of images.
 
 DICOM: the Basic Application Level Confidentiality Profile of PS3.15, annex E, in the tables of dicom-anonymizer,
 applied at every level of nesting; UIDs and patients become pseudonyms that follow from a secret key, so that references
@@ -33,6 +33,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as DicomSequence
 from pydicom.uid import UID
 
+from oncofed.atomic import write_whole
 from oncofed.data.case_facts import reason_of
 from oncofed.data.dicom.files import read_file
 from oncofed.data.dicom.header_types import BrokenFile, ImageHeader, LabelHeader, OtherObject, SlideHeader
@@ -41,7 +42,6 @@ from oncofed.data.folder import find_files
 from oncofed.data.formats.nifti import beginning, nifti_header
 from oncofed.data.images import NIFTI, image_format, open_nifti, require_memory, stem
 from oncofed.data.layouts import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts
-from oncofed.data.manifest import write_whole
 from oncofed.data.textless import require_same, without_text
 from oncofed.data.textless_tiff import copy_slide, is_slide
 from oncofed.data.workers import BROKE_ITS_READER, Workers
@@ -109,7 +109,7 @@ class Options:
 
 @dataclass
 class Outcome:
-    """What was copied, and what was not.
+    """Copied and refused files.
 
     Attributes:
         written: kind of file -> how many.
@@ -139,7 +139,7 @@ def deidentify(
     workers: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Outcome:
-    """Write a copy of each image under ``source`` to ``out``, without what identifies a patient.
+    """Write de-identified copies of the images of a folder.
 
     Args:
         source: the folder, any heap.
@@ -185,7 +185,7 @@ def deidentify(
 
 
 def deidentify_dataset(dataset: Dataset, key: bytes, options: Options) -> None:
-    """Apply the profile to one data set in place, at every level of nesting.
+    """De-identify one data set in place, at every level.
 
     Args:
         dataset: with its file meta information.
@@ -216,7 +216,10 @@ def _broke_its_reader(turn: _CopyJob) -> tuple[str, str, str]:
 
 
 def _copy(turn: _CopyJob) -> tuple[str, str, str]:
-    """Return (path, kind, new path), (path, "refused", reason) or (path, "left out", what it is)."""
+    """Copy one file.
+
+    Returns (path, kind, new path), (path, "refused", reason) or (path, "left out", what it is).
+    """
     path = turn.source / turn.path
     lower = path.name.lower()
     try:
@@ -301,7 +304,10 @@ def _tables() -> dict[Any, Any]:
 
 
 def _levels(dataset: Dataset) -> Iterator[Dataset]:
-    """Yield a data set and all that are nested in it; the innermost first, so that references are still there."""
+    """Yield a data set's nested data sets, and itself.
+
+    The innermost first, so that references are still there.
+    """
     for element in dataset:
         if element.VR == "SQ":
             for item in element.value:
@@ -381,7 +387,10 @@ def _code(value: str, meaning: str) -> Dataset:
 
 
 def _nifti_without_text(path: Path) -> bytes:
-    """Return a NIfTI file with its free text and extensions overwritten; its voxels are the same bytes."""
+    """Return a NIfTI file without free text.
+
+    Text and extensions are overwritten; its voxels are the same bytes.
+    """
     with open_nifti(path) as (file, _):
         header = nifti_header(path, beginning(file))
         start = int(header.get_data_offset())

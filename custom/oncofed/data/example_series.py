@@ -1,4 +1,4 @@
-"""A simulated patient as a DICOM series of MR, so that whoever has no images of their own can try what reads DICOM."""
+"""A simulated patient as a DICOM series of MR, to try DICOM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BRIGHTEST = 4095  # twelve bits, as scanners have
 
 
 def write_series(image: Path, folder: Path) -> list[Path]:
-    """Write a volume as one file a slice along its third axis, and return the files.
+    """Write a volume as DICOM slices, and return the files.
 
     Intensities become whole numbers from 0 to 4095. Nothing in it is of a person.
 
@@ -48,7 +48,7 @@ def write_series(image: Path, folder: Path) -> list[Path]:
 
 
 def _slice(pixels: np.ndarray) -> FileDataset:
-    """Return one slice, (row, column) uint16, without its place."""
+    """Return one slice of (row, column) uint16, without position."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian

@@ -1,4 +1,6 @@
-"""Masks of photos that an Exif orientation turns: drawn on the picture as viewers show it, or on the pixels as stored.
+"""Masks of photos with an Exif orientation.
+
+They are drawn on the picture as viewers show it, or on the pixels as stored.
 
 Where the orientation swaps rows and columns the mask's size tells, but for a square. Else its siblings do, and how well
 it lies on the image either way.
@@ -17,7 +19,7 @@ from oncofed.data.manifest import Entry
 AS_TURNED = "its mask is taken as drawn on the turned picture"
 _FOUND = "its label was drawn on the image as it is stored, not as its Exif orientation turns it and viewers show it"
 AS_STORED = f"{_FOUND}: turn the mask, or save the image upright"
-# Exif orientation -> how ``placement`` says the way from the turned picture to the stored pixels.
+# Exif orientation -> ``placement``'s words for the way from the turned picture to the stored pixels.
 _WAYS_BACK = {
     2: "mirrored left to right",
     3: "mirrored left to right and upside down",
@@ -32,16 +34,19 @@ _CLEARLY_BETTER = 0.3
 
 
 def is_open(image: LoadedImage, label: LoadedImage) -> bool:
-    """Return whether the sizes leave open on which of the two a mask was drawn."""
+    """Return whether sizes do not tell how a mask was drawn."""
     alike = image.exif > 1 and label.exif == 1 and image.dimensions == 2 and image.shape == label.shape
     return alike and (not image.turned or image.shape[0] == image.shape[1])
 
 
 def as_stored_reason(image: LoadedImage, label: LoadedImage) -> str | None:
-    """Return why a mask was drawn on the pixels as stored: its size says so, or it lies clearly better there."""
+    """Return why a mask fits the stored pixels; None: it does not.
+
+    Its size says so, or it lies clearly better there.
+    """
     if label.shape != image.shape:
-        said = image.turned and label.exif == 1 and label.shape == image.shape[::-1]
-        return AS_STORED if said else None
+        fits_stored = image.turned and label.exif == 1 and label.shape == image.shape[::-1]
+        return AS_STORED if fits_stored else None
     if not is_open(image, label) or label.values.shape[-1] != 1:
         return None
     from oncofed.data.placement import place  # noqa: PLC0415 - takes time, and reads facts of cases itself
@@ -56,7 +61,7 @@ def as_stored_reason(image: LoadedImage, label: LoadedImage) -> str | None:
 
 
 def by_siblings(entries: Sequence[Entry]) -> list[Entry]:
-    """Return cases, those whose mask may be either refused where another of the dataset was drawn as stored."""
+    """Refuse ambiguous masks where a sibling fits stored pixels."""
     if not any(entry.label_problem == AS_STORED for entry in entries):
         return list(entries)
     how = "its size fits either, and others of this dataset were drawn so"

@@ -1,4 +1,4 @@
-"""What became of each file of a registered folder: it is used for one thing, or left out for a reason."""
+"""The use of each file of a folder, or why it has none."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal, get_args
 
+from oncofed.atomic import write_whole
 from oncofed.data.grouping import named
 from oncofed.data.images import image_format
-from oncofed.data.manifest import write_whole
 
 FILES_TABLE = "files.csv"  # in the dataset's folder; it names files of the source, and stays at the site
 Use = Literal["image", "label", "regions", "table"]
 USES: tuple[Use, ...] = get_args(Use)
 LEFT_OUT = "left out"
-# What browsers and other programs append to the name of a file until it is whole.
+# Suffixes of unfinished downloads, by browsers and other programs.
 _UNFINISHED = {".part", ".partial", ".crdownload", ".filepart", ".download", ".aria2", ".opdownload"}
 
 
 @dataclass(frozen=True)
 class FileUse:
-    """What became of one file.
+    """The use of one file.
 
     Attributes:
         path: inside the registered folder.
@@ -40,7 +40,7 @@ class FileUse:
 
 
 class Files:
-    """The files of a folder, and what became of each.
+    """The files of a folder, and their uses.
 
     A file keeps what was said of it first, but a use goes before a reason: what one case cannot use may be another's.
 
@@ -77,17 +77,20 @@ class Files:
         self._known.setdefault(path, FileUse(path, None, case, reason))
 
     def __iter__(self) -> Iterator[FileUse]:
-        """Yield what became of each file, in the order of the folder."""
+        """Yield the use of each file, in the folder's order."""
         for path in self._paths:
             yield self._known.get(path) or FileUse(path, None, None, self._unknown(path))
 
     def counts(self) -> dict[str, int]:
-        """Return how many files there are of each use, and how many are left out."""
+        """Return the number of files of each use, and left out."""
         found = Counter(file.use or LEFT_OUT for file in self)
         return {use: found[use] for use in (*USES, LEFT_OUT) if found[use]}
 
     def reasons(self) -> dict[str, int]:
-        """Return reason -> how many files were left out for it, without those of cases that were set aside."""
+        """Return reason -> number of files left out for it.
+
+        Without those of cases that were set aside.
+        """
         return dict(Counter(file.reason for file in self if file.use is None and file.case is None))
 
     def write(self, folder: Path) -> None:
@@ -109,7 +112,7 @@ class Files:
 
 
 def no_image(path: PurePath) -> str:
-    """Return as what a file is left out that is no image."""
+    """Return why a file that is no image is left out."""
     suffix = path.suffix.lower()
     if suffix in _UNFINISHED or (suffix == ".tmp" and image_format(Path(path.stem))):
         return f"unfinished download ({suffix}): download it again, or copy it again"
@@ -117,7 +120,10 @@ def no_image(path: PurePath) -> str:
 
 
 def read_examples(folder: Path, count: int) -> dict[str, list[str]]:
-    """Return reason -> paths of a few of the files that were left out for it, of a dataset's ``files.csv``."""
+    """Return reason -> examples of left out files.
+
+    Of a dataset's ``files.csv``.
+    """
     found: dict[str, list[str]] = {}
     path = folder / FILES_TABLE
     if not path.is_file():
@@ -131,7 +137,7 @@ def read_examples(folder: Path, count: int) -> dict[str, list[str]]:
 
 
 def image_files(folder: Path) -> dict[str, list[str]]:
-    """Return case -> paths of its image's files inside the registered folder, of a dataset's ``files.csv``.
+    """Return case -> files of its image, by ``files.csv``.
 
     A file of which several cases were made is none of theirs: its row names them together.
     """

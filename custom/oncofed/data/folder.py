@@ -1,4 +1,4 @@
-"""The files of a folder that is registered or copied, and what in it is passed over."""
+"""The files of a folder to be read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HIDDEN, HIDDEN_FOLDER = "hidden file (its name begins with a dot)", "hidden fold
 
 @dataclass
 class Found:
-    """What is in a folder, at any depth.
+    """The files in a folder, at any depth.
 
     Attributes:
         files: path of each file, inside the folder, in the order of the names of each folder.
@@ -26,7 +26,7 @@ class Found:
 
 
 def find_files(root: Path) -> Found:
-    """Return the files under ``root``; a link that leads in a circle is not followed twice."""
+    """Return the files under ``root``, each link followed once."""
     found = Found()
     seen: set[tuple[int, int]] = set()
     pending = [root]
@@ -49,7 +49,7 @@ def find_files(root: Path) -> Found:
 
 
 def _sorted_in(entries: list[os.DirEntry[str]], start: int, found: Found) -> Iterator[os.DirEntry[str]]:
-    """Sort the entries of one folder into ``found``, and yield the folders among them."""
+    """Sort a folder's entries into ``found``; yield its folders."""
     for entry in entries:
         path = entry.path[start:]
         is_folder = _is(entry.is_dir)
@@ -77,5 +77,5 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 
 def _shown(path: str) -> str:
-    """Return a path with what is not UTF-8 written out, so that it can be printed and kept."""
+    """Return a path with bytes that are not UTF-8 escaped."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

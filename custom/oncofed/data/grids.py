@@ -1,4 +1,4 @@
-"""Values of one grid on another: where their axes agree, linear interpolation along one after the other, in float32.
+"""Resample between aligned grids, one axis at a time.
 
 MONAI's ``SpatialResample`` looks up eight neighbours of each voxel for each channel, in float64 where nothing else is
 said; values here are the same within float32's rounding.
@@ -27,7 +27,9 @@ Affine = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Axis:
-    """Where the places along one axis of a grid lie along the axis of another that points the same or opposite way.
+    """How an axis of one grid maps to an axis of another.
+
+    The two point the same or opposite way.
 
     Attributes:
         target: number of the axis in the other grid.
@@ -58,7 +60,7 @@ class Axis:
         )
 
     def of(self, values: Tensor, dim: int, part: slice = slice(None), begun: int = 0) -> Tensor:
-        """Return values at places of the other grid along one axis.
+        """Return values interpolated along one axis.
 
         Args:
             values: on this grid along ``dim``.
@@ -79,7 +81,9 @@ class Axis:
 
 
 def transfer(source: Affine, target: Affine, dimensions: int) -> Affine:
-    """Return the matrix from indices of one grid to those of another, (dimensions + 1, dimensions + 1).
+    """Return the index matrix between two grids.
+
+    (dimensions + 1, dimensions + 1).
 
     Args:
         source: of the grid whose indices come out, (4, 4) from voxels to mm.
@@ -91,7 +95,10 @@ def transfer(source: Affine, target: Affine, dimensions: int) -> Affine:
 
 
 def is_same(source: Affine, target: Affine, dimensions: int) -> bool:
-    """Return whether MONAI takes two affines for the same, or would with voxels of about 1 mm."""
+    """Return whether MONAI takes two affines for equal.
+
+    In units in which voxels are about 1 mm.
+    """
     one, other = (_of_axes(affine, dimensions) for affine in (source, target))
     matrix = transfer(source, target, dimensions)
     near = AFFINE_TOL / in_larger_units(source)
@@ -99,13 +106,16 @@ def is_same(source: Affine, target: Affine, dimensions: int) -> bool:
 
 
 def in_larger_units(affine: Affine) -> float:
-    """Return what to multiply affines with before MONAI compares them: its tolerance is for voxels of about 1 mm."""
+    """Return the factor that brings affines to MONAI's scale.
+
+    Its tolerance is for voxels of about 1 mm.
+    """
     smallest = float(np.linalg.norm(np.asarray(affine, np.float64)[:3, :3], axis=0).min())
     return 1.0 if smallest >= _SMALL else 1 / smallest
 
 
 def align(source: Affine, shape: Sequence[int], target: Affine, target_shape: Sequence[int]) -> list[Axis] | None:
-    """Return for each axis of a grid where the places of another lie; None where axes do not agree.
+    """Return the axis mappings between grids; None where axes disagree.
 
     Args:
         source: of the grid that has values, (4, 4) from voxels to mm.
@@ -131,7 +141,9 @@ def align(source: Affine, shape: Sequence[int], target: Affine, target_shape: Se
 
 
 def resampled(values: Tensor, source: Affine, target: Affine, shape: Sequence[int]) -> Tensor:
-    """Return values (channel, x, y[, z]) of one grid on another, float32; what lies outside is as its nearest edge.
+    """Return values of one grid on another, float32.
+
+    (channel, x, y[, z]); outside lies the nearest edge.
 
     Args:
         values: float32.
@@ -155,7 +167,7 @@ def resampled(values: Tensor, source: Affine, target: Affine, shape: Sequence[in
 
 
 def _of_axes(affine: Affine, dimensions: int) -> Affine:
-    """Return what an affine says of the first axes, (dimensions + 1, dimensions + 1)."""
+    """Return an affine's part for the first axes."""
     kept = [*range(dimensions), -1]
     return np.asarray(affine, np.float64)[np.ix_(kept, kept)]
 

@@ -1,4 +1,4 @@
-"""Many findings told shortly: alike ones together, how many there are, and three of them by name."""
+"""Summarise many findings: alike ones together, with examples."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\S*/\S+|\S+\.[A-Za-z]\w*(?
 
 
 def kind_of(text: str) -> str:
-    """Return what a finding has in common with those of the same kind: its words, without names and numbers."""
+    """Return a finding's kind: its words without names and numbers."""
     return _VARYING.sub("…", text)
 
 
 def by_kind(items: Iterable[tuple[str, str]]) -> dict[str, list[tuple[str, str]]]:
-    """Return kind -> (case, what) of each finding, the most frequent kind first."""
+    """Return kind -> (case, what), the most frequent kind first."""
     kinds: dict[str, list[tuple[str, str]]] = {}
     for case, what in items:
         kinds.setdefault(kind_of(what), []).append((case, what))
     return dict(sorted(kinds.items(), key=lambda item: -len(item[1])))
 
 
-def told(items: Iterable[tuple[str, str]]) -> list[str]:
-    """Return the lines that tell findings: one by itself, many as their kind and three examples.
+def finding_lines(items: Iterable[tuple[str, str]]) -> list[str]:
+    """Return lines of findings; many as kind and three examples.
 
     Args:
         items: case and what was found, of each.
@@ -43,13 +43,16 @@ def told(items: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def examples(found: Sequence[tuple[str, str]]) -> list[str]:
-    """Return three findings of one kind, and how many more there are."""
+    """Return three findings of a kind, and the number of others."""
     lines = [f"{case}: {what}" for case, what in found[:EXAMPLES]]
     return [*lines, f"… and {len(found) - EXAMPLES:,} more"] if len(found) > EXAMPLES else lines
 
 
 def named(names: Sequence[str], count: int | None = None) -> str:
-    """Return three names, and how many more there are; ``count`` of all, where not all are given."""
+    """Return three names, and the number of others.
+
+    ``count`` of all, where not all are given.
+    """
     more = (count or len(names)) - EXAMPLES
     return ", ".join(names[:EXAMPLES]) + (f" and {more:,} more" if more > 0 else "")
 

@@ -1,4 +1,6 @@
-"""Reading one image file, whatever its format, without guessing: NIfTI, NRRD, MetaImage, PNG, JPEG, WebP, BMP, TIFF.
+"""Read an image file of any format.
+
+NIfTI, NRRD, MetaImage, PNG, JPEG, WebP, BMP, TIFF.
 
 MONAI's ``LoadImage`` tries other readers where the one asked for fails. Here a file is read by the format that it
 claims to be, or refused with what it looks like instead.
@@ -34,7 +36,7 @@ _NAMES = {"nifti": "NIfTI", "itk": "NRRD or MetaImage", "raster": "an image"}
 
 
 def image_format(path: Path) -> str | None:
-    """Return "nifti", "itk" or "raster" by the file's name; None for any other."""
+    """Return the family of a file's format: "nifti", "itk", "raster"."""
     name = path.name.lower()
     for suffixes, kind in ((NIFTI, "nifti"), (ITK, "itk"), (RASTER, "raster")):
         if name.endswith(suffixes):
@@ -43,7 +45,7 @@ def image_format(path: Path) -> str | None:
 
 
 def stem(path: Path) -> str:
-    """Return a file's name without the suffix of its format, be it double."""
+    """Return a file's name without its suffix, .nii.gz too."""
     name = path.name
     for suffix in (*NIFTI[::-1], *ITK, *RASTER):
         if name.lower().endswith(suffix):
@@ -52,7 +54,9 @@ def stem(path: Path) -> str:
 
 
 def read_image(path: Path) -> LoadedImage:
-    """Read one image file as it is shown: colours instead of a palette's numbers, upright, without opacity.
+    """Read an image file as it is displayed.
+
+    Colours in place of a palette's numbers, upright, without opacity.
 
     Raises:
         DataError: it is missing, broken, or not what its name says; the message names neither path nor file.
@@ -64,7 +68,9 @@ def read_image(path: Path) -> LoadedImage:
 
 
 def read_stored(path: Path) -> LoadedImage:
-    """Read one image file with what is stored: a palette's numbers, and opacity as the last channel.
+    """Read an image file as it is stored.
+
+    A palette's numbers, and opacity as the last channel.
 
     Raises:
         DataError: as of ``read_image``.

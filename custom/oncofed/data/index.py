@@ -1,4 +1,4 @@
-"""What was read before, so that registering again, or after a kill, reads only what changed."""
+"""An index of what was read, so that reading resumes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _log = logging.getLogger(__name__)
 # Another process holds its file for as long as two of its files take to be read.
 _SECONDS_FOR_OTHERS = 5.0
 _SECONDS_AT_RISK = 2.0
-# A copy in memory is written whole, so less often.
+# A copy in memory is written in full, so less often.
 _SECONDS_BETWEEN_COPIES = 60.0
 
 
 class Index:
-    """Remembers a value for each key together with a stamp of the files that it came from.
+    """Remembers a value by key and stamp of its files.
 
     It may be lost, and costs time then. Another process's is never removed: where that holds its file, this one goes
     on with what it could read of it. Where files cannot be locked, it is kept in memory and written whole, at the end
@@ -51,7 +51,7 @@ class Index:
         self._connection.close()
 
     def get(self, key: str, stamp: str) -> Any:
-        """Return what was remembered for ``key`` if its files are the same still, else None."""
+        """Return the value of ``key``; None where its files changed."""
         try:
             row = self._connection.execute("SELECT stamp, value FROM seen WHERE key = ?", (key,)).fetchone()
         except sqlite3.DatabaseError as error:
@@ -60,7 +60,9 @@ class Index:
         return json.loads(row[1]) if row and row[0] == stamp else None
 
     def put(self, key: str, stamp: str, value: Any) -> None:
-        """Remember a JSON value; it is on disk two seconds later, if more follow.
+        """Remember a JSON value.
+
+        It is on disk two seconds later, if more follow.
 
         Raises:
             OSError: it cannot be written.
@@ -98,18 +100,18 @@ class Index:
         except sqlite3.OperationalError as error:
             if not _is_locked(error):
                 raise OSError(f"{self._path}: the index of what was read cannot be opened: {error}") from None
-            self._tell_of_others()
+            self._warn_of_others()
             return self._in_memory()
         except sqlite3.DatabaseError:
             return self._anew()
 
     def _anew(self) -> sqlite3.Connection:
-        """Return an empty index in the place of a file that is broken."""
+        """Replace a broken file by an empty index."""
         self._path.unlink()
         return _with_table(sqlite3.connect(self._path, timeout=_SECONDS_FOR_OTHERS))
 
     def _go_on_without(self, error: sqlite3.DatabaseError) -> None:
-        """Go on without what cannot be read or written: the index of another process is the one that stays.
+        """Go on without the file: another process's index stays.
 
         Raises:
             OSError: the disk is full, or may not be written to.
@@ -118,12 +120,12 @@ class Index:
             raise OSError(f"{self._path}: the index of what was read cannot be used: {error}") from None
         self._connection.close()
         if isinstance(error, sqlite3.OperationalError):
-            self._tell_of_others()
+            self._warn_of_others()
             self._connection = self._in_memory()
         else:
             self._connection = self._in_memory() if self._writes_copies else self._anew()
 
-    def _tell_of_others(self) -> None:
+    def _warn_of_others(self) -> None:
         _log.warning(
             "note: another command registers in %s at the same time. The one that ends last decides what dataset.json "
             "holds: wait for the other, or name another folder with --out.",
@@ -131,7 +133,7 @@ class Index:
         )
 
     def _in_memory(self) -> sqlite3.Connection:
-        """Return an index in memory that begins with what can be read of the file."""
+        """Return an index in memory, filled from the file."""
         connection = sqlite3.connect(":memory:")
         if self._path.stat().st_size:
             with contextlib.suppress(sqlite3.Error), contextlib.closing(_read_only(self._path)) as source:
@@ -154,7 +156,10 @@ def _with_table(connection: sqlite3.Connection) -> sqlite3.Connection:
 
 
 def _is_locked(error: sqlite3.OperationalError) -> bool:
-    """Return whether another process holds the file; Python 3.10 tells it in SQLite's words alone."""
+    """Return whether another process holds the file.
+
+    Python 3.10 has it in SQLite's message alone.
+    """
     return "locked" in str(error)
 
 
@@ -164,7 +169,7 @@ def _read_only(path: Path) -> sqlite3.Connection:
 
 
 def _write_copy(connection: sqlite3.Connection, path: Path) -> None:
-    """Write an index to its file, whole or not at all."""
+    """Write an index to its file in one step."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     os.close(descriptor)
     copy = Path(name)

@@ -1,4 +1,4 @@
-"""What networks are trained on: patches around voxels of each class, whole images, bags of a slide's features.
+"""Training input: patches, whole images, bags of features.
 
 A preparation makes tensors of a case, once (see ``prepared``); training and scoring each have theirs. An input draws
 from prepared cases at random, and puts what it drew together to a batch. Everything random comes from one generator,
@@ -35,7 +35,7 @@ _CENTRES_PER_CLASS = 10_000
 
 
 class Preparation(ABC):
-    """What is made of a case without anything random, once.
+    """The deterministic part of training input.
 
     Args:
         spec: the job's data.
@@ -52,7 +52,7 @@ class Preparation(ABC):
 
     @property
     def settings(self) -> str:
-        """Everything beside the case that what is prepared follows from."""
+        """Settings that the prepared case depends on."""
         relevant = ("modality", "channels", "window", "background", "orientation", "spacing", "patch")
         values = [getattr(self.spec, name) for name in relevant]
         return json.dumps([type(self).__name__, _VERSION, monai.__version__, *values, *self._more_settings()])
@@ -66,12 +66,12 @@ class Preparation(ABC):
         """
 
     def prepare_all(self, cases: Sequence[Case]) -> Iterator[tuple[int, Prepared]]:
-        """Yield each case's number with what ``prepare`` makes of it, in any order."""
+        """Yield each case's number and prepared case, in any order."""
         yield from ((number, self.prepare(case)) for number, case in enumerate(cases))
 
     @abstractmethod
     def size(self, case: Case) -> int | None:
-        """Return about how many bytes the prepared case takes; None where that is not known."""
+        """Return the approximate size of a prepared case in bytes; None: unknown."""
 
     def _more_settings(self) -> list[Any]:
         return []
@@ -91,19 +91,21 @@ class BatchSource(Preparation):
 
     @abstractmethod
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
-        """Return what goes into a batch of one prepared case."""
+        """Return one sample of a prepared case."""
 
     def together(self, parts: Sequence[Prepared]) -> Batch:
-        """Return what was drawn as one batch, on the device where it lies."""
+        """Return samples as one batch, on their device."""
         return {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
-        """Return a batch changed at random, on the device where it lies."""
+        """Return a batch after random augmentation, on its device."""
         return Augment(self._strength, generator)(batch)
 
 
 class Patches(BatchSource):
-    """Patches for segmentation: each class, background among them, is as often at the centre.
+    """Patches for segmentation.
+
+    Each class, background included, is as often at the centre.
 
     A batch holds image (batch, channel, x, y[, z]) float32 and label (batch, 1, x, y[, z]) uint8; with ``objects``
     also distance (batch, 1, x, y[, z]) float32.
@@ -150,7 +152,7 @@ class Patches(BatchSource):
         return int(voxels * each) + self._classes * 8 * _CENTRES_PER_CLASS
 
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
-        """Return one patch around a voxel of a class drawn at random."""
+        """Return a patch around a voxel of a random class."""
         image = prepared["image"]
         there = [value for value in range(self._classes) if len(prepared[f"centres.{value}"])]
         value = there[int(torch.randint(len(there), (), generator=generator))]
@@ -169,7 +171,9 @@ class Patches(BatchSource):
 
 
 class WholeImages(BatchSource):
-    """Whole images for classification, each scaled and padded to the job's ``patch``.
+    """Whole images for classification.
+
+    Each is scaled and padded to the job's ``patch``.
 
     A batch holds image (batch, channel, x, y[, z]) float32 and label (batch,) int64.
     """
@@ -179,7 +183,7 @@ class WholeImages(BatchSource):
         self._load = load_whole(spec)
 
     def prepare(self, case: Case) -> Prepared:
-        """Return the image on the grid of the patch, and its class."""
+        """Return the image on the patch's grid, and its class."""
         image = self._load(case)["image"].as_tensor().contiguous()
         return {"image": image, "label": torch.tensor(case.class_label)}
 
@@ -198,7 +202,9 @@ class WholeImages(BatchSource):
 
 
 def object_distances(numbers: Values) -> NDArray[np.float32]:
-    """Return for each pixel of an object how deep inside it lies: near zero at its edge, one at its innermost.
+    """Return the depth of each pixel in its object.
+
+    Near zero at the edge, one at the innermost pixel.
 
     Args:
         numbers: (x, y[, z]), a number for each object, zero for background.
@@ -207,11 +213,11 @@ def object_distances(numbers: Values) -> NDArray[np.float32]:
         (x, y[, z]) float32.
     """
     distances = np.zeros(numbers.shape, np.float32)
-    whole = numbers.astype(np.int64)
-    for number, box in enumerate(ndimage.find_objects(whole), start=1):
+    integers = numbers.astype(np.int64)
+    for number, box in enumerate(ndimage.find_objects(integers), start=1):
         if box is None:
             continue
-        inside = np.pad(whole[box] == number, 1)
+        inside = np.pad(integers[box] == number, 1)
         depth = ndimage.distance_transform_edt(inside)[(slice(1, -1),) * numbers.ndim]
         distances[box] = np.maximum(distances[box], depth / depth.max())
     return distances

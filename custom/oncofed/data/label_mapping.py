@@ -1,4 +1,4 @@
-"""From a site's label values to a job's, by their names."""
+"""Map a site's label values to a job's, by names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from oncofed.data.manifest import Manifest
 
-# What a job learns from: a mask for each image, or one class for it as a whole.
+# The kind of label that a job learns from: a mask of each image, or its class.
 LabelKind = Literal["mask", "class"]
 # Name of the label of voxels that nobody labelled; a dataset need not have it.
 IGNORED = "ignore"
@@ -66,7 +66,9 @@ def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
 
 
 def match_classes(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
-    """Match a dataset's classes of whole images with a job's, as ``match_labels`` does; a site may lack some of them.
+    """Match a dataset's image classes with a job's.
+
+    As ``match_labels`` does; a site may lack some of them.
 
     A class that ``label_map`` says null of is left out with its images.
     """
@@ -136,7 +138,7 @@ def _by_value(names: Mapping[int, str], classes: Mapping[int, str], instances: b
 
 
 def _ignore_hint(name: str, value: int, classes: Mapping[int, str], noun: str) -> str:
-    """Return what to write where a dataset marks voxels that nobody labelled, and the job does not know of it."""
+    """Return advice on a dataset's unlabelled voxels."""
     if noun != "label" or name_key(name) not in {IGNORED, "void", "unlabeled", "unlabelled"}:
         return ""
     return (
@@ -147,7 +149,7 @@ def _ignore_hint(name: str, value: int, classes: Mapping[int, str], noun: str) -
 
 
 def name_key(name: str) -> str:
-    """Return a name as it is compared: folders and tables write spaces, case and hyphens as they like."""
+    """Return a name for comparison, without case and separators."""
     return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 

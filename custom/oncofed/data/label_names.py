@@ -1,4 +1,7 @@
-"""Names of label values as ``dataset.json`` writes them: the Decathlon's way, nnU-Net's, and nnU-Net's regions."""
+"""Names of label values in ``dataset.json``.
+
+The Decathlon's way, nnU-Net's, and nnU-Net's regions.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from oncofed.errors import DataError
 
 
 def named_values(labels: object, path: Path) -> dict[str, str] | None:
-    """Return label value -> name; None where ``labels`` says none.
+    """Return label value -> name; None without any.
 
     The Decathlon writes value -> name, nnU-Net name -> value, or name -> values of a region: voxels of any of them. A
     value that two regions share has no name of its own.

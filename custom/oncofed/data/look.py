@@ -1,4 +1,4 @@
-"""Which cases of a dataset a person looks at: suspicious ones first, then others spread over patients and classes."""
+"""Choose cases for review: suspicious ones, then a spread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from oncofed.errors import DataError
 _MOST_VOXELS = 6_000_000_000
 # Cases for which processes are started: large ones take longer than starting them.
 _LARGE, _FEW_LARGE, _MANY_SMALL = 300_000_000, 8, 200
-# One of so many pictures at least is of a case that nothing speaks against, to compare the others with.
+# At least one of this many pictures is of an unsuspicious case, for comparison.
 _USUAL_AMONG = 6
 
 Progress = Callable[[str, int, int], None]
@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Seen:
-    """One case with what speaks for looking at it."""
+    """A case, and the reasons to review it."""
 
     split: Split
     entry: Entry
@@ -49,7 +49,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Look:
-    """What there is to look at.
+    """The cases to review.
 
     Attributes:
         manifest: with every fact.
@@ -78,7 +78,7 @@ def look(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Look:
-    """Compare labels with their images and choose the cases to show.
+    """Compare labels with images, and choose cases to show.
 
     What registering found is weighed for all cases; pixels are read of at most ``examine``, and of fewer where they are
     large.
@@ -120,7 +120,10 @@ def look(
 
 
 def _examined(suspicious: Sequence[Entry], rest: Sequence[Entry], most: int, seed: int) -> list[Entry]:
-    """Return the cases whose pixels are read: half of them suspicious ones, as far as there are, the worst first."""
+    """Return the cases whose pixels are read.
+
+    Half of them suspicious, where present, the worst first.
+    """
     chosen = _within(suspicious[: -(-most // 2)], _MOST_VOXELS // 2)
     left = _MOST_VOXELS - sum(map(_voxels, chosen))
     room = left * len(rest) // max(sum(map(_voxels, rest)), 1)
@@ -132,7 +135,7 @@ def _examined(suspicious: Sequence[Entry], rest: Sequence[Entry], most: int, see
 
 
 def _shown(seen: Sequence[Seen], suspicious: Sequence[Seen], most: int, seed: int) -> tuple[tuple[Seen, ...], int]:
-    """Return the worst cases, then some that nothing speaks against, or little; and the number of the worst."""
+    """Return the worst cases, then unsuspicious ones, and the number of the worst."""
     clean = [s for s in seen if not s.suspicious] or [s for s in seen if score(s.reasons) <= FINDING]
     room = max(most // _USUAL_AMONG, most - len(suspicious))
     usual = {_name(entry) for entry in _spread([s.entry for s in clean], room, seed)}
@@ -160,7 +163,7 @@ def _broke(case: Case) -> Placement:
 
 
 def _within(entries: Sequence[Entry], voxels: int) -> list[Entry]:
-    """Return the first entries that together have no more voxels than that."""
+    """Return the first entries up to a number of voxels."""
     sizes = itertools.accumulate(map(_voxels, entries))
     return [entry for entry, size in zip(entries, sizes, strict=True) if size <= voxels]
 
@@ -170,7 +173,7 @@ def _voxels(entry: Entry) -> int:
 
 
 def _spread(entries: Sequence[Entry], most: int, seed: int) -> list[Entry]:
-    """Return at most so many cases, spread over patients and over which classes they show."""
+    """Return at most ``most`` cases, spread over patients and classes."""
     groups: dict[object, int] = {}
     by_case = {
         Case(
@@ -183,7 +186,7 @@ def _spread(entries: Sequence[Entry], most: int, seed: int) -> list[Entry]:
     }
     chosen: list[Case] = []
     rest = list(by_case)
-    while rest and len(chosen) < most:  # a sample may be smaller than asked for, where shares are rounded down
+    while rest and len(chosen) < most:  # a sample may be smaller than requested, where shares are rounded down
         chosen += sample_cases(rest, most - len(chosen), seed) or rest[:1]
         taken = {case.name for case in chosen}
         rest = [case for case in rest if case.name not in taken]

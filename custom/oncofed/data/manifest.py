@@ -1,4 +1,4 @@
-"""``dataset.json``: the one list of a site's cases, and what is known of each.
+"""``dataset.json``: a site's cases and their facts.
 
 It extends the layout of the Medical Segmentation Decathlon (Antonelli et al., Nature Communications 2022), so that
 MONAI's ``load_decathlon_datalist`` reads it: lists ``training``, ``validation`` and ``test``, each entry with ``image``
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from oncofed.atomic import write_whole as write_whole  # noqa: PLC0414 - callers import it from here
+from oncofed.atomic import write_whole
 from oncofed.data.label_names import named_values
 from oncofed.errors import DataError
 
@@ -38,12 +38,15 @@ SPLITS: tuple[Split, ...] = ("training", "validation", "test")
 
 
 class _Part(BaseModel):
-    # A manifest may come from elsewhere: what is not known here is left alone.
+    # A manifest may come from elsewhere: unknown keys are ignored.
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
 
 
 class Intensity(_Part):
-    """Intensities of one image inside its foreground: labelled voxels, or those that are not zero."""
+    """Intensities of an image's foreground.
+
+    Labelled voxels, or those that are not zero.
+    """
 
     low: float = Field(description="0.5th percentile")
     median: float
@@ -107,7 +110,10 @@ class Entry(_Part):
 
 
 class Quarantined(_Part):
-    """A case that cannot be used, and why; ``files`` are those of the folder that were left out with it."""
+    """A case that cannot be used, and why.
+
+    ``files`` counts the folder's files that were left out with it.
+    """
 
     name: str
     reason: str
@@ -116,7 +122,10 @@ class Quarantined(_Part):
 
 
 class Decision(_Part):
-    """What a person decided about findings of one kind; ``oncofed data resolve`` writes it."""
+    """A person's decision about findings of one kind.
+
+    ``oncofed data resolve`` writes it.
+    """
 
     finding: str = Field(description="what it answers, as the command names it, such as copies")
     action: str = Field(description="what is done, such as keep-one")
@@ -164,7 +173,9 @@ class Manifest(_Part):
         return [e for _, e in self.by_split()]
 
     def reading(self, entry: Entry) -> tuple[bool, tuple[int, ...]]:
-        """Return how ``read_mask`` reads an entry's mask: whether by colour, and which of its values have names.
+        """Return how to read an entry's mask.
+
+        Whether by colour, and which of its values have names; see ``read_mask``.
 
         What nobody registered has the names of the whole list.
         """
@@ -192,7 +203,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def manifest_values(path: Path) -> Any:
-    """Return what a JSON file holds.
+    """Return the contents of a JSON file.
 
     Raises:
         DataError: it is not JSON.
@@ -238,7 +249,7 @@ def manifest_path(folder: Path) -> Path:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Path:
-    """Write ``folder/dataset.json`` whole or not at all, and return it."""
+    """Write ``folder/dataset.json`` in one step, and return it."""
     values = manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
     values["numTraining"] = len(manifest.training)
     values["numTest"] = len(manifest.test)

@@ -1,4 +1,6 @@
-"""From a label file to one whole number a pixel: palettes, colours, opacity, soft edges, numbers that a float rounded.
+"""Read a label file as whole numbers.
+
+Palettes, colours, opacity, soft edges, numbers that a float rounded.
 
 A value stands for the same class in every file of a dataset, without looking at the others: grey is its number, a
 colour is a number of its own (``colour_value``), and a threshold is half of the full scale. Only a palette's numbers
@@ -43,9 +45,9 @@ _LEAST_SLOPING_OF_LEVEL = 0.5
 _SHARE_OF_LEVEL = 0.02
 _PIXELS_OF_LEVEL = 24
 _BESIDE_ENDS = 0.05
-# Of a volume so many slices are looked at for soft edges.
+# Slices of a volume that are searched for soft edges.
 _SLICES = 16
-# Of an image so many rows and columns are looked at for neighbours that are alike.
+# Rows and columns of an image that are searched for equal neighbours.
 _LINES = 64
 _MOST_COUNTED = 1 << 20
 # A palette's colour of which each part is at least this is white.
@@ -78,7 +80,9 @@ def read_mask(path: Path, by_colour: bool = False, named: Collection[int] = ()) 
 
 
 def as_mask(image: LoadedImage, by_colour: bool = False, named: Collection[int] = ()) -> LoadedImage:
-    """Return the labels of what ``read_stored`` returns; see ``read_mask``. Several channels are left as they are.
+    """Return the labels of a stored image; see ``read_mask``.
+
+    Several channels are left as they are.
 
     Raises:
         DataError: its values are no labels.
@@ -92,7 +96,7 @@ def as_mask(image: LoadedImage, by_colour: bool = False, named: Collection[int] 
     if image.values.shape[-1] != 1:
         return image
     if image.values.dtype.kind == "f":
-        image = _whole(image)
+        image = _as_integers(image)
     return _crisp(image, _are_several(named))
 
 
@@ -101,19 +105,22 @@ def _are_several(named: Collection[int]) -> bool:
 
 
 def colour_value(colours: Values) -> Values:
-    """Return the label value of each colour (…, 3) uint8: grey its brightness, others a number of their own, int32."""
+    """Return the label value of each colour (…, 3) uint8, int32.
+
+    Grey has its brightness, other colours a number each.
+    """
     red, green, blue = (colours[..., n].astype(np.int32) for n in range(3))
     grey = (red == green) & (green == blue)
     return np.where(grey, red, _COLOUR + (red << 16) + (green << 8) + blue)
 
 
 def value_name(value: int) -> str:
-    """Return how people write a label value: "#rrggbb" where it stands for a colour, else the number."""
+    """Return a label value as written: "#rrggbb" or a number."""
     return f"#{value - _COLOUR:06x}" if _COLOUR <= value < 2 * _COLOUR else str(value)
 
 
 def value_of(name: str) -> int | None:
-    """Return the label value that is written as a number or as "#rrggbb"; None where it is neither."""
+    """Return a written label value; None where it is none."""
     text = name.strip()
     if text.startswith("#") and len(text) == 7 and not set(text[1:].lower()) - set("0123456789abcdef"):
         return int(colour_value(np.array([int(text[n : n + 2], 16) for n in (1, 3, 5)], np.uint8)))
@@ -121,7 +128,10 @@ def value_of(name: str) -> int | None:
 
 
 def _without_alpha(image: LoadedImage) -> LoadedImage:
-    """Return a mask without opacity: what is transparent is background; what has no colour at all is drawn by it."""
+    """Return a mask without opacity.
+
+    Transparent pixels are background; a mask without any colour is drawn by its opacity.
+    """
     values, alpha = image.values[..., :-1], image.values[..., -1:]
     image = replace(image, values=values, alpha=False)
     if (alpha == alpha.flat[0]).all():
@@ -142,7 +152,7 @@ def _without_alpha(image: LoadedImage) -> LoadedImage:
 
 
 def _from_palette(image: LoadedImage, by_colour: bool, named: Collection[int]) -> LoadedImage:
-    """Return the numbers in the palette, or the values of its colours where these say more."""
+    """Return palette numbers, or colours' values where they say more."""
     palette = image.palette
     assert palette is not None
     numbers = image.values[..., 0]
@@ -172,7 +182,9 @@ def _is_white(colour: Values) -> bool:
 
 
 def _colours_are_named(palette: Values, used: Values, named: Collection[int]) -> bool:
-    """Return whether names are of a palette's colours and not of its numbers, where white is its number 0.
+    """Return whether names are those of a palette's colours.
+
+    And not of its numbers, where white is its number 0.
 
     Black is drawn on white paper, or white is drawn on black and came first: both are the same file.
 
@@ -197,7 +209,7 @@ def value_name_of_colour(colour: Values) -> str:
 
 
 def _from_colours(image: LoadedImage) -> LoadedImage:
-    """Return one number a pixel: grey where the channels are alike, else one for each colour."""
+    """Return one number a pixel: grey, or one a colour."""
     values = image.values
     if (values[..., 0] == values[..., 1]).all() and (values[..., 1] == values[..., 2]).all():
         return replace(image, values=values[..., :1], colour=False)
@@ -224,7 +236,7 @@ def _from_colours(image: LoadedImage) -> LoadedImage:
 
 
 def _is_blended(numbers: Values, found: Values, counts: Values) -> bool:
-    """Return whether colours beyond the first few are only where others meet: no area of their own."""
+    """Return whether further colours lie on borders only."""
     even = numbers[_even(numbers)]
     areas = set(np.unique(even).tolist())
     thin = [int(value) for value in found if int(value) not in areas]
@@ -232,8 +244,11 @@ def _is_blended(numbers: Values, found: Values, counts: Values) -> bool:
     return len(areas) >= 2 and len(thin) >= _FEWEST_BLENDED and share < 0.5
 
 
-def _whole(image: LoadedImage) -> LoadedImage:
-    """Return a mask of floats as integers, where each is nearly whole; soft edges are left for ``_crisp``."""
+def _as_integers(image: LoadedImage) -> LoadedImage:
+    """Return nearly whole floats as integers.
+
+    Soft edges are left for ``_crisp``.
+    """
     values = image.values
     if not np.isfinite(values).all():
         raise DataError("holds values that are not finite (NaN or infinity), expected whole numbers")
@@ -257,7 +272,7 @@ def _whole(image: LoadedImage) -> LoadedImage:
 
 
 def _crisp(image: LoadedImage, several: bool) -> LoadedImage:
-    """Return a mask of whole numbers whose soft edges are cut; refuse a picture of grey levels.
+    """Return a mask with soft edges cut; refuse a grey picture.
 
     Args:
         image: of one channel.
@@ -285,12 +300,12 @@ def _crisp(image: LoadedImage, several: bool) -> LoadedImage:
 
 
 def _some_slices(values: Values) -> Values:
-    """Return a flat image as it is, of a volume some slices, which look like the others."""
+    """Return a flat image, or a sample of a volume's slices."""
     return values if values.ndim == 2 else values[..., :: -(-values.shape[2] // _SLICES)]
 
 
 def counted(values: Values) -> tuple[Values, Values]:
-    """Return the values of a mask and how often each is there."""
+    """Return the values of a mask, and their counts."""
     if values.dtype.kind in "ui" and values.min() >= 0 and values.max() < _MOST_COUNTED:
         every = np.bincount(values.ravel(order="K"))  # ten times as fast as sorting
         found = np.flatnonzero(every)
@@ -300,7 +315,7 @@ def counted(values: Values) -> tuple[Values, Values]:
 
 
 def _full_scale(most: int) -> int | None:
-    """Return 255 or 65535 where a mask's highest value is near it."""
+    """Return 255 or 65535, near a mask's highest value; else None."""
     return next((top for top in (255, 65535) if 0.9 * top < most <= top), None)
 
 
@@ -309,7 +324,7 @@ def _lossy_text(lossy: str, what: str) -> str:
 
 
 def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
-    """Return whether all values lie at two levels, but for a fringe where these meet.
+    """Return whether values have two levels, with a fringe between.
 
     Args:
         values: (x, y) or, slice by slice, (x, y, z).
@@ -332,7 +347,7 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
         if not count:
             return False
         levels = counted(values[between])[0]
-        # One value or two may be classes of their own, unless each lies beside one of the levels and fills no area.
+        # One value or two may be classes, unless each lies near one of the levels and fills no area.
         beside = len(levels) == 2 and levels[0] <= top * _AT_LEVEL and levels[1] >= top * (1 - _AT_LEVEL)
         if len(levels) < (2 if beside else _FEWEST_LEVELS):
             return False
@@ -348,7 +363,7 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
 
 
 def _slopes(values: Values, top: float, between: int, lossy: bool) -> bool:
-    """Return whether values between two levels are those of slopes from one to the other, and none is a class.
+    """Return whether values between two levels are slopes only.
 
     A pixel of a thin class has no higher neighbour, or one of its own value. What a compression or sharpening adds to
     the levels themselves slopes nowhere; it is near them, and spread over many values.
@@ -367,7 +382,7 @@ def _slopes(values: Values, top: float, between: int, lossy: bool) -> bool:
 
 
 def _sloping(values: Values) -> Values:
-    """Return where a pixel lies between a lower and a higher neighbour on its two sides, in rows or in columns."""
+    """Return where pixels lie on a slope, along rows or columns."""
     found = np.zeros(values.shape, bool)
     for rows, to in ((values, found), (values.swapaxes(0, 1), found.swapaxes(0, 1))):
         before, here, after = rows[:-2], rows[1:-1], rows[2:]
@@ -376,7 +391,7 @@ def _sloping(values: Values) -> Values:
 
 
 def _even(values: Values) -> Values:
-    """Return where a pixel and all about it in its slice have one value."""
+    """Return where pixels and their neighbours have one value."""
     from scipy import ndimage  # noqa: PLC0415 - takes time, for few masks
 
     size = (3, 3, 1)[: values.ndim]
@@ -385,7 +400,10 @@ def _even(values: Values) -> Values:
 
 
 def _is_picture(values: Values) -> bool:
-    """Return whether values are more than classes have, and neighbours seldom alike, as in a photograph."""
+    """Return whether a mask looks like a photograph.
+
+    It has more values than classes, and neighbours are seldom alike.
+    """
     found, counts = counted(values)
     if len(found) <= _MOST_COLOURS:
         return False

@@ -1,4 +1,4 @@
-"""What a dataset holds together that may not belong together: patients under one ID, units, raw beside processed."""
+"""Find mixtures in a dataset: patients, units, raw and processed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNLIKELY_SHARE = 0.5
 
 
 def mixtures(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield (kind, what was found) of each mixture, for people."""
+    """Yield (kind, description) of each mixture."""
     yield from _one_patient(manifest)
     yield from _units(manifest)
     yield from _raw(manifest)
@@ -59,7 +59,7 @@ def _units(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _raw(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield how many projections are raw, where others of their modality are not."""
+    """Yield the number of raw projections among processed ones."""
     by_modality: dict[str, list[bool]] = defaultdict(list)
     for entry in manifest.entries:
         if entry.modality and len(entry.shape or []) == 2:

@@ -1,4 +1,4 @@
-"""Masks saved with a palette: whether its numbers mean the same in all files of a dataset."""
+"""Check that a palette's numbers mean the same in all files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oncofed.data.masks import value_of
 
 
 def one_palette(entries: Sequence[Entry]) -> list[Entry]:
-    """Return entries whose label values mean the same in each file.
+    """Return entries with label values of one meaning.
 
     The number in the palette is the class where each number has one colour in all files. Programs that make a palette
     of the colours they find number these anew in each file; then all such masks are read by their colours.
@@ -25,7 +25,9 @@ def one_palette(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def own_colours(entries: Sequence[Entry]) -> bool:
-    """Return whether palettes' colours seldom come again in another file, as where each object got one at random.
+    """Return whether palettes rarely share colours.
+
+    As where each object got one at random.
 
     Classes have the same colours in every file, however their numbers differ.
     """

@@ -1,4 +1,4 @@
-"""One dataset dealt to several sites, to try a federation where only one folder is at hand."""
+"""Partition a dataset into simulated sites."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oncofed.errors import DataError
 
 
 def deal_to_sites(source: Path, out: Path, shares: Sequence[float], seed: int) -> dict[str, Path]:
-    """Deal the patients of a dataset to ``len(shares)`` sites and return site -> folder.
+    """Deal a dataset's patients to sites, and return site -> folder.
 
     The sites' folders hold links to the files, not copies.
 
@@ -43,7 +43,9 @@ def deal_to_sites(source: Path, out: Path, shares: Sequence[float], seed: int) -
 
 
 def deal_by_tags(source: Path, out: Path, tags: Sequence[str], least: int = 1) -> dict[str, Path]:
-    """Deal a dataset to one site for each combination of values of ``tags``, and return site -> folder.
+    """Deal a dataset by its tags, and return site -> folder.
+
+    One site for each combination of their values.
 
     Args:
         source: a registered dataset.
@@ -89,9 +91,9 @@ def _write_sites(
         for entries in by_split.values():
             for entry in entries:
                 _link(source, folder, entry)
-        # What became of the whole folder's files is not this site's.
-        whole: dict[str, object] = {"quarantine": [], "files": {}, "left_out": {}, "remarks": []}
-        dealt = {"training": [], "validation": [], "test": [], **whole, **by_split}
+        # The account of the folder's files is not this site's.
+        emptied: dict[str, object] = {"quarantine": [], "files": {}, "left_out": {}, "remarks": []}
+        dealt = {"training": [], "validation": [], "test": [], **emptied, **by_split}
         write_manifest(folder, manifest.model_copy(update=dealt))
     return folders
 

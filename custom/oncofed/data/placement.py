@@ -1,4 +1,6 @@
-"""How well a label lies on its image, in numbers: a mask that was mirrored, turned or shifted lies better elsewhere.
+"""Measure how well labels lie on their images.
+
+A mask that was mirrored, turned or shifted lies better elsewhere.
 
 Along the border of what was drawn an image changes more than along the same line drawn elsewhere. So the contrast is
 measured across the border, and again with the whole mask mirrored along each axis, turned, and shifted: no model and no
@@ -43,7 +45,9 @@ CELLS = 12
 
 @dataclass(frozen=True)
 class Placement:
-    """What the pixels of one case say of where its label lies. Axes point right, anterior, superior, or right, down.
+    """Measures of a label's placement.
+
+    Axes point right, anterior, superior, or right, down.
 
     Attributes:
         name: of the case.
@@ -70,7 +74,10 @@ class Placement:
 
 
 def measure_placement(case: Case) -> Placement:
-    """Read a case and say where its label lies; a case that cannot be read is one with a ``problem``."""
+    """Measure the placement of a case's label.
+
+    A case that cannot be read is one with a ``problem``.
+    """
     try:
         image, label = case.read(numbered=case.instances)
         if label.shape != image.shape:
@@ -121,7 +128,10 @@ def place(name: str, image: LoadedImage, label: LoadedImage, instances: bool = F
 
 
 def upright(values: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
-    """Return (x, y, z, channel) as a view whose axes point right, anterior, superior; a flat image as it is."""
+    """Return (x, y, z, channel) with axes right, anterior, superior.
+
+    A flat image as it is.
+    """
     if values.ndim < 4:
         return values
     turn = io_orientation(affine)
@@ -129,14 +139,17 @@ def upright(values: NDArray[Any], affine: NDArray[np.float64]) -> NDArray[Any]:
 
 
 def is_oblique(affine: NDArray[np.float64], degrees: float = 10.0) -> bool:
-    """Return whether a volume's axes point more than so many degrees away from the body's."""
+    """Return whether a volume's axes are oblique."""
     return bool(nib.affines.obliquity(affine).max() > np.deg2rad(degrees))
 
 
 def _outline(
     mask: NDArray[Any], value: int, where: tuple[slice, ...], rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], Points, Points]:
-    """Return places inside one class, and places along its border with their normals, which point out."""
+    """Return places inside a class, and its border with normals.
+
+    The normals point outwards.
+    """
     crop = mask[where] == value
     corner = np.array([part.start for part in where])
     inner = _drawn(np.flatnonzero(crop), _MOST_INNER, rng)
@@ -145,8 +158,8 @@ def _outline(
     padded = np.pad(crop, 2)
     normals = np.zeros(points.shape, np.float32)
     for offset in itertools.product(range(-2, 3), repeat=crop.ndim):
-        there = padded[tuple((points + 2 + np.array(offset)).T)]
-        normals -= there[:, None] * np.array(offset, np.float32)
+        neighbours = padded[tuple((points + 2 + np.array(offset)).T)]
+        normals -= neighbours[:, None] * np.array(offset, np.float32)
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-6)
     inside = np.stack(np.unravel_index(inner, crop.shape), axis=-1)
     return inside + corner, (points + corner).astype(np.float32), normals
@@ -178,7 +191,7 @@ def _fit(values: NDArray[Any], points: Points, normals: Points, shape: Sequence[
 
 
 def _steps(plane: NDArray[Any], points: Points, normals: Points) -> NDArray[np.float32]:
-    """Return by how much an image changes across a border at each of its places."""
+    """Return the image's change across a border, by place."""
     outer, inner = (
         sum(_sampled(plane, points + normals * step) for step in steps) / len(steps) for steps in (_OUTSIDE, _INSIDE)
     )
@@ -190,7 +203,7 @@ def _sampled(plane: NDArray[Any], points: Points) -> NDArray[np.float32]:
 
 
 def _moves(points: Points, normals: Points, shape: Sequence[int]) -> Iterator[tuple[str, Points, Points]]:
-    """Yield how a mask can be moved: in words, its border's places, and their normals."""
+    """Yield moves of a mask: words, border, normals."""
     axes, last = len(shape), np.array(shape, np.float32) - 1
     mirrored, ends = (MIRRORED, ENDS) if axes == 3 else (FLAT_MIRRORED, FLAT_ENDS)
     swap = [1, 0, *range(2, axes)]
@@ -213,7 +226,10 @@ def _moves(points: Points, normals: Points, shape: Sequence[int]) -> Iterator[tu
 
 
 def _outside(values: NDArray[Any], inner: NDArray[np.int64]) -> float | None:
-    """Return the share of a mask's places in the background: what is alike, and reaches the sides of the image."""
+    """Return the share of a mask that lies in the background.
+
+    The background is alike, and reaches the sides of the image.
+    """
     steps = [max(1, n // _COARSE) for n in values.shape[:-1]]
     grey = values[tuple(slice(None, None, step) for step in steps)].mean(axis=-1, dtype=np.float32)
     threshold = _otsu(grey)
@@ -231,7 +247,10 @@ def _outside(values: NDArray[Any], inner: NDArray[np.int64]) -> float | None:
 
 
 def _otsu(values: NDArray[np.float32]) -> float:
-    """Return Otsu's threshold (IEEE Transactions on Systems, Man, and Cybernetics 1979) between extreme values."""
+    """Return Otsu's threshold between extreme values.
+
+    IEEE Transactions on Systems, Man, and Cybernetics 1979.
+    """
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.5)))
     if high <= low:
         return low

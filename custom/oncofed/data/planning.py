@@ -1,4 +1,4 @@
-"""From what sites told together of their data to a job's settings, each with the statistic that it follows from.
+"""Plan a job's settings from the sites' pooled statistics.
 
 The rules are those of nnU-Net (Isensee et al., Nature Methods 2021, supplementary note 2), as far as the networks here
 know them: one stride for all axes, and sides of a patch that all resolutions divide.
@@ -134,7 +134,7 @@ def make_plan(
 
 
 def quantile(histogram: Sequence[Sequence[float]], share: float) -> float | None:
-    """Return about which value a share of the counts lies below; None where every count was held back."""
+    """Return an approximate quantile; None where counts are withheld."""
     total = sum(count for _, _, count in histogram)
     reached = 0.0
     for low, high, count in histogram:
@@ -177,7 +177,10 @@ def _spacing(statistics: Mapping[str, Any], axes: Sequence[str], reasons: list[R
 
 
 def _patch(sizes: Sequence[float], spacing: list[float] | None, voxels: float) -> tuple[list[int], int]:
-    """Return a patch of at most ``voxels``, shaped like a typical image in mm, and the network's resolutions."""
+    """Return a patch and the network's resolutions.
+
+    The patch has at most ``voxels``, and a typical image's shape in mm.
+    """
     scale = [1.0 / s for s in spacing] if spacing else [1.0] * len(sizes)
     factor = (voxels / math.prod(scale)) ** (1 / len(sizes))
     sides = [s * factor for s in scale]

@@ -1,4 +1,4 @@
-"""Cases that were prepared once: read, resampled and normalised, and held where they are at hand.
+"""Preprocessed training cases, cached on GPU, in memory or on disk.
 
 Each is kept on disk as safetensors under a key of its content and of all settings that made it, so that another run
 with the same settings reads no image at all, and a change of either makes it anew. A file is written whole or not at
@@ -37,9 +37,9 @@ CACHE_FOLDER = ".prepared"
 # What a cache may take of the memory or disk that is free; of a GPU's memory, which the training itself needs, less.
 _SHARE_OF_FREE = 0.8
 _SHARE_OF_FREE_GPU = 0.4
-# Threads that prepare where there are few cores: one reads while another computes.
+# Preparing threads on few cores: one reads while another computes.
 _FEWEST_THREADS = 2
-# Of a case there are so many at once while it is prepared: as read, resampled, normalised, and prepared.
+# Copies of a case in memory while it is prepared: read, resampled, normalised, prepared.
 _COPIES = 4
 
 
@@ -61,7 +61,7 @@ class CachePlan:
 
 
 def plan_cache(cases: Sequence[Case], how: Preparation, device: torch.device, promised: int = 0) -> CachePlan:
-    """Return where the prepared cases are held: as the job says, or on disk where they do not fit.
+    """Return the cache plan: as the job states, or disk.
 
     Args:
         cases: to prepare.
@@ -86,7 +86,10 @@ def plan_cache(cases: Sequence[Case], how: Preparation, device: torch.device, pr
 
 
 def _where(wanted: str, size: int | None, device: torch.device, promised: int) -> str:
-    """Return "gpu", "memory" or "disk": the first of these, from the wanted one on, that has room."""
+    """Return the cache that has room: "gpu", "memory" or "disk".
+
+    The first of these, from the wanted one on.
+    """
     if wanted == "auto":
         wanted = "gpu" if size is not None else "memory"
     if wanted == "gpu" and device.type != "cuda":
@@ -100,12 +103,14 @@ def _where(wanted: str, size: int | None, device: torch.device, promised: int) -
 
 
 def _free_on_gpu(device: torch.device) -> float:
-    """Return the bytes that this process's cases may take of a GPU, which each of those that share it may too."""
+    """Return this process's share of a GPU's free memory in bytes."""
     return _SHARE_OF_FREE_GPU / sharing_processes() * torch.cuda.mem_get_info(device)[0]
 
 
 class PreparedCases(Dataset[Prepared]):
-    """Prepared cases of one site: each is prepared when it is wanted first, or a little before (see ``ahead``).
+    """Prepared cases of one site.
+
+    Each is prepared at its first use, or shortly before (see ``ahead``).
 
     Args:
         cases: to prepare.
@@ -155,17 +160,19 @@ class PreparedCases(Dataset[Prepared]):
 
     @property
     def promised(self) -> int:
-        """Bytes of memory that the cases which are still to be prepared will take."""
+        """Bytes of memory that unprepared cases will take."""
         if self.plan.held != "memory" or not self._cases:
             return 0
         return (self.plan.bytes or 0) * self._missing // len(self._cases)
 
     def of(self, case: Case) -> Prepared:
-        """Return what was prepared of a case."""
+        """Return a prepared case."""
         return self[self._numbers[case]]
 
     def ahead(self, indices: Sequence[int]) -> None:
-        """Have cases that are wanted next prepared by threads meanwhile; what is under way of others is dropped.
+        """Prepare coming cases in threads.
+
+        Work on cases that are not wanted any more is dropped.
 
         Args:
             indices: of those cases, in the order in which they are wanted. Each takes memory until it is.
@@ -179,7 +186,7 @@ class PreparedCases(Dataset[Prepared]):
         self.ahead([self._numbers[case] for case in cases])
 
     def close(self) -> None:
-        """Have no more cases prepared ahead; those that are held stay."""
+        """Stop preparing ahead; cached cases stay."""
         self._ahead.close()
 
     @property
@@ -211,7 +218,7 @@ class PreparedCases(Dataset[Prepared]):
         return prepared
 
     def _placed(self, prepared: Prepared) -> Prepared:
-        """Return a case on the GPU, or as it is where that has no room any more, as from then on."""
+        """Return a case on the GPU, or as it is once that is full."""
         try:
             # What is only looked up on the way to a patch stays where looking it up does not make the GPU wait.
             return {k: v if k.startswith("centres.") else v.to(self._device) for k, v in prepared.items()}
@@ -219,7 +226,7 @@ class PreparedCases(Dataset[Prepared]):
             if not is_out_of_memory(error):
                 raise
         free_memory()
-        held = sum(one is not None for one in self._held)
+        held = sum(case is not None for case in self._held)
         _LOG.warning("the GPU has room for %d of %d prepared cases: the others are held in memory", held, len(self))
         self.plan = replace(self.plan, held="memory")
         return prepared
@@ -243,7 +250,7 @@ class _Ahead:
         self._threads = self._busy = 0
 
     def want(self, indices: Sequence[int], threads: int) -> None:
-        """Prepare these cases next, and drop what is under way of others.
+        """Prepare these cases next; drop work on others.
 
         Args:
             indices: of cases, in order.
@@ -254,13 +261,13 @@ class _Ahead:
                 self._under_way.pop(stale).cancel()
             self._wanted = deque(index for index in indices if index not in self._under_way)
             if self._wanted and self._pool is None:
-                # Each case is one thread's: as many as there are would each call up as many again.
+                # Each case is one thread's: nested threads would multiply.
                 self._pool = ThreadPoolExecutor(threads, "prepare", torch.set_num_threads, (1,))
                 self._threads = threads
         self._start()
 
     def take(self, index: int) -> Prepared:
-        """Return a case: when a thread is done with it, or prepared by the caller where none has begun."""
+        """Return a case from its thread, or prepare it here."""
         with self._lock:
             future = self._under_way.pop(index, None)
             if future is None and index in self._wanted:
@@ -295,14 +302,14 @@ class _Ahead:
 
 
 def passing(cases: Sequence[Case]) -> CachePlan:
-    """Return the plan of cases that are prepared each time anew, since they are used once."""
+    """Return the plan that caches nothing: cases are used once."""
     return CachePlan(bytes=None, held="disk", folder=None, note=f"{len(cases)} prepared cases, not kept")
 
 
 def prepare_all(
     cases: Sequence[Case], how: Preparation, keep: bool = True, mapped: bool = False
 ) -> Iterator[tuple[int, Prepared]]:
-    """Yield each case's number with what was prepared of it, those on disk first.
+    """Yield each case's number and prepared case, cached ones first.
 
     Args:
         cases: to prepare.
@@ -330,12 +337,15 @@ def prepare_all(
 
 
 def prepare_one(case: Case, how: Preparation, keep: bool = True, mapped: bool = False) -> Prepared:
-    """Return what was or is now prepared of one case; see ``prepare_all``."""
+    """Return one prepared case; see ``prepare_all``."""
     return next(prepare_all([case], how, keep, mapped))[1]
 
 
 def _threads(size: int | None) -> int:
-    """Return how many threads prepare cases of a size: half of this process's cores, as far as memory lasts."""
+    """Return the number of preparing threads.
+
+    Half of this process's cores, as far as memory lasts.
+    """
     cores = max(_FEWEST_THREADS, torch.get_num_threads() // 2)
     if size is None:
         return cores

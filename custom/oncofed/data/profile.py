@@ -1,4 +1,4 @@
-"""A dataset's fingerprint: what a site sees of its own data, and the numbers of each case that may be combined.
+"""A dataset's profile, and each case's numbers to be combined.
 
 After the fingerprint of nnU-Net (Isensee et al., Nature Methods 2021): spacings, sizes, intensities inside the
 foreground, class frequencies.
@@ -31,7 +31,7 @@ Feature = tuple[str, float, float]
 
 
 class Summary(BaseModel):
-    """Values of one number over a site's cases; they stay at the site."""
+    """Values of one number over a site's cases; local only."""
 
     minimum: float
     p10: float
@@ -43,7 +43,10 @@ class Summary(BaseModel):
 
 
 class Profile(BaseModel):
-    """A site's fingerprint. It names no case, but smallest and largest values make it the site's own."""
+    """A site's profile.
+
+    It names no case, but smallest and largest values make it the site's own.
+    """
 
     schema_: Literal[1] = Field(1, serialization_alias="schema")
     dataset: str
@@ -111,7 +114,7 @@ def make_profile(folder: Path) -> tuple[Profile, Manifest]:
 
 
 def features(modality: Modality, dimensions: int, classes: Mapping[int, str]) -> list[Feature]:
-    """Return the numbers of a case that sites combine: name, and the range in which their histogram counts them.
+    """Return a case's numbers by name, with their histograms' ranges.
 
     Sizes and spacings are logarithms (base 2), so that the mean is that of a typical case. Values outside the range
     count at its ends.
@@ -130,7 +133,9 @@ def features(modality: Modality, dimensions: int, classes: Mapping[int, str]) ->
 def case_values(
     folder: Path, modality: Modality, dimensions: int, classes: Mapping[int, str]
 ) -> dict[str, list[float]]:
-    """Return each feature's values over a dataset's cases, one a patient: the mean over the patient's images.
+    """Return each feature's values, one a patient.
+
+    The mean over the patient's images.
 
     Raises:
         DataError: there is no dataset in ``folder``, or its labels do not fit ``classes``.
@@ -180,17 +185,17 @@ def _case_numbers(
 
 
 def body_shape(entry: Entry) -> Sequence[float]:
-    """Return how many pixels or voxels an image has along each axis of the body."""
+    """Return an image's size along the body's axes."""
     return _turned(entry, [float(n) for n in entry.shape or []])
 
 
 def body_spacing(entry: Entry) -> Sequence[float]:
-    """Return how large they are in mm; empty where the image does not say."""
+    """Return its voxels' sizes in mm; empty: not stated."""
     return _turned(entry, list(entry.spacing)) if entry.spacing else []
 
 
 def _turned(entry: Entry, values: list[float]) -> list[float]:
-    """Return values of the stored axes in the order right, anterior, superior."""
+    """Return stored axes' values as right, anterior, superior."""
     if not entry.orientation or len(values) != 3 or "?" in entry.orientation:
         return values
     order = [next(n for n, letter in enumerate(entry.orientation) if letter in pair) for pair in ("RL", "AP", "SI")]
@@ -214,7 +219,10 @@ def _intensities(entries: Sequence[Entry]) -> dict[str, Summary]:
 
 
 def _stain(folder: Path, entries: Sequence[Entry]) -> dict[str, Summary]:
-    """Return mean and spread of optical density by channel over up to 100 colour images."""
+    """Return mean and spread of optical density by channel.
+
+    Over up to 100 colour images.
+    """
     flat = [e for e in entries if e.channels == 3 and len(e.shape or []) == 2 and e.dtype == "uint8" and not e.tiles]
     chosen = flat[:: max(1, len(flat) // 100)][:100]
     found: dict[str, list[float]] = {}

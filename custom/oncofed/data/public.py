@@ -1,4 +1,4 @@
-"""Public datasets: fetched with a checksum, taken up again after a break, unpacked into folders to register."""
+"""Download public datasets, checked and resumable."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ PUBLIC = {
 
 
 def get(name: str, target: Path, progress: Progress | None = None) -> Path:
-    """Fetch a public dataset and unpack it; what is there already is not fetched again.
+    """Fetch and unpack a public dataset, unless present.
 
     Args:
         name: of ``PUBLIC``.
@@ -151,7 +151,7 @@ def get(name: str, target: Path, progress: Progress | None = None) -> Path:
 
 
 def _fetch(public: PublicSet, file: Path, progress: Progress) -> Path:
-    """Return the whole, checked file; a part that is there is gone on with."""
+    """Return the downloaded file, checked; a part is resumed."""
     if file.is_file():
         _require_checksum(public, file, progress)
         return file
@@ -180,26 +180,26 @@ def _why_not(error: Exception) -> str:
 
 
 def _download(url: str, part: Path, progress: Progress) -> None:
-    there = part.stat().st_size if part.is_file() else 0
-    headers = {"Range": f"bytes={there}-"} if there else {}
+    have = part.stat().st_size if part.is_file() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
     request = urllib.request.Request(url, headers=headers)  # noqa: S310 - from the table above
     try:
         answer = urllib.request.urlopen(request, timeout=_SECONDS_OF_SILENCE)  # noqa: S310 - the same
     except urllib.error.HTTPError as error:
-        if there and error.code == 416:  # nothing lies beyond what is there: it is whole
+        if have and error.code == 416:  # no bytes beyond those present: the file is complete
             return
         raise
     with answer:
-        if there and answer.status != 206:  # a server that cannot go on sends all of it again
-            there = 0
-        total = there + int(answer.headers.get("Content-Length") or 0)
-        with part.open("ab" if there else "wb") as out:
+        if have and answer.status != 206:  # a server that cannot go on sends all of it again
+            have = 0
+        total = have + int(answer.headers.get("Content-Length") or 0)
+        with part.open("ab" if have else "wb") as out:
             while block := answer.read(_BLOCK):
                 out.write(block)
-                there += len(block)
-                progress("fetching", there, total)
-    if there < total:
-        raise ConnectionError(errno.ECONNRESET, f"the connection ended after {there} of {total} bytes")
+                have += len(block)
+                progress("fetching", have, total)
+    if have < total:
+        raise ConnectionError(errno.ECONNRESET, f"the connection ended after {have} of {total} bytes")
 
 
 def _require_checksum(public: PublicSet, file: Path, progress: Progress) -> None:
@@ -232,7 +232,7 @@ def _unpack(file: Path, folder: Path) -> None:
 
 
 def _write_images(file: Path, folder: Path, classes: tuple[str, ...], progress: Progress) -> None:
-    """Write the images of a MedMNIST array as PNG, one folder a class under a folder for each of its splits."""
+    """Write a MedMNIST array as PNG, by split and class."""
     rows = ["image,label,split"]
     with np.load(file) as arrays:
         for split, name in (("train", "training"), ("val", "validation"), ("test", "test")):

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset as a whole: copies, patients on two sides, cases unlike all others, names in paths."""
+"""Check a dataset as a whole: copies, splits, outliers, privacy."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def find_all(manifest: Manifest, data: DataSpec | None = None) -> list[Finding]:
 
 
 def unsettled(manifest: Manifest, findings: Iterable[Finding]) -> list[Finding]:
-    """Return the findings of which no person has decided that they are none."""
+    """Return the findings that no person dismissed."""
     accepted: dict[str, Mapping[str, int]] = {}
     left = []
     for finding in findings:
@@ -88,7 +88,7 @@ def unsettled(manifest: Manifest, findings: Iterable[Finding]) -> list[Finding]:
 
 
 def shared_patients(manifest: Manifest) -> Iterator[Finding]:
-    """Yield each patient who is in more than one list."""
+    """Yield each patient in more than one list."""
     lists: dict[str, set[str]] = defaultdict(set)
     cases: dict[str, list[str]] = defaultdict(list)
     for split, entry in manifest.by_split():
@@ -103,16 +103,16 @@ def shared_patients(manifest: Manifest) -> Iterator[Finding]:
 
 
 def copies(manifest: Manifest) -> Iterator[Finding]:
-    """Yield each image that is another one's copy, by checksum or by its looks, and copies whose labels differ."""
+    """Yield copies of images, and copies with different labels."""
     for group in copy_groups(manifest):
         contradiction = group.contradiction()
         if contradiction:
-            one, two = contradiction
+            first, second = contradiction
             how = "is the same file as" if group.exact else "looks the same as"
-            what = f"its image {how} that of {name_of(one)}, and their labels contradict each other"
+            what = f"its image {how} that of {name_of(first)}, and their labels contradict each other"
             what += "" if group.exact else ". Where they are other images that only look alike: --copies keep-all"
             names = tuple(name_of(entry) for _, entry in group.cases)
-            yield Finding("copies with conflicting labels", name_of(two), what, cases=names)
+            yield Finding("copies with conflicting labels", name_of(second), what, cases=names)
             continue
         for (split, entry), copy in zip(group.cases[1:], group.copies[1:], strict=True):
             other_split, other = group.cases[copy.of]
@@ -125,7 +125,10 @@ def copies(manifest: Manifest) -> Iterator[Finding]:
 
 
 def wrong_modality(manifest: Manifest, data: DataSpec | None) -> Iterator[Finding]:
-    """Yield each case of another modality than the job's, or, without a job, than nearly all others."""
+    """Yield each case of another modality.
+
+    Than the job's, or, without a job, than nearly all others.
+    """
     known = [entry for entry in manifest.entries if entry.modality]
     if data is not None:
         allowed = MODALITY_NAMES[data.modality]
@@ -141,7 +144,7 @@ def wrong_modality(manifest: Manifest, data: DataSpec | None) -> Iterator[Findin
 
 
 def implausible_spacing(manifest: Manifest) -> Iterator[Finding]:
-    """Yield each volume whose voxels no scanner of a patient measures, also where all cases share it."""
+    """Yield each volume with implausible voxel sizes."""
     low, high = _PLAUSIBLE
     for entry in filter(_is_implausible, manifest.entries):
         sides = " x ".join(map(millimetres, entry.spacing or ()))
@@ -157,7 +160,7 @@ def _is_implausible(entry: Entry) -> bool:
 
 
 def outliers(manifest: Manifest) -> Iterator[Finding]:
-    """Yield each case whose spacing or intensity is far from that of all others of its modality."""
+    """Yield outliers of spacing or intensity within a modality."""
     groups: dict[tuple[object, ...], list[Entry]] = defaultdict(list)
     for entry in manifest.entries:
         if _is_implausible(entry):
@@ -182,7 +185,7 @@ def outliers(manifest: Manifest) -> Iterator[Finding]:
 
 
 def loose_slices(manifest: Manifest) -> Iterator[Finding]:
-    """Yield how many flat images would be slices of volumes, had their headers said where they lie."""
+    """Yield the number of flat images that may be slices."""
     looked_at = settled(manifest, "loose-slices")
     loose = [e for e in manifest.entries if WITHOUT_PLACE in e.notes and name_of(e) not in looked_at]
     if loose:
@@ -195,7 +198,10 @@ def loose_slices(manifest: Manifest) -> Iterator[Finding]:
 
 
 def phi_warnings(manifest: Manifest) -> Iterator[Finding]:
-    """Yield what may identify a patient: burned-in text, names and dates in paths, faces in MR of the head."""
+    """Yield what may identify a patient.
+
+    Burned-in text, names and dates in paths, faces in MR of the head.
+    """
     for entry in manifest.entries:
         for note in entry.notes:
             if note.startswith("burned-in"):

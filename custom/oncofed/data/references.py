@@ -1,4 +1,7 @@
-"""Cases as they are scored or predicted: the image on the working grid, the answer on the grid of a file."""
+"""Cases for scoring and prediction.
+
+The image on the working grid, the answer on the grid of a file.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from oncofed.data.transforms import ReadCase, load_image, to_working_grid
 
 
 class Referenced(Preparation):
-    """An image with its reference: ``image`` (channel, x, y[, z]) float32 and ``label`` (x, y[, z]).
+    """An image with its reference.
+
+    ``image`` (channel, x, y[, z]) float32 and ``label`` (x, y[, z]).
 
     ``image.affine`` and ``label.affine`` (4, 4) float64 go from voxels of each one's grid to RAS+ in mm; of a flat
     image they are its pixel sizes.
@@ -37,7 +42,7 @@ class Referenced(Preparation):
         label = case.read_label(self._numbered)
         values = label.values[..., 0]
         if values.dtype.kind == "f":
-            values = values.astype(np.float32)  # a value that lies beside a whole number by less than this tells
+            values = values.astype(np.float32)  # differences below float32 are rounding
         return {
             "image": image.as_tensor().contiguous(),
             "image.affine": image.affine.to(torch.float64).contiguous(),
@@ -54,7 +59,9 @@ class Referenced(Preparation):
 
 
 class Unreferenced(Preparation):
-    """An image that nobody labelled: ``image`` (channel, x, y[, z]) float32 on the working grid.
+    """An unlabelled image.
+
+    ``image`` (channel, x, y[, z]) float32 on the working grid.
 
     ``image.affine`` (4, 4) float64 goes from its voxels to RAS+ in mm; ``file.affine`` and ``file.shape`` (axes,) int64
     are those of the file's own grid, on which the answer is wanted.
@@ -83,7 +90,10 @@ class Unreferenced(Preparation):
 
 
 def _size(case: Case, spec: DataSpec, of_label: int) -> int | None:
-    """Return about how many bytes an image on the working grid takes, with so many for each voxel of its file."""
+    """Return the approximate bytes of a prepared case, or None.
+
+    With ``of_label`` bytes for each voxel of the file, besides the image on the working grid.
+    """
     entry = case.entry
     if entry is None or not entry.shape:
         return None

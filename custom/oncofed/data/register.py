@@ -1,4 +1,4 @@
-"""From a folder of any layout to one checked list of cases: ``dataset.json``.
+"""Register a folder: from any layout to ``dataset.json``.
 
 Images that are files of their own stay where they are; the dataset's folder reaches them through its link ``source``.
 DICOM is converted once, to NIfTI (volumes), PNG or TIFF (flat images) in the dataset's folder, and no header goes
@@ -24,9 +24,10 @@ from oncofed.data.dicom.indexing import index_folder
 from oncofed.data.dicom.matching import PlacedLabel, match_labels
 from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.dicom.whole_slides import whole_slides
-from oncofed.data.folder import find_files
+from oncofed.data.folder import Found, find_files
 from oncofed.data.index import Index
 from oncofed.data.layouts import ClassTable, FolderLayout, Item, find_layout, lists_images
+from oncofed.data.layouts.kinds import DICOM, NOTHING
 from oncofed.data.layouts.telling import all_taken_for_masks
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -50,7 +51,9 @@ _INDEX_FILE = ".index.sqlite"
 
 
 def register(options: RegisterOptions, progress: Progress | None = None) -> Manifest:
-    """Read a folder and write ``options.out/dataset.json``; only what changed since the last time is read.
+    """Read a folder and write ``options.out/dataset.json``.
+
+    Only files that changed since the last time are read.
 
     Args:
         options: what to register.
@@ -74,21 +77,16 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
         options = replace(options, patient_from=before.patient_from if before else "id")
     prefix = _link(source, out)
     progress("looking for files", 0, 0)
-    found = find_files(source)
+    found = _files_to_read(source, out)
     files = found.files
-    if out.is_relative_to(source):
-        own = f"{out.relative_to(source)}/"
-        files = [path for path in files if not path.startswith(own)]
-        found.left_out = {path: why for path, why in found.left_out.items() if not path.startswith(own)}
-        found.left_out[own] = "the dataset's own folder"
     with Index(out / _INDEX_FILE) as index, Workers(options.workers) as workers:
         listing = options.table if lists_images(options.table) else None
         layout = find_layout(source, files, listing, options.task, options.labels, options.classes)
         dicom = DicomIndex()
-        if layout.may_hold_dicom:
+        if layout.kind.may_hold_dicom:
             dicom = index_folder(source, files, options.patient_from or "id", index, progress, workers)
-        if layout.kind == "nothing" and (dicom.stacks or dicom.slides or dicom.broken):
-            layout.kind = "DICOM"
+        if layout.kind is NOTHING and (dicom.stacks or dicom.slides or dicom.broken):
+            layout.kind = DICOM
         task = cast("Task", options.task or layout.task or ("slides" if dicom.slides else "segmentation"))
         table = ClassTable(options.table, dicom.headers)
         if options.table and not listing and not (dicom.stacks or dicom.slides):
@@ -128,8 +126,19 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     return manifest
 
 
+def _files_to_read(source: Path, out: Path) -> Found:
+    """Return a folder's files, without those of the dataset."""
+    found = find_files(source)
+    if out.is_relative_to(source):
+        own = f"{out.relative_to(source)}/"
+        found.files = [path for path in found.files if not path.startswith(own)]
+        found.left_out = {path: why for path, why in found.left_out.items() if not path.startswith(own)}
+        found.left_out[own] = "the dataset's own folder"
+    return found
+
+
 def _link(source: Path, out: Path) -> str:
-    """Make the dataset's link to its source and return the prefix of paths through it."""
+    """Link the dataset to its source, and return the paths' prefix."""
     link = out / SOURCE_LINK
     if not link.is_symlink() or link.resolve() != source:
         unfinished = out / f".{SOURCE_LINK}.new"
@@ -150,12 +159,12 @@ def _nothing_found(source: Path, files: Sequence[str], layout: FolderLayout, lef
     if left_out:
         found = ", ".join(f"{n} {kind}" for kind, n in Counter(left_out.values()).items())
     return (
-        f"{source}: no image found (found {found}; layout: {layout.kind}). Expected DICOM, NIfTI, NRRD, MetaImage, "
-        "PNG, JPEG, TIFF or slides, or a table with a column image."
+        f"{source}: no image found (found {found}; layout: {layout.kind.name}). Expected DICOM, NIfTI, NRRD, "
+        "MetaImage, PNG, JPEG, TIFF or slides, or a table with a column image."
     )
 
 
-# --- what there is to read
+# --- the cases to read
 
 
 def _file_work(layout: FolderLayout, options: RegisterOptions, prefix: str) -> Iterator[Work]:
@@ -177,7 +186,10 @@ def _file_work(layout: FolderLayout, options: RegisterOptions, prefix: str) -> I
 
 
 def _match_labels(dicom: DicomIndex, options: RegisterOptions) -> list[tuple[PlacedLabel, ...]]:
-    """Return the label files of each image; those that lie on none are left out of the dicom, with the reason."""
+    """Return each image's label files.
+
+    Files that lie on no image are left out, with the reason.
+    """
     wanted = {name: value for value, name in options.labels.items() if value}
     placed, reasons = match_labels(options.source.resolve(), dicom.stacks, dicom.labels, wanted or None, dicom.slides)
     dicom.unplaced = [label for label in dicom.labels if label.path in reasons]
@@ -266,7 +278,10 @@ def _broke_its_reader(work: Work) -> tuple[str, dict[str, Any]]:
 
 
 def _remove_stale(out: Path, manifest: Manifest) -> None:
-    """Remove converted images of cases that are no longer there: a patient who withdrew is gone from here too."""
+    """Remove converted images of cases that are gone.
+
+    A patient who withdrew leaves no copy here either.
+    """
     kept = {path for e in manifest.entries for path in (*e.images, e.label, e.tiles) if isinstance(path, str)}
     for folder in ("images", "labels", "tiles"):
         for path in (out / folder).glob("*") if (out / folder).is_dir() and not (out / folder).is_symlink() else ():
@@ -278,7 +293,7 @@ def _remove_stale(out: Path, manifest: Manifest) -> None:
 
 
 def dataset_folder(name_or_folder: str | Path, datasets: Path) -> Path:
-    """Return the folder of a dataset given by folder or by the name under which it is registered.
+    """Return a dataset's folder by path or registered name.
 
     A folder without ``dataset.json`` that is called like a registered dataset means that one: it was likely registered
     as it.
@@ -299,7 +314,9 @@ def dataset_folder(name_or_folder: str | Path, datasets: Path) -> Path:
 
 
 def which_is_taken(name_or_folder: str | Path, datasets: Path) -> str:
-    """Return which dataset a name means where both a folder and a registered dataset are called so; else nothing.
+    """Return which dataset an ambiguous name means.
+
+    Empty unless both a folder and a registered dataset have the name.
 
     Nothing is said of a folder that was registered under its own name either: both are the same images.
     """

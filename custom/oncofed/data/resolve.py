@@ -1,4 +1,4 @@
-"""Decisions about the findings of a dataset: taken for all of one kind at once, recorded, and taken back."""
+"""Take, record and take back decisions about findings."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ DECIDED, TAKEN_BACK = "data decision", "data decision taken back"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a job finds beside what a dataset's cases say of each other.
+class JobFindings:
+    """Findings of a job, in addition to the dataset's.
 
     Attributes:
         data: its contract, for the modality; None: there is no job.
@@ -71,13 +71,13 @@ class Outcome:
     Attributes:
         decisions: that were taken, or taken back.
         words: each of them in words.
-        told: what a person should know of them: labels that contradict, what is open still.
+        messages: for people: labels that contradict, findings that are still open.
         recorded: the audit log that has them; None: there is none here.
     """
 
     decisions: list[Decision] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
     recorded: Path | None = None
 
 
@@ -85,7 +85,7 @@ def resolve(
     folder: Path,
     choices: Mapping[str, str],
     why: str = "",
-    asked: Asked | None = None,
+    job: JobFindings | None = None,
     kit: Path | None = None,
     dry_run: bool = False,
     command: Callable[[Answer], str] | None = None,
@@ -96,7 +96,7 @@ def resolve(
         folder: the dataset, registered.
         choices: what is answered -> what is decided, as ``ANSWERS`` has them.
         why: for whoever reads it later.
-        asked: what a job finds; None: only what the cases say of each other.
+        job: what a job finds; None: only what the cases say of each other.
         kit: folder of the site's kit, whose audit log records it; None: there is none.
         dry_run: change nothing.
         command: what to type for what is open still; None: by the dataset's name.
@@ -116,12 +116,12 @@ def resolve(
         if action is None:
             continue
         if answer.finding in {"copies", "conflicting"}:
-            chosen = _chosen(of_copies, answer, action, outcome.told)
+            chosen = _chosen(of_copies, answer, action, outcome.messages)
             groups = [[name_of(entry) for _, entry in group.cases] for group in chosen]
             answered = set(map(id, chosen))
             of_copies = [group for group in of_copies if id(group) not in answered]
         else:
-            groups = _found(answer, manifest, asked or Asked())
+            groups = _found(answer, manifest, job or JobFindings())
         if not groups:
             without.append(answer)
             continue
@@ -139,13 +139,15 @@ def resolve(
         manifest = in_force(manifest.model_copy(update={"decisions": [*manifest.decisions, decision]}), decision)
     if not outcome.decisions:
         kinds = " and ".join(kind for answer in without for kind in answer.kinds)
-        told = "".join(f". {line[:1].upper()}{line[1:]}" for line in outcome.told)
+        more = "".join(f". {line[:1].upper()}{line[1:]}" for line in outcome.messages)
         raise DataError(
             f"{folder / MANIFEST_FILE}: no finding to decide about (looked for: {kinds}). "
-            f"See what there is with: oncofed data check JOB NAME{told}"
+            f"See what there is with: oncofed data check JOB NAME{more}"
         )
-    outcome.told += [f"no {answer.kinds[0]} was found: nothing decided about it" for answer in without]
-    outcome.told += _follows(manifest, asked or Asked(), command or (lambda answer: answer.command(manifest.name)))
+    outcome.messages += [f"no {answer.kinds[0]} was found: nothing decided about it" for answer in without]
+    outcome.messages += _follows(
+        manifest, job or JobFindings(), command or (lambda answer: answer.command(manifest.name))
+    )
     if not dry_run:
         outcome.recorded = _record(kit, DECIDED, listed.name, outcome.decisions, why)
         write_manifest(folder, listed.model_copy(update={"decisions": [*listed.decisions, *outcome.decisions]}))
@@ -155,7 +157,7 @@ def resolve(
 def take_back(
     folder: Path, choices: Mapping[str, str], why: str = "", kit: Path | None = None, dry_run: bool = False
 ) -> Outcome:
-    """Take decisions back: those of ``choices``, or, where it is empty, those of the last time.
+    """Take decisions back: of ``choices``, or the last ones.
 
     Raises:
         DataError: nobody registered the dataset, or there is no such decision.
@@ -175,60 +177,66 @@ def take_back(
     return outcome
 
 
-def open_findings(manifest: Manifest, asked: Asked | None = None) -> list[Finding]:
-    """Return every finding about which a person can decide, with the decisions so far in force."""
-    return [*copies(manifest), *_other_findings(manifest, asked or Asked())]
+def open_findings(manifest: Manifest, job: JobFindings | None = None) -> list[Finding]:
+    """Return the findings that are open to a decision.
+
+    With the decisions so far in force.
+    """
+    return [*copies(manifest), *_other_findings(manifest, job or JobFindings())]
 
 
-def _other_findings(manifest: Manifest, asked: Asked) -> list[Finding]:
+def _other_findings(manifest: Manifest, job: JobFindings) -> list[Finding]:
     aside = {bad.name: bad.reason for bad in manifest.quarantine}
-    aside |= {problem.case: problem.what for problem in asked.misfits if problem.case not in aside}
-    there = aside.keys() & {*map(name_of, manifest.entries), *(bad.name for bad in manifest.quarantine)}
+    aside |= {problem.case: problem.what for problem in job.misfits if problem.case not in aside}
+    known = aside.keys() & {*map(name_of, manifest.entries), *(bad.name for bad in manifest.quarantine)}
     found = [
         *shared_patients(manifest),
-        *wrong_modality(manifest, asked.data),
+        *wrong_modality(manifest, job.data),
         *implausible_spacing(manifest),
         *outliers(manifest),
         *loose_slices(manifest),
         *phi_warnings(manifest),
-        *(Finding(kind_of_reason(aside[name]), name, aside[name]) for name in aside if name in there),
+        *(Finding(kind_of_reason(aside[name]), name, aside[name]) for name in aside if name in known),
     ]
     return unsettled(manifest, found)
 
 
-def _found(answer: Answer, manifest: Manifest, asked: Asked) -> list[list[str]]:
+def _found(answer: Answer, manifest: Manifest, job: JobFindings) -> list[list[str]]:
     """Return the cases of each finding that a decision answers."""
     # Whatever the reason is, "set-aside" goes on without all of them.
     kinds = {*answer.kinds, *(SET_ASIDE_KINDS if answer.finding == "set-aside" else ())}
-    return [list(f.about) for f in _other_findings(manifest, asked) if f.kind in kinds]
+    return [list(f.about) for f in _other_findings(manifest, job) if f.kind in kinds]
 
 
 def _content(manifest: Manifest, names: set[str], finding: str) -> dict[str, str]:
-    """Return what each case is now: its image, or the reason for which it was set aside."""
+    """Return the state of each case.
+
+    Its image, or the reason for which it was set aside.
+    """
     content = {name_of(e): content_of(e, finding) for e in manifest.entries if name_of(e) in names}
     return content | {bad.name: bad.reason for bad in manifest.quarantine if bad.name in names}
 
 
-def _chosen(groups: Sequence[CopyGroup], answer: Answer, action: str, told: list[str]) -> list[CopyGroup]:
+def _chosen(groups: Sequence[CopyGroup], answer: Answer, action: str, more: list[str]) -> list[CopyGroup]:
     contradicting = [group for group in groups if group.contradiction()]
     if answer.finding == "conflicting":
         return contradicting
     if action == KEEP_ALL:
         same = [group for group in groups if any(copy.correlation is None for copy in group.copies[1:])]
         if same:
-            told.append(
+            more.append(
                 f"{len(same):,} groups hold the same file twice, which cannot be different images; they are found still"
             )
         return [group for group in groups if not group.exact]
     if contradicting:
         pairs = [group.contradiction() or () for group in contradicting[:EXAMPLES]]
         named = "; ".join(" and ".join(f"{name_of(e)} ({_label(e)})" for e in pair) for pair in pairs)
-        told.append(
+        more.append(
             f"the labels of {len(contradicting):,} groups of copies contradict: {named}"
             f"{' …' if len(contradicting) > EXAMPLES else ''}. Leave those images out with --conflicting {LEAVE_OUT}"
             + (", or mend the wrong label; they are found still" if action == KEEP_ONE else "")
         )
-    # Which of two labels is right no rule can say.
+    # No rule can decide which of two labels is right.
     return [group for group in groups if action != KEEP_ONE or not group.contradiction()]
 
 
@@ -239,10 +247,10 @@ def _label(entry: Entry) -> str:
     return f"voxels {', '.join(counts) or 'of no label'}"
 
 
-def _follows(manifest: Manifest, asked: Asked, command: Callable[[Answer], str]) -> list[str]:
-    """Return what is open still, by kind; copies are not looked for anew."""
+def _follows(manifest: Manifest, job: JobFindings, command: Callable[[Answer], str]) -> list[str]:
+    """Return the open findings by kind; copies are not searched again."""
     counts: dict[str, int] = {}
-    for finding in _other_findings(manifest, asked):
+    for finding in _other_findings(manifest, job):
         counts[finding.kind] = counts.get(finding.kind, 0) + 1
     return [
         f"still open: {kind}, {count:,}" + (f": {command(answer)}" if (answer := answer_to(kind)) else "")

@@ -1,4 +1,4 @@
-"""Whether two files lie on one grid, and how one is brought there that is only stored in another order.
+"""Compare the grids of two files, and reorder axes.
 
 A volume's file may list its axes in any order and from either end; its affine says which. As long as the voxels are
 the same ones, no value changes on the way.
@@ -17,13 +17,15 @@ from oncofed.data.formats.common import LoadedImage, farthest_corner
 TURNED = "stored in another order of axes: turned"
 # Grids lie on each other whose corners are nearer than this, in voxels: headers round, and half a voxel is elsewhere.
 _SAME_GRID = 0.25
-# Sizes of voxels, and numbers of voxels, that differ by less than this share are told as the same.
+# Sizes and numbers of voxels that differ by less than this share are reported as equal.
 _NEARLY = 1e-3
 _AXES = ("first", "second", "third")
 
 
 def turned_onto(image: LoadedImage, other: LoadedImage, what: str) -> LoadedImage:
-    """Return another file's contents in the order of an image's axes, where both hold the same voxels; else as it is.
+    """Return a file's contents in the order of an image's axes.
+
+    As it is where the two do not hold the same voxels.
 
     Args:
         image: whose order counts.
@@ -39,7 +41,7 @@ def turned_onto(image: LoadedImage, other: LoadedImage, what: str) -> LoadedImag
 
 
 def other_grid(image: LoadedImage, other: LoadedImage) -> str | None:
-    """Return how the grid of another image differs, and what to do; None where it is the same."""
+    """Return how two grids differ, and the fix; None: they agree."""
     comparable = image.calibrated and other.calibrated and image.dimensions == other.dimensions
     if other.shape == image.shape:
         return None if not comparable or _lies_on(image, other) else _elsewhere(image, other)
@@ -53,14 +55,17 @@ def other_grid(image: LoadedImage, other: LoadedImage) -> str | None:
 
 
 def _lies_on(image: LoadedImage, other: LoadedImage) -> bool:
-    """Return whether the corners of a grid are those of another; of files that do not say, whether the sizes are."""
+    """Return whether two grids have the same corners.
+
+    Of files that do not state a place: the same sizes.
+    """
     if other.shape != image.shape:
         return False
     return not (image.calibrated and other.calibrated) or farthest_corner(image, other) <= _SAME_GRID
 
 
 def _turned(image: LoadedImage, other: LoadedImage) -> LoadedImage | None:
-    """Return another file's contents with its axes along those of an image, wherever it lies.
+    """Return a file's contents with its axes along an image's.
 
     None where one of them does not say where its axes point, or they point along none of the image's.
     """
@@ -77,7 +82,7 @@ def _turned(image: LoadedImage, other: LoadedImage) -> LoadedImage | None:
 
 
 def _elsewhere(image: LoadedImage, other: LoadedImage) -> str:
-    """Return in words where a grid of the same size lies, beside an image's."""
+    """Return in words how two equally large grids lie apart."""
     if _says_nothing(other) and not _says_nothing(image):
         why = "its affine is the identity" if other.placed else "neither sform nor qform"
         return (
@@ -105,7 +110,7 @@ def _elsewhere(image: LoadedImage, other: LoadedImage) -> str:
 
 
 def _says_nothing(image: LoadedImage) -> bool:
-    """Return whether a volume's header says only what programs write that do not know where it lies."""
+    """Return whether a volume's header is a program's default."""
     return image.dimensions == 3 and (not image.placed or bool(np.array_equal(image.affine, np.eye(4))))
 
 

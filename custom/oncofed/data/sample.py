@@ -1,4 +1,4 @@
-"""A few of a site's cases that stand for all: the same each time, spread over classes and patients."""
+"""A reproducible sample of cases, spread over classes and patients."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Sequence
 
 from oncofed.data.cases import Case
 
-# Of a class that is rare so many are drawn at least, as far as there are: fewer would not tell how well it is found.
+# Least number of cases of a rare class, where present: fewer would not show how well it is found.
 _LEAST_OF_A_CLASS = 10
 
 
 def sample_cases(cases: Sequence[Case], most: int, seed: int) -> tuple[Case, ...]:
-    """Return at most ``most`` cases: of each class its share, each patient's first image before anybody's second.
+    """Return a sample of at most ``most`` cases.
+
+    Of each class its share, and each patient's first image before anybody's second.
 
     The sample follows from the cases and the seed alone, by a hash of the patient, so that it is the same in each round
     and after a restart. Masks, which hold several classes, count as one class.
@@ -42,7 +44,7 @@ def sample_cases(cases: Sequence[Case], most: int, seed: int) -> tuple[Case, ...
 
 
 def _spread(cases: Sequence[Case], seed: int) -> list[Case]:
-    """Return cases in an order that takes one of each patient before a second of any."""
+    """Return cases in rounds over their patients."""
     taken: dict[str, int] = defaultdict(int)
     ranked = []
     # Folders of one class each may name their images alike.

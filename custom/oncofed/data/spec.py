@@ -1,4 +1,4 @@
-"""The ``data`` section of a job: the contract between a job and each site's dataset."""
+"""The ``data`` section of a job."""
 
 from __future__ import annotations
 
@@ -24,14 +24,20 @@ MODALITY_NAMES: dict[str, tuple[str, ...]] = {
 
 
 class SplitSpec(StrictModel):
-    """How patients are dealt to validation and test where the dataset's own list does not say."""
+    """How patients are split into validation and test.
+
+    Used where the dataset does not list them.
+    """
 
     validation: float = Field(0.15, ge=0, lt=1, description="share of the patients that chooses the best round")
     test: float = Field(0.2, ge=0, lt=1, description="share of the patients held out until the end")
 
 
 class DataSpec(StrictModel):
-    """Which dataset a job reads at each site, what it must be like, and the grid on which the network sees it."""
+    """A job's contract with each site's dataset.
+
+    Which dataset it reads, what that must be like, and the grid on which the network sees it.
+    """
 
     dataset: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="name under which every site registers its folder"

@@ -1,4 +1,4 @@
-"""Which cases of a dataset a person should look at first, and why: those whose label lies unlike the others'."""
+"""Rank cases for review, by how unusual their labels lie."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.placement import ENDS, FLAT_ENDS, FLAT_MIRRORED, MIRRORED, Placement
 from oncofed.data.quality import find_all, phi_warnings
 
-# Fewer cases than this are too few to say what is usual among them.
+# Fewer cases than this do not show what is usual.
 _FEWEST = 8
 _FEWEST_ALIKE = 4
 # Standard deviations, by the median absolute deviation (Iglewicz and Hoaglin, 1993), beyond which a case is unlike the
@@ -26,7 +26,7 @@ _LEAST_FIT_SPREAD, _LEAST_SHARE_SPREAD, _LEAST_SIZE_SPREAD, _LEAST_PLACE_SPREAD 
 # Logarithm of the contrast where a mask lies over that elsewhere: below the first it lies better elsewhere, which
 # counts where others do not; below the second it counts by itself.
 _BETTER_ELSEWHERE, _FAR_BETTER_ELSEWHERE = -0.08, -0.3
-_MOST_TIMES = 100  # beyond which the number says nothing
+_MOST_TIMES = 100  # beyond which the number is meaningless
 _USUAL_PLACE = 0.5
 _MOST_WEIGHT = 20.0
 # Weight of what `oncofed data check` finds: it is shown, and ranks behind doubts about the label.
@@ -55,7 +55,7 @@ class Suspicion:
 
 
 def by_facts(manifest: Manifest) -> dict[str, list[Suspicion]]:
-    """Return case -> reasons to look at it that follow from what registering found; cases without any are left out.
+    """Return case -> suspicions from registering.
 
     Args:
         manifest: with every fact, which tell sizes of labels, copies and outliers of all cases.
@@ -64,7 +64,7 @@ def by_facts(manifest: Manifest) -> dict[str, list[Suspicion]]:
 
 
 def by_pixels(manifest: Manifest, placements: Sequence[Placement]) -> dict[str, list[Suspicion]]:
-    """Return case -> reasons to look at it that follow from where labels lie on their images.
+    """Return case -> suspicions from the labels' placement.
 
     Args:
         manifest: for the labels' names.
@@ -85,13 +85,13 @@ def joined(*parts: Mapping[str, Sequence[Suspicion]]) -> dict[str, tuple[Suspici
 
 
 def score(reasons: Sequence[Suspicion]) -> float:
-    """Return how suspicious a case is: as its weightiest reason, and a little more by each other."""
+    """Return a case's weight: its weightiest reason's, slightly more by others."""
     weights = sorted((reason.weight for reason in reasons), reverse=True)
     return weights[0] + 0.25 * sum(weights[1:]) if weights else 0.0
 
 
 def remarks(manifest: Manifest, placements: Sequence[Placement]) -> list[str]:
-    """Return what is odd in most cases alike, which no comparison of one with the others finds."""
+    """Return oddities of most cases, which comparisons miss."""
     found = []
     counts: Counter[str] = Counter()
     totals: Counter[str] = Counter()
@@ -127,7 +127,7 @@ def _by_case(*parts: Iterable[Suspicion]) -> dict[str, list[Suspicion]]:
 
 
 def _elsewhere(group: Sequence[Placement]) -> Iterator[Suspicion]:
-    """Yield masks along whose border the image changes less than along the same border elsewhere."""
+    """Yield masks whose border fits the image worse than moved."""
     worst: dict[str, tuple[float, str, float]] = {}
     for how in sorted({how for placement in group for how in placement.fit}):
         own = [placement for placement in group if how in placement.fit]
@@ -154,7 +154,7 @@ def _elsewhere(group: Sequence[Placement]) -> Iterator[Suspicion]:
 
 
 def _other_place(group: Sequence[Placement]) -> Iterator[Suspicion]:
-    """Yield masks that lie in another part of their image than the others', where all others lie alike."""
+    """Yield masks in another part of the image than the others."""
     placed = [(placement, placement.place) for placement in group if placement.place is not None]
     if len(placed) < _FEWEST:
         return
@@ -179,7 +179,7 @@ def _other_place(group: Sequence[Placement]) -> Iterator[Suspicion]:
 
 
 def _other_side(group: Sequence[Placement], manifest: Manifest) -> Iterator[Suspicion]:
-    """Yield classes that lie on the other side of the body than in most cases."""
+    """Yield classes on the other side of the body than usual."""
     names = _names(manifest)
     pairs = _pairs(manifest)
     swapped = _swapped(group, pairs)
@@ -205,7 +205,7 @@ def _other_side(group: Sequence[Placement], manifest: Manifest) -> Iterator[Susp
 
 
 def _shares(group: Sequence[Placement]) -> Iterator[Suspicion]:
-    """Yield masks outside the body, cut by the image's edge, or in more pieces than the others'."""
+    """Yield masks outside the body, cut off, or in many pieces."""
     outside = {p.name: p.outside for p in group if p.outside is not None}
     for case, share, drop, usual in _high(outside, _LEAST_SHARE_SPREAD):
         if share > _MOST_OUTSIDE:
@@ -225,7 +225,7 @@ def _shares(group: Sequence[Placement]) -> Iterator[Suspicion]:
 
 
 def _sizes(manifest: Manifest) -> Iterator[Suspicion]:
-    """Yield labels of very few voxels, of another size than the others', or without a class that nearly all have."""
+    """Yield labels of unusual size, or without a usual class."""
     masked = [entry for entry in manifest.entries if isinstance(entry.label, str) and entry.label_values]
     for entry in masked:
         count = sum(n for value, n in (entry.label_values or {}).items() if float(value) != 0)
@@ -271,7 +271,7 @@ def _findings(manifest: Manifest) -> Iterator[Suspicion]:
 
 
 def _drops(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:
-    """Return by how many standard deviations each value lies below the median; 0 where there are too few."""
+    """Return standard deviations below the median; 0: too few cases."""
     if len(values) < _FEWEST:
         return np.zeros(len(values))
     median = np.median(values)
@@ -280,7 +280,7 @@ def _drops(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:
 
 
 def _high(values: Mapping[str, float], least: float) -> Iterator[tuple[str, float, float, float]]:
-    """Yield (case, value, standard deviations above the median, median) of those far above the others'."""
+    """Yield (case, value, deviations above the median, median) of outliers."""
     drops = -_drops(np.array(list(values.values())), least)
     usual = float(np.median(list(values.values()))) if values else 0.0
     for (case, value), drop in zip(values.items(), drops, strict=True):
@@ -316,7 +316,7 @@ def _names(manifest: Manifest) -> dict[int, str]:
 
 
 def _pairs(manifest: Manifest) -> dict[tuple[str, str], tuple[int, int]]:
-    """Return (name with left, name with right) -> their values, of names that are alike otherwise."""
+    """Return (left name, right name) -> values, of paired names."""
     sides: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
     for value, name in _names(manifest).items():
         words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
@@ -334,7 +334,10 @@ def _pairs(manifest: Manifest) -> dict[tuple[str, str], tuple[int, int]]:
 def _swapped(
     placements: Sequence[Placement], pairs: Mapping[tuple[str, str], tuple[int, int]]
 ) -> dict[tuple[str, str], dict[str, bool]]:
-    """Return pair of names -> case -> whether what is called left lies to the right of the other; volumes only."""
+    """Return pair of names -> case -> whether left lies right.
+
+    Volumes only.
+    """
     return {
         names: {
             p.name: p.centres[left][0] > p.centres[right][0]
@@ -346,7 +349,7 @@ def _swapped(
 
 
 def _size(entry: Entry, value: int) -> float:
-    """Return how large a label is: in mm³ or mm² where the spacing is known, else in voxels."""
+    """Return a label's size in mm³ or mm², else in voxels."""
     count = next((n for v, n in (entry.label_values or {}).items() if float(v) == value), 0)
     return count * float(np.prod(entry.spacing or [1]))
 

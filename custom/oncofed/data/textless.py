@@ -1,4 +1,4 @@
-"""Copies of flat images without the text in their files; their pixels and pixel sizes are the same."""
+"""Copy flat images without the text in their files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"}
 
 
 def without_text(path: Path) -> bytes:
-    """Return a PNG, JPEG, WebP, BMP or TIFF without its text: comments, camera data, names.
+    """Return a flat image's file without its text.
+
+    PNG, JPEG, WebP, BMP or TIFF, without comments, camera data, names.
 
     What says which way is up stays, for a mask lies on the image as it is shown.
 
@@ -45,7 +47,7 @@ def without_text(path: Path) -> bytes:
 
 
 def require_same(original: Path, made: Path) -> None:
-    """Remove a copy whose pixels, or their sizes, are not those of the original.
+    """Remove a copy that differs from its original.
 
     Raises:
         DataError: they are not, or the original cannot be read; it says why.
@@ -63,15 +65,17 @@ def require_same(original: Path, made: Path) -> None:
         )
 
 
-def _difference(one: LoadedImage, other: LoadedImage) -> str | None:
-    """Return what two images differ in, None where in nothing that anybody trains on."""
-    if one.values.dtype != other.values.dtype or not np.array_equal(one.values, other.values, equal_nan=_floats(one)):
+def _difference(first: LoadedImage, second: LoadedImage) -> str | None:
+    """Return how two images differ; None: they do not."""
+    if first.values.dtype != second.values.dtype or not np.array_equal(
+        first.values, second.values, equal_nan=_floats(first)
+    ):
         return "pixel values"
-    palettes = [None if image.palette is None else image.palette.tolist() for image in (one, other)]
-    kinds = [(image.colour, image.alpha) for image in (one, other)]
+    palettes = [None if image.palette is None else image.palette.tolist() for image in (first, second)]
+    kinds = [(image.colour, image.alpha) for image in (first, second)]
     if kinds[0] != kinds[1] or palettes[0] != palettes[1]:
         return "colours"
-    sizes_differ = one.calibrated != other.calibrated or not np.allclose(one.affine, other.affine)
+    sizes_differ = first.calibrated != second.calibrated or not np.allclose(first.affine, second.affine)
     return "pixel sizes" if sizes_differ else None
 
 
@@ -91,7 +95,7 @@ def _redrawn(image: Image.Image) -> Image.Image:
 
 
 def _orientation_alone(orientation: int) -> bytes:
-    """Return camera data (Exif) that say which way is up and nothing else; empty where the picture is upright."""
+    """Return Exif with the orientation only; empty: upright."""
     if orientation not in range(2, 9):
         return b""
     exif = Image.Exif()
@@ -128,7 +132,7 @@ def _jpeg_without_text(content: bytes, exif: bytes) -> bytes:
             raise DataError("is a JPEG image with broken segments. Copy it again, or export it anew")
         marker = content[position + 1]
         length = 2 + int.from_bytes(content[position + 2 : position + 4], "big")
-        # APP0 says how pixels are meant and APP14 in which colours; the other APP segments and comments are text.
+        # APP0 defines pixels and APP14 colours; the other APP segments and comments are text.
         if not (0xE1 <= marker <= 0xED or marker in {0xEF, 0xFE}):
             kept.append(content[position : position + length])
         position += length

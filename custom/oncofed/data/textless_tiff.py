@@ -1,4 +1,6 @@
-"""Copies of TIFF files without text: the stored pixels, byte by byte, and the tags that say what they are.
+"""Copy TIFF files without text.
+
+The stored pixels, byte by byte, and the tags that say what they are.
 
 A tag that is not known to describe pixels stays behind. What sizes and axes are is in the text of ImageJ's and OME's
 files, and of tifffile's: of it numbers and words of a known kind are written anew.
@@ -21,7 +23,7 @@ from oncofed.data.formats.tiff import IS_TIFF
 from oncofed.data.formats.units import millimetres
 from oncofed.errors import DataError
 
-# Tags of TIFF 6.0 and its supplements that say how pixels are stored, which way is up, and how large they are.
+# Tags of TIFF 6.0 and its supplements for storage, orientation and size of pixels.
 _KEPT = {254, 255, 256, 257, 258, 259, 262, 266, 274, 277, 278, 282, 283, 284, 292, 293, 296, 317, 320, 322, 323}
 _KEPT |= {332, 334, 336, 338, 339, 340, 341, 347, 529, 530, 531, 532, 50674}
 _DESCRIPTION, _JPEG_TABLES = 270, 347
@@ -40,7 +42,10 @@ _OME_WORDS = re.compile(r"(?i)true|false|[XYZCT]{5}|u?int(8|16|32)|float|double|
 
 
 def is_slide(path: Path) -> bool:
-    """Return whether a TIFF is a slide, whose largest image alone is copied, with its levels."""
+    """Return whether a TIFF is a slide.
+
+    Only its largest image is copied then, with its levels.
+    """
     with path.open("rb") as start:
         if not start.read(4).startswith(IS_TIFF):
             return False
@@ -53,7 +58,7 @@ def is_slide(path: Path) -> bool:
 
 
 def tiff_without_text(path: Path) -> bytes:
-    """Return a TIFF's pages without text; smaller copies in SubIFDs stay behind.
+    """Return a TIFF's pages without text and SubIFDs.
 
     Raises:
         DataError: it has no page, or its pixels lie in several files.
@@ -77,7 +82,10 @@ def tiff_without_text(path: Path) -> bytes:
 
 
 def _tags(file: Any, page: Any, made: bytearray, order: str, big: bool) -> dict[int, tuple[int, int, bytes]]:
-    """Append a page's pixels, and return its tags: code -> type, count and bytes of the value."""
+    """Append a page's pixels, and return its tags.
+
+    Code -> type, count and bytes of the value.
+    """
     tags = {}
     for tag in page.tags:
         if tag.code in _KEPT and (int(tag.dtype) not in {_ASCII, _UNDEFINED} or tag.code == _JPEG_TABLES):
@@ -101,7 +109,7 @@ def _segments(file: Any, page: Any) -> Iterator[bytes]:
 
 
 def _append_page(made: bytearray, tags: dict[int, tuple[int, int, bytes]], order: str, big: bool) -> int:
-    """Append a page's directory, and return where the place of the next one is to be written."""
+    """Append a page's directory; return where the next one's offset goes."""
     room, number = (8, "Q") if big else (4, "I")
     start = len(made)
     head = struct.pack(f"{order}{'Q' if big else 'H'}", len(tags))
@@ -119,13 +127,13 @@ def _append_page(made: bytearray, tags: dict[int, tuple[int, int, bytes]], order
 
 
 def _even_end(made: bytearray) -> int:
-    """Return where the next part begins: at an even place, as TIFF 6.0 wants it."""
+    """Return the next even offset, as TIFF 6.0 wants."""
     made += bytes(len(made) % 2)
     return len(made)
 
 
 def _description(file: Any) -> str:
-    """Return the text of the first page that says what the pages are, without any other; empty where none does."""
+    """Return the first page's description of pages; empty without."""
     if file.is_ome:
         return _of_ome(file.ome_metadata)
     texts = [str(tag.value) for tag in file.pages[0].tags if tag.code == _DESCRIPTION]
@@ -147,10 +155,10 @@ def _of_imagej(text: str) -> str:
 
 def _of_tifffile(text: str) -> str:
     try:
-        said = json.loads(text) if text else {}
+        described = json.loads(text) if text else {}
     except ValueError:
         return ""
-    shape, axes = said.get("shape"), said.get("axes")
+    shape, axes = described.get("shape"), described.get("axes")
     if not isinstance(shape, list) or not all(isinstance(side, int) for side in shape):
         return ""
     named = {"axes": axes} if isinstance(axes, str) and re.fullmatch(r"[A-Z]{1,8}", axes) else {}
@@ -178,7 +186,10 @@ def _of_ome(text: str) -> str:
 
 
 def _kept(part: ElementTree.Element, wanted: re.Pattern[str]) -> dict[str, str]:
-    """Return an element's attributes that are wanted, and whose value is a number, a unit or a word of OME's."""
+    """Return an element's attributes that are free of text.
+
+    A number, a unit or a word of OME's.
+    """
     return {k: v for k, v in part.attrib.items() if wanted.fullmatch(k) and _is_known(v)}
 
 
@@ -191,7 +202,9 @@ def _name(part: ElementTree.Element) -> str:
 
 
 def copy_slide(path: Path, target: Path) -> None:
-    """Copy the compressed tiles of a slide's pyramid into a new file; label, macro and descriptions stay behind.
+    """Copy a slide's compressed tiles into a new file.
+
+    Label, macro and descriptions stay behind.
 
     Raises:
         DataError: it holds no slide.

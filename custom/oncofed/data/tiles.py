@@ -1,4 +1,4 @@
-"""The tiles of many slides as one stream, read ahead by threads: who takes them never waits at a slide's end."""
+"""Stream the tiles of many slides, read ahead by threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_RUNS = 256
 
 @dataclass(frozen=True)
 class SlideTiles:
-    """Where the tiles of one slide lie.
+    """The places of one slide's tiles.
 
     Attributes:
         path: of the slide.
@@ -111,7 +111,7 @@ def stream_tiles(
 
 
 def _runs(slides: Sequence[SlideTiles], opened: dict[int, TileReader], most_bytes: int) -> Iterator[_Run]:
-    """Yield what is read in one go, each slide opened as it begins."""
+    """Yield runs of tiles, each slide opened as it begins."""
     for number, slide in enumerate(slides):
         if not len(slide):
             continue
@@ -123,7 +123,7 @@ def _runs(slides: Sequence[SlideTiles], opened: dict[int, TileReader], most_byte
 
 @dataclass(frozen=True)
 class _Run:
-    """Tiles ``first`` to ``last`` of one slide, which one thread reads."""
+    """Tiles ``first`` to ``last`` of a slide, for one thread."""
 
     slide: SlideTiles
     number: int

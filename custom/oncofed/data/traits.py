@@ -1,4 +1,4 @@
-"""What an image is like, whatever it shows: what tells whether a model was trained on images like it.
+"""Traits of images, to tell whether one is like the training's.
 
 Each trait is a number with the ends and the bins of a histogram that are fixed here, or one of a few names. Both come
 of facts that registering knows, of the image alone: an image that nobody labelled has them too.
@@ -43,7 +43,7 @@ _CELLS = {2: (16, 16), 3: (8, 8, 8)}  # of a thumbnail, by the image's axes
 
 @dataclass(frozen=True)
 class Trait:
-    """One number or name of an image.
+    """One trait of an image, a number or name.
 
     Attributes:
         name: such as ``spacing_superior``.
@@ -69,11 +69,11 @@ class Trait:
         return (self.high - self.low) / self.bins
 
     def bin_of(self, value: float) -> int:
-        """Return in which bin a number on the scale, or the index of a name, is counted."""
+        """Return the bin of a number, or of a name's index."""
         return min(max(math.floor((value - self.low) / self.width), 0), self.bins - 1)
 
     def plain(self, value: float) -> float:
-        """Return the number itself for one on the scale."""
+        """Return the number of a value on the scale."""
         if self.scale == "log2":
             return float(2.0**value)
         if self.scale == "log10":
@@ -109,7 +109,9 @@ def _traits(dimensions: int, modality: Modality, channels: int) -> Mapping[str, 
 
 
 def traits_of(entry: Entry, data: DataSpec) -> dict[str, float]:
-    """Return an image's traits on their scales, as far as its facts tell them; of names their index.
+    """Return an image's traits on their scales.
+
+    As far as its facts tell them; of names their index.
 
     Args:
         entry: with the facts that registering found.
@@ -142,14 +144,17 @@ def traits_of(entry: Entry, data: DataSpec) -> dict[str, float]:
 
 
 def intensity_of_image(entry: Entry) -> Intensity | None:
-    """Return the intensities of an image alone, whatever its label covers; None where nobody measured them."""
+    """Return an image's intensities regardless of its label.
+
+    None where nobody measured them.
+    """
     if entry.image_intensity:
         return entry.image_intensity
     return None if isinstance(entry.label, str) and not entry.tiles else entry.intensity
 
 
 def counts_of_patients(images: Iterable[tuple[str, Entry]], data: DataSpec) -> dict[str, NDArray[np.int64]]:
-    """Return how many patients each trait's bins hold, (bins,), one value a patient.
+    """Return the number of patients in each bin, (bins,).
 
     A patient's value is the mean over the images, of names the most frequent one.
 
@@ -176,7 +181,10 @@ def _names(name: str, names: tuple[str, ...]) -> Trait:
 
 
 def _edge(entry: Entry) -> float | None:
-    """Return how bright the image's outermost parts are, from 0 (its darkest) to 1: inverted images differ in it."""
+    """Return the brightness of an image's rim, from 0 to 1.
+
+    0 is its darkest value; inverted images differ in it.
+    """
     if not entry.thumbnail:
         return None
     values = np.frombuffer(base64.b64decode(entry.thumbnail), np.uint8)

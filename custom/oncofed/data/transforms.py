@@ -1,4 +1,4 @@
-"""From files to tensors: the part that is not random, and is kept (see ``prepared``)."""
+"""Deterministic preprocessing: from files to tensors."""
 
 from __future__ import annotations
 
@@ -39,14 +39,16 @@ NEARLY = 1e-6
 
 
 def as_tensor(image: LoadedImage) -> MetaTensor:
-    """Return an image as (channel, x, y[, z]) float32 with its affine."""
+    """Return an image as (channel, x, y[, z]) float32, with affine."""
     values = np.moveaxis(image.values, -1, 0).astype(np.float32)
     meta = {MetaKeys.SPACE: SpaceKeys.RAS, MetaKeys.ORIGINAL_CHANNEL_DIM: 0}
     return MetaTensor(np.ascontiguousarray(values), affine=image.affine, meta=meta)
 
 
 class ReadCase(Transform):
-    """Reads a ``Case``: {"image": (channel, x, y[, z]), "label": (1, x, y[, z])}, float32 with their affines.
+    """Reads a ``Case`` into tensors.
+
+    {"image": (channel, x, y[, z]), "label": (1, x, y[, z])}, float32 with their affines.
 
     Args:
         spec: gives the channels that the network sees (a flat image's grey becomes colour, and colour grey), and
@@ -80,7 +82,9 @@ class ReadCase(Transform):
 
 
 def darken(values: Values) -> Values:
-    """Invert an image whose background is bright: whose median is nearer to its brightest percentile than its darkest.
+    """Invert an image with a bright background.
+
+    That is one whose median is nearer to its brightest percentile than to its darkest.
 
     What covers most of a field is background, and objects differ from it: in fluorescence they are brighter, in
     bright-field and stained tissue darker.
@@ -96,7 +100,7 @@ def darken(values: Values) -> Values:
 
 
 class _Respace(Transform):
-    """Does to an image what ``Spacingd`` does, but in float32 and one axis after the other."""
+    """``Spacingd`` in float32, one axis after the other."""
 
     def __init__(self, spacing: tuple[float, ...]) -> None:
         self._scale = _scale(spacing)
@@ -117,7 +121,7 @@ class _Respace(Transform):
 
 
 class _Spaced(Transform):
-    """Does what ``Spacingd`` does, with voxels of any size."""
+    """``Spacingd`` for voxels of any size."""
 
     def __init__(self, keys: tuple[str, ...], spacing: tuple[float, ...]) -> None:
         self._scale = _scale(spacing)
@@ -135,7 +139,10 @@ def _scale(spacing: tuple[float, ...]) -> float:
 
 
 def _scaled(image: MetaTensor, by: float) -> MetaTensor:
-    """Return an image whose affine is in units of another size: MONAI's tolerance is for voxels of about 1 mm."""
+    """Return an image with its affine in other units.
+
+    MONAI's tolerance is for voxels of about 1 mm.
+    """
     if by == 1:
         return image
     scaled = MetaTensor(image).copy_meta_from(image)
@@ -153,7 +160,10 @@ def _to_grid(spec: DataSpec, keys: tuple[str, ...]) -> list[Any]:
 
 
 def intensity_range(spec: DataSpec) -> dict[str, float] | None:
-    """Return which values become which, as ``ScaleIntensityRanged`` names them; None: each channel is standardised."""
+    """Return the range for ``ScaleIntensityRanged``.
+
+    None: each channel is standardised.
+    """
     if spec.modality != "ct":
         return None
     low, high = spec.window or _CT_WINDOW_HU
@@ -168,7 +178,9 @@ def _normalise(spec: DataSpec) -> list[Any]:
 
 
 def load_image(spec: DataSpec) -> Compose:
-    """Return the deterministic part for an image alone: ``Case`` -> {"image": (channel, x, y[, z]) float32}.
+    """Return the preprocessing of an image without label.
+
+    ``Case`` -> {"image": (channel, x, y[, z]) float32}.
 
     The image keeps its affine, so that a prediction can be brought back to the grid of the file. It is resampled in
     float32, where ``load_pair`` does so in float64.
@@ -177,7 +189,10 @@ def load_image(spec: DataSpec) -> Compose:
 
 
 def to_working_grid(spec: DataSpec) -> Compose:
-    """Return what ``load_image`` does once a file is read, from and to {"image": (channel, x, y[, z])} with affine."""
+    """Return ``load_image`` without its reading.
+
+    From and to {"image": (channel, x, y[, z])} with affine.
+    """
     steps: list[Any] = []
     if spec.dimensions == 3:
         steps.append(Orientationd("image", axcodes=spec.orientation, labels=None))
@@ -188,7 +203,7 @@ def to_working_grid(spec: DataSpec) -> Compose:
 
 
 def load_pair(spec: DataSpec, numbered: bool = False) -> Compose:
-    """Return the deterministic part for training on patches, from a ``Case``.
+    """Return the preprocessing for training on patches.
 
     Args:
         spec: gives the grid, the normalisation and the patch, to which smaller images are padded.
@@ -209,7 +224,9 @@ def load_pair(spec: DataSpec, numbered: bool = False) -> Compose:
 
 
 def load_whole(spec: DataSpec) -> Compose:
-    """Return the deterministic part for classification: a whole image on a grid of ``spec.patch``.
+    """Return the preprocessing for classification.
+
+    A whole image on a grid of ``spec.patch``.
 
     Where the job names a spacing the image keeps its scale and is cut or padded about its middle; elsewhere its longest
     side is scaled to fit and the others are padded.
@@ -225,7 +242,7 @@ def load_whole(spec: DataSpec) -> Compose:
 
 
 class _FitInto(Transform):
-    """Scales an image so that it just fits into a box, whatever the proportions of either."""
+    """Scales an image to fit into a box, whatever their proportions."""
 
     def __init__(self, box: tuple[int, ...]) -> None:
         self._box = box

@@ -1,4 +1,4 @@
-"""Why a case has no label: by what it is, and by what became of the files that have its name."""
+"""Explain why cases have no label."""
 
 from __future__ import annotations
 
@@ -12,18 +12,9 @@ from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.grouping import counted, named
 from oncofed.data.images import image_format, stem
 from oncofed.data.layouts import ClassTable, FolderLayout
+from oncofed.data.layouts.kinds import DICOM
 from oncofed.data.layouts.names import Named
 from oncofed.data.manifest import Manifest
-
-_OF_FILES = {
-    "Decathlon": "dataset.json names no label for it",
-    "table": "its row of the table has no label",
-    "images with masks": "no mask has its name",
-    "one folder a class": "it lies in no folder of a class",
-    "loose images": "no mask has its name (with _seg, _label or _mask behind it)",
-}
-_NO_REGIONS = "no table and no regions say its label"
-_NONE = "no label was found for it"
 
 
 def why_unlabelled(
@@ -35,7 +26,7 @@ def why_unlabelled(
     not_drawn: Mapping[str, Sequence[str]],
     classes: ClassTable | None = None,
 ) -> dict[str, str]:
-    """Return case -> why it has no label, of every case of which that is so if it has none.
+    """Return case -> why it has no label, if it has none.
 
     Args:
         work: the cases.
@@ -58,8 +49,7 @@ def why_unlabelled(
             doubt = classes.doubt(item.stack.header) if classes else None
             why[item.name] = _of_stack(unplaced.get(patient, ()), not_drawn.get(item.name, ()), doubt or no_row)
         elif isinstance(item, SlideWork):
-            said = _OF_FILES.get(layout.kind, _NO_REGIONS)
-            why[item.name] = (no_row or _NO_REGIONS) if item.instances else said
+            why[item.name] = (no_row or DICOM.no_regions) if item.instances else layout.kind.no_regions
         elif isinstance(item, FileWork):
             why[item.name] = _of_files(item, layout, dropped)
     return why
@@ -78,15 +68,17 @@ def _of_files(work: FileWork, layout: FolderLayout, dropped: Mapping[str, str]) 
     image = work.item.images[0]
     if image in layout.unlabelled:
         return layout.unlabelled[image]
+    usual = layout.kind.no_label.format(labels=image.partition("/")[0].replace("images", "labels"))
     if found := dropped.get(stem(Path(image)).lower()):
-        return f"{_OF_FILES[layout.kind]}; {found}" if layout.kind in {"Decathlon", "table"} else found
-    if layout.kind == "nnU-Net raw":
-        return f"{image.partition('/')[0].replace('images', 'labels')} holds no file of its name"
-    return _OF_FILES.get(layout.kind, _NONE)
+        return f"{usual}; {found}" if layout.kind.lists_cases else found
+    return usual
 
 
 def _dropped(layout: FolderLayout, manifest: Manifest) -> dict[str, str]:
-    """Return name of an image -> what became of a mask of its name that is no case's: ct_1, and ct_1_tumour."""
+    """Return image's name -> fate of a mask of its name.
+
+    Of masks that are no case's: ct_1, and ct_1_tumour.
+    """
     lost = {path: ("left out", why) for path, why in layout.left_out.items() if image_format(Path(path))}
     lost |= {case.source: ("set aside", case.reason) for case in manifest.quarantine if case.source}
     found: dict[str, str] = {}

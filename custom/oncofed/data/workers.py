@@ -1,4 +1,4 @@
-"""Reading many files in several processes, with flat memory and a clean end."""
+"""A pool of processes that read files, with flat memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ BROKE_ITS_READER = (
 
 
 class Workers:
-    """Processes that are started when there is enough to do, and kept for what comes next; use it as a context manager.
+    """A pool of reading processes; a context manager.
+
+    It starts when the work is worth it, and stays for later work.
 
     Args:
         count: of processes; None: one a core.
@@ -55,7 +57,7 @@ class Workers:
         fewest: int = _FEWEST_FOR_PROCESSES,
         broken: Callable[[T], R] | None = None,
     ) -> Iterator[R]:
-        """Yield ``function(item)`` for each item, in the order in which they are done.
+        """Yield ``function(item)`` of each item, as completed.
 
         Args:
             function: of a module's top level.
@@ -109,7 +111,7 @@ class Workers:
             return self._pool.submit(function, item)
 
     def _leave(self, kill: bool) -> None:
-        """End the processes; those that work on something wait for its end unless they are killed."""
+        """End the processes; busy ones finish unless killed."""
         pool, self._pool = self._pool, None
         if pool is None:
             return

@@ -139,7 +139,10 @@ class FederatedTraining(Controller):
         context = cell_tls_context(cell, str(fl_ctx.get_job_id()), server=True)
         if context and nbytes >= SMALLEST_BYTES:
             largest = _LARGEST_UPDATE * nbytes + _LARGE_MODEL
-            begin_transfer(cell, TransferServer(state_folder(fl_ctx), context, communicator.is_welcome, largest))
+            server = TransferServer(
+                state_folder(fl_ctx), context, is_participant=communicator.is_welcome, max_bytes=largest
+            )
+            begin_transfer(cell, server)
 
     def _synchronize(self, fl_ctx: FLContext) -> None:
         """Learn which sites were revoked or have registered since: only the server's main process knows of them."""

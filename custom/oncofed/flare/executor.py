@@ -177,7 +177,7 @@ class SiteExecutor(Executor):
             why = f"the server did not take this site's last update: {request.refusal}"
             self.log_warning(fl_ctx, why, fire_event=False)
         result = training.train(request, stop)
-        return self._give_to_peer(result, request, fl_ctx) if request.collector else result
+        return self._send_to_peer(result, request, fl_ctx) if request.collector else result
 
     def _evaluate(self, request: EvaluateRequest, fl_ctx: FLContext, stop: Stop) -> EvaluateResult:
         # In a simulation nobody would use the model.
@@ -254,7 +254,7 @@ class SiteExecutor(Executor):
         except (OSError, SpecError) as error:
             self.log_error(fl_ctx, f"what belongs to the model in {folder} is not beside it: {error}", fire_event=False)
 
-    def _give_to_peer(self, result: TrainResult, request: TrainRequest, fl_ctx: FLContext) -> TrainResult:
+    def _send_to_peer(self, result: TrainResult, request: TrainRequest, fl_ctx: FLContext) -> TrainResult:
         """Send an update to the round's collector; return what the server gets in its place."""
         collector = str(request.collector)
         if self._policy and collector != fl_ctx.get_identity_name():
@@ -263,7 +263,7 @@ class SiteExecutor(Executor):
                 "digest": str(digest_of(dict(result.delta))),
             }
             record(fl_ctx, LEFT, task=TrainRequest.task, to=collector, tensors=len(result.delta), **facts)
-        digest = self._peers.give(result.delta, request.round, collector, fl_ctx)
+        digest = self._peers.send(result.delta, request.round, collector, fl_ctx)
         numbers = {**result.numbers, "update": digest}
         return TrainResult(delta={}, cases=result.cases, steps=result.steps, numbers=numbers)
 

@@ -56,7 +56,7 @@ class PeerExchange(FLComponent):
         """Receive updates of peers from now on."""
         fl_ctx.get_engine().register_aux_message_handler(topic=_TOPIC, message_handle_func=self._receive)
 
-    def give(self, update: Mapping[str, Tensor], number: int, collector: str, fl_ctx: FLContext) -> str | None:
+    def send(self, update: Mapping[str, Tensor], number: int, collector: str, fl_ctx: FLContext) -> str | None:
         """Send an update to the round's collector.
 
         Returns:

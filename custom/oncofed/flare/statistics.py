@@ -1,18 +1,16 @@
-"""A federated profile: FLARE's statistics workflow over what each site knows of its cases.
+"""A federated profile: FLARE's statistics workflow over the sites' cases.
 
-Only counts, sums and histograms with ranges that the job fixes leave a site, never a smallest or largest value, and
-no number that fewer than ``minimum_count`` patients stand behind.
+Only counts, sums and histograms with ranges that the job fixes leave a site: no smallest or largest value, and no
+number of fewer than ``minimum_count`` patients.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nvflare.apis.fl_component import FLComponent
-from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.signal import Signal
 from nvflare.app_common.abstract.statistics_spec import Bin, DataType, Feature, Histogram, HistogramType, Statistics
@@ -24,9 +22,9 @@ from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.data.profile import case_values, features
 from oncofed.data.profile_plan import ProfilePlan
 from oncofed.errors import OncofedError
-from oncofed.flare.folders import hand_over, state_folder
+from oncofed.flare.folders import hand_over, local_folder, state_folder
 from oncofed.flare.security.admission import admit_job
-from oncofed.privacy.small_counts import without_small
+from oncofed.privacy.small_counts import suppress_small_counts
 from oncofed.rounds.events import EVENTS_FILE, Event, EventLog, Failed, ProfileFinished, ProfileStarted
 from oncofed.suppression import LEAST_PATIENTS
 
@@ -34,18 +32,18 @@ _DATASET = "cases"
 
 
 def statistic_configs(plan: ProfilePlan) -> dict[str, Any]:
-    """Return what FLARE's controller asks of the sites."""
+    """Return the statistics that FLARE's controller requests."""
     ranges = {name: (low, high) for name, low, high in features(plan.modality, plan.dimensions, plan.classes)}
     histogram = {name: {"bins": plan.bins, "range": list(pair)} for name, pair in ranges.items()}
     return {"count": {}, "sum": {}, "mean": {}, "var": {}, "stddev": {}, "histogram": histogram}
 
 
 class FederatedProfile(StatisticsController):
-    """Asks every site for its statistics and records those of all sites together.
+    """Requests each site's statistics, and records their sum.
 
     Args:
         plan: the job's ``ProfilePlan`` as a dictionary.
-        min_sites: fewest sites that must answer; None: every site that the job started with.
+        min_sites: fewest sites that must reply; None: all that the job started with.
     """
 
     def __init__(self, plan: dict[str, Any], min_sites: int | None = None) -> None:
@@ -62,14 +60,14 @@ class FederatedProfile(StatisticsController):
         self._record(ProfileStarted(sites=sorted(c.name for c in fl_ctx.get_engine().get_clients())))
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> Any:
-        """Run FLARE's workflow; what it cannot finish ends the job with its reason in the run's record."""
+        """Run FLARE's workflow. A failure ends the job, with its reason in the run's record."""
         result = super().control_flow(abort_signal, fl_ctx)
         if result is False and not abort_signal.triggered:
             self._fail("not every site answered; each site's own log says why", fl_ctx)
         return result
 
     def post_fn(self, task_name: str, fl_ctx: FLContext) -> None:
-        """Record the combined statistics, and how many patients of each site stand behind them."""
+        """Record the combined statistics, and the number of patients of each site."""
         counts = self.client_statistics.get(StC.STATS_COUNT, {})
         sites = {site: max(by.get(_DATASET, {}).values(), default=0) for site, by in counts.items()}
         combined = {
@@ -98,7 +96,7 @@ class FederatedProfile(StatisticsController):
 
 
 class CaseStatistics(Statistics):
-    """A site's statistics over its registered dataset, one value a patient.
+    """A site's statistics of its registered dataset, one value per patient.
 
     Args:
         plan: the job's ``ProfilePlan`` as a dictionary.
@@ -110,12 +108,11 @@ class CaseStatistics(Statistics):
         self._values: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
 
     def initialize(self, fl_ctx: FLContext) -> None:
-        """Read the site's dataset. An error is written to the site's own log; no path or name leaves with it."""
+        """Read the site's dataset. Errors go to the site's own log; no path or name leaves with them."""
         plan = self._plan
         try:
             admit_job(fl_ctx, plan.dataset)
-            config = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir()) / DATASETS_FILE
-            folder = dataset_folder(config, fl_ctx.get_identity_name(), plan.dataset)
+            folder = dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, fl_ctx.get_identity_name(), plan.dataset)
             found = case_values(folder, plan.modality, plan.dimensions, plan.classes)
         except OncofedError as error:
             self.log_error(fl_ctx, str(error), fire_event=False)
@@ -128,11 +125,11 @@ class CaseStatistics(Statistics):
         return {_DATASET: [Feature(name, DataType.FLOAT) for name in self._values]}
 
     def count(self, dataset_name: str, feature_name: str) -> int:
-        """Return how many patients have the feature."""
+        """Return the number of patients with the feature."""
         return len(self._values[feature_name])
 
     def failure_count(self, dataset_name: str, feature_name: str) -> int:
-        """Return 0: what cannot be read was set aside before."""
+        """Return 0: unreadable cases were set aside before."""
         return 0
 
     def sum(self, dataset_name: str, feature_name: str) -> float:
@@ -145,7 +142,7 @@ class CaseStatistics(Statistics):
         return float(values.mean()) if len(values) else 0.0
 
     def stddev(self, dataset_name: str, feature_name: str) -> float:
-        """Return the spread over patients, 0 without any."""
+        """Return the standard deviation over patients, 0 without any."""
         values = self._values[feature_name]
         return float(values.std()) if len(values) else 0.0
 
@@ -174,13 +171,13 @@ class CaseStatistics(Statistics):
 
 
 class SmallCounts(FLComponent, StatisticsPrivacyCleanser):
-    """Takes out of a site's statistics whatever too few patients stand behind, and adds noise where asked.
+    """Removes statistics of too few patients, and adds noise where the job wants it.
 
-    A feature of fewer patients goes as a whole; of bins see ``without_small``.
+    A feature of too few patients is removed as a whole; for bins see ``without_small``.
 
     Args:
-        minimum_count: fewest patients; less than ``LEAST_PATIENTS`` is raised to it, whatever the job says.
-        noise: scale of Laplace noise in units of what one patient adds at most (1/epsilon for each number).
+        minimum_count: fewest patients; at least ``LEAST_PATIENTS``, whatever the job says.
+        noise: scale of Laplace noise in units of one patient's largest contribution (1/epsilon for each number).
         ranges: feature -> [low, high].
         seed: for tests; None draws from the system.
     """
@@ -199,7 +196,7 @@ class SmallCounts(FLComponent, StatisticsPrivacyCleanser):
         self._random = np.random.default_rng(seed)
 
     def apply(self, statistics: dict[str, Any], client_name: str) -> tuple[dict[str, Any], bool]:
-        """Clean one answer in place and return it."""
+        """Clean one site's statistics in place and return them."""
         counts = dict(statistics.get(StC.STATS_COUNT, {}).get(_DATASET, {}))
         for statistic, by_dataset in statistics.items():
             by_feature = by_dataset.get(_DATASET, {})
@@ -216,7 +213,7 @@ class SmallCounts(FLComponent, StatisticsPrivacyCleanser):
         counts = np.array([bucket.sample_count for bucket in histogram.bins], dtype=np.int64)
         if self._noise:
             counts = np.rint(counts + self._random.laplace(0, self._noise, len(counts))).astype(np.int64)
-        counts = without_small(counts, self._least)
+        counts = suppress_small_counts(counts, self._least)
         bins = [Bin(b.low_value, b.high_value, int(count)) for b, count in zip(histogram.bins, counts, strict=True)]
         return Histogram(histogram.hist_type, bins)
 
@@ -225,15 +222,15 @@ class SmallCounts(FLComponent, StatisticsPrivacyCleanser):
             return value
         low, high = self._ranges.get(name, [0.0, 1.0])
         largest = max(abs(low), abs(high))
-        # What one patient can change a number by, at most.
-        adds = {
+        # Most that one patient can change a number by.
+        sensitivity = {
             StC.STATS_COUNT: 1.0,
             StC.STATS_SUM: largest,
             StC.STATS_MEAN: (high - low) / count,
             StC.STATS_VAR: (high - low) ** 2 / count,
             StC.STATS_STDDEV: (high - low) / count,
         }[statistic]
-        noisy = value + float(self._random.laplace(0, self._noise * adds))
+        noisy = value + float(self._random.laplace(0, self._noise * sensitivity))
         return max(noisy, 1.0 if statistic == StC.STATS_COUNT else noisy if statistic != StC.STATS_VAR else 0.0)
 
 

@@ -12,11 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from nvflare.fuel.flare_api.api_spec import InvalidJobDefinition
-from nvflare.fuel.flare_api.flare_api import Session
-
 from oncofed.alliance.kits import APPROVED_CLASSES
-from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.session import quiet, submit_job
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.client.datasets import DATASETS_FILE
 from oncofed.errors import FederationError
@@ -62,13 +60,9 @@ class FederatedJob:
     def __init__(self, alliance: LocalAlliance, job: Path, min_sites: int) -> None:
         self._alliance = alliance
         self._min_sites = min_sites
-        self._session: Session = alliance.session()
+        self._session = alliance.session()
         self._polled = 0.0
-        try:
-            with quiet():
-                self.id: str = self._session.submit_job(str(job.resolve()))
-        except InvalidJobDefinition as error:
-            raise FederationError(f"the server refused the job: {error}") from None
+        self.id = submit_job(self._session, job)
 
     @property
     def events(self) -> Path:

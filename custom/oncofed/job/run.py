@@ -16,7 +16,7 @@ from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.artifacts.provenance import PROVENANCE_FILE
 from oncofed.data.cases import Case, Cases, Usable, pool_cases, usable_cases
-from oncofed.data.grouping import told
+from oncofed.data.grouping import finding_lines
 from oncofed.data.sample import sample_cases
 from oncofed.devices import require_named_gpu
 from oncofed.errors import DataError, FederationError, OncofedError
@@ -133,7 +133,7 @@ class Run:
                 continue
             self._cases[site] = usable.cases
             self._skipped[site] = len(usable.set_aside)
-            for line in told((problem.case, problem.what) for problem in usable.set_aside):
+            for line in finding_lines((problem.case, problem.what) for problem in usable.set_aside):
                 self.console.print(f"set aside {site}: {line}", markup=False, highlight=False)
         if refused:
             raise DataError("\n".join(refused))
@@ -190,8 +190,7 @@ class Run:
         self._note_patients(result)
         values = self.spec.model_dump(mode="json", by_alias=True)
         bundle = self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"), values)
-        if bundle:
-            complete_bundle(bundle, [model, self.folder])
+        complete_bundle(bundle, [model, self.folder])
 
     def _note_patients(self, result: Result) -> None:
         for site, cases in self._cases.items():

@@ -24,7 +24,7 @@ from oncofed.models.foreign import read_bundle
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import find_pack
 from oncofed.settings import Lines, StrictModel, read_yaml, validated
-from oncofed.tasks import TASK_SPECS, TaskSpec
+from oncofed.tasks import TaskSection, task_class
 from oncofed.training import Plan, ResourcesSpec, TrainingSpec
 
 JOB_FILE = "job.yaml"
@@ -39,7 +39,7 @@ class JobSpec(StrictModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case, digits, _ and -")
     title: str = Field(min_length=1, max_length=120, description="one line for lists and reports")
     data: DataSpec
-    task: TaskSpec
+    task: TaskSection
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     resources: ResourcesSpec = ResourcesSpec()
@@ -255,8 +255,8 @@ def _placed(
     values: Mapping[str, Any], kind: type[StrictModel], loc: tuple[str, ...]
 ) -> tuple[type[StrictModel], tuple[str, ...]]:
     """Return the settings that a problem is in, and its place without the type of a task, which pydantic adds."""
-    if loc[:1] == ("task",) and loc[1:2] and loc[1] in TASK_SPECS:
-        return TASK_SPECS[loc[1]], ("task", *loc[2:])
+    if loc[:1] == ("task",) and loc[1:2]:
+        return task_class(values["task"]["type"]).Settings, loc
     if loc[:1] == ("strategy",) and loc[1:2]:
         strategy = values["strategy"]
         return algorithm_class(strategy.get("name", FedAvg.Settings().name)).Settings, loc

@@ -1,4 +1,4 @@
-"""A MONAI bundle's network and weights as a job's model, without running what the bundle brings.
+"""A MONAI bundle as a job's model, none of its code run.
 
 Of a bundle its network definition is read, which may name MONAI's own networks and plain values, and its weights, which
 are tensors. Expressions (``$...``), scripts and other classes are code: a bundle that needs them is refused.
@@ -26,13 +26,13 @@ from oncofed.models.weights import Weights
 # Where bundles lie that a job names by a relative path.
 FOLDER_VARIABLE = "ONCOFED_BUNDLES"
 
-# With what a string begins that MONAI's bundle parser evaluates or replaces.
+# First characters of strings that MONAI's bundle parser evaluates or replaces.
 EXPRESSIONS = frozenset("$@%")
 
 # Configurations of a bundle that define its network, and under which keys.
 CONFIGS = ("inference", "train", "evaluate")
 NETWORK_KEYS = ("network_def", "network")
-# Where oncofed says in mm what a transform has in other units.
+# Key of the voxel size in mm, where a transform has it in other units.
 VOXEL_SIZE = "voxel_size"
 _CONFIG_FOLDER, _CONFIG_KINDS = "configs", (".json", ".yaml", ".yml")
 _NETWORKS = "monai.networks.nets"
@@ -42,7 +42,7 @@ _LEAST_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a bundle says.
+    """The definition of a bundle.
 
     Attributes:
         folder: where it lies.
@@ -96,7 +96,9 @@ def bundle_weights(folder: Path) -> Weights | None:
 
 
 def fitting_weights(stored: Weights, own: Weights, where: Path) -> Weights:
-    """Return those weights that fit a network: an output for other classes starts anew.
+    """Return the weights that fit a network.
+
+    An output for other classes starts from its initial weights.
 
     Args:
         stored: by name.
@@ -142,24 +144,24 @@ def _read(folder: Path, stamp: str) -> Bundle:
 
 
 def _stamp(folder: Path) -> str:
-    """Return what changes when the bundle does, so that it is read once."""
+    """Return a cache key that changes when the bundle does."""
     files = sorted(path for path in folder.glob("*/*") if path.is_file())
     return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
 
 
 def config_files(folder: Path) -> dict[str, bytes]:
-    """Return a bundle's configuration files by their path in it; none where the folder is no bundle."""
+    """Return a bundle's configuration files by path; none without a bundle."""
     paths = (path for path in config_paths(folder) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def config_paths(folder: Path) -> list[Path]:
-    """Return what is named like a bundle's configuration files."""
+    """Return the possible paths of a bundle's configuration files."""
     return sorted(path for path in (folder / _CONFIG_FOLDER).glob("*") if path.suffix in _CONFIG_KINDS)
 
 
 def read_config(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any] | None:
-    """Return a configuration of a bundle; None where it has none of that name, or one that holds something else.
+    """Return a bundle's configuration; None where it has none of that name.
 
     Args:
         files: of the bundle, by path.
@@ -186,7 +188,7 @@ def _weights(folder: Path) -> Path | None:
 
 
 def _plain(value: Any, config: dict[str, Any], folder: Path) -> Any:
-    """Return a value with its references to plain values of the same file resolved."""
+    """Resolve a value's references to plain values of the same file."""
     if isinstance(value, dict):
         return {str(key): _plain_item(str(key), item, config, folder) for key, item in value.items() if key != "_desc_"}
     if isinstance(value, list):
@@ -207,7 +209,10 @@ def _plain_item(key: str, value: Any, config: dict[str, Any], folder: Path) -> A
 
 
 def preprocessing_of(configs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what configurations say of the input, as a job's section ``data`` writes it; see ``Bundle``."""
+    """Return the input's settings as a job's ``data`` section.
+
+    See ``Bundle``.
+    """
     found: dict[str, Any] = {}
     for step in _steps(configs):
         name = str(step.get("_target_", "")).rpartition(".")[2]

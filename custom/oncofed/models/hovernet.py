@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 class HoVerNetMaps(HoVerNet):
-    """HoVer-Net (Graham et al., Medical Image Analysis 2019) whose branches are the channels of one output.
+    """HoVer-Net with its branches as channels of one output.
+
+    Graham et al., Medical Image Analysis 2019.
 
     Args:
         in_channels: image channels.

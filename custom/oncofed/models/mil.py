@@ -1,4 +1,7 @@
-"""Learning from bags: a slide is a bag of tiles' features, and only the slide has a label."""
+"""Multiple-instance learning on slides.
+
+A slide is a bag of tiles' features, and only the slide has a label.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from torch import Tensor, nn
 
 
 class AttentionMIL(nn.Module):
-    """Gated attention over the tiles of a bag (Ilse et al., ICML 2018, equation 9).
+    """Gated attention over the tiles of a bag.
+
+    Ilse et al., ICML 2018, equation 9.
 
     Tiles that only fill a batch up to its longest bag take part in nothing.
 
@@ -47,7 +52,7 @@ class AttentionMIL(nn.Module):
         return logits
 
     def attention(self, bags: Tensor, there: Tensor) -> Tensor:
-        """Return how much each tile counts (batch, tile); the tiles of a bag add up to one."""
+        """Return attention weights (batch, tile) that sum to one per bag."""
         return self._weights(self.embed(bags), there)
 
     def _weights(self, hidden: Tensor, there: Tensor) -> Tensor:

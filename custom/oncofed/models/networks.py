@@ -51,7 +51,10 @@ _NORMS: dict[str, Any] = {
 
 
 class DeclaredTensor(StrictModel):
-    """A tensor of a network: type, shape, whether training changes it, and whether by gradients."""
+    """A network's tensor, as a job declares it.
+
+    Type, shape, whether training changes it, and whether by gradients.
+    """
 
     dtype: str = Field(pattern=r"^(float(16|32|64)|bfloat16|u?int(8|16|32|64)|bool)$")
     shape: tuple[Annotated[int, Field(ge=0, le=2**31)], ...] = Field(max_length=8)
@@ -60,7 +63,10 @@ class DeclaredTensor(StrictModel):
 
 
 class Declared(StrictModel):
-    """What the network of a pack is like, for those who do not run the pack: the server, and what guards a site."""
+    """A pack's network, as a job declares it.
+
+    For processes that do not run the pack: the server, and a site's outbound filter.
+    """
 
     kind: Kind
     divisor: int = Field(ge=0, le=4096)
@@ -134,7 +140,7 @@ class ModelSpec(StrictModel):
     @field_validator("arguments")
     @classmethod
     def _are_values(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Refuse what MONAI's bundle parser would take for an expression, a reference or an instruction."""
+        """Refuse expressions, references and instructions to MONAI's bundle parser."""
         for name, value in arguments.items():
             if not name.isidentifier() or name.startswith("_"):
                 raise ValueError(f"found {name!r}, expected the name of an argument, which begins with a letter")
@@ -175,12 +181,12 @@ class ModelSpec(StrictModel):
 
     @property
     def lacks_code(self) -> bool:
-        """Whether only a pack that is not loaded knows what the network is like."""
+        """Whether the network comes from a pack that is not loaded."""
         return self.code is not None and self.declared is None and not is_loaded(self.code)
 
     @property
     def kind(self) -> Kind:
-        """What the network turns its input into."""
+        """The kind of the network's output."""
         return self.declared.kind if self.declared else self._network.kind
 
     @property
@@ -190,7 +196,7 @@ class ModelSpec(StrictModel):
 
     @property
     def divisor(self) -> int:
-        """Each axis of a network's input must be a multiple of this number of voxels."""
+        """Divisor of each axis of the input, in voxels."""
         divisor = self.declared.divisor if self.declared else self._network.divisor
         return divisor or int(2 ** (len(self.feature_maps) - 1))
 
@@ -201,7 +207,7 @@ class ModelSpec(StrictModel):
 
 @dataclass(frozen=True)
 class NetworkRequest:
-    """What a network is built for.
+    """The arguments of ``build_network``.
 
     Attributes:
         spec: the job's choice.
@@ -312,7 +318,10 @@ def list_networks() -> list[Network]:
 
 
 def _normed(request: NetworkRequest, config: dict[str, Any]) -> dict[str, Any]:
-    """Return a network, which MONAI builds with batch normalisation only, as the job wants it normalised."""
+    """Return a network with the job's normalisation.
+
+    Of networks that MONAI builds with batch normalisation alone.
+    """
     if request.spec.norm == "batch":
         return config
     network = {**config, **request.spec.arguments}
@@ -381,7 +390,7 @@ def _hovernet(request: NetworkRequest) -> dict[str, Any]:
 
 def _bundle(request: NetworkRequest) -> dict[str, Any]:
     network = _bundle_of(request.spec).network
-    # A bundle's network is made for its own classes; the job says its own.
+    # A bundle's network is made for other classes than the job's.
     names = {"in_channels": request.in_channels, "out_channels": request.out_channels}
     return {**network, **{name: value for name, value in names.items() if name in network}}
 

@@ -6,7 +6,9 @@ from torch import nn
 
 
 def without_batch_norm(network: nn.Module, groups: int = 8) -> nn.Module:
-    """Put group normalisation (Wu and He, ECCV 2018) where a network has batch normalisation, and return it.
+    """Replace batch by group normalisation, and return the network.
+
+    Wu and He, ECCV 2018.
 
     MONAI's ResNet and HoVer-Net pass their argument ``norm`` on to some of their layers only.
 

@@ -24,7 +24,7 @@ LENGTH_BYTES = 8
 # Tensors begin where values of any type may lie.
 _ALIGNMENT = 8
 _METADATA = "__metadata__"
-# What the format calls each type.
+# The format's name of each type.
 NAMES = {
     torch.float64: "F64",
     torch.int64: "I64",
@@ -51,7 +51,7 @@ class Serialized:
 
     Args:
         tensors: by name, of any device. Those of larger types come first, so that each lies where its type may.
-        metadata: what the file says beside them, as text by name.
+        metadata: further facts, as text by name.
 
     Attributes:
         size: bytes of all.
@@ -90,12 +90,14 @@ class Serialized:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, previous: Path | None = None
 ) -> None:
-    """Write tensors to a file; whoever reads ``path`` finds the old file or the new one.
+    """Write tensors to a file atomically.
+
+    A reader of ``path`` finds the old file or the new one.
 
     Args:
         path: of the file, which its owner alone can read.
         tensors: by name; where some share memory, each is written.
-        metadata: what the file says beside them, as text by name.
+        metadata: further facts, as text by name.
         previous: name under which the old file is kept, also where writing fails. What had it is written over, which
             spares the system to find new memory and give the old back: whoever still reads that finds either. Not kept
             where the file system knows no second names.
@@ -126,7 +128,7 @@ def write_tensors(
 def _begin(path: Path, previous: Path | None) -> tuple[int, Path]:
     """Return a file to write to, open, and its name: a new one, or what was ``previous``; the old file is that now."""
     prefix, suffix = f".{path.name}.", ".unfinished"
-    # What a process left that was killed as it wrote: as large as the file itself.
+    # Left by a process that was killed while writing: as large as the file itself.
     for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
         left.unlink(missing_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from oncofed.errors import TrainingError
 
 Weights = dict[str, Tensor]
-# The squares of so many values are added up in single precision: their sum is right to some millionths. So many blocks
-# are looked at together.
+# Values of a block, whose squares add up in single precision to some millionths, and blocks that are summed at once.
 _BLOCK, _BLOCKS = 1 << 15, 1 << 6
 # Sums of squares in single precision hold within these.
 _LEAST, _MOST = 1e-30, 1e38
@@ -22,7 +21,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def weights_of(network: nn.Module) -> Weights:
-    """Return a network's parameters and buffers, those that have several names under the first of them.
+    """Return a network's parameters and buffers by their first name.
 
     MONAI's DynUNet holds every layer under two names: sending both would double what travels.
 
@@ -64,20 +63,23 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
 
 
 def trained_names(network: nn.Module) -> frozenset[str]:
-    """Return the names of the weights that training changes by gradients; all others are statistics or fixed."""
+    """Return the names of weights trained by gradients.
+
+    All others are statistics or fixed.
+    """
     known = weights_of(network)
     return frozenset(name for name, value in network.named_parameters() if value.requires_grad and name in known)
 
 
 def exchanged_names(network: nn.Module) -> frozenset[str]:
-    """Return the names of what training changes: the weights that are trained, and all statistics."""
+    """Return the names of trained weights and statistics."""
     fixed = {name for name, value in network.named_parameters() if not value.requires_grad}
     return frozenset(weights_of(network)) - fixed
 
 
 @dataclass(frozen=True)
 class WeightLayout:
-    """What a network's weights are like, without their values.
+    """A network's weights without their values.
 
     Attributes:
         weights: all of them by name, as tensors that have a shape and a type alone (device ``meta``).
@@ -101,7 +103,7 @@ class WeightLayout:
 
 
 def layout_of(network: nn.Module) -> WeightLayout:
-    """Return what a network's weights are like."""
+    """Return the layout of a network's weights."""
     weights = {name: value.to("meta") for name, value in weights_of(network).items()}
     return WeightLayout(weights, exchanged_names(network), trained_names(network))
 
@@ -121,7 +123,9 @@ class Hash(Protocol):
 
 
 class Digest:
-    """A digest of weights, their names and types, which are added one by one in the order of their names.
+    """A digest of weights: names, types and values.
+
+    Weights are added one by one, in the order of their names.
 
     Weights are named in each round. BLAKE3 (O'Connor, Aumasson, Neves, Wilcox-O'Hearn, 2020) is as hard to forge as
     SHA-256, which would take longer than sending them where the processor has no instructions for it.
@@ -155,7 +159,9 @@ def digest_of(weights: Weights, algorithm: Callable[[], Hash] = blake3) -> Diges
 
 
 def sum_of_squares(value: Tensor) -> float:
-    """Return the sum of a tensor's squares, right to some millionths; it is not finite where a value is not.
+    """Return a tensor's sum of squares, exact to some millionths.
+
+    It is not finite where a value is not.
 
     Example:
         >>> sum_of_squares(torch.tensor([3.0, -4.0]))
@@ -167,8 +173,8 @@ def sum_of_squares(value: Tensor) -> float:
 def _squares(values: Tensor) -> float:
     if values.dtype != torch.float64 and len(values):
         single = values.float()
-        whole = len(values) // _BLOCK * _BLOCK
-        blocks = [single[:whole].view(-1, _BLOCK), single[whole:].view(1, -1)]
+        blocked = len(values) // _BLOCK * _BLOCK
+        blocks = [single[:blocked].view(-1, _BLOCK), single[blocked:].view(1, -1)]
         norms = torch.cat([torch.linalg.vector_norm(block, dim=1) for block in blocks if block.numel()])
         squares = norms.double().square()
         if bool(((squares > _LEAST) & (squares < _MOST)).all()):

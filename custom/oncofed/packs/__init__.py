@@ -1,1 +1,4 @@
-"""Code that an engineer brings to a job: packed, signed, reviewed by each site, and run by its digest alone."""
+"""An engineer's own code for a job.
+
+Packed, signed, reviewed by each site, and run by its digest alone.
+"""

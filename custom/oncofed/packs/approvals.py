@@ -1,4 +1,7 @@
-"""Which packs a site has approved: ``local/code.json``, by digest, and the packs themselves beside it."""
+"""A site's approved packs.
+
+``local/code.json`` by digest, with the packs next to it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from typing import Literal
 from cryptography import x509
 from pydantic import Field, TypeAdapter, ValidationError
 
+from oncofed.atomic import write_whole
 from oncofed.audit import RECEIVED
-from oncofed.data.manifest import write_whole
 from oncofed.errors import PolicyError, SpecError
 from oncofed.packs.pack import PACK_SUFFIX, Pack, read_pack
 from oncofed.sandbox import what_is_missing
@@ -27,7 +30,7 @@ _MOST_KEPT = 100
 
 
 class Decision(StrictModel):
-    """What a site decided about a pack."""
+    """A site's decision about a pack."""
 
     name: str
     state: State
@@ -40,7 +43,7 @@ _DECISIONS = TypeAdapter(dict[str, Decision])
 
 
 def read_decisions(local: Path) -> dict[str, Decision]:
-    """Return what a site decided, by digest; nothing before its first decision.
+    """Return a site's decisions by digest; empty before the first.
 
     Args:
         local: the kit's folder of that name.
@@ -68,16 +71,19 @@ def write_decision(local: Path, pack: Pack, state: State, by: str, reason: str) 
 
 
 def refusal_of(local: Path, pack: Pack) -> str | None:
-    """Return why a pack may not run at a site, in words that may leave it; None where it may."""
+    """Return why a pack may not run; None where it may.
+
+    In words that may leave the site.
+    """
     decision = read_decisions(local).get(pack.digest)
     if decision is not None and decision.state == "approved":
         return None
-    said = f"was {decision.state}" if decision else "is not approved"
-    return f"the pack {pack.name} ({pack.digest[:12]}…) {said} there: its admin looks at it with `oncofed site review`"
+    state = f"was {decision.state}" if decision else "is not approved"
+    return f"the pack {pack.name} ({pack.digest[:12]}…) {state} there: its admin looks at it with `oncofed site review`"
 
 
 def refusal_at_site(kit: Path, pack: Pack, record: Callable[..., object]) -> str | None:
-    """Return why a pack that came with a job may not run at a site, as ``refusal_of`` does.
+    """Return why a job's pack may not run, as ``refusal_of``.
 
     One that somebody of the alliance signed is kept for the site's admin to look at.
 
@@ -102,13 +108,13 @@ def refusal_at_site(kit: Path, pack: Pack, record: Callable[..., object]) -> str
 
 
 def pack_problems(pack: Pack, startup: Path) -> list[str]:
-    """Return why a pack is not what somebody of the alliance signed."""
+    """Return why a pack's signature is not of the alliance."""
     root = x509.load_pem_x509_certificate((startup / "rootCA.pem").read_bytes())
     return signature_problems(pack.signature, pack.manifest, root)
 
 
 def keep_pack(kit: Path, pack: Pack, record: Callable[..., object]) -> None:
-    """Keep a pack for who is to decide about it, and record one that is new.
+    """Keep a pack for review, and record a new one.
 
     Args:
         kit: of the site.
@@ -149,5 +155,5 @@ def kept_pack(kit: Path, digest: str) -> Pack:
 
 
 def made_by(pack: Pack) -> str:
-    """Return who signed a pack, by the certificate that comes with it."""
+    """Return a pack's signer, by its certificate."""
     return signer(pack.signature) or "nobody"

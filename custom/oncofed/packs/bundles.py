@@ -1,4 +1,6 @@
-"""A MONAI bundle that brings code, as a pack: its configuration, its scripts, and the few lines that make its network.
+"""A MONAI bundle with code, as a pack.
+
+Its configuration, its scripts, and the few lines that make its network.
 
 The bundle's network is what its configuration defines, expressions and classes of its own among it: code, which a site
 approves by its digest like any other. Its weights do not belong to it: they go with a job, as safetensors.
@@ -40,7 +42,9 @@ def is_bundle(folder: Path) -> bool:
 
 
 def make_bundle_pack(folder: Path, startup: Path | None) -> Pack:
-    """Return a bundle's configuration and scripts as a pack, which registers its network under the bundle's name.
+    """Return a bundle as a pack.
+
+    It holds configuration and scripts, and registers its network under the bundle's name.
 
     Args:
         folder: of the bundle, with ``configs`` and perhaps ``scripts``; nothing else of it is taken.
@@ -75,12 +79,14 @@ def definition_of(files: Mapping[str, bytes], where: str) -> tuple[dict[str, Any
 
 
 def input_of(pack: Pack) -> dict[str, Any]:
-    """Return what a bundle's configuration says of its input, as a job's section ``data`` writes it."""
+    """Return the input's settings as a job's ``data`` section."""
     return preprocessing_of([read_config(pack.files, name, pack.name) or {} for name in CONFIGS])
 
 
 def bundle_network(package: str, wanted: Mapping[str, Any], arguments: Mapping[str, Any]) -> nn.Module:
-    """Return a bundle's network. This runs the bundle's code: it is called by a pack that is loaded, alone.
+    """Build a bundle's network, which runs its code.
+
+    Only a loaded pack calls it.
 
     Args:
         package: of the pack, as it is imported.
@@ -98,7 +104,7 @@ def bundle_network(package: str, wanted: Mapping[str, Any], arguments: Mapping[s
 
 
 def _about(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
-    """Return what a bundle's metadata say of its network: kind of its output, and sides and axes of its input."""
+    """Return a network's kind, divisor and dimensions from metadata."""
     formats = (read_config(files, "metadata", where) or {}).get("network_data_format")
     formats = formats if isinstance(formats, dict) else {}
     output, image = _first(formats.get("outputs")), _first(formats.get("inputs"))

@@ -1,4 +1,4 @@
-"""Finds what a pack may bring with networks: tasks, changes of training batches, and losses."""
+"""Look-up of a pack's tasks, transforms and losses."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def find_loss(pack: str, name: str) -> Loss:
 
 
 def extensions_of(pack: str) -> dict[str, list[str]]:
-    """Return the names of what a loaded pack registered, by kind."""
+    """Return the names that a loaded pack registered, by kind."""
     return {"tasks": TASKS.names(pack), "transforms": TRANSFORMS.names(pack), "losses": LOSSES.names(pack)}

@@ -1,4 +1,7 @@
-"""What in a pack a reviewer should look at first. It finds what is written openly; it proves nothing."""
+"""Findings for a pack's reviewer.
+
+They show what is written openly; they prove nothing.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ _CALLS = {
     "open": "files",
     "input": "hidden ways",
 }
-# Of whatever object: what torch, numpy and pandas read and write.
+# Methods of any object with which torch, numpy and pandas read and write.
 _METHODS = {
     "system": "other processes",
     "popen": "other processes",
@@ -79,7 +82,7 @@ class Finding:
 
 
 def findings_of(pack: Pack) -> list[Finding]:
-    """Return what a reviewer should look at first."""
+    """Return findings for the reviewer."""
     found: list[Finding] = []
     for path in sorted(pack.files):
         if path.endswith(".py"):
@@ -100,7 +103,10 @@ def imports_of(pack: Pack) -> list[str]:
 
 
 def difference(old: Pack | None, new: Pack) -> str:
-    """Return what changed between two packs as a unified difference; all of the new one where there is no old one."""
+    """Return the unified difference of two packs.
+
+    All of the new one without an old one.
+    """
     lines: list[str] = []
     for path in sorted({*(old.files if old else ()), *new.files}):
         before = old.text(path).splitlines() if old and path in old.files else []
@@ -122,7 +128,7 @@ def _of_file(pack: Pack, path: str) -> Iterator[Finding]:
 
 
 def _of_config(pack: Pack, path: str) -> Iterator[Finding]:
-    """Find in a MONAI bundle's configuration the strings that are evaluated, and classes that are not MONAI's."""
+    """Find expressions and foreign classes in a bundle's configuration."""
     for number, line in enumerate(pack.text(path).splitlines(), 1):
         target = _TARGET.search(line)
         if _EXPRESSION.search(line):

@@ -1,4 +1,6 @@
-"""Running a pack: its package is imported from memory, under a name that holds its digest.
+"""Import of packs from memory.
+
+A pack's package gets a name that holds its digest.
 
 Only two do this: the engineer who wrote it, on the own machine, and a site's process that is confined before.
 """
@@ -18,7 +20,7 @@ from oncofed.plugins import registering
 
 _PREFIX = "oncofed_code_"
 _LOADED: dict[str, Pack] = {}
-# As which a MONAI bundle's configuration and scripts import what lies in the folder of that name.
+# The package under which a MONAI bundle's configuration imports the folder of that name.
 _SCRIPTS = "scripts"
 
 
@@ -58,7 +60,9 @@ def _file_of(module: str) -> tuple[Pack, str] | None:
 
 
 def use_scripts(package: str) -> Pack:
-    """Have a MONAI bundle's scripts imported as ``scripts`` from now on, and return its pack.
+    """Import a bundle's scripts as ``scripts``, and return its pack.
+
+    From now on, in place of another bundle's.
 
     Args:
         package: as which the pack was loaded.
@@ -68,7 +72,10 @@ def use_scripts(package: str) -> Pack:
 
 
 class _Scripts:
-    """Whose scripts a process imports as ``scripts``, and the modules of other bundles that it used before."""
+    """The bundle whose scripts are imported as ``scripts``.
+
+    It keeps the modules of other bundles that were used before.
+    """
 
     def __init__(self) -> None:
         self.package = ""
@@ -113,7 +120,7 @@ def load_pack(pack: Pack) -> None:
 
 
 def loaded_packs() -> tuple[Pack, ...]:
-    """Return what is loaded, for a process that is to load the same."""
+    """Return the loaded packs, for another process."""
     return tuple(_LOADED.values())
 
 

@@ -1,4 +1,6 @@
-"""A pack: an engineer's Python package as one file, named by its digest and signed with the engineer's key.
+"""A pack: a signed Python package in one file.
+
+Named by its digest, signed with the engineer's key.
 
 A ZIP file of ``manifest.json``, ``signature.json`` and the package below ``code/``. The digest is SHA-256 of the
 manifest, which names every file with its own: another byte anywhere makes another pack.
@@ -33,7 +35,7 @@ _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 @dataclass(frozen=True)
 class Pack:
-    """What a pack holds.
+    """The contents of a pack.
 
     Attributes:
         name: of the package.
@@ -51,7 +53,10 @@ class Pack:
     content: bytes = field(repr=False)
 
     def text(self, path: str) -> str:
-        """Return a file as text; what is no UTF-8 is shown as such."""
+        """Return a file as text.
+
+        Bytes that are not UTF-8 are shown escaped.
+        """
         return self.files[path].decode("utf-8", "backslashreplace")
 
 
@@ -118,7 +123,7 @@ def _files_of(folder: Path) -> list[Path]:
 
 
 def require_plain(paths: Sequence[Path]) -> None:
-    """Refuse what a pack cannot hold: links, devices, folders that are named like files.
+    """Refuse links, devices and folders named like files.
 
     Raises:
         SpecError: names the first.
@@ -129,10 +134,10 @@ def require_plain(paths: Sequence[Path]) -> None:
 
 
 def read_pack(content: bytes, where: str) -> Pack:
-    """Return what a pack holds; nothing of it is run or written.
+    """Read a pack; nothing of it is run or written.
 
     Args:
-        content: of the file, from anybody.
+        content: of the file; not trusted.
         where: it comes from, for messages.
 
     Raises:
@@ -141,8 +146,8 @@ def read_pack(content: bytes, where: str) -> Pack:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = _members(archive, where)
-            manifest, said = members.pop(_MANIFEST), members.pop(_SIGNATURE)
-        values, signature = json.loads(manifest), json.loads(said)
+            manifest, signed_text = members.pop(_MANIFEST), members.pop(_SIGNATURE)
+        values, signature = json.loads(manifest), json.loads(signed_text)
         name, digests, schema = values["name"], dict(values["files"]), values["schema"]
     except SpecError:
         raise

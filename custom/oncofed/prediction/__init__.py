@@ -1,1 +1,4 @@
-"""From a trained model to a reading: predict, evaluate, export. Nothing here knows of federation."""
+"""Applies a trained model: predict, evaluate, export.
+
+Nothing here depends on federation.
+"""

@@ -1,4 +1,4 @@
-"""A bundle that oncofed wrote, read back as the model that it is, without evaluating anything in it."""
+"""Reads oncofed's own bundles without evaluating their expressions."""
 
 from __future__ import annotations
 
@@ -20,24 +20,29 @@ _LARGEST_JOB = 1 << 20
 
 
 def is_bundle(folder: Path) -> bool:
-    """Return whether a folder is a MONAI bundle, whoever wrote it."""
+    """Return whether a folder is a MONAI bundle."""
     return (folder / "configs" / "metadata.json").is_file()
 
 
 def read_own_bundle(folder: Path) -> tuple[JobSpec, Weights, str]:
-    """Return the job, the weights and their digest (SHA-256) of a bundle that oncofed wrote.
+    """Return a bundle's job, weights and digest (SHA-256).
 
-    Nothing of the bundle is evaluated: of it the job is read as ``job.yaml`` is, and the weights as tensors alone.
+    Nothing is evaluated: the job is read like ``job.yaml``, and the weights as plain tensors.
 
     Args:
         folder: of the bundle, with ``configs/``, ``models/`` and ``oncofed.json``.
 
     Raises:
-        SpecError: it is another's bundle, it is damaged, or the weights are not those that it was written with.
+        SpecError: the bundle is foreign or damaged, or its weights were changed.
     """
     job, digest = _read_job(folder)
+    if job.model.code:
+        raise SpecError(
+            f"{folder}: its model needs the code of the pack {job.model.code[:12]}…, which no bundle holds. Name the "
+            "folder of the run instead"
+        )
     stored = _read_weights(folder / WEIGHTS_IN_BUNDLE)
-    # A network may have a layer under two names; the first one counts.
+    # A layer may be registered under two names; the first one counts.
     names = weights_of(job.plan().build_network())
     missing = sorted(set(names) - set(stored))
     if missing:
@@ -65,8 +70,8 @@ def _read_job(folder: Path) -> tuple[JobSpec, str]:
     try:
         if path.stat().st_size > _LARGEST_JOB:
             raise ValueError("too large")
-        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        digest, values = said["weights"], said["job"]
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        digest, values = record["weights"], record["job"]
         if not isinstance(digest, str):
             raise TypeError("no digest")
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What a user names to be predicted: registered datasets, folders, files; each in the folder that registering reads."""
+"""Resolves user inputs: registered datasets, folders, files."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from oncofed.data.files import FILES_TABLE, LEFT_OUT
 from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import MANIFEST_FILE, SALT_FILE, manifest_values
 from oncofed.errors import DataError, SpecError
-from oncofed.prediction.private import make_private
+from oncofed.prediction.permissions import make_private
 
 HIDDEN_FOLDER = ".inputs"
-# Of formats whose header and data are files of one name.
+# Formats of several files with one name.
 _IN_PARTS = {".mhd", ".nhdr", ".hdr", ".img", ".mrxs"}
 _DICOM_PREAMBLE = 128
 
 
 @dataclass(frozen=True)
-class Given:
+class PredictionInput:
     """One input.
 
     Attributes:
-        name: as it was typed; of files that lie in one folder, that folder.
-        dataset: the folder of a registered dataset; None: it is to be registered.
-        source: the folder that is registered.
-        folder: where the hidden dataset goes.
-        named: of files that the user named one by one, the names of the links to them in ``source``.
+        name: as typed; for files, their common folder.
+        dataset: folder of a registered dataset; None: to be registered.
+        source: folder to register.
+        folder: hidden dataset folder.
+        named: links in ``source`` to files that the user named individually.
     """
 
     name: str
@@ -39,32 +39,34 @@ class Given:
     folder: Path = Path()
     named: frozenset[str] = frozenset()
 
-    def left_out(self) -> list[tuple[str, str]]:
-        """Return file and reason of each named file that became no case, once the input is registered."""
+    def unused_files(self) -> list[tuple[str, str]]:
+        """Return (file, reason) of named files without a case."""
         with (self.folder / FILES_TABLE).open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["use"] == LEFT_OUT and not row["case"]]
         return [(row["path"], row["reason"]) for row in rows if row["path"] in self.named]
 
 
-def sort_inputs(inputs: Sequence[str | Path], out: Path, datasets: Path) -> list[Given]:
-    """Return inputs as datasets and as folders to be registered; files become links in a hidden folder of ``out``.
+def resolve_inputs(inputs: Sequence[str | Path], out: Path, datasets: Path) -> list[PredictionInput]:
+    """Resolve inputs to datasets and folders to register.
+
+    Files become links in a hidden folder of ``out``.
 
     Args:
-        inputs: as they were typed.
+        inputs: as typed.
         out: folder of the predictions.
-        datasets: folder of the datasets that are registered by name.
+        datasets: folder of the registered datasets.
 
     Raises:
-        DataError: one does not exist.
-        SpecError: one is ``out`` itself, or lies in it.
+        DataError: an input does not exist.
+        SpecError: an input is ``out`` or lies in it.
     """
-    found: dict[str, Given] = {}
+    found: dict[str, PredictionInput] = {}
     files: list[Path] = []
     for text in inputs:
         path = Path(text).expanduser()
         dataset = _dataset(path, str(text), datasets)
         if dataset is not None:
-            found[f"dataset {dataset.resolve()}"] = Given(str(text), dataset)
+            found[f"dataset {dataset.resolve()}"] = PredictionInput(str(text), dataset)
             continue
         if path.resolve().is_relative_to(out.resolve()):
             raise SpecError(
@@ -78,7 +80,7 @@ def sort_inputs(inputs: Sequence[str | Path], out: Path, datasets: Path) -> list
 
 
 def _dataset(path: Path, text: str, datasets: Path) -> Path | None:
-    """Return the folder of an input that is a dataset."""
+    """Return the folder of a registered dataset, if any."""
     if path.is_file() and path.name == MANIFEST_FILE:
         path = path.parent
     if path.is_dir():
@@ -95,30 +97,30 @@ def _dataset(path: Path, text: str, datasets: Path) -> Path | None:
 
 
 def _is_dataset(folder: Path) -> bool:
-    """Return whether a folder is registered, or lists its cases as the Decathlon does."""
+    """Return whether a folder is a registered or Decathlon dataset."""
     file = folder / MANIFEST_FILE
     if not file.is_file():
         return False
     if (folder / SALT_FILE).is_file():
         return True
     values = manifest_values(file)
-    # nnU-Net's own has no list: registering finds its cases.
+    # nnU-Net's dataset.json has no list: registration finds its cases.
     return isinstance(values, dict) and isinstance(values.get("training"), list)
 
 
-def _folder(path: Path, text: str, out: Path) -> Given:
+def _folder(path: Path, text: str, out: Path) -> PredictionInput:
     hidden = _hidden(path.resolve(), out)
     whole, target = path.resolve(), out.resolve()
     source = path
     if target.is_relative_to(whole):
-        # What was predicted before is no image.
+        # Earlier predictions are no input.
         source = _emptied(hidden / "links")
         _link_all_but(whole, target, source)
-    return Given(text, None, source, hidden / "dataset")
+    return PredictionInput(text, source=source, folder=hidden / "dataset")
 
 
 def _link_all_but(folder: Path, left_out: Path, target: Path) -> None:
-    """Link what lies in a folder into another one, without one folder at any depth of it."""
+    """Link a folder's contents, except one folder at any depth."""
     for entry in sorted(folder.iterdir()):
         if entry == left_out:
             continue
@@ -129,8 +131,8 @@ def _link_all_but(folder: Path, left_out: Path, target: Path) -> None:
             (target / entry.name).symlink_to(entry)
 
 
-def _files(paths: Sequence[Path], out: Path) -> list[Given]:
-    """Return files by the folder that they lie in: their names differ there. DICOM is told apart by its contents."""
+def _files(paths: Sequence[Path], out: Path) -> list[PredictionInput]:
+    """Group files by folder, where names are unique; DICOM together."""
     groups: dict[Path | None, list[Path]] = {}
     for path in paths:
         groups.setdefault(None if _is_dicom(path) else path.absolute().parent, []).append(path.absolute())
@@ -147,36 +149,39 @@ def _files(paths: Sequence[Path], out: Path) -> list[Given]:
         for name, path in placed.items():
             (links / name).symlink_to(path)
         shown = str(folder or ", ".join(path.name for path in members[:3]))
-        found.append(Given(shown, None, links, hidden / "dataset", named))
+        found.append(PredictionInput(shown, source=links, folder=hidden / "dataset", named=named))
     return found
 
 
 def _parts(path: Path) -> list[Path]:
-    """Return what else belongs to a file whose format is of several."""
+    """Return the other files of a multi-file format."""
     if path.suffix.lower() not in _IN_PARTS:
         return []
     return sorted(other for other in path.parent.iterdir() if other.stem == path.stem and other != path)
 
 
 def _is_dicom(path: Path) -> bool:
-    """Return whether a file begins as DICOM does (PS3.10, section 7.1), or is called so."""
+    """Return whether a file is DICOM, by name or preamble.
+
+    PS3.10, section 7.1.
+    """
     if path.suffix.lower() in {".dcm", ".ima"}:
         return True
     try:
         with path.open("rb") as file:
             return file.read(_DICOM_PREAMBLE + 4)[_DICOM_PREAMBLE:] == b"DICM"
-    except OSError:  # which registering tells
+    except OSError:  # registration reports it
         return False
 
 
 def _hidden(path: Path, out: Path, kind: str = "") -> Path:
-    """Return the hidden folder of an input: the same each time that it is predicted."""
+    """Return an input's hidden folder, stable across calls."""
     digest = hashlib.sha256(f"{kind}{path}".encode("utf-8", "surrogateescape")).hexdigest()[:12]
     return out / HIDDEN_FOLDER / digest
 
 
 def _emptied(folder: Path) -> Path:
-    """Return a folder of links, without any."""
+    """Return a folder for links, emptied."""
     if folder.exists():
         shutil.rmtree(folder)
     make_private(folder)

@@ -1,4 +1,4 @@
-"""A trained model with all that is known of it, from what a run, a site or a bundle holds."""
+"""A trained model, loaded from a run, site or bundle."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class TrainedModel:
     """A trained model.
 
     Attributes:
-        folder: where it was found.
-        job: that it was trained by.
+        folder: where it was loaded from.
+        job: its training job.
         weights: by name.
         digest: SHA-256 of the weights, as ``provenance.json`` has it.
-        provenance: what the server vouches for; empty where nothing came along.
-        members: further models of the same run, by name, whose disagreement says how sure it is: files of weights.
+        provenance: signed by the server; empty if missing.
+        members: weight files of further models of the same run, by name, for ensemble disagreement.
     """
 
     folder: Path
@@ -51,31 +51,31 @@ class TrainedModel:
 
     @cached_property
     def task(self) -> Task[Any]:
-        """The job's task, which scores and draws by the model's temperature."""
+        """The job's task, with the model's temperature."""
         task = self.job.plan().build_task()
         task.temperature = self.temperature or 1.0
         return task
 
     @cached_property
     def temperature(self) -> float | None:
-        """By which a classifier's logits are divided, so that it is as sure as it should be; None: nobody knows.
+        """Calibration temperature of a classifier's logits; None if unknown.
 
         Raises:
-            SpecError: the file that says it is broken.
+            SpecError: the calibration file is broken.
         """
         found = (read_calibration(folder) for folder in (self.folder / MODEL_FOLDER, self.folder))
         return next((calibration.temperature for calibration in found if calibration), None)
 
     def network(self, device: torch.device) -> nn.Module:
-        """Return the network with its weights on a device, in evaluation mode."""
+        """Return the network on a device, in evaluation mode."""
         return network_of(self.job, self.weights, device)
 
 
 def network_of(job: JobSpec, weights: Weights, device: torch.device) -> nn.Module:
-    """Return a job's network with given weights on a device, in evaluation mode.
+    """Return a job's network with weights, in evaluation mode.
 
     Raises:
-        SpecError: they are not those of the job's network.
+        SpecError: they do not fit the job's network.
     """
     network = job.plan().build_network()
     try:
@@ -88,7 +88,7 @@ def network_of(job: JobSpec, weights: Weights, device: torch.device) -> nn.Modul
 
 
 def load_model(path: Path) -> TrainedModel:
-    """Load a model from wherever one was left.
+    """Load a model from a run, site or bundle.
 
     Args:
         path: the folder that ``oncofed job run`` or ``oncofed job fetch`` wrote; that of a job in a site's kit,
@@ -108,11 +108,14 @@ def load_model(path: Path) -> TrainedModel:
     weights = read_weights(folder / MODEL_FOLDER / WEIGHTS_FILE)
     digest = digest_of(weights, hashlib.sha256).hexdigest()
     provenance = _provenance((kept or folder) / PROVENANCE_FILE, digest)
-    return TrainedModel(folder, job, weights, digest, provenance)
+    return TrainedModel(folder=folder, job=job, weights=weights, digest=digest, provenance=provenance)
 
 
 def _found(path: Path) -> tuple[Path, Path | None]:
-    """Return the folder of a run or of a site's job, and of the latter that in which the site keeps model and job."""
+    """Find the folder of a run or site's job.
+
+    For a site's job, the second path is the folder that holds model and job.
+    """
     inside = path.parent if path.is_file() and path.name in {WEIGHTS_FILE, JOB_FILE} else path
     for folder in (inside, inside.absolute().parent) if inside.absolute().name == MODEL_FOLDER else (inside,):
         if (folder / JOB_FILE).is_file() and not (folder / WEIGHTS_FILE).is_file():
@@ -127,18 +130,22 @@ def _found(path: Path) -> tuple[Path, Path | None]:
 
 
 def _of_bundle(bundle: Path) -> TrainedModel:
-    """Return the model of a bundle; with all that a run knows of it where the bundle lies beside the run's own."""
+    """Load a bundle's model.
+
+    If the bundle lies next to the run's own model, the run is loaded with all its records.
+    """
     job, weights, digest = read_own_bundle(bundle)
-    beside = bundle.absolute().parent
-    if (beside / WEIGHTS_FILE).is_file() and beside.name == MODEL_FOLDER:
-        whole = load_model(beside)
-        if whole.digest == digest:
-            return whole
-    return TrainedModel(bundle, job, weights, digest, _provenance(bundle / PROVENANCE_FILE, digest))
+    bundle_parent = bundle.absolute().parent
+    if (bundle_parent / WEIGHTS_FILE).is_file() and bundle_parent.name == MODEL_FOLDER:
+        run_model = load_model(bundle_parent)
+        if run_model.digest == digest:
+            return run_model
+    provenance = _provenance(bundle / PROVENANCE_FILE, digest)
+    return TrainedModel(folder=bundle, job=job, weights=weights, digest=digest, provenance=provenance)
 
 
 def _provenance(path: Path, digest: str) -> Mapping[str, Any]:
-    """Return what is said of where a model comes from, once its digest is found to be right; empty without a file."""
+    """Return verified provenance; empty if there is no file."""
     if not path.is_file():
         return {}
     provenance: Mapping[str, Any] = read_provenance(path)["provenance"]
@@ -151,10 +158,10 @@ def _provenance(path: Path, digest: str) -> Mapping[str, Any]:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read weights as safetensors.
+    """Read weights from safetensors.
 
     Raises:
-        SpecError: there are none, or they are broken.
+        SpecError: they are missing or broken.
     """
     try:
         return dict(load_file(path))

@@ -1,6 +1,6 @@
-"""What a model is to read: cases gathered from files, folders, DICOM or a registered dataset.
+"""Gathers cases to predict from files, folders and datasets.
 
-Whatever is no dataset yet is registered into a hidden folder, so that what training refuses is refused here too.
+Unregistered inputs are registered into a hidden folder, so that the same images are refused as in training.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from oncofed.atomic import write_whole
 from oncofed.data import case_facts
 from oncofed.data.accounts import by_weight
 from oncofed.data.cases import Case, case_of, contract_faults, known_facts, label_faults
@@ -21,20 +22,21 @@ from oncofed.data.decisions import decided
 from oncofed.data.files import image_files
 from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
 from oncofed.data.layouts.base import first_free
-from oncofed.data.manifest import Entry, Manifest, Task, read_manifest, write_whole
+from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
-from oncofed.prediction.inputs import HIDDEN_FOLDER, Given, sort_inputs
-from oncofed.prediction.private import make_private
-from oncofed.prediction.stale import Refused
+from oncofed.prediction.inputs import HIDDEN_FOLDER, PredictionInput, resolve_inputs
+from oncofed.prediction.outputs.records import json_text
+from oncofed.prediction.permissions import make_private
+from oncofed.prediction.stale import RefusedImages
 
-# Folders of a dataset in which images lie that registering made of DICOM, or linked.
+# Dataset folders whose images were converted from DICOM, or linked.
 _MADE_OF_DICOM = {"images", "slides"}
 _READ_AT_ONCE = 4
 _NAMES_FILE = "names.json"
-_OF_MANIFEST = re.compile(r"[;,](?=[^;,]*dataset\.json)")  # where what to do with that file begins
+_OF_MANIFEST = re.compile(r"[;,](?=[^;,]*dataset\.json)")  # start of the advice on that file
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class Source:
     """One case to predict.
 
     Attributes:
-        name: of the case, unique; names the output files.
-        case: whose label is the reference where the dataset has one that the job can use, else 0.
-        entry: what registering knows of it.
-        series: DICOM files of the image, where it came from DICOM, in the order of their paths; else empty.
-        labelled: the case has a label that the job can use.
+        name: unique; names the output files.
+        case: its label is the reference if the job can use it, else 0.
+        entry: facts from registration.
+        series: DICOM files of the image by path; empty for other formats.
+        labelled: whether the job can use its label.
     """
 
     name: str
@@ -67,21 +69,20 @@ class SetAside:
 
 @dataclass
 class Sources:
-    """What was found to predict.
+    """Cases found in the inputs.
 
     Attributes:
-        cases: that fit the job.
-        set_aside: that do not, or cannot be read.
-        notes: what was seen of the inputs as a whole, for people.
-        refused: what of the inputs became no case, by dataset.
-        earlier: path of an image, from the folder of the predictions, -> its name there, of images that earlier calls
-            read and this one does not.
+        cases: cases that fit the job.
+        set_aside: cases that do not, or cannot be read.
+        notes: remarks on the inputs as a whole.
+        refused: images without a case, by dataset.
+        earlier: image path relative to the output folder -> its name, for images of earlier calls only.
     """
 
     cases: list[Source] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
+    refused: list[RefusedImages] = field(default_factory=list)
     earlier: dict[str, str] = field(default_factory=dict)
 
 
@@ -94,24 +95,27 @@ def gather(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Sources:
-    """Return what of some inputs a job's model can read.
+    """Return the cases that a job's model can read.
 
     Args:
         inputs: files, folders of any layout, DICOM, or registered datasets by name or folder.
-        out: where predictions go; what is registered lies in a hidden folder of it.
-        job: of the model.
-        datasets: folder of the datasets that are registered by name.
-        only: patterns of names of cases; empty: all.
-        workers: processes that read; None: one a core.
-        progress: called with (what is done, how many, of how many).
+        out: folder of the predictions, with a hidden folder for registered inputs.
+        job: the model's job.
+        datasets: folder of the registered datasets.
+        only: patterns of case names; empty: all.
+        workers: reader processes; None: one per core.
+        progress: called with (step, number done, total).
 
     Raises:
         DataError: an input does not exist or holds no image.
-        SpecError: an input lies in ``out``, or no case is named as ``only`` says.
-        OSError: the hidden folder cannot be written to.
+        SpecError: an input lies in ``out``, or no case matches ``only``.
+        OSError: the hidden folder is not writable.
     """
-    sources, wanted = Sources(), _Wanted.by(job)
-    refused = [_read(given, wanted, sources, workers, progress) for given in sort_inputs(inputs, out, datasets)]
+    sources, requirements = Sources(), _JobRequirements.by(job)
+    refused = [
+        _read(user_input, requirements, sources, workers, progress)
+        for user_input in resolve_inputs(inputs, out, datasets)
+    ]
     errors = [error for error in refused if error]
     if errors and len(errors) == len(sources.set_aside) and not sources.cases:
         raise errors[0]
@@ -119,66 +123,83 @@ def gather(
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """What a job reads and learns from."""
+class _JobRequirements:
+    """What a job's model reads and learns from."""
 
     job: JobSpec
     label_kind: LabelKind
     kind: Task
 
     @classmethod
-    def by(cls, job: JobSpec) -> _Wanted:
+    def by(cls, job: JobSpec) -> _JobRequirements:
         task = job.plan().build_task()
         kind: Task = "segmentation" if task.label_kind == "mask" else "classification"
         return cls(job, task.label_kind, "slides" if task.network_kind == "bag" else kind)
 
     @property
     def tiles(self) -> TileSpec:
-        """How slides are cut: as registering does where the job does not say."""
+        """Tiling of slides; defaults as in registration."""
         usual, data = TileSpec(), self.job.data
         return TileSpec(data.patch[0], data.spacing[0] * 1000 if data.spacing else usual.mpp, usual.tissue)
 
 
 def _read(
-    given: Given, wanted: _Wanted, sources: Sources, workers: int | None, progress: Progress | None
+    user_input: PredictionInput,
+    requirements: _JobRequirements,
+    sources: Sources,
+    workers: int | None,
+    progress: Progress | None,
 ) -> DataError | None:
-    """Add the cases of one input; one that cannot be read at all is set aside, and its error returned."""
+    """Add the cases of one input.
+
+    An input that cannot be read is set aside, and its error returned.
+    """
     try:
-        if given.dataset is None:
-            _register(given, wanted, sources, workers, progress)
+        if user_input.dataset is None:
+            _register(user_input, requirements, sources, workers, progress)
         else:
-            _take(decided(read_manifest(given.dataset)), given.dataset, wanted, sources, given)
+            _take(decided(read_manifest(user_input.dataset)), user_input.dataset, requirements, sources, user_input)
     except DataError as error:
-        # Whoever named files knows nothing of the folder that holds links to them.
-        said = DataError(str(error).replace(str(given.source), given.name) if given.named else str(error))
-        sources.set_aside.append(SetAside(Path(given.name).name, str(said), given.name))
-        return said
+        # Users do not know the hidden folder of links.
+        shown = DataError(
+            str(error).replace(str(user_input.source), user_input.name) if user_input.named else str(error)
+        )
+        sources.set_aside.append(SetAside(Path(user_input.name).name, str(shown), user_input.name))
+        return shown
     return None
 
 
-def _register(given: Given, wanted: _Wanted, sources: Sources, workers: int | None, progress: Progress | None) -> None:
-    """Add the cases of files or of a folder."""
-    make_private(given.folder)
+def _register(
+    user_input: PredictionInput,
+    requirements: _JobRequirements,
+    sources: Sources,
+    workers: int | None,
+    progress: Progress | None,
+) -> None:
+    """Register and add the cases of files or a folder."""
+    make_private(user_input.folder)
     request = RegisterOptions(
-        given.source,
+        user_input.source,
         "predict",
-        given.folder,
-        wanted.kind,
-        tiles=wanted.tiles,
+        user_input.folder,
+        requirements.kind,
+        tiles=requirements.tiles,
         workers=workers,
-        classes=tuple(wanted.job.task.vocabulary.values()) if wanted.label_kind == "class" else None,
+        classes=tuple(requirements.job.task.vocabulary.values()) if requirements.label_kind == "class" else None,
     )
     manifest = register(request, progress)
-    if given.named:
-        sources.set_aside += [SetAside(Path(path).name, reason, path) for path, reason in given.left_out()]
+    if user_input.named:
+        sources.set_aside += [SetAside(Path(path).name, reason, path) for path, reason in user_input.unused_files()]
     else:
-        sources.notes += [f"left out, {n} of {given.name}: {why}" for why, n in by_weight(manifest.left_out)]
-    _take(manifest, given.folder, wanted, sources, given)
+        sources.notes += [f"left out, {n} of {user_input.name}: {why}" for why, n in by_weight(manifest.left_out)]
+    _take(manifest, user_input.folder, requirements, sources, user_input)
 
 
-def _take(manifest: Manifest, folder: Path, wanted: _Wanted, sources: Sources, given: Given) -> None:
+def _take(
+    manifest: Manifest, folder: Path, requirements: _JobRequirements, sources: Sources, user_input: PredictionInput
+) -> None:
     """Add a dataset's cases."""
-    values, labelled, notes = _labels(manifest, wanted, given)
+    values, labelled, notes = _labels(manifest, requirements, user_input)
     sources.notes += notes
     series = image_files(folder)
     found, refused = [], list[Path]()
@@ -186,65 +207,65 @@ def _take(manifest: Manifest, folder: Path, wanted: _Wanted, sources: Sources, g
         case = case_of(folder, manifest, entry, values)
         found.append(Source(case.name, case, entry, _series(entry, folder, series), labelled))
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-        for source, reason in pool.map(lambda one: _checked(one, wanted), found):
+        for source, reason in pool.map(lambda one: _checked(one, requirements), found):
             if reason:
                 refused.append(source.case.image)
                 sources.set_aside.append(SetAside(source.name, reason, source.entry.source or ""))
             else:
                 sources.cases.append(source)
     sources.set_aside += [SetAside(bad.name, bad.reason, bad.source or "") for bad in manifest.quarantine]
-    sources.refused.append(Refused.of(folder, manifest, refused))
+    sources.refused.append(RefusedImages.of(folder, manifest, refused))
 
 
 def _series(entry: Entry, folder: Path, files: Mapping[str, list[str]]) -> tuple[Path, ...]:
-    """Return the DICOM files of an image; other images are reached through the link to their source."""
+    """Return an image's DICOM files; empty for other formats."""
     if entry.source is None or entry.images[0].partition("/")[0] not in _MADE_OF_DICOM:
         return ()
-    # A file of which several cases were made is the only one of each.
+    # A file that holds several cases is the only file of each.
     return tuple(folder / SOURCE_LINK / path for path in files.get(entry.name or "", [entry.source]))
 
 
 def _labels(
-    manifest: Manifest, wanted: _Wanted, given: Given
+    manifest: Manifest, requirements: _JobRequirements, user_input: PredictionInput
 ) -> tuple[tuple[tuple[int, int], ...] | None, bool, list[str]]:
-    """Return how a dataset's labels become the job's, whether they do, and why not."""
-    match = match_classes if wanted.label_kind == "class" else match_labels
+    """Return how labels map to the job's, and notes otherwise."""
+    match = match_classes if requirements.label_kind == "class" else match_labels
     if not any(entry.label is not None for entry in manifest.entries):
         return None, False, []
-    vocabulary = match(manifest, wanted.job.task.vocabulary)
+    vocabulary = match(manifest, requirements.job.task.vocabulary)
     if vocabulary.problems:
         why = vocabulary.problems[0]
-        if given.dataset is None:  # whose dataset.json is hidden, and made anew each time
+        if user_input.dataset is None:  # its hidden dataset.json is rewritten by each call
             why = _OF_MANIFEST.split(why)[0]
-        return None, False, [f"labels of {given.name} are not used: {why}"]
+        return None, False, [f"labels of {user_input.name} are not used: {why}"]
     return tuple(vocabulary.values.items()) if vocabulary.values is not None else None, True, []
 
 
-def _checked(source: Source, wanted: _Wanted) -> tuple[Source, str]:
-    """Return a case with what is known of its image and of whether its label can be used, and why it is set aside."""
+def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, str]:
+    """Return a case with its facts, and any problem."""
     bare = replace(source.case, label=0)
     try:
         try:
             entry, labelled = known_facts(source.case), source.labelled
         except DataError:
-            # The label may be what cannot be read.
+            # Perhaps only the label is unreadable.
             entry, labelled = known_facts(bare), False
         entry = _with_checksum(source, entry)
-    except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from it
+    except Exception as error:  # noqa: BLE001 - one unreadable case must not stop the others
         return source, case_facts.reason_of(error)
     image = entry.model_copy(update={"label_problem": None, "label_values": None})
     faults = case_facts.faults(image)
-    labelled = labelled and _is_usable(source.case, entry, wanted) and case_facts.faults(entry) == faults
-    entry = entry.model_copy(update={"notes": [*entry.notes, *_conversions(entry, wanted)]})
-    found = [*([] if entry.tiles else contract_faults(image, wanted.job.data)), *faults]
+    labelled = labelled and _is_usable(source.case, entry, requirements) and case_facts.faults(entry) == faults
+    entry = entry.model_copy(update={"notes": [*entry.notes, *_conversions(entry, requirements)]})
+    found = [*([] if entry.tiles else contract_faults(image, requirements.job.data)), *faults]
     case = replace(source.case if labelled else bare, entry=entry)
     return replace(source, case=case, entry=entry, labelled=labelled), "; ".join(found)
 
 
-def _conversions(entry: Entry, wanted: _Wanted) -> list[str]:
-    """Return what is to be said of an image whose grey or colour the job's model does not read."""
-    own, read = entry.channels or 1, len(wanted.job.data.channels)
-    if entry.tiles or wanted.job.data.dimensions != 2:
+def _conversions(entry: Entry, requirements: _JobRequirements) -> list[str]:
+    """Return notes on conversions between grey and colour."""
+    own, read = entry.channels or 1, len(requirements.job.data.channels)
+    if entry.tiles or requirements.job.data.dimensions != 2:
         return []
     if (own, read) == (3, 1):
         return ["is in colour, and the model reads grey: converted"]
@@ -252,24 +273,24 @@ def _conversions(entry: Entry, wanted: _Wanted) -> list[str]:
 
 
 def _with_checksum(source: Source, entry: Entry) -> Entry:
-    """Return what is known of an image with the SHA-256 of its files as they are now."""
+    """Return the facts with the current SHA-256."""
     if entry.checksum and entry is source.entry:  # as registered
         return entry
     return entry.model_copy(update={"checksum": case_facts.checksum(source.case.images)})
 
 
-def _is_usable(case: Case, entry: Entry, wanted: _Wanted) -> bool:
-    """Return whether a label is of the kind that a job learns from, and holds only its classes."""
-    if wanted.label_kind == "mask":
-        return isinstance(entry.label, str) and not label_faults(case, entry, list(wanted.job.task.vocabulary))
+def _is_usable(case: Case, entry: Entry, requirements: _JobRequirements) -> bool:
+    """Return whether the job can use the case's label."""
+    if requirements.label_kind == "mask":
+        return isinstance(entry.label, str) and not label_faults(case, entry, list(requirements.job.task.vocabulary))
     known = isinstance(entry.label, int) and (case.label_values is None or entry.label in dict(case.label_values))
-    return known and case.label in wanted.job.task.vocabulary
+    return known and case.label in requirements.job.task.vocabulary
 
 
 def _named(sources: Sources, out: Path) -> Sources:
-    """Return sources by names that can name files, each its own and the same in every later call with the same ``out``.
+    """Give each case a unique file name, stable across calls.
 
-    Images of one name in two folders are told apart by a number, which stays with the image.
+    Images of one name in two folders get a number, which stays with the image.
     """
     path = out / HIDDEN_FOLDER / _NAMES_FILE
     known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -282,13 +303,16 @@ def _named(sources: Sources, out: Path) -> Sources:
             taken.add(known[key])
         cases.append(replace(source, name=known[key]))
     make_private(path.parent)
-    write_whole(path, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json_text(known))
     now = {source.name for source in cases}
     return replace(sources, cases=cases, earlier={path: name for path, name in known.items() if name not in now})
 
 
 def file_name(name: str) -> str:
-    """Return a case's name as it can name a file in a folder of its own: a manifest may hold any text."""
+    """Return a case's name as a safe file name.
+
+    Manifests may hold any text.
+    """
     safe = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name).strip(" .")
     return safe[:120] or "case"
 

@@ -1,4 +1,4 @@
-"""Predictions of images that are set aside now: what an earlier call said of them no longer holds."""
+"""Finds predictions of images that are now set aside."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from oncofed.data.manifest import Manifest
 
 
 @dataclass(frozen=True)
-class Refused:
-    """What a dataset holds that is not predicted.
+class RefusedImages:
+    """Images of a dataset that are not predicted.
 
     Attributes:
         folder: of the dataset.
-        names: that registering gives; of DICOM they name the files that it makes.
-        sources: paths inside the folder that was registered.
-        images: that were registered, and that the job does not take.
+        names: case names from registration; for DICOM they name the converted files.
+        sources: paths within the registered folder.
+        images: registered images that do not fit the job.
     """
 
     folder: Path
@@ -29,18 +29,18 @@ class Refused:
     images: frozenset[Path] = frozenset()
 
     @classmethod
-    def of(cls, folder: Path, manifest: Manifest, images: Iterable[Path] = ()) -> Refused:
-        """Return what registering set aside or left out, and what the job does not take."""
+    def of(cls, folder: Path, manifest: Manifest, images: Iterable[Path] = ()) -> RefusedImages:
+        """Return what registration or the job refused."""
         names = frozenset(bad.name for bad in manifest.quarantine)
         sources = frozenset({*(bad.source or "" for bad in manifest.quarantine), *_left_out(folder)})
         return cls(_plain(folder), names, sources, frozenset(map(_plain, images)))
 
     def holds(self, image: Path, source: str) -> bool:
-        """Return whether an image that was predicted is one of these.
+        """Return whether a predicted image is among them.
 
         Args:
-            image: that the network read.
-            source: as its record has it.
+            image: file that the network read.
+            source: from the case's record.
         """
         if image in self.images:
             return True
@@ -50,15 +50,15 @@ class Refused:
         return source in self.sources or (place in {"images", "slides"} and file.partition(".")[0] in self.names)
 
 
-def stale_names(
-    refused: Sequence[Refused], earlier: Mapping[str, str], records: Mapping[str, str], out: Path
+def stale_cases(
+    refused: Sequence[RefusedImages], earlier: Mapping[str, str], records: Mapping[str, str], out: Path
 ) -> Iterator[str]:
-    """Yield the names of cases that were predicted and are refused now.
+    """Yield predicted cases whose images are refused now.
 
     Args:
-        refused: by datasets.
-        earlier: path of an image that is not predicted now, from ``out``, -> its name.
-        records: name -> source, of the cases that were predicted.
+        refused: refused images of each dataset.
+        earlier: image path relative to ``out`` -> its name, for images not predicted now.
+        records: name -> source of predicted cases.
         out: folder of the predictions.
     """
     for path, name in earlier.items():
@@ -67,12 +67,12 @@ def stale_names(
 
 
 def _plain(path: Path) -> Path:
-    """Return a path from the root on, its links as they are."""
+    """Return an absolute path without resolving links."""
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve follows links
 
 
 def _left_out(folder: Path) -> Iterator[str]:
-    """Yield the files that became no case, of a dataset's ``files.csv``."""
+    """Yield files of a dataset's ``files.csv`` without a case."""
     if not (folder / FILES_TABLE).is_file():
         return
     with (folder / FILES_TABLE).open(encoding="utf-8", newline="") as file:

@@ -1,1 +1,1 @@
-"""What a site lets run, and what it lets leave."""
+"""Policies on what a site runs, and what leaves it."""

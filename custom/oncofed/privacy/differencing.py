@@ -1,4 +1,4 @@
-"""Which groups may be told together, so that nothing of few patients follows by adding and subtracting them."""
+"""Prevents disclosure by differences between released group means."""
 
 from __future__ import annotations
 
@@ -9,39 +9,41 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Patient -> those of the patient's cases that are in a group: the patient's part of its sum is their mean.
+# Patient -> the patient's cases in a group, whose mean is the patient's contribution.
 Group = Mapping[str, Collection[Hashable]]
 _ROUNDING = 1e-7
 _MOST_LOOKS = 5000
 
 
-def told_together(whole: Group, groups: Sequence[Group], least: int, hidden: frozenset[int] = frozenset()) -> set[int]:
-    """Return the numbers of the groups of which means may be told beside that of the whole.
+def releasable_groups(
+    whole: Group, groups: Sequence[Group], least: int, hidden: frozenset[int] = frozenset()
+) -> set[int]:
+    """Return the groups whose means may be released.
 
-    A mean with its number of patients is a sum, and what follows from sums is a sum of their multiples. Of those told
-    here none is of one to ``least - 1`` patients alone, however many groups of whatever columns are combined (linked
-    tables; Hundepool et al., Statistical Disclosure Control, 2012, section 4). Larger groups come first, of equal ones
-    the earlier: each that is not told would have been one too many.
+    A mean with its number of patients is a sum, and an attacker can form linear combinations of sums. No combination of
+    released groups, of any columns, isolates one to ``least - 1`` patients (linked tables; Hundepool et al.,
+    Statistical Disclosure Control, 2012, section 4). Larger groups are released first, among equals the earlier one; a
+    group is withheld if it would allow such a combination.
 
     Args:
         whole: all patients.
         groups: patients of each; a patient may be in several.
-        least: patients of whom something may be told.
-        hidden: groups that are not told anyway.
+        least: fewest patients that may be disclosed together.
+        hidden: groups withheld for other reasons.
     """
     if len(whole) < least:
         return set()
-    told, chosen = [whole], set[int]()
+    released, chosen = [whole], set[int]()
     for number in sorted(range(len(groups)), key=lambda n: (-len(groups[n]), n)):
         group = groups[number]
-        if number not in hidden and len(group) >= least and not gives_away([*told, group], least):
-            told.append(group)
+        if number not in hidden and len(group) >= least and not discloses([*released, group], least):
+            released.append(group)
             chosen.add(number)
     return chosen
 
 
-def gives_away(groups: Sequence[Group], least: int) -> bool:
-    """Return whether something of one to ``least - 1`` patients follows from the sums of groups, or may follow."""
+def discloses(groups: Sequence[Group], least: int) -> bool:
+    """Return whether released sums disclose, or may disclose, few patients."""
     try:
         return _Search(groups).finds(least - 1)
     except _TooLongError:
@@ -49,16 +51,16 @@ def gives_away(groups: Sequence[Group], least: int) -> bool:
 
 
 class _TooLongError(Exception):
-    """The search takes too long: what cannot be ruled out is taken for true."""
+    """The search takes too long: assume disclosure."""
 
 
 @dataclass(frozen=True)
 class _Alike:
-    """Patients who are in the same groups with as many cases, so that no sum tells one from the other.
+    """Patients with equal membership, indistinguishable by any sum.
 
     Attributes:
-        columns: numbers of the columns: one for each way in which a case of such a patient is in groups.
-        patients: how many they are.
+        columns: table columns, one for each way a case of such a patient belongs to groups.
+        patients: number of patients.
     """
 
     columns: tuple[int, ...]
@@ -66,11 +68,11 @@ class _Alike:
 
 
 class _Search:
-    """Looks for few patients whom some sum is of alone.
+    """Searches for small sets of patients that a sum isolates.
 
-    There are such where the groups, without these patients, say less: where the rank of the table of who is in which
-    group falls. ``_free`` is the projection onto what no group tells, (column, column); leaving a column out is its
-    Schur complement there, and the rank falls where the diagonal is zero.
+    A set is isolated if removing its columns lowers the rank of the membership table. ``free`` is the projection onto
+    the table's null space, (column, column): removing a column is a Schur complement, and the rank falls where its
+    diagonal is zero.
     """
 
     def __init__(self, groups: Sequence[Group]) -> None:
@@ -89,7 +91,7 @@ class _Search:
         self._looks = _MOST_LOOKS
 
     def finds(self, patients: int) -> bool:
-        """Return whether some sum is of at most so many patients."""
+        """Return whether some sum isolates at most ``patients`` patients."""
         free = np.eye(self._table.shape[1]) - np.linalg.pinv(self._table) @ self._table
         small = [one for one in self._alike if one.patients <= patients]
         return self._follows(free, [one for one in self._alike if one not in small], small, patients)
@@ -97,7 +99,10 @@ class _Search:
     def _follows(
         self, free: NDArray[np.float64], kept: Sequence[_Alike], open_: Sequence[_Alike], patients: int
     ) -> bool:
-        """Return whether a sum is of patients of ``open_`` alone, at most so many; what is in neither is left out."""
+        """Return whether a sum isolates patients of ``open_`` alone.
+
+        At most ``patients`` of them; columns neither kept nor open are removed.
+        """
         self._looks -= 1
         if self._looks < 0:
             raise _TooLongError
@@ -109,7 +114,7 @@ class _Search:
         if patients == 2 and all(len(one.columns) == 1 for one in open_):
             return _has_pair(free[np.ix_(*[[one.columns[0] for one in open_ if one.patients == 1]] * 2)])
         kept = list(kept)
-        # Every choice of columns of full rank holds one of those whom the rank falls with: so one tells where to look.
+        # Every basis of columns contains one whose removal lowers the rank, so it suffices to branch on a basis.
         for one in self._chosen(kept, open_):
             open_ = [other for other in open_ if other is not one]
             left = patients - one.patients
@@ -119,7 +124,7 @@ class _Search:
         return False
 
     def _chosen(self, kept: Sequence[_Alike], open_: Sequence[_Alike]) -> list[_Alike]:
-        """Return those of ``open_`` whose columns, beside all of ``kept``, are the first that are independent."""
+        """Return the first independent columns of ``open_`` given ``kept``."""
         owners = [one for one in (*kept, *open_) for _ in one.columns]
         matrix = self._table[:, [column for one in (*kept, *open_) for column in one.columns]]
         first, row, found = sum(len(one.columns) for one in kept), 0, []
@@ -152,6 +157,6 @@ def _has_pair(free: NDArray[np.float64]) -> bool:
 
 
 def _without(free: NDArray[np.float64], columns: tuple[int, ...]) -> NDArray[np.float64]:
-    block, beside = free[np.ix_(columns, columns)], free[:, list(columns)]
-    left: NDArray[np.float64] = free - beside @ np.linalg.solve(block, beside.T)
+    block, columns_block = free[np.ix_(columns, columns)], free[:, list(columns)]
+    left: NDArray[np.float64] = free - columns_block @ np.linalg.solve(block, columns_block.T)
     return left

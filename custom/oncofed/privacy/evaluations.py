@@ -1,4 +1,6 @@
-"""What may leave a site of an evaluation: figures of classes and further ones rest on at least five patients each.
+"""Evaluations that may leave a site.
+
+Figures of classes and further ones rest on at least five patients each.
 
 A mean over all patients leaves as the site's policy says. Beside it a figure could tell of fewer than are behind
 either: then it stays, too.
@@ -15,13 +17,15 @@ from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.scores import Evaluation
 
-# Digits that nobody looks at could carry something else.
+# Further digits could carry hidden information.
 DIGITS = 4
 _MOST_CASES = 10_000_000
 
 
 def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
-    """Return what may leave a site of an evaluation: means, their interval, how many cases and patients are behind.
+    """Return an evaluation as it may leave a site.
+
+    Means, their interval, how many cases and patients are behind.
 
     ``patients`` says how many there are (``all``), on how many the mean rests (``mean``: of a classifier of two classes
     those who have the rarer one), and on how many each other figure that is told.
@@ -53,7 +57,7 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def withhold_evaluation(numbers: Mapping[str, Any], minimum: int) -> dict[str, Any]:
-    """Return of an evaluation as sent what a policy lets go.
+    """Return an evaluation without what a policy withholds.
 
     Args:
         numbers: as ``evaluation_numbers`` makes them.
@@ -92,7 +96,7 @@ def withhold_evaluation(numbers: Mapping[str, Any], minimum: int) -> dict[str, A
 def is_evaluation(
     value: Any, classes: Sequence[str], known: int = _MOST_CASES, metrics: Sequence[Metric] | None = None
 ) -> bool:
-    """Return whether a value is what ``evaluation_numbers`` makes.
+    """Return whether a value is a valid evaluation, as of ``evaluation_numbers``.
 
     Args:
         value: as sent.
@@ -123,7 +127,10 @@ def round_figure(value: float) -> float:
 
 
 def is_share(value: Any) -> bool:
-    """Return whether a value is a share of one with no more digits than may leave; of a class that nobody has none."""
+    """Return whether a value is a share of one, rounded as required.
+
+    NaN, of a class without patients, is one.
+    """
     return is_number(value) and (math.isnan(value) or (-1e-6 <= value <= 1 + 1e-6 and value == round_figure(value)))
 
 
@@ -133,7 +140,10 @@ def is_number(value: Any) -> bool:
 
 
 def _are_patients(value: Any, by_class: Mapping[str, Any], more: Mapping[str, Any], cases: int) -> bool:
-    """Return whether numbers of patients agree with each other, and no class is told of few or of all but a few."""
+    """Return whether counts of patients are consistent and none too small.
+
+    No class may be of few patients, or of all but a few.
+    """
     if not isinstance(value, Mapping) or set(value) != {"all", "mean", "by_class", "more"}:
         return False
     counts, of_more = value["by_class"], value["more"]
@@ -160,7 +170,7 @@ def _are_ends(interval: Sequence[Any]) -> bool:
 
 
 def _is_figure(name: Any, value: Any, told: Mapping[str, Any], metrics: Sequence[Metric]) -> bool:
-    """Return whether a figure is one that the task declares, of a class that is told, and within its bounds."""
+    """Return whether a figure is declared, of a sent class, and in bounds."""
     kind, dot, of = str(name).partition(".")
     metric = next((metric for metric in metrics if (metric.name, metric.per_class) == (kind, bool(dot))), None)
     return (

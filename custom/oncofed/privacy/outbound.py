@@ -1,4 +1,6 @@
-"""What may leave a site: numbers that a job declares, within bounds, and nothing that could carry more.
+"""Numbers that may leave a site.
+
+A job declares them, they are within bounds, and nothing could carry more.
 
 Names are as telling as values: those of classes must be the job's, those of figures its task's, as the site's installed
 class declares them. No text leaves but from short lists.
@@ -22,12 +24,12 @@ Check = Callable[[Any], bool]
 _MOST_CASES = 10_000_000
 _PHASES = frozenset({"checking data", "loading data", "training", "validating", "testing"})
 _DIGITS = 4
-# What a system says when a file cannot be written: a list that no site can add to.
+# The system's messages for files that cannot be written: a list that no site can add to.
 _SYSTEM_ERRORS = frozenset(os.strerror(number) for number in errorcode)
 
 
 def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, int] | None = None) -> None:
-    """Check what a site says of its data before the first round.
+    """Check a site's facts about its data, before the first round.
 
     Args:
         numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset`` and ``policy``;
@@ -62,13 +64,13 @@ def check_numbers(
     most: int | None = None,
     metrics: Sequence[Metric] | None = None,
 ) -> None:
-    """Check the numbers beside an update, or of a model's score.
+    """Check the numbers of an update or a score.
 
     Args:
         numbers: as ``federation.exchange`` sends them.
         classes: names of the job's classes.
-        sums: whether counts and sums over patients may be beside them (``privacy.pooled``), as beside a score.
-        most: cases that the site has to score a model on, as it said before; None: not known.
+        sums: whether counts and sums over patients may come along (``privacy.pooled``), as with a score.
+        most: cases that the site has to score a model on, by its first message; None: unknown.
         metrics: extra ones that the job's task declares; None: those of any installed task.
 
     Raises:
@@ -93,18 +95,21 @@ def check_numbers(
             "not_kept": lambda value: value in _SYSTEM_ERRORS,
         },
     )
-    there = numbers["evaluation"]["patients"]["all"] if "evaluation" in numbers else most
-    if sums and any(numbers[name]["patients"] > there for name in SUMS & numbers.keys()):
+    patients = numbers["evaluation"]["patients"]["all"] if "evaluation" in numbers else most
+    if sums and any(numbers[name]["patients"] > patients for name in SUMS & numbers.keys()):
         raise PolicyError("sums are of more patients than the score beside them")
 
 
 def most_scored(counts: Mapping[str, Any] | None) -> int | None:
-    """Return on how many cases a site scores a model at most, by what it said first; None where it said nothing."""
+    """Return how many cases a site scores at most.
+
+    By its first message; None where it gave none.
+    """
     return max((int(count) for name, count in (counts or {}).items() if name in ("validation", "test")), default=None)
 
 
 def progress_that_may_leave(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of what a site tells about its progress that which may leave: a known phase, counts, a rounded loss."""
+    """Return the progress that may leave: phase, counts, rounded loss."""
     kept: dict[str, Any] = {}
     if values.get("phase") in _PHASES:
         kept["phase"] = values["phase"]
@@ -112,13 +117,13 @@ def progress_that_may_leave(values: Mapping[str, Any]) -> dict[str, Any]:
         if _is_count(values.get(name)):
             kept[name] = values[name]
     if is_number(values.get("loss")):
-        # Digits that nobody looks at could carry something else.
+        # Further digits could carry hidden information.
         kept["loss"] = float(f"{values['loss']:.{_DIGITS}g}")
     return kept
 
 
 def withhold(numbers: dict[str, Any], minimum: int) -> bool:
-    """Take scores away behind which too few patients stand; return whether there were any.
+    """Withhold scores of too few patients; return whether any.
 
     Args:
         numbers: as sent; changed in place.
@@ -135,7 +140,9 @@ def withhold(numbers: dict[str, Any], minimum: int) -> bool:
 
 
 def is_profile(value: Any, bins: Mapping[str, int], cases: Any = _MOST_CASES) -> bool:
-    """Return whether histograms may leave: those that the job declares, with at least five patients behind each number.
+    """Return whether histograms may leave.
+
+    Those that the job declares, with at least five patients behind each number.
 
     Args:
         value: name -> ``patients``, how many there are, and ``counts``, of each bin.
@@ -152,7 +159,7 @@ def is_profile(value: Any, bins: Mapping[str, int], cases: Any = _MOST_CASES) ->
 
 
 def _differ_by_enough(counts: set[int]) -> bool:
-    """Return whether no number of patients tells beside another how few lack something."""
+    """Return whether no two counts reveal a small difference."""
     return all(most - count >= LEAST_PATIENTS for most in [max(counts, default=0)] for count in counts - {most})
 
 
@@ -171,7 +178,7 @@ def _check(found: Any, expected: Mapping[str, Check]) -> None:
         raise PolicyError(f"numbers by name were declared, found a {type(found).__name__}")
     strange = [name for name in found if name not in expected]
     if strange:
-        # What it is called may be what somebody wants to know.
+        # A name may itself be the secret.
         raise PolicyError(f"{len(strange)} numbers that the job does not declare")
     for name, value in found.items():
         if not expected[name](value):

@@ -1,4 +1,4 @@
-"""A site's policy: which jobs may run here, for whom, on what, and what may leave of them."""
+"""A site's policy: permitted jobs, users, data, and output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from oncofed.errors import PolicyError
-from oncofed.privacy.windows import WINDOW
+from oncofed.privacy.time_windows import WINDOW
 from oncofed.settings import StrictModel, first_problem
 
 POLICY_FILE = "policy.json"
@@ -22,7 +22,10 @@ Patterns = Annotated[tuple[str, ...] | None, Field(min_length=1)]
 
 
 class LeavesSpec(StrictModel):
-    """What may leave of a job, beside what every job is held to: tensors and numbers that it declares, no others."""
+    """Limits on what leaves a site.
+
+    They add to those of every job: declared tensors and numbers only.
+    """
 
     minimum_patients: int = Field(
         1,
@@ -51,7 +54,10 @@ class LeavesSpec(StrictModel):
 
 
 class Policy(StrictModel):
-    """``policy.yaml``: a site's policy. Names may hold ``*``; null allows all."""
+    """``policy.yaml``: a site's policy.
+
+    Names may contain ``*``; null allows all.
+    """
 
     schema_: Literal[1] = Field(1, alias="schema", description="version of this file's format")
     jobs: Patterns = Field(None, description="names of jobs")
@@ -77,21 +83,24 @@ class Policy(StrictModel):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what it says, whatever its comments and order."""
+        """SHA-256 of the contents, independent of comments and order."""
         text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def hours(self, gpus: int) -> float | None:
-        """Return for how many hours a job may hold this site; None: without end.
+        """Return the hours that a job may run; None: unlimited.
 
         Args:
-            gpus: that it trains on; 0: a CPU.
+            gpus: number of GPUs; 0: CPU.
         """
         limits = [self.job_hours, self.gpu_hours / gpus if self.gpu_hours and gpus else None]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def refusal(self, job: JobFacts) -> str | None:
-        """Return which rule a job breaks, in words that may leave the site; None where it may run."""
+        """Return which rule a job violates; None: allowed.
+
+        The words may leave the site.
+        """
         rules: tuple[tuple[str, Patterns, str | None], ...] = (
             ("jobs", self.jobs, job.name),
             ("people", self.people, job.person),
@@ -107,14 +116,14 @@ class Policy(StrictModel):
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What a policy asks of a job.
+    """The job's properties that a policy checks.
 
     Attributes:
         name: of the job.
-        person: who submitted it; None: not known yet.
-        dataset: that it trains on.
-        network: None where nothing is trained.
-        strategy: None where nothing is trained.
+        person: submitter; None: not known yet.
+        dataset: training dataset.
+        network: None if nothing is trained.
+        strategy: None if nothing is trained.
     """
 
     name: str
@@ -125,13 +134,13 @@ class JobFacts:
 
 
 def read_policy(folder: Path) -> Policy | None:
-    """Return the policy in force at a site; None where the folder is none of a site's kit (a simulation).
+    """Return a site's policy; None outside a kit (simulation).
 
     Args:
         folder: the kit's ``local``.
 
     Raises:
-        PolicyError: it is broken: nothing may run.
+        PolicyError: the policy is broken, so nothing may run.
     """
     path = folder / POLICY_FILE
     try:

@@ -1,6 +1,8 @@
-"""What may leave a site of figures over all sites: counts and sums of at least five patients each, in this shape alone.
+"""Validates counts and sums pooled over sites.
 
-A number has no more digits than it is made with, and no larger a value than so many patients can give.
+Each covers five patients or more.
+
+Numbers have limited digits, and values that the number of patients allows.
 """
 
 from __future__ import annotations
@@ -14,22 +16,22 @@ from oncofed.tasks.calibration import TEMPERATURES
 from oncofed.tasks.pooled import BINS, DIGITS_OF_ODDS, FURTHEST, MEAN, coarser, coarser_rows
 from oncofed.tasks.site_sums import DIGITS, DIGITS_OF_FIGURES
 
-# Under which they stand beside a score.
+# Keys of the sums that accompany a score.
 SUMS = frozenset({"pooled", "temperature", "paired"})
 _MOST_PATIENTS = 10_000_000
-# Of one patient: what is likelier than a float can tell is told as this.
+# Largest log loss of one patient, limited by float precision.
 _LARGEST_LOSS = 700.0
-# Of a difference, and of its variance.
+# Significant digits of a difference and its variance.
 _PRECISION = 6
 
 
 def is_pooled(value: Any, classes: Sequence[str], most: int = _MOST_PATIENTS) -> bool:
-    """Return whether a value is what ``Task.pooled`` makes of a job's classes, and its counts agree with each other.
+    """Return whether a value is a valid ``Task.pooled`` result.
 
     Args:
         value: as sent.
         classes: names of the job's classes.
-        most: cases that the site has.
+        most: number of the site's cases.
     """
     if not isinstance(value, Mapping) or not _is_patients(value.get("patients"), most):
         return False
@@ -50,14 +52,14 @@ def is_pooled(value: Any, classes: Sequence[str], most: int = _MOST_PATIENTS) ->
     # A patient with images of two classes counts in both.
     totals = {_in(one["with"]) + _in(one["without"]) for one in by_class.values()}
     totals |= {sum(row[0] for row in sure["cells"])} if sure else set()
-    told = sum(_in(one["with"]) for one in by_class.values())
+    with_class = sum(_in(one["with"]) for one in by_class.values())
     return len(totals) <= 1 and all(
-        value["patients"] <= total <= most and (not by_class or _is_part(told, total)) for total in totals
+        value["patients"] <= total <= most and (not by_class or _is_part(with_class, total)) for total in totals
     )
 
 
 def is_temperature_sums(value: Any, most: int = _MOST_PATIENTS) -> bool:
-    """Return whether a value is what ``Task.temperature_sums`` makes of so many cases at most."""
+    """Return whether a value is a valid ``Task.temperature_sums`` result."""
     if not isinstance(value, Mapping) or set(value) != {"patients", "log_loss"}:
         return False
     patients, sums = value["patients"], value["log_loss"]
@@ -67,7 +69,10 @@ def is_temperature_sums(value: Any, most: int = _MOST_PATIENTS) -> bool:
 
 
 def is_paired(value: Any, most: int = _MOST_PATIENTS) -> bool:
-    """Return whether a value is a difference of two models with the variance of its mean, over so many at most."""
+    """Return whether a value is a valid paired difference.
+
+    With the variance of its mean, over at most ``most`` patients.
+    """
     return (
         isinstance(value, Mapping)
         and set(value) == {"patients", "difference", "variance"}
@@ -78,10 +83,12 @@ def is_paired(value: Any, most: int = _MOST_PATIENTS) -> bool:
 
 
 def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
-    """Make what a site sends as coarse as its policy wants, and take away what then is not left; return whether so.
+    """Coarsen or drop numbers below a policy's minimum.
+
+    Returns whether anything changed.
 
     Args:
-        numbers: as sent; changed in place.
+        numbers: as sent; modified in place.
         minimum: fewest patients behind a number.
     """
     changed = False
@@ -100,7 +107,7 @@ def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
         return changed or kept != pooled["figures"]
     by_class = {}
     fewer = {name: min(_in(one["with"]), _in(one["without"])) for name, one in pooled["classes"].items()}
-    # Of a class that nobody has, or everybody, there is no one to hide.
+    # A class that nobody or everybody has discloses nobody.
     hidden = withheld_counts({name: count for name, count in fewer.items() if count}, pooled["patients"], minimum)
     for name, one in pooled["classes"].items():
         if name in hidden:
@@ -110,8 +117,12 @@ def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
             by_class[name] = {**one, **cells}
     sure = pooled["reliability"]
     rows = coarser_rows(sure["cells"], minimum) if sure else []
-    told = [[*map(int, row[:2]), *(round(float(part), DIGITS) for part in row[2:])] for row in rows]
-    numbers["pooled"] = {**pooled, "classes": by_class, "reliability": {**sure, "cells": told} if told else None}
+    coarse_rows = [[*map(int, row[:2]), *(round(float(part), DIGITS) for part in row[2:])] for row in rows]
+    numbers["pooled"] = {
+        **pooled,
+        "classes": by_class,
+        "reliability": {**sure, "cells": coarse_rows} if coarse_rows else None,
+    }
     return changed or numbers["pooled"] != pooled
 
 
@@ -127,7 +138,7 @@ def _is_ranked(value: Any) -> bool:
 
 
 def _are_cells(value: Any) -> bool:
-    """Return whether a value is counts and sums of cells, from the highest down to the lowest bin."""
+    """Return whether a value is a list of descending cells."""
     if not isinstance(value, list) or not all(map(_is_cell, value)):
         return False
     lowest = [cell[0] for cell in value]
@@ -135,7 +146,10 @@ def _are_cells(value: Any) -> bool:
 
 
 def _is_cell(value: Any) -> bool:
-    """Return whether a value is [lowest bin, patients, sum of log odds, sum of their squares]."""
+    """Return whether a value is a valid cell.
+
+    [lowest bin, patients, sum of log odds, sum of their squares]
+    """
     if not isinstance(value, list) or len(value) != 4 or not _is_patients(value[1]):
         return False
     most = FURTHEST * value[1]
@@ -161,7 +175,10 @@ def _is_reliability(value: Any) -> bool:
 
 
 def _is_row(value: Any, sums: int) -> bool:
-    """Return whether a value is [patients, of whom it is right, sum of confidence, the same with temperature]."""
+    """Return whether a value is a valid reliability row.
+
+    [patients, correct ones, sum of confidence, the same with temperature]
+    """
     return (
         isinstance(value, list)
         and len(value) == 2 + sums
@@ -185,12 +202,12 @@ def _are_named(value: Any, names: Sequence[str]) -> bool:
 
 
 def _in(cells: Sequence[Sequence[int]]) -> int:
-    """Return how many patients there are in some cells."""
+    """Return the number of patients in cells."""
     return sum(cell[1] for cell in cells)
 
 
 def _is_part(count: int, whole: int) -> bool:
-    """Return whether a number of patients is that of all, or leaves as many out as may be told of."""
+    """Return whether a count is all, or omits enough patients."""
     return count == whole or 0 <= count <= whole - LEAST_PATIENTS
 
 
@@ -203,12 +220,12 @@ def _is_count(value: Any, most: int) -> bool:
 
 
 def _is_sum(value: Any, low: float, high: float, digits: int) -> bool:
-    """Return whether a value lies between two, and has no more digits after the point than it is made with."""
+    """Return whether a value is in range, with limited digits."""
     return (
         isinstance(value, float | int)
         and not isinstance(value, bool)
         and math.isfinite(value)
-        # Rounding takes a sum of ones a little above their number.
+        # Tolerance for rounding errors of sums.
         and low - 0.01 <= value <= high + 0.01
         and value == round(value, digits)
     )

@@ -1,4 +1,4 @@
-"""Counts behind which few patients stand, and how they are hidden."""
+"""Suppression of small counts in histograms."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from numpy.typing import NDArray
 
 from oncofed.suppression import LEAST_PATIENTS
 
-# Patients whose bins have none beside them: more of them are no exceptions.
+# Largest share of patients in isolated bins that counts as exceptions.
 _MOST_APART = 0.2
 
 
-def without_small(counts: NDArray[np.int64], least: int = LEAST_PATIENTS) -> NDArray[np.int64]:
-    """Return a histogram in which each bin of too few patients is zero.
+def suppress_small_counts(counts: NDArray[np.int64], least: int = LEAST_PATIENTS) -> NDArray[np.int64]:
+    """Return a histogram without bins of too few patients.
 
-    Where the total would give the hidden count away, the next smallest bin becomes zero too (complementary suppression;
-    Statistics Netherlands, mu-Argus). Negative counts, which noise makes, become zero.
+    If the total would reveal the hidden count, the next smallest bin becomes zero too (complementary suppression;
+    Statistics Netherlands, mu-Argus). Negative counts, which noise causes, become zero.
 
     Args:
         counts: of each bin, (bins,).
-        least: fewest patients of a bin that stays.
+        least: fewest patients of a released bin.
     """
     hidden = (counts > 0) & (counts < least)
     if 0 < counts[hidden].sum() < least or hidden.sum() == 1:
@@ -30,27 +30,28 @@ def without_small(counts: NDArray[np.int64], least: int = LEAST_PATIENTS) -> NDA
     return shown
 
 
-def with_neighbours(counts: NDArray[np.int64], least: int = LEAST_PATIENTS, ordered: bool = True) -> NDArray[np.int64]:
-    """Return a histogram in which bins of too few patients are counted with others, so that few need to be hidden.
+def merge_small_bins(counts: NDArray[np.int64], least: int = LEAST_PATIENTS, ordered: bool = True) -> NDArray[np.int64]:
+    """Merge bins of too few patients into others.
 
-    Such a bin is counted with the fuller one beside it. One that has none beside it is counted with the nearest that
-    has enough, as long as such patients are at most ``_MOST_APART`` of all: they are exceptions. Nobody can tell how
-    many a bin took in.
+    So fewer bins need suppression.
+
+    A small bin is added to its fuller neighbour. An isolated one is added to the nearest bin with enough patients, as
+    long as such patients are at most ``_MOST_APART`` of all (exceptions). The added number cannot be inferred.
 
     Args:
         counts: of each bin, (bins,).
-        least: fewest patients of a bin that keeps its own.
-        ordered: bins are of a scale; else of names, of which the fullest is as near as any.
+        least: fewest patients of a bin that is kept.
+        ordered: bins of a scale; else of names, which merge into the fullest.
     """
     found: NDArray[np.int64] = counts.copy()
     while ordered:
-        beside = np.pad(found, 1)
+        padded = np.pad(found, 1)
         few: list[int] = np.flatnonzero((found > 0) & (found < least)).tolist()
-        small = [n for n in few if beside[n] or beside[n + 2]]
+        small = [n for n in few if padded[n] or padded[n + 2]]
         if not small:
             break
         smallest = min(small, key=lambda n: int(found[n]))
-        _move(found, smallest, smallest - 1 if beside[smallest] >= beside[smallest + 2] else smallest + 1)
+        _move(found, smallest, smallest - 1 if padded[smallest] >= padded[smallest + 2] else smallest + 1)
     apart, full = np.flatnonzero((found > 0) & (found < least)), np.flatnonzero(found >= least)
     if len(full) and found[apart].sum() <= _MOST_APART * found.sum():
         for number in apart.tolist():

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.atomic import write_whole
 from oncofed.data.grouping import counted
-from oncofed.data.manifest import write_whole
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.report.result import Result, SiteResult
 from oncofed.signing import signer
@@ -27,7 +27,7 @@ from oncofed.training import Plan
 
 CARD_JSON, CARD_MARKDOWN = "card.json", "card.md"
 FEW = f"fewer than {LEAST_PATIENTS}"
-NOT_TOLD = "not told"
+NOT_REPORTED = "not told"
 INTENDED_USE = "Research only. Not a medical device."
 
 Interval = tuple[float, float]
@@ -215,7 +215,7 @@ def _count(cases: int, patients: int | None) -> int | str:
     """
     if cases < LEAST_PATIENTS or (patients is not None and patients < LEAST_PATIENTS):
         return FEW
-    return cases if patients is not None else NOT_TOLD
+    return cases if patients is not None else NOT_REPORTED
 
 
 def _training_data(result: Result, provenance: Mapping[str, Any], plan: Plan) -> TrainingData:

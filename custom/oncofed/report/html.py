@@ -7,11 +7,11 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from oncofed.report.over_sites import over_sites
+from oncofed.report.pages import render
 from oncofed.report.result import Result
 from oncofed.tasks.pictures import Picture
 
@@ -32,10 +32,9 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         pictures: one slice by site.
         folder: of the run.
     """
-    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
-    template = environment.get_template("report.html")
     together = over_sites(result.pooled_test)
-    html = template.render(
+    html = render(
+        "report.html",
         result=result,
         classes=line_styles(result.classes),
         models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],

@@ -9,13 +9,12 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader
-
+from oncofed.atomic import write_whole
 from oncofed.data.cases import case_of
 from oncofed.data.look import Look, Seen
-from oncofed.data.manifest import Manifest, write_whole
-from oncofed.data.workers import BROKE_ITS_READER, Workers
-from oncofed.report.planes import Drawing, Drawn, colour, dash, draw
+from oncofed.data.manifest import Manifest
+from oncofed.report.pages import render
+from oncofed.report.planes import Drawing, Drawn, draw_all, legend
 
 PAGE_FILE = "look.html"
 _MOST_LISTED = 500
@@ -40,10 +39,10 @@ def write_look_page(
     Raises:
         OSError: it cannot be written.
     """
-    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
     names = {int(float(value)): name for value, name in look.manifest.labels.items()}
-    drawn = _draw(look, folder, workers, progress or (lambda what, done, total: None))
-    html = environment.get_template("look.html").render(
+    drawn = _draw(look, folder, workers, progress)
+    html = render(
+        "look.html",
         look=look,
         worst=look.worst,
         cases=[(seen, drawn[seen.name], _facts(seen, names), _legend(drawn[seen.name], names)) for seen in look.shown],
@@ -53,24 +52,16 @@ def write_look_page(
     return path
 
 
-def _draw(look: Look, folder: Path, workers: int | None, progress: Progress) -> dict[str, Drawn]:
+def _draw(look: Look, folder: Path, workers: int | None, progress: Progress | None) -> dict[str, Drawn]:
     drawings = [_drawing(seen, folder, look.manifest) for seen in look.shown]
     voxels = sum(math.prod(seen.entry.shape or [1]) for seen in look.shown if not seen.entry.tiles)
-    drawn: dict[str, Drawn] = {}
-    with Workers(workers) as pool:
-        for found in pool.map(draw, drawings, 2 if voxels > _LARGE else len(drawings) + 1, _broke):
-            drawn[found.name] = found
-            progress("drawing", len(drawn), len(drawings))
-    return drawn
+    fewest = 2 if voxels > _LARGE else len(drawings) + 1
+    return draw_all(drawings, workers, fewest, progress)
 
 
 def _drawing(seen: Seen, folder: Path, manifest: Manifest) -> Drawing:
     is_ct = (seen.entry.modality or "").upper() == "CT" or set(manifest.modality.values()) == {"CT"}
     return Drawing(case_of(folder, manifest, seen.entry), is_ct)
-
-
-def _broke(drawing: Drawing) -> Drawn:
-    return Drawn(drawing.case.name, problem=BROKE_ITS_READER)
 
 
 def _facts(seen: Seen, names: dict[int, str]) -> str:
@@ -95,4 +86,4 @@ def _facts(seen: Seen, names: dict[int, str]) -> str:
 def _legend(drawn: Drawn, names: dict[int, str]) -> list[tuple[str, str, str]]:
     """Return (colour, dashes, name) of the visible labels."""
     named = {value: name if name.strip() != str(value) else f"label {value}" for value, name in names.items()}
-    return [(colour(value), dash(value), named.get(value, f"label {value}")) for value in drawn.values]
+    return legend(drawn.values, named)

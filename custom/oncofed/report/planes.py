@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from oncofed.data import case_facts
 from oncofed.data.cases import Case
 from oncofed.data.images import LoadedImage
 from oncofed.data.placement import is_oblique, upright
+from oncofed.data.register_options import Progress
 from oncofed.data.slides import TileReader
 from oncofed.data.tiles import read_tiles
+from oncofed.data.workers import BROKE_ITS_READER, Workers
 
 # After Okabe and Ito (2008), lighter for a black ground: distinct for colour-blind readers.
 COLOURS = ("#ffb000", "#56b4e9", "#3ddc97", "#f0e442", "#ff7fc8", "#ff6f61", "#b9a3ff", "#9ae6e6")
@@ -107,6 +109,38 @@ def draw(drawing: Drawing) -> Drawn:
         return Drawn(case.name, pictures, tuple(values), note)
     except Exception as error:  # noqa: BLE001 - readers raise any type for a malformed file
         return Drawn(case.name, problem=case_facts.reason_of(error))
+
+
+def draw_all(
+    drawings: Sequence[Drawing], workers: int | None, fewest: int, progress: Progress | None
+) -> dict[str, Drawn]:
+    """Draw cases in several processes.
+
+    Args:
+        drawings: the cases.
+        workers: processes; None: one per core.
+        fewest: cases from which several processes are used.
+        progress: called with ("drawing", number done, total).
+
+    Returns:
+        Case name -> its drawing.
+    """
+    drawn: dict[str, Drawn] = {}
+    with Workers(workers) as pool:
+        for case in pool.map(draw, drawings, fewest, _broke):
+            drawn[case.name] = case
+            if progress:
+                progress("drawing", len(drawn), len(drawings))
+    return drawn
+
+
+def _broke(drawing: Drawing) -> Drawn:
+    return Drawn(drawing.case.name, problem=BROKE_ITS_READER)
+
+
+def legend(values: Iterable[int], names: Mapping[int, str]) -> list[tuple[str, str, str]]:
+    """Return (colour, dashes, name) of label values."""
+    return [(colour(value), dash(value), names.get(value, f"label {value}")) for value in values]
 
 
 def colour(value: int) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from oncofed.data.images import read_image
@@ -20,6 +19,7 @@ from oncofed.data.manifest import Entry, Manifest, inside
 from oncofed.data.profile import Profile
 from oncofed.errors import DataError
 from oncofed.report.html import svg
+from oncofed.report.pages import render
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -40,8 +40,8 @@ def write_profile_page(profile: Profile, manifest: Manifest, folder: Path, path:
         path: of the page.
     """
     entries = [entry for entry in manifest.entries if entry.shape]
-    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
-    html = environment.get_template("profile.html").render(
+    html = render(
+        "profile.html",
         profile=profile,
         histograms=svg(_histograms(entries, manifest)),
         pictures=_pictures(folder, entries),

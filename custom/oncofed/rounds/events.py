@@ -475,18 +475,7 @@ TRAINING_EVENTS: tuple[type[Event], ...] = (
     Stopped,
     Failed,
 )
-_OF_TRAINING = {event.kind: event for event in TRAINING_EVENTS}
 PROFILE_EVENTS: tuple[type[Event], ...] = (ProfileStarted, ProfileFinished, Failed)
-
-
-def new_event(kind: str, /, **values: Any) -> Event:
-    """Return a new event of a training.
-
-    Raises:
-        KeyError: no such kind.
-        TypeError: a field is unknown, or lacking.
-    """
-    return _OF_TRAINING[kind](**values)
 
 
 def read_event(record: Mapping[str, Any], events: Sequence[type[Event]] = TRAINING_EVENTS) -> Event:

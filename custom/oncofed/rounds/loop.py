@@ -15,8 +15,7 @@ from typing import Any
 
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.artifacts.training_profile import bins_of
-from oncofed.artifacts.training_profile import together as all_profiles
+from oncofed.artifacts.training_profile import bins_of, combined_profile
 from oncofed.errors import FederationError
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
 from oncofed.models.weights import Weights
@@ -362,4 +361,4 @@ class RoundLoop:
         self._store.write_provenance(model, facts)
         profiles = [profile for profile in self._sites.profiles.values() if profile]
         if profiles and not self._evaluate_only:
-            self._store.write_training_profile(all_profiles(profiles, self._plan.data))
+            self._store.write_training_profile(combined_profile(profiles, self._plan.data))

@@ -114,7 +114,7 @@ def _add_pages(app: Flask, folder: Path) -> None:
     @app.get("/")
     def home() -> str:
         left = auditing.bytes_left(folder)
-        jobs = auditing.jobs_of(auditing.entries(folder))
+        jobs = auditing.summarise_jobs(auditing.entries(folder))
         policy = policies.current_policy(folder)
         return render_template(
             "home.html",
@@ -123,7 +123,7 @@ def _add_pages(app: Flask, folder: Path) -> None:
             now=read_report(folder),
             packs=[(pack, made_by(pack), decision) for pack, decision in packs.list_packs(folder)],
             jobs=jobs[::-1],
-            chart=_chart(left, {job["id"]: job.get("name") or job["id"][:8] for job in jobs}),
+            chart=_chart(left, {job.id: job.name or job.id[:8] for job in jobs}),
             policy=policy,
             version=policies.policy_version(folder),
         )
@@ -174,7 +174,10 @@ def _add_pages(app: Flask, folder: Path) -> None:
 
 
 def _chart(left: dict[str, dict[str, int]], names: dict[str, str]) -> dict[str, Any]:
-    """Return the bytes that left by day and job, as bars of a chart 100 units high."""
+    """Return the bytes that left by day as a bar chart.
+
+    Bars are split by job; the chart is 100 units high.
+    """
     days = sorted(left)[-_DAYS_SHOWN:]
     totals = {day: sum(left[day].values()) for day in days}
     highest = max(totals.values(), default=0) or 1
@@ -195,7 +198,9 @@ def _chart(left: dict[str, dict[str, int]], names: dict[str, str]) -> dict[str, 
 
 @contextmanager
 def admin_server(folder: Path, port: int) -> Iterator[tuple[str, BaseWSGIServer]]:
-    """Yield the page's address, with its token, and its server, not yet serving.
+    """Yield the page's address, with its token, and its server.
+
+    The server does not serve yet.
 
     Args:
         folder: the site's kit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,54 @@ from oncofed.audit import ADMITTED, ANCHORED, HELD_BACK, LEFT, REFUSED, Anchor, 
 from oncofed.errors import SpecError
 
 _COLUMNS = ("n", "time", "who", "what")
+# Facts of an entry that admits or refuses a job.
+_OF_DECISIONS = ("name", "rule", "dataset", "network", "strategy", "code", "pack", "policy")
+
+
+@dataclass
+class LoggedJob:
+    """What a log says of a job.
+
+    Attributes:
+        id: FLARE's.
+        messages: that left the site.
+        bytes: of these messages.
+        held: messages held back.
+        decision: ``ADMITTED`` or ``REFUSED``; None if the log has neither.
+        person: who submitted it.
+        time: of the decision.
+        name: of the job.
+        rule: of the policy that it broke, if refused.
+        dataset: digest.
+        network: that it trains.
+        strategy: of the rounds.
+        code: version of oncofed that decided.
+        pack: digest of the code that it brought.
+        policy: digest of the policy in force.
+    """
+
+    id: str
+    messages: int = 0
+    bytes: int = 0
+    held: int = 0
+    decision: str | None = None
+    person: str | None = None
+    time: str | None = None
+    name: str | None = None
+    rule: str | None = None
+    dataset: str | None = None
+    network: str | None = None
+    strategy: str | None = None
+    code: str | None = None
+    pack: str | None = None
+    policy: str | None = None
 
 
 def site_anchors(folder: Path) -> dict[str, str]:
-    """Return site -> last line of its audit log, as a server's log recorded it."""
+    """Return each site's last line that the server recorded.
+
+    By site, from the server's own audit log.
+    """
     return {
         str(entry["who"]): str(entry["anchor"]) for entry in AuditLog(folder).entries() if entry["what"] == ANCHORED
     }
@@ -52,7 +97,10 @@ def verify(folder: Path, anchors: Path | None) -> tuple[list[Problem], Anchor | 
 
 
 def entries(folder: Path, job: str | None = None, what: str | None = None) -> list[dict[str, Any]]:
-    """Return a log's entries, oldest first, of one job or kind if given."""
+    """Return a log's entries, oldest first.
+
+    Of one job or kind, if given.
+    """
     return [
         entry
         for entry in AuditLog(folder).entries()
@@ -61,7 +109,10 @@ def entries(folder: Path, job: str | None = None, what: str | None = None) -> li
 
 
 def bytes_left(folder: Path) -> dict[str, dict[str, int]]:
-    """Return the bytes that left a site: day in UTC -> job -> bytes, oldest day first."""
+    """Return the bytes that left a site.
+
+    Day in UTC -> job -> bytes, oldest day first.
+    """
     left: dict[str, dict[str, int]] = {}
     for entry in AuditLog(folder).entries():
         if entry["what"] == LEFT and "job" in entry:
@@ -70,22 +121,21 @@ def bytes_left(folder: Path) -> dict[str, dict[str, int]]:
     return left
 
 
-def jobs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Summarise each job in a log: submitter, decision, messages and bytes that left; oldest first."""
-    jobs: dict[str, dict[str, Any]] = {}
+def summarise_jobs(rows: list[dict[str, Any]]) -> list[LoggedJob]:
+    """Summarise each job in a log, oldest first."""
+    jobs: dict[str, LoggedJob] = {}
     for entry in rows:
         if "job" in entry:
-            job = jobs.setdefault(entry["job"], {"id": entry["job"], "messages": 0, "bytes": 0, "held": 0})
+            job = jobs.setdefault(entry["job"], LoggedJob(entry["job"]))
             if entry["what"] in (ADMITTED, REFUSED):
-                job |= {"name": entry.get("name"), "who": entry["who"], "at": entry["time"], "said": entry["what"]}
-                job |= {"rule": entry.get("rule"), "dataset": entry.get("dataset"), "code": entry.get("code")}
-                job |= {"network": entry.get("network"), "strategy": entry.get("strategy")}
-                job |= {"pack": entry.get("pack"), "policy": entry.get("policy")}
+                job.decision, job.person, job.time = entry["what"], entry["who"], entry["time"]
+                for name in _OF_DECISIONS:
+                    setattr(job, name, entry.get(name))
             elif entry["what"] == LEFT:
-                job["messages"] += 1
-                job["bytes"] += int(entry.get("bytes", 0))
+                job.messages += 1
+                job.bytes += int(entry.get("bytes", 0))
             elif entry["what"] == HELD_BACK:
-                job["held"] += 1
+                job.held += 1
     return list(jobs.values())
 
 
@@ -107,7 +157,10 @@ def facts_text(entry: dict[str, Any], full: bool = False) -> str:
 
 
 def export_csv(folder: Path, out: Path) -> int:
-    """Write a log as CSV, one column per fact, and return its number of entries."""
+    """Write a log as CSV, one column per fact.
+
+    Returns the number of entries.
+    """
     rows = entries(folder)
     columns = list(dict.fromkeys([*_COLUMNS, *(name for row in rows for name in row)]))
     with out.open("w", newline="", encoding="utf-8") as file:
@@ -119,13 +172,16 @@ def export_csv(folder: Path, out: Path) -> int:
 
 
 def export_page(folder: Path, out: Path, anchors: Path | None) -> int:
-    """Write a log as a self-contained HTML page, and return its number of entries."""
+    """Write a log as a self-contained HTML page.
+
+    Returns the number of entries.
+    """
     rows = entries(folder)
     problems, last = verify(folder, anchors)
     environment = Environment(loader=PackageLoader("oncofed.site"), autoescape=True, trim_blocks=True)
     text = environment.get_template("audit.html").render(
         facts=read_facts(folder),
-        jobs=jobs_of(rows),
+        jobs=summarise_jobs(rows),
         rows=[(entry, facts_text(entry)) for entry in rows],
         problems=problems,
         last=last,

@@ -106,7 +106,10 @@ def _no_kit() -> Iterator[Check]:
 
 
 def _run(check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    """Yield a check's results; an exception is a failed check, and the others continue."""
+    """Yield a check's results.
+
+    An exception is a failed check, and the others continue.
+    """
     try:
         yield from check()
     except Exception as error:  # noqa: BLE001 - one broken check must not hide the others
@@ -183,7 +186,10 @@ def _installed(name: str) -> str | None:
 
 
 def _changed_since_installed(name: str) -> str | None:
-    """Return the first Python file of a package that differs from its RECORD; None if none does."""
+    """Return the first file that differs from a package's RECORD.
+
+    Only Python files; None if none differs.
+    """
     try:
         files = importlib.metadata.distribution(name).files or []
     except importlib.metadata.PackageNotFoundError:
@@ -390,7 +396,10 @@ def _route(route: tuple[str, int], proxy: str | None, folder: Path | None, facts
 
 
 def _proxy(folder: Path | None) -> str | None:
-    """Return the proxy in the site's settings; another check reports if those are broken."""
+    """Return the proxy in the site's settings.
+
+    Another check reports if those are broken.
+    """
     with contextlib.suppress(OncofedError):
         return read_settings(folder).proxy if folder else None
     return None
@@ -453,7 +462,10 @@ def _handshake(connection: socket.socket, folder: Path, facts: KitFacts) -> Iter
 
 
 def _probe(secured: ssl.SSLSocket) -> str:
-    """Return the server's answer to a request that it refuses; empty after a timeout."""
+    """Return the server's answer to a request that it refuses.
+
+    Empty after a timeout.
+    """
     try:
         secured.sendall(b"HEAD / HTTP/1.1\r\nHost: oncofed\r\nConnection: close\r\n\r\n")
         return secured.recv(4096).decode("latin-1")
@@ -462,7 +474,7 @@ def _probe(secured: ssl.SSLSocket) -> str:
 
 
 def _clock(answer: str) -> Iterator[Check]:
-    """Compare this machine's clock with the Date header of the server's answer."""
+    """Compare clocks by the Date header of the answer."""
     dates = [line.partition(":")[2].strip() for line in answer.split("\r\n") if line.lower().startswith("date:")]
     if not dates:
         return

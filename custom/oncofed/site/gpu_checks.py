@@ -75,7 +75,10 @@ def _result(gpu: GPU, reason: str | None) -> Iterator[Check]:
 
 
 def _try(gpu: GPU) -> str:
-    """Return why a process cannot compute on a GPU and what to do; empty if it can."""
+    """Return why a GPU cannot compute, and what to do.
+
+    Empty if it can. A separate process tries it.
+    """
     named = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", VISIBLE_VARIABLE: str(gpu.device)}
     try:
         done = subprocess.run(
@@ -97,7 +100,10 @@ def _try(gpu: GPU) -> str:
 
 
 def _compiler() -> Check:
-    """Check what torch.compile needs to build GPU kernels; without it training is slower."""
+    """Check what torch.compile needs to build GPU kernels.
+
+    Without it training is slower.
+    """
     from oncofed.training.compiling import can_compile  # noqa: PLC0415 - two seconds, only where there is a GPU
 
     if why := can_compile():

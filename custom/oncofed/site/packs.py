@@ -96,7 +96,9 @@ def review(folder: Path, digest: str) -> Review:
 
 
 def decide(folder: Path, digest: str, state: State, reason: str) -> Pack:
-    """Approve, reject or withdraw a pack for future jobs; recorded before it takes effect.
+    """Approve, reject or withdraw a pack for future jobs.
+
+    Recorded before it takes effect.
 
     Raises:
         SpecError: no such pack, or no reason.

@@ -43,7 +43,9 @@ def policy_text(policy: Policy) -> str:
 
 
 def change_policy(folder: Path, file: Path, reason: str) -> tuple[Policy, int]:
-    """Set the policy for future jobs, and return it with its version.
+    """Set the policy for future jobs.
+
+    Returns it with its version.
 
     Args:
         folder: the site's kit.
@@ -103,7 +105,10 @@ def parse_policy(file: Path) -> Policy:
 
 
 def policy_versions(folder: Path) -> list[Path]:
-    """Return the files of all past policies, oldest first; empty before the first change."""
+    """Return the files of all past policies, oldest first.
+
+    Empty before the first change.
+    """
     return sorted((folder / VERSIONS_FOLDER).glob("[0-9]*.yaml"))
 
 
@@ -113,7 +118,9 @@ def policy_version(folder: Path) -> int:
 
 
 def policy_difference(folder: Path, one: int | None = None, other: int | None = None) -> str:
-    """Return a unified diff of two versions, by default of the last two.
+    """Return a unified diff of two versions.
+
+    By default of the last two.
 
     Raises:
         SpecError: no such version.

@@ -20,7 +20,9 @@ _REWRITTEN = "local/resources.json"
 
 
 def renew(folder: Path, open_into: Callable[[Path], object]) -> tuple[datetime, list[str]]:
-    """Replace a kit by a newer one of the same participant, keeping the site's changes.
+    """Replace a kit by a newer one of the same participant.
+
+    The site's changes are kept.
 
     A running service keeps its certificate until no job runs, then takes the new one. ``kit.json`` is written last, so
     that an interrupted renewal can be repeated.

@@ -139,7 +139,10 @@ class Service:
         self._report("stopped")
 
     def _run_once(self, temporary: Path) -> int | None:
-        """Run FLARE's process, and return its exit status; None if it ended for a newer kit."""
+        """Run FLARE's process, and return its exit status.
+
+        None if it ended for a newer kit.
+        """
         environment = process_environment(temporary, 1, self._mark)
         environment[_COMPILED_VARIABLE] = str(self._compiled())
         if self._settings.proxy:
@@ -161,7 +164,9 @@ class Service:
         return None if renew else status
 
     def _compiled(self) -> Path:
-        """Return the cache folder of programs that PyTorch compiled; each takes minutes.
+        """Return the cache folder of programs that PyTorch compiled.
+
+        Each takes minutes.
 
         Its content is executed, so only its owner may write to it.
         """
@@ -171,7 +176,9 @@ class Service:
         return folder
 
     def _should_renew(self, pid: int) -> bool:
-        """Return whether to restart for a newer kit: when no job runs, or just before the old one expires.
+        """Return whether to restart for a newer kit.
+
+        When no job runs, or just before the old certificate expires.
 
         FLARE's processes read their certificate only at their start.
         """
@@ -225,7 +232,10 @@ class Service:
 
 
 def _kit_written_at(folder: Path) -> int:
-    """Return when a kit was written, in ns, by the file that a renewal writes last."""
+    """Return when a kit was written, in ns.
+
+    A renewal writes this file last.
+    """
     with contextlib.suppress(OSError):
         return (folder / KIT_FILE).stat().st_mtime_ns
     return 0
@@ -259,7 +269,9 @@ def machine_facts(folder: Path) -> KitFacts:
 
 
 def require_unchanged(folder: Path) -> None:
-    """Require that a kit's signed files are unchanged, except those of the site.
+    """Require that a kit's signed files are unchanged.
+
+    The site may change some of them.
 
     Raises:
         PolicyError: a file was changed, or others can read the private key.
@@ -278,7 +290,9 @@ def require_unchanged(folder: Path) -> None:
 
 
 def require_readable(folder: Path) -> None:
-    """Require that the site's own JSON files are valid; with a broken one FLARE's process would keep ending.
+    """Require that the site's own JSON files are valid.
+
+    With a broken one FLARE's process would keep ending.
 
     Raises:
         AllianceError: names the broken file.
@@ -293,7 +307,9 @@ def require_readable(folder: Path) -> None:
 
 
 def require_free_server_port(facts: KitFacts) -> None:
-    """Require that a server's port is free; FLARE would retry for ever.
+    """Require that a server's port is free.
+
+    FLARE would retry for ever.
 
     Raises:
         FederationError: names the port.
@@ -311,7 +327,10 @@ def readable_by_others(folder: Path) -> list[str]:
 
 
 def is_site_file(problem: str) -> bool:
-    """Return whether a problem from ``changed_files`` is about a file that the site may change."""
+    """Return whether the site may change a file.
+
+    The file is named as in the problems that ``changed_files`` returns.
+    """
     return problem.startswith(("local/", f"{DEPLOY_FOLDER}/", SETTINGS_FILE))
 
 
@@ -334,7 +353,9 @@ def service_state(folder: Path) -> ServiceState:
 
 
 def stop_service(folder: Path) -> bool:
-    """Stop a site's service and its processes; return whether it was running.
+    """Stop a site's service and its processes.
+
+    Return whether it was running.
 
     Raises:
         FederationError: it does not end.
@@ -355,7 +376,10 @@ def stop_service(folder: Path) -> bool:
 
 
 def is_connected(folder: Path) -> bool:
-    """Return whether a process of the site is connected to the server's port, or the proxy's."""
+    """Return whether the site is connected to the server.
+
+    That is, to the server's port or the proxy's.
+    """
     facts, state = read_facts(folder), service_state(folder)
     if not state.running:
         return False
@@ -371,7 +395,7 @@ def is_connected(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _sole_service(folder: Path) -> Iterator[None]:
-    """Lock a site's folder, so that one service runs at a time.
+    """Lock a site's folder for one service.
 
     Raises:
         FederationError: it runs already.

@@ -1,4 +1,7 @@
-"""What a task is: one object that ties training input, loss, inference, scores and pictures together."""
+"""The interface of a task.
+
+One object ties training input, loss, inference, scores and pictures together.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.pooled import MEAN
 from oncofed.tasks.scores import Evaluation, Scores
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.site_sums import figure_sums
 
 RESAMPLES = 500
@@ -42,7 +46,7 @@ Found = TypeVar("Found")
 
 
 class Task(ABC, Generic[Outcome]):
-    """What is learned.
+    """A task: input, loss, inference, scores and pictures.
 
     A script, a notebook, a test and a federation use a task the same way: ``input`` makes batches, ``forward`` and
     ``loss`` make a training step, ``evaluate`` scores cases.
@@ -52,6 +56,8 @@ class Task(ABC, Generic[Outcome]):
         classes: label value -> name, as the job learns them.
 
     Attributes:
+        Settings: of the job's section ``task``.
+        is_installed: its code is a part of an installed package, not of a pack.
         metric: the figure that chooses the best round, as ``result.json`` names it.
         metric_name: the same for people.
         loss_name: what training makes small, for people.
@@ -65,6 +71,8 @@ class Task(ABC, Generic[Outcome]):
         temperature: by which scores and pictures of a classification divide its logits; ``infer`` leaves them alone.
     """
 
+    Settings: ClassVar[type[TaskSettings]]
+    is_installed: ClassVar[bool] = True
     metric: str
     metric_name: str
     extra_metrics: ClassVar[tuple[Metric, ...]] = ()
@@ -79,6 +87,18 @@ class Task(ABC, Generic[Outcome]):
         self.data = data
         self.classes = classes
         self._held: PreparedCases | None = None
+
+    @classmethod
+    def build(cls, settings: Any, data: DataSpec, pack: str) -> Task[Any]:
+        """Return the task of a job.
+
+        Args:
+            settings: the job's section ``task``.
+            data: its section ``data``.
+            pack: digest of the pack that the job brings; empty: none.
+        """
+        del pack
+        return cls(settings, data)  # type: ignore[arg-type] # subclasses take (settings, data)
 
     @property
     @abstractmethod
@@ -95,27 +115,36 @@ class Task(ABC, Generic[Outcome]):
         """Return how cases become batches."""
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
-        """Return what the network says to a batch."""
+        """Return the network's output for a batch."""
         return network(batch["image"])
 
     @abstractmethod
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return the loss, a scalar: the mean over a batch's samples, so that half batches make up a whole one."""
+        """Return the loss, a scalar, as a mean over samples.
+
+        So the losses of half batches average to that of the whole one.
+        """
 
     def scoring_preparation(self) -> Preparation | None:
-        """Return how a case is made ready for ``evaluate_case``; None: ``evaluate_case`` reads files itself."""
+        """Return the preparation of a case for ``evaluate_case``.
+
+        None: ``evaluate_case`` reads files itself.
+        """
         return None
 
     def prepared(self, case: Case) -> Prepared:
-        """Return what ``scoring_preparation`` makes of a case: held, read ahead, or made now."""
+        """Return a case prepared by ``scoring_preparation``.
+
+        It is cached, read ahead, or made now.
+        """
         if self._held is not None and case in self._held:
             return self._held.of(case)
-        how = self.scoring_preparation()
-        assert how, "only a task with a preparation asks for it"
-        return prepare_one(case, how, keep=how.costly)
+        preparation = self.scoring_preparation()
+        assert preparation, "only a task with a preparation asks for it"
+        return prepare_one(case, preparation, keep=preparation.costly)
 
     def inference_preparation(self) -> Preparation:
-        """Return how a case that nobody labelled is made ready for ``infer``.
+        """Return the preparation of an unlabelled case for ``infer``.
 
         Raises:
             SpecError: the task only scores.
@@ -123,7 +152,7 @@ class Task(ABC, Generic[Outcome]):
         raise SpecError(f"the task {type(self).__name__} has no predictions: it is one of a pack, and defines no infer")
 
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Inferred:
-        """Return what a network in evaluation mode says of one prepared case, labelled or not.
+        """Return a network's answer for one prepared case.
 
         Args:
             network: on ``device``.
@@ -136,13 +165,18 @@ class Task(ABC, Generic[Outcome]):
         raise SpecError(f"the task {type(self).__name__} has no predictions: it is one of a pack, and defines no infer")
 
     def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Inferred:
-        """Return what ``infer`` does, of maps with their entropy; of a pack's task without it."""
+        """Return ``infer``'s answer, of maps with their entropy.
+
+        A pack's task answers without it.
+        """
         return self.infer(network, prepared, device)
 
     def infer_all(
         self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool = False
     ) -> list[Inferred]:
-        """Return what ``infer`` finds, for a few cases at once, taken in halves where memory is short.
+        """Return ``infer``'s answers for several cases.
+
+        They are taken in halves where memory is short.
 
         Args:
             network: on ``device``.
@@ -159,16 +193,19 @@ class Task(ABC, Generic[Outcome]):
         self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool
     ) -> list[Inferred]:
         infer = self.infer_with_entropy if entropy else self.infer
-        return [infer(network, one, device) for one in prepared]
+        return [infer(network, case, device) for case in prepared]
 
     @abstractmethod
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
-        """Return what a network in evaluation mode does on one case; ``detailed`` also what takes long to find out."""
+        """Evaluate a network on one case.
+
+        The network is in evaluation mode; ``detailed`` adds figures that take long.
+        """
 
     def evaluate_cases(
         self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
     ) -> list[Outcome]:
-        """Return what ``evaluate_case`` finds, for a few cases at once."""
+        """Evaluate a network on several cases at once."""
         return [self.evaluate_case(network, case, device, detailed) for case in cases]
 
     @abstractmethod
@@ -177,10 +214,12 @@ class Task(ABC, Generic[Outcome]):
 
     @abstractmethod
     def case_metrics(self, outcome: Outcome) -> dict[str, float | str]:
-        """Return what is to be said of one case."""
+        """Return one case's figures by name, for people."""
 
     def drawing(self, patients: Sequence[Sequence[Outcome]]) -> Callable[[NDArray[np.int64]], float | None]:
-        """Return what gives the metric of patients that were drawn, by their numbers, one drawn twice being two.
+        """Return a function from drawn patients to the metric.
+
+        It takes their numbers; a patient drawn twice counts as two.
 
         Args:
             patients: the outcomes of each.
@@ -192,17 +231,23 @@ class Task(ABC, Generic[Outcome]):
 
         if not vars(_defining(type(self), "summarise")).get("averages", False):
             return metric
-        known = [self.summarise([("", outcome) for outcome in own]).mean if own else None for own in patients]
+        known = [
+            self.summarise([("", outcome) for outcome in of_patient]).mean if of_patient else None
+            for of_patient in patients
+        ]
         values = np.array([np.nan if mean is None else mean for mean in known])
 
         def average(drawn: NDArray[np.int64]) -> float | None:
-            told = values[drawn][~np.isnan(values[drawn])]
-            return float(told.mean()) if told.size else None
+            present = values[drawn][~np.isnan(values[drawn])]
+            return float(present.mean()) if present.size else None
 
         return average
 
     def classes_told(self, outcome: Outcome) -> set[str]:
-        """Return the names of the classes to whose figures one case contributes; see ``Scores.by_class``."""
+        """Return the classes that one case contributes to.
+
+        See ``Scores.by_class``.
+        """
         return set(self.summarise([("", outcome)]).by_class)
 
     def kinds(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, set[str]]:
@@ -236,7 +281,9 @@ class Task(ABC, Generic[Outcome]):
     def pooled(
         self, outcomes: Sequence[tuple[str, Outcome]], temperature: float | None = None
     ) -> dict[str, Any] | None:
-        """Return counts and sums that can be added to other sites'; None where fewer than five patients are behind.
+        """Return counts and sums to add to other sites'.
+
+        None where fewer than five patients are behind.
 
         Args:
             outcomes: of all cases, each with its patient's key.
@@ -252,12 +299,17 @@ class Task(ABC, Generic[Outcome]):
         return figure_sums(values, MEAN)
 
     def temperature_sums(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, Any] | None:
-        """Return what a temperature is learned from (``tasks.calibration``); None where the task has none."""
+        """Return sums to fit a temperature; None without one.
+
+        See ``tasks.calibration``.
+        """
         del outcomes
         return None
 
     def paired(self, outcomes: Sequence[tuple[str, Outcome]], others: Sequence[tuple[str, Outcome]]) -> Part | None:
-        """Return by how much one model is better than another on the same cases, by the metric.
+        """Return the metric's difference between two models.
+
+        On the same cases.
 
         Args:
             outcomes: of the first model.
@@ -275,11 +327,11 @@ class Task(ABC, Generic[Outcome]):
         groups: dict[str, list[tuple[str, Outcome]]] = defaultdict(list)
         for patient, outcome in outcomes:
             groups[patient].append((patient, outcome))
-        return {patient: self.summarise(own) for patient, own in groups.items()}
+        return {patient: self.summarise(of_patient) for patient, of_patient in groups.items()}
 
     @abstractmethod
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
-        """Return what a network in evaluation mode makes of one case, for people."""
+        """Return a picture of a network's answer for one case."""
 
     @torch.no_grad()
     def evaluate(
@@ -300,27 +352,27 @@ class Task(ABC, Generic[Outcome]):
             cases: of one site.
             device: where the network is.
             detailed: also find what takes long, and the interval of confidence.
-            should_stop: asked before each case; true ends the evaluation early.
+            should_stop: called before each case; true ends the evaluation early.
             held: the cases as ``scoring_preparation`` makes them, where they are kept for another time.
             progress: called with (cases scored, cases in all).
             keep: gets what was found of each case, with its patient's key: for ``pooled`` and the like.
         """
         network.eval()
-        how = self.scoring_preparation()
+        preparation = self.scoring_preparation()
         self._held = held
-        if held is None and how and not how.costly:
-            self._held = PreparedCases(cases, how, device, plan=passing(cases))
-        evaluate, few = self._evaluator()
+        if held is None and preparation and not preparation.costly:
+            self._held = PreparedCases(cases, preparation, device, plan=passing(cases))
+        evaluate, at_once = self._evaluator()
         outcomes: list[tuple[str, Outcome]] = []
         by_case = []
         try:
-            for first in range(0, len(cases), few):
+            for first in range(0, len(cases), at_once):
                 if should_stop and should_stop():
                     break
-                batch = cases[first : first + few]
+                batch = cases[first : first + at_once]
                 if self._held:
-                    self._held.ahead_of(cases[first : first + 2 * few])
-                found = _within_memory(lambda few: evaluate(network, few, device, detailed), batch)
+                    self._held.ahead_of(cases[first : first + 2 * at_once])
+                found = _within_memory(lambda some: evaluate(network, some, device, detailed), batch)
                 outcomes += [(case.patient, outcome) for case, outcome in zip(batch, found, strict=True)]
                 if detailed:
                     by_case += [(c.name, self.case_metrics(outcome)) for c, outcome in zip(batch, found, strict=True)]
@@ -344,7 +396,10 @@ class Task(ABC, Generic[Outcome]):
         )
 
     def _evaluator(self) -> tuple[Callable[..., list[Outcome]], int]:
-        """Return what evaluates cases, and how many at once: one where a subclass replaced ``evaluate_case`` alone."""
+        """Return the function that evaluates cases, and its batch size.
+
+        One where a subclass replaced ``evaluate_case`` alone.
+        """
         batched, single = (_defining(type(self), name) for name in ("evaluate_cases", "evaluate_case"))
         if issubclass(batched, single):
             return self.evaluate_cases, self.cases_at_once
@@ -352,7 +407,7 @@ class Task(ABC, Generic[Outcome]):
 
 
 def _within_memory(look: Callable[[Sequence[Item]], list[Found]], items: Sequence[Item]) -> list[Found]:
-    """Return what is found of cases, taken in halves where memory is short."""
+    """Evaluate cases, in halves where memory is short."""
     try:
         return look(items)
     except RuntimeError as error:
@@ -370,12 +425,14 @@ def _within_memory(look: Callable[[Sequence[Item]], list[Found]], items: Sequenc
 
 
 def _defining(kind: type, name: str) -> type:
-    """Return the class of a type's ancestry that defines a method as the type has it."""
+    """Return the class that defines a type's method."""
     return next(ancestor for ancestor in kind.__mro__ if name in vars(ancestor))
 
 
 def confidence(task: Task[Outcome], outcomes: Sequence[tuple[str, Outcome]]) -> tuple[float, float] | None:
-    """Return the 95 % interval of a metric by the bootstrap over patients (Efron, 1979), percentile method.
+    """Return a metric's 95 % bootstrap interval over patients.
+
+    Efron (1979), percentile method.
 
     Args:
         task: that the outcomes are of.
@@ -393,7 +450,7 @@ def confidence(task: Task[Outcome], outcomes: Sequence[tuple[str, Outcome]]) -> 
 
 
 def between(metrics: NDArray[np.float64], tail: float) -> tuple[float, float] | None:
-    """Return the ends of a percentile interval; None where it would have no width.
+    """Return the ends of a percentile interval; None without width.
 
     A metric that is alike however patients are drawn, such as an AUROC of one, gives the bootstrap nothing to vary: its
     interval would be a point, which says nothing of other patients (Obuchowski and Lieber, Academic Radiology 2002).
@@ -409,7 +466,10 @@ def between(metrics: NDArray[np.float64], tail: float) -> tuple[float, float] | 
 
 
 def mean_over_patients(outcomes: Sequence[tuple[str, dict[str, float]]]) -> dict[str, float]:
-    """Return the mean of each figure over patients, each patient's cases counting as one; NaN is left out."""
+    """Return the mean of each figure over patients.
+
+    A patient's cases count as one; NaN is left out.
+    """
     by_name: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for patient, figures in outcomes:
         for name, value in figures.items():

@@ -1,4 +1,4 @@
-"""What a bundle makes of its network's output, by the job's task."""
+"""The form of a bundle's answer, by task."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
 
 
 def _digest(encoder: EncoderSpec) -> str:
-    """Return what ``Encoder.digest`` is, without building it."""
+    """Return ``Encoder.digest`` without building the encoder."""
     if encoder.weights is None:
         return encoder.network
     try:

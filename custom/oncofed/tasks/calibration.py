@@ -1,4 +1,6 @@
-"""How sure a classifier should be: one temperature that its logits are divided by (Guo et al., ICML 2017).
+"""Temperature scaling of a classifier.
+
+Guo et al., ICML 2017: one temperature divides the logits.
 
 It is learned over the validation patients of all sites without any patient's score leaving one: each site sends the sum
 of its patients' negative log likelihoods at fixed temperatures, and the lowest point of the sum of all is looked for.
@@ -16,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.errors import SpecError
 from oncofed.settings import StrictModel, first_problem
 from oncofed.suppression import LEAST_PATIENTS
@@ -24,8 +26,8 @@ from oncofed.tasks.pooled import Reliability
 
 CALIBRATION_FILE = "calibration.json"
 TEMPERATURES = np.geomspace(1 / 4, 8, 21)
-# Sums are told to a tenth of what one patient adds who is off by a factor of e. So rounded the whole curve holds about
-# as much as four numbers would, and its patients are five at least: nobody's score can be computed from it.
+# Sums are rounded to a tenth of what a patient adds whose likelihood is off by a factor of e. The rounded curve holds
+# about as much as four numbers would, of at least five patients: no patient's score follows from it.
 STEP = 0.1
 _NEIGHBOURS = 3
 _SMALLEST = 1e-300
@@ -50,7 +52,7 @@ class Calibration(StrictModel):
 
 
 def read_calibration(folder: Path) -> Calibration | None:
-    """Return how sure a model should be; None where nobody knows.
+    """Return a model's calibration; None where unknown.
 
     Args:
         folder: of the model, such as ``RUN/model``.
@@ -85,15 +87,15 @@ def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[
 
 def log_losses(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return each image's negative log likelihood, (image,)."""
-    said = probabilities[np.arange(len(labels)), labels]
-    found: NDArray[np.float64] = -np.log(np.maximum(said, _SMALLEST))
+    likelihood = probabilities[np.arange(len(labels)), labels]
+    found: NDArray[np.float64] = -np.log(np.maximum(likelihood, _SMALLEST))
     return found
 
 
 def temperature_sums(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], patients: Sequence[str], step: float = STEP
 ) -> dict[str, Any] | None:
-    """Return what a site sends of its validation patients; None where they are too few.
+    """Return a site's sums over validation patients; None for too few.
 
     Args:
         probabilities: (image, class).
@@ -144,7 +146,9 @@ def learned(of_sites: Mapping[str, Mapping[str, Any]]) -> Calibration | None:
 
 
 def lowest(sums: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Return where a curve over ``TEMPERATURES`` is lowest, and how low; None at its ends.
+    """Return position and value of a curve's minimum over ``TEMPERATURES``.
+
+    None at its ends.
 
     Between the temperatures a cubic in the logarithm of the temperature is laid through the points beside the lowest:
     over several of them what rounding did to each evens out.
@@ -154,8 +158,8 @@ def lowest(sums: NDArray[np.float64]) -> tuple[float, float] | None:
     middle = int(ties[np.argmin(np.abs(places[ties]))])
     if middle in (0, len(sums) - 1):
         return None
-    beside = slice(max(middle - _NEIGHBOURS, 0), middle + _NEIGHBOURS + 1)
-    curve = np.polynomial.Polynomial.fit(places[beside], sums[beside], 3)
+    neighbours = slice(max(middle - _NEIGHBOURS, 0), middle + _NEIGHBOURS + 1)
+    curve = np.polynomial.Polynomial.fit(places[neighbours], sums[neighbours], 3)
     fine = np.linspace(places[middle - 1], places[middle + 1], 401)
     heights = curve(fine)
     best = int(np.argmin(heights))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.devices import inference_type
 from oncofed.models.networks import Kind
-from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.base import Task
 from oncofed.tasks.calibration import temperature_sums
@@ -29,7 +28,9 @@ from oncofed.tasks.differences import Part, area_difference
 from oncofed.tasks.inferred import ClassScores, Inferred
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture, middle_slice
+from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.site_sums import classification_sums, grouped
 
 _FURTHER = (
@@ -42,8 +43,8 @@ _BINS = 10
 _IMAGES_AT_ONCE, _VALUES_AT_ONCE = 64, 1 << 22
 
 
-class ClassesSpec(StrictModel):
-    """What a job learns that gives each image, or slide, one class."""
+class ClassesSpec(TaskSettings):
+    """Classes of an image or a slide."""
 
     classes: dict[int, str] = Field(min_length=2, description="label value -> name, from 0")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the certainty that training takes away")
@@ -63,14 +64,14 @@ class ClassesSpec(StrictModel):
 
 
 class ClassificationSpec(ClassesSpec):
-    """What a job learns that gives each image one class."""
+    """Settings of image classification."""
 
     type: Literal["classification"] = "classification"
 
 
 @dataclass(frozen=True)
 class Classified:
-    """What a model says of one image.
+    """One image's probabilities and label.
 
     Attributes:
         probabilities: of each class; they add up to one.
@@ -81,6 +82,7 @@ class Classified:
     label: int
 
 
+@register_task_type("classification")
 class Classification(Task[Classified]):
     """A task that gives each image one class.
 
@@ -91,6 +93,7 @@ class Classification(Task[Classified]):
         0.693
     """
 
+    Settings: ClassVar[type[TaskSettings]] = ClassificationSpec
     metric = "auroc"
     metric_name = "AUROC"
     extra_metrics = _FURTHER
@@ -126,7 +129,7 @@ class Classification(Task[Classified]):
         return WholeImages(self.data, "none")
 
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> ClassScores:
-        """Return what a network says of one image."""
+        """Return the logits of one image."""
         return self._scores(network, [prepared], device)[0]
 
     def _infer_few(
@@ -138,44 +141,50 @@ class Classification(Task[Classified]):
 
     @torch.no_grad()
     def _scores(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[ClassScores]:
-        images = torch.stack([one["image"] for one in prepared]).to(device)
+        images = torch.stack([case["image"] for case in prepared]).to(device)
         with torch.autocast(device.type, inference_type(device), enabled=device.type == "cuda"):
             logits = network(images)
         return [ClassScores(each) for each in logits.float().double().cpu().numpy()]
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
-        """Return what a network says of one case."""
+        """Evaluate a network on one case."""
         return self.evaluate_cases(network, [case], device, detailed)[0]
 
     def evaluate_cases(
         self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
     ) -> list[Classified]:
-        """Return what a network says of some cases, as one batch."""
+        """Evaluate a network on several cases, as one batch."""
         scores = self._scores(network, [self.prepared(case) for case in cases], device)
         return [
-            Classified(one.probabilities(self.temperature), case.class_label)
-            for one, case in zip(scores, cases, strict=True)
+            Classified(score.probabilities(self.temperature), case.class_label)
+            for score, case in zip(scores, cases, strict=True)
         ]
 
     def summarise(self, outcomes: Sequence[tuple[str, Classified]]) -> Scores:
-        """Return AUROC and other figures; a patient's images of one class count as one, by their mean probabilities."""
+        """Return AUROC and other figures over patients.
+
+        A patient's images of one class count as one, by their mean probabilities.
+        """
         found, labels, _ = grouped(*_stacked(outcomes, len(self.classes)))
         return class_scores(found, labels, self.classes)
 
     def pooled(
         self, outcomes: Sequence[tuple[str, Classified]], temperature: float | None = None
     ) -> dict[str, Any] | None:
-        """Return counts of patients by how likely each class is, and sums that tell whether the model is calibrated."""
+        """Return counts by predicted probability, and sums for calibration."""
         return classification_sums(*_stacked(outcomes, len(self.classes)), self.classes, temperature)
 
     def temperature_sums(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, Any] | None:
-        """Return what a temperature is learned from."""
+        """Return sums to fit a temperature."""
         return temperature_sums(*_stacked(outcomes, len(self.classes)))
 
     def paired(
         self, outcomes: Sequence[tuple[str, Classified]], others: Sequence[tuple[str, Classified]]
     ) -> Part | None:
-        """Return the difference of two areas on the same images; None where a class has, or lacks, too few patients."""
+        """Return the difference of two AUROCs on the same images.
+
+        None where a class has, or lacks, too few patients.
+        """
         first, labels, patients = grouped(*_stacked(outcomes, len(self.classes)))
         second, _, _ = grouped(*_stacked(others, len(self.classes)))
         for value in self.classes:
@@ -186,11 +195,14 @@ class Classification(Task[Classified]):
 
     def case_metrics(self, outcome: Classified) -> dict[str, float | str]:
         """Return the case's class and the probability of each."""
-        said = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
-        return {"class": self.classes[outcome.label], **said}
+        figures = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
+        return {"class": self.classes[outcome.label], **figures}
 
     def drawing(self, patients: Sequence[Sequence[Classified]]) -> Callable[[NDArray[np.int64]], float | None]:
-        """Return what gives the metric of drawn patients, whose images of one class are put together once."""
+        """Return a function from drawn patients to the metric.
+
+        Their images of one class are averaged once.
+        """
         if type(self).summarise is not Classification.summarise:
             return super().drawing(patients)
         rows: list[tuple[int, NDArray[np.float64]]] = []
@@ -211,23 +223,31 @@ class Classification(Task[Classified]):
         return metric
 
     def classes_told(self, outcome: Classified) -> set[str]:
-        """Return the case's class; of two, both: the area of one is the other's mirror image."""
+        """Return the case's class; of two classes, both.
+
+        The area of one is the other's mirror image.
+        """
         return {self.classes[outcome.label]} if len(self.classes) > 2 else set(self.classes.values())
 
     def kinds(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, set[str]]:
         """Return the patients who have each class."""
-        return {name: {p for p, one in outcomes if one.label == value} for value, name in self.classes.items()}
+        return {name: {p for p, outcome in outcomes if outcome.label == value} for value, name in self.classes.items()}
 
     def patients_behind(self, outcomes: Sequence[tuple[str, Classified]]) -> dict[str, set[str]]:
-        """Return of each class the patients who have it, or another, whichever are fewer; of all else the fewest."""
+        """Return the patients behind each figure.
+
+        Of a class those with it or without it, whichever are fewer; of further figures the fewest.
+        """
         having = self.kinds(outcomes)
-        others = {name: {p for p, one in outcomes if one.label != value} for value, name in self.classes.items()}
+        others = {
+            name: {p for p, outcome in outcomes if outcome.label != value} for value, name in self.classes.items()
+        }
         behind = {name: min(having[name], others[name], key=len) for name in having}
         fewest = min((patients for patients in having.values() if patients), key=len, default=set[str]())
         return {**behind, **dict.fromkeys((metric.name for metric in _FURTHER), fewest)}
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
-        """Return the image, with its class and what the network takes it for."""
+        """Return the image with label and prediction."""
         found = self.evaluate_case(network, case, device, detailed=False)
         image = case.read_image()
         return middle_slice(image.values, image.affine, caption(found, self.classes))
@@ -243,7 +263,7 @@ def _stacked(
 
 
 def caption(found: Classified, classes: dict[int, str]) -> str:
-    """Return in words what a case is and what it was taken for."""
+    """Return label and prediction in words."""
     best = int(found.probabilities.argmax())
     return f"{classes[found.label]}; model: {classes[best]} ({found.probabilities[best]:.0%})"
 
@@ -264,12 +284,12 @@ def class_scores(found: NDArray[np.float64], labels: NDArray[np.int64], classes:
     if not len(labels):
         return Scores(None)
     areas, precisions, recalls = {}, {}, {}
-    said = found.argmax(axis=1)
+    predicted = found.argmax(axis=1)
     for value, name in classes.items():
         is_it = labels == value
         if not is_it.any():
             continue
-        recalls[name] = float((said[is_it] == value).mean())
+        recalls[name] = float((predicted[is_it] == value).mean())
         if is_it.all():
             continue
         areas[name], precisions[name] = ranking_scores(found[:, value], is_it)
@@ -279,7 +299,7 @@ def class_scores(found: NDArray[np.float64], labels: NDArray[np.int64], classes:
     }
     if not areas:
         return Scores(None, {}, more)
-    # Of two classes one area is the other's mirror image: the second class is what is looked for.
+    # Of two classes one area is the other's mirror image: the second class is the positive one.
     shown = list(classes.values())[1:] if len(classes) == 2 else list(areas)
     mean = float(np.mean([areas[name] for name in shown if name in areas]))
     more["auprc"] = float(np.mean([precisions[name] for name in shown if name in precisions]))
@@ -287,7 +307,9 @@ def class_scores(found: NDArray[np.float64], labels: NDArray[np.int64], classes:
 
 
 def ranking_scores(probability: NDArray[np.float64], truth: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return the area under the ROC curve and the average precision; of equal probabilities none comes first.
+    """Return AUROC and average precision of one class.
+
+    Equal probabilities are tied.
 
     As MONAI's ``compute_roc_auc`` and ``compute_average_precision`` have them, which take the cases one by one: an
     interval asks for them thousands of times.

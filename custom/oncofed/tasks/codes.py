@@ -1,4 +1,7 @@
-"""Coded terms of a job's classes, as DICOM has them: SNOMED CT, or any other scheme."""
+"""Coded terms of a job's classes for DICOM.
+
+SNOMED CT, or any other scheme.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ _SHORT = re.compile(r"(?P<scheme>[^:\s]+):(?P<value>\S+)")
 
 
 class CodedTerm(StrictModel):
-    """A coded term; lengths are those of PS3.3, section 8.8 (SH and LO of PS3.5)."""
+    """A coded term (PS3.3, section 8.8).
+
+    Lengths are those of SH and LO in PS3.5.
+    """
 
     scheme: str = Field(min_length=1, max_length=16, description="designator of the scheme, such as SCT for SNOMED CT")
     value: str = Field(min_length=1, max_length=16, description="the code")
@@ -22,12 +28,12 @@ class CodedTerm(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        found = _SHORT.fullmatch(given.strip())
+    def _short(cls, text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        found = _SHORT.fullmatch(text.strip())
         if found is None:
-            raise ValueError(f"found {given!r}, expected SCHEME:CODE, such as SCT:78961009")
+            raise ValueError(f"found {text!r}, expected SCHEME:CODE, such as SCT:78961009")
         return found.groupdict()
 
     @field_validator("scheme", "value", "meaning")
@@ -39,7 +45,7 @@ class CodedTerm(StrictModel):
 
 
 class ClassCode(CodedTerm):
-    """What a class is: the property type of its segment (PS3.3, section C.8.20.4)."""
+    """A class's segment property type (PS3.3, section C.8.20.4)."""
 
     category: CodedTerm | None = Field(None, description="property category, such as SCT:91723000 (structure)")
     modifier: CodedTerm | None = Field(None, description="of the type, such as SCT:7771000 (left)")

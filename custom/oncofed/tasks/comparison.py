@@ -1,4 +1,6 @@
-"""Two models on the same patients: by how much one is better, how sure that is, and whether it is not inferior.
+"""Comparison of two models on the same patients.
+
+The difference with its interval, and non-inferiority.
 
 Patients are drawn with replacement, each with what both models made of them (paired bootstrap; Efron and Tibshirani,
 1993, chapter 8). A model is not inferior where the whole 95 % interval of the difference lies above minus the margin
@@ -22,14 +24,14 @@ _RESAMPLES = 2000  # the ends lie further out than those of other intervals
 
 @dataclass(frozen=True)
 class Comparison:
-    """How a model does beside another one, on the same patients.
+    """A model's score compared with another's.
 
     Attributes:
         patients: on how many it rests: of whom both models tell something.
         first: the model's metric; None where the cases cannot tell it.
         second: the other's.
         interval: of the difference, 95 %; None of fewer than five patients.
-        margin: by how much the first may be worse, in units of the metric; None: nobody said.
+        margin: by how much the first may be worse, in units of the metric; None: none given.
     """
 
     patients: int
@@ -45,14 +47,14 @@ class Comparison:
 
     @property
     def not_inferior(self) -> bool | None:
-        """Whether the first model is not worse than the other by the margin; None: that cannot be told."""
+        """Whether the first model is non-inferior; None: unknown."""
         if self.margin is None or self.interval is None:
             return None
         return self.interval[0] > -self.margin
 
     @property
     def rests_on_few(self) -> bool:
-        """Whether so few patients stand behind it that the interval may be too short."""
+        """Whether too few patients make the interval unreliable."""
         return self.patients < FEW_PATIENTS
 
 
@@ -64,7 +66,7 @@ def compare(
     margin: float | None = None,
     resamples: int = _RESAMPLES,
 ) -> Comparison:
-    """Compare two models by what they made of the same cases.
+    """Compare two models by their outcomes on the same cases.
 
     Args:
         task: that both were trained for.

@@ -1,4 +1,4 @@
-"""What tasks share whose answer lies on a grid: an image alone is read, and the answer may come with its entropy."""
+"""Base of tasks with an answer for each voxel."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ Found = TypeVar("Found", LabelMap, ObjectMap)
 
 
 class DenseTask(Task[Outcome], Generic[Outcome, Found]):
-    """A task that says something of each voxel."""
+    """A task with an answer for each voxel."""
 
     def inference_preparation(self) -> Preparation:
         """Return how an image alone is read."""
         return Unreferenced(self.data)
 
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Found:
-        """Return what is found on the target grid: the label's file's, or the image's own."""
+        """Return the answer on the target grid.
+
+        That is the label file's grid, or the image's own.
+        """
         return self._infer(network, prepared, device, entropy=False)
 
     def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Found:
@@ -35,4 +38,4 @@ class DenseTask(Task[Outcome], Generic[Outcome, Found]):
 
     @abstractmethod
     def _infer(self, network: nn.Module, prepared: Prepared, device: torch.device, entropy: bool) -> Found:
-        """Return what is found on the target grid, where it is wanted with its entropy."""
+        """Return the answer on the target grid, with entropy if asked."""

@@ -1,4 +1,4 @@
-"""Two models on the same patients: by how much one is better, and whether it is no worse than a margin allows.
+"""Differences of two models over several sites.
 
 A mean difference and its variance are all that is needed of each site: ``Part``. Where they are combined, sites are
 strata (Cochran, Sampling Techniques, 1977, chapter 5): each weighs as many patients as it has.
@@ -23,7 +23,7 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of the patients of one site.
+    """One site's differences between two models.
 
     Attributes:
         patients: how many, each under both models.
@@ -66,7 +66,9 @@ class Difference(StrictModel):
 
 
 def combined_difference(parts: Mapping[str, Part], metric: str, margin: float | None = None) -> Difference:
-    """Return the difference over all patients, each site a stratum; degrees of freedom by Satterthwaite (1946).
+    """Return the difference over all sites, stratified by site.
+
+    Degrees of freedom by Satterthwaite (1946).
 
     Args:
         parts: by site; one alone is a plain paired t-test.
@@ -84,7 +86,7 @@ def combined_difference(parts: Mapping[str, Part], metric: str, margin: float | 
     reach = error * float(stats.t.ppf((1 + _LEVEL) / 2, freedom)) if error else 0.0
 
     def above(limit: float) -> float:
-        """Return the probability of such a difference or a larger one where the true one is this limit."""
+        """Return the p-value of the difference against a limit."""
         if not error:
             return 0.0 if difference > limit else 1.0
         return float(stats.t.sf((difference - limit) / error, freedom))
@@ -107,7 +109,9 @@ def combined_difference(parts: Mapping[str, Part], metric: str, margin: float | 
 def area_difference(
     first: NDArray[np.float64], second: NDArray[np.float64], labels: NDArray[np.int64], patients: Sequence[str]
 ) -> Part:
-    """Return the difference of two mean areas under the ROC curve, with its variance by DeLong et al. (1988).
+    """Return the difference of two mean AUROCs with its variance.
+
+    DeLong et al. (1988).
 
     What a patient's images add to the areas is added up before it is squared, since they are not independent
     (Obuchowski, Biometrics, 1997).
@@ -130,7 +134,7 @@ def area_difference(
 
 
 def _mean_area(found: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
-    """Return the mean area of each class against the rest, and how far each image moves it.
+    """Return the mean one-vs-rest AUROC, and each image's influence.
 
     Of two classes it is that of the second: the other's is its mirror image.
     """
@@ -153,7 +157,10 @@ def _mean_area(found: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[f
 
 
 def share_below(values: NDArray[np.float64], ordered: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return which share of ordered values lies below each value; of equal ones a half counts."""
+    """Return the share of ordered values below each value.
+
+    Of equal values a half counts.
+    """
     lower, upper = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
     found: NDArray[np.float64] = (lower + upper) / 2 / len(ordered)
     return found

@@ -1,4 +1,4 @@
-"""Features of a slide's tiles: an encoder that is not trained, and batches on their way through it."""
+"""Features of a slide's tiles from a frozen encoder."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class EncoderSpec(StrictModel):
-    """What makes a tile's features. It is not trained: each slide's features are found once and kept."""
+    """Settings of the encoder of tiles.
+
+    It is not trained: each slide's features are computed once and kept.
+    """
 
     network: Literal["colour", "resnet18", "resnet50"] = Field(
         "colour", description="colour: histograms and contrasts, without weights; others: MONAI's ResNet with weights"
@@ -111,7 +114,9 @@ class Encoder:
         return torch.cat(list(self.stream([tiles])))
 
     def stream(self, batches: Iterable[Sequence[Pixels]]) -> Iterator[Tensor]:
-        """Yield the features of batches of tiles in order, each batch's in one part or, above ``at_once``, in several.
+        """Yield the features of batches of tiles, in order.
+
+        Each batch's in one part or, above ``at_once``, in several.
 
         On a GPU the next batch is asked for, and copied, while the network is busy with the one before.
 
@@ -143,13 +148,16 @@ class Encoder:
             yield flying.popleft()()
 
     def _tried(self, tiles: Sequence[Pixels]) -> Callable[[], Tensor] | None:
-        """Return what waits for the features of a batch; None where there is too little memory for it."""
+        """Return a future of a batch's features.
+
+        None where memory is too short for it.
+        """
         try:
             return self._begin(tiles)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            # What the network held goes with the error, that is, once this has returned.
+            # The error's traceback holds the network's memory until this returns.
             return None
 
     def _halve(self, tiles: int) -> None:
@@ -163,7 +171,7 @@ class Encoder:
         _LOG.warning("out of memory: %d tiles at once from now on", self.at_once)
 
     def _begin(self, tiles: Sequence[Pixels]) -> Callable[[], Tensor]:
-        """Send a batch on its way; return what waits for its features."""
+        """Start a batch, and return a future of its features."""
         if self._copies is None:
             features = self._features(torch.from_numpy(np.stack(tiles)).to(self._device)).cpu()
             return lambda: features
@@ -204,7 +212,9 @@ class Encoder:
 def extract(
     slides: Sequence[SlideTiles], encoder: Encoder, progress: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield each slide's number with its features (tile, feature) bfloat16, as soon as its last tile is done.
+    """Yield slides' features (tile, feature) bfloat16 as they are done.
+
+    With each slide's number, as soon as its last tile is done.
 
     Batches go across the ends of slides, and tiles are read ahead meanwhile.
 
@@ -249,7 +259,9 @@ def _batches(runs: Iterable[Sequence[Pixels]], encoder: Encoder) -> Iterator[lis
 
 
 def _colour_features(tiles: Tensor) -> Tensor:
-    """Return means, spreads and histograms of each colour, and how strong its edges are at three scales.
+    """Return colour statistics and edge strength.
+
+    Means, spreads and histograms of each colour, and how strong its edges are at three scales.
 
     Args:
         tiles: (tile, 3, x, y), 0 to 1.

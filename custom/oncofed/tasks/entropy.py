@@ -1,4 +1,4 @@
-"""How unsure a network is, voxel by voxel: the entropy of what it takes a voxel for."""
+"""Predictive entropy, voxel by voxel."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-# Entropy is held as a byte: so many are the largest, that of classes all as likely.
+# Entropy is held as a byte: this is the largest, of equally likely classes.
 LARGEST = 255
 
 
 def entropy_bytes(likely: Tensor) -> Tensor:
-    """Return the entropy of probabilities, divided by its largest, (1, …) uint8 from 0 to ``LARGEST``.
+    """Return normalised entropy, (1, …) uint8 from 0 to ``LARGEST``.
 
     Args:
         likely: of each class, (class, …) float32; (1, …): of the second of two classes.
@@ -26,7 +26,9 @@ def entropy_bytes(likely: Tensor) -> Tensor:
 
 
 def mean_entropy(found: Tensor, entropy: Tensor) -> float | None:
-    """Return the mean entropy, 0 to 1, where something was found and in the voxels that share a face with it.
+    """Return the mean entropy of findings, 0 to 1.
+
+    Over the voxels found, and those that share a face with them.
 
     None where nothing was found: elsewhere nearly every voxel is background beyond doubt, which says nothing.
 

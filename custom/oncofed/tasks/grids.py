@@ -1,4 +1,7 @@
-"""From planes on the working grid, as they are finished, to the grid of the label's file."""
+"""Resampling of planes to the label file's grid.
+
+They are taken from the working grid as they are finished.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ class FileGrid:
         self.whole = self._axes is not None and all(one.share is None for one in self._axes)
 
     def fill(self, planes: Iterable[Planes], into: Tensor, decide: Decide) -> None:
-        """Write what is decided of values, voxel by voxel, into a tensor on the file's grid.
+        """Decide voxel by voxel, and write to the file's grid.
 
         Args:
             planes: of the working grid, first to last; see ``Windows.slabs``.
@@ -63,7 +66,10 @@ class FileGrid:
 
 
 def _aligned(planes: Iterable[Planes], axes: Sequence[Axis], device: torch.device) -> Iterator[tuple[slice, Tensor]]:
-    """Yield planes of the file's grid, its axes in the working grid's order, and which they are."""
+    """Yield planes of the file's grid with their indices.
+
+    Their axes are in the working grid's order.
+    """
     needed = axes[0].above.numpy()
     along, *others = (axis.to(device) for axis in axes)
     downwards = len(needed) > 1 and needed[0] > needed[-1]
@@ -91,13 +97,13 @@ def _aligned(planes: Iterable[Planes], axes: Sequence[Axis], device: torch.devic
 def _oblique(
     planes: Iterable[Planes], matrix: Affine, shape: Sequence[int], file_shape: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield flat indices of the file's voxels and their values (n, indices), where no axes agree."""
+    """Yield voxels' flat indices and values where no axes agree."""
     last: Tensor | None = None
     for first, values in planes:
         held = values if last is None else torch.cat([last, values], 1)
         begun = first - (last is not None)
         stop = first + values.shape[1]
-        # What lies past the last plane but one needs the next plane, unless there is none.
+        # Voxels past the last plane but one need the next plane, unless it was the last.
         reach = (begun, stop - 1 if stop < shape[0] else np.inf)
         for places, indices in _within(matrix, shape, file_shape, reach, values.device):
             indices[0] -= begun
@@ -112,7 +118,10 @@ def _oblique(
 def _within(
     matrix: Affine, shape: Sequence[int], file_shape: Sequence[int], reach: tuple[float, float], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the flat indices of the file's voxels between two planes of the working grid, and where in it they lie."""
+    """Yield flat indices and positions of voxels between two planes.
+
+    Indices are of the file's voxels, planes and positions of the working grid.
+    """
     step = max(1, _VALUES_AT_ONCE // int(np.prod(file_shape[1:])))
     limits = torch.tensor(shape, device=device, dtype=torch.float64)[:, None] - 1
     turn = torch.from_numpy(matrix).to(device)

@@ -1,4 +1,7 @@
-"""What a model says of one case, before anybody writes it down: the same for scores, reports and predictions."""
+"""A model's answer for one case.
+
+The same for scores, reports and predictions.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ Affine = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TargetGrid:
-    """The grid on which an answer is wanted: that of a label's file, or of the image's own.
+    """The grid of an answer: a label file's, or the image's.
 
     Attributes:
         affine: (4, 4), from voxels to RAS+ in mm; of a flat image its pixel sizes.
@@ -66,7 +69,7 @@ class ObjectMap:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """What an image or a slide as a whole is taken for.
+    """A classifier's answer for an image or a slide.
 
     Attributes:
         logits: one a class, (class,) float64, before any calibration.
@@ -75,7 +78,7 @@ class ClassScores:
     logits: NDArray[np.float64]
 
     def probabilities(self, temperature: float = 1.0) -> NDArray[np.float64]:
-        """Return the softmax of the logits divided by a temperature (Guo et al., ICML 2017), (class,)."""
+        """Return probabilities (class,) at a temperature (Guo et al., ICML 2017)."""
         scaled = self.logits / temperature
         powers = np.exp(scaled - scaled.max())
         found: NDArray[np.float64] = powers / powers.sum()
@@ -84,7 +87,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class SlideScores(ClassScores):
-    """What a slide is taken for, and which of its tiles spoke for it.
+    """A classifier's answer for a slide, with its attention.
 
     Attributes:
         attention: how much each tile counts, (tile,) float32, adding up to one; None: the network does not say.

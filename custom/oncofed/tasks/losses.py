@@ -1,4 +1,8 @@
-"""Losses that MONAI has not, or not with labels to ignore, or not for many classes."""
+"""Dice with cross-entropy, in memory that does not grow with the number of classes.
+
+MONAI's ``DiceLoss(ignore_index=…)`` and ``DiceCELoss`` keep probabilities and one-hot labels for the backward pass, as
+large as the logits each; their cross-entropy is a mean over voxels of the batch, not over samples.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +13,31 @@ import torch
 from torch import Tensor
 
 _SMOOTH = 1e-5
-# Values of a class and voxel that are looked at together: what a core's cache holds, and what keeps a GPU busy.
+# Values (classes times voxels) of a slab: as many as a core's cache holds, or as keep a GPU busy.
 _TOGETHER_CPU, _TOGETHER_GPU = 1 << 18, 1 << 24
 
 
 def dice_ce(logits: Tensor, label: Tensor, ignore: int | None = None) -> Tensor:
-    """Return soft Dice plus cross-entropy, both as mean over samples; voxels to be ignored count in neither.
+    """Return soft Dice plus cross-entropy.
+
+    Both are means over samples; voxels to be ignored count in neither.
 
     Dice has squared predictions in its denominator (Milletari et al., 3DV 2016) and leaves background out.
 
-    Between the passes nothing is kept but what is given: for 105 classes, probabilities, and labels written as one
-    value a class, would each take as much memory as the logits. Sums and gradients repeat themselves to the bit on a
-    GPU too. There is no second derivative.
+    Between the passes only the inputs are kept: with 105 classes, probabilities and one-hot labels would each take as
+    much memory as the logits. Sums and gradients are the same bits each time, on a GPU too. No second derivative.
 
     Args:
         logits: (batch, class, x, y[, z]), float32 or float64.
         label: (batch, 1, x, y[, z]), whole numbers.
-        ignore: label value of voxels that nobody labelled.
+        ignore: label value of unlabelled voxels.
     """
     loss: Tensor = _DiceCE.apply(logits, label[:, 0], ignore)  # type: ignore[no-untyped-call]
     return loss
 
 
 class _DiceCE(torch.autograd.Function):
-    """The loss with its gradient written out, a slab of voxels after the other."""
+    """The loss with its gradient, computed slab by slab."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, label: Tensor, ignore: int | None) -> Tensor:
@@ -40,8 +45,8 @@ class _DiceCE(torch.autograd.Function):
         batch, classes = logits.shape[:2]
         # Of each sample: cross-entropy and voxels that count; of each of its classes: as Dice has them.
         entropy, counted = logits.new_zeros(batch), logits.new_zeros(batch)
-        overlap, squares, wanted = (logits.new_zeros(batch, classes) for _ in range(3))
-        for values, target, there, counts in _slabs(logits, label, ignore):
+        overlap, squares, sizes_of_label = (logits.new_zeros(batch, classes) for _ in range(3))
+        for values, target, one_hot, counts in _slabs(logits, label, ignore):
             log_p = values.log_softmax(dim=1)
             each = log_p.gather(1, target[:, None].long())[:, 0]
             found = log_p.exp_()
@@ -49,10 +54,10 @@ class _DiceCE(torch.autograd.Function):
                 each, found = each * counts, found.mul_(counts[:, None])
             entropy = entropy - each.sum(dim=1)
             counted = counted + (target.shape[1] if counts is None else counts.sum(dim=1))
-            overlap = overlap + (found * there).sum(dim=2)
+            overlap = overlap + (found * one_hot).sum(dim=2)
             squares = squares + found.square_().sum(dim=2)
-            wanted = wanted + there.sum(dim=2)
-        sizes = (squares + wanted)[:, 1:] + _SMOOTH
+            sizes_of_label = sizes_of_label + one_hot.sum(dim=2)
+        sizes = (squares + sizes_of_label)[:, 1:] + _SMOOTH
         doubled = 2 * overlap[:, 1:] + _SMOOTH
         counted = counted.clamp_min(1)
         ctx.save_for_backward(logits, label, counted, sizes, doubled)
@@ -74,24 +79,27 @@ class _DiceCE(torch.autograd.Function):
         by_square[:, 1:] = doubled / sizes.square() / doubled.numel()
         by_overlap, by_square = (by_overlap * gradient)[:, :, None], (2 * by_square * gradient)[:, :, None]
         by_entropy = (gradient / counted / batch)[:, None]
-        whole = torch.empty_like(logits).flatten(2)
-        parts = torch.split(whole, _step(logits), dim=2)
-        for part, (values, _, there, counts) in zip(parts, _slabs(logits, label, ctx.ignore), strict=True):
+        result = torch.empty_like(logits).flatten(2)
+        parts = torch.split(result, _step(logits), dim=2)
+        for part, (values, _, one_hot, counts) in zip(parts, _slabs(logits, label, ctx.ignore), strict=True):
             p = values.softmax(dim=1)
             torch.mul(p, by_square, out=part)
-            part.addcmul_(there, by_overlap).mul_(p)
+            part.addcmul_(one_hot, by_overlap).mul_(p)
             part.addcmul_(p, (by_entropy - part.sum(dim=1))[:, None])
-            part.addcmul_(there, by_entropy[:, None], value=-1)
+            part.addcmul_(one_hot, by_entropy[:, None], value=-1)
             if counts is not None:
                 part.mul_(counts[:, None])
-        return whole.reshape(logits.shape), None, None
+        return result.reshape(logits.shape), None, None
 
 
 def _step(logits: Tensor) -> int:
-    """Return how many voxels are looked at together; a compiler makes one pass of it all by itself."""
-    together = _TOGETHER_CPU if logits.device.type == "cpu" else _TOGETHER_GPU
+    """Return the voxels of a slab.
+
+    A compiler fuses all passes by itself, and gets one slab.
+    """
+    values = _TOGETHER_CPU if logits.device.type == "cpu" else _TOGETHER_GPU
     voxels = logits[0, 0].numel()
-    return voxels if torch.compiler.is_compiling() else max(together // (logits.numel() // voxels), 1)
+    return voxels if torch.compiler.is_compiling() else max(values // (logits.numel() // voxels), 1)
 
 
 def _slabs(logits: Tensor, label: Tensor, ignore: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
@@ -106,7 +114,7 @@ def _slabs(logits: Tensor, label: Tensor, ignore: int | None) -> Iterator[tuple[
     pieces = zip(torch.split(logits.flatten(2), step, 2), torch.split(label.flatten(1), step, 1), strict=True)
     for values, labels in pieces:
         ignored = None if ignore is None else labels == ignore
-        # What is to be ignored reads as background, which Dice leaves out.
+        # Ignored voxels read as background, which Dice leaves out.
         target = labels if ignored is None else labels.masked_fill(ignored, 0)
         counts = None if ignored is None else (~ignored).to(values.dtype)
         yield values, target, (target[:, None] == classes).to(values.dtype), counts

@@ -1,4 +1,7 @@
-"""The metrics that a task declares: what its scores may hold, and what may leave a site."""
+"""Metrics that a task declares.
+
+A task's scores hold no others, and no others leave a site.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of a model's scores, beyond the one that chooses the best round.
+    """A further figure of a model's scores.
+
+    It does not choose the best round.
 
     Attributes:
         name: in ``Scores.extra_metrics`` and ``result.json``; that of a class is ``NAME.CLASS``.
@@ -36,5 +41,8 @@ class Metric:
         return f"{title} ({self.unit})" if self.unit else title
 
     def admits(self, value: float) -> bool:
-        """Return whether a value lies within the bounds; NaN, of what no case has, does."""
+        """Return whether a value lies within the bounds.
+
+        NaN, of what no case has, does.
+        """
         return math.isnan(value) or self.bounds[0] <= value <= self.bounds[1]

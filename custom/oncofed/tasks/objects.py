@@ -22,7 +22,6 @@ from oncofed.data.cases import Case
 from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
-from oncofed.settings import StrictModel
 from oncofed.tasks.base import mean_over_patients
 from oncofed.tasks.dense import DenseTask
 from oncofed.tasks.entropy import entropy_bytes
@@ -30,8 +29,10 @@ from oncofed.tasks.inferred import ObjectMap, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture, flat
+from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.segmentation import deep_supervision, file_grid
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.windows import Windows
 
 Numbers = NDArray[np.int32]
@@ -40,8 +41,8 @@ _SAME_OBJECT = 0.5
 _SMOOTHING = 1.0  # pixels
 
 
-class ObjectsSpec(StrictModel):
-    """What a job learns that tells single objects apart."""
+class ObjectsSpec(TaskSettings):
+    """Settings of instance segmentation."""
 
     type: Literal["objects"] = "objects"
     classes: dict[int, str] = Field({1: "object"}, min_length=1, max_length=1, description="1 -> name of the objects")
@@ -49,7 +50,7 @@ class ObjectsSpec(StrictModel):
     mirror: bool = Field(False, description="inference is the mean over all mirrorings; takes 4 or 8 times as long")
     seed_depth: float = Field(0.4, gt=0, lt=1, description="how deep inside an object its seed begins; 1 is innermost")
     smallest: int = Field(10, ge=0, description="objects of fewer pixels are dropped")
-    distance_weight: float = Field(2.0, gt=0, le=100, description="of the depth's loss beside that of the classes")
+    distance_weight: float = Field(2.0, gt=0, le=100, description="of the depth's loss, relative to the classes'")
 
     @field_validator("classes")
     @classmethod
@@ -60,13 +61,18 @@ class ObjectsSpec(StrictModel):
 
     @property
     def vocabulary(self) -> dict[int, str]:
-        """Label values that a mask may hold, beside background."""
+        """Label values of a mask without background."""
         return self.classes
 
 
+@register_task_type("objects")
 class Objects(DenseTask[dict[str, float], ObjectMap]):
-    """A task that tells single objects apart; scored by panoptic quality (Kirillov et al., CVPR 2019)."""
+    """Instance segmentation, scored by panoptic quality.
 
+    Kirillov et al., CVPR 2019.
+    """
+
+    Settings = ObjectsSpec
     metric = "pq"
     metric_name = "panoptic quality"
     extra_metrics = (Metric("pq"), Metric("f1"), Metric("iou"), Metric("dice", "Dice"))
@@ -88,10 +94,10 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         return Patches(self.data, augmentation, 2, objects=True)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return Dice with cross-entropy of the classes, and the error of the depth inside objects."""
+        """Return Dice with cross-entropy, plus the error of the depth."""
 
         def one(values: Tensor) -> Tensor:
-            # Only inside objects is there a depth: elsewhere the class says all.
+            # A depth exists only inside objects.
             inside = (batch["label"] > 0).to(values.dtype)
             wrong = functional.smooth_l1_loss(values[:, 2:], batch["distance"], reduction="none", beta=0.1) * inside
             places = list(range(1, wrong.ndim))
@@ -105,7 +111,10 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         return Referenced(self.data, numbered=True)
 
     def predict(self, network: nn.Module, case: Case, device: torch.device) -> Numbers:
-        """Return the objects of one case on the grid of its label, (x, y[, z]): a number for each, zero elsewhere."""
+        """Return the objects of one case, (x, y[, z]).
+
+        Each has a number; background is zero. The grid is the label's.
+        """
         return self.infer(network, self.prepared(case), device).numbers
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
@@ -154,7 +163,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
 
 
 def _maps(output: Tensor) -> Tensor:
-    """Return how likely an object is, and its depth there, of an output (3, …)."""
+    """Return object probability and depth of an output (3, …)."""
     return torch.cat([output[:2].softmax(0)[1:], output[2:]])
 
 
@@ -171,7 +180,7 @@ def separate(inside: NDArray[np.bool_], depth: NDArray[np.float32], seed_depth: 
     smooth = ndimage.gaussian_filter(depth, _SMOOTHING)
     seeds, count = ndimage.label(inside & (smooth > seed_depth))
     pieces, _ = ndimage.label(inside)
-    # What has no seed of its own is one object.
+    # A piece without a seed is one object.
     seeded = np.zeros(pieces.max() + 1, bool)
     seeded[np.unique(pieces[seeds > 0])] = True
     rest, _ = ndimage.label(inside & ~seeded[pieces])
@@ -203,9 +212,9 @@ def object_scores(found: Numbers, reference: Numbers) -> dict[str, float]:
     """
     rows, columns = int(found.max()) + 1, int(reference.max()) + 1
     pairs = found.ravel().astype(np.int64) * columns + reference.ravel()
-    together = np.bincount(pairs, minlength=rows * columns).reshape(rows, columns)
-    found_sizes, reference_sizes = together.sum(axis=1)[1:], together.sum(axis=0)[1:]
-    shared = together[1:, 1:]
+    counts = np.bincount(pairs, minlength=rows * columns).reshape(rows, columns)
+    found_sizes, reference_sizes = counts.sum(axis=1)[1:], counts.sum(axis=0)[1:]
+    shared = counts[1:, 1:]
     union = found_sizes[:, None] + reference_sizes[None, :] - shared
     ratios = shared / np.maximum(union, 1)
     same = ratios > _SAME_OBJECT
@@ -221,7 +230,7 @@ def object_scores(found: Numbers, reference: Numbers) -> dict[str, float]:
 
 
 def _outlined(numbers: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Return 1 inside objects and 0 on the edges between them, so that contours part what touches."""
+    """Return objects with edges cut out, for separate contours."""
     edges = np.zeros(numbers.shape, bool)
     for axis in range(numbers.ndim):
         step = np.diff(numbers, axis=axis) != 0

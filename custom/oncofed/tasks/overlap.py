@@ -1,4 +1,7 @@
-"""How far two label volumes overlap: all classes in one pass, on the device where they are."""
+"""Overlap of two label volumes.
+
+All classes in one pass, on their device.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _WORD = 8
 
 
 def confusion(prediction: Tensor, reference: Tensor, classes: int, ignore: int | None = None) -> NDArray[np.int64]:
-    """Count voxels by what they are and what they were taken for.
+    """Return a confusion matrix of voxels.
 
     Args:
         prediction: label values below ``classes``, of an integer type.
@@ -27,31 +30,31 @@ def confusion(prediction: Tensor, reference: Tensor, classes: int, ignore: int |
     Returns:
         (classes + 1, classes): reference by prediction. The last row holds label values that are no class.
     """
-    found, wanted = prediction.reshape(-1), reference.reshape(-1)
+    found, expected = prediction.reshape(-1), reference.reshape(-1)
     count = _count_on_device if found.is_cuda else _count
     step = _VOXELS_AT_ONCE_GPU if found.is_cuda else _VOXELS_AT_ONCE
     total = np.zeros((classes + 1) * classes, np.int64)
     for first in range(0, len(found), step):
-        total += count(found[first : first + step], wanted[first : first + step], classes, ignore)
+        total += count(found[first : first + step], expected[first : first + step], classes, ignore)
     return total.reshape(classes + 1, classes)
 
 
-def _count_on_device(found: Tensor, wanted: Tensor, classes: int, ignore: int | None) -> NDArray[np.int64]:
-    codes = wanted.to(torch.int32).clamp_(max=classes).mul_(classes).add_(found)
+def _count_on_device(found: Tensor, expected: Tensor, classes: int, ignore: int | None) -> NDArray[np.int64]:
+    codes = expected.to(torch.int32).clamp_(max=classes).mul_(classes).add_(found)
     last = (classes + 1) * classes
     if ignore is not None:
-        codes.masked_fill_(wanted == ignore, last)
+        codes.masked_fill_(expected == ignore, last)
     return torch.bincount(codes, minlength=last + 1)[:last].cpu().numpy()
 
 
-def _count(found: Tensor, wanted: Tensor, classes: int, ignore: int | None) -> NDArray[np.int64]:
-    p, r = found.numpy(), wanted.numpy()
+def _count(found: Tensor, expected: Tensor, classes: int, ignore: int | None) -> NDArray[np.int64]:
+    p, r = found.numpy(), expected.numpy()
     length = len(p)
     if p.dtype == r.dtype == np.uint8 and length % _WORD == 0:
         # Most of a volume is background in both: eight voxels at a time.
         words = p.view(np.int64), r.view(np.int64)
-        there = np.flatnonzero((words[0] | words[1]) != 0)
-        p, r = (word[there].view(np.uint8) for word in words)
+        occupied = np.flatnonzero((words[0] | words[1]) != 0)
+        p, r = (word[occupied].view(np.uint8) for word in words)
     background = length - len(p)
     if ignore is not None:
         kept = r != ignore
@@ -63,7 +66,10 @@ def _count(found: Tensor, wanted: Tensor, classes: int, ignore: int | None) -> N
 
 
 def dice(counts: NDArray[np.int64]) -> list[float]:
-    """Return Dice of each class from 1 on, by counts as ``confusion`` has them; NaN where it is in neither volume."""
+    """Return Dice of each class from 1 on.
+
+    By counts of ``confusion``; NaN where the class is in neither volume.
+    """
     classes = counts.shape[1]
     sizes = counts.sum(axis=0) + counts[:classes].sum(axis=1)
     return [2.0 * int(counts[n, n]) / int(sizes[n]) if sizes[n] else float("nan") for n in range(1, classes)]
@@ -88,13 +94,13 @@ def keep_largest(labels: NDArray[np.uint8], value: int) -> None:
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """Return the smallest box that holds all of a mask; None where it is empty."""
+    """Return a mask's bounding box; None where it is empty."""
     box: list[slice] = []
     for axis in range(mask.ndim):
-        # What earlier axes have left out need not be looked at again.
+        # Earlier axes have cropped the mask already.
         inside = mask[tuple(box)]
-        there = np.flatnonzero(inside.any(axis=tuple(n for n in range(mask.ndim) if n != axis)))
-        if not len(there):
+        occupied = np.flatnonzero(inside.any(axis=tuple(n for n in range(mask.ndim) if n != axis)))
+        if not len(occupied):
             return None
-        box.append(slice(int(there[0]), int(there[-1]) + 1))
+        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
     return tuple(box)

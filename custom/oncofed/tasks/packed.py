@@ -1,4 +1,7 @@
-"""A task that a pack brings: the pack's class where its code runs, what the job declares of it everywhere else."""
+"""A task from a pack.
+
+The pack's class where its code runs; what the job declares of it everywhere else.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,16 @@ from oncofed.plugins import TASKS, Kind
 from oncofed.settings import StrictModel
 from oncofed.tasks.base import Task
 from oncofed.tasks.pictures import Picture
+from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
+from oncofed.tasks.settings import TaskSettings
 
 
 class DeclaredTask(StrictModel):
-    """What a pack's task is like, for those who do not run the pack: the server, and what guards a site."""
+    """A pack's task, as a job declares it.
+
+    For processes that do not run the pack: the server, and a site's outbound filter.
+    """
 
     metric: str = Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")
     metric_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,39}$")
@@ -41,8 +49,8 @@ class DeclaredTask(StrictModel):
         )
 
 
-class PackedTaskSpec(StrictModel):
-    """What a job learns whose task comes with a pack."""
+class PackedTaskSpec(TaskSettings):
+    """Settings of a task from a pack."""
 
     type: Literal["pack"] = "pack"
     name: str = Field(description="of the task, as the pack registers it (model.code)")
@@ -54,41 +62,46 @@ class PackedTaskSpec(StrictModel):
     )
     declared: DeclaredTask | None = Field(None, description="what the task is like; filled in on export")
 
-    @property
-    def vocabulary(self) -> dict[int, str]:
-        """Label values that a case may have, beside a mask's background."""
-        return self.classes
 
-
-def build_packed_task(spec: PackedTaskSpec, data: DataSpec, pack: str) -> Task[Any]:
-    """Return a pack's task where the pack is loaded, else what the job declares of it.
-
-    Args:
-        spec: the job's section ``task``.
-        data: its section ``data``.
-        pack: digest of the pack.
-
-    Raises:
-        SpecError: the pack has no such task, or cannot make it so.
-    """
-    maker = TASKS.get(spec.name, pack)
-    if maker is None and spec.declared:
-        return _Elsewhere(spec, data, spec.declared)
-    if maker is None:
-        known = ", ".join(TASKS.names(pack)) or "none"
-        where = f"the pack {pack[:12]}… has no task {spec.name!r}; it has {known}" if pack else "no pack (model.code)"
-        raise SpecError(f"task {spec.name!r} comes with a pack: {where}")
-    try:
-        task = maker(spec, data)
-    except Exception as error:  # whatever an engineer's code raises
-        raise SpecError(f"the task {spec.name} cannot be made: {type(error).__name__}: {error}") from error
-    if not isinstance(task, Task):
-        raise SpecError(f"the task {spec.name} is a {type(task).__name__}, expected a subclass of oncofed.tasks.Task")
-    return task
-
-
-class _Elsewhere(Task[Any]):
+@register_task_type("pack")
+class PackedTask(Task[Any]):
     """A task whose code does not run in this process."""
+
+    Settings = PackedTaskSpec
+    is_installed = False
+
+    @classmethod
+    def build(cls, settings: PackedTaskSpec, data: DataSpec, pack: str) -> Task[Any]:
+        """Return a pack's task, or what the job declares of it.
+
+        Args:
+            settings: the job's section ``task``.
+            data: its section ``data``.
+            pack: digest of the pack.
+
+        Raises:
+            SpecError: the pack has no such task, or cannot make it so.
+        """
+        maker = TASKS.get(settings.name, pack)
+        if maker is None and settings.declared:
+            return cls(settings, data, settings.declared)
+        if maker is None:
+            known = ", ".join(TASKS.names(pack)) or "none"
+            where = (
+                f"the pack {pack[:12]}… has no task {settings.name!r}; it has {known}"
+                if pack
+                else "no pack (model.code)"
+            )
+            raise SpecError(f"task {settings.name!r} comes with a pack: {where}")
+        try:
+            task = maker(settings, data)
+        except Exception as error:  # whatever an engineer's code raises
+            raise SpecError(f"the task {settings.name} cannot be made: {type(error).__name__}: {error}") from error
+        if not isinstance(task, Task):
+            raise SpecError(
+                f"the task {settings.name} is a {type(task).__name__}, expected a subclass of oncofed.tasks.Task"
+            )
+        return task
 
     def __init__(self, spec: PackedTaskSpec, data: DataSpec, declared: DeclaredTask) -> None:
         super().__init__(data, spec.classes)

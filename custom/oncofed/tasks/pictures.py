@@ -1,4 +1,4 @@
-"""What a model makes of one case, as it stands in the report."""
+"""Pictures of a model's answers for reports."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Picture:
 def best_slice(
     values: Values, reference: NDArray[np.uint8], prediction: NDArray[np.uint8], affine: NDArray[np.float64]
 ) -> Picture:
-    """Return a flat image as it is, of a volume the axial slice that shows most of the reference, however oriented.
+    """Return an image's best slice.
+
+    Of a volume the axial slice that shows most of the reference, in any orientation.
 
     Args:
         values: (x, y[, z], channel).
@@ -56,7 +58,7 @@ def best_slice(
 
 
 def middle_slice(values: Values, affine: NDArray[np.float64], caption: str) -> Picture:
-    """Return a flat image as it is, of a volume its middle axial slice, with a caption.
+    """Return an image's middle axial slice, with a caption.
 
     Args:
         values: (x, y[, z], channel).
@@ -75,7 +77,10 @@ def flat(values: Values) -> Values:
 
 
 def _upright(volumes: tuple[Values, ...], affine: NDArray[np.float64]) -> tuple[list[Values], float]:
-    """Return volumes turned to RAS+, and how much higher than wide their axial pixels are."""
+    """Return volumes in RAS+ with their axial pixels' aspect ratio.
+
+    Height by width.
+    """
     turn = nib.orientations.io_orientation(affine)
     sizes = voxel_sizes(affine)
     right, anterior = (sizes[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in (0, 1))

@@ -1,4 +1,6 @@
-"""Figures over the patients of several sites, from counts and sums behind which at least five patients stand.
+"""Figures over the patients of several sites.
+
+From counts and sums of at least five patients each.
 
 How likely a class is for a patient stays at the site. What leaves are counts of patients between fixed edges, which a
 site makes coarser until nobody stands alone: from the highest bin down, each cell reaches as far as it needs to hold
@@ -20,10 +22,10 @@ from scipy import stats
 from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
 
-# A task's metric among a patient's figures, beside those of classes.
+# Key of a task's metric among a patient's figures by class.
 MEAN = "mean"
 BINS = 100
-# On the scale of log odds: between 0.999 and 1 there is as much to tell apart as between 0.5 and 0.9.
+# On the scale of log odds, which resolves 0.999 to 1 as finely as 0.5 to 0.9.
 _EDGES = np.linspace(-9.8, 9.8, BINS - 1)
 _WIDTH, FURTHEST = 0.2, 10.0
 _MIDDLES = np.linspace(-9.9, 9.9, BINS)
@@ -38,7 +40,7 @@ Cells = list[list[Any]]
 
 
 class Ranking(StrictModel):
-    """How well one class is told from all others."""
+    """Discrimination of one class against all others."""
 
     patients_with: int
     patients_without: int
@@ -96,7 +98,9 @@ def bins_of(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def cells_of(probabilities: NDArray[np.float64], patients: Sequence[str], fewest: int = LEAST_PATIENTS) -> Cells:
-    """Return counts and sums of cells that hold at least so many patients each; nothing where all together are fewer.
+    """Return counts and sums of cells of enough patients.
+
+    None at all where all together are too few.
 
     Args:
         probabilities: of each image or group of images.
@@ -121,7 +125,10 @@ def cells_of(probabilities: NDArray[np.float64], patients: Sequence[str], fewest
 
 
 def coarser(cells: Cells, fewest: int) -> Cells:
-    """Return the same patients in cells of at least so many; nothing where all together are fewer."""
+    """Merge cells until each holds enough patients.
+
+    None are left where all together are too few.
+    """
     found: Cells = []
     rest: list[Any] | None = None
     for cell in cells:
@@ -146,7 +153,7 @@ def _added(one: Sequence[Any], lower: Sequence[Any]) -> list[Any]:
 
 
 def coarser_rows(rows: Sequence[Sequence[float]], fewest: int) -> list[list[float]]:
-    """Return rows of sums, each of which begins with a count, added up until each counts at least so many."""
+    """Merge rows of sums until each counts enough."""
     found: list[list[float]] = []
     open_row: list[float] | None = None
     for row in rows:
@@ -160,7 +167,9 @@ def coarser_rows(rows: Sequence[Sequence[float]], fewest: int) -> list[list[floa
 
 
 def ranking(of_sites: Sequence[Mapping[str, Any]]) -> Ranking | None:
-    """Return how well a class is told from the others, over all sites; None where one of the two has nobody.
+    """Return a class's discrimination over all sites.
+
+    None where one of the two groups is empty.
 
     Pairs of patients of one site are counted there; those of two sites follow from cells.
 
@@ -168,21 +177,21 @@ def ranking(of_sites: Sequence[Mapping[str, Any]]) -> Ranking | None:
         of_sites: of each site ``with`` and ``without``, the cells of the patients who have the class and who have not;
             ``pairs``, in how many pairs the one who has it is ahead.
     """
-    ill, well = (_spans(one[kind] for one in of_sites) for kind in ("with", "without"))
+    ill, well = (_spans(site[kind] for site in of_sites) for kind in ("with", "without"))
     if not len(ill) or not len(well):
         return None
     counts = int(ill[:, 2].sum()), int(well[:, 2].sum())
     pairs = counts[0] * counts[1]
     hits, misses = np.zeros(BINS), np.zeros(BINS)
     area, certain, certainly_not = 0.0, _ahead(ill, well), _ahead(well, ill)
-    for one in of_sites:
-        own = [_spans([one[kind]]) for kind in ("with", "without")]
-        spread = [_spread(one[kind]) for kind in ("with", "without")]
+    for site in of_sites:
+        own = [_spans([site[kind]]) for kind in ("with", "without")]
+        spread = [_spread(site[kind]) for kind in ("with", "without")]
         hits, misses = hits + spread[0], misses + spread[1]
         all_own = int(own[0][:, 2].sum()) * int(own[1][:, 2].sum())
-        area += one["pairs"] - _pairs(*spread)
-        certain += one["pairs"] - _ahead(*own)
-        certainly_not += all_own - one["pairs"] - _ahead(*reversed(own))
+        area += site["pairs"] - _pairs(*spread)
+        certain += site["pairs"] - _ahead(*own)
+        certainly_not += all_own - site["pairs"] - _ahead(*reversed(own))
     low = certain / pairs
     high = max(1 - certainly_not / pairs, low)
     area = min(max((area + _pairs(hits, misses)) / pairs, low), high)
@@ -199,7 +208,10 @@ def ranking(of_sites: Sequence[Mapping[str, Any]]) -> Ranking | None:
 
 
 def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the log odds of probabilities, none further from zero than the outermost edges are by one bin."""
+    """Return clipped log odds of probabilities.
+
+    None lies further from zero than the outermost edges by one bin.
+    """
     shares = np.clip(probabilities, 0.0, 1.0)
     with np.errstate(divide="ignore"):
         odds = np.log(shares) - np.log1p(-shares)
@@ -219,19 +231,27 @@ def _spans(of_sites: Iterable[Cells]) -> NDArray[np.int64]:
 
 
 def _ahead(some: NDArray[np.int64], others: NDArray[np.int64]) -> float:
-    """Return in how many pairs one of some is ahead for certain: the whole cell lies above the other one's."""
+    """Return the pairs in which one is ahead for certain.
+
+    Its whole cell lies above the other's.
+    """
     in_bin = np.bincount(others[:, 1], weights=others[:, 2], minlength=BINS)
     below = np.concatenate([[0], np.cumsum(in_bin)])[some[:, 0]]
     return float((some[:, 2] * below).sum())
 
 
 def _pairs(hits: NDArray[np.float64], misses: NDArray[np.float64]) -> float:
-    """Return in how many pairs the one who has the class is ahead, by patients in each bin; in one bin half are."""
+    """Return the pairs in which the positive is ahead.
+
+    By patients in each bin; in one bin half are.
+    """
     return float((hits * (np.cumsum(misses) - misses / 2)).sum())
 
 
 def _spread(cells: Cells) -> NDArray[np.float64]:
-    """Return patients by bin, those of a cell spread over its bins as a normal distribution of log odds has them.
+    """Return patients by bin.
+
+    Those of a cell spread over its bins as a normal distribution of log odds.
 
     Its mean and spread are those that the cell's sums tell.
     """
@@ -249,23 +269,26 @@ def _spread(cells: Cells) -> NDArray[np.float64]:
 def _curve(
     hits: NDArray[np.float64], misses: NDArray[np.float64]
 ) -> tuple[list[tuple[float, float, float, float]], float]:
-    """Return the points of the ROC and precision-recall curves, from the highest threshold down, and the average
-    precision.
-    """  # noqa: D205
+    """Return the ROC and precision-recall curves, and average precision.
+
+    From the highest threshold down.
+    """
     right, wrong = np.cumsum(hits[::-1]), np.cumsum(misses[::-1])
     sensitivity, missed = right / right[-1], wrong / wrong[-1]
     precision = right / np.maximum(right + wrong, 1e-12)
     thresholds = np.append(1 / (1 + np.exp(-_EDGES[::-1])), 0.0)
-    told = [
+    points = [
         (round(float(t), 6), round(float(s), 6), round(float(m), 6), round(float(p), 6))
         for t, s, m, p, n in zip(thresholds, sensitivity, missed, precision, right + wrong, strict=True)
         if n >= 0.5  # before the first patient there is nothing to tell
     ]
-    return told, float((np.diff(sensitivity, prepend=0.0) * precision).sum())
+    return points, float((np.diff(sensitivity, prepend=0.0) * precision).sum())
 
 
 def area_interval(area: float, with_it: int, without: int) -> tuple[float, float]:
-    """Return the 95 % interval of an area under the ROC curve (Newcombe, Statistics in Medicine, 2006, method 5).
+    """Return the 95 % interval of an AUROC.
+
+    Newcombe, Statistics in Medicine, 2006, method 5.
 
     It holds the areas from which this one is no further away than chance takes it, by the variance of Hanley and
     McNeil (1982); unlike theirs it has a width also where the area is one.
@@ -297,7 +320,7 @@ def _boundary(holds: Callable[[float], bool], low: float, high: float) -> float:
 
 
 def reliability(rows: Sequence[Sequence[float]], brier: float, log_loss: float) -> Reliability | None:
-    """Return whether a model is as sure as it is right; None without patients.
+    """Return a model's reliability; None without patients.
 
     A row goes to the bin of its mean confidence, and stays whole: the calibration error is that of these groups.
 
@@ -335,7 +358,9 @@ def figure(sums: Iterable[Sequence[float]]) -> Figure | None:
 
 
 def pooled_test(of_sites: Mapping[str, Mapping[str, Any]], asked: Iterable[str]) -> PooledTest | None:
-    """Return a model's figures over the test patients of all sites; None where no site's numbers are there.
+    """Return a model's test figures over all sites.
+
+    None where no site sent numbers.
 
     Args:
         of_sites: what each site sent, as ``Task.pooled`` makes it.

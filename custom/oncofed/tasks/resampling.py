@@ -1,4 +1,7 @@
-"""A task's metric over patients that are drawn again and again: intervals of groups, and of differences."""
+"""The bootstrap of a task's metric over patients.
+
+For intervals of groups, and of differences.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,16 @@ class Patients:
         return len(self._cases)
 
     def draws(self, times: int = RESAMPLES) -> NDArray[np.int64]:
-        """Return numbers of patients drawn with replacement, (times, patient); the same at each call."""
+        """Return drawn patients' numbers, (times, patient).
+
+        With replacement; the same at each call.
+        """
         return np.random.default_rng(0).integers(0, len(self), (times, len(self)))
 
     def metrics(self, draws: NDArray[np.int64], only: Collection[int] | None = None) -> NDArray[np.float64]:
-        """Return the metric of each draw, (times,); NaN where the patients drawn cannot tell it.
+        """Return the metric of each draw, (times,).
+
+        NaN where it is not defined for the drawn patients.
 
         Args:
             draws: (times, patient); a patient drawn twice counts as two.
@@ -52,7 +60,9 @@ class Patients:
 
 
 def interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float] | None:
-    """Return the 95 % interval of a bootstrap (Efron, 1979), percentile method; None: too few stand behind it.
+    """Return a 95 % bootstrap interval; None for too few patients.
+
+    Efron (1979), percentile method.
 
     Args:
         metrics: of each draw; those that are NaN are left out.
@@ -62,7 +72,7 @@ def interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float]
 
 
 def expanded_interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float] | None:
-    """Return a 95 % interval that holds what it says for few patients too (expanded percentile interval).
+    """Return an expanded percentile interval, for few patients too.
 
     The percentiles are those that a t-interval has in place of a normal one (Hesterberg, The American Statistician
     2015): of ten patients 0.86 and 99.14 instead of 2.5 and 97.5. See ``interval``.

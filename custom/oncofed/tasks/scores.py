@@ -1,4 +1,4 @@
-"""How well a model does, as a task says it."""
+"""Scores of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Scores:
 
     Attributes:
         mean: the task's metric; None where the cases cannot tell it.
-        by_class: the same for each class that can be told.
+        by_class: the same for each class with enough cases.
         extra_metrics: other figures, by name.
     """
 

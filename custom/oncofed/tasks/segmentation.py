@@ -1,4 +1,7 @@
-"""Segmentation of volumes and flat images: Dice with cross-entropy, sliding window, scores on the image's own grid."""
+"""Semantic segmentation of volumes and flat images.
+
+Dice with cross-entropy, sliding windows, scores on the image's own grid.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,6 @@ from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.label_mapping import IGNORED
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
-from oncofed.settings import StrictModel
 from oncofed.tasks.base import mean_over_patients
 from oncofed.tasks.codes import ClassCode, require_known
 from oncofed.tasks.dense import DenseTask
@@ -31,13 +33,15 @@ from oncofed.tasks.inferred import LabelMap, TargetGrid, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.overlap import confusion, dice, keep_largest
 from oncofed.tasks.pictures import Picture, best_slice
+from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.surfaces import SURFACE_METRICS, surface_figures
 from oncofed.tasks.windows import Planes, Windows
 
 
-class SegmentationSpec(StrictModel):
-    """What a segmentation job learns."""
+class SegmentationSpec(TaskSettings):
+    """Settings of segmentation."""
 
     type: Literal["segmentation"] = "segmentation"
     classes: dict[int, str] = Field(min_length=1, description="label value -> name, without background (0)")
@@ -69,7 +73,7 @@ class SegmentationSpec(StrictModel):
 
     @property
     def vocabulary(self) -> dict[int, str]:
-        """Label values that a mask may hold, beside background."""
+        """Label values of a mask without background."""
         return {**self.classes, **({self.ignore: IGNORED} if self.ignore else {})}
 
 
@@ -97,6 +101,7 @@ class _Found:
     affine: NDArray[np.float64]
 
 
+@register_task_type("segmentation")
 class Segmentation(DenseTask[dict[str, float], LabelMap]):
     """A segmentation task.
 
@@ -107,6 +112,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         True
     """
 
+    Settings = SegmentationSpec
     metric = "dice"
     metric_name = "Dice"
     extra_metrics = SURFACE_METRICS
@@ -128,7 +134,10 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         return Patches(self.data, augmentation, self.out_channels)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return Dice with cross-entropy; coarser outputs count half as much as the next finer one."""
+        """Return Dice with cross-entropy over all outputs.
+
+        A coarser output counts half as much as the next finer one.
+        """
         return deep_supervision(
             lambda logits: dice_ce(logits, batch["label"], self.spec.ignore), output, batch["label"]
         )
@@ -153,8 +162,10 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         if type(self).predict is Segmentation.predict:
             found = self._find(network, case, device)
         else:  # a subclass changes what is predicted
-            given = self.predict(network, case, device)
-            found = _Found(torch.from_numpy(given.prediction), torch.from_numpy(given.reference), given.affine)
+            predicted = self.predict(network, case, device)
+            found = _Found(
+                torch.from_numpy(predicted.prediction), torch.from_numpy(predicted.reference), predicted.affine
+            )
         counts = confusion(found.prediction, found.reference, self.out_channels, self.spec.ignore)
         figures = {f"dice.{k}": v for k, v in zip(self.classes.values(), dice(counts), strict=True)}
         return figures | (self._surfaces(found) if detailed else {})
@@ -187,7 +198,9 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         spare: bool,
         entropy: bool = False,
     ) -> Tensor:
-        """Return label values on the target grid, (1, x, y[, z]), and where it is wanted their entropy, (2, …).
+        """Return labels on the target grid, (1, x, y[, z]).
+
+        With their entropy on request, (2, …).
 
         Classes are told apart slab by slab: no volume of all classes is held.
         """
@@ -198,21 +211,23 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         labels = torch.empty(
             1 + entropy, *shape, dtype=_type_of(self.out_channels), device=torch.device("cpu") if spare else device
         )
-        told = _with_entropy(grid.whole) if entropy else _alone
+        decorate = _with_entropy(grid.whole) if entropy else _alone
         # Between two voxels lie probabilities; in a voxel itself the largest logit is the largest probability too.
         if two:
             limit = 0.0 if grid.whole else 0.5
             # A bool is a byte of 0 or 1: no copy is needed to make it a label.
-            decide = told(lambda v: (v > limit).view(torch.uint8))
+            decide = decorate(lambda v: (v > limit).view(torch.uint8))
             grid.fill(planes if grid.whole else _sigmoid(planes), labels, decide)
         else:
             # As argmax, first of equals included, in a seventh of the time on a CPU.
-            decide = told(lambda v: v.max(0, keepdim=True).indices)
+            decide = decorate(lambda v: v.max(0, keepdim=True).indices)
             grid.fill(planes if grid.whole else _softmax(planes), labels, decide)
         return labels
 
     def score(self, prediction: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
-        """Return Dice by class name; a class that is in neither volume has none (NaN).
+        """Return Dice by class name.
+
+        NaN for a class in neither volume.
 
         Args:
             prediction: label values, (x, y[, z]).
@@ -222,7 +237,10 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         return dict(zip(self.classes.values(), dice(counts), strict=True))
 
     def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:
-        """Return the mean over patients of the mean over the classes that a case has."""
+        """Return mean Dice over patients, and further figures.
+
+        Of each case it is the mean over its classes.
+        """
         with_mean = []
         for patient, figures in outcomes:
             dice = [v for k, v in figures.items() if k.startswith("dice.") and not math.isnan(v)]
@@ -245,14 +263,22 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         """Return surface Dice and the Hausdorff distance's 95th percentile by class; see ``surface_figures``."""
         prediction, reference = found.prediction.cpu().numpy(), found.reference.cpu().numpy()
         if self.spec.ignore:
-            nobody = reference == self.spec.ignore
-            prediction, reference = np.where(nobody, 0, prediction), np.where(nobody, 0, reference)
+            unlabelled = reference == self.spec.ignore
+            prediction, reference = np.where(unlabelled, 0, prediction), np.where(unlabelled, 0, reference)
         spacing = voxel_sizes(found.affine)[: reference.ndim].tolist()
         return surface_figures(prediction, reference, self.classes, spacing, self.spec.surface_tolerance)
 
 
 def deep_supervision(loss: Callable[[Tensor], Tensor], output: Tensor, label: Tensor) -> Tensor:
-    """Return a loss over all outputs of deep supervision, stacked along axis 1 finest first (Lee et al., 2015)."""
+    """Return a loss over all outputs of deep supervision (Lee et al., 2015).
+
+    MONAI's ``DeepSupervisionLoss`` does not normalise its weights, and copies a zero to the GPU at each step.
+
+    Args:
+        loss: of one output.
+        output: one output, (batch, class, x, y[, z]), or several, stacked along axis 1, finest first.
+        label: (batch, 1, x, y[, z]).
+    """
     if output.ndim == label.ndim:
         return loss(output)
     weights = [0.5**n for n in range(output.shape[1])]
@@ -287,7 +313,10 @@ def _alone(decide: Decide) -> Decide:
 
 
 def _with_entropy(logits: bool) -> Callable[[Decide], Decide]:
-    """Return what makes a decision tell the entropy too, of probabilities or of ``logits``."""
+    """Return a decorator of decisions that adds the entropy.
+
+    Of probabilities, or of ``logits``.
+    """
 
     def with_it(decide: Decide) -> Decide:
         def both(values: Tensor) -> Tensor:
@@ -301,7 +330,10 @@ def _with_entropy(logits: bool) -> Callable[[Decide], Decide]:
 
 
 def _difference(logits: Tensor) -> Tensor:
-    """Return by how much the second of two classes is likelier: of half as many values the same can be told."""
+    """Return the second class's logits minus the first's.
+
+    Half as many values decide the same.
+    """
     return logits[1:].sub_(logits[:1])
 
 

@@ -1,4 +1,6 @@
-"""What a site sends of its patients for figures over all sites: counts and sums, each of at least five patients.
+"""A site's counts and sums for pooled figures.
+
+Each is of at least five patients.
 
 Two numbers are also not sent where their difference would tell of fewer: of those it is the smaller one that stays.
 """
@@ -19,14 +21,16 @@ from oncofed.tasks.pooled import cells_of
 
 # More groups of equally sure patients than these make a diagram no clearer.
 _MOST_GROUPS = 20
-# Digits that nobody looks at could carry something else.
+# Further digits could carry hidden information.
 DIGITS, DIGITS_OF_FIGURES = 2, 4
 
 
 def grouped(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], patients: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
-    """Return mean probabilities, classes and patients' keys, a patient's images of one class as one.
+    """Return mean probabilities, classes and patients' keys.
+
+    A patient's images of one class count as one.
 
     Args:
         probabilities: (image, class).
@@ -54,7 +58,7 @@ def classification_sums(
     classes: Mapping[int, str],
     temperature: float | None = None,
 ) -> dict[str, Any] | None:
-    """Return what a site sends of how it classifies its patients; None where they are too few.
+    """Return a classifier's counts and sums; None for too few.
 
     A patient's images of one class count as one, by their mean probabilities, as in ``Classification.summarise``.
 
@@ -84,7 +88,7 @@ def classification_sums(
 
 
 def figure_sums(values: Mapping[str, Mapping[str, float]], whole: str) -> dict[str, Any] | None:
-    """Return what a site sends of figures that each patient has; None where they are too few.
+    """Return sums of patients' figures; None for too few.
 
     Args:
         values: name of a figure -> patient -> value.
@@ -116,51 +120,59 @@ def figure_sums(values: Mapping[str, Mapping[str, float]], whole: str) -> dict[s
 def _by_class(
     found: NDArray[np.float64], truth: NDArray[np.int64], keys: Sequence[str], classes: Mapping[int, str]
 ) -> dict[str, dict[str, Any]]:
-    """Return cells of those with and without each class; of two classes the second alone, whose mirror the other is."""
-    told = {}
+    """Return cells of patients with and without each class.
+
+    Of two classes the second alone: the other is its mirror image.
+    """
+    cells = {}
     hidden = _hidden(Counter(truth.tolist()))
     for value in sorted(classes)[1:] if len(classes) == 2 else sorted(classes):
         is_it = truth == value
         ill, well = ([keys[index] for index in np.flatnonzero(kind).tolist()] for kind in (is_it, ~is_it))
         if value in hidden or any(0 < len(set(people)) < LEAST_PATIENTS for people in (ill, well)):
             continue
-        said = found[:, value]
-        ahead = share_below(said[is_it], np.sort(said[~is_it])).sum() * len(well) if ill and well else 0.0
-        told[classes[value]] = {
-            "with": cells_of(said[is_it], ill),
-            "without": cells_of(said[~is_it], well),
+        likely = found[:, value]
+        ahead = share_below(likely[is_it], np.sort(likely[~is_it])).sum() * len(well) if ill and well else 0.0
+        cells[classes[value]] = {
+            "with": cells_of(likely[is_it], ill),
+            "without": cells_of(likely[~is_it], well),
             "pairs": round(float(ahead) * 2) / 2,
         }
-    return told
+    return cells
 
 
 def _hidden(counts: Counter[int]) -> set[int]:
-    """Return classes that are not told of, since too few patients have them, and a next one that would give them away.
+    """Return classes to withhold.
+
+    Those that too few patients have, and a next one that would give them away.
 
     The others' counts and that of all patients tell what is left over (complementary suppression).
     """
     ordered = sorted((count, value) for value, count in counts.items())
     hidden: set[int] = set()
-    together = 0
+    total = 0
     for count, value in ordered:
-        if count >= LEAST_PATIENTS and (not together or together >= LEAST_PATIENTS):
+        if count >= LEAST_PATIENTS and (not total or total >= LEAST_PATIENTS):
             break
         hidden.add(value)
-        together += count
+        total += count
     return hidden
 
 
 def _sureness(
     found: Sequence[NDArray[np.float64]], truth: NDArray[np.int64], keys: Sequence[str]
 ) -> dict[str, list[Any]]:
-    """Return rows of groups of patients of whom the model is about equally sure, and sums over all.
+    """Return rows of patients grouped by confidence, and total sums.
 
     The same patients make a group with temperature as without: other groups would tell of those that moved.
     """
-    said = found[0].argmax(axis=1)
+    predicted = found[0].argmax(axis=1)
     places = np.arange(len(truth))
-    order = np.argsort(-found[0][places, said], kind="stable")
-    sums = np.stack([np.ones(len(truth)), said == truth, *(one[places, said] for one in found)], axis=1)
+    order = np.argsort(-found[0][places, predicted], kind="stable")
+    sums = np.stack(
+        [np.ones(len(truth)), predicted == truth, *(probabilities[places, predicted] for probabilities in found)],
+        axis=1,
+    )
     least = max(LEAST_PATIENTS, -(-len(truth) // _MOST_GROUPS))
     rows: list[NDArray[np.float64]] = []
     begun = 0
@@ -174,6 +186,6 @@ def _sureness(
     right = np.eye(found[0].shape[1])[truth]
     return {
         "cells": [[int(row[0]), int(row[1]), *(round(float(value), DIGITS) for value in row[2:])] for row in rows],
-        "brier": [round(float(np.square(one - right).sum()), DIGITS) for one in found],
-        "log_loss": [round(float(log_losses(one, truth).sum()), DIGITS) for one in found],
+        "brier": [round(float(np.square(probabilities - right).sum()), DIGITS) for probabilities in found],
+        "log_loss": [round(float(log_losses(probabilities, truth).sum()), DIGITS) for probabilities in found],
     }

@@ -1,4 +1,7 @@
-"""Classification of whole slides from weak labels: bags of tiles' features, and attention over a slide's tiles."""
+"""Classification of whole slides from weak labels.
+
+Bags of tiles' features, and attention over a slide's tiles.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,15 @@ from oncofed.tasks.classification import ClassesSpec, Classification, Classified
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
 from oncofed.tasks.inferred import SlideScores
 from oncofed.tasks.pictures import Picture
+from oncofed.tasks.registry import register_task_type
 
 _SAME_RESOLUTION = 0.02
-# Of a tile that lies in a bag: two places of 32 bits beside its features of 16 bits each.
+# Bytes of a tile in a bag besides its features: two coordinates of 32 bits.
 _BYTES_OF_PLACES, _BYTES_OF_FEATURE = 8, 2
 
 
 class SlideClassificationSpec(ClassesSpec):
-    """What a job learns that gives each slide one class."""
+    """Settings of slide classification."""
 
     type: Literal["slide_classification"] = "slide_classification"
     encoder: EncoderSpec = EncoderSpec()
@@ -75,7 +79,10 @@ class Bags(BatchSource):
             yield number, {"bags": features, "places": places, "label": torch.tensor(cases[number].class_label)}
 
     def size(self, case: Case) -> int | None:
-        """Return how many bytes the prepared case takes, by how many tiles registering found on it."""
+        """Return a prepared case's size in bytes.
+
+        By the number of tiles found when it was registered.
+        """
         try:
             tiles = len(slide_tiles(case, self.spec))
         except DataError:  # which preparing it tells
@@ -83,14 +90,20 @@ class Bags(BatchSource):
         return tiles * (self._encoder.size * _BYTES_OF_FEATURE + _BYTES_OF_PLACES) + 8
 
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
-        """Return the features of a slide's tiles, and which of them are drawn where a step does not look at all."""
+        """Return a slide's tile features, and the tiles to draw from.
+
+        Steps do not take all tiles.
+        """
         drawn = {"bags": prepared["bags"], "label": prepared["label"]}
         if len(drawn["bags"]) > self._most_tiles:
             drawn["chosen"] = torch.randperm(len(drawn["bags"]), generator=generator)[: self._most_tiles]
         return drawn
 
     def together(self, parts: Sequence[Prepared]) -> Batch:
-        """Return bags (bfloat16) filled up to the longest one, gathered where they lie; the host waits for nothing."""
+        """Return bags (bfloat16) padded to the longest one.
+
+        Gathered on their device, without the host waiting.
+        """
         counts = [len(part.get("chosen", part["bags"])) for part in parts]
         like = parts[0]["bags"]
         bags = like.new_empty(len(parts), max(counts), like.shape[1])
@@ -101,16 +114,19 @@ class Bags(BatchSource):
                 bag[:count] = part["bags"]
             bag[count:] = 0
         lengths = _sent(torch.tensor(counts), like.device)
-        there = torch.arange(bags.shape[1], device=like.device)[None] < lengths[:, None]
-        return {"bags": bags, "there": there, "label": torch.stack([part["label"] for part in parts])}
+        present = torch.arange(bags.shape[1], device=like.device)[None] < lengths[:, None]
+        return {"bags": bags, "there": present, "label": torch.stack([part["label"] for part in parts])}
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
-        """Return the batch with float32 features: on the way to the device they take half."""
+        """Return the batch with float32 features.
+
+        They travel to the device in half the bytes.
+        """
         return {**batch, "bags": batch["bags"].float()}
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of the CPU on a device, without waiting for it to get there."""
+    """Copy a CPU tensor to a device without waiting."""
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
@@ -123,9 +139,9 @@ def slide_tiles(case: Case, data: DataSpec) -> SlideTiles:
     if case.tiles is None:
         raise DataError("it was not registered as a slide: oncofed data register FOLDER --dataset NAME --task slides")
     tiles = read_tiles(case.image, case.tiles)
-    size, wanted = tiles.spec.size, data.patch[0]
-    if size != wanted or set(data.patch) != {wanted}:
-        raise DataError(f"its tiles have {size} pixels a side, expected {wanted}; register it with --tile {wanted}")
+    size, expected = tiles.spec.size, data.patch[0]
+    if size != expected or set(data.patch) != {expected}:
+        raise DataError(f"its tiles have {size} pixels a side, expected {expected}; register it with --tile {expected}")
     if data.spacing and abs(tiles.spec.mpp / (data.spacing[0] * 1000) - 1) > _SAME_RESOLUTION:
         mpp = data.spacing[0] * 1000
         raise DataError(
@@ -134,9 +150,11 @@ def slide_tiles(case: Case, data: DataSpec) -> SlideTiles:
     return tiles
 
 
+@register_task_type("slide_classification")
 class SlideClassification(Classification):
     """A task that gives each slide one class by attention over its tiles."""
 
+    Settings = SlideClassificationSpec
     network_kind: Kind = "bag"
 
     def __init__(self, spec: SlideClassificationSpec, data: DataSpec) -> None:
@@ -167,17 +185,17 @@ class SlideClassification(Classification):
 
     @torch.no_grad()
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> SlideScores:
-        """Return what a network says of one slide, all its tiles taken together, and which of them spoke for it."""
+        """Return a network's answer for one slide, with attention."""
         bags = prepared["bags"].to(device).float()[None]
-        there = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
-        logits = network(bags, there)[0].float().double().cpu().numpy()
+        present = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
+        logits = network(bags, present)[0].float().double().cpu().numpy()
         attention = None
         if isinstance(network, AttentionMIL):
-            attention = network.attention(bags, there)[0].float().cpu().numpy()
+            attention = network.attention(bags, present)[0].float().cpu().numpy()
         return SlideScores(logits, attention, prepared["places"].cpu().numpy())
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
-        """Return what a network says of one slide, all its tiles taken together."""
+        """Evaluate a network on one slide, all tiles together."""
         found = self.infer(network, self.prepared(case), device)
         return Classified(found.probabilities(self.temperature), case.class_label)
 
@@ -194,8 +212,8 @@ class SlideClassification(Classification):
             for weight, (x, y) in zip(shares, found.places / scale, strict=True):
                 heat[int(y) : int(y + step) + 1, int(x) : int(x + step) + 1] = weight
         shown = np.ascontiguousarray(overview.swapaxes(0, 1))
-        said = caption(Classified(found.probabilities(self.temperature), case.class_label), self.classes)
-        return Picture(shown, heat=heat.T, caption=said, downwards=True)
+        text = caption(Classified(found.probabilities(self.temperature), case.class_label), self.classes)
+        return Picture(shown, heat=heat.T, caption=text, downwards=True)
 
     def _input(self, device: torch.device) -> Bags:
         if self._bags is None:

@@ -1,4 +1,4 @@
-"""How far the surfaces of two label volumes lie apart: surface Dice and the Hausdorff distance, by class.
+"""Surface Dice and Hausdorff distance by class.
 
 The figures are those of MONAI's ``compute_surface_dice`` and ``compute_hausdorff_distance``. Here both come from the
 same distances, each class is looked at where it is, and several are at the same time.
@@ -31,7 +31,9 @@ _LEAF = 32
 def surface_figures(
     prediction: Labels, reference: Labels, classes: dict[int, str], spacing: Sequence[float], tolerance: float
 ) -> dict[str, float]:
-    """Return surface Dice (Nikolov et al., 2018) and the Hausdorff distance's 95th percentile in mm by class.
+    """Return surface Dice and hd95 in mm by class.
+
+    Nikolov et al. (2018); the Hausdorff distance's 95th percentile.
 
     Where a class is in one volume alone its surface Dice is zero and no distance is known; where it is in neither,
     surface Dice is NaN.
@@ -57,14 +59,14 @@ def surface_figures(
     return figures
 
 
-def _one(found: Mask, wanted: Mask, spacing: Sequence[float], tolerance: float) -> tuple[float, float | None]:
-    boxes = [bounding_box(found), bounding_box(wanted)]
+def _one(found: Mask, expected: Mask, spacing: Sequence[float], tolerance: float) -> tuple[float, float | None]:
+    boxes = [bounding_box(found), bounding_box(expected)]
     if boxes[0] is None or boxes[1] is None:
         return (float("nan") if boxes[0] is boxes[1] else 0.0), None
     box = tuple(
         slice(min(one.start, other.start), max(one.stop, other.stop)) for one, other in zip(*boxes, strict=True)
     )
-    edges = [_edges(mask[box]) * np.asarray(spacing) for mask in (found, wanted)]
+    edges = [_edges(mask[box]) * np.asarray(spacing) for mask in (found, expected)]
     distances = [_nearest(edges[0], edges[1]), _nearest(edges[1], edges[0])]
     near = sum(int((each <= tolerance).sum()) for each in distances)
     share = near / (len(edges[0]) + len(edges[1]))
@@ -72,10 +74,13 @@ def _one(found: Mask, wanted: Mask, spacing: Sequence[float], tolerance: float) 
 
 
 def _edges(mask: Mask) -> NDArray[np.float64]:
-    """Return the indices (voxels, axes) of a mask's voxels that touch what is outside, or the volume's end."""
+    """Return the indices (voxels, axes) of a mask's border."""
     return np.argwhere(mask & ~binary_erosion(mask)).astype(np.float64)
 
 
 def _nearest(places: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return how far each place is from the nearest of others, in float32 as MONAI compares them."""
+    """Return each point's distance to the nearest of others.
+
+    In float32, as MONAI compares them.
+    """
     return np.asarray(KDTree(others, leafsize=_LEAF).query(places)[0], np.float32)

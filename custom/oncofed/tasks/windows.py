@@ -1,4 +1,6 @@
-"""Sliding-window inference that holds no more of the output than the windows under way cover: a slab.
+"""Sliding-window inference in slabs.
+
+No more of the output is held than the windows in progress cover.
 
 Windows, their places and their Gaussian weights are those of MONAI's ``sliding_window_inference``. They are taken along
 one axis of the image, so that planes which no later window touches are finished and handed on.
@@ -25,10 +27,10 @@ _LOG = logging.getLogger(__name__)
 # As many windows go through the network at once as give so much output, and no more than these: on a CPU as much as its
 # caches may still hold when it is weighed.
 _WINDOWS_AT_ONCE, _BYTES_AT_ONCE, _BYTES_AT_ONCE_GPU = 4, 1 << 24, 1 << 26
-# Of finished planes so many values are handed on at once: on a CPU as many as its caches hold.
+# Values of finished planes that are handed on at once: on a CPU as many as its caches hold.
 _VALUES_AT_ONCE, _VALUES_AT_ONCE_GPU = 1 << 20, 1 << 25
 
-# The first plane's number, and values (out, planes, other axes): they are written over once the next are asked for.
+# The first plane's number, and values (out, planes, other axes), which the next planes overwrite.
 Planes = tuple[int, Tensor]
 Result = TypeVar("Result")
 
@@ -49,7 +51,9 @@ class _Window:
 
 
 class Windows:
-    """Sliding-window inference with Gaussian weights, on the mean over mirrorings where that is wanted.
+    """Sliding-window inference with Gaussian weights.
+
+    On the mean over mirrorings where that is wanted.
 
     Args:
         data: of the job: windows are as large as patches.
@@ -68,18 +72,21 @@ class Windows:
         self._too_large: int | None = None
 
     def __call__(self, network: nn.Module, image: Tensor, device: torch.device) -> Tensor:
-        """Return the network's output (out, x, y[, z]) float32 for an image (channel, x, y[, z])."""
-        whole: Tensor | None = None
+        """Return the network's output (out, x, y[, z]) float32.
+
+        For an image (channel, x, y[, z]).
+        """
+        total: Tensor | None = None
         axis = self.axis(image.shape[1:])
         for first, planes in self.slabs(network, image, device):
-            if whole is None:
-                whole = planes.new_empty(len(planes), image.shape[1 + axis], *planes.shape[2:])
-            whole[:, first : first + planes.shape[1]] = planes
-        assert whole is not None
-        return whole.movedim(1, 1 + axis).contiguous()
+            if total is None:
+                total = planes.new_empty(len(planes), image.shape[1 + axis], *planes.shape[2:])
+            total[:, first : first + planes.shape[1]] = planes
+        assert total is not None
+        return total.movedim(1, 1 + axis).contiguous()
 
     def axis(self, shape: Sequence[int]) -> int:
-        """Return the axis along which slabs of an image of a shape are smallest."""
+        """Return the axis of the smallest slabs."""
         padded = [max(side, patch) for side, patch in zip(shape, self._patch, strict=True)]
         sizes = [math.prod(padded) // side * patch for side, patch in zip(padded, self._patch, strict=True)]
         return sizes.index(min(sizes))
@@ -93,7 +100,9 @@ class Windows:
         weighed: bool = True,
         spare: bool = False,
     ) -> Iterator[Planes]:
-        """Yield the network's output by planes along ``axis``, first to last, (out, planes, other axes) float32.
+        """Yield the network's output by planes along ``axis``.
+
+        First to last, (out, planes, other axes) float32.
 
         Args:
             network: from (batch, channels, x, y[, z]) to (batch, out, x, y[, z]), on ``device``, in evaluation mode.
@@ -132,7 +141,7 @@ class Windows:
         yield from slab.finished(layout.shape[0], weighed and len(flips) == 1)
 
     def within_memory(self, infer: Callable[[bool], Result], voxels: int) -> Result:
-        """Return what ``infer(spare)`` returns for an image: once more, sparing memory, where that is too short.
+        """Return ``infer(spare)``, retried sparing memory if it runs out.
 
         Args:
             infer: uses ``slabs``.
@@ -195,7 +204,10 @@ class _Layout:
         self._across: Tensor | None = None
 
     def windows(self, mirrorings: Sequence[tuple[int, ...]]) -> list[_Window]:
-        """Return the windows of all mirrorings by their first plane, those of one mirroring together."""
+        """Return the windows of all mirrorings by first plane.
+
+        Those of one mirroring together.
+        """
         found = [
             _Window(self._first(corner[0], 0 in flips), corner, flips)
             for flips in mirrorings
@@ -207,13 +219,16 @@ class _Layout:
         return self.shape[0] - self.patch[0] - start if flipped else start
 
     def inside(self, window: _Window) -> tuple[slice, ...]:
-        """Return where a window lies in the image as it is, with an axis for channels."""
+        """Return a window's slices in the image, with channels."""
         ends = zip(self.shape, self.patch, window.corner, strict=True)
         starts = [length - side - at if n in window.flips else at for n, (length, side, at) in enumerate(ends)]
         return (slice(None), *(slice(at, at + side) for at, side in zip(starts, self.patch, strict=True)))
 
     def coverage(self, first: int, stop: int) -> Tensor:
-        """Return the sum of all windows' weights in planes (planes, other axes) of an image that is not mirrored."""
+        """Return the sum of windows' weights, without mirroring.
+
+        In planes (planes, other axes).
+        """
         if self._across is None:
             # Windows are a product of places along each axis: those that begin with one plane cover the others alike.
             self._across = self.weights.new_zeros(self.patch[0], *self.shape[1:])
@@ -228,7 +243,9 @@ class _Layout:
 
 
 class _Slab:
-    """The planes that windows under way cover, as a ring: what is finished makes room for what comes.
+    """A ring buffer of the planes that windows cover.
+
+    Finished planes make room for the next.
 
     Args:
         layout: of the windows.

@@ -1,4 +1,7 @@
-"""The local training loop. It knows nothing of federation: a script, a test and a notebook use it the same way."""
+"""The local training loop.
+
+Scripts, tests, notebooks and federations use it the same way.
+"""
 
 from oncofed.tasks import Evaluation
 from oncofed.training.plan import Plan, ResourcesSpec, TrainingSpec

@@ -1,4 +1,8 @@
-"""Making a step fit into a GPU's memory: blocks that are computed twice instead of kept."""
+"""Activation checkpointing: less memory for a step, blocks computed twice instead of kept.
+
+PyTorch's ``apply_activation_checkpointing`` puts a wrapper around each block: ``named_parameters`` of the network then
+gives other names, and blocks inside blocks are wrapped too, to be computed three times.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,9 @@ _BLOCKS = frozenset(
 
 
 def checkpoint_blocks(network: nn.Module) -> int:
-    """Let a network's blocks be computed again in the backward pass (Chen et al., 2016), and return how many.
+    """Recompute a network's blocks in the backward pass; return their number.
+
+    Chen et al., 2016.
 
     Weights and their names stay as they are.
     """

@@ -1,4 +1,4 @@
-"""What a federation is compared with: each site alone, and all data in one place.
+"""Baselines of a federation: each site alone, and pooled data.
 
 Each baseline takes as many optimizer steps as one site takes in the federation, with the same network, initial
 weights, schedule and choice of the best round by validation.
@@ -53,7 +53,9 @@ class Baseline:
 def train_baseline(
     plan: Plan, baseline: Baseline, out: Path, threads: int | None, progress: Callable[[str, int], None] | None = None
 ) -> dict[str, Evaluation]:
-    """Train one baseline, write its best weights to ``out/NAME.safetensors``, and return its scores by site.
+    """Train one baseline, and return its scores by site.
+
+    Its best weights go to ``out/NAME.safetensors``.
 
     Args:
         plan: what to train.
@@ -80,7 +82,9 @@ def train_baseline(
 
 
 class BaselinePool:
-    """Trains baselines in processes of their own; use it as a context manager, which ends them all on leaving.
+    """Trains baselines in separate processes.
+
+    A context manager, which ends them all on leaving.
 
     Args:
         plan: what each baseline trains.
@@ -121,7 +125,10 @@ class BaselinePool:
         return len(self._futures) * self._plan.total_steps
 
     def start(self, baselines: list[Baseline]) -> None:
-        """Start to train; the longest wait, for the baseline over all data, starts first."""
+        """Start to train, the longest baseline first.
+
+        That is the one over all data.
+        """
         self._pool = ProcessPoolExecutor(
             self._workers, mp_context=self._context, initializer=_start_worker, initargs=(self._done, loaded_packs())
         )

@@ -1,4 +1,4 @@
-"""A training's whole state in one file of tensors, written whole or not at all."""
+"""Training state in one file of tensors, written atomically."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def previous_of(path: Path) -> Path:
 
 
 def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> None:
-    """Write tensors and facts; whoever reads ``path`` finds the old state or the new one.
+    """Write tensors and facts atomically.
+
+    A reader of ``path`` finds the old state or the new one.
 
     The old one is kept beside it (``previous_of``), and the next but one is written over it: on disk there are two.
 
@@ -98,7 +100,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """Set an optimizer's state to what ``optimizer_tensors`` returned, laid out in memory as the parameters are.
+    """Restore an optimizer's state from ``optimizer_tensors``.
+
+    Laid out in memory as the parameters are.
 
     A file holds it in one layout. Fused steps on CUDA refuse state whose strides are not those of its parameter.
     """
@@ -106,6 +110,6 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> Non
     for name, value in tensors.items():
         number, _, key = name.partition(".")
         parameter = parameters[int(number)]
-        whole = value.shape == parameter.shape
-        place = torch.empty_like(parameter) if whole else torch.empty_like(value, device=parameter.device)
+        full = value.shape == parameter.shape
+        place = torch.empty_like(parameter) if full else torch.empty_like(value, device=parameter.device)
         optimizer.state[parameter][key] = place.copy_(value)

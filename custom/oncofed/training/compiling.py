@@ -1,4 +1,4 @@
-"""When a network is compiled (``torch.compile``), and when its step is replayed as CUDA graphs.
+"""Compilation of networks, and replay as CUDA graphs.
 
 Compiling takes one to three minutes, a step some milliseconds: it pays in long runs. Jobs that are to give the same
 bits again decide by what they ask for alone; others measure their first steps, and again what came of it.
@@ -36,14 +36,17 @@ _SAVED_SHARE = 0.25
 _SAVED_SECONDS = 0.005
 # A step is bound by launches where the host, alone with an idle GPU, takes nearly as long to launch it as it takes.
 _LAUNCHING_SHARE = 0.9
-# Less than this is within what two measurements of the same differ by.
+# Smaller differences are noise of two measurements.
 _LEAST_SAVED_SHARE = 0.03
 _WARM_STEPS, _TIMED_STEPS = 45, 5
 _WARM_COMPILED_STEPS = 10
 
 
 class Timing(NamedTuple):
-    """Seconds of a step that began on an idle GPU: until it was done, and until the host had launched all of it."""
+    """Seconds of a step that began on an idle GPU.
+
+    Until it was done, and until the host had launched all of it.
+    """
 
     step: float
     host: float
@@ -64,7 +67,9 @@ def cost_seconds(network: nn.Module, cached: bool) -> float:
 
 
 def pays_by_plan(total_steps: int, cost: float) -> bool:
-    """Return whether compiling pays in a run, whose steps are taken to be as short as they are anywhere.
+    """Return whether compiling pays in a run.
+
+    Steps are assumed as short as they are anywhere.
 
     Args:
         total_steps: of the whole run: a process that takes it up later decides the same.
@@ -89,12 +94,15 @@ def choose(timing: Timing, steps_left: int, cost: float, replayable: bool) -> Fo
 
 
 def has_paid(before: Timing, after: Timing) -> bool:
-    """Return whether a step takes less time than before, beyond what measurements differ by."""
+    """Return whether a step takes significantly less time."""
     return after.step < (1 - _LEAST_SAVED_SHARE) * before.step
 
 
 def can_compile() -> str | None:
-    """Return why ``torch.compile`` cannot work in this process, or None. CUDA is not touched."""
+    """Return why ``torch.compile`` cannot work here, or None.
+
+    CUDA is not touched.
+    """
     if torch.version.cuda and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     named = os.environ.get("CC") or os.environ.get("CXX")
@@ -113,7 +121,9 @@ def can_compile() -> str | None:
 
 
 def use_cache(folder: Path | None) -> bool:
-    """Have compiled kernels kept in a folder that outlives the process, unless its environment names another.
+    """Keep compiled kernels in a folder that outlives the process.
+
+    Unless its environment names another.
 
     What lies there is run: it must be this user's alone.
 
@@ -160,7 +170,7 @@ def in_form(function: Callable[..., Any], form: Form, deterministic: bool) -> Ca
 
 @dataclass(frozen=True)
 class Situation:
-    """Of what a training's form depends.
+    """The facts that decide how a training is compiled.
 
     Attributes:
         wanted: as ``TrainingSpec.compile``.
@@ -208,7 +218,7 @@ class Compiling:
 
     @contextlib.contextmanager
     def step(self, steps_left: int) -> Iterator[None]:
-        """Take a step in the block; a few of the first are waited for, and measured.
+        """Take a step in the block; wait for the first ones and measure.
 
         Args:
             steps_left: of the run.
@@ -232,7 +242,10 @@ class Compiling:
             self._decide(timing, steps_left)
 
     def take_in_parts(self) -> None:
-        """Do without CUDA graphs: of a batch in parts, each would write over the gradients of the one before."""
+        """Turn CUDA graphs off for batches in parts.
+
+        Each part would write over the gradients of the one before.
+        """
         self._replayable = False
         if self.form == "replayed":
             self._change("compiled")
@@ -240,8 +253,8 @@ class Compiling:
     def fall_back(self, error: Exception) -> None:
         """Go on in a plainer form, since this one failed."""
         plainer: Form = "compiled" if self.form == "replayed" else "eager"
-        what = "a step as CUDA graphs" if self.form == "replayed" else "torch.compile"
-        _LOG.warning("%s failed (%s); training goes on without it", what, str(error).partition("\n")[0])
+        form = "a step as CUDA graphs" if self.form == "replayed" else "torch.compile"
+        _LOG.warning("%s failed (%s); training goes on without it", form, str(error).partition("\n")[0])
         self._measures = self._measures and plainer != "eager"
         self._change(plainer)
 

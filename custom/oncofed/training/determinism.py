@@ -1,4 +1,7 @@
-"""The same bits again: torch's switches, forms of a network's operations that repeat themselves, and what has none."""
+"""Bit-wise reproducible training.
+
+Switches of PyTorch, deterministic forms of a network's operations, and those without one.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ from monai.utils import set_determinism
 from torch import Tensor, nn
 from torch.nn import functional
 
-# As torch says it of an operation that has no deterministic form on the device.
+# PyTorch's message for an operation without a deterministic form on the device.
 _ALERT = re.compile(r"(\S+) does not have a deterministic implementation")
 _LINEAR = frozenset({"linear", "bilinear", "trilinear"})
 _LOG = logging.getLogger(__name__)
 
 
 def make_repeatable(seed: int, deterministic: bool) -> None:
-    """Seed what is random, and choose between kernels that repeat themselves and the fastest ones.
+    """Seed random generators, and choose deterministic or fastest kernels.
 
     An operation that has no deterministic form still runs: a pack's network may have one, and so may what another part
     of this process does. ``alerts_told`` names it.
@@ -42,7 +45,10 @@ def make_repeatable(seed: int, deterministic: bool) -> None:
 
 @contextlib.contextmanager
 def alerts_told() -> Iterator[None]:
-    """Name in one line what has no deterministic form on this device, of all that the block does."""
+    """Report operations of the block without a deterministic form.
+
+    In one line, on this device.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", _ALERT.pattern)
         yield
@@ -59,7 +65,9 @@ def alerts_told() -> Iterator[None]:
 
 
 def use_deterministic_forms(network: nn.Module) -> int:
-    """Replace layers whose gradient CUDA adds up in any order by equal ones that repeat themselves; return how many.
+    """Replace nondeterministic layers by equal ones; return their number.
+
+    Those whose gradients CUDA adds up in any order.
 
     Linear interpolation becomes a matrix product for each axis, and an average pool without overlap a mean. Neither has
     weights, so that those and their names stay as they are; values are equal within rounding.
@@ -90,7 +98,10 @@ def _three(size: int | tuple[int, ...]) -> tuple[int, ...]:
 
 
 class _Interpolation(nn.Module):
-    """Linear interpolation of (n, channel, x[, y[, z]]) as ``nn.Upsample`` does it; in float32, rounded once."""
+    """Linear interpolation of (n, channel, x[, y[, z]]) as ``nn.Upsample``.
+
+    In float32, rounded once.
+    """
 
     def __init__(self, layer: nn.Upsample) -> None:
         super().__init__()
@@ -111,7 +122,10 @@ class _Interpolation(nn.Module):
             return moved.to(values.dtype)
 
     def _matrix(self, axis: int, values: Tensor) -> Tensor:
-        """Return what an axis is multiplied with, (before, after): what torch makes of each unit vector."""
+        """Return an axis's interpolation matrix (before, after).
+
+        What torch makes of each unit vector.
+        """
         size = self._size[axis - 2] if isinstance(self._size, tuple) else self._size
         factor = self._factor[axis - 2] if isinstance(self._factor, tuple) else self._factor
         unit = torch.eye(values.shape[axis], device=values.device)[None]
@@ -119,7 +133,10 @@ class _Interpolation(nn.Module):
 
 
 class _BlockMean(nn.Module):
-    """The mean over blocks of (n, channel, x, y, z) that do not overlap, without what is left at the end of an axis."""
+    """Average pooling of (n, channel, x, y, z) without overlap.
+
+    What is left at the end of an axis is dropped.
+    """
 
     def __init__(self, block: tuple[int, ...]) -> None:
         super().__init__()
@@ -128,7 +145,7 @@ class _BlockMean(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         for axis, side in enumerate(self._block):
             first = 2 + 2 * axis
-            whole = values.shape[first] // side
-            values = values.narrow(first, 0, whole * side)
-            values = values.reshape(*values.shape[:first], whole, side, *values.shape[first + 1 :])
+            count = values.shape[first] // side
+            values = values.narrow(first, 0, count * side)
+            values = values.reshape(*values.shape[:first], count, side, *values.shape[first + 1 :])
         return values.mean((3, 5, 7))

@@ -1,4 +1,4 @@
-"""How a network's activations lie in a GPU's memory, and which of them are overwritten.
+"""Memory layout of activations, and in-place operations.
 
 Both follow from its normalisation, whose kernels decide what is copied in between.
 """
@@ -35,7 +35,9 @@ def memory_format(network: nn.Module, axes: int) -> torch.memory_format:
 
 
 def overwriting_activations(network: nn.Module) -> list[nn.Module]:
-    """Return the activations that write over what normalisation by instance gives; see ``overwrite``.
+    """Return activations that overwrite the output of instance normalisation.
+
+    See ``overwrite``.
 
     What it gives is a view of another tensor: to write over it costs the backward pass of each activation three copies
     of it, and to write beside it none. Other networks have none of these, whatever their activations do.
@@ -47,7 +49,9 @@ def overwriting_activations(network: nn.Module) -> list[nn.Module]:
 
 
 def overwrite(activations: list[nn.Module], wanted: bool) -> None:
-    """Have activations write over their input: right where there is no backward pass, as it takes no memory.
+    """Let activations write over their input.
+
+    Right without a backward pass, and takes no memory.
 
     Values and weights are the same either way.
     """

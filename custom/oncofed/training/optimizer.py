@@ -1,4 +1,4 @@
-"""The optimizers that a job can ask for, and what leaves out the steps whose gradients are not finite."""
+"""Optimizers, and a gradient scaler that skips non-finite steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _LEAST_SCALE = 2.0**-16
 
 
 def build_optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optimizer:
-    """Return the job's optimizer, whose state is there from the start, zero and laid out as the weights.
+    """Return the job's optimizer, its state initialised to zero.
+
+    Laid out in memory as the weights.
 
     Torch makes it in the first step. Where memory ends then, the step is half taken; and where that step is left out,
     SGD's momentum holds what was in its memory before.
@@ -41,7 +43,9 @@ def build_optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optim
 
 
 class StepScaler(torch.amp.GradScaler):
-    """Leaves a step out, without the host waiting, where a gradient is not finite; scales the loss in float16 alone.
+    """Skips steps with non-finite gradients without the host waiting.
+
+    In float16 alone it scales the loss.
 
     Each step that is left out halves the scale. In float16 it stays above zero; otherwise it is one always, as a scale
     that nothing raises again would vanish over a long run, and its inverse would write NaN into the weights.
@@ -63,13 +67,19 @@ class StepScaler(torch.amp.GradScaler):
             self._scale.clamp_(min=_LEAST_SCALE)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state; one of a training in another precision is left alone, as on a GPU of another kind."""
+        """Restore a state, if it is of the same precision.
+
+        One of another precision is left alone, as on a GPU of another kind.
+        """
         if self._scales and state_dict.get("growth_interval") == _STEPS_BETWEEN_GROWTHS:
             super().load_state_dict({**state_dict, "scale": max(state_dict["scale"], _LEAST_SCALE)})
 
 
 def learning_rate(spec: TrainingSpec, step: int, total: int) -> float:
-    """Return the learning rate of ``step`` (from 0) in a run of ``total`` steps."""
+    """Return the learning rate of ``step`` out of ``total``.
+
+    Steps count from 0.
+    """
     if step < spec.warmup_steps:
         return spec.learning_rate * (step + 1) / spec.warmup_steps
     done = (step - spec.warmup_steps) / max(total - spec.warmup_steps, 1)

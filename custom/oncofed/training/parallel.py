@@ -1,4 +1,6 @@
-"""Several GPUs of one site train one model: each takes its share of every batch, and gradients are averaged.
+"""Data-parallel training on several GPUs of one site.
+
+Each takes its share of every batch, and gradients are averaged.
 
 The process that everybody talks to is the first of the group; it starts the others, tells them when to train, and alone
 scores and keeps the model. On machines without CUDA the group runs on CPU cores, through gloo.
@@ -69,20 +71,26 @@ class Group:
         self._tell(_TRAIN, steps, done)
 
     def command_preparing(self, done: int) -> None:
-        """Tell the others to prepare their data, after which all ``meet``; for the first process."""
+        """Command the others to prepare their data; for the first process.
+
+        Then all ``meet``.
+        """
         self._tell(_PREPARE, 0, done)
 
     def meet(self) -> None:
-        """Wait until every process is here, for as long as that takes: large datasets take an hour to prepare."""
+        """Wait for every process, without a limit.
+
+        Large datasets take an hour to prepare.
+        """
         dist.barrier(self._commands)
 
     def commands(self) -> Iterator[tuple[int | None, int]]:
-        """Yield what the first process commands, until it is done; for the others."""
+        """Yield the first process's commands until it is done; for the others."""
         while True:
-            what, steps, done = self._tell(_STOP, 0, 0)
-            if what == _STOP:
+            kind, steps, done = self._tell(_STOP, 0, 0)
+            if kind == _STOP:
                 return
-            yield None if what == _PREPARE else steps, done
+            yield None if kind == _PREPARE else steps, done
 
     def same_weights(self, network: nn.Module) -> None:
         """Give every process the weights of the first one."""
@@ -109,14 +117,16 @@ class Group:
                 self._tell(_STOP, 0, 0)
         dist.destroy_process_group()
 
-    def _tell(self, what: int, steps: int, done: int) -> tuple[int, int, int]:
-        message = torch.tensor([what, steps, done])
+    def _tell(self, kind: int, steps: int, done: int) -> tuple[int, int, int]:
+        message = torch.tensor([kind, steps, done])
         dist.broadcast(message, 0, group=self._commands)
         return int(message[0]), int(message[1]), int(message[2])
 
 
 class WorkerProcesses:
-    """Starts the other processes of a group and ends them; the group of the calling process is ``group``.
+    """Starts and ends the other processes of a group.
+
+    The group of the calling process is ``group``.
 
     Args:
         follower: what each of them runs, of a module's top level or a picklable object.
@@ -128,11 +138,11 @@ class WorkerProcesses:
     """
 
     def __init__(self, follower: Follower, size: int, devices: str) -> None:
-        there = torch.cuda.device_count()
-        if devices == "cuda" and there < size:
+        gpus = torch.cuda.device_count()
+        if devices == "cuda" and gpus < size:
             raise TrainingError(
-                f"the job asks for {size} GPUs at a site (resources.gpus), found {there}. Lower it or run it elsewhere."
-                + (f" No GPU can be used: {reason}" if not there and (reason := why_unusable()) else "")
+                f"the job asks for {size} GPUs at a site (resources.gpus), found {gpus}. Lower it or run it elsewhere."
+                + (f" No GPU can be used: {reason}" if not gpus and (reason := why_unusable()) else "")
             )
         self._folder = tempfile.TemporaryDirectory(prefix="oncofed-group-")
         meeting = Path(self._folder.name) / "meeting"
@@ -146,7 +156,7 @@ class WorkerProcesses:
         self.group = Group(0, size, _device(devices, 0), meeting)
 
     def require_alive(self) -> None:
-        """Raise where one of the processes has ended, or does so within two seconds."""
+        """Raise where a process has ended, or ends within two seconds."""
         for process in self._processes:
             process.join(_LAST_WORDS_SECONDS)
         ended = [process.exitcode for process in self._processes if process.exitcode is not None]

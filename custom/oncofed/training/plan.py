@@ -1,4 +1,4 @@
-"""Everything that a site needs to know to train: data, task, model, and how."""
+"""A site's whole plan of training: data, task, model, settings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from oncofed.data.augment import Augmentation
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
-from oncofed.models.bundle import write_bundle
+from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
 from oncofed.settings import RenamedSettings, StrictModel
-from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSpec, build_task
+from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
 
 
@@ -79,7 +79,7 @@ class TrainingSpec(RenamedSettings):
 
 
 class ResourcesSpec(StrictModel):
-    """What a site gives to a job."""
+    """A site's resources for a job."""
 
     gpus: int = Field(1, ge=1, le=64, description="GPUs of each site that train together, each a share of every batch")
     gpu_memory_gb: int | None = Field(
@@ -88,10 +88,10 @@ class ResourcesSpec(StrictModel):
 
 
 class Plan(StrictModel):
-    """What one site trains, with ``rounds`` turns."""
+    """A site's plan of training over ``rounds`` rounds."""
 
     data: DataSpec
-    task: TaskSpec
+    task: TaskSection
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     resources: ResourcesSpec = ResourcesSpec()
@@ -114,10 +114,14 @@ class Plan(StrictModel):
         except SpecError as error:
             raise ValueError(str(error)) from None
         if given != kind:
-            what = {"dense": "values for each voxel", "image": "one class for an image", "bag": "one class for a slide"}
+            gives = {
+                "dense": "values for each voxel",
+                "image": "one class for an image",
+                "bag": "one class for a slide",
+            }
             raise ValueError(
-                f"the task {self.task.type} needs a network that gives {what[kind]}; {self.model.network} gives "
-                f"{what[given]}. See: oncofed job networks"
+                f"the task {self.task.type} needs a network that gives {gives[kind]}; {self.model.network} gives "
+                f"{gives[given]}. See: oncofed job networks"
             )
         divisor = self.model.divisor
         if any(side % divisor for side in self.data.patch):
@@ -159,14 +163,14 @@ class Plan(StrictModel):
 
     @property
     def network_request(self) -> NetworkRequest:
-        """What the plan's network is built for."""
+        """The arguments of the plan's network."""
         task = self.build_task()
         return NetworkRequest(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
 
-    def write_bundle(
-        self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None
-    ) -> Path | None:
-        """Write ``folder/bundle``, the model as a MONAI bundle, and return it; None where code would come with it.
+    def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
+        """Write ``folder/bundle``, the model as a MONAI bundle, and return it.
+
+        A pack's code does not come along: the bundle of its model holds the weights, and does not answer.
 
         Args:
             folder: where the bundle goes.
@@ -174,13 +178,11 @@ class Plan(StrictModel):
             weights: of the plan's network.
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
-        if self.model.code:  # a bundle holds no code that its user would have to trust
-            return None
+        classes, job = self.task.classes, self._as_job(title) if job is None else job
+        if self.model.code:
+            return write_bundle_without_code(folder, title, self.model.code, classes, weights, job)
         answer = answer_of(self.task, self.data)
-        request, classes = self.network_request, self.task.classes
-        return write_bundle(
-            folder, title, request, self.data, classes, weights, answer, self._as_job(title) if job is None else job
-        )
+        return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
 
     def _as_job(self, title: str) -> dict[str, Any]:
         """Return the plan as ``job.yaml`` holds a job."""
@@ -208,7 +210,10 @@ class Plan(StrictModel):
         return network
 
     def declared(self) -> Plan:
-        """Return the plan with what its pack's network and task are like, for those who do not run the pack."""
+        """Return the plan with its pack's network and task declared.
+
+        For processes that do not run the pack.
+        """
         network = Declared.of(self.model.kind, self.model.divisor, layout_of(self.build_network()))
         values = self.model_dump()
         values["model"]["declared"] = network.model_dump()
@@ -217,7 +222,10 @@ class Plan(StrictModel):
         return Plan.model_validate(values)
 
     def layout(self) -> WeightLayout:
-        """Return what the weights of the plan's network are like; of a pack's, what the job declares."""
+        """Return the layout of the network's weights.
+
+        A pack's as the job declares it.
+        """
         return self.model.declared.layout() if self.model.declared else layout_of(self.build_network())
 
     def initial_weights(self) -> Weights:
@@ -225,7 +233,9 @@ class Plan(StrictModel):
         return {name: value.clone() for name, value in weights_of(self.build_network()).items()}
 
     def try_network(self) -> nn.Module:
-        """Build the network, let it look at one patch of noise, and return it.
+        """Build the network, try it on a patch, and return it.
+
+        The patch is of noise.
 
         Raises:
             SpecError: the network cannot be built, or does not take the job's patch.
@@ -245,10 +255,10 @@ class Plan(StrictModel):
                 f"{self.model.network} does not take a patch of {list(self.data.patch)} (data.patch): "
                 f"{str(error).splitlines()[0]}"
             ) from None
-        wanted = (1, task.out_channels, *(self.data.patch if task.network_kind == "dense" else ()))
-        found = tuple(output[:, 0].shape if output.ndim > len(wanted) else output.shape)
-        if found != wanted:
-            raise SpecError(f"{self.model.network} answers with the shape {found}, the task expects {wanted}")
+        expected = (1, task.out_channels, *(self.data.patch if task.network_kind == "dense" else ()))
+        found = tuple(output[:, 0].shape if output.ndim > len(expected) else output.shape)
+        if found != expected:
+            raise SpecError(f"{self.model.network} answers with the shape {found}, the task expects {expected}")
         return network
 
     @property

@@ -9,7 +9,9 @@ from torch.profiler import record_function
 
 
 def profile_range(name: str, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Return what names the block: in torch's own profiler, else on a GPU as an NVTX range, which Nsight shows.
+    """Return a context manager that names the block for profilers.
+
+    In PyTorch's own profiler, else on a GPU as an NVTX range, which Nsight shows.
 
     A range costs a microsecond where nobody looks; on a CPU without a profiler there is none.
 

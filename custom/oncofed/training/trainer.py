@@ -122,7 +122,7 @@ class Trainer:
             self._optimizer = build_optimizer(plan.training, self.network)
         self._precision = _precision(plan.training, self.device)
         self._scaler = StepScaler(self.device.type, self._precision)
-        # What has no deterministic form is told of once, in the first step.
+        # Operations without a deterministic form are reported once, in the first step.
         self._watch = alerts_told if plan.training.deterministic else contextlib.nullcontext
         self._batch_size = plan.training.batch_size // (group.size if group else 1)
         self._micro = min(plan.training.micro_batch or self._batch_size, self._batch_size)
@@ -144,12 +144,14 @@ class Trainer:
         """Take the next steps in another form; see ``Compiling``."""
         deterministic = self.plan.training.deterministic
         self._forward: Callable[..., Tensor] = in_form(self._shared or self.network, form, deterministic)
-        # A pack's loss may be more than a compiler knows. What is given to the loss is no part of a graph.
+        # A compiler may not know a pack's loss. The loss's arguments are no part of a graph.
         plainer: Form = "compiled" if form == "replayed" else form
         self._loss: Loss = self._own_loss or in_form(self.task.loss, plainer, deterministic)
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> BatchStream:
-        """Read and keep the training cases, if that was not done yet, and return the run's stream of batches.
+        """Return the run's stream of batches.
+
+        The training cases are read once and kept.
 
         Args:
             progress: called with (cases prepared, cases in all), where all are prepared before the first batch.
@@ -160,7 +162,7 @@ class Trainer:
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
             self._training = prepared
             rank = self._group.rank if self._group else 0
-            # The others of a group begin anew where the first one goes on: they draw what they have not drawn before.
+            # The others of a group restart where the first one resumes: their batches are new ones.
             seed = self._seed if rank == 0 else _site_seed(self._seed, f"{rank} {self.steps_done}")
             self._batches = BatchStream(prepared, self.input, self._batch_size, seed, self.device)
             if self._restored:
@@ -187,7 +189,7 @@ class Trainer:
         turn: str | None = None,
         wait: bool = True,
     ) -> float:
-        """Take ``steps`` optimizer steps and return the mean loss of the turn.
+        """Take ``steps`` optimizer steps and return their mean loss.
 
         A step whose loss is not finite changes nothing. The state is kept in the checkpoint once a minute and at the
         end.
@@ -195,7 +197,7 @@ class Trainer:
         Args:
             steps: how many.
             on_step: called after each step.
-            should_stop: asked before each step; true ends the training early.
+            should_stop: called before each step; true ends the training early.
             turn: a name for these steps. Where it is that of the ``unfinished`` turn, the steps that an earlier
                 process took in it count in its loss and its gradient hook too, and ``steps`` are what is left of it.
             wait: until the checkpoint is on disk; otherwise ``settle`` does.
@@ -215,7 +217,7 @@ class Trainer:
             loss = self.take_turn(steps, on_step, should_stop)
             self._keep()
         except BaseException:
-            # Whoever orders this turn again, because what failed may have passed, goes on with it.
+            # A retry of this round, after a failure that may have passed, resumes it.
             self.unfinished, self._restored_turn = (
                 turn,
                 dict(self.gradient_hook.round_state) if self.gradient_hook else {},
@@ -229,7 +231,7 @@ class Trainer:
     def take_turn(
         self, steps: int, on_step: OnStep | None = None, should_stop: Callable[[], bool] | None = None
     ) -> float:
-        """Do what ``train`` orders, in each process of a group."""
+        """Run the steps of ``train``, in each process of a group."""
         batches = self.prepare()
         self.network.train()
         overwrite(self._activations, False)
@@ -272,7 +274,10 @@ class Trainer:
         progress: Callable[[int, int], None] | None = None,
         keep: list[tuple[str, Any]] | None = None,
     ) -> Evaluation:
-        """Score the network on ``cases``; see ``Task.evaluate``. Validation cases are held prepared from then on."""
+        """Score the network on ``cases``; see ``Task.evaluate``.
+
+        Validation cases are held prepared from then on.
+        """
         torch.cuda.empty_cache()  # scoring takes other, larger pieces than training left there
         overwrite(self._activations, True)
         held = self._validation_of(cases, progress)
@@ -281,14 +286,17 @@ class Trainer:
     def _validation_of(
         self, cases: tuple[Case, ...], progress: Callable[[int, int], None] | None
     ) -> PreparedCases | None:
-        """Return validation cases as they are held; None for others, and for those that were not asked for at first."""
-        how = self.task.scoring_preparation()
-        if not how or not cases or not set(cases) <= set(self.cases.validation):
+        """Return validation cases as they are held.
+
+        None for others, and for those outside the first evaluation.
+        """
+        preparation = self.task.scoring_preparation()
+        if not preparation or not cases or not set(cases) <= set(self.cases.validation):
             return None
         if self._validation is None:
             memory = torch.device("cpu")
-            plan = plan_cache(cases, how, memory, self._training.promised if self._training else 0)
-            self._validation = PreparedCases(cases, how, memory, progress, plan)
+            plan = plan_cache(cases, preparation, memory, self._training.promised if self._training else 0)
+            self._validation = PreparedCases(cases, preparation, memory, progress, plan)
         return self._validation if all(case in self._validation for case in cases) else None
 
     def close(self) -> None:
@@ -299,18 +307,24 @@ class Trainer:
                 prepared.close()
 
     def settle(self) -> None:
-        """Wait until the last checkpoint is on disk; ``not_kept`` says why it is not."""
+        """Wait until the last checkpoint is on disk.
+
+        ``not_kept`` says why it is not.
+        """
         if self._writer and self._writer.writing:
             self._tell_whether_kept(self._writer.wait)
 
     def _keep(self) -> None:
-        """Keep all that a later process needs to go on to the same end."""
+        """Write the whole state, for bit-exact resumption."""
         self.settle()
         if self._writer:
             self._tell_whether_kept(partial(self._writer.write, *self._state()))
 
     def _tell_whether_kept(self, write: Callable[[], None]) -> None:
-        """Train on where writing fails: a full disk costs what a later crash would lose, not the training."""
+        """Continue training where writing fails.
+
+        A full disk costs what a later crash would lose, not the training.
+        """
         try:
             write()
             self.not_kept = None
@@ -372,7 +386,9 @@ class Trainer:
         return self._group.mean(loss) if self._group else loss
 
     def _tried(self, batch: Batch) -> Tensor | None:
-        """Return a batch's loss, its gradients in place; None where that failed and is to be tried in another way.
+        """Return a batch's loss, its gradients in place.
+
+        None where that failed and is to be tried in another way.
 
         An error holds on to all that the failed pass had in memory: it is let go of when this returns.
         """
@@ -389,15 +405,18 @@ class Trainer:
         return None
 
     def _gradients(self, batch: Batch) -> Tensor:
-        """Add up the gradients of a batch in parts that fit into memory; return the batch's mean loss."""
+        """Accumulate a batch's gradients in parts; return its mean loss.
+
+        The parts fit into memory.
+        """
         size = len(next(iter(batch.values())))
         if size > self._micro:
             self._compiling.take_in_parts()
         total = torch.zeros((), device=self.device)
         for first in range(0, size, self._micro):
-            few = {name: values[first : first + self._micro] for name, values in batch.items()}
-            if self._layout is not torch.contiguous_format and "image" in few:
-                few["image"] = few["image"].to(memory_format=self._layout)
+            part = {name: values[first : first + self._micro] for name, values in batch.items()}
+            if self._layout is not torch.contiguous_format and "image" in part:
+                part["image"] = part["image"].to(memory_format=self._layout)
             share = min(self._micro, size - first) / size
             last = first + self._micro >= size
             with self._alone() if not last else contextlib.nullcontext():
@@ -406,16 +425,19 @@ class Trainer:
                     profile_range("forward", self.device),
                     torch.autocast(self.device.type, self._precision, enabled=half),
                 ):
-                    output = self.task.forward(self._forward, few)
+                    output = self.task.forward(self._forward, part)
                 with profile_range("loss", self.device):
-                    loss = self._loss(output.float(), few) * share
+                    loss = self._loss(output.float(), part) * share
                 with profile_range("backward", self.device):
                     self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total = total + loss.detach()
         return total
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
-        """Keep gradients to this process: they are averaged once, with the last part of a batch."""
+        """Keep gradients to this process.
+
+        They are averaged once, with the last part of a batch.
+        """
         shared = self._shared
         return shared.no_sync() if isinstance(shared, DistributedDataParallel) else contextlib.nullcontext()
 
@@ -444,7 +466,10 @@ class Trainer:
 
 
 class _LossSum:
-    """What a turn's steps came to so far. Sums stay on the device, so that no step waits for the host."""
+    """Running sums of a round's steps.
+
+    They stay on the device, so that no step waits for the host.
+    """
 
     def __init__(self, loss: float = 0.0, skipped: int = 0, taken: int = 0) -> None:
         self.loss = torch.tensor(loss, dtype=torch.float64)
@@ -462,7 +487,7 @@ class _LossSum:
 
 @dataclass(frozen=True)
 class _WorkerMain:
-    """What the other processes of a group run."""
+    """The function of a group's other processes."""
 
     plan: Plan
     cases: Cases
@@ -482,7 +507,9 @@ class _WorkerMain:
 def start_trainer(
     plan: Plan, cases: Cases, site: str, checkpoint: Path | None = None, devices: str | None = None
 ) -> Iterator[Trainer]:
-    """Yield a trainer on as many GPUs as the plan asks for; where there are several, it is the first of a group.
+    """Yield a trainer on the plan's number of GPUs.
+
+    With several, it is the first of a group.
 
     A group's result does not repeat itself to the bit after a restart, as that of one process does.
 

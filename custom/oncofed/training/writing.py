@@ -15,7 +15,9 @@ _ALIGNMENT = 64
 
 
 class CheckpointWriter:
-    """Writes one checkpoint after the other; a later one begins when the one before is on disk.
+    """Writes checkpoints one after the other.
+
+    A later one begins when the one before is on disk.
 
     From a GPU all tensors are copied in one go, into memory that it reaches by itself, and a thread waits for that and
     writes: the training's next step changes nothing of what is written. That memory is kept for the next time. On the
@@ -37,11 +39,13 @@ class CheckpointWriter:
 
     @property
     def writing(self) -> bool:
-        """Whether a checkpoint may not be on disk yet, nor is known to have failed."""
+        """Whether a checkpoint is still being written."""
         return self._thread is not None
 
     def write(self, tensors: Tensors, facts: dict[str, Any]) -> None:
-        """Write tensors, as they are now, and facts; where a thread writes, ``wait`` tells whether it could.
+        """Write a snapshot of tensors, and facts.
+
+        Where a thread writes, ``wait`` tells whether it could.
 
         Raises:
             OSError: it, or the one before, could not be written; what was written last stands.
@@ -51,8 +55,8 @@ class CheckpointWriter:
             write_checkpoint(self._path, tensors, facts)
             return
         copies = self._copied(tensors)
-        there = [_now_on(device) for device in {value.device for value in tensors.values()} if device.type == "cuda"]
-        self._thread = threading.Thread(target=self._run, args=(copies, facts, there), name="checkpoint")
+        events = [_now_on(device) for device in {value.device for value in tensors.values()} if device.type == "cuda"]
+        self._thread = threading.Thread(target=self._run, args=(copies, facts, events), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -67,16 +71,19 @@ class CheckpointWriter:
         if failed:
             raise failed
 
-    def _run(self, tensors: Tensors, facts: dict[str, Any], there: list[torch.cuda.Event]) -> None:
+    def _run(self, tensors: Tensors, facts: dict[str, Any], events: list[torch.cuda.Event]) -> None:
         try:
-            for event in there:
+            for event in events:
                 event.synchronize()
             write_checkpoint(self._path, tensors, facts)
         except BaseException as error:  # noqa: BLE001 - whoever waits is told
             self._failed = error
 
     def _copied(self, tensors: Tensors) -> Tensors:
-        """Return copies in one piece of memory; those of a GPU's tensors are there when it has come so far."""
+        """Return copies in one piece of memory.
+
+        Those of a GPU's tensors are complete once its stream has come so far.
+        """
         sizes = [-(-value.nbytes // _ALIGNMENT) * _ALIGNMENT for value in tensors.values()]
         if sum(sizes) > len(self._memory):
             self._memory = _memory(sum(sizes), any(value.is_cuda for value in tensors.values()))
@@ -96,7 +103,7 @@ def _memory(size: int, pinned: bool) -> Tensor:
 
 
 def _now_on(device: torch.device) -> torch.cuda.Event:
-    """Return what tells when a device has done all that it was given so far."""
+    """Return an event of all work given to a device so far."""
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event

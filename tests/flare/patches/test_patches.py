@@ -1,4 +1,4 @@
-"""FLARE's code under each patch is as it was when the patch was written."""
+"""Patches fit the installed FLARE, and are all listed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,12 @@ def _tree(path: Path) -> ast.Module:
 
 
 def _replaced(tree: ast.Module, parameters: bool = True) -> Iterator[str]:
-    """Yield the imported attributes that a module assigns to, and those of parameters of an imported class."""
+    """Yield the attributes of imported names that a module sets.
+
+    Args:
+        tree: the module.
+        parameters: include attributes of parameters whose type is an imported class.
+    """
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

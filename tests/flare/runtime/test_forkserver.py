@@ -1,4 +1,4 @@
-"""The process that jobs are forks of, on a machine whose driver is a stub."""
+"""The fork server on a machine with a stub driver."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ sys.exit(3)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of modules that every process here finds, and the driver."""
+    """Folder of the driver and of modules that all processes find."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(build_driver(tmp_path / "driver")))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
     return tmp_path
@@ -64,7 +64,7 @@ def test_a_driver_that_nobody_loaded_is_not_loaded_to_ask_it(folder: Path) -> No
 
 @contextmanager
 def _fork_server(folder: Path, first: str) -> Iterator[ForkServer]:
-    """Start the process with something that happens before all else."""
+    """Start the fork server, whose Python runs ``first`` at its start."""
     (folder / "sitecustomize.py").write_text(first)
     (folder / "job.py").write_text(_JOB)
     server = ForkServer(dict(os.environ))

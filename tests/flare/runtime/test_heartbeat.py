@@ -1,4 +1,4 @@
-"""A simulated site is heard of also while it computes or waits for its turn."""
+"""A simulated site sends heartbeats while it computes or waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job for which no site has room waits, and is not given up."""
+"""A job waits until a site has room for it."""
 
 from __future__ import annotations
 

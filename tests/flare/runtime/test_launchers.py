@@ -1,4 +1,4 @@
-"""Tests of the processes that wait for a job."""
+"""Launchers, the fork server that they start, and its forks."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_job_that_is_killed_says_so_also_when_nobody_is_left_who_could_tell(la
 
 
 def test_a_process_that_is_started_again_numbers_its_streams_anew(launcher, tmp_path):
-    """FLARE takes no number twice of a site or a server, and counts from its import on, which forks share."""
+    """FLARE drops repeated numbers, and forks share its import's time."""
     program = "import sys; from nvflare.fuel.f3.streaming.stream_utils import gen_stream_id; from pathlib import Path\n"
     (tmp_path / "program.py").write_text(program + "Path(sys.argv[1]).write_text(str(gen_stream_id()))")
     numbers = []

@@ -1,4 +1,7 @@
-"""The heap of a job's process, looked at in a process of its own: its settings last as long as that."""
+"""The heap of a job's process.
+
+Measured in a separate process, because its settings cannot be undone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a site lends: to whom it is given, when it is refused, and that its hours are kept."""
+"""A site's offer of GPUs: assigned, refused, and its hours kept."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from nvflare.apis.fl_context import FLContext
 
 from commands import wait_for
 from fake_smi import install, row
-from oncofed.alliance.local import LocalAlliance, free_port, quiet
+from oncofed.alliance.local import LocalAlliance, free_port
+from oncofed.alliance.session import quiet
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.flare.runtime.resources import (
@@ -34,7 +35,7 @@ TWO = [GPU(number, "H100", "570", 80.0, 79.0, 0) for number in (0, 1)]
 
 
 class _Site:
-    """A site's resource manager with GPUs and a clock of the test's."""
+    """A site's resource manager with given GPUs and clock."""
 
     def __init__(self, folder: Path, gpus: list[GPU], lending: SiteOffer | None = None, now: str = "12:00") -> None:
         self.gpus, self.now = gpus, now
@@ -44,7 +45,7 @@ class _Site:
             self.manager._file.write_bytes(lending.to_json())
 
     def ask(self, **wanted: float) -> list[int] | str:
-        """Return the GPUs that a job is given, or why it is given none."""
+        """Return the GPUs that a job gets, or the refusal."""
         enough, token = self.manager.check_resources(wanted, FLContext())
         if not enough:
             return token

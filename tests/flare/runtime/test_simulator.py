@@ -1,4 +1,4 @@
-"""The simulator's sites are forks that FLARE's simulator handles as it does the programs that it starts."""
+"""FLARE's simulator handles forked sites as programs that it started."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ time.sleep(60)
 
 @pytest.fixture(scope="module")
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """The process that all sites here are forks of; it finds their programs."""
+    """A fork server that finds the sites' programs."""
     folder = tmp_path_factory.mktemp("programs")
     (folder / "program_of_site.py").write_text(_PROGRAM)
     (folder / "program_of_flare.py").write_text(_OF_FLARE)
@@ -68,7 +68,7 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 
 @pytest.fixture
 def start(fork_server: ForkServer, tmp_path: Path) -> Callable[[float, int], ForkedProcess]:
-    """Start a site that sleeps for so many seconds, and then ends with a status."""
+    """Start a site that sleeps, then ends with a status."""
 
     def start(seconds: float, status: int) -> ForkedProcess:
         command = [sys.executable, "-m", "program_of_site", str(tmp_path / "out.txt"), str(seconds), str(status)]

@@ -9,14 +9,14 @@ import pytest
 from nvflare.private.fed.server.job_meta_validator import JobMetaValidator
 
 from oncofed.flare.folders import JOB_PACK
-from oncofed.flare.security.archives import look_at_archives, pack_of_taken
+from oncofed.flare.security.archives import check_submissions, pack_of_submission
 
 
 @pytest.fixture
 def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a job's archive lies that FLARE finds no fault with."""
     monkeypatch.setattr(JobMetaValidator, "validate", lambda *_: (True, "", {}))
-    look_at_archives(pytest.fail)
+    check_submissions(pytest.fail)
     return tmp_path / "job.zip"
 
 
@@ -30,7 +30,7 @@ def _take(archive: Path, *packs: str) -> bytes | None:
 def _taken(archive: Path) -> bytes | None:
     valid, error, _ = JobMetaValidator().validate("job", str(archive))
     assert (valid, error) == (True, "")
-    return pack_of_taken()
+    return pack_of_submission()
 
 
 def test_the_one_pack_of_a_job_is_found(taken: Path) -> None:

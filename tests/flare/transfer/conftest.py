@@ -30,7 +30,7 @@ def other_kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def exchange(kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Exchange]:
-    """A server and its port, until the test is over; sites lose patience soon."""
+    """A server and its port; sites lose patience soon."""
     monkeypatch.setattr(client, "_FIRST_PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr(client, "_SECONDS_BETWEEN_TRIES", 0.05)
     # Deeper than an address of a socket is long.

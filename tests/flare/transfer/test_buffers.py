@@ -62,7 +62,7 @@ def test_a_disk_without_room_says_so_at_once(tmp_path: Path) -> None:
 
 
 def _open_in(folder: Path) -> int:
-    """Return how many files of a folder this process has open, those that have no name any more too."""
+    """Count a folder's files that this process has open, deleted ones too."""
     found = 0
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one that lists them is closed by now

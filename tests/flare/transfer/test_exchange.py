@@ -1,4 +1,4 @@
-"""The server's end and the sites', over real connections with real certificates."""
+"""Transfers over real connections with real certificates."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ REFUSED_UNREAD = 0
 
 
 def request(exchange: Exchange, method: str, ref: str, headers: dict[str, str], body: bytes = b"") -> int:
-    """Return how the server answers a request of a site that speaks for itself."""
+    """Return the status of a site's own request."""
     context = tls_context(credentials(exchange.kits / "north"), JOB, False)
     with context.wrap_socket(socket.create_connection(("localhost", exchange.port))) as secured:
         connection = HTTPConnection("localhost")

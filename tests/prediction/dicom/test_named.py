@@ -8,7 +8,7 @@ import pydicom
 import pytest
 
 from dicoms import make_series
-from oncofed.prediction.dicom.named import series_said
+from oncofed.prediction.dicom.series_label import series_label
 
 
 @pytest.mark.parametrize(
@@ -31,5 +31,5 @@ def test_a_series_is_called_as_its_header_says(
     header.save_as(file)
     broken = tmp_path / "broken.dcm"
     broken.write_bytes(b"none")
-    assert series_said([tmp_path / "gone.dcm", broken, file]) == said
-    assert series_said([]) is None
+    assert series_label([tmp_path / "gone.dcm", broken, file]) == said
+    assert series_label([]) is None

@@ -20,6 +20,7 @@ from oncofed.data.dicom.pixels import read_stack
 from oncofed.data.dicom.series import group_series
 from oncofed.data.images import LoadedImage
 from oncofed.prediction.dicom.common import ModelIdentity
+from oncofed.prediction.dicom.labelled_series import LabelledSeries
 from oncofed.prediction.dicom.report import write_report
 from oncofed.prediction.dicom.segmentation import write_segmentation
 from oncofed.prediction.dicom.structures import write_structures
@@ -60,7 +61,7 @@ def test_dcmqi_and_simpleitk_find_each_label_on_its_voxel(tmp_path: Path, real_d
     program = _dcmqi("segimage2itkimage")
     files, image = _image(real_data / "dicom" / name)
     labels = _labels(image.shape)
-    write_segmentation(labels, files[::-1], image.affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+    write_segmentation(LabelledSeries(labels, files[::-1], image.affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")
     # "--mergeSegments": all classes in one image, with their numbers.
     _run(program, "--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "-t", "nrrd", "--mergeSegments")
     (converted,) = tmp_path.glob("*.nrrd")
@@ -77,7 +78,9 @@ def test_dcmqi_and_simpleitk_find_each_label_on_its_voxel(tmp_path: Path, real_d
 def test_dcmqi_reads_the_figures(tmp_path: Path, real_data: Path) -> None:
     program = _dcmqi("tid1500reader")
     files, image = _image(real_data / "dicom" / SERIES[0])
-    write_segmentation(_labels(image.shape), files, image.affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+    write_segmentation(
+        LabelledSeries(_labels(image.shape), files, image.affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm"
+    )
     figures = {1: {"volume_ml": 1.25, "longest_mm": 20.5}, 2: {"volume_ml": 2.5}}
     write_report(tmp_path / "seg.dcm", CLASSES, figures, MODEL, tmp_path / "sr.dcm", "MR")
     _run(program, "--inputDICOM", tmp_path / "sr.dcm", "--outputMetadata", tmp_path / "sr.json")
@@ -96,9 +99,9 @@ def test_dcmqi_reads_the_figures(tmp_path: Path, real_data: Path) -> None:
 def test_dciodvfy_finds_no_fault(tmp_path: Path, real_data: Path) -> None:
     files, image = _image(real_data / "dicom" / SERIES[0])
     labels = _labels(image.shape)
-    write_segmentation(labels, files, image.affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
-    write_segmentation(0 * labels, files, image.affine, CLASSES, {}, MODEL, tmp_path / "empty.dcm")
-    write_structures(labels, files, image.affine, CLASSES, {}, MODEL, tmp_path / "structures.dcm")
+    write_segmentation(LabelledSeries(labels, files, image.affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")
+    write_segmentation(LabelledSeries(0 * labels, files, image.affine, CLASSES, {}, MODEL), tmp_path / "empty.dcm")
+    write_structures(LabelledSeries(labels, files, image.affine, CLASSES, {}, MODEL), tmp_path / "structures.dcm")
     write_report(tmp_path / "seg.dcm", CLASSES, {1: {"volume_ml": 1.0}}, MODEL, tmp_path / "sr.dcm", "MR")
     for file in tmp_path.glob("*.dcm"):
         said = _run("dciodvfy", file)

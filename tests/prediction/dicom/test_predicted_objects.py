@@ -17,12 +17,13 @@ from dicoms import OBLIQUE, make_series, make_xray, volume
 from oncofed.data.inputs import Prepared
 from oncofed.data.manifest import read_manifest
 from oncofed.data.register import RegisterOptions, register
-from oncofed.prediction.dicom.writers import notes_of
+from oncofed.prediction.dicom.writers import coding_notes
 from oncofed.prediction.model import load_model
-from oncofed.prediction.outputs import figures
-from oncofed.prediction.outputs.choice import chosen_outputs
-from oncofed.prediction.outputs.volumes import measure
-from oncofed.prediction.run import Options, Predictions, predict
+from oncofed.prediction.outputs import case_rows as case_rows_module
+from oncofed.prediction.outputs.measurements import measure
+from oncofed.prediction.outputs.registry import select_outputs
+from oncofed.prediction.predictions import Predictions
+from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import gather
 from oncofed.tasks.inferred import LabelMap, target_grid
 from synthetic import JOB
@@ -35,8 +36,8 @@ XRAY = FLAT.replace("modality: microscopy", "modality: xray")
 def _predict(run: Path, source: Path, out: Path, structures: bool = False) -> tuple[Predictions, list[str]]:
     model = load_model(run)
     sources = gather([source], out, model.job, out.parent / "datasets", workers=1)
-    options = Options(chosen_outputs(["structures"] if structures else ()))
-    return predict(model, sources, out, torch.device("cpu"), options), notes_of(model, sources.cases)
+    options = Options(select_outputs(["structures"] if structures else ()))
+    return predict(model, sources, out, torch.device("cpu"), options), coding_notes(model, sources.cases)
 
 
 def _items(dataset: pydicom.Dataset) -> Iterator[pydicom.Dataset]:
@@ -57,7 +58,7 @@ def _volumes(report: pydicom.Dataset) -> list[float]:
 
 def test_the_objects_of_a_volume_hold_what_its_nifti_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured = []
-    monkeypatch.setattr(figures, "measure", lambda *given: measured.append(given) or measure(*given))
+    monkeypatch.setattr(case_rows_module, "measure", lambda *given: measured.append(given) or measure(*given))
     make_series(tmp_path / "in", volume(SHAPE), orientation=OBLIQUE, names=lambda number: f"{number * 5 % 16}.dcm")
     found, notes = _predict(make_run(tmp_path / "run"), tmp_path / "in", tmp_path / "out", structures=True)
     (record,) = found.done
@@ -101,7 +102,7 @@ def test_of_a_tilted_gantry_all_that_is_written_is_of_the_acquired_pixels(
     model = load_model(make_run(tmp_path / "run", JOB.replace("modality: mri", "modality: ct")))
     monkeypatch.setattr(model.task, "infer_all", infer_all)
     sources = gather([tmp_path / "in"], tmp_path / "out", model.job, tmp_path / "sets", workers=1)
-    options = Options(chosen_outputs(["structures"]), ensemble=False)
+    options = Options(select_outputs(["structures"]), ensemble=False)
     (record,) = predict(model, sources, tmp_path / "out", torch.device("cpu"), options).done
     assert (record["missing"], len(record["notes"])) == ({}, 1)
     folder = tmp_path / "out" / "cases" / record["name"]

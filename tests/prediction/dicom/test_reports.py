@@ -16,6 +16,7 @@ from dicoms import make_series, make_xray
 from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 from oncofed.prediction.dicom.common import ModelIdentity
+from oncofed.prediction.dicom.labelled_series import LabelledSeries
 from oncofed.prediction.dicom.report import write_report
 from oncofed.prediction.dicom.segmentation import write_segmentation
 
@@ -34,7 +35,7 @@ def _written(tmp_path: Path) -> tuple[Dataset, Dataset]:
     image = nib.load(tmp_path / "out" / str(entry.image))
     labels = np.zeros(image.shape[:3], np.uint8)
     labels[2:5, 3:9, 1:6] = 1
-    write_segmentation(labels, files, image.affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+    write_segmentation(LabelledSeries(labels, files, image.affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")
     write_report(tmp_path / "seg.dcm", CLASSES, FIGURES, MODEL, tmp_path / "sr.dcm", "MR")
     return pydicom.dcmread(tmp_path / "seg.dcm"), pydicom.dcmread(tmp_path / "sr.dcm")
 
@@ -124,7 +125,7 @@ def test_areas_of_a_flat_image_name_the_frame_of_their_segment(tmp_path: Path, k
     file = make_xray(tmp_path / "in", np.zeros((12, 16), np.uint16))
     labels = np.zeros((16, 12), np.uint8)
     labels[2:6, 3:5] = 2
-    write_segmentation(labels, [file], np.eye(4), CLASSES, {}, MODEL, tmp_path / "seg.dcm", kind)  # type: ignore[arg-type]
+    write_segmentation(LabelledSeries(labels, [file], np.eye(4), CLASSES, {}, MODEL), tmp_path / "seg.dcm", kind)  # type: ignore[arg-type]
     figures = {2: {"area_mm2": 0.16, "longest_mm": 0.9}}
     write_report(tmp_path / "seg.dcm", CLASSES, figures, MODEL, tmp_path / "sr.dcm", "DX")
     report = pydicom.dcmread(tmp_path / "sr.dcm")

@@ -22,6 +22,7 @@ from oncofed.data.manifest import Entry, read_manifest
 from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 from oncofed.prediction.dicom.common import ModelIdentity
+from oncofed.prediction.dicom.labelled_series import LabelledSeries
 from oncofed.prediction.dicom.segmentation import write_segmentation
 from oncofed.tasks.codes import ClassCode
 
@@ -116,7 +117,7 @@ def _write(folder: Path, files: Sequence[Path], tmp_path: Path, **more: Any) -> 
     """Write a SEG beside a series, and return labels and affine."""
     shape, affine = _volume(folder, tmp_path)
     labels = _labels(shape)
-    write_segmentation(labels, files, affine, CLASSES, {}, MODEL, folder / "seg.dcm", **more)
+    write_segmentation(LabelledSeries(labels, files, affine, CLASSES, {}, MODEL), folder / "seg.dcm", **more)
     return labels, affine
 
 
@@ -175,7 +176,7 @@ def test_labels_of_a_tilted_gantry_go_back_to_its_own_slices(tmp_path: Path) -> 
     assert shape[1] > 30  # straightened: wider than the slices
     labels = np.zeros(shape, np.uint8)
     labels[5:15, 12:20, 1:7] = 1
-    write_segmentation(labels, files, affine, {1: "liver"}, {}, MODEL, tmp_path / "in" / "seg.dcm")
+    write_segmentation(LabelledSeries(labels, files, affine, {1: "liver"}, {}, MODEL), tmp_path / "in" / "seg.dcm")
     to_voxels = np.linalg.inv(affine) @ np.diag([-1.0, -1, 1, 1])
     frames = _frames(tmp_path / "in" / "seg.dcm")
     assert len(frames) == 6
@@ -226,9 +227,11 @@ def test_a_series_that_lacks_slices_is_refused(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     shape, affine = _volume(tmp_path / "in", tmp_path)
     with pytest.raises(DataError, match="lacks 1 of 8 slices"):
-        write_segmentation(_labels(shape), [*files[:3], *files[4:]], affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+        write_segmentation(
+            LabelledSeries(_labels(shape), [*files[:3], *files[4:]], affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm"
+        )
     with pytest.raises(DataError, match="do not lie on the grid"):
-        write_segmentation(_labels(shape), files[:-1], affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+        write_segmentation(LabelledSeries(_labels(shape), files[:-1], affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")
     assert not (tmp_path / "seg.dcm").exists()
 
 
@@ -245,7 +248,7 @@ def test_labels_of_another_grid_are_refused(tmp_path: Path, moved: str) -> None:
     labels = _labels(shape)
     labels = np.pad(labels, [(0, 1), (0, 0), (0, 0)]) if moved == "larger" else labels
     with pytest.raises(DataError, match="do not lie on the grid"):
-        write_segmentation(labels, files, changes[moved](), CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+        write_segmentation(LabelledSeries(labels, files, changes[moved](), CLASSES, {}, MODEL), tmp_path / "seg.dcm")
 
 
 def test_a_volume_that_is_turned_over_is_put_back(tmp_path: Path) -> None:
@@ -254,7 +257,7 @@ def test_a_volume_that_is_turned_over_is_put_back(tmp_path: Path) -> None:
     labels = _labels(shape)
     over = nib.Nifti1Image(labels, affine).as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
     found = np.asarray(over.dataobj)
-    write_segmentation(found, files, over.affine, CLASSES, {}, MODEL, tmp_path / "in" / "seg.dcm")
+    write_segmentation(LabelledSeries(found, files, over.affine, CLASSES, {}, MODEL), tmp_path / "in" / "seg.dcm")
     _same(tmp_path / "in", labels, affine, tmp_path)
 
 
@@ -272,8 +275,8 @@ def test_of_two_volumes_in_a_series_the_labels_lie_on_their_own(tmp_path: Path) 
     shape, affine = _volume(tmp_path / "one", tmp_path)
     labels = _labels(shape)
     with pytest.raises(DataError, match="2 volumes at one place"):
-        write_segmentation(labels, [*one, *two], affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
-    write_segmentation(labels, two, affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+        write_segmentation(LabelledSeries(labels, [*one, *two], affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")
+    write_segmentation(LabelledSeries(labels, two, affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")
     own = {str(pydicom.dcmread(file).SOPInstanceUID) for file in two}
     assert {source for *_, source in _frames(tmp_path / "seg.dcm")} <= own
     np.testing.assert_array_equal(_by_positions(tmp_path / "seg.dcm", affine, shape), labels)
@@ -288,7 +291,7 @@ def test_a_volume_elsewhere_in_the_series_is_passed_over(tmp_path: Path) -> None
     one = make_series(tmp_path / "one", series=series, change=alike)
     two = make_series(tmp_path / "two", series=series, change=alike, orientation=SAGITTAL)
     shape, affine = _volume(tmp_path / "two", tmp_path)
-    write_segmentation(_labels(shape), [*one, *two], affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+    write_segmentation(LabelledSeries(_labels(shape), [*one, *two], affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")
     np.testing.assert_array_equal(_by_positions(tmp_path / "seg.dcm", affine, shape), _labels(shape))
 
 
@@ -315,7 +318,7 @@ def test_what_headers_lack_or_have_wrong_does_not_stop_it(tmp_path: Path) -> Non
     shape, affine = _volume(tmp_path / "in", tmp_path)
     labels = _labels(shape)
     classes = {1: "Leber\\Ödem " + "x" * 80, 2: "left kidney", 3: "spot"}
-    notes = write_segmentation(labels, files, affine, classes, {}, MODEL, tmp_path / "in" / "seg.dcm")
+    notes = write_segmentation(LabelledSeries(labels, files, affine, classes, {}, MODEL), tmp_path / "in" / "seg.dcm")
     assert len(notes) == 1
     assert "99ONCOFED" in notes[0]
     _conforms(tmp_path / "in" / "seg.dcm")
@@ -326,7 +329,7 @@ def test_what_headers_lack_or_have_wrong_does_not_stop_it(tmp_path: Path) -> Non
     assert len(seg.SegmentSequence[0].SegmentLabel) <= 64
     assert float(seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices) == 2.5
     again = tmp_path / "again.dcm"
-    write_segmentation(labels, files, affine, classes, {}, MODEL, again)
+    write_segmentation(LabelledSeries(labels, files, affine, classes, {}, MODEL), again)
     assert pydicom.dcmread(again).FrameOfReferenceUID == seg.FrameOfReferenceUID
 
 
@@ -350,10 +353,12 @@ def test_files_that_no_object_can_name_are_refused(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", change=change)
     shape, affine = _volume(tmp_path / "in", tmp_path)
     with pytest.raises(DataError, match=r"has no StudyInstanceUID, by which"):
-        write_segmentation(_labels(shape), files, affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+        write_segmentation(LabelledSeries(_labels(shape), files, affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")
     (tmp_path / "text.dcm").write_text("no image")
     with pytest.raises(DataError, match=r"text\.dcm"):
-        write_segmentation(_labels(shape), [tmp_path / "text.dcm"], affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+        write_segmentation(
+            LabelledSeries(_labels(shape), [tmp_path / "text.dcm"], affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm"
+        )
 
 
 # --- flat images
@@ -371,7 +376,7 @@ def test_labels_of_an_x_ray_lie_on_the_pixels_as_they_are_stored(tmp_path: Path,
     shown = np.asarray(Image.open(path)).T  # (x, y)
     # What is bright is the label: on the stored pixels it must be bright, too.
     labels = (shown > 3000).astype(np.uint8)
-    write_segmentation(labels, [file], np.eye(4), {1: "liver"}, {}, MODEL, tmp_path / "in" / "seg.dcm")
+    write_segmentation(LabelledSeries(labels, [file], np.eye(4), {1: "liver"}, {}, MODEL), tmp_path / "in" / "seg.dcm")
     seg = pydicom.dcmread(tmp_path / "in" / "seg.dcm")
     np.testing.assert_array_equal(seg.pixel_array > 0, pixels > 3000)
     assert seg.SourceImageSequence[0].ReferencedSOPClassUID == pydicom.dcmread(file).SOPClassUID
@@ -400,7 +405,7 @@ def test_flat_images_of_other_kinds(tmp_path: Path, kind: str) -> None:
     dataset.save_as(file)
     labels = np.zeros((16, 12), np.uint8)
     labels[2:9, 3:7] = 2
-    write_segmentation(labels, [file], np.eye(4), CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+    write_segmentation(LabelledSeries(labels, [file], np.eye(4), CLASSES, {}, MODEL), tmp_path / "seg.dcm")
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     _conforms(tmp_path / "seg.dcm")
     np.testing.assert_array_equal(seg.pixel_array[1].T, labels > 0)
@@ -415,7 +420,9 @@ def test_each_object_says_who_made_it_of_what_and_for_what(tmp_path: Path) -> No
     files = make_series(tmp_path / "in")
     shape, affine = _volume(tmp_path / "in", tmp_path)
     codes = {3: ClassCode.model_validate({"scheme": "SCT", "value": "5366008", "modifier": "SCT:255549009"})}
-    notes = write_segmentation(_labels(shape), files, affine, CLASSES, codes, MODEL, tmp_path / "seg.dcm")
+    notes = write_segmentation(
+        LabelledSeries(_labels(shape), files, affine, CLASSES, codes, MODEL), tmp_path / "seg.dcm"
+    )
     assert notes == []
     seg, source = pydicom.dcmread(tmp_path / "seg.dcm"), pydicom.dcmread(files[0])
     assert seg.ContentLabel == "RESEARCH"
@@ -442,7 +449,7 @@ def test_a_class_that_is_nowhere_is_described_and_has_no_frame(tmp_path: Path) -
     shape, affine = _volume(tmp_path / "in", tmp_path)
     labels = np.zeros(shape, np.uint8)
     labels[3, 4, 5] = 3
-    write_segmentation(labels, files, affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+    write_segmentation(LabelledSeries(labels, files, affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     assert [str(segment.SegmentLabel) for segment in seg.SegmentSequence] == list(CLASSES.values())
     assert [segment for segment, *_ in _frames(tmp_path / "seg.dcm")] == [3]
@@ -451,7 +458,9 @@ def test_a_class_that_is_nowhere_is_described_and_has_no_frame(tmp_path: Path) -
 def test_where_nothing_was_found_there_is_one_empty_frame_a_class(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", orientation=OBLIQUE)
     shape, affine = _volume(tmp_path / "in", tmp_path)
-    write_segmentation(np.zeros(shape, np.uint8), files, affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+    write_segmentation(
+        LabelledSeries(np.zeros(shape, np.uint8), files, affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm"
+    )
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     assert [(segment, mask.any()) for segment, _, mask, _ in _frames(tmp_path / "seg.dcm")] == [
         (1, False),
@@ -468,7 +477,7 @@ def test_made_again_it_is_the_same_object_and_of_other_labels_another(tmp_path: 
     labels = _labels(shape)
 
     def made(labels: np.ndarray, order: Sequence[Path], model: ModelIdentity = MODEL) -> Dataset:
-        write_segmentation(labels, order, affine, CLASSES, {}, model, tmp_path / "seg.dcm")
+        write_segmentation(LabelledSeries(labels, order, affine, CLASSES, {}, model), tmp_path / "seg.dcm")
         found = pydicom.dcmread(tmp_path / "seg.dcm")
         for keyword in ("InstanceCreationDate", "InstanceCreationTime", "ContentDate", "ContentTime"):
             delattr(found, keyword)
@@ -488,9 +497,9 @@ def test_made_again_it_is_the_same_object_and_of_other_labels_another(tmp_path: 
 def test_a_file_that_is_there_stays_when_the_next_cannot_be_made(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     shape, affine = _volume(tmp_path / "in", tmp_path)
-    write_segmentation(_labels(shape), files, affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+    write_segmentation(LabelledSeries(_labels(shape), files, affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")
     before = (tmp_path / "seg.dcm").read_bytes()
     shutil.rmtree(tmp_path / "in")
     with pytest.raises((DataError, OSError)):
-        write_segmentation(_labels(shape), files, affine, CLASSES, {}, MODEL, tmp_path / "seg.dcm")
+        write_segmentation(LabelledSeries(_labels(shape), files, affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")
     assert (tmp_path / "seg.dcm").read_bytes() == before

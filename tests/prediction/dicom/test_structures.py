@@ -19,7 +19,8 @@ from oncofed.data.manifest import read_manifest
 from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 from oncofed.prediction.dicom.common import ModelIdentity
-from oncofed.prediction.dicom.outlines import outlines
+from oncofed.prediction.dicom.contours import mask_contours
+from oncofed.prediction.dicom.labelled_series import LabelledSeries
 from oncofed.prediction.dicom.structures import write_structures
 
 MODEL = ModelIdentity("organs", "0123456789abcdef" * 4)
@@ -46,7 +47,7 @@ def _filled(closed: Sequence[np.ndarray], shape: Sequence[int]) -> tuple[np.ndar
 @given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12), st.floats(0.1, 0.95))
 def test_outlines_of_any_mask_enclose_its_pixels_and_no_other(seed: int, rows: int, columns: int, share: float) -> None:
     mask = np.random.default_rng(seed).random((rows, columns)) < share
-    for filled in _filled(outlines(mask), mask.shape):
+    for filled in _filled(mask_contours(mask), mask.shape):
         np.testing.assert_array_equal(filled, mask)
 
 
@@ -68,7 +69,7 @@ def _steps(closed: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 60), st.floats(0.3, 0.98))
 def test_channels_to_holes_lie_within_the_mask(seed: int, rows: int, columns: int, share: float) -> None:
     mask = np.random.default_rng(seed).random((rows, columns)) < share
-    closed = outlines(mask)
+    closed = mask_contours(mask)
     pieces, count = ndimage.label(mask)
     assert len(closed) == count
     right, down, left, up = _steps(closed, mask.shape)
@@ -92,13 +93,13 @@ def test_channels_to_holes_lie_within_the_mask(seed: int, rows: int, columns: in
 def test_outlines_run_along_the_edges_of_pixels_and_have_no_more_corners_than_needed() -> None:
     mask = np.zeros((5, 6), bool)
     mask[1:4, 2:5] = True
-    (square,) = outlines(mask)
+    (square,) = mask_contours(mask)
     assert sorted(map(tuple, square.tolist())) == [(1.5, 0.5), (1.5, 3.5), (4.5, 0.5), (4.5, 3.5)]
     mask[2, 3] = False
-    (ring,) = outlines(mask)
+    (ring,) = mask_contours(mask)
     # Four corners outside, four inside, and the channel's end outside there and back: inside it goes on along the hole.
     assert len(ring) == 4 + 4 + 2
-    assert outlines(np.zeros((3, 3), bool)) == []
+    assert mask_contours(np.zeros((3, 3), bool)) == []
 
 
 def _labels(shape: Sequence[int]) -> np.ndarray:
@@ -116,7 +117,7 @@ def _write(folder: Path, files: Sequence[Path], tmp_path: Path) -> tuple[np.ndar
     (entry,) = register(RegisterOptions(folder, "demo", tmp_path / "first")).entries
     image = nib.load(tmp_path / "first" / str(entry.image))
     labels = _labels(image.shape[:3])
-    notes = write_structures(labels, files, image.affine, CLASSES, {}, MODEL, folder / "structures.dcm")
+    notes = write_structures(LabelledSeries(labels, files, image.affine, CLASSES, {}, MODEL), folder / "structures.dcm")
     assert notes == [
         "no SNOMED CT code is known for nowhere: coded by name in 99ONCOFED. Name one in the job (task: codes)"
     ]
@@ -188,7 +189,9 @@ def test_contours_of_a_tilted_gantry_lie_on_its_own_slices(tmp_path: Path) -> No
     image = nib.load(tmp_path / "first" / str(entry.image))
     labels = np.zeros(image.shape[:3], np.uint8)
     labels[5:15, 12:20, 1:7] = 1
-    write_structures(labels, files, image.affine, {1: "liver"}, {}, MODEL, tmp_path / "in" / "structures.dcm")
+    write_structures(
+        LabelledSeries(labels, files, image.affine, {1: "liver"}, {}, MODEL), tmp_path / "in" / "structures.dcm"
+    )
     np.testing.assert_array_equal(_read_back(tmp_path / "in", tmp_path), labels)
 
 
@@ -219,7 +222,7 @@ def test_long_contours_are_written_whole(tmp_path: Path) -> None:
     labels[::2, :38, 1] = 1
     labels[1::4, 1:38, 1] = 1
     labels[2::4, 1:38:2, 1] = 0
-    write_structures(labels, files, affine, {1: "liver"}, {}, MODEL, tmp_path / "in" / "structures.dcm")
+    write_structures(LabelledSeries(labels, files, affine, {1: "liver"}, {}, MODEL), tmp_path / "in" / "structures.dcm")
     contours = pydicom.dcmread(tmp_path / "in" / "structures.dcm").ROIContourSequence[0].ContourSequence
     assert max(len("\\".join(map(str, contour.ContourData))) for contour in contours) > 1 << 16
     np.testing.assert_array_equal(_read_back(tmp_path / "in", tmp_path), labels)
@@ -228,4 +231,6 @@ def test_long_contours_are_written_whole(tmp_path: Path) -> None:
 def test_a_flat_image_has_no_place_for_contours(tmp_path: Path) -> None:
     file = make_xray(tmp_path, np.zeros((12, 16), np.uint16))
     with pytest.raises(DataError, match="flat image has no place in space"):
-        write_structures(np.ones((16, 12), np.uint8), [file], np.eye(4), {1: "x"}, {}, MODEL, tmp_path / "s.dcm")
+        write_structures(
+            LabelledSeries(np.ones((16, 12), np.uint8), [file], np.eye(4), {1: "x"}, {}, MODEL), tmp_path / "s.dcm"
+        )

@@ -10,7 +10,13 @@ from oncofed.data.cases import Case
 from oncofed.data.composition import hashed_key
 from oncofed.data.manifest import SALT_FILE, Entry
 from oncofed.errors import DataError, SpecError
-from oncofed.prediction.evaluation.columns import Wanted, grouped, known_columns, parse_wanted, table_columns
+from oncofed.prediction.evaluation.subgroup_columns import (
+    ColumnChoice,
+    group_cases,
+    known_columns,
+    parse_column_choices,
+    table_columns,
+)
 
 CASES = ("a", "b", "c", "d", "e", "f", "g", "h")
 
@@ -20,31 +26,31 @@ def _case(name: str, patient: str = "", **entry: object) -> Case:
     return Case(name, patient or name, Path(known.images[0]), Path("label"), entry=known)
 
 
-def _sizes(wanted: Wanted, values: list[str], parts: int = 4) -> dict[str, int]:
+def _sizes(wanted: ColumnChoice, values: list[str], parts: int = 4) -> dict[str, int]:
     names = [str(n) for n in range(len(values))]
-    column = grouped(wanted, dict(zip(names, values, strict=True)), names, parts)
+    column = group_cases(wanted, dict(zip(names, values, strict=True)), names, parts)
     assert sorted(case for group in column.groups.values() for case in group) == sorted(names)
     return {name: len(group) for name, group in column.groups.items()}
 
 
 def test_columns_and_their_ranges_are_told_apart() -> None:
-    assert parse_wanted(["Sex,age:0-40,40-60,60-", "stage"]) == [
-        Wanted("sex"),
-        Wanted("age", ((0, 40), (40, 60), (60, float("inf")))),
-        Wanted("stage"),
+    assert parse_column_choices(["Sex,age:0-40,40-60,60-", "stage"]) == [
+        ColumnChoice("sex"),
+        ColumnChoice("age", ((0, 40), (40, 60), (60, float("inf")))),
+        ColumnChoice("stage"),
     ]
-    assert parse_wanted(["psa:-4,4-10.5"]) == [Wanted("psa", ((float("-inf"), 4), (4, 10.5)))]
-    assert parse_wanted([]) == []
+    assert parse_column_choices(["psa:-4,4-10.5"]) == [ColumnChoice("psa", ((float("-inf"), 4), (4, 10.5)))]
+    assert parse_column_choices([]) == []
 
 
 @pytest.mark.parametrize("text", ["age:40-30", "age:-", "age:old", ",", "sex,,age", "age:30-40,50-45"])
 def test_a_range_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match="--by"):
-        parse_wanted([text])
+        parse_column_choices([text])
 
 
 def test_the_end_of_a_range_is_the_next_ones() -> None:
-    [wanted] = parse_wanted(["age:0-40,40-60"])
+    [wanted] = parse_column_choices(["age:0-40,40-60"])
     assert _sizes(wanted, ["39.9", "40", "59", "60", "n/a", "old"]) == {
         "0 to below 40": 1,
         "40 to below 60": 2,
@@ -56,23 +62,23 @@ def test_the_end_of_a_range_is_the_next_ones() -> None:
 def test_numbers_go_into_quarters_and_codes_do_not() -> None:
     ages = [str(n) for n in range(20, 60)]
     # Their ends are rounded, so that they tell of no single case.
-    assert _sizes(Wanted("age"), ages) == {
+    assert _sizes(ColumnChoice("age"), ages) == {
         "below 30": 10,
         "30 to below 40": 10,
         "40 to below 49": 9,
         "49 and above": 11,
     }
-    assert len(_sizes(Wanted("volume_ml"), ages, 3)) == 3
-    assert _sizes(Wanted("stage"), ["2", "1", "2", "3"]) == {"1": 1, "2": 2, "3": 1}
+    assert len(_sizes(ColumnChoice("volume_ml"), ages, 3)) == 3
+    assert _sizes(ColumnChoice("stage"), ["2", "1", "2", "3"]) == {"1": 1, "2": 2, "3": 1}
     with_comma = [f"{n},5" for n in range(8)]  # as German programs write it
-    assert sum(_sizes(Wanted("psa"), with_comma).values()) == 8
-    assert all("below" in name or "above" in name for name in _sizes(Wanted("psa"), with_comma))
-    assert _sizes(Wanted("age"), ["1", "2", "3", "4", "5", "6", "seven"])["seven"] == 1
+    assert sum(_sizes(ColumnChoice("psa"), with_comma).values()) == 8
+    assert all("below" in name or "above" in name for name in _sizes(ColumnChoice("psa"), with_comma))
+    assert _sizes(ColumnChoice("age"), ["1", "2", "3", "4", "5", "6", "seven"])["seven"] == 1
 
 
 def test_one_word_is_one_group_however_it_is_written() -> None:
-    assert _sizes(Wanted("sex"), ["F", "f", "F ", "m", "", "unknown"]) == {"F": 3, "m": 1, "not said": 2}
-    assert _sizes(Wanted("sex"), ["", "", ""]) == {"not said": 3}
+    assert _sizes(ColumnChoice("sex"), ["F", "f", "F ", "m", "", "unknown"]) == {"F": 3, "m": 1, "not said": 2}
+    assert _sizes(ColumnChoice("sex"), ["", "", ""]) == {"not said": 3}
 
 
 def test_a_table_of_windows_with_semicolons_is_read(tmp_path: Path) -> None:

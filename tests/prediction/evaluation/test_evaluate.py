@@ -19,9 +19,9 @@ from oncofed.data.cases import usable_cases
 from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import parse_job
-from oncofed.prediction.evaluation.columns import parse_wanted
-from oncofed.prediction.evaluation.evaluate import Evaluated, Request, evaluate, write_cases
+from oncofed.prediction.evaluation.evaluate import EvaluationRequest, EvaluationResult, evaluate, write_cases
 from oncofed.prediction.evaluation.page import write_page
+from oncofed.prediction.evaluation.subgroup_columns import parse_column_choices
 from oncofed.prediction.model import TrainedModel, load_model
 from oncofed.report.evaluation import read_evaluation
 from synthetic import JOB, make_site, make_textures, write_job
@@ -64,8 +64,8 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def _evaluate(model: TrainedModel, folder: Path, by: str = "", **more: Any) -> Evaluated:
-    return evaluate(Request(model, folder, by=tuple(parse_wanted([by] if by else [])), **more), CPU)
+def _evaluate(model: TrainedModel, folder: Path, by: str = "", **more: Any) -> EvaluationResult:
+    return evaluate(EvaluationRequest(model, folder, by=tuple(parse_column_choices([by] if by else [])), **more), CPU)
 
 
 def test_held_out_patients_have_the_scores_of_the_runs_own_test(tmp_path: Path, data: Path) -> None:
@@ -74,7 +74,7 @@ def test_held_out_patients_have_the_scores_of_the_runs_own_test(tmp_path: Path, 
     plan = model.job.plan()
     test = usable_cases(data, plan.data, plan.task.vocabulary, plan.seed, "here").cases.test
     expected = model.task.evaluate(model.network(CPU), test, CPU, detailed=True)
-    assert {one.case.name for one in found.seen} == {case.name for case in test}
+    assert {one.case.name for one in found.scored_cases} == {case.name for case in test}
     assert found.scores.mean == pytest.approx(expected.mean, abs=1e-6)
     assert found.scores.by_class == pytest.approx(expected.by_class, abs=1e-6)
     assert found.interval == expected.interval
@@ -106,7 +106,7 @@ def test_scores_by_subgroup_and_files_that_stay_or_may_go(tmp_path: Path, data: 
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores)
     assert {row["list"] for row in rows} == {"test", "validation", "training"}
-    assert float(rows[0]["dice.shell"]) == pytest.approx(found.seen[0].figures["dice.shell"], rel=1e-4)
+    assert float(rows[0]["dice.shell"]) == pytest.approx(found.scored_cases[0].figures["dice.shell"], rel=1e-4)
     page = write_page(found, model, CPU, out, 2).read_text()
     assert page.count("<svg") == 2
     assert f"<h3>{rows[0]['case']}:" in page
@@ -178,8 +178,8 @@ def test_a_classification_is_evaluated_and_its_worst_are_the_least_sure(tmp_path
     found = _evaluate(_run(tmp_path / "run", XRAY), tmp_path / "set", split="all")
     assert found.record.metric == "auroc"
     assert found.record.scores.mean is not None
-    assert [one.score for one in found.seen] == [
-        one.figures[f"probability.{one.figures['class']}"] for one in found.seen
+    assert [one.score for one in found.scored_cases] == [
+        one.figures[f"probability.{one.figures['class']}"] for one in found.scored_cases
     ]
     out = tmp_path / "out"
     out.mkdir()

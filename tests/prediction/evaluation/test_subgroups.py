@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from oncofed.data.spec import DataSpec
-from oncofed.prediction.evaluation.columns import Column
-from oncofed.prediction.evaluation.handed_on import scores_record, subgroups_record
-from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, by_subgroup, shared_scores
+from oncofed.prediction.evaluation.shareable import scores_record, subgroups_record
+from oncofed.prediction.evaluation.subgroup_columns import Column
+from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, by_subgroup, shareable_scores
 from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec, Task
 from oncofed.tasks.base import confidence
 from oncofed.tasks.classification import Classified
@@ -60,7 +60,7 @@ def test_each_group_is_scored_as_the_task_does_and_the_difference_has_an_interva
 def test_all_patients_in_one_group_have_the_interval_of_all() -> None:
     outcomes = _outcomes(np.random.default_rng(1).uniform(0, 1, 9).tolist())
     [group] = _by(TASK, outcomes, _column(9)).groups
-    assert group.interval == pytest.approx(confidence(TASK, outcomes.pairs()))
+    assert group.interval == pytest.approx(confidence(TASK, outcomes.patient_outcomes()))
     assert _by(TASK, outcomes, _column(9)).differences == ()
 
 
@@ -122,7 +122,7 @@ def test_of_a_classification_a_class_needs_its_own_patients() -> None:
     labels = [0] * 10 + [1] * 10 + [2] * 2
     found = tuple(Classified(p / p.sum(), label) for p, label in zip(rng.uniform(0, 1, (22, 3)), labels, strict=True))
     names = tuple(str(n) for n in range(22))
-    scores = shared_scores(CLASSES, Outcomes(names, names, found))
+    scores = shareable_scores(CLASSES, Outcomes(names, names, found))
     assert set(scores.by_class) == {"a", "b"}
     assert scores.mean is not None
     column = Column("sex", {"f": names[::2], "m": names[1::2]})

@@ -20,11 +20,11 @@ from oncofed.data.spec import DataSpec
 from oncofed.errors import DataError
 from oncofed.models import ModelSpec
 from oncofed.models.networks import NetworkRequest, build_network
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import load_model
-from oncofed.prediction.outputs.classes import class_rows, evidence_of, write_classes, write_evidence
-from oncofed.prediction.outputs.evidence import GRAD_CAM, OCCLUSION, Explainer, feature_layer, placed
-from oncofed.prediction.outputs.heat import as_pixels, painted
-from oncofed.prediction.predicted import Predicted
+from oncofed.prediction.outputs.classes import class_rows, saliency_map, write_classes, write_saliency
+from oncofed.prediction.outputs.heatmap import overlay_heatmap, to_rgb
+from oncofed.prediction.outputs.saliency import GRAD_CAM, OCCLUSION, Explainer, feature_layer, resample_heat
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.inferred import ClassScores
 from synthetic import make_textures
@@ -164,7 +164,7 @@ def test_evidence_of_an_image_of_any_size_lies_on_its_own_pixels(tmp_path: Path,
     source = made_source(_spot(tmp_path, size, box))
     data = DataSpec(dataset="d", modality="microscopy", patch=(64, 64))
     image = source.case.read_image()
-    heat = evidence_of(Explainer(Bright(2, everywhere=True).eval()), source.case, image, data, 1).heat
+    heat = saliency_map(Explainer(Bright(2, everywhere=True).eval()), source.case, image, data, 1).heat
     assert heat.shape == size
     x, y = np.nonzero(heat > 0.5)
     found = np.array([x.min(), y.min(), x.max() + 1, y.max() + 1])
@@ -177,7 +177,7 @@ def test_what_was_cut_off_before_the_network_saw_it_speaks_for_nothing(tmp_path:
     source = made_source(tmp_path / "wide.png", spacing=[0.001, 0.001])
     data = DataSpec(dataset="d", modality="microscopy", patch=(64, 64), spacing=(0.001, 0.001))
     explainer = Explainer(Bright(2, everywhere=True).eval())
-    heat = evidence_of(explainer, source.case, source.case.read_image(), data, 1).heat
+    heat = saliency_map(explainer, source.case, source.case.read_image(), data, 1).heat
     bright = pixels.mean() < pixels.T
     bright[:18] = bright[82:] = False
     assert ((heat > 0) == bright).all()
@@ -188,7 +188,7 @@ def test_a_map_keeps_its_place_on_a_turned_grid_and_is_zero_beyond_its_own() -> 
     affine = np.array([[0, -2, 0, 3], [2, 0, 0, -1], [0, 0, 3, 5], [0, 0, 0, 1.0]])
     # The first axis of the other grid is the second one reversed, and it has a layer more at either end of the third.
     to_heat = np.array([[0, 1, 0, 0], [-1, 0, 0, 4], [0, 0, 1, -1], [0, 0, 0, 1.0]])
-    moved = placed(heat, affine, affine @ to_heat, (5, 6, 6))
+    moved = resample_heat(heat, affine, affine @ to_heat, (5, 6, 6))
     assert moved[..., 1:5] == pytest.approx(heat[:, ::-1].swapaxes(0, 1))
     assert not moved[..., [0, 5]].any()
 
@@ -205,8 +205,8 @@ def test_a_volume_of_three_channels_has_a_map_on_its_own_grid(tmp_path: Path) ->
     source = made_source(paths[0])
     source = replace(source, case=replace(source.case, more_images=tuple(paths[1:])))
     network = Bright(3, 3, everywhere=True).eval()
-    predicted = Predicted(source, ClassScores(np.zeros(2)), np.array([0.2, 0.8]), network=network)
-    written = write_evidence(predicted, model, tmp_path)
+    predicted = CasePrediction(source, ClassScores(np.zeros(2)), np.array([0.2, 0.8]), network=network)
+    written = write_saliency(predicted, model, tmp_path)
     read = nib.load(written[0])
     assert read.shape == values.shape
     assert read.affine == pytest.approx(affine)
@@ -219,19 +219,19 @@ def test_a_volume_of_three_channels_has_a_map_on_its_own_grid(tmp_path: Path) ->
 
 def test_pictures_keep_colours_and_shade_other_values() -> None:
     colours = np.random.default_rng(0).integers(0, 255, (4, 5, 3)).astype(np.uint8)
-    assert (as_pixels(colours) == colours.swapaxes(0, 1)).all()
+    assert (to_rgb(colours) == colours.swapaxes(0, 1)).all()
     deep = np.linspace(0, 60_000, 20).reshape(4, 5, 1).astype(np.uint16)
-    shades = as_pixels(deep)
+    shades = to_rgb(deep)
     assert shades.shape == (5, 4, 3)
     assert (shades[0, 0, 0], shades[-1, -1, 0]) == (0, 255)
     broken = deep.astype(np.float32)
     broken[0, 0] = np.nan
-    assert as_pixels(broken)[0, 0, 0] == 0
-    pixels = as_pixels(colours)
+    assert to_rgb(broken)[0, 0, 0] == 0
+    pixels = to_rgb(colours)
     heat = np.zeros((5, 4), np.float32)
-    assert (painted(pixels, heat) == pixels).all()
+    assert (overlay_heatmap(pixels, heat) == pixels).all()
     heat[2, 3] = 1
-    assert (painted(pixels, heat) != pixels).any(axis=-1).nonzero() == (np.array([2]), np.array([3]))
+    assert (overlay_heatmap(pixels, heat) != pixels).any(axis=-1).nonzero() == (np.array([2]), np.array([3]))
 
 
 def test_probabilities_say_whether_they_are_calibrated(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_probabilities_say_whether_they_are_calibrated(tmp_path: Path) -> None:
     source = made_source(tmp_path / "a.png")
     for temperature in (None, 2.5):
         shares = scores.probabilities(temperature or 1.0)
-        (path,) = write_classes(Predicted(source, scores, shares, temperature=temperature), model, tmp_path)
+        (path,) = write_classes(CasePrediction(source, scores, shares, temperature=temperature), model, tmp_path)
         said = json.loads(path.read_text())
         assert said["name"] == "stripes"
         assert said["probability.stripes"] == pytest.approx(1 / (1 + np.exp(-3 / (temperature or 1))))

@@ -20,10 +20,10 @@ from scipy import ndimage
 from made import made_model, made_predictions, made_source
 from oncofed.data.slides.regions import draw, read_regions
 from oncofed.errors import DataError
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.outputs import geojson
 from oncofed.prediction.outputs.objects import measure, object_features, write_label_image, write_objects
-from oncofed.prediction.outputs.outlines import Polygon, outlines
-from oncofed.prediction.predicted import Predicted
+from oncofed.prediction.outputs.polygons import Polygon, object_polygons
 from oncofed.tasks.inferred import ObjectMap
 from synthetic import make_nuclei
 
@@ -51,7 +51,7 @@ def filled(polygons: list[Polygon], shape: tuple[int, ...]) -> np.ndarray:
 
 
 def require_exact(numbers: np.ndarray) -> None:
-    found = outlines(numbers)
+    found = object_polygons(numbers)
     assert set(found) == set(np.unique(numbers).tolist()) - {0}
     for number, polygons in found.items():
         assert (filled(polygons, numbers.shape) == (numbers == number)).all()
@@ -89,7 +89,7 @@ def test_outlines_of_blobs_with_holes_that_touch_hold_exactly_their_pixels(seed:
 @given(few_values)
 def test_polygons_are_valid_to_another_library(numbers: np.ndarray) -> None:
     shapely = pytest.importorskip("shapely")
-    for number, polygons in outlines(numbers).items():
+    for number, polygons in object_polygons(numbers).items():
         found = shapely.MultiPolygon([(rings[0], rings[1:]) for rings in polygons])
         assert found.is_valid, shapely.is_valid_reason(found)
         assert found.area == (numbers == number).sum()
@@ -99,12 +99,12 @@ def test_polygons_are_valid_to_another_library(numbers: np.ndarray) -> None:
 def test_one_pixel_is_a_unit_square_at_its_place() -> None:
     numbers = np.zeros((4, 3), np.int32)
     numbers[3, 1] = 7  # column 3, row 1
-    (ring,) = outlines(numbers)[7][0]
+    (ring,) = object_polygons(numbers)[7][0]
     assert sorted(map(tuple, ring[1:])) == [(3, 1), (3, 2), (4, 1), (4, 2)]
 
 
 def test_what_surrounds_another_object_has_a_hole_for_it() -> None:
-    found = outlines(RING)
+    found = object_polygons(RING)
     assert [len(rings) for rings in found[1]] == [2]
     assert [len(rings) for rings in found[2]] == [1]
     assert sorted(abs(area(ring)) for ring in found[1][0]) == [4, 16]
@@ -112,7 +112,7 @@ def test_what_surrounds_another_object_has_a_hole_for_it() -> None:
 
 def test_an_image_without_objects_gives_an_empty_collection(tmp_path: Path) -> None:
     numbers = np.zeros((8, 5), np.int32)
-    assert outlines(numbers) == {}
+    assert object_polygons(numbers) == {}
     table = measure(numbers, (0.001, 0.001))
     text = geojson.collection(object_features(numbers, table, "nucleus", "key"))
     assert json.loads(text) == {"type": "FeatureCollection", "features": []}
@@ -125,7 +125,7 @@ def test_an_image_without_objects_gives_an_empty_collection(tmp_path: Path) -> N
 def test_more_objects_than_sixteen_bits_can_number(tmp_path: Path) -> None:
     side = 265  # 70,225 objects of 2 x 2 pixels
     numbers = np.kron(np.arange(1, side**2 + 1, dtype=np.int32).reshape(side, side), np.ones((2, 2), np.int32))
-    assert len(outlines(numbers)) == side**2
+    assert len(object_polygons(numbers)) == side**2
     write_label_image(numbers, None, tmp_path / "labels.tif")
     assert (numbers == np.asarray(Image.open(tmp_path / "labels.tif")).T).all()
     write_label_image(numbers[:200, :200], None, tmp_path / "few.tif")
@@ -161,7 +161,7 @@ def test_what_is_written_is_read_back_with_its_class(tmp_path: Path) -> None:
     numbers[3:9, 4:11] = 1
     numbers[5, 6] = 0
     numbers[25:30, 15:20] = 2  # at the image's edge
-    predicted = Predicted(made_source(tmp_path / "a.png", spacing=[0.0005, 0.0005]), ObjectMap(numbers, np.eye(4)))
+    predicted = CasePrediction(made_source(tmp_path / "a.png", spacing=[0.0005, 0.0005]), ObjectMap(numbers, np.eye(4)))
     paths = write_objects(predicted, model, tmp_path)
     by_end = {"".join(path.suffixes): path for path in paths}
     assert all(path.is_file() for path in paths)
@@ -192,7 +192,7 @@ def test_a_volume_has_a_label_image_and_a_table_and_no_geojson(tmp_path: Path) -
     numbers[1:3, 1:3, 1:3] = 1
     affine = np.diag([0.5, 0.5, 2.0, 1.0])
     nib.save(nib.Nifti1Image(numbers.astype(np.int16), affine), tmp_path / "a.nii")
-    predicted = Predicted(made_source(tmp_path / "a.nii", spacing=[0.5, 0.5, 2.0]), ObjectMap(numbers, affine))
+    predicted = CasePrediction(made_source(tmp_path / "a.nii", spacing=[0.5, 0.5, 2.0]), ObjectMap(numbers, affine))
     paths = write_objects(predicted, model, tmp_path)
     assert [path.name for path in paths] == ["case_objects.csv", "case_objects.json", "case_labels.nii.gz"]
     read = nib.load(paths[2])
@@ -200,7 +200,7 @@ def test_a_volume_has_a_label_image_and_a_table_and_no_geojson(tmp_path: Path) -
     assert read.affine == pytest.approx(affine)
     assert json.loads(paths[1].read_text())["volume_mm3"] == pytest.approx(8 * 0.5)
     with pytest.raises(DataError, match="objects of a volume have no GeoJSON"):
-        outlines(numbers)
+        object_polygons(numbers)
 
 
 def test_objects_of_a_folder_of_images_are_written_and_counted(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from oncofed.data.cases import Case
 from oncofed.data.images import LoadedImage
 from oncofed.prediction.model import load_model
 from oncofed.prediction.outputs.page import write_page
-from oncofed.prediction.run import Options, Predictions, predict
+from oncofed.prediction.predictions import Predictions
+from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import gather
 from oncofed.report.planes import Drawing, _places, _volume
 from synthetic import make_site, make_slides, make_textures

@@ -16,6 +16,7 @@ from made import COLOURS, made_model, made_predictions, made_source
 from oncofed.data.slides import TileReader, TileSpec
 from oncofed.data.slides.regions import draw, read_regions
 from oncofed.errors import DataError
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
 from oncofed.prediction.outputs.slides import (
@@ -27,7 +28,6 @@ from oncofed.prediction.outputs.slides import (
     write_slide,
     write_top_tiles,
 )
-from oncofed.prediction.predicted import Predicted
 from oncofed.prediction.sources import Source
 from oncofed.tasks.inferred import SlideScores
 from slide_files import stained, tiled
@@ -162,7 +162,7 @@ def test_the_tiles_that_spoke_most_are_written_as_the_network_saw_them(reader: T
 def test_a_bag_of_one_tile(slide: Path, model: TrainedModel, tmp_path: Path) -> None:
     heat = TileHeat(np.ones(1, np.float32), np.array([BRIGHT], np.int32), 128.0)
     scores = SlideScores(np.array([0.0, 1.0]), heat.attention, heat.places)
-    predicted = Predicted(cut_source(slide, tmp_path, heat), scores, scores.probabilities())
+    predicted = CasePrediction(cut_source(slide, tmp_path, heat), scores, scores.probabilities())
     paths = write_slide(predicted, model, tmp_path)
     assert all(path.is_file() for path in paths)
     ends = [path.name.removeprefix("case_") for path in paths]
@@ -173,7 +173,7 @@ def test_a_bag_of_one_tile(slide: Path, model: TrainedModel, tmp_path: Path) -> 
 def test_without_attention_the_class_alone_is_written(slide: Path, model: TrainedModel, tmp_path: Path) -> None:
     heat = tile_heat()
     scores = SlideScores(np.array([0.0, 1.0]), None, heat.places)
-    predicted = Predicted(cut_source(slide, tmp_path, heat), scores, scores.probabilities())
+    predicted = CasePrediction(cut_source(slide, tmp_path, heat), scores, scores.probabilities())
     (path,) = write_slide(predicted, model, tmp_path)
     (feature,) = json.loads(path.read_text())["features"]
     assert feature["properties"]["classification"]["name"] == "tumour"
@@ -184,7 +184,7 @@ def test_a_slide_that_was_cut_at_another_resolution_is_refused(
 ) -> None:
     heat = tile_heat()
     scores = SlideScores(np.array([0.0, 1.0]), heat.attention, heat.places)
-    predicted = Predicted(cut_source(slide, tmp_path, heat, mpp=0.9), scores, scores.probabilities())
+    predicted = CasePrediction(cut_source(slide, tmp_path, heat, mpp=0.9), scores, scores.probabilities())
     with pytest.raises(DataError, match=r"its tiles have 0\.9 microns a pixel, expected 1"):
         write_slide(predicted, model, tmp_path)
     assert not list(tmp_path.glob("case_*"))
@@ -199,7 +199,7 @@ def test_nothing_is_left_of_a_slide_that_ends_early(
     monkeypatch.setattr("oncofed.prediction.outputs.slides.write_top_tiles", fail)
     heat = tile_heat()
     scores = SlideScores(np.array([0.0, 1.0]), heat.attention, heat.places)
-    predicted = Predicted(cut_source(slide, tmp_path, heat), scores, scores.probabilities())
+    predicted = CasePrediction(cut_source(slide, tmp_path, heat), scores, scores.probabilities())
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match="is cut off"):
         write_slide(predicted, model, tmp_path / "out")

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from oncofed.prediction.outputs.tables import plain, write_table
+from oncofed.prediction.outputs.tables import escape_formula, write_table
 
 
 @pytest.mark.parametrize("text", ["=cmd|' calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1", "-liver"])
 def test_text_that_begins_as_a_formula_has_an_apostrophe_first(text: str) -> None:
-    assert plain(text) == f"'{text}"
+    assert escape_formula(text) == f"'{text}"
 
 
 @pytest.mark.parametrize("cell", ["liver", "-0.5", "+3", "-1e-05", "-inf", -0.5, None, 3, "", "a=b"])
 def test_numbers_and_other_text_stay(cell: object) -> None:
-    assert plain(cell) == cell
+    assert escape_formula(cell) == cell
 
 
 def test_names_of_cases_and_columns_in_a_table(tmp_path: Path) -> None:

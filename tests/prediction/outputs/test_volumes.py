@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from oncofed.prediction.outputs.volumes import Measured, measure
+from oncofed.prediction.outputs.measurements import SegmentMeasurements, measure
 
 
 def turned(spacing: tuple[float, float, float], degrees: float = 0.0) -> np.ndarray:
@@ -30,7 +30,7 @@ def ellipsoid(radii: tuple[float, float, float], spacing: tuple[float, float, fl
     return ((scaled**2).sum(axis=0) <= 1).astype(np.uint8)
 
 
-def one(labels: np.ndarray, affine: np.ndarray, calibrated: bool = True) -> Measured:
+def one(labels: np.ndarray, affine: np.ndarray, calibrated: bool = True) -> SegmentMeasurements:
     (found,) = measure(labels, affine, {1: "thing"}, calibrated)
     return found
 
@@ -93,7 +93,7 @@ def test_classes_are_measured_apart_and_one_that_is_nowhere_has_no_length() -> N
     labels = np.zeros((10, 10, 10), np.int16)
     labels[1:3, 1:3, 1:3] = 3
     found = {size.name: size for size in measure(labels, turned((2.0, 2.0, 2.0)), {1: "a", 3: "c"})}
-    assert found["a"] == Measured(1, "a", 0, 0, volume_ml=0.0)
+    assert found["a"] == SegmentMeasurements(1, "a", 0, 0, volume_ml=0.0)
     assert found["c"].voxels == 8
     assert found["c"].volume_ml == pytest.approx(0.064)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from commands import Outcome
-from oncofed.artifacts.training_profile import TrainingProfile, site_profile, together, write_training_profile
+from oncofed.artifacts.training_profile import TrainingProfile, combined_profile, site_profile, write_training_profile
 from oncofed.data.case_facts import measure
 from oncofed.data.cases import Case
 from oncofed.data.images import read_image
@@ -29,8 +29,8 @@ from oncofed.prediction.model import TrainedModel, load_model
 from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import gather
 from oncofed.prediction.trust.checks import TrustChecks, entropy_of, verdict_of
-from oncofed.prediction.trust.ensemble import disagreement, members_of
-from oncofed.prediction.trust.outside import Reason, outside_of
+from oncofed.prediction.trust.ensemble import disagreement, ensemble_members
+from oncofed.prediction.trust.out_of_distribution import Deviation, find_deviations
 from oncofed.tasks.inferred import ClassScores, LabelMap
 from synthetic import make_volume, write_job
 
@@ -48,11 +48,11 @@ def _entry(slices: float = 1.0, modality: str | None = "MR", low: float = -1000,
 
 def _profile(data: DataSpec, *entries: Entry) -> TrainingProfile:
     images = [(f"p{n}", entry) for n, entry in enumerate(entries)]
-    return together([site_profile(images, data)], data)
+    return combined_profile([site_profile(images, data)], data)
 
 
-def _reasons(entry: Entry, data: DataSpec, profile: TrainingProfile | None) -> dict[str, Reason]:
-    reasons, _ = outside_of(traits_of(entry, data), entry.modality, data, profile)
+def _reasons(entry: Entry, data: DataSpec, profile: TrainingProfile | None) -> dict[str, Deviation]:
+    reasons, _ = find_deviations(traits_of(entry, data), entry.modality, data, profile)
     return {reason.feature: reason for reason in reasons}
 
 
@@ -73,7 +73,7 @@ def test_what_the_job_says_holds_without_a_profile() -> None:
     assert other.words == "its modality is MR, the model's is ct"
     units = _reasons(_entry(modality="CT", low=3), CT, None)["intensity_low"]
     assert units.words == "its darkest values are 3: no Hounsfield units, of which air has -1000"
-    _, not_known = outside_of(traits_of(_entry(), MRI), "MR", MRI, None)
+    _, not_known = find_deviations(traits_of(_entry(), MRI), "MR", MRI, None)
     assert {"spacing_superior", "modality", "edge"} <= set(not_known)
 
 
@@ -190,7 +190,9 @@ def test_images_outside_are_left_to_a_person_where_that_is_asked(model: TrainedM
     out = tmp_path / "out"
     learned = gather([tmp_path / "images"], tmp_path / "profiled", model.job, tmp_path)
     images = [(source.name, source.entry) for source in learned.cases]
-    write_training_profile(model.folder / "model", together([site_profile(images, model.job.data)], model.job.data))
+    write_training_profile(
+        model.folder / "model", combined_profile([site_profile(images, model.job.data)], model.job.data)
+    )
     thick = _volume(tmp_path / "new" / "thick.nii.gz", 30, 4.0)
     usual = _volume(tmp_path / "new" / "usual.nii.gz", 31)
     sources = gather([thick, usual], out, model.job, tmp_path)
@@ -226,10 +228,10 @@ def test_a_labelled_case_is_measured_as_an_unlabelled_one(model: TrainedModel, t
     checks = TrustChecks(model, CPU)
     inside = Intensity(low=1, median=1, high=1, mean=1, std=0)
     older = source.entry.model_copy(update={"label": "l.nii.gz", "intensity": inside, "image_intensity": None})
-    assert checks.before(replace(source, entry=older)) == checks.before(source)
+    assert checks.check_image(replace(source, entry=older)) == checks.check_image(source)
     gone = replace(source, entry=older, case=Case("gone", "gone", tmp_path / "gone.nii.gz", 0))
-    assert "intensity_low" in checks.before(gone)[1]
-    assert members_of(replace(model, members={"fold 1": path})) == {"fold 1": path}
+    assert "intensity_low" in checks.check_image(gone)[1]
+    assert ensemble_members(replace(model, members={"fold 1": path})) == {"fold 1": path}
 
 
 def test_the_command_says_what_not_to_trust(

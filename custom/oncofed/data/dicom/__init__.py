@@ -1,1 +1,4 @@
-"""From a heap of DICOM files to volumes, flat images and labels. Nothing outside this folder knows what a tag is."""
+"""DICOM: from any files to volumes, flat images and labels.
+
+Nothing outside this folder knows a tag.
+"""

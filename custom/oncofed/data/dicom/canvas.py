@@ -1,4 +1,4 @@
-"""The mask that the regions of an image's label files are drawn on."""
+"""The mask that an image's label files are drawn on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OutsideError(DataError):
 
 
 class Canvas:
-    """A mask; where regions of two values overlap, the higher value stays.
+    """A mask; of overlapping regions the higher value stays.
 
     Args:
         shape: of the image, without channels.
@@ -35,7 +35,7 @@ class Canvas:
         self._shared: Counter[tuple[int, int]] = Counter()
 
     def draw(self, where: Index, value: int) -> None:
-        """Give voxels, each at most once in ``where``, a label value."""
+        """Set a label value at voxels, each at most once in ``where``."""
         before = self.values[where]
         other = before[(before != 0) & (before != value)]
         for earlier, count in zip(*np.unique(other, return_counts=True), strict=True):
@@ -43,7 +43,10 @@ class Canvas:
         self.values[where] = np.maximum(before, value)
 
     def overlaps(self) -> Iterator[str]:
-        """Yield a note for each pair of regions that share voxels, the largest first; of more than three, how many."""
+        """Yield a note on overlapping regions, the largest first.
+
+        Of more than three pairs, one note with their number.
+        """
         for (low, high), count in self._shared.most_common(3):
             lower, higher = self.names[low], self.names[high]
             yield f"{lower} and {higher} overlap in {count} voxels: they count as {higher}"

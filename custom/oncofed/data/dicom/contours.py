@@ -1,4 +1,4 @@
-"""What the closed contours of one plane enclose.
+"""The area that closed contours of one plane enclose.
 
 The region holds what any contour encloses: a contour that is there twice, or overlaps another, takes nothing away. One
 that lies wholly inside another is a hole in it, and one inside a hole an island again. Contours of the type
@@ -74,7 +74,10 @@ class Outline:
         return walk
 
     def encloses(self, points: Floats) -> Mask:
-        """Return which of (n, 2) points lie inside; one on the outline belongs to what is above it along both axes."""
+        """Return which of (n, 2) points lie inside.
+
+        A point on the outline belongs to what is above it along both axes.
+        """
         return np.asarray(self._path.contains_points(points + _NUDGE))
 
     def contains(self, other: Outline) -> bool:
@@ -86,11 +89,11 @@ class Outline:
         return self._farthest(walk[~self.encloses(walk)]) <= _ON_OUTLINE
 
     def is_twice(self, other: Outline) -> bool:
-        """Return whether both are one outline, by what a voxel shows."""
+        """Return whether two outlines enclose the same voxels."""
         return self._farthest(other._walk) < _TWICE and other._farthest(self._walk) < _TWICE
 
     def _farthest(self, points: Floats) -> float:
-        """Return how far the farthest of (n, 2) points is from the outline."""
+        """Return the largest distance of (n, 2) points to the outline."""
         starts, ways = self.points, np.roll(self.points, -1, axis=0) - self.points
         lengths = np.maximum((ways**2).sum(axis=1), 1e-12)
         farthest = 0.0
@@ -128,7 +131,10 @@ class Region:
         self._holes = _holes(self._closed)
 
     def parts(self, points: Floats) -> Iterator[Mask]:
-        """Yield which of (n, 2) points each part holds: an outer contour without its holes, with their islands."""
+        """Yield which of (n, 2) points each part holds.
+
+        A part is an outer contour without its holes, with their islands.
+        """
         if self._xor:
             yield np.logical_xor.reduce([outline.encloses(points) for outline in self._xor])
         filled: dict[int, Mask] = {}
@@ -141,7 +147,7 @@ class Region:
 
 
 def _once(outlines: Sequence[Outline]) -> list[Outline]:
-    """Return outlines, of ever smaller ones, without those that are there twice."""
+    """Return outlines without duplicates; they come by falling size."""
     if len(outlines) < 2:
         return list(outlines)
     boxes = _boxes(outlines)
@@ -154,7 +160,10 @@ def _once(outlines: Sequence[Outline]) -> list[Outline]:
 
 
 def _holes(outlines: Sequence[Outline]) -> list[list[int]]:
-    """Return for each outline, of ever smaller ones, those that lie inside it and inside none that does so too."""
+    """Return the direct children of each outline.
+
+    They lie inside it, and inside no other one that does; outlines come by falling size.
+    """
     inside: list[set[int]] = [set() for _ in outlines]
     if len(outlines) > 1:
         boxes = _boxes(outlines)
@@ -166,5 +175,8 @@ def _holes(outlines: Sequence[Outline]) -> list[list[int]]:
 
 
 def _boxes(outlines: Sequence[Outline]) -> Floats:
-    """Return (outline, 4): the lowest corner, and the highest one with its sign turned, of ever smaller boxes."""
+    """Return (outline, 4): lowest corner, and negated highest one.
+
+    Outlines come by falling size.
+    """
     return np.array([[*outline.low, *-outline.high] for outline in outlines])

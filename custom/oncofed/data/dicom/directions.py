@@ -1,4 +1,4 @@
-"""Slices of one direction, size and pixel size, compared with tolerances: headers hold rounded numbers.
+"""Group slices by direction, size and pixel size, with tolerances.
 
 No limit is drawn through values that lie close together: what differs by less than ``_APART`` belongs together, and is
 refused where it then differs by more than a volume may.
@@ -27,13 +27,16 @@ Values = NDArray[np.float64]
 
 
 def direction(item: Slice) -> list[float]:
-    """Return the directions of a slice's rows and columns, in LPS."""
+    """Return the direction cosines of a slice, in LPS."""
     found: list[float] = item.header.orientation
     return found
 
 
 def by_plane(slices: Sequence[Slice]) -> list[tuple[list[Slice], str | None]]:
-    """Return slices that may lie in one volume, and of those that are not clear why they cannot."""
+    """Group slices that may be one volume.
+
+    Of groups that are ambiguous, also why they are none.
+    """
     sizes: dict[Any, list[Slice]] = defaultdict(list)
     wrong: list[Slice] = []
     for item, right in zip(slices, _are_directions(slices) if slices else (), strict=True):
@@ -54,7 +57,9 @@ def by_plane(slices: Sequence[Slice]) -> list[tuple[list[Slice], str | None]]:
 
 
 def together(values: Values, near: float) -> NDArray[np.int64]:
-    """Return for each row of (n, d) the number of its group: rows nearer than ``near`` are of one, at any distance.
+    """Return the group of each row of (n, d).
+
+    Rows nearer than ``near`` share a group, however long the chain.
 
     Rows within a quarter of ``near`` of one that stands for them are compared through it.
     """
@@ -78,7 +83,10 @@ def together(values: Values, near: float) -> NDArray[np.int64]:
 
 
 def _are_directions(slices: Sequence[Slice]) -> NDArray[np.bool_]:
-    """Return for each slice whether it has a position, and two perpendicular directions of length one."""
+    """Return which slices have a valid position and orientation.
+
+    The orientation is two perpendicular directions of length one.
+    """
     values = np.array([[*item.header.orientation, *item.header.position] for item in slices])
     row, column = values[:, :3], values[:, 3:6]
     units = np.abs(np.linalg.norm(values[:, :6].reshape(-1, 2, 3), axis=2) - 1).max(axis=1)
@@ -106,7 +114,10 @@ def _by_direction(group: list[Slice]) -> list[tuple[list[Slice], str | None]]:
 
 
 def _are_volumes_apart(parts: Sequence[tuple[list[Slice], Values]], turned: Values) -> bool:
-    """Return whether each part is of one direction and they do not lie between each other, as of discs of a spine."""
+    """Return whether parts are volumes that do not interleave.
+
+    Each has one direction, as discs of a spine.
+    """
     mean = turned.mean(axis=0)
     normal = np.cross(mean[:3], mean[3:])
     ends = []

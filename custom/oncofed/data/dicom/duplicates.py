@@ -1,4 +1,7 @@
-"""Copies of files: the same place and the same pixels. UIDs prove nothing, for anonymisers repeat and renew them."""
+"""Find copies of files: the same place and pixels.
+
+UIDs prove nothing, for anonymisers repeat and renew them.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,16 @@ _NOT_TELLING = {"InstanceNumber"}
 
 
 def place_tolerance(slices: Iterable[Slice]) -> float:
-    """Return within how many mm two slices lie at one place: less where pixels are very small."""
+    """Return the tolerance of a place in mm.
+
+    It is less where pixels are very small.
+    """
     sides = [side for item in slices for side in item.header.spacing or () if side > 0]
     return min(SAME_PLACE_MM, 0.1 * min(sides)) if sides else SAME_PLACE_MM
 
 
 def suspects(series: Sequence[Slice]) -> list[list[Slice]]:
-    """Return the files of a series that may be copies of each other, by what they may be copies of.
+    """Return groups of files that may be copies of each other.
 
     A slice may be one of another at its place of which no header differs; any other image of one of its UID. That
     their pixels are alike is still to be seen.
@@ -45,12 +51,12 @@ def suspects(series: Sequence[Slice]) -> list[list[Slice]]:
 
 
 def is_placed(header: ImageHeader) -> bool:
-    """Return whether a header says where its one frame lies."""
+    """Return whether a header states its one frame's place."""
     return bool(header.position and header.orientation) and header.frames == 1
 
 
 def at_one_place(group: Sequence[Slice]) -> list[list[Slice]]:
-    """Return the slices that share a place and a direction with others."""
+    """Return groups of slices with one place and direction."""
     places = np.array([[*item.header.position, *item.header.orientation] for item in group])
     # A direction that no axis of a scanner is likely to be: few slices that lie elsewhere have the same distance along.
     along = places[:, :3] @ np.array([0.48, 0.62, 0.62])
@@ -68,7 +74,7 @@ def at_one_place(group: Sequence[Slice]) -> list[list[Slice]]:
 
 
 def _alike(group: Sequence[Slice], places: Any, run: list[int], reach: float) -> list[list[Slice]]:
-    """Return the sets of slices at one place among some that are near."""
+    """Return groups at one place among nearby slices."""
     of = {number: number for number in run}
     for one, two in combinations(run, 2):
         apart = np.abs(places[one] - places[two])
@@ -82,7 +88,7 @@ def _alike(group: Sequence[Slice], places: Any, run: list[int], reach: float) ->
 
 
 def copies_among(groups: Sequence[Sequence[Slice]], digests: Mapping[str, str]) -> set[str]:
-    """Return the paths of the files that are copies of another one of their group."""
+    """Return the paths of files that copy another one of their group."""
     copies: set[str] = set()
     for group in groups:
         seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Elements of a DICOM file's header as plain values, from a walk that reads no more than is wanted."""
+"""Read elements of a DICOM header, and no more than wanted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ _BINARY = {"FD": "f8", "FL": "f4", "US": "u2", "UL": "u4", "SS": "i2", "SL": "i4
 
 
 def walked(file: BinaryIO, wanted: list[BaseTag | int]) -> Elements:
-    """Return the wanted elements of a file of Part 10, meta information too; empty where it is out of the common.
+    """Return the wanted elements of a Part 10 file.
+
+    Meta information too; empty where the file is unusual.
 
     This is the walk of pydicom's ``dcmread`` without the data sets that it builds for each file, which take four times
     as long as the walk.
@@ -51,12 +53,15 @@ def walked(file: BinaryIO, wanted: list[BaseTag | int]) -> Elements:
         elements |= {int(e.tag): e for e in walk}
     except Exception:  # noqa: BLE001 - whatever a broken header leads to: dcmread copes with more, or says what it is
         return {}
-    # Where it is missing, the file may be written otherwise than it says.
+    # Where it is missing, the file may be written in another syntax than it states.
     return elements if tag_of("SOPClassUID") in elements else {}
 
 
 def any_elements(file: BinaryIO, wanted: list[BaseTag | int]) -> tuple[Elements, str]:
-    """Return the wanted elements of a file, whatever pydicom can read, and its transfer syntax; "" if not known."""
+    """Return a file's wanted elements and transfer syntax, by pydicom.
+
+    The syntax is "" where it is unknown.
+    """
     file.seek(0)
     dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
     parts = (dataset.file_meta, dataset)
@@ -66,7 +71,7 @@ def any_elements(file: BinaryIO, wanted: list[BaseTag | int]) -> tuple[Elements,
 
 
 def syntax_of(dataset: Any) -> str:
-    """Return the transfer syntax in which a data set without one was found to be written, were it not compressed."""
+    """Return the transfer syntax that an uncompressed data set has."""
     implicit, little = dataset.original_encoding
     if implicit is None or little is None:
         return ""
@@ -74,7 +79,10 @@ def syntax_of(dataset: Any) -> str:
 
 
 def text(elements: Elements, tag: int) -> str:
-    """Return an element as text; its bytes are taken as they are, for pydicom's conversion takes ten times as long."""
+    """Return an element as text.
+
+    Its bytes are taken as they are, for pydicom's conversion takes ten times as long.
+    """
     element = elements.get(tag)
     if element is None or not element.value:
         return ""
@@ -91,7 +99,7 @@ def texts(elements: Elements, keyword: str) -> list[str]:
 
 
 def floats(elements: Elements, keyword: str, count: int) -> list[float]:
-    """Return numbers that are stored as text (DS); none where their count is another.
+    """Return numbers stored as text (DS); empty for another count.
 
     Raises:
         DataError: one is no number.
@@ -120,7 +128,7 @@ def _decimal(value: str, keyword: str) -> float:
 
 
 def integer(elements: Elements, keyword: str, default: int) -> int:
-    """Return a number that is stored in binary (US) or, where pydicom has converted it, as it is."""
+    """Return a number stored in binary (US), or as pydicom converted it."""
     element = elements.get(tag_of(keyword))
     if element is None or element.value in {None, b"", ""}:
         return default
@@ -137,14 +145,14 @@ def shown(elements: Elements, keyword: str) -> str:
 
 
 def binaries(elements: Elements, keyword: str) -> list[float] | None:
-    """Return numbers that are stored in binary (UL, FL and the like); None where the element is not or is text."""
+    """Return numbers stored in binary (UL, FL); None without them."""
     element = elements.get(tag_of(keyword))
     kind = _binary(keyword)
     if element is None or kind is None or not isinstance(element.value, bytes):
         return None
     order = "<" if getattr(element, "is_little_endian", True) else ">"
-    whole = len(element.value) // int(kind[1]) * int(kind[1])
-    found: list[float] = np.frombuffer(element.value[:whole], order + kind).tolist()
+    length = len(element.value) // int(kind[1]) * int(kind[1])
+    found: list[float] = np.frombuffer(element.value[:length], order + kind).tolist()
     return found
 
 

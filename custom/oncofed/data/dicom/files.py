@@ -1,4 +1,4 @@
-"""A DICOM file as a data set, also where it is not written as Part 10 wants it."""
+"""Read a DICOM file, also one that breaks Part 10."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ITEM = b"\xfe\xff\x00\xe0"
 
 
 def read_file(path: Path) -> FileDataset:
-    """Read a DICOM file with or without preamble and meta information.
+    """Read a DICOM file, with or without meta information.
 
     Raises:
         DataError: how its pixels are compressed is said nowhere.
@@ -52,7 +52,10 @@ def _syntax(dataset: FileDataset) -> UID:
 
 
 def _compression(data: bytes) -> UID | None:
-    """Return the syntax of encapsulated pixels by how their first frame begins; PS3.5, section A.4."""
+    """Return the syntax of encapsulated pixels by their first frame.
+
+    PS3.5, section A.4.
+    """
     if data[:4] != _ITEM:
         return None
     at = 8 + int.from_bytes(data[4:8], "little")  # after the table of offsets

@@ -1,4 +1,7 @@
-"""Where a frame lies: from its pixels to LPS in mm (DICOM PS3.3, equation C.7.6.2.1-1)."""
+"""The place of a frame: from pixels to LPS in mm.
+
+DICOM PS3.3, equation C.7.6.2.1-1.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ Floats = NDArray[np.float64]
 
 
 def frame_affine(orientation: Sequence[float], spacing: Sequence[float], position: Sequence[float]) -> Floats:
-    """Return (4, 4) from (column, row, mm along the normal) to LPS in mm.
+    """Return a frame's (4, 4) affine to LPS in mm.
+
+    From (column, row, mm along the normal).
 
     Args:
         orientation: direction cosines of rows and columns (ImageOrientationPatient).
@@ -28,7 +33,10 @@ def frame_affine(orientation: Sequence[float], spacing: Sequence[float], positio
 
 
 def mean_orientation(slices: Iterable[Slice]) -> Floats:
-    """Return the (6,) direction cosines of slices; their mean where they differ by rounding."""
+    """Return the (6,) mean direction cosines of slices.
+
+    Slices of one volume differ by rounding at most.
+    """
     every = np.array([item.header.orientation for item in slices])
     mean: Floats = every[0] if (every == every[0]).all() else every.mean(axis=0)
     return mean

@@ -1,4 +1,4 @@
-"""What is read of a DICOM file's header, one class for each kind of object.
+"""The headers of DICOM files, one class a kind of object.
 
 All values are plain, so that a header fits into the index of what was read; ``to_json`` and ``from_json`` are its two
 ways. UIDs and codes are as the standard has them (PS3.3); a text that a header does not have is empty.
@@ -44,7 +44,7 @@ class ObjectHeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageHeader(ObjectHeader):
-    """An image of one frame or several.
+    """An image with one frame or more.
 
     Attributes:
         position: of the first pixel's centre, LPS in mm; empty: not stated.
@@ -94,7 +94,10 @@ class ImageHeader(ObjectHeader):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameGrid:
-    """Where the first frame of a segmentation lies: rows and columns, and as an image's header."""
+    """The grid of a segmentation's first frame.
+
+    ``size`` is rows and columns; the rest as in an image's header.
+    """
 
     size: list[int]
     spacing: list[float]
@@ -129,7 +132,7 @@ class LabelHeader(ObjectHeader):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideHeader(ObjectHeader):
-    """One level, label or overview of a whole slide: PS3.3, C.8.12.
+    """One instance of a whole slide: PS3.3, C.8.12.
 
     Attributes:
         container: identifier of the physical slide.
@@ -145,7 +148,7 @@ class SlideHeader(ObjectHeader):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OtherObject(ObjectHeader):
-    """An object without an image, such as a report, a plan or a dose."""
+    """An object without an image: a report, plan or dose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,10 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class BrokenFile:
-    """A file that should be DICOM and cannot be read; ``series`` is empty where that cannot be read either."""
+    """A file that should be DICOM and cannot be read.
+
+    ``series`` is empty where that cannot be read either.
+    """
 
     reason: str
     series: str = ""
@@ -163,7 +169,7 @@ class BrokenFile:
 
 @dataclass(frozen=True, slots=True)
 class ForeignFile:
-    """A file that is not DICOM by its first bytes, and what it is."""
+    """A file that is not DICOM, and what it is."""
 
     what: str
 

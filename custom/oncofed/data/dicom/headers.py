@@ -92,7 +92,10 @@ _TEXT_TAGS = {name: int(tag_for_keyword(keyword) or 0) for name, keyword in _TEX
 
 
 def looks_like_dicom(path: Path) -> bool:
-    """Return whether a file's first bytes are DICOM's, with or without the preamble of Part 10."""
+    """Return whether a file is DICOM by its first bytes.
+
+    With or without the preamble of Part 10.
+    """
     with path.open("rb") as file:
         head = file.read(132)
     if head[128:132] == b"DICM":
@@ -105,7 +108,10 @@ def looks_like_dicom(path: Path) -> bool:
 
 
 def read_header(path: Path) -> Header:
-    """Read one file's header; one that cannot be read is a ``BrokenFile``, no error."""
+    """Read one file's header.
+
+    A file that cannot be read is a ``BrokenFile``, no error.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -142,7 +148,7 @@ def _header(elements: Elements, pixels_at: int, syntax: str = "") -> Header:
 
 
 def _of_kind(elements: Elements, common: dict[str, Any], pixels_at: int) -> Header:
-    """Return the header of an object, by its SOP class and modality."""
+    """Return the header of an object by SOP class and modality."""
     sop_class, modality = common["sop_class"], text(elements, tag_of("Modality"))
     # A segmentation of a kind yet to come is no image either.
     if sop_class in _SEG or modality == "SEG":

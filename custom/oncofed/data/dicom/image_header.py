@@ -1,4 +1,4 @@
-"""Read an image's header: its pixels, their place, and what tells it from others of its series."""
+"""Read the headers of images and slides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oncofed.data.dicom.elements import Elements, binaries, floats, integer, num
 from oncofed.data.dicom.header_types import ImageHeader, SlideHeader
 from oncofed.data.dicom.projections import pixel_size
 
-# What differs between volumes that scanners put into one series.
+# Headers that differ between volumes of one series.
 TELLING = (
     "EchoTime",
     "EchoNumbers",
@@ -66,7 +66,7 @@ PRIVATE = (
     *(Tag(_PHILIPS, 0x1400 | element) for element in (_PHILIPS_INTERCEPT, _PHILIPS_SLOPE)),
 )
 
-# What tells the levels of a whole slide: PS3.3, C.8.12.4.
+# Of the levels of a whole slide: PS3.3, C.8.12.4.
 SLIDE_TAGS = (
     "ContainerIdentifier",
     "ImagedVolumeWidth",
@@ -88,7 +88,7 @@ def image_header(elements: Elements, common: Mapping[str, str], pixels_at: int) 
         DataError: a number is none.
     """
     image_type = texts(elements, "ImageType")
-    told = {keyword: shown(elements, keyword) for tag, keyword in _TELLING_TAGS.items() if tag in elements}
+    texts_by_keyword = {keyword: shown(elements, keyword) for tag, keyword in _TELLING_TAGS.items() if tag in elements}
     size, scaling = pixel_size(elements), _scaling(elements)
     return ImageHeader(
         **common,
@@ -112,7 +112,7 @@ def image_header(elements: Elements, common: Mapping[str, str], pixels_at: int) 
         mosaic="MOSAIC" in image_type or int(_SIEMENS_MOSAIC_IMAGES) in elements,
         units=text(elements, tag_of("Units")),
         intent=text(elements, tag_of("PresentationIntentType")),
-        tells={keyword: value for keyword, value in told.items() if value},
+        tells={keyword: value for keyword, value in texts_by_keyword.items() if value},
         has_slope=scaling.has_slope,
         slope=scaling.slope,
         intercept=scaling.intercept,
@@ -122,7 +122,10 @@ def image_header(elements: Elements, common: Mapping[str, str], pixels_at: int) 
 
 
 def _padding(elements: Elements) -> list[int] | None:
-    """Return the smallest and the largest stored value that is no pixel of the image; PS3.3, section C.7.5.1.1.2."""
+    """Return the range of stored values that pad the image.
+
+    PS3.3, section C.7.5.1.1.2.
+    """
     if tag_of("PixelPaddingValue") not in elements:
         return None
     bits, signed = integer(elements, "BitsAllocated", 16), integer(elements, "PixelRepresentation", 0) == 1
@@ -139,7 +142,9 @@ class _Scaling(NamedTuple):
 
 
 def _scaling(elements: Elements) -> _Scaling:
-    """Return slope and intercept from stored to real values: PS3.3, section C.11.1, or as Philips' MR means them.
+    """Return slope and intercept from stored to real values.
+
+    PS3.3, section C.11.1, or as Philips' MR means them.
 
     Philips' scanners store (measured x ScaleSlope - RescaleIntercept / RescaleSlope), with a scale of each image's own;
     measured values alone can be compared between images (Chenevert et al., Translational Oncology 2014).
@@ -161,7 +166,10 @@ def _scaling(elements: Elements) -> _Scaling:
 
 
 def _private(elements: Elements, element: int, block: int | None = None) -> float | None:
-    """Return a number of Philips' block; the block is where its creator's name stands, the first one without names."""
+    """Return a number of Philips' private block.
+
+    The block is where its creator's name stands; the first one without names.
+    """
     names = {b: text(elements, int(Tag(_PHILIPS, b))) for b in _PHILIPS_BLOCKS}
     own = [b for b, name in names.items() if name.startswith(_PHILIPS_CREATOR)]
     if not own and any(names.values()):
@@ -180,8 +188,11 @@ def _private(elements: Elements, element: int, block: int | None = None) -> floa
 
 
 def slide_header(elements: Elements, common: Mapping[str, str]) -> SlideHeader:
-    """Return the header of one instance of a whole slide; ``common`` are the texts of every object, by field."""
-    width, height, columns, rows = (_one(elements, keyword) for keyword in SLIDE_TAGS[1:])
+    """Return the header of one instance of a whole slide.
+
+    ``common`` are the texts of every object, by field.
+    """
+    width, height, columns, rows = (_single_number(elements, keyword) for keyword in SLIDE_TAGS[1:])
     return SlideHeader(
         **common,
         image_type=texts(elements, "ImageType"),
@@ -191,7 +202,7 @@ def slide_header(elements: Elements, common: Mapping[str, str]) -> SlideHeader:
     )
 
 
-def _one(elements: Elements, keyword: str) -> float:
-    """Return one number that is stored in binary; 0 where it is not there."""
+def _single_number(elements: Elements, keyword: str) -> float:
+    """Return one binary number; 0 without it."""
     found = binaries(elements, keyword)
     return (found or [0.0])[0] if found is not None else number(elements, keyword, 0)

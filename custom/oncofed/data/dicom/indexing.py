@@ -1,4 +1,4 @@
-"""The DICOM files of a folder: their headers, read by several processes and remembered in its index."""
+"""Index a folder's DICOM files by their headers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oncofed.data.dicom.patients import PatientFrom, person
 from oncofed.data.dicom.pixels import digest
 from oncofed.data.dicom.series import DicomIndex, group_series
 from oncofed.data.dicom.stacks import Slice
-from oncofed.data.dicom.unread import tell_unread
+from oncofed.data.dicom.unread import note_unread
 from oncofed.data.files import no_image
 from oncofed.data.images import image_format, looks_like
 from oncofed.data.index import Index
@@ -47,7 +47,7 @@ _HEADERS_PER_BATCH = 64
 def index_folder(
     source: Path, files: Sequence[str], rule: PatientFrom, index: Index, progress: Progress, workers: Workers
 ) -> DicomIndex:
-    """Read the headers of a folder's DICOM files, and group the files by what they are.
+    """Read the headers of a folder, and group its files.
 
     Args:
         source: the folder.
@@ -87,12 +87,12 @@ def index_folder(
     foreign = {path: header.what for path, header in headers.items() if isinstance(header, ForeignFile)}
     found = group_series(((path, header) for path, header in headers.items() if path not in foreign), digests)
     found.left_out |= foreign
-    found.stacks = tell_unread(found.stacks, found.broken, foreign)
+    found.stacks = note_unread(found.stacks, found.broken, foreign)
     return found
 
 
 def completed(path: str, header: Header, stamp: str = "", rule: PatientFrom = "id") -> Header:
-    """Return a header with what the file's path and the registering say of it.
+    """Complete a header: stamp, patient, series.
 
     Args:
         path: of the file; without a series' UID, what lies in one folder is looked at as one series.
@@ -109,7 +109,7 @@ def completed(path: str, header: Header, stamp: str = "", rule: PatientFrom = "i
 def _read_digests(
     source: Path, slices: Sequence[Slice], index: Index, progress: Progress, workers: Workers
 ) -> dict[str, str]:
-    """Return path -> digest of the pixels of files that may be copies of others."""
+    """Return path -> digest of the pixels of possible copies."""
     known = {item.path: index.get(f"pixels:{item.path}", item.header.stamp) for item in slices}
     fresh = [item for item in slices if known[item.path] is None]
     stamps = {item.path: item.header.stamp for item in fresh}

@@ -1,4 +1,4 @@
-"""Labels from DICOM: segmentations (SEG) and structure sets of radiotherapy (RT-STRUCT), on the grid of an image."""
+"""Labels from SEG and RT-STRUCT, on the grid of an image."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Label:
 def read_labels(
     root: Path, labels: Sequence[PlacedLabel], image: LoadedImage, stack: Stack, values: Mapping[str, int]
 ) -> Label:
-    """Read an image's label files as one mask on its grid.
+    """Read an image's label files as one mask.
 
     Args:
         root: folder that the files' paths start from.
@@ -121,7 +121,7 @@ def _draw(
 
 
 def _space_note(label: PlacedLabel, stack: Stack) -> list[str]:
-    """Return a note where a label names an image, but says that it lies in another space."""
+    """Return a note where a label states another space than its image."""
     own = {label.header.frame_of_reference, *label.header.frames_of_reference.values()} - {""}
     space = stack.header.frame_of_reference
     if stack.kind == "flat" or not own or not space or space in own:
@@ -130,7 +130,7 @@ def _space_note(label: PlacedLabel, stack: Stack) -> list[str]:
 
 
 def _joined(labels: Sequence[PlacedLabel], stack: Stack, values: Mapping[str, int]) -> list[str]:
-    """Return a note where several files are one image's: two versions of one label, perhaps."""
+    """Return a note where several files label one image."""
     if len(labels) < 2:
         return []
     files = ", ".join(label.path for label in labels)

@@ -1,4 +1,6 @@
-"""Which image a label file lies on: the instances that it names, else their series, else its frame of reference.
+"""Match label files with images.
+
+By the instances that a file names, else their series, else its frame of reference.
 
 References of segmentations: DICOM PS3.3, A.51.5; of structure sets: C.8.8.5. Two objects with one frame of reference
 share one space (C.7.4.1), so that a file which names no image lies on each image of its space that it reaches.
@@ -107,12 +109,15 @@ def match_labels(
 
 
 def _wanted(labels: list[PlacedLabel], wanted: Mapping[str, int]) -> list[PlacedLabel]:
-    """Return the files that hold a wanted region; all of them where none does, so that the image is set aside."""
+    """Return the files with a wanted region.
+
+    All of them where none has one, so that the image is set aside.
+    """
     return [label for label in labels if wanted_regions(label.header.labels, wanted)] or labels
 
 
 class _Images:
-    """Images by what a label file may name."""
+    """Images by series, space and instance."""
 
     def __init__(self, stacks: Sequence[Stack], root: Path) -> None:
         self._stacks, self._root = stacks, root
@@ -128,7 +133,7 @@ class _Images:
         self._of_instance.pop("", None)
 
     def find(self, label: LabelFile) -> dict[int, PlacedLabel] | str:
-        """Return the images that a label lies on, or why there are none."""
+        """Return a label's images, or why it has none."""
         header = label.header
         if header.sop_class == SurfaceSegmentationStorage:
             return SURFACE
@@ -173,7 +178,7 @@ class _Images:
         return found or reason
 
     def _by_regions(self, label: LabelFile, numbers: Sequence[int], named: bool) -> tuple[list[int], list[int]]:
-        """Return those of several images that a label's regions reach, and those of them that the label names.
+        """Return the images that a label's regions reach, and those it names.
 
         Where a label lists the whole series, what each of its regions was drawn on may say more.
         """
@@ -187,7 +192,10 @@ class _Images:
         return [n for n in numbers if n in named]
 
     def _placed(self, label: LabelFile, numbers: Sequence[int], notes: tuple[str, ...] = ()) -> dict[int, PlacedLabel]:
-        """Return the label on the images of its own patient; on another one's only where no image of its own is."""
+        """Return the label on images of its patient.
+
+        On another patient's only where none of its own has them.
+        """
         patient = label.header.patient
         own = [n for n in numbers if self._stacks[n].header.patient == patient]
         if numbers and not own and _is_identified(patient):
@@ -224,7 +232,10 @@ class _Images:
         )
 
     def _in_its_folder(self, label: LabelFile, found: dict[int, PlacedLabel]) -> dict[int, PlacedLabel] | str:
-        """Return the image of a label's own folder where nothing but the folder tells images apart."""
+        """Return the image in a label's folder.
+
+        Only where nothing but the folder tells images apart.
+        """
         if len(found) < 2 or not all(any(FOLDER in note for note in self._stacks[n].notes) for n in found):
             return found
         own = label.path.split("/")[:-1]
@@ -239,7 +250,7 @@ class _Images:
 
 
 def _which(named: Sequence[int], numbers: Sequence[int], lists_images: bool) -> tuple[str, ...]:
-    """Return a note where it is not plain which volume of a series a label was drawn on."""
+    """Return a note where a label's volume is ambiguous."""
     if len(numbers) == 1 and not named and lists_images:
         return ("its label names other images of its series, which are not in the folder",)
     if len(named or numbers) < 2:
@@ -250,12 +261,18 @@ def _which(named: Sequence[int], numbers: Sequence[int], lists_images: bool) -> 
 
 
 def _is_identified(patient: str) -> bool:
-    """Return whether a patient's key comes from a PatientID or a name, and not from the study for want of both."""
+    """Return whether a patient's key identifies somebody.
+
+    It comes from a PatientID or a name then, and not from the study.
+    """
     return not patient.startswith("study|")
 
 
 def _reaches(box: Sequence[Sequence[float]] | None, stack: Stack) -> bool:
-    """Return whether a label's box touches an image's; True where either place is only known from inside the file."""
+    """Return whether a label's box touches an image's.
+
+    True where a place is only known from inside the file.
+    """
     header = stack.header
     if box is None or not header.position or not header.orientation or not header.spacing:
         return True
@@ -270,7 +287,7 @@ def _reaches(box: Sequence[Sequence[float]] | None, stack: Stack) -> bool:
 
 
 def _same_grid(grid: FrameGrid | None, stack: Stack) -> bool:
-    """Return whether a segmentation's frames lie pixel upon pixel on an image's slices."""
+    """Return whether a segmentation lies on an image's pixels."""
     header = stack.header
     if grid is None or not header.position or not header.orientation or not header.spacing:
         return False

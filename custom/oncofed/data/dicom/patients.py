@@ -1,4 +1,7 @@
-"""Whose an image is: by its PatientID, or, where an anonymiser gave all one, by what else tells patients apart."""
+"""The patient of an image.
+
+By its PatientID, or by what else tells patients apart where an anonymiser gave all one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ PatientFrom = Literal["id", "study", "series", "folder"]
 
 
 def person(path: str, header: ObjectHeader, rule: PatientFrom) -> str:
-    """Return a text that is alike for all images of one patient.
+    """Return a key that all images of a patient share.
 
     Args:
         path: of the file, inside the registered folder.

@@ -1,4 +1,4 @@
-"""From a stack of DICOM files to pixels and their place in space.
+"""Read the pixels of a stack, and their place in space.
 
 Patient orientation of projections: DICOM PS3.3, section C.7.6.1.1.1.
 """
@@ -80,7 +80,9 @@ def read_stack(root: Path, stack: Stack) -> Pixels:
 
 
 def digest(path: Path, header: ImageHeader) -> str:
-    """Return what is alike for files whose images have the same real values, however they are stored.
+    """Return a digest of an image's real values.
+
+    It is the same however they are stored.
 
     Of several frames, and where pixels cannot be read, what is stored.
     """
@@ -98,7 +100,10 @@ def digest(path: Path, header: ImageHeader) -> str:
 
 
 def _lone_frame(path: Path, header: ImageHeader) -> NDArray[Any] | None:
-    """Return the values of an image of one frame; None where there are several, or they cannot be read."""
+    """Return a single frame's values; None where there is none.
+
+    Also None where they cannot be read.
+    """
     if header.frames > 1:
         return None
     with warnings.catch_warnings():
@@ -110,12 +115,12 @@ def _lone_frame(path: Path, header: ImageHeader) -> NDArray[Any] | None:
 
 
 def _why(error: Exception, header: ImageHeader) -> str:
-    """Return in words why pixels cannot be decoded; decoders say it in many ways."""
-    said = str(error)
-    if _CUT_OFF.search(said):
+    """Return in words why pixels cannot be decoded."""
+    message = str(error)
+    if _CUT_OFF.search(message):
         return "the file is cut off: it holds fewer bytes of pixels than its header says. Copy it anew"
     kind = UID(header.syntax).name if header.syntax else "not said"
-    if "12-bit" in said:
+    if "12-bit" in message:
         return f"{kind} of 12-bit precision; pip install 'oncofed[jpeg12]' brings a decoder under the GPL"
     return f"transfer syntax {kind}: no decoder could read them; the file is damaged, or that is not how it is written"
 
@@ -144,7 +149,10 @@ def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
 
 
 def _affine(stack: Stack) -> NDArray[np.float64]:
-    """Return (column, row, slice) -> LPS in mm; PS3.3, equation C.7.6.2.1-1, with the slices' own positions."""
+    """Return (column, row, slice) -> LPS in mm.
+
+    PS3.3, equation C.7.6.2.1-1, with the slices' own positions.
+    """
     header = stack.header
     row, column = _directions(stack)
     positions = np.array([item.header.position for item in stack.slices])
@@ -160,7 +168,10 @@ def _affine(stack: Stack) -> NDArray[np.float64]:
 
 
 def _directions(stack: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the directions of rows and columns in LPS; where slices differ by rounding, in the middle of theirs."""
+    """Return the directions of rows and columns in LPS.
+
+    Their mean, made perpendicular, where slices differ by rounding.
+    """
     mean = mean_orientation(stack.slices)
     row, column = mean[:3], mean[3:]
     if any(item.header.orientation != stack.header.orientation for item in stack.slices):
@@ -171,7 +182,10 @@ def _directions(stack: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 def _straighten(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Move each slice of a tilted gantry back over the first one, onto a grid with right angles."""
+    """Straighten a tilted gantry's slices.
+
+    Each is moved over the first one, onto a grid with right angles.
+    """
     from scipy import ndimage  # noqa: PLC0415 - takes a fifth of a second, which processes that do not need it spare
 
     units = affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)
@@ -196,13 +210,16 @@ def _straighten(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDAr
 
 
 def _frame(path: Path, notes: list[str], header: ImageHeader) -> NDArray[Any]:
-    """Return one frame (row, column) or (row, column, 3): the values that the device meant."""
+    """Return one frame of real values.
+
+    (row, column) or (row, column, 3).
+    """
     plain = _plain_frame(path, notes, header)
     return meant(read_file(path), header, notes) if plain is None else plain
 
 
 def _plain_frame(path: Path, notes: list[str], header: ImageHeader) -> NDArray[Any] | None:
-    """Return one frame of 16-bit grey straight from where its header ends, or None where it is anything else.
+    """Return a frame of 16-bit grey without parsing; None: no such.
 
     Parsing a header a second time takes longer than all else about a slice that is not compressed.
     """
@@ -242,7 +259,7 @@ def _multiframe(path: Path) -> Pixels:
 
 
 def _no_volume(image: Dataset) -> str:
-    """Return in words why the frames of an image are not one volume."""
+    """Return in words why frames are not one volume."""
     frames = image.get("PerFrameFunctionalGroupsSequence", [])
     places = [
         tuple(np.round([float(v) for v in frame.PlanePositionSequence[0].ImagePositionPatient], 2))
@@ -270,7 +287,7 @@ def _flat(path: Path, stack: Stack) -> Pixels:
 def _upright(
     values: NDArray[Any], affine: NDArray[np.float64], stack: Stack, notes: list[str]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Turn a projection that its header says is sideways, upside down or mirrored."""
+    """Turn a projection upright, by its header."""
     header = stack.header
     if header.modality not in {"CR", "DX", "RG"} or header.body_part.upper() == "BREAST":
         return values, affine
@@ -293,5 +310,8 @@ def _upright(
 
 
 def as_turned(values: NDArray[Any], stack: Stack) -> NDArray[Any]:
-    """Return the pixels (column, row, channel) of a flat image's label, turned as the image itself was."""
+    """Return a flat image's label, turned as the image was.
+
+    (column, row, channel).
+    """
     return _upright(values, np.eye(4), stack, [])[0]

@@ -17,7 +17,7 @@ ROUNDING = 1e-3
 def voxels_near(
     to_plane: Floats, shape: Sequence[int], low: Floats, high: Floats
 ) -> Iterator[tuple[tuple[Ints, Ints, Ints], Floats]]:
-    """Yield the voxels whose centres lie in a box around a plane, slice by slice.
+    """Yield the voxels in a box around a plane, by slice.
 
     Args:
         to_plane: (4, 4), from voxels to the plane's coordinates: two in it, and the distance from it.

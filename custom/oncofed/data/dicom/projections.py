@@ -1,4 +1,4 @@
-"""How large the pixels of an image are in the patient, and on the detector of a projection.
+"""Pixel sizes in the patient and on a detector.
 
 PS3.3, section 10.7 (Basic Pixel Spacing Calibration Macro): Imager Pixel Spacing is measured on the detector, where
 what lies before it appears larger. Pixel Spacing is in the patient where its calibration type says how (GEOMETRY,
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from oncofed.data.dicom.elements import Elements, floats, number, tag_of, text
 from oncofed.errors import DataError
 
-# What is needed beside the spacings.
+# Needed besides the spacings.
 SIZE_TAGS = ("PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor")
 _OF_DETECTOR = (
     "its header says how large pixels are on the detector alone: lengths are those of the shadow there, larger than in "
@@ -61,7 +61,7 @@ def pixel_size(elements: Elements) -> PixelSize:
 
 
 def size_notes(magnified: float | None) -> list[str]:
-    """Return what is to be said of a flat image's pixel size; see ``PixelSize``."""
+    """Return the notes on a flat image's pixel size."""
     if magnified is None:
         return []
     if not magnified:
@@ -70,5 +70,5 @@ def size_notes(magnified: float | None) -> list[str]:
 
 
 def is_of_detector(notes: Iterable[str]) -> bool:
-    """Return whether an image's notes say that its lengths are not the patient's."""
+    """Return whether lengths are the detector's, by notes."""
     return _OF_DETECTOR in notes

@@ -1,4 +1,4 @@
-"""What a label file says of itself: the names of its regions, and the images that they lie on.
+"""Read a label file's regions, and its references to images.
 
 Segmentations: DICOM PS3.3, sections A.51, C.8.20 (regions) and C.12.4 (references). Structure sets: C.8.8.5, C.8.8.6.
 """
@@ -45,7 +45,7 @@ _PLACES: dict[str, list[BaseTag | int]] = {
 
 
 def read_references(file: BinaryIO, header: LabelHeader) -> LabelHeader:
-    """Return a label file's header with its regions and the images that they lie on.
+    """Return a label file's header with its regions and references.
 
     Only a file that names no series is read as far as its regions.
 
@@ -68,7 +68,7 @@ def read_references(file: BinaryIO, header: LabelHeader) -> LabelHeader:
 
 
 def read_sources(path: Path, kind: str) -> tuple[set[str], list[list[float]] | None]:
-    """Return the UIDs of the images that a label's regions, one by one, say that they lie on, and the regions' box."""
+    """Return the source images of a label's regions, and their box."""
     with path.open("rb") as file:
         dataset = _read(file, _PLACES[kind])
     instances, points = (_frames if kind == "seg" else _contours)(dataset)
@@ -76,7 +76,10 @@ def read_sources(path: Path, kind: str) -> tuple[set[str], list[list[float]] | N
 
 
 def read_whole(path: Path) -> Dataset:
-    """Return all of a label file; of one without the preamble of Part 10, its encoding is what pydicom saw."""
+    """Return a whole label file.
+
+    Without the preamble of Part 10, its encoding is the one that pydicom saw.
+    """
     dataset = pydicom.dcmread(path, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:
         implicit = dataset.original_encoding[0]
@@ -85,7 +88,9 @@ def read_whole(path: Path) -> Dataset:
 
 
 def wanted_regions(labels: Mapping[str, str], values: Mapping[str, int]) -> dict[int, int]:
-    """Return number of a region -> its label value; names are compared as written, else without case and spaces around.
+    """Return number of a region -> its label value.
+
+    Names are compared as written, else without case and spaces around.
 
     Args:
         labels: number of a region -> its name.
@@ -97,12 +102,12 @@ def wanted_regions(labels: Mapping[str, str], values: Mapping[str, int]) -> dict
 
 
 def region_key(name: str) -> str:
-    """Return a region's name as it is compared: without case and spaces around."""
+    """Return a region's name for comparison: no case, no spaces around."""
     return name.strip().casefold()
 
 
 def named_twice(labels: Iterable[LabelHeader], image: ImageHeader, values: Mapping[str, int]) -> list[str]:
-    """Return the names of the regions that more than one label file has on an image: two versions of one, perhaps.
+    """Return the regions that several label files hold.
 
     Args:
         labels: headers of the files.
@@ -120,7 +125,7 @@ def named_twice(labels: Iterable[LabelHeader], image: ImageHeader, values: Mappi
 
 
 def regions_on(label: LabelHeader, image: ImageHeader) -> dict[str, str]:
-    """Return number -> name of the regions that are drawn in an image's space, of the label's and the image's headers.
+    """Return number -> name of the regions in an image's space.
 
     A structure set may hold regions in several frames of reference: PS3.3, C.8.8.5 (Referenced Frame of Reference UID).
     """
@@ -132,7 +137,7 @@ def regions_on(label: LabelHeader, image: ImageHeader) -> dict[str, str]:
 
 
 def source_instances(frame: Dataset) -> Iterator[str]:
-    """Yield the UIDs of the images that a frame of a segmentation was derived from, of its functional groups."""
+    """Yield the UIDs of a segmentation frame's source images."""
     for derivation in frame.get("DerivationImageSequence") or ():
         for source in derivation.get("SourceImageSequence") or ():
             yield str(source.get("ReferencedSOPInstanceUID", ""))
@@ -162,7 +167,10 @@ def _of_segmentation(dataset: Dataset, header: LabelHeader) -> LabelHeader:
 
 
 def _is_background(segment: Dataset, padding: object) -> bool:
-    """Return whether a value of a label map stands for no region: PS3.3, C.8.20.2 and C.7.5.1.1.2."""
+    """Return whether a segment is background.
+
+    PS3.3, C.8.20.2 and C.7.5.1.1.2.
+    """
     if padding is not None and int(segment.SegmentNumber) == padding:
         return True
     kinds = segment.get("SegmentedPropertyTypeCodeSequence") or ()
@@ -198,7 +206,10 @@ def _of_structures(dataset: Dataset, header: LabelHeader) -> LabelHeader:
 
 
 def _space_of(region: Dataset, listed: set[str]) -> str:
-    """Return the space of a region: what it says, unless the file lists one space alone and that is another."""
+    """Return a region's frame of reference.
+
+    As it states, unless the file lists one space only and that is another.
+    """
     own = str(region.get("ReferencedFrameOfReferenceUID") or "")
     return next(iter(listed)) if len(listed) == 1 and own not in listed else own
 
@@ -208,7 +219,7 @@ def _instances(items: Iterable[Dataset]) -> list[str]:
 
 
 def _frames(dataset: Dataset) -> tuple[set[str], list[NDArray[np.float64]]]:
-    """Return the images that a segmentation's frames were derived from, and the corners of each frame."""
+    """Return a segmentation's source images, and its frames' corners."""
     instances: set[str] = set()
     corners = []
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
@@ -222,7 +233,7 @@ def _frames(dataset: Dataset) -> tuple[set[str], list[NDArray[np.float64]]]:
 
 
 def frame_place(frame: Dataset, shared: Dataset) -> NDArray[np.float64] | None:
-    """Return (column, row, distance along the normal in mm) -> LPS in mm of one frame; None where it has no place.
+    """Return a frame's affine to LPS in mm; None without a place.
 
     Args:
         frame: its functional groups.
@@ -260,12 +271,12 @@ def _group(frame: Dataset, shared: Dataset, sequence: str, keyword: str) -> Any:
 
 
 def frame_measure(frame: Dataset, shared: Dataset, keyword: str) -> float:
-    """Return a number of a frame's PixelMeasuresSequence; 0 where it is not there."""
+    """Return a number of a frame's PixelMeasuresSequence; 0 without it."""
     return float(_group(frame, shared, "PixelMeasuresSequence", keyword) or 0)
 
 
 def _contours(dataset: Dataset) -> tuple[set[str], list[NDArray[np.float64]]]:
-    """Return the images that a structure set's contours name, and the points of each."""
+    """Return a structure set's source images, and its contours' points."""
     instances: set[str] = set()
     points = []
     for region in dataset.get("ROIContourSequence") or ():
@@ -278,7 +289,7 @@ def _contours(dataset: Dataset) -> tuple[set[str], list[NDArray[np.float64]]]:
 
 
 def contour_data(contour: Dataset) -> NDArray[np.float64]:
-    """Return the numbers of a contour, in mm, as they come.
+    """Return the coordinates of a contour, in mm.
 
     pydicom makes an object of each, which takes longer than all else about a structure set.
 

@@ -1,4 +1,4 @@
-"""Whether slices are one volume: evenly spaced along their normal, or as a tilted gantry leaves them.
+"""Check that slices are one volume: even, or a tilted gantry's.
 
 Positions and orientation: DICOM PS3.3, section C.7.6.2. Whether positions are those of a volume is decided by
 highdicom (``get_volume_positions``).
@@ -26,7 +26,10 @@ EVEN = 0.02  # of the typical distance, by which distances may differ
 
 
 def as_volume(group: list[Slice]) -> Stack:
-    """Return slices of one direction and size, no two at one place, as a volume, or with why they are none."""
+    """Return slices as a volume, or why they are none.
+
+    They have one direction and size, and no two are at one place.
+    """
     header = group[0].header
     if not header.spacing or min(header.spacing) <= 0:
         return refused(
@@ -53,7 +56,10 @@ def as_volume(group: list[Slice]) -> Stack:
 
 
 def _is_plain(positions: NDArray[np.float64], along: NDArray[np.float64]) -> bool:
-    """Return whether slices lie on a line along their normal, at even distances, as far as rounded positions tell."""
+    """Return whether slices lie evenly on a line along their normal.
+
+    As far as rounded positions tell.
+    """
     step = (positions[-1] - positions[0]) / (len(positions) - 1)
     depth = float(along[-1] - along[0]) / (len(along) - 1)
     off = np.abs(positions - positions[0] - np.arange(len(positions))[:, None] * step).max()
@@ -61,7 +67,10 @@ def _is_plain(positions: NDArray[np.float64], along: NDArray[np.float64]) -> boo
 
 
 def rounding(gap: float) -> float:
-    """Return by how many mm a slice may lie off its place: positions are often written in tenths of a millimetre."""
+    """Return the tolerance of a slice's position in mm.
+
+    Positions are often written in tenths of a millimetre.
+    """
     return max(_EXACT * gap, min(_TENTHS_MM, _TENTHS_SHARE * gap))
 
 
@@ -92,7 +101,10 @@ def _irregular(
 
 
 def is_straightened(notes: Iterable[str]) -> bool:
-    """Return whether a volume's notes say that its slices were moved: its voxels are not all of a slice's pixels."""
+    """Return whether slices were moved, by a volume's notes.
+
+    Its voxels are not all pixels of a slice then.
+    """
     return any(note.endswith(_STRAIGHTENED) for note in notes)
 
 

@@ -1,4 +1,4 @@
-"""DICOM segmentations (SEG, Label Map Segmentation) drawn on an image, frame by frame where each one lies.
+"""Draw DICOM segmentations on an image, frame by frame.
 
 DICOM PS3.3, sections A.51 and C.8.20; frames of an image without a frame of reference lie pixel for pixel (A.51.5.1).
 """
@@ -135,13 +135,16 @@ class _Reader:
         return filled
 
     def notes(self) -> Iterator[str]:
-        """Yield what was decided while reading."""
+        """Yield notes on decisions of the reading."""
         if self._partial:
             kind = str(self._dataset.get("SegmentationFractionalType", "")).lower() or "fraction"
             yield f"its label is fractional ({kind}): from a half on a voxel counts as the region's"
 
     def _stored(self, number: int) -> NDArray[np.unsignedinteger]:
-        """Return one frame as stored; bits of binary frames follow each other without a gap (PS3.5, section 8.1.1)."""
+        """Return one frame as stored.
+
+        Bits of binary frames follow each other without a gap (PS3.5, section 8.1.1).
+        """
         dataset = self._dataset
         if dataset.BitsAllocated == 1 and dataset.file_meta.TransferSyntaxUID in _UNCOMPRESSED:
             first = number * self._size
@@ -197,7 +200,7 @@ def _segment(frame: Dataset, shared: Dataset, dataset: Dataset) -> int:
 def _on_pixels(
     canvas: Canvas, reader: _Reader, frames: list[_Frame], image: LoadedImage, stack: Stack, label: PlacedLabel
 ) -> set[int]:
-    """Draw frames pixel for pixel, and return the label values that were drawn."""
+    """Draw frames pixel by pixel, and return the values drawn."""
     header = stack.header
     own = [f for f in frames if header.instance in f.sources]
     silent = [f for f in frames if not f.sources]
@@ -236,7 +239,7 @@ def _names_others(label: PlacedLabel, instance: str) -> bool:
 def _in_space(
     canvas: Canvas, reader: _Reader, frames: list[_Frame], image: LoadedImage, stack: Stack, label: PlacedLabel
 ) -> set[int]:
-    """Draw frames where they lie, and return the label values that were drawn."""
+    """Draw frames at their places, and return the values drawn."""
     if image.dimensions != 3:
         raise DataError(
             "its label's frames lie in space, and its image is flat, expected a label of the flat image itself"
@@ -263,7 +266,10 @@ def _in_space(
 def _slabs(
     reader: _Reader, frames: list[_Frame], image: LoadedImage, label: PlacedLabel
 ) -> Iterator[tuple[_Frame, tuple[float, float], Floats]]:
-    """Yield each frame, how far it reaches below and above itself in mm, and voxel -> (column, row, mm) of it."""
+    """Yield each frame, its reach, and its transform.
+
+    It reaches below and above itself in mm; the transform is voxel -> (column, row, mm).
+    """
     if not all(frame.place.any() for frame in frames):
         raise DataError(
             "its label's frames have no place in space (PlanePositionSequence), and its image is a volume. Export it "
@@ -299,7 +305,7 @@ def _distinct(depths: Floats, tolerance: float) -> Floats:
 
 
 def _half(frame: _Frame, planes: Floats, normal: Floats, to_lps: Floats, label: PlacedLabel) -> float:
-    """Return how far a frame without neighbours reaches on either side, in mm.
+    """Return the reach of a frame without neighbours in mm.
 
     Frames that lie on the slices of the image that they name are those slices alone: some were left out as empty.
     """

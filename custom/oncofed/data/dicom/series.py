@@ -1,4 +1,7 @@
-"""From headers to what can be read as one image: slices that belong together, in their order, or why they do not."""
+"""Group slices into images.
+
+Slices that belong together, in their order, or why they do not.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,7 @@ _FEWEST_OF_VOLUME = 4
 
 @dataclass
 class DicomIndex:
-    """The DICOM objects of a folder, by what they are.
+    """A folder's DICOM objects by kind.
 
     Attributes:
         stacks: the images.
@@ -107,7 +110,9 @@ def group_series(headers: Iterable[tuple[str, Header]], digests: Digests | None 
 
 
 def _joined(by_series: Mapping[str, list[Slice]]) -> Iterator[list[Slice]]:
-    """Yield the slices of each series; those that have a series each, as some anonymisers leave them, as one.
+    """Yield the slices of each series.
+
+    Slices that have a series each, as some anonymisers leave them, are joined.
 
     They are one where they are evenly spaced slices of one study, of which no header but UIDs differs.
     """
@@ -121,15 +126,18 @@ def _joined(by_series: Mapping[str, list[Slice]]) -> Iterator[list[Slice]]:
             yield series
     for slices in alone.values():
         planes = by_plane(slices)
-        whole = len(slices) >= _FEWEST_OF_VOLUME and len(planes) == 1 and not planes[0][1]
-        if whole and as_volume(slices).reason is None:
+        is_stack = len(slices) >= _FEWEST_OF_VOLUME and len(planes) == 1 and not planes[0][1]
+        if is_stack and as_volume(slices).reason is None:
             yield slices
         else:
             yield from ([item] for item in slices)
 
 
 def _leave_out_captures(by_series: dict[str, list[Slice]], index: DicomIndex) -> None:
-    """Leave out pictures of screens and reports beside volumes; alone they may be what is meant."""
+    """Leave out screenshots and reports next to volumes.
+
+    Alone they may be what is meant.
+    """
     placed = [
         item.header
         for series in by_series.values()
@@ -156,7 +164,7 @@ def _is_capture(header: ImageHeader) -> bool:
 
 
 def _stacks(series: list[Slice], copies: set[str], digests: Digests) -> tuple[list[Stack], dict[str, str]]:
-    """Return the images of a series, and what the files are that are none: path -> kind."""
+    """Return a series' images, and its other files: path -> kind."""
     left_out = {item.path: COPY for item in series if item.path in copies}
     stacks: list[Stack] = []
     classic: list[Slice] = []
@@ -200,7 +208,7 @@ def _stacks(series: list[Slice], copies: set[str], digests: Digests) -> tuple[li
 
 
 def _single(item: Slice) -> Stack | None:
-    """Return an image that is a file of its own; None for a slice of a volume."""
+    """Return an image of one file; None for a slice of a volume."""
     header = item.header
     if header.mosaic:
         reason = "is a Siemens mosaic: many slices in one flat image. Convert it with dcm2niix, register the NIfTI"
@@ -213,7 +221,7 @@ def _single(item: Slice) -> Stack | None:
 
 
 def _volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]]:
-    """Return the volumes of slices of one direction and size, each of one patient, and the paths of copies."""
+    """Return volumes by patient, and the paths of copies."""
     patients: dict[str, list[Slice]] = defaultdict(list)
     for item in group:
         patients[item.header.patient].append(item)
@@ -235,8 +243,8 @@ def _is_flat(header: ImageHeader) -> bool:
 
 
 def _is_described_as_localizer(item: Slice) -> bool:
-    said = item.header.description.lower()
-    return any(word in said for word in _LOCALIZER_WORDS)
+    description = item.header.description.lower()
+    return any(word in description for word in _LOCALIZER_WORDS)
 
 
 def _multiframe(item: Slice) -> Stack:

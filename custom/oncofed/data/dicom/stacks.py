@@ -1,4 +1,4 @@
-"""What is read as one image: a file, or the slices of a volume in their order."""
+"""Files that are read as one image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oncofed.data.dicom.header_types import ImageHeader, LabelHeader, SlideHeade
 
 @dataclass(frozen=True)
 class Slice:
-    """The file of an image, or of one slice of it."""
+    """The file of an image or of one slice."""
 
     path: str
     header: ImageHeader
@@ -26,7 +26,7 @@ class LabelFile:
 
 @dataclass(frozen=True)
 class SlideFile:
-    """The file of one instance of a whole slide."""
+    """The file of a whole slide's instance."""
 
     path: str
     header: SlideHeader
@@ -34,7 +34,7 @@ class SlideFile:
 
 @dataclass(frozen=True)
 class Stack:
-    """What is read as one image.
+    """Files that are read as one image.
 
     Attributes:
         slices: in the order of their positions along the normal, or the one file of a flat or multi-frame image.
@@ -63,5 +63,5 @@ Digests = Callable[[Sequence[Slice]], Mapping[str, str]]
 
 
 def refused(group: Sequence[Slice], reason: str) -> Stack:
-    """Return slices that cannot be read as an image, with the reason."""
+    """Return slices that are no image, with the reason."""
     return Stack(tuple(group), "volume", reason=reason)

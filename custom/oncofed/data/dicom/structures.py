@@ -1,4 +1,4 @@
-"""Structure sets of radiotherapy (RT-STRUCT) drawn on a volume, by the geometry of their contours.
+"""Draw structure sets (RT-STRUCT) on a volume.
 
 DICOM PS3.3, C.8.8.6. Contours of one plane and type CLOSED_PLANAR: the region holds what any of them encloses. One that
 lies wholly inside another one is a hole in it, as workstations draw holes; the standard's own ways, keyholes and
@@ -37,7 +37,10 @@ _MOST_DIRECTIONS = 3
 
 @dataclass(frozen=True)
 class _Contour:
-    """Points (n, 3) LPS in mm of a closed contour, and whether it is one of those that XOR combines."""
+    """A closed contour: points (n, 3) LPS in mm.
+
+    ``xor``: XOR combines it with others.
+    """
 
     points: Floats
     xor: bool
@@ -66,31 +69,31 @@ def draw_structures(
     items: dict[int, list[Dataset]] = {}
     for item in dataset.get("ROIContourSequence") or ():
         items.setdefault(int(item.ReferencedROINumber), []).extend(item.get("ContourSequence") or ())
-    told = _Told()
+    seen = _Observations()
     for number, value in sorted(wanted.items(), key=lambda pair: pair[1]):
         name = canvas.names[value]
-        contours = list(_closed(items.get(number, ()), name, told))
+        contours = list(_closed(items.get(number, ()), name, seen))
         if not items.get(number):
-            told.bare.add(name)
+            seen.bare.add(name)
         if contours:
-            _draw_region(canvas, value, contours, image, label, told)
-    if told.contours and told.outside == told.contours:
-        raise OutsideError(f"its label lies outside the image, with all of its contours ({told.contours})")
-    if told.contours and not told.voxels:
+            _draw_region(canvas, value, contours, image, label, seen)
+    if seen.contours and seen.outside == seen.contours:
+        raise OutsideError(f"its label lies outside the image, with all of its contours ({seen.contours})")
+    if seen.contours and not seen.voxels:
         raise DataError(
-            f"its label encloses no voxel of the image, with all of its contours ({told.contours}). See whether it was "
+            f"its label encloses no voxel of the image, with all of its contours ({seen.contours}). See whether it was "
             "drawn on this image; if it was, export it as a mask"
         )
-    if told.without_area and not told.contours:
+    if seen.without_area and not seen.contours:
         raise DataError(
             "its label holds points or open contours alone, which have no area, expected closed contours. Close them, "
             "and export it again"
         )
-    return list(told.notes())
+    return list(seen.notes())
 
 
-class _Told:
-    """What was seen in a structure set, by region."""
+class _Observations:
+    """Observations in a structure set, by region."""
 
     def __init__(self) -> None:
         self.contours = self.voxels = self.outside = 0
@@ -104,7 +107,7 @@ class _Told:
         self.apart: dict[str, str] = {}
 
     def notes(self) -> Iterator[str]:
-        """Yield a note for each kind of what was seen."""
+        """Yield a note on each kind of observation."""
         for (name, kind), count in sorted(self.without_area.items()):
             yield f"{name}: without area, not drawn: {count} {kind}"
         for name, count in sorted((+self.doubled).items()):
@@ -126,12 +129,12 @@ class _Told:
             yield f"no voxel inside the contours of {', '.join(sorted(self.empty))}"
 
 
-def _closed(items: Sequence[Dataset], name: str, told: _Told) -> Iterator[_Contour]:
+def _closed(items: Sequence[Dataset], name: str, seen: _Observations) -> Iterator[_Contour]:
     """Yield the contours that enclose an area."""
     for item in items:
         kind = str(item.get("ContourGeometricType") or "CLOSED_PLANAR").strip().upper().replace(" ", "_")
         if kind in _NO_AREA or not kind.startswith("CLOSED"):
-            told.without_area[name, _NO_AREA.get(kind, f"contours of the type {kind[:20]}")] += 1
+            seen.without_area[name, _NO_AREA.get(kind, f"contours of the type {kind[:20]}")] += 1
             continue
         if any(float(v) for v in item.get("ContourOffsetVector") or ()):
             raise DataError(
@@ -144,9 +147,9 @@ def _closed(items: Sequence[Dataset], name: str, told: _Told) -> Iterator[_Conto
                 f"its label holds a contour of {name} of {len(numbers)} numbers, expected three finite ones a point"
             )
         if len(numbers) < 9:
-            told.without_area[name, "contours of fewer than three points"] += 1
+            seen.without_area[name, "contours of fewer than three points"] += 1
             continue
-        told.contours += 1
+        seen.contours += 1
         yield _Contour(numbers.reshape(-1, 3), kind == _XOR)
 
 
@@ -160,7 +163,7 @@ def _numbers(item: Dataset, name: str) -> Floats:
 
 
 def _draw_region(
-    canvas: Canvas, value: int, contours: list[_Contour], image: LoadedImage, label: PlacedLabel, told: _Told
+    canvas: Canvas, value: int, contours: list[_Contour], image: LoadedImage, label: PlacedLabel, seen: _Observations
 ) -> None:
     name = canvas.names[value]
     region = np.zeros(image.shape, bool)
@@ -169,51 +172,54 @@ def _draw_region(
     across: list[_Contour] = []
     for contour in contours:
         voxels = contour.points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
-        _look_outside(voxels, image.shape, name, told)
+        _look_outside(voxels, image.shape, name, seen)
         if np.ptp(voxels[:, 2]) <= 0.5:
             flat.append(Outline(voxels[:, :2], float(voxels[:, 2].mean()), contour.xor))
         else:
             across.append(contour)
     if flat:
-        _draw_slices(region, flat, image, label.named, name, told)
+        _draw_slices(region, flat, image, label.named, name, seen)
     if across:
-        told.across.add(name)
-        _draw_across(region, across, image, name, told)
+        seen.across.add(name)
+        _draw_across(region, across, image, name, seen)
     count = int(np.count_nonzero(region))
-    told.voxels += count
+    seen.voxels += count
     if not count:
-        told.empty.add(name)
+        seen.empty.add(name)
     used = np.flatnonzero(region.any(axis=(0, 1)))
     for number in used:
         x, y = np.nonzero(region[..., number])
         canvas.draw((x, y, number), value)
 
 
-def _look_outside(voxels: Floats, shape: Sequence[int], name: str, told: _Told) -> None:
-    """Count a contour that leaves the image by more than a voxel, which is where a drawing at its border may end."""
+def _look_outside(voxels: Floats, shape: Sequence[int], name: str, seen: _Observations) -> None:
+    """Count a contour that leaves the image by more than a voxel.
+
+    A drawing at the image's border may end within one.
+    """
     last = np.array(shape)
     low, high = voxels.min(axis=0), voxels.max(axis=0)
     if (high < -0.5 - ROUNDING).any() or (low >= last - 0.5 + ROUNDING).any():
-        told.beyond[name] += 1
-        told.outside += 1
+        seen.beyond[name] += 1
+        seen.outside += 1
     elif (low[:2] < -1).any() or (high[:2] > last[:2]).any():
-        told.cut[name] += 1
+        seen.cut[name] += 1
 
 
 # --- contours of the image's slices
 
 
 def _draw_slices(
-    region: NDArray[np.bool_], outlines: list[Outline], image: LoadedImage, named: bool, name: str, told: _Told
+    region: NDArray[np.bool_], outlines: list[Outline], image: LoadedImage, named: bool, name: str, seen: _Observations
 ) -> None:
     thickness = float(np.linalg.norm(image.affine[:3, 2]))
     planes = _planes(outlines, min(_SAME_PLANE_SLICES, _SAME_PLANE_MM / thickness))
-    told.doubled[name] += sum(plane.doubled for plane in planes)
+    seen.doubled[name] += sum(plane.doubled for plane in planes)
     depths = np.array([plane.depth for plane in planes])
     gap = float(np.median(np.diff(depths))) if len(depths) > 1 else 1.0
     half = 0.5 if named else max(0.5, gap / 2)
     if gap > 1.5 and len(depths) > 2:
-        told.apart[name] = (
+        seen.apart[name] = (
             f"{gap:.3g} slices apart, those between are {'empty' if named else 'filled half way to each'}"
         )
     left: list[Region] = []
@@ -242,7 +248,9 @@ def _planes(outlines: list[Outline], tolerance: float) -> list[Region]:
 
 
 def _fill_slice(mask: NDArray[np.bool_], plane: Region, only_new: bool = False) -> None:
-    """Fill what a plane's contours enclose; ``only_new``: of its parts, those that touch nothing filled before.
+    """Fill the area of a plane's contours.
+
+    ``only_new``: of its parts, those that touch nothing filled before.
 
     Planes finer than slices leave out those between. A part that only such a plane shows would vanish.
     """
@@ -262,9 +270,12 @@ def _fill_slice(mask: NDArray[np.bool_], plane: Region, only_new: bool = False) 
 
 
 def _draw_across(
-    region: NDArray[np.bool_], contours: list[_Contour], image: LoadedImage, name: str, told: _Told
+    region: NDArray[np.bool_], contours: list[_Contour], image: LoadedImage, name: str, seen: _Observations
 ) -> None:
-    """Fill the voxels whose centres a contour encloses, half way to the next plane of its direction."""
+    """Fill the voxels that contours across slices enclose.
+
+    Half way to the next plane of their direction.
+    """
     to_lps = LPS_TO_RAS @ image.affine
     smallest = float(np.linalg.norm(to_lps[:3, :3], axis=0).min())
     for normal, group in _by_normal(contours, smallest, name):
@@ -276,7 +287,7 @@ def _draw_across(
             places = contour.points @ axes.T
             outlines.append(Outline(places[:, :2], float(places[:, 2].mean()), contour.xor))
         planes = _planes(outlines, min(_SAME_PLANE_MM, 0.1 * smallest))
-        told.doubled[name] += sum(plane.doubled for plane in planes)
+        seen.doubled[name] += sum(plane.doubled for plane in planes)
         depths = np.array([plane.depth for plane in planes])
         voxel = float(np.abs(to_plane[2, :3]).max())
         half = max(voxel, float(np.median(np.diff(depths)))) / 2 if len(depths) > 1 else voxel / 2

@@ -1,4 +1,6 @@
-"""Files that cannot be read in the folder of a series: slices of it, perhaps, which leave no gap where they were last.
+"""Report unreadable files that may be slices of a series.
+
+A missing last slice leaves no gap.
 
 Nothing in such a file says of which series it was; those of its folder whose files are named alike are the likeliest.
 """
@@ -15,8 +17,8 @@ from oncofed.data.dicom.stacks import Stack
 from oncofed.data.grouping import named
 
 
-def tell_unread(stacks: Sequence[Stack], broken: Iterable[str], foreign: Iterable[str]) -> list[Stack]:
-    """Return images with a note on each volume that may lack a slice at its end.
+def note_unread(stacks: Sequence[Stack], broken: Iterable[str], foreign: Iterable[str]) -> list[Stack]:
+    """Return images, with notes where a last slice may lack.
 
     Args:
         stacks: the images.
@@ -28,9 +30,9 @@ def tell_unread(stacks: Sequence[Stack], broken: Iterable[str], foreign: Iterabl
     volumes = _by_folder(stacks) if files else {}
     lacking: dict[int, list[str]] = defaultdict(list)
     for path, is_dicom in files.items():
-        beside = volumes.get(_folder(path), {})
-        alike = [number for number, patterns in beside.items() if _pattern(path) in patterns]
-        for number in alike or (beside if is_dicom else ()):
+        neighbours = volumes.get(_folder(path), {})
+        alike = [number for number, patterns in neighbours.items() if _pattern(path) in patterns]
+        for number in alike or (neighbours if is_dicom else ()):
             lacking[number].append(path)
     return [
         replace(stack, notes=(*stack.notes, _note(lacking[number]))) if number in lacking else stack
@@ -39,7 +41,7 @@ def tell_unread(stacks: Sequence[Stack], broken: Iterable[str], foreign: Iterabl
 
 
 def _by_folder(stacks: Sequence[Stack]) -> dict[str, dict[int, set[str]]]:
-    """Return folder -> number of each volume that has slices there -> what their names are like."""
+    """Return folder -> volume -> patterns of its files' names."""
     found: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     for number, stack in enumerate(stacks):
         if stack.kind == "volume" and len(stack.slices) > 1:
@@ -58,5 +60,5 @@ def _folder(path: str) -> str:
 
 
 def _pattern(path: str) -> str:
-    """Return a file's name without its numbers, in which the slices of a series differ."""
+    """Return a file's name without its numbers."""
     return re.sub(r"[0-9]+", "0", PurePosixPath(path).name.casefold())

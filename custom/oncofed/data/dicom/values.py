@@ -1,4 +1,4 @@
-"""From stored to real values: of one frame, with what pads it and how bright is meant.
+"""From stored to real values of a frame.
 
 Rescaling: DICOM PS3.3, section C.11.1; MONOCHROME1: C.7.6.3.1.2; padding: C.7.5.1.1.2.
 """
@@ -47,14 +47,14 @@ def meant(dataset: Dataset, header: ImageHeader, notes: list[str]) -> Values:
     pad = (stored >= padding[0]) & (stored <= padding[1]) if padding else None
     values = stored
     if photometric == "MONOCHROME1":
-        whole = stored.astype(np.int64)
-        values = -1 - whole if header.signed else (1 << int(dataset.get("BitsStored", 16))) - 1 - whole
+        integers = stored.astype(np.int64)
+        values = -1 - integers if header.signed else (1 << int(dataset.get("BitsStored", 16))) - 1 - integers
         notes.append("MONOCHROME1: inverted, so that dense tissue is bright")
     return smallest(_unpadded(rescaled(values, header, dataset, notes), pad, notes))
 
 
 def rescaled(values: Values, header: ImageHeader, dataset: Dataset | None, notes: list[str]) -> Values:
-    """Return stored values times slope plus intercept, or by the table that a data set has for them."""
+    """Return rescaled values, by slope and intercept or by table."""
     if dataset is not None and not header.plain_values:
         by_table: Values = apply_rescale(values, dataset)
         return by_table
@@ -67,7 +67,9 @@ def rescaled(values: Values, header: ImageHeader, dataset: Dataset | None, notes
 
 
 def bright_padding(header: ImageHeader) -> list[int] | None:
-    """Return the stored values that pad an image where they would be brighter than half of all; None elsewhere.
+    """Return the range of bright padding; None: no such.
+
+    Padding is bright where it lies above half of all values.
 
     Padding that is darker than tissue, as in CT, does no harm; what is bright would be the brightest of all.
     """
@@ -84,7 +86,7 @@ def bright_padding(header: ImageHeader) -> list[int] | None:
 
 
 def smallest(values: Values) -> Values:
-    """Return whole numbers as integers of 16 or 32 bits, others as float32."""
+    """Return values in the smallest of int16, int32, float32."""
     if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values, np.rint(values)):
         return values.astype(np.float32)
     low, high = values.min(), values.max()
@@ -95,7 +97,7 @@ def smallest(values: Values) -> Values:
 
 
 def _unpadded(values: Values, pad: Values | None, notes: list[str]) -> Values:
-    """Return values whose padding is as dark as the darkest of the rest."""
+    """Return values with padding as dark as the darkest pixel."""
     if pad is None or not pad.any() or pad.all():
         return values
     notes.append(f"PixelPaddingValue: {pad.mean():.0%} of it is padding, made as dark as the darkest pixel")
@@ -105,7 +107,7 @@ def _unpadded(values: Values, pad: Values | None, notes: list[str]) -> Values:
 
 
 def _eight_bits(colours: Values) -> NDArray[np.uint8]:
-    """Return colours as a screen shows them: of more bits, the upper eight."""
+    """Return colours in eight bits, the upper ones of more."""
     if colours.dtype == np.uint8:
         return colours
     bits = max(8, int(colours.max()).bit_length())

@@ -1,4 +1,4 @@
-"""What tells the volumes of one series apart: slices that share their places, by what their headers say differs.
+"""Tell the volumes of one series apart, by their headers.
 
 Scanners put time points, echoes, b-values, phases, kernels into one series. A header, or two of them together, tells
 volumes apart where each of its values holds slices at places of their own, evenly spaced, and no two values hold the
@@ -22,7 +22,7 @@ from oncofed.data.dicom.stacks import Digests, Slice, Stack, refused
 
 IN_PLANE = "place in the plane (ImagePositionPatient)"
 FOLDER = "the folder of the files"  # where an anonymiser left nothing else
-# Times tell volumes apart where nothing else does: of many series each slice has its own.
+# Times are the last resort: in many series each slice has another one.
 _TIMES = ("AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime", "TriggerTime", "SeriesTime", "ContentTime")
 _ORDER = (*_TIMES, "FrameReferenceTime", "InstanceNumber")  # in which volumes may follow each other
 _KEYS = tuple(keyword for keyword in TELLING if keyword not in {*_TIMES, "InstanceNumber"})
@@ -47,8 +47,8 @@ _PHYSICAL = (
 )
 # The same, where slices are not one volume anyway.
 _IMAGED = {*_PHYSICAL, "SliceThickness", "KVP", "FlipAngle"}
-_SAID = {*_IMAGED, "TemporalPositionIdentifier", "AcquisitionNumber"}
-# What says nothing of how an image came about, and changes where one is sent again.
+_SHOWN = {*_IMAGED, "TemporalPositionIdentifier", "AcquisitionNumber"}
+# Independent of the acquisition, and changed when an image is sent again.
 _OF_SENDING = {
     "SeriesNumber",
     "SeriesDescription",
@@ -68,7 +68,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Partition:
-    """A way to divide slices into volumes: by which headers, and the number of each slice's volume."""
+    """A partition of slices into volumes, by headers."""
 
     keys: tuple[str, ...]
     labels: Labels
@@ -80,7 +80,9 @@ class Partition:
 
 
 def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]]:
-    """Return the volumes of slices with one direction, size and pixel size, and the paths of copies among them.
+    """Return the volumes of slices, and the paths of copies.
+
+    The slices have one direction, size and pixel size.
 
     Args:
         group: the slices, in any order.
@@ -89,7 +91,7 @@ def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]
     places = _Places(group)
     if places.is_free(np.arange(len(group))):
         return _without_collision(group, places), set()
-    found, said = _told_apart(places)
+    found, why_not = _divide(places)
     copies = _copied(places, found, digests)
     if found is not None and not copies:
         return _divided(group, found), set()
@@ -97,14 +99,14 @@ def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]
         stacks, more = volumes([item for item in group if item.path not in copies], digests)
         return stacks, copies | more
     twice = len(group) - places.count
-    what = f"has {twice} of {len(group)} slices at positions of others, and {said}"
+    what = f"has {twice} of {len(group)} slices at positions of others, and {why_not}"
     return [
         refused(group, f"{what}. Export each volume as a series of its own, or leave out what is there twice")
     ], set()
 
 
 class _Places:
-    """Where slices lie along their normal, and what their headers say.
+    """Places of slices along their normal, and their headers.
 
     Attributes:
         level: number of each slice's place along the normal.
@@ -126,27 +128,30 @@ class _Places:
         self.count = int(self.level.max()) + 1
 
     def is_free(self, part: Labels) -> bool:
-        """Return whether no two slices of a part lie at one place."""
+        """Return whether a part's slices have distinct places."""
         return len(np.unique(self.level[part])) == len(part)
 
     def is_even(self, part: Labels) -> bool:
-        """Return whether a part's slices are evenly spaced along the normal."""
+        """Return whether a part's slices are evenly spaced."""
         along = np.sort(self.along[part])
         gap = float(along[-1] - along[0]) / max(1, len(along) - 1)
         off = np.abs(along - along[0] - np.arange(len(along)) * gap).max()
         return bool(off <= max(EVEN * gap, rounding(gap)))
 
     def values(self, keyword: str) -> Labels:
-        """Return the number of each slice's value of a header; numbers that differ by rounding are one value."""
+        """Return the number of each slice's value of a header.
+
+        Numbers that differ by rounding are one value.
+        """
         if keyword == IN_PLANE:
             return _numbered(together(self._in_plane, 4 * max(self.reach, 0.05)).tolist())
         if keyword == FOLDER:
             return _numbered([item.path.rpartition("/")[0] for item in self.group])
-        said = [item.header.tells.get(keyword, "") for item in self.group]
-        return _numbered(_rounded(said) if keyword in _NUMBERS else said)
+        texts = [item.header.tells.get(keyword, "") for item in self.group]
+        return _numbered(_rounded(texts) if keyword in _NUMBERS else texts)
 
     def moments(self, keyword: str) -> list[float] | None:
-        """Return each slice's time or number; None where one has none."""
+        """Return each slice's time or number; None if one lacks."""
         try:
             return [float(item.header.tells[keyword]) for item in self.group]
         except (KeyError, ValueError):
@@ -159,7 +164,7 @@ def _numbered(values: Sequence[object]) -> Labels:
 
 
 def _rounded(values: Sequence[str]) -> list[object]:
-    """Return values of which those that are nearly the same number are the same."""
+    """Return values, with nearly equal numbers made equal."""
     try:
         numbers = {value: float(value) for value in set(values) if value}
     except ValueError:
@@ -174,25 +179,28 @@ def _rounded(values: Sequence[str]) -> list[object]:
 
 
 def _without_collision(group: list[Slice], places: _Places) -> list[Stack]:
-    """Return the volumes of slices that lie at places of their own: one, unless headers say that they are several."""
-    whole = as_volume(group)
+    """Return the volumes of slices at distinct places.
+
+    One, unless headers say that they are several.
+    """
+    stack = as_volume(group)
     physical = [Partition((key,), places.values(key)) for key in _PHYSICAL]
     differing = [p for p in physical if p.count > 1]
-    if whole.reason is None:
+    if stack.reason is None:
         for partition in differing:
             if all(len(part) > 1 and places.is_even(part) for part in _parts_of(partition)):
                 return _divided(group, partition)
         noted = tuple(f"its slices differ in {partition.keys[0]}" for partition in differing)
-        return [replace(whole, notes=(*whole.notes, *noted))]
+        return [replace(stack, notes=(*stack.notes, *noted))]
     if len(group) < _FEWEST_OF_TWO:
-        return [whole]
+        return [stack]
     apart = [p for p in _single(places, _KEYS) if p.keys[0] in _IMAGED or _do_not_interleave(p, places)]
     best, _ = _chosen([p for p in apart if _fits(p, places)])
-    return _divided(group, best) if best is not None else [whole]
+    return _divided(group, best) if best is not None else [stack]
 
 
-def _told_apart(places: _Places) -> tuple[Partition | None, str]:
-    """Return how slices that share places divide into volumes, or None and why they do not."""
+def _divide(places: _Places) -> tuple[Partition | None, str]:
+    """Return a partition of slices that share places, or why none."""
     keys, times = _single(places, (*_KEYS, IN_PLANE)), _single(places, _TIMES)
     for candidates in (
         keys,
@@ -235,7 +243,7 @@ def _copied(places: _Places, partition: Partition | None, digests: Digests) -> s
 
 
 def _single(places: _Places, keys: Iterable[str]) -> list[Partition]:
-    """Return the partitions by one header each, those that differ."""
+    """Return the partitions by single headers."""
     found: dict[bytes, Partition] = {}
     for key in keys:
         labels = places.values(key)
@@ -244,9 +252,9 @@ def _single(places: _Places, keys: Iterable[str]) -> list[Partition]:
     return list(found.values())
 
 
-def _pairs(one: Sequence[Partition], two: Sequence[Partition]) -> Iterator[Partition]:
+def _pairs(first: Sequence[Partition], second: Sequence[Partition]) -> Iterator[Partition]:
     """Yield the partitions by two headers together."""
-    pairs = combinations(one, 2) if one is two else ((a, b) for a in one for b in two)
+    pairs = combinations(first, 2) if first is second else ((a, b) for a in first for b in second)
     for a, b in pairs:
         labels = _numbered(list(zip(a.labels.tolist(), b.labels.tolist(), strict=True)))
         if labels.max() > max(a.labels.max(), b.labels.max()):
@@ -254,7 +262,7 @@ def _pairs(one: Sequence[Partition], two: Sequence[Partition]) -> Iterator[Parti
 
 
 def _in_order(places: _Places) -> Iterator[Partition]:
-    """Yield the partitions in which volumes follow each other whole, in time or by number.
+    """Yield partitions by order, in time or number.
 
     Each place has as many slices; the first of each place are the first volume, and so on. All of a volume come before
     all of the next one.
@@ -298,12 +306,19 @@ def _fits(partition: Partition, places: _Places, whole: bool = True) -> bool:
 
 
 def _halves(parts: Sequence[Labels], places: _Places) -> bool:
-    """Return whether two parts lie between each other and are evenly spaced together: halves of one volume."""
+    """Return whether two parts are halves of one volume.
+
+    They interleave, and are evenly spaced together.
+    """
     levels = [frozenset(places.level[part].tolist()) for part in parts]
     by_levels: dict[frozenset[int], Labels] = dict(zip(levels, parts, strict=True))
-    for one, two in combinations(by_levels, 2):
-        between = max(min(one), min(two)) < min(max(one), max(two))
-        if between and one.isdisjoint(two) and places.is_even(np.concatenate([by_levels[one], by_levels[two]])):
+    for first, second in combinations(by_levels, 2):
+        between = max(min(first), min(second)) < min(max(first), max(second))
+        if (
+            between
+            and first.isdisjoint(second)
+            and places.is_even(np.concatenate([by_levels[first], by_levels[second]]))
+        ):
             return True
     return False
 
@@ -314,7 +329,7 @@ def _do_not_interleave(partition: Partition, places: _Places) -> bool:
 
 
 def _chosen(fitting: Sequence[Partition]) -> tuple[Partition | None, str]:
-    """Return the partition into the fewest volumes, or None and what contradicts it."""
+    """Return the partition into fewest volumes, or a contradiction."""
     if not fitting:
         return None, ""
     best = min(fitting, key=lambda p: p.count)
@@ -338,11 +353,14 @@ def _divided(group: list[Slice], partition: Partition) -> list[Stack]:
     for part in _parts_of(partition):
         slices = [group[number] for number in part]
         stack = as_volume(slices)
-        said = _values_of(partition.keys, slices[0].header.tells)
-        stacks.append(replace(stack, notes=(note, *said, *stack.notes)))
+        own_values = _values_of(partition.keys, slices[0].header.tells)
+        stacks.append(replace(stack, notes=(note, *own_values, *stack.notes)))
     return stacks
 
 
 def _values_of(keys: Iterable[str], tells: Mapping[str, str]) -> list[str]:
-    """Return what a volume's own values are, where they are numbers or codes: free text may name somebody."""
-    return [f"{key} {tells[key][:_LONGEST_VALUE]}" for key in keys if key in _SAID and tells.get(key)]
+    """Return a volume's values of the keys.
+
+    Numbers and codes only: free text may name somebody.
+    """
+    return [f"{key} {tells[key][:_LONGEST_VALUE]}" for key in keys if key in _SHOWN and tells.get(key)]

@@ -1,4 +1,6 @@
-"""Which whole-slide instances are one slide: a pyramid whose levels may lie in several series (PS3.3, C.8.12).
+"""Group whole-slide instances into slides.
+
+A pyramid's levels may lie in several series (PS3.3, C.8.12).
 
 Levels of one slide have one frame of reference and one container, show one area, and differ in their number of pixels.
 Two scans of one slide, which have the same sizes, stay two.
@@ -14,7 +16,7 @@ from oncofed.data.dicom.stacks import SlideFile
 
 VOLUME = "VOLUME"
 _WHAT = {"LABEL": "label", "OVERVIEW": "overview", "THUMBNAIL": "thumbnail", "LOCALIZER": "overview"}
-# Levels are cut or filled up to whole pixels, or whole tiles.
+# Levels are cropped or padded to full pixels or tiles.
 _SAME_ASPECT, _ROUNDED = 0.02, 2
 _SAME_AREA = 0.02
 
@@ -33,22 +35,25 @@ class WholeSlide:
 
 
 def image_kind(image_type: Sequence[str]) -> str:
-    """Return what a whole-slide instance shows by the third value of ImageType: VOLUME, LABEL, OVERVIEW, THUMBNAIL."""
+    """Return an instance's kind by ImageType's third value.
+
+    VOLUME, LABEL, OVERVIEW or THUMBNAIL.
+    """
     named = image_type[2].strip().upper() if len(image_type) > 2 else ""
     return named or VOLUME
 
 
 def whole_slides(by_series: Mapping[str, Sequence[SlideFile]]) -> tuple[list[WholeSlide], dict[str, str]]:
-    """Return the slides of a folder, and path -> reason of the instances that are in none.
+    """Return a folder's slides, and path -> reason of the rest.
 
     Args:
         by_series: whole-slide instances by series.
     """
     pyramids: list[list[SlideFile]] = []
-    beside: list[SlideFile] = []
+    associated: list[SlideFile] = []
     volumes = []
     for instances in by_series.values():
-        beside += [item for item in instances if image_kind(_image_type(item)) != VOLUME]
+        associated += [item for item in instances if image_kind(_image_type(item)) != VOLUME]
         volumes.append([item for item in instances if image_kind(_image_type(item)) == VOLUME])
     for series in sorted(filter(None, volumes), key=_width, reverse=True):
         found = next((pyramid for pyramid in pyramids if _belongs(series, pyramid)), None)
@@ -59,7 +64,7 @@ def whole_slides(by_series: Mapping[str, Sequence[SlideFile]]) -> tuple[list[Who
     slides = [WholeSlide(pyramid[0].header.series, tuple(pyramid)) for pyramid in pyramids]
     left_out: dict[str, str] = {}
     alone: dict[str, list[SlideFile]] = {}
-    for item in beside:
+    for item in associated:
         if any(_same_slide(item.header, other.header) for pyramid in pyramids for other in pyramid[:1]):
             kind = image_kind(_image_type(item))
             left_out[item.path] = f"{_WHAT.get(kind, kind)} of a DICOM slide, which is no level of its pyramid"
@@ -82,7 +87,7 @@ def _size(header: SlideHeader) -> tuple[int, int]:
 
 
 def _belongs(series: Sequence[SlideFile], pyramid: Sequence[SlideFile]) -> bool:
-    """Return whether all instances of a series are further levels of a pyramid."""
+    """Return whether a series holds further levels of a pyramid."""
     finest = pyramid[0].header
     sizes = {_size(item.header) for item in pyramid}
     return all(
@@ -91,19 +96,19 @@ def _belongs(series: Sequence[SlideFile], pyramid: Sequence[SlideFile]) -> bool:
     )
 
 
-def _same_slide(one: SlideHeader, other: SlideHeader) -> bool:
-    """Return whether two headers are of one physical slide in one coordinate system."""
-    if (one.patient, one.study) != (other.patient, other.study):
+def _same_slide(first: SlideHeader, second: SlideHeader) -> bool:
+    """Return whether two instances are of one slide and space."""
+    if (first.patient, first.study) != (second.patient, second.study):
         return False
-    if one.series == other.series:
+    if first.series == second.series:
         return True
-    pairs = ((one.frame_of_reference, other.frame_of_reference), (one.container, other.container))
+    pairs = ((first.frame_of_reference, second.frame_of_reference), (first.container, second.container))
     known = [pair for pair in pairs if all(pair)]
     return bool(known) and all(mine == theirs for mine, theirs in known)
 
 
 def _same_area(level: SlideHeader, finest: SlideHeader) -> bool:
-    """Return whether a level shows what the finest one does, with fewer pixels."""
+    """Return whether a level shows the finest one's area, smaller."""
     (width, height), (full_width, full_height) = _size(level), _size(finest)
     if not (0 < width < full_width and 0 < height < full_height):
         return False

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: what they return, and how they refuse."""
+"""Shared by the readers of all formats."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class LoadedImage:
 
     @property
     def turned(self) -> bool:
-        """Whether the axes x and y were swapped, as the file's Exif orientation says."""
+        """Whether Exif swapped the axes x and y."""
         return self.exif in SWAPPED
 
     @property
@@ -114,19 +114,21 @@ class LoadedImage:
 
     @property
     def spacing(self) -> tuple[float, ...] | None:
-        """Voxel or pixel size along each axis in mm; None where the file does not say."""
+        """Voxel or pixel sizes in mm; None: not stated."""
         return tuple(float(s) for s in voxel_sizes(self.affine)[: self.dimensions]) if self.calibrated else None
 
     @property
     def orientation(self) -> str | None:
-        """Where a volume's axes point, such as "RAS"; None for a flat image, or where the file does not say."""
+        """Where a volume's axes point, such as "RAS"; else None."""
         if self.dimensions != 3 or not self.oriented:
             return None
         return "".join(a or "?" for a in nib.aff2axcodes(self.affine))
 
 
 def farthest_corner(one: LoadedImage, other: LoadedImage) -> float:
-    """Return how far the corner of a grid lies from the same corner of another, at most, in voxels of the first.
+    """Return the largest distance of corners of two grids.
+
+    In voxels of the first.
 
     Args:
         one: its affine can be inverted.
@@ -136,7 +138,10 @@ def farthest_corner(one: LoadedImage, other: LoadedImage) -> float:
 
 
 def farthest(one: Affine, other: Affine, shape: tuple[int, ...]) -> float:
-    """Return what ``farthest_corner`` does for two affines (4, 4) of a grid with the sides ``shape``."""
+    """Return ``farthest_corner`` of two affines (4, 4).
+
+    Of a grid with the sides ``shape``.
+    """
     if np.array_equal(one, other):
         return 0.0
     corners = [(*corner, *[0] * (3 - len(shape)), 1) for corner in product(*((0, side - 1) for side in shape))]
@@ -146,7 +151,7 @@ def farthest(one: Affine, other: Affine, shape: tuple[int, ...]) -> float:
 
 
 def is_invertible(affine: Affine) -> bool:
-    """Return whether the axes of a grid point in three directions, whatever the size of its voxels."""
+    """Return whether a grid's axes are independent."""
     sides = voxel_sizes(affine)
     if not np.isfinite(affine).all() or not (sides > 0).all():
         return False
@@ -154,13 +159,13 @@ def is_invertible(affine: Affine) -> bool:
 
 
 def looks_like(path: Path) -> str | None:
-    """Return what a file is by its first bytes, as words; None where they tell nothing."""
+    """Return what a file is by its first bytes; None: unknown."""
     with path.open("rb") as file:
         return kind_of(file.read(132))
 
 
 def kind_of(head: bytes) -> str | None:
-    """Return what a file is by its first 132 bytes, as words; None where they tell nothing."""
+    """Return what a file is by its first 132 bytes; None: unknown."""
     if head[128:132] == b"DICM":
         return "a DICOM file"
     if not head:
@@ -171,7 +176,7 @@ def kind_of(head: bytes) -> str | None:
 
 
 def unreadable(path: Path, name: str, reason: str, expected: tuple[str, ...] = ()) -> DataError:
-    """Return the error of a file that is not what its name says, or damaged.
+    """Return the error of a misnamed or damaged file.
 
     Args:
         path: of the file.
@@ -186,7 +191,7 @@ def unreadable(path: Path, name: str, reason: str, expected: tuple[str, ...] = (
 
 
 def require_memory(size: int, what: str = "declares") -> None:
-    """Refuse an image that would not fit into half of this machine's memory.
+    """Refuse an image larger than half of this machine's memory.
 
     Args:
         size: bytes.

@@ -18,7 +18,7 @@ from oncofed.errors import DataError
 
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 
-# Only a header that says so tells how large voxels are: ITK takes a millimetre where it does not.
+# Headers that state a voxel size: ITK assumes a millimetre otherwise.
 _SAYS_SPACING = re.compile(r"^(space directions:.*\(|spacings:.*\d|Element(Spacing|Size)\s*=)", re.M)
 _LONGEST_HEADER = 1 << 16
 _CHUNK = 1 << 22
@@ -39,7 +39,7 @@ _LOOKS = ("an NRRD file", "a MetaImage file")
 
 
 def read_itk(path: Path) -> LoadedImage:
-    """Read an NRRD or MetaImage file; one that is compressed as a whole is unpacked first.
+    """Read an NRRD or MetaImage file, also a compressed one.
 
     Raises:
         DataError: it is broken, says something that cannot be used, or SimpleITK is not installed.
@@ -112,7 +112,10 @@ def _read(path: Path) -> LoadedImage:
 
 
 def _factors(fields: dict[str, str], dimensions: int) -> Any:
-    """Return how many millimetres each axis of the world has to one of NRRD's ``space units``, or of ``units``."""
+    """Return the millimetres of one unit along each axis.
+
+    Of NRRD's ``space units``, or of ``units``.
+    """
     text = fields.get("space units") or fields.get("units") or ""
     named = re.findall(r'"([^"]*)"', text)
     found = [millimetres(unit) or 1.0 for unit in named if "space units" in fields or millimetres(unit)]
@@ -120,7 +123,7 @@ def _factors(fields: dict[str, str], dimensions: int) -> Any:
 
 
 def _nrrd_fields(head: bytes) -> tuple[dict[str, str], int]:
-    """Return an NRRD header's fields, names in lower case, and its length in bytes."""
+    """Return an NRRD header's fields and length in bytes."""
     ends = [at + len(end) for end in (b"\n\n", b"\r\n\r\n") if (at := head.find(end)) >= 0]
     length = min(ends, default=len(head))
     lines = head[:length].decode("latin-1").splitlines()
@@ -137,7 +140,7 @@ def _meta_fields(head: bytes) -> tuple[dict[str, str], int]:
 
 
 def _bytes_of(kind: str, name: str) -> int | None:
-    """Return the bytes of a voxel of a type as a header names it; None where there is none of that name."""
+    """Return the bytes of a voxel by its type's name, or None."""
     sizes = _META_SIZES
     if name == "NRRD":
         sizes = _NRRD_SIZES
@@ -146,7 +149,7 @@ def _bytes_of(kind: str, name: str) -> int | None:
 
 
 def _fault(path: Path, name: str, fields: dict[str, str], length: int) -> str | None:
-    """Return what a header says that its file does not keep; None where nothing is found."""
+    """Return where a header and its file disagree, or None."""
     with path.open("rb") as file:
         begins = file.read(10)
     if name == "NRRD" and not begins.startswith(b"NRRD000"):

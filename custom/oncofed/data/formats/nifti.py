@@ -1,4 +1,7 @@
-"""NIfTI-1 and NIfTI-2 in one file (nifti1.h and nifti2.h of nifti.nimh.nih.gov), compressed or not."""
+"""Read NIfTI-1 and NIfTI-2 in one file.
+
+nifti1.h and nifti2.h of nifti.nimh.nih.gov, compressed or not.
+"""
 
 from __future__ import annotations
 
@@ -42,17 +45,17 @@ _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _LONGEST_HEADER = 541
 # xyzt_units & 7 -> millimetres; what is not here is taken for millimetres, as ITK does.
 _UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}
-# Where two affines of one header place a corner farther apart than this, in voxels, they say different things.
+# Two affines of one header that place a corner farther apart than this, in voxels, contradict each other.
 _SAME_PLACE = 0.25
 _LOOKS = ("gzip data", "a NIfTI or Analyze file")
 
-# It tells of oddities of headers without the file's name; what is wrong is raised, and told with it.
+# nibabel logs oddities of headers without the file's name; errors are raised, and reported with it.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def open_nifti(path: Path) -> Iterator[tuple[Any, int]]:
-    """Open a NIfTI file by its first bytes, whatever its name: plain, compressed, or compressed several times.
+    """Open a NIfTI file, compressed or not, whatever its name.
 
     Yields:
         The file as it is without compression, and the most bytes that it can hold.
@@ -123,7 +126,7 @@ def _parse(path: Path, file: Any, limit: int) -> LoadedImage:
 
 
 def beginning(file: Any) -> bytes:
-    """Return the first bytes of a file of ``open_nifti``: a header of either version, and one byte more."""
+    """Return an open file's header bytes, and one more."""
     head = bytes(file.peek(_LONGEST_HEADER)[:_LONGEST_HEADER])
     if len(head) < _LONGEST_HEADER:  # a buffer may end anywhere
         head = file.read(_LONGEST_HEADER)
@@ -132,7 +135,7 @@ def beginning(file: Any) -> bytes:
 
 
 def nifti_header(path: Path, head: bytes) -> Any:
-    """Return nibabel's header of a file as it stands there, unchecked.
+    """Return nibabel's unchecked header of a file.
 
     Args:
         path: for messages.
@@ -164,7 +167,7 @@ def nifti_header(path: Path, head: bytes) -> Any:
 
 
 def _length(file: Any) -> int:
-    """Return how many bytes a file holds, as far as it can be unpacked."""
+    """Return a file's unpacked size in bytes."""
     file.seek(0)
     length = 0
     while block := file.read(1 << 20):
@@ -173,7 +176,7 @@ def _length(file: Any) -> int:
 
 
 def _placed(header: Any, shape: tuple[int, ...]) -> tuple[Affine, tuple[str, ...]]:
-    """Return the affine in mm, and what is odd about it."""
+    """Return the affine in mm, and notes on it."""
     affine = np.array(header.get_best_affine(), dtype=np.float64)
     notes = []
     unit = _UNITS.get(int(header["xyzt_units"]) & 7)
@@ -207,7 +210,7 @@ def _disagreement(header: Any, shape: tuple[int, ...]) -> list[str]:
 
 
 def _require_voxel_size(header: Any, shape: tuple[int, ...]) -> None:
-    """Refuse a volume of which the header tells no voxel size: nibabel takes a millimetre then."""
+    """Refuse a volume without voxel sizes: nibabel takes 1 mm."""
     sizes = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
     unknown = [not (np.isfinite(size) and size > 0) and n > 1 for size, n in zip(sizes, shape, strict=False)]
     if header["sform_code"] <= 0 and any(unknown):
@@ -218,7 +221,7 @@ def _require_voxel_size(header: Any, shape: tuple[int, ...]) -> None:
 
 
 def _header_texts(header: Any, begins: bytes) -> tuple[str, ...]:
-    """Return the fields that hold text of their own, and whether extensions follow (the byte behind the header)."""
+    """Return the fields with text, and whether extensions follow."""
     found = []
     for name in ("descrip", "aux_file", "db_name", "intent_name"):
         text = bytes(header[name].tobytes()).rstrip(b"\0 ").decode("latin-1") if name in header else ""

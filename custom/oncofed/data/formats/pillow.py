@@ -1,4 +1,4 @@
-"""From Pillow's pictures to arrays, without loss of what the file holds: numbers of a palette, opacity."""
+"""Pillow's pictures as arrays, without loss."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from PIL import Image
 
 from oncofed.data.formats.common import LoadedImage
 
-# It tells of oddities of headers without the file's name; what is wrong is raised, and told with it.
+# Pillow logs oddities of headers without the file's name; errors are raised, and reported with it.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _SHOWN_IN = {"CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "PA": "RGBA"}
 
 
 def from_pillow(image: Image.Image) -> LoadedImage:
-    """Return a picture as (x, y, channel); of a palette the numbers, with the table of colours beside them."""
+    """Return a picture as (x, y, channel), with its palette."""
     if image.mode in _SHOWN_IN:
         image = image.convert(_SHOWN_IN[image.mode])
     palette = None
@@ -39,5 +39,5 @@ def from_pillow(image: Image.Image) -> LoadedImage:
 
 
 def orientation_note(orientation: int) -> str:
-    """Return what is said of an image that was turned upright."""
+    """Return the note on an image that was turned upright."""
     return f"turned as its Exif orientation ({orientation}) says"

@@ -1,4 +1,7 @@
-"""PNG of 16 bits a colour, which Pillow halves to 8 (PNG specification, third edition, sections 7 and 9)."""
+"""Read PNG of 16 bits, which Pillow halves.
+
+PNG specification, third edition, sections 7 and 9.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _CHANNELS = {2: 3, 4: 2, 6: 4}
 
 
 def read_sixteen_bits(path: Path) -> NDArray[np.uint16] | None:
-    """Return the pixels of a PNG of 16 bits as (row, column, channel); None where it is interlaced.
+    """Return a 16-bit PNG's (row, column, channel); None: interlaced.
 
     A filter predicts a byte from the same byte of pixels beside and above it, so that each of a pixel's bytes makes a
     picture of 8 bits of its own, which Pillow decodes.
@@ -54,7 +57,7 @@ def read_sixteen_bits(path: Path) -> NDArray[np.uint16] | None:
 
 
 def _grey(rows: NDArray[np.uint8]) -> bytes:
-    """Return a PNG of 8 bits of grey whose rows, each with its filter before it, are given."""
+    """Return an 8-bit grey PNG of filtered rows."""
     height, width = rows.shape
     parts = (
         (b"IHDR", struct.pack(">IIBBBBB", width - 1, height, 8, 0, 0, 0, 0)),

@@ -1,4 +1,7 @@
-"""PNG, JPEG, BMP and WebP through Pillow, by their first bytes; TIFF has a module of its own."""
+"""Read PNG, JPEG, BMP and WebP through Pillow.
+
+By their first bytes; TIFF has a module of its own.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ _ORIENTATION = 0x0112
 # Raw modes of Pillow's decoders that drop the lower half of 16 bits.
 _HALVED = ("RGB;16B", "RGBA;16B", "LA;16B")
 
-# How many pixels this machine takes is asked before any is read: a mask of a slide may have many.
+# Memory is checked before any pixel is read: a mask of a slide may be huge.
 Image.MAX_IMAGE_PIXELS = None
 
 
 def read_raster(path: Path) -> LoadedImage:
-    """Read a flat image, or the pages of a TIFF; turned as its Exif orientation says.
+    """Read a flat image or a TIFF's pages, upright by Exif.
 
     Raises:
         DataError: it is broken, or of a kind that cannot be read.
@@ -75,7 +78,7 @@ def _read(path: Path, image: Image.Image) -> LoadedImage:
 
 
 def _of_sixteen_bits(pixels: Values, orientation: int) -> LoadedImage:
-    """Return (row, column, channel) of 16 bits as an image: grey or colours, and opacity where it is there."""
+    """Return (row, column, channel) of 16 bits as an image."""
     values = upright(pixels, orientation).swapaxes(0, 1)
     channels = pixels.shape[-1]
     return LoadedImage(values, np.eye(4), "uint16", calibrated=False, colour=channels > 2, alpha=channels in {2, 4})
@@ -87,5 +90,5 @@ def _lossy(path: Path, image: Image.Image) -> str | None:
     if image.format != "WEBP":
         return None
     with path.open("rb") as file:
-        # Of WebP's two coders, VP8L keeps each value; its chunk stands first, or behind those that say more.
+        # Of WebP's two coders, VP8L is lossless; its chunk comes first, or behind those of metadata.
         return None if b"VP8L" in file.read(1 << 16) else "WebP"

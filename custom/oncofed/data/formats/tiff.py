@@ -1,4 +1,6 @@
-"""TIFF (TIFF 6.0, BigTIFF, OME-TIFF, ImageJ's): its pages as one flat image or one volume.
+"""Read TIFF's pages as a flat image or a volume.
+
+TIFF 6.0, BigTIFF, OME-TIFF, ImageJ's.
 
 tifffile tells pages, axes and units, and decodes; Pillow what tifffile has no decoder for.
 """
@@ -32,7 +34,7 @@ _COLOUR_NAMES = {4: "a transparency mask", 5: "CMYK", 6: "YCbCr", 8: "CIELab", 3
 _LOSSY = {6: "JPEG", 7: "JPEG", 33003: "JPEG 2000", 33005: "JPEG 2000", 34712: "JPEG 2000", 50001: "WebP"}
 _NAMES = {1: "no", 2: "CCITT", 3: "fax", 4: "fax", 5: "LZW", 8: "Deflate", 32773: "PackBits", 32946: "Deflate"}
 _NAMES |= {34925: "LZMA", 50000: "Zstandard", 34887: "LERC", 50002: "JPEG XL", **_LOSSY}
-_APERIO_YCC = 33003  # JPEG 2000 whose components are YCbCr, whatever the photometric interpretation says
+_APERIO_YCC = 33003  # JPEG 2000 with YCbCr components, whatever its photometric interpretation
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION = 274, 282, 283  # tags
 _REDUCED, _IS_MASK = 1, 4  # bits of NewSubfileType
 _LOOKS = ("a TIFF image",)
@@ -43,7 +45,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 def read_tiff(path: Path) -> LoadedImage:
-    """Read a TIFF: one page as a flat image, several alike ones as the slices of a volume.
+    """Read a TIFF: one page is a flat image, several a volume.
 
     Smaller copies of a page and transparency masks are no pages. Pixel sizes are those of OME's or ImageJ's metadata;
     a resolution in dots per inch is of no object.
@@ -96,7 +98,7 @@ def _read(path: Path, file: Any) -> LoadedImage:
 
 
 def _one_series(file: Any) -> Any:
-    """Return the pages that belong together, when no others are there."""
+    """Return the pages of one image, if there are no others."""
     if not len(file.pages):
         raise DataError("is a TIFF without a page. Copy it again")
     all_series = [s for s in file.series if not int(s.keyframe.subfiletype) & (_REDUCED | _IS_MASK)]
@@ -112,7 +114,7 @@ def _one_series(file: Any) -> Any:
 
 
 def _checked_axes(axes: str, shape: tuple[int, ...]) -> str:
-    """Return tifffile's letters of the axes; refuse those that are neither space nor channels."""
+    """Return tifffile's axes; refuse other than space and channels."""
     sides = dict(zip(axes, shape, strict=True))
     if "T" in sides and sides["T"] > 1:
         raise DataError(f"is a TIFF of {sides['T']} points in time, expected one: save each as a file of its own")
@@ -125,7 +127,7 @@ def _checked_axes(axes: str, shape: tuple[int, ...]) -> str:
 
 
 def _decoded(path: Path, series: Any, page: Any, axes: str) -> LoadedImage:
-    """Return the pixels as shown upright, by the first decoder that knows them."""
+    """Return the upright pixels, by the first able decoder."""
     by_tifffile = partial(_by_tifffile, series, page, axes)
     by_pillow = partial(_by_pillow, path, page, len(series.pages), axes)
     # Pillow scales grey of 2 and 4 bits to 8 as every viewer does, and turns colours of print to those of a screen.
@@ -191,7 +193,10 @@ def _by_tifffile(series: Any, page: Any, axes: str) -> LoadedImage:
 
 
 def _palette(page: Any) -> Any:
-    """Return a colour map as (n, 3) uint8; TIFF's has 16 bits, though some programs write 8."""
+    """Return a colour map as (n, 3) uint8.
+
+    TIFF's has 16 bits, though some programs write 8.
+    """
     if page.photometric != _PALETTE:
         return None
     colours = np.asarray(page.colormap).T
@@ -199,7 +204,10 @@ def _palette(page: Any) -> Any:
 
 
 def _inverted(values: Values, bits: int) -> Values:
-    """Return what is stored with white as zero with black as zero (TIFF 6.0, PhotometricInterpretation 0)."""
+    """Return pixels with black as zero, stored with white as zero.
+
+    TIFF 6.0, PhotometricInterpretation 0.
+    """
     if values.dtype.kind == "u":
         inverted: Values = np.asarray(np.array((1 << min(bits, 64)) - 1, values.dtype) - values)
     elif values.dtype.kind == "i":
@@ -235,7 +243,7 @@ def _by_pillow(path: Path, page: Any, pages: int, axes: str) -> LoadedImage:
 
 
 def _pixel_sizes(file: Any, page: Any) -> tuple[float | None, float | None, float | None]:
-    """Return pixel sizes along x, y and z in mm, None where the file does not say."""
+    """Return pixel sizes along x, y, z in mm; None: not stated."""
     if file.is_ome:
         found = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", file.ome_metadata or "")
         text = found[0] if found else ""

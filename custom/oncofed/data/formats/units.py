@@ -18,7 +18,7 @@ _BY_NAME = {name: size for names, size in _IN_MM.items() for name in names}
 
 
 def millimetres(unit: str) -> float | None:
-    """Return how many millimetres a unit of length has; None where it is no such unit ("pixel", "")."""
+    """Return the millimetres of a unit of length, or None."""
     # ImageJ escapes the micro sign; Unicode has it twice, as a sign and as a Greek letter.
     text = unit.strip().strip("\"'").replace("\\u00B5", "µ").replace("\\u00b5", "µ").replace("\u03bc", "µ")
     text = text.replace("\u212b", "å").lower()

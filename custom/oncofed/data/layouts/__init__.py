@@ -1,4 +1,4 @@
-"""Which cases lie in a folder, by the layouts that hospitals and data sets use.
+"""Find the cases of a folder, by its layout.
 
 Decathlon: Antonelli et al. 2022. nnU-Net raw: Isensee et al., Nature Methods 2021. BIDS names a patient ``sub-X``, TCGA
 by the first twelve letters of its barcodes. No pixel is read here but of a few files whose names leave open whether

@@ -1,4 +1,4 @@
-"""What a folder's layout says of its cases, and which files there are."""
+"""The cases of a folder, as its layout has them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from oncofed.data.images import stem
+from oncofed.data.layouts.kinds import LayoutKind
 from oncofed.data.manifest import Quarantined, Split
 
 _PATIENT_PATTERNS = (
@@ -36,7 +37,7 @@ NO_IMAGE = "mask without an image: name it as its image (CASE_seg beside CASE), 
 
 @dataclass(frozen=True)
 class Part:
-    """A file of a mask that is put together from several, or whose values get other numbers.
+    """A file of a composed or renumbered mask.
 
     Attributes:
         path: inside the folder.
@@ -53,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Item:
-    """One case as its folder's layout tells it.
+    """One case of a layout.
 
     Attributes:
         name: unique in the dataset.
@@ -85,10 +86,10 @@ class Item:
 
 @dataclass
 class FolderLayout:
-    """What a folder holds.
+    """A folder's cases, by its layout.
 
     Attributes:
-        kind: name of the layout, for people.
+        kind: the layout.
         items: its cases.
         labels: label value -> name, as far as the layout says.
         modality: channel -> name, as far as the layout says.
@@ -97,11 +98,10 @@ class FolderLayout:
         left_out: path of a file that is no case -> why it is not.
         unlabelled: path of a case's first image -> why it has no label, where more is known than that none was found.
         tables: paths of the tables and manifests that it is read from.
-        may_hold_dicom: other files of the folder may be DICOM.
         remarks: what was seen of the folder as a whole, for people.
     """
 
-    kind: str
+    kind: LayoutKind
     items: list[Item] = field(default_factory=list)
     labels: dict[int, str] = field(default_factory=dict)
     modality: dict[str, str] = field(default_factory=dict)
@@ -110,12 +110,14 @@ class FolderLayout:
     left_out: dict[str, str] = field(default_factory=dict)
     unlabelled: dict[str, str] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
-    may_hold_dicom: bool = False
     remarks: list[str] = field(default_factory=list)
 
 
 def patient_of(path: str, default: str = "") -> str:
-    """Return the patient whom a path names by BIDS, TCGA, BraTS or a folder such as patient012, else ``default``."""
+    """Return the patient that a path names, else ``default``.
+
+    By BIDS, TCGA, BraTS or a folder such as patient012.
+    """
     for pattern in _PATIENT_PATTERNS:
         found = re.search(pattern, path)
         if found:
@@ -129,13 +131,19 @@ def name_of(path: str) -> str:
 
 
 def unique(items: Sequence[Item]) -> list[Item]:
-    """Return items whose names differ: a name given twice takes its folder along. Who has no patient is one by name."""
+    """Return items with distinct names.
+
+    A name given twice takes its folder along; an item without a patient is one by its name.
+    """
     names = distinct_names([(item.name, _longer(item.images[0])) for item in items])
     return [replace(item, name=name, patient=item.patient or name) for item, name in zip(items, names, strict=True)]
 
 
 def with_distinct_cases(layout: FolderLayout) -> FolderLayout:
-    """Return a layout of which no two cases have one name, those that cannot be used among them."""
+    """Return a layout with distinct names of cases.
+
+    Those that cannot be used included.
+    """
     layout.items = unique(layout.items)
     taken = {item.name for item in layout.items}
     bad = []
@@ -150,7 +158,10 @@ def with_distinct_cases(layout: FolderLayout) -> FolderLayout:
 
 
 def distinct_names(names: Sequence[tuple[str, str]]) -> list[str]:
-    """Return a name for each (name, longer name): the first where it is given once, else the longer one, numbered."""
+    """Return a distinct name for each (name, longer name).
+
+    The first where it is given once, else the longer one, numbered.
+    """
     counts = Counter(name for name, _ in names)
     taken = {name for name, times in counts.items() if times == 1}
     found = []
@@ -162,9 +173,9 @@ def distinct_names(names: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def first_free(name: str, taken: Collection[str]) -> str:
-    """Return a name that is not taken: itself, or with the first number behind it that is free."""
+    """Return a free name: itself, or with a number behind."""
     numbered = (f"{name}-{number}" for number in count(2))
-    return name if name not in taken else next(one for one in numbered if one not in taken)
+    return name if name not in taken else next(candidate for candidate in numbered if candidate not in taken)
 
 
 def _longer(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures beside DICOM: icons of a viewer, thumbnails of an archive, which are no cases."""
+"""Leave out pictures next to DICOM: icons, thumbnails."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from oncofed.data.dicom.headers import looks_like_dicom
 from oncofed.data.images import image_format
 from oncofed.data.layouts.base import FolderLayout
+from oncofed.data.layouts.kinds import NOTHING
 
 BESIDE_DICOM = "picture beside DICOM"
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
@@ -15,7 +16,9 @@ _LOOKED_AT = 64
 
 
 def without_pictures(root: Path, files: Sequence[str], layout: FolderLayout) -> FolderLayout | None:
-    """Return a layout less its pictures without a mask; None where it has none, or the folder is one of pictures.
+    """Return a layout without its unlabelled pictures.
+
+    None where it has none, or the folder is one of pictures.
 
     Args:
         root: the folder.
@@ -31,12 +34,15 @@ def without_pictures(root: Path, files: Sequence[str], layout: FolderLayout) -> 
     layout.bad = [case for case in layout.bad if case.source not in spare]
     layout.left_out |= dict.fromkeys(sorted(spare), BESIDE_DICOM)
     if not layout.items and not layout.bad:
-        layout.kind = "nothing"
+        layout.kind = NOTHING
     return layout
 
 
 def _count_dicom(root: Path, files: Sequence[str], fewest: int) -> float:
-    """Return about how many files are DICOM, by a look at some of those of no other format; 0: fewer than asked for."""
+    """Estimate how many files are DICOM, from a sample.
+
+    0 where they are fewer than ``fewest``.
+    """
     others = [path for path in files if not image_format(Path(path))]
     if len(others) < fewest:
         return 0

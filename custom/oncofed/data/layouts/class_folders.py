@@ -1,4 +1,4 @@
-"""One folder a class, also below ``train``, ``val`` and ``test``."""
+"""One folder a class, also below ``train``, ``val``, ``test``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 from oncofed.data.images import image_format
 from oncofed.data.layouts.base import SPLIT_NAMES, FolderLayout, Item, name_of, patient_of, unique
+from oncofed.data.layouts.kinds import CLASS_FOLDERS
 from oncofed.data.layouts.names import Named
 
-# Share of images beside all folders of classes that is no layout of its own.
+# Share of images outside all class folders that is tolerated.
 _STRAY = 0.05
 _MOST = 1000
 _MOST_WORDS = 20
@@ -17,7 +18,9 @@ MASK_BESIDE = "mask beside an image that is one of a class: to learn from masks,
 
 
 def is_class_folders(images: Sequence[str]) -> bool:
-    """Return whether flat images lie in folders that look like classes; one in twenty may lie outside, and one always.
+    """Return whether images lie in folders of classes.
+
+    One in twenty may lie outside, and one always.
 
     Args:
         images: paths of the images.
@@ -26,12 +29,15 @@ def is_class_folders(images: Sequence[str]) -> bool:
     tops = {f.split("/", 1)[0] for f in inside}
     stray = len(images) - len(inside)
     rasters = all(image_format(Path(f)) == "raster" for f in images)
-    few = stray <= max(1, _STRAY * len(images))
-    return rasters and few and 2 <= len(tops) <= _MOST and len(inside) >= 2 * len(tops)
+    rarely_outside = stray <= max(1, _STRAY * len(images))
+    return rasters and rarely_outside and 2 <= len(tops) <= _MOST and len(inside) >= 2 * len(tops)
 
 
 def look_like_classes(images: Sequence[str]) -> list[str]:
-    """Return the folders at the top that may be classes though the folder is read as something else."""
+    """Return top folders that may be classes.
+
+    The folder is read as something else.
+    """
     inside = [f for f in images if "/" in f]
     tops = sorted({f.split("/", 1)[0] for f in inside})
     roles = [Named(f"{top}/x.png") for top in tops]
@@ -47,7 +53,7 @@ def class_folders(images: Sequence[str], masks: Sequence[str]) -> FolderLayout:
         images: paths of the images.
         masks: paths of masks that lie among them.
     """
-    layout = FolderLayout("one folder a class", task="classification")
+    layout = FolderLayout(CLASS_FOLDERS, task="classification")
     tops = sorted({f.split("/", 1)[0] for f in images if "/" in f})
     split_names = {t: SPLIT_NAMES[t.lower()] for t in tops if t.lower() in SPLIT_NAMES}
     nested = len(split_names) == len(tops) and bool(tops)

@@ -1,4 +1,4 @@
-"""A table that says the class of DICOM patients, studies or series."""
+"""A table of the classes of DICOM patients, studies, series."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _KEYS = ("series", "study", "patient")
 
 
 def lists_images(table: Path | None) -> bool:
-    """Return whether a table has a column ``image``; one that lists patients or series belongs to DICOM.
+    """Return whether a table lists images.
+
+    One that lists patients or series belongs to DICOM.
 
     Raises:
         DataError: it cannot be read.
@@ -69,14 +71,14 @@ class ClassTable:
                 self._there[key, without_zeros(text)].add(text)
 
     def find(self, header: ObjectHeader) -> tuple[int | None, Split | None]:
-        """Return class number and split of an image; None where the table does not say it."""
+        """Return an image's class number and split; None: not stated."""
         rows = [row for key, text in _identities(header) if (row := self._row(key, text))]
         self._matched |= {row.line for row in rows}
         cells = rows[0].cells if rows else {}
         return self.classes.get(cells.get("label", "")), SPLIT_NAMES.get(cells.get("split", "").lower())
 
     def doubt(self, header: ObjectHeader) -> str:
-        """Return why an image gets no class from a row that may be meant for it; empty where there is none."""
+        """Return why a likely row gives no class; empty: no such."""
         for key, text in _identities(header):
             alike = self._alike.get((key, without_zeros(text)), set())
             if alike and self._row(key, text) is None:
@@ -88,7 +90,10 @@ class ClassTable:
         return ""
 
     def unmatched(self) -> list[str]:
-        """Return the line of each row that no image asked for, such as "line 3": no identity leaves the table."""
+        """Return the lines of rows that match no image.
+
+        As "line 3": no identity leaves the table.
+        """
         return [f"line {row.line}" for row in self._rows.values() if row.line not in self._matched]
 
     def _row(self, key: str, text: str) -> Row | None:
@@ -122,6 +127,6 @@ class ClassTable:
 
 
 def _identities(header: ObjectHeader) -> tuple[tuple[str, str], ...]:
-    """Return what an image may be named by, from the narrowest."""
+    """Return the identities of an image, the narrowest first."""
     patient = header.patient.split("|", 1)[-1]
     return ("series", header.series.strip()), ("study", header.study.strip()), ("patient", patient.strip())

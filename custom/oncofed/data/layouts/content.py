@@ -1,4 +1,7 @@
-"""What names leave open, told by the files: which are masks, and which lie on one grid. Few files are looked at."""
+"""Look into files where names leave open what they are.
+
+Which are masks, and which lie on one grid; only a sample is read.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from oncofed.data.layouts.names import Named, Words, has_mask_word, says_image
 from oncofed.data.masks import NEARLY_WHOLE, as_mask
 from oncofed.errors import DataError
 
-# Of files whose names differ from their neighbours' alike, so many are looked at.
+# Number of files that are read of those whose names differ from their neighbours' alike.
 _LOOKED_AT = 2
 _MOST_VALUES = 64
 _VOXELS_A_VALUE = 16
@@ -39,7 +42,9 @@ Grid = tuple[tuple[int, ...], tuple[float, ...]]
 
 
 def looks_like_mask(image: LoadedImage) -> bool:
-    """Return whether an image, read as labels are read, holds a few whole numbers alone; see ``few_whole_numbers``.
+    """Return whether an image holds few whole numbers.
+
+    As labels are read; see ``few_whole_numbers``.
 
     Args:
         image: as ``read_stored`` or ``read_image`` returns it.
@@ -53,16 +58,19 @@ def looks_like_mask(image: LoadedImage) -> bool:
 
 
 def _may_be_mask(image: LoadedImage) -> bool:
-    """Return whether some of an image's pixels, few enough to take no time, hold few values or may be soft edges."""
+    """Return whether a sample of pixels may be a mask's.
+
+    Few values, or soft edges.
+    """
     values = image.values
     step = max(1, values[..., 0].size // _SAMPLED)
     sample = np.stack([values[..., n].ravel(order="K")[::step] for n in range(values.shape[-1])], axis=-1)
     if sample.shape[-1] == 1 and sample.dtype.kind == "f":
         if not np.isfinite(sample).all():
             return False
-        whole = np.rint(sample)
-        if np.abs(sample - whole).max() <= NEARLY_WHOLE:
-            sample = whole
+        rounded = np.rint(sample)
+        if np.abs(sample - rounded).max() <= NEARLY_WHOLE:
+            sample = rounded
     if len(np.unique(sample, axis=0)) <= _MOST_VALUES:
         return True
     most = float(sample.max())
@@ -74,7 +82,7 @@ def _may_be_mask(image: LoadedImage) -> bool:
 
 
 def few_whole_numbers(values: NDArray[Any]) -> bool:
-    """Return whether an image holds a few whole numbers alone, in areas of one value each, as masks do.
+    """Return whether an image is few whole numbers in even areas.
 
     Args:
         values: (x, y[, z], channel).
@@ -84,35 +92,35 @@ def few_whole_numbers(values: NDArray[Any]) -> bool:
     flat = values.ravel(order="K")
     most = min(_MOST_VALUES, flat.size // _VOXELS_A_VALUE)
     sample = np.unique(flat[:: max(1, flat.size // _SAMPLED)])
-    if len(sample) > most or not _whole(sample):
+    if len(sample) > most or not _are_integers(sample):
         return False
     found, counts = np.unique(flat, return_counts=True)
-    if len(found) > most or not _whole(found):
+    if len(found) > most or not _are_integers(found):
         return False
     # No image has so few levels; one of some dozens is noisy where it is not empty.
     return len(found) <= _SURELY_FEW or _even_share(values, found[counts.argmax()]) >= _LEAST_EVEN
 
 
 def _even_share(values: NDArray[Any], background: Any) -> float:
-    """Return how many of the neighbours along the first two axes that are not both background are equal."""
+    """Return the share of neighbours with equal values, pairs of background aside."""
     equal = pairs = 0
     for axis in (0, 1):
-        one, other = (
+        here, next_to = (
             np.take(values, range(1, values.shape[axis]), axis),
             np.take(values, range(values.shape[axis] - 1), axis),
         )
-        counted = (one != background) | (other != background)
+        counted = (here != background) | (next_to != background)
         pairs += int(counted.sum())
-        equal += int((counted & (one == other)).sum())
+        equal += int((counted & (here == next_to)).sum())
     return equal / pairs if pairs else 1.0
 
 
-def _whole(values: NDArray[Any]) -> bool:
+def _are_integers(values: NDArray[Any]) -> bool:
     return bool(np.isfinite(values).all() and np.array_equal(values, np.rint(values)))
 
 
 def masks_among(root: Path, files: Sequence[Named]) -> set[str]:
-    """Return the paths of files that are masks though their names do not say so.
+    """Return the paths of masks that no name calls so.
 
     Files are compared with a neighbour of the same case: ``7/ct`` and ``7/tumour``, ``scan_7`` and ``scan_7_liver``,
     ``a/7`` and ``b/7``. Of each way in which they differ a few are read.
@@ -128,14 +136,17 @@ def masks_among(root: Path, files: Sequence[Named]) -> set[str]:
         if looked and all(looked):
             found |= {mask.path for _, mask in pairs}
     for group in _by_word([named for named in files if named.path not in found]):
-        # The name says it half: one that looks like a mask, wherever it lies, is enough.
+        # The name is half the evidence: one that looks like a mask, wherever it lies, is enough.
         if any(look.is_mask(named) for named in group[:_LOOKED_AT]):
             found |= {named.path for named in group}
     return found
 
 
 def _by_word(files: Sequence[Named]) -> Iterable[list[Named]]:
-    """Yield the files that have a word of masks within their names, by the words from there on: seg_liver."""
+    """Yield files with a word of masks inside their names.
+
+    By the words from there on: seg_liver.
+    """
     groups: dict[Words, list[Named]] = defaultdict(list)
     for named in files:
         if words := has_mask_word(named.bare):
@@ -149,7 +160,7 @@ def _by_word(files: Sequence[Named]) -> Iterable[list[Named]]:
 
 
 def _by_ending(files: Sequence[Named]) -> Iterable[list[tuple[Named, Named]]]:
-    """Yield pairs of one folder whose names differ alike: by words at the end, or wholly, folder by folder."""
+    """Yield pairs of files whose names differ alike."""
     folders: dict[str, list[Named]] = defaultdict(list)
     for named in files:
         folders[named.folder].append(named)
@@ -200,18 +211,18 @@ def _by_folder(files: Sequence[Named]) -> Iterable[list[tuple[Named, Named]]]:
 
 
 class Look:
-    """Reads the few files that are looked at, each once."""
+    """Reads sampled files, each once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._few: dict[str, bool] = {}
 
     def is_mask(self, named: Named) -> bool:
-        """Return whether a file holds few whole numbers."""
+        """Return whether a file holds only a few whole numbers."""
         return self._holds_few(named.path)
 
     def is_mask_of(self, image: Named, mask: Named) -> bool:
-        """Return whether the second holds few whole numbers on the first's grid, and the first does not."""
+        """Return whether the second file is a mask of the first."""
         if not on_one_grid(self._root, [image.path, mask.path]):
             return False
         return self._holds_few(mask.path) and not self._holds_few(image.path)
@@ -220,13 +231,13 @@ class Look:
         if path not in self._few:
             try:
                 self._few[path] = looks_like_mask(read_stored(self._root / path))
-            except (DataError, MemoryError):  # what is wrong with it is said when it is read as a case
+            except (DataError, MemoryError):  # reported when it is read as a case
                 self._few[path] = False
         return self._few[path]
 
 
 def grid(path: Path) -> Grid | None:
-    """Return shape and affine of a file by its header; None where it cannot be read."""
+    """Return shape and affine by a file's header; None: unreadable."""
     kind = image_format(path)
     try:
         if kind == "nifti":
@@ -243,12 +254,12 @@ def grid(path: Path) -> Grid | None:
 
 
 def same_grid(one: Grid, other: Grid) -> bool:
-    """Return whether two grids are one."""
+    """Return whether two grids are the same."""
     return one[0] == other[0] and len(one[1]) == len(other[1]) and np.allclose(one[1], other[1], atol=_TOLERANCE_MM)
 
 
 def on_one_grid(root: Path, files: Sequence[str]) -> bool:
-    """Return whether all files lie on one grid, by their headers."""
+    """Return whether files lie on one grid, by headers."""
     found = [grid(root / path) for path in files]
     return all(g is not None and found[0] is not None and same_grid(found[0], g) for g in found)
 

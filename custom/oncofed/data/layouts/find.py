@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from oncofed.data.images import image_format
 from oncofed.data.layouts.base import NO_IMAGE, FolderLayout, with_distinct_cases
 from oncofed.data.layouts.beside_dicom import without_pictures
 from oncofed.data.layouts.class_folders import class_folders, is_class_folders, look_like_classes
+from oncofed.data.layouts.kinds import NOTHING
 from oncofed.data.layouts.listed import listed
 from oncofed.data.layouts.loose import LOOKS_LIKE_MASK, loose_images, separate
 from oncofed.data.layouts.manifests import from_manifest
@@ -33,7 +36,9 @@ def find_layout(
     names: Mapping[int, str] | None = None,
     classes: Collection[str] | None = None,
 ) -> FolderLayout:
-    """Return the cases of ``root``; the layout is called "nothing" where it has neither a known one nor an image file.
+    """Return the layout of ``root``.
+
+    "nothing" where it has neither a known layout nor an image file.
 
     Args:
         root: the folder.
@@ -48,7 +53,8 @@ def find_layout(
     """
     names = names or {}
     tables, others = _tables(root, files)
-    layout = _layout(root, files, table, tables, task, names, classes) or FolderLayout("nothing", may_hold_dicom=True)
+    folder = _Folder(root, files, tables, table=table, task=task, names=names, classes=classes)
+    layout = next(filter(None, (find(folder) for find in _FINDERS)), None) or FolderLayout(NOTHING)
     for path, reason in others.items():
         if path not in layout.tables:
             layout.left_out.setdefault(path, reason)
@@ -59,41 +65,103 @@ def find_layout(
     return with_distinct_cases(layout if layout.task == "slides" else with_meaning(root, files, layout, names))
 
 
-def _layout(
-    root: Path,
-    files: Sequence[str],
-    table: Path | None,
-    tables: Sequence[str],
-    task: str | None,
-    names: Mapping[int, str],
-    classes: Collection[str] | None,
-) -> FolderLayout | None:
-    if table is not None:
-        return listed(root, table, files)
-    if MANIFEST_FILE in files:
-        return from_manifest(root, files, names)
+@dataclass(frozen=True)
+class _Folder:
+    """A folder whose layout is to be found.
+
+    With the user's statements; see ``find_layout``.
+
+    Attributes:
+        tables: paths of the tables of images that lie beside the images.
+    """
+
+    root: Path
+    files: Sequence[str]
+    tables: Sequence[str]
+    table: Path | None
+    task: str | None
+    names: Mapping[int, str]
+    classes: Collection[str] | None
+
+    @cached_property
+    def images(self) -> list[str]:
+        """Paths of the image files."""
+        return [path for path in self.files if image_format(Path(path))]
+
+    @cached_property
+    def separated(self) -> tuple[list[Named], list[Named]]:
+        """Masks and images."""
+        return separate(self.root, [Named(path) for path in self.images])
+
+    @cached_property
+    def loose(self) -> FolderLayout:
+        """The images by their names and places alone."""
+        return loose_images(self.root, self.files, *self.separated)
+
+    @cached_property
+    def masks_beside(self) -> list[str]:
+        """Paths of masks that are no images of a class."""
+        return _masks_beside(*self.separated, self.loose)
+
+
+def _table(folder: _Folder) -> FolderLayout | None:
+    return None if folder.table is None else listed(folder.root, folder.table, folder.files)
+
+
+def _manifest(folder: _Folder) -> FolderLayout | None:
+    return from_manifest(folder.root, folder.files, folder.names) if MANIFEST_FILE in folder.files else None
+
+
+def _own_table(folder: _Folder) -> FolderLayout | None:
+    tables = folder.tables
     if len(tables) > 1:
-        raise DataError(f"{root}: found {len(tables)} tables ({', '.join(tables)}). Say which with --labels FILE.")
-    if tables:
-        return listed(root, root / tables[0], files)
-    if task == "slides" or (task is None and any(f.lower().endswith(SLIDES_ALONE) for f in files)):
-        return slides(root, files)
-    images = [f for f in files if image_format(Path(f))]
-    if not images:
+        raise DataError(
+            f"{folder.root}: found {len(tables)} tables ({', '.join(tables)}). Say which with --labels FILE."
+        )
+    return listed(folder.root, folder.root / tables[0], folder.files) if tables else None
+
+
+def _slides(folder: _Folder) -> FolderLayout | None:
+    alone = folder.task is None and any(path.lower().endswith(SLIDES_ALONE) for path in folder.files)
+    return slides(folder.root, folder.files) if alone or folder.task == "slides" else None
+
+
+def _unclassified(folder: _Folder) -> FolderLayout | None:
+    """Images whose class is to be predicted.
+
+    A class may have a mask's name: "seg" of blood cells.
+    """
+    if not folder.images or folder.task != "classification" or folder.classes is None:
         return None
-    masks, others = separate(root, [Named(path) for path in images])
-    layout = loose_images(root, files, masks, others)
-    if task == "classification" and classes is not None:
-        drawn = _masks_beside(masks, others, layout)
-        layout = unclassified(root, files, [Named(path) for path in images if path not in set(drawn)], drawn, classes)
-        return without_pictures(root, files, layout) or layout
-    if task != "classification" and (left := without_pictures(root, files, layout)) is not None:
-        return left
-    # A class may be called as masks are: "seg" of blood cells. It is one where none of its files is an image's mask.
-    beside = _masks_beside(masks, others, layout)
-    if task == "classification" or (task is None and not beside and is_class_folders(images)):
-        return class_folders([path for path in images if path not in set(beside)], beside)
-    if task is None and not beside and (classes := look_like_classes(images)):
+    drawn = folder.masks_beside
+    images = [Named(path) for path in folder.images if path not in set(drawn)]
+    layout = unclassified(folder.root, folder.files, images, drawn, folder.classes)
+    return without_pictures(folder.root, folder.files, layout) or layout
+
+
+def _beside_dicom(folder: _Folder) -> FolderLayout | None:
+    if not folder.images or folder.task == "classification":
+        return None
+    return without_pictures(folder.root, folder.files, folder.loose)
+
+
+def _class_folders(folder: _Folder) -> FolderLayout | None:
+    """One folder a class.
+
+    A folder with a mask's name is a class where none of its files is an image's mask.
+    """
+    masks = folder.masks_beside if folder.images else []
+    is_requested = folder.task == "classification" and bool(folder.images)
+    if is_requested or (folder.task is None and folder.images and not masks and is_class_folders(folder.images)):
+        return class_folders([path for path in folder.images if path not in set(masks)], masks)
+    return None
+
+
+def _loose(folder: _Folder) -> FolderLayout | None:
+    if not folder.images:
+        return None
+    layout = folder.loose
+    if folder.task is None and not folder.masks_beside and (classes := look_like_classes(folder.images)):
         layout.remarks.append(
             f"folders whose names may be classes, {len(classes)}: {', '.join(classes[:6])}. Where they are, register "
             "again with --task classification"
@@ -101,23 +169,39 @@ def _layout(
     return layout
 
 
+# The first that knows a folder decides.
+_FINDERS: tuple[Callable[[_Folder], FolderLayout | None], ...] = (
+    _table,
+    _manifest,
+    _own_table,
+    _slides,
+    _unclassified,
+    _beside_dicom,
+    _class_folders,
+    _loose,
+)
+
+
 def _masks_beside(masks: Sequence[Named], images: Sequence[Named], layout: FolderLayout) -> list[str]:
-    """Return the paths of the masks that are no images of a class: all where one has an image, used or set aside."""
+    """Return the masks that are no images of a class.
+
+    All of them where one has an image, used or set aside.
+    """
     alone = {path for path, reason in layout.left_out.items() if reason in {NO_IMAGE, LOOKS_LIKE_MASK}}
     if any(mask.path not in alone for mask in masks):
         return [mask.path for mask in masks]
-    # Of those without an image: by their own names, or in a folder beside one that says image.
-    beside = {image.folder.rpartition("/")[0] for image in images if image.says_last == "image"}
+    # Of those without an image: by their own names, or in a folder next to one of images.
+    image_parents = {image.folder.rpartition("/")[0] for image in images if image.says_last == "image"}
     return [
         mask.path
         for mask in masks
         if (mask.own_role == "mask" and mask.role_of_folders != "mask")
-        or (mask.says_last == "mask" and mask.folder.rpartition("/")[0] in beside)
+        or (mask.says_last == "mask" and mask.folder.rpartition("/")[0] in image_parents)
     ]
 
 
 def _tables(root: Path, files: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the tables of images beside the images, and why each other table is none."""
+    """Return tables of images, and why others are none."""
     found, others = [], {}
     for path in files:
         lower = path.lower()

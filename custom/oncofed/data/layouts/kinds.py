@@ -1,4 +1,4 @@
-"""The layouts that a folder may have: what is said of each.
+"""The layouts of folders, and their properties.
 
 To add one, add it here, and its function to ``find._FINDERS``.
 """

@@ -1,4 +1,4 @@
-"""A table that lists the images of a folder, with their labels, patients and splits."""
+"""A table of images, with labels, patients and splits."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from oncofed.data.images import image_format
 from oncofed.data.layouts.base import SPLIT_NAMES, FolderLayout, Item, name_of, patient_of, unique
 from oncofed.data.layouts.content import on_one_grid
+from oncofed.data.layouts.kinds import TABLE
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named
 from oncofed.data.layouts.pairing import Candidate, pair
 from oncofed.data.layouts.slides import SLIDES_ALONE
@@ -30,7 +31,7 @@ def listed(root: Path, path: Path, files: Sequence[str]) -> FolderLayout:
     table = read_table(path)
     if "image" not in table.columns:
         raise DataError(f"{path}: {expected_columns(table.columns)}.")
-    layout = FolderLayout("table", tables=[name for name in files if root / name == path])
+    layout = FolderLayout(TABLE, tables=[name for name in files if root / name == path])
     table = _with_classes(table)
     rows = _Rows(root, files, table)
     layout.labels = {number: name for name, number in rows.classes.items() if name != str(number)}
@@ -85,7 +86,7 @@ class _Rows:
         try:
             if row.fault:
                 raise DataError(row.fault)
-            # What looks like a mask by its name may be an image where the table says so.
+            # The table decides: a file with a name like a mask may be an image.
             image = self._file(row, "image", self._images, self._labels)
             return self._item(row, image), None
         except DataError as error:
@@ -95,7 +96,10 @@ class _Rows:
     def meant(
         self, image: str, found: Sequence[tuple[Row, Item]]
     ) -> tuple[Sequence[tuple[Row, Item]], list[Quarantined]]:
-        """Return the rows that are of an image, and those that are not: where one names it exactly, no other may."""
+        """Return the rows of an image, and the others.
+
+        Where one names it exactly, no other may.
+        """
         exact = [pair for pair in found if self._images.is_exact(pair[0].cells["image"], image)]
         if not exact:
             return found, []
@@ -154,7 +158,7 @@ class _Rows:
         raise DataError(f"line {row.line}: its {column} {first}")
 
     def _classes(self, files: Sequence[str]) -> dict[str, int]:
-        """Return text -> class number where a table's labels are classes and not files."""
+        """Return text -> class number, where labels are no files."""
         texts = [row.cells.get("label", "") for row in self._table.rows]
         single = sorted(set(texts) - {""})
         known = set(files)
@@ -178,7 +182,7 @@ class _Rows:
 
 
 def _with_classes(table: Table) -> Table:
-    """Return a table whose columns are classes, of which each row marks one, as one with a column ``label``."""
+    """Return a table of one column a class with one column ``label``."""
     columns = [column for column in table.columns if column not in WANTED]
     used = [row for row in table.rows if not row.fault]
     if "label" in table.columns or len(columns) < 2 or not used:
@@ -196,7 +200,7 @@ def _with_classes(table: Table) -> Table:
 
 
 def _contradiction(rows: Sequence[tuple[Row, Item]]) -> str:
-    """Return why several rows of one image cannot be used; empty where they say the same."""
+    """Return why several rows of an image contradict each other."""
     lines = " and ".join(str(row.line) for row, _ in rows[:3])
     for what in ("label", "patient", "split"):
         said = Counter(row.cells.get(what, "") for row, _ in rows)

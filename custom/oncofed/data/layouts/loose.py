@@ -1,4 +1,4 @@
-"""Images with masks, wherever in a folder both lie, and images without any."""
+"""Images with masks, anywhere in a folder, and without."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from oncofed.data.layouts.base import FolderLayout
 from oncofed.data.layouts.content import masks_among, on_one_grid
+from oncofed.data.layouts.kinds import LOOSE, WITH_MASKS, LayoutKind
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named, Words
 from oncofed.data.layouts.pairing import Candidate, as_layout, case_name, pair
 from oncofed.data.layouts.telling import with_quiet_folders
@@ -24,7 +25,7 @@ _COUNTED = re.compile(r"\d{4}")
 
 
 def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], others: Sequence[Named]) -> FolderLayout:
-    """Return the cases of a folder whose files' names and places alone say what they are.
+    """Return the cases of a folder by names and places alone.
 
     Args:
         root: the folder.
@@ -50,7 +51,10 @@ def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], other
 
 
 def separate(root: Path, named: Sequence[Named]) -> tuple[list[Named], list[Named]]:
-    """Return masks and images, by their names or, where these do not say it, by a look at a few."""
+    """Return masks and images.
+
+    By their names, or by a look at a few where these do not tell.
+    """
     named = with_quiet_folders(root, named)
     others = [n for n in named if n.role != "mask"]
     looked = masks_among(root, others)
@@ -58,9 +62,9 @@ def separate(root: Path, named: Sequence[Named]) -> tuple[list[Named], list[Name
     return masks, [n for n in others if n.path not in looked]
 
 
-def _kind(files: Sequence[str]) -> str:
+def _kind(files: Sequence[str]) -> LayoutKind:
     tops = {f.split("/", 1)[0] for f in files if "/" in f}
-    return "images with masks" if tops & set(IMAGE_FOLDERS) and tops & set(LABEL_FOLDERS) else "loose images"
+    return WITH_MASKS if tops & set(IMAGE_FOLDERS) and tops & set(LABEL_FOLDERS) else LOOSE
 
 
 @dataclass
@@ -133,7 +137,10 @@ def _by_case(root: Path, images: Sequence[Named], masks: Sequence[Named]) -> _Ca
 
 
 def _of_one_channel(cases: Sequence[Candidate], single: Counter[Words]) -> _Cases:
-    """Return the cases of a folder where most are of one file each: of those with several, that which most have."""
+    """Return cases of one channel.
+
+    Of cases with several, the channel that most have.
+    """
     found = _Cases()
     for case in cases:
         if len(case.images) == 1:
@@ -155,5 +162,5 @@ def _channel(image: Named) -> str:
 
 
 def _channels(case: Candidate) -> Words:
-    """Return the channels of a case, as far as its files' names tell them."""
+    """Return a case's channels by its files' names."""
     return tuple(_channel(image) for image in case.images if case.numbered or image.channel)

@@ -1,4 +1,4 @@
-"""Folders whose ``dataset.json`` lists their cases: the Decathlon's, and nnU-Net's raw data of both versions.
+"""Folders with a ``dataset.json``: Decathlon's and nnU-Net's.
 
 Decathlon: Antonelli et al. 2022. nnU-Net: Isensee et al., Nature Methods 2021, and its documentation/dataset_format.md.
 """
@@ -14,9 +14,11 @@ from typing import Any
 
 from oncofed.data.images import image_format, stem
 from oncofed.data.layouts.base import NO_IMAGE, FolderLayout, Item, name_of, patient_of, unique
+from oncofed.data.layouts.kinds import DECATHLON, NNUNET
 from oncofed.data.manifest import MANIFEST_FILE, Entry, Manifest, Quarantined, Split, manifest_of, manifest_values
 
 _NOT_NAMED = f"that {MANIFEST_FILE} does not name"
+_WITHOUT_CHANNEL = "without a channel in its name (_0000)"
 _UNLABELLED = "unlabelled test image"
 
 
@@ -45,7 +47,7 @@ def from_manifest(root: Path, files: Sequence[str], names: Mapping[int, str]) ->
 
 
 def _decathlon(files: Sequence[str], manifest: Manifest) -> FolderLayout:
-    layout = FolderLayout("Decathlon", modality=manifest.modality, task=manifest.task, tables=[MANIFEST_FILE])
+    layout = FolderLayout(DECATHLON, modality=manifest.modality, task=manifest.task, tables=[MANIFEST_FILE])
     layout.labels = {int(float(k)): v for k, v in manifest.labels.items()}
     known = set(files)
     channels = _channel_files(files)
@@ -87,12 +89,12 @@ def _decathlon(files: Sequence[str], manifest: Manifest) -> FolderLayout:
     for path in bare:
         of_path = channels.get((path.rpartition("/")[0], stem(Path(path))), [])
         layout.left_out |= dict.fromkeys((f for f in of_path if path not in tests and path not in known), _UNLABELLED)
-    _tell_others(layout, files)
+    _leave_out_others(layout, files, _NOT_NAMED)
     return layout
 
 
 def _nnunet(files: Sequence[str], header: Manifest, values: Mapping[str, Any]) -> FolderLayout:
-    layout = FolderLayout("nnU-Net raw", modality=header.modality, task="segmentation", tables=[MANIFEST_FILE])
+    layout = FolderLayout(NNUNET, modality=header.modality, task="segmentation", tables=[MANIFEST_FILE])
     layout.labels = {int(k): v for k, v in header.labels.items()}
     listed = values.get("dataset")
     if isinstance(listed, dict):  # version 2 may name the files of each case
@@ -113,7 +115,7 @@ def _nnunet(files: Sequence[str], header: Manifest, values: Mapping[str, Any]) -
     layout.items = unique(layout.items)
     used = {mask for item in layout.items for mask in item.masks}
     layout.left_out |= dict.fromkeys(sorted(set(labels.values()) - used), NO_IMAGE)
-    _tell_others(layout, files)
+    _leave_out_others(layout, files, _WITHOUT_CHANNEL)
     return layout
 
 
@@ -137,8 +139,8 @@ def _add(layout: FolderLayout, name: str, images: tuple[str, ...], label: str | 
             (*images[1:], *((label,) if label else ())), "file of a case that lacks a channel"
         )
     elif len(numbers) == expected and sorted(numbers) != list(range(expected)):
-        there = ", ".join(f"{number:04d}" for number in sorted(numbers))
-        reason = f"has the channels {there}, expected 0000 to {expected - 1:04d}"
+        present = ", ".join(f"{number:04d}" for number in sorted(numbers))
+        reason = f"has the channels {present}, expected 0000 to {expected - 1:04d}"
         layout.bad.append(Quarantined(name=name, reason=reason, source=images[0]))
         layout.left_out |= dict.fromkeys(
             (*images[1:], *((label,) if label else ())), "file of a case that lacks a channel"
@@ -158,12 +160,11 @@ def _channel_files(files: Sequence[str]) -> dict[tuple[str, str], list[str]]:
     return {key: sorted(paths) for key, paths in channels.items()}
 
 
-def _tell_others(layout: FolderLayout, files: Sequence[str]) -> None:
-    """Say of each image file that no case uses that it is not named."""
+def _leave_out_others(layout: FolderLayout, files: Sequence[str], trait: str) -> None:
+    """Leave out each unused image file, with what it lacks."""
     used = {path for item in layout.items for path in (*item.images, *item.masks)}
     used |= {case.source for case in layout.bad if case.source}
     for path in files:
         if image_format(Path(path)) and path not in used and path not in layout.left_out:
             kind = "mask" if path.startswith("labels") else "image"
-            name = "without a channel in its name (_0000)" if layout.kind == "nnU-Net raw" else _NOT_NAMED
-            layout.left_out[path] = f"{kind} {name}"
+            layout.left_out[path] = f"{kind} {trait}"

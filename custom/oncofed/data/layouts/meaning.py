@@ -1,4 +1,4 @@
-"""Values of masks are what their files name them; files that number classes otherwise are brought to one numbering."""
+"""Name and renumber mask values as their files state."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 from oncofed.data.label_mapping import name_key
 from oncofed.data.layouts.base import FolderLayout, Item, Part
-from oncofed.data.layouts.value_names import Beside, ValueNames, in_file
+from oncofed.data.layouts.value_names import NamingFiles, ValueNames, in_file
 from oncofed.data.manifest import Quarantined
 
 _BY_USER = "its mask does not name its values: they are what --labels says"
 
 
 def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: Mapping[int, str]) -> FolderLayout:
-    """Return a layout whose labels are named as its masks' files name them.
+    """Return a layout with labels named by its masks' files.
 
     Args:
         root: the folder.
@@ -23,9 +23,9 @@ def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: 
         layout: as names and places tell it.
         names: label value -> name, where the user says it; goes before all else where all files agree on their numbers.
     """
-    beside = Beside(root, files)
-    said = _said(root, layout, beside)
-    found = {path: values for path, values in said.items() if values}
+    beside = NamingFiles(root, files)
+    names_of = _stated_names(root, layout, beside)
+    found = {path: values for path, values in names_of.items() if values}
     if not found:
         return layout
     layout.tables += sorted(beside.used - set(layout.tables))
@@ -37,12 +37,12 @@ def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: 
     unknown = set() if not spoken_for or agree else set(target) - {name_key(name) for name in names.values()}
     kept = []
     for item in layout.items:
-        label, reason = _renumbered(item, said, target, unknown, spoken_for, agree)
+        label, reason = _renumbered(item, names_of, target, unknown, spoken_for, agree)
         if reason:
             layout.bad.append(Quarantined(name=item.name, reason=reason, source=item.images[0]))
             layout.left_out |= dict.fromkeys(item.masks, "mask of an image that is set aside for it")
         else:
-            by_user = spoken_for and not agree and isinstance(label, str) and said.get(label) is None
+            by_user = spoken_for and not agree and isinstance(label, str) and names_of.get(label) is None
             kept.append(replace(item, label=label, notes=(*item.notes, *([_BY_USER] if by_user else ()))))
     layout.items = kept
     if not spoken_for:
@@ -52,14 +52,17 @@ def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: 
     return layout
 
 
-def _said(root: Path, layout: FolderLayout, beside: Beside) -> dict[str, ValueNames | None]:
-    """Return mask -> the names that it, or a file beside it, says."""
+def _stated_names(root: Path, layout: FolderLayout, beside: NamingFiles) -> dict[str, ValueNames | None]:
+    """Return mask -> names stated by it or a file next to it."""
     masks = [item.label for item in layout.items if isinstance(item.label, str)]
     return {mask: in_file(root / mask) or beside.find(mask) for mask in masks}
 
 
 def _numbering(found: Iterable[ValueNames], given: Mapping[int, str]) -> dict[str, int]:
-    """Return name -> label value: as given, else as the files number it where they agree, else by the alphabet."""
+    """Return name -> label value.
+
+    As given, else as the files number it where they agree, else by the alphabet.
+    """
     target = {name_key(name): value for value, name in given.items() if value}
     each = list(found)
     new = {name_key(name) for values in each for name in values.names.values()} - set(target)
@@ -88,7 +91,7 @@ def _renumbered(
     spoken_for: bool,
     agree: bool,
 ) -> tuple[str | int | tuple[Part, ...] | None, str]:
-    """Return an item's label by the dataset's numbering, or why it cannot be used."""
+    """Return an item's label in the dataset's numbering, or why not."""
     if not isinstance(item.label, str):
         return item.label, ""
     values = said.get(item.label)

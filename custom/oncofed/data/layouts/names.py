@@ -1,4 +1,4 @@
-"""What a file's name and folders say: image or mask, of which case, which channel.
+"""Parse names of files and folders: role, case, channel.
 
 A name is read as words: ``BraTS-7-seg`` is of the case ``brats 7`` and a mask, ``label0007`` and ``img0007`` are of
 the case ``7``. BIDS (1.10) ends names of masks in ``_mask``, ``_dseg`` or ``_probseg``.
@@ -21,7 +21,7 @@ Role = Literal["image", "mask"]
 
 IMAGE_FOLDERS = ("images", "imagesTr", "imgs", "image", "imagesVa", "imagesVal", "imagesTs")
 LABEL_FOLDERS = ("labels", "labelsTr", "masks", "annotations", "label", "mask", "labelsVa", "labelsVal", "labelsTs")
-# Words by which files and folders are called masks, anywhere in the field.
+# Words that call files and folders masks, anywhere in the field.
 _MASK_WORDS = frozenset(
     [
         "seg",
@@ -57,10 +57,10 @@ _MASK_WORDS = frozenset(
         "ptv",
     ]
 )
-# What stands beside such a word and says no more than it does: ground_truth, manual_seg, label-lesion_desc-T1_mask.
+# Words next to such a word that add nothing: ground_truth, manual_seg, label-lesion_desc-T1_mask.
 _BESIDE_MASK = frozenset(["ground", "final", "manual", "human", "expert", "consensus", "merged", "derivatives"])
 _DRAWN = frozenset(["manual", "gt", "gts", "groundtruth", "groundtruths", "truth", "annotation", "annotations"])
-# What a folder of masks is called, but a file may also be.
+# Names of folders of masks that files may have, too.
 _MASK_FOLDER_WORDS = frozenset(["rois", "organs", "delineations", "gtvs"])
 _IMAGE_WORDS = frozenset(
     [
@@ -171,37 +171,37 @@ class Named:
 
     @cached_property
     def role(self) -> Role | None:
-        """Image or mask, where name or folders say it; the name goes before the folders, the inner before the outer."""
+        """Image or mask, by name, else by the innermost folder."""
         if self.own_role == "mask":
             return "mask"
         return self.role_of_folders or self.own_role
 
     @cached_property
     def own_role(self) -> Role | None:
-        """Image or mask, where the file's own name says it."""
+        """Image or mask, by the file's name."""
         if says_mask(self.bare):
             return "mask"
         return "image" if set(self.bare) & _IMAGE_WORDS else None
 
     @property
     def role_of_folders(self) -> Role | None:
-        """Image or mask, where a folder says it."""
+        """Image or mask, by a folder."""
         return self._telling[1] if self._telling else None
 
     @property
     def says_last(self) -> Role | None:
-        """Image or mask, where its innermost folder says it."""
+        """Image or mask, by the innermost folder."""
         last = self.telling_folder and self.telling_folder == without_numbers(self.folders[-1])
         return self.role_of_folders if last else None
 
     @property
     def telling_folder(self) -> Words:
-        """Words of the folder that says a role, less numbers; none where no folder does."""
+        """Words of the folder that states a role, without numbers."""
         return self._telling[0] if self._telling else ()
 
     @property
     def folder_of_masks(self) -> str:
-        """Name of the folder that says mask; empty where none does."""
+        """Name of the folder of masks; empty without one."""
         return self.path.split("/")[self._telling[2]] if self._telling and self._telling[1] == "mask" else ""
 
     @cached_property
@@ -221,35 +221,38 @@ class Named:
 
     @cached_property
     def exact(self) -> Words:
-        """Words of the name less those that call it a mask."""
+        """Words of the name without those of masks."""
         return without_mask_words(self.bare) if self.role == "mask" else self.bare
 
     @cached_property
     def key(self) -> Words:
-        """Words of the name that are the case's: no role among them."""
+        """Words of the case in the name, without roles."""
         return tuple(word for word in self.exact if word not in _IMAGE_WORDS)
 
     @cached_property
     def case(self) -> Words:
-        """Words that are the case's, without channels and lists: of ``21_training`` the number."""
+        """Words of the case, without channels and lists.
+
+        Of ``21_training`` the number.
+        """
         found = tuple(word for word in self.key if word not in CHANNEL_WORDS)
         return tuple(word for word in found if word not in SPLIT_NAMES) or found
 
     @cached_property
     def scan(self) -> Words:
-        """What tells BIDS's scans of one kind apart, where the name has it: ``sub-01_ses-1``."""
+        """BIDS's entities of a scan: ``sub-01_ses-1``."""
         pairs = dict(part.split("-", 1) for part in stem(Path(self.path)).split("_") if "-" in part)
         keys = ("sub", "ses", "acq", "rec", "run", "echo", "chunk") if "sub" in pairs else ()
         return tuple(f"{key}-{pairs[key]}" for key in keys if key in pairs)
 
     @property
     def is_drawn(self) -> bool:
-        """Whether name or folder say that people drew a mask, or that it is the truth."""
+        """Whether name or folder call a mask the truth."""
         return bool(_DRAWN & {*self.bare, *(self.folders[-1] if self.folders else ())})
 
     @cached_property
     def channel(self) -> str | None:
-        """Sequence or tracer, where exactly one word of the name says it."""
+        """Sequence or tracer, where one word of the name is such."""
         found = [word for word in self.bare if word in CHANNEL_WORDS]
         return found[0] if len(found) == 1 else None
 
@@ -262,19 +265,25 @@ class Named:
 
 @lru_cache(maxsize=1 << 16)
 def words(text: str) -> Words:
-    """Return the words of a name in lower case: imagesTr -> images, tr; label0001 -> label, 0001; T1w stays one."""
+    """Return the words of a name in lower case.
+
+    imagesTr -> images, tr; label0001 -> label, 0001; T1w stays one.
+    """
     found: list[str] = []
     for chunk in filter(None, _SEPARATOR.split(normalize("NFC", text))):
-        whole = chunk.lower()
+        lower = chunk.lower()
         parts = [part.lower() for part in _CASE.findall(chunk)]
         # A word of roles inside another is one only where capitals or digits set it apart.
-        apart = whole not in _ROLE_WORDS | CHANNEL_WORDS and "".join(parts) == whole
-        found += parts if apart and set(parts) & _ROLE_WORDS else [whole]
+        apart = lower not in _ROLE_WORDS | CHANNEL_WORDS and "".join(parts) == lower
+        found += parts if apart and set(parts) & _ROLE_WORDS else [lower]
     return tuple(found)
 
 
 def says_mask(name: Words) -> bool:
-    """Return whether a name calls its file a mask: by its last word but for a number, or its first."""
+    """Return whether a name calls its file a mask.
+
+    By its last word but for a number, or its first.
+    """
     last = next((word for word in reversed(name) if not word.isdigit()), "")
     first = name[0] if name else ""
     before = name[-2] if len(name) > 1 else ""
@@ -283,18 +292,24 @@ def says_mask(name: Words) -> bool:
 
 
 def has_mask_word(name: Words) -> Words:
-    """Return the words of a name from the one on that masks are called by, less numbers; none where it has none."""
+    """Return the words that call a file a mask.
+
+    From the first of them on, without numbers; empty where none does.
+    """
     at = next((place for place, word in enumerate(name) if word in _MASK_WORDS), len(name))
     return tuple(word for word in name[at:] if not word.isdigit())
 
 
 def says_image(name: Words) -> bool:
-    """Return whether the last word of a name but for a number calls its file an image."""
+    """Return whether a name calls its file an image.
+
+    By its last word but for a number.
+    """
     return next((word for word in reversed(name) if not word.isdigit()), "") in _IMAGE_WORDS
 
 
 def without_mask_words(name: Words) -> Words:
-    """Return a mask's name less what calls it one."""
+    """Return a mask's name without the words of masks."""
     return tuple(word for word in name if word not in _MASK_WORDS and word not in _BESIDE_MASK)
 
 
@@ -309,11 +324,11 @@ def without_zeros(name: Words) -> Words:
 
 
 def is_place(word: str) -> bool:
-    """Return whether a word names a list or a kind of folder rather than a case."""
+    """Return whether a word names a list or kind of folder."""
     return word in _PLACES
 
 
-# --- what of a name says no case
+# --- words of a name that are no case
 
 _WORD = "|".join(sorted(_MASK_WORDS | CHANNEL_WORDS, key=len, reverse=True))
 _AFTER = re.compile(rf"(?:[_.-](?:{_WORD}))*(?:[_-]\d{{4}})?$", re.IGNORECASE)
@@ -321,7 +336,9 @@ _BEFORE = re.compile(rf"^(?:{'|'.join(sorted(_ROLE_WORDS, key=len, reverse=True)
 
 
 def kept_parts(name: str) -> tuple[str, str, str]:
-    """Return what a name begins with that says what its file is, the case's own name, and what it ends with.
+    """Split a name into prefix, case and suffix.
+
+    Prefix and suffix say what the file is.
 
     ``segmentation-12`` is ``segmentation-``, ``12`` and nothing; ``P7_t1_seg`` nothing, ``P7`` and ``_t1_seg``.
     """

@@ -1,4 +1,4 @@
-"""Which mask belongs to which image, by the names of both: the files of a folder as cases."""
+"""Pair masks with images by their names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from oncofed.data.grouping import counted
 from oncofed.data.layouts.base import NO_IMAGE, FolderLayout, Item, Part, name_of, patient_of, unique
+from oncofed.data.layouts.kinds import LayoutKind
 from oncofed.data.layouts.names import IMAGE_FOLDERS, Named, Words, is_place, without_mask_words, without_zeros
 from oncofed.data.manifest import Quarantined
 
@@ -21,7 +22,7 @@ _ANOTHER = "mask of an image that has another one, whose name is more like its o
 
 @dataclass
 class Candidate:
-    """An image, or the images that are the channels of one case, and the masks that may be its own.
+    """A case: its channels, and masks that may be its own.
 
     Attributes:
         images: by channel.
@@ -44,18 +45,18 @@ class Candidate:
 
     @property
     def fitting(self) -> list[tuple[Named, Words]]:
-        """The masks that are its own; what is only numbered is no second choice: a mask may come in pieces."""
+        """Its masks; numbered ones may be pieces of one."""
         if not self.masks:
             return self.loose
         found = [*self.masks, *(pair for pair in self.loose if not _class(pair[1]))]
         if any(_class(extra) for _, extra in found):
             return found
-        # Of several that say no class, those that people drew: mask/7 may be of the field of view beside manual/7.
+        # Of several without a class, those that people drew: mask/7 may be of the field of view where manual/7 exists.
         return [pair for pair in found if pair[0].is_drawn] or found
 
     @property
     def exact(self) -> Words:
-        """Words of its name; of several channels those that they share."""
+        """Words of its name; of channels the shared ones."""
         if self.numbered:
             return self.first.exact[:-1]
         return self.first.exact if len(self.images) == 1 else self.first.case
@@ -77,7 +78,7 @@ Fits = Callable[[Candidate, Named], bool]
 
 
 def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) -> list[tuple[Named, str]]:
-    """Give each case its masks; return those that found none, with the reason.
+    """Assign masks to cases, and return the others with reasons.
 
     Args:
         cases: the images.
@@ -88,19 +89,19 @@ def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) 
     masks = list(masks)
     again = Counter(mask.key for mask in {(mask.folder, mask.key): mask for mask in masks}.values())
     finders = [_Finder(cases, key) for key in _KEYS]
-    beside = _Beside(cases)
+    nearby = _Nearby(cases)
     for mask in masks:
         found: tuple[list[Candidate], Words, bool] | None = None
         for finder in finders:
             found = finder.find(mask)
             if found:
                 break
-        found = found or beside.find(mask, again[mask.key] > 1)
+        found = found or nearby.find(mask, again[mask.key] > 1)
         if found is None:
             lost.append((mask, NO_IMAGE))
             continue
         several, extra, exact = found
-        several = _on_its_grid(several, beside.like(several, mask), mask, on_one_grid)
+        several = _on_its_grid(several, nearby.like(several, mask), mask, on_one_grid)
         if len(several) > 1:
             lost.append((mask, _SEVERAL))
             for case in several:
@@ -113,7 +114,9 @@ def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) 
 
 
 def _on_its_grid(found: list[Candidate], like: list[Candidate], mask: Named, on_one_grid: Fits) -> list[Candidate]:
-    """Return the images on a mask's grid: of those whose names fit, else of others of the same case, else the former.
+    """Return the images on a mask's grid.
+
+    Of those whose names fit, else of others of the case, else the former.
 
     Args:
         found: images whose names fit.
@@ -129,7 +132,7 @@ def _on_its_grid(found: list[Candidate], like: list[Candidate], mask: Named, on_
     return found
 
 
-class _Beside:
+class _Nearby:
     """The images by their folders and cases."""
 
     def __init__(self, cases: Sequence[Candidate]) -> None:
@@ -148,12 +151,17 @@ class _Beside:
                 self._below[folder].append(case)
 
     def like(self, found: Sequence[Candidate], mask: Named) -> list[Candidate]:
-        """Return the images of the same place and case, unless a mask's name is an image's to the word: mr_seg, mr."""
+        """Return the images of a mask's place and case.
+
+        Unless its name is an image's to the word: mr_seg, mr.
+        """
         case = found[0]
         return self._like[case.first.place, case.case] if not mask.exact or mask.exact != case.exact else []
 
     def find(self, mask: Named, again: bool) -> tuple[list[Candidate], Words, bool] | None:
-        """Return the images about a mask whose name is no case's: Segmentation.seg.nrrd, 7/a and 7/tumour.
+        """Return the images around a mask without a case's name.
+
+        Segmentation.seg.nrrd, 7/a and 7/tumour.
 
         Args:
             mask: that no name fits.
@@ -208,7 +216,7 @@ _KEYS = (
 
 
 class _Finder:
-    """The images by one way of comparing names."""
+    """Images by one comparison of names."""
 
     def __init__(self, cases: Sequence[Candidate], key: _Key) -> None:
         self._key = key
@@ -222,7 +230,7 @@ class _Finder:
                 self._cases[words].append(case)
 
     def find(self, mask: Named) -> tuple[list[Candidate], Words, bool] | None:
-        """Return the images that fit a mask, what its name says beyond theirs, and whether it fits well."""
+        """Return the images that fit a mask, its extra words, and how well."""
         key = self._key
         words = key.of_mask(mask)
         place = _place(mask)
@@ -235,28 +243,31 @@ class _Finder:
         found = self._cases.get((*place, "/", *words)) if key.placed else self._cases.get(words) if words else None
         if not found:
             return None
-        # Where folders tell two masks of one image apart, they say what each shows: leftMask, rightMask.
+        # Folders that separate two masks of one image name their contents: leftMask, rightMask.
         extra = () if key.placed else tuple(word for word in place if word not in found[0].first.place)
         return found, extra, True
 
 
 def _place(named: Named) -> Words:
-    """Return the words of the folders that tell cases apart; a list's name counts, a kind of folder does not."""
+    """Return the words of folders that tell cases apart.
+
+    The name of a list counts, a kind of folder does not.
+    """
     return tuple(word for word in named.place if named.split is not None or not is_place(word))
 
 
 def as_layout(
-    kind: str, cases: Sequence[Candidate], lost: Iterable[tuple[Named, str]], channels: Words
+    kind: LayoutKind, cases: Sequence[Candidate], lost: Iterable[tuple[Named, str]], channels: Words
 ) -> FolderLayout:
     """Return a layout of cases with their masks.
 
     Args:
-        kind: for people.
+        kind: the layout.
         cases: with the masks that were found for them.
         lost: masks that found no image, and why.
         channels: names of the channels of cases with several files.
     """
-    layout = FolderLayout(kind, task="segmentation" if any(c.fitting for c in cases) else None, may_hold_dicom=True)
+    layout = FolderLayout(kind, task="segmentation" if any(c.fitting for c in cases) else None)
     layout.left_out = {mask.path: reason for mask, reason in lost}
     layout.modality = {str(number): name for number, name in enumerate(channels)}
     classes = _one_file_a_class(cases)
@@ -295,10 +306,10 @@ def as_layout(
 
 
 def _one_file_a_class(cases: Sequence[Candidate]) -> set[str]:
-    """Return the classes where an image has a mask for each, told apart by what their names say; else none."""
+    """Return the classes where images have a mask a class."""
     several = [case for case in cases if len(case.fitting) > 1]
     plain = [case for case in several if "" in {_class(extra) for _, extra in case.fitting}]
-    # Where most images have one mask alone, several are of an image that is unlike them.
+    # Where most images have a single mask, an image with several is an exception.
     single = [case for case in cases if len(case.fitting) == 1 and not _class(case.fitting[0][1])]
     if not several or len(plain) * 2 > len(several) or len(single) > len(several):
         return set()
@@ -311,7 +322,7 @@ def _one_file_a_class(cases: Sequence[Candidate]) -> set[str]:
 
 
 def _lacking(case: Candidate, cases: Sequence[Candidate], classes: set[str]) -> tuple[str, ...]:
-    """Return what is said of the classes that most other images have a mask of, and this one none."""
+    """Return notes on classes that this image lacks a mask of."""
     others = [{_class(extra) for _, extra in other.fitting} for other in cases if other is not case and other.fitting]
     has = {_class(extra) for _, extra in case.fitting}
     counts = {name: sum(name in of for of in others) for name in sorted(classes - has)}
@@ -338,12 +349,15 @@ def _class(extra: Words) -> str:
 
 
 def case_name(case: Candidate) -> str:
-    """Return the name of a case by its first file: of several channels what they share."""
+    """Return a case's name by its first file.
+
+    Of several channels what they share.
+    """
     path = case.first.path
     top = path.split("/", 1)[0]
     if top in IMAGE_FOLDERS and "/" in path:
         path = path[len(top) + 1 :]
-    if not case.key and "/" in path:  # the name says what the file is, its folder whose: case_7/imaging.nii.gz
+    if not case.key and "/" in path:  # the name states the role, the folder the case: case_7/imaging.nii.gz
         return path.rsplit("/", 1)[0].replace("/", "_")
     name = name_of(path)
     if len(case.images) == 1 and not case.numbered:
@@ -353,7 +367,10 @@ def case_name(case: Candidate) -> str:
 
 
 def _patient(case: Candidate) -> str:
-    """Return the patient by default: files whose names differ by a channel alone are one's; empty where none is."""
+    """Return the default patient; empty where none is implied.
+
+    Files whose names differ by a channel only are one patient's.
+    """
     named = case.first
     if not named.case and named.folder:
         return named.folder.replace("/", "_")

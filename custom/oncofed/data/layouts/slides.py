@@ -1,4 +1,7 @@
-"""Whole slides, and the regions that lie beside them by name: ``A.geojson`` or ``labels/A.geojson`` of ``A.svs``."""
+"""Whole slides, with regions of the same name.
+
+``A.geojson`` or ``labels/A.geojson`` of ``A.svs``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from oncofed.data.layouts import kinds
 from oncofed.data.layouts.base import NO_IMAGE, FolderLayout, Item, name_of, patient_of, unique
 from oncofed.data.layouts.names import Named, Words, words
 from oncofed.data.layouts.pairing import Candidate, pair
@@ -23,12 +27,14 @@ _OF_NO_SLIDE = (
 )
 _OF_SEVERAL = "regions that may be of several slides: list both in a table (image, label)"
 _OTHERS = "regions of a slide that has others, whose name is more like its own: to use them, name them in a table"
-_UNNAMED = "regions that no row of the table names: add them to its column label"
 _UNREAD = "regions on a slide: to read them, register with --task slides, or list both in a table (image, label)"
 
 
 class _Bare(Named):
-    """A slide's or its regions' path, read as words, without any suffix: A.ome.tif and A.geojson are A."""
+    """A slide's or regions' path, without any suffix.
+
+    A.ome.tif and A.geojson are A.
+    """
 
     @cached_property
     def bare(self) -> Words:
@@ -37,8 +43,8 @@ class _Bare(Named):
 
 
 def slides(root: Path, files: Sequence[str]) -> FolderLayout:
-    """Return the slides of a folder, each with its regions where a file of them is called as it is."""
-    layout = FolderLayout("slides", task="slides", may_hold_dicom=True)
+    """Return a folder's slides, with regions by name."""
+    layout = FolderLayout(kinds.SLIDES, task="slides")
     cases = [Candidate([_Bare(path)]) for path in files if path.lower().endswith(SLIDES)]
     lost = pair(cases, [_Bare(path) for path in files if _holds_regions(root, path)], _is_called_as)
     layout.left_out = {drawn.path: _OF_NO_SLIDE if reason == NO_IMAGE else _OF_SEVERAL for drawn, reason in lost}
@@ -65,9 +71,9 @@ def slides(root: Path, files: Sequence[str]) -> FolderLayout:
 
 
 def unread_regions(layout: FolderLayout, files: Sequence[str]) -> dict[str, str]:
-    """Return why each file of regions is not read that a layout neither uses nor leaves out."""
+    """Return why unused files of regions are not read."""
     used = {mask for item in layout.items for mask in item.masks}
-    reason = _UNNAMED if layout.kind == "table" else _OF_NO_SLIDE if layout.task == "slides" else _UNREAD
+    reason = layout.kind.unread_regions or (_OF_NO_SLIDE if layout.task == "slides" else _UNREAD)
     return {
         path: reason
         for path in files
@@ -76,7 +82,7 @@ def unread_regions(layout: FolderLayout, files: Sequence[str]) -> dict[str, str]
 
 
 def _holds_regions(root: Path, path: str) -> bool:
-    """Return whether a file is one of regions; one called JSON may be anything."""
+    """Return whether a file holds regions; JSON may be anything."""
     if not path.lower().endswith(SUFFIXES):
         return False
     if path.lower().endswith(SUFFIXES[0]):
@@ -90,7 +96,10 @@ def _holds_regions(root: Path, path: str) -> bool:
 
 
 def _is_called_as(case: Candidate, regions: Named) -> bool:
-    """Return whether regions are called as a slide is, with its suffix or without the last one."""
+    """Return whether regions have a slide's name.
+
+    With its suffix, or without the last one.
+    """
     slide = Path(case.first.path)
     return Path(regions.path).stem.casefold() in {slide.name.casefold(), slide.stem.casefold()}
 

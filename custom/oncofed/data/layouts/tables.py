@@ -1,4 +1,4 @@
-"""Tables as people and their programs write them: CSV and TSV in any usual encoding and with any usual separator.
+"""Read tables: CSV and TSV, in any usual encoding and separator.
 
 Excel writes UTF-8 with a byte order mark, UTF-16 ("Unicode text", with tabs), or the code page of its machine, and may
 put ``sep=;`` before the columns.
@@ -28,7 +28,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SEPARATORS = (",", ";", "\t", "|")
-_SAID = re.compile(r'^"?sep=(.)"?[,;\t| ]*(?:\r\n|\r|\n)', re.IGNORECASE)
+_DECLARED = re.compile(r'^"?sep=(.)"?[,;\t| ]*(?:\r\n|\r|\n)', re.IGNORECASE)
 _LARGEST = 1 << 28
 _HEAD = 1 << 16
 
@@ -66,7 +66,7 @@ def read_table(path: Path) -> Table:
 
 
 def columns_of(path: Path) -> list[str] | None:
-    """Return a table's columns by its first lines; None where it is no table."""
+    """Return a table's columns; None where it is none."""
     try:
         head = _contents(path, _HEAD)
         text = _decode(path, head, cut=len(head) == _HEAD)
@@ -77,7 +77,7 @@ def columns_of(path: Path) -> list[str] | None:
 
 
 def expected_columns(columns: Sequence[str]) -> str:
-    """Return what a table's columns are and what they should be, for messages."""
+    """Return the columns, found and expected, for messages."""
     found = ", ".join(column or "(no name)" for column in columns[:12]) + (", …" if len(columns) > 12 else "")
     return f"found the columns {found or '(none)'}; expected image, and label, patient, split where they are known"
 
@@ -96,7 +96,7 @@ def _contents(path: Path, most: int = _LARGEST + 1) -> bytes:
 
 
 def _decode(path: Path, data: bytes, cut: bool = False) -> str:
-    """Return a table's text; the encoding is told by its contents."""
+    """Return a table's text, its encoding detected."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return _decoded(path, data, encoding, cut)
@@ -125,10 +125,10 @@ def _decoded(path: Path, data: bytes, encoding: str, cut: bool) -> str:
 
 
 def _parse(path: Path, text: str, strict: bool = True) -> Table:
-    said = _SAID.match(text)
-    skipped = 1 if said else 0
-    text = text[said.end() :] if said else text
-    separator = said[1] if said else _separator(text)
+    declared = _DECLARED.match(text)
+    skipped = 1 if declared else 0
+    text = text[declared.end() :] if declared else text
+    separator = declared[1] if declared else _separator(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
         columns = [name.strip().lower() for name in next(reader, [])]
@@ -158,7 +158,10 @@ def _row(columns: Sequence[str], cells: Sequence[str], line: int) -> list[Row]:
 
 
 def _separator(text: str) -> str:
-    """Return what separates columns: what gives the columns that are wanted, else the most."""
+    """Return the separator of columns.
+
+    The one that gives the wanted columns, else the most.
+    """
     first = re.split(r"[\r\n]", text, maxsplit=1)[0]
 
     def found(separator: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Which folders say of their files that they are masks, and which only have such a word in their name."""
+"""Tell folders of masks from folders with such a name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_KINDS = 24
 
 
 def with_quiet_folders(root: Path, named: Sequence[Named]) -> list[Named]:
-    """Return files that are masks by a folder's name only where this tells them from images elsewhere.
+    """Return files, with misleading folders' words ignored.
 
     A folder's word counts where the files below it have images of their names or places elsewhere: ``labels/7`` and
     ``images/7``, ``7/segmentations/liver`` and ``7/ct``. Of others, as of ``Brain_Seg_Challenge/7`` beside
@@ -29,7 +29,7 @@ def with_quiet_folders(root: Path, named: Sequence[Named]) -> list[Named]:
     named = list(named)
     look = Look(root)
     quiet: frozenset[Words] = frozenset()
-    for _ in range(_MOST_ROUNDS):  # where an inner folder's word says nothing, an outer one's may
+    for _ in range(_MOST_ROUNDS):  # where an inner folder's word is misleading, an outer one's may count
         more = _quiet(look, named)
         if not more:
             break
@@ -39,18 +39,18 @@ def with_quiet_folders(root: Path, named: Sequence[Named]) -> list[Named]:
 
 
 def _quiet(look: Look, named: Sequence[Named]) -> frozenset[Words]:
-    """Return the words of folders that say mask, but hold images."""
-    told: dict[Words, list[Named]] = defaultdict(list)
+    """Return the words of mask folders that hold images."""
+    by_folder: dict[Words, list[Named]] = defaultdict(list)
     for each in named:
         if each.role == "mask" and each.own_role != "mask":
-            told[each.telling_folder].append(each)
-    if not told:
+            by_folder[each.telling_folder].append(each)
+    if not by_folder:
         return frozenset()
     with_mask = {(each.folder, each.case) for each in named if each.own_role == "mask"}
     images = [each for each in named if each.role != "mask" and (each.folder, each.case) not in with_mask]
     keys, places = {each.key for each in images} - {()}, {each.place for each in images} - {()}
     unsure = {}
-    for kind, files in told.items():
+    for kind, files in by_folder.items():
         elsewhere = sum(each.key in keys or each.place in places for each in files)
         both = sum((each.folder, each.case) in with_mask for each in files)
         if elsewhere * 2 < len(files) or both * 2 > len(files):
@@ -66,7 +66,7 @@ def _some(files: Sequence[Named]) -> Iterable[Named]:
 
 
 def all_taken_for_masks(left_out: dict[str, str]) -> str:
-    """Return what to say of a folder all of whose images are masks without an image; nothing where some are not.
+    """Return a message where all images were taken for masks.
 
     Args:
         left_out: path of a file -> why it is not used.

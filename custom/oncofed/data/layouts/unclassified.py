@@ -1,4 +1,4 @@
-"""Images whose class a model is asked for: they lie anywhere, and few of their folders are called as classes are."""
+"""Images whose class is to be predicted, anywhere in a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from oncofed.data.layouts.names import Named
 def unclassified(
     root: Path, files: Sequence[str], images: Sequence[Named], masks: Collection[str], classes: Collection[str]
 ) -> FolderLayout:
-    """Return each image as a case; its label is the class that one of its folders is called as, if one is.
+    """Return each image as a case.
+
+    Its label is the class that one of its folders is called as, if one is.
 
     Args:
         root: the folder.
@@ -32,12 +34,12 @@ def unclassified(
     layout.labels = dict(enumerate(sorted({name for name in found.values() if name})))
     numbers = {name: number for number, name in layout.labels.items()}
     layout.items = [replace(item, label=numbers.get(found[item.images[0]])) for item in layout.items]
-    alone = not layout.items  # what takes all images for masks is told
+    alone = not layout.items  # reported where all images were taken for masks
     layout.left_out |= dict.fromkeys(masks, NO_IMAGE if alone else MASK_BESIDE)
     return layout
 
 
 def _class_of(item: Item, known: Mapping[str, str]) -> str:
-    """Return the class that the innermost of an image's folders is called as; empty where none is."""
+    """Return the class of the innermost matching folder; empty: none."""
     folders = reversed(Path(item.images[0]).parts[:-1])
     return next((known[name_key(folder)] for folder in folders if name_key(folder) in known), "")

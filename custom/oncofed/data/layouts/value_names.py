@@ -1,4 +1,4 @@
-"""Names of label values that a mask's file carries, or a file beside it.
+"""Names of label values, in a mask's file or next to it.
 
 3D Slicer writes them into the header of its ``.seg.nrrd`` (``SegmentN_Name``, ``SegmentN_LabelValue``,
 ``SegmentN_Layer``; Slicer's documentation, Segmentations, file format), TotalSegmentator and Connectome Workbench into
@@ -29,12 +29,12 @@ _XML_LABEL = re.compile(rb"<Label\b[^>]*?\bKey=\"(\d+)\"[^>]*>(?:<!\[CDATA\[(.*?
 _SNAP = re.compile(r'^\s*(\d+)(?:\s+[\d.]+){6}\s+"(.*)"\s*$')
 _COLOURS = re.compile(r"^\s*(\d+)\s+(\S+)\s+\d+\s+\d+\s+\d+\s+\d+\s*$")
 _TEXTS = (".txt", ".label", ".ctbl", ".lut")
-_BEFORE_VOXELS = 352  # bytes of a NIfTI-1 header; what an extension says lies between these and vox_offset
+_BEFORE_VOXELS = 352  # bytes of a NIfTI-1 header; extensions lie between these and vox_offset
 
 
 @dataclass(frozen=True)
 class ValueNames:
-    """What a mask's values mean.
+    """The meaning of a mask's values.
 
     Attributes:
         names: value -> name.
@@ -46,13 +46,13 @@ class ValueNames:
 
 
 def in_file(path: Path) -> ValueNames | None:
-    """Return the names that a mask's own header says; None where it says none or cannot be read."""
+    """Return the names in a mask's header; None without any."""
     lower = path.name.lower()
     try:
         if lower.endswith(_NRRD):
             return _of_slicer(path)
         return _of_extension(path) if lower.endswith(NIFTI) else None
-    except (OSError, EOFError, ValueError):  # what is wrong with it is said when it is read
+    except (OSError, EOFError, ValueError):  # reported when it is read
         return None
 
 
@@ -101,7 +101,7 @@ def _of_extension(path: Path) -> ValueNames | None:
 
 @dataclass(frozen=True)
 class _FolderNames:
-    """What the files of one folder say, as far as they agree.
+    """The names that one folder's files agree on.
 
     Attributes:
         by_stem: a file's name without its suffix -> its path, and value -> name.
@@ -112,8 +112,10 @@ class _FolderNames:
     all: tuple[str, dict[int, str]] | None
 
 
-class Beside:
-    """Files of a folder that name values: each is of the mask that it is called as, or of all in its folder.
+class NamingFiles:
+    """Files that name the values of masks.
+
+    Each is of the mask with its name, or of all in its folder.
 
     Attributes:
         used: paths of those that were read.
@@ -130,7 +132,9 @@ class Beside:
         self.used: set[str] = set()
 
     def find(self, mask: str) -> ValueNames | None:
-        """Return the names beside a mask: its own file goes before its folder's, an inner folder before an outer.
+        """Return the names next to a mask.
+
+        Its own file goes before its folder's, an inner folder before an outer.
 
         Raises:
             DataError: they are of regions that overlap.
@@ -140,7 +144,7 @@ class Beside:
         while self._files:
             if folder in self._files:
                 inside = self._inside(folder)
-                # Two files that do not say the same are of two kinds of masks, and which is of this one is not known.
+                # Two files that disagree are of two kinds of masks, and nothing tells which is of this one.
                 for agreed in (inside.by_stem.get(bare), inside.all):
                     if agreed:
                         self.used.add(agreed[0])
@@ -170,12 +174,15 @@ class Beside:
 
 
 def _agreed(named: Sequence[tuple[str, dict[int, str]]]) -> tuple[str, dict[int, str]] | None:
-    """Return the first of some files with the names that all of them say; None where they differ."""
+    """Return the first of agreeing files; None where they differ."""
     return named[0] if named and all(names == named[0][1] for _, names in named) else None
 
 
 def _of_manifest(path: Path) -> dict[int, str]:
-    """Return the labels of a ``dataset.json`` of a folder below, as the Decathlon's tasks have each its own."""
+    """Return the labels of a nested ``dataset.json``.
+
+    The Decathlon's tasks have one each.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Names as people write them into tables, found among the files or identities that are there.
+"""Look up names as people write them in tables.
 
 Programs drop suffixes (ISIC), leading zeros (Excel) and the case of letters, and write paths of other machines.
 """
@@ -19,7 +19,7 @@ _OUTSIDE = "lies outside the folder. Expected a path inside it"
 
 
 class Files:
-    """The files of a folder by what a table may call them.
+    """A folder's files by the names that a table may use.
 
     Args:
         root: the folder.
@@ -39,7 +39,10 @@ class Files:
             self._by.append((form, named))
 
     def look(self, text: str) -> tuple[str | None, str]:
-        """Return the file that is meant, or None and why: "file is missing", to be said after "its image "."""
+        """Return the file that is meant, or None and why.
+
+        "file is missing", to be said after "its image ".
+        """
         path, foreign = self._inside(text)
         for folder in ("", *self._folders):
             candidate = f"{folder}/{path}" if folder else path
@@ -51,8 +54,8 @@ class Files:
             if found:
                 break
         if foreign:
-            there = f": {found[0]} is there" if len(found) == 1 else ""
-            return None, f"{_OUTSIDE}{there}"
+            hint = f": {found[0]} is there" if len(found) == 1 else ""
+            return None, f"{_OUTSIDE}{hint}"
         if not found:
             return None, "file is missing. Copy it into the folder, or correct the table"
         if len(found) > 1:
@@ -60,12 +63,15 @@ class Files:
         return found[0], ""
 
     def is_exact(self, text: str, found: str) -> bool:
-        """Return whether a file is called as the text says, case and leading zeros too; folders and suffix may lack."""
+        """Return whether a file's name is exactly the text.
+
+        Case and leading zeros too; folders and suffix may lack.
+        """
         path = self._inside(text)[0]
         return any(form(path) == form(found) for form in _EXACT)
 
     def _inside(self, text: str) -> tuple[str, bool]:
-        """Return a path as one inside the folder, and whether it says that it is not."""
+        """Return a path inside the folder, and whether it was outside."""
         if PureWindowsPath(text).drive:
             return PureWindowsPath(text).name, True
         path = os.path.normpath(text.replace("\\", "/"))
@@ -78,7 +84,7 @@ class Files:
 
 
 def _plain(text: str) -> str:
-    """Return a text in small letters; an accent may be a letter's or a sign of its own, as macOS writes it."""
+    """Return a text in lower case, accents composed."""
     return normalize("NFC", text).casefold()
 
 
@@ -87,7 +93,7 @@ def _name(path: str) -> str:
 
 
 def _bare(path: str) -> str:
-    """Return a path without the suffix of its format, in small letters."""
+    """Return a path without its suffix, in lower case."""
     folder, slash, name = path.rpartition("/")
     return _plain(f"{folder}{slash}{stem(Path(name)) if Path(name).suffix else name}")
 
@@ -97,7 +103,7 @@ def _bare_name(path: str) -> str:
 
 
 def without_zeros(text: str) -> str:
-    """Return a name whose numbers have no leading zeros, in small letters."""
+    """Return a name in lower case, without leading zeros."""
     return _NUMBER.sub("", _plain(text))
 
 

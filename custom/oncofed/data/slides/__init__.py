@@ -1,4 +1,4 @@
-"""Whole slides: their levels, where the tissue is, and tiles at a given resolution.
+"""Whole slides: levels, tissue, tiles at a resolution.
 
 OpenSlide reads what scanners write, tifffile decodes the tiles of tiled TIFF and SVS files without assembling regions,
 wsidicom reads DICOM's slides (PS3.3, section A.32.8). All of them read and decode from several threads at once.
@@ -46,7 +46,7 @@ _FORMATS = "SVS, NDPI, MRXS, SCN, BIF, tiled TIFF or OME-TIFF, or DICOM"
 
 
 def open_slide(path: Path) -> Slide:
-    """Open a slide with the fastest reader that shows it as it is.
+    """Open a slide with the fastest faithful reader.
 
     Args:
         path: a slide's file, or a folder of DICOM whole-slide instances.
@@ -84,7 +84,7 @@ def _open_dicom(folder: Path) -> Slide:
 
 
 def _open_tiff(path: Path) -> Slide:
-    """Open a TIFF by tifffile, or by OpenSlide where that alone shows the slide in it."""
+    """Open a TIFF by tifffile, or by OpenSlide where needed."""
     reason, pyramid = "is damaged or cut off: it cannot be read as TIFF. Copy it again from its source", None
     try:
         return TiffSlideFile(path)
@@ -126,7 +126,7 @@ def _openslide(path: Path, known: Resolution | None = None) -> OpenSlideFile | N
 
 
 class TileReader:
-    """Reads tiles of one slide at one resolution; safe to use from several threads.
+    """Reads tiles of a slide at one resolution; thread-safe.
 
     Args:
         path: of the slide.
@@ -174,7 +174,7 @@ class TileReader:
         self.close()
 
     def close(self) -> None:
-        """Close the slide, once those who read from it are done."""
+        """Close the slide after its last reader."""
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:
@@ -182,16 +182,18 @@ class TileReader:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of how the slide is read."""
+        """Notes on how the slide is read."""
         return self._slide.notes
 
     @property
     def step(self) -> float:
-        """Pixels of the finest level that one tile spans."""
+        """Pixels of the finest level a tile."""
         return self.spec.size * self._scale * self.levels[self.level].mpp / self.levels[0].mpp
 
     def read(self, x: int, y: int) -> Pixels:
-        """Return the tile (size, size, 3) uint8 whose corner is at pixel (x, y) of the finest level.
+        """Return the tile (size, size, 3) uint8 at pixel (x, y).
+
+        Of the finest level; its corner lies there.
 
         Raises:
             DataError: the slide was closed, or its bytes are missing.
@@ -208,7 +210,10 @@ class TileReader:
         return np.asarray(resized)
 
     def overview(self) -> tuple[Pixels, float]:
-        """Return the whole slide small enough for memory, and pixels of the finest level per pixel of it."""
+        """Return an overview of the slide, and its scale.
+
+        Pixels of the finest level per pixel of it.
+        """
         number = next(
             (n for n, lv in enumerate(self.levels) if lv.width * lv.height <= _OVERVIEW_PIXELS * 4),
             len(self.levels) - 1,
@@ -225,7 +230,10 @@ class TileReader:
 
     @contextlib.contextmanager
     def _kept_open(self) -> Iterator[None]:
-        """Put closing off: a file descriptor that was closed may be another file's by then."""
+        """Defer closing while the slide is read.
+
+        A file descriptor that was closed may be another file's by then.
+        """
         with self._lock:
             if self._closed:
                 raise DataError("was closed while its tiles were read; open it again")
@@ -243,7 +251,7 @@ class TileReader:
 
 
 def _level_for(levels: list[Level], mpp: float) -> int:
-    """Return the coarsest level that is at least as fine as ``mpp``."""
+    """Return the coarsest level as fine as ``mpp``."""
     fine = [n for n, level in enumerate(levels) if level.mpp <= mpp * (1 + SAME_RESOLUTION)]
     return max(fine, key=lambda n: levels[n].mpp)
 

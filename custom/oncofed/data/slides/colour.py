@@ -1,4 +1,6 @@
-"""In which colour space decoded components are: what a stream says of itself goes before what its container says.
+"""Colour spaces of decoded components.
+
+What a stream says of itself goes before what its container says.
 
 JPEG: JFIF (ITU-T T.871) and Adobe's marker (ITU-T T.872, 6.5.3), in the order of libjpeg. JPEG 2000: the multiple
 component transformation of the codestream (ITU-T T.800, A.6.1 and annex G).
@@ -22,14 +24,17 @@ _SLACK = 12  # of 255: compression leaves colours a little outside
 
 
 def to_rgb(values: Pixels) -> Pixels:
-    """Return red, green, blue of (row, column, 3) uint8 of YCbCr in full range (ITU-T T.871, 7)."""
+    """Return RGB of (row, column, 3) uint8 YCbCr in full range.
+
+    ITU-T T.871, 7.
+    """
     height, width = values.shape[:2]
     data = np.ascontiguousarray(values)
     return np.asarray(Image.frombuffer("YCbCr", (width, height), data, "raw", "YCbCr", 0, 1).convert("RGB"))
 
 
 def jpeg_colours(stream: bytes, tables: bytes | None, declared: ColourSpace) -> ColourSpace:
-    """Return the colour space of a JPEG stream of three components.
+    """Return a JPEG stream's colour space, of three components.
 
     Args:
         stream: of one tile or frame.
@@ -50,7 +55,7 @@ def jpeg_colours(stream: bytes, tables: bytes | None, declared: ColourSpace) -> 
 
 
 def _jpeg_markers(stream: bytes) -> dict[str, int]:
-    """Return what a stream's header says of its colours."""
+    """Return the colours that a stream's header states."""
     found: dict[str, int] = {}
     at = 2
     while at + 4 <= len(stream) and stream[at] == 0xFF:
@@ -74,7 +79,7 @@ def _jpeg_markers(stream: bytes) -> dict[str, int]:
 
 
 def is_transformed(stream: bytes) -> bool:
-    """Return whether a JPEG 2000 codestream says that its decoder turns its components into red, green and blue."""
+    """Return whether a JPEG 2000 stream's decoder gives RGB."""
     at = stream.find(b"\xff\x4f\xff\x51")  # also inside the boxes of a JP2 file
     at = at + 2 if at >= 0 else len(stream)
     while at + 4 <= len(stream):
@@ -88,7 +93,9 @@ def is_transformed(stream: bytes) -> bool:
 
 
 def looks_like_ycbcr(tiles: Sequence[Pixels]) -> bool:
-    """Return whether components are colours when they are taken for YCbCr; most that are RGB are none then.
+    """Return whether components are plausible YCbCr.
+
+    Most that are RGB are no colours then.
 
     Glass that is white in RGB is far outside of what red, green and blue can be if it is taken for YCbCr.
     """

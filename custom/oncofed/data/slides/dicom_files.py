@@ -1,4 +1,7 @@
-"""Slides in DICOM (PS3.3, section A.32.8) through wsidicom: one folder a slide, in one or several series."""
+"""Read DICOM slides through wsidicom.
+
+PS3.3, section A.32.8: one folder a slide, in one or several series.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +36,12 @@ _TAGS = [
     "TotalPixelMatrixRows",
 ]
 
-# It tells of files that it leaves out, by path; what is left out is told here.
+# wsidicom logs the paths of files that it leaves out; oncofed reports them itself.
 logging.getLogger("wsidicom").setLevel(logging.CRITICAL)
 
 
 class DicomSlideFile:
-    """A folder of DICOM whole-slide instances through wsidicom."""
+    """A DICOM slide's folder through wsidicom."""
 
     def __init__(self, folder: Path) -> None:
         from wsidicom import WsiDicom  # noqa: PLC0415 - optional
@@ -79,7 +82,7 @@ class DicomSlideFile:
             self.vendor = self._slide.metadata.equipment.manufacturer
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        """Return (height, width, 3) uint8; what lies outside is white."""
+        """Return (height, width, 3) uint8; outside is white."""
         shape = self.levels[level]
         region = np.full((height, width, 3), WHITE, np.uint8)
         x0, y0 = max(x, 0), max(y, 0)
@@ -101,7 +104,10 @@ class DicomSlideFile:
 
 
 class _InRgb:
-    """A decoder of wsidicom whose frames are red, green and blue, whatever they are stored as: PS3.5, section 8.2."""
+    """A decoder of wsidicom that gives RGB.
+
+    Whatever frames are stored as: PS3.5, section 8.2.
+    """
 
     def __init__(self, image: Any) -> None:
         self._decoder = image.decoder
@@ -144,7 +150,7 @@ def _undecodable(path: Path) -> str:
 
 
 def _volumes(folder: Path) -> list[Path]:
-    """Return the files of a slide's pyramid, without its label, its overview and whatever else lies there.
+    """Return a slide's pyramid files, without label and overview.
 
     Raises:
         DataError: there is none, or it is of a kind that is not read.

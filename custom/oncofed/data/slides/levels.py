@@ -1,4 +1,4 @@
-"""What a slide is to those who read it: levels of one image, and how it is cut into tiles."""
+"""The interface of slides: levels and their pixels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ class TileSpec:
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of a slide: size in pixels, and microns per pixel (0: not known)."""
+    """One level of a slide.
+
+    Its size in pixels, and microns per pixel (0: not known).
+    """
 
     width: int
     height: int
@@ -43,7 +46,7 @@ class Level:
 
 
 class Slide(Protocol):
-    """An open slide, which several threads may read from at once; none may while it is closed.
+    """An open slide, for several threads until it is closed.
 
     Attributes:
         levels: the finest first.
@@ -58,7 +61,10 @@ class Slide(Protocol):
     notes: tuple[str, ...]
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        """Return (height, width, 3) uint8 at pixel (x, y) of a level; white where there is nothing."""
+        """Return (height, width, 3) uint8 at a level's pixel (x, y).
+
+        White where nothing is stored.
+        """
 
     def close(self) -> None:
         """Close the file."""

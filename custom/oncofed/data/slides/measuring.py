@@ -1,4 +1,4 @@
-"""The facts of one slide: where its tissue is, its tiles, and the label of each."""
+"""Measure a slide: tissue, tiles, and their labels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from oncofed.data.case_facts import checksum, stain
-from oncofed.data.manifest import Intensity
+from oncofed.data.case_facts import checksum, intensity_of, stain
 from oncofed.data.masks import read_mask
 from oncofed.data.slides import TileReader
 from oncofed.data.slides.levels import Level, Pixels, TileSpec
@@ -29,7 +28,7 @@ _MOST_TILE = 4  # times the slide's longer side: a larger tile is a wrong resolu
 def measure(
     path: Path, spec: TileSpec, region: Path | None, names: Mapping[str, int]
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Return the facts of one slide, as fields of an ``Entry``, and its tiles.
+    """Return a slide's facts, as fields of an ``Entry``, and tiles.
 
     Args:
         path: of the slide.
@@ -74,7 +73,7 @@ def measure(
             "vendor": tiles.vendor,
             "finite": True,
             "checksum": checksum(sorted(path.iterdir()) if path.is_dir() else [path]),
-            "intensity": _intensity(overview[mask]),
+            "intensity": intensity_of(overview[mask].mean(axis=-1)),
             "stain": stain(overview[mask]),
             "thumbnail": _thumbnail(overview),
             "notes": [f"{len(rows)} tiles of {share.size} show tissue", *tissue.notes(), *tiles.notes],
@@ -94,7 +93,7 @@ def _no_tissue(tissue: Tissue) -> str:
 
 
 def _by_tile(values: NDArray[np.float32], scale: float, step: float, full: Level) -> NDArray[np.float32]:
-    """Return the mean of an overview's values over each whole or cut tile of the slide."""
+    """Return the mean of an overview's values by tile."""
     rows, columns = math.ceil(full.height / step), math.ceil(full.width / step)
     sums = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
     sums[1:, 1:] = values.cumsum(0, dtype=np.float64).cumsum(1)
@@ -110,7 +109,10 @@ def _by_tile(values: NDArray[np.float32], scale: float, step: float, full: Level
 def _region_labels(
     region: Path, names: Mapping[str, int], step: float, full: Level, shape: tuple[int, int]
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the label of each tile, and notes: the value that covers most of it; 0 where none covers half."""
+    """Return the label of each tile, and notes.
+
+    The value that covers most of it; 0 where none covers half.
+    """
     cell = step / _MASK_CELLS_PER_TILE
     size = shape[0] * _MASK_CELLS_PER_TILE, shape[1] * _MASK_CELLS_PER_TILE
     if is_regions(region):
@@ -128,7 +130,7 @@ def _region_labels(
 def _mask_cells(
     region: Path, names: Mapping[str, int], cell: float, full: Level, size: tuple[int, int]
 ) -> NDArray[np.int64]:
-    """Return a mask image over the whole slide as cells."""
+    """Return a slide's mask image as cells."""
     try:
         loaded = read_mask(region, named=names.values())
     except DataError as error:
@@ -146,12 +148,6 @@ def _mask_cells(
     inside = (y < height)[:, None] & (x < width)
     picked = image[y.clip(max=height - 1)][:, x.clip(max=width - 1)]
     return np.where(inside, picked, 0).astype(np.int64)
-
-
-def _intensity(values: Pixels) -> Intensity:
-    grey = values.mean(axis=-1)
-    low, median, high = np.percentile(grey, (0.5, 50, 99.5))
-    return Intensity(low=low, median=median, high=high, mean=float(grey.mean()), std=float(grey.std()))
 
 
 def _thumbnail(overview: Pixels) -> str:

@@ -1,4 +1,7 @@
-"""Slides through OpenSlide: what scanners write (SVS, NDPI, MRXS, SCN, BIF), and tiled TIFF that tifffile leaves."""
+"""Read slides through OpenSlide.
+
+What scanners write (SVS, NDPI, MRXS, SCN, BIF), and tiled TIFF that tifffile leaves.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from oncofed.data.slides.levels import WHITE, Level, Pixels
 from oncofed.data.slides.resolution import Resolution
 from oncofed.errors import DataError
 
-# These say their resolution by TIFF's tags alone.
+# These state their resolution in TIFF's tags only.
 _PLAIN_TIFF = {"generic-tiff"}
 
 
 class OpenSlideFile:
-    """A slide through OpenSlide: SVS, NDPI, MRXS, SCN, BIF, generic tiled TIFF.
+    """A slide through OpenSlide.
 
     Args:
         path: of the file.
@@ -44,7 +47,10 @@ class OpenSlideFile:
         ]
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        """Return (height, width, 3) uint8; OpenSlide makes what lies outside transparent."""
+        """Return (height, width, 3) uint8, white where transparent.
+
+        OpenSlide makes what lies outside transparent.
+        """
         origin = (round(x * self._downsamples[level]), round(y * self._downsamples[level]))
         try:
             region = self._slide.read_region(origin, level, (width, height))

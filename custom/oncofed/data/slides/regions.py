@@ -1,4 +1,6 @@
-"""Regions that a person drew on a slide: GeoJSON (RFC 7946) in pixels of the finest level, and what each one is.
+"""Regions drawn on a slide.
+
+GeoJSON (RFC 7946) in pixels of the finest level.
 
 QuPath writes a FeatureCollection, a list of features or one feature, with the class in ``properties.classification``;
 other tools write it as a text, or as ``name`` or ``label``.
@@ -63,12 +65,14 @@ class Drawn:
 
 
 def is_regions(path: Path) -> bool:
-    """Return whether a file is one of drawn regions by its name."""
+    """Return whether a file holds drawn regions, by name."""
     return path.suffix.lower() in SUFFIXES
 
 
 def label_values(paths: Iterable[Path]) -> dict[str, int]:
-    """Return class -> label value, from 1 in the order of the alphabet, of all classes that region files name.
+    """Return class -> label value of files of regions.
+
+    From 1 in the order of the alphabet.
 
     A file that cannot be read is passed over: reading its slide tells why.
     """
@@ -82,7 +86,9 @@ def label_values(paths: Iterable[Path]) -> dict[str, int]:
 
 
 def read_regions(path: Path) -> list[Region]:
-    """Read a GeoJSON file: a FeatureCollection, a Feature, a geometry, or a list of these.
+    """Read a GeoJSON file of any root type.
+
+    A FeatureCollection, a Feature, a geometry, or a list of these.
 
     Raises:
         DataError: it is none of them, or one of its features is odd; the message gives the feature's number.
@@ -102,7 +108,9 @@ def read_regions(path: Path) -> list[Region]:
 def draw(
     regions: Sequence[Region], names: Mapping[str, int], cell: float, shape: tuple[int, int], size: tuple[int, int]
 ) -> Drawn:
-    """Draw regions into a grid: a cell belongs to a region if its centre does; of two regions, to the later one.
+    """Draw regions into a grid of cells.
+
+    A cell belongs to a region if its centre does; of two regions, to the later one.
 
     A hole is no part of its polygon, and says nothing of others: RFC 7946, section 3.1.6.
 
@@ -187,9 +195,9 @@ def _add(region: Region, geometry: Any) -> None:
                 f"its region {region.number} ({kind}) has coordinates that are no rings of points, expected lists of "
                 "[x, y] in pixels"
             ) from None
-        whole = [rings for rings in polygons if rings and len(rings[0]) >= 3]
-        region.left_out.extend(["polygon of fewer than three points"] * (len(polygons) - len(whole)))
-        region.polygons.extend(whole)
+        closed = [rings for rings in polygons if rings and len(rings[0]) >= 3]
+        region.left_out.extend(["polygon of fewer than three points"] * (len(polygons) - len(closed)))
+        region.polygons.extend(closed)
     else:
         named = f"the geometry {kind!r}" if isinstance(kind, str) else "no geometry with a type"
         raise DataError(f"its region {region.number} has {named}, expected Polygon or MultiPolygon")
@@ -222,7 +230,10 @@ def _class_of(number: int, feature: Mapping[str, Any]) -> tuple[str | None, str 
 
 
 def _name(value: Any) -> str | None:
-    """Return a class's name: a text, a number, or an object that has it; None for anything else."""
+    """Return a class's name, or None.
+
+    A text, a number, or an object that has it.
+    """
     if isinstance(value, dict):
         parts = value.get("names")
         joined = ": ".join(map(str, parts)) if isinstance(parts, list) else None
@@ -236,7 +247,7 @@ def _name(value: Any) -> str | None:
 
 
 def _values(regions: Sequence[Region], names: Mapping[str, int]) -> dict[int, int]:
-    """Return number of a region -> its label value, without those that have no class."""
+    """Return number of a region -> label value, of classified ones."""
     found = sorted({region.name for region in regions if region.name and region.polygons})
     if not names:
         if len({_key(name) for name in found}) > 1:
@@ -267,8 +278,8 @@ def _key(name: str) -> str:
 def _left_out(regions: Sequence[Region], values: Mapping[int, int]) -> list[str]:
     kinds = Counter(kind for region in regions for kind in region.left_out)
     kinds[_NO_CLASS] = sum(bool(region.polygons) and region.number not in values for region in regions)
-    told = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()) if count)
-    return [f"regions left out: {told}"] if told else []
+    counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()) if count)
+    return [f"regions left out: {counts}"] if counts else []
 
 
 def _require_on_slide(regions: Sequence[Region], size: tuple[int, int], notes: list[str]) -> None:
@@ -288,7 +299,7 @@ def _require_on_slide(regions: Sequence[Region], size: tuple[int, int], notes: l
 
 
 def _fill(rings: Sequence[Ring], cell: float, shape: tuple[int, int]) -> tuple[tuple[slice, slice], Any] | None:
-    """Return the box of cells that a polygon touches, and which of them it holds; None where it holds none."""
+    """Return a polygon's box of cells, and its cells; None: empty."""
     outer = rings[0] / cell
     first = np.maximum(np.floor(outer.min(axis=0)), 0).astype(int)
     last = np.minimum(np.ceil(outer.max(axis=0)).astype(int), shape[::-1])
@@ -303,7 +314,10 @@ def _fill(rings: Sequence[Ring], cell: float, shape: tuple[int, int]) -> tuple[t
 
 
 def _inside(ring: Ring, width: int, height: int) -> NDArray[np.bool_]:
-    """Return which cells' centres lie inside a ring, where its line goes around them once or more."""
+    """Return the cells whose centres a ring encloses.
+
+    Its line goes around them once or more.
+    """
     start, end = ring, np.roll(ring, -1, axis=0)
     # The rows whose centres an edge crosses, its lower end included and its upper one not.
     low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])

@@ -1,4 +1,4 @@
-"""How large a slide's pixels are, and in which words it is said that they are not known.
+"""The resolution of slides, and why it is unknown.
 
 Units of OME: the schema's UnitsLength. TIFF's tags: TIFF 6.0, section 8 (ResolutionUnit is inch by default).
 """
@@ -37,7 +37,7 @@ _DEFAULT_DPI = (1, 72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 240, 300, 360, 
 
 @dataclass(frozen=True)
 class Resolution:
-    """Microns per pixel; 0 where it is not known, and ``why``."""
+    """Microns per pixel; 0 and ``why`` where unknown."""
 
     mpp: float
     why: str = ""
@@ -49,7 +49,9 @@ def unknown(why: str) -> Resolution:
 
 
 def square(x: float, y: float) -> Resolution:
-    """Return the resolution of pixels of ``x`` by ``y`` microns; 0 stands for a side that is not known.
+    """Return the resolution of pixels of ``x`` by ``y`` microns.
+
+    0 stands for a side that is not known.
 
     Raises:
         DataError: they are not square, so that no square tile of them is square on the slide.
@@ -63,7 +65,7 @@ def square(x: float, y: float) -> Resolution:
 
 
 def number(text: Any) -> float:
-    """Return a size that is a finite number above zero, also with a decimal comma; 0 for anything else."""
+    """Return a positive finite size, decimal comma or not; else 0."""
     try:
         value = float(str(text).strip().replace(",", "."))
     except ValueError:
@@ -72,7 +74,7 @@ def number(text: Any) -> float:
 
 
 def of_aperio(description: str) -> Resolution:
-    """Return what an Aperio description says: ``... |MPP = 0.2520| ...``."""
+    """Return an Aperio description's fields: ``... |MPP = 0.2520| ...``."""
     for part in description.split("|"):
         key, _, value = part.partition("=")
         if key.strip() == "MPP":
@@ -83,7 +85,7 @@ def of_aperio(description: str) -> Resolution:
 
 @dataclass(frozen=True)
 class OmeImage:
-    """One image of OME-XML: its name, its size in pixels, its attributes of physical size."""
+    """One image of OME-XML: name, pixels, physical size."""
 
     name: str
     width: int
@@ -108,7 +110,7 @@ class OmeImage:
 
 
 def ome_images(xml: str | None) -> list[OmeImage]:
-    """Return the images of OME-XML in their order; empty where it cannot be read."""
+    """Return the images of OME-XML; empty: unreadable."""
     return list(_ome_images(xml)) if xml else []
 
 
@@ -127,7 +129,7 @@ def _ome_images(xml: str) -> Iterator[OmeImage]:
 
 
 def of_tags(x: float, y: float, unit: int) -> Resolution:
-    """Return what TIFF's tags say.
+    """Return the resolution of TIFF's tags.
 
     Args:
         x: XResolution, pixels per unit; 0: not there.

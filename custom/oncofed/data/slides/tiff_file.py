@@ -1,4 +1,4 @@
-"""Slides in TIFF through tifffile: which of a file's images is the slide, and its tiles from their own bytes."""
+"""Read TIFF slides through tifffile, tile by tile."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Pyramid:
 
 
 class LeftToOpenSlideError(DataError):
-    """A file that OpenSlide may show, and what it is otherwise.
+    """A file for OpenSlide, and what it is otherwise.
 
     Attributes:
         pyramid: the slide in it; None: as its scanner's format says.
@@ -65,7 +65,10 @@ class LeftToOpenSlideError(DataError):
 
 
 class TiffSlideFile:
-    """A tiled TIFF, OME-TIFF or SVS through tifffile: each tile is decoded from its own bytes."""
+    """A tiled TIFF, OME-TIFF or SVS through tifffile.
+
+    Each tile is decoded from its own bytes.
+    """
 
     def __init__(self, path: Path) -> None:
         import tifffile  # noqa: PLC0415 - optional
@@ -94,7 +97,10 @@ class TiffSlideFile:
         self.levels = [Level(p.shape[1], p.shape[0], mpp * full / p.shape[1]) for p in self._pages]
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        """Return (height, width, 3) uint8; one aligned tile is decoded and nothing else."""
+        """Return (height, width, 3) uint8.
+
+        One aligned tile is decoded and nothing else.
+        """
         page = self._pages[level]
         tile_width, tile_height = page.tilewidth, page.tilelength
         if x % tile_width == 0 and y % tile_height == 0 and width == tile_width and height == tile_height:
@@ -145,7 +151,7 @@ class TiffSlideFile:
         return tile
 
     def _require_tiles(self, pyramid: Pyramid) -> None:
-        """Refuse what cannot be decoded before anybody counts on it."""
+        """Refuse a slide that cannot be decoded, early."""
         for level, page in enumerate(self._pages):
             number = next((n for n, size in enumerate(page.databytecounts) if size), None)
             if number is not None:
@@ -157,7 +163,9 @@ class TiffSlideFile:
 
 
 def find_pyramid(file: Any) -> Pyramid:
-    """Return the slide of a TIFF file: its largest image, with its levels and its resolution.
+    """Return the slide of a TIFF file.
+
+    Its largest image, with its levels and its resolution.
 
     Args:
         file: tifffile's.
@@ -165,10 +173,14 @@ def find_pyramid(file: Any) -> Pyramid:
     Raises:
         DataError: it holds no image, or its pixels are not square.
     """
-    series = [one for one in file.series if one.levels and one.keyframe is not None and _area(one.keyframe)]
+    series = [
+        candidate
+        for candidate in file.series
+        if candidate.levels and candidate.keyframe is not None and _area(candidate.keyframe)
+    ]
     if not series:
         raise DataError("is damaged or cut off: it is a TIFF file without an image. Copy it again from its source")
-    main = max(series, key=lambda one: _area(one.keyframe))
+    main = max(series, key=lambda candidate: _area(candidate.keyframe))
     images = ome_images_of(file)
     stated = _stated(images, series.index(main), main)
     found = _resolution(file, main.keyframe, stated)
@@ -181,26 +193,26 @@ def find_pyramid(file: Any) -> Pyramid:
 
 
 def ome_images_of(file: Any) -> list[OmeImage]:
-    """Return the images that a file's OME-XML describes; empty without any."""
+    """Return the images of a file's OME-XML; empty without."""
     return resolution.ome_images(file.ome_metadata) if file.is_ome else []
 
 
 def describe(file: Any) -> str:
-    """Return in words what the largest image of a TIFF file is."""
-    page = max((one.keyframe for one in file.series if one.keyframe is not None), key=_area)
+    """Return in words what a TIFF file's largest image is."""
+    page = max((candidate.keyframe for candidate in file.series if candidate.keyframe is not None), key=_area)
     photometric = _PHOTOMETRIC.get(int(page.photometric), f"of PhotometricInterpretation {int(page.photometric)}")
     channels = _channels(file, page)
     return f"{channels} {'channel' if channels == 1 else 'channels'} of {page.dtype}, stored as {photometric}"
 
 
 def _channels(file: Any, page: Any) -> int:
-    series = next((one for one in file.series if one.keyframe is page), None)
+    series = next((candidate for candidate in file.series if candidate.keyframe is page), None)
     sizes = dict(zip(series.axes, series.shape, strict=False)) if series else {}
     return int(sizes.get("C", 1)) * int(page.samplesperpixel)
 
 
 def _require_colour(file: Any, pyramid: Pyramid) -> None:
-    """Refuse an image that is no colour image of tiles, in words.
+    """Refuse an image without coloured tiles, in words.
 
     Raises:
         LeftToOpenSlideError: it is one that libtiff, which OpenSlide uses, turns into red, green and blue.
@@ -223,7 +235,10 @@ def _require_colour(file: Any, pyramid: Pyramid) -> None:
 
 
 def _is_contradictory(file: Any, page: Any) -> bool:
-    """Return whether a JPEG's own colours are others than its page says: OpenSlide takes what the page says."""
+    """Return whether a JPEG and its page state other colours.
+
+    OpenSlide takes what the page says.
+    """
     if page.compression not in _JPEG or page.samplesperpixel != 3:
         return False
     data = next((data for data, _ in _stored_tiles(file.filehandle.fileno(), page)), b"")
@@ -259,7 +274,10 @@ def _area(page: Any) -> int:
 def _is_level(
     file: Any, other: Any, main: Any, images: Sequence[OmeImage], series: Sequence[Any], found: Resolution
 ) -> bool:
-    """Return whether another image of a file is the slide at a coarser resolution, and says so by its own."""
+    """Return whether an image is a level of the slide.
+
+    It shows the same, coarser, and says so.
+    """
     page, full = other.keyframe, main.keyframe
     stated = _stated(images, series.index(other), other)
     if not found.mpp or any(word in (other.name or "").lower() for word in _NO_PYRAMID):
@@ -275,7 +293,10 @@ def _is_level(
 
 
 def _stated(images: Sequence[OmeImage], number: int, series: Any) -> OmeImage | None:
-    """Return what OME-XML says of a series: at its place, else the only image of its size."""
+    """Return the OME-XML of a series.
+
+    At its place, else the only image of its size.
+    """
     page = series.keyframe
     size = _size(page)
     if number < len(images) and (images[number].width, images[number].height) == size:
@@ -285,16 +306,19 @@ def _stated(images: Sequence[OmeImage], number: int, series: Any) -> OmeImage | 
 
 
 def _resolution(file: Any, page: Any, stated: OmeImage | None) -> Resolution:
-    """Return a page's resolution: by its OME or Aperio description, else by its tags."""
-    said = Resolution(0.0)
+    """Return a page's resolution, by description or tags.
+
+    OME's or Aperio's description goes first.
+    """
+    found = Resolution(0.0)
     if file.is_svs:
-        said = resolution.of_aperio(str(file.pages.first.description))
+        found = resolution.of_aperio(str(file.pages.first.description))
     elif stated is not None:
-        said = stated.resolution()
-    if said.mpp:
-        return said
+        found = stated.resolution()
+    if found.mpp:
+        return found
     tags = _of_tags(page)
-    return tags if tags.mpp else resolution.unknown("; ".join(why for why in (said.why, tags.why) if why))
+    return tags if tags.mpp else resolution.unknown("; ".join(why for why in (found.why, tags.why) if why))
 
 
 def _of_tags(page: Any) -> Resolution:
@@ -311,14 +335,14 @@ def _of_tags(page: Any) -> Resolution:
 
 
 def _stored_tiles(descriptor: int, page: Any) -> Iterator[tuple[bytes, int]]:
-    """Yield some tiles of a page from all over it, as they are stored, with their numbers."""
+    """Yield a sample of a page's stored tiles, with numbers."""
     numbers = [number for number, size in enumerate(page.databytecounts) if size]
     for number in numbers[:: max(1, math.ceil(len(numbers) / _TILES_ASKED))]:
         yield os.pread(descriptor, page.databytecounts[number], page.dataoffsets[number]), number
 
 
 def _decoder(page: Any, tiles: Iterator[tuple[bytes, int]]) -> Decoder:
-    """Return what makes red, green and blue of a page's tiles, whatever colour space they are stored in."""
+    """Return a decoder to RGB of a page's tiles."""
     if page.compression in _JPEG:
         return _jpeg_decoder(page)
     if page.compression in _JPEG_2000:
@@ -362,7 +386,10 @@ def _jpeg_decoder(page: Any) -> Decoder:
 
 
 def _jpeg_2000_decoder(page: Any, tiles: Iterator[tuple[bytes, int]]) -> Decoder:
-    """Return a decoder of JPEG 2000; where what a file says of its colours does not agree, its pixels are asked."""
+    """Return a decoder of JPEG 2000.
+
+    Where a file's statements on its colours disagree, its pixels decide.
+    """
     import imagecodecs  # noqa: PLC0415 - optional
 
     def plain(data: bytes, number: int) -> Pixels:
@@ -371,14 +398,14 @@ def _jpeg_2000_decoder(page: Any, tiles: Iterator[tuple[bytes, int]]) -> Decoder
 
     says_ycbcr = page.photometric == _YCBCR or page.compression == _APERIO_YCBCR
     says_rgb = page.compression == _APERIO_RGB
-    few = list(tiles)
-    if says_ycbcr and (says_rgb or any(is_transformed(data) for data, _ in few)):
-        says_ycbcr = bool(few) and looks_like_ycbcr([plain(data, number) for data, number in few])
+    sampled = list(tiles)
+    if says_ycbcr and (says_rgb or any(is_transformed(data) for data, _ in sampled)):
+        says_ycbcr = bool(sampled) and looks_like_ycbcr([plain(data, number) for data, number in sampled])
     return (lambda data, number: to_rgb(plain(data, number))) if says_ycbcr else plain
 
 
 def _require_common_ycbcr(page: Any) -> None:
-    """Refuse YCbCr by other coefficients or in another range than JPEG's: TIFF 6.0, section 21."""
+    """Refuse YCbCr other than JPEG's: TIFF 6.0, section 21."""
     coefficients = page.tags.valueof("YCbCrCoefficients")
     reference = page.tags.valueof("ReferenceBlackWhite")
     common = coefficients is None or np.allclose(_rationals(coefficients), (0.299, 0.587, 0.114), atol=1e-3)

@@ -1,4 +1,4 @@
-"""Where an overview shows tissue: what is more saturated than the glass around it, and is no ink.
+"""Find tissue: more saturated than glass, and not ink.
 
 A threshold of the whole slide's saturation (Otsu 1979) falls between pen marks and pale tissue, or between two stains,
 so that it loses the paler one; here it comes from the glass. Inks have hues that stains with haematoxylin, eosin or DAB
@@ -31,7 +31,10 @@ _INK_EDGE = 8  # pixels over which a mark fades
 
 @dataclass(frozen=True)
 class Ink:
-    """A colour of pens and dyes: hue in degrees from ``low`` to ``high``, and at least so saturated and bright."""
+    """A colour of pens and dyes.
+
+    Hue in degrees from ``low`` to ``high``, and its least saturation and brightness.
+    """
 
     name: str
     low: float
@@ -71,7 +74,7 @@ class Tissue:
     ink_share: float
 
     def notes(self) -> list[str]:
-        """Return what a person should look at."""
+        """Return notes for people."""
         if not self.inks:
             return []
         colours = " and ".join(self.inks)
@@ -84,7 +87,7 @@ def tissue_mask(overview: Pixels) -> Mask:
 
 
 def find_tissue(overview: Pixels) -> Tissue:
-    """Return where an overview (height, width, 3) shows tissue, and what looks like ink."""
+    """Return the tissue and ink of an overview (height, width, 3)."""
     planes = _Planes.of(overview)
     usable = planes.high > _FILL
     inks = _find_inks(planes, usable)
@@ -101,7 +104,7 @@ def find_tissue(overview: Pixels) -> Tissue:
 
 @dataclass(frozen=True)
 class _Planes:
-    """Red, green and blue of an overview, uint8, with the highest of them and their difference."""
+    """An overview's channels, uint8, with their maximum and range."""
 
     red: NDArray[np.uint8]
     green: NDArray[np.uint8]
@@ -121,7 +124,10 @@ class _Planes:
         return mask
 
     def hue(self, where: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Return the hue in degrees of the pixels at flat places: red is 0, green 120, blue 240."""
+        """Return the hue in degrees of pixels at flat places.
+
+        Red is 0, green 120, blue 240.
+        """
         red, green, blue, high, chroma = (
             plane.ravel()[where].astype(np.float32)
             for plane in (self.red, self.green, self.blue, self.high, self.chroma)
@@ -143,9 +149,9 @@ def _saturation(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _glass(smooth: Pixels, clear: Mask) -> tuple[NDArray[np.float32], float]:
-    """Return the colour of the glass, and the saturation that its noise does not reach."""
+    """Return the glass's colour, and its highest saturation."""
     neutral = np.full(3, 255, np.float32)
-    step = max(1, math.isqrt(clear.size // _GLASS_SAMPLES))  # some pixels tell as well as all of them
+    step = max(1, math.isqrt(clear.size // _GLASS_SAMPLES))  # a sample of pixels suffices
     pixels = smooth[::step, ::step][clear[::step, ::step]].astype(np.float32)
     count = len(pixels)
     pixels = pixels[(pixels.min(axis=-1) > _BRIGHT) & (_saturation(pixels) < _TINT)]
@@ -164,7 +170,7 @@ def _glass(smooth: Pixels, clear: Mask) -> tuple[NDArray[np.float32], float]:
 
 
 def _find_inks(planes: _Planes, usable: Mask) -> dict[str, Mask]:
-    """Return colour of ink -> where it is, with the edges at which it fades."""
+    """Return colour of ink -> its pixels, with fading edges."""
     found = {}
     least = min(ink.saturation for ink in _INKS)
     coloured = np.flatnonzero(usable & planes.saturated(least))
@@ -183,7 +189,7 @@ def _find_inks(planes: _Planes, usable: Mask) -> dict[str, Mask]:
 
 
 def _faded(planes: _Planes, ink: Ink) -> Mask:
-    """Return where the overview has an ink's hue, be it pale."""
+    """Return the pixels with an ink's hue, also pale ones."""
     faded = np.zeros(planes.high.shape, bool)
     pale = np.flatnonzero((planes.high > _FILL) & planes.saturated(ink.saturation / 3))
     faded.ravel()[pale[ink.holds(planes.hue(pale))]] = True
@@ -191,7 +197,7 @@ def _faded(planes: _Planes, ink: Ink) -> Mask:
 
 
 def _mark(core: Mask) -> Mask | None:
-    """Return marks without single pixels; None where there is hardly any."""
+    """Return marks without single pixels; None: hardly any."""
     if np.count_nonzero(core) < _LEAST_INK * core.size:
         return None
     mark: Mask = ndimage.binary_opening(core, np.ones((3, 3), bool))
@@ -199,7 +205,7 @@ def _mark(core: Mask) -> Mask | None:
 
 
 def _with_edges(mark: Mask, faded: Mask) -> Mask:
-    """Return marks with their edges, and with what smoothing mixes with them."""
+    """Return marks with their smoothed edges."""
     wide: Mask = ndimage.binary_dilation(mark, iterations=_INK_EDGE, mask=faded | mark)
     grown: Mask = ndimage.binary_dilation(wide, iterations=_SMOOTHED // 2 + 1)
     return grown

@@ -111,9 +111,9 @@ def request_fork(server: socket.socket, command: JobCommand) -> ForkedProcess:
             socket.send_fds(server, [b"fork"], [theirs.fileno(), sys.stdout.fileno(), sys.stderr.fileno()])
         ours.send(command)
         return ForkedProcess(ours.recv(), ours)
-    except (EOFError, OSError):
+    except (EOFError, OSError) as error:
         ours.close()
-        raise BrokenPipeError("the fork server was killed") from None
+        raise BrokenPipeError("the fork server was killed") from error
 
 
 @dataclass

@@ -22,7 +22,7 @@ from nvflare.app_common.resource_managers.auto_clean_resource_manager import Aut
 from oncofed.errors import AllianceError, FederationError, PolicyError
 from oncofed.gpus import GPU, VISIBLE_VARIABLE, read_gpus
 from oncofed.privacy.policy import read_policy
-from oncofed.privacy.windows import WINDOW, is_within
+from oncofed.privacy.time_windows import WINDOW, is_within
 
 LENDING_FILE = "lending.json"
 # FLARE's names of what a job requests, and of the sites that it does not name.

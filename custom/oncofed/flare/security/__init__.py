@@ -1,1 +1,1 @@
-"""What may come in and go out: outbound filter, revocation, submission checks."""
+"""Checks of what enters and leaves: admission, outbound filter, revocation, submissions."""

@@ -1,4 +1,4 @@
-"""The archive that a job comes in, looked at by the server before anything of it is unpacked."""
+"""Checks of a submitted job's archive, at the server, before it is unpacked."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from oncofed.flare.patches.job_validation import check_archives
 
 _MOST_FILES = 1000
 _LARGEST_BYTES = 16 << 30
-# What is text and numbers shrinks to a tenth; weights hardly at all.
+# Text and numbers shrink to a tenth; weights hardly at all.
 _LARGEST_RATIO, _ALWAYS_FINE_BYTES = 100, 64 << 20
 _LARGEST_PACK_BYTES = 16 << 20
-# The archive that this thread takes: FLARE looks at it, then asks whether the job may come, without naming it.
-_TAKEN: ContextVar[str | None] = ContextVar("taken", default=None)
+# The archive that this thread accepts: FLARE validates it, then fires an event for the job that does not name it.
+_ACCEPTED: ContextVar[str | None] = ContextVar("accepted", default=None)
 
 
 def archive_problem(path: str) -> str | None:
-    """Return why an archive is not unpacked; None where it is as a job's should be.
+    """Return why an archive is refused; None where it is sound.
 
-    FLARE looks at names and links itself where it unpacks; at sizes nowhere.
+    FLARE checks names and links itself where it unpacks, but no sizes.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -45,12 +45,12 @@ def archive_problem(path: str) -> str | None:
     return None
 
 
-def pack_of_taken() -> bytes | None:
-    """Return the pack that the job brings which is being taken in this thread; None where it brings none that is whole.
+def pack_of_submission() -> bytes | None:
+    """Return the pack of the job that this thread accepts; None without one that can be read.
 
-    It comes from whoever submits: its size alone was looked at.
+    Only its size was checked.
     """
-    path = _TAKEN.get()
+    path = _ACCEPTED.get()
     if path is None:
         return None
     try:
@@ -59,15 +59,15 @@ def pack_of_taken() -> bytes | None:
             if len(packs) != 1 or packs[0].file_size > _LARGEST_PACK_BYTES:
                 return None
             return archive.read(packs[0])
-    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):  # its content is not what its list says
+    except (OSError, RuntimeError, zipfile.BadZipFile, zlib.error):  # its content is not what its index says
         return None
 
 
-def look_at_archives(refused: Callable[[str], None]) -> None:
-    """Have the server refuse jobs whose archive is not as it should be.
+def check_submissions(refused: Callable[[str], None]) -> None:
+    """Have the server refuse jobs with an unsound archive.
 
     Args:
-        refused: is told why.
+        refused: called with the reason.
     """
 
     def problem_of(path: str) -> str | None:
@@ -76,4 +76,4 @@ def look_at_archives(refused: Callable[[str], None]) -> None:
             refused(problem)
         return problem
 
-    check_archives(problem_of, _TAKEN.set)
+    check_archives(problem_of, _ACCEPTED.set)

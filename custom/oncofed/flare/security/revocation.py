@@ -1,4 +1,4 @@
-"""Who is no longer let in: a list that the alliance signs, in force on a running server within seconds."""
+"""Revoked sites and people: a list that the alliance signs, in force on a running server within seconds."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ from nvflare.private.fed.server.client_manager import ClientManager
 from nvflare.security.security import COMMAND_CATEGORIES, CommandCategory
 
 from oncofed.audit import COMMANDED, LET_IN, AuditLog
-from oncofed.errors import AuditError, FederationError
+from oncofed.errors import AllianceError, AuditError
 from oncofed.flare.patches.authorization import wrap_authorizer
 from oncofed.flare.patches.client_admission import check_clients
-from oncofed.flare.security.archives import look_at_archives
+from oncofed.flare.security.archives import check_submissions
 from oncofed.signing import is_signed_by
 
 REVOKED_FILE = "revoked.json"
 _LONGEST_NAME = 100
-_LOOK_SECONDS = 1.0
+_SECONDS_BETWEEN_READS = 1.0
 
 
-# Who was last allowed to submit a job in this thread: FLARE asks whether they may, then takes the job, and says who it
-# was only afterwards.
-_SUBMITTING: ContextVar[str | None] = ContextVar("submitting", default=None)
+# The person that may submit a job in this thread: FLARE authorizes first, then accepts the job, and names the person
+# only afterwards.
+_SUBMITTER: ContextVar[str | None] = ContextVar("submitter", default=None)
 
 
-def submitting() -> str | None:
-    """Return who submits the job that is being taken in this thread; None where that is not known."""
-    return _SUBMITTING.get()
+def submitter() -> str | None:
+    """Return the person that submits the job which this thread accepts; None where unknown."""
+    return _SUBMITTER.get()
 
 
 @dataclass(frozen=True)
 class Revoked:
-    """Names that are out.
+    """A list of revoked names.
 
     Attributes:
-        number: of the list; a later one has a higher number.
+        number: of the list; a later list has a higher number.
         names: sites, relays and people.
     """
 
@@ -56,21 +56,21 @@ class Revoked:
     names: frozenset[str] = frozenset()
 
     def signed_part(self) -> bytes:
-        """Return what the alliance signs."""
+        """Return the bytes that the alliance signs."""
         return json.dumps({"number": self.number, "revoked": sorted(self.names)}).encode()
 
 
 def revoked_file(revoked: Revoked, signature: bytes) -> bytes:
-    """Return the list as a server reads it."""
+    """Return the file that a server reads."""
     values = {**json.loads(revoked.signed_part()), "signature": base64.b64encode(signature).decode()}
     return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def read_revoked(path: Path, root: x509.Certificate) -> Revoked:
-    """Return the list in a file; nobody where there is none.
+    """Return the list in a file; an empty one without a file.
 
     Raises:
-        FederationError: it is broken, or not signed by the alliance.
+        AllianceError: it is broken, or not signed by the alliance.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -79,65 +79,65 @@ def read_revoked(path: Path, root: x509.Certificate) -> Revoked:
     except FileNotFoundError:
         return Revoked()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FederationError(f"{path} is broken ({type(error).__name__})") from None
+        raise AllianceError(f"{path} is broken ({type(error).__name__})") from None
     if not is_signed_by(root, revoked.signed_part(), signature):
-        raise FederationError(f"{path} is not signed by this alliance")
+        raise AllianceError(f"{path} is not signed by this alliance")
     return revoked
 
 
 def list_and_root(fl_ctx: FLContext) -> tuple[Path, Path]:
-    """Return where a server's list of revoked names and its root certificate lie."""
+    """Return the paths of a server's list of revoked names and of its root certificate."""
     workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
     return Path(workspace.get_site_config_dir()) / REVOKED_FILE, Path(workspace.get_startup_kit_dir()) / "rootCA.pem"
 
 
 class RevocationList(FLComponent):
-    """Keeps out who is on the alliance's list, in the server's main process.
+    """Enforces the alliance's list of revoked names, in the server's main process.
 
-    Sites are disabled as FLARE's own command does, which ends their session and refuses the next; a running job's own
-    process keeps them out itself. FLARE knows nothing like it for people, so their rights are taken here. A list that
-    is older, broken or not the alliance's changes nothing. Whoever comes, comes as what their certificate is for.
+    Sites are disabled as by FLARE's own command, which ends their session and refuses the next; a running job's own
+    process excludes them itself. FLARE has no such command for people, so their rights are denied here. A list that is
+    older, broken or not the alliance's changes nothing. Certificates are bound to a role, too: ``bind_certificates``.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._stop = threading.Event()
         self._revoked = Revoked()
-        self._told = ""
+        self._logged = ""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Begin when the server has started, end with it."""
+        """Enforce it from the server's start to its end."""
         if event_type == EventType.SYSTEM_START:
             path, certificate = list_and_root(fl_ctx)
             root = x509.load_pem_x509_certificate(certificate.read_bytes())
             audit = AuditLog(Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir()))
             wrap_authorizer(lambda authorizer: _WithoutRevoked(authorizer, self, audit))
             engine = fl_ctx.get_engine()
-            tell_people_from_sites(engine.server.client_manager, audit)
-            look_at_archives(lambda why: self.log_warning(fl_ctx, f"a job was refused: {why}", fire_event=False))
-            self._look(engine, path, root, fl_ctx)
+            bind_certificates(engine.server.client_manager, audit)
+            check_submissions(lambda why: self.log_warning(fl_ctx, f"a job was refused: {why}", fire_event=False))
+            self._refresh(engine, path, root, fl_ctx)
             watch = threading.Thread(target=self._watch, args=(engine, path, root), name="revocation", daemon=True)
             watch.start()
         elif event_type == EventType.SYSTEM_END:
             self._stop.set()
 
-    def is_out(self, name: str) -> bool:
-        """Return whether somebody is on the list; FLARE has names of people in lower case."""
-        return name.lower() in {out.lower() for out in self._revoked.names}
+    def is_revoked(self, name: str) -> bool:
+        """Return whether a name is on the list. FLARE converts names of people to lower case."""
+        return name.lower() in {revoked.lower() for revoked in self._revoked.names}
 
     def _watch(self, engine: Any, path: Path, root: x509.Certificate) -> None:
-        while not self._stop.wait(_LOOK_SECONDS):
+        while not self._stop.wait(_SECONDS_BETWEEN_READS):
             with engine.new_context() as fl_ctx:
-                self._look(engine, path, root, fl_ctx)
+                self._refresh(engine, path, root, fl_ctx)
 
-    def _look(self, engine: Any, path: Path, root: x509.Certificate, fl_ctx: FLContext) -> None:
+    def _refresh(self, engine: Any, path: Path, root: x509.Certificate, fl_ctx: FLContext) -> None:
         try:
             found = read_revoked(path, root)
-        except FederationError as error:
-            # Who is out stays out; said once.
-            if str(error) != self._told:
+        except AllianceError as error:
+            # Revoked names stay revoked; the error is logged once.
+            if str(error) != self._logged:
                 self.log_error(fl_ctx, str(error), fire_event=False)
-            self._told = str(error)
+            self._logged = str(error)
             return
         if found.number <= self._revoked.number:
             return
@@ -149,15 +149,19 @@ class RevocationList(FLComponent):
                 engine.disable_clients([name])
 
 
-def tell_people_from_sites(manager: ClientManager, audit: AuditLog) -> None:
-    """Let nobody take part as a site with a person's certificate, nor as a person with a site's; record who comes.
+def bind_certificates(manager: ClientManager, audit: AuditLog) -> None:
+    """Bind certificates to a role: nobody joins as a site with a person's, or logs in with a site's. Record each.
 
-    FLARE looks at a certificate's signature and name, not at whom it was made for: with an engineer's key one would be
-    given the model, and send updates, as one more site. Names of people are e-mail addresses, those of sites and relays
-    never are; that a name is the certificate's own is FLARE's to check.
+    FLARE checks a certificate's signature and name, but not its role: an engineer's key would receive the model, and
+    send updates, as one more site. Names of people are e-mail addresses, those of sites and relays never are. FLARE
+    checks that a name is the certificate's.
+
+    Args:
+        manager: of the server.
+        audit: the server's audit log.
     """
 
-    def is_let_in(name: str, as_person: bool, fl_ctx: FLContext) -> bool:
+    def may_enter(name: str, as_person: bool, fl_ctx: FLContext) -> bool:
         is_person = "@" in name
         if is_person == as_person:
             return True
@@ -167,12 +171,12 @@ def tell_people_from_sites(manager: ClientManager, audit: AuditLog) -> None:
         _written(audit, "refused to let in", name, why=why)
         return False
 
-    # Nothing happens that is not recorded.
-    check_clients(manager, is_let_in, lambda name, as_person: _written(audit, LET_IN, name, person=as_person))
+    # Nobody enters unrecorded.
+    check_clients(manager, may_enter, lambda name, as_person: _written(audit, LET_IN, name, person=as_person))
 
 
 def _written(audit: AuditLog, what: str, who: str, **facts: Any) -> bool:
-    """Record something, and return whether that was possible."""
+    """Write an entry; return whether that was possible."""
     try:
         audit.write(what, who[:_LONGEST_NAME], **facts)
     except AuditError as error:
@@ -182,33 +186,33 @@ def _written(audit: AuditLog, what: str, who: str, **facts: Any) -> bool:
 
 
 class _WithoutRevoked(Authorizer):
-    """FLARE's authorizer, but for people who are out; it records whatever is more than looking.
+    """FLARE's authorizer, without revoked people. It records each command that does more than show something.
 
     Args:
         inner: decides about everybody else.
-        gate: knows who is out.
+        revocation: the list.
         audit: the server's audit log.
     """
 
-    def __init__(self, inner: Authorizer, gate: RevocationList, audit: AuditLog) -> None:
+    def __init__(self, inner: Authorizer, revocation: RevocationList, audit: AuditLog) -> None:
         super().__init__(inner.site_org, inner.right_categories)
-        self._inner, self._gate, self._audit = inner, gate, audit
+        self._inner, self._revocation, self._audit = inner, revocation, audit
 
     def get_policy(self) -> Any:
-        """Return the policy of everybody else."""
+        """Return the inner authorizer's policy."""
         return self._inner.get_policy()
 
     def load_policy(self, policy_config: Mapping[str, Any]) -> str:
-        """Take another policy for everybody else."""
+        """Replace the inner authorizer's policy."""
         return str(self._inner.load_policy(policy_config))
 
     def authorize(self, ctx: AuthzContext) -> tuple[bool, str]:
-        """Return whether somebody may do what they ask for, and why not."""
-        if ctx and self._gate.is_out(ctx.user.name):
+        """Return whether a person may run a command, and why not."""
+        if ctx and self._revocation.is_revoked(ctx.user.name):
             return False, f"{ctx.user.name} is revoked by the alliance"
         allowed, why = self._inner.authorize(ctx)
         if ctx and ctx.right == AdminCommandNames.SUBMIT_JOB:
-            _SUBMITTING.set(str(ctx.user.name) if allowed else None)
+            _SUBMITTER.set(str(ctx.user.name) if allowed else None)
         if ctx and COMMAND_CATEGORIES.get(ctx.right) != CommandCategory.VIEW:
             facts = {"command": str(ctx.right), "allowed": bool(allowed)}
             if not _written(self._audit, COMMANDED, str(ctx.user.name), **facts):

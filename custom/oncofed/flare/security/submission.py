@@ -1,7 +1,7 @@
-"""Sites are asked about a job when it is submitted: one that too few of them would run is refused then, with reasons.
+"""A submitted job is refused at once, with reasons, where too few sites would run it.
 
-Policies stay at the sites: the server tells what a job says of itself, each connected site answers yes or which rule
-the job breaks. That is advice: a site decides when the job starts, by what it is then given.
+Policies stay at the sites: the server sends what a job declares, and each connected site replies which rule the job
+breaks, if any. That is advice: a site decides when the job starts, by what it then receives.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from oncofed.audit import REFUSED, AuditLog
 from oncofed.errors import AuditError, PolicyError, SpecError, one_line
 from oncofed.flare.runtime.job_recovery import is_for
 from oncofed.flare.runtime.site_query import query_sites
-from oncofed.flare.security.archives import pack_of_taken
-from oncofed.flare.security.revocation import submitting
+from oncofed.flare.security.archives import pack_of_submission
+from oncofed.flare.security.revocation import submitter
 from oncofed.packs.approvals import refusal_at_site
 from oncofed.packs.pack import read_pack
 from oncofed.privacy.policy import JobFacts, read_policy
 
-# In a job's meta data: what it says of itself.
+# In a job's meta data: what it declares.
 ASKS = "oncofed.asks"
 _TOPIC = "oncofed.admits"
 _REASON = "oncofed.reason"
-# In a question: the pack that the job brings.
+# In a query: the pack that the job brings.
 _CODE = "code"
 _LONGEST = 200
 
@@ -40,64 +40,64 @@ _LONGEST = 200
 def job_asks(
     dataset: str, network: str | None = None, strategy: str | None = None, pack: str | None = None, quorum: int = 0
 ) -> dict[str, Any]:
-    """Return what a job's meta data say of what it asks for.
+    """Return the meta data in which a job declares what it asks for.
 
     Args:
         dataset: that it reads.
         network: None where nothing is trained.
         strategy: None where nothing is trained.
         pack: digest of the code that it brings.
-        quorum: how many sites it needs; 0: all that are asked.
+        quorum: number of sites that it needs; 0: all that are queried.
     """
     return {ASKS: {"dataset": dataset, "network": network, "strategy": strategy, "pack": pack, "quorum": quorum}}
 
 
 class SubmissionCheck(FLComponent):
-    """At the server: refuses a job, as it is submitted, that too few of the connected sites would run."""
+    """At the server: refuses a submitted job that too few connected sites would run."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Ask the sites."""
+        """Query the sites about a submitted job."""
         if event_type != EventType.SUBMIT_JOB:
             return
         meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
         asks = (meta.get(JobMetaKey.CUSTOM_PROPS.value) or {}).get(ASKS)
         if not isinstance(asks, dict):
-            return  # nothing of ours, which the sites look at when it starts
-        asked, refused = self._ask(meta, asks, fl_ctx)
+            return  # no job of oncofed; the sites decide when it starts
+        queried, refused = self._query(meta, asks, fl_ctx)
         quorum = asks.get("quorum")
-        needed = quorum if isinstance(quorum, int) and quorum > 0 else asked
-        if refused and asked - len(refused) < needed:
+        needed = quorum if isinstance(quorum, int) and quorum > 0 else queried
+        if refused and queried - len(refused) < needed:
             why = "; ".join(f"{site}: {reason}" for site, reason in sorted(refused.items()))
-            text = f"{asked - len(refused)} of {asked} connected sites would run it, it needs {needed}. {why}"
+            text = f"{queried - len(refused)} of {queried} connected sites would run it, it needs {needed}. {why}"
             fl_ctx.set_prop(FLContextKey.JOB_BLOCK_REASON, text, sticky=False, private=True)
 
-    def _ask(self, meta: dict[str, Any], asks: dict[str, Any], fl_ctx: FLContext) -> tuple[int, dict[str, str]]:
-        """Return how many sites were asked, and the reasons of those that would not run the job."""
+    def _query(self, meta: dict[str, Any], asks: dict[str, Any], fl_ctx: FLContext) -> tuple[int, dict[str, str]]:
+        """Return the number of queried sites, and the reasons of those that would not run the job."""
         engine: Any = fl_ctx.get_engine()
         placed = meta.get(JobMetaKey.DEPLOY_MAP.value, {}).values()
         clients = [c for c in engine.get_clients() if any(is_for(sites, c.name) for sites in placed)]
-        question = Shareable({**asks, "name": str(meta.get(JobMetaKey.JOB_NAME.value, "")), "person": submitting()})
+        query = Shareable({**asks, "name": str(meta.get(JobMetaKey.JOB_NAME.value, "")), "person": submitter()})
         if asks.get("pack"):
-            question[_CODE] = pack_of_taken()
+            query[_CODE] = pack_of_submission()
         refused: dict[str, str] = {}
-        # A site that does not answer, or is of another version, says what it thinks when the job starts.
-        for site, answer in query_sites(engine, _TOPIC, question, clients).items():
-            reason = answer.get_header(_REASON)
+        # A site that does not reply, or has another version, decides when the job starts.
+        for site, reply in query_sites(engine, _TOPIC, query, clients).items():
+            reason = reply.get_header(_REASON)
             if isinstance(reason, str) and reason:
                 refused[site] = one_line(reason, 3 * _LONGEST)
         return len(clients), refused
 
 
 class SubmissionReplies(FLComponent):
-    """At a site: answers whether its policy, and what it decided about code, would let a job run."""
+    """At a site: replies whether its policy, and its decisions about code, would let a job run."""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Begin to answer when the site has started."""
+        """Reply from the start of the site on."""
         if event_type == EventType.SYSTEM_START:
             engine: Any = fl_ctx.get_engine()
-            engine.register_aux_message_handler(_TOPIC, self._answer)
+            engine.register_aux_message_handler(_TOPIC, self._reply)
 
-    def _answer(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
+    def _reply(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         del topic
         workspace = fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT)
         reply = make_reply(ReturnCode.OK)
@@ -112,8 +112,8 @@ class SubmissionReplies(FLComponent):
         kit = Path(workspace.get_root_dir())
         log = AuditLog(kit)
 
-        def record(what: str, **said: Any) -> None:
-            log.write(what, facts.person or "unknown", **said)
+        def record(what: str, **values: Any) -> None:
+            log.write(what, facts.person or "unknown", **values)
 
         try:
             policy = read_policy(kit / "local")
@@ -134,7 +134,7 @@ class SubmissionReplies(FLComponent):
 
 
 def _refusal_of_code(kit: Path, digest: str, content: Any, record: Callable[..., object]) -> str | None:
-    """Return why the pack that a job brings may not run at a site, in words that may leave it; None where it may."""
+    """Return why a job's pack may not run at a site; None where it may. The text may leave the site."""
     if not isinstance(content, bytes):
         return f"the job names a pack ({digest[:12]}…) that it does not bring"
     try:

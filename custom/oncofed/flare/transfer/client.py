@@ -53,7 +53,7 @@ class TransferClient:
         on_fallback: called when FLARE moves tensors instead.
     """
 
-    def __init__(self, address: tuple[str, int], context: ssl.SSLContext, server: str, job_id: str) -> None:
+    def __init__(self, address: tuple[str, int], context: ssl.SSLContext, *, server: str, job_id: str) -> None:
         self._address, self._context = address, context
         self._server, self._job_id = server, job_id
         self._buffers = BufferPool()

@@ -192,4 +192,4 @@ def new_transfer_client(cell: Cell | None, job_id: str) -> TransferClient | None
     if not address.hostname or not address.port:
         return None
     server = cell.core_cell.identity_resolver.resolve(FQCN.ROOT_SERVER)
-    return TransferClient((address.hostname, address.port), context, str(server), job_id)
+    return TransferClient((address.hostname, address.port), context, server=str(server), job_id=job_id)

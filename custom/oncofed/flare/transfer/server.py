@@ -53,7 +53,7 @@ class TransferServer:
     """
 
     def __init__(
-        self, folder: Path, context: ssl.SSLContext, is_participant: Callable[[str], bool], max_bytes: int
+        self, folder: Path, context: ssl.SSLContext, *, is_participant: Callable[[str], bool], max_bytes: int
     ) -> None:
         self.is_participant, self.max_bytes = is_participant, max_bytes
         self._context = context

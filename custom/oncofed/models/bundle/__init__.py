@@ -17,8 +17,9 @@ import torch
 from oncofed.data.spec import DataSpec
 from oncofed.models.bundle.answer import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
 from oncofed.models.bundle.inference import inference
-from oncofed.models.bundle.metadata import metadata, readme
+from oncofed.models.bundle.metadata import metadata, metadata_without_code, readme
 from oncofed.models.bundle.networks import exported
+from oncofed.models.bundle.without_code import refusing_definition, refusing_inference, refusing_readme
 from oncofed.models.networks import NetworkRequest, build_network
 from oncofed.models.weights import Weights, digest_of, load_weights
 
@@ -32,10 +33,11 @@ __all__ = [
     "NumberedObjects",
     "SlideClasses",
     "write_bundle",
+    "write_bundle_without_code",
 ]
 
 BUNDLE_NAME = "bundle"
-# Of the job that trained it, and the digest of its weights: beside configs/, where MONAI looks for none.
+# The job that trained it, and its weights' digest. Next to configs/, where MONAI looks for no files.
 JOB_IN_BUNDLE = "oncofed.json"
 WEIGHTS_IN_BUNDLE = Path("models", "model.pt")
 
@@ -63,11 +65,9 @@ def write_bundle(
         classes: label values and names of its output.
         weights: of the network.
         answer: what is made of its output; None: what its kind of network is for.
-        job: that trained it, as ``job.yaml`` holds it; None: nobody can read the model from the bundle alone.
+        job: that trained it, as ``job.yaml`` holds it; None: the bundle alone does not give the model back.
     """
-    bundle = folder / BUNDLE_NAME
-    for sub in ("configs", "models", "docs"):
-        (bundle / sub).mkdir(parents=True, exist_ok=True)
+    bundle = _folders(folder)
     # Under every name that the network has for them, as MONAI asks for.
     network = build_network(request, 0)
     load_weights(network, weights)
@@ -76,16 +76,58 @@ def write_bundle(
     answer = answer or _usual(request, data)
     alone = exported(request)
     inferring, packages = inference(alone, data, answer, classes)
-    said = metadata(title, request, data, classes, answer, packages, alone.module)
-    _write(bundle / "configs" / "metadata.json", said)
+    described = metadata(title, request, data, classes, answer, packages, alone.module)
+    _write(bundle / "configs" / "metadata.json", described)
     _write(bundle / "configs" / "inference.json", inferring)
-    # monai.bundle.load looks for the network in train.json unless told otherwise.
+    # By default monai.bundle.load looks for the network in train.json.
     _write(bundle / "configs" / "train.json", alone.definition)
     (bundle / "docs" / "README.md").write_text(readme(title, data, classes, answer), encoding="utf-8")
+    _write_job(bundle, weights, job)
+    return bundle
+
+
+def write_bundle_without_code(
+    folder: Path,
+    title: str,
+    pack: str,
+    classes: dict[int, str],
+    weights: Weights,
+    job: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write ``folder/bundle`` of a pack's model, and return it.
+
+    It holds weights and facts. Instead of an answer MONAI ends with one line that names the pack: a bundle never brings
+    code that its user would have to trust.
+
+    Args:
+        folder: where the bundle goes.
+        title: of the model.
+        pack: digest of the pack.
+        classes: label values and names that it learned.
+        weights: of the network.
+        job: that trained it, as ``job.yaml`` holds it; None: unknown.
+    """
+    bundle = _folders(folder)
+    torch.save(dict(weights), bundle / WEIGHTS_IN_BUNDLE)
+    _write(bundle / "configs" / "metadata.json", metadata_without_code(title, pack, classes))
+    _write(bundle / "configs" / "inference.json", refusing_inference(pack))
+    _write(bundle / "configs" / "train.json", refusing_definition(pack))
+    (bundle / "docs" / "README.md").write_text(refusing_readme(title, pack), encoding="utf-8")
+    _write_job(bundle, weights, job)
+    return bundle
+
+
+def _folders(folder: Path) -> Path:
+    bundle = folder / BUNDLE_NAME
+    for sub in ("configs", "models", "docs"):
+        (bundle / sub).mkdir(parents=True, exist_ok=True)
+    return bundle
+
+
+def _write_job(bundle: Path, weights: Weights, job: Mapping[str, Any] | None) -> None:
     if job is not None:
         digest = digest_of(weights, hashlib.sha256).hexdigest()
         _write(bundle / JOB_IN_BUNDLE, {"job": dict(job), "weights": digest})
-    return bundle
 
 
 def _usual(request: NetworkRequest, data: DataSpec) -> Answer:

@@ -1,4 +1,7 @@
-"""What a bundle makes of a network's output, as plain values: the tasks, which know more, lie above."""
+"""Forms of a bundle's answer, as plain values.
+
+Tasks, which know more, lie above.
+"""
 
 from __future__ import annotations
 

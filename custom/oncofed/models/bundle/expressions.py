@@ -1,4 +1,7 @@
-"""Text of a bundle's configuration: expressions are written here alone, and nothing that a job says becomes one."""
+"""Expressions of a bundle's configuration.
+
+They are written here alone: nothing that a job says becomes one.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ REFUSE = "$lambda why: (_ for _ in ()).throw(ValueError(why))"
 
 
 def plain(text: str) -> str:
-    """Return text that a job's author wrote as MONAI's parser takes for text alone.
+    """Escape a job author's text for MONAI's parser.
 
     A string that begins with one of ``$@%`` would be evaluated or replaced, as ``@#`` and ``%#`` would within one.
     """
-    apart = _RELATIVE.sub(lambda found: f"{found[0][0]} #", text)
-    return f" {apart}" if apart[:1] in EXPRESSIONS else apart
+    escaped = _RELATIVE.sub(lambda found: f"{found[0][0]} #", text)
+    return f" {escaped}" if escaped[:1] in EXPRESSIONS else escaped
 
 
 def literal(value: object) -> str:
@@ -37,15 +40,15 @@ def literal(value: object) -> str:
 
 
 def of_image(function: str) -> Config:
-    """Return the step that puts what a function of the configuration makes of an image in its place."""
+    """Return a step that applies a function of the configuration to an image."""
     return {"_target_": "Lambdad", "keys": "image", "func": function}
 
 
 def unless(conditions: list[str], why: str) -> str:
-    """Return an expression that gives an image back, and refuses one that does not meet all conditions.
+    """Return an expression that passes an image, or refuses it.
 
     Args:
         conditions: on ``image``, as expressions.
-        why: what is said of another one, without quotes.
+        why: message of the refusal, without quotes.
     """
     return f"$lambda image: image if {' and '.join(conditions)} else @refuse('{why}')"

@@ -1,4 +1,7 @@
-"""A bundle's ``inference.json``: from a folder of images to answers in another, with MONAI alone."""
+"""A bundle's ``inference.json``: a folder of images in, answers out.
+
+It needs MONAI alone.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,7 @@ _WRITTEN = (
 
 
 def inference(network: Exported, data: DataSpec, answer: Answer, classes: dict[int, str]) -> tuple[Config, list[str]]:
-    """Return the configuration, and the packages that must be installed beside MONAI.
+    """Return the configuration, and the packages needed in addition to MONAI.
 
     Args:
         network: of the bundle.

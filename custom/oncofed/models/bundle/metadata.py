@@ -14,6 +14,7 @@ from oncofed.data.spec import DataSpec, Modality
 from oncofed.data.transforms import intensity_range
 from oncofed.models.bundle.answer import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
 from oncofed.models.bundle.expressions import Config, plain
+from oncofed.models.bundle.without_code import reason
 from oncofed.models.networks import NetworkRequest
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -57,11 +58,42 @@ def metadata(
         data: grid and normalisation of its input.
         classes: label values and names of its output.
         answer: what is made of its output.
-        packages: that must be installed beside MONAI.
+        packages: that it needs in addition to MONAI.
         module: from which the network comes that is not MONAI's; empty: it is.
     """
     slides = isinstance(answer, SlideClasses)
     found: Config = {
+        **_of_any(title, packages),
+        "limits": [*limits(data, answer), *([_OF_MODULE.format(module)] if module else [])],
+        "network_data_format": {
+            "inputs": {"bag" if slides else "image": _bag(request) if slides else _image(data)},
+            "outputs": {"pred": _output(request, data, classes)},
+        },
+    }
+    if isinstance(answer, SlideClasses):
+        found["encoder"] = {"digest": plain(answer.encoder), "features": request.in_channels}
+        found["tiling"] = {"tile_size_pixels": answer.tile, "microns_per_pixel": answer.microns}
+    return found
+
+
+def metadata_without_code(title: str, pack: str, classes: dict[int, str]) -> Config:
+    """Return the metadata of a model that answers only with a pack's code.
+
+    Args:
+        title: of the model.
+        pack: digest.
+        classes: label values and names that it learned.
+    """
+    return {
+        **_of_any(title, []),
+        "required_code": {"pack": pack, "classes": {str(value): plain(name) for value, name in classes.items()}},
+        "limits": [reason(pack)],
+        "network_data_format": {"inputs": {}, "outputs": {}},
+    }
+
+
+def _of_any(title: str, packages: Sequence[str]) -> Config:
+    return {
         "schema": _SCHEMA,
         "version": "1.0.0",
         "changelog": {"1.0.0": "trained in a federation"},
@@ -75,20 +107,14 @@ def metadata(
         "authors": "the sites of the federation",
         "copyright": "see the agreement of the alliance",
         "intended_use": _USE,
-        "limits": [*limits(data, answer), *([_OF_MODULE.format(module)] if module else [])],
-        "network_data_format": {
-            "inputs": {"bag" if slides else "image": _bag(request) if slides else _image(data)},
-            "outputs": {"pred": _output(request, data, classes)},
-        },
     }
-    if isinstance(answer, SlideClasses):
-        found["encoder"] = {"digest": plain(answer.encoder), "features": request.in_channels}
-        found["tiling"] = {"tile_size_pixels": answer.tile, "microns_per_pixel": answer.microns}
-    return found
 
 
 def limits(data: DataSpec, answer: Answer) -> list[str]:
-    """Return what the bundle does not do, one sentence each; its inference refuses such input."""
+    """Return the bundle's limits, a sentence each.
+
+    Its inference refuses input beyond them.
+    """
     if isinstance(answer, SlideClasses):
         return [_OF_SLIDES]
     if data.dimensions == 3:
@@ -169,7 +195,7 @@ def _bag(request: NetworkRequest) -> dict[str, Any]:
 def _output(request: NetworkRequest, data: DataSpec, classes: dict[int, str]) -> dict[str, Any]:
     dense = request.spec.kind == "dense"
     names = {0: "background", **classes} if dense else dict(classes)
-    # What the network gives beyond its classes: how deep inside its object a pixel lies.
+    # A further output: the depth of a pixel inside its object.
     names |= dict.fromkeys(range(len(names), request.out_channels), "depth inside the object")
     return {
         "type": "image" if dense else "probabilities",

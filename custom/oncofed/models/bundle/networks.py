@@ -37,7 +37,7 @@ class Exported:
     Attributes:
         definition: entries of a configuration, ``network_def`` among them.
         predictor: entries that make a function of it, ``predictor`` among them.
-        module: that must be installed beside MONAI for it; empty: none.
+        module: that it needs in addition to MONAI; empty: none.
     """
 
     definition: Config
@@ -46,7 +46,10 @@ class Exported:
 
 
 def exported(request: NetworkRequest) -> Exported:
-    """Return a job's network for a process that has MONAI alone; its weights have the same names."""
+    """Return a job's network for a process with MONAI alone.
+
+    Its weights have the same names.
+    """
     config = network_config(request)
     target = str(config["_target_"])
     if target == "oncofed.models.mil.AttentionMIL":

@@ -1,4 +1,4 @@
-"""A bundle's preprocessing: from a file to what the network sees, as ``data.transforms`` does it.
+"""A bundle's preprocessing, equal to ``data.transforms``.
 
 Steps are MONAI's own transforms; what it has no transform for is an expression of one line.
 """
@@ -22,7 +22,7 @@ _MODES = {mode: mode for mode in ("1", "L", "I", "F", "I;16", "I;16B", "RGB")}
 _MODES |= dict.fromkeys(("P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"), "RGB") | {"LA": "L"}
 # Where a reader refuses, LoadImaged tries all others.
 _LOADED = "$lambda path: monai.transforms.LoadImage(image_only=True)(path, reader=@reader)"
-# NIfTI's numbers of complex types, and of millimetres among the units of length; 0: nobody said.
+# NIfTI's numbers of complex types, and of millimetres among the units of length; 0: unknown.
 _STORED = [
     "'sform_code' in image.meta",
     "int(image.meta['datatype']) not in [32, 1792, 2048]",
@@ -64,7 +64,7 @@ class Reading:
         entries: functions that its steps refer to.
         steps: transforms of {"image": path}.
         moved: the image does not lie on its file's grid.
-        packages: that must be installed beside MONAI.
+        packages: that it needs in addition to MONAI.
     """
 
     suffixes: tuple[str, ...]
@@ -141,12 +141,12 @@ def _conditions(data: DataSpec) -> list[str]:
         "bool(image.isfinite().all())",
     ]
     if data.size_range:
-        least, most = (literal(side) for side in data.size_range)
-        found.append(f"{least} <= min(image.shape[1:]) and max(image.shape[1:]) <= {most}")
+        least, greatest = (literal(side) for side in data.size_range)
+        found.append(f"{least} <= min(image.shape[1:]) and max(image.shape[1:]) <= {greatest}")
     if data.spacing_range:
-        least, most = literal(data.spacing_range[0] - 1e-6), literal(data.spacing_range[1] + 1e-6)
+        least, greatest = literal(data.spacing_range[0] - 1e-6), literal(data.spacing_range[1] + 1e-6)
         sides = f"image.pixdim[:{data.dimensions}]"
-        found.append(f"{least} <= min({sides}) and max({sides}) <= {most}")
+        found.append(f"{least} <= min({sides}) and max({sides}) <= {greatest}")
     return found
 
 

@@ -1,4 +1,6 @@
-"""Coded terms of segments: the job's own, else SNOMED CT for common names, else a private code.
+"""Coded terms of segments: the job's, SNOMED CT, or private.
+
+A private code is used only if neither the job nor the table below has one.
 
 Values and meanings are those of DICOM PS3.16 (CID 7150 to 7160, 7151 above all), which licenses them for DICOM objects.
 """
@@ -29,13 +31,13 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class SegmentCode:
-    """What a segment shows.
+    """Coded terms of a segment.
 
     Attributes:
-        kind: its property type.
-        category: of that.
+        kind: property type.
+        category: property category.
         modifiers: of the type, such as a side.
-        region: of the body that it lies in, where that is said.
+        region: anatomic region, if known.
     """
 
     kind: Term
@@ -45,12 +47,12 @@ class SegmentCode:
 
     @property
     def is_private(self) -> bool:
-        """Whether its code says nothing to others."""
+        """Whether the code is ours alone."""
         return self.kind.scheme == PRIVATE_SCHEME
 
     @property
     def text(self) -> str:
-        """For people."""
+        """Readable text of the terms."""
         parts = [*self.modifiers, *([self.region] if self.region else [])]
         more = f" ({', '.join(part.meaning for part in parts)})" if parts else ""
         return f"{self.kind.scheme} {self.kind.value} {self.kind.meaning}{more}"
@@ -65,7 +67,7 @@ _LEFT, _RIGHT = Term("7771000", "SCT", "Left"), Term("24028007", "SCT", "Right")
 _ANTERIOR, _POSTERIOR = Term("255549009", "SCT", "Anterior"), Term("255551008", "SCT", "Posterior")
 _SIDES = {"left": _LEFT, "right": _RIGHT, "anterior": _ANTERIOR, "posterior": _POSTERIOR}
 
-# Names by category: "value meaning: other names". Names are compared as `_key` has them.
+# Names by category: "value meaning: other names". Names are compared by `_words`.
 _KNOWN = {
     _STRUCTURE: """
         78961009 Spleen
@@ -198,7 +200,7 @@ _ENHANCING = {
     "non enhancing tumor": Term("C81175", "NCIt", "Non-Enhancing Lesion"),
     "non enhancing lesion": Term("C81175", "NCIt", "Non-Enhancing Lesion"),
 }
-# What may lie in an organ: "liver tumour" is a neoplasm of the region liver.
+# Findings within an organ: "liver tumour" is a neoplasm with region liver.
 _LIE_IN = {"tumor", "neoplasm", "lesion", "cyst", "nodule", "metastasis", "cancer", "edema", "hemorrhage"}
 _SPELLINGS = {
     "tumour": "tumor",
@@ -214,7 +216,7 @@ _SPELLINGS = {
     "hippocampi": "hippocampus",
 }
 _FILLERS = {"of", "the", "and", "structure"}
-# Plurals without their s; these words end in one.
+# Words whose final s is no plural.
 _SINGULAR = re.compile(r"(?:us|ss|is|ens|pancreas)$")
 
 _Key = frozenset[str]
@@ -225,7 +227,7 @@ def segment_code(name: str, given: ClassCode | None = None) -> SegmentCode:
 
     Args:
         name: of the class.
-        given: by the job; None: by the name, a private code where that is unknown.
+        given: the job's code; None: look the name up, else use a private code.
     """
     known = _by_name(_words(name))
     if given is None:
@@ -241,17 +243,17 @@ def segment_code(name: str, given: ClassCode | None = None) -> SegmentCode:
 
 
 def segment_codes(classes: Mapping[int, str], given: Mapping[int, ClassCode]) -> dict[int, SegmentCode]:
-    """Return the coded terms by label value; see ``segment_code``."""
+    """Return the coded terms by label value."""
     return {value: segment_code(name, given.get(value)) for value, name in classes.items()}
 
 
 def known_codes() -> Iterator[SegmentCode]:
-    """Yield what is known by name."""
+    """Yield all terms known by name."""
     yield from _table().values()
 
 
 def standard_meaning(scheme: str, value: str) -> str:
-    """Return the words that DICOM's own tables have for a code; empty where they do not have it."""
+    """Return a code's meaning in DICOM's tables; empty if unknown."""
     return _meanings(scheme).get(value, "")
 
 
@@ -261,14 +263,14 @@ def _term(term: CodedTerm, name: str) -> Term:
 
 
 def clean(text: str) -> str:
-    """Return a text that fits into one value of a long string (LO of PS3.5)."""
+    """Return text that fits a long string (LO, PS3.5)."""
     plain = "".join(c if c.isprintable() and c != "\\" else " " for c in text).strip()
     # Readers count bytes or characters.
     return plain.encode()[:_LONGEST_MEANING].decode(errors="ignore").strip()
 
 
 def _private(name: str) -> Term:
-    """Return a code of our own that is alike wherever a class has that name."""
+    """Return a private code that depends on the name alone."""
     letters = re.sub(r"[^A-Z0-9]+", "_", name.upper()).strip("_")
     plain = name.isascii() and len(letters) <= _LONGEST_VALUE
     start = f"{letters[:7]}_" if letters else ""
@@ -310,8 +312,8 @@ def _words(name: str) -> _Key:
 def _entries() -> Iterator[tuple[_Key, SegmentCode]]:
     for category, lines in _KNOWN.items():
         for line in lines.strip().splitlines():
-            said, _, others = line.strip().partition(":")
-            value, meaning = said.split(" ", 1)
+            entry, _, others = line.strip().partition(":")
+            value, meaning = entry.split(" ", 1)
             code = SegmentCode(Term(value, "SCT", meaning), category)
             for name in (meaning, *(other for other in others.split(",") if other.strip())):
                 yield _words(name), code
@@ -326,13 +328,13 @@ def _table() -> dict[_Key, SegmentCode]:
 
 @cache
 def _categories() -> dict[tuple[str, str], Term]:
-    """Return (value, scheme) of a property type -> its category."""
+    """Map (value, scheme) of a property type to its category."""
     return {code.kind[:2]: code.category for code in _table().values()}
 
 
 @cache
 def _meanings(scheme: str) -> dict[str, str]:
-    """Return code -> words of a scheme in DICOM's tables; empty where they do not have the scheme."""
+    """Map a scheme's codes to their meanings; empty if unknown."""
     from pydicom.sr.codedict import Collection  # noqa: PLC0415 - large
 
     found: dict[str, str] = {}

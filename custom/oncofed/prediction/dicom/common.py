@@ -1,4 +1,4 @@
-"""What all DICOM objects of a prediction share: who made them, their UIDs, their words."""
+"""Shared parts of DICOM objects: equipment, UIDs, descriptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from oncofed import __version__
-from oncofed.data.manifest import write_whole
+from oncofed.atomic import write_whole
 from oncofed.prediction.dicom.codes import clean
 
 if TYPE_CHECKING:
@@ -27,12 +27,12 @@ _HIGHEST_SERIES_NUMBER = 2**31 - 1  # of an integer string (IS of PS3.5)
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model made an object.
+    """Identifies the model that made an object.
 
     Attributes:
-        name: of its job.
+        name: name of its job.
         digest: SHA-256 of its weights, 64 hexadecimal digits.
-        version: of oncofed.
+        version: oncofed's version.
     """
 
     name: str
@@ -46,26 +46,26 @@ class ModelIdentity:
 
     @property
     def algorithm_version(self) -> str:
-        """The version of the program, and how the model's digest begins."""
+        """Program version and the start of the model's digest."""
         return clean(f"oncofed {self.version}, model {self.digest[:_DIGEST_SHOWN]}")
 
     @property
     def parameters(self) -> dict[str, str]:
-        """The model's whole digest, and its job."""
+        """Full digest of the model, and its job."""
         return {"model_sha256": self.digest, "job": clean(self.name)}
 
 
 def series_description(what: str) -> str:
-    """Return a series' description, which says first what it is for."""
+    """Return a series description that begins with RESEARCH."""
     return clean(f"{RESEARCH}: {what}")
 
 
 def series_number(source: Dataset, block: int) -> int:
-    """Return a number beside the source's own.
+    """Return a number distinct from the source series'.
 
     Args:
         source: header of the series.
-        block: thousands that are added.
+        block: added in thousands.
     """
     try:
         own = int(source.get("SeriesNumber") or 0)
@@ -76,15 +76,15 @@ def series_number(source: Dataset, block: int) -> int:
 
 
 def derived_uid(*parts: str) -> UID:
-    """Return a UID that follows from texts (PS3.5, section B.2): what is made again is the same object."""
+    """Derive a UID from texts, reproducibly (PS3.5, section B.2)."""
     return UID(f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, chr(0).join(('oncofed', *parts))).int}")
 
 
 def write_dataset(dataset: Dataset, path: Path) -> None:
-    """Write a data set as a file of PS3.10, whole or not at all."""
+    """Write a data set atomically as a DICOM file (PS3.10)."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # What patients' and studies' attributes hold is their source's.
+        # Patient and study attributes are copied as they are, valid or not.
         warnings.simplefilter("ignore")
         dataset.save_as(buffer, enforce_file_format=True)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Measurements as a DICOM structured report that names the SEG they were taken of.
+"""Writes measurements as a structured report about a SEG.
 
 DICOM PS3.16, TID 1500 with TID 1411 (volumes) and TID 1410 (flat images); PS3.3, section A.35.13 (Comprehensive 3D SR).
 """
@@ -33,12 +33,12 @@ _MAXIMUM = Term("56851009", "SCT", "Maximum")  # CID 7464
 
 @dataclass(frozen=True)
 class Measure:
-    """How a figure is named in a report.
+    """Coded name, unit and derivation of a measurement.
 
     Attributes:
-        name: what was measured (CID 7469).
-        unit: of UCUM.
-        derivation: how it was chosen of several; None: it is the only one.
+        name: measured quantity (CID 7469).
+        unit: UCUM unit.
+        derivation: how it was selected among several values; None: single value.
     """
 
     name: Term
@@ -46,7 +46,7 @@ class Measure:
     derivation: Term | None = None
 
 
-# By the names that figures have elsewhere. A millilitre is a cubic centimetre, which CID 7462 has.
+# By the keys of ``measurements.csv``. CID 7462 has cubic centimetres, which are millilitres.
 MEASURES = {
     "volume_ml": Measure(Term("118565006", "SCT", "Volume"), Term("cm3", "UCUM", "cubic centimeter")),
     "area_mm2": Measure(Term("42798000", "SCT", "Area"), Term("mm2", "UCUM", "square millimeter")),
@@ -77,13 +77,12 @@ def write_report(
     """Write measurements as a structured report.
 
     Args:
-        segmentation: file of the SEG that they were taken of; patient, study, images and codes are its own.
-        classes: label value -> name, as the SEG was written with.
-        measures: label value -> figures by name; names that ``MEASURES`` does not have, and figures that are None, are
-            left out.
-        model: that made the segmentation.
-        path: of the file to write.
-        modality: of the images, DICOM's code.
+        segmentation: SEG file that was measured; patient, study, images and codes are taken from it.
+        classes: label value -> name, as in the SEG.
+        measures: label value -> value by name; names not in ``MEASURES`` and None are skipped.
+        model: model that made the segmentation.
+        path: file to write.
+        modality: DICOM modality of the images.
 
     Raises:
         DataError: the classes are not those of the SEG.
@@ -111,7 +110,7 @@ def _report(
         procedure_reported=_procedure(modality),
         imaging_measurements=groups,
     )
-    said = f"{sorted((n, sorted(f.items())) for n, f in measures.items())} {model.version}"
+    description = f"{sorted((n, sorted(f.items())) for n, f in measures.items())} {model.version}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset: Dataset = sr.Comprehensive3DSR(
@@ -119,7 +118,7 @@ def _report(
             content=content[0],
             series_instance_uid=derived_uid("SR series", str(seg.SeriesInstanceUID)),
             series_number=series_number(seg, 2),
-            sop_instance_uid=derived_uid("SR", str(seg.SOPInstanceUID), model.digest, said),
+            sop_instance_uid=derived_uid("SR", str(seg.SOPInstanceUID), model.digest, description),
             instance_number=1,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=clean(model.name),
@@ -157,7 +156,7 @@ def _observed_by(model: ModelIdentity) -> Any:
 
 
 def _group(seg: Dataset, segment: Dataset, figures: Mapping[str, float | None], model: ModelIdentity) -> Any:
-    """Return what was measured of one segment."""
+    """Return the measurement group of one segment."""
     from highdicom import sr  # noqa: PLC0415 - the same
 
     kind = segment.SegmentedPropertyTypeCodeSequence[0]
@@ -182,7 +181,7 @@ def _group(seg: Dataset, segment: Dataset, figures: Mapping[str, float | None], 
         frame = sr.ReferencedSegmentationFrame(
             str(seg.SOPClassUID), str(seg.SOPInstanceUID), at or 1, number, _source_images(seg)[0]
         )
-        # Frame or segment, not both (PS3.3, table C.18.4-1): a label map has one frame for all segments.
+        # Frame or segment, not both (PS3.3, table C.18.4-1): label maps have one frame for all segments.
         reference = frame[0].ReferencedSOPSequence[0]
         delattr(reference, "ReferencedSegmentNumber" if at else "ReferencedFrameNumber")
         return sr.PlanarROIMeasurementsAndQualitativeEvaluations(referenced_segment=frame, **common)
@@ -205,13 +204,13 @@ def _measurements(figures: Mapping[str, float | None]) -> Iterator[Any]:
         value = figures.get(name)
         if value is not None:
             derivation = Code(*measure.derivation) if measure.derivation else None
-            # A decimal string has 16 characters (DS of PS3.5): more digits would be false precision anyway.
+            # A decimal string (DS, PS3.5) has at most 16 characters; more digits would be false precision.
             rounded = float(f"{value:.6g}")
             yield sr.Measurement(Code(*measure.name), rounded, Code(*measure.unit), derivation=derivation)
 
 
 def _frame_of(seg: Dataset, number: int) -> int | None:
-    """Return the number of the frame that shows a segment of a flat image; None where one frame shows all of them."""
+    """Return a flat segment's frame; None if all share one."""
     shared = seg.SharedFunctionalGroupsSequence[0]
     for at, frame in enumerate(seg.PerFrameFunctionalGroupsSequence, start=1):
         items = frame.get("SegmentIdentificationSequence") or shared.get("SegmentIdentificationSequence") or ()
@@ -231,7 +230,7 @@ def _source_images(seg: Dataset) -> list[Any]:
 
 
 def _images(seg: Dataset) -> Iterator[Dataset]:
-    """Yield what names each image that a SEG lies on."""
+    """Yield references to the images of a SEG."""
     for series in seg.ReferencedSeriesSequence:
         for item in series.ReferencedInstanceSequence:
             image = Dataset()

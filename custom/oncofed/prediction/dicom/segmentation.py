@@ -1,4 +1,4 @@
-"""A segmentation as a DICOM SEG that lies frame upon frame on its series.
+"""Writes segmentations as DICOM SEG on their source frames.
 
 DICOM PS3.3, sections A.51 and C.8.20 (Segmentation), A.101 (Label Map Segmentation).
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,13 +28,16 @@ from oncofed.prediction.dicom.common import (
     series_number,
     write_dataset,
 )
-from oncofed.prediction.dicom.series import Series, read_series
-from oncofed.prediction.dicom.sources import pixel_measures, restore, stand_ins
+from oncofed.prediction.dicom.labelled_series import LabelledSeries
+from oncofed.prediction.dicom.series import Series
+from oncofed.prediction.dicom.source_images import pixel_measures, placeholder_headers, restore
 from oncofed.tasks.codes import ClassCode
+
+SegmentationKind = Literal["binary", "labelmap"]
 
 _ARTIFICIAL_INTELLIGENCE = Code("123110", "DCM", "Artificial Intelligence")  # CID 7162
 _UTF8 = "ISO_IR 192"
-# Of ten classes: told apart by those who see colours otherwise, too (Okabe and Ito, 2008).
+# Ten class colours that are distinct to colour-blind readers, too (Okabe and Ito, 2008).
 COLOURS = (
     (230, 159, 0),
     (86, 180, 233),
@@ -49,33 +52,18 @@ COLOURS = (
 )
 
 
-def write_segmentation(
-    labels: NDArray[Any],
-    series: Sequence[Path],
-    affine: NDArray[np.float64],
-    classes: Mapping[int, str],
-    codes: Mapping[int, ClassCode],
-    model: ModelIdentity,
-    path: Path,
-    kind: Literal["binary", "labelmap"] = "binary",
-) -> list[str]:
+def write_segmentation(labelled: LabelledSeries, path: Path, kind: SegmentationKind = "binary") -> list[str]:
     """Write labels as a DICOM SEG.
 
-    Each class is a segment, found or not. A class without a voxel has its description and no frame; where no class has
-    one, each has one empty frame, on the first slice, for an image needs a frame.
+    Each class is a segment, also if it has no voxel: it then has a description but no frame. If no class has a voxel,
+    each has one empty frame on the first slice, since an image needs a frame.
 
-    Made again of the same labels, series and model, it is the same object (SOP Instance UID); other labels are another.
+    The SOP Instance UID depends on labels, series and model: writing the same again gives the same object.
 
     Args:
-        labels: values (x, y, z) on the grid of the volume that registering made of the series, or (x, y) of a flat
-            image.
-        series: files of the image, in any order.
-        affine: (4, 4) from voxels to RAS+ in mm.
-        classes: label value -> name; other values are no class's.
-        codes: label value -> coded term that the job names.
-        model: that found the labels.
-        path: of the file to write.
-        kind: "binary": one bit a voxel and class, which every reader knows; "labelmap": one number a voxel, of the
+        labelled: labels and their series.
+        path: file to write.
+        kind: "binary": one bit per voxel and class, which every reader knows; "labelmap": one number per voxel, in the
             standard since 2024.
 
     Returns:
@@ -84,19 +72,18 @@ def write_segmentation(
     Raises:
         DataError: the files are no image, or the labels do not lie on it.
     """
-    source, placed = read_series(series, labels, affine)
-    dataset = make_segmentation(placed, source, classes, codes, model, kind)
-    write_dataset(dataset, path)
-    return private_notes(classes, codes)
+    source, placed = labelled.read()
+    write_dataset(make_segmentation(placed, source, labelled, kind), path)
+    return private_notes(labelled.classes, labelled.codes)
 
 
 def segment_numbers(classes: Mapping[int, str]) -> dict[int, int]:
-    """Return label value -> number of its segment: from 1 on, in the order of the values."""
+    """Number segments from 1, in the order of label values."""
     return {value: number for number, value in enumerate(sorted(classes), start=1)}
 
 
 def private_notes(classes: Mapping[int, str], codes: Mapping[int, ClassCode]) -> list[str]:
-    """Return a note where classes have no code that others know."""
+    """Return a note about classes that only have private codes."""
     private = [clean(classes[value]) for value, code in segment_codes(classes, codes).items() if code.is_private]
     if not private:
         return []
@@ -105,42 +92,35 @@ def private_notes(classes: Mapping[int, str], codes: Mapping[int, ClassCode]) ->
 
 
 def make_segmentation(
-    placed: NDArray[Any],
-    source: Series,
-    classes: Mapping[int, str],
-    codes: Mapping[int, ClassCode],
-    model: ModelIdentity,
-    kind: Literal["binary", "labelmap"] = "binary",
+    placed: NDArray[Any], source: Series, labelled: LabelledSeries, kind: SegmentationKind = "binary"
 ) -> Dataset:
     """Return a SEG as a data set.
 
     Args:
         placed: (frame, row, column) label values.
-        source: whose frames they are.
-        classes: see ``write_segmentation``, as the other arguments.
-        codes: of the job.
-        model: that found the labels.
-        kind: of SEG.
+        source: series of the frames.
+        labelled: classes, codes and model.
+        kind: see ``write_segmentation``.
     """
     import highdicom  # noqa: PLC0415 - takes long to import
 
+    classes, terms, model = labelled.classes, labelled.terms, labelled.model
     numbers = segment_numbers(classes)
     numbered = _numbered(placed, numbers)
-    terms = segment_codes(classes, codes)
     segments = [_segment(number, classes[value], terms[value], model) for value, number in numbers.items()]
-    said = f"{sorted(classes.items())} {sorted(terms.items())} {kind} {model.version}"
+    description = f"{sorted(classes.items())} {sorted(terms.items())} {kind} {model.version}"
     identity = [model.digest, *sorted(str(header.SOPInstanceUID) for header in source.headers)]
     content = hashlib.sha256(numbered.tobytes()).hexdigest()
     compact = RLELossless if kind == "labelmap" else ExplicitVRLittleEndian
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset: Dataset = highdicom.seg.Segmentation(
-            source_images=stand_ins(source),
+            source_images=placeholder_headers(source),
             segmentation_type=kind.upper(),
             segment_descriptions=segments,
             series_instance_uid=derived_uid("SEG series", *identity),
             series_number=series_number(source.first, 1),
-            sop_instance_uid=derived_uid("SEG", *identity, said, content),
+            sop_instance_uid=derived_uid("SEG", *identity, description, content),
             instance_number=1,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=clean(model.name),
@@ -164,7 +144,7 @@ def make_segmentation(
 
 
 def _numbered(placed: NDArray[Any], numbers: Mapping[int, int]) -> NDArray[Any]:
-    """Return segment numbers for label values; 0 for those of no class."""
+    """Map label values to segment numbers; 0 for unknown values."""
     table = np.zeros(max(int(placed.max(initial=0)), *numbers) + 1, np.uint8 if len(numbers) < 256 else np.uint16)
     table[list(numbers)] = list(numbers.values())
     found: NDArray[Any] = table[placed]
@@ -172,7 +152,10 @@ def _numbered(placed: NDArray[Any], numbers: Mapping[int, int]) -> NDArray[Any]:
 
 
 def _frames(numbered: NDArray[Any], source: Series) -> dict[str, Any]:
-    """Return pixels as highdicom takes them: those of each source frame in its place, or an empty one where all are."""
+    """Return highdicom's arguments for the pixels of each frame.
+
+    Without any label, one empty frame is written.
+    """
     if source.is_flat or numbered.any():
         return {"pixel_array": numbered, "omit_empty_frames": not source.is_flat}
     from highdicom import PixelMeasuresSequence, PlanePositionSequence  # noqa: PLC0415 - the same
@@ -209,7 +192,10 @@ def _segment(number: int, name: str, code: SegmentCode, model: ModelIdentity) ->
 
 
 def algorithm(model: ModelIdentity) -> Any:
-    """Return what identifies an algorithm (PS3.3, table 10-19): its parameters hold the model's whole digest."""
+    """Return an algorithm identification (PS3.3, table 10-19).
+
+    Its parameters hold the model's full digest.
+    """
     from highdicom import AlgorithmIdentificationSequence  # noqa: PLC0415 - the same
 
     return AlgorithmIdentificationSequence(
@@ -222,14 +208,14 @@ def algorithm(model: ModelIdentity) -> Any:
 
 
 def coded_item(term: tuple[str, str, str]) -> Dataset:
-    """Return a code as an item of a sequence (PS3.3, section 8.8)."""
+    """Return a code as a sequence item (PS3.3, section 8.8)."""
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = term
     return item
 
 
 def private_scheme() -> Dataset:
-    """Return what says whose our private codes are (PS3.3, section C.12.1.1.3)."""
+    """Identify the private coding scheme (PS3.3, section C.12.1.1.3)."""
     item = Dataset()
     item.CodingSchemeDesignator = PRIVATE_SCHEME
     item.CodingSchemeName = "Names of classes in jobs of oncofed"
@@ -238,7 +224,7 @@ def private_scheme() -> Dataset:
 
 
 def _name_dimensions(dataset: Dataset) -> None:
-    """Give the object's dimensions a UID that is alike when it is made again."""
+    """Give the dimensions a reproducible UID."""
     uid = derived_uid("dimensions", str(dataset.SOPInstanceUID))
     for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
         item.DimensionOrganizationUID = uid

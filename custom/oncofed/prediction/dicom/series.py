@@ -1,4 +1,4 @@
-"""The series that a prediction lies on, and labels back on its frames: each where its own position says.
+"""Reads a source series and maps labels onto its frames.
 
 Positions: DICOM PS3.3, section C.7.6.2 (classic images) and C.7.6.16.2 (enhanced ones).
 """
@@ -29,9 +29,9 @@ from oncofed.errors import DataError
 
 Floats = NDArray[np.float64]
 _NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
-# Of a slice's distance, and of a pixel: what positions written in tenths of a millimetre may be off.
+# Tolerances in slice distances and pixels, for positions rounded to tenths of a millimetre.
 _OFF_SLICE, _OFF_PIXEL = 0.3, 0.75
-# Over a whole row or column, in pixels.
+# Tolerance over a whole row or column, in pixels.
 _DRIFT = 0.3
 
 
@@ -40,9 +40,9 @@ class Frame:
     """One frame of a series.
 
     Attributes:
-        file: number of its file, from 0.
-        number: in its file, from 1.
-        place: (column, row, mm along the normal) -> LPS in mm; None of a flat image.
+        file: index of its file, from 0.
+        number: frame number within the file, from 1.
+        place: (4, 4), (column, row, mm along the normal) -> LPS in mm; None for a flat image.
     """
 
     file: int
@@ -55,9 +55,9 @@ class Series:
     """The files of one image.
 
     Attributes:
-        headers: of each file, without pixels.
-        frames: all of them, in the order of the files.
-        stack: as registering reads it.
+        headers: header of each file, without pixels.
+        frames: all frames, in the order of the files.
+        stack: as registration reads it.
     """
 
     headers: tuple[Dataset, ...]
@@ -66,7 +66,7 @@ class Series:
 
     @property
     def is_flat(self) -> bool:
-        """Whether it is a flat image, which has no place in space."""
+        """Whether it is a flat image, without position in space."""
         return self.stack.kind == "flat"
 
     @property
@@ -76,7 +76,7 @@ class Series:
 
     @property
     def places(self) -> list[Floats]:
-        """Where each frame of a volume lies; fewer than frames where some do not say it."""
+        """Positions of a volume's frames, where known."""
         return [frame.place for frame in self.frames if frame.place is not None]
 
     @property
@@ -86,13 +86,12 @@ class Series:
 
 
 def read_series(files: Sequence[Path], labels: NDArray[Any], affine: Floats) -> tuple[Series, NDArray[Any]]:
-    """Read the series that labels were predicted on, and put the labels back on its frames.
+    """Read the source series and put labels onto its frames.
 
     Args:
-        files: of the image, in any order; further volumes of the series may be among them.
-        labels: label values (x, y, z) on the grid of the volume that registering made of the series, or (x, y) of a
-            flat image.
-        affine: (4, 4) from voxels to RAS+ in mm; that of a flat image does not count.
+        files: of the image, in any order; may include further volumes of the series.
+        labels: label values (x, y, z) on the grid that registration made of the series, or (x, y) of a flat image.
+        affine: (4, 4) from voxels to RAS+ in mm; ignored for a flat image.
 
     Returns:
         The series, and (frame, row, column) label values.
@@ -170,7 +169,7 @@ def _place(header: ImageHeader) -> Floats:
 
 
 def _on_pixels(labels: NDArray[Any], stack: Stack) -> NDArray[Any] | None:
-    """Return (1, row, column) labels of a flat image, turned back to how it is stored."""
+    """Return (1, row, column) labels in the stored orientation."""
     flat = labels[..., 0] if labels.ndim == 3 and labels.shape[2] == 1 else labels
     size = (stack.header.columns, stack.header.rows)
     stored = as_turned(np.arange(size[0] * size[1]).reshape(*size, 1), stack)[..., 0]
@@ -183,9 +182,9 @@ def _on_pixels(labels: NDArray[Any], stack: Stack) -> NDArray[Any] | None:
 
 
 def _on_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[Any] | None:
-    """Return (frame, row, column) labels of a volume; None where they do not lie on it.
+    """Return (frame, row, column) labels; None: they do not fit.
 
-    Frames of a tilted gantry were shifted onto a grid with right angles: each pixel takes the nearest voxel's label.
+    Frames of a tilted gantry were shifted onto a rectangular grid: each pixel takes the nearest voxel's label.
     """
     lines = _lines(labels.shape, affine, series)
     if not lines:
@@ -197,10 +196,10 @@ def _on_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[
     return placed
 
 
-def within_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[Any]:
-    """Return the labels of a volume on the voxels that are a pixel of a frame, and zero on the others.
+def labels_within_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArray[Any]:
+    """Zero labels on voxels that no frame acquired.
 
-    Those are where slices of a tilted gantry were moved away from: nothing was acquired there.
+    Such voxels arise where slices of a tilted gantry were shifted.
 
     Args:
         labels: see ``read_series``.
@@ -214,7 +213,7 @@ def within_frames(labels: NDArray[Any], affine: Floats, series: Series) -> NDArr
 
 
 def _lines(shape: Sequence[int], affine: Floats, series: Series) -> list[_Lines] | None:
-    """Return where each frame lies in a volume; None where one does not lie on it."""
+    """Map each frame into the volume; None if impossible."""
     places = series.places
     if len(shape) != 3 or not places or len(places) < len(series.frames):
         return None
@@ -232,13 +231,13 @@ def _lines(shape: Sequence[int], affine: Floats, series: Series) -> list[_Lines]
 
 @dataclass(frozen=True)
 class _Lines:
-    """Where the pixels of a frame lie in a volume along whose axes it lies.
+    """Maps a frame's pixels to voxels of an axis-aligned volume.
 
     Attributes:
-        axes: of the volume, that columns, rows and slices of the frame run along.
-        across: index along the first of each column.
-        down: index along the second of each row.
-        slice: index along the third.
+        axes: volume axes of the frame's columns, rows and normal.
+        across: voxel index of each column along the first axis.
+        down: voxel index of each row along the second axis.
+        slice: voxel index along the third axis.
     """
 
     axes: tuple[int, int, int]
@@ -248,13 +247,13 @@ class _Lines:
 
     @classmethod
     def of(cls, to_voxels: Floats, size: Sequence[int], shape: Sequence[int], is_tilted: bool) -> _Lines | None:
-        """Return the lines of a frame; None where it does not lie along the volume's axes, pixel on voxel.
+        """Map a frame; None if pixels do not match voxels.
 
         Args:
             to_voxels: (4, 4) from the frame's (column, row, mm) to voxels.
-            size: its columns and rows.
+            size: columns and rows of the frame.
             shape: of the volume.
-            is_tilted: its pixels may lie between voxels.
+            is_tilted: pixels may lie between voxels.
         """
         steps = to_voxels[:3, :2]
         axes = np.abs(steps).argmax(axis=0)
@@ -284,23 +283,23 @@ class _Lines:
         return cls((int(axes[0]), int(axes[1]), third), across, down, round(depth))
 
     def copy(self, labels: NDArray[Any], target: NDArray[Any]) -> None:
-        """Copy the frame's labels to (row, column); pixels outside the volume keep what they have."""
+        """Copy labels to the frame; keep pixels outside the volume."""
         rows, columns = self._inside(labels.shape)
         target[np.ix_(rows, columns)] = self._plane(labels)[np.ix_(self.down[rows], self.across[columns])]
 
     def keep(self, labels: NDArray[Any], target: NDArray[Any]) -> None:
-        """Copy the frame's labels to the same voxels of another volume."""
+        """Copy the frame's labels into another volume."""
         rows, columns = self._inside(labels.shape)
         voxels = np.ix_(self.down[rows], self.across[columns])
         self._plane(target)[voxels] = self._plane(labels)[voxels]
 
     def _inside(self, shape: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the rows and columns of the frame that lie in a volume."""
+        """Return the rows and columns that lie in the volume."""
         rows = np.flatnonzero((self.down >= 0) & (self.down < shape[self.axes[1]]))
         return rows, np.flatnonzero((self.across >= 0) & (self.across < shape[self.axes[0]]))
 
     def _plane(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """Return the plane of a volume that the frame lies on, (down, across), as a view."""
+        """Return a view of the frame's plane, (down, across)."""
         across_axis, down_axis, third = self.axes
         plane: NDArray[Any] = np.moveaxis(volume, third, 0)[self.slice]
         return plane if across_axis > down_axis else plane.T

@@ -1,6 +1,6 @@
-"""A segmentation as a DICOM structure set (RT-STRUCT): closed contours along the edges of its voxels.
+"""Writes segmentations as RT Structure Sets: contours along voxel edges.
 
-DICOM PS3.3, sections A.19 and C.8.8.5 to C.8.8.8. Filled, the contours give each slice's mask back exactly.
+DICOM PS3.3, sections A.19 and C.8.8.5 to C.8.8.8. Filling the contours gives each slice's mask exactly.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import datetime
 import hashlib
 import itertools
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pydicom.tag import ItemTag, Tag
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, UID, ImplicitVRLittleEndian, RTStructureSetStorage
 
 from oncofed.errors import DataError
-from oncofed.prediction.dicom.codes import SegmentCode, clean, segment_codes
+from oncofed.prediction.dicom.codes import SegmentCode, clean
 from oncofed.prediction.dicom.common import (
     MANUFACTURER,
     RESEARCH,
@@ -34,7 +34,8 @@ from oncofed.prediction.dicom.common import (
     series_number,
     write_dataset,
 )
-from oncofed.prediction.dicom.outlines import outlines
+from oncofed.prediction.dicom.contours import mask_contours
+from oncofed.prediction.dicom.labelled_series import LabelledSeries
 from oncofed.prediction.dicom.segmentation import (
     COLOURS,
     algorithm,
@@ -43,15 +44,14 @@ from oncofed.prediction.dicom.segmentation import (
     private_scheme,
     segment_numbers,
 )
-from oncofed.prediction.dicom.series import Floats, Series, read_series
-from oncofed.prediction.dicom.sources import (
+from oncofed.prediction.dicom.series import Floats, Series
+from oncofed.prediction.dicom.source_images import (
     EMPTY_IF_UNKNOWN,
     frame_of_reference,
     image_reference,
     series_references,
-    tidy,
+    with_required_attributes,
 )
-from oncofed.tasks.codes import ClassCode
 
 _COPIED = (
     *EMPTY_IF_UNKNOWN,
@@ -67,18 +67,10 @@ _COPIED = (
 )
 
 
-def write_structures(
-    labels: NDArray[Any],
-    series: Sequence[Path],
-    affine: NDArray[np.float64],
-    classes: Mapping[int, str],
-    codes: Mapping[int, ClassCode],
-    model: ModelIdentity,
-    path: Path,
-) -> list[str]:
-    """Write labels as a structure set; arguments as ``write_segmentation`` has them.
+def write_structures(labelled: LabelledSeries, path: Path) -> list[str]:
+    """Write labels as an RT Structure Set.
 
-    A class without a voxel is a region without contours. Holes are keyholes; see ``outlines``.
+    A class without a voxel is a region without contours. Holes are keyholes; see ``mask_contours``.
 
     Returns:
         Notes for people.
@@ -86,28 +78,21 @@ def write_structures(
     Raises:
         DataError: the files are no volume, or the labels do not lie on it.
     """
-    source, placed = read_series(series, labels, affine)
+    source, placed = labelled.read()
     if source.is_flat:
         raise DataError(
-            f"{series[0].parent}: a flat image has no place in space, which a structure set needs. Write a SEG"
+            f"{labelled.files[0].parent}: a flat image has no place in space, which a structure set needs. Write a SEG"
         )
-    dataset = _structure_set(placed, source, classes, codes, model)
-    write_dataset(dataset, path)
-    return private_notes(classes, codes)
+    write_dataset(_structure_set(placed, source, labelled), path)
+    return private_notes(labelled.classes, labelled.codes)
 
 
-def _structure_set(
-    placed: NDArray[Any],
-    source: Series,
-    classes: Mapping[int, str],
-    codes: Mapping[int, ClassCode],
-    model: ModelIdentity,
-) -> Dataset:
-    terms = segment_codes(classes, codes)
+def _structure_set(placed: NDArray[Any], source: Series, labelled: LabelledSeries) -> Dataset:
+    classes, terms, model = labelled.classes, labelled.terms, labelled.model
     identity = [model.digest, *sorted(str(header.SOPInstanceUID) for header in source.headers)]
-    said = f"{sorted(classes.items())} {sorted(terms.items())} {model.version}"
+    description = f"{sorted(classes.items())} {sorted(terms.items())} {model.version}"
     content = hashlib.sha256(placed.tobytes()).hexdigest()
-    dataset = _head(source, model, derived_uid("RTSTRUCT", *identity, said, content))
+    dataset = _head(source, model, derived_uid("RTSTRUCT", *identity, description, content))
     dataset.SeriesInstanceUID = derived_uid("RTSTRUCT series", *identity)
     if any(term.is_private for term in terms.values()):
         dataset.CodingSchemeIdentificationSequence = Items([private_scheme()])
@@ -128,12 +113,12 @@ def _structure_set(
 def _head(source: Series, model: ModelIdentity, uid: UID) -> Dataset:
     dataset = Dataset()
     meta = FileMetaDataset()
-    # Of explicit VR, a contour could have 64 kB of text and no more (PS3.5, section 7.1.2).
+    # Explicit VR would limit a contour to 64 kB of text (PS3.5, section 7.1.2).
     meta.TransferSyntaxUID = ImplicitVRLittleEndian
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = RTStructureSetStorage, uid
     meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
     dataset.file_meta = meta
-    header = tidy(source.first)
+    header = with_required_attributes(source.first)
     for keyword in _COPIED:
         if keyword in header:
             setattr(dataset, keyword, header[keyword].value)
@@ -156,7 +141,7 @@ def _head(source: Series, model: ModelIdentity, uid: UID) -> Dataset:
 
 
 def _reference(source: Series, space: str) -> Dataset:
-    """Return the item that names the space, the study, each series and each image (PS3.3, section C.8.8.5)."""
+    """Return the referenced frame of reference (PS3.3, section C.8.8.5)."""
     frame, study = Dataset(), Dataset()
     items = []
     for reference in series_references(source):
@@ -164,7 +149,7 @@ def _reference(source: Series, space: str) -> Dataset:
         item.SeriesInstanceUID = reference.SeriesInstanceUID
         item.ContourImageSequence = reference.ReferencedInstanceSequence
         items.append(item)
-    study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, which the table asks for
+    study.ReferencedSOPClassUID = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, required by the table
     study.ReferencedSOPInstanceUID = source.first.StudyInstanceUID
     study.RTReferencedSeriesSequence = Items(items)
     frame.FrameOfReferenceUID, frame.RTReferencedStudySequence = space, Items([study])
@@ -186,14 +171,13 @@ def _contours(number: int, masks: NDArray[np.bool_], source: Series) -> Dataset:
     item.ReferencedROINumber, item.ROIDisplayColor = number, list(COLOURS[(number - 1) % len(COLOURS)])
     drawn = b"".join(_drawn(masks, source))
     if drawn:
-        # As bytes already, which a file of implicit VR takes as they are: speckled labels have some 100,000 contours,
-        # and pydicom needs a millisecond for each.
+        # Encoded here, since pydicom takes a millisecond per contour and speckled labels have some 100,000.
         item.add(DataElement(Tag("ContourSequence"), "OB", drawn))
     return item
 
 
 def _drawn(masks: NDArray[np.bool_], source: Series) -> Iterator[bytes]:
-    """Yield the contours of a region, frame by frame, as items of a sequence."""
+    """Yield a region's contours as encoded items, frame by frame."""
     numbers = itertools.count(1)
     for frame, place, mask in zip(source.frames, source.places, masks, strict=True):
         if not mask.any():
@@ -202,12 +186,12 @@ def _drawn(masks: NDArray[np.bool_], source: Series) -> Iterator[bytes]:
         if source.has_frames:
             image.ReferencedFrameNumber = frame.number
         head = _encoded(image)
-        for outline in outlines(mask):
+        for outline in mask_contours(mask):
             yield _contour(next(numbers), outline @ place[:3, :2].T + place[:3, 3], head)
 
 
 def _encoded(image: Dataset) -> bytes:
-    """Return what a frame's contours begin with: the image that they lie on, and their kind."""
+    """Encode the start of a frame's contours: image and type."""
     item = Dataset()
     item.ContourImageSequence, item.ContourGeometricType = Items([image]), "CLOSED_PLANAR"
     buffer = DicomBytesIO()
@@ -217,7 +201,10 @@ def _encoded(image: Dataset) -> bytes:
 
 
 def _contour(number: int, points: Floats, head: bytes) -> bytes:
-    """Return one contour as an item of a sequence: implicit VR, little endian (PS3.5, sections 7.1.3 and 7.5)."""
+    """Encode one contour item (PS3.5, sections 7.1.3 and 7.5).
+
+    Implicit VR, little endian.
+    """
     values = {
         "NumberOfContourPoints": str(len(points)),
         "ContourNumber": str(number),
@@ -231,7 +218,7 @@ def _contour(number: int, points: Floats, head: bytes) -> bytes:
 
 
 def _header(keyword: str, length: int) -> bytes:
-    """Return an element's tag and how many bytes follow."""
+    """Encode an element's tag and length."""
     tag = ItemTag if keyword == "Item" else Tag(keyword)
     return struct.pack("<HHL", tag.group, tag.element, length)
 

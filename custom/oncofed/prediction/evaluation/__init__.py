@@ -1,1 +1,1 @@
-"""How a trained model does on labelled cases: over all, by subgroup, beside another model."""
+"""Evaluation of a model on labelled cases."""

@@ -1,4 +1,4 @@
-"""What to know before one believes an evaluation."""
+"""Caveats that come with an evaluation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NEW = "their scores say nothing of new patients"
 
 
 def of_calibration(model: TrainedModel) -> list[str]:
-    """Return by which temperature a classification was scored; of anything else nothing."""
+    """Return the temperature a classification was scored with."""
     if model.task.label_kind != "class":
         return []
     if model.temperature is None:
@@ -28,7 +28,7 @@ def of_calibration(model: TrainedModel) -> list[str]:
 def of_training(
     provenance: Mapping[str, Any], digest: str, lists: Mapping[str, str], cases: Sequence[Case]
 ) -> list[str]:
-    """Return what is known of whether a model has seen cases before.
+    """Return whether the model may have seen the cases.
 
     Args:
         provenance: of the model.
@@ -53,7 +53,7 @@ def of_training(
 
 
 def of_withheld(subgroups: Sequence[Subgroups]) -> list[str]:
-    """Return how many groups are not told, and why."""
+    """Return how many groups are withheld, and why."""
     hidden = [group for column in subgroups for group in column.groups if not group.scores]
     if not hidden:
         return []
@@ -63,7 +63,7 @@ def of_withheld(subgroups: Sequence[Subgroups]) -> list[str]:
 
 
 def of_many(subgroups: Sequence[Subgroups]) -> list[str]:
-    """Return how many differences between groups were looked at, and how many seem to be some by chance alone."""
+    """Return how many of the differences chance alone explains."""
     known = [one.interval for column in subgroups for one in column.differences if one.interval]
     apart = sum(low > 0 or high < 0 for low, high in known)
     if not known:
@@ -73,7 +73,7 @@ def of_many(subgroups: Sequence[Subgroups]) -> list[str]:
 
 
 def of_comparison(mine: JobSpec, its: JobSpec, found: Comparison) -> list[str]:
-    """Return what a comparison of two models, of two jobs, does not tell."""
+    """Return the limits of a comparison of two models."""
     remarks = []
     if found.rests_on_few:
         few = found.patients < LEAST_PATIENTS

@@ -1,4 +1,4 @@
-"""How a trained model does on a labelled dataset: over all, by subgroup, and beside another model."""
+"""Evaluates a model on a labelled dataset."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ import torch
 
 from oncofed.data.cases import Case, Cases, Problem, check_cases, deal_cases
 from oncofed.data.decisions import decided
-from oncofed.data.grouping import counted, told
+from oncofed.data.grouping import counted, finding_lines
 from oncofed.data.layouts.base import distinct_names
 from oncofed.data.manifest import MANIFEST_FILE, Manifest, read_manifest
 from oncofed.errors import DataError, SpecError
 from oncofed.machine import environment
 from oncofed.prediction.evaluation import caveats
-from oncofed.prediction.evaluation.columns import SIZES, Values, Wanted, grouped, known_columns, table_columns
-from oncofed.prediction.evaluation.handed_on import comparison_record, scores_record, subgroups_record
+from oncofed.prediction.evaluation.shareable import comparison_record, scores_record, subgroups_record
+from oncofed.prediction.evaluation.subgroup_columns import (
+    SIZES,
+    ColumnChoice,
+    Values,
+    group_cases,
+    known_columns,
+    table_columns,
+)
 from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, by_subgroup
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.tables import write_rows
@@ -31,47 +38,47 @@ from oncofed.report.evaluation import EvaluationRecord
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.comparison import Comparison, compare
 
-CASES_FILE = "cases.csv"  # it names cases, and stays at the site
+CASES_FILE = "cases.csv"  # names cases, so it stays at the site
 Lists = Literal["test", "validation", "training", "all"]
 LISTS: tuple[Lists, ...] = get_args(Lists)
-# Looked at without being asked for; the others are those of tables.
+# Columns analysed by default.
 _USUAL = ("vendor", "modality", "slices", "colour", *SIZES)
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What to evaluate.
+class EvaluationRequest:
+    """What to evaluate, on what, and how.
 
     Attributes:
-        model: the model.
-        folder: of the labelled dataset.
-        split: which of its patients, as the job deals them by its seed.
-        by: columns whose groups are told apart; none: what is known of scanner, image and reference.
-        table: with further columns.
-        against: another model, on the same patients.
-        margin: by how much the model may be worse than that one; None: as the job says.
+        model: model to evaluate.
+        folder: labelled dataset.
+        split: which patients, as the job's seed splits them.
+        by: columns that define subgroups; empty: those of scanner, image and reference.
+        table: table with further columns.
+        against: another model to compare with on the same patients.
+        margin: non-inferiority margin; None: the job's.
     """
 
     model: TrainedModel
     folder: Path
     split: Lists = "test"
-    by: tuple[Wanted, ...] = ()
+    by: tuple[ColumnChoice, ...] = ()
     table: Path | None = None
     against: TrainedModel | None = None
     margin: float | None = None
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A case as it was scored.
+class ScoredCase:
+    """One scored case.
 
     Attributes:
         case: the case.
-        list: of the job's deal, to which it belongs.
-        figures: by name; for the site's own eyes.
-        score: of the case alone, the higher the better; None where it has none.
+        list: its split in the job.
+        figures: metrics by name; they stay at the site.
+        score: of this case alone, higher is better; None if undefined.
     """
 
     case: Case
@@ -81,43 +88,43 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Evaluated:
-    """What was found.
+class EvaluationResult:
+    """Result of an evaluation.
 
     Attributes:
-        record: what may be handed on.
-        scores: over all cases, for the site's own eyes.
-        interval: of the metric, 95 %.
-        patients: how many.
-        seen: every case, the worst first; those without a score last.
+        record: what may leave the site.
+        scores: over all cases; they stay at the site.
+        interval: 95 % interval of the metric.
+        patients: number of patients.
+        scored_cases: all cases, worst first; those without a score last.
         subgroups: by column.
         comparison: with another model.
         set_aside: cases that could not be used.
-        columns: all that could be asked for.
+        columns: all available columns.
     """
 
     record: EvaluationRecord
     scores: Scores
     interval: tuple[float, float] | None
     patients: int
-    seen: tuple[Seen, ...]
+    scored_cases: tuple[ScoredCase, ...]
     subgroups: tuple[Subgroups, ...] = ()
     comparison: Comparison | None = None
     set_aside: tuple[Problem, ...] = ()
     columns: tuple[str, ...] = ()
 
 
-def evaluate(request: Request, device: torch.device, progress: Progress | None = None) -> Evaluated:
+def evaluate(request: EvaluationRequest, device: torch.device, progress: Progress | None = None) -> EvaluationResult:
     """Score a model on a dataset's labelled cases.
 
     Args:
         request: what to evaluate.
         device: to compute on.
-        progress: called with (what is done, how many, of how many).
+        progress: called with (step, number done, total).
 
     Raises:
-        DataError: the dataset has no case that the job can be scored on, or its table does not fit it.
-        SpecError: a column is not there, or the models cannot be compared.
+        DataError: no case of the dataset can be scored, or its table does not match.
+        SpecError: a column is missing, or the models cannot be compared.
     """
     progress = progress or (lambda what, done, total: None)
     model, task = request.model, request.model.task
@@ -145,7 +152,9 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
     ]
     if comparison and request.against:
         remarks += caveats.of_comparison(model.job, request.against.job, comparison)
-    seen = [Seen(c, lists[c.name], task.case_metrics(o), _score(task, o)) for c, o in zip(cases, found, strict=True)]
+    scored_cases = [
+        ScoredCase(c, lists[c.name], task.case_metrics(o), _score(task, o)) for c, o in zip(cases, found, strict=True)
+    ]
     record = EvaluationRecord(
         job=model.job.name,
         title=model.job.title,
@@ -164,12 +173,14 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
         ended=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         environment=environment(),
     )
-    return Evaluated(
+    return EvaluationResult(
         record=record,
         scores=scored,
         interval=scored.interval,
         patients=len(set(outcomes.patients)),
-        seen=tuple(sorted(seen, key=lambda one: (math.inf if one.score is None else one.score, one.case.name))),
+        scored_cases=tuple(
+            sorted(scored_cases, key=lambda one: (math.inf if one.score is None else one.score, one.case.name))
+        ),
         subgroups=tuple(subgroups),
         comparison=comparison,
         set_aside=tuple(aside),
@@ -178,19 +189,19 @@ def evaluate(request: Request, device: torch.device, progress: Progress | None =
 
 
 def digest_of_dataset(folder: Path) -> str:
-    """Return what tells a registered dataset from what it was before, as ``provenance.json`` has it."""
+    """Return a registered dataset's digest, as in ``provenance.json``."""
     return hashlib.sha256((folder / MANIFEST_FILE).read_bytes()).hexdigest()
 
 
-def write_cases(evaluated: Evaluated, folder: Path) -> Path:
-    """Write ``folder/cases.csv``, each case with its figures, readable by its owner alone, and return it."""
-    names = list(dict.fromkeys(name for one in evaluated.seen for name in one.figures))
+def write_cases(evaluated: EvaluationResult, folder: Path) -> Path:
+    """Write ``cases.csv`` with each case's metrics, for the owner only."""
+    names = list(dict.fromkeys(name for one in evaluated.scored_cases for name in one.figures))
     rows = (
         [
             *(one.case.name, one.case.patient, one.list, _cell(one.score)),
             *(_cell(one.figures.get(name)) for name in names),
         ]
-        for one in evaluated.seen
+        for one in evaluated.scored_cases
     )
     path = folder / CASES_FILE
     write_rows(path, ["case", "patient", "list", "score", *names], rows)
@@ -210,8 +221,8 @@ def _by_list(cases: Cases) -> dict[str, tuple[Case, ...]]:
     return {"test": cases.test, "validation": cases.validation, "training": cases.train}
 
 
-def _dealt(request: Request, manifest: Manifest) -> tuple[dict[str, str], list[Case]]:
-    """Return case -> list of the job's deal, and the dataset's labelled cases, each by a name of its own.
+def _dealt(request: EvaluationRequest, manifest: Manifest) -> tuple[dict[str, str], list[Case]]:
+    """Return each case's split, and the labelled cases, uniquely named.
 
     Raises:
         DataError: none has a label that the job can be scored by.
@@ -237,8 +248,8 @@ def _dealt(request: Request, manifest: Manifest) -> tuple[dict[str, str], list[C
     return {case.name: name for name, case in named}, [case for _, case in named]
 
 
-def _usable(request: Request, cases: Sequence[Case], progress: Progress) -> tuple[list[Case], list[Problem]]:
-    """Return the cases that can be scored, and those that cannot.
+def _usable(request: EvaluationRequest, cases: Sequence[Case], progress: Progress) -> tuple[list[Case], list[Problem]]:
+    """Return usable cases, and problems of the others.
 
     Raises:
         DataError: none can.
@@ -258,7 +269,7 @@ def _usable(request: Request, cases: Sequence[Case], progress: Progress) -> tupl
         problems |= {p.case: p for p in check_cases(cases, vocabulary, model.job.data, progress=advance)}
     left = [case for case in cases if case.name not in problems]
     if not left:
-        listed = "\n  ".join(told((problem.case, problem.what) for problem in problems.values()))
+        listed = "\n  ".join(finding_lines((problem.case, problem.what) for problem in problems.values()))
         raise DataError(f"{request.folder}: none of its {counted(len(cases), 'case')} fits the job:\n  {listed}")
     return left, list(problems.values())
 
@@ -266,8 +277,8 @@ def _usable(request: Request, cases: Sequence[Case], progress: Progress) -> tupl
 # --- subgroups
 
 
-def _known_columns(request: Request, cases: Sequence[Case]) -> tuple[dict[str, Values], int]:
-    """Return every column, with what it says of each case, and how many rows of the table are of none."""
+def _known_columns(request: EvaluationRequest, cases: Sequence[Case]) -> tuple[dict[str, Values], int]:
+    """Return all columns, and the table's number of unmatched rows."""
     known = known_columns(cases, request.model.job.task.vocabulary)
     if request.table is None:
         return known, 0
@@ -275,8 +286,8 @@ def _known_columns(request: Request, cases: Sequence[Case]) -> tuple[dict[str, V
     return known | more, unmatched
 
 
-def _wanted(request: Request, known: Mapping[str, Values]) -> list[Wanted]:
-    """Return the columns to look at.
+def _wanted(request: EvaluationRequest, known: Mapping[str, Values]) -> list[ColumnChoice]:
+    """Return the columns to analyse.
 
     Raises:
         SpecError: one is not there.
@@ -284,21 +295,21 @@ def _wanted(request: Request, known: Mapping[str, Values]) -> list[Wanted]:
     missing = [wanted.name for wanted in request.by if wanted.name not in known]
     if missing:
         raise SpecError(f"no column {missing[0]!r}; known are {', '.join(sorted(known)) or 'none'}. More: --table FILE")
-    return list(request.by) or [Wanted(name) for name in _USUAL if name in known]
+    return list(request.by) or [ColumnChoice(name) for name in _USUAL if name in known]
 
 
 def _by_columns(
-    task: Task[Any], outcomes: Outcomes, wanted: Sequence[Wanted], known: Mapping[str, Values], progress: Progress
+    task: Task[Any], outcomes: Outcomes, wanted: Sequence[ColumnChoice], known: Mapping[str, Values], progress: Progress
 ) -> list[Subgroups]:
-    """Return the groups of each column."""
-    columns = [grouped(one, known[one.name], outcomes.cases, 3 if one.name in SIZES else 4) for one in wanted]
+    """Return the subgroups of each column."""
+    columns = [group_cases(one, known[one.name], outcomes.cases, 3 if one.name in SIZES else 4) for one in wanted]
     return by_subgroup(task, outcomes, columns, lambda done: progress("subgroups", done, len(columns)))
 
 
 # --- another model
 
 
-def _require_comparable(request: Request) -> None:
+def _require_comparable(request: EvaluationRequest) -> None:
     other = request.against
     if other is None:
         if request.margin is not None:
@@ -318,7 +329,7 @@ def _require_comparable(request: Request) -> None:
 
 
 def _compare(
-    request: Request, cases: Sequence[Case], outcomes: Outcomes, device: torch.device, progress: Progress
+    request: EvaluationRequest, cases: Sequence[Case], outcomes: Outcomes, device: torch.device, progress: Progress
 ) -> Comparison | None:
     other, task = request.against, request.model.task
     if other is None:
@@ -331,7 +342,10 @@ def _compare(
 
 
 def _score(task: Task[Any], outcome: Any) -> float | None:
-    """Return how well a model does on one case alone; of a classification how likely it found the right class."""
+    """Return a single case's score.
+
+    For a classification, the probability of the true class.
+    """
     mean = task.summarise([("", outcome)]).mean
     if mean is not None:
         return mean

@@ -1,4 +1,7 @@
-"""A page about an evaluation: scores, subgroups, and the cases that the model does worst on. It stays at the site."""
+"""Page of an evaluation, with the worst cases.
+
+It shows patients' images and stays at the site.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jinja2 import Environment, PackageLoader
 
 from oncofed.data.grouping import counted
-from oncofed.data.manifest import write_whole
-from oncofed.prediction.evaluation.evaluate import Evaluated, Progress, Seen
+from oncofed.prediction.evaluation.evaluate import EvaluationResult, Progress, ScoredCase
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.private import FILE_OF_OWNER
+from oncofed.private_files import write_private
 from oncofed.report.html import line_styles, picture_svg
+from oncofed.report.pages import render
 from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.pictures import Picture
 
@@ -22,28 +24,28 @@ _LABELS = {metric.name: metric.label for metric in metrics_that_may_leave()}
 
 
 def write_page(
-    evaluated: Evaluated,
+    evaluated: EvaluationResult,
     model: TrainedModel,
     device: torch.device,
     folder: Path,
     worst: int,
     progress: Progress | None = None,
 ) -> Path:
-    """Write ``folder/evaluation.html``, whole or not at all, and return it.
+    """Write ``evaluation.html`` atomically.
 
     Args:
-        evaluated: what was found.
-        model: that was evaluated.
+        evaluated: result of the evaluation.
+        model: evaluated model.
         device: to compute pictures on.
-        folder: for the page.
-        worst: cases to show.
-        progress: called with (what is done, how many, of how many).
+        folder: output folder.
+        worst: number of cases to show.
+        progress: called with (step, number done, total).
     """
-    shown = [one for one in evaluated.seen if one.score is not None][:worst]
+    shown = [one for one in evaluated.scored_cases if one.score is not None][:worst]
     pictures = _pictures(shown, model, device, progress or (lambda what, done, total: None))
     drawn = [picture_svg(picture) for picture in pictures]
-    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
-    html = environment.get_template("evaluation.html").render(
+    html = render(
+        "evaluation.html",
         found=evaluated,
         record=evaluated.record,
         worst=list(zip(shown, drawn, strict=True)),
@@ -54,17 +56,22 @@ def write_page(
         counted=counted,
     )
     path = folder / PAGE_FILE
-    write_whole(path, html, FILE_OF_OWNER)
+    write_private(path, html.encode())
     return path
 
 
 def figure_name(name: str) -> str:
-    """Return a figure's name as people write it, such as "95 % Hausdorff distance (mm), liver" for hd95_mm.liver."""
+    """Return a metric's readable name.
+
+    Such as "95 % Hausdorff distance (mm), liver" for hd95_mm.liver.
+    """
     figure, _, of = name.partition(".")
     return ", ".join(part for part in (_LABELS.get(figure, figure.replace("_", " ")), of) if part)
 
 
-def _pictures(shown: Sequence[Seen], model: TrainedModel, device: torch.device, progress: Progress) -> list[Picture]:
+def _pictures(
+    shown: Sequence[ScoredCase], model: TrainedModel, device: torch.device, progress: Progress
+) -> list[Picture]:
     if not shown:
         return []
     network, pictures = model.network(device), []

@@ -1,4 +1,7 @@
-"""A model's scores by subgroup, and how far groups differ; of groups of few patients nothing is told."""
+"""Scores by subgroup, and differences between groups.
+
+Groups of few patients are withheld.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed.prediction.evaluation.columns import Column
-from oncofed.privacy.differencing import told_together
+from oncofed.prediction.evaluation.subgroup_columns import Column
+from oncofed.privacy.differencing import releasable_groups
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.resampling import Patients, expanded_interval, interval
@@ -21,7 +24,7 @@ Interval = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a model made of cases: each one's name, key of its patient, and outcome."""
+    """Per-case outcomes, with case and patient names."""
 
     cases: tuple[str, ...]
     patients: tuple[str, ...]
@@ -30,20 +33,23 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.cases)
 
-    def telling(self, task: Task[Any], numbers: Sequence[int] | None = None) -> frozenset[str]:
-        """Return the patients who stand behind the metric: whose images show some class, or are taken to."""
+    def contributing_patients(self, task: Task[Any], numbers: Sequence[int] | None = None) -> frozenset[str]:
+        """Return the patients who contribute to the metric.
+
+        Their images show a class, or are predicted to.
+        """
         chosen = range(len(self)) if numbers is None else numbers
         return frozenset(self.patients[n] for n in chosen if task.classes_told(self.found[n]))
 
-    def parts(self, numbers: Iterable[int]) -> dict[str, frozenset[int]]:
-        """Return the patients of some cases, each with those of them that are the patient's."""
+    def cases_by_patient(self, numbers: Iterable[int]) -> dict[str, frozenset[int]]:
+        """Return each patient's cases among some."""
         found: dict[str, set[int]] = defaultdict(set)
         for number in numbers:
             found[self.patients[number]].add(number)
         return {patient: frozenset(own) for patient, own in found.items()}
 
-    def pairs(self, numbers: Sequence[int] | None = None) -> list[tuple[str, Any]]:
-        """Return (patient, outcome) of cases by their numbers; None: of all."""
+    def patient_outcomes(self, numbers: Sequence[int] | None = None) -> list[tuple[str, Any]]:
+        """Return (patient, outcome) of some cases, by default all."""
         chosen = range(len(self)) if numbers is None else numbers
         return [(self.patients[n], self.found[n]) for n in chosen]
 
@@ -54,11 +60,11 @@ class Group:
 
     Attributes:
         name: of the group.
-        patients: how many.
-        cases: how many.
-        scores: None where they are withheld.
-        interval: of the metric, 95 %.
-        reason: why the scores are withheld; empty where they are not.
+        patients: number of patients.
+        cases: number of cases.
+        scores: None if withheld.
+        interval: 95 % interval of the metric.
+        reason: why the scores are withheld, else empty.
     """
 
     name: str
@@ -71,7 +77,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Difference:
-    """By how much a group's metric is above that of the column's largest group; the interval holds at 95 %."""
+    """Difference of a group's metric from the largest group's.
+
+    The interval holds at 95 %.
+    """
 
     group: str
     reference: str
@@ -81,7 +90,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Subgroups:
-    """A column's groups and how they differ."""
+    """A column's groups and their differences."""
 
     column: str
     groups: tuple[Group, ...]
@@ -91,15 +100,16 @@ class Subgroups:
 def by_subgroup(
     task: Task[Any], outcomes: Outcomes, columns: Sequence[Column], progress: Callable[[int], None] = lambda _: None
 ) -> list[Subgroups]:
-    """Return the scores of each column's groups, of which none gives away few patients beside those of all columns.
+    """Return each column's group scores that may be disclosed.
 
-    Patients are drawn with all their cases, once for all groups: a patient who is in two of them is drawn for both.
+    Together, the groups of all columns disclose nothing about few patients. Patients are resampled with all their
+    cases, once for all groups: a patient in two groups is drawn for both.
 
     Args:
-        task: of the model.
+        task: the model's task.
         outcomes: of all cases.
-        columns: that tell them apart.
-        progress: called with how many columns are done.
+        columns: that define the groups.
+        progress: called with the number of columns done.
     """
     at = {name: number for number, name in enumerate(outcomes.cases)}
     members = [[[at[case] for case in cases if case in at] for cases in column.groups.values()] for column in columns]
@@ -111,14 +121,14 @@ def by_subgroup(
     for done, (column, of_column) in enumerate(zip(columns, members, strict=True)):
         groups, metrics = [], []
         for number, (name, own) in enumerate(zip(column.groups, of_column, strict=True), first):
-            count, telling = len({outcomes.patients[n] for n in own}), outcomes.telling(task, own)
+            count, telling = len({outcomes.patients[n] for n in own}), outcomes.contributing_patients(task, own)
             if number in shown:
                 metrics.append(patients.metrics(draws, own))
-                scores = without_classes(task.summarise(outcomes.pairs(own)), silent[number])
+                scores = without_classes(task.summarise(outcomes.patient_outcomes(own)), silent[number])
                 groups.append(Group(name, count, len(own), scores, interval(metrics[-1], len(telling))))
             elif own:
-                few = len(telling) < LEAST_PATIENTS
-                reason = f"fewer than {LEAST_PATIENTS} patients" if few else "it would give others away"
+                is_small = len(telling) < LEAST_PATIENTS
+                reason = f"fewer than {LEAST_PATIENTS} patients" if is_small else "it would give others away"
                 groups.append(Group(name, count, len(own), None, None, reason))
         first += len(of_column)
         found.append(Subgroups(column.name, tuple(groups), _differences(groups, metrics)))
@@ -126,41 +136,41 @@ def by_subgroup(
     return found
 
 
-def shared_scores(task: Task[Any], outcomes: Outcomes) -> Scores:
-    """Return the scores over all cases that may be handed on: of a class that few patients have there are none."""
-    with_it = {name: outcomes.parts(_showing(task, outcomes, name)) for name in task.classes.values()}
-    few = {name for name, patients in with_it.items() if len(patients) < LEAST_PATIENTS}
-    return without_classes(task.summarise(outcomes.pairs()), few)
+def shareable_scores(task: Task[Any], outcomes: Outcomes) -> Scores:
+    """Return overall scores, without classes of few patients."""
+    with_it = {name: outcomes.cases_by_patient(_showing(task, outcomes, name)) for name in task.classes.values()}
+    small_groups = {name for name, patients in with_it.items() if len(patients) < LEAST_PATIENTS}
+    return without_classes(task.summarise(outcomes.patient_outcomes()), small_groups)
 
 
 def _told(task: Task[Any], outcomes: Outcomes, groups: Sequence[Sequence[int]]) -> tuple[set[int], list[set[str]]]:
-    """Return the groups whose scores are told, by number, and of each group the classes of which nothing is."""
+    """Return disclosable groups, and the hidden classes of each group."""
     telling = {n for n in range(len(outcomes)) if task.classes_told(outcomes.found[n])}
-    behind = [outcomes.parts(telling.intersection(own)) for own in groups]
-    people = [outcomes.parts(own) for own in groups]
-    few = frozenset(number for number, patients in enumerate(people) if len(patients) < LEAST_PATIENTS)
-    # What no case tells cannot give anybody away.
-    nothing = {number for number, patients in enumerate(behind) if not patients and number not in few}
-    shown = nothing | told_together(outcomes.parts(telling), behind, LEAST_PATIENTS, few)
+    behind = [outcomes.cases_by_patient(telling.intersection(own)) for own in groups]
+    people = [outcomes.cases_by_patient(own) for own in groups]
+    small_groups = frozenset(number for number, patients in enumerate(people) if len(patients) < LEAST_PATIENTS)
+    # Groups without a contributing case disclose nobody.
+    nothing = {number for number, patients in enumerate(behind) if not patients and number not in small_groups}
+    shown = nothing | releasable_groups(outcomes.cases_by_patient(telling), behind, LEAST_PATIENTS, small_groups)
     silent: list[set[str]] = [set() for _ in groups]
     for name in task.classes.values():
         cases = _showing(task, outcomes, name)
-        with_it = [outcomes.parts(cases.intersection(own)) for own in groups]
+        with_it = [outcomes.cases_by_patient(cases.intersection(own)) for own in groups]
         hidden = frozenset(range(len(groups))) - shown
-        told = told_together(outcomes.parts(cases), with_it, LEAST_PATIENTS, hidden)
+        releasable = releasable_groups(outcomes.cases_by_patient(cases), with_it, LEAST_PATIENTS, hidden)
         for number in range(len(groups)):
-            if with_it[number] and number not in told:
+            if with_it[number] and number not in releasable:
                 silent[number].add(name)
     return shown, silent
 
 
 def _showing(task: Task[Any], outcomes: Outcomes, name: str) -> set[int]:
-    """Return the numbers of the cases that contribute to a class's figures."""
+    """Return the cases that contribute to a class's metrics."""
     return {number for number, outcome in enumerate(outcomes.found) if name in task.classes_told(outcome)}
 
 
 def without_classes(scores: Scores, names: set[str]) -> Scores:
-    """Return scores without the figures of some classes."""
+    """Return scores without some classes."""
     more = {name: value for name, value in scores.extra_metrics.items() if name.partition(".")[2] not in names}
     return replace(scores, by_class={k: v for k, v in scores.by_class.items() if k not in names}, extra_metrics=more)
 

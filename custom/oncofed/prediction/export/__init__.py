@@ -1,1 +1,1 @@
-"""A trained model for other programs."""
+"""Exports of a trained model to other programs."""

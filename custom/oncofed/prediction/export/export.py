@@ -1,4 +1,7 @@
-"""A trained model for others' programs: a MONAI bundle, or ONNX; each checked on an example that stays beside it."""
+"""Exports a model as MONAI bundle or ONNX.
+
+Each export is checked on an example, which stays next to it.
+"""
 
 from __future__ import annotations
 
@@ -37,20 +40,20 @@ EXAMPLE_NAME = "example"
 PROBABILITY_TOLERANCE = 1e-5
 _CPU = torch.device("cpu")
 _PREDICTIONS = "predictions.json"
-# A process that has MONAI alone.
+# Runs a bundle in a process that cannot import oncofed.
 _ALONE = "import json, sys; sys.modules['oncofed'] = None; from monai.bundle import run; run(**json.loads(sys.argv[1]))"
-# Sides of a voxel of an example whose job has none, in mm.
+# Voxel size of the example in mm if the job sets none.
 _SIDES = (0.9, 1.1, 1.3)
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was exported.
+    """Result of an export.
 
     Attributes:
-        folder: of what was written.
-        form: what it is.
-        agreement: what the check on the example found, in words.
+        folder: exported files.
+        form: format.
+        agreement: result of the check on the example, in words.
         digest: SHA-256 of the weights.
     """
 
@@ -60,7 +63,7 @@ class Export:
     digest: str
 
     def as_json(self) -> dict[str, Any]:
-        """Return it for programs."""
+        """Return JSON values."""
         return {
             "folder": str(self.folder),
             "format": self.form,
@@ -70,22 +73,25 @@ class Export:
 
 
 def export(model: TrainedModel, form: Format, out: Path, progress: Progress = lambda _: None) -> Export:
-    """Write a model into ``out/bundle`` or ``out/onnx``, once it is found to answer as oncofed does on an example.
+    """Export a model after checking its answer on an example.
+
+    Writes ``out/bundle`` or ``out/onnx``.
 
     Args:
-        model: that is exported.
-        form: what it is exported as.
-        out: folder in which it comes.
-        progress: told what is done next.
+        model: model to export.
+        form: format.
+        out: parent folder.
+        progress: called with the next step.
 
     Raises:
-        SpecError: it cannot be exported so, is there already, or needs a package that is not installed.
-        TrainingError: what was exported answers otherwise; nothing is left of it.
+        SpecError: the format cannot hold it, the folder exists, or a package is missing.
+        TrainingError: the export answers differently; nothing is left of it.
     """
-    if model.job.model.code:
+    code = model.job.model.code
+    if code and form == "onnx":
         raise SpecError(
-            f"the job {model.job.name} trains a pack's code ({model.job.model.code[:12]}…), which neither a bundle nor "
-            "ONNX can vouch for. Hand on the run's folder together with the pack"
+            f"the job {model.job.name} trains a pack's code ({code[:12]}…), which ONNX cannot vouch for. Hand on the "
+            "run's folder together with the pack"
         )
     if form == "onnx":
         require_onnx()
@@ -96,7 +102,10 @@ def export(model: TrainedModel, form: Format, out: Path, progress: Progress = la
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """Yield a folder that gets its name once all is in it; nothing is left where something fails."""
+    """Yield a folder that is renamed once complete.
+
+    Nothing is left after a failure.
+    """
     if folder.exists():
         raise SpecError(f"{folder}: is there already. Name another folder (--out), or remove it")
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -113,11 +122,15 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
     progress("writing the bundle")
     values = model.job.model_dump(mode="json", by_alias=True)
     written = model.job.plan().write_bundle(folder, model.job.title, model.weights, values)
-    assert written is not None  # only a pack's is not written
     for path in written.iterdir():
         path.rename(folder / path.name)
     written.rmdir()
     _take_along(model, folder)
+    if model.job.model.code:
+        return (
+            f"it holds the weights and answers nothing: it needs the pack {model.job.model.code[:12]}…, whose code no "
+            "bundle holds. Hand on the run's folder together with the pack"
+        )
     images, answers = folder / EXAMPLE_NAME / "images", folder / EXAMPLE_NAME / "answers"
     images.mkdir(parents=True)
     progress("answering for the example")
@@ -128,11 +141,11 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
 
 
 def _take_along(model: TrainedModel, bundle: Path) -> None:
-    """Put what is known of a model into its bundle, and its card into the bundle's ``docs``."""
-    beside, docs = model.folder / MODEL_FOLDER, Path("docs")
-    complete_bundle(bundle, [beside, model.folder])
+    """Copy the model's records and card into its bundle."""
+    model_folder, docs = model.folder / MODEL_FOLDER, Path("docs")
+    complete_bundle(bundle, [model_folder, model.folder])
     for name in (CARD_JSON, CARD_MARKDOWN):
-        for path in (beside / name, model.folder / docs / name):
+        for path in (model_folder / name, model.folder / docs / name):
             if path.is_file():
                 shutil.copyfile(path, bundle / docs / name)
                 break
@@ -160,7 +173,7 @@ def _run_alone(bundle: Path, images: Path, answers: Path, more: dict[str, Any]) 
 
 
 def _compared(expected: NDArray[Any], answers: Path) -> str:
-    """Return in words how well what a bundle answered agrees, or raise where it does not."""
+    """Return the agreement in words; raise if the answers differ."""
     files = sorted(answers.iterdir())
     if not files:
         raise TrainingError("the bundle wrote no answer for its example")
@@ -184,7 +197,7 @@ def _compared(expected: NDArray[Any], answers: Path) -> str:
 
 
 def _example(model: TrainedModel, folder: Path) -> tuple[NDArray[Any], dict[str, Any]]:
-    """Write an image of noise, which shows nobody, and return what oncofed says of it, and further settings."""
+    """Write a noise image; return its prediction and extra settings."""
     data, task = model.job.data, model.task
     rng = np.random.default_rng(0)
     network = model.network(_CPU)
@@ -204,7 +217,10 @@ def _example(model: TrainedModel, folder: Path) -> tuple[NDArray[Any], dict[str,
 
 
 def _write_example(data: DataSpec, folder: Path, rng: np.random.Generator) -> tuple[Path, tuple[float, ...] | None]:
-    """Write one image as the job takes it, and return it with the pixel size that its file cannot say."""
+    """Write an image as the job expects it.
+
+    Returns its path, and the pixel size that the file cannot hold.
+    """
     sizes = [side + side // 4 + 3 for side in data.patch]
     if data.size_range:
         sizes = [int(np.clip(size, *data.size_range)) for size in sizes]

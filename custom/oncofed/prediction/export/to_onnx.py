@@ -1,4 +1,4 @@
-"""A network as ONNX, which other programs than PyTorch run; what is done to an image before and after stays outside."""
+"""Exports a network as ONNX, without pre- and post-processing."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from oncofed.tasks.bundled import answer_of
 
 ONNX_NAME = "onnx"
 MODEL_FILE, EXAMPLE_FILE, DESCRIPTION_FILE = "model.onnx", "example.safetensors", "model.json"
-# Of the largest output's size: kernels of ONNX Runtime add up in another order.
+# Relative to the largest output: ONNX Runtime's kernels sum in another order.
 TOLERANCE = 1e-4
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-# A protocol buffer, which a file of ONNX is, holds no more.
+# Limit of a protocol buffer, which an ONNX file is.
 _LARGEST = 1 << 31
 _BATCHES, _TILES = 1 << 16, 1 << 20
 
 
 def require_onnx() -> None:
-    """Refuse where the packages for ONNX are missing.
+    """Check that the packages for ONNX are installed.
 
     Raises:
         SpecError: they are.
@@ -44,16 +44,18 @@ def require_onnx() -> None:
 
 
 def write_onnx(model: TrainedModel, folder: Path, progress: Callable[[str], None]) -> str:
-    """Write ``model.onnx``, an example with its output, and a description; return in words how well they agree.
+    """Write ``model.onnx``, an example and a description.
+
+    Returns in words how well the outputs agree.
 
     Args:
-        model: that is exported.
-        folder: there already.
-        progress: told what is done next.
+        model: model to export.
+        folder: existing folder.
+        progress: called with the next step.
 
     Raises:
         SpecError: the network cannot be exported.
-        TrainingError: ONNX Runtime answers otherwise than PyTorch.
+        TrainingError: ONNX Runtime and PyTorch disagree.
     """
     task, data = model.task, model.job.data
     network = model.network(torch.device("cpu"))
@@ -106,7 +108,7 @@ def _trace(network: nn.Module, inputs: dict[str, Tensor], path: Path, bag: bool)
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keep what the exporter prints of its work from a command's output."""
+    """Silence the exporter's progress output."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -119,15 +121,18 @@ def _quietly() -> Iterator[None]:
 
 
 def _apart(network: nn.Module, inputs: dict[str, Tensor], path: Path) -> float:
-    """Return how far ONNX Runtime's output is from PyTorch's, for both samples of the example and for one alone."""
+    """Return the largest output difference between ONNX Runtime and PyTorch.
+
+    For both samples of the example, and for one alone.
+    """
     import onnxruntime  # noqa: PLC0415 - an extra, for this alone
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     found = []
-    for few in (inputs, {name: value[:1] for name, value in inputs.items()}):
+    for samples in (inputs, {name: value[:1] for name, value in inputs.items()}):
         with torch.no_grad():
-            expected = network(*few.values()).numpy()
-        given = session.run(None, {name: value.numpy() for name, value in few.items()})[0]
+            expected = network(*samples.values()).numpy()
+        given = session.run(None, {name: value.numpy() for name, value in samples.items()})[0]
         found.append(float(np.abs(given - expected).max()) if given.shape == expected.shape else float("inf"))
     return max(found)
 
@@ -135,15 +140,15 @@ def _apart(network: nn.Module, inputs: dict[str, Tensor], path: Path) -> float:
 def _describe(model: TrainedModel, folder: Path, shape: tuple[int, ...]) -> None:
     job, plan = model.job, model.job.plan()
     answer = answer_of(job.task, job.data)
-    said = metadata(job.title, plan.network_request, job.data, model.task.classes, answer, [])
+    described = metadata(job.title, plan.network_request, job.data, model.task.classes, answer, [])
     kept = ("task", "description", "intended_use", "network_data_format", "encoder", "tiling")
     form = {
-        **{name: said[name] for name in kept if name in said},
+        **{name: described[name] for name in kept if name in described},
         "weights": model.digest,
         "example": {"file": EXAMPLE_FILE, "shape": list(shape)},
         "preprocessing": "not part of this file: as configs/inference.json of the model's bundle does it",
         "output": "logits: neither temperature nor softmax nor anything after them is part of this file",
     }
     if model.temperature is not None:
-        form["temperature"] = model.temperature  # that logits are yet to be divided by
+        form["temperature"] = model.temperature  # not applied to the logits yet
     (folder / DESCRIPTION_FILE).write_text(json.dumps(form, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""What is written of each case, whole or not at all: labels, measurements, objects, classes, slides, a page."""
+"""Output files of each case, written completely or not."""

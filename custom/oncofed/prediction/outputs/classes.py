@@ -1,8 +1,7 @@
-"""What images and slides as a whole were taken for: probabilities, and which places of an image speak for it."""
+"""Writes class probabilities and saliency maps."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,22 @@ from oncofed.data.cases import Case
 from oncofed.data.images import LoadedImage
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_whole
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.outputs.evidence import Evidence, Explainer, placed
-from oncofed.prediction.outputs.heat import as_pixels, painted
-from oncofed.prediction.predicted import Predicted
+from oncofed.prediction.outputs.heatmap import overlay_heatmap, to_rgb
+from oncofed.prediction.outputs.records import json_text
+from oncofed.prediction.outputs.saliency import Explainer, SaliencyMap, resample_heat
 
-# Of each network the one that explains it: which of its layers tells is found out once.
+# One explainer per network, since finding its feature layer takes time.
 _EXPLAINERS: WeakKeyDictionary[nn.Module, Explainer] = WeakKeyDictionary()
 
 
 def class_record(probabilities: Mapping[str, float], calibrated: bool) -> dict[str, Any]:
-    """Return what a case was taken for, as one row of a table.
+    """Return a classification as one table row.
 
     Args:
         probabilities: class -> probability, in the order of the label values, from 0.
-        calibrated: a temperature was learned for them.
+        calibrated: whether a temperature was learned.
     """
     name = max(probabilities, key=lambda name: probabilities[name])
     found = {"value": list(probabilities).index(name), "name": name, "probability": probabilities[name]}
@@ -41,10 +41,10 @@ def class_record(probabilities: Mapping[str, float], calibrated: bool) -> dict[s
 
 
 def class_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each case that was taken for a class.
+    """Return one row per classified case.
 
     Args:
-        records: of cases, as ``case.json`` has them.
+        records: contents of ``case.json``.
     """
     rows = []
     for record in records:
@@ -55,63 +55,60 @@ def class_rows(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_classes(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
-    """Write ``NAME_classes.json``, what an image or a slide was taken for, and return it."""
-    assert predicted.probabilities is not None
-    shares = dict(zip(model.task.classes.values(), predicted.probabilities.tolist(), strict=True))
-    record = {"case": predicted.source.name, "model": model.digest}
-    record |= class_record(shares, predicted.temperature is not None)
-    path = folder / f"{predicted.source.name}_classes.json"
-    path.write_text(
-        json.dumps({**record, "temperature": predicted.temperature}, indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
+def write_classes(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write ``NAME_classes.json``."""
+    assert prediction.probabilities is not None
+    shares = dict(zip(model.task.classes.values(), prediction.probabilities.tolist(), strict=True))
+    record = {"case": prediction.source.name, "model": model.digest}
+    record |= class_record(shares, prediction.temperature is not None)
+    path = folder / f"{prediction.source.name}_classes.json"
+    path.write_text(json_text({**record, "temperature": prediction.temperature}), encoding="utf-8")
     return [path]
 
 
-def write_evidence(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
-    """Write which places of an image speak for its class, and return it.
+def write_saliency(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write which image regions support the predicted class.
 
-    ``NAME_evidence.png``, the image with the map over it, or of a volume ``NAME_evidence.nii.gz``, the map on the
-    volume's own grid; ``NAME_evidence.json`` says how it was found.
+    ``NAME_evidence.png`` shows the map over the image; of a volume, ``NAME_evidence.nii.gz`` holds the map on the
+    volume's own grid. ``NAME_evidence.json`` names the method.
     """
-    assert predicted.probabilities is not None
-    network = predicted.network or model.network(torch.device("cpu"))
+    assert prediction.probabilities is not None
+    network = prediction.network or model.network(torch.device("cpu"))
     explainer = _EXPLAINERS.get(network) or _EXPLAINERS.setdefault(network, Explainer(network))
-    name, value = predicted.source.name, int(predicted.probabilities.argmax())
-    image = predicted.source.case.read_image()
-    evidence = evidence_of(explainer, predicted.source.case, image, model.job.data, value)
+    name, value = prediction.source.name, int(prediction.probabilities.argmax())
+    image = prediction.source.case.read_image()
+    evidence = saliency_map(explainer, prediction.source.case, image, model.job.data, value)
     if image.dimensions == 2:
         path = folder / f"{name}_evidence.png"
-        Image.fromarray(painted(as_pixels(image.values), evidence.heat.T)).save(path)
+        Image.fromarray(overlay_heatmap(to_rgb(image.values), evidence.heat.T)).save(path)
     else:
         path = folder / f"{name}_evidence.nii.gz"
         write_heat_volume(evidence.heat, image.affine, path)
-    said = {"case": name, "model": model.digest, "value": value, "name": model.task.classes[value]}
-    said["method"] = evidence.method
-    beside = folder / f"{name}_evidence.json"
-    beside.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return [path, beside]
+    record = {"case": name, "model": model.digest, "value": value, "name": model.task.classes[value]}
+    record["method"] = evidence.method
+    record_path = folder / f"{name}_evidence.json"
+    record_path.write_text(json_text(record), encoding="utf-8")
+    return [path, record_path]
 
 
-def evidence_of(explainer: Explainer, case: Case, image: LoadedImage, data: DataSpec, value: int) -> Evidence:
-    """Return which places of a case's image speak for a class, on the image's own grid.
+def saliency_map(explainer: Explainer, case: Case, image: LoadedImage, data: DataSpec, value: int) -> SaliencyMap:
+    """Return a class's saliency map on the image's own grid.
 
     Args:
         explainer: of the network.
-        case: whose image it is.
-        image: the same, as read.
-        data: the job's, which says how the network sees it.
-        value: of the class.
+        case: the case.
+        image: its image, as read.
+        data: the job's data settings, for preprocessing.
+        value: label value of the class.
     """
-    seen = load_whole(data)(case)["image"]
-    found = explainer.explain(seen.as_tensor(), value)
-    heat = placed(found.heat, seen.affine.cpu().numpy(), image.affine, image.shape)
-    return Evidence(heat, found.method)
+    network_input = load_whole(data)(case)["image"]
+    found = explainer.explain(network_input.as_tensor(), value)
+    heat = resample_heat(found.heat, network_input.affine.cpu().numpy(), image.affine, image.shape)
+    return SaliencyMap(heat, found.method)
 
 
 def write_heat_volume(heat: NDArray[np.float32], affine: NDArray[np.float64], path: Path) -> None:
-    """Write a map of a volume as NIfTI.
+    """Write a saliency map of a volume as NIfTI.
 
     Args:
         heat: (x, y, z).

@@ -1,4 +1,7 @@
-"""Objects as QuPath reads them: GeoJSON (RFC 7946) in pixels of an image's finest level, x to the right and y down."""
+"""GeoJSON objects for QuPath (RFC 7946), in pixels.
+
+Coordinates are pixels of the finest level, x to the right and y down.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from oncofed.prediction.outputs.outlines import Polygon
+from oncofed.prediction.outputs.polygons import Polygon
 from oncofed.report.planes import colour
 
 Kind = Literal["annotation", "detection"]
 
-# Whatever has this namespace was named by oncofed; RFC 9562, section 5.5.
+# Namespace of our identifiers (RFC 9562, section 5.5).
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "oncofed/prediction")
 
 
@@ -23,14 +26,14 @@ def feature(
     category: tuple[int, str] | None,
     measurements: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Return one object.
+    """Return one GeoJSON feature.
 
     Args:
-        polygons: whose rings are closed; several make a MultiPolygon.
-        kind: QuPath's kind of object: a detection is measured and not drawn on, of which there may be many.
-        key: what the object's identifier follows from, so that whoever predicts again finds the same.
-        category: its class, label value and name; None: it has none.
-        measurements: by name, as QuPath shows them.
+        polygons: with closed rings; several make a MultiPolygon.
+        kind: QuPath's object type. Detections cannot be edited and may be numerous.
+        key: determines the identifier, so that repeated predictions agree.
+        category: label value and name of its class; None: none.
+        measurements: by name, as QuPath displays them.
     """
     single = len(polygons) == 1
     properties: dict[str, Any] = {"objectType": kind}
@@ -50,7 +53,7 @@ def feature(
 
 
 def collection(features: Iterable[Mapping[str, Any]]) -> str:
-    """Return objects as the text of a GeoJSON file, one a line."""
+    """Return a GeoJSON file's text, one object per line."""
     lines = ",\n".join(json.dumps(each, ensure_ascii=False, separators=(",", ":")) for each in features)
     return f'{{"type":"FeatureCollection","features":[\n{lines}\n]}}\n'
 
@@ -61,5 +64,5 @@ def rectangle(left: float, top: float, right: float, bottom: float) -> Polygon:
 
 
 def rgb(value: int) -> list[int]:
-    """Return a label value's colour as red, green and blue."""
+    """Return a label value's colour as RGB."""
     return list(bytes.fromhex(colour(value).removeprefix("#")))

@@ -1,4 +1,4 @@
-"""A segmentation as a file on its input's own grid: NIfTI for a volume, PNG for a flat image."""
+"""Writes segmentations on their image's grid, as NIfTI or PNG."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from oncofed.data.converted import write_image
 from oncofed.data.formats.nifti import beginning, nifti_header, open_nifti
 from oncofed.data.images import LoadedImage, image_format
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.predicted import Predicted
 from oncofed.tasks.inferred import LabelMap
 
-# Of NIfTI: values are labels (nifti1.h, NIFTI_INTENT_LABEL).
+# NIfTI intent for label values (nifti1.h, NIFTI_INTENT_LABEL).
 _LABELS = "label"
-# Millimetres of a unit of length, by its code in a header.
+# NIfTI unit code -> millimetres.
 _MM = {1: 1e3, 3: 1e-3}
 _SAME_MM = 1e-4
 _DESCRIPTION = b"oncofed; research only"
-# Fields of a header that say where an image lies; no other one is copied, since text may name a patient.
+# Header fields of the geometry. Others are not copied, since their text may name a patient.
 _PLACE = (
     "pixdim",
     "qform_code",
@@ -40,35 +40,37 @@ _PLACE = (
 )
 
 
-def write_labels(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
-    """Write ``NAME_seg.nii.gz``, or ``NAME_seg.png`` of a flat image, and return it."""
+def write_labels(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write ``NAME_seg.nii.gz``, or ``NAME_seg.png`` for a flat image."""
     del model
-    found = predicted.found
+    found = prediction.found
     assert isinstance(found, LabelMap)
     values = found.values.cpu().numpy()
-    name = f"{predicted.source.name}_seg"
+    name = f"{prediction.source.name}_seg"
     if values.ndim == 2:
         path = folder / f"{name}.png"
         write_image(path, LoadedImage(values[..., None], found.affine, str(values.dtype)))
         return [path]
     path = folder / f"{name}.nii.gz"
-    nib.save(labels_image(values, found.affine, predicted.source.case.image), path)
+    nib.save(labels_image(values, found.affine, prediction.source.case.image), path)
     return [path]
 
 
 def labels_image(values: NDArray[Any], affine: NDArray[np.float64], image: Path) -> nib.Nifti1Image:
-    """Return label values as NIfTI that lies as the image does, in its units and by its codes where it is NIfTI too.
+    """Return labels as NIfTI with the image's geometry.
+
+    If the image is NIfTI, its units and transform codes are kept.
 
     Args:
         values: (x, y, z), uint8 or int16.
         affine: (4, 4), from voxels to RAS+ in mm.
-        image: that was segmented.
+        image: segmented image file.
     """
     place = _place_of(image, affine, values.shape)
     if place is None:
         labels = nib.Nifti1Image(values, affine)
         labels.header.set_xyzt_units("mm")
-        # As scanners say it: not aligned with anything but themselves.
+        # Code 1, scanner coordinates.
         labels.set_sform(affine, 1)
         labels.set_qform(affine, 1)
         if not np.allclose(labels.get_qform(), affine, atol=_SAME_MM):
@@ -86,7 +88,7 @@ def labels_image(values: NDArray[Any], affine: NDArray[np.float64], image: Path)
 
 
 def _place_of(image: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) -> Any:
-    """Return the header of an image that is NIfTI and lies so; None where its header does not say it by itself."""
+    """Return an image's NIfTI header if its geometry is valid."""
     if image_format(image) != "nifti":
         return None
     with open_nifti(image) as (file, _):

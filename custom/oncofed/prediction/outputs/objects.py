@@ -1,8 +1,7 @@
-"""What was found as single objects: GeoJSON for QuPath, a label image, a table of objects, counts and areas."""
+"""Writes detected objects: GeoJSON, label image, table, summary."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,30 +12,31 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
 from oncofed.prediction.outputs.labels import labels_image
-from oncofed.prediction.outputs.outlines import outlines
+from oncofed.prediction.outputs.polygons import object_polygons
+from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.outputs.tables import write_rows
-from oncofed.prediction.predicted import Predicted
 from oncofed.tasks.inferred import ObjectMap
 
 Numbers = NDArray[np.int32]
 _MICRONS = 1000.0  # per mm
-_WITHOUT_SIZE = 1e6  # pixels, or voxels, per which objects are counted where no size is known
+_WITHOUT_SIZE = 1e6  # pixels or voxels of the density's unit if their size is unknown
 _AXES = "xyz"
 
 
 @dataclass(frozen=True)
 class ObjectTable:
-    """Every object of an image, one a row.
+    """All objects of an image, one per row.
 
     Attributes:
-        numbers: of the objects, (object,), rising.
+        numbers: object numbers, (object,), rising.
         sizes: pixels or voxels, (object,) int64.
-        centres: centre of mass, (object, axis). Corners of the first pixel are 0 and 1, so that its centre is at 0.5.
-        eccentricity: of the ellipse, or the ellipsoid's largest section, that has the object's second moments: 0 a
-            circle, near 1 a line; (object,).
+        centres: centre of mass, (object, axis). The first pixel's centre is at 0.5.
+        eccentricity: of the ellipse (or the ellipsoid's largest section) with the same second moments: 0 a circle, near
+            1 a line; (object,).
         shape: of the image.
         spacing: pixel size along each axis in mm; None: not known.
     """
@@ -56,7 +56,7 @@ class ObjectTable:
         return np.asarray(self.sizes * np.prod(np.array(self.spacing) * _MICRONS), np.float64)
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the table by the names of its columns."""
+        """Return the table by column name."""
         flat = len(self.shape) == 2
         pixel, size, power = ("px", "area", "um2") if flat else ("voxel", "volume", "um3")
         found: dict[str, list[Any]] = {"number": self.numbers.tolist()}
@@ -69,7 +69,7 @@ class ObjectTable:
         return found
 
     def summary(self, name: str) -> dict[str, Any]:
-        """Return how many objects of a class there are, how large, and how dense over the whole image."""
+        """Return count, size and density over the whole image."""
         flat = len(self.shape) == 2
         pixel, size = ("px", "area") if flat else ("voxel", "volume")
         everything = float(np.prod(self.shape))
@@ -91,7 +91,7 @@ class ObjectTable:
 
 
 def measure(numbers: Numbers, spacing: Sequence[float] | None) -> ObjectTable:
-    """Return every object of an image.
+    """Measure every object of an image.
 
     Args:
         numbers: (x, y[, z]), a number for each object, zero elsewhere.
@@ -111,27 +111,34 @@ def measure(numbers: Numbers, spacing: Sequence[float] | None) -> ObjectTable:
     for one in range(numbers.ndim):
         for other in range(one, numbers.ndim):
             second = np.bincount(rows, offsets[one] * offsets[other], count) / sizes
-            # A pixel is a square, not a point.
+            # Second moment of a square pixel.
             covariance[:, one, other] = covariance[:, other, one] = second + (one == other) * sides[one] ** 2 / 12
     spread = np.linalg.eigvalsh(covariance)  # rising
     eccentricity = np.sqrt(np.clip(1 - spread[:, 0] / spread[:, -1], 0, 1))
     known = None if spacing is None else tuple(float(side) for side in spacing)
-    return ObjectTable(present, sizes, centres + 0.5, eccentricity, numbers.shape, known)
+    return ObjectTable(
+        numbers=present,
+        sizes=sizes,
+        centres=centres + 0.5,
+        eccentricity=eccentricity,
+        shape=numbers.shape,
+        spacing=known,
+    )
 
 
 def object_features(numbers: Numbers, table: ObjectTable, name: str, key: str) -> list[dict[str, Any]]:
-    """Return the objects of a flat image as GeoJSON features.
+    """Return a flat image's objects as GeoJSON features.
 
     Args:
         numbers: (x, y), a number for each object, zero elsewhere.
         table: of the same objects.
         name: of their class.
-        key: what the objects' identifiers follow from, together with their numbers.
+        key: determines the objects' identifiers, with their numbers.
 
     Raises:
         DataError: the image is a volume.
     """
-    polygons = outlines(numbers)
+    polygons = object_polygons(numbers)
     microns = table.micron_sizes
     features = []
     for row, (number, size) in enumerate(zip(table.numbers.tolist(), table.sizes.tolist(), strict=True)):
@@ -143,20 +150,20 @@ def object_features(numbers: Numbers, table: ObjectTable, name: str, key: str) -
     return features
 
 
-def write_objects(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
-    """Write what was found in one image, and return it.
+def write_objects(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write the detected objects of one image.
 
     ``NAME_objects.geojson``, ``NAME_labels.tif``, ``NAME_objects.csv`` and ``NAME_objects.json``; of a volume
     ``NAME_labels.nii.gz`` and no GeoJSON.
     """
-    found, source = predicted.found, predicted.source
+    found, source = prediction.found, prediction.source
     assert isinstance(found, ObjectMap)
     name, spacing = model.task.classes[1], source.entry.spacing
     table = measure(found.numbers, spacing)
     paths = {end: folder / f"{source.name}_objects.{end}" for end in ("csv", "json")}
     write_table(table, name, paths["csv"])
     summary = {"case": source.name, "model": model.digest, **table.summary(name)}
-    paths["json"].write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    paths["json"].write_text(json_text(summary), encoding="utf-8")
     if found.numbers.ndim == 2:
         paths["geojson"] = folder / f"{source.name}_objects.geojson"
         key = f"{source.entry.checksum or source.name}/{model.digest}"
@@ -172,7 +179,9 @@ def write_objects(predicted: Predicted, model: TrainedModel, folder: Path) -> li
 
 
 def write_label_image(numbers: Numbers, spacing: Sequence[float] | None, path: Path) -> None:
-    """Write the objects of a flat image as TIFF of 16 bits, or of 32 where there are more than 65,535.
+    """Write a flat label image as 16- or 32-bit TIFF.
+
+    32 bits are used from 65,536 objects on.
 
     Args:
         numbers: (x, y), a number for each object, zero elsewhere.
@@ -197,7 +206,7 @@ def _kind(numbers: Numbers) -> type[np.unsignedinteger[Any]]:
 
 
 def write_table(table: ObjectTable, name: str, path: Path) -> None:
-    """Write every object as a row of a CSV file.
+    """Write one CSV row per object.
 
     Args:
         table: of the objects.

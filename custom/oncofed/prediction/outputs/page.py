@@ -1,4 +1,4 @@
-"""``predictions.html``: each case with what was found on it, the least trustworthy first. It stays at the site."""
+"""Page with pictures of the predictions, for the site."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from oncofed.data.manifest import write_whole
 from oncofed.data.register_options import Progress
-from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.outputs.figures import table_of
-from oncofed.prediction.outputs.heat import gradient
-from oncofed.prediction.private import FILE_OF_OWNER
-from oncofed.prediction.run import CASES_FOLDER, RESEARCH_ONLY, Predictions, source_said
+from oncofed.prediction.outputs.case_rows import display_table
+from oncofed.prediction.outputs.heatmap import css_gradient
+from oncofed.prediction.predictions import Predictions, describe_source
+from oncofed.prediction.results_folder import CASES_FOLDER, RESEARCH_ONLY
 from oncofed.prediction.sources import Source, Sources
-from oncofed.prediction.trust.summary import VERDICTS, of_most
-from oncofed.report.planes import FLAT_SIDE, Drawing, Drawn, colour, dash, draw
+from oncofed.prediction.trust.summary import VERDICTS, common_warnings
+from oncofed.private_files import write_private
+from oncofed.report.pages import render
+from oncofed.report.planes import FLAT_SIDE, Drawing, Drawn, draw_all, legend
 
 PAGE_FILE = "predictions.html"
 _MOST_SHOWN = 100
 _MOST_PIXELS = 640  # along a side of a picture
-# Cases from which several processes draw.
+# Fewest cases that are drawn by several processes.
 _FEWEST_FOR_PROCESSES = 8
 
 
@@ -41,12 +40,12 @@ class _Shown:
     record: Mapping[str, Any]
     drawn: Drawn | None
     images: Sequence[Mapping[str, Any]]
-    told: str
+    verdict: str
     series: str
     legend: Sequence[tuple[str, str, str]]
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
-    doubts: Sequence[str]
+    reasons: Sequence[str]
 
 
 def write_page(
@@ -57,48 +56,49 @@ def write_page(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write the page, whole or not at all, and return it.
+    """Write the page atomically.
 
     Args:
-        found: what was predicted.
-        sources: of it.
-        model: that predicted.
+        found: the predictions.
+        sources: their sources.
+        model: model that predicted.
         out: folder of the predictions.
-        workers: processes that draw; None: one a core.
-        progress: called with (what is done, how many, of how many).
+        workers: drawing processes; None: one per core.
+        progress: called with (step, number done, total).
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the page is not writable.
     """
     by_name = {source.name: source for source in sources.cases}
     records = sorted(found.now, key=lambda record: (-_doubt(record), record["name"]))[:_MOST_SHOWN]
-    drawn = _draw([_drawing(by_name[record["name"]], record, model, out) for record in records], workers, progress)
-    environment = Environment(loader=PackageLoader("oncofed.report"), autoescape=True, trim_blocks=True)
-    html = environment.get_template("predictions.html").render(
+    drawings = [_drawing(by_name[record["name"]], record, model, out) for record in records]
+    drawn = draw_all(drawings, workers, _FEWEST_FOR_PROCESSES, progress)
+    html = render(
+        "predictions.html",
         job=model.job,
         digest=model.digest,
         research_only=RESEARCH_ONLY,
         count=len(found.now),
         unseen=len(found.now) - len(records),
         volumes=model.job.data.dimensions == 3,
-        of_most=of_most(found.now),
-        heat=gradient(),
+        common_warnings=common_warnings(found.now),
+        heat=css_gradient(),
         set_aside=found.set_aside,
         cases=[_shown(record, drawn.get(record["name"]), model, out) for record in records],
     )
     path = out / PAGE_FILE
-    write_whole(path, html, FILE_OF_OWNER)
+    write_private(path, html.encode())
     return path
 
 
 def _doubt(record: Mapping[str, Any]) -> float:
-    """Return how little a prediction is to be trusted; 0 where nothing is known of it."""
+    """Return how little to trust a prediction; 0 if unknown."""
     trust = record["trust"] or {}
     return {"outside": 2.0, "look": 1.0}.get(trust.get("verdict", "ok"), 0.0) + float(trust.get("entropy") or 0.0)
 
 
 def _drawing(source: Source, record: Mapping[str, Any], model: TrainedModel, out: Path) -> Drawing:
-    """Return what is drawn of a case: its image with the labels that were written."""
+    """Return a case's image with the written labels."""
     labels = record["files"].get("labels")
     is_ct = model.job.data.modality == "ct"
     if not labels:
@@ -114,41 +114,25 @@ def _drawing(source: Source, record: Mapping[str, Any], model: TrainedModel, out
     return Drawing(case, is_ct, most=True)
 
 
-def _draw(drawings: Sequence[Drawing], workers: int | None, progress: Progress | None) -> dict[str, Drawn]:
-    drawn: dict[str, Drawn] = {}
-    with Workers(workers) as pool:
-        for one in pool.map(draw, drawings, _FEWEST_FOR_PROCESSES, _broke):
-            drawn[one.name] = one
-            if progress:
-                progress("drawing", len(drawn), len(drawings))
-    return drawn
-
-
-def _broke(drawing: Drawing) -> Drawn:
-    return Drawn(drawing.case.name, problem=BROKE_ITS_READER)
-
-
 def _shown(record: Mapping[str, Any], drawn: Drawn | None, model: TrainedModel, out: Path) -> _Shown:
-    headings, rows = table_of(record["figures"])
+    headings, rows = display_table(record["figures"])
     trust = record["trust"] or {}
-    values = drawn.values if drawn else ()
-    legend = [(colour(value), dash(value), model.task.classes.get(value, f"label {value}")) for value in values]
     folder = out / CASES_FOLDER / record["name"]
     return _Shown(
-        record,
-        drawn,
-        list(_images(record, folder)),
-        VERDICTS.get(trust.get("verdict", ""), ""),
-        source_said(record),
-        legend,
-        headings,
-        rows,
-        trust.get("reasons") or (),
+        record=record,
+        drawn=drawn,
+        images=list(_images(record, folder)),
+        verdict=VERDICTS.get(trust.get("verdict", ""), ""),
+        series=describe_source(record),
+        legend=legend(drawn.values if drawn else (), model.task.classes),
+        headings=headings,
+        rows=rows,
+        reasons=trust.get("reasons") or (),
     )
 
 
 def _images(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the pictures that writers left in a case's folder, such as maps of what spoke for a class."""
+    """Yield the pictures in a case's folder."""
     for output, names in record["files"].items():
         for name in names if output != "labels" else ():
             if name.lower().endswith(".png"):
@@ -159,20 +143,20 @@ def _images(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]
 
 
 def _caption(output: str, picture: Path) -> str:
-    """Return what a picture shows, in words."""
+    """Return a picture's caption."""
     if output == "evidence":
         with contextlib.suppress(OSError, ValueError, KeyError):
-            said = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
-            return f"what spoke for {said['name']} ({said['method']})"
+            record = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
+            return f"what spoke for {record['name']} ({record['method']})"
     if rank := re.search(r"_tile_(\d+)$", picture.stem):
         return f"tile {int(rank[1])} by attention"
     return picture.stem.rpartition("_")[2] or output
 
 
 def _small(path: Path) -> tuple[str, int]:
-    """Return a picture, no larger than it stands on the page, as PNG in base64, and its width there.
+    """Return a picture as base64 PNG, and its display width.
 
-    It is as large as the case's image beside it, or as it is where it is a part of it.
+    It is drawn as large as the case's image next to it, or at its own size if it shows a part of it.
     """
     buffer = io.BytesIO()
     with Image.open(path) as picture:

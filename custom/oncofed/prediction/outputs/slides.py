@@ -1,6 +1,6 @@
-"""What a slide was taken for, and which tiles spoke for it: GeoJSON, a picture, an overlay, the tiles themselves.
+"""Writes slide predictions: GeoJSON, attention maps, top tiles.
 
-Places are in pixels of the slide's finest level, x to the right and y down.
+Coordinates are pixels of the slide's finest level, x to the right and y down.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from oncofed.data.slides import Pixels, TileReader, TileSpec
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
-from oncofed.prediction.outputs.heat import COLOURS, painted
+from oncofed.prediction.outputs.heatmap import COLOURS, overlay_heatmap
 from oncofed.prediction.outputs.tables import write_rows
-from oncofed.prediction.predicted import Predicted
 from oncofed.tasks.inferred import SlideScores
 from oncofed.tasks.slides import slide_tiles
 
 TOP_TILES = 12
 
-# Pixels of the overlay's finest level all together, and along a tile that attention was given to.
+# Pixels of the overlay's finest level in total, and along one attention tile.
 _MOST_PIXELS, _TILE_PIXELS = 1 << 26, 64
 _BLOCK = 256  # side of the overlay's own tiles
 _QUALITY = 90
@@ -43,12 +43,12 @@ _BAR = 0.25  # of the picture's width, at most
 
 @dataclass(frozen=True)
 class TileHeat:
-    """How much each tile of a slide counts.
+    """Attention of each tile of a slide.
 
     Attributes:
-        attention: adds up to one, (tile,) float32.
-        places: corners, (tile, 2) int32: x and y.
-        step: pixels that a tile spans.
+        attention: sums to one, (tile,) float32.
+        places: upper left corners, (tile, 2) int32: x and y.
+        step: side of a tile in pixels.
     """
 
     attention: NDArray[np.float32]
@@ -57,26 +57,26 @@ class TileHeat:
 
     @property
     def shares(self) -> NDArray[np.float32]:
-        """Attention as a share of the largest, (tile,)."""
+        """Attention relative to the largest, (tile,)."""
         largest = max(float(self.attention.max(initial=0)), float(np.finfo(np.float32).tiny))
         return np.asarray(self.attention / largest, np.float32)
 
     @property
     def percentiles(self) -> NDArray[np.float64]:
-        """How many percent of the tiles count as much or less, (tile,); those that count alike share their mean."""
+        """Percentile rank of each tile, (tile,); ties share their mean."""
         return np.asarray(100 * rankdata(self.attention) / max(len(self.attention), 1))
 
     @property
     def order(self) -> NDArray[np.int64]:
-        """Numbers of the tiles, the one that counts most first, (tile,)."""
+        """Tile indices by falling attention, (tile,)."""
         return np.argsort(-self.attention, kind="stable")
 
     def drawn(self, shape: tuple[int, int], scale: float) -> NDArray[np.float32]:
-        """Return the shares as a picture.
+        """Rasterise the relative attention.
 
         Args:
             shape: its rows and columns.
-            scale: pixels of the finest level per pixel of it.
+            scale: downsampling relative to the finest level.
         """
         heat = np.zeros(shape, np.float32)
         starts = np.rint(self.places / scale).astype(int)
@@ -86,8 +86,8 @@ class TileHeat:
         return heat
 
 
-def write_slide(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
-    """Write what a slide was taken for and which tiles spoke for it, and return it.
+def write_slide(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write a slide's class and the attention of its tiles.
 
     ``NAME_slide.geojson``; where the network gives attention also ``NAME_attention.png``, ``NAME_attention.tif``,
     ``NAME_tiles.csv`` and ``NAME_tile_RANK.png``.
@@ -96,17 +96,17 @@ def write_slide(predicted: Predicted, model: TrainedModel, folder: Path) -> list
         DataError: the slide cannot be read, or was cut otherwise than the job's slides are.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as unfinished:
-        written = _write_slide(predicted, model, Path(unfinished))
+        written = _write_slide(prediction, model, Path(unfinished))
         return [path.replace(folder / path.name) for path in written]
 
 
-def _write_slide(predicted: Predicted, model: TrainedModel, folder: Path) -> list[Path]:
-    found, source = predicted.found, predicted.source
+def _write_slide(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
+    found, source = prediction.found, prediction.source
     assert isinstance(found, SlideScores)
-    assert predicted.probabilities is not None
+    assert prediction.probabilities is not None
     tiles, name = slide_tiles(source.case, model.job.data), source.name
-    shares = {model.task.classes[n]: float(p) for n, p in enumerate(predicted.probabilities)}
-    value = int(predicted.probabilities.argmax())
+    shares = {model.task.classes[n]: float(p) for n, p in enumerate(prediction.probabilities)}
+    value = int(prediction.probabilities.argmax())
     key = f"{source.entry.checksum or name}/{model.digest}"
     paths = [folder / f"{name}_slide.geojson"]
     with TileReader(source.case.image, tiles.spec) as reader:
@@ -131,14 +131,14 @@ def slide_features(
     shares: Mapping[str, float],
     key: str,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a slide's class as an annotation of all of it, and each tile as a detection.
+    """Yield a slide annotation, and each tile as a detection.
 
     Args:
-        heat: how much tiles count; None: the network does not say, and there are none.
+        heat: attention of the tiles; None: the network has none.
         size: width and height of the slide.
-        category: number of the slide's colour, and name of its class.
+        category: colour index and name of the slide's class.
         shares: class -> probability.
-        key: what the features' identifiers follow from.
+        key: determines the features' identifiers.
     """
     probabilities = {f"Probability {name}": share for name, share in shares.items()}
     whole = geojson.rectangle(0, 0, *size)
@@ -154,11 +154,11 @@ def slide_features(
 
 
 def write_picture(reader: TileReader, heat: TileHeat, caption: str, path: Path) -> None:
-    """Write the slide, small, with its attention over it, a bar of colours and a bar of length, as PNG.
+    """Write a PNG of the slide with attention and scales.
 
     Args:
         reader: of the slide.
-        heat: how much tiles count.
+        heat: attention of the tiles.
         caption: stands above.
         path: of the file.
     """
@@ -169,17 +169,17 @@ def write_picture(reader: TileReader, heat: TileHeat, caption: str, path: Path) 
     figure = Figure(figsize=whole)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, across / whole[0], down / whole[1]))
-    axes.imshow(painted(pixels, heat.drawn((height, width), scale)), interpolation="antialiased", aspect="auto")
+    axes.imshow(overlay_heatmap(pixels, heat.drawn((height, width), scale)), interpolation="antialiased", aspect="auto")
     axes.set_axis_off()
     axes.set_title(caption, fontsize=9)
-    beside = figure.add_axes(((across + _MARGIN / 2) / whole[0], 0.1, 0.2 / whole[0], 0.8 * down / whole[1]))
-    figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=beside, label="attention, share of the largest")
+    colour_bar = figure.add_axes(((across + _MARGIN / 2) / whole[0], 0.1, 0.2 / whole[0], 0.8 * down / whole[1]))
+    figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=colour_bar, label="attention, share of the largest")
     _length_bar(axes, reader.levels[0].mpp * scale, width, height)
     figure.savefig(path, dpi=150)
 
 
 def _length_bar(axes: Any, mpp: float, width: int, height: int) -> None:
-    """Draw a bar of a round length, 1, 2 or 5 with zeros, and how long that is."""
+    """Draw a scale bar of a round length."""
     longest = width * mpp * _BAR
     power = 10.0 ** math.floor(math.log10(longest))
     microns = max(factor * power for factor in (1, 2, 5) if factor * power <= longest * 1.0001)
@@ -192,18 +192,18 @@ def _length_bar(axes: Any, mpp: float, width: int, height: int) -> None:
 
 
 def write_overlay(reader: TileReader, heat: TileHeat, path: Path) -> None:
-    """Write the slide with its attention over it as a tiled TIFF of several levels, which viewers of slides open.
+    """Write the slide with its attention as pyramidal TIFF.
 
-    Each level is an image of its own, half as large as the one before, as OpenSlide's generic tiled TIFF has them. Its
-    corner is that of the slide, and it says how large its pixels are.
+    Each level is a separate image of half the size, as in OpenSlide's generic tiled TIFF. Its origin is the slide's,
+    and it states its pixel size.
 
     Args:
         reader: of the slide.
-        heat: how much tiles count.
+        heat: attention of the tiles.
         path: of the file.
     """
     pixels, shrink = _shrunk(reader, heat.step)
-    pixels = painted(pixels, heat.drawn(pixels.shape[:2], shrink))
+    pixels = overlay_heatmap(pixels, heat.drawn(pixels.shape[:2], shrink))
     mpp = reader.levels[0].mpp * shrink
     with tifffile.TiffWriter(path) as file:
         levels = 1 + max(0, math.ceil(math.log2(max(pixels.shape) / _BLOCK)))  # the last fits into one tile
@@ -223,7 +223,10 @@ def write_overlay(reader: TileReader, heat: TileHeat, path: Path) -> None:
 
 
 def _shrunk(reader: TileReader, step: float) -> tuple[Pixels, int]:
-    """Return the whole slide so small that a tile is some pixels wide, and how many pixels along a side became one."""
+    """Return a small image of the slide, and its downsampling.
+
+    A tile remains several pixels wide.
+    """
     finest = reader.levels[0]
     shrink = 1
     while step / (2 * shrink) >= _TILE_PIXELS or finest.width * finest.height / shrink**2 > _MOST_PIXELS:
@@ -240,14 +243,14 @@ def _shrunk(reader: TileReader, step: float) -> tuple[Pixels, int]:
 
 
 def write_top_tiles(reader: TileReader, heat: TileHeat, folder: Path, name: str, most: int = TOP_TILES) -> list[Path]:
-    """Write the tiles that count most as the network saw them, and a table of all, and return the files.
+    """Write the most attended tiles, and a table of all.
 
     Args:
-        reader: of the slide, cut as the network saw it.
-        heat: how much tiles count.
+        reader: of the slide, with the network's tiling.
+        heat: attention of the tiles.
         folder: for ``NAME_tiles.csv`` and ``NAME_tile_RANK.png``.
         name: of the case.
-        most: tiles that are written as pictures.
+        most: number of tiles written as pictures.
     """
     table = folder / f"{name}_tiles.csv"
     paths = [table]

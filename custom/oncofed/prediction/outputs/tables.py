@@ -1,4 +1,4 @@
-"""Tables of what was found, as CSV that a spreadsheet program opens as it is meant."""
+"""CSV tables that spreadsheet programs open safely."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from oncofed.data.manifest import write_whole
-from oncofed.prediction.private import FILE_OF_OWNER
+from oncofed.private_files import write_private
 
-# With these a formula begins, or a cell in which one can.
+# Characters that can begin a formula.
 _BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def plain(cell: Any) -> Any:
-    """Return a cell that no spreadsheet program takes for a formula: text that begins as one has an apostrophe first.
+def escape_formula(cell: Any) -> Any:
+    """Escape text that a spreadsheet would run as a formula.
 
-    Names of files and classes may be anybody's. Numbers, also those written as text, stay as they are.
+    Such text gets an apostrophe in front: names of files and classes come from anybody. Numbers, also written as text,
+    are kept.
     """
     if not isinstance(cell, str) or not cell.startswith(_BEGINS_FORMULA):
         return cell
@@ -30,21 +30,21 @@ def plain(cell: Any) -> Any:
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table that its owner alone reads, whole or not at all.
+    """Write a private table atomically.
 
     Args:
         path: of the file.
-        columns: their headings.
+        columns: headings.
         rows: cells in the order of the columns.
     """
     text = io.StringIO()
     table = csv.writer(text)
-    table.writerows([plain(cell) for cell in row] for row in (columns, *rows))
-    write_whole(path, text.getvalue(), FILE_OF_OWNER)
+    table.writerows([escape_formula(cell) for cell in row] for row in (columns, *rows))
+    write_private(path, text.getvalue().encode())
 
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]], first: Sequence[str]) -> None:
-    """Write rows as CSV, whole or not at all; what is no number or text is left out.
+    """Write rows as CSV atomically, without list values.
 
     Args:
         path: of the file.

@@ -1,1 +1,1 @@
-"""When not to trust a prediction."""
+"""Checks of how far to trust a prediction."""

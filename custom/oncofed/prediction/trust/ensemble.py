@@ -1,4 +1,4 @@
-"""How far models of one run are at odds over one case."""
+"""Disagreement of models of one run."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap
 from oncofed.tasks.overlap import confusion, dice
 
 _KEPT = ("baselines", "folds")
-# It saw all sites' data, as the model itself did.
+# Trained on all sites' data, as the model itself.
 _NO_MEMBER = "pooled"
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """How far models differ over one case.
+    """How far models differ on one case.
 
     Attributes:
-        mean: 0 (all alike) to 1; None where none of them found anything.
-        by_class: the same for each class that one of them found.
-        from_model: how far each member is from the model that predicts.
+        mean: 0 (equal) to 1; None if no model found anything.
+        by_class: the same for each class that any model found.
+        from_model: each member's distance from the predicting model.
     """
 
     mean: float | None
@@ -37,12 +37,12 @@ class Disagreement:
     from_model: Mapping[str, float] = field(default_factory=dict)
 
     def beyond(self, limit: float) -> tuple[str, ...]:
-        """Return the members that are at least so far from the model."""
+        """Return the members at least ``limit`` from the model."""
         return tuple(name for name, distance in self.from_model.items() if distance >= limit)
 
 
-def members_of(model: TrainedModel) -> dict[str, Path]:
-    """Return the files of weights beside a model that are of the same run: of sites alone and of folds, by name."""
+def ensemble_members(model: TrainedModel) -> dict[str, Path]:
+    """Return weight files of the same run: sites alone, folds."""
     if model.members:
         return dict(model.members)
     files = [file for kept in _KEPT for file in sorted((model.folder / MODEL_FOLDER / kept).glob("*.safetensors"))]
@@ -52,17 +52,17 @@ def members_of(model: TrainedModel) -> dict[str, Path]:
 def disagreement(
     found: Inferred, others: Mapping[str, Inferred], classes: Mapping[int, str], temperature: float = 1.0
 ) -> Disagreement:
-    """Return how far a model and the other members of its run differ.
+    """Return how far a model and its ensemble members differ.
 
     Of maps: the mean over all pairs of models of one minus Dice, by class, and the mean of the classes (after Roy et
     al., NeuroImage 2019). Of classes: the entropy of the mean of all models' probabilities less the mean of their
     entropies, which is their Jensen-Shannon divergence, divided by the largest that there can be.
 
     Args:
-        found: by the model.
-        others: by each member, of the same case.
+        found: prediction of the model.
+        others: predictions of each member for the same case.
         classes: label value -> name.
-        temperature: by which logits are divided.
+        temperature: divides the logits.
     """
     if isinstance(found, ClassScores):
         likely = {name: one.probabilities(temperature) for name, one in others.items() if isinstance(one, ClassScores)}
@@ -96,7 +96,7 @@ def _labels(found: Inferred) -> Tensor:
 
 
 def _distances(one: Tensor, other: Tensor, classes: Mapping[int, str]) -> list[float]:
-    """Return one minus Dice of each class; NaN where neither has it."""
+    """Return each class's one minus Dice, NaN if absent."""
     return [1 - float(value) for value in dice(confusion(one, other, len(classes) + 1))]
 
 
@@ -106,12 +106,13 @@ def _mean(values: list[float]) -> float | None:
 
 
 def _divergence(likely: NDArray[np.float64]) -> float:
-    """Return the Jensen-Shannon divergence of rows of probabilities, (model, class), 0 to 1."""
+    """Return the normalised Jensen-Shannon divergence of (model, class)."""
     largest = math.log(max(min(likely.shape), 2))
-    between = _entropy(likely.mean(axis=0)) - float(np.mean([_entropy(row) for row in likely]))
+    between = shannon_entropy(likely.mean(axis=0)) - float(np.mean([shannon_entropy(row) for row in likely]))
     return float(np.clip(between / largest, 0, 1))
 
 
-def _entropy(likely: NDArray[np.float64]) -> float:
-    there = likely[likely > 0]
-    return float(-(there * np.log(there)).sum())
+def shannon_entropy(likely: NDArray[np.float64]) -> float:
+    """Return the entropy of probabilities in nats."""
+    positive = likely[likely > 0]
+    return float(-(positive * np.log(positive)).sum())

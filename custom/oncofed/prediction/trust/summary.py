@@ -1,4 +1,7 @@
-"""What speaks against trusting predictions, in a few lines: reasons of a kind together, with their range."""
+"""Summarises trust warnings of many cases.
+
+Reasons of one kind are joined, with the range of their values.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +11,44 @@ from typing import Any
 
 from oncofed.data.grouping import counted, named
 
-# Verdict -> what a person is told.
+# Verdict -> words for people.
 VERDICTS = {"outside": "not like what the model was trained on", "look": "look closely"}
 _LIKELY_CAUSES = {
     "the network is unsure": "it may have been trained too briefly",
     "models of the run differ": "they may have been trained too briefly, or their sites' images differ",
 }
-# Of fewer cases nothing is said of "most".
+# Fewest cases for a statement about most of them.
 _FEWEST_FOR_MOST = 3
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\d)")
 
 
-def doubts(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return (what a person is told, of which cases and why), those of most cases first.
+def warning_lines(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return (verdict, cases and reason), the most common first.
 
     Args:
-        records: of cases, as ``case.json`` has them.
+        records: contents of ``case.json``.
     """
-    return [(told, _line(cases, len(records))) for told, cases in _kinds(records)]
+    return [(verdict, _line(cases, len(records))) for verdict, cases in _kinds(records)]
 
 
-def of_most(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return in a line each what is said of more than half of all cases."""
+def common_warnings(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return warnings that hold for most cases."""
     of = len(records)
-    return [f"{told}: {_line(cases, of)}" for told, cases in _kinds(records) if _are_most(len(cases), of)]
+    return [f"{verdict}: {_line(cases, of)}" for verdict, cases in _kinds(records) if _are_most(len(cases), of)]
 
 
 def _kinds(records: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return (what a person is told, (case, reason) of each) for reasons that differ in numbers alone."""
+    """Group reasons that differ only in numbers.
+
+    Returns (verdict, (case, reason) of each).
+    """
     kinds: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for record in records:
         trust = record["trust"] or {}
         for reason in trust.get("reasons") or ():
             kind = VERDICTS[trust["verdict"]], _NUMBER.sub("#", reason)
             kinds.setdefault(kind, []).append((record["name"], reason))
-    return sorted(((told, cases) for (told, _), cases in kinds.items()), key=lambda one: -len(one[1]))
+    return sorted(((verdict, cases) for (verdict, _), cases in kinds.items()), key=lambda one: -len(one[1]))
 
 
 def _are_most(count: int, of: int) -> bool:
@@ -60,7 +66,7 @@ def _line(cases: Sequence[tuple[str, str]], of: int) -> str:
 
 
 def _with_ranges(texts: Iterable[str]) -> Iterator[str]:
-    """Yield the parts of a text that differs from others in numbers alone, with the range of each number."""
+    """Yield a text's parts, numbers replaced by their ranges."""
     texts = list(texts)
     columns = zip(*(_NUMBER.findall(text) for text in texts), strict=True)
     for between, values in zip(_NUMBER.split(texts[0]), [*columns, ()], strict=True):

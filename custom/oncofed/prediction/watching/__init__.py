@@ -1,1 +1,1 @@
-"""Predicting what arrives in a folder, or is sent to a port."""
+"""Prediction of files from a folder or C-STORE."""

@@ -1,4 +1,4 @@
-"""Who images come from and results go to: addresses and AE titles as they are typed."""
+"""DICOM application entities: addresses and AE titles."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from oncofed.errors import SpecError
 from oncofed.loopback import IPV4
 
-# A kind of event, and one line about it for people.
+# Called with the kind of an event and one line of text for people.
 Notify = Callable[[str, str], None]
-# PS3.5, table 6.2-1: no backslash, no control characters, no spaces alone; spaces around it do not count.
+# PS3.5, table 6.2-1: no backslash, no control characters, not only spaces; surrounding spaces are ignored.
 _TITLE = re.compile(r"[\x21-\x5b\x5d-\x7e]([\x20-\x5b\x5d-\x7e]{0,14}[\x21-\x5b\x5d-\x7e])?")
 _ADDRESS = re.compile(r"(?:(\[[0-9A-Fa-f:.%a-z]+\]|[^\[\]:@\s]+):)?(\d{1,5})")
 _LARGEST_PORT = 65535
@@ -22,7 +22,7 @@ _MINUTE = 60.0
 
 @dataclass(frozen=True)
 class Address:
-    """A host, as a name or an address, and a port."""
+    """Host name or IP address, and port."""
 
     host: str
     port: int
@@ -33,7 +33,7 @@ class Address:
 
 @dataclass(frozen=True)
 class ApplicationEntity:
-    """Another application entity."""
+    """A remote application entity."""
 
     title: str
     address: Address
@@ -43,12 +43,14 @@ class ApplicationEntity:
 
 
 class RateLimitedNotify:
-    """Tells so many lines a minute and no more: what peers cause must not fill the disk that lines are kept on.
+    """Limits the number of event lines per minute.
+
+    Remote senders cause these events and must not be able to fill the disk with log lines.
 
     Args:
-        tell: that is used.
-        most: lines a minute.
-        clock: seconds that only go forward.
+        notify: receives the lines that pass.
+        most: lines per minute.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(self, notify: Notify, most: int = 30, clock: Callable[[], float] = time.monotonic) -> None:
@@ -57,7 +59,10 @@ class RateLimitedNotify:
         self._left_out = 0
 
     def __call__(self, kind: str, text: str) -> None:
-        """Tell it, or count it; how many were left out is told with the next one."""
+        """Report the event, or count it as left out.
+
+        The next line that is reported includes the count.
+        """
         now = self._clock()
         if len(self._times) == self._times.maxlen and now - self._times[0] < _MINUTE:
             self._left_out += 1
@@ -68,10 +73,10 @@ class RateLimitedNotify:
 
 
 def parse_ae_title(text: str, option: str) -> str:
-    """Return an AE title.
+    """Return a valid AE title.
 
     Raises:
-        SpecError: it is none.
+        SpecError: it is invalid.
     """
     title = text.strip(" ")
     if not _TITLE.fullmatch(title):
@@ -80,19 +85,19 @@ def parse_ae_title(text: str, option: str) -> str:
 
 
 def parse_ae_titles(text: str, option: str) -> list[str]:
-    """Return AE titles that commas separate.
+    """Return AE titles from a comma-separated list.
 
     Raises:
-        SpecError: one is none.
+        SpecError: one is invalid.
     """
     return [parse_ae_title(title, option) for title in text.split(",")]
 
 
 def parse_address(text: str, option: str) -> Address:
-    """Return ``[HOST:]PORT``; without a host this machine alone.
+    """Parse ``[HOST:]PORT``; the host defaults to loopback.
 
     Raises:
-        SpecError: it is something else.
+        SpecError: the text has another form.
     """
     found = _ADDRESS.fullmatch(text)
     if not found or not 0 < int(found[2]) <= _LARGEST_PORT:
@@ -101,10 +106,10 @@ def parse_address(text: str, option: str) -> Address:
 
 
 def parse_application_entity(text: str, option: str) -> ApplicationEntity:
-    """Return ``AE@HOST:PORT``.
+    """Parse ``AE@HOST:PORT``.
 
     Raises:
-        SpecError: it is something else.
+        SpecError: the text has another form.
     """
     title, _, address = text.rpartition("@")
     if not title or not _ADDRESS.fullmatch(address) or address.isdigit():

@@ -1,4 +1,4 @@
-"""What arrived in a folder, and when it is whole."""
+"""Finds complete inputs in a watched folder."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from oncofed.data.dicom.header_types import BrokenFile, ObjectHeader
 from oncofed.data.dicom.headers import looks_like_dicom, read_header
 from oncofed.prediction.watching.inbox import Inbox
 
-# Names under which programs write what they later rename.
+# Suffixes that programs use while they still write a file.
 _PARTIAL = (".tmp", ".temp", ".part", ".partial", ".crdownload", ".filepart")
 _DIGEST_BYTES = 12
-# Size, and when contents and entry changed, in ns: a copy may bring its old time along.
+# Size, mtime and ctime in ns. A copy may keep its old mtime, so ctime is needed too.
 _Stamp = tuple[int, int, int]
 _Stamps = dict[Path, _Stamp]
 
 
 @dataclass(frozen=True)
 class WatchItem:
-    """A thing to work off.
+    """One complete input.
 
     Attributes:
-        name: unique in its folder, and the same as long as it lies there.
+        name: unique and stable within its folder.
         paths: files, or one folder.
-        fingerprint: other than before where a file of it is.
-        files: how many there are.
+        fingerprint: changes whenever one of its files does.
+        files: number of files.
     """
 
     name: str
@@ -41,7 +41,7 @@ class WatchItem:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """What lies in a folder and belongs together; partial: not under its own name yet."""
+    """Files that belong together; partial: some still have temporary names."""
 
     paths: tuple[Path, ...]
     stamps: _Stamps
@@ -49,14 +49,14 @@ class _Candidate:
 
 
 class FolderScanner:
-    """A folder that things arrive in.
+    """Scans a folder for inputs that stopped changing.
 
-    Each folder in it is one thing, as is each file; loose DICOM files are one thing a series, as each is in an inbox.
+    Each subfolder is one input, and so is each file. Loose DICOM files are one input per series, as in an inbox.
 
     Args:
-        folder: that is watched.
-        settle: seconds for which nothing of a thing changes before it counts as whole.
-        clock: seconds that only go forward.
+        folder: watched folder.
+        settle: seconds without a change after which an input counts as complete.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(self, folder: Path, settle: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -67,10 +67,10 @@ class FolderScanner:
         self.open: list[str] = []
 
     def ready_items(self) -> list[WatchItem]:
-        """Look into the folder, and return what is whole, what came first first.
+        """Scan the folder and return complete inputs, oldest first.
 
-        Afterwards ``unsettled`` names what changed a moment ago, and ``open`` what does not change any more and still
-        waits for its rest: partial names, and series whose association broke off.
+        Afterwards ``unsettled`` names inputs that changed recently, and ``open`` those that stopped changing but are
+        incomplete: temporary names, and series whose association broke off.
 
         Raises:
             OSError: the folder cannot be read.
@@ -112,7 +112,7 @@ class FolderScanner:
             yield name, _Candidate(tuple(sorted(stamps)), stamps, any(_is_partial(file) for file in stamps))
 
     def _loose_name(self, file: Path, stamp: _Stamp) -> str:
-        """Return the name of what a file belongs to: its series, or itself."""
+        """Return the name of a file's series, or its own."""
         known = self._series.get(file)
         if known is None or known[0] != stamp:
             name = file.name
@@ -131,7 +131,7 @@ def _folders(path: Path) -> Iterable[Path]:
 
 def _stamps(paths: Iterable[Path]) -> Iterator[tuple[Path, _Stamp]]:
     for path in paths:
-        # What is gone by now was somebody's temporary file.
+        # A file that vanished meanwhile was temporary.
         with contextlib.suppress(FileNotFoundError):
             if path.is_file():
                 found = path.stat()
@@ -143,7 +143,7 @@ def _is_partial(path: Path) -> bool:
 
 
 def _visible(stamps: _Stamps, folder: Path) -> _Stamps:
-    """Return what counts: hidden files are a system's or a program's own."""
+    """Drop hidden files, which belong to a system or program."""
     return {
         path: stamp
         for path, stamp in stamps.items()
@@ -152,7 +152,7 @@ def _visible(stamps: _Stamps, folder: Path) -> _Stamps:
 
 
 def _fingerprint(stamps: _Stamps, folder: Path) -> str:
-    # Without when the entry changed: who may read a file, and under how many names it lies, does not make it another.
+    # Without ctime: changed permissions or hard links do not make it another file.
     lines = [f"{path.relative_to(folder)}\t{size}\t{modified}" for path, (size, modified, _) in sorted(stamps.items())]
     return _digest("\n".join(lines).encode("utf-8", "surrogateescape"))
 

@@ -1,7 +1,9 @@
-"""A folder for images that are received: no identifier in a path, nothing half-written under its final name.
+"""Stores received images safely, without identifiers in paths.
 
-``INBOX/STUDY/SERIES/INSTANCE.dcm``, each a keyed hash of its UID. While a series comes in, it holds a hidden file for
-each association that brings it; one whose association broke off keeps its file, and is not complete.
+A file gets its final name only once it is complete.
+
+Files are ``INBOX/STUDY/SERIES/INSTANCE.dcm``, each name a keyed hash of its UID. While a series is received, it holds a
+hidden file for each association that sends it. If an association breaks off, its file stays: the series is incomplete.
 """
 
 from __future__ import annotations
@@ -19,29 +21,28 @@ from typing import BinaryIO
 
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
+from oncofed.atomic import flush_to_disk, write_whole
 from oncofed.data.dicom.header_types import BrokenFile, ImageHeader, SlideHeader
 from oncofed.data.dicom.headers import read_header
-from oncofed.data.manifest import write_whole
 
-KEY_FILE = ".key"  # of the hashes; it also marks a folder as an inbox
-_COMING = ".coming"  # where files lie while they come in
-_OPEN = ".open-"  # of a series: an association that brings it has not ended well
+KEY_FILE = ".key"  # of the hashes; also marks a folder as an inbox
+_COMING = ".coming"  # holds files while they are received
+_OPEN = ".open-"  # in a series: an association that sends it was not released yet
 _KEY_BYTES, _NAME_BYTES = 32, 12
 _BUFFER = 1 << 20
-_BETWEEN_LOOKS = 16 << 20  # bytes of an object that come in between two looks at the disk
+_BETWEEN_LOOKS = 16 << 20  # bytes received between two checks of free space
 _FEWEST_FILES = 1_000
 # PS3.4, table B.2-1.
 SUCCESS, OUT_OF_RESOURCES, NOT_THAT_CLASS, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xA900, 0xC000
-# What our reader takes for an image.
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is taken in.
+    """Limits on what is accepted.
 
     Attributes:
-        largest: bytes of one object.
-        reserve: bytes that stay free on the disk.
+        largest: largest object in bytes.
+        reserve: bytes kept free on the disk.
     """
 
     largest: int = 4 << 30
@@ -49,7 +50,7 @@ class Limits:
 
 
 class StoreRefused(Exception):  # noqa: N818 - an answer, not a fault
-    """An object is not kept; the message says why and names nobody.
+    """An object is not stored; the message names no patient.
 
     Attributes:
         status: of PS3.4, table B.2-1.
@@ -61,11 +62,11 @@ class StoreRefused(Exception):  # noqa: N818 - an answer, not a fault
 
 
 class Inbox:
-    """Where received images lie.
+    """Stores received images.
 
     Args:
-        folder: made where it is missing, for its owner alone.
-        limits: of what is taken in.
+        folder: created if missing, readable by its owner only.
+        limits: on what is accepted.
 
     Raises:
         OSError: it cannot be written to.
@@ -82,27 +83,28 @@ class Inbox:
         self._key = _key(folder)
 
     def full_reason(self) -> str:
-        """Return why nothing more is taken in; empty where there is room."""
+        """Return why nothing more is accepted; empty: space is left."""
         there = os.statvfs(self.folder)
         free = there.f_bavail * there.f_frsize
         if free < self.limits.reserve:
             return f"the disk is nearly full: {free >> 20} MiB free, {self.limits.reserve >> 20} are kept"
-        # Some file systems make as many as are wanted, and say 0.
+        # File systems that create inodes on demand report 0.
         if there.f_files and there.f_favail < _FEWEST_FILES:
             return f"the disk holds nearly as many files as it can: {there.f_favail} more"
         return ""
 
     def begin(self, sop_class: str, instance: str, syntax: str) -> IncomingObject:
-        """Return where an object that comes in is written to."""
+        """Open a temporary file for an incoming object."""
         return IncomingObject(self, self._coming / secrets.token_hex(_NAME_BYTES), sop_class, instance, syntax)
 
     def keep(self, incoming: IncomingObject, association: str) -> Path:
-        """Put an object where it belongs, whole and safe from a power cut, and return its series' folder.
+        """Move a complete object to its series' folder.
 
-        The same again changes nothing; another one with the same UID takes its place.
+        The file is on disk before this returns. Sending the same object again changes nothing; another object with the
+        same UID replaces it.
 
         Raises:
-            Refusal: it is no image, or not what the sender said.
+            StoreRefused: it is no image, or not the announced object.
         """
         incoming.finish()
         try:
@@ -115,7 +117,7 @@ class Inbox:
                 incoming.discard()
             else:
                 incoming.path.replace(path)
-                _sync(series)
+                flush_to_disk(series)
         except OSError as error:
             raise _unwritten(error) from None
         finally:
@@ -123,11 +125,13 @@ class Inbox:
         return series
 
     def settle(self, series: Path, alive: Iterable[str]) -> None:
-        """Note that an association brought a series to its end, as an earlier one that broke off did not.
+        """Mark a series complete after its association was released.
+
+        This also ends the wait for earlier associations that broke off.
 
         Args:
-            series: its folder.
-            alive: associations that are still going on, and may be bringing it too.
+            series: folder of the series.
+            alive: other open associations, which may be sending the series too.
         """
         going_on = {f"{_OPEN}{association}" for association in alive}
         for left in series.glob(f"{_OPEN}*"):
@@ -141,7 +145,7 @@ class Inbox:
 
     @staticmethod
     def is_incomplete(series: Path) -> bool:
-        """Return whether an association brings a series, or broke off before it had brought all of it."""
+        """Return whether associations still send the series, or broke off."""
         return any(series.glob(f"{_OPEN}*"))
 
     def _place(self, incoming: IncomingObject) -> Path:
@@ -153,7 +157,7 @@ class Inbox:
             raise StoreRefused(NOT_THAT_CLASS, "it is not the object that was announced")
         if not (header.study and header.series and header.instance):
             raise StoreRefused(NOT_UNDERSTOOD, "it does not say which study and series it is of")
-        # Never a part of a path as it came: a UID may be anything that somebody sent.
+        # Never use a received UID in a path: it may hold anything.
         study, series, instance = (self._name(uid) for uid in (header.study, header.series, header.instance))
         return self.folder / study / series / f"{instance}.dcm"
 
@@ -162,16 +166,16 @@ class Inbox:
 
 
 class IncomingObject:
-    """An object while it comes in: its bytes go into a hidden file, and nowhere once it will not be kept.
+    """Temporary file of an object that is being received.
 
-    It stands where the network library would have a temporary file of its own, which hold what a connection that broke
-    off had sent, for ever.
+    Replaces the temporary file of pynetdicom, which would stay behind for ever after a broken connection. Once the
+    object is refused, further bytes are dropped.
 
     Attributes:
-        path: the hidden file.
+        path: temporary file.
         sop_class: as announced.
         instance: its SOP Instance UID, as announced.
-        refusal: why it will not be kept, as soon as that is known.
+        refusal: why it will not be stored, once known.
     """
 
     def __init__(self, inbox: Inbox, path: Path, sop_class: str, instance: str, syntax: str) -> None:
@@ -184,26 +188,26 @@ class IncomingObject:
 
     @property
     def name(self) -> str:
-        """The hidden file, which the network library removes where it is still there in the end."""
+        """Path of the temporary file, which pynetdicom removes if left."""
         return str(self.path)
 
     @property
     def file(self) -> IncomingObject:
-        """Itself: the network library flushes the file inside of a temporary one."""
+        """Return itself: pynetdicom flushes the ``file`` of a temporary file."""
         return self
 
     def flush(self) -> None:
-        """Do nothing: the network library asks for it after each few kilobytes."""
+        """Do nothing: pynetdicom flushes every few kilobytes."""
 
     def write(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Append received bytes."""
         self._attempt(lambda: self._append(data))
 
     def finish(self) -> None:
-        """Write all of it, safe from a power cut.
+        """Flush the file to disk.
 
         Raises:
-            Refusal: it is not kept.
+            StoreRefused: it is not stored.
         """
         self._attempt(self._sync)
         if self.refusal is not None:
@@ -218,7 +222,7 @@ class IncomingObject:
                 file.close()
 
     def discard(self) -> None:
-        """Remove what lies under the hidden name; nothing where it was kept."""
+        """Remove the temporary file, unless it was stored."""
         self.close()
         self.path.unlink(missing_ok=True)
 
@@ -262,9 +266,9 @@ class IncomingObject:
 
 
 def _preamble(sop_class: str, instance: str, syntax: str) -> bytes:
-    """Return what comes before a data set in a file: PS3.10, section 7.1.
+    """Return a file's header (PS3.10, section 7.1).
 
-    By hand: what a sender announces may be no valid UID, and still is what the object is called.
+    Written by hand, since an announced UID may be invalid and must still be kept as it is.
     """
     uids = ((0x0002, sop_class), (0x0003, instance), (0x0010, syntax), (0x0012, PYDICOM_IMPLEMENTATION_UID))
     version = struct.pack("<HH2s2xI2s", 0x0002, 0x0001, b"OB", 2, b"\x00\x01")
@@ -286,16 +290,7 @@ def _unwritten(error: OSError) -> StoreRefused:
 def _make_private_folder(folder: Path) -> None:
     if not folder.is_dir():
         folder.mkdir(mode=0o700, exist_ok=True)
-        _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Have a folder's entries outlast a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_to_disk(folder.parent)
 
 
 def _key(folder: Path) -> bytes:

@@ -1,7 +1,6 @@
-"""What became of each thing that arrived, so that a process that is killed goes on where it was.
+"""Append-only log of each input's progress, for restarts.
 
-One line of JSON a step, appended and safe from a power cut before the step counts. A last line that is cut off did not
-count, and is removed.
+Each step is one JSON line, flushed to disk before the step counts. A truncated last line is removed.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ _OVER = {DONE, FAILED}
 
 @dataclass
 class Record:
-    """What is known of one thing in one state of its files.
+    """Progress of one version of an input.
 
     Attributes:
-        fingerprint: of the files.
-        tries: how often it was begun.
-        step: the last one of its own.
+        fingerprint: of the input's files.
+        tries: number of attempts so far.
+        step: latest step.
         reason: why it failed.
-        to_send: files that are to be sent and were not acknowledged, relative to the output folder.
+        to_send: files not yet acknowledged, relative to the output folder.
     """
 
     fingerprint: str
@@ -41,20 +40,20 @@ class Record:
 
     @property
     def is_over(self) -> bool:
-        """Whether it was worked off."""
+        """Whether the input is done or failed."""
         return self.step in _OVER
 
 
 class Journal:
-    """The file and what it says.
+    """Progress of all inputs, backed by the log file.
 
     Args:
-        path: made where it is missing.
-        model: digest of the model whose results it tells of; None: whatever it is.
+        path: created if missing.
+        model: digest of the model that made the results; None: any.
 
     Raises:
-        StateError: it is no journal.
-        SpecError: it tells of another model.
+        StateError: the file is not a journal.
+        SpecError: it belongs to another model.
     """
 
     def __init__(self, path: Path, model: str | None = None) -> None:
@@ -77,38 +76,38 @@ class Journal:
             )
 
     def record(self, name: str, fingerprint: str) -> Record:
-        """Return what is known of a thing as its files are now."""
+        """Return the record for these files, new if they changed."""
         known = self.records.get(name)
         return known if known and known.fingerprint == fingerprint else Record(fingerprint)
 
     def begin(self, name: str, fingerprint: str) -> None:
-        """Note that work on it begins; one that never gets further ended the process."""
+        """Log the start of work; unfinished starts count as crashes."""
         self._write(name, BEGUN, fingerprint=fingerprint)
 
     def requeue(self, name: str, fingerprint: str) -> None:
-        """Note that work on it was left through no fault of its own."""
+        """Log that work stopped for a reason outside the input."""
         self._write(name, PUT_BACK, fingerprint=fingerprint)
 
     def finish(self, name: str, fingerprint: str, to_send: Sequence[str] = ()) -> None:
-        """Note that it is done.
+        """Log that the input is done.
 
         Args:
-            name: of it.
+            name: of the input.
             fingerprint: of its files.
-            to_send: files of its result that are to be sent, relative to the output folder.
+            to_send: result files to send, relative to the output folder.
         """
         self._write(name, DONE, fingerprint=fingerprint, to_send=list(to_send))
 
     def fail(self, name: str, fingerprint: str, reason: str) -> None:
-        """Note that it is set aside, and why."""
+        """Log that the input is set aside, and why."""
         self._write(name, FAILED, fingerprint=fingerprint, reason=reason)
 
     def sent(self, name: str, file: str) -> None:
-        """Note that a file of its result was acknowledged."""
+        """Log that the receiver acknowledged a file."""
         self._write(name, SENT, file=file)
 
     def abandon(self, name: str, file: str, reason: str) -> None:
-        """Note that a file of its result cannot be sent, and why."""
+        """Log that a file will not be sent, and why."""
         self._write(name, NOT_SENT, file=file, reason=reason)
 
     def _write(self, name: str, step: str, **more: Any) -> None:
@@ -121,7 +120,7 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
-            # What comes later must not be appended to half a line.
+            # Later steps must not be appended to half a line.
             os.truncate(self._path, before)
             raise
         self._take(values)

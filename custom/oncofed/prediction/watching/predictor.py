@@ -1,4 +1,4 @@
-"""What arrives is predicted, each thing into a folder of its own."""
+"""Predicts watched inputs, each into its own folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from oncofed.data.dicom.headers import looks_like_dicom
 from oncofed.errors import DataError
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.page import write_page
-from oncofed.prediction.private import keep_private, make_private
-from oncofed.prediction.run import CASES_FOLDER, Options, predict
+from oncofed.prediction.permissions import enforce_private, make_private
+from oncofed.prediction.results_folder import CASES_FOLDER
+from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import file_name, gather
 from oncofed.prediction.watching.folder_scanner import WatchItem
 from oncofed.prediction.watching.watcher import ItemResult
@@ -22,16 +23,18 @@ RESULTS_FOLDER = "results"
 
 @dataclass(frozen=True)
 class Predictor:
-    """Predicts an arrival into ``out/results/NAME``; the same again writes the same files.
+    """Predicts an input into ``out/results/NAME``.
+
+    Predicting the same input again overwrites the same files.
 
     Attributes:
-        model: that predicts.
-        out: folder of all results.
-        datasets: folder of the datasets that are registered by name.
-        device: where the network computes.
-        options: how.
-        workers: processes that read; None: one a core.
-        page: whether a page with pictures is written.
+        model: model that predicts.
+        out: parent folder of all results.
+        datasets: folder of the registered datasets.
+        device: device of the network.
+        options: prediction options.
+        workers: reader processes; None: one per core.
+        page: write a page with pictures.
     """
 
     model: TrainedModel
@@ -43,14 +46,14 @@ class Predictor:
     page: bool = True
 
     def __call__(self, item: WatchItem) -> ItemResult:
-        """Predict what arrived.
+        """Predict one input.
 
         Raises:
-            DataError: none of it can be predicted; the message says why.
-            OSError: the folder cannot be written to.
+            DataError: nothing could be predicted; the message says why.
+            OSError: the folder is not writable.
         """
         folder = Path(self.out, RESULTS_FOLDER, *map(file_name, item.name.split("/")))
-        keep_private(self.out / RESULTS_FOLDER)
+        enforce_private(self.out / RESULTS_FOLDER)
         make_private(folder)
         sources = gather(item.paths, folder, self.model.job, self.datasets, (), self.workers)
         found = predict(self.model, sources, folder, self.device, self.options)

@@ -1,7 +1,7 @@
-"""Images sent by C-STORE to this machine: DICOM PS3.4 annex B, over PS3.8.
+"""Storage SCP: receives images by C-STORE (DICOM PS3.4, PS3.8).
 
-Whoever reaches the port may send anything, before it has said who it is: lengths are bounded, what comes in goes to
-disk and not to memory, and nothing that was sent becomes part of a path or of a line that is printed.
+The port is exposed to unauthenticated peers: lengths are bounded, data go to disk rather than memory, and nothing a
+peer sends becomes part of a path or of printed text unchecked.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from oncofed.prediction.watching.inbox import (
     StoreRefused,
 )
 
-# Images as our reader reads them: planes in space, projections, photographs, and whole slides.
+# Images that our reader supports: cross-sections, projections, photographs and whole slides.
 IMAGE_CLASSES: tuple[UID, ...] = tuple(
     getattr(pydicom.uid, f"{name}Storage")
     for name in (
@@ -81,23 +81,23 @@ IMAGE_CLASSES: tuple[UID, ...] = tuple(
     for name in ("DigitalXRayImageStorage", "DigitalMammographyXRayImageStorage", "DigitalIntraOralXRayImageStorage")
     for purpose in ("ForPresentation", "ForProcessing")
 )
-# With those that have not said who they are. The library's own limit also counts connections that have ended.
+# Includes unidentified peers. pynetdicom's own limit also counts connections that have ended.
 _MOST_CONNECTIONS, _NO_LIMIT = 20, 10_000
-# Longest PDU that is announced, and that is read: a request for an association may be longer than data.
+# Longest PDU announced, and accepted: an association request may be longer than a data PDU.
 _ANNOUNCED_PDU, _LONGEST_PDU = 128 << 10, 1 << 20
 _LONGEST_COMMAND = 64 << 10
-# Objects of one association that wait to be written: a sender waits for each answer before it sends the next.
+# Unstored objects per association: an honest sender waits for each response.
 _MOST_WAITING = 4
 _NETWORK_SECONDS, _NEGOTIATION_SECONDS = 60.0, 10.0
 _LONGEST_TITLE = 16
-# Of the state machine of PS3.8, section 9.2: what came is no valid message, and the association is aborted.
+# Event of the state machine (PS3.8, section 9.2) for an invalid PDU: aborts the association.
 _INVALID_PDU = "Evt19"
 
 
 def decodable_syntaxes() -> list[UID]:
-    """Return the transfer syntaxes whose pixels can be decoded here.
+    """Return the transfer syntaxes that can be decoded here.
 
-    Not the deflated one: a megabyte of it may become a gigabyte as it is read.
+    Deflated data are excluded: one megabyte may expand to a gigabyte when read.
     """
     plain = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
     return plain + [s for s in AllTransferSyntaxes if s.is_compressed and _is_decodable(s)]
@@ -113,16 +113,16 @@ def _is_decodable(syntax: UID) -> bool:
 
 @dataclass
 class _AssociationState:
-    """An association while it lasts.
+    """State of an open association.
 
     Attributes:
-        name: of it, by which an inbox tells associations apart.
-        peer: AE title, as it may be printed.
-        series: folders that it brought something to.
-        kept: objects.
-        refused: status -> objects.
-        released: it ended as it should.
-        incoming: what comes in or waits.
+        name: random, identifies the association in the inbox.
+        peer: calling AE title, safe to print.
+        series: folders that received objects.
+        kept: number of stored objects.
+        refused: status -> number of refused objects.
+        released: whether it was released properly.
+        incoming: objects being received or stored.
     """
 
     name: str
@@ -135,14 +135,16 @@ class _AssociationState:
 
 
 class StorageSCP:
-    """Takes images from those who are named, and puts them into an inbox. For use with ``with``.
+    """Receives images from known AE titles into an inbox.
+
+    Use as a context manager.
 
     Args:
-        inbox: where they go.
-        address: to listen at; port 0: a free one.
-        ae_title: of this receiver; who calls another is rejected.
-        callers: AE titles of those who may send.
-        tell: each event, for people: what kind it is, and one line that names no patient.
+        inbox: where images are stored.
+        address: to listen on; port 0: any free port.
+        ae_title: called AE title; associations that call another are rejected.
+        callers: AE titles allowed to send.
+        notify: called with each event's kind and a line that names no patient.
     """
 
     def __init__(self, inbox: Inbox, address: Address, ae_title: str, callers: Sequence[str], notify: Notify) -> None:
@@ -155,17 +157,17 @@ class StorageSCP:
 
     @property
     def port(self) -> int:
-        """On which it listens."""
+        """Port that it listens on."""
         assert self._server is not None
         return int(self._server.server_address[1])
 
     def __enter__(self) -> StorageSCP:
-        """Start to listen.
+        """Start listening.
 
         Raises:
-            SpecError: nothing can listen there.
+            SpecError: the address cannot be bound.
         """
-        # It logs what peers send as it came, and stack traces; what counts is told.
+        # pynetdicom logs received data unescaped, and stack traces; ``notify`` reports the relevant events.
         logging.getLogger("pynetdicom").propagate = False
         entity = AE(self._title)
         entity.require_calling_aet = self._callers
@@ -202,7 +204,7 @@ class StorageSCP:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """Stop to listen; associations that are going on are aborted."""
+        """Stop listening and abort open associations."""
         assert self._server is not None
         self._server.shutdown()
         for association in self._server.active_associations:
@@ -210,11 +212,11 @@ class StorageSCP:
         self._server = None
 
     def serve_association(self, association: Association, serve: Callable[[], None]) -> None:
-        """Serve an association to its end, and leave nothing behind that it did not bring to its end.
+        """Serve an association and clean up after it.
 
         Args:
-            association: with a peer that may not have said yet who it is.
-            serve: returns as it ends.
+            association: its peer may be unidentified yet.
+            serve: blocks until the association ends.
         """
         state = self._associations[association] = _AssociationState(secrets.token_hex(8))
         try:
@@ -233,7 +235,7 @@ class StorageSCP:
                 )
 
     def begin(self, association: Association, message: DIMSEMessage) -> IncomingObject | None:
-        """Return where an announced object goes; None where its announcement is not valid."""
+        """Open a file for an announced object; None: invalid announcement."""
         state, context = self._associations[association], association._accepted_cx.get(message.context_id or 0)
         announced = message.command_set
         sop_class, instance = (announced.get(name) for name in ("AffectedSOPClassUID", "AffectedSOPInstanceUID"))
@@ -285,35 +287,35 @@ class StorageSCP:
 
 
 class _Server(ThreadedAssociationServer):
-    """As the library's, but ended by whoever started it."""
+    """pynetdicom's server, without its own shutdown of associations."""
 
     def shutdown(self) -> None:
-        """Stop to listen."""
+        """Stop listening."""
         BaseServer.shutdown(self)
         self.server_close()
 
 
 class _Connection(RequestHandler):
-    """A connection with bounds, made before its peer has said who it is."""
+    """Connection with limits that apply before the peer identifies itself."""
 
     def __init__(self, request: Any, client_address: Any, server: Any, receiver: StorageSCP) -> None:
         self._receiver = receiver
         super().__init__(request, client_address, server)
 
     def handle(self) -> None:
-        """Serve it, in a thread of its own."""
+        """Serve the connection in its own thread."""
         if len(self.server.active_associations) >= _MOST_CONNECTIONS:
             self.request.close()
             return
         association = self._create_association()
-        # A peer that stops in the middle of a message would be waited for without end.
+        # A peer that stops within a message would otherwise block the thread for ever.
         self.request.settimeout(_NETWORK_SECONDS)
-        # The socket of the library's own kind has told it of the connection; the next one does so again.
+        # The original socket queued a connection event; the replacement below queues its own.
         association.dul.event_queue.get_nowait()
         association.dul.socket = _BoundedSocket(association, client_socket=self.request)
         association.dimse = _BoundedMessages(association, self._receiver)
         association.dul.daemon = True
-        # Both are threads, and a thread prints what it ends at: the library's words, and those of the peer.
+        # Uncaught exceptions of threads are printed, with text from the peer in them.
         serve, exchange = association.run, association.dul.run
         association.run = _quietly(lambda: self._serve(association, serve))
         association.dul.run = _quietly(exchange)
@@ -327,7 +329,10 @@ class _Connection(RequestHandler):
 
 
 class _BoundedSocket(AssociationSocket):
-    """Reads no message that is longer than any honest one: its length is the first that a peer says."""
+    """Refuses messages longer than ``_LONGEST_PDU``.
+
+    The length is the first field that a peer sends.
+    """
 
     def recv(self, nr_bytes: int) -> bytearray:
         if nr_bytes > _LONGEST_PDU:
@@ -336,14 +341,14 @@ class _BoundedSocket(AssociationSocket):
 
 
 class _BoundedMessages(DIMSEServiceProvider):
-    """Puts the objects that come in into files as they come, and all else into memory, of which little is given."""
+    """Streams received objects to files and bounds all other memory."""
 
     def __init__(self, association: Association, receiver: StorageSCP) -> None:
         super().__init__(association)
         self._receiver = receiver
 
     def receive_primitive(self, primitive: P_DATA) -> None:
-        """Take what came in."""
+        """Process received fragments; abort on invalid ones."""
         try:
             valid = all(self._take(value) for value in primitive.presentation_data_value_list)
         except Exception:  # noqa: BLE001 - what is no message raises whatever its bytes lead to
@@ -352,7 +357,7 @@ class _BoundedMessages(DIMSEServiceProvider):
             self.dul.event_queue.put(_INVALID_PDU)
 
     def _take(self, value: tuple[int, bytes]) -> bool:
-        """Take one fragment, and return whether it may be one of a valid message."""
+        """Process one fragment and return whether it is acceptable."""
         part = P_DATA()
         part.presentation_data_value_list.append(value)
         super().receive_primitive(part)

@@ -1,4 +1,4 @@
-"""Results sent by C-STORE to whom the command names, again and again until they are acknowledged."""
+"""Storage SCU: sends results by C-STORE, with retries."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from oncofed.prediction.watching.journal import Journal
 
 _CONNECT_SECONDS, _ANSWER_SECONDS = 10.0, 60.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 600.0
-# A peer that takes connections and refuses an object so often refuses it for good.
+# After this many refusals a file is given up.
 _MOST_REFUSALS = 5
-# PS3.4, table B.2-1: stored, though something was changed or is missing.
+# PS3.4, table B.2-1: stored with coercion or missing elements.
 _WARNINGS = {0xB000, 0xB006, 0xB007}
 
 
 class SendStatus(Enum):
-    """What came of sending one file."""
+    """Outcome of sending one file."""
 
     STORED = "stored"
     REFUSED = "refused"
@@ -37,7 +37,7 @@ class SendStatus(Enum):
 
 @dataclass(frozen=True)
 class SendResult:
-    """What came of sending one file, and why it was not stored."""
+    """Outcome of sending one file, and why it failed."""
 
     sent: SendStatus
     why: str = ""
@@ -47,11 +47,11 @@ _NOT_TAKEN = SendResult(SendStatus.NEVER, "it does not take objects of this kind
 
 
 def send(files: Sequence[Path], peer: ApplicationEntity, ae_title: str) -> list[SendResult]:
-    """Send DICOM files in one association, and return what came of each.
+    """Send DICOM files in one association.
 
     Args:
-        files: with the file meta information of PS3.10.
-        peer: to whom.
+        files: DICOM files with file meta information (PS3.10).
+        peer: receiver.
         ae_title: of the sender.
     """
     logging.getLogger("pynetdicom").propagate = False
@@ -66,7 +66,7 @@ def send(files: Sequence[Path], peer: ApplicationEntity, ae_title: str) -> list[
         return [unreadable] * len(files)
     try:
         association = entity.associate(peer.address.host, peer.address.port, ae_title=peer.title)
-    except OSError as error:  # its name is not known
+    except OSError as error:  # unknown host
         return [
             SendResult(SendStatus.AWAY, error.strerror or "nobody answers there") if kind else unreadable
             for kind in kinds
@@ -91,7 +91,7 @@ def send(files: Sequence[Path], peer: ApplicationEntity, ae_title: str) -> list[
 
 
 def _kind(file: Path) -> tuple[str, str] | None:
-    """Return a file's SOP class and transfer syntax; None where it is no DICOM file."""
+    """Return a file's SOP class and transfer syntax, if DICOM."""
     try:
         meta = pydicom.dcmread(file, specific_tags=["SOPClassUID"], stop_before_pixels=True).file_meta
         return str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
@@ -100,12 +100,12 @@ def _kind(file: Path) -> tuple[str, str] | None:
 
 
 def _association_failure(association: Association) -> SendResult:
-    """Return why there is no association."""
+    """Return why no association was established."""
     if association.is_rejected:
         return SendResult(
             SendStatus.AWAY, "it turns the association away: does it know this AE title, and is it called so?"
         )
-    # It accepted, and took none of the kinds: the library then ends the association.
+    # The peer accepted the association but none of the contexts, so pynetdicom aborted it.
     return _NOT_TAKEN if association.rejected_contexts else SendResult(SendStatus.AWAY, "nobody answers there")
 
 
@@ -118,15 +118,15 @@ def _store_result(status: int | None) -> SendResult:
 
 
 class SendQueue:
-    """What is to be sent, as the journal has it.
+    """Files waiting to be sent, as the journal lists them.
 
     Args:
-        folder: that the journal's files are relative to.
-        journal: of what was predicted.
-        peer: to whom.
+        folder: base of the journal's relative paths.
+        journal: lists the files to send.
+        peer: receiver.
         ae_title: of the sender.
-        tell: each event, for people.
-        clock: seconds that only go forward.
+        notify: called with each event.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -145,11 +145,11 @@ class SendQueue:
 
     @property
     def waiting(self) -> int:
-        """How many files were not acknowledged."""
+        """Number of files not yet acknowledged."""
         return sum(len(record.to_send) for record in self._journal.records.values())
 
     def send_due(self) -> None:
-        """Send what waits; after a failure only when some time has passed, twice as much each time."""
+        """Send waiting files; the pause doubles after each failure."""
         if not self.waiting or self._clock() < self._next:
             return
         for name, record in list(self._journal.records.items()):
@@ -161,7 +161,7 @@ class SendQueue:
         self._pause = _FIRST_PAUSE
 
     def _send(self, name: str, files: list[str]) -> bool:
-        """Send a result, and return whether nothing of it is left."""
+        """Send one result; return whether all of it is settled."""
         replies = send([self._folder / file for file in files], self._peer, self._title)
         stored = [file for file, reply in zip(files, replies, strict=True) if reply.sent is SendStatus.STORED]
         for file in stored:

@@ -1,4 +1,4 @@
-"""Working off what arrives in a folder: each thing once, whatever comes between."""
+"""Processes each input of a watched folder exactly once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oncofed.errors import OncofedError, SpecError, UnreadableError, one_line
-from oncofed.prediction.private import make_private
+from oncofed.prediction.permissions import make_private
 from oncofed.prediction.watching.application_entity import Notify
 from oncofed.prediction.watching.folder_scanner import FolderScanner, WatchItem
 from oncofed.prediction.watching.journal import Journal, Record
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from oncofed.prediction.watching.store_scu import SendQueue
 
 JOURNAL_FILE, _LOCK_FILE = "watch.jsonl", ".watch.lock"
-# A thing that ended the process so often, or that went wrong in a way nobody foresaw, is set aside.
+# Attempts after which an input that crashes or fails unexpectedly is set aside.
 _MOST_TRIES = 3
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _SECONDS_BETWEEN_LOOKS, _SECONDS_WHEN_FULL, _LONGEST_SLEEP = 1.0, 60.0, 0.2
 _SECONDS_BETWEEN_TRIES = 30.0
-# Of the time, at most one part in so many goes into looking.
+# At most one tenth of the time is spent scanning.
 _SHARE_OF_LOOKING = 10
 _LONGEST_NAME, _LONGEST_REASON = 80, 500
 
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What came of one thing.
+    """Result of one input.
 
     Attributes:
-        written: files of its result.
-        to_send: those of them that go to a receiver.
-        set_aside: why some of its cases, or all, have no result.
+        written: result files.
+        to_send: result files for the receiver.
+        set_aside: why some or all of its cases have no result.
     """
 
     written: tuple[Path, ...] = ()
@@ -49,31 +49,31 @@ class ItemResult:
 
 @dataclass
 class WatchCounts:
-    """What was done since the start."""
+    """Counts since the start."""
 
     done: int = 0
     failed: int = 0
     unsent: int = 0
 
 
-# What makes a result of a thing. Called again with the same thing it writes the same files over.
+# Makes the result of an input; repeated calls overwrite the same files.
 ProcessItem = Callable[[WatchItem], ItemResult]
 
 
 class FolderWatcher:
-    """Works off a folder.
+    """Processes the inputs of a folder.
 
     Args:
         scanner: of the watched folder.
-        out: folder of the results, and of the journal.
-        process_item: makes a result. Whatever it raises sets the thing aside, but for what may pass.
-        notify: called with each event, for people: what kind it is, and one line.
-        make_outbox: makes what sends results; None: nobody is sent any.
-        model: digest of the model whose results they are.
-        seconds: between two looks.
+        out: folder of the results and the journal.
+        process_item: makes a result. Exceptions set the input aside, unless they may be temporary.
+        notify: called with each event's kind and one line of text.
+        make_send_queue: makes the queue of results to send; None: nothing is sent.
+        model: digest of the model.
+        seconds: between two scans.
 
     Raises:
-        StateError: the journal is none.
+        StateError: the journal file is invalid.
         SpecError: the folder holds results of another model.
     """
 
@@ -98,17 +98,17 @@ class FolderWatcher:
         self._again: dict[str, float] = {}
 
     def stop(self) -> None:
-        """Have ``run`` return after the thing at hand; safe in a signal handler."""
+        """Stop after the current input; safe in signal handlers."""
         self._is_stopped = True
 
     def run(self, once: bool = False) -> WatchCounts:
-        """Work off what is there and what arrives, until ``stop``.
+        """Process inputs until ``stop``.
 
         Args:
-            once: return as soon as nothing is left that is whole or about to be.
+            once: return when no input is complete or about to be.
 
         Raises:
-            OSError: the folder cannot be read, or the journal not be written.
+            OSError: the folder is not readable, or the journal not writable.
         """
         while not self._is_stopped:
             begun = time.monotonic()
@@ -129,7 +129,7 @@ class FolderWatcher:
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        # A lock that a signal's handler could set would not be safe in one.
+        # Polls a flag, since no lock is safe to use in a signal handler.
         while not self._is_stopped and (left := until - time.monotonic()) > 0:
             time.sleep(min(left, _LONGEST_SLEEP))
 
@@ -186,7 +186,7 @@ class FolderWatcher:
                 self._journal.requeue(item.name, item.fingerprint)
                 raise
             self._try_again(item, error.strerror or "a file cannot be read or written")
-        except Exception:  # noqa: BLE001 - one thing must not end the work on all others
+        except Exception:  # noqa: BLE001 - one input must not stop the others
             self._try_again(item, "it went wrong in a way that nobody foresaw: oncofed --debug predict of it shows how")
         else:
             self._finish(item, outcome, time.monotonic() - begun)
@@ -226,7 +226,7 @@ def _reason(text: str) -> str:
 
 @contextmanager
 def lock_output(out: Path) -> Iterator[None]:
-    """Hold a folder of results while a process works for it: two would work off everything twice.
+    """Lock an output folder against a second watcher.
 
     Raises:
         SpecError: another process holds it.

@@ -1,4 +1,4 @@
-"""What is written of each case: one table, by what a task finds."""
+"""Registry of output files by kind of prediction."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from oncofed.errors import SpecError
+from oncofed.prediction.case_prediction import Writer
 from oncofed.prediction.dicom.writers import write_dicom, write_structure_set
-from oncofed.prediction.outputs.classes import write_classes, write_evidence
+from oncofed.prediction.outputs.classes import write_classes, write_saliency
 from oncofed.prediction.outputs.labels import write_labels
 from oncofed.prediction.outputs.objects import write_objects
 from oncofed.prediction.outputs.slides import write_slide
-from oncofed.prediction.predicted import Writer
 from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap, SlideScores
 
 
 @dataclass(frozen=True)
 class Output:
-    """One kind of file.
+    """One kind of output.
 
     Attributes:
-        name: of the option that chooses it, and in ``predictions.json``.
+        name: as in options and ``predictions.json``.
         write: writes all of its files or none.
-        default: it is written unless it is chosen not to be.
-        of_dicom: it lies on the series of the image, and is written of images that came from DICOM alone.
+        default: written unless deselected.
+        of_dicom: written only for images from DICOM, on their series.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Output:
     of_dicom: bool = False
 
 
-# A slide's scores are a classification's with more to say: the first kind that fits counts.
+# SlideScores is a ClassScores: the first matching kind counts.
 OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
     LabelMap: (
         Output("labels", write_labels),
@@ -41,19 +41,19 @@ OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
     ),
     ObjectMap: (Output("objects", write_objects),),
     SlideScores: (Output("classes", write_classes), Output("slide", write_slide)),
-    ClassScores: (Output("classes", write_classes), Output("evidence", write_evidence)),
+    ClassScores: (Output("classes", write_classes), Output("evidence", write_saliency)),
 }
 
 
-def outputs_of(found: Inferred, chosen: Iterable[str]) -> list[Output]:
-    """Return what is written of one case."""
+def outputs_for(found: Inferred, chosen: Iterable[str]) -> list[Output]:
+    """Return the selected outputs of one case."""
     wanted = set(chosen)
     outputs = next(outputs for kind, outputs in OUTPUTS.items() if isinstance(found, kind))
     return [output for output in outputs if output.name in wanted]
 
 
-def chosen_outputs(more: Iterable[str] = (), less: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return the names of what is written: all that is by default, more, and less.
+def select_outputs(more: Iterable[str] = (), less: Iterable[str] = ()) -> tuple[str, ...]:
+    """Return output names: the defaults, plus and minus some.
 
     Raises:
         SpecError: there is no such output.

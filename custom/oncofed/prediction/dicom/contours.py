@@ -1,12 +1,12 @@
-"""Outlines of a mask along the edges of its pixels, each hole joined to what it lies in by a channel without width.
+"""Contours of a mask along pixel edges, keyholes for holes.
 
-A keyhole is the way to draw a hole that every reader of structure sets knows (DICOM PS3.3, section C.8.8.6.3): filled
-by either rule, even-odd or winding, it gives the mask back. CLOSEDPLANAR_XOR is younger, and readers that do not know
-its name leave such contours out, or fill the hole.
+A keyhole joins a hole to the outer contour by a channel of zero width (DICOM PS3.3, section C.8.8.6.3). Every reader of
+structure sets supports it, and filling by the even-odd or the winding rule gives the mask exactly. CLOSEDPLANAR_XOR is
+newer: readers that do not know it drop such contours or fill the hole.
 
-Work and memory grow with the number of pixels, however many holes there are: each unit edge of a pixel knows the one
-that follows it, and a channel changes which follows which in two places. ``prediction/outputs/outlines.py``, which is
-of many objects at once, skips those unit edges and cuts rings where they meet themselves, which contours here may do.
+Time and memory are linear in the number of pixels, whatever the number of holes: each unit edge knows its successor,
+and a channel changes two successors. ``prediction/outputs/polygons.py`` traces many objects at once: it skips unit
+edges and splits rings that touch themselves, as contours here may.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 _STEPS = np.array([(1, 0), (0, 1), (-1, 0), (0, -1)])
 
 
-def outlines(mask: NDArray[np.bool_]) -> list[Floats]:
-    """Return the closed outlines of a mask's pieces.
+def mask_contours(mask: NDArray[np.bool_]) -> list[Floats]:
+    """Return the closed contours of a mask.
 
     Pixels that touch at a corner alone are two pieces.
 
@@ -40,7 +40,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[Floats]:
 
 
 def _edges(mask: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
-    """Return the edges between a mask and what is beside it, one pixel long, with the mask to the right of each.
+    """Return unit edges around a mask, with the mask right.
 
     Returns:
         (edge, 2) where each starts, as (column, row); (edge,) its direction, a number of ``_STEPS``; (direction, row,
@@ -61,16 +61,16 @@ def _edges(mask: NDArray[np.bool_]) -> tuple[Ints, Ints, Ints]:
 
 
 def _following(starts: Ints, directions: Ints, leaving: Ints) -> Ints:
-    """Return for each edge the one after it."""
+    """Return each edge's successor."""
     columns, rows = (starts + _STEPS[directions]).T
-    # Where two pixels touch at a corner, two edges go on: the way stays with its own pixel, which is to the right.
+    # Where two pixels touch at a corner, the contour stays with its own pixel, to the right.
     right, ahead, left = (leaving[(directions + turn) % len(_STEPS), rows, columns] for turn in (1, 0, 3))
     after: Ints = np.where(right >= 0, right, np.where(ahead >= 0, ahead, left))
     return after
 
 
 def _cycles(following: Ints) -> tuple[Ints, Ints]:
-    """Return what follows each other in circles: all of it, circle by circle and in order; how long each circle is."""
+    """Return cycles of the successor map: order and lengths."""
     after = following.tolist()
     order: list[int] = []
     ends = [0]
@@ -85,7 +85,7 @@ def _cycles(following: Ints) -> tuple[Ints, Ints]:
 
 
 def _channels(starts: Ints, directions: Ints, leaving: Ints, order: Ints, lengths: Ints) -> tuple[Ints, Ints]:
-    """Return where a channel leaves each hole, and where it meets what lies to the right of the hole.
+    """Return where each hole's channel starts and ends.
 
     It leaves from the upper end of a hole's rightmost edge and runs level to the next edge. What it meets is another
     loop of the same piece, which reaches further to the right: so channels never lead in a circle. Both ends are
@@ -97,12 +97,12 @@ def _channels(starts: Ints, directions: Ints, leaving: Ints, order: Ints, length
     numbers = np.empty(len(order), int)
     numbers[order] = np.repeat(np.arange(len(lengths)), lengths)
     columns, rows = starts.T
-    # Holes are walked the other way round, so that theirs is below zero.
+    # Holes run the other way round: their area is negative.
     area = np.bincount(numbers, columns * _STEPS[directions, 1], len(lengths))
     edges = np.flatnonzero(area[numbers] < 0)
     edges = edges[np.lexsort((rows[edges], -columns[edges], numbers[edges]))]
     leaves = edges[np.diff(numbers[edges], prepend=-1) != 0]
-    upright = (leaving[1] >= 0) | (leaving[3] >= 0)  # where one starts; and where one ends:
+    upright = (leaving[1] >= 0) | (leaving[3] >= 0)  # where a vertical edge starts; below, where one ends
     upright[1:] |= leaving[1, :-1] >= 0
     upright[:-1] |= leaving[3, 1:] >= 0
     width = upright.shape[1]
@@ -111,7 +111,7 @@ def _channels(starts: Ints, directions: Ints, leaving: Ints, order: Ints, length
 
 
 def _joined(starts: Ints, following: Ints, leaves: Ints, meets: Ints) -> tuple[Ints, Ints]:
-    """Return corners, and for each the one after it, with a channel to each hole and back from it.
+    """Join each hole to its surroundings by a channel.
 
     Both ends of a channel are passed twice. The corners that are passed again come after all others.
     """
@@ -126,7 +126,7 @@ def _joined(starts: Ints, following: Ints, leaves: Ints, meets: Ints) -> tuple[I
 
 
 def _without_straight_ones(corners: Ints, following: Ints, order: Ints, lengths: Ints) -> list[Floats]:
-    """Return closed outlines without corners on straight lines."""
+    """Return closed contours without collinear corners."""
     onward = np.sign(corners[following] - corners)
     before = np.empty_like(onward)
     before[following] = onward

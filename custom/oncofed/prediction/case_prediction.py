@@ -1,4 +1,4 @@
-"""What a model said of one case, with all that its writers need."""
+"""A prediction of one case, as output writers need it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from oncofed.tasks.inferred import Inferred
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """One case with what a model said of it.
+class CasePrediction:
+    """A prediction of one case.
 
     Attributes:
         source: the case.
-        found: on the image's own grid.
-        probabilities: (class,) float64, calibrated, of classifications and slides; None of others.
-        trust: when not to trust it; None where nothing is known.
-        temperature: by which ``probabilities`` were calibrated; None: they were not.
-        network: that found it, where it is; None: it is gone.
-        figures: a row for each class, as ``figures.figures_of`` returns them; None: not counted or measured yet.
+        found: prediction on the image's own grid.
+        probabilities: (class,) float64, calibrated, of classifications and slides; None for others.
+        trust: how far to trust it; None if unknown.
+        temperature: that calibrated ``probabilities``; None: uncalibrated.
+        network: network that predicted it; None: not available.
+        figures: a row for each class, as ``case_rows.case_rows`` returns them; None: not measured yet.
     """
 
     source: Source
@@ -41,4 +41,4 @@ class Predicted:
 
 
 # Writes all of its files into a folder or none, and returns them.
-Writer = Callable[[Predicted, TrainedModel, Path], list[Path]]
+Writer = Callable[[CasePrediction, TrainedModel, Path], list[Path]]

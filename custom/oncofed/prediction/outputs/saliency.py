@@ -1,8 +1,8 @@
-"""Which places of an image speak for a class, by MONAI's visualisers.
+"""Saliency maps by Grad-CAM or occlusion.
 
-Grad-CAM (Selvaraju et al., ICCV 2017) where the answer follows from one map of features, as in convolutional networks;
-where it does not, as in transformers, occlusion (Zeiler and Fergus, ECCV 2014): by how much the class becomes less
-likely when a place is covered.
+Grad-CAM (Selvaraju et al., ICCV 2017) for networks whose output follows from one feature map, as convolutional ones do.
+For others, such as transformers, occlusion (Zeiler and Fergus, ECCV 2014): how much the class's probability falls when
+a region is covered. Both by MONAI's visualisers.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ Affine = NDArray[np.float64]
 
 GRAD_CAM, OCCLUSION = "Grad-CAM", "occlusion"
 
-# Places along the longest side of a map that says where something is.
+# Fewest positions along a feature map's longest side for it to be of use.
 _FEWEST_PLACES = 4
-# Maps that are looked at, from the last one back.
+# Feature maps that are tried, from the last one back.
 _MOST_LAYERS = 12
-# Covers along each side of a flat image and of a volume; they overlap by half.
+# Occlusion masks along each side, by dimensions; they overlap by half.
 _COVERS = {2: 5, 3: 3}
 _IMAGES_AT_ONCE, _VALUES_AT_ONCE = 16, 1 << 22
 _NEAR = 1e-3
 
-# Of torch, for each place that is covered: MONAI's indices are lists where tuples are meant.
+# torch warns for every mask, since MONAI indexes with lists instead of tuples.
 warnings.filterwarnings("ignore", "Using a non-tuple sequence for multidimensional indexing", UserWarning)
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """Which places of an image speak for a class.
+class SaliencyMap:
+    """How much each image region supports a class.
 
     Attributes:
-        heat: from 0 to 1, where most speaks for it; all 0 where nothing does; (x, y[, z]) as the image.
+        heat: from 0 to 1, the strongest support; all 0 if there is none; (x, y[, z]) as the image.
         method: "Grad-CAM" or "occlusion".
     """
 
@@ -57,27 +57,27 @@ class Evidence:
 
 
 class Explainer:
-    """Finds which places of images speak for a class.
+    """Computes saliency maps.
 
     Args:
-        network: from (1, channel, x, y[, z]) to (1, class); it is left as it is, with its mode, gradients and hooks.
+        network: from (1, channel, x, y[, z]) to (1, class); its mode, gradients and hooks are not changed.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self._network = _twin(network)
         self._device = next((p.device for p in network.parameters()), torch.device("cpu"))
         self._cam: GradCAM | None = None
-        self._shape: torch.Size | None = None  # for which the layer was chosen
+        self._shape: torch.Size | None = None  # input shape that the layer was chosen for
 
-    def explain(self, image: Tensor, value: int) -> Evidence:
-        """Return which places speak for a class.
+    def explain(self, image: Tensor, value: int) -> SaliencyMap:
+        """Return the saliency map of a class.
 
         Args:
             image: (channel, x, y[, z]) float32.
-            value: number of the class.
+            value: label value of the class.
 
         Raises:
-            DataError: memory is too short.
+            DataError: out of memory.
         """
         batch = image[None].to(self._device)
         if batch.shape != self._shape:
@@ -89,17 +89,20 @@ class Explainer:
         if heat is None:
             heat = self._by_occlusion(batch, value)
         found = heat.clamp_min(0).float().cpu().numpy()
-        return Evidence(found / max(float(found.max()), np.finfo(np.float32).tiny), method)
+        return SaliencyMap(found / max(float(found.max()), np.finfo(np.float32).tiny), method)
 
     def _by_gradients(self, batch: Tensor, value: int) -> Tensor | None:
-        """Return the map by Grad-CAM; None where no layer gives one, also since memory is short."""
+        """Return the Grad-CAM map; None if not possible.
+
+        Either no layer gives one, or memory is short.
+        """
         cam = self._cam
         if cam is None:
             return None
         try:
             with torch.enable_grad():
                 heat: Tensor = cam(x=batch, class_idx=value)[0, 0].detach()
-        except RuntimeError:  # memory is short, or a layer changes in place what gradients need
+        except RuntimeError:  # out of memory, or an in-place operation broke the gradients
             self._cam = None
         else:
             return heat
@@ -119,7 +122,7 @@ class Explainer:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            free_memory()  # out of the except block: the error's traceback holds what the failed pass had in memory
+            free_memory()  # outside the except block: the traceback keeps the failed pass's tensors alive
         raise DataError(
             "which places speak for its class cannot be found: memory is too short. Free the GPU of other programs "
             "(nvidia-smi), or leave this output out"
@@ -127,7 +130,7 @@ class Explainer:
 
 
 def _covered(network: nn.Module, batch: Tensor, at_once: int) -> Tensor:
-    """Return how likely each class is when a place is covered, (class, x, y[, z])."""
+    """Return class probabilities under occlusion, (class, x, y[, z])."""
     sides = batch.shape[2:]
     occlusion = OcclusionSensitivity(
         network,
@@ -143,7 +146,7 @@ def _covered(network: nn.Module, batch: Tensor, at_once: int) -> Tensor:
 
 
 def _twin(network: nn.Module) -> nn.Module:
-    """Return a network of the same weights that may be given hooks, and learns nothing."""
+    """Return a frozen network with shared weights, safe to hook."""
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in network.parameters()}
     shared |= {id(buffer): buffer for buffer in network.buffers()}
     twin = copy.deepcopy(network, shared)
@@ -154,7 +157,10 @@ def _twin(network: nn.Module) -> nn.Module:
 
 
 def _cam(network: nn.Module, layer: str) -> GradCAM:
-    """Return Grad-CAM at a layer; gradients are followed back to that layer and no further, which saves memory."""
+    """Return Grad-CAM at a layer.
+
+    Gradients stop at that layer, which saves memory.
+    """
 
     def begin(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(x.detach().requires_grad_() if isinstance(x, Tensor) else x for x in inputs)
@@ -165,10 +171,10 @@ def _cam(network: nn.Module, layer: str) -> GradCAM:
 
 @torch.no_grad()
 def feature_layer(network: nn.Module, like: Tensor) -> str | None:
-    """Return the name of the last layer that gives a map of features from which the whole answer follows.
+    """Find the last feature map that determines the output.
 
-    Which it is shows by running the network: its output is put in place of what another image gives there, and the
-    answer must become that of the first image.
+    Found by running the network: the layer's output for one image replaces that for another image, and the answer must
+    then be that of the first image.
 
     Args:
         network: in evaluation mode.
@@ -199,7 +205,7 @@ def feature_layer(network: nn.Module, like: Tensor) -> str | None:
 
 
 def _maps(network: nn.Module, image: Tensor) -> list[str]:
-    """Return the layers that give maps of features, the last one first; none where an image becomes tokens."""
+    """Return layers with feature maps, last first; none: token networks."""
     found: list[str] = []
     calls: dict[str, int] = {}
     tokens = False
@@ -234,8 +240,8 @@ def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
         handle.remove()
 
 
-def placed(heat: Heat, affine: Affine, target: Affine, shape: tuple[int, ...]) -> Heat:
-    """Return a map on another grid; 0 where it does not reach.
+def resample_heat(heat: Heat, affine: Affine, target: Affine, shape: tuple[int, ...]) -> Heat:
+    """Resample a map to another grid; 0 outside it.
 
     Args:
         heat: (x, y[, z]).
@@ -257,6 +263,6 @@ def placed(heat: Heat, affine: Affine, target: Affine, shape: tuple[int, ...]) -
 
 
 def _reached(places: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Return which places (axis, place), in voxels of a grid, lie in one of its voxels."""
+    """Return which positions lie inside a grid."""
     ends = np.array(shape)[:, None] - 0.5 + _NEAR
     return np.asarray(((places >= -0.5 - _NEAR) & (places <= ends)).all(axis=0))

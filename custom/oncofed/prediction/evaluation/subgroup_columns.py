@@ -1,4 +1,7 @@
-"""What tells cases apart: what registering knows of them, and the columns of a table."""
+"""Columns that split cases into subgroups.
+
+From registration, and from a table of the hospital.
+"""
 
 from __future__ import annotations
 
@@ -24,22 +27,25 @@ from oncofed.errors import DataError, SpecError
 
 _CASE_KEYS = ("case", "image", "file")
 _KEYS = (*_CASE_KEYS, "study", "patient")
-_NOT_SAID = frozenset({"", "-", "?", "na", "n/a", "nan", "none", "null", "unknown", "unbekannt"})
-# Slices thicker than this are called thick: what thin-section CT begins at (MacMahon et al., Radiology 2017: 1.5 mm).
+_MISSING_VALUES = frozenset({"", "-", "?", "na", "n/a", "nan", "none", "null", "unknown", "unbekannt"})
+# Thickest slices that count as thin: thin-section CT (MacMahon et al., Radiology 2017: 1.5 mm).
 _THIN_MM = 1.5
-# Fewer different numbers than this are codes, such as stages.
+# Fewer distinct numbers than this count as codes, such as stages.
 _CODES = 6
-# How large what is labelled is: of volumes, and of flat images whose pixels have a size, or none.
+# Size columns of the labelled region: volumes, flat images with and without pixel size.
 SIZES = ("volume_ml", "area_mm2", "area_px")
 _RANGE = re.compile(r"(\d+(?:\.\d+)?)?-(\d+(?:\.\d+)?)?")
 
-Values = dict[str, str]  # case -> text; a case of which nothing is said is not in it
+Values = dict[str, str]  # case -> text; cases without a value are missing
 Bins = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A column to look at, and the ranges into which its numbers go; without them they go into quarters."""
+class ColumnChoice:
+    """A column to analyse, with ranges for its numbers.
+
+    Without ranges, numbers are split at quantiles.
+    """
 
     name: str
     bins: Bins = ()
@@ -47,22 +53,24 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Column:
-    """What tells cases apart.
+    """A column's groups of cases.
 
     Attributes:
         name: of the column.
-        groups: name of each group -> its cases, in the order in which they are shown.
+        groups: group name -> its cases, in display order.
     """
 
     name: str
     groups: dict[str, tuple[str, ...]]
 
 
-def parse_wanted(texts: Sequence[str]) -> list[Wanted]:
-    """Return the columns of ``--by sex,age:0-40,40-60,60-``; a range belongs to the column before it.
+def parse_column_choices(texts: Sequence[str]) -> list[ColumnChoice]:
+    """Parse ``--by sex,age:0-40,40-60,60-``.
+
+    A range belongs to the column before it.
 
     Raises:
-        SpecError: a range is none, or is of no column.
+        SpecError: a range is invalid, or has no column.
     """
     found: dict[str, list[tuple[float, float]]] = {}
     name = ""
@@ -77,7 +85,7 @@ def parse_wanted(texts: Sequence[str]) -> list[Wanted]:
                 f"--by {','.join(texts)}: found no name of a column, expected such as --by sex,age:0-40,40-"
             )
         found[name] = [_range(last.strip())] if colon else []
-    return [Wanted(name, tuple(bins)) for name, bins in found.items()]
+    return [ColumnChoice(name, tuple(bins)) for name, bins in found.items()]
 
 
 def _range(text: str) -> tuple[float, float]:
@@ -94,14 +102,16 @@ def _range(text: str) -> tuple[float, float]:
 
 
 def known_columns(cases: Sequence[Case], classes: Mapping[int, str]) -> dict[str, Values]:
-    """Return what is known of cases without a table: of the scanner, the image and its reference.
+    """Return what is known of cases without a table.
+
+    Scanner, image and reference.
 
     Args:
-        cases: with their labels in the job's values.
+        cases: with labels in the job's values.
         classes: the job's label values and names.
 
     Returns:
-        Column -> what is known of each case. Beside these come the columns of the table that was registered.
+        Column -> value of each case, including columns of the registered table.
     """
     entries = {case.name: _entry(case) for case in cases}
     makers: dict[str, Callable[[Case, Entry], str | None]] = {
@@ -141,7 +151,7 @@ def _colour(entry: Entry) -> str | None:
 
 
 def _labelled(case: Case, entry: Entry, classes: Mapping[int, str]) -> tuple[str, str] | None:
-    """Return how large what is labelled is: the column, one of ``SIZES``, and the number; None: it is not known."""
+    """Return column and size of the labelled region, if known."""
     if not isinstance(case.label, Path) or not entry.label_values:
         return None
     become = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}
@@ -159,15 +169,15 @@ def _labelled(case: Case, entry: Entry, classes: Mapping[int, str]) -> tuple[str
 
 
 def table_columns(path: Path, cases: Sequence[Case], folder: Path) -> tuple[dict[str, Values], int]:
-    """Return the columns of a table, and how many of its rows are of no case.
+    """Return a table's columns, and its number of unmatched rows.
 
     Args:
-        path: CSV or TSV in any usual encoding, with a column case (or image, file), study or patient.
-        cases: that are looked for.
-        folder: of their dataset, whose salt tells which patient is which.
+        path: CSV or TSV in any common encoding, with a column case (or image, file), study or patient.
+        cases: to find in the table.
+        folder: of their dataset, whose salt hashes patients.
 
     Raises:
-        DataError: it is no table, has no such column, contradicts itself, or names none of the cases.
+        DataError: it is no table, lacks a key column, contradicts itself, or names none of the cases.
     """
     table = read_table(path)
     keys = [key for key in _KEYS if key in table.columns]
@@ -203,7 +213,7 @@ def table_columns(path: Path, cases: Sequence[Case], folder: Path) -> tuple[dict
 
 
 class _Names:
-    """Cases by what a table may call them: name, file, study or patient."""
+    """Finds cases by name, file, study or patient."""
 
     def __init__(self, cases: Sequence[Case], folder: Path) -> None:
         self._salt = (folder / SALT_FILE).read_bytes() if (folder / SALT_FILE).is_file() else b""
@@ -219,7 +229,7 @@ class _Names:
         self._files = Files(folder, list(self._by_file))
 
     def of(self, row: Row, keys: Sequence[str]) -> list[str]:
-        """Return the cases that a row is of, by what it names most narrowly."""
+        """Return a row's cases, by its most specific key."""
         for key in keys:
             if text := row.cells.get(key, ""):
                 return self._case(text) if key in _CASE_KEYS else self._of_key(key, text)
@@ -230,7 +240,7 @@ class _Names:
         return [self._by_file[path]] if path else []
 
     def _of_key(self, key: str, text: str) -> list[str]:
-        # As it is written, as registering hashes it, and as it does a DICOM patient's whose issuer nobody said.
+        # As written, hashed as in registration, and hashed as a DICOM patient without issuer.
         hashes = [hashed_key(self._salt, form) for form in (text, f"|{text}")] if self._salt else []
         for form in (text, *hashes):
             if found := self._by_key.get((key, form)):
@@ -242,26 +252,27 @@ class _Names:
 # --- groups
 
 
-def grouped(wanted: Wanted, values: Values, cases: Sequence[str], parts: int = 4) -> Column:
-    """Return the groups into which a column puts cases; a case of which it says nothing is in the group "not said".
+def group_cases(wanted: ColumnChoice, values: Values, cases: Sequence[str], parts: int = 4) -> Column:
+    """Split cases into a column's groups.
 
-    Numbers go into the ranges that are wanted, or into parts of as many cases each; few different ones are codes.
+    Numbers are split into the given ranges, or into quantiles with equal counts; few distinct numbers count as codes.
+    Cases without a value form the group "not said".
 
     Args:
         wanted: the column.
-        values: what it says of each case.
-        cases: all of them.
-        parts: into which numbers go.
+        values: value of each case.
+        cases: all cases.
+        parts: number of quantile groups.
     """
-    said = {case: text for case in cases if (text := values.get(case, "")).strip().lower() not in _NOT_SAID}
-    numbers = {case: number for case, text in said.items() if (number := _number(text)) is not None}
+    texts = {case: text for case in cases if (text := values.get(case, "")).strip().lower() not in _MISSING_VALUES}
+    numbers = {case: number for case, text in texts.items() if (number := _number(text)) is not None}
     if wanted.bins:
-        groups = _in_ranges(wanted.bins, said, numbers)
-    elif len(numbers) == len(said) and len(set(numbers.values())) >= _CODES:
+        groups = _in_ranges(wanted.bins, texts, numbers)
+    elif len(numbers) == len(texts) and len(set(numbers.values())) >= _CODES:
         groups = _in_parts(numbers, parts)
     else:
-        groups = _by_text(said, numbers)
-    missing = tuple(case for case in cases if case not in said)
+        groups = _by_text(texts, numbers)
+    missing = tuple(case for case in cases if case not in texts)
     return Column(wanted.name, {**groups, **({"not said": missing} if missing else {})})
 
 
@@ -273,16 +284,16 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _in_ranges(bins: Bins, said: Values, numbers: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
+def _in_ranges(bins: Bins, texts: Values, numbers: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
     groups = {_words(low, high): tuple(c for c, n in numbers.items() if low <= n < high) for low, high in bins}
     inside = {case for group in groups.values() for case in group}
-    outside = tuple(case for case in said if case not in inside)
+    outside = tuple(case for case in texts if case not in inside)
     return {**groups, **({"in no range": outside} if outside else {})}
 
 
 def _in_parts(numbers: Mapping[str, float], parts: int) -> dict[str, tuple[str, ...]]:
     cuts = np.quantile(list(numbers.values()), np.arange(1, parts) / parts)
-    # Rounded, an end says less of the one case that it lies at.
+    # Rounded, so that an edge reveals less of the case it lies at.
     edges = [-math.inf, *sorted({float(f"{cut:.2g}") for cut in cuts}), math.inf]
     bins = tuple(pairwise(edges))
     return {name: cases for name, cases in _in_ranges(bins, {}, numbers).items() if cases}
@@ -294,13 +305,16 @@ def _words(low: float, high: float) -> str:
     return f"{low:g} and above" if high == math.inf else f"{low:g} to below {high:g}"
 
 
-def _by_text(said: Values, numbers: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
-    """Return groups by what is said, whatever its case and spaces; each is called as it is written most often."""
+def _by_text(texts: Values, numbers: Mapping[str, float]) -> dict[str, tuple[str, ...]]:
+    """Group by text, ignoring case and spaces.
+
+    Each group is named by its most frequent spelling.
+    """
     by_key: dict[str, list[str]] = defaultdict(list)
-    for case, text in said.items():
+    for case, text in texts.items():
         by_key[f"{numbers[case]:g}" if case in numbers else name_key(text)].append(case)
     groups = {}
-    for cases in sorted(by_key.values(), key=lambda own: (numbers.get(own[0], math.inf), name_key(said[own[0]]))):
-        written = Counter(said[case].strip() for case in cases)
+    for cases in sorted(by_key.values(), key=lambda own: (numbers.get(own[0], math.inf), name_key(texts[own[0]]))):
+        written = Counter(texts[case].strip() for case in cases)
         groups[max(sorted(written), key=lambda form: written[form])] = tuple(cases)
     return groups

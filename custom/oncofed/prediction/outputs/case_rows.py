@@ -1,17 +1,17 @@
-"""What is said of a case in numbers, and how people read them."""
+"""Measurements of a case as table rows, and their display."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs.measurements import measure
 from oncofed.prediction.outputs.objects import measure as measure_objects
-from oncofed.prediction.outputs.volumes import measure
-from oncofed.prediction.predicted import Predicted
 from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap
 
-# Figure -> its heading, and how it is written.
+# Key -> heading and number format.
 _SHOWN = {
     "name": ("class", ""),
     "probability": ("probability", ".3f"),
@@ -31,16 +31,16 @@ _SHOWN = {
 }
 
 
-def figures_of(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
-    """Return what is to be said of one case in numbers: a row for each class, as ``measurements.csv`` has it."""
-    if predicted.figures is not None:
-        return predicted.figures
-    figures = next(figures for kind, figures in _FIGURES.items() if isinstance(predicted.found, kind))
-    return figures(predicted, model)
+def case_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
+    """Return one row per class, as ``measurements.csv`` has it."""
+    if prediction.figures is not None:
+        return prediction.figures
+    figures = next(figures for kind, figures in _FIGURES.items() if isinstance(prediction.found, kind))
+    return figures(prediction, model)
 
 
-def table_of(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and cells of figures as people read them; the first column is the class."""
+def display_table(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and formatted cells; the class comes first."""
     rows = list(rows)
     names = [name for name in _SHOWN if any(name in row for row in rows)]
     return [_SHOWN[name][0] for name in names], [
@@ -52,36 +52,36 @@ def _cell(value: Any, form: str) -> str:
     if value is None:
         return "–"
     if form == _SHOWN["probability"][1]:
-        # No network is ever sure: what three digits would call 1 or 0 is neither.
+        # Three digits would round to 0 or 1, but no network is ever certain.
         return "> 0.999" if value >= 0.9995 else "< 0.001" if value < 0.0005 else format(value, form)
     return format(value, form)
 
 
-def _sizes(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
-    found, case = predicted.found, predicted.source.case
+def _sizes(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
+    found, case = prediction.found, prediction.source.case
     assert isinstance(found, LabelMap)
-    calibrated = predicted.source.entry.spacing is not None or case.spacing is not None or found.values.ndim == 3
+    calibrated = prediction.source.entry.spacing is not None or case.spacing is not None or found.values.ndim == 3
     sizes = measure(found.values.cpu().numpy(), found.affine, model.task.classes, calibrated)
     return [size.figures() for size in sizes]
 
 
-def _count(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
-    assert isinstance(predicted.found, ObjectMap)
-    table = measure_objects(predicted.found.numbers, predicted.source.entry.spacing)
+def _count(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
+    assert isinstance(prediction.found, ObjectMap)
+    table = measure_objects(prediction.found.numbers, prediction.source.entry.spacing)
     return [table.summary(model.task.classes[1])]
 
 
-def _probabilities(predicted: Predicted, model: TrainedModel) -> list[dict[str, Any]]:
-    assert predicted.probabilities is not None
-    shares = zip(model.task.classes.items(), predicted.probabilities.tolist(), strict=True)
-    calibrated = predicted.temperature is not None
+def _probabilities(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
+    assert prediction.probabilities is not None
+    shares = zip(model.task.classes.items(), prediction.probabilities.tolist(), strict=True)
+    calibrated = prediction.temperature is not None
     return [
         {"value": value, "name": name, "probability": share, "calibrated": calibrated}
         for (value, name), share in shares
     ]
 
 
-_FIGURES: dict[type[Inferred], Callable[[Predicted, TrainedModel], list[dict[str, Any]]]] = {
+_FIGURES: dict[type[Inferred], Callable[[CasePrediction, TrainedModel], list[dict[str, Any]]]] = {
     LabelMap: _sizes,
     ObjectMap: _count,
     ClassScores: _probabilities,

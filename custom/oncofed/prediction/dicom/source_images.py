@@ -1,6 +1,6 @@
-"""Source images as highdicom takes them, whatever their headers lack, and what is true of them put back afterwards.
+"""Completes source headers for highdicom, and undoes it afterwards.
 
-Patient and study are copied as they are (PS3.3, sections C.7.1 and C.7.2); what is no value of its type is left empty.
+Patient and study are copied unchanged (PS3.3, sections C.7.1 and C.7.2); invalid values become empty.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from oncofed.data.dicom.frames import mean_orientation
 from oncofed.prediction.dicom.common import derived_uid
 from oncofed.prediction.dicom.series import Series
 
-# Type 2 attributes of patient and study: there, if only empty.
+# Type 2 attributes of patient and study: required, may be empty.
 EMPTY_IF_UNKNOWN = (
     "PatientID",
     "PatientName",
@@ -49,19 +49,19 @@ _PLACES = (
 
 
 def frame_of_reference(series: Series) -> str:
-    """Return the UID of a volume's space; one derived from its series where its header has none."""
+    """Return a volume's frame of reference UID, derived if absent."""
     own = str(series.first.get("FrameOfReferenceUID") or "")
     return own or derived_uid("frame of reference", str(series.first.SeriesInstanceUID))
 
 
-def stand_ins(series: Series) -> list[Dataset]:
-    """Return headers like a series' own, with all that highdicom asks for.
+def placeholder_headers(series: Series) -> list[Dataset]:
+    """Return the series' headers with all that highdicom requires.
 
-    Their class is a plain one of their kind, and their series one: what was written of them needs ``restore``.
+    Their SOP class is a generic one and they share one series; objects made from them need ``restore``.
     """
     found = []
     for number, header in enumerate(series.headers):
-        own = tidy(header)
+        own = with_required_attributes(header)
         for keyword in _PLACES:
             if keyword in own:
                 delattr(own, keyword)
@@ -74,12 +74,15 @@ def stand_ins(series: Series) -> list[Dataset]:
     return found
 
 
-def tidy(header: Dataset) -> Dataset:
-    """Return a copy of a header with each attribute of patient and study that must be there, and is what it must be."""
+def with_required_attributes(header: Dataset) -> Dataset:
+    """Copy a header and complete its type 2 attributes.
+
+    Invalid values of patient and study attributes become empty.
+    """
     found = Dataset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for tag in header.keys():  # noqa: SIM118 - the header itself yields values, and fails at one that is none
+        for tag in header.keys():  # noqa: SIM118 - iterating the header decodes values and fails at invalid ones
             with contextlib.suppress(ValueError, TypeError, NotImplementedError):
                 found.add(copy(header[tag]))
         for keyword in EMPTY_IF_UNKNOWN:
@@ -121,7 +124,7 @@ def _put_place(header: Dataset, series: Series, number: int) -> None:
 
 
 def pixel_measures(series: Series) -> Dataset:
-    """Return the sizes of a volume's voxels as an item of a PixelMeasuresSequence (PS3.3, section C.7.6.16.2.1)."""
+    """Return a PixelMeasuresSequence item (PS3.3, section C.7.6.16.2.1)."""
     own = _functional_group(series.first, "PixelMeasures") if series.has_frames else series.first
     spacing = own.PixelSpacing if series.has_frames else series.stack.header.spacing
     gap = _slice_gap(series)
@@ -142,7 +145,7 @@ def _positions(frames: list[Any]) -> Iterator[Dataset]:
 
 
 def _slice_gap(series: Series) -> float:
-    """Return the distance between neighbouring slices along their normal in mm; 0 of a single one."""
+    """Return the slice distance in mm; 0 for one slice."""
     if len(series.places) < 2:
         return 0.0
     depths = np.sort([place[:3, 2] @ place[:3, 3] for place in series.places])
@@ -150,7 +153,7 @@ def _slice_gap(series: Series) -> float:
 
 
 def _orientation(series: Series) -> NDArray[np.float64]:
-    """Return the directions of rows and columns; where slices differ by rounding, in the middle of theirs."""
+    """Return row and column directions, averaged over rounding errors."""
     if series.has_frames:
         directions = _functional_group(series.first, "PlaneOrientation")
         return np.array([float(value) for value in directions.ImageOrientationPatient])
@@ -158,7 +161,7 @@ def _orientation(series: Series) -> NDArray[np.float64]:
 
 
 def _functional_group(header: Dataset, name: str) -> Dataset:
-    """Return the shared functional group of a name, or the first frame's."""
+    """Return a shared functional group, or the first frame's."""
     for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         for group in (header.get(keyword) or ())[:1]:
             for item in group.get(f"{name}Sequence") or ():
@@ -178,7 +181,10 @@ def _numbers(values: Any) -> list[DSfloat]:
 
 
 def restore(dataset: Dataset, series: Series) -> None:
-    """Name a series' images by their own classes and series, in an object that was made of its ``stand_ins``."""
+    """Put the original SOP classes and series into references.
+
+    For objects that were made of ``placeholder_headers``.
+    """
     classes = {str(header.SOPInstanceUID): header.SOPClassUID for header in series.headers}
     for item in _references(dataset):
         item.ReferencedSOPClassUID = classes[str(item.ReferencedSOPInstanceUID)]
@@ -193,7 +199,7 @@ def _references(dataset: Dataset) -> Iterator[Dataset]:
 
 
 def series_references(series: Series) -> list[Dataset]:
-    """Return the items of a ReferencedSeriesSequence (PS3.3, section C.12.2): each series with its images."""
+    """Return ReferencedSeriesSequence items (PS3.3, section C.12.2)."""
     by_series: dict[str, list[Dataset]] = {}
     for header in series.headers:
         by_series.setdefault(str(header.SeriesInstanceUID), []).append(image_reference(header))
@@ -206,7 +212,7 @@ def series_references(series: Series) -> list[Dataset]:
 
 
 def image_reference(header: Dataset) -> Dataset:
-    """Return a reference to an image by its class and UID (PS3.3, table 10-11)."""
+    """Return a reference to an image (PS3.3, table 10-11)."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
     return item

@@ -1,11 +1,14 @@
-"""What of an evaluation may be handed on: numbers behind which five patients or more stand, and no case's name."""
+"""The part of an evaluation that may leave the site.
+
+Each number covers five patients or more, and no case is named.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, shared_scores
+from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, shareable_scores
 from oncofed.report.evaluation import ComparisonRecord, DifferenceRecord, GroupRecord, ScoresRecord, SubgroupsRecord
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Scores, Task
@@ -15,13 +18,16 @@ from oncofed.tasks.comparison import Comparison
 def scores_record(task: Task[Any], outcomes: Outcomes, interval: tuple[float, float] | None) -> ScoresRecord:
     """Return the scores over all cases."""
     patients = len(set(outcomes.patients))
-    if patients < LEAST_PATIENTS or 0 < len(outcomes.telling(task)) < LEAST_PATIENTS:
+    if patients < LEAST_PATIENTS or 0 < len(outcomes.contributing_patients(task)) < LEAST_PATIENTS:
         return ScoresRecord()
-    return ScoresRecord(patients=patients, cases=len(outcomes), **_figures(shared_scores(task, outcomes), interval))
+    return ScoresRecord(patients=patients, cases=len(outcomes), **_figures(shareable_scores(task, outcomes), interval))
 
 
 def subgroups_record(found: Subgroups) -> SubgroupsRecord:
-    """Return the groups of a column, of those that are withheld their number alone: their names may name a patient."""
+    """Return a column's groups; withheld ones only as a count.
+
+    Their names might name a patient.
+    """
     groups = [
         GroupRecord(name=g.name, patients=g.patients, cases=g.cases, **_figures(g.scores, g.interval))
         for g in found.groups
@@ -36,7 +42,7 @@ def subgroups_record(found: Subgroups) -> SubgroupsRecord:
 
 
 def comparison_record(found: Comparison, other: str) -> ComparisonRecord:
-    """Return how a model does beside another one, of which ``other`` is the digest."""
+    """Return the comparison with another model, by its digest."""
     few = found.patients < LEAST_PATIENTS
     return ComparisonRecord(
         other_model=other,

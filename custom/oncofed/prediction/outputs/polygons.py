@@ -1,8 +1,8 @@
-"""Exact outlines of numbered objects: rings along the edges of their pixels, of all objects at once.
+"""Exact polygons of numbered objects, along pixel edges.
 
-``prediction/dicom/outlines.py`` follows edges too, but of one mask, and to another end: a structure set needs each hole
-joined to what it lies in, which is done on unit edges. GeoJSON needs holes of their own and rings that never meet
-themselves, and thousands of objects in seconds, for which straight runs are skipped from the start.
+``prediction/dicom/contours.py`` traces edges too, but of one mask: structure sets need each hole joined to its outer
+contour, which needs unit edges. GeoJSON needs separate holes and rings that never touch themselves, for thousands of
+objects within seconds, so straight runs are skipped from the start.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from scipy.sparse.csgraph import connected_components
 
 from oncofed.errors import DataError
 
-# Rings of [x, y], each with its first point again at its end: the outer one, then the holes.
+# Closed rings of [x, y]: the outer ring, then holes.
 Polygon = list[list[list[int]]]
 _Places = NDArray[np.int64]
 
-# Where the end of an edge lies beside the upper left corner of its pixel: of the upper, right, lower and left side.
+# Offset of an edge's end from its pixel's upper left corner: upper, right, lower and left side.
 _ENDS = np.array([[1, 0], [1, 1], [0, 1], [0, 0]])
 
 
-def outlines(numbers: NDArray[Any]) -> dict[int, list[Polygon]]:
-    """Return the outline of each object in pixels of the image, x to the right and y down.
+def object_polygons(numbers: NDArray[Any]) -> dict[int, list[Polygon]]:
+    """Return the polygons of each object in pixels.
 
-    Corners of pixels are whole numbers, so that an object of one pixel is a unit square, and the area of an object's
-    polygons is the number of its pixels. Pixels that share a side belong together; an object in several pieces has a
-    polygon for each. Outer rings have a positive area by the shoelace formula, holes a negative one (RFC 7946, section
-    3.1.6), and no ring meets itself (OGC 06-103r4, section 6.1.11).
+    Coordinates are pixels of the image, x to the right and y down.
+
+    Pixel corners are integers: one pixel is a unit square, and a polygon's area is its number of pixels. Pixels that
+    share a side belong together; an object in several pieces has a polygon for each. Outer rings have a positive area
+    by the shoelace formula, holes a negative one (RFC 7946, section 3.1.6), and no ring meets itself (OGC 06-103r4,
+    section 6.1.11).
 
     Args:
         numbers: (x, y), a whole number for each object, zero elsewhere.
@@ -63,12 +65,12 @@ def outlines(numbers: NDArray[Any]) -> dict[int, list[Polygon]]:
 
 
 def _beyond(width: int) -> _Places:
-    """Return how far off the pixel beyond each side is."""
+    """Return the offset to the neighbour across each side."""
     return np.array([-width, 1, width, -1])
 
 
 def _edges(flat: NDArray[Any], width: int) -> tuple[_Places, _Places]:
-    """Return pixel and side of each edge of an object, sorted by them."""
+    """Return pixel and side of each object edge, sorted."""
     inside = np.flatnonzero(flat)
     is_edge = np.stack([flat[inside + beyond] != flat[inside] for beyond in _beyond(width)], axis=1)
     edges = np.flatnonzero(is_edge)
@@ -76,10 +78,10 @@ def _edges(flat: NDArray[Any], width: int) -> tuple[_Places, _Places]:
 
 
 def _turns(flat: NDArray[Any], width: int, pixels: _Places, sides: _Places) -> tuple[_Places, _Places, _Places]:
-    """Return the edges that end at a corner, which of them comes next after each, and where objects touch themselves.
+    """Return edges at corners, their successors, and self-contacts.
 
-    An outline keeps to its pixel where it can. Of an end at which the object touches itself, so that outlines run
-    through it twice, the third array has the corner's number; of others -1.
+    An outline stays with its pixel where possible. The third array holds the corner's index where an object touches
+    itself, so that its outline passes twice, else -1.
     """
     value = flat[pixels]
     beyond, turned = _beyond(width)[sides], _beyond(width)[(sides + 1) % 4]
@@ -98,7 +100,7 @@ def _turns(flat: NDArray[Any], width: int, pixels: _Places, sides: _Places) -> t
 
 
 def _rings(following: Sequence[int], touching: Sequence[int]) -> list[list[int]]:
-    """Return the edges of each ring in their order; a ring that meets itself is cut there."""
+    """Return each ring's edges in order, split at self-contacts."""
     rings, seen = [], bytearray(len(following))
     for start in range(len(following)):
         ring: list[int] = []
@@ -122,7 +124,7 @@ def _rings(following: Sequence[int], touching: Sequence[int]) -> list[list[int]]
 
 
 def _areas(corners: _Places, starts: _Places, counts: _Places) -> _Places:
-    """Return twice the area of each ring by the shoelace formula."""
+    """Return twice each ring's area (shoelace formula)."""
     after = np.arange(1, len(corners) + 1)
     after[starts + counts - 1] = starts
     x, y = corners.T
@@ -131,7 +133,7 @@ def _areas(corners: _Places, starts: _Places, counts: _Places) -> _Places:
 
 
 def _pieces(flat: NDArray[Any], width: int, firsts: _Places, holes: NDArray[np.bool_]) -> _Places:
-    """Return for each ring a number of the piece of its object; zero where it does not matter."""
+    """Return each ring's piece of its object; 0 where irrelevant."""
     values = flat[firsts]
     outer, counts = np.unique(values[~holes], return_counts=True)
     several = np.intersect1d(outer[counts > 1], values[holes])
@@ -160,7 +162,7 @@ def _polygons(
     """Return the rings of each object as polygons."""
     points = corners.tolist()
     found: dict[int, list[Polygon]] = {}
-    order = np.lexsort([holes, pieces, values])  # of each piece the outer ring first
+    order = np.lexsort([holes, pieces, values])  # outer ring of each piece first
     columns = (column[order].tolist() for column in (values, starts, counts, holes))
     for value, start, count, is_hole in zip(*columns, strict=True):
         ring = [*points[start : start + count], points[start]]

@@ -1,7 +1,7 @@
-"""How large what was segmented is: volume, longest diameters, pieces, by class.
+"""Measures segmentations: volume, diameters, pieces, per class.
 
-Lengths are measured on the surface half a voxel outside of the outermost voxels' centres, where marching cubes puts it
-(Lorensen and Cline, SIGGRAPH 1987), along which radiomics measures too: one voxel of 1 mm is 1 mm long.
+Lengths are measured on the surface half a voxel outside the outermost voxel centres, as marching cubes places it
+(Lorensen and Cline, SIGGRAPH 1987) and as radiomics measures: one voxel of 1 mm is 1 mm long.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from scipy.spatial import ConvexHull
 Points = NDArray[np.float64]
 
 _MM3_PER_ML = 1000.0
-_ROWS_AT_ONCE = 512  # of points, each of which is compared with all
+_ROWS_AT_ONCE = 512  # points compared with all others per step
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One class of one case.
+class SegmentMeasurements:
+    """Measurements of one class in one case.
 
     Attributes:
         value: label value.
         name: of the class.
-        voxels: voxels, or pixels of a flat image.
-        pieces: parts that do not touch, not even at a corner.
-        volume_ml: in millilitres; None of a flat image.
-        area_mm2: of a flat image whose pixels have a size.
-        longest_mm: longest diameter within one axial plane, of one piece of it (RECIST 1.1: Eisenhauer et al., European
-            Journal of Cancer 2009); the plane of the voxels that is nearest to axial. Of a flat image within it.
-        short_mm: how wide that piece is in its plane perpendicular to the longest diameter.
-        longest_3d_mm: longest diameter in any direction, of one piece (Feret); None of a flat image.
-        plane: number of that plane along the voxels' axis which is nearest to the body's; None of a flat image.
-        ends: of the longest diameter, in mm RAS+, or along the axes of a flat image.
-        calibrated: lengths and areas are in mm; else in pixels, under the same names, and no file is to say mm.
+        voxels: number of voxels, or pixels of a flat image.
+        pieces: number of components, with corner connectivity.
+        volume_ml: in millilitres; None for a flat image.
+        area_mm2: of a flat image with known pixel size.
+        longest_mm: longest diameter of one piece within one axial plane (RECIST 1.1: Eisenhauer et al., European
+            Journal of Cancer 2009): the voxel plane closest to axial. In the plane of a flat image.
+        short_mm: width of that piece in the plane, perpendicular to the longest diameter.
+        longest_3d_mm: longest diameter of one piece in any direction (Feret); None for a flat image.
+        plane: index of that plane along the through-plane axis; None for a flat image.
+        ends: ends of the longest diameter, in mm RAS+, or along the axes of a flat image.
+        calibrated: lengths and areas are in mm; else in pixels under the same names, and files must not say mm.
     """
 
     value: int
@@ -58,7 +58,7 @@ class Measured:
     calibrated: bool = True
 
     def figures(self) -> dict[str, Any]:
-        """Return what is known, by name: lengths of an image without pixel size end in ``_px``."""
+        """Return known values by name; uncalibrated lengths end in ``_px``."""
         known = {name: value for name, value in asdict(self).items() if value is not None and name != "calibrated"}
         if self.calibrated:
             return known
@@ -67,14 +67,14 @@ class Measured:
 
 def measure(
     labels: NDArray[Any], affine: NDArray[np.float64], classes: Mapping[int, str], calibrated: bool = True
-) -> list[Measured]:
-    """Return how large each class is; one that is nowhere has no length.
+) -> list[SegmentMeasurements]:
+    """Measure each class; absent classes have no length.
 
     Args:
-        labels: label values, (x, y[, z]) of a whole-number type.
+        labels: integer label values, (x, y[, z]).
         affine: (4, 4), from voxels to RAS+ in mm; of a flat image its pixel sizes.
         classes: label value -> name, without background.
-        calibrated: the affine is in mm; false: of a flat image whose file says no pixel size.
+        calibrated: the affine is in mm; false: a flat image of unknown pixel size.
     """
     boxes = ndimage.find_objects(labels, max(classes))
     found = []
@@ -82,7 +82,11 @@ def measure(
         box = boxes[value - 1]
         if box is None:
             volume, area = (0.0, None) if labels.ndim == 3 else (None, 0.0)
-            found.append(Measured(value, name, 0, 0, volume, area, calibrated=calibrated))
+            found.append(
+                SegmentMeasurements(
+                    value, name, voxels=0, pieces=0, volume_ml=volume, area_mm2=area, calibrated=calibrated
+                )
+            )
         else:
             found.append(_measure(value, name, labels[box] == value, [s.start for s in box], affine, calibrated))
     return found
@@ -90,15 +94,15 @@ def measure(
 
 def _measure(
     value: int, name: str, mask: NDArray[np.bool_], corner: list[int], affine: NDArray[np.float64], calibrated: bool
-) -> Measured:
-    """Return how large a class is.
+) -> SegmentMeasurements:
+    """Measure one class.
 
     Args:
-        value: of the class.
-        name: of the class.
-        mask: where it is, cut out of the whole.
-        corner: where the cut begins.
-        affine: of the whole.
+        value: label value.
+        name: class name.
+        mask: bounding box of the class.
+        corner: first voxel of the box.
+        affine: of the whole image.
         calibrated: see ``measure``.
     """
     dimensions = mask.ndim
@@ -117,11 +121,11 @@ def _measure(
         places[:, :dimensions] += corner
         world = places @ affine[:3, :3].T + affine[:3, 3]
         ends = (tuple(world[0, :dimensions].tolist()), tuple(world[1, :dimensions].tolist()))
-    return Measured(
+    return SegmentMeasurements(
         value,
         name,
-        voxels,
-        int(count),
+        voxels=voxels,
+        pieces=int(count),
         volume_ml=size / _MM3_PER_ML if dimensions == 3 else None,
         area_mm2=size if dimensions == 2 else None,
         longest_mm=longest.length if longest else None,
@@ -135,7 +139,7 @@ def _measure(
 
 @dataclass(frozen=True)
 class _InPlane:
-    """The longest diameter in a plane: its length and the width beside it, the plane's number, its ends in voxels."""
+    """The longest in-plane diameter: length, width, plane index, end voxels."""
 
     length: float
     width: float
@@ -144,14 +148,14 @@ class _InPlane:
 
 
 def _through_plane(affine: NDArray[np.float64]) -> int:
-    """Return the axis of the voxels that is nearest to the body's from feet to head."""
+    """Return the voxel axis closest to the body's long axis."""
     turn = io_orientation(affine)
     axes = np.flatnonzero(turn[:, 0] == 2)
     return int(axes[0]) if len(axes) else 2
 
 
 def _longest_in_plane(mask: NDArray[np.bool_], axis: int | None, sides: NDArray[np.float64]) -> _InPlane | None:
-    """Return the longest diameter of a piece within one plane.
+    """Return the longest in-plane diameter of any piece.
 
     Args:
         mask: of a class.
@@ -161,7 +165,7 @@ def _longest_in_plane(mask: NDArray[np.bool_], axis: int | None, sides: NDArray[
     to_plane = np.linalg.qr(sides)[1]  # from steps along two axes to mm at right angles in their plane
     structure = np.ones([3] * mask.ndim)
     if axis is not None:
-        structure[tuple(slice(None) if n != axis else [0, 2] for n in range(3))] = 0  # planes are apart
+        structure[tuple(slice(None) if n != axis else [0, 2] for n in range(3))] = 0  # no link between planes
     regions, _ = ndimage.label(mask, structure)
     boxes = ndimage.find_objects(regions)
     across = [n for n in range(mask.ndim) if n != axis]
@@ -185,7 +189,7 @@ def _longest_in_plane(mask: NDArray[np.bool_], axis: int | None, sides: NDArray[
 
 
 def _diagonals(spans: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the longest diagonal in mm of boxes, which no piece in them exceeds, (box,).
+    """Return box diagonals in mm, an upper bound, (box,).
 
     Args:
         spans: (box, axis), in voxels.
@@ -197,7 +201,7 @@ def _diagonals(spans: NDArray[np.float64], sides: NDArray[np.float64]) -> NDArra
 
 
 def _longest(pieces: NDArray[np.int32], sides: NDArray[np.float64]) -> float:
-    """Return the longest diameter of a piece, in mm.
+    """Return the longest 3D diameter of any piece, in mm.
 
     Args:
         pieces: number of the piece of each voxel, (x, y, z).
@@ -216,20 +220,23 @@ def _longest(pieces: NDArray[np.int32], sides: NDArray[np.float64]) -> float:
 
 
 def _outermost(mask: NDArray[np.bool_]) -> Points:
-    """Return points of the surface among which all corners of its convex hull are, in voxels, (point, axis)."""
+    """Return surface points that contain the convex hull's corners.
+
+    In voxels, (point, axis).
+    """
     axis = int(np.argmax(mask.shape))
     lines = np.moveaxis(mask, axis, -1)
-    there = np.argwhere(lines.any(axis=-1))
-    kept = lines[tuple(there.T)]
+    nonempty = np.argwhere(lines.any(axis=-1))
+    kept = lines[tuple(nonempty.T)]
     ends = (kept.argmax(axis=-1), kept.shape[-1] - 1 - kept[:, ::-1].argmax(axis=-1))
-    centres = np.concatenate([np.insert(there, axis, end, axis=1) for end in ends]).astype(np.float64)
+    centres = np.concatenate([np.insert(nonempty, axis, end, axis=1) for end in ends]).astype(np.float64)
     steps = 0.5 * np.concatenate([np.eye(mask.ndim), -np.eye(mask.ndim)])
     points: Points = (centres[:, None] + steps[None]).reshape(-1, mask.ndim)
     return points
 
 
 def _farthest(points: Points) -> tuple[float, int, int]:
-    """Return the largest distance between two of some points, and their numbers."""
+    """Return the largest distance between two points, and their indices."""
     best = (-1.0, 0, 0)
     for begun in range(0, len(points), _ROWS_AT_ONCE):
         apart = ((points[begun : begun + _ROWS_AT_ONCE, None] - points[None]) ** 2).sum(axis=-1)

@@ -1,4 +1,4 @@
-"""How people know a series: its number and description."""
+"""A short name of a series for people."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from pydicom.errors import InvalidDicomError
 
 from oncofed.errors import one_line
 
-_LONGEST = 64  # of a description: what DICOM allows
+_LONGEST = 64  # longest description that DICOM allows
 _TAGS = ["SeriesNumber", "SeriesDescription", "ProtocolName"]
 
 
-def series_said(files: Sequence[Path]) -> str | None:
-    """Return a series as people know it, such as "series 4, T1 post"; None where its header does not say.
+def series_label(files: Sequence[Path]) -> str | None:
+    """Return a series' name, such as "series 4, T1 post".
 
     Args:
-        files: of the series; the first one that can be read tells. None of an image that is no DICOM.
+        files: of the series; the first readable one is used. Empty if the image is not DICOM.
+
+    Returns:
+        The name; None if the header has none.
     """
     for file in files:
         try:

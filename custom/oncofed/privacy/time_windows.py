@@ -1,4 +1,4 @@
-"""Hours of the day by a machine's clock, such as ``18:00-07:00``."""
+"""Daily time windows by local clock, such as ``18:00-07:00``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ WINDOW = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 
 
 def is_within(now: time, windows: Iterable[str]) -> bool:
-    """Return whether an hour lies in one of several windows; a window that ends before it begins goes over midnight.
+    """Return whether a time lies in any window.
+
+    A window that ends before it begins spans midnight.
 
     Example:
         >>> is_within(time(23, 30), ["18:00-07:00"]), is_within(time(7), ["18:00-07:00"])

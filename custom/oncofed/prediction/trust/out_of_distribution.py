@@ -1,4 +1,4 @@
-"""Whether an image lies outside of what a model was trained on, and in words where it does."""
+"""Detects images outside the training distribution."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from oncofed.artifacts.training_profile import TrainingProfile, TraitRange
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
 from oncofed.data.traits import CHANNELS, EDGE, MODALITY, Trait, traits
 
-# A range is as coarse as its bins: what lies in the one next to it is not called outside.
+# Tolerance in bins, since a range is only as precise as its bins.
 _BINS_BEYOND = 1
 _PERCENTILES = {"low": "0.5th percentile", "median": "median", "high": "99.5th percentile"}
 
 
 @dataclass(frozen=True)
-class Reason:
-    """In which one image is unlike those of the training.
+class Deviation:
+    """One trait in which an image deviates from training.
 
     Attributes:
         feature: name of the trait; see ``data.traits``.
         value: of the image: a number in its unit, or a name.
-        range: of the training: lowest and highest number, None where it is open; or the names that there were.
-        words: the same for people.
+        range: of the training: lowest and highest number, None where open; or the names that occurred.
+        words: description for people.
     """
 
     feature: str
@@ -32,18 +32,18 @@ class Reason:
     words: str
 
 
-def outside_of(
+def find_deviations(
     found: Mapping[str, float], modality: str | None, data: DataSpec, profile: TrainingProfile | None
-) -> tuple[tuple[Reason, ...], tuple[str, ...]]:
-    """Return in which an image lies outside, and of which traits that is not known.
+) -> tuple[tuple[Deviation, ...], tuple[str, ...]]:
+    """Return deviations from training, and traits without reference.
 
-    What the job itself says, its modality and that CT is in Hounsfield units, holds without a profile too.
+    The job's own modality, and Hounsfield units of CT, are checked without a profile too.
 
     Args:
         found: the image's traits; see ``data.traits.traits_of``.
-        modality: as registering has it, such as MR; None: the file does not say.
-        data: of the job.
-        profile: of the training; None: not known.
+        modality: as registered, such as MR; None: unknown.
+        data: the job's data settings.
+        profile: training profile; None: unknown.
     """
     reasons, not_known = [], []
     for name, trait in traits(data).items():
@@ -58,38 +58,40 @@ def outside_of(
     return tuple(reasons), tuple(not_known)
 
 
-def _of_the_job(trait: Trait, value: float | None, modality: str | None, data: DataSpec) -> Reason | None:
-    """Return what contradicts the job itself."""
+def _of_the_job(trait: Trait, value: float | None, modality: str | None, data: DataSpec) -> Deviation | None:
+    """Return a deviation from the job itself."""
     if trait.name == MODALITY and modality:
         everything = {name for names in MODALITY_NAMES.values() for name in names} | {"us", "nm"}
         fitting = MODALITY_NAMES[data.modality]
         if modality.lower() in everything - set(fitting):
             expected = tuple(name.upper() for name in fitting)
-            return Reason(MODALITY, modality, expected, f"its modality is {modality}, the model's is {data.modality}")
+            return Deviation(
+                MODALITY, modality, expected, f"its modality is {modality}, the model's is {data.modality}"
+            )
     if trait.name == "intensity_low" and data.modality == "ct" and value is not None and value >= 0:
         words = f"its darkest values are {_short(value)}: no Hounsfield units, of which air has -1000"
-        return Reason(trait.name, value, (None, 0.0), words)
+        return Deviation(trait.name, value, (None, 0.0), words)
     return None
 
 
-def _beyond(trait: Trait, value: float, known: TraitRange, data: DataSpec) -> Reason | None:
+def _beyond(trait: Trait, value: float, known: TraitRange, data: DataSpec) -> Deviation | None:
     if known.names is not None:
         name = trait.names[int(value)]
         if name in known.names:
             return None
-        return Reason(trait.name, name, known.names, _named(trait, name, known.names))
+        return Deviation(trait.name, name, known.names, _named(trait, name, known.names))
     assert known.bins
     assert known.range
     first, last = known.bins
     if first - _BINS_BEYOND <= trait.bin_of(value) <= last + _BINS_BEYOND:
         return None
-    # What lies beyond the histogram's ends is counted in its outermost bins.
+    # The outermost bins also count values beyond the histogram.
     low = known.range[0] if first > 0 else None
     high = known.range[1] if last < trait.bins - 1 else None
     plain = float(f"{trait.plain(value):.6g}")
     unit = f" {trait.unit}" if trait.unit else ""
     words = f"{_said(trait, _short(plain) + unit, data)}, training had {_between(low, high)}{unit}"
-    return Reason(trait.name, plain, (low, high), words)
+    return Deviation(trait.name, plain, (low, high), words)
 
 
 def _named(trait: Trait, name: str, names: tuple[str, ...]) -> str:
@@ -121,6 +123,9 @@ def _between(low: float | None, high: float | None) -> str:
 
 
 def _short(value: float) -> str:
-    """Return a number with three digits that count, or all of those before its point."""
+    """Return a number with three significant digits.
+
+    All digits before the point are kept.
+    """
     digits = 3 if not value or abs(value) < 1000 else int(math.log10(abs(value))) + 1
     return f"{value:.{digits}g}"

@@ -1,4 +1,4 @@
-"""Heat maps on pictures."""
+"""Heat maps as colours over pictures."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from numpy.typing import NDArray
 
 from oncofed.data.slides import Pixels
 
-_FIRST = 0.35  # of inferno, whose beginning is black: it would darken what it is to show
+_FIRST = 0.35  # start within inferno: its black end would darken the picture
 COLOURS = ListedColormap(mpl.colormaps["inferno"](np.linspace(_FIRST, 1, 256)), "heat")
 
-_OPACITY = 0.75  # of what is hottest; nothing is painted over what is cold
+_OPACITY = 0.75  # at heat 1; zero heat is transparent
 _MOST_AT_ONCE = 1 << 22  # pixels
 
 
-def painted(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
-    """Return a picture with a heat map painted over it, thinner where it is colder (by the root of the heat).
+def overlay_heatmap(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
+    """Blend a heat map over a picture.
+
+    Opacity is the square root of the heat.
 
     Args:
         pixels: (row, column, 3) uint8.
@@ -29,16 +31,16 @@ def painted(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
     result = np.empty_like(pixels)
     rows = max(1, _MOST_AT_ONCE // max(pixels.shape[1], 1))
     for first in range(0, len(pixels), rows):
-        part, there = pixels[first : first + rows].astype(np.float32), heat[first : first + rows]
-        colours = table[(there * 255).round().astype(np.uint8)]
-        result[first : first + rows] = (part + (colours - part) * (_OPACITY * np.sqrt(there[..., None]))).round()
+        part, part_heat = pixels[first : first + rows].astype(np.float32), heat[first : first + rows]
+        colours = table[(part_heat * 255).round().astype(np.uint8)]
+        result[first : first + rows] = (part + (colours - part) * (_OPACITY * np.sqrt(part_heat[..., None]))).round()
     return result
 
 
-def as_pixels(values: NDArray[Any]) -> Pixels:
-    """Return a flat image's values (x, y, channel) as (row, column, 3) uint8: colours as they are, else shades of grey.
+def to_rgb(values: NDArray[Any]) -> Pixels:
+    """Convert a flat image to (row, column, 3) uint8.
 
-    All but the lowest and highest 0.5 % of other values than bytes are spread over the shades.
+    Colours stay as they are. Values other than bytes are scaled to their 0.5th to 99.5th percentile.
     """
     turned = values.swapaxes(0, 1)
     if turned.shape[-1] != 3:
@@ -51,7 +53,7 @@ def as_pixels(values: NDArray[Any]) -> Pixels:
     return np.ascontiguousarray(np.broadcast_to(turned, (*turned.shape[:2], 3)))
 
 
-def gradient() -> str:
-    """Return the colours from cold to hot, as a page's style has them."""
+def css_gradient() -> str:
+    """Return the colour map as a CSS gradient."""
     stops = ", ".join(to_hex(COLOURS(share)) for share in np.linspace(0, 1, 6))
     return f"linear-gradient(to right, {stops})"

@@ -1,0 +1,43 @@
+"""The bundle of a model that needs a pack's code.
+
+It holds weights and facts, and gives no answer.
+"""
+
+from __future__ import annotations
+
+from oncofed.models.bundle.expressions import REFUSE, Config
+
+# The digest alone comes from the job, 64 hexadecimal digits: no text of a job's author is part of this.
+_WHY = (
+    "This model answers only with the code of the pack {}, which no bundle holds: "
+    "predict with oncofed, from the folder of the run, where the pack is."
+)
+
+
+def reason(pack: str) -> str:
+    """Return why such a bundle does not answer.
+
+    Args:
+        pack: digest, 64 hexadecimal digits.
+    """
+    return _WHY.format(pack)
+
+
+def refusing_inference(pack: str) -> Config:
+    """Return an ``inference.json`` that ends MONAI with one line; see ``reason``."""
+    # An exception would end in a traceback of MONAI's parser.
+    refused = ["$sys.exit(@why)"]
+    return {"imports": ["$import sys"], "bundle_root": ".", "why": reason(pack), "initialize": refused, "run": refused}
+
+
+def refusing_definition(pack: str) -> Config:
+    """Return a ``train.json`` whose network raises ``ValueError``, as ``monai.bundle.load`` asks for it."""
+    return {"why": reason(pack), "refuse": REFUSE, "network_def": "$@refuse(@why)"}
+
+
+def refusing_readme(title: str, pack: str) -> str:
+    """Return the bundle's description for people."""
+    return (
+        f"# {title}\n\nTrained by oncofed in a federation of sites. Research only. Not a medical device.\n\n"
+        f"{reason(pack)}\n\nThe weights are in `models/model.pt`, the job in `oncofed.json`.\n"
+    )

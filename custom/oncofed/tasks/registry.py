@@ -1,0 +1,54 @@
+"""The known types of tasks: a module each in this package, and those of installed packages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oncofed.data.spec import DataSpec
+from oncofed.plugins import Registry
+from oncofed.tasks.base import Task
+from oncofed.tasks.metrics import Metric
+from oncofed.tasks.settings import TaskSettings
+
+_TYPES: Registry[type[Task[Any]]] = Registry("task", package="oncofed.tasks", group="oncofed.task_types", packs=False)
+
+register_task_type = _TYPES.register
+
+
+def task_class(type_: str) -> type[Task[Any]]:
+    """Return the class of a type of task.
+
+    Raises:
+        SpecError: there is none of that name.
+    """
+    return _TYPES.find(type_)
+
+
+def task_types() -> list[str]:
+    """Return the types of all tasks, sorted."""
+    return sorted(_TYPES.names())
+
+
+def build_task(settings: TaskSettings, data: DataSpec, pack: str = "") -> Task[Any]:
+    """Return the task of a job.
+
+    Args:
+        settings: its section ``task``.
+        data: its section ``data``.
+        pack: digest of the pack that the job brings; empty: none.
+
+    Raises:
+        SpecError: the pack's task is not there, or cannot be made so.
+    """
+    return task_class(settings.type).build(settings, data, pack)
+
+
+def metrics_that_may_leave(settings: TaskSettings | None = None) -> tuple[Metric, ...]:
+    """Return the extra metrics that a task's installed class declares.
+
+    Args:
+        settings: section ``task`` of a job; of a task that is not installed, and of None those of any installed task.
+    """
+    task = task_class(settings.type) if settings else None
+    kinds = [task] if task and task.is_installed else [task_class(name) for name in task_types()]
+    return tuple(dict.fromkeys(metric for kind in kinds for metric in kind.extra_metrics))

@@ -1,0 +1,99 @@
+"""A site's wait for its next task, without FLARE around it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from nvflare.apis.fl_context import FLContext
+from nvflare.apis.shareable import Shareable
+from nvflare.apis.signal import Signal
+from nvflare.fuel.f3.cellnet.fqcn import FQCN
+
+from oncofed.flare import wire
+from oncofed.flare.pull import TaskPull
+
+
+class _Server:
+    """Replies to a site that asks for a task, one reply after the other, and can send directives."""
+
+    def __init__(self, *replies: Shareable | None) -> None:
+        self.replies = list(replies)
+        self.signal = Signal()
+        self.handler: Any = None
+
+    def context(self) -> FLContext:
+        engine = SimpleNamespace(
+            new_context=self._context, send_aux_request=self._ask, register_aux_message_handler=self._register
+        )
+        return cast("FLContext", SimpleNamespace(get_engine=lambda: engine, get_run_abort_signal=lambda: self.signal))
+
+    def direct(self, directive: wire.Directive) -> None:
+        self.handler("", wire.wait_reply(directive), None)
+
+    @contextlib.contextmanager
+    def _context(self) -> Iterator[None]:
+        yield None
+
+    def _ask(self, **values: Any) -> dict[str, Shareable] | None:
+        reply = self.replies.pop(0)
+        return {FQCN.ROOT_SERVER: reply} if reply is not None else None
+
+    def _register(self, topic: str, handler: Any) -> None:
+        assert topic == wire.TOLD_TOPIC
+        self.handler = handler
+
+
+def _pull(server: _Server) -> TaskPull:
+    pull = TaskPull()
+    pull.listen(server.context())
+    return pull
+
+
+@pytest.mark.parametrize(
+    ("replies", "comes"),
+    [
+        ([wire.wait_reply("come")], True),
+        ([wire.wait_reply("over")], False),
+        ([None], False),
+        ([Shareable()], False),
+        ([wire.wait_reply("wait"), wire.wait_reply("wait"), wire.wait_reply("come")], True),
+    ],
+)
+def test_a_site_asks_until_the_server_has_a_task(replies: list[Shareable | None], comes: bool) -> None:
+    server = _Server(*replies)
+    assert _pull(server).wait(server.context()) == comes
+    assert not server.replies
+
+
+def _server_that_directs_at_once() -> _Server:
+    """Return one that asks for a long pause, and sends a directive before that is over."""
+    server = _Server(wire.wait_reply("wait", 60.0))
+    ask = server._ask
+
+    def ask_and_direct(**values: Any) -> dict[str, Shareable] | None:
+        reply = ask(**values)
+        server.direct("come")
+        return reply
+
+    server._ask = ask_and_direct  # type: ignore[method-assign]
+    return server
+
+
+def test_a_directive_ends_the_pause_that_the_server_asks_for() -> None:
+    server = _server_that_directs_at_once()
+    assert _pull(server).wait(server.context())
+
+
+def test_after_its_result_a_site_awaits_a_directive_and_one_from_before_does_not_count() -> None:
+    server = _server_that_directs_at_once()
+    pull = _pull(server)
+    pull.wait(server.context())
+    server.direct("over")
+    pull.before_submit()
+    server.direct("come")
+    pull.after_submit()
+    assert pull.wait(server.context()), "without asking again: the server would have no reply left"

@@ -1,0 +1,98 @@
+"""docs/architecture.md: the recipes for adding something work, and the files that it names are there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from oncofed.algorithms import algorithm_names
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+_BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?(?: after="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+_MAIN = "import sys; from oncofed.cli.main import main; sys.argv[0] = 'oncofed'; main()"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code on the page."""
+
+    language: str
+    file: str
+    after: str
+    text: str
+
+
+def recipes() -> dict[str, list[Block]]:
+    """Return the blocks of each recipe by its heading."""
+    sections = PAGE.partition("## To add something")[2].split("\n### ")[1:]
+    return {
+        section.partition("\n")[0]: [Block(*(part or "" for part in found)) for found in _BLOCK.findall(section)]
+        for section in sections
+    }
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the code and the jobs, to which all recipes were applied."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "custom", folder / "custom", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "jobs", folder / "jobs")
+    for block in (block for blocks in recipes().values() for block in blocks if block.file):
+        path = folder / block.file
+        if not block.after:
+            assert not path.exists(), f"{block.file} is there already: say after which line the block goes"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(block.text, encoding="utf-8")
+            continue
+        before, line, rest = path.read_text(encoding="utf-8").partition(f"{block.after}\n")
+        assert line, f"{block.file} has no line {block.after!r}"
+        path.write_text(f"{before}{line}{block.text}{rest}", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.slow
+def test_recipes_work(checkout: Path) -> None:
+    commands = [
+        line.removeprefix("$ ")
+        for blocks in recipes().values()
+        for block in blocks
+        if block.language == "console"
+        for line in block.text.splitlines()
+        if line.startswith("$ ")
+    ]
+    assert len(recipes()) >= 4
+    assert len(commands) >= 3
+    environment = {**os.environ, "PYTHONPATH": str(checkout / "custom")}
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "oncofed"
+        done = subprocess.run(
+            [sys.executable, "-c", _MAIN, *arguments],
+            cwd=checkout,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_files_that_the_page_names_are_there() -> None:
+    text = _BLOCK.sub("", PAGE)
+    named = set(re.findall(r"`([a-z_]+/[a-z_/]*(?:[a-z_]+\.py)?)`", text))
+    assert len(named) > 25
+    assert [name for name in sorted(named) if not (ROOT / "custom/oncofed" / name).exists()] == []
+
+
+def test_readme_lists_every_algorithm() -> None:
+    table = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Strategies")[2].partition("\n## ")[0]
+    assert [name for name in algorithm_names() if f"`{name}`" not in table] == []
