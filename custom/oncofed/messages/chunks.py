@@ -1,4 +1,4 @@
-"""Large tensors travel in pieces, which bounds what any process on their way holds."""
+"""Large tensors travel in pieces, so that relays hold little."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ _ahead: MutableMapping[Tensor, tuple[int, Seen]] = WeakIdKeyDictionary()
 
 
 def inspect_early(tensors: Iterable[Tensor]) -> None:
-    """Inspect tensors as they arrive: updates arrive together, but FLARE passes them on one by one.
+    """Inspect tensors as they arrive.
+
+    Updates arrive together, but FLARE passes them on one by one.
 
     A tensor whose values change later is inspected again.
     """
@@ -104,7 +106,7 @@ class ChunkedTensors(Mapping[str, Tensor]):
         return len(self._names)
 
     def look(self, name: str) -> Seen:
-        """Return a tensor's shape, type and sum of squares, reading one piece at a time.
+        """Inspect a tensor, reading one piece at a time.
 
         Raises:
             FederationError: its pieces do not fit together.
@@ -127,7 +129,7 @@ class ChunkedTensors(Mapping[str, Tensor]):
 
 
 def _join(pieces: list[Tensor]) -> Tensor:
-    """Return pieces as one tensor, without a copy where they are adjacent in memory, as a sender's are."""
+    """Return pieces as one tensor, without a copy where they are adjacent in memory."""
     first = pieces[0]
     memory, end = first.untyped_storage().data_ptr(), first.storage_offset()
     for piece in pieces:
@@ -145,7 +147,10 @@ def _seen(value: Tensor) -> Seen:
 
 
 def _look(value: Tensor) -> Seen:
-    """Inspect a tensor. Its values are read once: where one is not finite, their sum of squares is not either."""
+    """Inspect a tensor.
+
+    Its values are read once: where one is not finite, their sum of squares is not either.
+    """
     if not value.is_floating_point():
         return Seen(tuple(value.shape), value.dtype, True, 0.0)
     squares = sum_of_squares(value)

@@ -20,7 +20,7 @@ _VALUES_TOGETHER = 1 << 18
 
 
 class Compressor:
-    """Rounds a site's updates, and adds the rounding error to the next one (error feedback).
+    """Rounds a site's updates, with error feedback.
 
     bfloat16 halves the bytes, int8 quarters them: each row of a tensor has its scale. Without the feedback
     the errors of many rounds add up (Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019).
@@ -90,7 +90,7 @@ def without_extra(chunks: Any) -> tuple[ChunkedTensors, ChunkedTensors]:
 
 
 class ReceivedUpdate(Mapping[str, Tensor]):
-    """An update as algorithms take it: each tensor is read, and restored to its own type, on access.
+    """An update whose tensors are restored to their type on access.
 
     Args:
         sent: tensors by name, as ``Compressor`` made them.
@@ -191,7 +191,7 @@ def _largest_of_rows(value: Tensor) -> Tensor:
 
 
 def _round_off(whole: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a tensor's rows as int8 and the scale of each; the tensor keeps the rounding error."""
+    """Return a tensor's rows as int8, with their scales; it keeps the rounding error."""
     scale = (_largest_of_rows(whole) / 127).float()
     rounded = torch.empty(whole.shape, dtype=torch.int8)
     rows, numbers, scales = (value.view(scale.numel(), -1) for value in (whole, rounded, scale))

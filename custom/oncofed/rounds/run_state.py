@@ -42,7 +42,7 @@ class RunState:
 
 
 def write_run_state(folder: Path, state: RunState) -> None:
-    """Write a run's state; the file of the round before stands until the new one is complete."""
+    """Write a run's state whole, or leave the one before."""
     tensors = {f"model.{name}": value for name, value in state.model.items()}
     tensors |= {f"strategy.{name}": value for name, value in state.strategy.items()}
     facts: dict[str, Any] = {
@@ -56,7 +56,7 @@ def write_run_state(folder: Path, state: RunState) -> None:
 
 
 def read_run_state(folder: Path) -> RunState | None:
-    """Return the state that an earlier process of this run left, or None without one."""
+    """Return the state that an earlier process left, if any."""
     path = folder / _FILE
     if not path.is_file():
         return None
