@@ -11,9 +11,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from oncofed.algorithms import algorithm_names
+from synthetic import make_volume
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -46,6 +49,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "custom", folder / "custom", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "jobs", folder / "jobs")
+    for number in range(4):
+        image, label = make_volume(number)
+        patient = folder / "livers" / f"P{number}"
+        patient.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(image, np.eye(4)), patient / "scan.nii.gz")
+        nib.save(nib.Nifti1Image((label > 0).astype(np.uint8), np.eye(4)), patient / "truth.nii.gz")
     for block in (block for blocks in recipes().values() for block in blocks if block.file):
         path = folder / block.file
         if not block.after:
@@ -61,19 +70,13 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_recipes_work(checkout: Path) -> None:
-    commands = [
-        line.removeprefix("$ ")
-        for blocks in recipes().values()
-        for block in blocks
-        if block.language == "console"
-        for line in block.text.splitlines()
-        if line.startswith("$ ")
-    ]
-    assert len(recipes()) >= 4
-    assert len(commands) >= 3
+    consoles = [block.text for blocks in recipes().values() for block in blocks if block.language == "console"]
+    assert len(recipes()) == 6
+    assert len(consoles) >= 4
     environment = {**os.environ, "PYTHONPATH": str(checkout / "custom")}
-    for command in commands:
-        program, *arguments = shlex.split(command)
+    for console in consoles:
+        command, *expected = console.splitlines()
+        program, *arguments = shlex.split(command.removeprefix("$ "))
         assert program == "oncofed"
         done = subprocess.run(
             [sys.executable, "-c", _MAIN, *arguments],
@@ -84,6 +87,7 @@ def test_recipes_work(checkout: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        assert [line for line in expected if line not in done.stdout + done.stderr] == []
 
 
 def test_files_that_the_page_names_are_there() -> None:
