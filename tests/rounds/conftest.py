@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from oncofed.artifacts import provenance
 
 
-@pytest.fixture(autouse=True)
-def _no_waits_for_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _no_waits_for_a_disk() -> Iterator[None]:
     """Leave out what protects files when the power fails, and remember versions of packages."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(provenance, "version", cache(provenance.version))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(provenance, "version", cache(provenance.version))
+        yield

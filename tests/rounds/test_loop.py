@@ -342,6 +342,15 @@ def test_sites_are_drawn_by_the_seed_and_small_ones_only_score(tmp_path: Path) -
         _run(tmp_path / "none", sites, {"rounds": {"number": 1, "minimum_cases": 9}})
 
 
+def test_a_round_whose_drawn_sites_all_refuse_ends_the_run_instead_of_waiting_for_others(tmp_path: Path) -> None:
+    sites = tiny_sites(a=3, b=3, c=3, small=1)
+    refusing = {name: _refusing(site, {1: [Refusal("it is broken")]}) for name, site in sites.items()}
+    for name, rules in {"drawn": {"sites_per_round": 2}, "small": {"minimum_cases": 2}}.items():
+        with pytest.raises(FederationError, match="round 1 has 0 of the 1 sites"):
+            _run(tmp_path / name, refusing, {"rounds": {"number": 1, "quorum": 1, **rules}})
+        refusing = {name: _refusing(site, {1: [Refusal("it is broken")]}) for name, site in sites.items()}
+
+
 def test_a_buffer_fills_with_whatever_comes(tmp_path: Path) -> None:
     sites = tiny_sites(fast=3, slow=3)
     every = set(range(20))

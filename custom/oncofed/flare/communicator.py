@@ -1,4 +1,4 @@
-"""FLARE's communicator, as the round loop needs it: sites fetch tasks and hand in results."""
+"""Sites fetch tasks and hand in results through FLARE."""
 
 from __future__ import annotations
 
@@ -60,7 +60,10 @@ class PullCommunicator(WFCommServer):
         self.tidy = False
 
     def initialize_run(self, fl_ctx: FLContext) -> None:
-        """Begin to answer sites; unlike FLARE's, without a thread that ends the job when sites are gone."""
+        """Begin to answer sites.
+
+        Unlike FLARE's, this starts no thread that ends the job when sites are gone.
+        """
         engine = fl_ctx.get_engine()
         self._engine = engine
         engine.register_aux_message_handler(topic=WAIT_TOPIC, message_handle_func=self._wait)
@@ -94,7 +97,7 @@ class PullCommunicator(WFCommServer):
         self._notify_sites()
 
     def close(self, task: SiteTask) -> None:
-        """Give a task to no site any more; those at work on it may still answer."""
+        """Give a task to no more sites; those at work may answer."""
         with self._changed:
             task.close()
             if task in self._tasks:
@@ -114,7 +117,7 @@ class PullCommunicator(WFCommServer):
                 self._engine.send_aux_request(notified, TOLD_TOPIC, reply, 0.0, context, optional=True)
 
     def wait(self, seconds: float) -> None:
-        """Wait until a result arrives or a site is lost, at most this long."""
+        """Wait until a result arrives or a site is lost."""
         with self._changed:
             self._changed.wait(seconds)
         if self.tidy:
@@ -165,7 +168,7 @@ class PullCommunicator(WFCommServer):
         return task.name, task_id, message
 
     def _task_for(self, site: str) -> SiteTask | None:
-        """Return the first open task for a site; None without one, or where the site is banned."""
+        """Return the first open task for a site, unless it is banned."""
         return None if site in self._banned else next((task for task in self._tasks if task.is_for(site)), None)
 
     def process_submission(
@@ -189,7 +192,7 @@ class PullCommunicator(WFCommServer):
         self._tidy_up()
 
     def _expect(self, site: str) -> None:
-        """Notify a site that handed in its result as soon as a task is open for it, without its asking."""
+        """Notify a site, which need not ask, once a task is open for it."""
         with self._changed:
             self._to_notify.add(site)
             waits = self._has_to_wait(site)
@@ -202,7 +205,7 @@ class PullCommunicator(WFCommServer):
             trim_heap()
 
     def process_task_check(self, task_id: str, fl_ctx: FLContext) -> Any:
-        """Return something truthy where a result of a task is still wanted, late or not."""
+        """Return something truthy where a task's result is still wanted."""
         with self._changed:
             in_work = self._in_work.get(task_id)
         if in_work is None:
@@ -215,7 +218,7 @@ class PullCommunicator(WFCommServer):
             self._in_work.pop(task_id, None)
 
     def process_dead_client_report(self, client_name: str, fl_ctx: FLContext) -> None:
-        """Note that a site's job process ended; it counts as lost until it is heard of again."""
+        """Count a site as lost: its job process ended."""
         self.lose(client_name, "its job process ended")
 
     def lose(self, site: str, reason: str) -> None:
@@ -238,7 +241,7 @@ class PullCommunicator(WFCommServer):
         """Do nothing: there are no tasks of FLARE's own kind."""
 
     def _wait(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
-        """Hold a site's request until a task is open for it, so that it need not ask again and again."""
+        """Hold a site's request until a task is open for it."""
         del topic
         site = str(request.get_peer_prop(ReservedKey.IDENTITY_NAME, ""))
         deadline = time.monotonic() + _LONGEST_WAIT_SECONDS

@@ -83,7 +83,7 @@ class FederatedTraining(Controller):
         self._offload = setup_tensor_disk_offload(fl_ctx.get_engine(), True, str(fl_ctx.get_job_id()))
 
     def stop_controller(self, fl_ctx: FLContext) -> None:
-        """Close the run's record, and put it where FLARE collects the files of a job."""
+        """Close the run's record, and hand it over to FLARE."""
         note_end(fl_ctx)
         if self._log:
             self._log.close()
@@ -93,7 +93,7 @@ class FederatedTraining(Controller):
         self._held.close()
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
-        """Run all rounds; a failure ends the job with its reason in the run's record."""
+        """Run all rounds, and record why where that fails."""
         try:
             with contextlib.closing(self._loop(abort_signal, fl_ctx)) as loop:
                 loop.run()
@@ -145,7 +145,10 @@ class FederatedTraining(Controller):
             begin_transfer(cell, server)
 
     def _synchronize(self, fl_ctx: FLContext) -> None:
-        """Learn which sites were revoked or have registered since: only the server's main process knows of them."""
+        """Learn which sites were revoked or have registered since.
+
+        Only the server's main process knows of them.
+        """
         self._keep_out_revoked(fl_ctx)
         sync = getattr(fl_ctx.get_engine(), "sync_clients_from_main_process", None)
         if sync:
@@ -154,7 +157,10 @@ class FederatedTraining(Controller):
                 sync()
 
     def _keep_out_revoked(self, fl_ctx: FLContext) -> None:
-        """Ban sites that the alliance revoked. The server's main process reports a list that is not sound."""
+        """Ban sites that the alliance revoked.
+
+        The server's main process reports a list that is not sound.
+        """
         path, root = list_and_root(fl_ctx)
         if path.is_file() and root.is_file():
             with contextlib.suppress(FederationError, OSError):

@@ -64,10 +64,11 @@ _LONGEST_REASON = 600
 
 
 def register_tensors() -> None:
-    """Register tensors with FLARE's serializer, and make its streams cheaper; to be called before the first message.
+    """Register tensors with FLARE's serializer, before the first message.
 
-    FLARE's own forms are registered too: a process that serializes one of its messages without them gives the type
-    another form for as long as it lives, and reads what others send in the usual one as empty.
+    Its streams are made cheaper too. FLARE's own forms are registered as well: a process that serializes one of its
+    messages without them gives the type another form for as long as it lives, and reads what others send in the usual
+    one as empty.
     """
     flare_decomposers.register()
     fobs.register(DirectTensors)
@@ -279,12 +280,12 @@ def replace_numbers(update: DXO, numbers: dict[str, Any]) -> None:
 
 
 def set_anchor(message: Shareable, anchor: str) -> None:
-    """Add the number and digest of the last line of the site's audit log to a result."""
+    """Add the number and digest of the audit log's last line."""
     message.set_header(_ANCHOR, anchor)
 
 
 def get_anchor(message: Shareable) -> str | None:
-    """Return the number and digest of the last line of the site's audit log; None where it reports none."""
+    """Return what ``set_anchor`` added; None without it."""
     anchor = message.get_header(_ANCHOR)
     return anchor if isinstance(anchor, str) else None
 

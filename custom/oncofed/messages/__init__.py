@@ -1,1 +1,1 @@
-"""What server and sites say to each other. Nothing here knows FLARE."""
+"""Messages between server and sites. Nothing here knows FLARE."""

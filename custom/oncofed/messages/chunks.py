@@ -1,4 +1,4 @@
-"""Large tensors travel in pieces, so that nobody on their way holds more of one than a piece."""
+"""Large tensors travel in pieces, so that relays hold little."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ _MARK = "#"
 
 
 def in_pieces(weights: Weights) -> Weights:
-    """Return tensors of which none has more than two million elements, where it has rows that it can be cut between.
+    """Return tensors cut into pieces of at most two million elements.
+
+    A tensor is cut between rows; one of a single row stays whole.
 
     The pieces of a tensor are views of its rows and named ``NAME#0``, ``NAME#1`` and so on.
 
@@ -38,13 +40,13 @@ def in_pieces(weights: Weights) -> Weights:
 
 
 class Seen(NamedTuple):
-    """What a tensor is, without its values.
+    """A tensor without its values.
 
     Attributes:
-        shape: its own.
-        dtype: its own.
-        finite: whether all of its values are.
-        squares: the sum of its squares; of a type of whole numbers 0.
+        shape: of the tensor.
+        dtype: of the tensor.
+        finite: whether all values are.
+        squares: sum of the squares; 0 for integers.
     """
 
     shape: tuple[int, ...]
@@ -53,27 +55,29 @@ class Seen(NamedTuple):
     squares: float
 
 
-# What was found when a tensor was looked at ahead, and at which version of its values.
+# What was found when a tensor was inspected early, with the version of its values.
 _ahead: MutableMapping[Tensor, tuple[int, Seen]] = WeakIdKeyDictionary()
 
 
 def inspect_early(tensors: Iterable[Tensor]) -> None:
-    """Look at tensors as they arrive, which updates do together; FLARE hands them in one after another.
+    """Inspect tensors as they arrive.
 
-    What changes such a tensor has it looked at again.
+    Updates arrive together, but FLARE passes them on one by one.
+
+    A tensor whose values change later is inspected again.
     """
     for value in tensors:
         _ahead[value] = (value._version, _look(value))
 
 
 class ChunkedTensors(Mapping[str, Tensor]):
-    """Tensors as they were before they were split; each is put together when asked for. ``look`` says what it is.
+    """Tensors as they were before they were cut; each is joined on access.
 
     Args:
-        pieces: what arrived, by name: tensors, or FLARE's references to tensors that it keeps in a file.
+        pieces: by name: tensors, or FLARE's references to tensors that it keeps in a file.
 
     Raises:
-        FederationError: that is not tensors by name, or a piece is missing.
+        FederationError: they are something else, or a piece is missing.
     """
 
     def __init__(self, pieces: Any) -> None:
@@ -102,7 +106,7 @@ class ChunkedTensors(Mapping[str, Tensor]):
         return len(self._names)
 
     def look(self, name: str) -> Seen:
-        """Return what a tensor is; no more than a piece of it is read at a time.
+        """Inspect a tensor, reading one piece at a time.
 
         Raises:
             FederationError: its pieces do not fit together.
@@ -125,7 +129,7 @@ class ChunkedTensors(Mapping[str, Tensor]):
 
 
 def _join(pieces: list[Tensor]) -> Tensor:
-    """Return pieces as one tensor: where they lie one after another in memory, as a sender's own do, without a copy."""
+    """Return pieces as one tensor, without a copy where they are adjacent in memory."""
     first = pieces[0]
     memory, end = first.untyped_storage().data_ptr(), first.storage_offset()
     for piece in pieces:
@@ -137,13 +141,16 @@ def _join(pieces: list[Tensor]) -> Tensor:
 
 
 def _seen(value: Tensor) -> Seen:
-    """Return what a tensor is."""
+    """Return what ``look`` returns of one piece."""
     version, found = _ahead.get(value, (None, None))
     return found if found and version == value._version else _look(value)
 
 
 def _look(value: Tensor) -> Seen:
-    """Look at a tensor. Its values are read once: where one is not finite, the sum of their squares is not either."""
+    """Inspect a tensor.
+
+    Its values are read once: where one is not finite, their sum of squares is not either.
+    """
     if not value.is_floating_point():
         return Seen(tuple(value.shape), value.dtype, True, 0.0)
     squares = sum_of_squares(value)

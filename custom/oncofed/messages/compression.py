@@ -1,4 +1,4 @@
-"""In which type updates travel, and what is done about what that rounds away."""
+"""Types in which updates travel, with error feedback for what rounding loses."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _VALUES_TOGETHER = 1 << 18
 
 
 class Compressor:
-    """A site's half: rounds updates, and adds what was rounded away to the next one (error feedback).
+    """Rounds a site's updates, with error feedback.
 
-    bfloat16 halves what travels. int8 quarters it: each row of a tensor has a scale of its own. Without the feedback
+    bfloat16 halves the bytes, int8 quarters them: each row of a tensor has its scale. Without the feedback
     the errors of many rounds add up (Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019).
 
     Args:
@@ -34,7 +34,7 @@ class Compressor:
         self.left_over: Weights = {}
 
     def compress(self, delta: Weights) -> Weights:
-        """Return an update as it travels. Tensors of whole numbers are left as they are."""
+        """Return an update as it travels; integer tensors are unchanged."""
         if self._kind == "native":
             return delta
         sent: Weights = {}
@@ -42,7 +42,7 @@ class Compressor:
             if not value.is_floating_point():
                 sent[name] = value
                 continue
-            # What it was before is not wanted any more, and new memory costs more than what is written to it.
+            # Written in place: new memory costs more than the addition.
             whole = self.left_over[name].add_(value) if name in self.left_over else value.contiguous().clone()
             if self._kind == "bfloat16":
                 sent[name] = whole.to(torch.bfloat16, copy=True)
@@ -54,14 +54,14 @@ class Compressor:
 
 
 def travelling_bytes(weights: Weights, kind: ExchangeType) -> int:
-    """Return how many bytes weights have as they travel, framing and TLS aside."""
+    """Return the bytes of weights as they travel, without framing and TLS."""
     floating = [value for value in weights.values() if value.is_floating_point()]
     whole = sum(value.nbytes for value in weights.values() if not value.is_floating_point())
     if kind == "native":
         return whole + sum(value.nbytes for value in floating)
     if kind == "bfloat16":
         return whole + sum(2 * value.numel() for value in floating)
-    # A byte each, and a scale in float32 for each row.
+    # A byte for each element, and a float32 scale for each row.
     return whole + sum(value.numel() + 4 * (value.shape[0] if value.ndim > 1 else 1) for value in floating)
 
 
@@ -90,7 +90,7 @@ def without_extra(chunks: Any) -> tuple[ChunkedTensors, ChunkedTensors]:
 
 
 class ReceivedUpdate(Mapping[str, Tensor]):
-    """An update as algorithms take it: each tensor is read, and restored to its own type, on access.
+    """An update whose tensors are restored to their type on access.
 
     Args:
         sent: tensors by name, as ``Compressor`` made them.
@@ -100,7 +100,7 @@ class ReceivedUpdate(Mapping[str, Tensor]):
         extra_like: the extra tensors that sites may send; their values do not matter.
 
     Attributes:
-        squares: the sum of the squares of each tensor whose values travel as they are.
+        squares: sum of squares by name, of tensors whose values travel unchanged.
 
     Raises:
         FederationError: it is not an update of this model; names the first difference.
@@ -165,7 +165,7 @@ class ReceivedUpdate(Mapping[str, Tensor]):
 
     @property
     def floats(self) -> int:
-        """How many numbers it has, but for whole ones."""
+        """Number of elements, without integers."""
         return sum(value.numel() for value in self._like.values() if value.is_floating_point())
 
 
@@ -174,7 +174,7 @@ def _chunked(tensors: Mapping[str, Tensor]) -> ChunkedTensors:
 
 
 class NotFiniteError(FederationError):
-    """An update has values that are infinite or no numbers: its training went wrong."""
+    """An update has values that are infinite or NaN: its training diverged."""
 
 
 def _require(name: str, seen: Seen, shape: torch.Size, dtype: torch.dtype) -> None:
@@ -191,7 +191,7 @@ def _largest_of_rows(value: Tensor) -> Tensor:
 
 
 def _round_off(whole: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a tensor's rows as whole numbers, and the scale of each; it keeps what that rounds away."""
+    """Return a tensor's rows as int8, with their scales; it keeps the rounding error."""
     scale = (_largest_of_rows(whole) / 127).float()
     rounded = torch.empty(whole.shape, dtype=torch.int8)
     rows, numbers, scales = (value.view(scale.numel(), -1) for value in (whole, rounded, scale))

@@ -59,7 +59,7 @@ class Evaluation(Goal):
         self._context.record(Answered(site=site, task=EvaluateRequest.task, round=self._number))
 
     def is_reached(self) -> bool:
-        """Return whether enough sites have scored it, and no other present site is still at it."""
+        """Return whether enough sites scored it and no other is at work."""
         return self._context.quorum.is_complete(self._task, self._current, enough=self.have >= self.needed)
 
     @property

@@ -126,7 +126,7 @@ class InMemorySites:
             self.lost.pop(site, None)
 
     def wait(self, seconds: float) -> None:
-        """Let sites work until a result arrives, at most this long by the simulated clock."""
+        """Let sites work until a result arrives, at most this long."""
         if self._before_wait:
             self._before_wait(self)
         self._give_tasks()

@@ -97,7 +97,7 @@ class UpdateIntake:
     def accept(
         self, site: str, result: Result | Refusal, task: SiteTask, current: RoundState, expected: ExpectedUpdate
     ) -> None:
-        """Check a site's update, and count it or record why it does not count."""
+        """Check a site's update, and count it or refuse it."""
         came = self._clock() - current.started
         try:
             update, numbers = checked(result, TrainResult, lambda update: self._read(site, update, expected))
@@ -144,7 +144,9 @@ class UpdateIntake:
     def combined(
         self, collector: str, result: Result | Refusal, number: int, state: RunState, cases: Mapping[str, int]
     ) -> tuple[Mapping[str, Tensor] | None, list[str], dict[str, str]]:
-        """Return a collector's mean, sites whose update it lacks, and reasons by site of those it left out.
+        """Return a collector's mean, checked.
+
+        With it come the sites whose update it lacks, where there is no mean, and reasons by site of those it left out.
 
         Args:
             collector: the site.
@@ -187,7 +189,7 @@ class UpdateIntake:
         return dict(result.numbers)
 
     def admit_late(self, current: RoundState, number: int) -> None:
-        """Count updates that arrived after their round had ended: with less weight, or not, as the job says."""
+        """Count or drop updates that arrived after their round, by the job's rules."""
         rounds = self._federation.rounds
         with self._lock:
             for update, of_round in self._late:
@@ -201,7 +203,7 @@ class UpdateIntake:
             self._late.clear()
 
     def refuse(self, current: RoundState, site: str, reason: str, number: int, may_pass: bool = False) -> None:
-        """Leave a site's result out; where its reason may pass, the site can be asked again."""
+        """Leave a site's result out; it can be retried where that may pass."""
         with self._lock:
             self._refuse(current, site, reason, number)
             if may_pass:
@@ -219,7 +221,7 @@ class UpdateIntake:
             current.refused.pop(site, None)
 
     def without_outliers(self, current: RoundState, state: RunState) -> list[Update]:
-        """Return the updates that count, and note their norms: those that are far too long are refused."""
+        """Return the updates that count; those far too long are refused."""
         with self._lock:
             screened = self._outliers.screen(current.updates, state.lengths)
             for site, reason in screened.refused.items():

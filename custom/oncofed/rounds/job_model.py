@@ -40,7 +40,7 @@ class JobModel:
         return self.layout(), self._fitting(self._initial)
 
     def against(self) -> str | None:
-        """Return the digest of the model that the job compares with; None without one.
+        """Return the digest of the model to compare with, if any.
 
         Raises:
             FederationError: it is of another network.

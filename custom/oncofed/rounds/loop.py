@@ -167,7 +167,7 @@ class RoundLoop:
     # --- steps of a run
 
     def _begin(self) -> RunState:
-        """Return the state that an earlier process left, or that of a run that begins."""
+        """Return the state of an earlier process, or a new one."""
         plan, federation, record = self._plan, self._federation, self._record
         state = self._store.read_state()
         layout, initial = (self._model.layout(), {}) if state else self._model.initial()
@@ -247,7 +247,7 @@ class RoundLoop:
         )
 
     def _draw(self, number: int) -> list[str]:
-        """Return the sites that train in a round: those with enough cases, or some of them, drawn by the seed."""
+        """Return the sites that train in a round, drawn by the seed."""
         rounds = self._federation.rounds
         able = self._sites.able(rounds.minimum_cases)
         if not able:
@@ -262,7 +262,7 @@ class RoundLoop:
     def _score(
         self, weights: Weights, number: int, split: Split, sums: SumsAsked | None = None, keep: bool = False
     ) -> RoundState:
-        """Have the sites score a model, and keep it where it is what the job made."""
+        """Have the sites score a model."""
         request = EvaluateRequest(
             weights=self._context.outgoing(weights),
             round=number,
@@ -274,7 +274,7 @@ class RoundLoop:
         return Evaluation(self._context, request).run()
 
     def _judge(self, state: RunState, number: int, current: RoundState) -> None:
-        """Record the score of the model after a round, and keep the model where it is the best so far."""
+        """Record a model's score, and keep the best model."""
         evaluations = {s: n["evaluation"] for s, n in sorted(current.numbers.items()) if "evaluation" in n}
         scores = {site: e["mean"] for site, e in evaluations.items()}
         known = {site: score for site, score in scores.items() if score is not None}
@@ -289,7 +289,7 @@ class RoundLoop:
             self._keep_best(state.model, number)
 
     def _cross_site(self, state: RunState) -> dict[str, dict[str, float | None]]:
-        """Return the test score of each site's own last model at every site: model's site -> site -> score."""
+        """Return test scores of each site's own last model: model's site -> site -> score."""
         matrix: dict[str, dict[str, float | None]] = {}
         base = state.last_from or state.model
         for site, update in sorted(state.last.items()):
@@ -299,7 +299,7 @@ class RoundLoop:
         return matrix
 
     def _calibrate(self, model: Weights, number: int) -> None:
-        """Find out how sure the model should be from the sites' validation patients, for tasks with probabilities."""
+        """Calibrate a classifier on the sites' validation patients."""
         if self._task.label_kind == "class":
             self._keep_calibration(calibration_of(self._score(model, number, "validation", SumsAsked()).numbers))
 
@@ -324,7 +324,7 @@ class RoundLoop:
     # --- files
 
     def _keep_best(self, weights: Weights, number: int) -> None:
-        """Write the best model so far; where the disk is full, try again until the job gives up."""
+        """Write the best model; where the disk is full, try again."""
         failed_since: float | None = None
         while not self._store.write_best(weights):
             if failed_since is None:

@@ -33,7 +33,7 @@ class Screened:
 
 
 class OutlierFilter:
-    """Compares norms of updates with the median of this round and the last ones.
+    """Refuses updates far longer than the median of recent rounds.
 
     Args:
         exchange: ``largest_norm``, in medians, and ``largest_weight``.
@@ -72,7 +72,9 @@ class OutlierFilter:
 
 
 def bounded(cases: Mapping[str, int], factor: float) -> dict[str, int]:
-    """Return the cases that each site counts with: one that reports very many would make the model alone.
+    """Return the cases that each site counts with.
+
+    A site that reports very many would make the model alone.
 
     Args:
         cases: as each site reports them.

@@ -19,7 +19,9 @@ _SHORTEST_COMING_SECONDS, _LONGEST_COMING_SECONDS = 30.0, 90.0
 
 
 class Preparation(Goal):
-    """Has sites load their data; the task stays open for those that come later.
+    """Has sites load their data.
+
+    The task stays open for sites that come later.
 
     Args:
         context: of the run.
@@ -63,7 +65,7 @@ class Preparation(Goal):
         context.record(Joined(site=site, cases=numbers, started=context.clock() - self._started))
 
     def is_reached(self) -> bool:
-        """Return whether every expected site joined, is excluded or lost, or enough joined when time is up."""
+        """Return whether all sites are settled, or enough when time is up."""
         context, sites = self._context, self._context.sites
         patience = min(max(context.federation.rounds.return_s, _SHORTEST_COMING_SECONDS), _LONGEST_COMING_SECONDS)
         if context.clock() - self._started > patience:

@@ -29,7 +29,7 @@ class Goal(ABC):
 
     @abstractmethod
     def is_reached(self) -> bool:
-        """Return whether the wait is over; called again and again, so it may also ask more sites."""
+        """Return whether the wait is over; may ask more sites."""
 
     @property
     @abstractmethod
@@ -52,8 +52,13 @@ class Goal(ABC):
         return ()
 
     @property
+    def idle(self) -> Collection[str]:
+        """Sites that joined but are not asked, so that nobody waits for them."""
+        return ()
+
+    @property
     def coming(self) -> Collection[str]:
-        """Sites that were perhaps not heard of yet, since their processes are being started."""
+        """Sites whose processes may still be starting."""
         return ()
 
 
@@ -87,7 +92,8 @@ class Quorum:
         while not goal.is_reached():
             self._sites.watch(LOOK_SECONDS)
             # Data that did not pass the checks does not change.
-            out = {site for site in list(self._intake.reasons) if site not in self._sites.cases} | set(goal.refused)
+            out = {site for site in list(self._intake.reasons) if site not in self._sites.cases}
+            out |= set(goal.refused) | set(goal.idle)
             present = (self._sites.known() | set(goal.coming)) - set(self._sites.lost) - out
             if len(present) >= goal.needed:
                 hopeless_since = None
@@ -106,13 +112,13 @@ class Quorum:
             self._sites.watch(LOOK_SECONDS)
 
     def needed(self, asked: int, refused: int) -> int:
-        """Return how many results are enough: the job's quorum, or all but those that were refused."""
+        """Return how many results are enough: the quorum, or all not refused."""
         if self._rules.quorum is not None:
             return min(self._rules.quorum, asked)
         return max(1, asked - refused)
 
     def is_complete(self, task: SiteTask, current: RoundState, enough: bool) -> bool:
-        """Return whether there is enough, and time is up or no site is present that could still answer."""
+        """Return whether enough sites answered and no other one is waited for."""
         if not enough:
             self._retry(task, current)
             return False
@@ -127,7 +133,7 @@ class Quorum:
         return deadline is not None and self._clock() - started > deadline
 
     def _retry(self, task: SiteTask, current: RoundState) -> None:
-        """Ask sites again that could not do it: their disk may have been full. Until then they count as refused."""
+        """Ask sites again that could not do it: their disk may have been full."""
         now = self._clock()
         if now - current.started > self._rules.return_s:
             return

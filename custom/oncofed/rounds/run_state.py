@@ -1,4 +1,4 @@
-"""What the server keeps of a run after each round, so that a later process goes on with the next one."""
+"""The server's state after a round, from which a later process goes on."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class RunState:
     Attributes:
         model: the global model.
         round: the last round that ended.
-        strategy: the strategy's state.
-        best_round: whose model scored best; 0: none was scored yet.
+        strategy: state of the algorithm.
+        best_round: the round whose model scored best; 0 before any was scored.
         best_score: its score.
-        lengths: of the updates of the last rounds, by round.
-        sites: who took part.
-        last: each site's update of the last round, where the job wants to score them; not kept.
-        last_from: the model that they started from; not kept.
+        lengths: norms of the updates of the last rounds, by round.
+        sites: those that took part.
+        last: update of the last round by site, where the job scores sites' own models; not written.
+        last_from: the model that they started from; not written.
     """
 
     model: Weights
@@ -41,22 +41,22 @@ class RunState:
     last_from: Weights | None = None
 
 
-def write_run_state(folder: Path, memory: RunState) -> None:
-    """Write a run's state; the file of the round before stands until the new one is complete."""
-    tensors = {f"model.{name}": value for name, value in memory.model.items()}
-    tensors |= {f"strategy.{name}": value for name, value in memory.strategy.items()}
+def write_run_state(folder: Path, state: RunState) -> None:
+    """Write a run's state whole, or leave the one before."""
+    tensors = {f"model.{name}": value for name, value in state.model.items()}
+    tensors |= {f"strategy.{name}": value for name, value in state.strategy.items()}
     facts: dict[str, Any] = {
-        "round": memory.round,
-        "best_round": memory.best_round,
-        "best_score": memory.best_score if math.isfinite(memory.best_score) else None,
-        "lengths": memory.lengths,
-        "sites": memory.sites,
+        "round": state.round,
+        "best_round": state.best_round,
+        "best_score": state.best_score if math.isfinite(state.best_score) else None,
+        "lengths": state.lengths,
+        "sites": state.sites,
     }
     write_checkpoint(folder / _FILE, tensors, facts)
 
 
 def read_run_state(folder: Path) -> RunState | None:
-    """Return the state that an earlier process of this run left, or None without one."""
+    """Return the state that an earlier process left, if any."""
     path = folder / _FILE
     if not path.is_file():
         return None

@@ -124,12 +124,12 @@ class Training(Goal):
         self._context.transport.close(self.task)
 
     def is_reached(self) -> bool:
-        """Return whether all present sites have answered, or the quorum when time is up."""
+        """Return whether all present sites answered, or enough when time is up."""
         self._invite()
         return self._context.quorum.is_complete(self.task, self._current, enough=self.have >= self.needed)
 
     def _invite(self) -> None:
-        """Let sites that joined during the round take part in it, unless sites are drawn."""
+        """Add sites that joined during the round, unless sites are drawn."""
         rules, asked = self._context.federation.rounds, self._current.asked
         new = set(self._context.sites.able(rules.minimum_cases)) - set(asked)
         if new and rules.sites_per_round is None:
@@ -156,6 +156,11 @@ class Training(Goal):
     def unable(self) -> Collection[str]:
         """Those of them that may be able to train later."""
         return list(self._current.unable)
+
+    @property
+    def idle(self) -> Collection[str]:
+        """Sites that were not drawn, or have too few cases."""
+        return self._context.sites.cases.keys() - set(self._current.asked)
 
 
 class _BufferedTraining(Training):
@@ -227,10 +232,13 @@ class _Turn(Training):
 
 
 class SequentialRunner(RoundRunner[Sequential]):
-    """One site after the other trains the model further, in an order that is drawn for each round."""
+    """One site after the other trains the model further."""
 
     def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
-        """Wait for one site after the other; those that are away, or not done at their deadline, are left out."""
+        """Wait for one site after the other, in an order drawn for the round.
+
+        Those that are away, or not done at their deadline, are left out.
+        """
         context, model = self._context, state.model
         draw = random.Random(f"{context.seed} {number}")  # noqa: S311 - not a secret
         expected = context.intake.expected(number, model)
@@ -268,7 +276,7 @@ class _PeerTraining(Training):
         return super().is_reached()
 
     def _retry_apart(self) -> None:
-        """Let sites try again whose update did not reach the collector, for as long as the job waits."""
+        """Retry sites whose update did not reach the collector."""
         context, current, now = self._context, self._current, self._context.clock()
         for site, since in list(current.apart.items()):
             if now - current.started > context.federation.rounds.return_s:
@@ -314,7 +322,7 @@ class _Combining:
 
 
 class PeerAveragedRunner(RoundRunner[PeerAveraged]):
-    """Sites send their updates to one of them, which answers with the mean; to another one where it is lost."""
+    """Sites send their updates to a collector among them, which averages."""
 
     def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
         """Wait for the mean."""
@@ -357,7 +365,7 @@ class PeerAveragedRunner(RoundRunner[PeerAveraged]):
     def _combine(
         self, collector: str, number: int, current: RoundState, state: RunState
     ) -> tuple[Mapping[str, Tensor] | None, list[str]]:
-        """Return the mean of a round's updates, or None and the sites whose update the collector lacks."""
+        """Return the mean, or None and the sites whose update is missing."""
         context = self._context
         cases = {update.site: update.cases for update in current.updates}
         updates = {s: PeerUpdate(digest=str(current.numbers[s].get("update")), cases=n) for s, n in cases.items()}

@@ -10,7 +10,7 @@ from oncofed.rounds.run_state import RunState
 
 
 def selected_score(rule: str, scores: Mapping[str, float], cases: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Return the one score of a model that rounds are compared by, from its score at each site; None without any.
+    """Return the score by which rounds are compared; None without any.
 
     Args:
         rule: "mean" and "worst" of the sites, or "weighted" by their validation cases.
@@ -28,9 +28,9 @@ def selected_score(rule: str, scores: Mapping[str, float], cases: Mapping[str, M
     return sum(scores.values()) / len(scores)
 
 
-def has_stalled(evaluation: EvaluationSpec, memory: RunState) -> bool:
-    """Return whether no model was better than the best for as many rounds as the job has patience for."""
-    if evaluation.patience is None or memory.best_round == 0:
+def has_stalled(evaluation: EvaluationSpec, state: RunState) -> bool:
+    """Return whether scores have not improved for ``evaluation.patience`` rounds."""
+    if evaluation.patience is None or state.best_round == 0:
         return False
     # The score of a round's model comes with the next one's answers.
-    return memory.round - 1 - memory.best_round >= evaluation.patience
+    return state.round - 1 - state.best_round >= evaluation.patience

@@ -41,7 +41,7 @@ class SiteTask:
         return self.repeatable or site not in self.done
 
     def close(self) -> None:
-        """Give it to no site any more, and let go of the model in its requests."""
+        """Stop giving it to sites, and release the model in its requests."""
         self.closed = True
         self.make_request = _no_request
 

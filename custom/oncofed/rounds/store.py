@@ -1,4 +1,4 @@
-"""Files of a run at the server: its state after each round, the best model, and what belongs to it."""
+"""Files of a run at the server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RunStore:
         return read_run_state(self._folder)
 
     def save_state(self, state: RunState) -> None:
-        """Write a round's state while sites train on; the file of the round before stands until it is complete."""
+        """Write a round's state while sites train on."""
         self.finish_saving()
         kept = dataclasses.replace(state, last={}, last_from=None)
         self._saving = threading.Thread(target=self._write_state, args=(kept,), name="keep round")
@@ -87,6 +87,6 @@ class RunStore:
         write_training_profile(self._models, profile)
 
     def artifacts(self) -> dict[str, str]:
-        """Return the contents of the small files that belong to the model, by name."""
+        """Return contents by name of the model's small files."""
         files = [self._models / name for name in (PROFILE_FILE, CALIBRATION_FILE)]
         return {file.name: file.read_text(encoding="utf-8") for file in files if file.is_file()}

@@ -32,7 +32,7 @@ class Transport(Protocol):
         """Give a task to no site any more."""
 
     def wait(self, seconds: float) -> None:
-        """Wait until a result arrives or a site is lost, at most this long."""
+        """Wait until a result arrives or a site is lost."""
 
     def known(self) -> set[str]:
         """Return the sites that were ever heard of in this process."""
