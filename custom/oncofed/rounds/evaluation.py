@@ -30,7 +30,10 @@ class Evaluation(Goal):
         self._current = RoundState(started=context.clock())
         self._current.asked = sorted(site for site in context.sites.cases if site not in context.sites.lost)
         self._task = SiteTask(
-            EvaluateRequest.task, set(self._current.asked), partial(self._make_request, request), self._on_result
+            name=EvaluateRequest.task,
+            sites=set(self._current.asked),
+            make_request=partial(self._make_request, request),
+            on_result=self._on_result,
         )
         self.description = f"{request.split} after round {request.round}"
 

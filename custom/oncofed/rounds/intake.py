@@ -123,7 +123,7 @@ class UpdateIntake:
     def _read(self, site: str, result: TrainResult, expected: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
         check_numbers(result.numbers, self._classes, most=most_scored(self._cases.get(site)))
         kind = self._federation.exchange.update
-        delta = ReceivedUpdate(result.delta, expected.like, kind, result.extra, expected.extra)
+        delta = ReceivedUpdate(result.delta, expected.like, kind, extra=result.extra, extra_like=expected.extra)
         known = self._cases.get(site, {}).get("train")
         if result.cases != known:
             raise FederationError(f"it says that {result.cases} cases are behind its update, before it was {known}")

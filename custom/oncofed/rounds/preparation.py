@@ -42,7 +42,9 @@ class Preparation(Goal):
     def run(self) -> None:
         """Wait for the sites that the job starts with."""
         context = self._context
-        context.transport.open(SiteTask(PrepareRequest.task, None, self._make_request, self._on_result))
+        context.transport.open(
+            SiteTask(name=PrepareRequest.task, sites=None, make_request=self._make_request, on_result=self._on_result)
+        )
         context.quorum.wait_for(self)
         cases = dict(sorted(context.sites.cases.items()))
         context.record(Ready(seconds=context.clock() - self._started, sites=cases))

@@ -63,11 +63,11 @@ def read_run_state(folder: Path) -> RunState | None:
     tensors, facts = read_checkpoint(path)
     best = facts["best_score"]
     return RunState(
-        without_prefix(tensors, "model"),
-        facts["round"],
-        without_prefix(tensors, "strategy"),
-        facts["best_round"],
-        -math.inf if best is None else best,
-        facts["lengths"],
-        facts["sites"],
+        model=without_prefix(tensors, "model"),
+        round=facts["round"],
+        strategy=without_prefix(tensors, "strategy"),
+        best_round=facts["best_round"],
+        best_score=-math.inf if best is None else best,
+        lengths=facts["lengths"],
+        sites=facts["sites"],
     )

@@ -106,7 +106,11 @@ class Training(Goal):
         self._expected = expected
         self.description = f"round {request.round}"
         self.task = SiteTask(
-            TrainRequest.task, set(sites), partial(self._make_request, request), self._on_result, repeatable
+            name=TrainRequest.task,
+            sites=set(sites),
+            make_request=partial(self._make_request, request),
+            on_result=self._on_result,
+            repeatable=repeatable,
         )
 
     def _make_request(self, request: TrainRequest, site: str) -> TrainRequest:
@@ -305,7 +309,12 @@ class _Combining:
 
     def run(self) -> Result | Refusal | None:
         """Return its result; None where it did not answer in time."""
-        task = SiteTask(CombineRequest.task, {self._collector}, self._make_request, self._on_result)
+        task = SiteTask(
+            name=CombineRequest.task,
+            sites={self._collector},
+            make_request=self._make_request,
+            on_result=self._on_result,
+        )
         self._context.transport.open(task)
         self._context.quorum.wait_for_site(task, self._collector)
         self._context.transport.close(task)
