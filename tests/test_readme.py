@@ -54,15 +54,18 @@ def test_the_job_is_valid_and_exports(tmp_path: Path) -> None:
     export_job(parse_job(file), tmp_path / "exported")
 
 
-def test_the_script_trains_and_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_trains_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     script, _ = _blocks("python")
-    site = make_site(tmp_path / "site")
+    monkeypatch.chdir(tmp_path)
+    make_site(tmp_path / "workspace/datasets/hippocampus")
     small = {"data": {"patch": [16, 16, 16]}, "model": {"channels": [4, 8]}, "training": {"steps_per_round": 2}}
     job = read_job("hippocampus_segmentation").changed(small)
     with patch("oncofed.job.spec.read_job", return_value=job):
-        exec(compile(script, "README.md", "exec"), {"folder": site})
+        exec(compile(script, "README.md", "exec"), {})
     assert capsys.readouterr().out.startswith("Dice 0.")
-    assert (tmp_path / "checkpoint.safetensors").is_file()
+    assert (tmp_path / "workspace/datasets/checkpoint.safetensors").is_file()
 
 
 def test_the_network_of_ones_own_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,14 @@ import contextlib
 import importlib
 import os
 import pkgutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, Literal, TypeVar
+
+from pydantic_core import PydanticCustomError
 
 from oncofed.errors import SpecError
 
@@ -27,6 +30,7 @@ MODULES_VARIABLE = "ONCOFED_NETWORKS"
 # Digest of the pack whose code is being imported.
 _PACK: ContextVar[str] = ContextVar("pack", default="")
 _LOADED: set[str] = set()
+_REGISTRIES: list[Registry[Any]] = []
 
 
 def current_pack() -> str:
@@ -41,12 +45,21 @@ def registering(pack: str) -> Iterator[None]:
     Args:
         pack: its digest.
     """
+    # What the pack imports of installed packages is not the pack's.
+    for registry in _REGISTRIES:
+        registry.load()
+    with _owned_by(pack):
+        yield
+    _LOADED.add(pack)
+
+
+@contextlib.contextmanager
+def _owned_by(pack: str) -> Iterator[None]:
     token = _PACK.set(pack)
     try:
         yield
     finally:
         _PACK.reset(token)
-    _LOADED.add(pack)
 
 
 def is_loaded(pack: str) -> bool:
@@ -78,17 +91,25 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, group: str | None = None, package: str | None = None, packs: bool = True) -> None:
         self._kind, self._group, self._package, self._packs = kind, group, package, packs
         self._known: dict[tuple[str, str], T] = {}
+        # Threads wait for the one that loads, which may look something up meanwhile. Registering takes no lock, since a
+        # thread that imports holds Python's own.
+        self._lock = threading.RLock()
+        self._is_loaded = self._is_loading = False
+        _REGISTRIES.append(self)
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that registers its argument.
 
         Raises:
-            SpecError: a pack registers what packs may not.
+            SpecError: a pack registers what packs may not, or the name belongs to another class or function.
         """
 
         def keep(plugin: T) -> T:
             if current_pack() and not self._packs:
                 raise SpecError(f"a pack cannot bring {self._kind} {name!r}: install it as a package on the server too")
+            owner = self._known.get((current_pack(), name))
+            if owner is not None and _origin(owner) != _origin(plugin):
+                raise SpecError(f"{self._kind} {name!r} is {_origin(owner)}: give {_origin(plugin)} another name")
             self._known[current_pack(), name] = plugin
             return plugin
 
@@ -97,7 +118,7 @@ class Registry(Generic[T]):
     def get(self, name: str, pack: str = "") -> T | None:
         """Return a plug-in, or None where none has that name; see ``find``."""
         if not pack and ("", name) not in self._known:
-            self._load_installed()
+            self.load()
         return self._known.get((pack, name))
 
     def find(self, name: str, pack: str = "") -> T:
@@ -121,21 +142,39 @@ class Registry(Generic[T]):
     def names(self, pack: str = "") -> list[str]:
         """Return the known names, in the order in which they were registered."""
         if not pack:
-            self._load_installed()
-        return [name for of, name in self._known if of == pack]
+            self.load()
+        return [name for of, name in list(self._known) if of == pack]
 
-    def _load_installed(self) -> None:
-        """Import the built-in modules, what installed packages declare, and the modules that the environment names."""
-        package, self._package, group, self._group = self._package, None, self._group, None
-        if package:
-            for found in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+    def load(self) -> None:
+        """Import the built-in modules, what installed packages declare, and the modules that the environment names.
+
+        It happens once; after a failure it is tried again.
+
+        Raises:
+            SpecError: a module cannot be imported.
+        """
+        with self._lock:
+            if self._is_loaded or self._is_loading:
+                return
+            self._is_loading = True
+            try:
+                with _owned_by(""):
+                    self._import_all()
+                self._is_loaded = True
+            finally:
+                self._is_loading = False
+
+    def _import_all(self) -> None:
+        if self._package:
+            path = importlib.import_module(self._package).__path__
+            for found in pkgutil.iter_modules(path, f"{self._package}."):
                 importlib.import_module(found.name)
-        for entry in entry_points(group=group) if group else ():
-            self._load(entry)
+        for entry in entry_points(group=self._group) if self._group else ():
+            self._import(entry)
         for module in filter(None, map(str.strip, os.environ.get(MODULES_VARIABLE, "").split(","))):
             _import(module)
 
-    def _load(self, entry: EntryPoint) -> None:
+    def _import(self, entry: EntryPoint) -> None:
         try:
             entry.load()
         except Exception as error:
@@ -143,6 +182,38 @@ class Registry(Generic[T]):
                 f"the package of the {self._kind} {entry.name!r} ({entry.value}) cannot be imported: "
                 f"{type(error).__name__}: {error}. Repair or uninstall it"
             ) from error
+
+
+def _origin(plugin: object) -> str:
+    """Return where a plug-in is defined; of an object, its type."""
+    kind = plugin if hasattr(plugin, "__qualname__") else type(plugin)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def read_section(registry: Registry[Any], key: str, value: Any) -> Any:
+    """Return a section of a job as the settings of the plug-in that it names.
+
+    Args:
+        registry: of classes with ``Settings``.
+        key: the setting that names the plug-in, such as "type".
+        value: as the file has it.
+
+    Raises:
+        ValueError: it names none.
+        PydanticCustomError: none has that name, of type ``unknown_plugin``.
+        SpecError: an installed package cannot be imported.
+    """
+    name = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(name, str):
+        raise ValueError(f"expected settings with a {key}; known: {', '.join(sorted(registry.names()))}")
+    plugin = registry.get(name)
+    if plugin is None:
+        found = {"name": repr(name), "known": ", ".join(sorted(registry.names()))}
+        raise PydanticCustomError("unknown_plugin", "found {name}, which is not known; known: {known}", found)
+    settings = getattr(plugin, "Settings", None)
+    if settings is None:
+        raise SpecError(f"{_origin(plugin)} has no attribute Settings, a class of settings with {key}: {name!r}")
+    return settings.model_validate(value)
 
 
 def _import(module: str) -> None:

@@ -29,9 +29,11 @@ class RenamedSettings(StrictModel):
 
     Attributes:
         renamed: former name -> present one.
+        section: in which the file has them, for messages.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
+    section: ClassVar[str] = ""
 
     @model_validator(mode="before")
     @classmethod
@@ -40,7 +42,8 @@ class RenamedSettings(StrictModel):
         for former, present in found.items():
             if present in values:
                 raise ValueError(f"{former} is {present} under its former name: give one of them")
-            _log.warning("the setting %s is called %s now; the next release does not know %s", former, present, former)
+            names = f"{cls.section}.{former}", f"{cls.section}.{present}"
+            _log.warning("%s is called %s now; the next release does not know the former name", *names)
         return {found.get(name, name): value for name, value in values.items()} if found else values
 
 

@@ -94,6 +94,83 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     assert "the package of the strategy 'broken' (no_such_module) cannot be imported" in found.stderr
 
 
+def test_a_broken_package_is_named_each_time_and_known_algorithms_are_not_denied(tmp_path: Path, job: Path) -> None:
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[oncofed.algorithms]\nbroken = no_such_module\n")
+    program = """
+import sys
+from oncofed.errors import SpecError
+from oncofed.algorithms.plan import FederationPlan
+for name in ("no_such", "no_such", "krum"):
+    try:
+        print(FederationPlan.model_validate({"strategy": name}).strategy.name)
+    except SpecError as error:
+        print(error)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": f"{tmp_path}:{PACKAGE.parent}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, second, third = found.stdout.splitlines()
+    assert first == second
+    assert "the package of the strategy 'broken' (no_such_module) cannot be imported" in first
+    assert third == "krum"
+
+
+def test_threads_find_what_another_one_loads() -> None:
+    program = """
+import threading
+from oncofed.algorithms.registry import ALGORITHMS
+found, start = [], threading.Barrier(8)
+def look():
+    start.wait()
+    found.append(ALGORITHMS.get("krum") is not None and len(ALGORITHMS.names()) >= 17)
+threads = [threading.Thread(target=look) for _ in range(8)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(found)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == str([True] * 8)
+
+
+def test_built_in_ones_are_not_taken_for_a_packs_whenever_they_are_first_looked_up() -> None:
+    program = """
+from oncofed.algorithms import algorithm_names
+from oncofed.plugins import registering
+with registering("0" * 64):
+    print("krum" in algorithm_names())
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(PACKAGE.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == "True"
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    class Other(FedAvg):
+        """Not the known one."""
+
+    with pytest.raises(SpecError, match=r"strategy 'fedavg' is oncofed\.algorithms\.fedavg\.FedAvg"):
+        register_algorithm("fedavg")(Other)
+    assert algorithm_class("fedavg") is FedAvg
+
+
 def test_a_pack_cannot_bring_one() -> None:
     with registering("0" * 64), pytest.raises(SpecError, match="a pack cannot bring strategy 'evil'"):
         register_algorithm("evil")(FedAvg)

@@ -76,9 +76,8 @@ def test_a_setting_under_its_former_name_is_read_with_a_warning(
     file = write_job(tmp_path, JOB.replace("batch_size: 2", "batch_size: 2, checkpointing: true"))
     spec = parse_job(file)
     assert spec.training.recompute_activations
-    assert [record.message for record in caplog.records] == [
-        "the setting checkpointing is called recompute_activations now; the next release does not know checkpointing"
-    ]
+    now = "training.checkpointing is called training.recompute_activations now"
+    assert [record.message for record in caplog.records] == [f"{now}; the next release does not know the former name"]
     caplog.clear()
     assert "checkpointing" not in spec.with_rounds(3).to_yaml()
     assert not caplog.records
@@ -98,3 +97,20 @@ def test_every_setting_that_needs_one_has_a_description() -> None:
         for key, setting in getattr(section, "model_fields", {}).items():
             plain = key in {"weight_decay", "split", "type"}
             assert setting.description or plain, f"{name}.{key} has no description"
+
+
+@pytest.mark.parametrize("section", ["strategy", "task"])
+@pytest.mark.parametrize("value", [[1], {"a": 1}, 3, None])
+def test_a_section_that_names_nothing_known_is_told_with_its_line(job: Path, section: str, value: object) -> None:
+    key = "name" if section == "strategy" else "type"
+    values = yaml.safe_load(job.read_text())
+    values[section] = {key: value}
+    job.write_text(yaml.safe_dump(values, sort_keys=False))
+    with pytest.raises(SpecError, match=rf"job\.yaml:\d+: {section}: expected settings with a {key}; known: "):
+        read_job(job)
+
+
+def test_settings_without_a_name_are_no_strategy(job: Path) -> None:
+    job.write_text(job.read_text() + "strategy: {mu: 1}\n")
+    with pytest.raises(SpecError, match="strategy: expected settings with a name"):
+        read_job(job)

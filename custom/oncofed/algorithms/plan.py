@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, model_validator
-from pydantic_core import PydanticCustomError
 
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.fedavg import FedAvg
-from oncofed.algorithms.registry import algorithm_class, algorithm_names
+from oncofed.algorithms.registry import ALGORITHMS, algorithm_class
 from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, ExchangeSpec, RoundsSpec
-from oncofed.errors import SpecError
+from oncofed.plugins import read_section
 from oncofed.settings import StrictModel
 
 
@@ -24,16 +23,8 @@ def _settings_by_name(value: Any) -> AlgorithmSettings:
         return value
     if isinstance(value, str):
         value = {"name": value}
-    if not isinstance(value, dict):
-        raise ValueError("expected the name of an algorithm, or its settings with a name")
-    name = value.get("name", FedAvg.Settings().name)
-    try:
-        algorithm = algorithm_class(name)
-    except SpecError:
-        known = ", ".join(algorithm_names())
-        message = "found {name}, which is not known; known: {known}"
-        raise PydanticCustomError("unknown_algorithm", message, {"name": repr(name), "known": known}) from None
-    return algorithm.Settings.model_validate(value)
+    settings: AlgorithmSettings = read_section(ALGORITHMS, "name", value)
+    return settings
 
 
 StrategySection = Annotated[SerializeAsAny[AlgorithmSettings], BeforeValidator(_settings_by_name)]

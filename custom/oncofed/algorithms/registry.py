@@ -11,11 +11,11 @@ from typing import Any
 from oncofed.algorithms.base import Algorithm
 from oncofed.plugins import Registry
 
-_ALGORITHMS: Registry[type[Algorithm[Any]]] = Registry(
+ALGORITHMS: Registry[type[Algorithm[Any]]] = Registry(
     "strategy", package="oncofed.algorithms", group="oncofed.algorithms", packs=False
 )
 
-register_algorithm = _ALGORITHMS.register
+register_algorithm = ALGORITHMS.register
 
 
 def algorithm_class(name: str) -> type[Algorithm[Any]]:
@@ -24,9 +24,9 @@ def algorithm_class(name: str) -> type[Algorithm[Any]]:
     Raises:
         SpecError: there is none of that name.
     """
-    return _ALGORITHMS.find(name)
+    return ALGORITHMS.find(name)
 
 
 def algorithm_names() -> list[str]:
     """Return the names of all algorithms, sorted."""
-    return sorted(_ALGORITHMS.names())
+    return sorted(ALGORITHMS.names())

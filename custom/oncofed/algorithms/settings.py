@@ -14,7 +14,7 @@ ExchangeType = Literal["native", "bfloat16", "int8"]
 class AlgorithmSettings(StrictModel):
     """Base of every algorithm's section ``strategy``; ``name`` says which one."""
 
-    name: str = Field(description="an algorithm that `oncofed job strategies` lists")
+    name: str = Field(description="name of an algorithm")
 
 
 class RoundsSpec(StrictModel):

@@ -219,7 +219,7 @@ class Run:
             status = running.ended()
             view.update(reader.read())
             if view.state.failed:
-                raise FederationError(view.state.failed)
+                raise FederationError(f"{view.state.failed}. Logs: {self.folder / 'logs'}")
             if view.state.finished is None:
                 if status is not None:
                     raise FederationError(f"the job ended early ({status}). Logs: {self.folder / 'logs'}")

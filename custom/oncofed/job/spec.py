@@ -259,9 +259,9 @@ def _placed(
         return task_class(values["task"]["type"]).Settings, loc
     if loc[:1] == ("strategy",) and loc[1:2]:
         strategy = values["strategy"]
-        return algorithm_class(strategy.get("name", FedAvg.Settings().name)).Settings, loc
+        return algorithm_class(strategy if isinstance(strategy, str) else strategy["name"]).Settings, loc
     return kind, loc
 
 
 def _explained(problem: Any, loc: tuple[str, ...]) -> str | None:
-    return f"strategy: {problem['msg']}" if problem["type"] == "unknown_algorithm" else None
+    return f"{'.'.join(loc)}: {problem['msg']}" if problem["type"] == "unknown_plugin" else None

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -43,6 +45,7 @@ class Metric:
     def admits(self, value: float) -> bool:
         """Return whether a value lies within the bounds.
 
-        NaN, of what no case has, does.
+        NaN, of what no case has, does; and rounding may go beyond them by a millionth.
         """
-        return math.isnan(value) or self.bounds[0] <= value <= self.bounds[1]
+        low, high = self.bounds
+        return math.isnan(value) or low - _ROUNDING <= value <= high + _ROUNDING

@@ -10,9 +10,11 @@ from oncofed.tasks.base import Task
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.settings import TaskSettings
 
-_TYPES: Registry[type[Task[Any]]] = Registry("task", package="oncofed.tasks", group="oncofed.task_types", packs=False)
+TASK_TYPES: Registry[type[Task[Any]]] = Registry(
+    "task", package="oncofed.tasks", group="oncofed.task_types", packs=False
+)
 
-register_task_type = _TYPES.register
+register_task_type = TASK_TYPES.register
 
 
 def task_class(type_: str) -> type[Task[Any]]:
@@ -21,12 +23,12 @@ def task_class(type_: str) -> type[Task[Any]]:
     Raises:
         SpecError: there is none of that name.
     """
-    return _TYPES.find(type_)
+    return TASK_TYPES.find(type_)
 
 
 def task_types() -> list[str]:
     """Return the types of all tasks, sorted."""
-    return sorted(_TYPES.names())
+    return sorted(TASK_TYPES.names())
 
 
 def build_task(settings: TaskSettings, data: DataSpec, pack: str = "") -> Task[Any]:
@@ -47,8 +49,9 @@ def metrics_that_may_leave(settings: TaskSettings | None = None) -> tuple[Metric
     """Return the extra metrics that a task's installed class declares.
 
     Args:
-        settings: section ``task`` of a job; of a task that is not installed, and of None those of any installed task.
+        settings: section ``task`` of a job; of a pack's task and of None those of any task of this package.
     """
     task = task_class(settings.type) if settings else None
-    kinds = [task] if task and task.is_installed else [task_class(name) for name in task_types()]
+    own = [kind for kind in map(task_class, task_types()) if kind.__module__.startswith(f"{__package__}.")]
+    kinds = [task] if task and task.is_installed else own
     return tuple(dict.fromkeys(metric for kind in kinds for metric in kind.extra_metrics))

@@ -28,6 +28,7 @@ from oncofed.tasks.bundled import answer_of
 class TrainingSpec(RenamedSettings):
     """How a site trains in a round."""
 
+    section: ClassVar[str] = "training"
     renamed: ClassVar[Mapping[str, str]] = {"checkpointing": "recompute_activations"}
 
     steps_per_round: int = Field(50, ge=1, le=100_000, description="optimizer steps of each site in each round")

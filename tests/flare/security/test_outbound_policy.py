@@ -61,7 +61,7 @@ def test_other_tensors_shapes_and_types_do_not_leave(spec: JobSpec) -> None:
         with pytest.raises(FederationError):
             _check(policy_of(spec), _update(bad))
         with pytest.raises(FederationError):
-            _check(policy_of(spec), CombineResult(mean=bad, cases=4))
+            _check(policy_of(spec, {"strategy": {"name": "swarm"}}), CombineResult(mean=bad, cases=4))
     with pytest.raises(NotFiniteError):
         _check(policy_of(spec), _update({**delta, first: delta[first] * float("nan")}))
 
@@ -73,6 +73,8 @@ def test_a_swarms_update_goes_to_its_peers_alone_and_their_mean_leaves(spec: Job
     assert _check(policy, CombineResult(mean={}, cases=0, missing=["west"])).facts == {"bytes": 0}
     with pytest.raises(FederationError, match="other tensors"):
         _check(policy_of(spec), _update({}))
+    with pytest.raises(PolicyError, match="no site that averages updates"):
+        _check(policy_of(spec), CombineResult(mean={}, cases=0, missing=["west"]))
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,8 @@ class OutboundPolicy:
 
     @_check.register
     def _(self, result: CombineResult) -> Approved:
+        if self._algorithm.schedule.reaches_server:
+            raise PolicyError("the job has no site that averages updates")
         _check_count(result.cases)
         if not result.mean:
             return Approved(result, {})
