@@ -1,4 +1,4 @@
-"""What prediction asks of a task."""
+"""The interface of a task for prediction."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class InferenceTask(ABC):
             network: on ``device``.
             prepared: as ``infer`` takes it.
             device: where the network is.
-            entropy: of maps find how unsure the network is of each voxel, too.
+            entropy: of maps also compute how unsure the network is of each voxel.
 
         Raises:
             TrainingError: one case alone does not fit into memory.

@@ -1,4 +1,4 @@
-"""A task's figures over patients: means, intervals, sums for other sites."""
+"""Figures over patients: means, intervals, sums for other sites."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class PatientStatistics(ABC, Generic[Outcome]):
     ) -> dict[str, Any] | None:
         """Return counts and sums to add to other sites'.
 
-        None where fewer than five patients are behind.
+        None where they rest on fewer than five patients.
 
         Args:
             outcomes: of all cases, each with its patient's key.
@@ -131,16 +131,14 @@ class PatientStatistics(ABC, Generic[Outcome]):
         return None
 
     def paired(self, outcomes: Sequence[tuple[str, Outcome]], others: Sequence[tuple[str, Outcome]]) -> Part | None:
-        """Return the metric's difference between two models.
-
-        On the same cases.
+        """Return two models' difference in the metric, over patients.
 
         Args:
             outcomes: of the first model.
-            others: of the second, in the same order.
+            others: of the second on the same cases, in the same order.
 
         Returns:
-            None where fewer than five patients are behind it.
+            None where it rests on fewer than five patients.
         """
         first, second = self._by_patient(outcomes), self._by_patient(others)
         pairs = [(scores.mean, second[patient].mean) for patient, scores in first.items()]

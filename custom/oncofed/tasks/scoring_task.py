@@ -1,4 +1,4 @@
-"""What scoring asks of a task, and the evaluation of cases."""
+"""The interface of a task for scoring."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ class ScoringTask(PatientStatistics[Outcome]):
             network: on ``device``; it is left in evaluation mode.
             cases: of one site.
             device: where the network is.
-            detailed: also find what takes long, and the interval of confidence.
+            detailed: also compute figures that take long, and the confidence interval.
             should_stop: called before each case; true ends the evaluation early.
-            held: the cases as ``scoring_preparation`` makes them, where they are kept for another time.
+            held: the cases as ``scoring_preparation`` makes them, where a caller keeps them for several evaluations.
             progress: called with (cases scored, cases in all).
-            keep: gets what was found of each case, with its patient's key: for ``pooled`` and the like.
+            keep: gets each case's outcome with its patient's key, for ``pooled`` and the like.
         """
         network.eval()
         preparation = self.scoring_preparation()
@@ -122,7 +122,7 @@ class ScoringTask(PatientStatistics[Outcome]):
     def _evaluator(self) -> tuple[Callable[..., list[Outcome]], int]:
         """Return the function that evaluates cases, and its batch size.
 
-        One where a subclass replaced ``evaluate_case`` alone.
+        One case at a time where a subclass replaced ``evaluate_case`` alone.
         """
         batched, single = (defining_class(type(self), name) for name in ("evaluate_cases", "evaluate_case"))
         if issubclass(batched, single):

@@ -1,4 +1,4 @@
-"""What training asks of a task."""
+"""The interface of a task for training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TrainingTask(ABC):
 
     Attributes:
         data: of the job.
-        loss_name: what training makes small, for people.
+        loss_name: of what training minimises, for people.
     """
 
     data: DataSpec
@@ -28,11 +28,11 @@ class TrainingTask(ABC):
     @property
     @abstractmethod
     def out_channels(self) -> int:
-        """Values that the network gives for each voxel, image or bag."""
+        """Output channels: values for each voxel, image or bag."""
 
     @property
     def in_channels(self) -> int:
-        """Values that the network takes."""
+        """Input channels."""
         return len(self.data.channels)
 
     @abstractmethod
@@ -47,5 +47,5 @@ class TrainingTask(ABC):
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the loss, a scalar, as a mean over samples.
 
-        So the losses of half batches average to that of the whole one.
+        The losses of half batches then average to that of the full batch.
         """

@@ -96,10 +96,10 @@ class BatchGradients:
         self._loss: Loss = self._pack_loss or in_form(self._task.loss, plainer, self._deterministic)
 
     def compute(self, batch: Batch) -> Tensor:
-        """Set the gradients of a batch's mean loss, and return it.
+        """Compute a batch's gradients, in place; return its mean loss.
 
         Returns:
-            The loss, on the device.
+            The loss, on the device: no step waits for the host.
 
         Raises:
             TrainingError: one sample alone does not fit into memory, or a group's GPU ran out of it.
@@ -114,9 +114,9 @@ class BatchGradients:
     def _try(self, batch: Batch) -> Tensor | None:
         """Return a batch's loss, its gradients in place.
 
-        None where that failed and is to be tried in another way.
+        None where that failed and another form or smaller parts may do.
 
-        An error holds on to all that the failed pass had in memory: it is let go of when this returns.
+        The error's traceback holds all that the failed pass had in memory, and is freed when this returns.
         """
         try:
             self._optimizer.zero_grad(set_to_none=True)
@@ -131,10 +131,7 @@ class BatchGradients:
         return None
 
     def _accumulate(self, batch: Batch) -> Tensor:
-        """Accumulate a batch's gradients in parts; return its mean loss.
-
-        The parts fit into memory.
-        """
+        """Accumulate gradients over parts that fit into memory."""
         size = len(next(iter(batch.values())))
         if size > self.micro_batch:
             self.compiling.take_in_parts()
@@ -160,15 +157,15 @@ class BatchGradients:
         return total
 
     def _unsynchronised(self) -> contextlib.AbstractContextManager[None]:
-        """Keep gradients to this process.
+        """Do not average gradients over the group.
 
-        They are averaged once, with the last part of a batch.
+        That is done once, with the last part of a batch.
         """
         wrapped = self._wrapped
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else contextlib.nullcontext()
 
     def _halve(self) -> None:
-        if self._in_group:  # the others wait for this one's gradients: it cannot take a step of its own
+        if self._in_group:  # the others wait for its gradients: it cannot take a step alone
             raise TrainingError(
                 "a GPU ran out of memory while several train together. Set training.micro_batch to less than "
                 f"{self.micro_batch}, or training.recompute_activations: true"
@@ -183,7 +180,7 @@ class BatchGradients:
 
 
 def training_precision(spec: TrainingSpec, device: torch.device) -> torch.dtype:
-    """Return the precision in which a network trains on a device."""
+    """Return the dtype in which a network trains."""
     if spec.precision != "auto":
         wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[spec.precision]
         if wanted is torch.bfloat16 and inference_type(device) is not wanted:

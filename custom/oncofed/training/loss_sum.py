@@ -1,4 +1,4 @@
-"""The losses of a round's steps, and those that were not finite."""
+"""Mean loss of a round, without waiting for the GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a training outlives its process, and a failed round."""
+"""A training's state, kept for a later process."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class Resumption:
-    """Keeps a training's state; a later process resumes to the same bits.
+    """Keeps a training's state on disk, and resumes it.
 
-    Also within a round, after a crash or a failure that may have passed.
+    A later process goes on to the same bits, also within a round; so does a retry of a round that failed.
 
     Args:
         path: of the checkpoint; None: nothing is kept on disk.
@@ -43,7 +43,7 @@ class Resumption:
         device: on which it trains.
 
     Attributes:
-        loss_sum: of the round's steps, those of earlier processes with them.
+        loss_sum: of the round's steps, with those of earlier processes.
         unfinished: the round in which an earlier process ended, or which failed.
         not_kept: why the checkpoint could not be written last time; None where it was.
     """
@@ -82,13 +82,16 @@ class Resumption:
         self._round, self.unfinished, self._hook_state = name, None, {}
 
     def abandon_round(self, hook: GradientHook | None) -> None:
-        """Remember a round that failed, so that a retry resumes it."""
+        """Remember a failed round, so that a retry resumes it."""
         self.unfinished = self._round
         self._hook_state = dict(hook.round_state) if hook else {}
         self.settle()
 
     def keep(self, steps_done: int, batches: BatchStream, hook: GradientHook | None) -> None:
-        """Write the whole state, on a GPU while training goes on."""
+        """Write the whole state.
+
+        From a GPU a thread writes, while training goes on.
+        """
         self.settle()
         if self.writer:
             self._note_failure(partial(self.writer.write, *self._state(steps_done, batches, hook)))

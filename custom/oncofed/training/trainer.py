@@ -1,4 +1,4 @@
-"""One site's training: a network, its optimizer, and the cases on this machine."""
+"""Training of one network on one site's cases."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from oncofed.training.profile_ranges import profile_range
 from oncofed.training.resumption import Resumption
 from oncofed.training.validation_cache import ValidationCache
 
-# Called with the steps done since the start of the run, and what reads the last loss: a GPU waits when it is called.
+# Called with the steps done since the start of the run, and a function that reads the last loss: a GPU waits for it.
 OnStep = Callable[[int, Callable[[], float]], None]
 
 _LOG = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Trainer:
     Args:
         plan: what to train.
         cases: the site's cases.
-        site: name of the site; with the plan's seed it decides all that is random.
+        site: name of the site; it and the plan's seed decide all that is random.
         device: where to train; by default what ``training_device`` says.
         checkpoint: file in which the state is kept, so that a later process goes on; the state before stays
             next to it, by the name that ``previous_of`` gives. None: nowhere.
@@ -126,7 +126,7 @@ class Trainer:
 
     @property
     def not_kept(self) -> str | None:
-        """Why the last checkpoint was not written; None where it was."""
+        """Why the last checkpoint is not on disk; None: it is."""
         return self._resumption.not_kept
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> BatchStream:
@@ -223,7 +223,7 @@ class Trainer:
     ) -> Evaluation:
         """Score the network on ``cases``; see ``Task.evaluate``.
 
-        Validation cases are held prepared from then on.
+        Validation cases stay prepared for the next time.
         """
         torch.cuda.empty_cache()  # scoring takes other, larger pieces than training left there
         overwrite(self._activations, True)
@@ -247,7 +247,7 @@ class Trainer:
     def _take_steps(
         self, steps: int, on_step: OnStep | None = None, should_stop: Callable[[], bool] | None = None
     ) -> float:
-        """Run the steps of ``train``, in each process of a group."""
+        """Run the training loop, in each process of a group."""
         batches = self.prepare()
         self.network.train()
         overwrite(self._activations, False)
@@ -347,7 +347,7 @@ def start_trainer(
 
 
 def _network_on(device: torch.device, plan: Plan) -> tuple[nn.Module, torch.memory_format]:
-    """Return a job's new network on a device, and its memory format."""
+    """Return a new network and its memory format."""
     network = plan.build_network()
     on_gpu = device.type == "cuda"
     if plan.training.deterministic and on_gpu:
