@@ -77,7 +77,7 @@ def run(bench: Bench) -> None:
 
 def _compare(bench: Bench, work: Work, theirs: Iterator[Any], name: str) -> None:
     trainer = work.trainer(bench)
-    precision = str(trainer._precision).removeprefix("torch.")
+    precision = str(trainer._gradients.precision).removeprefix("torch.")
     ceiling = network_alone(trainer)
     programs: dict[str, Callable[[], object]] = {
         "oncofed": lambda: trainer.train(work.steps),
@@ -89,7 +89,7 @@ def _compare(bench: Bench, work: Work, theirs: Iterator[Any], name: str) -> None
         "patch": "×".join(map(str, work.plan.data.patch)),
         "batch": work.plan.training.batch_size,
         "precision": precision,
-        "compiled": trainer._compiling.form != "eager",
+        "compiled": trainer._gradients.compiling.form != "eager",
     }
     figure = bench.race(
         f"{work.name}, training",
@@ -103,7 +103,7 @@ def _compare(bench: Bench, work: Work, theirs: Iterator[Any], name: str) -> None
     flops = count_operations(trainer)
     if flops:
         assert figure.value is not None
-        peak = bench.limits.matrix_rate(trainer._precision)
+        peak = bench.limits.matrix_rate(trainer._gradients.precision)
         bench.measured(
             f"{work.name}, operations",
             [sample * flops / 1e12 for sample in figure.samples],
@@ -159,9 +159,9 @@ def _not_compiled(work: Work, bench: Bench) -> Trainer:
 def _other_format(work: Work, bench: Bench) -> Trainer:
     trainer = work.trainer(bench)
     last = torch.channels_last_3d if work.plan.data.dimensions == 3 else torch.channels_last
-    plain = trainer._layout is torch.contiguous_format
-    trainer._layout = last if plain else torch.contiguous_format
-    trainer.network.to(memory_format=trainer._layout)  # type: ignore[call-overload]
+    plain = trainer._gradients.layout is torch.contiguous_format
+    trainer._gradients.layout = last if plain else torch.contiguous_format
+    trainer.network.to(memory_format=trainer._gradients.layout)  # type: ignore[call-overload]
     return trainer
 
 
@@ -205,8 +205,8 @@ def _changes_on_cpu(work: Work, bench: Bench) -> Trainer:
 
 def _graphs(work: Work, bench: Bench) -> Trainer:
     trainer = work.trainer(bench)
-    trainer._compiling.form = "replayed"
-    trainer._use("replayed")
+    trainer._gradients.compiling.form = "replayed"
+    trainer._gradients.use("replayed")
     return trainer
 
 
@@ -317,12 +317,12 @@ def network_alone(trainer: Trainer) -> Iterator[None]:
     plan, device = trainer.plan, trainer.device
     network = plan.build_network().to(device)
     batch = dict(next(trainer.prepare()))
-    network = network.to(memory_format=trainer._layout)  # type: ignore[call-overload]
-    batch = {k: v.to(memory_format=trainer._layout) if k == "image" else v for k, v in batch.items()}
-    forward: nn.Module = torch.compile(network) if trainer._compiling.form != "eager" else network  # type: ignore[assignment]
-    half = trainer._precision is not torch.float32
+    network = network.to(memory_format=trainer._gradients.layout)  # type: ignore[call-overload]
+    batch = {k: v.to(memory_format=trainer._gradients.layout) if k == "image" else v for k, v in batch.items()}
+    forward: nn.Module = torch.compile(network) if trainer._gradients.compiling.form != "eager" else network  # type: ignore[assignment]
+    half = trainer._gradients.precision is not torch.float32
     while True:
-        with torch.autocast(device.type, trainer._precision, enabled=half):
+        with torch.autocast(device.type, trainer._gradients.precision, enabled=half):
             output = trainer.task.forward(forward, batch)
         output.float().mean().backward()  # type: ignore[no-untyped-call]
         network.zero_grad(set_to_none=True)

@@ -9,8 +9,8 @@ import torch
 from oncofed import devices
 from oncofed.devices import inference_type, require_named_gpu, training_device, why_unusable
 from oncofed.errors import TrainingError
+from oncofed.training.batch_gradients import training_precision
 from oncofed.training.plan import TrainingSpec
-from oncofed.training.trainer import _precision
 
 _CUDA = torch.device("cuda")
 _WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
@@ -215,6 +215,6 @@ def test_bfloat16_only_where_the_hardware_has_it(
 ) -> None:
     _has_capability(cuda, *capability)
     assert inference_type(_CUDA) is wanted
-    assert _precision(TrainingSpec(), _CUDA) is wanted
+    assert training_precision(TrainingSpec(), _CUDA) is wanted
     assert inference_type(torch.device("cpu")) is torch.bfloat16
-    assert _precision(TrainingSpec(), torch.device("cpu")) is torch.float32
+    assert training_precision(TrainingSpec(), torch.device("cpu")) is torch.float32

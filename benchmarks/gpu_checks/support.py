@@ -48,7 +48,7 @@ def driver_status() -> int | None:
 
 def precision_of(trainer: Trainer) -> torch.dtype:
     """Return a trainer's compute dtype."""
-    return trainer._precision
+    return trainer._gradients.precision
 
 
 def is_compiled(trainer: Trainer) -> bool:
@@ -58,18 +58,18 @@ def is_compiled(trainer: Trainer) -> bool:
 
 def form_of(trainer: Trainer) -> Form:
     """Return the form of a trainer's steps, after a fallback if one failed."""
-    return trainer._compiling.form
+    return trainer._gradients.compiling.form
 
 
 def take_steps(trainer: Trainer, form: Form) -> None:
     """Set the form of a trainer's steps."""
-    trainer._compiling.form = form
-    trainer._use(form)
+    trainer._gradients.compiling.form = form
+    trainer._gradients.use(form)
 
 
 def samples_at_once(trainer: Trainer) -> int:
     """Return the number of samples in one pass."""
-    return trainer._micro
+    return trainer._gradients.micro_batch
 
 
 def confine_files(data: Path, state: Path) -> None:

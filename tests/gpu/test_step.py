@@ -51,11 +51,11 @@ def test_each_form_of_a_step_learns_the_same(
     plan = _plan(spec, micro_batch=micro_batch)
     expected = [_trainer(plan, site).train(8)]
     trainer = _trainer(plan, site)
-    trainer._compiling.form = form
-    trainer._use(form)
+    trainer._gradients.compiling.form = form
+    trainer._gradients.use(form)
     assert [trainer.train(8)] == pytest.approx(expected, rel=1e-3)
     assert "failed" not in caplog.text
-    assert trainer._compiling.form == ("compiled" if micro_batch else form)
+    assert trainer._gradients.compiling.form == ("compiled" if micro_batch else form)
     assert any(tmp_path.iterdir())
 
 
@@ -69,8 +69,8 @@ def test_a_checkpoint_is_the_state_when_it_was_begun(spec: JobSpec, site: Path, 
     trainer.settle()
     found = without_prefix(read_checkpoint(tmp_path / "checkpoint")[0], "network")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
-    assert trainer._writer
-    assert trainer._writer._memory.is_pinned()
+    assert trainer._resumption.writer
+    assert trainer._resumption.writer._memory.is_pinned()
 
 
 @pytest.mark.parametrize("name", ["fedprox", "ditto", "scaffold", "feddyn"])
@@ -118,6 +118,6 @@ def test_the_loss_is_the_cpus_in_whatever_layout() -> None:
 def test_a_network_with_batch_norm_is_trained_with_channels_last(spec: JobSpec, site: Path) -> None:
     plan = spec.changed({"model": {"norm": "batch"}, "training": {"steps_per_round": 5}}).plan()
     trainer = _trainer(plan, site)
-    assert trainer._layout is torch.channels_last_3d
+    assert trainer._gradients.layout is torch.channels_last_3d
     assert trainer.train(2) > 0
-    assert _trainer(_plan(spec), site)._layout is torch.contiguous_format
+    assert _trainer(_plan(spec), site)._gradients.layout is torch.contiguous_format

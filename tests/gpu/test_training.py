@@ -82,9 +82,9 @@ def test_a_batch_for_which_memory_is_short_is_halved_on_free_memory(spec: JobSpe
     trainer = _trainer(_plan(spec, batch_size=4), site)
     trainer.train(1)
     before = torch.cuda.memory_allocated()
-    trainer._forward = _Narrow(trainer.network)
+    trainer._gradients.forward = _Narrow(trainer.network)
     assert trainer.train(1) > 0
-    assert trainer._micro == 1
+    assert trainer._gradients.micro_batch == 1
     assert torch.cuda.memory_allocated() < before * 1.5 + 2**20
     assert torch.cuda.memory_reserved() < 0.5 * torch.cuda.mem_get_info()[1]
 

@@ -27,7 +27,7 @@ from synthetic import Voice, make_package
 # Everything that is not background counts as one.
 _TASK = """
 from oncofed.tasks import Scores, Segmentation, SegmentationSpec, register_task
-from oncofed.tasks.base import mean_over_patients
+from oncofed.tasks.patient_statistics import mean_over_patients
 
 
 @register_task("foreground")

@@ -18,8 +18,8 @@ from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec
 from oncofed.models import ModelSpec
 from oncofed.tasks import Classification, ClassificationSpec
-from oncofed.tasks.base import confidence
 from oncofed.tasks.classification import Classified, class_scores, ranking_scores
+from oncofed.tasks.patient_statistics import confidence
 from oncofed.training import Plan, Trainer, TrainingSpec
 from synthetic import make_textures, make_volume
 

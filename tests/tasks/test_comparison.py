@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec
-from oncofed.tasks.base import RESAMPLES, confidence
 from oncofed.tasks.classification import Classified
 from oncofed.tasks.comparison import compare
+from oncofed.tasks.patient_statistics import RESAMPLES, confidence
 from oncofed.tasks.resampling import Patients, interval
 
 SEGMENTATION = Segmentation(SegmentationSpec(classes={1: "shell", 2: "core"}), DataSpec(dataset="x"))

@@ -118,13 +118,13 @@ def test_short_memory_halves_what_is_done_at_once_and_changes_no_result(plan: Pl
     whole = _trainer(plan, site)
     expected = whole.train(3)
     narrow = _trainer(plan, site)
-    narrow._forward = _Narrow(narrow.network, 2)
+    narrow._gradients.forward = _Narrow(narrow.network, 2)
     assert narrow.train(3) == pytest.approx(expected, rel=1e-5)
-    assert narrow._micro == 2
+    assert narrow._gradients.micro_batch == 2
     for name, value in narrow.weights().items():
         torch.testing.assert_close(value, whole.weights()[name], atol=1e-4, rtol=1e-4)
     never = _trainer(plan, site)
-    never._forward = _Narrow(never.network, 0)
+    never._gradients.forward = _Narrow(never.network, 0)
     with pytest.raises(TrainingError, match="one sample alone does not fit"):
         never.train(1)
 
@@ -150,7 +150,7 @@ def test_what_a_failed_pass_held_is_free_before_its_batch_is_tried_again(
 ) -> None:
     trainer = _trainer(plan, site)
     network = _FullOnce(trainer.network)
-    trainer._forward = network
+    trainer._gradients.forward = network
     batch = next(trainer.prepare())
     held: list[bool] = []
     gradients: list[bool] = []
@@ -163,7 +163,7 @@ def test_what_a_failed_pass_held_is_free_before_its_batch_is_tried_again(
     monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
     trainer._step(batch)
     assert held == gradients == [False]
-    assert trainer._micro == 1
+    assert trainer._gradients.micro_batch == 1
 
 
 def test_full_memory_that_a_library_of_nvidia_tells_of_halves_too(plan: Plan, site: Path) -> None:
@@ -175,9 +175,9 @@ def test_full_memory_that_a_library_of_nvidia_tells_of_halves_too(plan: Plan, si
             raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
         return network(image)  # type: ignore[no-any-return]
 
-    trainer._forward = forward
+    trainer._gradients.forward = forward
     trainer.train(1)
-    assert trainer._micro == 1
+    assert trainer._gradients.micro_batch == 1
 
 
 @pytest.mark.parametrize(("place", "told"), [("network", "the network"), ("state", "the optimizer's state")])
@@ -209,7 +209,7 @@ class _Sometimes(nn.Module):
 
 def test_one_batch_that_is_not_finite_is_left_out(plan: Plan, site: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = _trainer(plan, site)
-    trainer._forward = _Sometimes(trainer.network)
+    trainer._gradients.forward = _Sometimes(trainer.network)
     before = trainer.weights()
     trainer.train(1)
     once = trainer.weights()

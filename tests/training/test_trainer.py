@@ -10,9 +10,9 @@ from oncofed.data.cases import read_cases
 from oncofed.errors import TrainingError
 from oncofed.job.spec import JobSpec
 from oncofed.training import Trainer
+from oncofed.training.batch_gradients import training_precision
 from oncofed.training.optimizer import learning_rate
 from oncofed.training.plan import TrainingSpec
-from oncofed.training.trainer import _precision
 
 
 def _trainer(spec: JobSpec, site: Path, name: str = "site-1", **training: object) -> Trainer:
@@ -117,7 +117,7 @@ def test_what_does_not_repeat_itself_is_named_in_the_first_step(
     def forward(image: torch.Tensor) -> torch.Tensor:
         return network(image.put_(torch.tensor([0]), torch.tensor([0.5])))  # type: ignore[no-any-return]
 
-    trainer._forward = forward
+    trainer._gradients.forward = forward
     trainer.train(3)
     assert [message for message in caplog.messages if "put_" in message] == [
         (
@@ -133,7 +133,7 @@ def test_bfloat16_asked_for_openly_on_a_gpu_without_it_is_told(
     cuda, spec = torch.device("cuda"), TrainingSpec(precision="bfloat16")
     for has in (True, False):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has: has)
-        assert _precision(spec, cuda) is torch.bfloat16
+        assert training_precision(spec, cuda) is torch.bfloat16
         assert ("which this GPU only emulates" in caplog.text) == (not has)
 
 

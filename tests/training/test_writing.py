@@ -27,7 +27,7 @@ from oncofed.training import Plan, Trainer
 plan = Plan.model_validate_json(Path(sys.argv[1]).read_text())
 cases = read_cases(Path(sys.argv[2]), plan.data.split, plan.seed)
 trainer = Trainer(plan, cases, "site-1", checkpoint=Path(sys.argv[3]))
-trainer._writer._beside = True  # as on a GPU
+trainer._resumption.writer._beside = True  # as on a GPU
 trainer.prepare()
 while trainer.steps_done < 40:
     trainer.train(4)
@@ -128,8 +128,8 @@ def plan(spec: JobSpec) -> Plan:
 
 def _trainer(plan: Plan, site: Path, checkpoint: Path | None = None) -> Trainer:
     trainer = Trainer(plan, read_cases(site, plan.data.split, plan.seed), "site-1", checkpoint=checkpoint)
-    if trainer._writer:
-        trainer._writer._beside = True  # as on a GPU
+    if trainer._resumption.writer:
+        trainer._resumption.writer._beside = True  # as on a GPU
     return trainer
 
 
@@ -140,10 +140,10 @@ def test_a_trainer_tells_what_could_not_be_kept_and_waits_when_asked(
     folder.mkdir()
     trainer = _trainer(plan, site, folder / "checkpoint")
     trainer.train(2, wait=False)
-    assert trainer._writer
-    assert trainer._writer.writing
+    assert trainer._resumption.writer
+    assert trainer._resumption.writer.writing
     trainer.settle()
-    assert not trainer._writer.writing
+    assert not trainer._resumption.writer.writing
     assert trainer.not_kept is None
     assert read_checkpoint(folder / "checkpoint")[1]["steps_done"] == 2
     folder.rename(tmp_path / "away")

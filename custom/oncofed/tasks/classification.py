@@ -132,11 +132,11 @@ class Classification(Task[Classified]):
         """Return the logits of one image."""
         return self._scores(network, [prepared], device)[0]
 
-    def _infer_few(
+    def _infer_part(
         self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool
     ) -> list[Inferred]:
         if type(self).infer is not Classification.infer:  # as slides, which are taken one by one
-            return super()._infer_few(network, prepared, device, entropy)
+            return super()._infer_part(network, prepared, device, entropy)
         return list(self._scores(network, prepared, device))
 
     @torch.no_grad()

@@ -10,8 +10,9 @@ from torch import nn
 
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.references import Unreferenced
-from oncofed.tasks.base import Outcome, Task
+from oncofed.tasks.base import Task
 from oncofed.tasks.inferred import LabelMap, ObjectMap
+from oncofed.tasks.patient_statistics import Outcome
 
 Found = TypeVar("Found", LabelMap, ObjectMap)
 

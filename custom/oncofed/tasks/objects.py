@@ -22,12 +22,12 @@ from oncofed.data.cases import Case
 from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
-from oncofed.tasks.base import mean_over_patients
 from oncofed.tasks.dense import DenseTask
 from oncofed.tasks.entropy import entropy_bytes
 from oncofed.tasks.inferred import ObjectMap, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.patient_statistics import mean_over_patients
 from oncofed.tasks.pictures import Picture, flat
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores

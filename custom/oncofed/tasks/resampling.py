@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from oncofed.suppression import LEAST_PATIENTS
-from oncofed.tasks.base import RESAMPLES, TAIL, Task, between
+from oncofed.tasks.base import Task
+from oncofed.tasks.patient_statistics import RESAMPLES, TAIL, between
 
 
 class Patients:

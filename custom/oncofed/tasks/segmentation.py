@@ -24,7 +24,6 @@ from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.label_mapping import IGNORED
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
-from oncofed.tasks.base import mean_over_patients
 from oncofed.tasks.codes import ClassCode, require_known
 from oncofed.tasks.dense import DenseTask
 from oncofed.tasks.entropy import entropy_bytes
@@ -32,6 +31,7 @@ from oncofed.tasks.grids import Decide, FileGrid
 from oncofed.tasks.inferred import LabelMap, TargetGrid, target_grid
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.overlap import confusion, dice, keep_largest
+from oncofed.tasks.patient_statistics import mean_over_patients
 from oncofed.tasks.pictures import Picture, best_slice
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores

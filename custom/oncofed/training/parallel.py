@@ -28,7 +28,7 @@ from oncofed.errors import TrainingError
 from oncofed.processes import end_with_parent
 
 _WAIT_FOR_GRADIENTS = timedelta(minutes=5)
-# Between two turns the others wait for as long as a round of the slowest site takes.
+# Between two rounds the others wait for as long as a round of the slowest site takes.
 _WAIT_FOR_COMMANDS = timedelta(days=7)
 _LAST_WORDS_SECONDS = 2.0
 _STOP, _TRAIN, _PREPARE = 0, 1, 2

@@ -12,8 +12,8 @@ from oncofed.prediction.evaluation.shareable import scores_record, subgroups_rec
 from oncofed.prediction.evaluation.subgroup_columns import Column
 from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, by_subgroup, shareable_scores
 from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec, Task
-from oncofed.tasks.base import confidence
 from oncofed.tasks.classification import Classified
+from oncofed.tasks.patient_statistics import confidence
 
 TASK = Segmentation(SegmentationSpec(classes={1: "shell", 2: "core"}), DataSpec(dataset="x"))
 CLASSES = Classification(

@@ -1,0 +1,144 @@
+"""The interface of a task for scoring."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from oncofed.data.cases import Case
+from oncofed.data.inputs import Preparation, Prepared
+from oncofed.data.prepared import PreparedCases, passing, prepare_one
+from oncofed.tasks.halving import within_memory
+from oncofed.tasks.metrics import Metric
+from oncofed.tasks.patient_statistics import Outcome, PatientStatistics, confidence, defining_class
+from oncofed.tasks.scores import Evaluation
+
+
+class ScoringTask(PatientStatistics[Outcome]):
+    """A task's scoring half: the evaluation of cases.
+
+    Attributes:
+        metric: the figure that chooses the best round, as ``result.json`` names it.
+        metric_name: the same for people.
+        cases_at_once: cases that ``evaluate_cases`` is given.
+        extra_metrics: what ``Scores.extra_metrics`` may hold; nothing else leaves a site. The metric, and its value for
+            each class, are shares of one.
+    """
+
+    metric: str
+    metric_name: str
+    extra_metrics: ClassVar[tuple[Metric, ...]] = ()
+    cases_at_once = 1
+    _held: PreparedCases | None = None
+
+    def scoring_preparation(self) -> Preparation | None:
+        """Return the preparation of a case for ``evaluate_case``.
+
+        None: ``evaluate_case`` reads files itself.
+        """
+        return None
+
+    def prepared(self, case: Case) -> Prepared:
+        """Return a case prepared by ``scoring_preparation``.
+
+        It is cached, read ahead, or made now.
+        """
+        if self._held is not None and case in self._held:
+            return self._held.of(case)
+        preparation = self.scoring_preparation()
+        assert preparation, "only a task with a preparation asks for it"
+        return prepare_one(case, preparation, keep=preparation.costly)
+
+    @abstractmethod
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
+        """Evaluate a network on one case.
+
+        The network is in evaluation mode; ``detailed`` adds figures that take long.
+        """
+
+    def evaluate_cases(
+        self, network: nn.Module, cases: Sequence[Case], device: torch.device, detailed: bool
+    ) -> list[Outcome]:
+        """Evaluate a network on several cases at once."""
+        return [self.evaluate_case(network, case, device, detailed) for case in cases]
+
+    @abstractmethod
+    def case_metrics(self, outcome: Outcome) -> dict[str, float | str]:
+        """Return one case's figures by name, for people."""
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        network: nn.Module,
+        cases: Sequence[Case],
+        device: torch.device,
+        detailed: bool = False,
+        should_stop: Callable[[], bool] | None = None,
+        held: PreparedCases | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        keep: list[tuple[str, Outcome]] | None = None,
+    ) -> Evaluation:
+        """Score a network on cases.
+
+        Args:
+            network: on ``device``; it is left in evaluation mode.
+            cases: of one site.
+            device: where the network is.
+            detailed: also compute figures that take long, and the confidence interval.
+            should_stop: called before each case; true ends the evaluation early.
+            held: the cases as ``scoring_preparation`` makes them, where a caller keeps them for several evaluations.
+            progress: called with (cases scored, cases in all).
+            keep: gets each case's outcome with its patient's key, for ``pooled`` and the like.
+        """
+        network.eval()
+        preparation = self.scoring_preparation()
+        self._held = held
+        if held is None and preparation and not preparation.costly:
+            self._held = PreparedCases(cases, preparation, device, plan=passing(cases))
+        evaluate, at_once = self._evaluator()
+        results: list[tuple[Case, Outcome]] = []
+        try:
+            for first in range(0, len(cases), at_once):
+                if should_stop and should_stop():
+                    break
+                batch = cases[first : first + at_once]
+                if self._held:
+                    self._held.ahead_of(cases[first : first + 2 * at_once])
+                outcomes = within_memory(lambda part: evaluate(network, part, device, detailed), batch)
+                results += zip(batch, outcomes, strict=True)
+                if progress:
+                    progress(len(results), len(cases))
+        finally:
+            self._held = None
+        if keep is not None:
+            keep += [(case.patient, outcome) for case, outcome in results]
+        return self._evaluation(results, detailed)
+
+    def _evaluator(self) -> tuple[Callable[..., list[Outcome]], int]:
+        """Return the function that evaluates cases, and its batch size.
+
+        One case at a time where a subclass replaced ``evaluate_case`` alone.
+        """
+        batched, single = (defining_class(type(self), name) for name in ("evaluate_cases", "evaluate_case"))
+        if issubclass(batched, single):
+            return self.evaluate_cases, self.cases_at_once
+        return partial(ScoringTask.evaluate_cases, self), 1
+
+    def _evaluation(self, results: Sequence[tuple[Case, Outcome]], detailed: bool) -> Evaluation:
+        outcomes = [(case.patient, outcome) for case, outcome in results]
+        scores = self.summarise(outcomes)
+        return Evaluation(
+            mean=scores.mean,
+            by_class=scores.by_class,
+            extra_metrics=scores.extra_metrics,
+            cases=len(outcomes),
+            interval=confidence(self, outcomes) if detailed else None,
+            by_case=tuple((case.name, self.case_metrics(outcome)) for case, outcome in results if detailed),
+            patients=frozenset(patient for patient, _ in outcomes),
+            behind={name: frozenset(patients) for name, patients in self.patients_behind(outcomes).items()},
+        )

@@ -1,0 +1,51 @@
+"""The interface of a task for training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor
+
+from oncofed.data.augment import Augmentation, Batch
+from oncofed.data.inputs import BatchSource
+from oncofed.data.spec import DataSpec
+
+
+class TrainingTask(ABC):
+    """A task's training half: input, output and loss.
+
+    ``input`` makes batches; ``forward`` and ``loss`` make a training step.
+
+    Attributes:
+        data: of the job.
+        loss_name: of what training minimises, for people.
+    """
+
+    data: DataSpec
+    loss_name = "the task's own"
+
+    @property
+    @abstractmethod
+    def out_channels(self) -> int:
+        """Output channels: values for each voxel, image or bag."""
+
+    @property
+    def in_channels(self) -> int:
+        """Input channels."""
+        return len(self.data.channels)
+
+    @abstractmethod
+    def input(self, augmentation: Augmentation) -> BatchSource:
+        """Return how cases become batches."""
+
+    def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
+        """Return the network's output for a batch."""
+        return network(batch["image"])
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the loss, a scalar, as a mean over samples.
+
+        The losses of half batches then average to that of the full batch.
+        """
