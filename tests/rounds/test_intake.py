@@ -37,7 +37,7 @@ class _Record(list[Event]):
 
 def _intake(record: _Record, **settings: Any) -> UpdateIntake:
     plan = FederationPlan.model_validate(settings)
-    return UpdateIntake(federation=plan, layout=_LAYOUT, classes=("core",), cases=_CASES, record=record)
+    return UpdateIntake(federation=plan, layout=_LAYOUT, classes=("core",), cases=lambda: _CASES, record=record)
 
 
 def _update(value: float, cases: int, numbers: dict[str, Any] | None = None) -> TrainResult:

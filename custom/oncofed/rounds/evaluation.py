@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from functools import partial
 
@@ -45,7 +46,8 @@ class Evaluation(Goal):
         context.transport.add_sites(self._task, set(context.sites.cases))
         context.quorum.wait_for(self)
         context.transport.close(self._task)
-        return self._current
+        # Late scores still reach this.
+        return dataclasses.replace(self._current, numbers=dict(self._current.numbers))
 
     def _make_request(self, request: EvaluateRequest, site: str) -> EvaluateRequest:
         self._context.record(TaskSent(task=EvaluateRequest.task, round=self._number, split=self._split, sites=[site]))

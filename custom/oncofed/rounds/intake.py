@@ -55,7 +55,7 @@ class UpdateIntake:
         federation: the job's rules.
         layout: of the model.
         classes: names of the job's classes.
-        cases: numbers of cases by site, as each reported them when it joined.
+        cases: returns numbers of cases by site, as each reported them when it joined.
         record: writes an event to the run's record.
         clock: monotonic, in seconds.
 
@@ -69,7 +69,7 @@ class UpdateIntake:
         federation: FederationPlan,
         layout: WeightLayout,
         classes: Sequence[str],
-        cases: Mapping[str, dict[str, Any]],
+        cases: Callable[[], Mapping[str, dict[str, Any]]],
         record: Record,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -121,10 +121,10 @@ class UpdateIntake:
         self._record(Answered(site=site, task=TrainRequest.task, round=expected.round))
 
     def _read(self, site: str, result: TrainResult, expected: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
-        check_numbers(result.numbers, self._classes, most=most_scored(self._cases.get(site)))
+        check_numbers(result.numbers, self._classes, most=most_scored(self._cases().get(site)))
         kind = self._federation.exchange.update
         delta = ReceivedUpdate(result.delta, expected.like, kind, extra=result.extra, extra_like=expected.extra)
-        known = self._cases.get(site, {}).get("train")
+        known = self._cases().get(site, {}).get("train")
         if result.cases != known:
             raise FederationError(f"it says that {result.cases} cases are behind its update, before it was {known}")
         with self._lock:
@@ -183,7 +183,7 @@ class UpdateIntake:
         return checked(result, EvaluateResult, lambda scored: self._read_scores(site, scored))
 
     def _read_scores(self, site: str, result: EvaluateResult) -> dict[str, Any]:
-        check_numbers(result.numbers, self._classes, sums=True, most=most_scored(self._cases.get(site)))
+        check_numbers(result.numbers, self._classes, sums=True, most=most_scored(self._cases().get(site)))
         if "evaluation" not in result.numbers:
             raise PolicyError("it tells no score")
         return dict(result.numbers)

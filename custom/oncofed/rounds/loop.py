@@ -175,7 +175,7 @@ class RoundLoop:
             federation=federation,
             layout=layout,
             classes=list(plan.task.classes.values()),
-            cases=self._sites.cases,
+            cases=lambda: self._sites.cases,
             record=record,
             clock=self._clock,
         )

@@ -62,8 +62,7 @@ class Preparation(Goal):
             context.intake.reasons[site] = str(error)
             context.record(Excluded(site=site, reason=str(error)))
             return
-        context.sites.profiles[site] = numbers.pop("profile", {})
-        context.sites.cases[site] = numbers
+        context.sites.join(site, numbers, numbers.pop("profile", {}))
         context.record(Joined(site=site, cases=numbers, started=context.clock() - self._started))
 
     def is_reached(self) -> bool:
