@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -554,6 +556,113 @@ def test_a_site_that_is_revoked_during_a_round_counts_no_more(tmp_path: Path) ->
     assert [(event.site, event.reason) for event in run.of(Lost)] == [("west", "revoked by the alliance")]
     assert [who["in_time"] for who in run.rounds] == [["east"], ["east"]]
     assert set(run.of(Finished)[0].test) == {"east"}
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "swarm"])
+def test_what_a_site_sent_before_it_was_revoked_counts_neither(strategy: str, tmp_path: Path) -> None:
+    settings = {"rounds": {"number": 1, "quorum": 2}, "strategy": strategy}
+    sites = tiny_sites(east=3, north=3, west=3)
+    _run(tmp_path / "all", sites, settings)
+    collector = next(request.collector for request in sites["east"].requests if isinstance(request, TrainRequest))
+    revoked = next(site for site in sites if site != collector)
+    paced = {name: site if name == revoked else _slow(site, 10.0, {1}) for name, site in sites.items()}
+    ban = _at(5.0, partial(InMemorySites.ban, sites=frozenset({revoked})))
+    run = _run(tmp_path / "revoked", paced, settings, ban)
+    others = {name: 3 for name in sites if name != revoked}
+    assert [(event.site, event.reason) for event in run.of(Refused)] == [(revoked, "revoked by the alliance")]
+    assert run.rounds[0]["in_time"] == sorted(others)
+    assert run.rounds[0]["refused"] == {revoked: "revoked by the alliance"}
+    torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, **others)["w"])
+    assert set(run.of(Validated)[0].sites) == set(others)
+
+
+def test_a_late_update_of_a_site_that_is_revoked_since_is_refused(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    paced = {
+        "east": _slow(sites["east"], 30.0, {2}),
+        "north": _slow(sites["north"], 30.0, {2}),
+        "west": _slow(sites["west"], 20.0, {1}),
+    }
+    ban = _at(25.0, lambda transport: transport.ban(frozenset({"west"})))
+    run = _run(tmp_path, paced, {"rounds": {"number": 3, "quorum": 2, "deadline_s": 10.0}}, ban)
+    assert [event.site for event in run.of(Late)] == ["west"]
+    assert [(event.site, event.round, event.reason) for event in run.of(Refused)] == [
+        ("west", 2, "revoked by the alliance"),
+        ("west", 1, "revoked by the alliance"),
+    ]
+    assert not any(who["late"] for who in run.rounds)
+
+
+def test_a_score_of_a_site_that_is_revoked_meanwhile_does_not_count(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+
+    def slow(request: Request) -> Result | Refusal | Delayed:
+        result = sites["east"](request)
+        tested = isinstance(request, EvaluateRequest) and request.split == "test" and not isinstance(result, Delayed)
+        return Delayed(result, 10.0) if tested else result  # type: ignore[arg-type]
+
+    ban = _at(5.0, lambda transport: transport.ban(frozenset({"west"})))
+    run = _run(tmp_path, {**sites, "east": slow}, {"rounds": {"number": 1, "quorum": 1}}, ban)
+    assert set(run.of(Finished)[0].test) == {"east"}
+
+
+def test_a_revoked_sites_turn_is_left_out_unless_others_have_trained_on(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    _run(tmp_path / "all", sites, {"rounds": {"number": 1}, "strategy": "cyclic"})
+    order = sorted(sites, key=lambda name: int(sites[name].requests[1].weights["count"]))  # type: ignore[attr-defined]
+    for revoked, counted in ((0, order), (1, [order[0], order[2]])):
+        sites = tiny_sites(east=3, north=3, west=3)
+        paced = {name: _slow(site, 10.0, {1}) for name, site in sites.items()}
+        ban = _at(15.0, partial(InMemorySites.ban, sites=frozenset({order[revoked]})))
+        settings, events = {"rounds": {"number": 1, "return_s": 1.0}, "strategy": "cyclic"}, list[Event]()
+        loop = tiny_loop(tmp_path / str(revoked), InMemorySites(paced, ban), events.append, settings=settings)
+        with contextlib.closing(loop), pytest.raises(FederationError, match="validation after round 1 has 2 of the 3"):
+            loop.run()
+        (ended,) = (event for event in events if isinstance(event, RoundEnded))
+        assert (ended.participation or {})["in_time"] == sorted(counted)
+
+
+def test_a_site_whose_update_never_reached_the_collector_is_left_out_and_the_collector_stays(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    _run(tmp_path / "all", sites, {"rounds": {"number": 1}, "strategy": "swarm"})
+    collectors = [request.collector for request in sites["east"].requests if isinstance(request, TrainRequest)]
+    liar = next(site for site in sites if site != collectors[0])
+    sites = tiny_sites(east=3, north=3, west=3)
+
+    def lying(request: Request) -> Result | Refusal | Delayed:
+        result = sites[liar](request)
+        if isinstance(result, TrainResult):
+            result.numbers["update"] = "0" * 64
+        return result
+
+    run = _run(tmp_path / "lie", {**sites, liar: lying}, {"rounds": {"number": 1}, "strategy": "swarm"})
+    others = {name: 3 for name in sites if name != liar}
+    assert run.rounds[0]["in_time"] == sorted(others)
+    assert {event.site: event.reason for event in run.of(Refused)} == {
+        liar: f"its update did not reach {collectors[0]}"
+    }
+    asked = [name for name, site in sites.items() for r in site.requests if isinstance(r, CombineRequest)]
+    assert asked == [collectors[0]] * 3, "once more, and then without it"
+    torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, **others)["w"])
+
+
+def test_a_collector_that_lacks_all_updates_again_is_replaced_and_every_update_counts(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=9)
+    first: list[str] = []
+
+    def deaf(site: TinySite) -> Site:
+        def work(request: Request) -> Result | Refusal | Delayed:
+            if isinstance(request, CombineRequest) and site.name == (first or [site.name])[0]:
+                first[:] = [site.name]
+                return CombineResult(mean={}, cases=0, missing=list(request.updates))
+            return site(request)
+
+        return work
+
+    settings = {"rounds": {"number": 1}, "strategy": "swarm"}
+    run = _run(tmp_path, {name: deaf(site) for name, site in sites.items()}, settings)
+    assert run.rounds[0]["in_time"] == ["east", "north", "west"]
+    torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, east=3, north=3, west=9)["w"])
 
 
 _SCHEDULES = {

@@ -65,6 +65,7 @@ class Evaluation(Goal):
 
     def is_reached(self) -> bool:
         """Return whether enough sites scored it and no other is at work."""
+        self._context.intake.drop_revoked(self._current, self._number)
         return self._context.quorum.is_complete(self._task, self._current, enough=self.have >= self.needed)
 
     @property

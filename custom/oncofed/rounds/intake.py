@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,6 +25,7 @@ from oncofed.rounds.outliers import OutlierFilter, bounded
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
 from oncofed.rounds.site_task import SiteTask
+from oncofed.rounds.transport import REVOKED
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT", bound=Result)
@@ -57,6 +58,7 @@ class UpdateIntake:
         classes: names of the job's classes.
         cases: returns numbers of cases by site, as each reported them when it joined.
         record: writes an event to the run's record.
+        banned: returns the sites that were revoked.
         clock: monotonic, in seconds.
 
     Attributes:
@@ -71,6 +73,7 @@ class UpdateIntake:
         classes: Sequence[str],
         cases: Callable[[], Mapping[str, dict[str, Any]]],
         record: Record,
+        banned: Callable[[], frozenset[str]] = frozenset,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.reasons: dict[str, str] = {}
@@ -82,6 +85,7 @@ class UpdateIntake:
         self._classes = classes
         self._cases = cases
         self._record = record
+        self._banned = banned
         self._clock = clock
         self._lock = threading.Lock()
         self._late: list[tuple[Update, int]] = []
@@ -194,6 +198,9 @@ class UpdateIntake:
         with self._lock:
             for update, of_round in self._late:
                 stale = number - of_round
+                if update.site in self._banned():
+                    self._record(Refused(site=update.site, round=of_round, reason=REVOKED))
+                    continue
                 if rounds.late == "drop" or not self._algorithm.schedule.takes_late:
                     self._record(Dropped(site=update.site, task=TrainRequest.task, staleness=stale))
                     continue
@@ -201,6 +208,24 @@ class UpdateIntake:
                 current.updates.append(dataclasses.replace(update, staleness=stale, discount=discount))
                 current.late.append(update.site)
             self._late.clear()
+
+    def drop_revoked(self, current: RoundState, number: int, sites: Collection[str] | None = None) -> None:
+        """Leave out what sites sent before they were revoked.
+
+        Args:
+            current: results of the round.
+            number: of the round.
+            sites: only these; None for all.
+        """
+        with self._lock:
+            self._drop_revoked(current, number, sites)
+
+    def _drop_revoked(self, current: RoundState, number: int, sites: Collection[str] | None = None) -> None:
+        counted = {update.site for update in current.updates} | current.numbers.keys()
+        for site in sorted(self._banned() & (counted if sites is None else counted & set(sites))):
+            current.leave_out(site)
+            current.numbers.pop(site, None)
+            self._refuse(current, site, REVOKED, number)
 
     def refuse(self, current: RoundState, site: str, reason: str, number: int, may_pass: bool = False) -> None:
         """Leave a site's result out; it can be retried where that may pass."""
@@ -223,6 +248,7 @@ class UpdateIntake:
     def without_outliers(self, current: RoundState, state: RunState) -> list[Update]:
         """Return the updates that count; those far too long are refused."""
         with self._lock:
+            self._drop_revoked(current, state.round + 1)
             screened = self._outliers.screen(current.updates, state.lengths)
             for site, reason in screened.refused.items():
                 self._refuse(current, site, reason, state.round + 1)

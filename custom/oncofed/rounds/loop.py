@@ -177,6 +177,7 @@ class RoundLoop:
             classes=list(plan.task.classes.values()),
             cases=lambda: self._sites.cases,
             record=record,
+            banned=lambda: self._transport.banned,
             clock=self._clock,
         )
         self._context = RoundContext(

@@ -21,8 +21,8 @@ class StoppedError(Exception):
 class Sites:
     """Watches which sites are present.
 
-    Sites join on the transport's threads. ``cases`` and ``profiles`` are replaced then, never changed, so that the round
-    loop can iterate over them.
+    Sites join on the transport's threads. ``cases`` and ``profiles`` are replaced then, never changed, so that the
+    round loop can iterate over them.
 
     Args:
         transport: to the sites.
