@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from functools import partial
 
-from oncofed.errors import FederationError
+from oncofed.errors import UpdateRejectedError
 from oncofed.messages.requests import EvaluateRequest
 from oncofed.messages.results import Refusal, Result
 from oncofed.rounds.context import RoundContext
@@ -58,7 +58,7 @@ class Evaluation(Goal):
         intake = self._context.intake
         try:
             self._current.numbers[site] = intake.scores(site, result)
-        except FederationError as error:
+        except UpdateRejectedError as error:
             intake.refuse(self._current, site, str(error), self._number, may_pass(result))
             return
         self._context.record(Answered(site=site, task=EvaluateRequest.task, round=self._number))

@@ -14,7 +14,7 @@ from torch import Tensor
 import oncofed
 from oncofed.algorithms import Update
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.errors import FederationError, PolicyError, one_line
+from oncofed.errors import FederationError, PolicyError, UpdateRejectedError, one_line
 from oncofed.messages.compression import ReceivedUpdate
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
@@ -105,7 +105,7 @@ class UpdateIntake:
         came = self._clock() - current.started
         try:
             update, numbers = checked(result, TrainResult, lambda update: self._read(site, update, expected))
-        except FederationError as error:
+        except UpdateRejectedError as error:
             self.refuse(current, site, str(error), expected.round, may_pass(result))
             return
         with self._lock:
@@ -130,7 +130,7 @@ class UpdateIntake:
         delta = ReceivedUpdate(result.delta, expected.like, kind, extra=result.extra, extra_like=expected.extra)
         known = self._cases().get(site, {}).get("train")
         if result.cases != known:
-            raise FederationError(f"it says that {result.cases} cases are behind its update, before it was {known}")
+            raise UpdateRejectedError(f"it says that {result.cases} cases are behind its update, before it was {known}")
         with self._lock:
             self._accepted += 1
             turn = self._accepted
@@ -160,7 +160,7 @@ class UpdateIntake:
             cases: behind the update of each site that it was to average.
 
         Raises:
-            FederationError: it could not do it, or its mean is not one of these updates.
+            UpdateRejectedError: it could not do it, or its mean is not one of these updates.
         """
         combined = checked(result, CombineResult, lambda combined: combined)
         if combined.missing:
@@ -169,20 +169,20 @@ class UpdateIntake:
         counted = {site: n for site, n in cases.items() if site not in left_out}
         expected = sum(bounded(counted, self._federation.exchange.largest_weight).values())
         if combined.cases != expected:
-            raise FederationError(f"it says that {combined.cases} cases are behind the mean, expected {expected}")
+            raise UpdateRejectedError(f"it says that {combined.cases} cases are behind the mean, expected {expected}")
         like = {name: value.to("meta") for name, value in state.model.items() if name in self._layout.travelling}
         received = checked(result, CombineResult, lambda combined: ReceivedUpdate(combined.mean, like, "native"))
         mean = Update(collector, received, combined.cases, squares=received.squares)
         alone = RoundState(updates=[mean])
         if not self.without_outliers(alone, state):
-            raise FederationError(alone.refused[collector])
+            raise UpdateRejectedError(alone.refused[collector])
         return mean.delta, [], left_out
 
     def scores(self, site: str, result: Result | Refusal) -> dict[str, Any]:
         """Return the numbers of a site's score.
 
         Raises:
-            FederationError: it could not do it, has none, or other numbers than the job declares.
+            UpdateRejectedError: it could not do it, has none, or other numbers than the job declares.
         """
         return checked(result, EvaluateResult, lambda scored: self._read_scores(site, scored))
 
@@ -264,7 +264,7 @@ def counts(result: Result | Refusal, bins: Mapping[str, int] | None = None) -> d
         bins: of each histogram that may be in it, by name.
 
     Raises:
-        FederationError: it could not do it, runs another oncofed, or reports something else.
+        UpdateRejectedError: it could not do it, runs another oncofed, or reports something else.
     """
     return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins))
 
@@ -272,7 +272,7 @@ def counts(result: Result | Refusal, bins: Mapping[str, int] | None = None) -> d
 def _read_counts(numbers: dict[str, Any], bins: Mapping[str, int] | None) -> dict[str, Any]:
     theirs = numbers.get("version")
     if isinstance(theirs, str) and theirs != oncofed.__version__:
-        raise FederationError(
+        raise UpdateRejectedError(
             f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the same "
             "version at both: rounding and file formats may differ"
         )
@@ -284,20 +284,20 @@ def checked(result: Result | Refusal, kind: type[ResultT], read: Callable[[Resul
     """Return what is read of a site's result, which may hold anything.
 
     Raises:
-        FederationError: the site could not do its task, or the result is not what the job declares.
+        UpdateRejectedError: the site could not do its task, or the result is not what the job declares.
     """
     if isinstance(result, Refusal):
-        raise FederationError(result.reason)
+        raise UpdateRejectedError(result.reason)
     try:
         if not isinstance(result, kind):
             raise TypeError(kind.__name__)
         return read(result)
-    except FederationError:
-        raise
+    except FederationError as error:
+        raise UpdateRejectedError(str(error)) from error
     except PolicyError as error:
-        raise FederationError(f"its numbers are not those of the job: {error}") from None
+        raise UpdateRejectedError(f"its numbers are not those of the job: {error}") from None
     except Exception as error:  # noqa: BLE001 - what is malformed raises whatever it leads to
-        raise FederationError(f"its answer is malformed ({type(error).__name__})") from None
+        raise UpdateRejectedError(f"its answer is malformed ({type(error).__name__})") from None
 
 
 def may_pass(result: Result | Refusal) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from oncofed.errors import FederationError
+from oncofed.errors import UpdateRejectedError
 from oncofed.messages.requests import PrepareRequest
 from oncofed.messages.results import Refusal, Result
 from oncofed.rounds.context import RoundContext
@@ -58,7 +58,7 @@ class Preparation(Goal):
         context = self._context
         try:
             numbers = counts(result, self._bins)
-        except FederationError as error:
+        except UpdateRejectedError as error:
             context.intake.reasons[site] = str(error)
             context.record(Excluded(site=site, reason=str(error)))
             return

@@ -16,7 +16,7 @@ from torch import Tensor
 from oncofed.algorithms import Update
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.schedule import Buffered, PeerAveraged, Schedule, Sequential, Synchronous
-from oncofed.errors import FederationError
+from oncofed.errors import NotEnoughSitesError, UpdateRejectedError
 from oncofed.messages.requests import CombineRequest, PeerUpdate, TrainRequest
 from oncofed.messages.results import Refusal, Result
 from oncofed.models.weights import Weights
@@ -70,11 +70,11 @@ class RoundRunner(ABC, Generic[ScheduleT]):
             current: with the sites that are to train, and late updates of earlier rounds.
 
         Raises:
-            FederationError: too few sites are left.
+            NotEnoughSitesError: too few sites are left.
         """
 
-    def _too_few(self, what: str) -> FederationError:
-        return FederationError(self._context.quorum.too_few(what, 0, 1))
+    def _too_few(self, what: str) -> NotEnoughSitesError:
+        return NotEnoughSitesError(self._context.quorum.too_few(what, 0, 1))
 
 
 class Training(Goal):
@@ -394,7 +394,7 @@ class PeerAveragedRunner(RoundRunner[PeerAveraged]):
             return None, []
         try:
             mean, missing, left_out = context.intake.combined(collector, result, number, state, cases)
-        except FederationError as error:
+        except UpdateRejectedError as error:
             context.intake.refuse(current, collector, str(error), number)
             return None, []
         for site, reason in left_out.items():
@@ -415,6 +415,10 @@ _RUNNERS: Mapping[type[Schedule], type[RoundRunner[Any]]] = {
 
 
 def runner_for(context: RoundContext, algorithm: Algorithm[Any]) -> RoundRunner[Any]:
-    """Return what carries out an algorithm's rounds."""
+    """Return what carries out an algorithm's rounds.
+
+    Its schedule may be derived from one of those of ``algorithms.schedule``; ``check_settings`` refuses any other.
+    """
     schedule = algorithm.schedule
-    return _RUNNERS[type(schedule)](context, algorithm, schedule)
+    runner = next(_RUNNERS[kind] for kind in type(schedule).__mro__ if kind in _RUNNERS)
+    return runner(context, algorithm, schedule)
