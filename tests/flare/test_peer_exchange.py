@@ -88,7 +88,7 @@ def test_an_update_many_times_as_long_as_the_others_is_left_out() -> None:
 def _intake() -> UpdateIntake:
     layout = WeightLayout(LIKE, frozenset(LIKE), frozenset({"w"}))
     cases = {"east": {"train": 2}}
-    return UpdateIntake(federation=PLAN, layout=layout, classes=(), cases=cases, record=lambda event: None)
+    return UpdateIntake(federation=PLAN, layout=layout, classes=(), cases=lambda: cases, record=lambda event: None)
 
 
 MEAN = {"w": torch.ones(2), "count": torch.tensor(7)}

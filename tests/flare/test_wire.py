@@ -205,6 +205,7 @@ def test_a_refusal_keeps_its_reason_to_one_short_line() -> None:
         ("train", Shareable({"DXO": 7}), "its answer is malformed ("),
         ("prepare", Shareable(), "its answer is malformed ("),
         ("train", DXO(DataKind.WEIGHT_DIFF, data={"w#1": _W}).to_shareable(), "it sent w#1 where piece 0"),
+        ("combine", DXO(DataKind.WEIGHT_DIFF, data={"w": _W, "extra.v": _W}).to_shareable(), "it sent extra.v"),
     ],
 )
 def test_a_malformed_result_is_a_refusal(task: str, sent: Shareable, reason: str) -> None:

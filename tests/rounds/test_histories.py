@@ -101,20 +101,18 @@ class _World:
         self.rounds = itertools.count(state.round + 1 if state else 1)
         if state:
             assert all(torch.equal(state.model[name], value) for name, value in self.models[state.round].items())
-        arrives: dict[int, float] = {}
-        sites = InMemorySites({name: self._site(TinySite(name, SITES[name]), arrives) for name in SITES}, self._happen)
-        banned: dict[str, float] = {}
-
-        def synchronize() -> None:
-            sites.ban(frozenset(self.revoked))
-            banned.update({site: banned.get(site, sites.now) for site in self.revoked})
-
+        sites = InMemorySites({name: self._site(TinySite(name, SITES[name])) for name in SITES}, self._happen)
+        self._sites = sites
         log = EventLog(self.folder / EVENTS_FILE)
-        loop = tiny_loop(self.folder, sites, Recorder(log, kill_after), settings=self.rules, synchronize=synchronize)
+        loop = tiny_loop(
+            self.folder,
+            sites,
+            Recorder(log, kill_after),
+            settings=self.rules,
+            synchronize=lambda: sites.ban(frozenset(self.revoked)),
+        )
         if not state_is_written:
             loop._store._write_state = lambda state: None  # type: ignore[method-assign]
-        self._is_late = lambda site, serial: site in banned and arrives[serial] > banned[site]
-        self._sites = sites
         try:
             loop.run()
         finally:
@@ -131,7 +129,7 @@ class _World:
                 else:
                     sites.come_back(happening.site)
 
-    def _site(self, site: TinySite, arrives: dict[int, float]) -> Any:
+    def _site(self, site: TinySite) -> Any:
         def work(request: Request) -> Result | Refusal | Delayed:
             result = site(request)
             if not isinstance(request, TrainRequest):
@@ -141,9 +139,7 @@ class _World:
             if deed.refusal:
                 return Delayed(deed.refusal, deed.seconds)
             assert isinstance(result, TrainResult)
-            serial = next(self.serials)
-            arrives[serial] = self._sites.now + deed.seconds
-            return Delayed(replace(result, steps=serial), deed.seconds)
+            return Delayed(replace(result, steps=next(self.serials)), deed.seconds)
 
         return work
 
@@ -152,7 +148,7 @@ class _World:
         number = next(self.rounds)
         self.counted.extend(update.steps for update in updates)
         for update in updates:
-            assert not self._is_late(update.site, update.steps), "it came after its site was revoked"
+            assert update.site not in self._sites.banned, "none of a revoked site"
             base = self.models[number - 1 - update.staleness]
             expected = trained_delta(update.site, base)
             assert all(torch.equal(update.delta[name], value) for name, value in expected.items())

@@ -10,7 +10,7 @@ import torch
 
 import oncofed
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.errors import FederationError
+from oncofed.errors import UpdateRejectedError
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, SiteFacts, TrainResult
 from oncofed.models.weights import WeightLayout
@@ -37,7 +37,7 @@ class _Record(list[Event]):
 
 def _intake(record: _Record, **settings: Any) -> UpdateIntake:
     plan = FederationPlan.model_validate(settings)
-    return UpdateIntake(federation=plan, layout=_LAYOUT, classes=("core",), cases=_CASES, record=record)
+    return UpdateIntake(federation=plan, layout=_LAYOUT, classes=("core",), cases=lambda: _CASES, record=record)
 
 
 def _update(value: float, cases: int, numbers: dict[str, Any] | None = None) -> TrainResult:
@@ -98,7 +98,7 @@ def test_other_numbers_than_the_jobs_are_refused(numbers: dict[str, Any], said: 
     intake, current = _intake(_Record()), RoundState()
     intake.accept("site-2", _update(1.0, 2, numbers), _task(), current, intake.expected(1, _MODEL))
     assert current.refused["site-2"] == f"its numbers are not those of the job: {said}"
-    with pytest.raises(FederationError, match=r"are not those of the job|no score"):
+    with pytest.raises(UpdateRejectedError, match=r"are not those of the job|no score"):
         intake.scores("site-1", EvaluateResult(numbers))
 
 
@@ -106,7 +106,7 @@ def test_an_answer_that_is_malformed_is_refused() -> None:
     intake, current = _intake(_Record()), RoundState()
     intake.accept("site-2", EvaluateResult({}), _task(), current, intake.expected(1, _MODEL))
     assert current.refused["site-2"].startswith("its answer is malformed (")
-    with pytest.raises(FederationError, match="its answer is malformed"):
+    with pytest.raises(UpdateRejectedError, match="its answer is malformed"):
         intake.scores("site-1", CombineResult(mean={}, cases=1))
     assert intake.scores("site-1", EvaluateResult({"evaluation": _SCORE}))["evaluation"] == _SCORE
 
@@ -131,7 +131,7 @@ def test_what_a_site_says_of_its_data_is_held_to_bounds(said: dict[str, Any], re
     if reason is None:
         assert counts(facts) == said
         return
-    with pytest.raises(FederationError, match=reason):
+    with pytest.raises(UpdateRejectedError, match=reason):
         counts(facts)
 
 
@@ -141,7 +141,7 @@ def test_a_sites_refusal_says_why_and_whether_it_may_pass() -> None:
         intake.accept(site, refusal, _task(), current, intake.expected(1, _MODEL))
     assert current.refused == {"site-1": "its disk is full", "site-2": "no cases"}
     assert set(current.unable) == {"site-1"}
-    with pytest.raises(FederationError, match="its disk is full"):
+    with pytest.raises(UpdateRejectedError, match="its disk is full"):
         counts(Refusal("its disk is full"))
 
 

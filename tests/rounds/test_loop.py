@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -12,10 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.errors import FederationError
+from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import CombineResult, Refusal, Result, TrainResult
 from oncofed.models.weights import Weights
+from oncofed.rounds import store
 from oncofed.rounds.events import (
     BEST_MODEL,
     EVENTS_FILE,
@@ -39,7 +44,8 @@ from oncofed.rounds.events import (
     Validated,
 )
 from oncofed.rounds.in_memory import Delayed, InMemorySites, Site
-from oncofed.rounds.run_state import read_run_state
+from oncofed.rounds.run_state import RunState, read_run_state
+from oncofed.rounds.site_task import SiteTask
 from oncofed.rounds.sites import StoppedError
 from oncofed.rounds.store import RunStore
 from tiny_federation import (
@@ -244,7 +250,7 @@ def test_a_run_waits_for_a_lost_site_and_then_gives_up(tmp_path: Path) -> None:
         back(transport)
 
     assert len(_run(tmp_path / "back", slow, settings, both).rounds) == 3
-    with pytest.raises(FederationError) as caught:
+    with pytest.raises(NotEnoughSitesError) as caught:
         _run(tmp_path / "gone", slow, settings, _at(5.0, lambda transport: transport.lose("west", "its process ended")))
     assert str(caught.value) == (
         "round 1 has 1 of the 2 sites that it needs (west: its process ended). Repair the site and run the job again, "
@@ -276,7 +282,9 @@ def test_a_refusal_that_may_pass_is_tried_again_and_another_one_is_reported_to_t
 def test_a_job_whose_sites_all_refuse_ends_with_their_reasons(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, west=3)
     refusing = {name: _refusing(site, {1: [Refusal(f"{name} is broken")]}) for name, site in sites.items()}
-    with pytest.raises(FederationError, match=r"round 1 has 0 of the 1 sites .*east: east is broken; west: west is br"):
+    with pytest.raises(
+        NotEnoughSitesError, match=r"round 1 has 0 of the 1 sites .*east: east is broken; west: west is br"
+    ):
         _run(tmp_path, refusing, {"rounds": {"number": 1}})
 
 
@@ -285,7 +293,7 @@ def test_a_site_whose_data_does_not_pass_is_excluded(tmp_path: Path) -> None:
     bad: dict[str, Site] = {**sites, "north": lambda request: Refusal("its data did not pass the checks")}
     run = _run(tmp_path, bad, {"rounds": {"number": 1, "quorum": 2}})
     assert [(event.site, event.reason) for event in run.of(Excluded)] == [("north", "its data did not pass the checks")]
-    with pytest.raises(FederationError, match="before the first round has 2 of the 3 sites"):
+    with pytest.raises(NotEnoughSitesError, match="before the first round has 2 of the 3 sites"):
         _run(tmp_path / "all", bad, {"rounds": {"number": 1}})
 
 
@@ -338,7 +346,7 @@ def test_sites_are_drawn_by_the_seed_and_small_ones_only_score(tmp_path: Path) -
     assert all(len(who) == 2 and "small" not in who for who in asked)
     assert len({tuple(who) for who in asked}) > 1
     assert set(run.of(Finished)[0].test) == {"a", "b", "c", "small"}
-    with pytest.raises(FederationError, match="no site has 9 training cases"):
+    with pytest.raises(NotEnoughSitesError, match="no site has 9 training cases"):
         _run(tmp_path / "none", sites, {"rounds": {"number": 1, "minimum_cases": 9}})
 
 
@@ -346,7 +354,7 @@ def test_a_round_whose_drawn_sites_all_refuse_ends_the_run_instead_of_waiting_fo
     sites = tiny_sites(a=3, b=3, c=3, small=1)
     refusing = {name: _refusing(site, {1: [Refusal("it is broken")]}) for name, site in sites.items()}
     for name, rules in {"drawn": {"sites_per_round": 2}, "small": {"minimum_cases": 2}}.items():
-        with pytest.raises(FederationError, match="round 1 has 0 of the 1 sites"):
+        with pytest.raises(NotEnoughSitesError, match="round 1 has 0 of the 1 sites"):
             _run(tmp_path / name, refusing, {"rounds": {"number": 1, "quorum": 1, **rules}})
         refusing = {name: _refusing(site, {1: [Refusal("it is broken")]}) for name, site in sites.items()}
 
@@ -467,7 +475,7 @@ def test_a_mean_that_is_not_one_of_the_updates_is_refused(tmp_path: Path) -> Non
 
         return work
 
-    with pytest.raises(FederationError, match="no site that puts the updates together"):
+    with pytest.raises(NotEnoughSitesError, match="no site that puts the updates together"):
         _run(
             tmp_path,
             {name: lying(site) for name, site in sites.items()},
@@ -556,6 +564,116 @@ def test_a_site_that_is_revoked_during_a_round_counts_no_more(tmp_path: Path) ->
     assert set(run.of(Finished)[0].test) == {"east"}
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "swarm"])
+def test_what_a_site_sent_before_it_was_revoked_counts_neither(strategy: str, tmp_path: Path) -> None:
+    settings = {"rounds": {"number": 1, "quorum": 2}, "strategy": strategy}
+    sites = tiny_sites(east=3, north=3, west=3)
+    _run(tmp_path / "all", sites, settings)
+    collector = next(request.collector for request in sites["east"].requests if isinstance(request, TrainRequest))
+    revoked = next(site for site in sites if site != collector)
+    paced = {name: site if name == revoked else _slow(site, 10.0, {1}) for name, site in sites.items()}
+    ban = _at(5.0, partial(InMemorySites.ban, sites=frozenset({revoked})))
+    run = _run(tmp_path / "revoked", paced, settings, ban)
+    others = {name: 3 for name in sites if name != revoked}
+    assert [(event.site, event.reason) for event in run.of(Refused)] == [(revoked, "revoked by the alliance")]
+    assert run.rounds[0]["in_time"] == sorted(others)
+    assert run.rounds[0]["refused"] == {revoked: "revoked by the alliance"}
+    torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, **others)["w"])
+    assert set(run.of(Validated)[0].sites) == set(others)
+
+
+def test_a_late_update_of_a_site_that_is_revoked_since_is_refused(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    paced = {
+        "east": _slow(sites["east"], 30.0, {2}),
+        "north": _slow(sites["north"], 30.0, {2}),
+        "west": _slow(sites["west"], 20.0, {1}),
+    }
+    ban = _at(25.0, lambda transport: transport.ban(frozenset({"west"})))
+    run = _run(tmp_path, paced, {"rounds": {"number": 3, "quorum": 2, "deadline_s": 10.0}}, ban)
+    assert [event.site for event in run.of(Late)] == ["west"]
+    assert [(event.site, event.round, event.reason) for event in run.of(Refused)] == [
+        ("west", 2, "revoked by the alliance"),
+        ("west", 1, "revoked by the alliance"),
+    ]
+    assert not any(who["late"] for who in run.rounds)
+
+
+def test_a_score_of_a_site_that_is_revoked_meanwhile_does_not_count(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+
+    def slow(request: Request) -> Result | Refusal | Delayed:
+        result = sites["east"](request)
+        tested = isinstance(request, EvaluateRequest) and request.split == "test" and not isinstance(result, Delayed)
+        return Delayed(result, 10.0) if tested else result  # type: ignore[arg-type]
+
+    ban = _at(5.0, lambda transport: transport.ban(frozenset({"west"})))
+    run = _run(tmp_path, {**sites, "east": slow}, {"rounds": {"number": 1, "quorum": 1}}, ban)
+    assert set(run.of(Finished)[0].test) == {"east"}
+
+
+def test_a_revoked_sites_turn_is_left_out_unless_others_have_trained_on(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    _run(tmp_path / "all", sites, {"rounds": {"number": 1}, "strategy": "cyclic"})
+    order = sorted(sites, key=lambda name: int(sites[name].requests[1].weights["count"]))  # type: ignore[attr-defined]
+    for revoked, counted in ((0, order), (1, [order[0], order[2]])):
+        sites = tiny_sites(east=3, north=3, west=3)
+        paced = {name: _slow(site, 10.0, {1}) for name, site in sites.items()}
+        ban = _at(15.0, partial(InMemorySites.ban, sites=frozenset({order[revoked]})))
+        settings, events = {"rounds": {"number": 1, "return_s": 1.0}, "strategy": "cyclic"}, list[Event]()
+        loop = tiny_loop(tmp_path / str(revoked), InMemorySites(paced, ban), events.append, settings=settings)
+        with (
+            contextlib.closing(loop),
+            pytest.raises(NotEnoughSitesError, match="validation after round 1 has 2 of the 3"),
+        ):
+            loop.run()
+        (ended,) = (event for event in events if isinstance(event, RoundEnded))
+        assert (ended.participation or {})["in_time"] == sorted(counted)
+
+
+def test_a_site_whose_update_never_reached_the_collector_is_left_out_and_the_collector_stays(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    _run(tmp_path / "all", sites, {"rounds": {"number": 1}, "strategy": "swarm"})
+    collectors = [request.collector for request in sites["east"].requests if isinstance(request, TrainRequest)]
+    liar = next(site for site in sites if site != collectors[0])
+    sites = tiny_sites(east=3, north=3, west=3)
+
+    def lying(request: Request) -> Result | Refusal | Delayed:
+        result = sites[liar](request)
+        if isinstance(result, TrainResult):
+            result.numbers["update"] = "0" * 64
+        return result
+
+    run = _run(tmp_path / "lie", {**sites, liar: lying}, {"rounds": {"number": 1}, "strategy": "swarm"})
+    others = {name: 3 for name in sites if name != liar}
+    assert run.rounds[0]["in_time"] == sorted(others)
+    assert {event.site: event.reason for event in run.of(Refused)} == {
+        liar: f"its update did not reach {collectors[0]}"
+    }
+    asked = [name for name, site in sites.items() for r in site.requests if isinstance(r, CombineRequest)]
+    assert asked == [collectors[0]] * 3, "once more, and then without it"
+    torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, **others)["w"])
+
+
+def test_a_collector_that_lacks_all_updates_again_is_replaced_and_every_update_counts(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=9)
+    first: list[str] = []
+
+    def deaf(site: TinySite) -> Site:
+        def work(request: Request) -> Result | Refusal | Delayed:
+            if isinstance(request, CombineRequest) and site.name == (first or [site.name])[0]:
+                first[:] = [site.name]
+                return CombineResult(mean={}, cases=0, missing=list(request.updates))
+            return site(request)
+
+        return work
+
+    settings = {"rounds": {"number": 1}, "strategy": "swarm"}
+    run = _run(tmp_path, {name: deaf(site) for name, site in sites.items()}, settings)
+    assert run.rounds[0]["in_time"] == ["east", "north", "west"]
+    torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, east=3, north=3, west=9)["w"])
+
+
 _SCHEDULES = {
     "fedavg": {"strategy": "fedavg"},
     "fedadam": {"strategy": "fedadam"},
@@ -588,11 +706,52 @@ def test_a_server_that_is_killed_at_any_event_ends_with_the_same_bits(
         assert all(torch.equal(last[n], value) for n, value in expected.last.items()), (number, expected[number])
         assert ended.of(Finished)[-1].test == expected.of(Finished)[0].test
         assert len(ended.of(Finished)) == 1
-        if any(isinstance(event, Resumed) for event in events):
-            assert [event.round for event in ended.of(RoundEnded)].count(3) == 1 or state_is_written
+        rounds = [event.round for event in ended.of(RoundEnded)]
+        assert rounds == [1, 2, 3] if state_is_written else rounds[-3:] == [1, 2, 3]
 
 
-def _process(folder: Path, settings: dict[str, Any], kill_after: int | None = None, finish_saving: bool = True) -> None:
+@pytest.mark.parametrize("name", ["fedadam", "swarm"])
+def test_a_server_that_is_killed_while_it_writes_a_rounds_state_goes_on_from_the_one_before(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "threading", SimpleNamespace(Thread=_LatestThread))
+    settings = {"rounds": {"number": 3}, **_SCHEDULES[name]}
+    expected = _run(tmp_path / "undisturbed", tiny_sites(a=3, b=5, c=4), settings)
+    resumed = set()
+    for number in range(len(expected) - 1):
+        folder = tmp_path / f"killed-{number}"
+        with pytest.raises(Killed):
+            _process(folder, settings, kill_after=number, close=False)
+        state = read_run_state(folder)
+        resumed.add(state.round if state else 0)
+        _process(folder, settings)
+        ended = _Run(folder)
+        ended.extend(EventReader(folder / EVENTS_FILE).read())
+        assert all(torch.equal(ended.last[n], value) for n, value in expected.last.items()), (number, expected[number])
+        assert all(torch.equal(ended.best[n], value) for n, value in expected.best.items()), (number, expected[number])
+        assert len(ended.of(Finished)) == 1
+    assert resumed == {0, 1, 2}, "the last round's state is not written before somebody waits for it"
+
+
+class _LatestThread:
+    """A thread that does nothing before it is waited for."""
+
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...], name: str) -> None:
+        self._target, self._args = target, args
+
+    def start(self) -> None: ...
+
+    def join(self) -> None:
+        self._target(*self._args)
+
+
+def _process(
+    folder: Path,
+    settings: dict[str, Any],
+    kill_after: int | None = None,
+    finish_saving: bool = True,
+    close: bool = True,
+) -> None:
     """Run the job in a new process of the server, and perhaps kill it."""
     log = EventLog(folder / EVENTS_FILE)
     sites = InMemorySites(tiny_sites(a=3, b=5, c=4))
@@ -602,5 +761,112 @@ def _process(folder: Path, settings: dict[str, Any], kill_after: int | None = No
     try:
         loop.run()
     finally:
-        loop.close()
+        if close:
+            loop.close()
         log.close()
+
+
+def test_a_site_that_returns_before_hope_is_lost_has_the_full_time_when_it_is_lost_again(tmp_path: Path) -> None:
+    slow = {name: _slow(site, 100.0, {1}) for name, site in tiny_sites(east=3, west=3).items()}
+
+    def before_wait(transport: InMemorySites) -> None:
+        if 5 < transport.now < 30 or 40 < transport.now < 80:
+            transport.lose("west", "its process ended")
+        else:
+            transport.come_back("west")
+
+    settings = {"rounds": {"number": 1, "quorum": 2, "return_s": 50.0}}
+    assert _run(tmp_path, slow, settings, before_wait).rounds[0]["in_time"] == ["east", "west"]
+
+
+def test_a_run_that_too_few_sites_may_come_back_to_ends_at_once(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+    refusing = {**sites, "west": _refusing(sites["west"], {1: [Refusal("it is broken")]})}
+    clock: list[float] = []
+    settings = {"rounds": {"number": 1, "quorum": 2, "return_s": 1000.0}}
+    with pytest.raises(NotEnoughSitesError, match="round 1 has 1 of the 2 sites"):
+        _run(tmp_path, refusing, settings, lambda transport: clock.append(transport.now))
+    assert clock[-1] < 10
+
+
+class _Unregistered(InMemorySites):
+    """Sites that have not yet registered with a server that was restarted."""
+
+    def names(self) -> list[str]:
+        return []
+
+
+def test_a_restarted_server_waits_for_the_sites_that_took_part_before(tmp_path: Path) -> None:
+    settings = {"rounds": {"number": 3}}
+    with pytest.raises(Killed):
+        _process(tmp_path, settings, kill_after=18)
+    state = read_run_state(tmp_path)
+    assert state
+    assert 0 < state.round < 3
+    run = _Run(tmp_path)
+    loop = tiny_loop(tmp_path, _Unregistered(tiny_sites(a=3, b=5, c=4)), run.append, settings=settings)
+    with contextlib.closing(loop):
+        loop.run()
+    assert [event.round for event in run.of(Resumed)] == [state.round + 1]
+    assert run.of(Started)[0].sites == ["a", "b", "c"]
+    assert all(who["in_time"] == ["a", "b", "c"] for who in run.rounds)
+
+
+class _NotingOpened(InMemorySites):
+    """Sites in memory, with whom each task was opened for."""
+
+    opened: list[set[str]]
+
+    def open(self, task: SiteTask) -> SiteTask:
+        self.opened = [*getattr(self, "opened", []), set(task.sites or ())]
+        return super().open(task)
+
+
+def test_a_site_that_is_lost_before_its_turn_is_sent_no_model_and_one_lost_within_it_is_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    slow = {name: _slow(site, 10.0, {1}) for name, site in tiny_sites(east=3, north=3, west=3).items()}
+    lost: list[str] = []
+
+    def before_wait(transport: InMemorySites) -> None:
+        if not lost and transport.now > 5:
+            (working,) = transport._in_work
+            lost.extend([working, next(site for site in transport.names() if site != working)])
+            for site in lost:
+                transport.lose(site, "gone")
+        elif transport.now > 30:
+            transport.come_back(lost[0])
+            transport.come_back(lost[1])
+
+    run, sites = _Run(tmp_path), _NotingOpened(slow, before_wait)
+    loop = tiny_loop(tmp_path, sites, run.append, settings={"rounds": {"number": 1}, "strategy": "cyclic"})
+    with contextlib.closing(loop):
+        loop.run()
+    (ended,) = run.of(RoundEnded)
+    assert ended.seconds < 20
+    assert run.rounds[0]["in_time"] == sorted({"east", "north", "west"} - set(lost))
+    assert {lost[0]} in sites.opened
+    assert {lost[1]} not in sites.opened
+
+
+def test_sites_that_are_not_drawn_count_as_unchanged(tmp_path: Path) -> None:
+    settings = {"rounds": {"number": 1, "sites_per_round": 2}, "strategy": {"name": "feddyn", "alpha": 0.5}}
+    run = _run(tmp_path, tiny_sites(a=3, b=3, c=3), settings)
+    state = read_run_state(tmp_path)
+    assert state
+    deltas = [trained_delta(site, WEIGHTS)["w"] for site in run.rounds[0]["in_time"]]
+    torch.testing.assert_close(state.strategy["bent.w"], -0.5 * (deltas[0] + deltas[1]) / 3)
+
+
+def test_a_state_that_is_still_being_written_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unchanged, write = [], store.write_run_state
+
+    def slowly(folder: Path, state: RunState) -> None:
+        before = {name: value.clone() for name, value in state.model.items()}
+        time.sleep(0.1)  # the next round, which is faster, is to wait
+        unchanged.append(all(torch.equal(state.model.get(name, value + 1), value) for name, value in before.items()))
+        write(folder, state)
+
+    monkeypatch.setattr(store, "write_run_state", slowly)
+    _run(tmp_path, tiny_sites(east=3), {"rounds": {"number": 3}})
+    assert unchanged == [True] * 3

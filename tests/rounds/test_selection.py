@@ -28,5 +28,5 @@ def test_without_scores_there_is_none() -> None:
 def test_rounds_end_after_so_many_without_a_better_model(
     patience: int | None, best_round: int, round_number: int, over: bool
 ) -> None:
-    memory = RunState({}, round=round_number, best_round=best_round)
-    assert has_stalled(EvaluationSpec(patience=patience), memory) is over
+    state = RunState({}, round=round_number, best_round=best_round)
+    assert has_stalled(EvaluationSpec(patience=patience), state) is over

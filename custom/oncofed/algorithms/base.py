@@ -10,7 +10,7 @@ from typing import ClassVar, Generic, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from oncofed.algorithms.schedule import Schedule, Synchronous
+from oncofed.algorithms.schedule import SCHEDULES, Schedule, Synchronous
 from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, RoundsSpec
 from oncofed.errors import FederationError, SpecError
 from oncofed.models.weights import WeightLayout, Weights, sum_of_squares
@@ -116,6 +116,12 @@ class Algorithm(Generic[SettingsT]):
         Raises:
             ValueError: says what to change.
         """
+        if not isinstance(self.schedule, SCHEDULES):
+            known = ", ".join(kind.__name__ for kind in SCHEDULES)
+            raise ValueError(
+                f"{self.settings.name} has the schedule {type(self.schedule).__name__}, expected one that is derived "
+                f"from one of {known}"
+            )
         self.schedule.check(self.settings.name, rounds, evaluation)
         if rounds.quorum and rounds.quorum < self.fewest_updates:
             raise ValueError(

@@ -82,3 +82,7 @@ class PeerAveraged(Schedule):
         super().check(name, rounds, evaluation)
         if evaluation.cross_site:
             raise ValueError(f"{name} gives no site's model to the server: leave evaluation.cross_site away")
+
+
+# What the round loop can carry out: these, and what is derived from them.
+SCHEDULES = (Synchronous, Buffered, Sequential, PeerAveraged)

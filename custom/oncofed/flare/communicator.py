@@ -20,6 +20,7 @@ from oncofed.flare.runtime.malloc import trim_heap
 from oncofed.flare.security.recording import keep_anchor
 from oncofed.flare.wire import TOLD_TOPIC, WAIT_TOPIC, Directive, wait_reply
 from oncofed.rounds.site_task import SiteTask
+from oncofed.rounds.transport import REVOKED
 
 # A site that was not heard of for this long is lost: FLARE's job processes send a heartbeat every ten seconds.
 _SILENT_SECONDS = 30.0
@@ -41,6 +42,7 @@ class PullCommunicator(WFCommServer):
 
     Attributes:
         lost: sites that are away, with the reason.
+        banned: revoked sites.
         tidy: whether messages are large: FLARE's hold each other in circles, and with them the model that they carry,
             until Python looks for such circles. Then it does so after each result, and for young ones twice a second.
     """
@@ -56,7 +58,7 @@ class PullCommunicator(WFCommServer):
         self._to_notify: set[str] = set()
         self._ended = False
         self.lost: dict[str, str] = {}
-        self._banned: frozenset[str] = frozenset()
+        self.banned: frozenset[str] = frozenset()
         self.tidy = False
 
     def initialize_run(self, fl_ctx: FLContext) -> None:
@@ -132,13 +134,13 @@ class PullCommunicator(WFCommServer):
     def is_welcome(self, site: str) -> bool:
         """Return whether a site takes part."""
         with self._changed:
-            return site in self._heard and site not in self._banned
+            return site in self._heard and site not in self.banned
 
     def ban(self, sites: frozenset[str]) -> None:
         """Give these sites no task, and drop their results, from now on."""
         with self._changed:
-            self._banned = sites
-            self.lost.update(dict.fromkeys(sites & self._heard.keys(), "revoked by the alliance"))
+            self.banned = sites
+            self.lost.update(dict.fromkeys(sites & self._heard.keys(), REVOKED))
             self._changed.notify_all()
 
     def mark_silent(self) -> None:
@@ -169,7 +171,7 @@ class PullCommunicator(WFCommServer):
 
     def _task_for(self, site: str) -> SiteTask | None:
         """Return the first open task for a site, unless it is banned."""
-        return None if site in self._banned else next((task for task in self._tasks if task.is_for(site)), None)
+        return None if site in self.banned else next((task for task in self._tasks if task.is_for(site)), None)
 
     def process_submission(
         self, client: Client, task_name: str, task_id: str, result: Shareable, fl_ctx: FLContext
@@ -177,7 +179,7 @@ class PullCommunicator(WFCommServer):
         """Pass a result on to its task."""
         with self._changed:
             site, task = self._in_work.pop(task_id, ("", None))
-            banned = client.name in self._banned
+            banned = client.name in self.banned
         if task is None or site != client.name or banned:
             self.log_warning(fl_ctx, f"dropped an answer of {client.name} to a task that it does not have")
             self._expect(client.name)
@@ -231,7 +233,7 @@ class PullCommunicator(WFCommServer):
         """Note that a site was heard of."""
         with self._changed:
             self._heard[client_name] = time.monotonic()
-            if client_name not in self._banned and self.lost.pop(client_name, None) is not None:
+            if client_name not in self.banned and self.lost.pop(client_name, None) is not None:
                 self._changed.notify_all()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:

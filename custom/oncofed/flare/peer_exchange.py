@@ -24,7 +24,7 @@ from torch import Tensor
 from oncofed.algorithms import Update
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.errors import FederationError, UpdateRejectedError
+from oncofed.errors import UpdateRejectedError
 from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.messages.compression import ReceivedUpdate
 from oncofed.messages.requests import CombineRequest
@@ -88,7 +88,7 @@ class PeerExchange(FLComponent):
             layout: of the model.
 
         Raises:
-            FederationError: no update is left that counts.
+            UpdateRejectedError: no update is left that counts.
         """
         with self._lock:
             held = {site: self._held.get(update.digest) for site, update in request.updates.items()}
@@ -102,13 +102,13 @@ class PeerExchange(FLComponent):
                 delta = ReceivedUpdate(_read(found[1]), like, self._federation.exchange.update)
                 cases = int(request.updates[site].cases)
                 updates.append(Update(site, delta, cases, squares=delta.squares))
-            except FederationError as error:
+            except UpdateRejectedError as error:
                 refused[site] = str(error)
         screened = OutlierFilter(self._federation.exchange, layout.trained).screen(updates, self._lengths)
         kept, self._lengths = screened.kept, screened.lengths
         refused |= screened.refused
         if not kept:
-            raise FederationError(f"no update that counts: {'; '.join(f'{s}: {r}' for s, r in refused.items())}")
+            raise UpdateRejectedError(f"no update that counts: {'; '.join(f'{s}: {r}' for s, r in refused.items())}")
         zeros = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in like.items()}
         mean = FedAvg(FedAvg.Settings(), layout.trained).aggregate(zeros, kept, len(kept))
         self._forget(request.round)

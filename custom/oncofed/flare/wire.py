@@ -19,11 +19,11 @@ from nvflare.apis.utils.decomposers import flare_decomposers
 from nvflare.fuel.utils import fobs
 from torch import Tensor
 
-from oncofed.errors import FederationError, one_line
+from oncofed.errors import FederationError, UpdateRejectedError, one_line
 from oncofed.flare.patches.streams import lighten_streams
 from oncofed.flare.transfer.decomposer import DirectTensors
 from oncofed.messages.chunks import in_pieces
-from oncofed.messages.compression import with_extra, without_extra
+from oncofed.messages.compression import EXTRA, with_extra, without_extra
 from oncofed.messages.requests import (
     CombineRequest,
     EvaluateRequest,
@@ -247,6 +247,8 @@ def _train_result(shareable: Shareable) -> TrainResult:
 
 def _combine_result(shareable: Shareable) -> CombineResult:
     update = _train_result(shareable)
+    if update.extra:
+        raise UpdateRejectedError(f"it sent {EXTRA}{min(update.extra)}, expected a mean")
     return CombineResult(
         mean=update.delta,
         cases=update.cases,

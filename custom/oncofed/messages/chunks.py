@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from oncofed.errors import FederationError
+from oncofed.errors import UpdateRejectedError
 from oncofed.models.weights import Weights, sum_of_squares
 
 # FLARE sends a tensor whole, and holds several copies of it for each site. Eight MiB of float32.
@@ -77,12 +77,12 @@ class ChunkedTensors(Mapping[str, Tensor]):
         pieces: by name: tensors, or FLARE's references to tensors that it keeps in a file.
 
     Raises:
-        FederationError: they are something else, or a piece is missing.
+        UpdateRejectedError: they are something else, or a piece is missing.
     """
 
     def __init__(self, pieces: Any) -> None:
         if not isinstance(pieces, dict):
-            raise FederationError(f"it sent a {type(pieces).__name__}, expected tensors by name")
+            raise UpdateRejectedError(f"it sent a {type(pieces).__name__}, expected tensors by name")
         self._pieces = pieces
         self._names: dict[str, list[str]] = {}
         for key in map(str, pieces):
@@ -92,7 +92,7 @@ class ChunkedTensors(Mapping[str, Tensor]):
                 continue
             keys = self._names.setdefault(name, [])
             if number != str(len(keys)):
-                raise FederationError(f"it sent {key} where piece {len(keys)} of {name} was expected")
+                raise UpdateRejectedError(f"it sent {key} where piece {len(keys)} of {name} was expected")
             keys.append(key)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -109,12 +109,12 @@ class ChunkedTensors(Mapping[str, Tensor]):
         """Inspect a tensor, reading one piece at a time.
 
         Raises:
-            FederationError: its pieces do not fit together.
+            UpdateRejectedError: its pieces do not fit together.
         """
         first, *others = (_seen(_tensor(self._pieces[key])) for key in self._names[name])
         for other in others:
             if other.dtype != first.dtype or not first.shape or other.shape[1:] != first.shape[1:]:
-                raise FederationError(f"it sent pieces of {name} that do not fit together")
+                raise UpdateRejectedError(f"it sent pieces of {name} that do not fit together")
         if not others:
             return first
         rows = first.shape[0] + sum(other.shape[0] for other in others)
@@ -163,5 +163,5 @@ def _tensor(value: Any) -> Tensor:
     materialize = getattr(value, "materialize", None)
     found = materialize() if materialize else value
     if not isinstance(found, Tensor):
-        raise FederationError(f"it sent a {type(found).__name__} where a tensor was expected")
+        raise UpdateRejectedError(f"it sent a {type(found).__name__} where a tensor was expected")
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from oncofed.algorithms.settings import ExchangeType
-from oncofed.errors import FederationError
+from oncofed.errors import UpdateRejectedError
 from oncofed.messages.chunks import ChunkedTensors, Seen
 from oncofed.models.weights import Weights
 
@@ -77,7 +77,7 @@ def without_extra(chunks: Any) -> tuple[ChunkedTensors, ChunkedTensors]:
         chunks: by name: tensors, or FLARE's references to tensors that it keeps in a file.
 
     Raises:
-        FederationError: they are something else, or one is missing.
+        UpdateRejectedError: they are something else, or one is missing.
     """
     if not isinstance(chunks, dict):
         return ChunkedTensors(chunks), ChunkedTensors({})
@@ -103,7 +103,7 @@ class ReceivedUpdate(Mapping[str, Tensor]):
         squares: sum of squares by name, of tensors whose values travel unchanged.
 
     Raises:
-        FederationError: it is not an update of this model; names the first difference.
+        UpdateRejectedError: it is not an update of this model; names the first difference.
     """
 
     def __init__(
@@ -121,12 +121,12 @@ class ReceivedUpdate(Mapping[str, Tensor]):
         expected = {*like, *(_SCALE + name for name in scaled)}
         found = set(self._sent)
         if found != expected:
-            raise FederationError(
+            raise UpdateRejectedError(
                 f"it sent other tensors than the model has (first difference: {sorted(found ^ expected)[:1]})"
             )
         unknown = self._extra.keys() - extra_like.keys()
         if unknown:
-            raise FederationError(f"it sent {EXTRA}{min(unknown)}, which the strategy does not ask for")
+            raise UpdateRejectedError(f"it sent {EXTRA}{min(unknown)}, which the strategy does not ask for")
         for name in sorted(found):
             self._check(name)
         for name in self._extra:
@@ -173,13 +173,13 @@ def _chunked(tensors: Mapping[str, Tensor]) -> ChunkedTensors:
     return tensors if isinstance(tensors, ChunkedTensors) else ChunkedTensors(dict(tensors))
 
 
-class NotFiniteError(FederationError):
+class NotFiniteError(UpdateRejectedError):
     """An update has values that are infinite or NaN: its training diverged."""
 
 
 def _require(name: str, seen: Seen, shape: torch.Size, dtype: torch.dtype) -> None:
     if seen.shape != tuple(shape) or seen.dtype != dtype:
-        raise FederationError(f"it sent {name} as {seen.shape} {seen.dtype}, expected {tuple(shape)} {dtype}")
+        raise UpdateRejectedError(f"it sent {name} as {seen.shape} {seen.dtype}, expected {tuple(shape)} {dtype}")
     if not seen.finite:
         raise NotFiniteError(f"it sent values in {name} that are not finite")
 

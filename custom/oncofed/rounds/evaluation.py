@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from functools import partial
 
-from oncofed.errors import FederationError
+from oncofed.errors import UpdateRejectedError
 from oncofed.messages.requests import EvaluateRequest
 from oncofed.messages.results import Refusal, Result
 from oncofed.rounds.context import RoundContext
@@ -45,7 +46,8 @@ class Evaluation(Goal):
         context.transport.add_sites(self._task, set(context.sites.cases))
         context.quorum.wait_for(self)
         context.transport.close(self._task)
-        return self._current
+        # Late scores still reach this.
+        return dataclasses.replace(self._current, numbers=dict(self._current.numbers))
 
     def _make_request(self, request: EvaluateRequest, site: str) -> EvaluateRequest:
         self._context.record(TaskSent(task=EvaluateRequest.task, round=self._number, split=self._split, sites=[site]))
@@ -56,13 +58,14 @@ class Evaluation(Goal):
         intake = self._context.intake
         try:
             self._current.numbers[site] = intake.scores(site, result)
-        except FederationError as error:
+        except UpdateRejectedError as error:
             intake.refuse(self._current, site, str(error), self._number, may_pass(result))
             return
         self._context.record(Answered(site=site, task=EvaluateRequest.task, round=self._number))
 
     def is_reached(self) -> bool:
         """Return whether enough sites scored it and no other is at work."""
+        self._context.intake.drop_revoked(self._current, self._number)
         return self._context.quorum.is_complete(self._task, self._current, enough=self.have >= self.needed)
 
     @property

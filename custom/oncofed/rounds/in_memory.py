@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from oncofed.messages.requests import Request
 from oncofed.messages.results import Refusal, Result
 from oncofed.rounds.site_task import SiteTask
+from oncofed.rounds.transport import REVOKED
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class InMemorySites:
     Attributes:
         now: simulated seconds.
         lost: sites that are away, with the reason.
+        banned: revoked sites.
 
     Example:
         >>> from oncofed.messages.requests import PrepareRequest
@@ -73,7 +75,7 @@ class InMemorySites:
         self._tasks: list[SiteTask] = []
         self._in_work: dict[str, _Work] = {}
         self._known: set[str] = set()
-        self._banned: frozenset[str] = frozenset()
+        self.banned: frozenset[str] = frozenset()
 
     def clock(self) -> float:
         """Return the simulated time."""
@@ -111,9 +113,9 @@ class InMemorySites:
 
     def ban(self, sites: frozenset[str]) -> None:
         """Give these sites no task, and drop their results, from now on."""
-        self._banned = sites
+        self.banned = sites
         for site in sites & self._known:
-            self.lose(site, "revoked by the alliance")
+            self.lose(site, REVOKED)
 
     def lose(self, site: str, reason: str) -> None:
         """Count a site as lost; its work is lost too."""
@@ -122,7 +124,7 @@ class InMemorySites:
 
     def come_back(self, site: str) -> None:
         """Have a lost site ask for tasks again."""
-        if site not in self._banned:
+        if site not in self.banned:
             self.lost.pop(site, None)
 
     def wait(self, seconds: float) -> None:
@@ -141,7 +143,7 @@ class InMemorySites:
 
     def _give_tasks(self) -> None:
         """Give each present site that is idle the first task for it."""
-        for site in sorted(self._sites.keys() - self.lost.keys() - self._banned):
+        for site in sorted(self._sites.keys() - self.lost.keys() - self.banned):
             self._known.add(site)
             task = next((task for task in self._tasks if task.is_for(site)), None)
             if task is None or site in self._in_work:

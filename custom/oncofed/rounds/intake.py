@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 import oncofed
 from oncofed.algorithms import Update
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.errors import FederationError, PolicyError, one_line
+from oncofed.errors import FederationError, PolicyError, UpdateRejectedError, one_line
 from oncofed.messages.compression import ReceivedUpdate
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
@@ -25,6 +25,7 @@ from oncofed.rounds.outliers import OutlierFilter, bounded
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
 from oncofed.rounds.site_task import SiteTask
+from oncofed.rounds.transport import REVOKED
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT", bound=Result)
@@ -55,8 +56,9 @@ class UpdateIntake:
         federation: the job's rules.
         layout: of the model.
         classes: names of the job's classes.
-        cases: numbers of cases by site, as each reported them when it joined.
+        cases: returns numbers of cases by site, as each reported them when it joined.
         record: writes an event to the run's record.
+        banned: returns the sites that were revoked.
         clock: monotonic, in seconds.
 
     Attributes:
@@ -69,8 +71,9 @@ class UpdateIntake:
         federation: FederationPlan,
         layout: WeightLayout,
         classes: Sequence[str],
-        cases: Mapping[str, dict[str, Any]],
+        cases: Callable[[], Mapping[str, dict[str, Any]]],
         record: Record,
+        banned: Callable[[], frozenset[str]] = frozenset,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.reasons: dict[str, str] = {}
@@ -82,6 +85,7 @@ class UpdateIntake:
         self._classes = classes
         self._cases = cases
         self._record = record
+        self._banned = banned
         self._clock = clock
         self._lock = threading.Lock()
         self._late: list[tuple[Update, int]] = []
@@ -101,7 +105,7 @@ class UpdateIntake:
         came = self._clock() - current.started
         try:
             update, numbers = checked(result, TrainResult, lambda update: self._read(site, update, expected))
-        except FederationError as error:
+        except UpdateRejectedError as error:
             self.refuse(current, site, str(error), expected.round, may_pass(result))
             return
         with self._lock:
@@ -121,12 +125,12 @@ class UpdateIntake:
         self._record(Answered(site=site, task=TrainRequest.task, round=expected.round))
 
     def _read(self, site: str, result: TrainResult, expected: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
-        check_numbers(result.numbers, self._classes, most=most_scored(self._cases.get(site)))
+        check_numbers(result.numbers, self._classes, most=most_scored(self._cases().get(site)))
         kind = self._federation.exchange.update
         delta = ReceivedUpdate(result.delta, expected.like, kind, extra=result.extra, extra_like=expected.extra)
-        known = self._cases.get(site, {}).get("train")
+        known = self._cases().get(site, {}).get("train")
         if result.cases != known:
-            raise FederationError(f"it says that {result.cases} cases are behind its update, before it was {known}")
+            raise UpdateRejectedError(f"it says that {result.cases} cases are behind its update, before it was {known}")
         with self._lock:
             self._accepted += 1
             turn = self._accepted
@@ -156,7 +160,7 @@ class UpdateIntake:
             cases: behind the update of each site that it was to average.
 
         Raises:
-            FederationError: it could not do it, or its mean is not one of these updates.
+            UpdateRejectedError: it could not do it, or its mean is not one of these updates.
         """
         combined = checked(result, CombineResult, lambda combined: combined)
         if combined.missing:
@@ -165,25 +169,25 @@ class UpdateIntake:
         counted = {site: n for site, n in cases.items() if site not in left_out}
         expected = sum(bounded(counted, self._federation.exchange.largest_weight).values())
         if combined.cases != expected:
-            raise FederationError(f"it says that {combined.cases} cases are behind the mean, expected {expected}")
+            raise UpdateRejectedError(f"it says that {combined.cases} cases are behind the mean, expected {expected}")
         like = {name: value.to("meta") for name, value in state.model.items() if name in self._layout.travelling}
         received = checked(result, CombineResult, lambda combined: ReceivedUpdate(combined.mean, like, "native"))
         mean = Update(collector, received, combined.cases, squares=received.squares)
         alone = RoundState(updates=[mean])
         if not self.without_outliers(alone, state):
-            raise FederationError(alone.refused[collector])
+            raise UpdateRejectedError(alone.refused[collector])
         return mean.delta, [], left_out
 
     def scores(self, site: str, result: Result | Refusal) -> dict[str, Any]:
         """Return the numbers of a site's score.
 
         Raises:
-            FederationError: it could not do it, has none, or other numbers than the job declares.
+            UpdateRejectedError: it could not do it, has none, or other numbers than the job declares.
         """
         return checked(result, EvaluateResult, lambda scored: self._read_scores(site, scored))
 
     def _read_scores(self, site: str, result: EvaluateResult) -> dict[str, Any]:
-        check_numbers(result.numbers, self._classes, sums=True, most=most_scored(self._cases.get(site)))
+        check_numbers(result.numbers, self._classes, sums=True, most=most_scored(self._cases().get(site)))
         if "evaluation" not in result.numbers:
             raise PolicyError("it tells no score")
         return dict(result.numbers)
@@ -194,6 +198,9 @@ class UpdateIntake:
         with self._lock:
             for update, of_round in self._late:
                 stale = number - of_round
+                if update.site in self._banned():
+                    self._record(Refused(site=update.site, round=of_round, reason=REVOKED))
+                    continue
                 if rounds.late == "drop" or not self._algorithm.schedule.takes_late:
                     self._record(Dropped(site=update.site, task=TrainRequest.task, staleness=stale))
                     continue
@@ -201,6 +208,24 @@ class UpdateIntake:
                 current.updates.append(dataclasses.replace(update, staleness=stale, discount=discount))
                 current.late.append(update.site)
             self._late.clear()
+
+    def drop_revoked(self, current: RoundState, number: int, sites: Collection[str] | None = None) -> None:
+        """Leave out what sites sent before they were revoked.
+
+        Args:
+            current: results of the round.
+            number: of the round.
+            sites: only these; None for all.
+        """
+        with self._lock:
+            self._drop_revoked(current, number, sites)
+
+    def _drop_revoked(self, current: RoundState, number: int, sites: Collection[str] | None = None) -> None:
+        counted = {update.site for update in current.updates} | current.numbers.keys()
+        for site in sorted(self._banned() & (counted if sites is None else counted & set(sites))):
+            current.leave_out(site)
+            current.numbers.pop(site, None)
+            self._refuse(current, site, REVOKED, number)
 
     def refuse(self, current: RoundState, site: str, reason: str, number: int, may_pass: bool = False) -> None:
         """Leave a site's result out; it can be retried where that may pass."""
@@ -223,6 +248,7 @@ class UpdateIntake:
     def without_outliers(self, current: RoundState, state: RunState) -> list[Update]:
         """Return the updates that count; those far too long are refused."""
         with self._lock:
+            self._drop_revoked(current, state.round + 1)
             screened = self._outliers.screen(current.updates, state.lengths)
             for site, reason in screened.refused.items():
                 self._refuse(current, site, reason, state.round + 1)
@@ -238,7 +264,7 @@ def counts(result: Result | Refusal, bins: Mapping[str, int] | None = None) -> d
         bins: of each histogram that may be in it, by name.
 
     Raises:
-        FederationError: it could not do it, runs another oncofed, or reports something else.
+        UpdateRejectedError: it could not do it, runs another oncofed, or reports something else.
     """
     return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins))
 
@@ -246,7 +272,7 @@ def counts(result: Result | Refusal, bins: Mapping[str, int] | None = None) -> d
 def _read_counts(numbers: dict[str, Any], bins: Mapping[str, int] | None) -> dict[str, Any]:
     theirs = numbers.get("version")
     if isinstance(theirs, str) and theirs != oncofed.__version__:
-        raise FederationError(
+        raise UpdateRejectedError(
             f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the same "
             "version at both: rounding and file formats may differ"
         )
@@ -258,20 +284,20 @@ def checked(result: Result | Refusal, kind: type[ResultT], read: Callable[[Resul
     """Return what is read of a site's result, which may hold anything.
 
     Raises:
-        FederationError: the site could not do its task, or the result is not what the job declares.
+        UpdateRejectedError: the site could not do its task, or the result is not what the job declares.
     """
     if isinstance(result, Refusal):
-        raise FederationError(result.reason)
+        raise UpdateRejectedError(result.reason)
     try:
         if not isinstance(result, kind):
             raise TypeError(kind.__name__)
         return read(result)
-    except FederationError:
-        raise
+    except FederationError as error:
+        raise UpdateRejectedError(str(error)) from error
     except PolicyError as error:
-        raise FederationError(f"its numbers are not those of the job: {error}") from None
+        raise UpdateRejectedError(f"its numbers are not those of the job: {error}") from None
     except Exception as error:  # noqa: BLE001 - what is malformed raises whatever it leads to
-        raise FederationError(f"its answer is malformed ({type(error).__name__})") from None
+        raise UpdateRejectedError(f"its answer is malformed ({type(error).__name__})") from None
 
 
 def may_pass(result: Result | Refusal) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.training_profile import bins_of, combined_profile
-from oncofed.errors import FederationError
+from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
 from oncofed.models.weights import Weights
 from oncofed.rounds.context import RoundContext, moved
@@ -137,7 +137,8 @@ class RoundLoop:
         """Run all rounds.
 
         Raises:
-            FederationError: too few sites are left, or the best model cannot be written.
+            NotEnoughSitesError: too few sites are left.
+            FederationError: the best model cannot be written.
             StoppedError: the job was aborted.
         """
         state = self._begin()
@@ -175,8 +176,9 @@ class RoundLoop:
             federation=federation,
             layout=layout,
             classes=list(plan.task.classes.values()),
-            cases=self._sites.cases,
+            cases=lambda: self._sites.cases,
             record=record,
+            banned=lambda: self._transport.banned,
             clock=self._clock,
         )
         self._context = RoundContext(
@@ -251,7 +253,7 @@ class RoundLoop:
         rounds = self._federation.rounds
         able = self._sites.able(rounds.minimum_cases)
         if not able:
-            raise FederationError(f"no site has {rounds.minimum_cases} training cases (rounds.minimum_cases)")
+            raise NotEnoughSitesError(f"no site has {rounds.minimum_cases} training cases (rounds.minimum_cases)")
         if rounds.sites_per_round is None or rounds.sites_per_round >= len(able):
             return able
         draw = random.Random(f"{self._plan.seed} {number}")  # noqa: S311 - not a secret

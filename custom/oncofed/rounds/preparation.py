@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from oncofed.errors import FederationError
+from oncofed.errors import UpdateRejectedError
 from oncofed.messages.requests import PrepareRequest
 from oncofed.messages.results import Refusal, Result
 from oncofed.rounds.context import RoundContext
@@ -58,12 +58,11 @@ class Preparation(Goal):
         context = self._context
         try:
             numbers = counts(result, self._bins)
-        except FederationError as error:
+        except UpdateRejectedError as error:
             context.intake.reasons[site] = str(error)
             context.record(Excluded(site=site, reason=str(error)))
             return
-        context.sites.profiles[site] = numbers.pop("profile", {})
-        context.sites.cases[site] = numbers
+        context.sites.join(site, numbers, numbers.pop("profile", {}))
         context.record(Joined(site=site, cases=numbers, started=context.clock() - self._started))
 
     def is_reached(self) -> bool:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 
 from oncofed.algorithms.settings import RoundsSpec
-from oncofed.errors import FederationError
+from oncofed.errors import NotEnoughSitesError
 from oncofed.rounds.intake import UpdateIntake
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.site_task import SiteTask
@@ -86,7 +86,7 @@ class Quorum:
         """Wait until a goal is reached.
 
         Raises:
-            FederationError: too few sites are left, and none came back for as long as the job allows.
+            NotEnoughSitesError: too few sites are left, and none came back for as long as the job allows.
         """
         hopeless_since: float | None = None
         while not goal.is_reached():
@@ -103,7 +103,7 @@ class Quorum:
                 hopeless_since = now
             may_come = (set(self._sites.all) | self._sites.known()) - (out - set(goal.unable))
             if len(may_come) < goal.needed or now - hopeless_since > self._rules.return_s:
-                raise FederationError(self.too_few(goal.description, goal.have, goal.needed))
+                raise NotEnoughSitesError(self.too_few(goal.description, goal.have, goal.needed))
 
     def wait_for_site(self, task: SiteTask, site: str) -> None:
         """Wait until one site has answered, is lost, or its time is up."""

@@ -45,7 +45,7 @@ class RoundState:
     @property
     def slowest_s(self) -> float:
         """Seconds that the slowest site in time trained and validated."""
-        in_time = (numbers for site, numbers in self.numbers.items() if site not in self.late)
+        in_time = (numbers for site, numbers in list(self.numbers.items()) if site not in self.late)
         return max((n.get("train_s", 0.0) + n.get("validate_s", 0.0) for n in in_time), default=0.0)
 
     @property

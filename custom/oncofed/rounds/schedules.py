@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from torch import Tensor
 from oncofed.algorithms import Update
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.schedule import Buffered, PeerAveraged, Schedule, Sequential, Synchronous
-from oncofed.errors import FederationError
+from oncofed.errors import NotEnoughSitesError, UpdateRejectedError
 from oncofed.messages.requests import CombineRequest, PeerUpdate, TrainRequest
 from oncofed.messages.results import Refusal, Result
 from oncofed.models.weights import Weights
@@ -69,11 +70,11 @@ class RoundRunner(ABC, Generic[ScheduleT]):
             current: with the sites that are to train, and late updates of earlier rounds.
 
         Raises:
-            FederationError: too few sites are left.
+            NotEnoughSitesError: too few sites are left.
         """
 
-    def _too_few(self, what: str) -> FederationError:
-        return FederationError(self._context.quorum.too_few(what, 0, 1))
+    def _too_few(self, what: str) -> NotEnoughSitesError:
+        return NotEnoughSitesError(self._context.quorum.too_few(what, 0, 1))
 
 
 class Training(Goal):
@@ -130,6 +131,7 @@ class Training(Goal):
     def is_reached(self) -> bool:
         """Return whether all present sites answered, or enough when time is up."""
         self._invite()
+        self._context.intake.drop_revoked(self._current, self._expected.round)
         return self._context.quorum.is_complete(self.task, self._current, enough=self.have >= self.needed)
 
     def _invite(self) -> None:
@@ -183,6 +185,7 @@ class _BufferedTraining(Training):
     def is_reached(self) -> bool:
         """Return whether the buffer is full; updates of earlier rounds fill it too."""
         self._context.intake.admit_late(self._current, self._expected.round)
+        self._context.intake.drop_revoked(self._current, self._expected.round)
         return self.have >= self._size
 
     @property
@@ -229,7 +232,7 @@ class BufferedRunner(SynchronousRunner[Buffered]):
         return _BufferedTraining(self._context, size=self._schedule.size, **values)
 
 
-class _Turn(Training):
+class _OneSiteTraining(Training):
     """One site trains."""
 
     _reports_refusals = False
@@ -241,7 +244,8 @@ class SequentialRunner(RoundRunner[Sequential]):
     def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
         """Wait for one site after the other, in an order drawn for the round.
 
-        Those that are away, or not done at their deadline, are left out.
+        Those that are away, or not done at their deadline, are left out. A site that is revoked once others have
+        trained its model further stays in it: that cannot be undone within the round.
         """
         context, model = self._context, state.model
         draw = random.Random(f"{context.seed} {number}")  # noqa: S311 - not a secret
@@ -251,10 +255,11 @@ class SequentialRunner(RoundRunner[Sequential]):
                 continue
             before = len(current.updates)
             request = TrainRequest(weights=context.outgoing(model), round=number)
-            task = _Turn(context, request=request, sites=[site], current=current, expected=expected).task
+            task = _OneSiteTraining(context, request=request, sites=[site], current=current, expected=expected).task
             context.transport.open(task)
             context.quorum.wait_for_site(task, site)
             context.transport.close(task)
+            context.intake.drop_revoked(current, number, {site})
             if len(current.updates) > before:
                 model = moved(model, current.updates[-1].delta)
         if not current.updates:
@@ -339,7 +344,8 @@ class PeerAveragedRunner(RoundRunner[PeerAveraged]):
         outgoing, expected = context.outgoing(state.model), context.intake.expected(number, state.model)
         draw = random.Random(f"{context.seed} collector {number}")  # noqa: S311 - not a secret
         order = draw.sample(current.asked, len(current.asked))
-        started, failed, missed_once, missed_twice = current.started, set[str](), set[str](), set[str]()
+        started, failed = current.started, set[str]()
+        misses: dict[str, Counter[str]] = defaultdict(Counter)  # how often a collector lacked each site's update
         while True:
             collector = self._collector([site for site in order if site not in failed], number, started)
             current = RoundState(started=started, asked=current.asked, collector=collector)
@@ -347,17 +353,20 @@ class PeerAveragedRunner(RoundRunner[PeerAveraged]):
             _PeerTraining(context, request=request, sites=current.asked, current=current, expected=expected).run()
             if collector in context.sites.lost:
                 continue
-            for site in missed_twice & {update.site for update in current.updates}:
+            context.intake.drop_revoked(current, number)
+            missed = misses[collector]
+            for site in sorted({update.site for update in current.updates if missed[update.site] > 1}):
                 self._leave_out(current, site, f"its update did not reach {collector}", number)
+            wanted = [update.site for update in current.updates]
             mean, missing = self._combine(collector, number, current, state)
             if mean is not None:
                 return RoundResult(current, model=moved(state.model, mean))
-            # A collector that was restarted has nothing: sites send once more what they kept. Those that it misses
-            # again are left out.
-            if set(missing) <= missed_once:
+            # A collector that was restarted has nothing: sites send once more what they kept. Where it lacks all of it
+            # again, the collector has failed. Sites of which it lacks the update twice are left out otherwise: they
+            # may report digests of what they never sent.
+            missed.update(missing)
+            if not missing or all(missed[site] > 1 for site in wanted):
                 failed.add(collector)
-            missed_twice |= missed_once & set(missing)
-            missed_once |= set(missing)
 
     def _collector(self, able: list[str], number: int, started: float) -> str:
         """Return the first of these sites that is present; wait for one."""
@@ -379,13 +388,13 @@ class PeerAveragedRunner(RoundRunner[PeerAveraged]):
         cases = {update.site: update.cases for update in current.updates}
         updates = {s: PeerUpdate(digest=str(current.numbers[s].get("update")), cases=n) for s, n in cases.items()}
         result = _Combining(context, CombineRequest(updates=updates, round=number), collector).run()
-        if result is None:
+        if result is None or collector in context.transport.banned:
             if collector not in context.sites.lost:
                 context.intake.refuse(current, collector, "it did not put the updates together in time", number)
             return None, []
         try:
             mean, missing, left_out = context.intake.combined(collector, result, number, state, cases)
-        except FederationError as error:
+        except UpdateRejectedError as error:
             context.intake.refuse(current, collector, str(error), number)
             return None, []
         for site, reason in left_out.items():
@@ -406,6 +415,10 @@ _RUNNERS: Mapping[type[Schedule], type[RoundRunner[Any]]] = {
 
 
 def runner_for(context: RoundContext, algorithm: Algorithm[Any]) -> RoundRunner[Any]:
-    """Return what carries out an algorithm's rounds."""
+    """Return what carries out an algorithm's rounds.
+
+    Its schedule may be derived from one of those of ``algorithms.schedule``; ``check_settings`` refuses any other.
+    """
     schedule = algorithm.schedule
-    return _RUNNERS[type(schedule)](context, algorithm, schedule)
+    runner = next(_RUNNERS[kind] for kind in type(schedule).__mro__ if kind in _RUNNERS)
+    return runner(context, algorithm, schedule)

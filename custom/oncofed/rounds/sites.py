@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import threading
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from oncofed.artifacts.training_profile import SiteProfile
@@ -19,6 +20,9 @@ class StoppedError(Exception):
 
 class Sites:
     """Watches which sites are present.
+
+    Sites join on the transport's threads. ``cases`` and ``profiles`` are replaced then, never changed, so that the
+    round loop can iterate over them.
 
     Args:
         transport: to the sites.
@@ -44,8 +48,8 @@ class Sites:
         is_stopped: Callable[[], bool],
         clock: Callable[[], float],
     ) -> None:
-        self.cases: dict[str, dict[str, Any]] = {}
-        self.profiles: dict[str, SiteProfile] = {}
+        self.cases: Mapping[str, dict[str, Any]] = {}
+        self.profiles: Mapping[str, SiteProfile] = {}
         self.earlier: set[str] = set()
         self._transport = transport
         self._registered = registered
@@ -55,6 +59,19 @@ class Sites:
         self._clock = clock
         self._recorded_lost: set[str] = set()
         self._synchronized: float | None = None
+        self._lock = threading.Lock()
+
+    def join(self, site: str, cases: dict[str, Any], profile: SiteProfile) -> None:
+        """Note that a site has loaded its data.
+
+        Args:
+            site: its name.
+            cases: its numbers of cases.
+            profile: histograms of its training images.
+        """
+        with self._lock:
+            self.profiles = {**self.profiles, site: profile}
+            self.cases = {**self.cases, site: cases}
 
     @property
     def all(self) -> list[str]:

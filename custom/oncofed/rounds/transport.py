@@ -7,6 +7,9 @@ from typing import Protocol
 
 from oncofed.rounds.site_task import SiteTask
 
+# Why a banned site is lost, and its updates are refused.
+REVOKED = "revoked by the alliance"
+
 
 class Transport(Protocol):
     """Gives tasks to sites and takes their results.
@@ -18,6 +21,10 @@ class Transport(Protocol):
     @property
     def lost(self) -> Mapping[str, str]:
         """Sites that are away, with the reason."""
+
+    @property
+    def banned(self) -> frozenset[str]:
+        """Revoked sites, which are given no task and whose results are dropped."""
 
     def open(self, task: SiteTask) -> SiteTask:
         """Give a task to sites until it is closed, and return it."""
@@ -39,9 +46,6 @@ class Transport(Protocol):
 
     def lose(self, site: str, reason: str) -> None:
         """Count a site as lost until it is heard of again."""
-
-    def ban(self, sites: frozenset[str]) -> None:
-        """Give these sites no task, and drop their results, from now on."""
 
     def mark_silent(self) -> None:
         """Count sites as lost that have not been heard of for long."""
