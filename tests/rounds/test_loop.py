@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,8 +19,8 @@ from torch import Tensor
 
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError, NotEnoughSitesError
-from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, TrainRequest
-from oncofed.messages.results import CombineResult, Refusal, Result, TrainResult
+from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, SumsAsked, TrainRequest
+from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, TrainResult
 from oncofed.models.weights import Weights
 from oncofed.rounds import store
 from oncofed.rounds.events import (
@@ -48,7 +50,9 @@ from oncofed.rounds.run_state import RunState, read_run_state
 from oncofed.rounds.site_task import SiteTask
 from oncofed.rounds.sites import StoppedError
 from oncofed.rounds.store import RunStore
+from oncofed.tasks.calibration import CALIBRATION_FILE, TEMPERATURES
 from tiny_federation import (
+    CLASSIFICATION,
     WEIGHTS,
     Killed,
     Recorder,
@@ -870,3 +874,35 @@ def test_a_state_that_is_still_being_written_is_not_changed(tmp_path: Path, monk
     monkeypatch.setattr(store, "write_run_state", slowly)
     _run(tmp_path, tiny_sites(east=3), {"rounds": {"number": 3}})
     assert unchanged == [True] * 3
+
+
+def test_a_classifier_is_calibrated_on_the_sites_sums_and_tested_with_its_temperature(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+
+    def classifying(site: TinySite) -> Site:
+        def work(request: Request) -> Result | Refusal | Delayed:
+            result = site(request)
+            if not (isinstance(request, EvaluateRequest) and request.split == "validation" and request.sums):
+                return result
+            assert isinstance(result, EvaluateResult)
+            losses = [round(3 + 2 * math.log(t / 2) ** 2, 1) for t in TEMPERATURES]  # least at 2
+            return EvaluateResult({**result.numbers, "temperature": {"patients": 6, "log_loss": losses}})
+
+        return work
+
+    run = _run(
+        tmp_path,
+        {name: classifying(site) for name, site in sites.items()},
+        {"rounds": {"number": 1}},
+        plan=CLASSIFICATION,
+    )
+    calibration = run.of(Finished)[0].calibration
+    assert calibration
+    assert calibration["temperature"] == pytest.approx(2, rel=0.05)
+    assert (calibration["patients"], calibration["sites"]) == (12, ["east", "west"])
+    test = sites["east"].requests[-1]
+    assert isinstance(test, EvaluateRequest)
+    assert test.sums == SumsAsked(calibration["temperature"])
+    written = json.loads(test.artifacts[CALIBRATION_FILE])
+    assert written["temperature"] == calibration["temperature"]
+    assert (tmp_path / MODELS_FOLDER / CALIBRATION_FILE).is_file()

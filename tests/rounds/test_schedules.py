@@ -37,7 +37,7 @@ class _Scheduled(FedAvg):
 def test_a_derived_schedule_is_carried_out_as_the_one_that_it_derives_from() -> None:
     algorithm = _Scheduled(_Backwards())
     algorithm.check_settings(RoundsSpec(), EvaluationSpec())
-    assert isinstance(runner_for(cast(Any, SimpleNamespace()), algorithm), SequentialRunner)
+    assert isinstance(runner_for(cast("Any", SimpleNamespace()), algorithm), SequentialRunner)
 
 
 def test_a_schedule_of_another_kind_is_refused_before_the_run() -> None:
