@@ -27,6 +27,7 @@ from oncofed.rounds.events import (
     BEST_MODEL,
     EVENTS_FILE,
     MODELS_FOLDER,
+    Answered,
     EarlyStop,
     Event,
     EventLog,
@@ -633,6 +634,26 @@ def test_a_revoked_sites_turn_is_left_out_unless_others_have_trained_on(tmp_path
             loop.run()
         (ended,) = (event for event in events if isinstance(event, RoundEnded))
         assert (ended.participation or {})["in_time"] == sorted(counted)
+
+
+def test_a_site_that_is_revoked_as_its_turn_ends_is_left_out_of_the_model(tmp_path: Path) -> None:
+    sites, first = tiny_sites(east=3, north=3, west=3), list[str]()
+    slow = {name: _slow(site, 10.0, {1}) for name, site in sites.items()}
+    transport, events = InMemorySites(slow), list[Event]()
+
+    def synchronize() -> None:
+        trained = [event.site for event in events if isinstance(event, Answered) and event.task == TrainRequest.task]
+        first.extend(trained[:1] if not first else [])
+        transport.ban(frozenset(first))
+
+    settings = {"rounds": {"number": 1, "return_s": 1.0}, "strategy": "cyclic"}
+    loop = tiny_loop(tmp_path, transport, events.append, settings=settings, synchronize=synchronize)
+    with contextlib.closing(loop), pytest.raises(NotEnoughSitesError, match="validation after round 1 has 2 of the 3"):
+        loop.run()
+    (ended,) = (event for event in events if isinstance(event, RoundEnded))
+    assert (ended.participation or {})["in_time"] == sorted(sites.keys() - set(first))
+    started = [int(site.requests[1].weights["count"]) for name, site in sites.items() if name not in first]  # type: ignore[attr-defined]
+    assert sorted(started) == [0, 4]
 
 
 def test_a_site_whose_update_never_reached_the_collector_is_left_out_and_the_collector_stays(tmp_path: Path) -> None:
