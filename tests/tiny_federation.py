@@ -34,6 +34,15 @@ PLAN = Plan.model_validate(
         "seed": 3,
     }
 )
+CLASSIFICATION = Plan.model_validate(
+    {
+        "data": {"dataset": "balls", "patch": [32, 32, 32]},
+        "task": {"type": "classification", "classes": {0: "benign", 1: "malignant"}},
+        "model": {"network": "densenet121"},
+        "training": {"steps_per_round": 4},
+        "rounds": 3,
+    }
+)
 WEIGHTS: Weights = {
     "w": torch.tensor([0.0, 1.0, -1.0, 0.5]),
     "mean": torch.tensor([0.25]),
@@ -153,6 +162,7 @@ def tiny_loop(
     sites: InMemorySites,
     record: Callable[[Event], None],
     *,
+    plan: Plan = PLAN,
     settings: Mapping[str, Any] | None = None,
     evaluate_only: bool = False,
     is_stopped: Callable[[], bool] = bool,
@@ -160,7 +170,7 @@ def tiny_loop(
 ) -> RoundLoop:
     """Return the round loop of a federation whose record is kept by ``record``."""
     return RoundLoop(
-        plan=PLAN,
+        plan=plan,
         federation=FederationPlan.model_validate(settings or {}),
         transport=sites,
         folder=folder,

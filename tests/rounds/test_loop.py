@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,14 +19,15 @@ from torch import Tensor
 
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.errors import FederationError, NotEnoughSitesError
-from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, TrainRequest
-from oncofed.messages.results import CombineResult, Refusal, Result, TrainResult
+from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, SumsAsked, TrainRequest
+from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, TrainResult
 from oncofed.models.weights import Weights
 from oncofed.rounds import store
 from oncofed.rounds.events import (
     BEST_MODEL,
     EVENTS_FILE,
     MODELS_FOLDER,
+    Answered,
     EarlyStop,
     Event,
     EventLog,
@@ -48,7 +51,9 @@ from oncofed.rounds.run_state import RunState, read_run_state
 from oncofed.rounds.site_task import SiteTask
 from oncofed.rounds.sites import StoppedError
 from oncofed.rounds.store import RunStore
+from oncofed.tasks.calibration import CALIBRATION_FILE, TEMPERATURES
 from tiny_federation import (
+    CLASSIFICATION,
     WEIGHTS,
     Killed,
     Recorder,
@@ -631,6 +636,26 @@ def test_a_revoked_sites_turn_is_left_out_unless_others_have_trained_on(tmp_path
         assert (ended.participation or {})["in_time"] == sorted(counted)
 
 
+def test_a_site_that_is_revoked_as_its_turn_ends_is_left_out_of_the_model(tmp_path: Path) -> None:
+    sites, first = tiny_sites(east=3, north=3, west=3), list[str]()
+    slow = {name: _slow(site, 10.0, {1}) for name, site in sites.items()}
+    transport, events = InMemorySites(slow), list[Event]()
+
+    def synchronize() -> None:
+        trained = [event.site for event in events if isinstance(event, Answered) and event.task == TrainRequest.task]
+        first.extend(trained[:1] if not first else [])
+        transport.ban(frozenset(first))
+
+    settings = {"rounds": {"number": 1, "return_s": 1.0}, "strategy": "cyclic"}
+    loop = tiny_loop(tmp_path, transport, events.append, settings=settings, synchronize=synchronize)
+    with contextlib.closing(loop), pytest.raises(NotEnoughSitesError, match="validation after round 1 has 2 of the 3"):
+        loop.run()
+    (ended,) = (event for event in events if isinstance(event, RoundEnded))
+    assert (ended.participation or {})["in_time"] == sorted(sites.keys() - set(first))
+    started = [int(site.requests[1].weights["count"]) for name, site in sites.items() if name not in first]  # type: ignore[attr-defined]
+    assert sorted(started) == [0, 4]
+
+
 def test_a_site_whose_update_never_reached_the_collector_is_left_out_and_the_collector_stays(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=3)
     _run(tmp_path / "all", sites, {"rounds": {"number": 1}, "strategy": "swarm"})
@@ -870,3 +895,35 @@ def test_a_state_that_is_still_being_written_is_not_changed(tmp_path: Path, monk
     monkeypatch.setattr(store, "write_run_state", slowly)
     _run(tmp_path, tiny_sites(east=3), {"rounds": {"number": 3}})
     assert unchanged == [True] * 3
+
+
+def test_a_classifier_is_calibrated_on_the_sites_sums_and_tested_with_its_temperature(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3)
+
+    def classifying(site: TinySite) -> Site:
+        def work(request: Request) -> Result | Refusal | Delayed:
+            result = site(request)
+            if not (isinstance(request, EvaluateRequest) and request.split == "validation" and request.sums):
+                return result
+            assert isinstance(result, EvaluateResult)
+            losses = [round(3 + 2 * math.log(t / 2) ** 2, 1) for t in TEMPERATURES]  # least at 2
+            return EvaluateResult({**result.numbers, "temperature": {"patients": 6, "log_loss": losses}})
+
+        return work
+
+    run = _run(
+        tmp_path,
+        {name: classifying(site) for name, site in sites.items()},
+        {"rounds": {"number": 1}},
+        plan=CLASSIFICATION,
+    )
+    calibration = run.of(Finished)[0].calibration
+    assert calibration
+    assert calibration["temperature"] == pytest.approx(2, rel=0.05)
+    assert (calibration["patients"], calibration["sites"]) == (12, ["east", "west"])
+    test = sites["east"].requests[-1]
+    assert isinstance(test, EvaluateRequest)
+    assert test.sums == SumsAsked(calibration["temperature"])
+    written = json.loads(test.artifacts[CALIBRATION_FILE])
+    assert written["temperature"] == calibration["temperature"]
+    assert (tmp_path / MODELS_FOLDER / CALIBRATION_FILE).is_file()
