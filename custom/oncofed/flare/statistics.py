@@ -173,7 +173,7 @@ class CaseStatistics(Statistics):
 class SmallCounts(FLComponent, StatisticsPrivacyCleanser):
     """Removes statistics of too few patients, and can add noise.
 
-    A feature of too few patients is removed as a whole; for bins see ``without_small``.
+    A feature of too few patients is removed as a whole; for bins see ``suppress_small_counts``.
 
     Args:
         minimum_count: fewest patients; at least ``LEAST_PATIENTS``, whatever the job says.

@@ -67,7 +67,7 @@ def check_numbers(
     """Check the numbers of an update or a score.
 
     Args:
-        numbers: as ``federation.exchange`` sends them.
+        numbers: as a result carries them.
         classes: names of the job's classes.
         sums: whether counts and sums over patients may come along (``privacy.pooled``), as with a score.
         most: cases that the site has to score a model on, by its first message; None: unknown.
