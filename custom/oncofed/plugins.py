@@ -148,18 +148,22 @@ class Registry(Generic[T]):
     def load(self) -> None:
         """Import the built-in modules, what installed packages declare, and the modules that the environment names.
 
-        It happens once; after a failure it is tried again.
+        It happens once, but for the environment's modules; after a failure it is tried again.
 
         Raises:
             SpecError: a module cannot be imported.
         """
         with self._lock:
-            if self._is_loaded or self._is_loading:
+            if self._is_loading:
                 return
             self._is_loading = True
             try:
                 with _owned_by(""):
-                    self._import_all()
+                    if not self._is_loaded:
+                        self._import_all()
+                    # A fork gets its environment after what it shares was loaded.
+                    for module in filter(None, map(str.strip, os.environ.get(MODULES_VARIABLE, "").split(","))):
+                        _import(module)
                 self._is_loaded = True
             finally:
                 self._is_loading = False
@@ -171,8 +175,6 @@ class Registry(Generic[T]):
                 importlib.import_module(found.name)
         for entry in entry_points(group=self._group) if self._group else ():
             self._import(entry)
-        for module in filter(None, map(str.strip, os.environ.get(MODULES_VARIABLE, "").split(","))):
-            _import(module)
 
     def _import(self, entry: EntryPoint) -> None:
         try:

@@ -184,7 +184,7 @@ class PullCommunicator(WFCommServer):
             self.log_warning(fl_ctx, f"dropped an answer of {client.name} to a task that it does not have")
             self._expect(client.name)
             return
-        keep_anchor(site, result, fl_ctx)
+        keep_anchor(site, wire.get_anchor(result), fl_ctx)
         task.on_result(site, wire.read_result(task.name, result), task)
         with self._changed:
             task.done.add(site)

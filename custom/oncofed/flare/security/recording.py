@@ -8,11 +8,9 @@ from typing import Any
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.job_def import JobMetaKey
-from nvflare.apis.shareable import Shareable
 
 from oncofed.audit import ANCHORED, Anchor, AuditLog
 from oncofed.errors import AuditError
-from oncofed.flare import wire
 from oncofed.flare.folders import kit_folder
 
 
@@ -31,13 +29,16 @@ def record(fl_ctx: FLContext, what: str, **facts: Any) -> Anchor:
     return audit_log(fl_ctx).write(what, person or "unknown", job=str(fl_ctx.get_job_id()), **facts)
 
 
-def keep_anchor(site: str, result: Shareable, fl_ctx: FLContext) -> None:
+def keep_anchor(site: str, reported: str | None, fl_ctx: FLContext) -> None:
     """At the server: record the anchor of a site's audit log.
 
-    The anchor is the log's last line, as a result reports it. Anything else is ignored: a site may send anything.
+    Args:
+        site: its name.
+        reported: the log's last line, as a result reports it. Anything else is ignored: a site may send anything.
+        fl_ctx: of the server's job.
     """
     try:
-        anchor = Anchor.parse(wire.get_anchor(result) or "")
+        anchor = Anchor.parse(reported or "")
     except ValueError:
         return
     try:
