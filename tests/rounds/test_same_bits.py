@@ -102,7 +102,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
 def _this_machine_rounds_as_the_recording_one(job: JobSpec, sites: dict[str, Path], _one_thread: None) -> None:
     """Skip where a plain trainer has other bits."""
     plan = job.changed({"rounds": {"number": 3}, "model": _NETWORK}).plan()
-    cases = usable_cases(sites["east"], plan.data, plan.task.vocabulary, plan.seed, "east").cases
+    cases = usable_cases(sites["east"], plan.data, plan.supervision(), plan.seed, "east").cases
     trainer = Trainer(plan, cases, "east", torch.device("cpu"))
     trainer.load_weights(plan.initial_weights())
     trainer.train(4)

@@ -32,11 +32,10 @@ def check_cases(plan: Plan, context: SiteContext, progress: ThrottledProgress, r
     usable = usable_cases(
         context.data,
         plan.data,
-        plan.task.vocabulary,
+        plan.supervision(),
         plan.seed,
         context.site,
         progress.counter("checking data"),
-        plan.build_task().label_kind,
     )
     for line in finding_lines((problem.case, problem.what) for problem in usable.set_aside):
         reporter.note(f"set aside {line}", logging.WARNING)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -26,6 +27,7 @@ from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
 from oncofed.rounds.site_task import SiteTask
 from oncofed.rounds.transport import REVOKED
+from oncofed.tasks.metrics import Metric
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT", bound=Result)
@@ -56,6 +58,8 @@ class UpdateIntake:
         federation: the job's rules.
         layout: of the model.
         classes: names of the job's classes.
+        metrics: extra ones that its task declares; None: those of any installed task.
+        lowest: value of its metric.
         cases: returns numbers of cases by site, as each reported them when it joined.
         record: writes an event to the run's record.
         banned: returns the sites that were revoked.
@@ -71,6 +75,8 @@ class UpdateIntake:
         federation: FederationPlan,
         layout: WeightLayout,
         classes: Sequence[str],
+        metrics: Sequence[Metric] | None = None,
+        lowest: float = 0.0,
         cases: Callable[[], Mapping[str, dict[str, Any]]],
         record: Record,
         banned: Callable[[], frozenset[str]] = frozenset,
@@ -82,7 +88,7 @@ class UpdateIntake:
         self._layout = layout
         self._extra = self._algorithm.from_clients(layout)
         self._outliers = OutlierFilter(federation.exchange, layout.trained)
-        self._classes = classes
+        self._declared = partial(check_numbers, classes=classes, metrics=metrics, lowest=lowest)
         self._cases = cases
         self._record = record
         self._banned = banned
@@ -125,7 +131,7 @@ class UpdateIntake:
         self._record(Answered(site=site, task=TrainRequest.task, round=expected.round))
 
     def _read(self, site: str, result: TrainResult, expected: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
-        check_numbers(result.numbers, self._classes, most=most_scored(self._cases().get(site)))
+        self._declared(result.numbers, most=most_scored(self._cases().get(site)))
         kind = self._federation.exchange.update
         delta = ReceivedUpdate(result.delta, expected.like, kind, extra=result.extra, extra_like=expected.extra)
         known = self._cases().get(site, {}).get("train")
@@ -187,7 +193,7 @@ class UpdateIntake:
         return checked(result, EvaluateResult, lambda scored: self._read_scores(site, scored))
 
     def _read_scores(self, site: str, result: EvaluateResult) -> dict[str, Any]:
-        check_numbers(result.numbers, self._classes, sums=True, most=most_scored(self._cases().get(site)))
+        self._declared(result.numbers, sums=True, most=most_scored(self._cases().get(site)))
         if "evaluation" not in result.numbers:
             raise PolicyError("it tells no score")
         return dict(result.numbers)

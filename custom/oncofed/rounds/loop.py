@@ -43,6 +43,7 @@ from oncofed.rounds.selection import has_stalled, selected_score
 from oncofed.rounds.sites import Sites
 from oncofed.rounds.store import RunStore
 from oncofed.rounds.transport import Transport
+from oncofed.tasks import metrics_that_may_leave, task_class
 from oncofed.tasks.calibration import Calibration
 from oncofed.training import Plan
 
@@ -176,6 +177,8 @@ class RoundLoop:
             federation=federation,
             layout=layout,
             classes=list(plan.task.classes.values()),
+            metrics=metrics_that_may_leave(plan.task),
+            lowest=task_class(plan.task.type).lowest_metric,
             cases=lambda: self._sites.cases,
             record=record,
             banned=lambda: self._transport.banned,

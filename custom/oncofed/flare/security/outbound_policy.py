@@ -23,7 +23,7 @@ from oncofed.models.weights import Digest, Weights, sum_of_squares
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
-from oncofed.tasks import metrics_that_may_leave
+from oncofed.tasks import metrics_that_may_leave, task_class
 from oncofed.training import Plan
 
 # Earlier rounds without which no update is unusual.
@@ -72,6 +72,7 @@ class OutboundPolicy:
         self._algorithm = federation.algorithm()
         self._classes = list(plan.task.classes.values())
         self._metrics = metrics_that_may_leave(plan.task)
+        self._lowest = task_class(plan.task.type).lowest_metric
         self._bins = bins_of(plan.data)
         layout = plan.layout()
         self._like: Weights = layout.sent
@@ -143,7 +144,14 @@ class OutboundPolicy:
         return Approved(result, self._check_update(update, largest))
 
     def _check_numbers(self, numbers: Mapping[str, Any], sums: bool = False) -> None:
-        check_numbers(numbers, self._classes, sums=sums, most=self._most_cases, metrics=self._metrics)
+        check_numbers(
+            numbers,
+            self._classes,
+            sums=sums,
+            most=self._most_cases,
+            metrics=self._metrics,
+            lowest=self._lowest,
+        )
 
     def _without_extra_sums(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         """Return numbers without sums that stay, or left often enough.
