@@ -214,7 +214,8 @@ def _example(model: TrainedModel, folder: Path) -> tuple[NDArray[Any], dict[str,
     more = {"pixel_size": list(sides)} if sides else {}
     if isinstance(found, LabelMap):
         return found.values.numpy(), more
-    if isinstance(found, TargetScores) and isinstance(task, TargetsTask):
+    if isinstance(found, TargetScores):
+        assert isinstance(task, TargetsTask)
         return np.concatenate(list(task.answers(found).values())), more
     return (found.probabilities(task.temperature) if isinstance(found, ClassScores) else found.numbers), more
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
 from oncofed.plugins import Registry, read_section
 from oncofed.settings import StrictModel
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.metrics import Metric
 
 # Kinds of target, a module each; installed packages may bring others.
@@ -136,6 +137,34 @@ class TargetHead(ABC, Generic[Target]):
         Each rests on at least five patients; see ``figures`` for the arguments.
         """
         del answers, truths, patients
+        return None
+
+    def is_site_sums(self, value: Any, most: int) -> bool:
+        """Return whether a value is one that ``site_sums`` may make, and may leave a site.
+
+        Args:
+            value: as sent.
+            most: cases that the site has at most.
+        """
+        del value, most
+        return False
+
+    def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
+        """Return sums without what rests on too few patients; None: nothing is left.
+
+        Args:
+            sums: of ``site_sums``.
+            minimum: fewest patients behind a number, by a site's policy.
+        """
+        return dict(sums) if minimum <= LEAST_PATIENTS else None
+
+    def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> StrictModel | None:
+        """Return figures over the patients of all sites; None: they cannot be told.
+
+        Args:
+            of_sites: what ``site_sums`` made at each.
+        """
+        del of_sites
         return None
 
     def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
