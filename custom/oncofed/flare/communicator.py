@@ -95,7 +95,7 @@ class PullCommunicator(WFCommServer):
         self._notify_sites()
 
     def retry(self, task: SiteTask, site: str) -> None:
-        """Give a site that has answered an open task again."""
+        """Let a site do an open task again."""
         with self._changed:
             task.done.discard(site)
         self._notify_sites()
