@@ -1,4 +1,4 @@
-"""Strategies: what holds for all of them, and what each paper says of its own."""
+"""Aggregation: shared properties, and each paper's formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a site adds to its gradients, against the papers' formulas, and what it costs a step."""
+"""Gradient hooks: the papers' formulas, and their cost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAKERS: dict[str, Callable[[], GradientHook]] = {
 
 
 class _Watch(TorchDispatchMode):
-    """Counts operations, and copies whose result is on another device than what they were made of."""
+    """Counts operations, and copies between devices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def _set_gradients(network: nn.Module, values: Weights) -> None:
 
 
 def _begin(correction: GradientHook, network: nn.Module, name: str) -> None:
-    """Begin a turn of a site that has had others before."""
+    """Begin a site's round after an earlier one."""
     own = _values(network, 5)
     correction.restore(own)
     correction.start(network, {f"control.{n}": v for n, v in _values(network, 6).items()})
@@ -74,7 +74,7 @@ def test_a_step_copies_nothing_between_devices(name: str) -> None:
     network, correction = _network("meta"), MAKERS[name]()
     _begin(correction, network, name)
     _set_gradients(network, _values(network, 1))
-    for _ in range(2):  # the first as little as those that follow; what reads a value of this device raises
+    for _ in range(2):  # the first costs no more than those that follow; reading a value of this device raises
         with _Watch() as watch:
             correction.apply(network)
         assert watch.operations

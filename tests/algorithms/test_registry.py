@@ -1,4 +1,4 @@
-"""An algorithm is one file: nothing else names it, and an installed package can bring one."""
+"""An algorithm is one file, built-in or from a package."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_pack_cannot_bring_one() -> None:
 
 
 def test_no_other_file_knows_an_algorithm_by_name() -> None:
-    """Of names that are ordinary words, only the classes are looked for."""
+    """Names that are ordinary words are searched as classes only."""
     words = {"median", "cyclic", "swarm"}
     classes = {algorithm_class(name) for name in algorithm_names()} - {FedAvg}
     forbidden = {kind.__name__ for kind in classes} | {kind.Settings.__name__ for kind in classes}

@@ -1,4 +1,7 @@
-"""Who is let in by a running server, and by a site that looks for one. Attackers are real processes and sockets."""
+"""Attacks on a running server and its sites.
+
+Attackers are real processes and sockets.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,10 @@ def _said(alliance: LocalAlliance) -> str:
 
 
 def _has_begun(alliance: LocalAlliance, job_id: str) -> bool:
-    """Return whether the server's process of a job runs its rounds; FLARE ends one that does not by force, in 10 s."""
+    """Return whether a job's server process runs its rounds.
+
+    Before that FLARE ends it only by force, after 10 s.
+    """
     return f"run={job_id}, wf=rounds" in _said(alliance)
 
 
@@ -74,7 +80,10 @@ def _copy(kit: Path, out: Path) -> Path:
 
 
 def _context(alliance: LocalAlliance, kit: Path | None) -> ssl.SSLContext:
-    """Return how one connects who trusts the alliance, and shows a kit's certificate or none."""
+    """Return TLS settings that trust the alliance.
+
+    They show a kit's certificate, or none.
+    """
     context = ssl.create_default_context(cafile=str(alliance.server_kit / "startup" / "rootCA.pem"))
     context.check_hostname = False
     if kit:
@@ -83,7 +92,10 @@ def _context(alliance: LocalAlliance, kit: Path | None) -> ssl.SSLContext:
 
 
 def _is_answered(context: ssl.SSLContext) -> bool:
-    """Return whether the server says anything; a refusal in TLS 1.3 comes in place of its first answer."""
+    """Return whether the server answers.
+
+    In TLS 1.3 a refusal takes the place of its first answer.
+    """
     try:
         with socket.create_connection(("localhost", SPEC.port), 5) as plain, context.wrap_socket(plain) as secured:
             secured.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -93,7 +105,7 @@ def _is_answered(context: ssl.SSLContext) -> bool:
 
 
 def _made_by(authority: Authority, folder: Path, days: float = 100) -> Path:
-    """Return a kit for east that the alliance did not send."""
+    """Return a kit for east that another authority issued."""
     spec = SPEC.model_copy(update={"valid_days": days})
     return provision(spec, folder, authority, ["east"]) / "east"
 
@@ -181,7 +193,9 @@ def test_the_job_of_another_engineer_is_left_alone(alliance: LocalAlliance, job:
 
 
 def _attack(what: str, kit: Path, *names: str) -> list[str]:
-    """Return what came of it when the holder of a kit's keys spoke to the server, under several names at once.
+    """Return the outcome of an attack with a kit's keys.
+
+    Several names are used at once.
 
     See ``attacker.py``.
     """
@@ -202,7 +216,7 @@ def _attack(what: str, kit: Path, *names: str) -> list[str]:
 
 
 def _with_key_of(kit: Path, other: Path, out: Path) -> Path:
-    """Return a copy of a kit with the certificate and key of another one."""
+    """Return a kit's copy with another kit's certificate and key."""
     copy = _copy(kit, out)
     for file in ("client.crt", "client.key"):
         shutil.copy(other / "startup" / file, copy / "startup" / file)
@@ -251,7 +265,7 @@ def test_a_join_that_is_played_again_is_refused(alliance: LocalAlliance) -> None
     logged="the server's log",
 )
 def test_a_role_cannot_be_claimed(alliance: LocalAlliance, job: Path, tmp_path: Path) -> None:
-    """What a person may do is in the certificate, whatever the kit's files say."""
+    """A person's role is in the certificate, not the kit."""
     kit = _copy(alliance.kit(LOOKS), tmp_path / "kit")
     for file in kit.rglob("*.json"):
         file.write_text(file.read_text().replace('"member"', '"project_admin"'))
@@ -277,7 +291,10 @@ def test_a_site_is_not_taken_for_another(alliance: LocalAlliance, tmp_path: Path
     logged="the site's log",
 )
 def test_a_site_joins_no_server_but_the_alliances(alliance: LocalAlliance, tmp_path: Path) -> None:
-    """A thief of one site's key sets up a server, and a site is sent there, by a forged DNS entry for example."""
+    """A thief of a site's key runs a server.
+
+    A site is directed to it, by a forged DNS entry for example.
+    """
     port = free_port()
     thief = _copy(alliance.server_kit, tmp_path / "thief")
     for end in ("crt", "key"):
@@ -303,7 +320,7 @@ def _listens(port: int) -> bool:
 
 @contextlib.contextmanager
 def _started(kit: Path, folder: Path) -> Iterator[None]:
-    """Run FLARE's process of a kit; what it prints is in a file of the kit's name."""
+    """Run a kit's FLARE process; its output is a file."""
     mark = folder / f"tmp-{kit.name}"
     with (folder / f"{kit.name}.txt").open("wb") as output:
         start_process(kit, output, process_environment(mark, 1))

@@ -1,4 +1,4 @@
-"""Classes and modules that kits, jobs and programs name by their path: a rename must not leave one behind."""
+"""Class and module paths in kits, jobs and programs exist."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oncofed.alliance.spec import AllianceSpec
 from oncofed.job.flare import export_job
 from oncofed.job.spec import read_any_job
 
-# What FLARE would start a job's process with, instead of oncofed's.
+# FLARE's classes for job processes, which oncofed's replace.
 REPLACED = ("ProcessJobLauncher", "GPUResourceManager", "GPUResourceConsumer")
 DOTTED = re.compile(r"(oncofed|nvflare)(\.[A-Za-z_]\w*){2,}")
 
@@ -39,7 +39,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def components(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield class path and arguments of each component in a configuration of FLARE's."""
+    """Yield class path and arguments of FLARE's components."""
     if isinstance(value, dict):
         if "path" in value:
             yield value["path"], value.get("args", {})
@@ -62,7 +62,10 @@ def require_constructible(path: str, arguments: dict[str, Any]) -> None:
 
 
 def exists(path: str) -> bool:
-    """Return whether a path leads to a module, to what a module defines, or to what an object of that may hold."""
+    """Return whether a path exists.
+
+    It leads to a module, to a module's name or to an attribute of that.
+    """
     try:
         pkgutil.resolve_name(path)
     except ImportError:

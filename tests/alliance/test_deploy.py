@@ -1,4 +1,4 @@
-"""What a kit brings for containers, Slurm and Kubernetes, as far as that can be tried without them."""
+"""A kit's files for containers, Slurm and Kubernetes."""
 
 from __future__ import annotations
 

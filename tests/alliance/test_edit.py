@@ -1,4 +1,4 @@
-"""One more name in an alliance.yaml, which stays its author's file."""
+"""A new name in an alliance.yaml that keeps its form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An alliance's own folder: founding it, and making kits for who has none."""
+"""An alliance's folder: foundation and new kits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oncofed.errors import AllianceError
 
 PASSWORD = "correct horse battery"
 KEY = pyrage.x25519.Identity.generate()
-# A password takes a second each time, on purpose; an age key none.
+# A password takes a second each time, by design; an age key none.
 SEALED_FOR = {"recipient": str(KEY.to_public())}
 SPEC = AllianceSpec(
     name="tiny",
@@ -81,7 +81,7 @@ def test_nothing_secret_lies_open_in_the_alliances_folder(founded: tuple[Allianc
 
 @pytest.fixture
 def open_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Open each root once alone: its password takes seconds."""
+    """Open each root only once: its password takes seconds."""
     roots: dict[Path, Authority] = {}
     load = Authority.load
 

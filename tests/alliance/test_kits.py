@@ -47,7 +47,7 @@ def test_only_approved_classes_are_built_and_logs_stay(kits: Path, participant: 
 
 @pytest.mark.parametrize("participant", ["localhost", "east"])
 def test_a_main_process_builds_its_components_without_torch(kits: Path, participant: str) -> None:
-    # It waits for jobs beside other processes that wait: 0.4 GB and seconds of a processor, each.
+    # It waits for jobs next to other processes that wait: 0.4 GB and seconds of a processor, each.
     resources = json.loads((kits / participant / "local" / "resources.json").read_text())
     modules = sorted(
         {c["path"].rpartition(".")[0] for c in resources["components"] if c["path"].startswith("oncofed.")}

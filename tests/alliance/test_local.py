@@ -1,4 +1,4 @@
-"""A live alliance from provisioned kits: what its server and sites accept, and what they refuse."""
+"""A live alliance: what it accepts, and what it refuses."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_job_that_brings_code_is_refused(alliance: LocalAlliance, exported: Pa
 
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_a_job_that_names_another_class_does_not_run(alliance: LocalAlliance, exported: Path, side: str) -> None:
-    # Installed everywhere, harmless, and still on no list.
+    # Installed everywhere and harmless, but on no list.
     config = exported / "app" / "config" / f"config_fed_{side}.json"
     values = json.loads(config.read_text())
     values["components"] = [{"id": "other", "path": "nvflare.app_common.filters.exclude_vars.ExcludeVars", "args": {}}]

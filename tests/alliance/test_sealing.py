@@ -1,4 +1,4 @@
-"""Sealed kits: who can open one, and what is found where somebody changed it."""
+"""Sealed kits: who can open them, and detected changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oncofed.alliance.sealing import changed_files, new_password, seal, sign_fol
 from oncofed.errors import AllianceError
 
 PASSWORD = "7K2QF-9M3XA-00000-ABCDE"
-# A password takes a second each time, on purpose; an age key none.
+# A password takes a second each time, by design; an age key none.
 KEY = pyrage.x25519.Identity.generate()
 RECIPIENT = str(KEY.to_public())
 

@@ -1,4 +1,4 @@
-"""``alliance.yaml`` and what is said of mistakes in it."""
+"""``alliance.yaml``, and messages about its mistakes."""
 
 from __future__ import annotations
 

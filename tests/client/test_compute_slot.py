@@ -1,4 +1,4 @@
-"""Sites of one machine take turns."""
+"""Sites of one machine share its compute slots."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def test_a_site_that_came_for_nothing_keeps_nobody_from_the_machine(
 
     thread = threading.Thread(target=train)
     thread.start()
-    thread.join(1.9)  # who hangs is passed after two seconds
+    thread.join(1.9)  # a hanging site is passed after two seconds
     assert done
 
 

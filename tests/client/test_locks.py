@@ -1,4 +1,4 @@
-"""Files that one process at a time may hold."""
+"""Files that one process at a time may lock."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_who_leaves_the_line_does_not_get_the_file_later(
         assert wait_in_line(file, [place], lambda: ended) is (None if ended else place)
     other.close()
     hanging.close()
-    # Its thread is given the file now, and lets go of it at once.
+    # Its thread gets the lock now, and releases it at once.
     for thread in threading.enumerate():
         if thread.name == "in-line":
             thread.join(10)

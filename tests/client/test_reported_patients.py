@@ -21,7 +21,7 @@ PATIENTS = [f"MRN-{n:04}" for n in range(40)]
 @pytest.mark.parametrize(
     ("second", "stays"),
     [
-        (PATIENTS[:30], False),  # the same again tells nothing new
+        (PATIENTS[:30], False),  # the same again reveals nothing new
         (PATIENTS[:29], True),
         (PATIENTS[:31], True),
         (PATIENTS[1:31], True),

@@ -1,4 +1,4 @@
-"""Tests of code that an engineer brought, in the real process that is confined for it."""
+"""An engineer's code in the real sandboxed process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(what_is_missing() is not None, reason=f"no process can be confined: {what_is_missing()}"),
 ]
 
-# Each of these is tried where the engineer's code is imported, again in a thread, and noted in its scratch folder.
+# Each of these is tried when the engineer's code is imported, again in a thread, and noted in its scratch folder.
 _ATTACKS = """
 import ctypes, json, os, pathlib, signal, socket, subprocess, sys, threading
 
@@ -91,7 +91,7 @@ if DATA:
     pathlib.Path("attacks.json").write_text(json.dumps(results))
 """
 
-# Put where Python looks first: a process that computes on the CPU starts the stub's driver where a GPU would be begun.
+# Put where Python looks first: a process that computes on the CPU starts the stub's driver where a GPU would be used.
 _STARTS_DRIVER = """
 import ctypes, importlib.util, sys
 
@@ -141,7 +141,7 @@ def voice() -> Voice:
 
 @pytest.fixture
 def context(two_sites: dict[str, Path], tmp_path: Path) -> SiteContext:
-    """A site whose images lie elsewhere, as those that were dealt to sites do."""
+    """A site whose images are links to another folder."""
     (tmp_path / "store").mkdir()
     for image in sorted((two_sites["east"] / "imagesTr").iterdir()):
         image.symlink_to(image.rename(tmp_path / "store" / image.name))
@@ -149,7 +149,7 @@ def context(two_sites: dict[str, Path], tmp_path: Path) -> SiteContext:
 
 
 def _plan(spec: JobSpec, pack: Pack, **settings: Any) -> Plan:
-    """Return a plan whose network is the pack's, as a site is sent it."""
+    """Return a plan with the pack's network."""
     load_pack(pack)
     model = {"code": pack.digest, "network": "wide_net"}
     return Plan.model_validate(spec.plan().model_dump() | {"model": model, **settings}).declared()

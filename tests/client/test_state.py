@@ -1,4 +1,4 @@
-"""What a site keeps between rounds."""
+"""A site's state between rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A site's executor without FLARE around it: what leaves when something goes wrong."""
+"""A site's executor without FLARE: results, errors, restarts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from synthetic import make_site
 
 
 class _Context(FLContext):
-    """FLARE's context of a site, with an engine that opens contexts and nothing else."""
+    """FLARE's context of a site, with a minimal engine."""
 
     def __init__(self, local: Path) -> None:
         super().__init__()
@@ -128,7 +128,10 @@ def _executor(spec: JobSpec) -> SiteExecutor:
 
 
 def test_sums_of_nearly_the_patients_of_an_earlier_job_stay(spec: JobSpec, local: Path) -> None:
-    """Two jobs whose lists of test patients differ by one: the second one's sums would tell that patient's score."""
+    """Two jobs' test patients differ by one.
+
+    The second job's sums would reveal that patient's score.
+    """
     weights = spec.plan().initial_weights()
     sums = {"paired": {"patients": 9, "difference": 0.1, "variance": 0.01}}
     left = []
@@ -137,7 +140,7 @@ def test_sums_of_nearly_the_patients_of_an_earlier_job_stay(spec: JobSpec, local
         (Policy(), range(10)),
         (Policy(), range(9)),
         (Policy(), None),
-        (None, range(10)),  # in a simulation nobody's images are anybody else's
+        (None, range(10)),  # in a simulation sites share no patients
     ):
         executor = _executor(spec)
         groups = [[f"p{n}" for n in patients]] if patients else []
@@ -158,7 +161,7 @@ def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Pat
         **expected,
         "dataset": hashlib.sha256((two_sites["west"] / "dataset.json").read_bytes()).hexdigest(),
     }
-    # Three training patients are too few to tell anything of.
+    # Three training patients are too few to report anything.
     assert _prepare(executor, local, profile=True) == {**counts, "profile": {}}
     weights = _trainer(executor).weights()
     result = _train(executor, local, weights)
@@ -186,7 +189,7 @@ def test_a_site_that_is_asked_again_sends_the_same_update_also_from_a_later_proc
 def test_a_site_that_took_the_next_turn_already_still_has_its_answer_to_the_one_before(
     spec: JobSpec, local: Path
 ) -> None:
-    """A server that was killed before it had kept a round asks for that round again."""
+    """A server killed before it kept a round repeats it."""
     executor = _executor(spec)
     _prepare(executor, local)
     weights = _trainer(executor).weights()

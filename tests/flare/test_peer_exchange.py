@@ -1,4 +1,4 @@
-"""Swarm learning: a site puts the others' updates together, and the server sees none of them."""
+"""Swarm learning: a site averages updates hidden from the server."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_update_that_did_not_come_is_named_and_the_others_are_kept_for_the_ne
     more = {**wanted, "north": PeerUpdate("0" * 64, 1)}
     assert _combined(peer, more).missing == ["north"]
     assert _combined(peer, wanted).cases == 3
-    assert _combined(peer, wanted).missing == ["east", "west"]  # they were let go with their round
+    assert _combined(peer, wanted).missing == ["east", "west"]  # they were released with their round
 
 
 def test_an_update_of_the_next_round_that_comes_early_is_kept() -> None:
@@ -125,7 +125,10 @@ HEARD = "heard.txt"
 
 
 def _listening(folder: Path) -> dict[str, dict[str, str]]:
-    """Return the environment of a server that notes of every large message between sites whether it can read it."""
+    """Return the environment of a server that eavesdrops.
+
+    It notes for each large message between sites whether it can read it.
+    """
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         textwrap.dedent(f"""

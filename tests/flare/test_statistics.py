@@ -1,4 +1,4 @@
-"""What a federated profile lets out of a site: nothing that few patients stand behind."""
+"""A federated profile reveals nothing about few patients."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_no_bin_tells_of_few_patients_nor_does_the_total(values: list[float], le
     shown = np.array(_counts(answer, "a"))
     assert all(count == 0 or count >= least for count in shown)
     hidden = int(answer["count"]["cases"]["a"] - shown.sum())
-    # What the total gives away stands for no patient, for enough, or for several bins that cannot be told apart.
+    # What the total reveals covers no patient, enough of them, or several bins that cannot be told apart.
     assert hidden == 0 or hidden >= least
     assert all(s in {0, t} for s, t in zip(shown, truth, strict=True))
 

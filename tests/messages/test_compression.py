@@ -1,4 +1,4 @@
-"""In which type updates travel, and what the server does not take."""
+"""Compression of updates, and what the server refuses."""
 
 from __future__ import annotations
 

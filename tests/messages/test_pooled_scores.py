@@ -1,4 +1,4 @@
-"""What a site adds to a score for figures over all sites, and what the server makes of it."""
+"""A site's sums, and the server's figures over all sites."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_sums_come_where_they_are_asked_for_alone(training: InProcessTraining) -
     assert set(tested) == {"evaluation", "validate_s", "pooled", "paired"}
     assert tested["pooled"]["patients"] == tested["evaluation"]["cases"] == tested["paired"]["patients"]
     assert len(tested["pooled"]["reliability"]["brier"]) == 2
-    # What is scored is the model that was sent, and it is there again after the other one.
+    # The model that was sent is scored, and is loaded again after the other one.
     assert all(torch.equal(value, training.trainer.weights()[name]) for name, value in weights.items())
 
 
@@ -107,7 +107,7 @@ def test_what_one_site_says_is_its_own_score(training: InProcessTraining) -> Non
 def test_a_calibration_gets_the_reliability_of_the_test_and_goes_into_result_and_report(
     training: InProcessTraining, tmp_path: Path
 ) -> None:
-    # A model that was never trained is sure of nothing: which temperature is best says chance.
+    # An untrained model is sure of nothing: its best temperature is chance.
     learned = Calibration(temperature=1.5, patients=12, sites=["east"], log_loss=(0.7, 0.69))
     found = together({"east": _asked(training, "test", SumsAsked(1.5))}, learned, "auroc", 0.2, None)
     assert found.calibration

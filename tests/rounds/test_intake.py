@@ -1,4 +1,4 @@
-"""Which results count: updates of this round, late ones with less weight, none that is far too long."""
+"""Which results count: on time, late, too long, malformed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The rounds of a job against sites in memory: quorum, deadline, lost and late sites, restarts, schedules."""
+"""A job's rounds with in-memory sites.
+
+Quorum, deadline, lost and late sites, restarts and schedules.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ EventT = TypeVar("EventT", bound=Event)
 
 
 class _Run(list[Event]):
-    """A run's events, and what it left."""
+    """A run's events and files."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -109,7 +112,7 @@ def _run(
 
 
 def _at(seconds: float, act: Callable[[InMemorySites], None]) -> Callable[[InMemorySites], None]:
-    """Return what acts once, when the clock has come so far."""
+    """Return a callback that acts once, at a given time."""
     done: list[bool] = []
 
     def before_wait(sites: InMemorySites) -> None:
@@ -121,7 +124,7 @@ def _at(seconds: float, act: Callable[[InMemorySites], None]) -> Callable[[InMem
 
 
 def _slow(site: Site, seconds: float, rounds: set[int]) -> Site:
-    """Return a site that takes long to train in some rounds."""
+    """Return a site that is slow in some rounds."""
 
     def work(request: Request) -> Result | Refusal | Delayed:
         answer = site(request)
@@ -133,7 +136,10 @@ def _slow(site: Site, seconds: float, rounds: set[int]) -> Site:
 
 
 def _refusing(site: Site, refusals: dict[int, list[Refusal]]) -> Site:
-    """Return a site that cannot train in some rounds, as often as refusals are given."""
+    """Return a site that refuses to train in some rounds.
+
+    It refuses once for each given refusal.
+    """
 
     def work(request: Request) -> Result | Refusal | Delayed:
         if isinstance(request, TrainRequest) and refusals.get(request.round):
@@ -145,7 +151,7 @@ def _refusing(site: Site, refusals: dict[int, list[Refusal]]) -> Site:
 
 
 def _mean_of(model: Weights, **cases: int) -> Weights:
-    """Return the model after these sites trained it, weighted by cases."""
+    """Return the weighted mean model after these sites' training."""
     deltas = {site: trained_delta(site, model) for site in cases}
     total = sum(cases.values())
     moved = {
@@ -400,7 +406,7 @@ def test_a_lost_site_is_left_out_of_a_turn_and_scores_once_it_is_back(tmp_path: 
     busy: list[str] = []
 
     def before_wait(transport: InMemorySites) -> None:
-        if not busy and transport.now > 5:  # one is at work: lose one of the others
+        if not busy and transport.now > 5:  # one is training: lose one of the others
             busy.extend(transport.known() - set(transport._in_work))
             transport.lose(busy[0], "gone")
         elif transport.now > 30:
@@ -759,7 +765,7 @@ def test_a_server_that_is_killed_while_it_writes_a_rounds_state_goes_on_from_the
 
 
 class _LatestThread:
-    """A thread that does nothing before it is waited for."""
+    """A thread that only runs when it is joined."""
 
     def __init__(self, target: Callable[..., None], args: tuple[Any, ...], name: str) -> None:
         self._target, self._args = target, args
@@ -777,7 +783,7 @@ def _process(
     finish_saving: bool = True,
     close: bool = True,
 ) -> None:
-    """Run the job in a new process of the server, and perhaps kill it."""
+    """Run the job in a new process; perhaps kill it."""
     log = EventLog(folder / EVENTS_FILE)
     sites = InMemorySites(tiny_sites(a=3, b=5, c=4))
     loop = tiny_loop(folder, sites, Recorder(log, kill_after), settings=settings)
@@ -815,7 +821,7 @@ def test_a_run_that_too_few_sites_may_come_back_to_ends_at_once(tmp_path: Path) 
 
 
 class _Unregistered(InMemorySites):
-    """Sites that have not yet registered with a server that was restarted."""
+    """Sites that have not registered after a server's restart."""
 
     def names(self) -> list[str]:
         return []
@@ -838,7 +844,7 @@ def test_a_restarted_server_waits_for_the_sites_that_took_part_before(tmp_path: 
 
 
 class _NotingOpened(InMemorySites):
-    """Sites in memory, with whom each task was opened for."""
+    """In-memory sites that note each task's sites."""
 
     opened: list[set[str]]
 
@@ -888,7 +894,7 @@ def test_a_state_that_is_still_being_written_is_not_changed(tmp_path: Path, monk
 
     def slowly(folder: Path, state: RunState) -> None:
         before = {name: value.clone() for name, value in state.model.items()}
-        time.sleep(0.1)  # the next round, which is faster, is to wait
+        time.sleep(0.1)  # the next round is faster, and has to wait
         unchanged.append(all(torch.equal(state.model.get(name, value + 1), value) for name, value in before.items()))
         write(folder, state)
 

@@ -1,4 +1,4 @@
-"""Which runner carries out a schedule that a package derives from one of ours."""
+"""The runner of a derived schedule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which round is the best, and when more rounds do not help."""
+"""Selection of the best round, and early stopping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sites have joined, while others join on other threads."""
+"""Sites join on other threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oncofed.rounds.sites import Sites
 
 
 class _Counted(dict[str, Any]):
-    """Numbers of cases that another site joins during, as on another thread."""
+    """Numbers of cases; reading them lets another site join."""
 
     def __init__(self, join: Callable[[], None]) -> None:
         super().__init__(train=3)

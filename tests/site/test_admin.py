@@ -1,4 +1,4 @@
-"""Tests of the admin's page on its real server: who is let in, what can be done, what others cannot."""
+"""The admin's page on its real server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def address(kits: Path) -> Iterator[str]:
 
 
 class _Browser:
-    """Keeps the cookie that it is given, and sends what it is told to."""
+    """A minimal browser that keeps its cookie."""
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)

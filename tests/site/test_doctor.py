@@ -1,4 +1,4 @@
-"""``oncofed site doctor`` finds each fault that is planted, and says what to do."""
+"""``oncofed site doctor`` finds faults, and gives advice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def _found(checks: list[Check]) -> dict[str, Check]:
 
 @contextmanager
 def _server(kits: dict[str, Path], certificates: Path | None = None, clock: float = 0.0) -> Iterator[None]:
-    """Answer as the server does: TLS in which both ends show a certificate, then a refusal with the time on it."""
+    """Answer as the server does.
+
+    Mutual TLS, then a refusal with the server's time.
+    """
     startup = (certificates or kits["localhost"]) / "startup"
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(startup / "server.crt", startup / "server.key")
@@ -102,7 +105,7 @@ def test_whether_the_alliances_jobs_fit_and_whether_patients_can_be_named(
 
 
 def _evil(folder: Path) -> Path:
-    """Return kits of another alliance for the same names."""
+    """Return another alliance's kits for the same names."""
     return provision(AllianceSpec(name="evil", sites=("east",)), folder / "evil")
 
 
@@ -161,7 +164,7 @@ def test_the_way_to_the_server(kits: dict[str, Path], tmp_path: Path) -> None:
     with _server(kits, clock=-600):
         checks = _found(examine(kits["east"]))
     assert checks["clock"].state == "fail"
-    # To the second, and the question takes a while on a busy machine.
+    # To the second, and the request takes a while on a busy machine.
     assert re.match(r"(599|6\d\d) s ahead of the server's", checks["clock"].found)
     with _server(kits, _evil(tmp_path) / "localhost"):
         checks = _found(examine(kits["east"]))

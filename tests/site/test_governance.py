@@ -1,4 +1,4 @@
-"""Tests of a site's policy, guard and audit log in a real federation of two sites."""
+"""Policy, outbound filter and audit log in a real federation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def _run(running: Lab, spec: JobSpec) -> RunProgress:
-    """Submit a job and return how it ended."""
+    """Submit a job and return its outcome."""
     running.submit(spec)
     running.wait(lambda state: state.finished is not None or excluded(state) or state.failed, "it ends")
     return running.look()
@@ -126,7 +126,7 @@ def test_a_job_that_does_not_fit_is_refused_with_the_rule_before_any_data_is_rea
     assert (refused.status, "networks has no 'unet'" in refused.text) == (3, True), refused.text
     rule = "its policy does not allow this job: networks has no 'unet'"
     try:
-        # As every site is needed, it is refused when it is submitted; as one is enough, the other trains alone.
+        # If every site is needed, it is refused at submission; if one is enough, the other trains alone.
         with pytest.raises(FederationError, match=f"1 of 2 connected sites would run it, it needs 2. east: {rule}"):
             running.submit(running.spec)
         at_once = list(AuditLog(kit).entries())[-1]

@@ -1,4 +1,7 @@
-"""What the doctor finds of GPUs; the process that computes there is real, and has a build of torch without CUDA."""
+"""The doctor's checks of GPUs.
+
+The process that computes is real, with a build of torch without CUDA.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ from oncofed.training import compiling
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine whose GPU 0 computes, 1 is another program's, and 2 has no kernels in this build of torch."""
+    """A machine with three GPUs.
+
+    GPU 0 computes, another program uses 1, and torch has no kernels for 2.
+    """
     monkeypatch.setattr(gpus, "_ROOT", tmp_path / "root")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     install(tmp_path / "bin", monkeypatch, [row(0), row(1, free=1000), row(2, "Tesla V100")])

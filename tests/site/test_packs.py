@@ -1,4 +1,4 @@
-"""Tests of code by digest in a real federation: refused, looked at, approved, run, withdrawn."""
+"""Approval of code by digest in a real federation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def _packed(run: Callable[..., Outcome], package: Path, job: Path, running: Lab) -> tuple[str, JobSpec]:
-    """Pack a package as the engineer does, and return its digest and a job with it."""
+    """Pack a package; return its digest and a job."""
     kit = running.alliance.kit(running.alliance.spec.engineer)
     made = run("job", "pack", package, "--kit", kit, "--out", job, "--json")
     assert made.status == 0, made.text

@@ -1,4 +1,4 @@
-"""A site whose only way out is a proxy with HTTP CONNECT."""
+"""A site that connects through an HTTP CONNECT proxy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from oncofed.site.service import is_connected
 
 @pytest.fixture
 def echo() -> int:
-    """The port of a server that says everything back."""
+    """The port of an echo server."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -104,7 +104,7 @@ def test_a_job_goes_through_it(kits: dict[str, Path], two_sites: dict[str, Path]
         finally:
             for name in ("east", "west", "localhost"):
                 oncofed("site", "stop", "--folder", kits[name], home=tmp_path)
-        # The site's own connection, and that of its job.
+        # The site's connection, and that of its job.
         assert running.opened.count(f"localhost:{port}") >= 3
     for log in kits["east"].rglob("*"):
         if log.suffix in (".log", ".txt", ".json") and log.name != "site.yaml":

@@ -1,4 +1,4 @@
-"""A newer kit in the place of an older one: what changes, what stays, and what is refused."""
+"""Renewal of a kit: what changes, stays and is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PEOPLE = {"eng@x.org": {"role": "lead"}}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Kits of one alliance, old and new, and of another that has its names."""
+    """Old and new kits of an alliance, and a namesake's."""
     folder = tmp_path_factory.mktemp("made")
     root, others = Authority.new("tiny"), Authority.new("tiny")
     kits = {}
@@ -66,7 +66,7 @@ def test_certificate_and_key_are_new_and_what_is_the_sites_own_stays(kit: Path, 
     assert (kit / "startup" / "client.key").read_bytes() == (made["new"] / "east/startup/client.key").read_bytes()
     require_unchanged(kit)
     assert not list(kit.glob(".renewal"))
-    # Once more is no harm: somebody may not know how far it came.
+    # Repeating it does no harm: somebody may not know how far it got.
     renew(kit, _copied(made["new"] / "east"))
 
 
@@ -103,7 +103,7 @@ def test_an_older_kit_and_one_that_does_not_open_change_nothing(
 
 
 def test_one_that_was_interrupted_is_mended_by_another(kit: Path, made: dict[str, Path]) -> None:
-    """The worst moment: the new keys lie in place, and the file that says whose kit it is, does not."""
+    """The worst moment: new keys with the old ``kit.json``."""
     shutil.rmtree(kit / "startup")
     shutil.copytree(made["new"] / "east" / "startup", kit / "startup")
     assert changed_files(kit)

@@ -1,4 +1,4 @@
-"""A site's way from a sealed kit to a running site, with the commands that its admin types."""
+"""From a sealed kit to a running site, by command."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ def test_a_kit_whose_key_others_can_read_is_not_started(kits: dict[str, Path], r
 
 @pytest.fixture
 def opened(tmp_path: Path, two_sites: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    """Provision an alliance and open its kits by command, east's with a password; what was started is stopped."""
+    """An alliance's kits, provisioned and opened by command.
+
+    East's has a password. Started processes are stopped.
+    """
     key = pyrage.x25519.Identity.generate()
     (tmp_path / "key.txt").write_text(str(key))
     sealed = f"recipient: {key.to_public()}"
@@ -137,11 +140,11 @@ def test_from_a_sealed_kit_to_a_job_that_outlives_killed_services(
         wait_for(lambda site=site: is_connected(opened[site]), f"{site} is connected")
     assert "fail" not in command("site", "doctor", "--folder", opened["east"])
 
-    # One whose service is killed has left its processes; the next one ends them and goes on.
+    # A killed service leaves its processes; the next one ends them and continues.
     os.kill(service_state(opened["east"]).pid, signal.SIGKILL)
     wait_for(lambda: not service_state(opened["east"]).running, "its service is gone")
     command("site", "start", "--folder", opened["east"], "--background")
-    # One whose FLARE process is killed starts it again by itself.
+    # A killed FLARE process is restarted by the service.
     flare = [
         process
         for process in psutil.Process(service_state(opened["west"]).pid).children(recursive=True)
@@ -205,7 +208,7 @@ def test_in_a_running_job_one_is_renewed_without_missing_a_round_and_another_is_
     wait_for(lambda: _participations(events)[-1]["in_time"] == ["east"], "it is out")
     begun = len(_participations(events))
     wait_for(lambda: len(_participations(events)) > begun + 3, "rounds go on")
-    # It stays out when it is started again, and when the server is.
+    # It stays out after its restart, and after the server's.
     command("site", "stop", "--folder", opened["west"])
     command("site", "start", "--folder", opened["west"], "--background")
     command("alliance", "revoke", "eng@x.org", *root)
@@ -229,7 +232,7 @@ def _participations(events: Path) -> list[dict[str, list[str]]]:
 
 
 def _no_secret_is_shown(opened: dict[str, Path]) -> None:
-    """Look for private keys and tokens in every log, and in the list of processes."""
+    """Search all logs and process lists for keys and tokens."""
     keys = {path.read_text().splitlines()[3] for folder in opened.values() for path in folder.rglob("*.key")}
     for folder in opened.values():
         for log in folder.rglob("*"):

@@ -32,7 +32,7 @@ runner.notify_job_status(client(10**9), "job", 2, timeout=0.1, retry_timeout=0.1
 
 
 def client(deaf: int) -> SimpleNamespace:
-    """A client whose parent does not hear so many messages."""
+    """A client whose parent ignores this many messages."""
 
     def send_request(**message: object) -> Message:
         asked.append(time.monotonic())

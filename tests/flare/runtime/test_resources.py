@@ -1,4 +1,4 @@
-"""A site's offer of GPUs: assigned, refused, and its hours kept."""
+"""A site's offer of GPUs: assignment, refusal and hours."""
 
 from __future__ import annotations
 

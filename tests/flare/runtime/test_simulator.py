@@ -100,7 +100,7 @@ def test_a_site_that_runs_on_is_waited_for_and_ended(start, tmp_path: Path, numb
         site.wait(0.1)
     {signal.SIGTERM: site.terminate, signal.SIGKILL: site.kill}[number]()
     assert site.wait(30) == -number
-    site.kill()  # it is gone: nobody else is hit who has its number by now
+    site.kill()  # it has ended: another process that got its number by now must not be hit
 
 
 @pytest.mark.parametrize("what", ["its parent ended before", "its parent ends", "its work is over"])

@@ -1,4 +1,4 @@
-"""Tests of what the server reads of a job's archive before the job is taken."""
+"""The server's checks of a submitted job's archive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oncofed.flare.security.archives import check_submissions, pack_of_submissio
 
 @pytest.fixture
 def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a job's archive lies that FLARE finds no fault with."""
+    """Path of an archive that FLARE accepts."""
     monkeypatch.setattr(JobMetaValidator, "validate", lambda *_: (True, "", {}))
     check_submissions(pytest.fail)
     return tmp_path / "job.zip"

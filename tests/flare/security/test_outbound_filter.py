@@ -1,4 +1,4 @@
-"""Tests of what leaves a site, message by message, as FLARE sends it."""
+"""The outbound filter on FLARE's messages."""
 
 from __future__ import annotations
 

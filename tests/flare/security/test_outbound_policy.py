@@ -1,4 +1,4 @@
-"""Tests of what the outbound policy lets leave a site, result by result."""
+"""The outbound policy's decision on each kind of result."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_an_update_unlike_those_before_is_held_back_once_it_is_known_what_is_usu
     _check(policy, _update(delta_of(spec, 3, factor=5)))
     with pytest.raises(PolicyError, match="20 times as long as this job's usual one"):
         _check(policy, _update(delta_of(spec, 4, factor=20)))
-    # As long as an update, but with a picture in it.
+    # As long as an update, but it holds a picture.
     policy, way = policy_of(spec), delta_of(spec)
     for seed in range(1, 6):
         noise = delta_of(spec, seed)

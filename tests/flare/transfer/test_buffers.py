@@ -62,7 +62,7 @@ def test_a_disk_without_room_says_so_at_once(tmp_path: Path) -> None:
 
 
 def _open_in(folder: Path) -> int:
-    """Count a folder's files that this process has open, deleted ones too."""
+    """Count a folder's open files, including deleted ones."""
     found = 0
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one that lists them is closed by now

@@ -25,7 +25,7 @@ def hello(context: ssl.SSLContext) -> bytes:
 
 
 def arrived(exchange: Exchange, count: int, seconds: float = 15.0) -> list[bytes]:
-    """Return what FLARE got, once it is so much."""
+    """Return what FLARE received, once it has this length."""
     deadline = time.monotonic() + seconds
     while len(exchange.others) < count and time.monotonic() < deadline:
         time.sleep(0.02)
