@@ -82,7 +82,7 @@ def test_a_step_copies_nothing_between_devices(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_step_adds_what_the_paper_says_to_the_last_bit(name: str) -> None:
+def test_a_step_matches_the_paper_to_the_bit(name: str) -> None:
     network, correction = _network(), MAKERS[name]()
     _begin(correction, network, name)
     start = {n: v.detach().clone() for n, v in network.named_parameters()}
@@ -113,7 +113,7 @@ def test_a_weight_without_gradient_is_left_alone() -> None:
         assert [n for n, v in network.named_parameters() if v.grad is not None] == ["0.weight"]
 
 
-def test_a_step_that_is_left_out_counts_as_zero_in_the_control() -> None:
+def test_a_skipped_step_counts_as_zero_in_the_control() -> None:
     network, correction = _network(), ControlVariates()
     correction.start(network, {})
     _set_gradients(network, _values(network, 1))
@@ -127,7 +127,7 @@ def test_a_step_that_is_left_out_counts_as_zero_in_the_control() -> None:
     assert all(torch.equal(changes[n], value) for n, value in expected.items())
 
 
-def test_a_turn_that_goes_on_after_a_restart_ends_in_the_same_control() -> None:
+def test_a_round_resumed_after_a_restart_gives_the_same_control() -> None:
     network, whole, second = _network(), ControlVariates(), ControlVariates()
     whole.start(network, {})
     second.start(network, {})

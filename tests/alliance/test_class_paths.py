@@ -95,14 +95,14 @@ def test_every_approved_class_exists() -> None:
 
 
 @pytest.mark.parametrize("participant", ["east", "west"])
-def test_a_site_may_build_what_it_adds_to_a_job(kits: Path, participant: str) -> None:
+def test_a_sites_added_components_are_approved(kits: Path, participant: str) -> None:
     allowed = json.loads((kits / participant / "local" / "resources.json").read_text())["class_allow_list"]
     added = json.loads((kits / participant / "local" / "privacy.json").read_text())
     assert {path for path, _ in components(added)} == {OUTBOUND_FILTER}
     assert OUTBOUND_FILTER in allowed
 
 
-def test_every_module_or_class_that_the_code_names_in_a_text_exists() -> None:
+def test_every_module_or_class_named_in_a_string_exists() -> None:
     named: dict[str, str] = {}
     for file in Path(oncofed.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -46,7 +46,7 @@ def test_eight_sites_behind_two_relays_train_together(spec: JobSpec, tmp_path: P
     assert all(f"SSL {relay}]" in server for relay in relays)
 
 
-def test_relays_are_mutually_authenticated_and_their_sites_go_through_them(tmp_path: Path) -> None:
+def test_relays_authenticate_mutually_and_carry_their_sites(tmp_path: Path) -> None:
     relay = RelaySpec(host="relay.example.org", port=8003, sites=("west",))
     kits = provision(AllianceSpec(sites=("east", "west"), port=8002, relays={"relay": relay}), tmp_path / "kits")
     to_server = json.loads((kits / "relay" / "startup" / "fed_relay.json").read_text())["connect_to"]
@@ -58,7 +58,7 @@ def test_relays_are_mutually_authenticated_and_their_sites_go_through_them(tmp_p
     assert not list((kits / "east").rglob("relay__resources.json"))
 
 
-def test_a_site_reaches_the_server_by_one_way() -> None:
+def test_a_site_has_one_route_to_the_server() -> None:
     both = {name: RelaySpec(port=port, sites=("west",)) for name, port in (("a", 8003), ("b", 8004))}
     with pytest.raises(ValidationError, match="west: a site reaches the server by one way"):
         AllianceSpec(sites=("west",), relays=both)

@@ -29,7 +29,7 @@ def three_sites(tmp_path: Path, two_sites: dict[str, Path]) -> dict[str, Path]:
 
 
 @pytest.mark.timeout(400)
-def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
+def test_a_run_survives_every_killed_process_with_the_same_bits(
     spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
     # Large enough for direct connections, with updates of a quarter.
@@ -63,7 +63,9 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
 
 
 @pytest.mark.timeout(400)
-def test_a_bad_day_and_bad_updates(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_survives_hangs_cut_links_full_disks_and_bad_updates(
+    spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path
+) -> None:
     changes = {"rounds": {"number": 200, "quorum": 2, "deadline_s": 4.0}, "training": {"steps_per_round": 20}}
     clock = {"east": another_clock(tmp_path / "clock", -600)}
     with lab(spec.changed(changes), three_sites, tmp_path / "lab", environments=clock) as running:
@@ -115,7 +117,9 @@ def test_a_bad_day_and_bad_updates(spec: JobSpec, three_sites: dict[str, Path], 
 
 
 @pytest.mark.timeout(300)
-def test_who_is_not_what_it_says(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) -> None:
+def test_another_version_is_refused_and_a_twin_changes_nothing(
+    spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path
+) -> None:
     other = {"north": another_version(tmp_path / "other", "0.0.1")}
     patient = spec.changed({"rounds": {"number": 3, "quorum": 2}, "training": {"steps_per_round": 120}})
     with lab(patient, three_sites, tmp_path / "lab", environments=other) as running:
@@ -127,7 +131,7 @@ def test_who_is_not_what_it_says(spec: JobSpec, three_sites: dict[str, Path], tm
 
 
 @pytest.mark.timeout(300)
-def test_nobody_waits_past_the_deadline_for_one_that_hangs_at_its_turn_or_with_the_others_updates(
+def test_a_hanging_site_or_collector_delays_nobody_past_the_deadline(
     spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
     rounds = {"number": 3, "deadline_s": 2.0}

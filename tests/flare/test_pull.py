@@ -86,12 +86,12 @@ def _server_that_directs_at_once() -> _Server:
     return server
 
 
-def test_a_directive_ends_the_pause_that_the_server_asks_for() -> None:
+def test_a_directive_ends_a_requested_pause() -> None:
     server = _server_that_directs_at_once()
     assert _pull(server).wait(server.context())
 
 
-def test_after_its_result_a_site_awaits_a_directive_and_one_from_before_does_not_count() -> None:
+def test_after_its_result_a_site_ignores_earlier_directives() -> None:
     server = _server_that_directs_at_once()
     pull = _pull(server)
     pull.wait(server.context())

@@ -212,7 +212,7 @@ def _watched(world: _World) -> Iterator[None]:
     happenings=st.lists(HAPPENINGS, max_size=5),
     kills=st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=3),
 )
-def test_whatever_happens_each_update_counts_once_and_models_follow_from_them(
+def test_each_update_counts_once_whatever_happens(
     name: str, deeds: dict[str, list[Deed]], happenings: list[Happening], kills: list[tuple[int, bool]]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -232,7 +232,7 @@ def test_whatever_happens_each_update_counts_once_and_models_follow_from_them(
     deeds=st.fixed_dictionaries({site: st.lists(st.builds(Deed, SECONDS), max_size=5) for site in SITES}),
     kills=st.lists(st.tuples(st.integers(0, 30), st.booleans()), min_size=1, max_size=4),
 )
-def test_a_run_whose_server_is_killed_again_and_again_ends_with_the_same_bits(
+def test_a_repeatedly_killed_server_ends_with_the_same_bits(
     deeds: dict[str, list[Deed]], kills: list[tuple[int, bool]]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:

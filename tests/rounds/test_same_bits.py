@@ -192,17 +192,13 @@ def _spec(job: JobSpec, name: str) -> JobSpec:
 
 
 @pytest.mark.parametrize("name", _RECORDED["runs"])
-def test_an_algorithm_gives_the_same_bits_as_ever(
-    name: str, job: JobSpec, sites: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_algorithm_gives_the_recorded_bits(name: str, job: JobSpec, sites: dict[str, Path], tmp_path: Path) -> None:
     _process(_spec(job, name), sites, tmp_path)
     _assert_recorded(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["scaffold int8", "swarm"])
-def test_a_run_that_was_killed_halfway_gives_them_too(
-    name: str, job: JobSpec, sites: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_killed_run_gives_the_recorded_bits(name: str, job: JobSpec, sites: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(Killed):
         _process(_spec(job, name), sites, tmp_path, kill_after=18)
     _process(_spec(job, name), sites, tmp_path)

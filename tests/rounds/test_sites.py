@@ -21,7 +21,7 @@ class _Counted(dict[str, Any]):
         return super().__getitem__(name)
 
 
-def test_a_site_that_joins_while_the_others_are_counted_disturbs_nothing() -> None:
+def test_a_site_can_join_while_the_others_are_counted() -> None:
     transport = InMemorySites({})
     sites = Sites(
         transport=transport,

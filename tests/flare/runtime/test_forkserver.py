@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_nothing_that_jobs_import_calls_the_driver(folder: Path) -> None:
+def test_preloading_does_not_call_the_driver(folder: Path) -> None:
     codec = folder / "nvidia" / "nvimgcodec"
     codec.mkdir(parents=True)
     (codec / "__init__.py").write_text(_INITIALISES)
@@ -53,7 +53,7 @@ def test_nothing_that_jobs_import_calls_the_driver(folder: Path) -> None:
     assert done.stderr.count("cuInit") == 1
 
 
-def test_a_driver_that_nobody_loaded_is_not_loaded_to_ask_it(folder: Path) -> None:
+def test_the_cuda_check_does_not_load_the_driver(folder: Path) -> None:
     script = (
         "from oncofed.gpus import cuda_is_initialised; from pathlib import Path; "
         "print(cuda_is_initialised(), 'libcuda' in Path('/proc/self/maps').read_text())"
@@ -76,7 +76,7 @@ def _fork_server(folder: Path, first: str) -> Iterator[ForkServer]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "spoilt"), [(_LOADS, False), (_INITIALISES, True)])
-def test_a_job_can_use_the_gpu_whatever_was_imported_before(
+def test_a_job_can_use_the_gpu_after_any_import(
     folder: Path, first: str, spoilt: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with _fork_server(folder, first) as server:

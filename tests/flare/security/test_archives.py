@@ -39,7 +39,7 @@ def test_the_one_pack_of_a_job_is_found(taken: Path) -> None:
     assert _take(taken, "app", "other") is None
 
 
-def test_a_pack_that_is_broken_in_its_archive_is_none(taken: Path) -> None:
+def test_a_broken_pack_in_an_archive_is_none(taken: Path) -> None:
     _take(taken, "app")
     taken.write_bytes(taken.read_bytes().replace(b"a pack, ", b"A PACK, ", 1))
     assert _taken(taken) is None
