@@ -40,7 +40,7 @@ from oncofed.rounds.events import (
     read_event,
 )
 
-# What lines hold beside "time" and "kind", in order.
+# What lines hold in addition to "time" and "kind", in order.
 LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
     (Started, "started", {"sites": ["a"], "rounds": 2, "steps_per_round": 3, "metric": "dice", "strategy": "fedavg"}),
     (Resumed, "resumed", {"round": 2}),
