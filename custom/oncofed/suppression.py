@@ -1,4 +1,7 @@
-"""Small-group suppression: groups too small to report, and others that would reveal them."""
+"""Suppression of small groups.
+
+Groups too small to report, and others that would reveal them.
+"""
 
 from __future__ import annotations
 

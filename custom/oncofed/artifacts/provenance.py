@@ -56,7 +56,9 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
 
 def problems_of(provenance: Mapping[str, Any], model: Path, root: x509.Certificate, server: str) -> list[str]:
-    """Return the reasons not to trust a provenance; empty where it is true.
+    """Return the reasons not to trust a provenance.
+
+    Empty if it can be trusted.
 
     Args:
         provenance: the file's content.

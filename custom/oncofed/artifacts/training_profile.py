@@ -76,7 +76,7 @@ def site_profile(images: Iterable[tuple[str, Entry]], data: DataSpec) -> dict[st
 
 
 def bins_of(data: DataSpec) -> dict[str, int]:
-    """Return the number of bins of each histogram of a job, by trait."""
+    """Return each histogram's number of bins, by trait."""
     return {name: trait.bins for name, trait in traits(data).items()}
 
 

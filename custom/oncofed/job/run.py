@@ -245,7 +245,7 @@ class Run:
             return pool.collect(lambda done: bar.update(task, completed=done))
 
     def _pictures(self) -> dict[str, Picture]:
-        """Return the federated model's output on one test case a site."""
+        """Return the model's output on one test case per site."""
         first = next(iter(self._cases))
         trainer = Trainer(self.spec.plan(), self._cases[first], first)
         trainer.load_weights(load_file(self.folder / "model" / "model.safetensors"))

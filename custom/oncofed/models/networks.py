@@ -181,7 +181,7 @@ class ModelSpec(StrictModel):
 
     @property
     def lacks_code(self) -> bool:
-        """Whether the network comes from a pack that is not loaded."""
+        """Whether the network's pack is not loaded."""
         return self.code is not None and self.declared is None and not is_loaded(self.code)
 
     @property
@@ -230,7 +230,9 @@ class NetworkRequest:
 
 
 def network_config(request: NetworkRequest) -> dict[str, Any]:
-    """Return a network as a MONAI bundle writes it: ``_target_`` and arguments.
+    """Return a network as a bundle's configuration.
+
+    ``_target_`` and arguments.
 
     Raises:
         SpecError: the network cannot have that many axes.
@@ -246,7 +248,7 @@ def network_config(request: NetworkRequest) -> dict[str, Any]:
 
 
 def build_network(request: NetworkRequest, seed: int) -> nn.Module:
-    """Return a network with initial weights that follow from ``seed`` alone.
+    """Return a network with initial weights by ``seed``.
 
     Args:
         request: which network, and for what.

@@ -1,4 +1,4 @@
-"""Tensors as a file of the format safetensors, written from where they lie.
+"""Writes safetensors files without copying tensors.
 
 https://huggingface.co/docs/safetensors: eight bytes with the length of a header, the header, and the tensors' bytes.
 The library of that name writes each tensor with one call, for which Linux looks for runs of free memory as long as
@@ -47,7 +47,7 @@ _PIECE = 1 << 20
 
 
 class Serialized:
-    """Tensors as the bytes of a file, none of which are copied.
+    """Tensors as a file's bytes, without copies.
 
     Args:
         tensors: by name, of any device. Those of larger types come first, so that each lies where its type may.
@@ -126,7 +126,10 @@ def write_tensors(
 
 
 def _begin(path: Path, previous: Path | None) -> tuple[int, Path]:
-    """Return a file to write to, open, and its name: a new one, or what was ``previous``; the old file is that now."""
+    """Open a temporary file to write, and name it.
+
+    A new file, or the one that was ``previous``; the current file becomes ``previous``.
+    """
     prefix, suffix = f".{path.name}.", ".unfinished"
     # Left by a process that was killed while writing: as large as the file itself.
     for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):

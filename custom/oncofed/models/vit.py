@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 class ViTClassifier(ViT):
-    """MONAI's ViT for classification, whose own ``forward`` also returns every layer's states.
+    """MONAI's ViT that returns logits alone.
+
+    The original ``forward`` also returns every layer's states.
 
     Args:
         in_channels: image channels.

@@ -39,7 +39,7 @@ def weights_of(network: nn.Module) -> Weights:
 
 
 def norm_names(network: nn.Module) -> set[str]:
-    """Return the names of the weights and statistics of a network's normalisation layers."""
+    """Return the names of normalisation weights and statistics."""
     return {
         f"{prefix}.{name}"
         for prefix, module in network.named_modules()

@@ -60,7 +60,7 @@ def read_decisions(local: Path) -> dict[str, Decision]:
 
 
 def write_decision(local: Path, pack: Pack, state: State, by: str, reason: str) -> None:
-    """Keep a decision, in place of an earlier one about the same pack."""
+    """Write a decision, replacing an earlier one."""
     now = datetime.now(timezone.utc)
     decisions = {
         **read_decisions(local),
@@ -71,7 +71,7 @@ def write_decision(local: Path, pack: Pack, state: State, by: str, reason: str) 
 
 
 def refusal_of(local: Path, pack: Pack) -> str | None:
-    """Return why a pack may not run; None where it may.
+    """Return why a pack may not run, or None.
 
     In words that may leave the site.
     """
@@ -142,7 +142,7 @@ def kept_packs(kit: Path) -> list[Pack]:
 
 
 def kept_pack(kit: Path, digest: str) -> Pack:
-    """Return a pack by its digest, or the beginning of it.
+    """Return a pack by its digest or digest prefix.
 
     Raises:
         SpecError: there is none, or several.

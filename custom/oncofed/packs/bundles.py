@@ -36,7 +36,10 @@ def network(in_channels, out_channels, spatial_dims, **arguments):
 
 
 def is_bundle(folder: Path) -> bool:
-    """Return whether a folder is a MONAI bundle, and no Python package."""
+    """Return whether a folder is a MONAI bundle.
+
+    A Python package is none.
+    """
     names = {path.stem for path in config_paths(folder) if path.is_file()}
     return not names.isdisjoint(CONFIGS) and not (folder / "__init__.py").exists()
 
@@ -65,7 +68,7 @@ def make_bundle_pack(folder: Path, startup: Path | None) -> Pack:
 
 
 def definition_of(files: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], str]:
-    """Return a bundle's configuration, and the key of its network in it.
+    """Return a bundle's configuration and its network's key.
 
     Raises:
         SpecError: there is none.

@@ -188,7 +188,7 @@ def _members(archive: zipfile.ZipFile, where: str) -> dict[str, bytes]:
 
 
 def find_pack(digest: str, folders: Sequence[Path]) -> Pack:
-    """Return the pack of a digest from the first folder that has it.
+    """Return a pack by digest, from the first folder having it.
 
     Raises:
         SpecError: none has.

@@ -96,7 +96,9 @@ def withhold_evaluation(numbers: Mapping[str, Any], minimum: int) -> dict[str, A
 def is_evaluation(
     value: Any, classes: Sequence[str], known: int = _MOST_CASES, metrics: Sequence[Metric] | None = None
 ) -> bool:
-    """Return whether a value is a valid evaluation, as of ``evaluation_numbers``.
+    """Return whether a value is a valid evaluation.
+
+    The rules are those of ``evaluation_numbers``.
 
     Args:
         value: as sent.
@@ -127,7 +129,7 @@ def round_figure(value: float) -> float:
 
 
 def is_share(value: Any) -> bool:
-    """Return whether a value is a share of one, rounded as required.
+    """Return whether a value is a properly rounded share.
 
     NaN, of a class without patients, is one.
     """
@@ -135,12 +137,12 @@ def is_share(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a number and no truth value."""
+    """Return whether a value is a number, not bool."""
     return isinstance(value, float | int) and not isinstance(value, bool)
 
 
 def _are_patients(value: Any, by_class: Mapping[str, Any], more: Mapping[str, Any], cases: int) -> bool:
-    """Return whether counts of patients are consistent and none too small.
+    """Return whether patient counts are consistent and large enough.
 
     No class may be of few patients, or of all but a few.
     """
@@ -170,7 +172,10 @@ def _are_ends(interval: Sequence[Any]) -> bool:
 
 
 def _is_figure(name: Any, value: Any, told: Mapping[str, Any], metrics: Sequence[Metric]) -> bool:
-    """Return whether a figure is declared, of a sent class, and in bounds."""
+    """Return whether a figure is declared and in bounds.
+
+    Its class must have been sent.
+    """
     kind, dot, of = str(name).partition(".")
     metric = next((metric for metric in metrics if (metric.name, metric.per_class) == (kind, bool(dot))), None)
     return (

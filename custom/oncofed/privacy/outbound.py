@@ -29,7 +29,7 @@ _SYSTEM_ERRORS = frozenset(os.strerror(number) for number in errorcode)
 
 
 def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, int] | None = None) -> None:
-    """Check a site's facts about its data, before the first round.
+    """Check a site's data counts before the first round.
 
     Args:
         numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset`` and ``policy``;

@@ -21,7 +21,7 @@ _KEY = "oncofed"
 
 
 def previous_of(path: Path) -> Path:
-    """Return where ``write_checkpoint`` keeps the state before the one in ``path``."""
+    """Return the path of the previous checkpoint."""
     return path.with_suffix(f".previous{path.suffix}")
 
 
@@ -76,7 +76,10 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a file is a whole checkpoint, without reading its tensors."""
+    """Return whether a checkpoint is complete.
+
+    Its tensors are not read.
+    """
     try:
         with _opened(path):
             return True

@@ -53,10 +53,11 @@ class Timing(NamedTuple):
 
 
 def cost_seconds(network: nn.Module, cached: bool) -> float:
-    """Return about how long compiling takes; not measured on a GPU.
+    """Estimate how long compiling takes.
 
-    Tracing took 2.6 s of a core for 52 layers and 10 s for 369; generating and compiling kernels takes by experience
-    one to three minutes for such networks, and next to nothing where an earlier process of the run has done it.
+    Not measured on a GPU. Tracing took 2.6 s of a core for 52 layers and 10 s for 369; generating and compiling kernels
+    takes by experience one to three minutes for such networks, and next to nothing where an earlier process of the run
+    has done it.
 
     Args:
         network: to be compiled.
@@ -79,7 +80,7 @@ def pays_by_plan(total_steps: int, cost: float) -> bool:
 
 
 def choose(timing: Timing, steps_left: int, cost: float, replayable: bool) -> Form:
-    """Return the form in which the rest of a run takes least time.
+    """Return the fastest form for the rest of a run.
 
     Args:
         timing: of a step as it is.
@@ -125,7 +126,7 @@ def use_cache(folder: Path | None) -> bool:
 
     Unless its environment names another.
 
-    What lies there is run: it must be this user's alone.
+    The kernels are run, so only this user may write there.
 
     Args:
         folder: in which the cache's own folder is made; None: the user's folder of caches.
@@ -153,7 +154,7 @@ def use_cache(folder: Path | None) -> bool:
 
 
 def in_form(function: Callable[..., Any], form: Form, deterministic: bool) -> Callable[..., Any]:
-    """Return a network or another function of tensors in a form.
+    """Return a function of tensors in a form.
 
     Args:
         function: as it is.
@@ -192,7 +193,7 @@ class Situation:
 
 
 class Compiling:
-    """Has a training take its steps in the form that saves most time.
+    """Switches a training to its fastest form.
 
     Args:
         situation: of the training.
@@ -218,7 +219,7 @@ class Compiling:
 
     @contextlib.contextmanager
     def step(self, steps_left: int) -> Iterator[None]:
-        """Take a step in the block; wait for the first ones and measure.
+        """Run a step, measuring the first ones.
 
         Args:
             steps_left: of the run.

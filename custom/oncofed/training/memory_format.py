@@ -13,7 +13,7 @@ _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def memory_format(network: nn.Module, axes: int) -> torch.memory_format:
-    """Return the format in which a network's convolutions are fastest on a GPU.
+    """Return a network's fastest memory format on a GPU.
 
     Tensor cores take channels last. Normalisation by batch keeps that; on CUDA that by instance and by group makes its
     input contiguous and returns it so, and each convolution would turn it round again: a quarter more bytes in a step

@@ -1,4 +1,4 @@
-"""Names for the parts of a training step, as profilers show them."""
+"""Names of a training step's parts, for profilers."""
 
 from __future__ import annotations
 

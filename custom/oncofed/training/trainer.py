@@ -126,7 +126,7 @@ class Trainer:
 
     @property
     def not_kept(self) -> str | None:
-        """Why the last checkpoint is not on disk; None: it is."""
+        """Why the last checkpoint was not written, or None."""
         return self._resumption.not_kept
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> BatchStream:

@@ -103,7 +103,7 @@ def _memory(size: int, pinned: bool) -> Tensor:
 
 
 def _now_on(device: torch.device) -> torch.cuda.Event:
-    """Return an event of all work given to a device so far."""
+    """Record an event after all work queued on a device."""
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event

@@ -1,4 +1,4 @@
-"""A trained model as a MONAI bundle, which predicts with MONAI alone.
+"""A trained model as a self-contained MONAI bundle.
 
 ``monai.bundle.load(name, bundle_dir=...)`` returns its network with its weights; ``python -m monai.bundle run
 --config_file configs/inference.json`` answers for a folder of images as the job's own scoring does.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LabelledVoxels:
-    """A label for each voxel on the grid of the image's file.
+    """A label per voxel on the file's grid.
 
     Attributes:
         overlap: share by which windows overlap.
@@ -25,7 +25,7 @@ class LabelledVoxels:
 
 @dataclass(frozen=True)
 class NumberedObjects:
-    """A number for each object on the grid of the image's file.
+    """An object's number per pixel on the file's grid.
 
     Attributes:
         overlap: share by which windows overlap.
@@ -47,7 +47,7 @@ class ImageClasses:
 
 @dataclass(frozen=True)
 class SlideClasses:
-    """A probability for each class of a slide, whose tiles' features are given.
+    """Probabilities of a slide's classes, from given features.
 
     Attributes:
         encoder: digest of what makes the features.

@@ -86,7 +86,9 @@ _WRITTEN = (
 
 
 def inference(network: Exported, data: DataSpec, answer: Answer, classes: dict[int, str]) -> tuple[Config, list[str]]:
-    """Return the configuration, and the packages needed in addition to MONAI.
+    """Return the configuration and the packages it needs.
+
+    Packages in addition to MONAI.
 
     Args:
         network: of the bundle.

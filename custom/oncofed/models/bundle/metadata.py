@@ -77,7 +77,7 @@ def metadata(
 
 
 def metadata_without_code(title: str, pack: str, classes: dict[int, str]) -> Config:
-    """Return the metadata of a model that answers only with a pack's code.
+    """Return metadata of a model that needs a pack.
 
     Args:
         title: of the model.
