@@ -1,4 +1,7 @@
-"""The command: ``python -m gpu_checks``. Exit status: 0 nothing was refuted, 1 something was, 2 usage, 3 no GPU."""
+"""``python -m gpu_checks``.
+
+Exit status: 0 nothing was refuted, 1 something was, 2 usage, 3 no GPU.
+"""
 
 from __future__ import annotations
 

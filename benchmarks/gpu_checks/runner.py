@@ -1,4 +1,7 @@
-"""Runs checks in forks of a process without CUDA, like oncofed's jobs."""
+"""Runs checks in forks of a process without CUDA.
+
+oncofed's jobs run like that.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,7 @@ class Runner:
         append(self.file, Header(schema=1, started=now, commit=commit, device=self.device, environment=environment))
 
     def run(self, checks: Sequence[Check]) -> None:
-        """Run checks one after the other, also after one that hangs or dies."""
+        """Run all checks, even after one hangs or dies."""
         for check in checks:
             report = Report(self.file, check.name, self.device)
             left = self.until - time.monotonic()

@@ -1,4 +1,4 @@
-"""What a strategy's correction of the gradients costs in each step."""
+"""Cost per step of strategies that correct gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST = 1.1
 
 
 def check(context: Context) -> None:
-    """Measure a step with each correction beside one without."""
+    """Compare steps with and without each correction."""
     few, steps = (5, 20) if context.cuda else (1, 1)
     corrections: dict[str, GradientHook | None] = {
         "none": None,

@@ -26,7 +26,7 @@ def documents() -> Iterator[Path]:
 
 
 def status(claim: Claim, runs: Sequence[Run]) -> tuple[str, Run | None]:
-    """Return a claim's status with the latest run that checked it."""
+    """Return a claim's status, by its latest run."""
     for run in reversed(runs):
         word = _WORDS.get(run.verdict(claim))
         if word:
@@ -49,7 +49,7 @@ def with_claims(text: str, runs: Sequence[Run]) -> str:
 
 
 def with_statuses(text: str, runs: Sequence[Run]) -> str:
-    """Return a document's text with the status in links to claims."""
+    """Return a document with the status at its claims."""
     known = {claim.name: claim for claim in CLAIMS}
 
     def written(link: re.Match[str]) -> str:

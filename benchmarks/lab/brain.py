@@ -1,4 +1,4 @@
-"""Job and sites with generated brains, for suites of any task."""
+"""Job and sites with generated brains."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Make an archive to measure on a machine with torch and CUDA but no network.
+"""Make an archive for measuring without network.
 
-It holds oncofed, the packages that such a machine lacks, the suites, and a program ``bench`` that runs them with the
-machine's own torch. Suites generate their data there; nothing is installed, and nothing is downloaded.
+The machine needs torch and CUDA. The archive holds oncofed, the packages that such a machine lacks, the suites, and
+a program ``bench`` that runs them with the machine's torch. Suites generate their data there; nothing is installed, and
+nothing is downloaded.
 """
 
 from __future__ import annotations

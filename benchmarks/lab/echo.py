@@ -26,7 +26,10 @@ class Echo(SiteExecutor):
     _delta: Weights | None = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """Return counts, an update that is a tenth of the first model, or a score."""
+        """Answer with counts, a scaled model, or a score.
+
+        The update is a tenth of the first model.
+        """
         del fl_ctx, abort_signal
         return wire.to_shareable(self._echo(task_name, shareable))
 

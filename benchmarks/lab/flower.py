@@ -26,7 +26,7 @@ _RUN_SECONDS = 300.0
 
 
 def flower_baseline(bench: Bench, what: str, measure: Callable[[], list[float]]) -> Baseline:
-    """Return Flower's seconds as a baseline, or why there are none.
+    """Return Flower's seconds, or why they are missing.
 
     Args:
         bench: of the suite.
