@@ -120,7 +120,7 @@ def _memory(bench: Bench, name: str, programs: dict[str, Program], size: int, se
     peaks = {}
     for who, program in programs.items():
         gc.collect()
-        trim_heap()  # what was freed before would be used again, and not be seen
+        trim_heap()  # memory freed before would be reused, and not counted
         with Peak(every=0.001) as peak:
             before = peak.most
             program()

@@ -34,10 +34,10 @@ class Fault:
 
     Attributes:
         name: for the table.
-        act: what is done once the first round is over.
+        act: called once the first round is over.
         settings: of the job, in addition to those of all.
         poisoned: site -> how its updates are bad.
-        environments: makes, in a folder, what the processes of some sites find in their environment.
+        environments: returns environment variables of some sites' processes, given a folder.
     """
 
     name: str

@@ -12,7 +12,7 @@ from gpu_checks.data import BRAIN, CT, TILES, XRAYS, cases_of, plan_of, trainer_
 from oncofed.training import Trainer
 from oncofed.training.compiling import CACHE_VARIABLE, Form, can_compile
 
-# After so many it has decided.
+# Steps after which ``training.compile: auto`` has decided.
 _DECIDED = 120
 _NEAR = 1e-2
 

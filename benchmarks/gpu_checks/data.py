@@ -25,7 +25,7 @@ CT, BRAIN, NUCLEI = "ct_organ_segmentation", "brain_tissue_segmentation", "nucle
 TILES, XRAYS, SLIDES = "tile_classification", "xray_classification", "slide_classification"
 JOBS = (CT, BRAIN, NUCLEI, TILES, XRAYS, SLIDES)
 
-# What makes a job small enough for a CPU; the network keeps its form.
+# Changes that make a job small enough for a CPU; the network keeps its form.
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     CT: {"data": {"patch": [16, 16, 16]}, "model": {"channels": [8, 8, 8], "deep_supervision": 1}},
     BRAIN: {"data": {"patch": [16, 16, 16]}, "model": {"channels": [4, 8, 8]}},
@@ -79,8 +79,8 @@ def dataset_of(context: Context, job: str) -> Path:
 def large_ct(context: Context, count: int) -> Cases:
     """Return abdominal CTs for validation.
 
-    512×512×100 voxels; small on a CPU. Three differ, and each of the others is one of these again: what reading and
-    scoring take is the same.
+    512×512×100 voxels; small on a CPU. Three differ, the others are copies: reading and scoring them takes as
+    long.
     """
     plan = plan_of(context, CT)
 

@@ -18,9 +18,9 @@ from oncofed.errors import FederationError
 from oncofed.gpus import read_gpus
 from oncofed.training import Trainer
 
-# The first compute capability whose convolutions are in bfloat16; an older GPU computes them another way, far slower.
+# The first compute capability whose convolutions are in bfloat16; older GPUs emulate them, far slower.
 _BFLOAT16_SINCE = (8, 0)
-# What the doctor looks at that GPUs need.
+# The doctor's checks that GPUs need.
 _OF_GPUS = ("gpu", "cuda", "compiler")
 
 

@@ -1,4 +1,4 @@
-"""A killed training resumes to the same bits."""
+"""A process is killed, and another goes on from its checkpoint to the same bits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CPU_CASES = ((CT, "sgd", "never"), (BRAIN, "adamw", "never"))
 
 
 def check(context: Context) -> None:
-    """Kill, and go on."""
+    """Kill a training, and resume it."""
     for job, optimizer, compile_ in _GPU_CASES if context.cuda else _CPU_CASES:
         text = f"{job}, {optimizer}, compile {compile_}"
         with context.report.attempt("restart", text):

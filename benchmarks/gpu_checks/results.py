@@ -18,8 +18,8 @@ from oncofed.errors import OncofedError, SpecError
 
 SCHEMA = 1
 
-# FAILED is a check that ended before it could tell: it hung, it died, or it raised. Walked is what held on
-# a CPU, which confirms nothing of GPUs.
+# FAILED: the check hung, died or raised before it had a result. walked: it held on a CPU, which confirms nothing
+# about GPUs.
 Verdict = Literal["CONFIRMED", "walked", "REFUTED", "FAILED", "figure", "not checked"]
 _BAD: tuple[Verdict, ...] = ("REFUTED", "FAILED")
 _GOOD: tuple[Verdict, ...] = ("CONFIRMED", "walked")
@@ -89,7 +89,7 @@ class Report:
         Args:
             name: of a claim of this check.
             holds: true confirms (on a CPU: walked), false refutes.
-            text: what was looked at; empty: the claim itself.
+            text: the subject; empty: the claim itself.
             numbers: that the verdict follows from.
         """
         cpu = self._device == "cpu"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 TABLE = ROOT / "benchmarks" / "README.md"
 _BEGIN, _END = "<!-- GPU claims: written by `make bench-table` -->\n", "<!-- end of GPU claims -->\n"
-# A link to a claim's row: what it says before the status, the status, the table's path, the claim.
+# A link to a claim's row: words before the status, the status, the table's path, the claim.
 LINK = re.compile(r"\[((?:[^\]]*: )?)(not confirmed|confirmed|refuted)\]\(([^)#]*)#gpu-([a-z0-9-]+)\)")
 _WORDS = {"CONFIRMED": "confirmed", "REFUTED": "refuted"}
 

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 _ROOT = Path(__file__).parents[2]
 _NAME = "oncofed-bench"
-# What comes with torch, and what needs it: the machine has its own.
+# Not packed: the machine's torch, and NumPy, which comes with it.
 _THERE = frozenset({"torch", "numpy"})
 # For commands and formats that no suite in the bundle uses, or for federations, which need no GPU to be measured.
 _LEFT_OUT = frozenset(

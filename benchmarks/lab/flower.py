@@ -82,7 +82,7 @@ def simulate_flower(floats: int, sites: int, rounds: int, folder: Path) -> list[
         floats: size of the model.
         sites: how many.
         rounds: how many.
-        folder: for its environment and files; an environment that lies there already is used again.
+        folder: for its environment and files; an existing environment is used again.
 
     Raises:
         OSError, subprocess.SubprocessError: it cannot be installed or run here.

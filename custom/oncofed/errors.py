@@ -8,7 +8,7 @@ OncofedError
 │   └── UnreadableError          a file that may be readable again later
 ├── PolicyError                  forbidden by a policy
 ├── AuditError                   cannot be recorded
-├── TrainingError                training cannot go on
+├── TrainingError                training cannot continue
 │   └── StateError               what an earlier process left cannot be used
 └── FederationError              server, sites, or what connects them
     ├── AllianceError            a kit, a certificate or an alliance's folder
@@ -47,7 +47,7 @@ class UnreadableError(DataError):
 
 
 class PolicyError(OncofedError):
-    """A policy forbids what was asked for."""
+    """A policy forbids the request."""
 
     exit_code = 3
 

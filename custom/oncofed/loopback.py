@@ -79,7 +79,7 @@ def free_port() -> int:
 def connect(host: str, port: int, seconds: float) -> socket.socket:
     """Connect to a host.
 
-    For this machine try each loopback address, whatever the name resolves to.
+    For this machine try each loopback address, however its name resolves.
 
     Args:
         host: name or address.

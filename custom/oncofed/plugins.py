@@ -49,7 +49,7 @@ def registering(pack: str) -> Iterator[None]:
     Args:
         pack: its digest.
     """
-    # What the pack imports of installed packages is not the pack's.
+    # Installed packages that the pack imports are not part of it.
     for registry in _REGISTRIES:
         registry.load()
     with _owned_by(pack):
@@ -129,8 +129,8 @@ class Registry(Generic[T]):
         """Return a plug-in.
 
         Args:
-            name: its own.
-            pack: digest of the pack that brings it; empty: none does.
+            name: of the plug-in.
+            pack: digest of the pack that registers it; empty: none.
 
         Raises:
             SpecError: none has that name; lists those that are known.
@@ -166,7 +166,7 @@ class Registry(Generic[T]):
                 with _owned_by(""):
                     if not self._is_loaded:
                         self._import_all()
-                    # A fork gets its environment after what it shares was loaded.
+                    # A fork gets its environment after the shared modules were loaded.
                     for module in filter(None, map(str.strip, os.environ.get(MODULES_VARIABLE, "").split(","))):
                         _import(module)
                 self._is_loaded = True
@@ -232,7 +232,7 @@ def _import(module: str) -> None:
 
 # --- networks
 
-# What a network turns its input into: values for each voxel, for an image as a whole, or for a bag of features.
+# A network's output: values for each voxel, for an image as a whole, or for a bag of features.
 Kind = Literal["dense", "image", "bag"]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 Group = frozenset[str] | set[str]
 
-# Fewest patients behind any figure of a site's data that leaves it, whatever a job requests.
+# Fewest patients behind any figure that leaves a site; no job can lower it.
 LEAST_PATIENTS = 5
 
 

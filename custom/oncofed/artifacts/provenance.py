@@ -64,7 +64,7 @@ def problems_of(provenance: Mapping[str, Any], model: Path, root: x509.Certifica
         provenance: the file's content.
         model: weights as safetensors.
         root: certificate of the alliance, from one's own kit.
-        server: name of its server, from the same kit: nobody else vouches for a model.
+        server: name of its server, from the same kit: only it can sign for a model.
     """
     problems = []
     try:

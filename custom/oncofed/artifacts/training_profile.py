@@ -102,7 +102,7 @@ def write_training_profile(folder: Path, profile: TrainingProfile) -> Path:
 def read_training_profile(folder: Path) -> TrainingProfile | None:
     """Return the profile next to a model's weights.
 
-    It is None without one, as of runs at older sites.
+    None without one, as in runs of older sites.
 
     Raises:
         SpecError: it cannot be read as one.

@@ -87,7 +87,7 @@ def export_job(
         calibration = read_calibration(model.parent) if model and evaluate_only else None
         transfer = _transfer(spec)
         server, client = _server(spec, evaluate_only, calibration) | transfer, _client(spec) | transfer
-        # Any number of sites may start the job: others join later, and rounds check their own quorum.
+        # Any number of sites may start the job: others join later, and each round checks its quorum.
         _write(
             out / "meta.json", {**_meta(spec.name, None), **_resources(spec), "custom_props": job_mark() | _facts(spec)}
         )

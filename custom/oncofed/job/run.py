@@ -36,7 +36,7 @@ from oncofed.training import Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
 
 _POLL_SECONDS = 0.2
-# Memory of one site with small images: a process of its own, or a fork of the simulator.
+# Memory of one site with small images: a separate process, or a fork of the simulator.
 _GIB_OF_A_SITE: dict[Backend, float] = {"federation": 0.55, "simulate": 0.16}
 _STARTING: dict[Backend, str] = {
     "federation": "starting a server and {sites} sites from their startup kits …",

@@ -164,7 +164,7 @@ def read_job(job: str | Path, with_code: bool = False) -> JobSpec:
 
 
 def read_any_job(job: str | Path, with_code: bool = False) -> AnyJob:
-    """Read a job of whatever kind; see ``read_job``."""
+    """Read a job of any kind; see ``read_job``."""
     return parse_any_job(find_job(job), with_code)
 
 

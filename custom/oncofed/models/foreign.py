@@ -1,7 +1,7 @@
 """A MONAI bundle as a job's model, without its code.
 
-Of a bundle its network definition is read, which may name MONAI's own networks and plain values, and its weights, which
-are tensors. Expressions (``$...``), scripts and other classes are code: a bundle that needs them is refused.
+Its network definition is read, which may name MONAI's networks and plain values, and its weights, which are tensors.
+Expressions (``$...``), scripts and other classes are code: a bundle that needs them is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from oncofed.errors import SpecError
 from oncofed.models.weights import Weights
 
-# Where bundles lie that a job names by a relative path.
+# Folder of bundles that a job names by a relative path.
 FOLDER_VARIABLE = "ONCOFED_BUNDLES"
 
 # First characters of strings that MONAI's bundle parser evaluates or replaces.
@@ -45,10 +45,10 @@ class Bundle:
     """The definition of a bundle.
 
     Attributes:
-        folder: where it lies.
+        folder: of the bundle.
         network: its definition: ``_target_`` and plain arguments.
         preprocessing: spacing, orientation, window and patch of its input, as a job's section ``data`` writes them;
-            what it does not say, or what no job can say, is missing.
+            settings that it lacks, or that no job can have, are missing.
         digest: SHA-256 of definition and weights.
     """
 
@@ -91,7 +91,7 @@ def bundle_weights(folder: Path) -> Weights | None:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         stored = loaded.get("state_dict", loaded.get("model", loaded))
         return {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
-    except Exception as error:  # noqa: BLE001 - whatever a broken or forbidden pickle leads to
+    except Exception as error:  # noqa: BLE001 - a broken or forbidden pickle may raise anything
         raise SpecError(f"{path}: no weights that can be read as tensors alone ({type(error).__name__})") from None
 
 

@@ -16,7 +16,7 @@ class HoVerNetMaps(HoVerNet):
 
     Args:
         in_channels: image channels.
-        out_channels: classes with background, and one more: how deep inside its object a pixel lies.
+        out_channels: classes with background, and one more: a pixel's depth inside its object.
         arguments: of MONAI's HoVerNet.
     """
 

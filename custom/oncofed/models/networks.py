@@ -346,7 +346,7 @@ def _unet(request: NetworkRequest) -> dict[str, Any]:
         "channels": list(channels),
         "strides": [2] * (len(channels) - 1),
         "num_res_units": request.spec.residual_units,
-        # Without scale and shift of its own, as MONAI's default is.
+        # Without learned scale and shift, like MONAI's default.
         "norm": "instance" if request.spec.norm in {None, "instance"} else request.norm,
     }
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of the length of a header.
+# Bytes of a header's length.
 LENGTH_BYTES = 8
 # Tensors begin where values of any type may lie.
 _ALIGNMENT = 8
@@ -136,7 +136,7 @@ def _begin(path: Path, previous: Path | None) -> tuple[int, Path]:
         left.unlink(missing_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     if previous:
-        # Where the last write was not finished, that is a second name of the file that counts.
+        # After an unfinished write, it may be a second name of the current file.
         if previous.is_file() and previous.stat().st_nlink == 1:
             os.close(descriptor)
             previous.replace(name)

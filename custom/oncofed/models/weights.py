@@ -128,7 +128,7 @@ class Digest:
     Weights are added one by one, in the order of their names.
 
     Weights are named in each round. BLAKE3 (O'Connor, Aumasson, Neves, Wilcox-O'Hearn, 2020) is as hard to forge as
-    SHA-256, which would take longer than sending them where the processor has no instructions for it.
+    SHA-256, which would take longer than sending the weights on processors without instructions for it.
 
     Args:
         algorithm: makes the hash.
@@ -179,6 +179,6 @@ def _squares(values: Tensor) -> float:
         squares = norms.double().square()
         if bool(((squares > _LEAST) & (squares < _MOST)).all()):
             return float(squares.sum())
-    # Nothing, not finite, or beyond what single precision can tell from that; it takes twice as long.
+    # Zero, not finite, or outside the range of single precision; double precision takes twice as long.
     wide = values.double()
     return float(torch.dot(wide, wide))

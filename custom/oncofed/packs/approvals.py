@@ -85,7 +85,7 @@ def refusal_of(local: Path, pack: Pack) -> str | None:
 def refusal_at_site(kit: Path, pack: Pack, record: Callable[..., object]) -> str | None:
     """Return why a job's pack may not run, as ``refusal_of``.
 
-    One that somebody of the alliance signed is kept for the site's admin to look at.
+    One signed by a member of the alliance is kept for the site's admin to review.
 
     Args:
         kit: of the site.

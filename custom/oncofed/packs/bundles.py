@@ -2,8 +2,8 @@
 
 Its configuration, its scripts, and the few lines that make its network.
 
-The bundle's network is what its configuration defines, expressions and classes of its own among it: code, which a site
-approves by its digest like any other. Its weights do not belong to it: they go with a job, as safetensors.
+The bundle's configuration defines its network, possibly by expressions and classes of its own: code, which a site
+approves by its digest like any other. Its weights are not part of the pack: a job carries them, as safetensors.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A pack's package gets a name that holds its digest.
 
-Only two do this: the engineer who wrote it, on the own machine, and a site's process that is confined before.
+Only two do this: the engineer who wrote it, on their machine, and a site's sandboxed process.
 """
 
 from __future__ import annotations

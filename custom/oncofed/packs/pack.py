@@ -3,7 +3,7 @@
 Named by its digest, signed with the engineer's key.
 
 A ZIP file of ``manifest.json``, ``signature.json`` and the package below ``code/``. The digest is SHA-256 of the
-manifest, which names every file with its own: another byte anywhere makes another pack.
+manifest, which lists every file with its digest: one changed byte makes another pack.
 """
 
 from __future__ import annotations

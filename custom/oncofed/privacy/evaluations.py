@@ -2,8 +2,8 @@
 
 Figures of classes and further ones rest on at least five patients each.
 
-A mean over all patients leaves as the site's policy says. Beside it a figure could tell of fewer than are behind
-either: then it stays, too.
+A mean over all patients leaves as the site's policy says. Together with it another figure could reveal fewer patients
+than are behind either: then that figure stays, too.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _MOST_CASES = 10_000_000
 def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation as it may leave a site.
 
-    Means, their interval, how many cases and patients are behind.
+    Means, their interval, and the numbers of cases and patients behind them.
 
-    ``patients`` says how many there are (``all``), on how many the mean rests (``mean``: of a classifier of two classes
-    those who have the rarer one), and on how many each other figure that is told.
+    ``patients`` holds the number of patients (``all``), of those behind the mean (``mean``: for a classifier of two
+    classes those of the rarer one), and of those behind each other reported figure.
     """
     behind = evaluation.behind
     groups = {name: set(behind[name]) for name in evaluation.by_class if behind.get(name)}

@@ -30,7 +30,7 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> Non
 
     A reader of ``path`` finds the old state or the new one.
 
-    The old one is kept beside it (``previous_of``), and the next but one is written over it: on disk there are two.
+    The old one is kept next to it (``previous_of``), and its file is reused two writes later: on disk there are two.
 
     Args:
         path: of the file, which its owner alone can read.

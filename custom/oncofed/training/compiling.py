@@ -1,7 +1,7 @@
 """Compilation of networks, and replay as CUDA graphs.
 
-Compiling takes one to three minutes, a step some milliseconds: it pays in long runs. Jobs that are to give the same
-bits again decide by what they ask for alone; others measure their first steps, and again what came of it.
+Compiling takes one to three minutes, a step some milliseconds: it pays off in long runs. Deterministic jobs
+decide by their settings alone; others measure their first steps, and then whether compiling made them faster.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Form = Literal["eager", "compiled", "replayed"]
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 _LOG = logging.getLogger(__name__)
-# Of a step that compiling saves, cautiously: what memory-bound operations gain by fusion, in networks of convolutions.
+# Share of a step that compiling saves, at least: fusion of memory-bound operations in convolutional networks.
 _SAVED_SHARE = 0.25
-# The same of the fastest steps that are known, 20 ms; for jobs that must not decide by a clock.
+# The same share of the fastest known steps, 20 ms; for jobs that must not decide by a clock.
 _SAVED_SECONDS = 0.005
-# A step is bound by launches where the host, alone with an idle GPU, takes nearly as long to launch it as it takes.
+# A step is bound by launches if launching it on an idle GPU takes nearly as long as the step itself.
 _LAUNCHING_SHARE = 0.9
 # Smaller differences are noise of two measurements.
 _LEAST_SAVED_SHARE = 0.03
@@ -56,8 +56,8 @@ def cost_seconds(network: nn.Module, cached: bool) -> float:
     """Estimate how long compiling takes.
 
     Not measured on a GPU. Tracing took 2.6 s of a core for 52 layers and 10 s for 369; generating and compiling kernels
-    takes by experience one to three minutes for such networks, and next to nothing where an earlier process of the run
-    has done it.
+    takes by experience one to three minutes for such networks, and hardly any time if an earlier process of the run has
+    done it.
 
     Args:
         network: to be compiled.
@@ -198,7 +198,7 @@ class Compiling:
     Args:
         situation: of the training.
         network: that is trained.
-        use: called with the form to go on with, where that changes.
+        use: called with each new form.
 
     Attributes:
         form: now.
@@ -252,7 +252,7 @@ class Compiling:
             self._change("compiled")
 
     def fall_back(self, error: Exception) -> None:
-        """Go on in a plainer form, since this one failed."""
+        """Fall back to a simpler form, since this one failed."""
         plainer: Form = "compiled" if self.form == "replayed" else "eager"
         form = "a step as CUDA graphs" if self.form == "replayed" else "torch.compile"
         _LOG.warning("%s failed (%s); training goes on without it", form, str(error).partition("\n")[0])

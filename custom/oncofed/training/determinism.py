@@ -135,7 +135,7 @@ class _Interpolation(nn.Module):
 class _BlockMean(nn.Module):
     """Average pooling of (n, channel, x, y, z) without overlap.
 
-    What is left at the end of an axis is dropped.
+    The remainder at the end of an axis is dropped.
     """
 
     def __init__(self, block: tuple[int, ...]) -> None:

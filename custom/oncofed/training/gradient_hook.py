@@ -1,6 +1,6 @@
 """How an algorithm changes a client's gradients.
 
-The tensors of a round lie on the network's device from ``start`` on: a step copies nothing between a GPU and the CPU.
+The tensors of a round stay on the network's device from ``start`` on: a step copies nothing between GPU and CPU.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GradientHook(ABC):
         return {}
 
     def restore(self, state: Weights) -> None:
-        """Go on from the state of an earlier process."""
+        """Resume from the state of an earlier process."""
         del state
 
     @property

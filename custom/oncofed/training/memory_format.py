@@ -1,6 +1,6 @@
 """Memory layout of activations, and in-place operations.
 
-Both follow from its normalisation, whose kernels decide what is copied in between.
+Both depend on the network's normalisation, whose kernels may copy their input.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def overwriting_activations(network: nn.Module) -> list[nn.Module]:
 
     See ``overwrite``.
 
-    What it gives is a view of another tensor: to write over it costs the backward pass of each activation three copies
-    of it, and to write beside it none. Other networks have none of these, whatever their activations do.
+    Instance normalisation returns a view of another tensor: overwriting it costs each activation's backward pass three
+    copies, a new tensor costs none. Other networks have no such activations.
     """
     modules = list(network.modules())
     if not any(isinstance(module, _InstanceNorm) for module in modules):
@@ -51,7 +51,7 @@ def overwriting_activations(network: nn.Module) -> list[nn.Module]:
 def overwrite(activations: list[nn.Module], wanted: bool) -> None:
     """Let activations write over their input.
 
-    Right without a backward pass, and takes no memory.
+    Valid without a backward pass, and takes no memory.
 
     Values and weights are the same either way.
     """

@@ -2,7 +2,7 @@
 
 Each takes its share of every batch, and gradients are averaged.
 
-The process that everybody talks to is the first of the group; it starts the others, tells them when to train, and alone
+The first process of the group is the one that others call; it starts its peers, commands them to train, and alone
 scores and keeps the model. On machines without CUDA the group runs on CPU cores, through gloo.
 """
 
@@ -34,7 +34,7 @@ _LAST_WORDS_SECONDS = 2.0
 _STOP, _TRAIN, _PREPARE = 0, 1, 2
 
 # Runs in a worker process: from its group to the function that a command (steps, steps done before) calls. None instead
-# of steps: prepare, and no more.
+# of steps: only prepare.
 Follower = Callable[["Group"], Callable[[int | None, int], object]]
 
 
@@ -67,7 +67,7 @@ class Group:
         return DistributedDataParallel(network, devices)
 
     def command(self, steps: int, done: int) -> None:
-        """Tell the others to take steps; for the first process."""
+        """Command the others to take steps. For the first process."""
         self._tell(_TRAIN, steps, done)
 
     def command_preparing(self, done: int) -> None:

@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 class Resumption:
     """Keeps a training's state on disk, and resumes it.
 
-    A later process goes on to the same bits, also within a round; so does a retry of a round that failed.
+    A later process continues to the same bits, also within a round; so does a retry of a failed round.
 
     Args:
         path: of the checkpoint; None: nothing is kept on disk.

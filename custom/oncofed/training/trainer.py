@@ -50,9 +50,9 @@ class Trainer:
         cases: the site's cases.
         site: name of the site; it and the plan's seed decide all that is random.
         device: where to train; by default what ``training_device`` says.
-        checkpoint: file in which the state is kept, so that a later process goes on; the state before stays
-            next to it, by the name that ``previous_of`` gives. None: nowhere.
-        group: the processes that train together, of which this is one; None: this one alone.
+        checkpoint: file of the state, from which a later process resumes; the previous state stays next to it
+            (``previous_of``). None: nowhere.
+        group: of processes that train together, including this one; None: this one alone.
 
     Attributes:
         steps_done: optimizer steps since the start of the run.
@@ -178,8 +178,8 @@ class Trainer:
             steps: to take.
             on_step: called after each step.
             should_stop: called before each step; true ends the training early.
-            round_key: a name for these steps. Where it is that of the ``unfinished`` round, the steps that an earlier
-                process took in it count in its loss and its gradient hook too, and ``steps`` are what is left of it.
+            round_key: a name for these steps. If it is that of the ``unfinished`` round, its loss and its gradient hook
+                include the steps of an earlier process, and ``steps`` are the remaining ones.
             wait: until the checkpoint is on disk; otherwise ``settle`` does.
 
         Raises:
@@ -203,7 +203,7 @@ class Trainer:
         """Carry out a command of a group's first process.
 
         Args:
-            steps: to take with the others; None: prepare, and no more.
+            steps: to take with the others; None: only prepare.
             steps_done: before, since the start of the run.
         """
         self.steps_done = steps_done

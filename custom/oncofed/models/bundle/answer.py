@@ -1,6 +1,6 @@
 """Forms of a bundle's answer, as plain values.
 
-Tasks, which know more, lie above.
+Tasks, which know more, are in a layer above.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class LabelledVoxels:
     Attributes:
         overlap: share by which windows overlap.
         mirror: the mean over all mirrorings is taken.
-        keep_largest: label values of which only the largest piece is kept.
+        keep_largest: label values that keep only their largest component.
     """
 
     overlap: float = 0.25
