@@ -1,4 +1,4 @@
-"""Tests of the audit log: what was changed, moved, taken out or cut off is found."""
+"""Tests of the audit log: changes and gaps are found."""
 
 from __future__ import annotations
 

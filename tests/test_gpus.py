@@ -19,7 +19,7 @@ GPU 1: {A100} (UUID: GPU-1aaa)
 
 @pytest.fixture
 def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine with three GPUs, and nothing of a driver elsewhere."""
+    """A machine with three GPUs, and no other driver files."""
     monkeypatch.setattr(gpus, "_ROOT", tmp_path / "root")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     install(tmp_path / "bin", monkeypatch, [row(0), row(1, free=1000), row(2)])

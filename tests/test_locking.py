@@ -1,4 +1,7 @@
-"""Folders in which nothing can be locked: what runs there says so at once, and waits for nobody."""
+"""Folders without file locks.
+
+Programs report that at once, without waiting.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _REPORTS = "crush#3461, DrQA#69, bcbio-nextgen#1123"
 
 @pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def no_locks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A file system that refuses locks; return why, in the system's words."""
+    """A file system that refuses locks.
+
+    Returns the system's error message.
+    """
     why = os.strerror(request.param)
 
     def refuse(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What the README promises: its commands exist, its job is valid, and continuous integration runs the same commands."""
+"""The README's commands, job and CI commands are valid."""
 
 from __future__ import annotations
 

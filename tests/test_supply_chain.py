@@ -1,4 +1,4 @@
-"""Tests of what is installed: no version that is known to be vulnerable, every file with its digest."""
+"""Tests of installed packages: no vulnerable versions, all digests."""
 
 from __future__ import annotations
 

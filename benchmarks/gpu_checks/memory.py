@@ -31,7 +31,7 @@ def check(context: Context) -> None:
 
 def _halves(context: Context) -> None:
     batch, side = (16, 96) if context.cuda else (4, 16)
-    # One step of SGD changes each weight in proportion to its gradient; AdamW's first would change all alike.
+    # One step of SGD changes each weight in proportion to its gradient; AdamW's first changes all alike.
     training = {
         "batch_size": batch,
         "compile": "never",

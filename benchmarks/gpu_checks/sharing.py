@@ -25,7 +25,7 @@ _MOST_KEPT_GIB = 0.5
 
 def check(context: Context) -> None:
     """Train several sites in turn, each in a process."""
-    cases_of(context, CT)  # generated before all of them want it
+    cases_of(context, CT)  # generated before all of them need it
     os.environ[TURN_VARIABLE] = str(context.folder / "turn")
     os.environ[AT_ONCE_VARIABLE] = "1"
     count = 4 if context.cuda else 2

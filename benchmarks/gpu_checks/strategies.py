@@ -30,7 +30,7 @@ def check(context: Context) -> None:
         trainer.gradient_hook = correction
         given = {f"control.{n}": torch.zeros_like(v, device="cpu") for n, v in trainer.network.named_parameters()}
         with context.report.attempt("corrections", name):
-            if correction:  # the second turn has what the first one left
+            if correction:  # the second round starts from the state of the first
                 correction.start(trainer.network, given)
                 trainer.train(few)
                 correction.finish(trainer.network)

@@ -23,7 +23,7 @@ _ROOT = Path(__file__).parents[2]
 _NAME = "oncofed-bench"
 # Not packed: the machine's torch, and NumPy, which comes with it.
 _THERE = frozenset({"torch", "numpy"})
-# For commands and formats that no suite in the bundle uses, or for federations, which need no GPU to be measured.
+# For commands and formats that no suite in the bundle uses, or for federations, which are measured without a GPU.
 _LEFT_OUT = frozenset(
     {"dicom-anonymizer", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "tensorboard", "pyrage"}
     | {"ruamel-yaml", "docker", "sqlalchemy", "matplotlib"}

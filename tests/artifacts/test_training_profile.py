@@ -1,4 +1,4 @@
-"""What training images are like: what a site tells, and what the server makes of it."""
+"""Traits of training images: sites' counts, server's ranges."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_no_count_that_is_kept_stands_for_fewer_than_five(sites: list[list[float
 
 @pytest.mark.parametrize(("lacking", "told"), [(0, True), (2, False), (4, False), (5, True)])
 def test_a_trait_that_a_few_lack_is_not_told(lacking: int, told: bool) -> None:
-    """Beside traits that all have, how many have it would tell how many have not."""
+    """Its count would reveal how many lack it."""
     profile = site_profile(patients(30 - lacking) + patients(lacking, modality=None), DATA)
     assert profile["channels"]["patients"] == 30
     assert ("modality" in profile) == told

@@ -1,4 +1,7 @@
-"""Tests of the command that checks what is said of GPUs: what becomes of checks that hang, die, or refute a claim."""
+"""Tests of the GPU checks' command.
+
+Checks that hang, die, or refute a claim.
+"""
 
 from __future__ import annotations
 

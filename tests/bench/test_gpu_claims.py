@@ -1,4 +1,7 @@
-"""What the documents say of GPUs: each sentence names the check that confirms it, and tells what became of it."""
+"""Documents' statements about GPUs link to checked claims.
+
+Each shows the claim's status.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ def _module(name: str) -> ast.Module:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Yield the sentences, headings and rows of tables of a document, without code and what is generated."""
+    """Yield a document's sentences, headings and table rows.
+
+    Without code and generated parts.
+    """
     text = re.sub(r"<!-- (GPU claims|figures): .*?<!-- end of [^>]*-->", "", text, flags=re.DOTALL)
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     for block in re.split(r"\n\s*\n|\n(?=[|#-])", text):

@@ -1,4 +1,4 @@
-"""Tests of running suites: real processes over suites that measure next to nothing."""
+"""Tests of running tiny suites in real processes."""
 
 from __future__ import annotations
 

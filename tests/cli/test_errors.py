@@ -1,4 +1,4 @@
-"""What a user reads when something is wrong: one clear message, the right exit status, no stack trace."""
+"""Errors: one clear message, exit status, no stack trace."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_site_is_the_registered_dataset_beside_a_folder_of_its_name(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And a run whose data do not pass leaves nothing, so that it can be repeated as it was typed."""
+    """A refused run leaves nothing, so it can be repeated."""
     new = tmp_path / "new"
     new.mkdir()
     for part in ("imagesTr", "labelsTr"):

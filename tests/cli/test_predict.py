@@ -29,7 +29,7 @@ def trained(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Volumes in a folder with a space and letters beyond ASCII in its name."""
+    """Volumes in a folder with spaces and non-ASCII letters."""
     folder = tmp_path / "Bilder für später"
     shutil.copytree(make_site(tmp_path / "site", 3) / "imagesTr", folder)
     return folder

@@ -1,4 +1,7 @@
-"""From a dataset that is refused to one that trains, as a site's admin types it."""
+"""From a refused dataset to one that trains.
+
+With the commands that a site's admin types.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of 30 cases: 8 of them constant, 5 copies of others, one without a label, and junk."""
+    """A folder of 30 cases, many of them unusable.
+
+    8 are constant, 5 copies of others, one without a label, and there are other files.
+    """
     monkeypatch.setenv("ONCOFED_WORKSPACE", str(tmp_path / "workspace"))
     site = make_site(tmp_path / "in", 30)
     for number in range(8):

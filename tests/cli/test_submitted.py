@@ -1,4 +1,7 @@
-"""An engineer's jobs at an alliance: submitted, watched, stopped, fetched, from the engineer's kit alone."""
+"""Jobs at an alliance, from the engineer's kit alone.
+
+Submitted, watched, stopped, fetched.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _REPORTS = "rich#212, rich#826, rich#68, huami-token#5"
 
 
 class _Terminal(io.TextIOWrapper):
-    """An output of some encoding; what was printed to it can be read as that encoding has it."""
+    """An output of some encoding, whose text can be read."""
 
     def __init__(self, encoding: str, errors: str = "strict", terminal: bool = False) -> None:
         super().__init__(io.BytesIO(), encoding=encoding, errors=errors)
@@ -47,7 +47,10 @@ class _Terminal(io.TextIOWrapper):
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """Run a command at a terminal of an encoding; return its exit status and all that it printed."""
+    """Run a command at a terminal of an encoding.
+
+    Returns its exit status and all output.
+    """
 
     def call(encoding: str, *arguments: str | Path, terminal: bool = False) -> tuple[int, str]:
         out, err = (_Terminal(encoding, terminal=terminal) for _ in range(2))

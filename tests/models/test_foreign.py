@@ -1,4 +1,4 @@
-"""A bundle as a job's model: its network and weights are taken, and none of its code runs."""
+"""A bundle as a job's model, without running its code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of what is said of weights: their digest, and how long they are."""
+"""Tests of weights' digests and norms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tests of the bundle of a model that needs a pack's code: it names the pack, and does not answer."""
+"""Tests of the bundle of a model with a pack.
+
+It names the pack, and does not answer.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of packs: what makes one, what is refused, and that it runs from memory under its own name."""
+"""Tests of packs: making, refusing, importing from memory."""
 
 from __future__ import annotations
 
@@ -60,7 +60,10 @@ def test_who_signed_is_proven_by_the_alliance(package: Path, kits: Path, tmp_pat
 
 
 def _rebuilt(content: bytes, signature: bytes | None = None, **changes: bytes) -> bytes:
-    """Return a pack with some files replaced or added; ``changes`` are by path with / written as __."""
+    """Return a pack with files replaced or added.
+
+    ``changes`` are by path with / written as __.
+    """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     files |= {name.replace("__", "/"): data for name, data in changes.items()}

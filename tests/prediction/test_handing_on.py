@@ -1,4 +1,7 @@
-"""What is known of a model goes on with it: calibration, profile, provenance and card lie in its bundle and count."""
+"""A model's calibration, profile, provenance and card are exported.
+
+They are in its bundle, and used.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ TEMPERATURE = 5.0
 
 
 def _calibrated(folder: Path, temperature: float | None = TEMPERATURE) -> Path:
-    """Return a run's folder with all that lies beside a model."""
+    """Return a run's folder with all records of a model."""
     make_run(folder, CLASSIFIER)
     model = folder / "model"
     if temperature:
@@ -42,21 +45,24 @@ def _calibrated(folder: Path, temperature: float | None = TEMPERATURE) -> Path:
 
 
 def _dataset(folder: Path) -> tuple[Path, Path]:
-    """Return a folder of images, and the same as a registered dataset."""
+    """Return images, and the same as a registered dataset."""
     images = make_textures(folder / "images", ["broad", "narrow"], each=6, colours=1)
     register(RegisterOptions(images, "stripes", folder / "dataset", "classification"))
     return images, folder / "dataset"
 
 
 def _evaluated(model: Path, dataset: Path, out: Path) -> tuple[EvaluationResult, dict[str, float]]:
-    """Return what was found, and the probability of the second class by case."""
+    """Return the evaluation, and the second class's probability by case."""
     found = evaluate(EvaluationRequest(load_model(model), dataset, "all"), CPU)
     out.mkdir()
     return found, _of_second_class(write_cases(found, out))
 
 
 def _of_second_class(table: Path) -> dict[str, float]:
-    """Return its probability by the name of each image, with or without its folder's."""
+    """Return the second class's probability by image name.
+
+    With or without its folder's.
+    """
     rows = csv.DictReader(table.open())
     return {Path(row["case"]).stem: float(row["probability.narrow"]) for row in rows}
 

@@ -1,4 +1,7 @@
-"""Images without labels, of every format, alone and many, at any depth: each kind of model reads them."""
+"""Each kind of model reads images without labels.
+
+Of every format, alone and many, at any depth.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ PLACES = {
 
 
 def write_image(path: Path, seed: int) -> None:
-    """Write noise, as large and as coloured as its format and kind usually are."""
+    """Write noise of a format's usual size and colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     if path.name.endswith(".nii.gz"):

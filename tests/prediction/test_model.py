@@ -21,7 +21,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run's folder as ``job run`` leaves it, with the weights of the job's seed."""
+    """A run's folder with untrained weights.
+
+    As ``job run`` leaves it.
+    """
     job = parse_job(write_job(tmp_path / "run"))
     weights = job.plan().initial_weights()
     (tmp_path / "run" / "model").mkdir()

@@ -1,4 +1,7 @@
-"""Predicting case by case: what is written, what is made again, and what a killed process leaves."""
+"""Prediction case by case.
+
+Files written, files rewritten, and the state after a process was killed.
+"""
 
 from __future__ import annotations
 
@@ -341,7 +344,7 @@ def test_two_processes_do_not_write_into_one_folder(model: TrainedModel, images:
 
 
 def test_a_model_that_was_trained_predicts_what_its_own_scoring_reports(tmp_path: Path, spec: JobSpec) -> None:
-    """A few steps through the trainer, on cases with voxels of other sizes than the job's."""
+    """The cases have other voxel sizes than the job's."""
     job = spec.changed({"data": {"spacing": [1.3, 1.1, 0.9]}, "training": {"steps_per_round": 3}})
     site = make_site(tmp_path / "site", 6)
     sources = gather([site], tmp_path / "out", job, tmp_path / "datasets")

@@ -23,7 +23,10 @@ from trained import CLASSIFIER, FLAT
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder of four volumes without masks, with a space and letters beyond ASCII in its name."""
+    """Four volumes without masks.
+
+    The folder's name has a space and non-ASCII letters.
+    """
     folder = tmp_path / "Bilder für später"
     shutil.copytree(make_site(tmp_path / "made", 4) / "imagesTr", folder)
     return folder

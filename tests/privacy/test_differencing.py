@@ -1,4 +1,7 @@
-"""What may be told of groups: of no one to four patients anything follows, however sums are added and subtracted."""
+"""Reported groups reveal nothing about fewer than five patients.
+
+By no sums and differences of them.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ def columns(draw: st.DrawFn) -> Columns:
 
 
 def _sums(columns: Columns) -> list[list[frozenset[str]]]:
-    """Return, of each column, the patients of every union of told groups, and of what is left of all."""
+    """Return the patients of unions of told groups.
+
+    And of the complements, for each column.
+    """
     groups, everyone = _groups(columns), frozenset(f"p{n}" for n in range(len(columns[0])))
     told = releasable_groups(_group(range(len(columns[0]))), groups, LEAST)
     found, first = [], 0

@@ -1,4 +1,4 @@
-"""What leaves of an evaluation: no figure of a class that would tell of fewer than five patients."""
+"""Figures that leave a site rest on five patients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KIND = ("dice", "hd95_mm")
 
 
 def _sent(task: Task[Any], outcomes: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return what a site sends of these outcomes, which its guard lets pass."""
+    """Return what a site sends, after its guard."""
     scores = task.summarise(outcomes)
     behind = {name: frozenset(patients) for name, patients in task.patients_behind(outcomes).items()}
     everybody = frozenset(patient for patient, _ in outcomes)
@@ -45,7 +45,10 @@ def _sent(task: Task[Any], outcomes: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _organs(*having: int, of: int = 8) -> list[tuple[str, dict[str, float]]]:
-    """Return outcomes of patients, of whom so many have each class, with a surface distance each."""
+    """Return outcomes with given numbers of patients per class.
+
+    With a surface distance each.
+    """
     return [
         (f"p{n}", {f"{kind}.{name}": 0.3141592653 if n < count else NONE for name, count in found for kind in KIND})
         for n in range(of)

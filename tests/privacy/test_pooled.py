@@ -1,4 +1,7 @@
-"""Counts and sums leave a site in their shape alone: nobody's score, and nothing that could carry more."""
+"""Counts and sums leave a site in one shape.
+
+They hold nobody's score, and nothing else fits into them.
+"""
 
 from __future__ import annotations
 

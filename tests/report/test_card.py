@@ -1,4 +1,7 @@
-"""A model's card: all of it follows from what a run wrote down, and nothing of few patients is in it."""
+"""A model's card follows from the run's record alone.
+
+It holds nothing about few patients.
+"""
 
 from __future__ import annotations
 
@@ -201,7 +204,7 @@ def test_calibration_is_told_where_there_is_one() -> None:
 
 @pytest.mark.parametrize("where", ["title", "data_note", "site", "licence", "class"])
 def test_what_people_write_stays_text(where: str) -> None:
-    """No HTML, heading, link, picture or column comes of a title, a note, a site's name or a class."""
+    """Titles, notes and names cannot become Markdown or HTML."""
     result, named, plan = _result(), {}, _plan()
     if where == "site":
         result = _result(sites={_HOSTILE: result.sites["east"]})

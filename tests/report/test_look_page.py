@@ -1,4 +1,7 @@
-"""The page of cases: directions from the affine, true proportions, a bar as long as it says, nothing from afar."""
+"""The page of cases.
+
+Directions from the affine, true proportions, scale bars of the stated length, no external resources.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ STEPS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I":
 
 
 def stored(axes: str, sizes: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return a volume and its affine as axes say: its middle is 1, its rightmost 2, foremost 3, topmost voxel 4."""
+    """Return a volume and its affine with these axes.
+
+    Voxel values: middle 1, rightmost 2, foremost 3, topmost 4.
+    """
     shape = (7, 9, 11)
     affine = np.eye(4)
     affine[:3, :3] = 0

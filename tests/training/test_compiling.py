@@ -1,4 +1,7 @@
-"""When a network is compiled, what is done where that fails, and where kernels are kept."""
+"""When networks are compiled.
+
+Also failures, and where kernels are kept.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,7 @@ def test_larger_networks_take_longer_and_kept_kernels_hardly_any_time() -> None:
 
 
 class _Steps:
-    """A training whose steps take what its form takes, by a clock of its own."""
+    """A training whose steps take a fixed time by form."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, took: dict[Form, Timing]) -> None:
         self.took, self.now, self.used, self.waits = took, 0.0, list[Form](), 0

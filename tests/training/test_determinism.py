@@ -66,7 +66,7 @@ def _as_before() -> Iterator[None]:
 
 
 class _Log(TorchDispatchMode):
-    """Notes which operations run that have no deterministic form on CUDA."""
+    """Notes operations without a deterministic form on CUDA."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def _cases() -> Iterator[tuple[str, int, int]]:
 
 
 def _operations(network: nn.Module, name: str, dimensions: int, side: int) -> list[str]:
-    """Return what has no deterministic form of a step on the device "meta", where nothing is computed."""
+    """Return a step's nondeterministic operations on device "meta"."""
     with torch.device("meta"), _Log() as log:
         if find_network(name).kind == "bag":
             output = network(torch.randn(2, 9, 62), torch.ones(2, 9, dtype=torch.bool))

@@ -40,7 +40,10 @@ def _steps(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int, fir
 
 
 def _fused_on_cuda_takes(*lists: Sequence[Tensor]) -> bool:
-    """Return what CUDA's fused steps look at before they run: equal strides where a side is longer than one."""
+    """Check the precondition of CUDA's fused steps.
+
+    Equal strides along sides longer than one.
+    """
     for tensors in zip(*lists, strict=True):
         first, *others = tensors
         for other in others:
@@ -95,7 +98,7 @@ def test_steps_are_those_of_torchs_own_optimizer_to_the_bit(name: str) -> None:
 
 
 class _Made(TorchDispatchMode):
-    """Counts the tensors as large as a weight that operations make."""
+    """Counts tensors as large as a weight."""
 
     def __init__(self) -> None:
         super().__init__()

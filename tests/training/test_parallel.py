@@ -1,4 +1,7 @@
-"""Two processes that train together, through gloo on the CPU: the same as one that takes both shares of each batch."""
+"""Two processes train together like one.
+
+Through gloo on the CPU; one process takes both shares of each batch.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ def test_two_processes_learn_what_one_learns_from_both_shares(plan: Plan, site: 
 
 
 class _Slow(_WorkerMain):
-    """A process that prepares for longer than the others wait for its gradients."""
+    """Prepares longer than others wait for gradients."""
 
     def __call__(self, group: Group) -> Callable[[int | None, int], object]:
         def slow(*arguments: Any) -> PreparedCases:

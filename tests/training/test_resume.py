@@ -1,4 +1,7 @@
-"""A training that is killed goes on to the same end, to the last bit; and what a step survives."""
+"""A killed training resumes to the same bits.
+
+Also which failures a step survives.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,7 @@ def test_a_checkpoint_of_something_else_or_a_broken_one_is_refused(plan: Plan, s
 
 
 class _Narrow(nn.Module):
-    """A network on a device whose memory takes so many samples at once."""
+    """A network that fits a limited number of samples."""
 
     def __init__(self, network: nn.Module, fits: int) -> None:
         super().__init__()
@@ -130,7 +133,7 @@ def test_short_memory_halves_what_is_done_at_once_and_changes_no_result(plan: Pl
 
 
 class _FullOnce(nn.Module):
-    """A network that runs out of memory once, late in its pass."""
+    """A network that runs out of memory once."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

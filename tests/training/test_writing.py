@@ -1,4 +1,4 @@
-"""Checkpoints that a thread writes: what is in them, in which order, what is told, and that none is lost."""
+"""Checkpoints written by a thread: content, order, errors."""
 
 from __future__ import annotations
 

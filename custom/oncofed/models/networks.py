@@ -38,8 +38,8 @@ __all__ = [
     "register_network",
 ]
 
-# In names of arguments with which a network would fetch weights by itself, and of those with which it would open a
-# file, where their value is a name: drop_path_rate is a number.
+# Parts of argument names: those that make a network download weights, and those that make it open a file if the
+# value is text (drop_path_rate is a number).
 _FETCHES, _OPENS = ("pretrain", "url", "weights"), ("path", "file")
 
 _GROUPS = 8
@@ -392,7 +392,7 @@ def _hovernet(request: NetworkRequest) -> dict[str, Any]:
 
 def _bundle(request: NetworkRequest) -> dict[str, Any]:
     network = _bundle_of(request.spec).network
-    # A bundle's network is made for other classes than the job's.
+    # A bundle's network has other classes than the job's.
     names = {"in_channels": request.in_channels, "out_channels": request.out_channels}
     return {**network, **{name: value for name, value in names.items() if name in network}}
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from oncofed.errors import TrainingError
 
 Weights = dict[str, Tensor]
-# Values of a block, whose squares add up in single precision to some millionths, and blocks that are summed at once.
+# Values of a block, whose squares are summed in single precision (error of some millionths), and blocks summed at once.
 _BLOCK, _BLOCKS = 1 << 15, 1 << 6
 # Sums of squares in single precision hold within these.
 _LEAST, _MOST = 1e-30, 1e38
@@ -58,7 +58,7 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
     if set(expected) != set(weights):
         odd = sorted(set(expected) ^ set(weights))[0]
         raise TrainingError(f"the weights are not those of this network (first difference: {odd})")
-    # Not strict: second names are left out, and follow the first ones.
+    # Not strict: tied weights have one name only, and the others follow.
     network.load_state_dict(weights, strict=False)
 
 

@@ -29,7 +29,7 @@ _LEFT_OUT = frozenset({"__pycache__", ".git", ".venv", "tests"})
 _MOST_FILES = 300
 _LARGEST_FILE, _LARGEST_PACK = 1 << 20, 8 << 20
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
-# As old as ZIP can say: the same files make the same pack.
+# The earliest date that ZIP can hold: the same files make the same pack.
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
@@ -180,7 +180,7 @@ def _members(archive: zipfile.ZipFile, where: str) -> dict[str, bytes]:
         if info.external_attr >> 16 & 0o170000 not in (0, 0o100000):
             raise SpecError(f"{where}: {info.filename[:80]!r} is a link or a device")
         with archive.open(info) as file:
-            # Its size may be a lie: no more than allowed is unpacked.
+            # Its stated size may be wrong: no more than allowed is unpacked.
             members[info.filename] = file.read(_LARGEST_FILE + 1)
         if len(members[info.filename]) > _LARGEST_FILE:
             raise SpecError(f"{where}: {info.filename[:80]!r} is larger than {_LARGEST_FILE} bytes")

@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
         StateError: the file is broken.
     """
     with _opened(path) as (file, facts):
-        # Copies: what the library returns is read from the file when it is looked at, where another state may be then.
+        # Copies: the library maps the file, which may hold another state later.
         return {name: file.get_tensor(name).clone() for name in file.keys()}, facts  # noqa: SIM118 - not a mapping
 
 

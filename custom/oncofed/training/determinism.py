@@ -31,11 +31,11 @@ def make_repeatable(seed: int, deterministic: bool) -> None:
     of this process does. ``alerts_told`` names it.
     """
     set_determinism(seed)
-    # That, torch's default, is to find errors: it writes to all memory before it is used.
+    # Torch's default is for finding errors: it fills all memory before use.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # ``use_deterministic_algorithms`` does both of these, and imports the compiler: 1.7 s and 73 MB in each process.
     torch.set_deterministic_debug_mode("warn" if deterministic else "default")
-    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(deterministic))  # looked at when it is imported
+    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(deterministic))  # read when it is imported
     if compiler := sys.modules.get("torch._inductor.config"):
         compiler.deterministic = deterministic  # type: ignore[attr-defined]
     if not deterministic:
@@ -109,7 +109,7 @@ class _Interpolation(nn.Module):
         self._again = layer.recompute_scale_factor
 
     def forward(self, values: Tensor) -> Tensor:
-        # Matrix products of half precision, which autocast would make of these, round weights and each axis' values.
+        # Autocast would compute these products in half precision, which rounds weights and each axis' values.
         with torch.autocast("cpu" if values.is_meta else values.device.type, enabled=False):
             moved = values.float()
             for axis in range(values.ndim - 1, 1, -1):

@@ -143,7 +143,7 @@ class Trainer:
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
             self._training = prepared
             rank, size = (self._group.rank, self._group.size) if self._group else (0, 1)
-            # The others of a group restart where the first one resumes: their batches are new ones.
+            # The others of a group restart where the first one resumes, with new batches.
             seed = self._seed if rank == 0 else _site_seed(self._seed, f"{rank} {self.steps_done}")
             batch_size = self.plan.training.batch_size // size
             self._batches = BatchStream(prepared, self.input, batch_size, seed, self.device)
@@ -225,7 +225,7 @@ class Trainer:
 
         Validation cases stay prepared for the next time.
         """
-        torch.cuda.empty_cache()  # scoring takes other, larger pieces than training left there
+        torch.cuda.empty_cache()  # scoring needs other, larger blocks than training left in the cache
         overwrite(self._activations, True)
         held = self._validation.prepared(cases, self._training.promised if self._training else 0, progress)
         return self.task.evaluate(self.network, cases, self.device, detailed, should_stop, held, progress, keep)

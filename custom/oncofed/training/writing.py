@@ -98,7 +98,7 @@ class CheckpointWriter:
 def _memory(size: int, pinned: bool) -> Tensor:
     try:
         return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-    except RuntimeError:  # the system lets this process have no more of it: a copy then takes longer
+    except RuntimeError:  # the limit of pinned memory is reached: a copy then takes longer
         return torch.empty(size, dtype=torch.uint8)
 
 

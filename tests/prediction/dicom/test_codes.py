@@ -1,4 +1,4 @@
-"""Coded terms of classes: those of the job, else of the name."""
+"""Coded terms of classes, by job or name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``predict`` writes DICOM objects of DICOM images, which lie where its NIfTI lies."""
+"""DICOM objects of ``predict`` match its NIfTI files."""
 
 from __future__ import annotations
 

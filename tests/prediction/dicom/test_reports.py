@@ -1,4 +1,7 @@
-"""Measurements as a structured report, read back without the library that wrote it."""
+"""Measurements as a structured report.
+
+Read back without the library that wrote it.
+"""
 
 from __future__ import annotations
 

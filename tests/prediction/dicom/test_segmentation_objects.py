@@ -1,4 +1,7 @@
-"""A SEG lies on its series: read back by hand, with SimpleITK, and by registering it."""
+"""A SEG is on its series' grid.
+
+Read back by hand, with SimpleITK, and by registering it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ CLASSES = {1: "liver", 2: "left kidney", 3: "spot"}
 
 
 def _labels(shape: Sequence[int]) -> np.ndarray:
-    """Labels without any symmetry, on the border too, and a slice without any."""
+    """Asymmetric labels, also at borders, with an empty slice."""
     labels = np.zeros(shape, np.uint8)
     labels[np.random.default_rng(1).random(shape) > 0.9] = 1
     labels[: shape[0] // 2, 1:4, shape[2] // 2 :] = 2
@@ -49,14 +52,17 @@ def _register(folder: Path, out: Path) -> tuple[Path, Entry]:
 
 
 def _volume(folder: Path, tmp_path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of the volume that registering makes of a folder."""
+    """Shape and affine of a folder's volume when registered."""
     path, _ = _register(folder, tmp_path / "first")
     image = nib.load(path)
     return image.shape[:3], image.affine
 
 
 def _read_back(folder: Path, tmp_path: Path) -> np.ndarray:
-    """Labels of a folder's SEG, on the grid of its series, as registering reads them."""
+    """Labels of a folder's SEG, read as by registration.
+
+    On the grid of its series.
+    """
     _, entry = _register(folder, tmp_path / "second")
     found = np.asarray(nib.load(tmp_path / "second" / str(entry.label)).dataobj)
     names = {name: value for value, name in CLASSES.items()}
@@ -72,7 +78,10 @@ def register_labels(out: Path) -> dict[int, str]:
 
 
 def _frames(path: Path) -> list[tuple[int, np.ndarray, np.ndarray, str]]:
-    """Segment, place (4, 4) in LPS, mask (row, column) and source of each frame, from the file's own bytes."""
+    """Segment, pose (4, 4), mask and source of each frame.
+
+    From the file's bytes; the pose is in LPS, the mask (row, column).
+    """
     seg = pydicom.dcmread(path)
     size = seg.Rows * seg.Columns
     bits = np.unpackbits(np.frombuffer(seg.PixelData, np.uint8), bitorder="little")[: size * seg.NumberOfFrames]
@@ -92,7 +101,7 @@ def _frames(path: Path) -> list[tuple[int, np.ndarray, np.ndarray, str]]:
 
 
 def _by_positions(path: Path, affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Labels (x, y, z) of a SEG by where its frames say that their pixels lie."""
+    """Labels (x, y, z) of a SEG, by frame position."""
     labels = np.zeros(shape, np.uint8)
     to_voxels = np.linalg.inv(affine) @ np.diag([-1.0, -1, 1, 1])
     for segment, place, mask, _ in _frames(path):
@@ -105,7 +114,10 @@ def _by_positions(path: Path, affine: np.ndarray, shape: Sequence[int]) -> np.nd
 
 
 def _conforms(path: Path) -> None:
-    """Every attribute of type 1 and 2 of the object's modules is there, by the standard's own tables."""
+    """Check that all attributes of type 1 and 2 exist.
+
+    By the standard's tables for the object's modules.
+    """
     dataset = pydicom.dcmread(path)
     for module in get_iod_module_map()[get_sop_class_iod_map()[dataset.SOPClassUID]]:
         # What is shared need not be in each frame's groups, which the tables cannot tell; the readers below see it.
@@ -114,7 +126,7 @@ def _conforms(path: Path) -> None:
 
 
 def _write(folder: Path, files: Sequence[Path], tmp_path: Path, **more: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Write a SEG beside a series, and return labels and affine."""
+    """Write a SEG for a series; return labels and affine."""
     shape, affine = _volume(folder, tmp_path)
     labels = _labels(shape)
     write_segmentation(LabelledSeries(labels, files, affine, CLASSES, {}, MODEL), folder / "seg.dcm", **more)

@@ -1,4 +1,7 @@
-"""What tells cases apart: a table as people write it, numbers in ranges, and what is known without a table."""
+"""Columns for subgroups.
+
+Tables as people write them, numbers in ranges, and values known without a table.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A model evaluated on a dataset: which cases, what of them is handed on, and what is refused."""
+"""Evaluation of a model on a dataset.
+
+Which cases are scored, what may be shared, and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ seed: 3
 
 
 def _run(folder: Path, text: str = JOB, dataset: Path | None = None) -> TrainedModel:
-    """Return the model of a run's folder, with the weights of the job's seed."""
+    """Return the model of an untrained run.
+
+    Its weights are those of the job's seed.
+    """
     job = parse_job(write_job(folder, text))
     weights = job.plan().initial_weights()
     (folder / "model").mkdir()
@@ -54,7 +60,10 @@ def _run(folder: Path, text: str = JOB, dataset: Path | None = None) -> TrainedM
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Twenty cases of fifteen patients, with a scanner's vendor and columns of a table."""
+    """Twenty cases of fifteen patients, with columns of a table.
+
+    Also with a scanner's vendor.
+    """
     folder = make_site(tmp_path / "data", 20)
     values = json.loads((folder / "dataset.json").read_text())
     for n, entry in enumerate(values["training"]):

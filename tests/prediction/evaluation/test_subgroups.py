@@ -1,4 +1,7 @@
-"""Scores by subgroup: each as the task scores it, none of few patients, and none that follows from others."""
+"""Scores by subgroup.
+
+Each as the task scores it, none of few patients, and none that can be derived from others.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +108,10 @@ def test_a_class_in_no_case_and_a_metric_that_none_tells_are_left_out() -> None:
 
 
 def test_patients_of_whom_nothing_is_to_be_told_hide_nobody() -> None:
-    """Empty masks that were found to be empty have no Dice: the mean of such a group is that of the others."""
+    """Correctly empty masks have no Dice.
+
+    So the mean of such a group is that of the others.
+    """
     values = [0.5] * 20 + [NAN] * 8 + [0.9] * 3
     found = _by(TASK, _outcomes(values), _column(14, 6, 11))
     assert [group.reason for group in found.groups] == ["", "it would give others away", "fewer than 5 patients"]
@@ -153,7 +159,10 @@ def test_one_patient_does_not_follow_from_groups_of_two_columns() -> None:
 
 
 def test_a_patient_of_whom_a_group_has_one_image_more_does_not_follow() -> None:
-    """Of the same patients two groups tell; one has two images of the first, the other one of them."""
+    """Two groups with the same patients differ by one image.
+
+    One patient has two images of the first group, and one of them is in the second.
+    """
     patients = [f"p{n % 20}" for n in range(21)]
     outcomes = _outcomes(np.random.default_rng(0).uniform(0.3, 0.95, 21).tolist(), patients=patients)
     names = outcomes.cases

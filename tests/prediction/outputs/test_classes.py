@@ -1,4 +1,7 @@
-"""Probabilities as tables; what spoke for a class lies at its place in the image; networks stay as they are."""
+"""Class probabilities and evidence maps.
+
+Tables, positions in the image, and networks that stay unchanged.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ RESNET = "{network: resnet18}"
 
 
 class Bright(nn.Module):
-    """Says class 1 the more bright pixels there are in the first quarter of an image."""
+    """Scores class 1 by bright pixels in the first quarter."""
 
     def __init__(self, dimensions: int, channels: int = 1, everywhere: bool = False) -> None:
         super().__init__()
@@ -55,7 +58,7 @@ class Bright(nn.Module):
 
 
 class Tokens(nn.Module):
-    """The same for a network that sees an image as a sequence: squares of 8 pixels, each of them a token."""
+    """The same for a network of tokens, 8 pixels square."""
 
     def __init__(self) -> None:
         super().__init__()

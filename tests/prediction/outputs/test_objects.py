@@ -1,4 +1,7 @@
-"""Outlines of objects hold exactly their pixels, whatever their form, and other programs read them so."""
+"""Outlines of objects hold exactly their pixels.
+
+Whatever their form; other programs read the same.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ def area(ring: list[list[int]]) -> float:
 
 
 def filled(polygons: list[Polygon], shape: tuple[int, ...]) -> np.ndarray:
-    """Return which pixels' centres lie in polygons, (x, y), as matplotlib decides it."""
+    """Return which pixel centres are in polygons (x, y).
+
+    By matplotlib.
+    """
     centres = np.indices(shape).reshape(2, -1).T + 0.5
     inside = np.zeros(len(centres), bool)
     for rings in polygons:

@@ -35,7 +35,7 @@ def page_of(tmp_path: Path, inputs: Path, text: str | None = None, options: Opti
 
 
 class _Balanced(HTMLParser):
-    """Raises where a tag of a block is closed that is not open."""
+    """Raises if a closed block tag is not open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ def test_what_is_found_in_the_air_does_not_choose_the_plane() -> None:
 
 
 def test_each_plane_is_shown_by_its_own_values() -> None:
-    """What is bright in one plane leaves the others no darker than they are by themselves."""
+    """A bright plane does not darken the others."""
     values = np.random.default_rng(0).integers(50, 100, (20, 20, 20)).astype(np.float32)
     values[:5, :5, 9:12] *= 4
     image = LoadedImage(values[..., None], np.eye(4), "float32")

@@ -14,7 +14,10 @@ from oncofed.prediction.outputs.measurements import SegmentMeasurements, measure
 
 
 def turned(spacing: tuple[float, float, float], degrees: float = 0.0) -> np.ndarray:
-    """An affine of voxels of a size, turned about the axis from left to right, away from the origin."""
+    """An affine with voxel size, rotation and offset.
+
+    Rotated about the left-right axis.
+    """
     angle = math.radians(degrees)
     turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
     affine = np.eye(4)
@@ -23,7 +26,10 @@ def turned(spacing: tuple[float, float, float], degrees: float = 0.0) -> np.ndar
 
 
 def ellipsoid(radii: tuple[float, float, float], spacing: tuple[float, float, float]) -> np.ndarray:
-    """Voxels whose centres lie within an ellipsoid with these half axes in mm, along the axes of the voxels."""
+    """Voxels whose centres are within an ellipsoid.
+
+    Half axes in mm, along the voxels' axes.
+    """
     shape = [int(2 * radius / side) + 5 for radius, side in zip(radii, spacing, strict=True)]
     places = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
     scaled = places * np.reshape(spacing, (3, 1, 1, 1)) / np.reshape(radii, (3, 1, 1, 1))

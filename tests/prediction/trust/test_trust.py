@@ -1,4 +1,7 @@
-"""What speaks against trusting a prediction: the image, the network's doubt, other models of the run."""
+"""Reasons not to trust a prediction.
+
+The image, the network's doubt, and other models of the run.
+"""
 
 from __future__ import annotations
 
@@ -164,7 +167,10 @@ def test_classes_at_odds_differ_by_one_and_equals_by_nothing() -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> TrainedModel:
-    """A run with two sites' own models and a profile of volumes of 1 mm."""
+    """A run with two sites' models and a profile.
+
+    Of volumes of 1 mm.
+    """
     folder = tmp_path / "run"
     job = parse_job(write_job(folder))
     (folder / "model" / "baselines").mkdir(parents=True)

@@ -1,4 +1,7 @@
-"""What is sent to the port: who may, where it lies, and when a series is whole. Real associations."""
+"""Reception of DICOM over real associations.
+
+Who may send, where files are stored, when a series is complete.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What a peer that means harm achieves at the port: nothing outside of the inbox, and nothing for long."""
+"""Attacks by a malicious peer at the port.
+
+Nothing is written outside the inbox, and nothing blocked for long.
+"""
 
 from __future__ import annotations
 

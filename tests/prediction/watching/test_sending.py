@@ -1,4 +1,4 @@
-"""Results are sent until they are acknowledged, to a receiver of the test's own."""
+"""Results are sent until acknowledged, to a test receiver."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def place(tmp_path: Path) -> Place:
 def archive(
     port: int, statuses: list[int] | None = None, takes: str = "1.2.840.10008.5.1.4.1.1.66.4"
 ) -> Iterator[list]:
-    """Listen as an archive does, and yield what it got; it answers with these statuses, then with success."""
+    """Listen like an archive, and yield what it received.
+
+    It answers with these statuses, then with success.
+    """
     got: list = []
     answers = list(statuses or [])
 

@@ -1,4 +1,7 @@
-"""Each thing that arrives is worked off once, whatever comes between; results are sent until they are acknowledged."""
+"""Each arriving input is processed once.
+
+Despite interruptions; results are sent until they are acknowledged.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ SETTLE = 10.0
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Two folders, still empty; what fails is tried again at once."""
+    """Two empty folders; failures are retried at once."""
     monkeypatch.setattr("oncofed.prediction.watching.watcher._SECONDS_BETWEEN_TRIES", 0.0)
     monkeypatch.setattr("oncofed.prediction.watching.watcher._SECONDS_WHEN_FULL", 0.0)
     return Place(tmp_path)

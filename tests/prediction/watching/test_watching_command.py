@@ -1,4 +1,7 @@
-"""``oncofed predict --listen`` and ``--watch`` as a site runs them: a process of its own, a real model, real peers."""
+"""``oncofed predict --listen`` and ``--watch`` as a site runs them.
+
+A separate process, a real model, real peers.
+"""
 
 from __future__ import annotations
 
