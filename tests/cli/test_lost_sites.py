@@ -24,9 +24,7 @@ def test_a_site_that_does_not_come_back_is_named(two_sites: dict[str, Path], tmp
 
 
 @pytest.mark.timeout(300)
-def test_where_one_site_is_enough_the_run_ends_without_the_lost_one_and_says_so(
-    two_sites: dict[str, Path], tmp_path: Path
-) -> None:
+def test_with_a_quorum_of_one_the_run_ends_without_the_lost_site(two_sites: dict[str, Path], tmp_path: Path) -> None:
     status, result, printed = _run_without_west(two_sites, tmp_path, quorum=1)
     assert (status, result.status) == (0, "completed"), printed
     assert list(result.lost_sites) == ["west"]

@@ -355,6 +355,6 @@ def test_the_command_line_that_its_readme_names_answers_the_same(runs: dict[str,
         ("a pickle", "allow_pickle"),
     ],
 )
-def test_what_it_would_read_otherwise_is_refused(runs: dict[str, Run], what: str, why: str) -> None:
+def test_files_that_it_would_read_differently_are_refused(runs: dict[str, Run], what: str, why: str) -> None:
     assert why in runs[what].refused
     assert not [path for path in Path(runs[what].out).iterdir() if path.name != "refused.txt"]

@@ -67,7 +67,7 @@ def _of_second_class(table: Path) -> dict[str, float]:
     return {Path(row["case"]).stem: float(row["probability.narrow"]) for row in rows}
 
 
-def test_bundle_prediction_and_evaluation_say_the_same_of_a_calibrated_model(tmp_path: Path) -> None:
+def test_bundle_prediction_and_evaluation_agree_on_a_calibrated_model(tmp_path: Path) -> None:
     run = _calibrated(tmp_path / "run")
     images, dataset = _dataset(tmp_path)
     found, scored = _evaluated(run, dataset, tmp_path / "scored")
@@ -104,7 +104,7 @@ def test_an_evaluation_says_which_probabilities_it_scored(tmp_path: Path) -> Non
         assert any(words in remark for remark in found.record.remarks)
 
 
-def test_a_bundle_knows_of_its_model_what_the_run_does(tmp_path: Path) -> None:
+def test_a_bundle_has_the_runs_records_of_its_model(tmp_path: Path) -> None:
     run = _calibrated(tmp_path / "run")
     bundle = export(load_model(run), "bundle", tmp_path / "out").folder
     model = load_model(bundle)
@@ -118,7 +118,7 @@ def test_a_bundle_knows_of_its_model_what_the_run_does(tmp_path: Path) -> None:
     assert json.loads((once_more / "configs" / "inference.json").read_text())["temperature"] == TEMPERATURE
 
 
-def test_provenance_of_other_weights_is_neither_taken_along_nor_believed(tmp_path: Path) -> None:
+def test_provenance_of_other_weights_is_neither_copied_nor_trusted(tmp_path: Path) -> None:
     run, other = _calibrated(tmp_path / "run"), tmp_path / "other"
     model = load_model(run)
     other.mkdir()

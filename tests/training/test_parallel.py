@@ -110,7 +110,7 @@ def _is_follower(process: psutil.Process) -> bool:
 
 
 @pytest.mark.slow
-def test_a_process_of_the_group_that_is_killed_ends_the_training_with_a_word(plan: Plan, site: Path) -> None:
+def test_a_killed_process_of_the_group_ends_the_training_with_a_message(plan: Plan, site: Path) -> None:
     cases = read_cases(site, plan.data.split, plan.seed)
 
     def killed_halfway() -> None:

@@ -273,7 +273,7 @@ def test_a_volume_that_is_turned_over_is_put_back(tmp_path: Path) -> None:
     _same(tmp_path / "in", labels, affine, tmp_path)
 
 
-def test_of_two_volumes_in_a_series_the_labels_lie_on_their_own(tmp_path: Path) -> None:
+def test_with_two_volumes_in_a_series_labels_are_on_their_volume(tmp_path: Path) -> None:
     series = generate_uid()
 
     def echo(time: float) -> Callable[[int, Dataset], None]:
@@ -325,7 +325,7 @@ def _dirty(number: int, dataset: Dataset) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value", "ignore:The value length")
-def test_what_headers_lack_or_have_wrong_does_not_stop_it(tmp_path: Path) -> None:
+def test_missing_or_wrong_headers_are_tolerated(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", change=_dirty)
     shape, affine = _volume(tmp_path / "in", tmp_path)
     labels = _labels(shape)
@@ -345,7 +345,7 @@ def test_what_headers_lack_or_have_wrong_does_not_stop_it(tmp_path: Path) -> Non
     assert pydicom.dcmread(again).FrameOfReferenceUID == seg.FrameOfReferenceUID
 
 
-def test_slices_with_a_series_each_are_named_by_their_own(tmp_path: Path) -> None:
+def test_slices_in_separate_series_are_referenced_by_their_series(tmp_path: Path) -> None:
     uids = [generate_uid() for _ in range(8)]
 
     def apart(number: int, dataset: Dataset) -> None:
@@ -358,7 +358,7 @@ def test_slices_with_a_series_each_are_named_by_their_own(tmp_path: Path) -> Non
     np.testing.assert_array_equal(_by_positions(tmp_path / "in" / "seg.dcm", affine, labels.shape), labels)
 
 
-def test_files_that_no_object_can_name_are_refused(tmp_path: Path) -> None:
+def test_files_that_cannot_be_referenced_are_refused(tmp_path: Path) -> None:
     def change(number: int, dataset: Dataset) -> None:
         del dataset.StudyInstanceUID
 
@@ -428,7 +428,7 @@ def test_flat_images_of_other_kinds(tmp_path: Path, kind: str) -> None:
 # --- what it says
 
 
-def test_each_object_says_who_made_it_of_what_and_for_what(tmp_path: Path) -> None:
+def test_each_object_names_maker_source_and_purpose(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     shape, affine = _volume(tmp_path / "in", tmp_path)
     codes = {3: ClassCode.model_validate({"scheme": "SCT", "value": "5366008", "modifier": "SCT:255549009"})}
@@ -456,7 +456,7 @@ def test_each_object_says_who_made_it_of_what_and_for_what(tmp_path: Path) -> No
     assert named == {str(pydicom.dcmread(file).SOPInstanceUID) for file in files}
 
 
-def test_a_class_that_is_nowhere_is_described_and_has_no_frame(tmp_path: Path) -> None:
+def test_an_absent_class_is_described_without_a_frame(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     shape, affine = _volume(tmp_path / "in", tmp_path)
     labels = np.zeros(shape, np.uint8)
@@ -467,7 +467,7 @@ def test_a_class_that_is_nowhere_is_described_and_has_no_frame(tmp_path: Path) -
     assert [segment for segment, *_ in _frames(tmp_path / "seg.dcm")] == [3]
 
 
-def test_where_nothing_was_found_there_is_one_empty_frame_a_class(tmp_path: Path) -> None:
+def test_without_findings_each_class_has_one_empty_frame(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", orientation=OBLIQUE)
     shape, affine = _volume(tmp_path / "in", tmp_path)
     write_segmentation(
@@ -483,7 +483,7 @@ def test_where_nothing_was_found_there_is_one_empty_frame_a_class(tmp_path: Path
     _conforms(tmp_path / "seg.dcm")
 
 
-def test_made_again_it_is_the_same_object_and_of_other_labels_another(tmp_path: Path) -> None:
+def test_the_same_labels_give_the_same_object_and_others_another(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     shape, affine = _volume(tmp_path / "in", tmp_path)
     labels = _labels(shape)
@@ -506,7 +506,7 @@ def test_made_again_it_is_the_same_object_and_of_other_labels_another(tmp_path: 
     assert third.SeriesInstanceUID != first.SeriesInstanceUID
 
 
-def test_a_file_that_is_there_stays_when_the_next_cannot_be_made(tmp_path: Path) -> None:
+def test_an_existing_file_stays_if_its_replacement_fails(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     shape, affine = _volume(tmp_path / "in", tmp_path)
     write_segmentation(LabelledSeries(_labels(shape), files, affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")

@@ -124,7 +124,7 @@ def test_scores_by_subgroup_and_files_that_stay_or_may_go(tmp_path: Path, data: 
         assert source not in page
 
 
-def test_what_was_trained_on_is_said(tmp_path: Path, data: Path) -> None:
+def test_training_cases_are_reported(tmp_path: Path, data: Path) -> None:
     [known] = _evaluate(_run(tmp_path / "a", dataset=data), data, "stage", split="all").record.remarks[:1]
     assert re.search(r"1\d of 20 cases were trained on or chose the best round at east", known)
     other = make_site(tmp_path / "other", 6, seed=9)
@@ -133,7 +133,7 @@ def test_what_was_trained_on_is_said(tmp_path: Path, data: Path) -> None:
     assert "nothing says" in _evaluate(_run(tmp_path / "c"), data, split="all").record.remarks[0]
 
 
-def test_by_default_only_what_tells_cases_apart_is_shown(tmp_path: Path, data: Path) -> None:
+def test_by_default_only_columns_that_distinguish_cases_are_shown(tmp_path: Path, data: Path) -> None:
     found = _evaluate(_run(tmp_path / "run"), data, split="all")
     assert [column.column for column in found.record.subgroups] == ["vendor"]  # all slices are thin
     assert {"vendor", "slices", "size", "volume_ml", "stage"} <= set(found.columns)
@@ -195,7 +195,7 @@ def test_a_classification_is_evaluated_and_its_worst_are_the_least_sure(tmp_path
     assert write_page(found, _run(tmp_path / "b", XRAY), CPU, out, 1).read_text().count("<svg") == 1
 
 
-def test_labels_of_another_job_and_none_are_refused_in_words(tmp_path: Path, data: Path) -> None:
+def test_other_or_missing_labels_are_refused_with_a_reason(tmp_path: Path, data: Path) -> None:
     model = _run(tmp_path / "a")
     values = json.loads((data / "dataset.json").read_text())
     (data / "dataset.json").write_text(json.dumps({**values, "labels": {"0": "background", "1": "liver", "2": "core"}}))

@@ -109,7 +109,7 @@ def test_one_pixel_is_a_unit_square_at_its_place() -> None:
     assert sorted(map(tuple, ring[1:])) == [(3, 1), (3, 2), (4, 1), (4, 2)]
 
 
-def test_what_surrounds_another_object_has_a_hole_for_it() -> None:
+def test_a_surrounding_object_has_a_hole() -> None:
     found = object_polygons(RING)
     assert [len(rings) for rings in found[1]] == [2]
     assert [len(rings) for rings in found[2]] == [1]

@@ -154,7 +154,7 @@ def test_the_picture_shows_attention_at_its_place(reader: TileReader, tmp_path: 
     assert differs.mean() < 0.1
 
 
-def test_the_tiles_that_spoke_most_are_written_as_the_network_saw_them(reader: TileReader, tmp_path: Path) -> None:
+def test_tiles_with_most_attention_are_written_as_the_network_saw_them(reader: TileReader, tmp_path: Path) -> None:
     table, *pictures = write_top_tiles(reader, tile_heat(), tmp_path, "case")
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 64

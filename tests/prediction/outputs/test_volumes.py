@@ -63,7 +63,7 @@ def test_a_box_is_measured_on_the_surface_of_its_voxels() -> None:
     assert (found.longest_mm, found.short_mm, found.longest_3d_mm) == pytest.approx((7, 1, 7))
 
 
-def test_the_longest_diameter_lies_in_the_plane_nearest_to_axial_whatever_the_order_of_axes() -> None:
+def test_the_longest_diameter_is_in_the_most_axial_plane() -> None:
     long = ellipsoid((6, 10, 20), (1.0, 1.0, 1.0))
     upright = one(long, turned((1.0, 1.0, 1.0)))
     # The same body, stored with its axis from feet to head first.
@@ -75,7 +75,7 @@ def test_the_longest_diameter_lies_in_the_plane_nearest_to_axial_whatever_the_or
     assert turned_over.plane == upright.plane
 
 
-def test_the_ends_lie_as_far_apart_as_the_diameter_is_long_and_in_its_plane() -> None:
+def test_a_diameters_ends_have_its_distance_and_plane() -> None:
     affine = turned((0.8, 0.9, 2.5), 20)
     found = one(ellipsoid((15, 9, 12), (0.8, 0.9, 2.5)), affine)
     assert found.ends is not None
