@@ -82,7 +82,7 @@ def bundle_weights(folder: Path) -> Weights | None:
     """Return a bundle's weights; None if it has none.
 
     Raises:
-        SpecError: they are broken, or something else than tensors.
+        SpecError: they are broken, or no tensors.
     """
     path = _weights(folder)
     if path is None:

@@ -14,7 +14,7 @@ class AttentionMIL(nn.Module):
 
     Ilse et al., ICML 2018, equation 9.
 
-    Tiles that only fill a batch up to its longest bag take part in nothing.
+    Padding tiles, which fill a batch up to its longest bag, have no effect.
 
     Args:
         in_channels: features of a tile.

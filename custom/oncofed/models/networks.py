@@ -1,8 +1,8 @@
 """Networks that a job may name.
 
 Normalisation is by instance, or by groups of channels where a network ends in single pixels: batch statistics differ
-between scanners, and averaging them over sites makes a model that fits none. A job that wants them all the same says
-``norm: batch``, and may keep them at each site (``strategy: {name: fedbn}``).
+between scanners, and averaging them over sites makes a model that fits none. A job can still choose them by
+``norm: batch``, and keep them at each site (``strategy: {name: fedbn}``).
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Declared(StrictModel):
 class ModelSpec(StrictModel):
     """Which network a job trains.
 
-    Checking it imports no pack: of one that is not loaded nothing is known, ``lacks_code`` is true, and what needs to
-    know the network raises ``SpecError``.
+    Checking it imports no pack. If the pack is not loaded, ``lacks_code`` is true, and methods that need the network
+    raise ``SpecError``.
     """
 
     code: str | None = Field(
@@ -294,7 +294,7 @@ def find_network(name: str, pack: str = "") -> Network:
 
     Args:
         name: of the network.
-        pack: digest of the pack that brings it; empty: none does.
+        pack: digest of the pack that registers it; empty: none.
 
     Raises:
         SpecError: none has that name, or the pack is not loaded.
@@ -322,7 +322,7 @@ def list_networks() -> list[Network]:
 def _normed(request: NetworkRequest, config: dict[str, Any]) -> dict[str, Any]:
     """Return a network with the job's normalisation.
 
-    Of networks that MONAI builds with batch normalisation alone.
+    For networks that MONAI builds with batch normalisation only.
     """
     if request.spec.norm == "batch":
         return config

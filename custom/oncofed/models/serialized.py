@@ -1,8 +1,8 @@
 """Writes safetensors files without copying tensors.
 
 https://huggingface.co/docs/safetensors: eight bytes with the length of a header, the header, and the tensors' bytes.
-The library of that name writes each tensor with one call, for which Linux looks for runs of free memory as long as
-that: keeping 500 MB so took 0.3 to 1.2 s of a core, and 0.2 s in pieces (six of each on ext4).
+The library of that name writes each tensor with one call, for which Linux looks for contiguous free memory of that
+size: keeping 500 MB so took 0.3 to 1.2 s of a core, and 0.2 s in pieces (six of each on ext4).
 """
 
 from __future__ import annotations
@@ -98,13 +98,13 @@ def write_tensors(
         path: of the file, which its owner alone can read.
         tensors: by name; where some share memory, each is written.
         metadata: further facts, as text by name.
-        previous: name under which the old file is kept, also where writing fails. What had it is written over, which
-            spares the system to find new memory and give the old back: whoever still reads that finds either. Not kept
-            where the file system knows no second names.
+        previous: name under which the old file is kept, also if writing fails. The file of that name is overwritten,
+            which saves allocating and freeing its memory; its readers find either content. Not kept on file systems
+            without hard links.
 
     Raises:
         OSError: it could not be written, for example because the disk is full, or because the format has no such
-            type; the old file stands.
+            type; the old file stays.
     """
     try:
         body = Serialized(tensors, metadata)

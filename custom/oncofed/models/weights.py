@@ -127,7 +127,7 @@ class Digest:
 
     Weights are added one by one, in the order of their names.
 
-    Weights are named in each round. BLAKE3 (O'Connor, Aumasson, Neves, Wilcox-O'Hearn, 2020) is as hard to forge as
+    Weights are hashed in each round. BLAKE3 (O'Connor, Aumasson, Neves, Wilcox-O'Hearn, 2020) is as hard to forge as
     SHA-256, which would take longer than sending the weights on processors without instructions for it.
 
     Args:
@@ -161,7 +161,7 @@ def digest_of(weights: Weights, algorithm: Callable[[], Hash] = blake3) -> Diges
 def sum_of_squares(value: Tensor) -> float:
     """Return a tensor's sum of squares, exact to some millionths.
 
-    It is not finite where a value is not.
+    It is not finite if a value is not.
 
     Example:
         >>> sum_of_squares(torch.tensor([3.0, -4.0]))

@@ -118,7 +118,7 @@ def keep_pack(kit: Path, pack: Pack, record: Callable[..., object]) -> None:
 
     Args:
         kit: of the site.
-        pack: whoever brought it.
+        pack: by any submitter.
         record: see ``refusal_at_site``.
 
     Raises:

@@ -38,7 +38,7 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> Non
         facts: plain values (JSON).
 
     Raises:
-        OSError: it could not be written, for example because the disk is full; the old state stands.
+        OSError: it could not be written, for example because the disk is full; the old state stays.
     """
     write_tensors(path, tensors, {_KEY: json.dumps(facts)}, previous_of(path))
 
@@ -105,7 +105,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Restore an optimizer's state from ``optimizer_tensors``.
 
-    Laid out in memory as the parameters are.
+    With the parameters' memory layout.
 
     A file holds it in one layout. Fused steps on CUDA refuse state whose strides are not those of its parameter.
     """

@@ -70,10 +70,10 @@ def cost_seconds(network: nn.Module, cached: bool) -> float:
 def pays_by_plan(total_steps: int, cost: float) -> bool:
     """Return whether compiling pays in a run.
 
-    Steps are assumed as short as they are anywhere.
+    Steps are assumed as short as the fastest known ones.
 
     Args:
-        total_steps: of the whole run: a process that takes it up later decides the same.
+        total_steps: of the whole run, so a process that resumes it decides the same.
         cost: seconds; see ``cost_seconds``.
     """
     return total_steps * _SAVED_SECONDS > cost
@@ -159,7 +159,7 @@ def in_form(function: Callable[..., Any], form: Form, deterministic: bool) -> Ca
     Args:
         function: as it is.
         form: wanted.
-        deterministic: kernels are not chosen by how fast they are, which may differ the next time.
+        deterministic: kernels are not chosen by speed, which varies.
     """
     if form == "eager":
         return function
@@ -245,7 +245,7 @@ class Compiling:
     def take_in_parts(self) -> None:
         """Turn CUDA graphs off for batches in parts.
 
-        Each part would write over the gradients of the one before.
+        Each part would overwrite the gradients of the previous one.
         """
         self._replayable = False
         if self.form == "replayed":

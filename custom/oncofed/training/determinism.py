@@ -27,8 +27,8 @@ _LOG = logging.getLogger(__name__)
 def make_repeatable(seed: int, deterministic: bool) -> None:
     """Seed random generators, and choose deterministic or fastest kernels.
 
-    An operation that has no deterministic form still runs: a pack's network may have one, and so may what another part
-    of this process does. ``alerts_told`` names it.
+    An operation without a deterministic form still runs: a pack's network or another part of this process may have one.
+    ``alerts_told`` names it.
     """
     set_determinism(seed)
     # Torch's default is for finding errors: it fills all memory before use.
@@ -67,7 +67,7 @@ def alerts_told() -> Iterator[None]:
 def use_deterministic_forms(network: nn.Module) -> int:
     """Replace nondeterministic layers by equal ones; return their number.
 
-    Those whose gradients CUDA adds up in any order.
+    These are layers whose gradients CUDA sums in any order.
 
     Linear interpolation becomes a matrix product for each axis, and an average pool without overlap a mean. Neither has
     weights, so that those and their names stay as they are; values are equal within rounding.
@@ -124,7 +124,7 @@ class _Interpolation(nn.Module):
     def _matrix(self, axis: int, values: Tensor) -> Tensor:
         """Return an axis's interpolation matrix (before, after).
 
-        What torch makes of each unit vector.
+        It holds torch's result for each unit vector.
         """
         size = self._size[axis - 2] if isinstance(self._size, tuple) else self._size
         factor = self._factor[axis - 2] if isinstance(self._factor, tuple) else self._factor

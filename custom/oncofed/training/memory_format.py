@@ -16,7 +16,7 @@ def memory_format(network: nn.Module, axes: int) -> torch.memory_format:
     """Return a network's fastest memory format on a GPU.
 
     Tensor cores take channels last. Normalisation by batch keeps that; on CUDA that by instance and by group makes its
-    input contiguous and returns it so, and each convolution would turn it round again: a quarter more bytes in a step
+    input contiguous and returns it so, and each convolution would convert it again: a quarter more bytes in a step
     than contiguous throughout (https://github.com/pytorch/pytorch/issues/59168).
 
     Args:

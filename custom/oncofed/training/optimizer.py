@@ -45,7 +45,7 @@ def build_optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optim
 class StepScaler(torch.amp.GradScaler):
     """Skips steps with non-finite gradients without the host waiting.
 
-    In float16 alone it scales the loss.
+    It scales the loss only in float16.
 
     Each step that is left out halves the scale. In float16 it stays above zero; otherwise it is one always, as a scale
     that nothing raises again would vanish over a long run, and its inverse would write NaN into the weights.

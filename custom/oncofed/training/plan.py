@@ -171,7 +171,7 @@ class Plan(StrictModel):
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code does not come along: the bundle of its model holds the weights, and does not answer.
+        A pack's code is not included: the bundle of its model holds the weights, and gives no answers.
 
         Args:
             folder: where the bundle goes.

@@ -120,7 +120,7 @@ class Trainer:
     def unfinished(self) -> str | None:
         """The round to resume with ``train``, if any.
 
-        An earlier process ended in it, as the checkpoint has it, or it failed.
+        An earlier process ended in it, by the checkpoint, or it failed.
         """
         return self._resumption.unfinished
 

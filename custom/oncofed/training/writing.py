@@ -63,7 +63,7 @@ class CheckpointWriter:
         """Return when the last one is on disk.
 
         Raises:
-            OSError: it could not be written; the one before stands.
+            OSError: it could not be written; the previous one stays.
         """
         if self._thread:
             self._thread.join()
@@ -82,7 +82,7 @@ class CheckpointWriter:
     def _copied(self, tensors: Tensors) -> Tensors:
         """Return copies in one piece of memory.
 
-        Those of a GPU's tensors are complete once its stream has come so far.
+        Those of a GPU's tensors are complete once its stream reaches this point.
         """
         sizes = [-(-value.nbytes // _ALIGNMENT) * _ALIGNMENT for value in tensors.values()]
         if sum(sizes) > len(self._memory):

@@ -50,7 +50,7 @@ class SlideClasses:
     """Probabilities of a slide's classes, from given features.
 
     Attributes:
-        encoder: digest of what makes the features.
+        encoder: digest of the features' encoder.
         tile: side of a tile in pixels.
         microns: of a tile's pixels along each side; None: as the slides were cut when they were registered.
     """

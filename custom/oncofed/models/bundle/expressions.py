@@ -1,6 +1,6 @@
 """Expressions of a bundle's configuration.
 
-They are written here alone: nothing that a job says becomes one.
+All are written here: no text of a job becomes one.
 """
 
 from __future__ import annotations

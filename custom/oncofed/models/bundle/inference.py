@@ -93,7 +93,7 @@ def inference(network: Exported, data: DataSpec, answer: Answer, classes: dict[i
     Args:
         network: of the bundle.
         data: grid and normalisation of its input.
-        answer: what is made of its output.
+        answer: form of the answer.
         classes: label values and names.
     """
     if isinstance(answer, SlideClasses):

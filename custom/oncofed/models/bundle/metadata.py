@@ -57,9 +57,9 @@ def metadata(
         request: what the network was built for.
         data: grid and normalisation of its input.
         classes: label values and names of its output.
-        answer: what is made of its output.
+        answer: form of the answer.
         packages: that it needs in addition to MONAI.
-        module: from which the network comes that is not MONAI's; empty: it is.
+        module: of the network; empty: MONAI's.
     """
     slides = isinstance(answer, SlideClasses)
     found: Config = {
