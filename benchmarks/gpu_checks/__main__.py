@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         help="cpu: walk all checks, tiny, on the CPU, which confirms nothing",
     )
     parser.add_argument("--only", default="", metavar="NAME,...", help="these checks alone")
-    parser.add_argument("--seconds", type=float, default=_SECONDS, help="time limit (default %(default)g)")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="limit in seconds (default %(default)g)")
     parser.add_argument("--out", type=Path, default=_FOLDER / "results" / "gpu", help="folder for the lines")
     parser.add_argument("--list", action="store_true", help="list the checks and their claims")
     return parser

@@ -188,7 +188,7 @@ def _members(archive: zipfile.ZipFile, where: str) -> dict[str, bytes]:
 
 
 def find_pack(digest: str, folders: Sequence[Path]) -> Pack:
-    """Return a pack by digest, from the first folder having it.
+    """Return the first pack with a digest in some folders.
 
     Raises:
         SpecError: none has.

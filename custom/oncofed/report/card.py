@@ -209,7 +209,7 @@ def _code(code: Any) -> str:
 
 
 def _count(cases: int, patients: int | None) -> int | str:
-    """Return a number of cases, if of five patients or more.
+    """Return a number of cases of five patients or more.
 
     Five cases may all be of one patient.
     """
