@@ -44,7 +44,7 @@ def test_a_secret_is_made_once_and_stays(tmp_path):
     assert random_secret(tmp_path / "other") != secret
 
 
-def test_what_cannot_be_written_whole_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "list"
     write_whole(path, "old")
 

@@ -1,4 +1,7 @@
-"""Files that only their owner can read: keys, salts, kits, a site's own figures."""
+"""Files readable by their owner alone.
+
+Keys, salts, kits, a site's local figures.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def open_private(path: str | Path, flags: int) -> int:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace a private file in one step, and create its folder.
+    """Replace a private file atomically, creating its folder.
 
     Args:
         path: of the file; a folder that is created can be entered by its owner alone.

@@ -1,4 +1,7 @@
-"""Settings in YAML files, validated strictly; each mistake is reported with its line."""
+"""Settings in YAML files, validated strictly.
+
+Each mistake is reported with its line.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ class StrictModel(BaseModel):
 
 
 class RenamedSettings(StrictModel):
-    """Base of a section with settings that had another name, which is read for one release, with a warning.
+    """Base of a section with renamed settings.
+
+    The old name is read for one release, with a warning.
 
     Attributes:
         renamed: former name -> present one.

@@ -44,7 +44,7 @@ def test_each_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str,
         parse_job(write_job(tmp_path, JOB.replace(old, new)))
 
 
-def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_several_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     text = JOB.replace("number: 2", "number: 0").replace("seed: 3", "seed: -1")
     with pytest.raises(SpecError) as caught:
         parse_job(write_job(tmp_path, text))
@@ -101,7 +101,7 @@ def test_every_setting_that_needs_one_has_a_description() -> None:
 
 @pytest.mark.parametrize("section", ["strategy", "task"])
 @pytest.mark.parametrize("value", [[1], {"a": 1}, 3, None])
-def test_a_section_that_names_nothing_known_is_told_with_its_line(job: Path, section: str, value: object) -> None:
+def test_an_unknown_name_in_a_section_is_reported_with_its_line(job: Path, section: str, value: object) -> None:
     key = "name" if section == "strategy" else "type"
     values = yaml.safe_load(job.read_text())
     values[section] = {key: value}

@@ -1,4 +1,4 @@
-"""``oncofed site policy`` and ``oncofed site audit``: rules for jobs, and the record of jobs."""
+"""``oncofed site policy`` and ``oncofed site audit``."""
 
 from __future__ import annotations
 

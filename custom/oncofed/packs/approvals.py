@@ -60,7 +60,7 @@ def read_decisions(local: Path) -> dict[str, Decision]:
 
 
 def write_decision(local: Path, pack: Pack, state: State, by: str, reason: str) -> None:
-    """Keep a decision, in place of an earlier one about the same pack."""
+    """Write a decision, replacing an earlier one."""
     now = datetime.now(timezone.utc)
     decisions = {
         **read_decisions(local),
@@ -71,7 +71,7 @@ def write_decision(local: Path, pack: Pack, state: State, by: str, reason: str) 
 
 
 def refusal_of(local: Path, pack: Pack) -> str | None:
-    """Return why a pack may not run; None where it may.
+    """Return why a pack may not run, or None.
 
     In words that may leave the site.
     """
@@ -85,7 +85,7 @@ def refusal_of(local: Path, pack: Pack) -> str | None:
 def refusal_at_site(kit: Path, pack: Pack, record: Callable[..., object]) -> str | None:
     """Return why a job's pack may not run, as ``refusal_of``.
 
-    One that somebody of the alliance signed is kept for the site's admin to look at.
+    One signed by a member of the alliance is kept for the site's admin to review.
 
     Args:
         kit: of the site.
@@ -118,7 +118,7 @@ def keep_pack(kit: Path, pack: Pack, record: Callable[..., object]) -> None:
 
     Args:
         kit: of the site.
-        pack: whoever brought it.
+        pack: by any submitter.
         record: see ``refusal_at_site``.
 
     Raises:
@@ -142,7 +142,7 @@ def kept_packs(kit: Path) -> list[Pack]:
 
 
 def kept_pack(kit: Path, digest: str) -> Pack:
-    """Return a pack by its digest, or the beginning of it.
+    """Return a pack by its digest or digest prefix.
 
     Raises:
         SpecError: there is none, or several.

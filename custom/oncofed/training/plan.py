@@ -147,7 +147,7 @@ class Plan(StrictModel):
         return self
 
     def build_extensions(self) -> tuple[list[Transform], Loss | None]:
-        """Return the changes of batches and the loss that the plan's pack brings.
+        """Return the pack's changes of batches and the loss.
 
         Raises:
             SpecError: it has none of that name, or is not loaded.
@@ -179,9 +179,9 @@ class Plan(StrictModel):
         return NetworkRequest(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
-        """Write ``folder/bundle``, the model as a MONAI bundle, and return it.
+        """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code does not come along: the bundle of its model holds the weights, and does not answer.
+        A pack's code is not included: the bundle of its model holds the weights, and gives no answers.
 
         Args:
             folder: where the bundle goes.
@@ -202,7 +202,7 @@ class Plan(StrictModel):
         return {"schema": 1, "name": name, "title": title, **values, "rounds": {"number": self.rounds}}
 
     def build_network(self) -> nn.Module:
-        """Return the plan's network with its initial weights, on the CPU.
+        """Return the network with initial weights, on the CPU.
 
         Raises:
             SpecError: no weight fits the patterns of those that are to be trained.
@@ -244,7 +244,7 @@ class Plan(StrictModel):
         return {name: value.clone() for name, value in weights_of(self.build_network()).items()}
 
     def try_network(self) -> nn.Module:
-        """Build the network, try it on a patch, and return it.
+        """Build the network, and try it on a patch.
 
         The patch is of noise.
 
