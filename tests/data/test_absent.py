@@ -1,4 +1,4 @@
-"""A class that most labelled images have, and a few lack, is named at register and in check."""
+"""Classes that few labelled images lack are reported."""
 
 from __future__ import annotations
 

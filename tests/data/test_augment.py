@@ -1,4 +1,4 @@
-"""Random changes of batches: image and maps move together, what is not chosen stays as it is, a seed repeats it all."""
+"""Augmentation: maps follow the image, seeds repeat it."""
 
 from __future__ import annotations
 

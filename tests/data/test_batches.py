@@ -1,4 +1,4 @@
-"""Batches: every case once an epoch, each class as often at a centre, and a stream that can be taken up again."""
+"""Batch streams: epochs, class balance, and resumption."""
 
 from __future__ import annotations
 

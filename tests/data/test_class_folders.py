@@ -1,4 +1,4 @@
-"""Folders of classes, with what else lies among them, and classes that people wrote in several ways."""
+"""Class folders with stray files and spelling variants."""
 
 from __future__ import annotations
 

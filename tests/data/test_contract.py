@@ -1,4 +1,4 @@
-"""``oncofed data check``: what fits, what is converted, what does not fit, and every fault by the name of its case."""
+"""``oncofed data check`` reports conversions, misfits, and faults by case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of images are found without comparing all with all, and none is missed."""
+"""The search for copies misses none."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _manifest(thumbnails: Sequence[np.ndarray], **changes: Sequence[object]) -> 
 
 
 def _by_all_pairs(manifest: Manifest) -> set[frozenset[str]]:
-    """Return the groups of names as they follow from all pairs, one after the other."""
+    """Return groups of names, from comparing all pairs."""
     groups: list[set[str]] = []
     cases = [(entry, thumbnail_values(entry)) for entry in manifest.entries]
     for place, (one, a) in enumerate(cases):

@@ -1,4 +1,4 @@
-"""Copies hold no identifier, wherever it was, and still fit together."""
+"""De-identified copies hold no identifier and still match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks of photos that an Exif orientation turns: on which of the two pictures they were drawn."""
+"""Masks of photos with an Exif orientation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file of a registered folder is used for one thing, or left out for a reason, and the sums agree."""
+"""Each file has one use, or a reason against it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ def _names_no_image(dataset: Any) -> None:
 
 
 def _beside(folder: Path, patient: str) -> None:
-    """Write a series, and a structure set of its space whose contours lie below and above its slices."""
+    """Write a series, and contours below and above it.
+
+    The structure set shares the series' space.
+    """
     series = make_series(folder / patient, patient=patient)
     contours = {"gtv": [_square(-20), _square(80)]}
     make_rtstruct(folder / f"rt_{patient}.dcm", series, contours, change=_names_no_image)
@@ -229,7 +232,7 @@ def _require_accounts(source: Path, out: Path, manifest: Manifest) -> None:
 
 
 def _seen(source: Path) -> Iterator[str]:
-    """Yield what has to be accounted for, by another walk: each file, and each folder that is passed over."""
+    """Yield all files and skipped folders, by another walk."""
     for folder, folders, files in os.walk(source):
         inside = Path(folder).relative_to(source)
         for name in list(folders):

@@ -1,4 +1,4 @@
-"""A label lies on its image where their corners do, in voxels, whatever the size of these."""
+"""Labels match images by their corners, in voxels."""
 
 from __future__ import annotations
 
@@ -100,7 +100,10 @@ def test_sizes_of_microns_are_kept(tmp_path: Path) -> None:
 
 
 def _stored(values: np.ndarray, affine: np.ndarray, order: tuple[int, ...], flips: tuple[bool, ...]) -> nib.Nifti1Image:
-    """Return a volume with its axes in another order and mirrored, its affine made voxel by voxel."""
+    """Return a volume with permuted and mirrored axes.
+
+    Its affine is computed voxel by voxel.
+    """
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
     for axis, (source, flip) in enumerate(zip(order, flips, strict=True)):

@@ -1,4 +1,4 @@
-"""The index of what was read: what happens to it where it cannot be locked, is held by others, or is broken."""
+"""An index without locks, held by others, or broken."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _LOCKS = "crush#3461, DrQA#69, bcbio-nextgen#1123"
 
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """A file system that refuses locks; SQLite's own are as in memory."""
+    """A file system that refuses locks.
+
+    SQLite's locks are as in memory.
+    """
 
     def refuse(*_: object) -> None:
         raise OSError(getattr(request, "param", errno.ENOLCK), "No locks available")

@@ -1,4 +1,7 @@
-"""Masks find their images by names and places, wherever data sets and hospitals put them; none becomes an image."""
+"""Masks are matched with images in all layouts.
+
+By names and places; no mask becomes an image.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ _SHAPE = (12, 10, 6)
 
 
 def write(folder: Path, *names: str, shape: tuple[int, ...] = _SHAPE) -> Path:
-    """Write an image for each name, and a mask for each that ends in a star."""
+    """Write an image per name, or a mask with star."""
     for seed, name in enumerate(names):
         path = folder / name.rstrip("*")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -398,7 +401,7 @@ _OUTLINES[0, 4:20, 4:30] = _OUTLINES[1, 28:44, 20:44] = 1
 
 
 def _save(path: Path, outline: np.ndarray, kind: str) -> None:
-    """Save what is 1 in an outline as a program may do it."""
+    """Save an outline's ones, as different programs do."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "palette":
         picture = Image.fromarray(outline, "P")

@@ -1,4 +1,4 @@
-"""A mirrored or shifted mask is among the first that a person is shown, and one that is right is not accused."""
+"""Mirrored or shifted masks come first, right ones not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ AFFINE = np.diag([-3.0, -3, 5, 1])
 
 
 def make_trunk(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return image and label of a body in air: liver on the right, a kidney on either side of the spine."""
+    """Return image and label of a body in air.
+
+    The liver is on the right, a kidney on either side of the spine.
+    """
     rng = np.random.default_rng(seed)
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (48, 48, 24)], indexing="ij")
 
@@ -47,7 +50,10 @@ def make_trunk(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_trunks(folder: Path, changed: dict[int, np.ndarray] | None = None, count: int = 12) -> Path:
-    """Write trunks as they are stored, some with another label (in RAS+), and return the folder."""
+    """Write trunks as stored, and return the folder.
+
+    Some have another label (in RAS+).
+    """
     for sub in ("images", "labels"):
         (folder / sub).mkdir(parents=True)
     for number in range(count):
@@ -65,7 +71,7 @@ def registered(source: Path, folder: Path, labels: dict[int, str] | None = None)
 
 
 def kinds(found: object, name: str) -> set[str]:
-    """Return the kinds of suspicion against a case, without what its header and its copies say."""
+    """Return kinds of suspicion, except from header and copies."""
     own = {"mask lies better elsewhere", "label lies elsewhere than others'", "left and right exchanged"}
     own |= {"class on the other side", "mask outside the body", "contour off the edges", "label of an unusual size"}
     own |= {"class is missing", "very few voxels", "mask touches the image's edge", "mask in many pieces", "unreadable"}

@@ -1,4 +1,4 @@
-"""Label files become one whole number a pixel, the same in every file, or are refused with the reason."""
+"""Label files become whole numbers, or are refused."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_colours_are_told_and_can_be_named(tmp_path: Path) -> None:
 
 
 def _used(cases: object) -> list[tuple[int, int, int]]:
-    """Return how many pixels of each job's class training sees, case by case."""
+    """Return each case's pixel counts by class, in training."""
     return [tuple(np.bincount(c.read()[1].values.ravel(), minlength=3).tolist()) for c in cases]  # type: ignore[attr-defined]
 
 

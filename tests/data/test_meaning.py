@@ -1,4 +1,4 @@
-"""What values of masks mean is what their files say: names in and beside them, regions, and what nobody labelled."""
+"""Names of mask values, from masks and nearby files."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def check(out: Path, classes: dict[int, str] | None = None) -> Report:
 
 
 def write_nrrd(path: Path, values: np.ndarray, *segments: tuple[str, int, int]) -> None:
-    """Write an NRRD as 3D Slicer does: (name, value, layer) of each segment in its header."""
+    """Write an NRRD as 3D Slicer does.
+
+    With (name, value, layer) of each segment in its header.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     head = [
         "NRRD0004",
@@ -54,7 +57,7 @@ def write_nrrd(path: Path, values: np.ndarray, *segments: tuple[str, int, int]) 
 
 
 def _areas(first: int, second: int) -> np.ndarray:
-    """Return a mask of 256 voxels of one value and 128 of another."""
+    """Return a mask of 256 and 128 voxels by value."""
     values = np.zeros(_SHAPE, np.uint8)
     values[2:10, 2:10, 2:6], values[12:16, 2:10, 2:6] = first, second
     return values
@@ -65,7 +68,10 @@ def _image(seed: int) -> np.ndarray:
 
 
 def slicer_site(folder: Path, *numbers: dict[str, int], ending: str = ".seg.nrrd", named: bool = True) -> Path:
-    """Write a case for each numbering: anterior has 256 voxels, posterior 128."""
+    """Write one case per numbering.
+
+    Anterior has 256 voxels, posterior 128.
+    """
     for n, values in enumerate(numbers):
         write_nrrd(folder / "images" / f"c{n}.nrrd", _image(n))
         segments = [(name, value, 0) for name, value in values.items()] if named else []

@@ -1,4 +1,4 @@
-"""No two cases have one name, whatever the layout: files, decisions and what is written go by it."""
+"""Case names are unique in every layout."""
 
 from __future__ import annotations
 
@@ -94,7 +94,10 @@ def test_names_differ_in_every_layout(tmp_path: Path, make: object) -> None:
 
 
 def _patients(source: Path, images: int) -> int:
-    """Return how many patients there are: one an image, or those that a ``dataset.json`` names."""
+    """Return the number of patients.
+
+    One per image, or those named in ``dataset.json``.
+    """
     listed = json.loads((source / "dataset.json").read_text()) if (source / "dataset.json").is_file() else {}
     return 1 if "training" in listed else images
 

@@ -1,4 +1,4 @@
-"""Whose an image is, where an anonymiser gave all patients one ID."""
+"""Patients of images after an anonymiser merged their IDs."""
 
 from __future__ import annotations
 

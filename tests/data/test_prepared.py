@@ -1,4 +1,4 @@
-"""Training cases are prepared once, under a key of content and settings."""
+"""Cases are prepared once per content and settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A site's fingerprint, the numbers of each patient that may be combined, and the plan that follows from them."""
+"""A site's profile, patients' numbers, and the resulting plan."""
 
 from __future__ import annotations
 

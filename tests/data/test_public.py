@@ -1,4 +1,4 @@
-"""Public datasets, from a server on this machine: broken off, gone on with, checked, unpacked, registered."""
+"""Public datasets from a local server: resumed, checked, registered."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from synthetic import make_site
 
 
 class _Server(ThreadingHTTPServer):
-    """Serves one file; breaks off after ``most`` bytes of an answer."""
+    """Serves one file, cut off after ``most`` bytes."""
 
     content = b""
     most = 1 << 30

@@ -1,4 +1,7 @@
-"""Every layout becomes one manifest; bad files are set aside by name; only what changed is read again."""
+"""Every layout becomes a manifest.
+
+Bad files are set aside by name; only changed ones are read again.
+"""
 
 from __future__ import annotations
 

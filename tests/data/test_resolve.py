@@ -1,4 +1,4 @@
-"""One decision answers all findings of a kind: it is kept, in force wherever cases are read, and can be taken back."""
+"""Decisions about findings: recorded, applied, and taken back."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def _copy(folder: Path, number: int, of: int, label: bool = True) -> None:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """A registered dataset of 20 cases: 3 and 4 are copies of 1, 6 of 5 with another label; 8 and 9 are constant."""
+    """A registered dataset of 20 cases with faults.
+
+    3 and 4 are copies of 1, 6 of 5 with another label; 8 and 9 are constant.
+    """
     site = make_site(tmp_path / "in", 20)
     _copy(site, 3, of=1)
     _copy(site, 4, of=1)
@@ -255,7 +258,10 @@ def test_copies_across_lists_become_one_patient_and_what_follows_is_told(tmp_pat
 
 
 def _every_finding(folder: Path) -> None:
-    """Give a dataset a finding of each kind; what no reading finds is written into its manifest."""
+    """Give a dataset a finding of each kind.
+
+    Findings that no reading gives are written into its manifest.
+    """
     manifest = read_manifest(folder)
     thumbnail = base64.b64encode(np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes()).decode()
     no_place = "no place in space (ImagePositionPatient, ImageOrientationPatient)"

@@ -1,4 +1,4 @@
-"""A sample of cases: its size, each class, each patient before a second image of any, and the same each time."""
+"""Samples of cases: size, classes, patients, reproducibility."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole slides: every reader sees the same pixels, tissue is found, tiles lie where they say, labels follow regions."""
+"""Whole slides: readers, tissue, tiles and regions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from oncofed.errors import DataError
 
 
 def make_slide(path: Path, compression: str | None = None, mpp: float = 0.5, levels: int = 3) -> np.ndarray:
-    """Write a pyramid of 2048 x 1536 pixels: white glass with round tissue, and return its pixels."""
+    """Write a slide, and return its pixels.
+
+    A pyramid of 2048 x 1536 pixels: white glass with round tissue.
+    """
     y, x = np.mgrid[:1536, :2048]
     pixels = np.full((1536, 2048, 3), 244, np.uint8)
     tissue = (x - 700) ** 2 + (y - 600) ** 2 < 420**2

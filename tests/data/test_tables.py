@@ -1,4 +1,4 @@
-"""Tables are read as people and their programs write them, and none is passed over without a word."""
+"""Tables as people and their programs write them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiles of many slides as one stream: in order, by all threads, within bounds, and nothing open when it ends."""
+"""Tiles of many slides as one ordered, bounded stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPEC = TileSpec(16, 0.5)
 
 
 class Simulated:
-    """A slide of tiles that show their number, and whatever a test wants to happen when one is read."""
+    """A slide of numbered tiles, with a hook on reading."""
 
     def __init__(self, when_read: Callable[[int], None]) -> None:
         self.levels = [Level(1_000_000, 16, 0.5)]
@@ -56,7 +56,7 @@ Opened = Callable[..., list[Simulated]]
 
 
 class AtOnce(ThreadPoolExecutor):
-    """Does what it is given before it says that it took it."""
+    """Runs tasks before it returns their future."""
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -69,7 +69,7 @@ class AtOnce(ThreadPoolExecutor):
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
-    """Let paths open simulated slides; return these as they are opened."""
+    """Open simulated slides for paths, and return them."""
 
     def begin(when_read: Callable[[int], None] = lambda tile: None) -> list[Simulated]:
         made: list[Simulated] = []

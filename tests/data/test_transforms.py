@@ -57,7 +57,7 @@ def test_stored_scale_and_intercept_are_applied(tmp_path: Path) -> None:
 
 
 def test_whether_a_background_is_bright_does_not_hang_on_rounding() -> None:
-    """A median half-way between the darkest and the brightest, whatever it is stored as."""
+    """The median is half-way between the extremes, in all types."""
     grey = np.tile(np.array([10, 20, 30], np.uint8), 40)[:, None, None]
     for values in (grey, np.repeat(grey, 3, axis=-1), grey.astype(np.float32) * np.float32(0.1), grey / 3):
         assert darken(values) is values

@@ -1,4 +1,4 @@
-"""Processes that read files, some of which end the process that reads them."""
+"""Reading processes, some of which a file ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One temperature over the patients of several sites, from sums alone."""
+"""A temperature over several sites' patients, from sums."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ Patients = tuple[NDArray[np.float64], NDArray[np.int64], list[str]]
 
 
 def _patients(count: int, too_sure: float, seed: int, classes: int = 3) -> Patients:
-    """Return probabilities, labels and names of patients about whom a model is so many times too sure."""
+    """Return predictions for patients by an overconfident model.
+
+    Probabilities, labels and names; ``too_sure`` is the factor of overconfidence.
+    """
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 1.5, (count, classes))
     shares = tempered(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), 1.0)
@@ -40,7 +43,7 @@ def _patients(count: int, too_sure: float, seed: int, classes: int = 3) -> Patie
 
 
 def _directly(found: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Return the best temperature of patients in one place, by another method."""
+    """Return pooled patients' best temperature, by another method."""
     best = minimize_scalar(
         lambda place: log_losses(tempered(found, float(np.exp(place))), labels).sum(),
         bounds=(np.log(TEMPERATURES[0]), np.log(TEMPERATURES[-1])),
@@ -124,7 +127,7 @@ def test_few_patients_send_nothing() -> None:
 
 
 def test_a_curve_holds_no_more_numbers_than_patients() -> None:
-    """What one patient's score changes in the rounded sums: four directions are all that is seen of it."""
+    """Rounded sums show one patient's score in four directions only."""
     margins = np.linspace(-6, 6, 121)
     slopes = -1 / (1 + np.exp(margins[:, None] / TEMPERATURES)) / TEMPERATURES
     # A margin is off by three, a sum by up to half a step.

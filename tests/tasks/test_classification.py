@@ -90,7 +90,7 @@ def test_the_interval_holds_the_mean_and_narrows_with_patients() -> None:
 
 
 def test_no_interval_is_given_that_has_no_width() -> None:
-    """Whoever is drawn of patients that are all told apart, the area is one."""
+    """With perfect separation every draw has an area of one."""
     right = [
         (str(number), Classified(np.array([0.9, 0.1])[:: 1 - 2 * (number % 2)], number % 2)) for number in range(6)
     ]

@@ -1,4 +1,4 @@
-"""Two models on the same patients, and the intervals that such comparisons rest on."""
+"""Two models on the same patients, and their intervals."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_identical_models_differ_by_nothing(cases: list[tuple[int, float, float]
 @settings(max_examples=40, deadline=None)
 @given(_CASES)
 def test_a_mean_over_patients_is_drawn_as_the_task_itself_would(cases: list[tuple[int, float, float]]) -> None:
-    """The short way for tasks whose metric is a mean gives what scoring each draw by itself gives."""
+    """The shortcut for means gives the scores of each draw."""
     outcomes = [{"dice.shell": shell, "dice.core": core} for _, shell, core in cases]
     keys = [str(p) for p, _, _ in cases]
 
@@ -113,7 +113,10 @@ def test_a_margin_that_is_none_is_refused(margin: float) -> None:
 
 @pytest.mark.parametrize("patients", [10, 20])
 def test_a_model_that_is_worse_by_the_margin_seldom_passes(patients: int) -> None:
-    """At the margin one in forty should pass by chance; of 200 simulations that is 5 +- 2."""
+    """At the margin one in forty passes by chance.
+
+    Of 200 simulations that is 5 +- 2.
+    """
     rng = np.random.default_rng(11)
     keys = [str(n) for n in range(patients)]
     passed = 0

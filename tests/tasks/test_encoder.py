@@ -1,4 +1,4 @@
-"""Encoders of tiles: the same features however batches are cut, in order, and what happens without memory."""
+"""Encoders of tiles: features independent of batches and memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def weights(tmp_path: Path) -> Path:
 
 
 class Small(nn.Module):
-    """Takes as many tiles at once as there is memory for; its feature is a tile's mean red."""
+    """Accepts tiles up to its memory.
+
+    Its feature is a tile's mean red.
+    """
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -122,7 +125,7 @@ def test_one_tile_that_does_not_fit_ends_it_with_the_reason() -> None:
 
 
 class Runs:
-    """Stands in for the stream of tiles; says whether it was closed."""
+    """A stand-in for the tile stream that records closing."""
 
     def __init__(self, slides: list[int], fails_at: int | None = None) -> None:
         self._slides, self._fails_at = slides, fails_at

@@ -1,4 +1,4 @@
-"""Scoring of cases: read once, in batches, in halves where memory is short, with a word on how far it is."""
+"""Scoring of cases in batches, halved if memory is short."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def cases(tmp_path: Path) -> Cases:
 
 
 class _Counting(nn.Module):
-    """Notes how many images it is given; pretends that more than ``most`` do not fit."""
+    """Counts its images, and fails above ``most`` at once."""
 
     def __init__(self, most: int = 1000) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From planes on the working grid to the label's grid, however that one lies."""
+"""From planes on the working grid to the label's grid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dice with cross-entropy against its definition, and what it keeps in memory."""
+"""Dice with cross-entropy: definition and memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHAPES = [(2, (6, 5, 4), None), (3, (9, 8), None), (4, (6, 5, 4), 4), (4, (6, 5,
 
 
 def _defined(logits: Tensor, label: Tensor, ignore: int | None = None) -> Tensor:
-    """The loss as it is written down, with a value for each class and voxel."""
+    """The loss by definition, with full one-hot labels."""
     classes = logits.shape[1]
     target = label[:, 0].long()
     counted = torch.ones_like(target, dtype=logits.dtype) if ignore is None else (target != ignore).to(logits.dtype)

@@ -1,4 +1,4 @@
-"""Single objects: touching ones are parted, and quality is what its definition says."""
+"""Single objects: separation and panoptic quality."""
 
 from __future__ import annotations
 

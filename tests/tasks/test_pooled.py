@@ -1,4 +1,4 @@
-"""Figures over several sites from counts and sums: they hold what all patients together would give."""
+"""Pooled figures from counts and sums agree with all patients."""
 
 from __future__ import annotations
 

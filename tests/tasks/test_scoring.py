@@ -1,4 +1,4 @@
-"""Scores are those of the straightforward way: the whole output, resampled with all its classes, then its largest."""
+"""Scores equal those of resampling the whole output."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def _affines(rng: np.random.Generator, dimensions: int, spaced: bool, oblique: b
 def _straightforward(
     task: Segmentation, network: nn.Module, prepared: Prepared, overlap: float, mirror: bool
 ) -> Tensor:
-    """Return how likely each class is in each voxel of the label's grid, (classes, x, y[, z])."""
+    """Return class probabilities on the label's grid.
+
+    (classes, x, y[, z]).
+    """
     image = prepared["image"][None]
     axes = range(2, image.ndim)
     flips = [f for n in range(image.ndim - 1) for f in itertools.combinations(axes, n)] if mirror else [()]
@@ -118,7 +121,10 @@ def test_labels_and_scores_are_those_of_the_whole_output(
 
 
 def _corner(step: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Return where the first voxel of a turned grid lies in the one that it was turned from, (4, 1)."""
+    """Return the first voxel of a turned grid, (4, 1).
+
+    In the grid that it was turned from.
+    """
     start = np.zeros((4, 1))
     start[3] = 1
     for n, side in enumerate(shape):

@@ -54,7 +54,7 @@ def test_label_values_must_be_consecutive() -> None:
 
 
 class _Threshold(nn.Module):
-    """Draws the balls from the image's intensities, so that the true answer is known."""
+    """Segments the balls by intensity, as the truth is known."""
 
     def forward(self, image: Tensor) -> Tensor:
         low, high = image.mean() + 0.5 * image.std(), image.mean() + 2.2 * image.std()

@@ -1,4 +1,4 @@
-"""Surface figures: what MONAI's functions say, and what is told where a class is missing."""
+"""Surface figures: as in MONAI, and for missing classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sliding windows: what MONAI's give, with a slab of the output in memory at a time."""
+"""Sliding windows: as in MONAI, with a slab in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CPU = torch.device("cpu")
 
 
 def whole_output(network: nn.Module, image: Tensor, patch: tuple[int, ...], overlap: float, mirror: bool) -> Tensor:
-    """Return what MONAI gives, on the mean over mirrorings where that is wanted."""
+    """Return MONAI's output, optionally averaged over mirrorings."""
     axes = range(2, image.ndim + 1)
     flips = [f for n in range(image.ndim) for f in itertools.combinations(axes, n)] if mirror else [()]
     outputs = [
@@ -58,7 +58,10 @@ def test_planes_come_along_the_axis_of_the_smallest_slab() -> None:
 
 
 def _peak(classes: int, file_shape: tuple[int, ...], scale: float = 1.0) -> float:
-    """Return bytes that scoring 512×512×400 voxels takes beside the image and what the network itself needs."""
+    """Return the extra bytes for scoring 512×512×400 voxels.
+
+    Besides the image and the network's memory.
+    """
     shape, meta = (512, 512, 400), torch.device("meta")
     windows = Windows(DataSpec(dataset="any", patch=(96, 96, 96)), 0.25, False, classes)
     network, image = nn.Conv3d(1, classes, 1).to(meta), torch.empty(1, *shape, device=meta)

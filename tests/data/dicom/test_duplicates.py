@@ -1,4 +1,4 @@
-"""What is a copy: the same place and the same pixels, whatever UIDs say."""
+"""Copies share place and pixels, whatever their UIDs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_what_shares_place_and_uid_but_not_pixels_is_no_copy(tmp_path: Path) -> 
 
 
 def test_pixels_of_no_other_files_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second reading is of the files alone that may be copies, and once only."""
+    """Only possible copies are read a second time, once."""
     read: list[str] = []
 
     def digest(path: Path, header: dict[str, object]) -> str:

@@ -1,4 +1,7 @@
-"""DICOM that is not written as Part 10 wants it: without preamble, without group 0002, in either order of bytes."""
+"""DICOM that violates Part 10.
+
+Without preamble, without group 0002, in either byte order.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quick walk through a header finds what pydicom's own reading finds."""
+"""The fast header reader agrees with pydicom."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels from SEG and RT-STRUCT lie on their image, and there and back again."""
+"""SEG and RT-STRUCT labels match their image both ways."""
 
 from __future__ import annotations
 

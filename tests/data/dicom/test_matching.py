@@ -1,4 +1,7 @@
-"""Labels find their image by what they name, else by the space they lie in; those that find none say why."""
+"""Labels are matched by reference, else by space.
+
+Those without an image say why.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def _register(tmp_path: Path, **more: object) -> Manifest:
 
 
 def _labelled(manifest: Manifest, tmp_path: Path) -> list[Entry]:
-    """Return the entries that have a label, which is where it was drawn."""
+    """Return labelled entries, after checking each label's place."""
     found = [entry for entry in manifest.entries if isinstance(entry.label, str)]
     for entry in found:
         drawn = np.asarray(nib.load(tmp_path / "out" / str(entry.label)).dataobj)
@@ -93,7 +96,10 @@ def _no_reference(dataset: Dataset) -> None:
 
 
 def _no_reference_at_all(dataset: Dataset) -> None:
-    """Structure sets whose sequence of frames of reference (type 3) is missing too."""
+    """Structure sets without any sequence of frames of reference.
+
+    The sequence is of type 3.
+    """
     _no_reference(dataset)
     if "ReferencedFrameOfReferenceSequence" in dataset:
         del dataset.ReferencedFrameOfReferenceSequence
@@ -185,7 +191,10 @@ def _two_phases(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _name_all(files: list[Path], also: bool) -> Change:
-    """Return a change that lists all of a series; ``also``: each contour and frame says its own image too."""
+    """Return a change that lists a whole series.
+
+    ``also``: each contour and frame names its image too.
+    """
     uids = _uids(files)
 
     def change(dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Segmentations of every kind lie on their image, frame by frame."""
+"""Segmentations of all kinds, placed frame by frame."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def _read(tmp_path: Path) -> tuple[np.ndarray, Entry]:
 
 
 def _padded_by(value: int | None) -> Any:
-    """Return a change that gives a label map another background, or none that is said."""
+    """Return a change of a label map's background value.
+
+    Or one that states none.
+    """
 
     def change(dataset: Dataset) -> None:
         if value is None:
@@ -205,7 +208,7 @@ def test_a_segmentation_on_another_grid_is_sampled_at_the_voxels(
     sizes: tuple[float, float, float],
     shift: tuple[float, float, float],
 ) -> None:
-    """Its mask is a ball, so that what each voxel holds follows from its centre alone."""
+    """The mask is a ball, so centres determine all voxels."""
     tmp_path = tmp_path_factory.mktemp("grid")
     make_series(tmp_path / "in", volume((14, 15, 10)), spacing=(1, 1, 1.5), origin=(0, 0, 0), patient="P")
     image = pydicom.dcmread(tmp_path / "in" / "0000.dcm")

@@ -1,4 +1,4 @@
-"""DICOM heaps against an independent reader, and each way in which a series can be wrong."""
+"""DICOM against an independent reader, and faulty series."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def read(source: Path, tmp_path: Path) -> Manifest:
 
 
 def reference(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return SimpleITK's reading of a folder with one series: (x, y, z) and its affine in RAS+."""
+    """Return SimpleITK's reading of a folder with one series.
+
+    (x, y, z), and its affine in RAS+.
+    """
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     image = reader.Execute()
@@ -41,7 +44,7 @@ def reference(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def require_equal_in_space(entry: Entry, out: Path, values: np.ndarray, affine: np.ndarray) -> None:
-    """The converted volume has the reference's value at the reference's place, whichever way its axes run."""
+    """Require equal values at equal places, for any axes."""
     image = nib.load(out / entry.images[0])
     mine = np.asarray(image.dataobj)
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in values.shape])).reshape(3, -1)

@@ -1,4 +1,4 @@
-"""Structure sets are drawn by their geometry: types of contours, holes, planes of any kind."""
+"""Structure sets: contour types, holes, planes of any direction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ few = settings(max_examples=20, deadline=None, suppress_health_check=[HealthChec
 
 
 def box(x0: float, x1: float, y0: float, y1: float, depth: float) -> np.ndarray:
-    """A rectangle from voxel x0 to x1 and y0 to y1, both drawn whole, at a depth in slices; LPS in mm."""
+    """Return a rectangle of whole voxels at a slice depth.
+
+    From voxel x0 to x1 and y0 to y1, inclusive; LPS in mm.
+    """
     corners = [(x0 - 0.5, y0 - 0.5), (x1 + 0.5, y0 - 0.5), (x1 + 0.5, y1 + 0.5), (x0 - 0.5, y1 + 0.5)]
     return np.array([(x, y, depth * STEP) for x, y in corners]) + ORIGIN
 
@@ -34,7 +37,7 @@ ONE = box(5, 24, 5, 20, 3)  # 20 x 16 voxels of slice 3
 
 
 def _draw(tmp_path: Path, regions: dict[str, list[np.ndarray]], **more: object) -> tuple[np.ndarray, list[str]]:
-    """Return the mask of a structure set, and the notes of its case."""
+    """Return a structure set's mask and its case's notes."""
     manifest = _register(tmp_path, regions, **more)
     assert [case.reason for case in manifest.quarantine] == []
     (entry,) = manifest.entries
@@ -179,7 +182,10 @@ def _corners(x0: float, x1: float, y0: float, y1: float) -> np.ndarray:
     )
 )
 def test_a_region_holds_what_its_outer_contours_hold_and_no_more(rectangles: list[tuple[int, int, int, int]]) -> None:
-    """Against a count by hand: a voxel is inside if the number of nested rectangles around it is odd, in some chain."""
+    """Compare with a count by hand.
+
+    A voxel is inside if the number of nested rectangles around it is odd, in some chain.
+    """
     outlines = [Outline(_corners(x, x + w, y, y + h) - 0.5, 0) for x, w, y, h in rectangles]
     region = Region(outlines)
     points = np.array([(x, y) for x in range(40) for y in range(40)], float)
@@ -290,7 +296,10 @@ def test_contours_of_an_oblique_image(tmp_path: Path) -> None:
 
 
 def _across(axes: Sequence[int], low: Sequence[float], high: Sequence[float], depth: float) -> np.ndarray:
-    """A rectangle in voxels across the slices, from low to high along two axes, at a depth along the third; in LPS."""
+    """Return a rectangle in voxels across the slices.
+
+    From low to high along two axes, at a depth along the third; in LPS.
+    """
     third = 3 - sum(axes)
     points = np.zeros((4, 3))
     points[:, axes[0]] = [low[0] - 0.5, high[0] + 0.5, high[0] + 0.5, low[0] - 0.5]
@@ -318,7 +327,10 @@ def test_contours_across_the_slices_are_cut_by_the_volume(tmp_path: Path, axes: 
 
 @pytest.mark.wild("standard: PS3.3 C.8.8.6", "contours of oblique planes")
 def test_contours_of_tilted_planes_are_cut_by_the_volume(tmp_path: Path) -> None:
-    """Planes tilted by 30 degrees about x, 1 mm apart, of a cuboid in their own axes."""
+    """A cuboid in planes tilted by 30 degrees about x.
+
+    The planes are 1 mm apart, the cuboid is parallel to them.
+    """
     angle = np.deg2rad(30)
     axes = np.array([[1, 0, 0], [0, np.cos(angle), np.sin(angle)], [0, -np.sin(angle), np.cos(angle)]])
     middle = ORIGIN + np.array([20, 15, 9])

@@ -1,4 +1,7 @@
-"""A slice that cannot be read, and leaves no gap, is told of the volume that it may belong to."""
+"""Unreadable slices are noted on their likely volume.
+
+They leave no gap.
+"""
 
 from __future__ import annotations
 

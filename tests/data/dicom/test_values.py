@@ -1,4 +1,4 @@
-"""Real values: what is written of an image is what its header makes of what is stored, as far as float32 holds it."""
+"""Written images hold the real values, within float32."""
 
 from __future__ import annotations
 

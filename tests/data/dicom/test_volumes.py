@@ -1,4 +1,4 @@
-"""Several volumes in one series: each slice goes to the volume that its headers say, or all are refused by name."""
+"""Several volumes in one series are separated or refused."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Tells = Callable[[int], dict[str, str]]
 def stack_of(
     name: str, depth: int, tells: Tells = lambda k: {}, *, gap: float = 2.0, start: float = 0.0, **changed: Any
 ) -> list[tuple[str, ImageHeader]]:
-    """Return (path, header) of one volume's slices along the axis of the body."""
+    """Return (path, header) of a volume's slices along the body."""
     return [(f"{name}/{k:03d}", slice_header((0, 0, start + gap * k), tells=tells(k), **changed)) for k in range(depth)]
 
 
 def found(*stacks: list[tuple[str, ImageHeader]], seed: int = 0) -> DicomIndex:
-    """Sort the slices of several volumes, in any order and with names that say nothing of where they belong."""
+    """Sort slices of several volumes, shuffled and renamed."""
     headers = [(path, header) for stack in stacks for path, header in stack]
     random.Random(seed).shuffle(headers)
     shuffled = [(f"{number:04d} {path}", header) for number, (path, header) in enumerate(headers)]
@@ -35,7 +35,7 @@ def found(*stacks: list[tuple[str, ImageHeader]], seed: int = 0) -> DicomIndex:
 
 
 def as_made(index: DicomIndex) -> list[list[str]]:
-    """Return the paths of each volume's slices in their order, as they were made."""
+    """Return the paths of each volume's slices in order."""
     assert [stack.reason for stack in index.stacks if stack.reason] == []
     return sorted([item.path.split(" ")[1] for item in stack.slices] for stack in index.stacks)
 
@@ -133,7 +133,10 @@ def test_two_headers_together_tell_volumes_apart() -> None:
 
 @pytest.mark.wild("dcm2niix#463", "odd and even slices acquired one after the other, twice")
 def test_halves_of_a_volume_are_no_volumes() -> None:
-    """Each package of slices has a time of its own: four packages are two volumes, not four of twice the distance."""
+    """Packages of slices with different times are not volumes.
+
+    Four packages are two volumes, not four of twice the distance.
+    """
 
     def packages(*starts: int) -> list[list[tuple[str, ImageHeader]]]:
         return [
@@ -235,7 +238,10 @@ def test_directions_and_places_are_compared_with_tolerances(
 @settings(max_examples=60, deadline=None)
 @given(degrees=st.floats(0.0, 30.0), depth=st.integers(4, 20))
 def test_no_turn_splits_a_volume_in_silence(degrees: float, depth: int) -> None:
-    """Every other slice is turned: one volume, or refused, or beyond any doubt two volumes that are said to be two."""
+    """Every other slice is turned, by any angle.
+
+    The result is one volume, a refusal, or clearly two volumes with a note.
+    """
     a, b = 0.0, np.deg2rad(degrees)
     headers = [
         (f"{k:03d}", slice_header((0, 0, 2.0 * k), (np.cos(t), np.sin(t), 0, -np.sin(t), np.cos(t), 0)))

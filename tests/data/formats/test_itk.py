@@ -1,4 +1,4 @@
-"""NRRD and MetaImage: units, compression of the whole file, files apart, and words."""
+"""NRRD and MetaImage: units, compression, detached files, errors."""
 
 from __future__ import annotations
 

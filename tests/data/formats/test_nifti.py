@@ -1,4 +1,4 @@
-"""NIfTI by its bytes and its units; what is wrong with a file is said in words."""
+"""NIfTI: types, units, and errors in words."""
 
 from __future__ import annotations
 

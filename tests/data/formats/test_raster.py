@@ -1,4 +1,4 @@
-"""PNG, JPEG, WebP and BMP: upright as viewers show them, refused in words."""
+"""PNG, JPEG, WebP and BMP: orientation, depth, errors."""
 
 from __future__ import annotations
 
@@ -74,7 +74,10 @@ def test_what_is_wrong_is_said_in_words(content: bytes, said: str, tmp_path: Pat
 
 
 def _png(values: np.ndarray, kind: int, filters: Sequence[int], interlaced: int = 0) -> bytes:
-    """Return a PNG of 16 bits written byte by byte, each row with one of the filters of the specification."""
+    """Return a 16-bit PNG written byte by byte.
+
+    Each row has one of the filters of the specification.
+    """
     height, width, channels = values.shape
     rows = values.astype(">u2").tobytes()
     step, length = 2 * channels, 2 * channels * width

@@ -1,4 +1,4 @@
-"""Colours: what is decoded is red, green and blue, whatever a file says of how its components are stored."""
+"""Slides are decoded to RGB, whatever their files state."""
 
 from __future__ import annotations
 

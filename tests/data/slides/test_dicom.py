@@ -1,4 +1,7 @@
-"""Slides in DICOM: a pyramid is one slide wherever its levels lie; labels and overviews are named for what they are."""
+"""DICOM slides: one pyramid is one slide.
+
+Levels may be in any series; labels and overviews are named as such.
+"""
 
 from __future__ import annotations
 

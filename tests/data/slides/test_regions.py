@@ -1,4 +1,7 @@
-"""Regions: what a person drew is what tiles are labelled with, in any order, with holes, and what is odd is named."""
+"""Regions label tiles as drawn.
+
+In any order, with holes; invalid features are named.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,7 @@ def test_islands_in_holes_stay_in_any_order(tmp_path_factory: pytest.TempPathFac
 def test_regions_that_do_not_overlap_are_drawn_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, chance: random.Random
 ) -> None:
-    """Cells of a chessboard, each with a hole in which another one lies."""
+    """A chessboard whose cells lie in each other's holes."""
     features, truth = [], np.zeros(SIZE[::-1], int)
     for top in range(0, 48, 16):
         for left in range(0, 64, 16):

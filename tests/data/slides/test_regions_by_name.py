@@ -1,4 +1,4 @@
-"""Regions beside slides find theirs by name, and those that find none are told."""
+"""Regions are matched with slides by name, or reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Tissue: pale beside dark, also on tinted glass and beside any pen; ink and glass are none."""
+"""Tissue is found, and ink and glass are not.
+
+Pale next to dark tissue, also on tinted glass and next to any pen.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ TISSUES = {
 
 
 def scene(tissue: Sequence[int], pen: Sequence[int] | None, glass: Sequence[int] = (245, 245, 245)) -> np.ndarray:
-    """Return 512 x 640 pixels: tissue at (128..384, 128..384), a stroke of a pen above it."""
+    """Return 512 x 640 pixels with tissue and a stroke.
+
+    Tissue is at (128..384, 128..384), a pen's stroke above it.
+    """
     pixels = np.full((512, 640, 3), glass)
     pixels[128:384, 128:384] = tissue
     if pen is not None:
@@ -46,7 +52,7 @@ def scene(tissue: Sequence[int], pen: Sequence[int] | None, glass: Sequence[int]
 
 
 def shares(pixels: np.ndarray) -> tuple[float, float, float]:
-    """Return the shares of tissue, of the pen and of the glass that are taken for tissue."""
+    """Return which shares of tissue, pen and glass are found."""
     mask = find_tissue(pixels).mask
     return mask[136:376, 136:376].mean(), mask[32:80, 50:600].mean(), mask[400:, :].mean()
 

@@ -1,4 +1,4 @@
-"""Which of a file's images is the slide, how large its pixels are, and in which words it is said that nobody knows."""
+"""A file's slide, its resolution, and unknown resolutions."""
 
 from __future__ import annotations
 
