@@ -84,7 +84,7 @@ _SWAPPED = ({"anterior": 1, "posterior": 2}, {"anterior": 2, "posterior": 1}, {"
 
 @pytest.mark.wild("Slicer#4886 #4733, slicerio#9, SlicerGitSVNArchive#1221", "names whose values differ between files")
 @pytest.mark.parametrize("ending", [".nrrd", ".seg.nrrd"])
-def test_slicers_names_are_brought_to_one_numbering(tmp_path: Path, ending: str) -> None:
+def test_slicer_names_get_one_numbering(tmp_path: Path, ending: str) -> None:
     source = slicer_site(tmp_path / "in", *_SWAPPED, ending=ending)
     manifest = read(source, tmp_path / "out")
     assert manifest.labels == {"0": "background", "1": "anterior", "2": "posterior"}
@@ -99,7 +99,7 @@ def test_slicers_names_are_brought_to_one_numbering(tmp_path: Path, ending: str)
 
 
 @pytest.mark.wild("Slicer#4886", "values without names are a job's")
-def test_names_alike_in_all_files_are_the_datasets(tmp_path: Path) -> None:
+def test_names_shared_by_all_files_are_the_datasets(tmp_path: Path) -> None:
     numbers = {"anterior": 2, "posterior": 7}
     manifest = read(slicer_site(tmp_path / "in", numbers, numbers, numbers), tmp_path / "out")
     assert manifest.labels == {"0": "background", "2": "anterior", "7": "posterior"}
@@ -108,7 +108,7 @@ def test_names_alike_in_all_files_are_the_datasets(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("Slicer#4733", "the user's names against the files'")
-def test_what_the_user_says_of_values(tmp_path: Path) -> None:
+def test_the_users_names_of_values(tmp_path: Path) -> None:
     agreeing = slicer_site(tmp_path / "agreeing", *[_SWAPPED[1]] * 3)
     manifest = read(agreeing, tmp_path / "one", labels=parse_labels("1=hinten,2=vorn"))  # their own words for them
     assert manifest.labels == {"0": "background", "1": "hinten", "2": "vorn"}
@@ -127,7 +127,7 @@ def test_what_the_user_says_of_values(tmp_path: Path) -> None:
     }
 
 
-def test_a_mask_without_names_among_some_with_is_set_aside(tmp_path: Path) -> None:
+def test_a_mask_without_names_among_named_ones_is_set_aside(tmp_path: Path) -> None:
     source = slicer_site(tmp_path / "in", *_SWAPPED)
     write_nrrd(source / "labels" / "c0.seg.nrrd", _areas(1, 2))
     manifest = read(source, tmp_path / "out")
@@ -168,7 +168,7 @@ def test_layers_are_refused_by_name(tmp_path: Path) -> None:
         unique_by=lambda name: name.lower(),
     ),
 )
-def test_any_numbering_of_any_names(
+def test_any_numbering_is_unified(
     tmp_path_factory: pytest.TempPathFactory, numbering: list[list[int]], names: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("slicer")
@@ -289,7 +289,7 @@ def test_regions_apart_are_classes_of_several_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("nnUNet dataset_format.md, ignore label", "voxels that nobody labelled, learned as background")
-def test_what_nobody_labelled_is_to_be_said_in_the_job(tmp_path: Path) -> None:
+def test_unlabelled_values_must_be_stated_in_the_job(tmp_path: Path) -> None:
     mask = _areas(1, 2)
     mask[0] = 3
     read(
@@ -312,7 +312,7 @@ def test_what_nobody_labelled_is_to_be_said_in_the_job(tmp_path: Path) -> None:
         max_size=4,
     )
 )
-def test_regions_are_classes_only_where_no_value_is_of_two(regions: dict[str, list[int]]) -> None:
+def test_regions_are_classes_only_if_no_value_is_shared(regions: dict[str, list[int]]) -> None:
     values = [value for those in regions.values() for value in those]
     path = Path("dataset.json")
     if len(set(values)) < len(values):

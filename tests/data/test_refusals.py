@@ -283,7 +283,7 @@ def _walked(path: Path) -> list[_Message]:
 
 @pytest.mark.wild("openslide#656", "a library's last error in place of a reason")
 @pytest.mark.parametrize("path", _modules(), ids=str)
-def test_no_message_passes_on_an_error_a_type_or_an_object(path: Path) -> None:
+def test_no_message_contains_a_foreign_error_type_or_object(path: Path) -> None:
     assert [line for message in _walked(path) for line in passed_on(message)] == []
 
 
@@ -292,7 +292,7 @@ def test_every_message_says_what_was_expected_or_what_to_do(path: Path) -> None:
     assert [f"line {m.line}: {ast.unparse(m.text)}" for m in _walked(path) if not helps(m)] == []
 
 
-def test_the_walk_finds_what_it_is_to_find() -> None:
+def test_the_search_finds_known_examples() -> None:
     module = ast.parse("""
 def one(path):
     try:
@@ -520,7 +520,7 @@ _MAGIC = (
     start=st.sampled_from(_MAGIC),
     rest=st.binary(max_size=400),
 )
-def test_bytes_of_any_kind_are_refused_in_words(
+def test_any_bytes_are_refused_in_words(
     tmp_path_factory: pytest.TempPathFactory, name: str, start: bytes, rest: bytes
 ) -> None:
     folder = tmp_path_factory.mktemp("bytes")

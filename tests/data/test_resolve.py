@@ -69,7 +69,7 @@ def _names(folder: Path) -> set[str]:
     return {case.name for case in read_cases(folder, DATA.split, 1, CLASSES)}
 
 
-def test_a_dataset_that_was_refused_trains_after_one_command(dataset: Path) -> None:
+def test_a_refused_dataset_trains_after_one_command(dataset: Path) -> None:
     before = check(dataset)
     assert not before.may_train
     resolve(dataset, {"copies": "keep-one", "constant": "leave-out", "conflicting": "keep-one"}, "seen")
@@ -92,7 +92,7 @@ def _label(dataset: Path, number: int, of: int) -> None:
     shutil.copy(labels / f"case_{of}.nii.gz", labels / f"case_{number}.nii.gz")
 
 
-def test_of_copies_whose_labels_contradict_none_is_kept_silently(dataset: Path) -> None:
+def test_contradicting_copies_are_not_resolved_silently(dataset: Path) -> None:
     outcome = resolve(dataset, {"copies": "keep-one", "constant": "leave-out"})
     assert any("the labels of 1 groups of copies contradict: case_5" in line for line in outcome.messages)
     report = check(dataset)
@@ -108,7 +108,7 @@ def test_of_copies_whose_labels_contradict_none_is_kept_silently(dataset: Path) 
 
 
 @pytest.mark.parametrize("changed", [1, 4])
-def test_copies_whose_labels_contradict_after_the_decision_are_told_anew(dataset: Path, changed: int) -> None:
+def test_copies_contradicting_after_the_decision_are_reported_again(dataset: Path, changed: int) -> None:
     resolve(dataset, {"copies": "keep-one", "constant": "leave-out", "conflicting": "leave-out"})
     assert check(dataset).clean
     _label(dataset, changed, of=12)
@@ -132,7 +132,7 @@ def test_the_commands_of_a_check_work_in_their_order(dataset: Path) -> None:
     assert not check(dataset).findings
 
 
-def test_registering_again_keeps_a_decision_and_new_findings_are_told(dataset: Path) -> None:
+def test_registering_again_keeps_decisions_and_reports_new_findings(dataset: Path) -> None:
     resolve(dataset, {"copies": "keep-one", "conflicting": "keep-one", "constant": "leave-out"})
     site = dataset.parent / "in"
     assert check(_register(dataset.parent)).clean
@@ -144,7 +144,7 @@ def test_registering_again_keeps_a_decision_and_new_findings_are_told(dataset: P
 
 
 @pytest.mark.parametrize("action", ["keep-one", "same-patient", "leave-out"])
-def test_a_case_that_changed_is_there_again(dataset: Path, action: str) -> None:
+def test_a_changed_case_is_used_again(dataset: Path, action: str) -> None:
     finding = "copies" if action == "same-patient" else "conflicting"
     resolve(dataset, {finding: action})
     _save(dataset.parent / "in" / "imagesTr" / "case_6.nii.gz", make_volume(77)[0])
@@ -152,7 +152,7 @@ def test_a_case_that_changed_is_there_again(dataset: Path, action: str) -> None:
     assert {"case_5", "case_6"} <= _names(dataset)
 
 
-def test_what_was_kept_goes_and_its_copy_takes_its_place(dataset: Path) -> None:
+def test_a_copy_replaces_a_kept_case_that_is_removed(dataset: Path) -> None:
     resolve(dataset, {"copies": "keep-one"})
     assert "case_1" in _names(dataset)
     site = dataset.parent / "in"
@@ -208,7 +208,7 @@ def test_labelled_copies_are_kept_before_others_then_those_of_the_test_list() ->
     assert kept(training=[entry("a", label=1)], test=[entry("b")]) == ["a"]
 
 
-def test_images_that_only_look_alike_stay_but_never_the_same_file(tmp_path: Path) -> None:
+def test_similar_images_may_be_kept_but_not_identical_files(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in", 12)
     values = np.asarray(nib.load(site / "imagesTr" / "case_1.nii.gz").dataobj)
     _save(site / "imagesTr" / "case_3.nii.gz", (values * 1.3 + 0.1).astype(np.float32))
@@ -243,7 +243,7 @@ def test_patients_in_two_lists(tmp_path: Path, action: str, training: int, test:
     assert check(folder).may_train
 
 
-def test_copies_across_lists_become_one_patient_and_what_follows_is_told(tmp_path: Path) -> None:
+def test_copies_across_lists_become_one_patient_with_a_follow_up(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in", 10)
     _copy(site, 3, of=0)
     folder = _register(tmp_path)
@@ -321,7 +321,7 @@ def test_each_kind_of_finding_has_decisions_and_each_ends_it(tmp_path: Path, fin
         assert {f.kind for f in open_findings(read_manifest(folder), JobFindings(DATA))} == kinds
 
 
-def test_set_aside_goes_on_without_all_of_them_also_beside_a_jobs_terms(tmp_path: Path) -> None:
+def test_set_aside_drops_all_of_them_also_for_a_job(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in", 12)
     _save(site / "imagesTr" / "case_1.nii.gz", np.zeros((20, 20, 20), np.float32))
     (site / "imagesTr" / "case_2.nii.gz").write_bytes(b"")
@@ -336,7 +336,7 @@ def test_set_aside_goes_on_without_all_of_them_also_beside_a_jobs_terms(tmp_path
     assert "case_3" not in _names(folder)
 
 
-def test_what_was_repaired_is_used_again(dataset: Path) -> None:
+def test_repaired_cases_are_used_again(dataset: Path) -> None:
     resolve(dataset, {"constant": "leave-out"})
     _save(dataset.parent / "in" / "imagesTr" / "case_8.nii.gz", make_volume(8)[0])
     (dataset.parent / "in" / "imagesTr" / "case_9.nii.gz").write_bytes(b"")
@@ -345,7 +345,7 @@ def test_what_was_repaired_is_used_again(dataset: Path) -> None:
     assert [problem.case for problem in check(dataset).set_aside] == ["case_9"]
 
 
-def test_the_audit_log_has_it_and_names_no_case(dataset: Path, tmp_path: Path) -> None:
+def test_the_audit_log_records_it_without_case_names(dataset: Path, tmp_path: Path) -> None:
     kit = tmp_path / "kit"
     outcome = resolve(dataset, {"constant": "leave-out"}, "blank exports", kit=kit)
     assert outcome.recorded == AuditLog(kit).path
@@ -372,7 +372,7 @@ def test_undoing_takes_back_the_last_command(dataset: Path) -> None:
         take_back(dataset, {"copies": "keep-one"})
 
 
-def test_nothing_to_decide_about_is_said(tmp_path: Path) -> None:
+def test_having_nothing_to_decide_is_reported(tmp_path: Path) -> None:
     make_site(tmp_path / "in", 6)
     with pytest.raises(DataError, match="nobody registered it"):
         resolve(tmp_path / "in", {"copies": "keep-one"})

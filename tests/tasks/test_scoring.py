@@ -148,7 +148,7 @@ class _Levels(nn.Module):
 
 
 @pytest.mark.parametrize("spacing", [None, (1.5, 1.5, 1.5)])
-def test_held_cases_score_as_those_read_anew(tmp_path: Path, spacing: tuple[float, ...] | None) -> None:
+def test_held_cases_score_like_newly_read_ones(tmp_path: Path, spacing: tuple[float, ...] | None) -> None:
     case = _case(tmp_path, np.random.default_rng(0))
     spec = SegmentationSpec(classes={1: "shell", 2: "core"}, keep_largest=(1, 2))
     task = Segmentation(spec, DataSpec(dataset="any", patch=(16, 16, 16), spacing=spacing))
@@ -161,7 +161,7 @@ def test_held_cases_score_as_those_read_anew(tmp_path: Path, spacing: tuple[floa
     assert task.score(found.prediction, found.reference) == evaluation.by_class
 
 
-def test_unlabelled_voxels_are_left_out_and_a_subclass_may_change_what_is_predicted(tmp_path: Path) -> None:
+def test_unlabelled_voxels_are_ignored_and_subclasses_may_change_predictions(tmp_path: Path) -> None:
     class Emptied(Segmentation):
         def predict(self, network: nn.Module, case: Case, device: torch.device) -> Segmented:
             found = super().predict(network, case, device)
@@ -186,7 +186,7 @@ def test_unlabelled_voxels_are_left_out_and_a_subclass_may_change_what_is_predic
     assert figures["surface_dice.shell"] > 0
 
 
-def test_an_evaluation_outlasts_a_device_without_memory_for_a_slab(
+def test_evaluation_continues_without_device_memory_for_a_slab(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = _case(tmp_path, np.random.default_rng(0))
@@ -205,7 +205,7 @@ def test_an_evaluation_outlasts_a_device_without_memory_for_a_slab(
     assert len([line for line in caplog.messages if "does not fit" in line]) == 1
 
 
-def test_more_classes_than_a_byte_holds_are_told_apart() -> None:
+def test_more_than_256_classes_are_separated() -> None:
     assert segmentation._type_of(256) == torch.uint8
     assert segmentation._type_of(257) == torch.int16
 
@@ -213,7 +213,7 @@ def test_more_classes_than_a_byte_holds_are_told_apart() -> None:
 @pytest.mark.parametrize("kind", ["whole", "between"])
 @pytest.mark.parametrize("classes", [2, 4])
 @torch.no_grad()
-def test_with_the_entropy_come_the_same_labels(kind: str, classes: int) -> None:
+def test_labels_are_the_same_with_entropy(kind: str, classes: int) -> None:
     rng = np.random.default_rng(classes)
     shape = (23, 30, 19)
     image, label = _affines(rng, 3, kind == "between", False) if kind == "between" else (np.eye(4), np.eye(4))
@@ -236,7 +236,7 @@ def test_with_the_entropy_come_the_same_labels(kind: str, classes: int) -> None:
     assert torch.allclose(found.entropy / 255, expected.float(), atol=0.5 / 255 + 1e-4)
 
 
-def test_the_mean_entropy_is_that_of_what_was_found_and_its_neighbours() -> None:
+def test_the_mean_entropy_covers_findings_and_their_neighbours() -> None:
     found = torch.zeros(5, 5, dtype=torch.uint8)
     entropy = torch.full((5, 5), 10, dtype=torch.uint8)
     assert mean_entropy(found, entropy) is None

@@ -24,7 +24,7 @@ def _blobs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3]), st.booleans())
-def test_figures_are_monais(seed: int, dimensions: int, at_a_voxel: bool) -> None:
+def test_figures_equal_monais(seed: int, dimensions: int, at_a_voxel: bool) -> None:
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(4, 20, dimensions))
     prediction, reference = _blobs(rng, shape), _blobs(rng, shape)

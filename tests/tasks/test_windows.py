@@ -41,7 +41,7 @@ def small_network(dimensions: int, channels: int, out: int) -> nn.Module:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3]), st.sampled_from([0, 0.25, 0.5, 0.7]), st.booleans())
 @torch.no_grad()
-def test_slabs_together_are_monais_whole_output(seed: int, dimensions: int, overlap: float, mirror: bool) -> None:
+def test_slabs_combine_to_monais_output(seed: int, dimensions: int, overlap: float, mirror: bool) -> None:
     rng = np.random.default_rng(seed)
     patch = tuple(int(n) for n in rng.integers(16, 20, dimensions))
     image = torch.from_numpy(rng.normal(size=(2, *rng.integers(5, 50, dimensions))).astype(np.float32))
@@ -99,7 +99,7 @@ class _Crowded(nn.Module):
 
 
 @torch.no_grad()
-def test_what_does_not_fit_is_put_together_in_main_memory(caplog: pytest.LogCaptureFixture) -> None:
+def test_large_outputs_are_assembled_in_main_memory(caplog: pytest.LogCaptureFixture) -> None:
     windows, network = Windows(DataSpec(dataset="any", patch=(16, 16, 16)), 0.25, mirror=False), _Crowded()
     image = torch.randn(1, 40, 30, 20)
 

@@ -75,7 +75,7 @@ def _palette() -> PaletteColorLUTTransformation:
 @pytest.mark.wild("dcmqi#518, OHIF#4875, dcm4chee-arc-light#4572", "a Label Map Segmentation taken for an image")
 @pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE], ids=["axial", "oblique"])
 @pytest.mark.parametrize("padding", ["0", "5", "not said", "palette"])
-def test_a_label_map_lies_on_its_series(tmp_path: Path, orientation: tuple[float, ...], padding: str) -> None:
+def test_a_label_map_is_drawn_on_its_series(tmp_path: Path, orientation: tuple[float, ...], padding: str) -> None:
     files = make_series(tmp_path / "in", orientation=orientation)
     change = {"0": None, "palette": None, "5": _padded_by(5), "not said": _padded_by(None)}[padding]
     more = {"palette_color_lut_transformation": _palette()} if padding == "palette" else {}
@@ -122,7 +122,7 @@ def test_no_segmentation_becomes_an_image(tmp_path: Path, sop_class: str) -> Non
 
 @pytest.mark.wild("dcmqi#157, dcmqi#439", "bits of frames that end in the middle of a byte")
 @pytest.mark.parametrize("shape", [(23, 38, 3), (24, 38, 3), (13, 7, 5)])
-def test_frames_need_not_end_at_bytes(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+def test_frames_need_not_end_at_byte_boundaries(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     files = make_series(tmp_path / "in", volume(shape))
     masks = {name: np.random.default_rng(n).random(shape) < 0.4 for n, name in enumerate(("a", "b"))}
     make_seg(tmp_path / "in" / "seg.dcm", files, {"a": masks["a"], "b": masks["b"] & ~masks["a"]})
@@ -131,7 +131,7 @@ def test_frames_need_not_end_at_bytes(tmp_path: Path, shape: tuple[int, int, int
 
 
 @pytest.mark.wild("dcmqi#518", "segments that overlap")
-def test_segments_that_overlap_are_told(tmp_path: Path) -> None:
+def test_overlapping_segments_are_reported(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     other = _mask((slice(9, 12), slice(2, 14), slice(2, 7)))
     make_seg(tmp_path / "in" / "seg.dcm", files, {"liver": LIVER, "tumour": other})
@@ -155,7 +155,7 @@ def test_a_region_that_vanishes_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("–", "a fractional segmentation of 0 and 1, and one of values between")
-def test_a_fraction_of_a_half_counts_and_that_is_said(tmp_path: Path) -> None:
+def test_fractions_from_one_half_count_with_a_note(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     fractions = LIVER * np.linspace(0.1, 0.9, 12)[:, None, None]  # columns 6 to 10 hold 0.53 to 0.83
     fractions[8] *= 0.5
@@ -179,7 +179,7 @@ def test_a_segment_without_frames_and_sources_in_reverse_order(tmp_path: Path) -
 
 @pytest.mark.wild("dcmqi#518", "frames of few slices, far apart")
 @pytest.mark.parametrize("says_spacing", [True, False])
-def test_frames_of_few_slices_fill_these_alone(tmp_path: Path, says_spacing: bool) -> None:
+def test_frames_of_few_slices_fill_only_these(tmp_path: Path, says_spacing: bool) -> None:
     files = make_series(tmp_path / "in")
     sparse = np.zeros(SHAPE, bool)
     sparse[3:6, 4:9, [0, 4, 7]] = True
@@ -291,7 +291,7 @@ def test_a_segmentation_of_an_xray_lies_pixel_for_pixel(tmp_path: Path, turned: 
 
 
 @pytest.mark.wild("ChestXRayAnatomySegmentation#11", "X-rays of one series, each with its segmentation, or one for all")
-def test_each_xray_of_a_series_has_its_own_frames(tmp_path: Path) -> None:
+def test_each_xray_of_a_series_gets_its_frames(tmp_path: Path) -> None:
     series = generate_uid()
     masks = [np.zeros((30, 40), bool) for _ in range(3)]
     xrays = []
@@ -346,7 +346,7 @@ def test_frames_without_a_place_are_refused_in_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("–", "a segment whose name is missing")
-def test_a_segment_without_a_label_has_another_name(tmp_path: Path) -> None:
+def test_an_unlabelled_segment_gets_another_name(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
 
     def change(dataset: Dataset) -> None:

@@ -62,7 +62,7 @@ def require_equal_in_space(entry: Entry, out: Path, values: np.ndarray, affine: 
 @pytest.mark.parametrize(
     "orientation", [AXIAL, SAGITTAL, CORONAL, OBLIQUE], ids=["axial", "sagittal", "coronal", "oblique"]
 )
-def test_a_series_lies_where_simpleitk_says(tmp_path: Path, orientation: tuple[float, ...]) -> None:
+def test_a_series_has_the_place_that_simpleitk_gives(tmp_path: Path, orientation: tuple[float, ...]) -> None:
     make_series(tmp_path / "in", orientation=orientation)
     manifest = read(tmp_path / "in", tmp_path)
     (entry,) = manifest.entries
@@ -71,7 +71,7 @@ def test_a_series_lies_where_simpleitk_says(tmp_path: Path, orientation: tuple[f
     assert (entry.modality, entry.vendor, entry.dtype, entry.shape) == ("MR", "ACME", "int16", [12, 16, 8])
 
 
-def test_real_series_lie_where_simpleitk_says(real_data: Path, tmp_path: Path) -> None:
+def test_real_series_have_the_place_that_simpleitk_gives(real_data: Path, tmp_path: Path) -> None:
     manifest = read(real_data / "dicom", tmp_path)
     assert len(manifest.entries) == 3
     assert len({entry.patient for entry in manifest.entries}) == 1
@@ -93,7 +93,7 @@ def test_names_and_numbers_of_files_do_not_matter(tmp_path: Path) -> None:
     require_equal_in_space(entry, tmp_path / "out", *reference(tmp_path / "plain"))
 
 
-def test_a_heap_of_mixed_series_is_taken_apart(tmp_path: Path) -> None:
+def test_mixed_series_in_one_folder_are_separated(tmp_path: Path) -> None:
     for number in range(3):
         make_series(
             tmp_path / "in", volume(seed=number), patient=f"P{number % 2}", names=lambda n, k=number: f"{n}_{k}"
@@ -103,7 +103,7 @@ def test_a_heap_of_mixed_series_is_taken_apart(tmp_path: Path) -> None:
     assert len({entry.patient for entry in manifest.entries}) == 2
 
 
-def test_rescale_differs_by_slice_and_is_applied(tmp_path: Path) -> None:
+def test_rescaling_per_slice_is_applied(tmp_path: Path) -> None:
     def scale(number: int, dataset: Dataset) -> None:
         dataset.RescaleSlope, dataset.RescaleIntercept = 1.0 + number, -1000
 
@@ -187,7 +187,7 @@ def _edit(file: Path, change: Callable[[Dataset], object]) -> None:
         (_philips, "has Philips' private scaling that differs between slices"),
     ],
 )
-def test_each_fault_of_a_series_is_named_and_the_rest_goes_on(
+def test_each_fault_of_a_series_is_named_and_others_are_read(
     tmp_path: Path, damage: Callable[[list[Path]], None], message: str
 ) -> None:
     damage(make_series(tmp_path / "in" / "bad"))
@@ -200,7 +200,7 @@ def test_each_fault_of_a_series_is_named_and_the_rest_goes_on(
     assert str(tmp_path) not in next(iter(reasons))
 
 
-def test_slices_that_do_not_say_where_they_lie_are_flat_images_and_told(tmp_path: Path) -> None:
+def test_slices_without_a_place_are_flat_images_with_a_note(tmp_path: Path) -> None:
     def lose(number: int, dataset: Dataset) -> None:
         del dataset.ImagePositionPatient
 
@@ -214,7 +214,7 @@ def test_slices_that_do_not_say_where_they_lie_are_flat_images_and_told(tmp_path
     assert found.what.startswith(f"{len(flat)} slices (MR) have no place in space")
 
 
-def test_copies_of_a_slice_are_told_and_used_once(tmp_path: Path) -> None:
+def test_copies_of_a_slice_are_reported_and_used_once(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     (tmp_path / "in" / "copy.dcm").write_bytes(files[2].read_bytes())
     (entry,) = read(tmp_path / "in", tmp_path).entries
@@ -222,7 +222,7 @@ def test_copies_of_a_slice_are_told_and_used_once(tmp_path: Path) -> None:
     assert "1 files are copies of others of the series" in entry.notes
 
 
-def test_volumes_at_one_place_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+def test_volumes_at_one_place_are_separated_by_headers(tmp_path: Path) -> None:
     for echo in (10, 80):
         make_series(
             tmp_path / "in",
@@ -282,9 +282,7 @@ def test_a_tilted_gantry_is_straightened(tmp_path: Path) -> None:
         (["H", "R"], "was stored sideways"),
     ],
 )
-def test_projections_come_upright_whatever_their_header_says(
-    tmp_path: Path, orientation: list[str], note: str | None
-) -> None:
+def test_projections_are_upright_for_any_orientation(tmp_path: Path, orientation: list[str], note: str | None) -> None:
     upright = np.zeros((30, 20), np.uint16)
     upright[2:5, 12:18] = 900  # above, on the patient's left
     upright[20, 3] = 50
@@ -353,7 +351,7 @@ def test_slices_are_sorted_along_their_normal(count: int, angles: tuple[float, f
         "examples_palette.dcm",
     ],
 )
-def test_pydicoms_own_files_are_read_whatever_their_syntax(tmp_path: Path, name: str) -> None:
+def test_pydicoms_test_files_are_read_in_every_syntax(tmp_path: Path, name: str) -> None:
     file = _pydicom_file(name)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).write_bytes(file.read_bytes())

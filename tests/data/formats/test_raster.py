@@ -67,7 +67,7 @@ def _bytes(image: Image.Image, kind: str, **more: object) -> bytes:
         ),
     ],
 )
-def test_what_is_wrong_is_said_in_words(content: bytes, said: str, tmp_path: Path) -> None:
+def test_faults_are_described_in_words(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(DataError, match=said):
         read_image(tmp_path / "a.png")
@@ -145,7 +145,7 @@ def test_colours_of_a_mask_in_sixteen_bits_are_those_of_eight(tmp_path: Path) ->
     assert np.array_equal(read_mask(tmp_path / "16.png").values, read_mask(tmp_path / "8.png").values)
 
 
-def test_interlaced_sixteen_bits_of_colour_are_halved_and_told(tmp_path: Path) -> None:
+def test_interlaced_sixteen_bit_colour_is_halved_with_a_note(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(_png(np.full((1, 1, 3), 0x1234, np.uint16), 2, [0], interlaced=1))
     read = read_image(tmp_path / "a.png")
     assert read.values.tolist() == [[[0x12] * 3]]

@@ -71,7 +71,7 @@ def test_tissue_is_found_and_a_pen_is_not(tissue: str, pen: str) -> None:
 
 @pytest.mark.wild("CLAM#214, LazySlide#216, TRIDENT#17, hs2p#14", "pen marks taken for tissue, pale tissue for glass")
 @pytest.mark.parametrize("pen", MORE_PENS)
-def test_other_inks_of_a_colour_are_ink(pen: str) -> None:
+def test_other_shades_of_ink_are_ink(pen: str) -> None:
     inside, marked, around = shares(scene(TISSUES["pale"], MORE_PENS[pen]))
     assert inside > 0.97
     assert max(marked, around) < 0.01
@@ -90,7 +90,7 @@ def test_no_tissue_is_taken_for_ink(tissue: str) -> None:
     st.sampled_from([(245, 245, 245), (250, 248, 240), (236, 240, 236), (228, 232, 238), (215, 215, 215)]),
     st.sampled_from(sorted(TISSUES)),
 )
-def test_pale_tissue_is_found_beside_any_other_on_any_glass(glass: tuple[int, int, int], other: str) -> None:
+def test_pale_tissue_is_found_next_to_other_tissue_on_any_glass(glass: tuple[int, int, int], other: str) -> None:
     pixels = np.full((512, 640, 3), glass)
     light = np.array(glass) / 245
     pixels[64:448, 64:256] = np.array((230, 212, 226)) * light
@@ -105,12 +105,12 @@ def test_glass_alone_shows_no_tissue() -> None:
         assert find_tissue(noisy(np.full((256, 256, 3), glass), 6)).mask.mean() < 0.01
 
 
-def test_a_slide_of_tissue_alone_is_tissue() -> None:
+def test_a_slide_full_of_tissue_is_tissue() -> None:
     for colour in TISSUES.values():
         assert find_tissue(noisy(np.full((256, 256, 3), colour), 6)).mask.mean() > 0.97
 
 
-def test_the_scanners_fill_is_none() -> None:
+def test_the_scanners_fill_is_not_tissue() -> None:
     pixels = scene(TISSUES["eosin"], None)
     pixels[:, 500:] = 0
     found = find_tissue(pixels)
