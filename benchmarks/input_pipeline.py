@@ -46,6 +46,7 @@ from harness.results import Limit, Target
 from oncofed.data.batches import BatchStream
 from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.prepared import PreparedCases
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileReader, TileSpec
@@ -90,7 +91,9 @@ def _dicom(bench: Bench) -> None:
 
     bench.doing("decoding DICOM")
     seconds = bench.best(decode)
-    cases = read_cases(bench.folder / "dicom-set", SplitSpec(test=0, validation=0), 1, {1: "liver"}).train
+    cases = read_cases(
+        bench.folder / "dicom-set", SplitSpec(test=0, validation=0), 1, Supervision(classes={1: "liver"})
+    ).train
     bench.race(
         "DICOM series, files to device",
         {

@@ -75,7 +75,7 @@ def _round(bench: Bench, plan: Plan) -> float:
     """Return the seconds of a round's training."""
     data = plan.data.model_copy(update={"patch": (48, 48, 48)})  # volumes that any patch of the job fits into
     dataset = make_volumes(bench.folder / "volumes", data, plan.task.classes)
-    cases = read_cases(dataset, plan.data.split, plan.seed, plan.task.vocabulary)
+    cases = read_cases(dataset, plan.data.split, plan.seed, plan.supervision())
     trainer = Trainer(plan, cases, "bench", bench.device)
     trainer.train(2)
     steps = 5 if bench.quick else 20

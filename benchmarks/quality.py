@@ -138,8 +138,7 @@ def slides(folder: Path, data: Path | None, seconds: float) -> dict[str, Any]:
 def train_for(spec: JobSpec, dataset: Path, seconds: float) -> tuple[Evaluation, dict[str, Any], Trainer]:
     """Train as many steps as fit into the time, and score the held-out patients."""
     plan = spec.plan()
-    labels = plan.build_task().label_kind
-    cases = usable_cases(dataset, plan.data, plan.task.vocabulary, plan.seed, "here", labels=labels).cases
+    cases = usable_cases(dataset, plan.data, plan.supervision(), plan.seed, "here").cases
     begun = time.perf_counter()
     steps = _steps_within(spec, cases, seconds * _SHARE_FOR_TRAINING)
     trainer = Trainer(_with_steps(spec, steps).plan(), cases, "here")

@@ -29,6 +29,7 @@ from harness.bench import Bench
 from harness.results import Limit, Target
 from oncofed.data import slides as slides_module
 from oncofed.data.cases import read_cases
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import Level, Pixels, TileSpec
 from oncofed.data.spec import SplitSpec
@@ -60,7 +61,7 @@ def _encoders(bench: Bench) -> None:
     register(
         RegisterOptions(root / "in", "slides", root / "set", "slides", table=root / "in" / "labels.csv", tiles=spec)
     )
-    cases = read_cases(root / "set", SplitSpec(test=0, validation=0), 1, labels="class").train
+    cases = read_cases(root / "set", SplitSpec(test=0, validation=0), 1, Supervision("class")).train
     slides = [read_tiles(case.image, case.tiles) for case in cases if case.tiles]
     tiles = sum(map(len, slides))
     network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 2, 2, (256, 256)), 1)

@@ -255,7 +255,7 @@ def _volumes(bench: Bench) -> Work:
     # Generated volumes are on the job's grid: reading them is not what is measured.
     plan = _changed(bench, job, steps, 2, patch=[side] * 3, spacing_range=None)
     dataset = make_volumes(bench.folder / "volumes", plan.data, plan.task.classes)
-    cases = read_cases(dataset, plan.data.split, plan.seed, plan.task.vocabulary)
+    cases = read_cases(dataset, plan.data.split, plan.seed, plan.supervision())
     return Work(f"{plan.model.network}, {side}³ patches", plan, dataset, cases, steps)
 
 
@@ -264,7 +264,7 @@ def _nuclei(bench: Bench) -> Work:
     plan = _changed(bench, "nuclei_segmentation", steps)
     source = make_nuclei(bench.folder / "nuclei", 16, 160)
     register(RegisterOptions(source, plan.data.dataset, bench.folder / "nuclei-set", "segmentation"))
-    cases = read_cases(bench.folder / "nuclei-set", plan.data.split, plan.seed, plan.task.vocabulary)
+    cases = read_cases(bench.folder / "nuclei-set", plan.data.split, plan.seed, plan.supervision())
     return Work("nuclei, single objects", plan, bench.folder / "nuclei-set", cases, steps)
 
 
@@ -273,7 +273,7 @@ def _tiles(bench: Bench) -> Work:
     plan = _changed(bench, "tile_classification", steps)
     source = make_textures(bench.folder / "tiles", list(plan.task.classes.values()), each=12, side=64)
     register(RegisterOptions(source, plan.data.dataset, bench.folder / "tiles-set", "classification"))
-    cases = read_cases(bench.folder / "tiles-set", plan.data.split, plan.seed, plan.task.vocabulary, labels="class")
+    cases = read_cases(bench.folder / "tiles-set", plan.data.split, plan.seed, plan.supervision())
     return Work("tiles, one class each", plan, bench.folder / "tiles-set", cases, steps)
 
 
@@ -292,7 +292,7 @@ def _bags(bench: Bench) -> Work:
             tiles=TileSpec(128, 1.0, 0.25),
         )
     )
-    cases = read_cases(bench.folder / "slides-set", plan.data.split, plan.seed, plan.task.vocabulary, labels="class")
+    cases = read_cases(bench.folder / "slides-set", plan.data.split, plan.seed, plan.supervision())
     return Work("slides as bags of features", plan, bench.folder / "slides-set", cases, steps)
 
 

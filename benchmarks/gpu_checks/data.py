@@ -67,8 +67,7 @@ def cases_of(context: Context, job: str) -> Cases:
     """Return a job's cases, generated at the first call."""
     plan = plan_of(context, job)
     dataset = dataset_of(context, job)
-    labels = plan.build_task().label_kind
-    return read_cases(dataset, plan.data.split, plan.seed, plan.task.vocabulary, labels=labels)
+    return read_cases(dataset, plan.data.split, plan.seed, plan.supervision())
 
 
 def dataset_of(context: Context, job: str) -> Path:
@@ -100,7 +99,7 @@ def large_ct(context: Context, count: int) -> Cases:
         register(RegisterOptions(folder / "in", plan.data.dataset, folder / "set", labels=plan.task.classes))
 
     folder = _made(context, f"large-{count}", make)
-    cases = read_cases(folder / "set", plan.data.split, plan.seed, plan.task.vocabulary)
+    cases = read_cases(folder / "set", plan.data.split, plan.seed, plan.supervision())
     return Cases((), tuple(cases), ())
 
 

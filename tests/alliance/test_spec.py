@@ -1,4 +1,4 @@
-"""``alliance.yaml`` and what is said of mistakes in it."""
+"""``alliance.yaml``, and messages about its mistakes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_an_alliance_is_read(tmp_path: Path) -> None:
         (GOOD, "a: [\n", r"not YAML"),
     ],
 )
-def test_a_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_mistake_is_reported_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     file = tmp_path / "alliance.yaml"
     assert old in GOOD
     file.write_text(GOOD.replace(old, new))
@@ -65,7 +65,7 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, mes
         read_alliance(file)
 
 
-def test_a_route_or_a_relay_of_nobody_is_refused() -> None:
+def test_an_unknown_route_or_relay_is_refused() -> None:
     with pytest.raises(ValueError, match="routes of north"):
         AllianceSpec(sites=("east",), routes={"north": ("proxy", 1)})
 

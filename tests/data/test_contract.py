@@ -13,7 +13,7 @@ import torch
 
 from oncofed.data.cases import read_cases, usable_cases
 from oncofed.data.contract import Report, _labels, check_dataset
-from oncofed.data.label_mapping import Vocabulary, match_labels
+from oncofed.data.label_mapping import Supervision, Vocabulary, match_labels
 from oncofed.data.look import look
 from oncofed.data.manifest import Manifest, read_manifest
 from oncofed.data.register import RegisterOptions, register
@@ -28,7 +28,7 @@ DATA = DataSpec(dataset="balls", patch=(16, 16, 16))
 
 
 def check(folder: Path, data: DataSpec = DATA, classes: dict[int, str] | None = None) -> Report:
-    return check_dataset(folder, data, classes or CLASSES, seed=1)
+    return check_dataset(folder, data, Supervision(classes=classes or CLASSES), seed=1)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_conversions_are_reported_as_training_does_them(dataset: Path) -> None:
     assert how["spacing"] == "12 cases resampled"
     assert how["orientation"] == "12 cases reoriented"
     assert how["labels"] == "rim (1) becomes shell (2); CORE (2) becomes core (1)"
-    case = read_cases(dataset, data.split, 1, {1: "core", 2: "shell"}).train[0]
+    case = read_cases(dataset, data.split, 1, Supervision(classes={1: "core", 2: "shell"})).train[0]
     stored = np.asarray(nib.load(case.label).dataobj)
     translated = case.read_label().values[..., 0]
     np.testing.assert_array_equal(translated == 1, stored == 2)
@@ -94,7 +94,7 @@ def test_an_incomplete_vocabulary_does_not_fit(
     assert not report.may_train
     assert any(message in reason for reason in report.why_not)
     with pytest.raises(DataError, match=r"dataset\.json"):
-        usable_cases(dataset, DATA, CLASSES, 1, "west")
+        usable_cases(dataset, DATA, Supervision(classes=CLASSES), 1, "west")
 
 
 def test_misfitting_names_are_reported_once_in_short_lines(dataset: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_label_may_be_mapped_to_background(dataset: Path) -> None:
     labels = {"0": "background", "1": "shell", "2": "core"}
     _edit(dataset, lambda v: v.update(labels=labels, label_map={"core": None}))
     assert check(dataset, classes={1: "shell"}).may_train
-    case = read_cases(dataset, DATA.split, 1, {1: "shell"}).train[0]
+    case = read_cases(dataset, DATA.split, 1, Supervision(classes={1: "shell"})).train[0]
     assert set(np.unique(case.read_label().values)) == {0, 1}
 
 
@@ -190,7 +190,7 @@ def test_only_allowed_lists_are_used(dataset: Path) -> None:
 
     _edit(dataset, deal)
     data = DATA.model_copy(update={"splits": ("training", "validation")})
-    cases = read_cases(dataset, data.split, 1, CLASSES, data.splits)
+    cases = read_cases(dataset, data.split, 1, Supervision(classes=CLASSES), data.splits)
     assert len(cases.validation) == 2
     assert len(cases.train) + len(cases.test) == 7
 
@@ -311,7 +311,7 @@ def test_few_bad_cases_are_set_aside_and_many_are_an_error(tmp_path: Path) -> No
     folder = make_site(tmp_path / "in", 24)
     (folder / "imagesTr" / "case_3.nii.gz").write_bytes(b"nothing")
     register(RegisterOptions(folder, "balls", tmp_path / "set"))
-    usable = usable_cases(tmp_path / "set", DATA, CLASSES, 1, "west")
+    usable = usable_cases(tmp_path / "set", DATA, Supervision(classes=CLASSES), 1, "west")
     assert [problem.case for problem in usable.set_aside] == ["case_3"]
     assert len(list(usable.cases)) == 23
     report = check(tmp_path / "set")
@@ -320,7 +320,7 @@ def test_few_bad_cases_are_set_aside_and_many_are_an_error(tmp_path: Path) -> No
     (folder / "imagesTr" / "case_4.nii.gz").write_bytes(b"")
     register(RegisterOptions(folder, "balls", tmp_path / "set"))
     with pytest.raises(DataError, match="west: 2 of 24 cases cannot be used") as error:
-        usable_cases(tmp_path / "set", DATA, CLASSES, 1, "west")
+        usable_cases(tmp_path / "set", DATA, Supervision(classes=CLASSES), 1, "west")
     assert "case_3: " in str(error.value)
     assert "case_4: " in str(error.value)
     assert "2 of 24 cases are set aside (8%), more than 5%" in check(tmp_path / "set").why_not

@@ -15,6 +15,7 @@ from PIL import Image
 from oncofed.data.case_facts import read_case
 from oncofed.data.cases import read_cases
 from oncofed.data.images import read_image
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Manifest, write_manifest
 from oncofed.data.masks import colour_value, read_mask, value_name, value_of
 from oncofed.data.register import RegisterOptions, parse_labels, register
@@ -158,7 +159,7 @@ def test_palettes_that_contradict_each_other_are_read_by_colour(tmp_path: Path) 
     )
     renamed = manifest.model_copy(update={"label_map": {"#800000": "tumour", "#008000": "rim"}})
     write_manifest(tmp_path / "out", renamed)
-    cases = read_cases(tmp_path / "out", SplitSpec(), 1, {1: "tumour", 2: "rim"})
+    cases = read_cases(tmp_path / "out", SplitSpec(), 1, Supervision(classes={1: "tumour", 2: "rim"}))
     seen = _used(cases)
     assert len(set(seen)) == 1
     assert set(seen[0][1:]) == counts

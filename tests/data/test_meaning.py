@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from oncofed.data.cases import read_cases
 from oncofed.data.contract import Report, check_dataset
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.label_names import named_values
 from oncofed.data.manifest import Manifest
 from oncofed.data.register import RegisterOptions, parse_labels, register
@@ -30,7 +31,7 @@ def read(source: Path, out: Path, **more: object) -> Manifest:
 
 
 def check(out: Path, classes: dict[int, str] | None = None) -> Report:
-    return check_dataset(out, _SPEC, classes or _JOB, 1)
+    return check_dataset(out, _SPEC, Supervision(classes=classes or _JOB), 1)
 
 
 def write_nrrd(path: Path, values: np.ndarray, *segments: tuple[str, int, int]) -> None:
@@ -92,7 +93,7 @@ def test_slicer_names_get_one_numbering(tmp_path: Path, ending: str) -> None:
     assert [str(entry.label).partition("/")[0] for entry in manifest.entries] == ["source", "labels", "source"]
     assert manifest.files == {"image": 3, "label": 3}
     assert check(tmp_path / "out").may_train
-    for case in read_cases(tmp_path / "out", SplitSpec(), 1, {1: "posterior", 2: "anterior"}):
+    for case in read_cases(tmp_path / "out", SplitSpec(), 1, Supervision(classes={1: "posterior", 2: "anterior"})):
         values = case.read_label().values
         assert ((values == 2).sum(), (values == 1).sum()) == (256, 128)
         np.testing.assert_allclose(case.read_label().affine, case.read_image().affine)
@@ -284,7 +285,7 @@ def test_regions_apart_are_classes_of_several_values(tmp_path: Path) -> None:
     mask[0, 0, :4] = 3
     read(nnunet_site(tmp_path / "in", {"background": 0, "anterior": [1, 3], "posterior": [2]}, mask), tmp_path / "out")
     assert check(tmp_path / "out").may_train
-    for case in read_cases(tmp_path / "out", SplitSpec(), 1, _JOB):
+    for case in read_cases(tmp_path / "out", SplitSpec(), 1, Supervision(classes=_JOB)):
         assert np.bincount(case.read_label().values.ravel())[1:].tolist() == [260, 128]
 
 

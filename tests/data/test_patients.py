@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 
 from dicoms import make_series, volume
 from oncofed.data.cases import read_cases
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Manifest, write_manifest
 from oncofed.data.mixtures import mixtures
 from oncofed.data.register import RegisterOptions, register
@@ -86,12 +87,12 @@ def test_a_dataset_of_one_patient_is_refused_with_advice(tmp_path: Path) -> None
     table = tmp_path / "t.csv"
     table.write_text("patient,label\nANONYMOUS,a\n")
     read(tmp_path, table=table, task="classification")
-    cases = read_cases(tmp_path / "out", SplitSpec(), 0, labels="class")
+    cases = read_cases(tmp_path / "out", SplitSpec(), 0, Supervision("class"))
     with pytest.raises(DataError, match="all 6 cases are of one patient, so that none can be held out"):
         cases.require_training("here")
     # The class is still found by the ID that the table knows.
     read(tmp_path, table=table, task="classification", patient_from="study")
-    assert len(read_cases(tmp_path / "out", SplitSpec(), 0, labels="class").require_training("here").train) < 6
+    assert len(read_cases(tmp_path / "out", SplitSpec(), 0, Supervision("class")).require_training("here").train) < 6
 
 
 def test_a_patient_with_many_visits_is_not_a_mixture(tmp_path: Path) -> None:

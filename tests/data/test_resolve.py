@@ -17,6 +17,7 @@ from oncofed.data.answers import ANSWERS, answer_to
 from oncofed.data.cases import read_cases, usable_cases
 from oncofed.data.contract import Report, check_dataset
 from oncofed.data.decisions import decided, in_words
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Entry, Manifest, read_manifest, write_manifest
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.resolve import JobFindings, open_findings, resolve, take_back
@@ -29,7 +30,7 @@ DATA = DataSpec(dataset="balls", patch=(16, 16, 16))
 
 
 def check(folder: Path, data: DataSpec = DATA) -> Report:
-    return check_dataset(folder, data, CLASSES, seed=1)
+    return check_dataset(folder, data, Supervision(classes=CLASSES), seed=1)
 
 
 def _save(path: Path, values: np.ndarray) -> None:
@@ -66,7 +67,7 @@ def _edit(dataset: Path, change: Callable[[Manifest], Manifest]) -> None:
 
 
 def _names(folder: Path) -> set[str]:
-    return {case.name for case in read_cases(folder, DATA.split, 1, CLASSES)}
+    return {case.name for case in read_cases(folder, DATA.split, 1, Supervision(classes=CLASSES))}
 
 
 def test_a_refused_dataset_trains_after_one_command(dataset: Path) -> None:
@@ -77,7 +78,7 @@ def test_a_refused_dataset_trains_after_one_command(dataset: Path) -> None:
     assert after.clean, (after.findings, after.why_not)
     left = {"case_3", "case_4", "case_6", "case_8", "case_9"}
     assert _names(dataset) == {f"case_{n}" for n in range(20)} - left
-    assert not usable_cases(dataset, DATA, CLASSES, 1, "east").set_aside
+    assert not usable_cases(dataset, DATA, Supervision(classes=CLASSES), 1, "east").set_aside
     assert len(read_manifest(dataset).entries) == 18
     assert [words.partition(";")[0] for words in after.decided] == [
         "conflicting keep-one: 2 cases, 1 left out",
@@ -172,7 +173,7 @@ def test_one_patient_keeps_all_copies_on_one_side(dataset: Path) -> None:
     assert len({patients[f"case_{n}"] for n in (1, 3, 4)}) == 1
     assert patients["case_5"] == patients["case_6"] != patients["case_1"]
     for seed in range(8):
-        cases = read_cases(dataset, DATA.split, seed, CLASSES)
+        cases = read_cases(dataset, DATA.split, seed, Supervision(classes=CLASSES))
         parts = [{case.name for case in part} for part in (cases.train, cases.validation, cases.test)]
         assert any({"case_1", "case_3", "case_4"} <= part for part in parts)
 
@@ -236,7 +237,7 @@ def test_patients_in_two_lists(tmp_path: Path, action: str, training: int, test:
     _edit(folder, _two_lists)
     assert not check(folder).may_train
     with pytest.raises(DataError, match=r"is in both (training|validation) and test"):
-        read_cases(folder, DATA.split, 1, CLASSES)
+        read_cases(folder, DATA.split, 1, Supervision(classes=CLASSES))
     resolve(folder, {"patients": action})
     manifest = decided(read_manifest(folder))
     assert (len(manifest.training), len(manifest.test)) == (training, test)

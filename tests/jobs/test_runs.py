@@ -94,7 +94,7 @@ def test_a_job_trains_and_scores(name: str, tmp_path: Path) -> None:
     spec = _quick(name)
     plan = spec.plan()
     folder = _site(spec, tmp_path / "in", tmp_path / "set")
-    cases = usable_cases(folder, plan.data, plan.task.vocabulary, plan.seed, "east", None, plan.build_task().label_kind)
+    cases = usable_cases(folder, plan.data, plan.supervision(), plan.seed, "east")
     trainer = Trainer(plan, cases.cases, "east")
     assert trainer.train(2) > 0
     assert trainer.evaluate(trainer.cases.test, detailed=True).extra_metrics

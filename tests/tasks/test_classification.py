@@ -14,6 +14,7 @@ from monai.metrics import compute_average_precision, compute_roc_auc
 from pydantic import ValidationError
 
 from oncofed.data.cases import usable_cases
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec
 from oncofed.models import ModelSpec
@@ -116,7 +117,7 @@ def test_it_learns_and_matches_classes_by_name(tmp_path: Path, names: list[str])
         training=TrainingSpec(steps_per_round=40, batch_size=8, learning_rate=3e-3, warmup_steps=0),
         rounds=1,
     )
-    cases = usable_cases(tmp_path / "set", data, CLASSES, 1, "here", labels="class").cases
+    cases = usable_cases(tmp_path / "set", data, Supervision("class", CLASSES), 1, "here").cases
     trainer = Trainer(plan, cases, "here")
     trainer.train(40)
     evaluation = trainer.evaluate(tuple(cases), detailed=True)  # the deal may leave out a class
@@ -152,7 +153,7 @@ def test_volumes_are_classified_too(tmp_path: Path) -> None:
         training=TrainingSpec(steps_per_round=15, batch_size=4, learning_rate=3e-3, warmup_steps=0),
         rounds=1,
     )
-    cases = usable_cases(tmp_path / "set", plan.data, classes, 1, "here", labels="class").cases
+    cases = usable_cases(tmp_path / "set", plan.data, Supervision("class", classes), 1, "here").cases
     trainer = Trainer(plan, cases, "here")
     trainer.train(15)
     evaluation = trainer.evaluate(tuple(cases))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from oncofed.data.cases import Case, Cases, usable_cases
 from oncofed.data.inputs import WholeImages
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.errors import TrainingError
@@ -40,7 +41,7 @@ def plan() -> Plan:
 def cases(tmp_path: Path) -> Cases:
     images = make_textures(tmp_path / "in", list(CLASSES.values()), each=20, colours=1)
     register(RegisterOptions(images, "x", tmp_path / "set", "classification"))
-    return usable_cases(tmp_path / "set", DATA, CLASSES, 1, "here", labels="class").cases
+    return usable_cases(tmp_path / "set", DATA, Supervision("class", CLASSES), 1, "here").cases
 
 
 class _Counting(nn.Module):

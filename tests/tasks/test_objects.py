@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from oncofed.data.cases import usable_cases
 from oncofed.data.inputs import object_distances
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec
 from oncofed.models import ModelSpec
@@ -73,7 +74,7 @@ def test_it_learns_to_count_nuclei(tmp_path: Path) -> None:
         training=TrainingSpec(steps_per_round=100, batch_size=4, learning_rate=1e-2, warmup_steps=0),
         rounds=1,
     )
-    cases = usable_cases(tmp_path / "set", data, {1: "nucleus"}, 1, "here").cases
+    cases = usable_cases(tmp_path / "set", data, Supervision(classes={1: "nucleus"}), 1, "here").cases
     trainer = Trainer(plan, cases, "here")
     trainer.train(100)
     evaluation = trainer.evaluate(cases.test)

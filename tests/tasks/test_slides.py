@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from oncofed.data.cases import Cases, usable_cases
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.prepared import CACHE_FOLDER, plan_cache
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
@@ -44,7 +45,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
 
 
 def _cases(dataset: Path) -> Cases:
-    return usable_cases(dataset, DATA, CLASSES, 1, "here", labels="class").cases
+    return usable_cases(dataset, DATA, Supervision("class", CLASSES), 1, "here").cases
 
 
 def test_attention_finds_the_region_that_makes_the_label(slides: tuple[Path, Truth]) -> None:

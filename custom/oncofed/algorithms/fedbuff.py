@@ -15,7 +15,10 @@ from oncofed.algorithms.settings import AlgorithmSettings
 
 
 class FedBuffSettings(AlgorithmSettings):
-    """Sites never wait: the server takes a step whenever so many updates lie in its buffer (Nguyen et al., 2022)."""
+    """Sites never wait; the server steps at a full buffer.
+
+    Nguyen et al., AISTATS 2022.
+    """
 
     name: Literal["fedbuff"]
     buffer: int = Field(2, ge=1, le=1000, description="updates of a step, which is what a round is here")
@@ -24,13 +27,13 @@ class FedBuffSettings(AlgorithmSettings):
 
 @register_algorithm("fedbuff")
 class FedBuff(Algorithm[FedBuffSettings]):
-    """A step along the buffer's mean update; stale ones weigh less."""
+    """Steps along the buffer's mean update, discounting stale updates."""
 
     Settings = FedBuffSettings
 
     @property
     def schedule(self) -> Buffered:
-        """Rounds end with a full buffer."""
+        """A full buffer ends a round."""
         return Buffered(self.settings.buffer)
 
     def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -1,4 +1,4 @@
-"""In which order sites train within a round."""
+"""The order in which sites train within a round."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Schedule:
             evaluation: the job's.
 
         Raises:
-            ValueError: says which setting to leave away.
+            ValueError: names the setting to leave out.
         """
         if rounds.deadline_s is not None and rounds.quorum is None:
             raise ValueError("rounds.deadline_s needs a quorum: how many updates are enough when the time is up?")
@@ -42,7 +42,7 @@ class Synchronous(Schedule):
 
 @dataclass(frozen=True)
 class Buffered(Schedule):
-    """Sites never wait; a round ends whenever enough updates have arrived.
+    """Sites never wait; a full buffer ends the round.
 
     Attributes:
         size: updates of a round.
@@ -65,24 +65,30 @@ class Sequential(Schedule):
     takes_late: ClassVar[bool] = False
 
     def check(self, name: str, rounds: RoundsSpec, evaluation: EvaluationSpec) -> None:
-        """Refuse a quorum and a draw; a deadline is that of each site."""
+        """Refuse a quorum and a draw.
+
+        A deadline applies to each site.
+        """
         if rounds.sites_per_round or rounds.quorum:
             raise ValueError(f"{name} asks one site after the other: leave quorum and sites_per_round away")
 
 
 @dataclass(frozen=True)
 class PeerAveraged(Schedule):
-    """A site, drawn in each round, averages the updates of all; the server receives the mean."""
+    """A drawn site averages all updates.
+
+    It is drawn in each round; the server receives the mean.
+    """
 
     takes_late: ClassVar[bool] = False
     reaches_server: ClassVar[bool] = False
 
     def check(self, name: str, rounds: RoundsSpec, evaluation: EvaluationSpec) -> None:
-        """Refuse what needs each site's update at the server."""
+        """Refuse settings that need single updates on the server."""
         super().check(name, rounds, evaluation)
         if evaluation.cross_site:
             raise ValueError(f"{name} gives no site's model to the server: leave evaluation.cross_site away")
 
 
-# What the round loop can carry out: these, and what is derived from them.
+# The schedules that the round loop can carry out, also through subclasses.
 SCHEDULES = (Synchronous, Buffered, Sequential, PeerAveraged)

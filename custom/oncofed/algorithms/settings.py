@@ -1,4 +1,4 @@
-"""The sections of a job that say how sites train together."""
+"""A job's sections about how sites train together."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ ExchangeType = Literal["native", "bfloat16", "int8"]
 
 
 class AlgorithmSettings(StrictModel):
-    """Base of every algorithm's section ``strategy``; ``name`` says which one."""
+    """Base of the section ``strategy``; ``name`` names the algorithm."""
 
     name: str = Field(description="name of an algorithm")
 
 
 class RoundsSpec(StrictModel):
-    """When a round ends, and who takes part in it."""
+    """When a round ends, and who takes part."""
 
     number: int = Field(5, ge=1, le=10_000, description="how often weights are exchanged")
     quorum: int | None = Field(
@@ -56,7 +56,10 @@ class RoundsSpec(StrictModel):
 
 
 class ExchangeSpec(StrictModel):
-    """In which form weights travel. Sites always send what they changed, not what they have."""
+    """In which form weights travel.
+
+    Sites always send changes, not weights.
+    """
 
     update: ExchangeType = Field(
         "native",

@@ -22,7 +22,7 @@ RECIPIENT = r"^age1[a-z0-9]{50,80}$"
 
 
 class SiteSpec(StrictModel):
-    """A site: an organisation's machine that trains on its own data."""
+    """An organisation's machine that trains on its own data."""
 
     organisation: Organisation = Field("oncofed", description="letters, digits and _")
     contact: str | None = Field(None, max_length=200, description="contact at the site, for its guide and `status`")
@@ -48,7 +48,7 @@ class PersonSpec(StrictModel):
 
 
 class RelaySpec(StrictModel):
-    """A machine that forwards messages between the server and some sites.
+    """A machine that forwards messages between server and sites.
 
     It sees no more of them than a router.
     """
@@ -155,7 +155,7 @@ class AllianceSpec(StrictModel):
         return entry.recipient if entry else None
 
     def makes_own_key(self, name: str) -> bool:
-        """Return whether a site or person creates its own private key."""
+        """Return whether a participant creates its private key."""
         entry = self.sites.get(name) or self.people.get(name)
         return entry.own_key if entry else False
 

@@ -189,7 +189,7 @@ def check(
 
     spec = read_job(job, with_code=True)
     folder = dataset_named(dataset, workspace)
-    report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
+    report = check_dataset(folder, spec.data, spec.plan().supervision(), spec.seed)
     cache = _cache_note(folder, spec) if report.may_train else ""
     if json:
         typer.echo(jsonlib.dumps({**_report_values(report, job, dataset), "cache": cache}, indent=2))
@@ -363,8 +363,7 @@ def _cache_note(folder: Path, spec: JobSpec) -> str:
     from oncofed.data.prepared import plan_cache
 
     task = spec.plan().build_task()
-    vocabulary = spec.task.vocabulary
-    train = read_cases(folder, spec.data.split, spec.seed, vocabulary, spec.data.splits, task.label_kind).train
+    train = read_cases(folder, spec.data.split, spec.seed, spec.plan().supervision(), spec.data.splits).train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return plan_cache(train, task.input(spec.training.augmentation), device).note
 

@@ -109,7 +109,7 @@ def _asked(job: str | None, folder: Path) -> JobFindings:
     from oncofed.job.spec import read_job
 
     spec = read_job(job, with_code=True)
-    report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
+    report = check_dataset(folder, spec.data, spec.plan().supervision(), spec.seed)
     return JobFindings(spec.data, report.set_aside)
 
 

@@ -21,7 +21,7 @@ from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
 from oncofed.data.grouping import finding_lines, millimetres
 from oncofed.data.images import stem
-from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
+from oncofed.data.label_mapping import Supervision, match
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -36,6 +36,7 @@ from oncofed.data.manifest import (
 from oncofed.data.masks import read_mask, value_name
 from oncofed.data.same_grid import turned_onto
 from oncofed.data.spec import DataSpec, SplitSpec
+from oncofed.data.targets import Encoded, declared_target, is_known, stated_value, unknown
 from oncofed.errors import DataError
 
 
@@ -56,6 +57,8 @@ class Case:
         entry: what the manifest knows of it; None where nobody has registered it.
         tiles: file with the places of a slide's tiles.
         folder: of the registered dataset, where prepared cases may be kept; None where nobody has registered it.
+        targets: of a job that learns targets, name -> numbers; NaN: unknown.
+        target_fault: why a target cannot be used; empty where all can.
     """
 
     name: str
@@ -70,6 +73,8 @@ class Case:
     entry: Entry | None = field(default=None, compare=False, repr=False)
     tiles: Path | None = None
     folder: Path | None = field(default=None, compare=False, repr=False)
+    targets: Mapping[str, Encoded] = field(default_factory=dict, compare=False, repr=False)
+    target_fault: str = field(default="", compare=False, repr=False)
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -234,11 +239,10 @@ class Usable:
 def usable_cases(
     folder: Path,
     data: DataSpec,
-    classes: Mapping[int, str],
+    wanted: Supervision,
     seed: int,
     where: str,
     progress: Callable[[int, int], None] | None = None,
-    labels: LabelKind = "mask",
 ) -> Usable:
     """Read, check and split a site's cases.
 
@@ -247,18 +251,17 @@ def usable_cases(
     Args:
         folder: the dataset.
         data: the job's contract.
-        classes: the job's label values and names, without background.
+        wanted: what the job learns from.
         seed: of the deal.
         where: the site's name, for messages.
         progress: called with (cases checked, cases in all).
-        labels: what the job learns from.
 
     Raises:
         DataError: the dataset cannot be used, more than ``data.max_bad_share`` of its cases are bad, or too few are
             left.
     """
     manifest = decided(read_manifest(folder))
-    cases = deal_cases(manifest, folder, data.split, seed, classes, data.splits, labels)
+    cases = deal_cases(manifest, folder, data.split, seed, wanted, data.splits)
     total = len(list(cases))
     done = 0
     counting = threading.Lock()
@@ -271,7 +274,7 @@ def usable_cases(
                 progress(done, total)
 
     known: dict[Case, Entry] = {}
-    problems = check_cases(cases, list(classes), data, progress=advance, known=known)
+    problems = check_cases(cases, list(wanted.classes), data, progress=advance, known=known)
     set_aside = [*map(_from_quarantine, manifest.quarantine), *problems]
     everything = total + len(manifest.quarantine)
     if set_aside and len(set_aside) > data.max_bad_share * everything:
@@ -296,9 +299,8 @@ def read_cases(
     folder: Path,
     split: SplitSpec,
     seed: int,
-    classes: Mapping[int, str] | None = None,
+    wanted: Supervision | None = None,
     splits: Sequence[Split] = SPLITS,
-    labels: LabelKind = "mask",
 ) -> Cases:
     """Read ``folder/dataset.json`` and split its patients.
 
@@ -309,14 +311,14 @@ def read_cases(
         folder: a dataset.
         split: shares to deal where the file does not say.
         seed: of the deal.
-        classes: the job's label values and names, to which the dataset's are matched; None leaves them as they are.
+        wanted: what the job learns from, to which the dataset's labels are matched; cases without it are left out.
+            None: masks, whose values are left as they are.
         splits: lists of the file that may be used.
-        labels: what the job learns from; cases without it are left out.
 
     Raises:
         DataError: the folder or its ``dataset.json`` cannot be used.
     """
-    return deal_cases(read_manifest(folder), folder, split, seed, classes, splits, labels)
+    return deal_cases(read_manifest(folder), folder, split, seed, wanted, splits)
 
 
 def deal_cases(
@@ -324,24 +326,23 @@ def deal_cases(
     folder: Path,
     split: SplitSpec,
     seed: int,
-    classes: Mapping[int, str] | None = None,
+    wanted: Supervision | None = None,
     splits: Sequence[Split] = SPLITS,
-    labels: LabelKind = "mask",
 ) -> Cases:
     """Split the cases of a manifest; see ``read_cases``."""
-    manifest = decided(manifest)
-    match = match_classes if labels == "class" else match_labels
-    vocabulary = match(manifest, classes) if classes else None
-    if vocabulary and vocabulary.problems:
-        jobs = ", ".join((classes or {}).values())
+    manifest, wanted = decided(manifest), wanted or Supervision()
+    vocabulary = match(manifest, wanted)
+    if wanted.classes and vocabulary.problems:
+        jobs = ", ".join(wanted.classes.values())
         raise DataError(f"{folder / MANIFEST_FILE}: {'; '.join(vocabulary.problems)}. The job's labels: {jobs}.")
-    values = tuple(vocabulary.values.items()) if vocabulary and vocabulary.values is not None else None
+    values = tuple(vocabulary.values.items()) if wanted.classes and vocabulary.values is not None else None
     lists: dict[str, list[Case]] = {key: [] for key in SPLITS}
     for key, entry in manifest.by_split():
-        if key not in splits or not isinstance(entry.label, str if labels == "mask" else int):
+        if key not in splits:
             continue
-        if labels == "mask" or values is None or entry.label in dict(values):
-            lists[key].append(case_of(folder, manifest, entry, values))
+        case = _wanted_case(folder, manifest, entry, wanted, values)
+        if case:
+            lists[key].append(case)
     train = lists["training"]
     parts: dict[str, list[Case]] = {}
     for purpose, share in (("test", split.test), ("validation", split.validation)):
@@ -354,6 +355,38 @@ def deal_cases(
     cases = Cases(tuple(train), tuple(parts["validation"]), tuple(parts["test"]))
     _refuse_shared_patients(folder, cases)
     return cases
+
+
+def _wanted_case(
+    folder: Path, manifest: Manifest, entry: Entry, wanted: Supervision, values: tuple[tuple[int, int], ...] | None
+) -> Case | None:
+    """Return an entry as a case; None where it lacks what is learned."""
+    if wanted.kind == "targets":
+        return _with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
+    if not isinstance(entry.label, str if wanted.kind == "mask" else int):
+        return None
+    if wanted.kind == "class" and values is not None and entry.label not in dict(values):
+        return None
+    return case_of(folder, manifest, entry, values)
+
+
+def _with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervision) -> Case | None:
+    """Return a case with its targets; None where it states none."""
+    found: dict[str, Encoded] = {}
+    faults = []
+    for target in wanted.targets:
+        found[target.name] = unknown(target)
+        declared = declared_target(manifest.targets, manifest.labels, target)
+        stated = stated_value(entry.targets, entry.label, manifest.labels, target)
+        if declared is None or stated is None:
+            continue
+        try:
+            found[target.name] = target.encode(stated, declared)
+        except DataError as error:
+            faults.append(str(error))
+    if not faults and not any(map(is_known, found.values())):
+        return None
+    return replace(case, targets=found, target_fault="; ".join(faults))
 
 
 def check_cases(
@@ -398,7 +431,10 @@ def check_case(
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
         return Problem(case.name, case_facts.reason_of(error))
     found = [*contract_faults(entry, data or DataSpec(dataset="any")), *case_facts.faults(entry)]
-    found += label_faults(case, entry, classes) if not entry.label_problem else []
+    if case.targets:
+        found += [case.target_fault] if case.target_fault else []
+    elif not entry.label_problem:
+        found += label_faults(case, entry, classes)
     return Problem(case.name, "; ".join(found)) if found else None
 
 

@@ -15,12 +15,13 @@ from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faul
 from oncofed.data.decisions import decided, in_words, name_of
 from oncofed.data.grouping import counted, millimetres
 from oncofed.data.images import stem
-from oncofed.data.label_mapping import LabelKind, Vocabulary, match_classes, match_labels
+from oncofed.data.label_mapping import Supervision, Vocabulary, match
 from oncofed.data.manifest import SPLITS, Entry, Manifest, inside, read_manifest
 from oncofed.data.masks import value_name
 from oncofed.data.mixtures import mixtures
 from oncofed.data.quality import Finding, find_all, loose_slices, phi_warnings, unsettled
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
+from oncofed.data.targets import Target, declared_target, stated_value
 from oncofed.errors import DataError
 
 _MOST_VALUES = 8
@@ -74,25 +75,22 @@ class Report:
         return self.may_train and not self.findings and not self.set_aside
 
 
-def check_dataset(
-    folder: Path, data: DataSpec, classes: Mapping[int, str], seed: int, labels: LabelKind = "mask"
-) -> Report:
+def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) -> Report:
     """Compare a dataset with a job's contract.
 
     Args:
         folder: the dataset.
         data: the contract.
-        classes: the job's label values and names, without background.
+        wanted: what the job learns from.
         seed: of the split into training, validation and test.
-        labels: what the job learns from.
 
     Raises:
         DataError: there is no dataset in ``folder``.
     """
     listed = read_manifest(folder)
     manifest = with_facts(folder, decided(listed))
-    vocabulary = (match_classes if labels == "class" else match_labels)(manifest, classes)
-    report = Report(rows=[_modality(manifest, data), *_rows(manifest, data, classes, vocabulary, labels)])
+    vocabulary = match(manifest, wanted)
+    report = Report(rows=[_modality(manifest, data), *_rows(manifest, data, wanted, vocabulary)])
     report.findings = find_all(manifest, data)
     mixed = (Finding(kind, None, what, severe=False) for kind, what in mixtures(manifest))
     report.warnings = unsettled(manifest, (*loose_slices(manifest), *mixed, *phi_warnings(manifest)))
@@ -104,7 +102,7 @@ def check_dataset(
     report.set_aside = [Problem(q.name, q.reason) for q in manifest.quarantine]
     odd = {name for finding in report.findings for name in finding.about}
     if not vocabulary.problems:
-        _deal(report, folder, data, classes, seed, labels)
+        _deal(report, folder, data, wanted, seed)
     total = len(manifest.entries) + len(manifest.quarantine)
     share = len(report.set_aside) / max(total, 1)
     if share > data.max_bad_share:
@@ -121,21 +119,19 @@ def check_dataset(
         if row.verdict == "does not fit"
     ]
     report.why_not += [f"labels: {problem}" for problem in vocabulary.problems]
-    if labels == "mask" and not vocabulary.problems:
-        report.rows = [_with_values(row, manifest, classes, vocabulary) for row in report.rows]
+    if wanted.kind == "mask" and not vocabulary.problems:
+        report.rows = [_with_values(row, manifest, wanted.classes, vocabulary) for row in report.rows]
     if odd:
         report.why_not.append(f"{counted(len(odd), 'case')} with findings")
     report.may_train = not report.why_not
     return report
 
 
-def _deal(
-    report: Report, folder: Path, data: DataSpec, classes: Mapping[int, str], seed: int, labels: LabelKind
-) -> None:
+def _deal(report: Report, folder: Path, data: DataSpec, wanted: Supervision, seed: int) -> None:
     """Report usable cases and their split, where labels fit."""
     try:
-        cases = read_cases(folder, data.split, seed, classes, data.splits, labels)
-        report.set_aside += check_cases(cases, list(classes), data)
+        cases = read_cases(folder, data.split, seed, wanted, data.splits)
+        report.set_aside += check_cases(cases, list(wanted.classes), data)
         usable = cases.without({p.case for p in report.set_aside})
         report.cases = {
             "training": len(usable.train),
@@ -182,15 +178,25 @@ def _modality(manifest: Manifest, data: DataSpec) -> Row:
     return Row("modality", found, data.modality, "fits" if fits else "does not fit")
 
 
-def _rows(
-    manifest: Manifest, data: DataSpec, classes: Mapping[int, str], vocabulary: Vocabulary, labels: LabelKind
-) -> list[Row]:
+def _rows(manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: Vocabulary) -> list[Row]:
     entries = [entry for split, entry in manifest.by_split() if split in data.splits]
     known = [entry for entry in entries if entry.shape]
-    kind, word = (str, "mask") if labels == "mask" else (int, "class")
+    rows = _label_rows(manifest, data, wanted, vocabulary, entries)
+    if not known:
+        return rows
+    return [_dimensions(known, data), _channels(known, data), _spacing(known, data), _orientation(known, data), *rows]
+
+
+def _label_rows(
+    manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: Vocabulary, entries: Sequence[Entry]
+) -> list[Row]:
+    """Return the rows on labels, or one a target."""
+    if wanted.kind == "targets":
+        return [_target(manifest, target, entries) for target in wanted.targets]
+    kind, word = (str, "mask") if wanted.kind == "mask" else (int, "class")
     labelled = [entry for entry in entries if isinstance(entry.label, kind)]
-    rows = [
-        _labels(manifest, classes, vocabulary, labels),
+    return [
+        _labels(manifest, wanted, vocabulary),
         Row(
             "cases",
             f"{len(labelled)} with a {word} of {len(entries)}",
@@ -198,9 +204,25 @@ def _rows(
             "fits" if len(labelled) >= data.minimum_cases else "does not fit",
         ),
     ]
-    if not known:
-        return rows
-    return [_dimensions(known, data), _channels(known, data), _spacing(known, data), _orientation(known, data), *rows]
+
+
+def _target(manifest: Manifest, target: Target, entries: Sequence[Entry]) -> Row:
+    """Return a target's row: how many patients have it."""
+    expected = f"a target of kind {target.kind}"
+    try:
+        declared = declared_target(manifest.targets, manifest.labels, target)
+    except DataError as error:
+        return Row(target.name, "another kind", expected, "does not fit", str(error))
+    having = {
+        entry.patient or name_of(entry)
+        for entry in entries
+        if declared and stated_value(entry.targets, entry.label, manifest.labels, target) is not None
+    }
+    everyone = {entry.patient or name_of(entry) for entry in entries}
+    found = f"{len(having)} of {len(everyone)} patients have it"
+    return Row(
+        target.name, found, expected, "fits" if having else "does not fit", "" if having else "no patient has it"
+    )
 
 
 def _dimensions(entries: Sequence[Entry], data: DataSpec) -> Row:
@@ -271,10 +293,10 @@ def _orientation(entries: Sequence[Entry], data: DataSpec) -> Row:
     return Row("orientation", found, data.orientation, "fits")
 
 
-def _labels(manifest: Manifest, classes: Mapping[int, str], vocabulary: Vocabulary, labels: LabelKind) -> Row:
-    shown = {v: n for v, n in manifest.labels.items() if labels == "class" or int(float(v)) != 0}
+def _labels(manifest: Manifest, wanted: Supervision, vocabulary: Vocabulary) -> Row:
+    shown = {v: n for v, n in manifest.labels.items() if wanted.kind == "class" or int(float(v)) != 0}
     found = ", ".join(f"{v} {n}" if n != v else v for v, n in shown.items()) or "without names"
-    expected = ", ".join(f"{value} {name}" for value, name in classes.items())
+    expected = ", ".join(f"{value} {name}" for value, name in wanted.classes.items())
     if vocabulary.problems:
         return Row("labels", found, expected, "does not fit", _BELOW)
     if vocabulary.how:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import monai
@@ -28,7 +28,7 @@ from oncofed.data.transforms import load_pair, load_whole
 Prepared = dict[str, Tensor]
 
 # Raised when what preparing does changes though its settings do not.
-_VERSION = 4
+_VERSION = 5
 # Voxels of each class among which a patch's centre is drawn, spread evenly over them all. All of them would take eight
 # bytes for each voxel of a prepared case.
 _CENTRES_PER_CLASS = 10_000
@@ -49,6 +49,13 @@ class Preparation(ABC):
 
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
+
+    def truth(self, case: Case) -> Prepared:
+        """Return what a case is labelled with, apart from its image.
+
+        It is added to what was prepared, and not cached: a corrected label needs no image read again.
+        """
+        return {}
 
     @property
     def settings(self) -> str:
@@ -170,22 +177,38 @@ class Patches(BatchSource):
         return [self._classes, self._objects]
 
 
+def class_label(case: Case) -> Prepared:
+    """Return the number of a case's class, () int64."""
+    return {"label": torch.tensor(case.class_label)}
+
+
 class WholeImages(BatchSource):
     """Whole images for classification.
 
     Each is scaled and padded to the job's ``patch``.
 
-    A batch holds image (batch, channel, x, y[, z]) float32 and label (batch,) int64.
+    A batch holds image (batch, channel, x, y[, z]) float32, and what ``truth`` returns of each case.
+
+    Args:
+        spec: the job's data.
+        augmentation: how much is changed at random.
+        truth: from a case to its labels.
     """
 
-    def __init__(self, spec: DataSpec, augmentation: Augmentation) -> None:
+    def __init__(
+        self, spec: DataSpec, augmentation: Augmentation, truth: Callable[[Case], Prepared] = class_label
+    ) -> None:
         super().__init__(spec, augmentation)
         self._load = load_whole(spec)
+        self._truth = truth
 
     def prepare(self, case: Case) -> Prepared:
-        """Return the image on the patch's grid, and its class."""
-        image = self._load(case)["image"].as_tensor().contiguous()
-        return {"image": image, "label": torch.tensor(case.class_label)}
+        """Return the image on the patch's grid."""
+        return {"image": self._load(case)["image"].as_tensor().contiguous()}
+
+    def truth(self, case: Case) -> Prepared:
+        """Return a case's labels."""
+        return self._truth(case)
 
     def size(self, case: Case) -> int | None:
         """Return how many bytes the prepared case takes."""

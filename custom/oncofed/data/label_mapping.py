@@ -1,4 +1,4 @@
-"""Map a site's label values to a job's, by names."""
+"""What a job learns from, and how a site's label values become the job's, by names."""
 
 from __future__ import annotations
 
@@ -7,11 +7,29 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from oncofed.data.manifest import Manifest
+from oncofed.data.targets import Target
 
-# The kind of label that a job learns from: a mask of each image, or its class.
-LabelKind = Literal["mask", "class"]
+# The kind of label that a job learns from: a mask of each image, its class, or named targets of the case.
+LabelKind = Literal["mask", "class", "targets"]
 # Name of the label of voxels that nobody labelled; a dataset need not have it.
 IGNORED = "ignore"
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What a job learns from.
+
+    Attributes:
+        kind: of the labels.
+        classes: label value -> name, without a mask's background; empty for targets.
+        targets: named ones; empty for masks and classes.
+        partial: a dataset may lack some of a mask's classes, which are then unknown in its cases.
+    """
+
+    kind: LabelKind = "mask"
+    classes: Mapping[int, str] = field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
+    partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,16 @@ class Vocabulary:
     instances: bool = False
     how: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+
+
+def match(manifest: Manifest, wanted: Supervision) -> Vocabulary:
+    """Match a dataset's labels with what a job learns from.
+
+    Targets are matched by name, case by case (``Target.encode``).
+    """
+    if wanted.kind == "targets":
+        return Vocabulary()
+    return (match_classes if wanted.kind == "class" else match_labels)(manifest, wanted.classes)
 
 
 def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:

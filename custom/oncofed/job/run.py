@@ -145,11 +145,10 @@ class Run:
             return usable_cases(
                 folder,
                 plan.data,
-                plan.task.vocabulary,
+                plan.supervision(),
                 plan.seed,
                 site,
                 lambda done, total: bar.update(task, completed=done, total=total),
-                plan.build_task().label_kind,
             )
 
     def _run(self, result: Result) -> None:

@@ -25,6 +25,7 @@ from oncofed.packs.load import load_pack
 from oncofed.packs.pack import find_pack
 from oncofed.settings import Lines, StrictModel, read_yaml, validated
 from oncofed.tasks import TaskSection, task_class
+from oncofed.tasks.targets.section import task_of_targets
 from oncofed.training import Plan, ResourcesSpec, TrainingSpec
 
 JOB_FILE = "job.yaml"
@@ -60,6 +61,15 @@ class JobSpec(StrictModel):
         if not isinstance(model, dict) or not isinstance(data, dict) or not isinstance(model.get("bundle"), str):
             return values
         return {**values, "data": {**read_bundle(model["bundle"]).preprocessing, **data}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _targets_are_a_task(cls, values: Any) -> Any:
+        """Let a job name its targets alone: the section ``task`` follows from them."""
+        if not isinstance(values, dict) or "targets" not in values:
+            return values
+        rest = {name: value for name, value in values.items() if name != "targets"}
+        return {**rest, "task": task_of_targets(values["targets"], rest.get("task"), rest.get("model"))}
 
     @model_validator(mode="after")
     def _code_is_confined(self) -> JobSpec:
@@ -255,6 +265,8 @@ def _placed(
     values: Mapping[str, Any], kind: type[StrictModel], loc: tuple[str, ...]
 ) -> tuple[type[StrictModel], tuple[str, ...]]:
     """Return the settings that a problem is in, and its place without the type of a task, which pydantic adds."""
+    if loc[:2] == ("task", "targets") and "targets" in values:
+        return kind, loc[1:]
     if loc[:1] == ("task",) and loc[1:2]:
         return task_class(values["task"]["type"]).Settings, loc
     if loc[:1] == ("strategy",) and loc[1:2]:

@@ -20,7 +20,7 @@ from oncofed.data.accounts import by_weight
 from oncofed.data.cases import Case, case_of, contract_faults, known_facts, label_faults
 from oncofed.data.decisions import decided
 from oncofed.data.files import image_files
-from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
+from oncofed.data.label_mapping import LabelKind, match
 from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
@@ -229,10 +229,9 @@ def _labels(
     manifest: Manifest, requirements: _JobRequirements, user_input: PredictionInput
 ) -> tuple[tuple[tuple[int, int], ...] | None, bool, list[str]]:
     """Return how labels map to the job's, and notes otherwise."""
-    match = match_classes if requirements.label_kind == "class" else match_labels
     if not any(entry.label is not None for entry in manifest.entries):
         return None, False, []
-    vocabulary = match(manifest, requirements.job.task.vocabulary)
+    vocabulary = match(manifest, requirements.job.plan().supervision())
     if vocabulary.problems:
         why = vocabulary.problems[0]
         if user_input.dataset is None:  # its hidden dataset.json is rewritten by each call

@@ -94,7 +94,11 @@ def withhold_evaluation(numbers: Mapping[str, Any], minimum: int) -> dict[str, A
 
 
 def is_evaluation(
-    value: Any, classes: Sequence[str], known: int = _MOST_CASES, metrics: Sequence[Metric] | None = None
+    value: Any,
+    classes: Sequence[str],
+    known: int = _MOST_CASES,
+    metrics: Sequence[Metric] | None = None,
+    lowest: float = 0.0,
 ) -> bool:
     """Return whether a value is a valid evaluation, as of ``evaluation_numbers``.
 
@@ -103,6 +107,7 @@ def is_evaluation(
         classes: names of the job's classes.
         known: cases that the site has at most.
         metrics: extra ones that the job's task declares; None: those of any installed task.
+        lowest: value of the task's metric.
     """
     if not isinstance(value, Mapping) or set(value) != {"mean", "by_class", "more", "interval", "cases", "patients"}:
         return False
@@ -114,10 +119,10 @@ def is_evaluation(
     metrics = metrics_that_may_leave() if metrics is None else metrics
     enough = value["patients"]["mean"] >= LEAST_PATIENTS
     return (
-        (value["mean"] is None or is_share(value["mean"]))
-        and all(name in classes and is_share(share) for name, share in by_class.items())
+        (value["mean"] is None or is_share(value["mean"], lowest))
+        and all(name in classes and is_share(share, lowest) for name, share in by_class.items())
         and all(_is_figure(name, number, by_class, metrics) for name, number in more.items())
-        and (interval is None or (enough and isinstance(interval, list) and _are_ends(interval)))
+        and (interval is None or (enough and isinstance(interval, list) and _are_ends(interval, lowest)))
     )
 
 
@@ -126,12 +131,14 @@ def round_figure(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def is_share(value: Any) -> bool:
-    """Return whether a value is a share of one, rounded as required.
+def is_share(value: Any, lowest: float = 0.0) -> bool:
+    """Return whether a value lies from ``lowest`` to one, rounded as required.
 
     NaN, of a class without patients, is one.
     """
-    return is_number(value) and (math.isnan(value) or (-1e-6 <= value <= 1 + 1e-6 and value == round_figure(value)))
+    if not is_number(value):
+        return False
+    return math.isnan(value) or (lowest - 1e-6 <= value <= 1 + 1e-6 and bool(value == round_figure(value)))
 
 
 def is_number(value: Any) -> bool:
@@ -165,14 +172,16 @@ def _are_patients(value: Any, by_class: Mapping[str, Any], more: Mapping[str, An
     )
 
 
-def _are_ends(interval: Sequence[Any]) -> bool:
-    return len(interval) == 2 and all(map(is_share, interval))
+def _are_ends(interval: Sequence[Any], lowest: float) -> bool:
+    return len(interval) == 2 and all(is_share(end, lowest) for end in interval)
 
 
 def _is_figure(name: Any, value: Any, told: Mapping[str, Any], metrics: Sequence[Metric]) -> bool:
     """Return whether a figure is declared, of a sent class, and in bounds."""
     kind, dot, of = str(name).partition(".")
-    metric = next((metric for metric in metrics if (metric.name, metric.per_class) == (kind, bool(dot))), None)
+    # A metric of one target alone has the target in its name.
+    declared = {(name, False), (kind, bool(dot))}
+    metric = next((metric for metric in metrics if (metric.name, metric.per_class) in declared), None)
     return (
         metric is not None
         and (not dot or of in told)

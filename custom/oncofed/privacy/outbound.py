@@ -63,6 +63,7 @@ def check_numbers(
     sums: bool = False,
     most: int | None = None,
     metrics: Sequence[Metric] | None = None,
+    lowest: float = 0.0,
 ) -> None:
     """Check the numbers of an update or a score.
 
@@ -72,6 +73,7 @@ def check_numbers(
         sums: whether counts and sums over patients may come along (``privacy.pooled``), as with a score.
         most: cases that the site has to score a model on, by its first message; None: unknown.
         metrics: extra ones that the job's task declares; None: those of any installed task.
+        lowest: value of its metric.
 
     Raises:
         PolicyError: a name, a value or a type that the job does not declare.
@@ -89,8 +91,8 @@ def check_numbers(
             "loss": is_number,
             "train_s": _is_seconds,
             "validate_s": _is_seconds,
-            "evaluation": lambda value: is_evaluation(value, classes, most, metrics),
-            "personal": lambda value: is_evaluation(value, classes, most, metrics),
+            "evaluation": lambda value: is_evaluation(value, classes, most, metrics, lowest),
+            "personal": lambda value: is_evaluation(value, classes, most, metrics, lowest),
             "update": lambda value: value is None or _is_digest(value),
             "not_kept": lambda value: value in _SYSTEM_ERRORS,
         },

@@ -1,4 +1,4 @@
-"""Sites load their data before the first round, or when they come."""
+"""Sites load their data before they take part."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from oncofed.rounds.quorum import Goal
 from oncofed.rounds.site_task import SiteTask
 
 # A site that was never heard of counts as lost after ``rounds.return_s``, within these bounds: its processes take time
-# to start, also next to a server that was restarted.
+# to start, also after a restart of the server.
 _SHORTEST_COMING_SECONDS, _LONGEST_COMING_SECONDS = 30.0, 90.0
 
 
 class Preparation(Goal):
     """Has sites load their data.
 
-    The task stays open for sites that come later.
+    The task stays open for sites that join later.
 
     Args:
         context: of the run.
-        profile: ask for histograms of training images.
+        profile: request histograms of training images.
         bins: of each such histogram, by name.
     """
 
@@ -66,7 +66,10 @@ class Preparation(Goal):
         context.record(Joined(site=site, cases=numbers, started=context.clock() - self._started))
 
     def is_reached(self) -> bool:
-        """Return whether all sites are settled, or enough when time is up."""
+        """Return whether all sites are settled.
+
+        Once time is up, enough sites suffice.
+        """
         context, sites = self._context, self._context.sites
         patience = min(max(context.federation.rounds.return_s, _SHORTEST_COMING_SECONDS), _LONGEST_COMING_SECONDS)
         if context.clock() - self._started > patience:
@@ -89,5 +92,5 @@ class Preparation(Goal):
 
     @property
     def coming(self) -> Collection[str]:
-        """All that are registered."""
+        """All registered sites."""
         return self._expected

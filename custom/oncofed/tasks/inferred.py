@@ -5,6 +5,7 @@ Scores, reports and predictions share it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,4 +102,19 @@ class SlideScores(ClassScores):
     places: NDArray[np.int32]
 
 
-Inferred = LabelMap | ObjectMap | ClassScores
+@dataclass(frozen=True)
+class TargetScores:
+    """A network's outputs for one case, by target.
+
+    Attributes:
+        outputs: target -> (outputs,) float64, as the network gives them.
+        attention: of a slide how much each tile counts, (tile,) float32; None: the network does not say.
+        places: of a slide the corner of each tile, (tile, 2) int32: x and y in pixels of the finest level.
+    """
+
+    outputs: Mapping[str, NDArray[np.float64]]
+    attention: NDArray[np.float32] | None = None
+    places: NDArray[np.int32] | None = None
+
+
+Inferred = LabelMap | ObjectMap | ClassScores | TargetScores

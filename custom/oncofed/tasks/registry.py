@@ -53,5 +53,6 @@ def metrics_that_may_leave(settings: TaskSettings | None = None) -> tuple[Metric
     """
     task = task_class(settings.type) if settings else None
     own = [kind for kind in map(task_class, task_types()) if kind.__module__.startswith(f"{__package__}.")]
-    kinds = [task] if task and task.is_installed else own
-    return tuple(dict.fromkeys(metric for kind in kinds for metric in kind.extra_metrics))
+    if settings and task and task.is_installed:
+        return task.declared_metrics(settings)
+    return tuple(dict.fromkeys(metric for kind in own for metric in kind.extra_metrics))

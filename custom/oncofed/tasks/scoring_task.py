@@ -17,6 +17,7 @@ from oncofed.tasks.halving import within_memory
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.patient_statistics import Outcome, PatientStatistics, confidence, defining_class
 from oncofed.tasks.scores import Evaluation
+from oncofed.tasks.settings import TaskSettings
 
 
 class ScoringTask(PatientStatistics[Outcome]):
@@ -27,14 +28,26 @@ class ScoringTask(PatientStatistics[Outcome]):
         metric_name: the same for people.
         cases_at_once: number of cases for ``evaluate_cases``.
         extra_metrics: metrics that ``Scores.extra_metrics`` may hold; no others leave a site. The metric, and its value
-            for each class, are from 0 to 1.
+            for each class, are from ``lowest_metric`` to 1.
+        lowest_metric: least value of ``metric``: 0 for a share, -1 for an agreement such as kappa.
     """
 
     metric: str
     metric_name: str
     extra_metrics: ClassVar[tuple[Metric, ...]] = ()
+    lowest_metric: ClassVar[float] = 0.0
     cases_at_once = 1
     _held: PreparedCases | None = None
+
+    @classmethod
+    def declared_metrics(cls, settings: TaskSettings) -> tuple[Metric, ...]:
+        """Return the extra metrics of a job, with their units and bounds.
+
+        Args:
+            settings: section ``task`` of the job.
+        """
+        del settings
+        return cls.extra_metrics
 
     def scoring_preparation(self) -> Preparation | None:
         """Return the preparation of a case for ``evaluate_case``.

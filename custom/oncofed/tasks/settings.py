@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
+from oncofed.data.targets import Target
 from oncofed.plugins import read_section
 from oncofed.settings import StrictModel
 
@@ -20,6 +21,16 @@ class TaskSettings(StrictModel):
     def vocabulary(self) -> dict[int, str]:
         """Label values of a case, without a mask's background."""
         return self.classes
+
+    @property
+    def named_targets(self) -> tuple[Target, ...]:
+        """Named targets that the task learns; of masks and classes none."""
+        return ()
+
+    @property
+    def partial(self) -> bool:
+        """Whether sites may lack some of a mask's classes."""
+        return False
 
 
 def _settings_by_type(value: Any) -> TaskSettings:

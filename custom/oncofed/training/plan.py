@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from oncofed.data.augment import Augmentation
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
@@ -162,6 +163,15 @@ class Plan(StrictModel):
         """
         return build_task(self.task, self.data, self.model.code or "")
 
+    def supervision(self) -> Supervision:
+        """Return what the plan learns from.
+
+        Raises:
+            SpecError: the task comes with a pack, which has none of that name.
+        """
+        kind, task = self.build_task().label_kind, self.task
+        return Supervision(kind=kind, classes=task.vocabulary, targets=task.named_targets, partial=task.partial)
+
     @property
     def network_request(self) -> NetworkRequest:
         """The arguments of the plan's network."""
@@ -180,8 +190,8 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if self.model.code:
-            return write_bundle_without_code(folder, title, self.model.code, classes, weights, job)
+        if self.model.code or self.task.named_targets:
+            return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job)
         answer = answer_of(self.task, self.data)
         return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
 

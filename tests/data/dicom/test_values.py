@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from dicoms import make_series, make_xray, volume
 from oncofed.data.cases import read_cases
 from oncofed.data.images import read_image
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Manifest
 from oncofed.data.mixtures import mixtures
 from oncofed.data.profile import make_profile
@@ -70,7 +71,7 @@ def test_a_format_change_leaves_one_readable_file(tmp_path: Path) -> None:
         np.testing.assert_array_equal(values_of(tmp_path, manifest), stored * slope)
         again = read(tmp_path, table=tmp_path / "t.csv", task="classification")
         assert again.entries == manifest.entries
-    cases = read_cases(tmp_path / "out", SplitSpec(), 0, labels="class")
+    cases = read_cases(tmp_path / "out", SplitSpec(), 0, Supervision("class"))
     assert {case.read_image().values.dtype.kind for case in cases} == {"u"}
 
 

@@ -72,7 +72,7 @@ def test_held_out_patients_have_the_scores_of_the_runs_own_test(tmp_path: Path, 
     model = _run(tmp_path / "run", dataset=data)
     found = _evaluate(model, data)
     plan = model.job.plan()
-    test = usable_cases(data, plan.data, plan.task.vocabulary, plan.seed, "here").cases.test
+    test = usable_cases(data, plan.data, plan.supervision(), plan.seed, "here").cases.test
     expected = model.task.evaluate(model.network(CPU), test, CPU, detailed=True)
     assert {one.case.name for one in found.scored_cases} == {case.name for case in test}
     assert found.scores.mean == pytest.approx(expected.mean, abs=1e-6)

@@ -42,7 +42,7 @@ _LONGEST = 200
 def job_asks(
     dataset: str, network: str | None = None, strategy: str | None = None, pack: str | None = None, quorum: int = 0
 ) -> dict[str, Any]:
-    """Return the meta data in which a job declares what it asks for.
+    """Return the meta data that declares a job's requests.
 
     Args:
         dataset: that it reads.
@@ -55,7 +55,10 @@ def job_asks(
 
 
 class SubmissionCheck(FLComponent):
-    """At the server: refuses jobs that too few sites would run."""
+    """Refuses jobs that too few sites would run.
+
+    Runs on the server.
+    """
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Query the sites about a submitted job."""
@@ -91,13 +94,13 @@ class SubmissionCheck(FLComponent):
 
 
 class SubmissionReplies(FLComponent):
-    """At a site: replies whether it would run a job.
+    """Replies whether a site would run a job.
 
-    That depends on its policy and its decisions about code.
+    Runs on the site. The reply depends on its policy and its decisions about code.
     """
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Reply from the start of the site on."""
+        """Reply to queries once the site has started."""
         if event_type == EventType.SYSTEM_START:
             engine: Any = fl_ctx.get_engine()
             engine.register_aux_message_handler(_TOPIC, self._reply)
@@ -137,7 +140,7 @@ class SubmissionReplies(FLComponent):
 
 
 def _refusal_of_code(kit: Path, digest: str, content: Any, record: Callable[..., object]) -> str | None:
-    """Return why a job's pack may not run; None where it may.
+    """Return why a job's pack may not run, if so.
 
     The text may leave the site.
     """

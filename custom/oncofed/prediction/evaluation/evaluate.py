@@ -235,8 +235,8 @@ def _dealt(request: EvaluationRequest, manifest: Manifest) -> tuple[dict[str, st
             f"{request.folder}: none of its {counted(len(manifest.entries), 'case')} has {noun} as label, by which the "
             f"job {job.name} is scored. Register labels with the images, or name another dataset"
         )
-    classes = job.task.vocabulary
-    cases = deal_cases(manifest, request.folder, job.data.split, job.seed, classes, job.data.splits, task.label_kind)
+    supervision = job.plan().supervision()
+    cases = deal_cases(manifest, request.folder, job.data.split, job.seed, supervision, job.data.splits)
     if request.split != "all" and not _by_list(cases)[request.split]:
         found = ", ".join(f"{len(part)} {name}" for name, part in _by_list(cases).items())
         raise DataError(

@@ -31,7 +31,8 @@ from oncofed.models.bundle import BUNDLE_NAME
 from oncofed.prediction.export.to_onnx import ONNX_NAME, require_onnx, write_onnx
 from oncofed.prediction.model import MODEL_FOLDER, TrainedModel
 from oncofed.report.card import CARD_JSON, CARD_MARKDOWN
-from oncofed.tasks.inferred import ClassScores, LabelMap
+from oncofed.tasks.inferred import ClassScores, LabelMap, TargetScores
+from oncofed.tasks.targets import TargetsTask
 
 Format = Literal["bundle", "onnx"]
 Progress = Callable[[str], None]
@@ -213,6 +214,9 @@ def _example(model: TrainedModel, folder: Path) -> tuple[NDArray[Any], dict[str,
     more = {"pixel_size": list(sides)} if sides else {}
     if isinstance(found, LabelMap):
         return found.values.numpy(), more
+    if isinstance(found, TargetScores):
+        assert isinstance(task, TargetsTask)
+        return np.concatenate(list(task.answers(found).values())), more
     return (found.probabilities(task.temperature) if isinstance(found, ClassScores) else found.numbers), more
 
 

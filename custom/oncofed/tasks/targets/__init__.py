@@ -1,0 +1,24 @@
+"""Named targets of a case: classes, findings, grades, values and survival, learned by one network.
+
+Each kind of target is one file: its settings, how a case's value becomes numbers, loss, answer and figures.
+"""
+
+from oncofed.tasks.inferred import TargetScores
+from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
+from oncofed.tasks.targets.images import ImageTargets, ImageTargetsSpec
+from oncofed.tasks.targets.slides import SlideTargets, SlideTargetsSpec
+from oncofed.tasks.targets.task import TargetsSpec, TargetsTask
+
+__all__ = [
+    "TARGET_KINDS",
+    "ImageTargets",
+    "ImageTargetsSpec",
+    "SlideTargets",
+    "SlideTargetsSpec",
+    "TargetFigures",
+    "TargetHead",
+    "TargetScores",
+    "TargetSettings",
+    "TargetsSpec",
+    "TargetsTask",
+]

@@ -1,0 +1,211 @@
+"""The interface of a kind of target.
+
+``TargetSettings`` is what a job says of a target, and how a case's value becomes numbers. Its ``TargetHead`` turns the
+network's outputs into a loss, an answer and figures. Unknown values are NaN; they count in neither.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BeforeValidator, Field, SerializeAsAny
+from torch import Tensor
+
+from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
+from oncofed.plugins import Registry, read_section
+from oncofed.settings import StrictModel
+from oncofed.suppression import LEAST_PATIENTS
+from oncofed.tasks.metrics import Metric
+
+# Kinds of target, a module each; installed packages may bring others.
+TARGET_KINDS: Registry[type[TargetHead[Any]]] = Registry(
+    "kind of target", package=__package__, group="oncofed.target_kinds", packs=False
+)
+
+
+class TargetSettings(StrictModel):
+    """A target, as a job declares it; ``kind`` names its kind."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,39}$", description="as the dataset calls it")
+    kind: str
+    weight: float = Field(1.0, gt=0, le=1000, description="of its loss among those of all targets")
+
+    @property
+    def width(self) -> int:
+        """Numbers that encode a case's value."""
+        return 1
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of parts with a figure each, such as findings."""
+        return ()
+
+    def encode(self, stated: TargetValue, declared: DatasetTarget) -> Encoded:
+        """Return a case's value as ``width`` numbers; see ``data.targets.Target``."""
+        raise NotImplementedError
+
+
+Target = TypeVar("Target", bound=TargetSettings)
+
+
+@dataclass(frozen=True)
+class TargetFigures:
+    """A target's figures over patients.
+
+    Attributes:
+        primary: the figure that stands for the target, larger is better; None where the cases cannot tell it.
+        members: the same of each member that the cases can judge.
+        extra: further figures, by ``METRIC`` or ``METRIC.MEMBER``.
+        behind: patients behind each: "" for the primary, ``MEMBER``, ``METRIC`` or ``METRIC.MEMBER``. Of a figure that
+            compares two groups it is the smaller one.
+    """
+
+    primary: float | None
+    members: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)
+    behind: dict[str, set[str]] = field(default_factory=dict)
+
+
+class TargetHead(ABC, Generic[Target]):
+    """One target: outputs, loss, answer and figures.
+
+    Args:
+        settings: of the target.
+
+    Attributes:
+        Settings: of the target in a job.
+        primary: the figure that stands for the target.
+        metrics: further figures; ``per_class`` ones are of members.
+    """
+
+    Settings: ClassVar[type[TargetSettings]]
+    primary: ClassVar[Metric]
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+
+    def __init__(self, settings: Target) -> None:
+        self.settings = settings
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Outputs of the network that are this target's."""
+
+    @property
+    def declared_metrics(self) -> tuple[Metric, ...]:
+        """Further figures with the unit and bounds that this target gives them."""
+        return self.metrics
+
+    @abstractmethod
+    def loss(self, output: Tensor, truth: Tensor) -> Tensor:
+        """Return the loss of each sample, (batch,); zero where unknown.
+
+        Args:
+            output: (batch, outputs) float32.
+            truth: (batch, width) float32, NaN where unknown.
+        """
+
+    @abstractmethod
+    def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return answers, (case, values), such as probabilities.
+
+        Args:
+            outputs: (case, outputs).
+        """
+
+    @abstractmethod
+    def figures(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> TargetFigures:
+        """Return figures over patients.
+
+        Args:
+            answers: (case, values), as ``answer`` returns them; of cases whose target is known.
+            truths: (case, width), partly NaN.
+            patients: key of each case's patient.
+        """
+
+    def site_sums(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> dict[str, Any] | None:
+        """Return counts and sums for figures over all sites; None for too few.
+
+        Each rests on at least five patients; see ``figures`` for the arguments.
+        """
+        del answers, truths, patients
+        return None
+
+    def is_site_sums(self, value: Any, most: int) -> bool:
+        """Return whether a value is one that ``site_sums`` may make, and may leave a site.
+
+        Args:
+            value: as sent.
+            most: cases that the site has at most.
+        """
+        del value, most
+        return False
+
+    def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
+        """Return sums without what rests on too few patients; None: nothing is left.
+
+        Args:
+            sums: of ``site_sums``.
+            minimum: fewest patients behind a number, by a site's policy.
+        """
+        return dict(sums) if minimum <= LEAST_PATIENTS else None
+
+    def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> StrictModel | None:
+        """Return figures over the patients of all sites; None: they cannot be told.
+
+        Args:
+            of_sites: what ``site_sums`` made at each.
+        """
+        del of_sites
+        return None
+
+    def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
+        """Return one case's answer by name, for people."""
+        return {str(number): float(value) for number, value in enumerate(answer)}
+
+    def described_truth(self, truth: Encoded) -> str:
+        """Return one case's stated value in words; empty where unknown."""
+        return ", ".join(f"{value:g}" for value in truth if not np.isnan(value))
+
+
+def head_of(settings: TargetSettings) -> TargetHead[Any]:
+    """Return the head of a target."""
+    return TARGET_KINDS.find(settings.kind)(settings)
+
+
+def _settings_by_kind(value: Any) -> TargetSettings:
+    """Return a section as the settings of the kind that it names."""
+    if isinstance(value, TargetSettings):
+        return value
+    settings: TargetSettings = read_section(TARGET_KINDS, "kind", value)
+    return settings
+
+
+TargetSection = Annotated[SerializeAsAny[TargetSettings], BeforeValidator(_settings_by_kind)]
+
+
+def known_rows(truths: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which cases state any number of a target, (case,)."""
+    return np.asarray(~np.isnan(truths).all(axis=1))
+
+
+def named_figures(target: str, figures: TargetFigures) -> Mapping[str, float]:
+    """Return a target's further figures as ``Scores.extra_metrics`` names them.
+
+    ``METRIC.TARGET``, and ``METRIC.TARGET.MEMBER``.
+    """
+    return {figure_name(target, name): value for name, value in figures.extra.items()}
+
+
+def figure_name(target: str, name: str) -> str:
+    """Return ``METRIC.TARGET[.MEMBER]`` of ``METRIC[.MEMBER]``."""
+    metric, _, member = name.partition(".")
+    return ".".join(filter(None, (metric, target, member)))

@@ -1,0 +1,103 @@
+"""Targets of kind ``class``: one of several classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+from torch import Tensor
+from torch.nn import functional
+
+from oncofed.data.label_mapping import name_key
+from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
+from oncofed.errors import DataError
+from oncofed.tasks.classification import class_scores
+from oncofed.tasks.metrics import Metric
+from oncofed.tasks.site_sums import grouped
+from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
+
+
+class ClassTarget(TargetSettings):
+    """A target of which one class holds."""
+
+    kind: Literal["class"] = "class"
+    classes: tuple[str, ...] = Field(
+        min_length=2, max_length=256, description="names; the second of two is the positive"
+    )
+
+    @field_validator("classes")
+    @classmethod
+    def _differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        keys = [name_key(name) for name in classes]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"two classes have one name: {', '.join(classes)}")
+        return classes
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The classes, where there are more than two."""
+        return self.classes if len(self.classes) > 2 else ()
+
+    def encode(self, stated: TargetValue, declared: DatasetTarget) -> Encoded:
+        """Return the number of a stated class."""
+        keys = [name_key(name) for name in self.classes]
+        if not isinstance(stated, str) or name_key(stated) not in keys:
+            raise DataError(f"target {self.name}: found {stated!r}, expected one of {', '.join(self.classes)}")
+        return (float(keys.index(name_key(stated))),)
+
+
+@TARGET_KINDS.register("class")
+class ClassHead(TargetHead[ClassTarget]):
+    """Cross-entropy over classes; scored by AUROC."""
+
+    Settings: ClassVar[type[TargetSettings]] = ClassTarget
+    primary: ClassVar[Metric] = Metric("auroc", "AUROC")
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("auprc", "average precision (AUPRC)"),
+        Metric("balanced_accuracy"),
+        Metric("calibration_error"),
+    )
+
+    @property
+    def outputs(self) -> int:
+        """One a class."""
+        return len(self.settings.classes)
+
+    def loss(self, output: Tensor, truth: Tensor) -> Tensor:
+        """Return each sample's cross-entropy."""
+        stated = truth[:, 0]
+        known = ~stated.isnan()
+        target = stated.nan_to_num(0).long()
+        return functional.cross_entropy(output, target, reduction="none") * known
+
+    def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return probabilities, (case, class)."""
+        powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        found: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+        return found
+
+    def figures(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> TargetFigures:
+        """Return AUROC and others; a patient's cases of one class count as one."""
+        found, labels, people = grouped(answers, truths[:, 0].astype(np.int64), patients)
+        scores = class_scores(found, labels, dict(enumerate(self.settings.classes)))
+        of_class = [{people[i] for i in np.flatnonzero(labels == value)} for value in range(self.outputs)]
+        everyone = set(people)
+        smaller = [min(own, everyone - own, key=len) for own in of_class]
+        fewest = min((own for own in of_class if own), key=len, default=set[str]())
+        members = {name: scores.by_class[name] for name in self.settings.members if name in scores.by_class}
+        behind = {"": fewest, **dict.fromkeys((metric.name for metric in self.metrics), fewest)}
+        behind |= {name: smaller[self.settings.classes.index(name)] for name in members}
+        return TargetFigures(scores.mean, members, scores.extra_metrics, behind)
+
+    def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
+        """Return the probability of each class."""
+        return {f"probability.{name}": float(p) for name, p in zip(self.settings.classes, answer, strict=True)}
+
+    def described_truth(self, truth: Encoded) -> str:
+        """Return the stated class."""
+        return "" if np.isnan(truth[0]) else self.settings.classes[int(truth[0])]
