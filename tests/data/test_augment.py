@@ -30,7 +30,7 @@ def test_image_and_label_move_together(flat: bool) -> None:
     assert moved["label"].dtype == torch.uint8
     assert set(moved["label"].unique().tolist()) <= {0, 1, 2}
     assert not torch.equal(moved["label"], batch["label"])
-    # Interpolation blurs edges; away from them the image says what the label says.
+    # Interpolation blurs edges; elsewhere image and label agree.
     assert ((moved["image"].round() == moved["label"]).float().mean()) > 0.93
 
 

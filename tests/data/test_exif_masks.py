@@ -14,7 +14,7 @@ from oncofed.data.manifest import Manifest
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import SplitSpec
 
-# What brings an upright picture to the pixels that a file stores (Exif 2.3, Orientation), by rows and columns.
+# From an upright picture to the stored pixels (Exif 2.3, Orientation), by rows and columns.
 _STORED = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -76,7 +76,7 @@ def test_ambiguous_masks_are_refused_if_others_fit_stored_pixels(tmp_path: Path)
     _add(tmp_path, "plain", 3, _photo(0, (44, 60), plain=True), as_stored=True)
     _add(tmp_path, "clear", 6, _photo(1, (44, 60)), as_stored=False)
     (entry,) = [entry for entry in _registered(tmp_path).entries if entry.name == "plain"]
-    assert AS_TURNED in entry.notes  # no edge tells: taken as viewers show it, and said
+    assert AS_TURNED in entry.notes  # no edge decides: taken as viewers show it, with a note
     _add(tmp_path, "sibling", 8, _photo(2, (44, 60)), as_stored=True)
     manifest = _registered(tmp_path)
     assert [entry.name for entry in manifest.entries] == ["clear"]

@@ -142,7 +142,7 @@ def _latin(folder: Path) -> None:
     Path(os.fsdecode(os.fsencode(folder) + b"/M\xfcllers")).mkdir()
 
 
-# Each adds what lies in folders beside the images.
+# Each adds other files to folders with images.
 _BESIDE: dict[str, Callable[[Path], Any]] = {
     "hidden": lambda f: (_text(f / ".DS_Store"), _text(f / ".git" / "HEAD"), _text(f / "sub" / "._1.dcm")),
     "junk": lambda f: (_text(f / "notes.txt"), _text(f / "thesis.docx"), _text(f / "report.pdf"), _text(f / "bare")),

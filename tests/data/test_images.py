@@ -47,7 +47,7 @@ def test_gzip_of_several_members_reads_as_one(tmp_path: Path) -> None:
 def test_a_flipped_bit_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     content = bytearray(gzip.compress(nib.Nifti1Image(VALUES, AFFINE).to_bytes()))
-    content[-6] ^= 1  # in the checksum of what is packed
+    content[-6] ^= 1  # in gzip's checksum of the content
     path.write_bytes(content)
 
     with pytest.raises(DataError, match="cannot be read as NIfTI"):

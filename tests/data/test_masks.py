@@ -87,7 +87,7 @@ def test_grey_saved_in_several_channels_is_grey(name: str, mode: str, tmp_path: 
 def test_transparent_pixels_are_background(tmp_path: Path) -> None:
     mask = _classes()
     drawn = np.dstack([np.full((*mask.shape, 3), WHITE, np.uint8), (mask > 0).astype(np.uint8) * 255])
-    drawn[mask == 0, :3] = 77  # what nobody sees
+    drawn[mask == 0, :3] = 77  # invisible
     Image.fromarray(drawn).save(tmp_path / "a.png")
     assert np.array_equal(_read(tmp_path / "a.png"), (mask > 0) * 255)
     drawn[..., :3] = 0
@@ -479,7 +479,7 @@ def test_values_near_black_and_white_are_soft_edges_unless_in_areas(tmp_path: Pa
         Image.fromarray(areas).save(tmp_path / f"{name}.png")
         read = read_mask(tmp_path / f"{name}.png")
         assert np.array_equal(read.values[..., 0].T, areas), name
-    ignored = np.where(edged == 254, 255, edged).astype(np.uint8)  # a thin class beside what is to be ignored
+    ignored = np.where(edged == 254, 255, edged).astype(np.uint8)  # a thin class next to ignored pixels
     Image.fromarray(ignored).save(tmp_path / "thin.png")
     assert set(np.unique(read_mask(tmp_path / "thin.png").values)) == {0, 1, 255}
 

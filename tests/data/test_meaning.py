@@ -119,7 +119,7 @@ def test_the_users_names_of_values(tmp_path: Path) -> None:
     assert manifest.labels == {"0": "background", "1": "posterior", "2": "anterior"}
     assert [entry.label_values for entry in manifest.entries] == [{"0": 1664, "1": 128, "2": 256}] * 3
     manifest = read(swapped, tmp_path / "three", labels=parse_labels("1=hinten,2=vorn"))
-    assert not manifest.entries  # which of the two the names are, nobody said
+    assert not manifest.entries  # the names may be of either
     assert {bad.reason for bad in manifest.quarantine} == {
         (
             "its mask names its values anterior, posterior, other masks give these names to other values, and --labels "
@@ -135,7 +135,7 @@ def test_a_mask_without_names_among_named_ones_is_set_aside(tmp_path: Path) -> N
     assert [(bad.name, bad.reason.partition(".")[0]) for bad in manifest.quarantine] == [
         ("c0", "its mask does not name its values, as other masks of the folder do")
     ]
-    # What the refusal advises: the user's names are of the values that no file names.
+    # As the refusal advises: the user names the values that no file names.
     manifest = read(source, tmp_path / "out", labels=parse_labels("2=anterior,1=posterior"))
     assert manifest.quarantine == []
     # Written were 1, 2 without names; anterior 2, posterior 1; and anterior 1, posterior 2. Anterior is the larger.

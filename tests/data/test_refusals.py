@@ -31,7 +31,7 @@ from oncofed.errors import DataError
 
 _ROOT = Path(oncofed.data.__file__).parent
 _ERRORS = {"DataError", "SpecError", "UnreadableError"}
-# What says what was expected, or what to do.
+# Words that state what was expected, or what to do.
 _HELPS = re.compile(
     r"\bexpected\b|\bsuch as\b|\bneeds\b|\bneeded\b|pip install|\bknown are\b|--\w+|"
     r"(^|[.;:,(`] ?|\b(or|and|then|to) )(add|ask|bring|copy|convert|export|fetch|give|install|leave|make|mend|name|"
@@ -153,7 +153,7 @@ def _of_call(node: ast.Call, function: ast.FunctionDef | None, takes_reasons: di
     elif name == "append" and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "problems":
         yield _Message(node.args[0], function)
     for keyword in node.keywords:
-        if name == "write":  # of the audit log: the reason is what a person gave
+        if name == "write":  # of the audit log: the reason comes from a person
             break
         if keyword.arg in {"reason", "problem"} and not _is_constant(keyword.value, None):
             yield _Message(keyword.value, function)
@@ -273,7 +273,7 @@ def helps(message: _Message) -> bool:
     names = [node.id for node in message.parts() if isinstance(node, ast.Name)]
     names += [node.attr for node in message.parts() if isinstance(node, ast.Attribute)]
     names += [ast.unparse(node.slice) for node in message.parts() if isinstance(node, ast.Subscript)]
-    # An error that is told again is one of ours: the other test refuses all others.
+    # A repeated error is one of ours: the other test refuses all others.
     return "error" in names or any(map(_WRITTEN_ELSEWHERE.search, names))
 
 
@@ -429,7 +429,7 @@ _WHOLE = {
     "a.svs": _tiff,
     "a.ndpi": _tiff,
 }
-# What nibabel, Pillow, teem, ITK, zlib, tifffile, OpenSlide, pydicom and Python say of broken files.
+# Messages of nibabel, Pillow, teem, ITK, zlib, tifffile, OpenSlide, pydicom and Python on broken files.
 _LIBRARIES = re.compile(
     r"cannot identify image|decoder error|fread got|hit end of header|ImageIO|Binary block|data code \d|"
     r"Expected \d+ bytes|broken data stream|image file is truncated|Truncated File Read|cannot load this image|"
@@ -452,7 +452,7 @@ def broken(whole: bytes, how: str) -> bytes:
         return b"<html><body>502 Bad Gateway</body></html>"
     if how == "zeros":
         return bytes(len(whole))
-    if how == "larger than it is":  # the sides of NIfTI, else whatever number lies early in the file
+    if how == "larger than it is":  # the sides of NIfTI, else a number early in the file
         return whole[:40] + struct.pack("<8h", 3, 30_000, 30_000, 30_000, 1, 1, 1, 1) + whole[56:]
     if how == "changed in the middle":
         middle = len(whole) // 2

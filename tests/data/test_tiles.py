@@ -161,7 +161,7 @@ def test_an_error_ends_the_stream_after_earlier_tiles(opened: Opened, error: Bas
         if tile == 40:
             failed.set()
             raise error
-        if tile > 64:  # what others do when it fails is not awaited
+        if tile > 64:  # a failure does not wait for other tiles
             failed.wait(20)
 
     made = opened(fail)

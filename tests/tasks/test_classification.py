@@ -143,7 +143,7 @@ def test_volumes_are_classified_too(tmp_path: Path) -> None:
         rows.append(f"{path.name},{'ball' if number % 2 else 'noise'}")
     (tmp_path / "in" / "cases.csv").write_text("\n".join(rows))
     register(RegisterOptions(tmp_path / "in", "x", tmp_path / "set"))
-    classes = {0: "noise", 1: "ball", 2: "cube"}  # of which this site has no image
+    classes = {0: "noise", 1: "ball", 2: "cube"}  # this site has no image of the last
     plan = Plan(
         data=DataSpec(dataset="x", patch=(32, 32, 32)),
         task=ClassificationSpec(classes=classes),

@@ -112,7 +112,7 @@ def test_a_rare_class_is_not_revealed_by_the_others() -> None:
     names = {0: "a", 1: "b", 2: "c"}
     sums = classification_sums(found, labels, [str(n) for n in range(len(labels))], names)
     assert sums
-    assert set(sums["classes"]) == {"a"}  # b and c, of whom there are eleven, are not told apart
+    assert set(sums["classes"]) == {"a"}  # c has too few patients, and b would reveal it
 
 
 def test_a_figure_that_few_patients_lack_is_not_sent() -> None:

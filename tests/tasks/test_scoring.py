@@ -108,7 +108,7 @@ def test_labels_and_scores_are_those_of_the_whole_output(
     found = task.predict(network, None, _CPU)  # type: ignore[arg-type]
     expected = likely.max(0).indices.numpy()
     top = likely.topk(2, 0).values
-    # Where two classes are as likely as each other but for rounding, either may be told.
+    # If two classes are equally likely within rounding, either is right.
     tied = (top[0] - top[1] < 1e-4).numpy()
     assert np.array_equal(found.prediction[~tied], expected[~tied])
     if np.array_equal(found.prediction, expected):

@@ -29,7 +29,7 @@ def test_figures_equal_monais(seed: int, dimensions: int, at_a_voxel: bool) -> N
     shape = tuple(int(n) for n in rng.integers(4, 20, dimensions))
     prediction, reference = _blobs(rng, shape), _blobs(rng, shape)
     spacing = rng.uniform(0.5, 3, dimensions).tolist()
-    # A tolerance of one voxel: many distances are just as large.
+    # A tolerance of one voxel, which many distances equal.
     tolerance = spacing[0] if at_a_voxel else float(rng.uniform(0.3, 4))
     figures = surface_figures(prediction, reference, _CLASSES, spacing, tolerance)
     for value, name in _CLASSES.items():

@@ -109,7 +109,7 @@ def test_large_outputs_are_assembled_in_main_memory(caplog: pytest.LogCaptureFix
     parts = windows.within_memory(infer, 24_000)
     torch.testing.assert_close(torch.cat(parts, 1), torch.cat([image, -image]))
     assert len(caplog.messages) == 1
-    windows.within_memory(infer, 25_000)  # as large: not tried again
+    windows.within_memory(infer, 25_000)  # of the same size: not tried again
     assert (network.failed, len(caplog.messages)) == (1, 1)
     windows.within_memory(infer, 10)
     assert (network.failed, len(caplog.messages)) == (2, 1)

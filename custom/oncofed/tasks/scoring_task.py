@@ -41,7 +41,7 @@ class ScoringTask(PatientStatistics[Outcome]):
 
     @classmethod
     def declared_metrics(cls, settings: TaskSettings) -> tuple[Metric, ...]:
-        """Return the extra metrics of a job, with their units and bounds.
+        """Return a job's extra metrics, with units and bounds.
 
         Args:
             settings: section ``task`` of the job.

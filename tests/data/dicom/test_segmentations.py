@@ -247,7 +247,7 @@ def _without_references(dataset: Dataset) -> None:
 # --- flat images
 
 
-# What highdicom asks of the image that a segmentation is drawn on.
+# Attributes that highdicom requires of a segmentation's source image.
 _ASKED = dict.fromkeys(
     (
         "PatientBirthDate",
@@ -279,7 +279,7 @@ def test_a_segmentation_of_an_xray_lies_pixel_for_pixel(tmp_path: Path, turned: 
     mask = np.zeros((30, 40), bool)
     mask[4:20, 5:15] = True
     mask[25, 38] = True
-    values = np.where(mask, 3000, 100).astype(np.uint16)  # what is marked is bright, however the image is turned
+    values = np.where(mask, 3000, 100).astype(np.uint16)  # marked pixels are bright, for any orientation
     xray = _xray(tmp_path / "in", values, PatientOrientation=turned)
     _xray_seg(tmp_path / "in" / "seg.dcm", xray, mask, kind=kind)
     manifest = _register(tmp_path)

@@ -258,7 +258,7 @@ def test_localizers_and_mixed_orientations(tmp_path: Path) -> None:
 def test_a_tilted_gantry_is_straightened(tmp_path: Path) -> None:
     values = np.zeros((20, 40, 10), np.int16)
     spacing, tilt = (1.0, 1.0, 3.0), 1.0
-    # A bar along the axis of the body lies, in tilted slices, further back in each of them.
+    # In tilted slices, a bar along the body's axis moves further back in each slice.
     for number in range(10):
         values[8:12, 20 - number : 24 - number, number] = 1000
     make_series(tmp_path / "in", values, spacing=spacing, modality="CT", tilt=tilt)

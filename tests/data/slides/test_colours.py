@@ -41,7 +41,7 @@ def _seen(path: Path) -> np.ndarray:
 
 
 def _is_right(path: Path, truth: np.ndarray) -> bool:
-    # What compression loses is below; a wrong colour space is 30 away and more.
+    # Losses of compression are below this; a wrong colour space differs by 30 and more.
     return bool(np.abs(_seen(path) - truth).mean() < 5)
 
 
@@ -61,7 +61,7 @@ J2K_MCT: Encode = partial(jpeg_2000, transformed=True)
         (J2K_RGB, 34712, RGB),
         (J2K_MCT, 33005, RGB),
         (J2K_MCT, 34712, RGB),
-        (J2K_MCT, 33003, RGB),  # what says YCbCr does not agree with its stream: the pixels are asked
+        (J2K_MCT, 33003, RGB),  # the declared YCbCr contradicts the stream, so the pixels decide
         (J2K_YCC, 33005, YCBCR),
         (J2K_RGB, 33005, YCBCR),
     ],

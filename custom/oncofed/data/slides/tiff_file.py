@@ -144,7 +144,7 @@ class TiffSlideFile:
             tile = self._decoders[level](data, number)
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - each codec has errors of its own
+        except Exception:  # noqa: BLE001 - codecs raise different errors
             tile = None
         if tile is None or tile.ndim != 3 or tile.shape[-1] != 3:
             raise DataError("is damaged: a tile cannot be decoded. Copy it again from its source")
