@@ -134,6 +134,18 @@ class Algorithm(Generic[SettingsT]):
                 "rounds.quorum",
             )
 
+    def check_sites(self, sites: int) -> None:
+        """Refuse a job that needs more sites than there are.
+
+        Raises:
+            SpecError: says how many were found and how many are needed.
+        """
+        fewest, name = self.fewest_updates, self.settings.name
+        if sites < fewest:
+            raise SpecError(
+                f"the job needs {fewest} sites (strategy {name}), found {sites}. Name more sites, or lower it."
+            )
+
     def check_job(self, job: JobFacts) -> None:
         """Refuse a job whose network or machines do not fit.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from oncofed.algorithms import Update
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.schedule import Buffered, PeerAveraged, Schedule, Sequential, Synchronous
-from oncofed.errors import NotEnoughSitesError, UpdateRejectedError
+from oncofed.errors import NotEnoughSitesError, SpecError, UpdateRejectedError
 from oncofed.messages.requests import CombineRequest, PeerUpdate, TrainRequest
 from oncofed.messages.results import Refusal, Result
 from oncofed.models.weights import Weights
@@ -233,6 +233,14 @@ class SynchronousRunner(RoundRunner[ScheduleT]):
 
 class BufferedRunner(SynchronousRunner[Buffered]):
     """Sites never wait; a full buffer ends the round."""
+
+    def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
+        """Wait for a full buffer, unless there are too few sites to fill it."""
+        try:
+            self._algorithm.check_sites(len(current.asked))
+        except SpecError as error:
+            raise NotEnoughSitesError(str(error)) from None
+        return super().run(number, state, current)
 
     def _training(self, **values: Any) -> Training:
         return _BufferedTraining(self._context, size=self._schedule.size, **values)
