@@ -154,7 +154,7 @@ class Training(Goal):
     @property
     def needed(self) -> int:
         """Updates of a quorum."""
-        return self._context.quorum.needed(len(self._current.asked), len(self._current.refused))
+        return self._context.quorum.needed(self._current.asked, self._current.refused)
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -237,7 +237,7 @@ class BufferedRunner(SynchronousRunner[Buffered]):
     def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
         """Wait for a full buffer, unless there are too few sites to fill it."""
         try:
-            self._algorithm.check_sites(len(current.asked))
+            self._algorithm.check_sites(len(set(current.asked) - self._context.transport.banned))
         except SpecError as error:
             raise NotEnoughSitesError(str(error)) from None
         return super().run(number, state, current)
