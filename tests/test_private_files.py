@@ -47,14 +47,14 @@ def test_a_secret_is_made_once_and_stays(tmp_path):
 
 
 def _in_another_process(path, before=""):
-    """Have another process make a secret; return its exit status and what it found."""
+    """Return another process's exit status and the secret that it found."""
     code = f"import os, sys\nfrom pathlib import Path\nfrom oncofed.private_files import random_secret\n{before}\n"
     code += "sys.stdout.buffer.write(random_secret(Path(sys.argv[1])))"
     done = subprocess.run([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, check=False)
     return done.returncode, done.stdout
 
 
-def test_a_process_that_is_killed_while_it_makes_a_secret_leaves_none(tmp_path):
+def test_a_process_killed_while_it_makes_a_secret_leaves_none(tmp_path):
     path = tmp_path / "salt"
     killed, _ = _in_another_process(path, before="os.fsync = lambda descriptor: os.kill(os.getpid(), 9)")
     assert (killed, path.exists()) == (-9, False)
@@ -62,7 +62,7 @@ def test_a_process_that_is_killed_while_it_makes_a_secret_leaves_none(tmp_path):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_two_processes_that_make_a_secret_at_the_same_moment_agree(tmp_path, monkeypatch, links):
+def test_two_processes_agree_on_a_secret(tmp_path, monkeypatch, links):
     path, theirs, link = tmp_path / "salt", [], os.link
 
     def second(source, target):

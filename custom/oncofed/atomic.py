@@ -48,7 +48,10 @@ def create_whole(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _beside(path: Path, data: bytes) -> Iterator[Path]:
-    """Yield a complete temporary file next to a path, and remove it if it still exists after the block."""
+    """Yield a complete temporary file next to a path.
+
+    It is removed if it still exists after the block.
+    """
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

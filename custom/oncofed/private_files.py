@@ -37,7 +37,7 @@ def write_private(path: Path, content: bytes) -> None:
 def random_secret(path: Path) -> bytes:
     """Return a file's random secret, created at first use.
 
-    Processes that create it at the same moment agree on one.
+    Processes that create it at the same moment agree on one, and one that is killed leaves none.
 
     Args:
         path: of the file, which then holds 32 random bytes; its folder must exist.

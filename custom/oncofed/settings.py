@@ -53,7 +53,9 @@ class RenamedSettings(StrictModel):
 
 
 class SettingError(ValueError):
-    """Settings that do not fit together, raised by a validator of the model that holds them.
+    """Settings that do not fit together.
+
+    Raised by a validator of the model that holds them.
 
     Args:
         problem: what is wrong with the first of them.
@@ -186,7 +188,10 @@ def _explain(
 
 
 def _explain_place(error: SettingError, loc: tuple[str, ...], where: str, lines: Lines) -> str:
-    """Return a message whose line is that of the first of several settings that the file has."""
+    """Return the message for settings that do not fit together.
+
+    Its line is that of the first of them that the file has.
+    """
     places = [".".join((*loc, place)) for place in error.places]
     given = {".".join(at) for at in lines}
     line = _line(next((place for place in places if place in given), places[0]), lines)
@@ -194,7 +199,10 @@ def _explain_place(error: SettingError, loc: tuple[str, ...], where: str, lines:
 
 
 def _line(setting: str, lines: Lines) -> str:
-    """Return a colon and the line of a setting, or of the section that lacks it."""
+    """Return a colon and the line of a setting.
+
+    Of one that is missing, the line of its section; nothing without a file.
+    """
     # By dotted names, since those of sites and people have dots too.
     by_name = {".".join(at): line for at, line in lines.items()}
     while setting and setting not in by_name:

@@ -94,15 +94,13 @@ rounds:
         ),
     ],
 )
-def test_settings_that_do_not_fit_together_are_told_with_the_line_of_one_of_them(
-    tmp_path: Path, old: str, new: str, message: str
-) -> None:
+def test_settings_that_do_not_fit_are_reported_with_a_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in _BLOCKS
     with pytest.raises(SpecError, match=r"job\.yaml" + message):
         parse_job(write_job(tmp_path, _BLOCKS.replace(old, new)))
 
 
-def test_a_job_whose_code_is_confined_is_told_what_does_not_fit_with_its_line(tmp_path: Path) -> None:
+def test_settings_that_a_pack_excludes_are_reported_with_a_line(tmp_path: Path) -> None:
     text = _BLOCKS.replace("network: unet", f"network: unet\n  code: {'a' * 64}")
     with pytest.raises(SpecError, match=r"job\.yaml:17: resources\.gpus: found 2, expected 1: a pack's code"):
         parse_job(write_job(tmp_path, text.replace("rounds:", "resources:\n  gpus: 2\nrounds:")))

@@ -380,7 +380,7 @@ def test_a_buffer_fills_with_updates_of_any_round(tmp_path: Path) -> None:
     assert 0 < sum(len(who["late"]) for who in run.rounds) <= len(run.of(Late))
 
 
-def test_a_buffer_that_the_sites_cannot_fill_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_a_buffer_larger_than_the_number_of_sites_is_refused(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, west=3, small=1)
     settings = {"rounds": {"number": 2, "minimum_cases": 2}, "strategy": {"name": "fedbuff", "buffer": 3}}
     message = r"strategy\.buffer is 3, found 2 sites that train, .* Lower it to 2, or name more sites"

@@ -235,7 +235,10 @@ class BufferedRunner(SynchronousRunner[Buffered]):
     """Sites never wait; a full buffer ends the round."""
 
     def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
-        """Wait for a full buffer, unless there are too few sites to fill it."""
+        """Wait for a full buffer.
+
+        Too few sites to fill it are refused at once.
+        """
         try:
             self._algorithm.check_sites(len(set(current.asked) - self._context.transport.banned))
         except SpecError as error:

@@ -150,7 +150,10 @@ class Plan(StrictModel):
         return self
 
     def _require_brought(self, find: Callable[[str], object], name: str, place: str) -> None:
-        """Refuse a name that the pack does not bring; one that is not loaded here is declared."""
+        """Refuse a name that the pack does not bring.
+
+        A pack that is declared is not loaded here.
+        """
         if not self.model.code:
             raise SettingError(f"{name} comes with a pack: name it in model.code (oncofed job pack)", place)
         if not self.model.declared:
