@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from oncofed.data.targets import DatasetTarget, Encoded, FollowUp, TargetValue
 from oncofed.data.time_units import DAYS, TimeUnit, days_in
 from oncofed.errors import DataError
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.pooled_target import PooledTarget
+from oncofed.tasks.survival.cells import coarser_survival, is_survival_sums, survival_sums
 from oncofed.tasks.survival.figures import (
     auc_at,
     calibration_error,
@@ -27,6 +29,7 @@ from oncofed.tasks.survival.figures import (
 )
 from oncofed.tasks.survival.follow_up import by_patient
 from oncofed.tasks.survival.losses import cox_loss, discrete_loss
+from oncofed.tasks.survival.pooled import pooled_survival
 from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
 
 # Nobody was followed longer: the unit must be another.
@@ -72,7 +75,7 @@ class SurvivalTarget(TargetSettings):
 
     @property
     def least_batch(self) -> int:
-        """Samples that the loss compares; of one alone Cox's is zero."""
+        """Two for Cox's model, of whose risk sets one alone tells nothing."""
         return 2 if self.model == "cox" else 1
 
     @property
@@ -165,6 +168,26 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
         behind |= {metric.name: set(people) for metric in (_BRIER, _CALIBRATION)}
         told = {name: value for name, value in found.items() if value is not None}
         return TargetFigures(told.pop("", None), {}, told, {name: behind[name] for name in ("", *told)})
+
+    def site_sums(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> dict[str, Any] | None:
+        """Return counts of cells of intervals and risk; see ``survival.cells``."""
+        means, known, people = by_patient(answers, truths, patients)
+        risks = self._risks(means)
+        return survival_sums(risks if self._is_discrete else expit(risks), known, people, np.array(self.settings.ends))
+
+    def is_site_sums(self, value: Any, most: int) -> bool:
+        """Return whether a value has the form of ``site_sums``."""
+        return is_survival_sums(value, len(self.settings.ends), most)
+
+    def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
+        """Return sums of coarser cells, where a site's policy wants more patients in each."""
+        return coarser_survival(sums, minimum)
+
+    def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
+        """Return figures over the patients of all sites, with curves of risk groups."""
+        return pooled_survival(of_sites, self.settings.ends, self.settings.unit, self._is_discrete)
 
     def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
         """Return the risk of an event by the horizon, or the log risk."""
