@@ -80,6 +80,52 @@ def test_a_model_learns_who_has_the_event_first(tmp_path: Path, model: str) -> N
     assert found.interval[0] < found.mean < found.interval[1]
 
 
+VOLUMES = (
+    "data: {dataset: flat, modality: xray, channels: [grey], patch: [32, 32],",
+    "data: {dataset: v, patch: [32, 32, 32],",
+)
+SLIDES = (
+    (
+        "modality: xray, channels: [grey], patch: [32, 32]",
+        "modality: microscopy, channels: [r, g, b], patch: [256, 256]",
+    ),
+    (
+        "network: densenet121, arguments: {init_features: 16, growth_rate: 16, block_config: [2, 2]}",
+        "network: attention_mil",
+    ),
+    ("model: {", "task: {encoder: {network: colour}}\nmodel: {"),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "shape"),
+    [((), "targets", (1, 32, 32)), ((VOLUMES,), "targets", (1, 32, 32, 32)), (SLIDES, "slide_targets", ())],
+    ids=["images", "volumes", "slides"],
+)
+@pytest.mark.parametrize("model", ["discrete", "cox"])
+def test_images_volumes_and_slides_are_learned_alike(
+    tmp_path: Path, changes: tuple[tuple[str, str], ...], kind: str, shape: tuple[int, ...], model: str
+) -> None:
+    plan = job(tmp_path, *changes, model=model).plan()
+    assert plan.task.type == kind
+    task, network = plan.build_task(), plan.build_network()
+    truth = torch.tensor([[12.0, 1.0], [20.0, 0.0], [float("nan")] * 2])
+    batch = (
+        {"image": torch.rand(3, *shape)}
+        if shape
+        else {
+            "bags": torch.rand(3, 8, task.in_channels),
+            "there": torch.ones(3, 8, dtype=torch.bool),
+        }
+    )
+    output = task.forward(network, batch)
+    assert output.shape == (3, 1 if model == "cox" else 4)
+    loss = task.loss(output, {"target.os": truth})
+    loss.backward()
+    assert loss.isfinite()
+    assert loss > 0
+
+
 def head(**settings: Any) -> SurvivalHead:
     return SurvivalHead(SurvivalTarget(**{"name": "os", "unit": "months", "horizon": 24, "intervals": 4, **settings}))
 

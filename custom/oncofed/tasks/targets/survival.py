@@ -56,7 +56,9 @@ class SurvivalTarget(TargetSettings):
         description="discrete: a hazard for each interval, and so the risk of an event by the horizon; cox: a relative "
         "risk alone, from comparisons within what a step computes at once: let that be as large as memory allows",
     )
-    intervals: _Intervals = Field(10, description="up to the horizon: their number, or the time at which each ends")
+    intervals: _Intervals = Field(
+        10, description="up to the horizon: their number, or the time at which each ends; sites count by them"
+    )
 
     @model_validator(mode="after")
     def _intervals_reach_the_horizon(self) -> Self:
