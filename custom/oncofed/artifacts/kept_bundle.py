@@ -37,7 +37,7 @@ def complete_bundle(bundle: Path, folders: Sequence[Path]) -> None:
             write_whole(bundle / name, found.read_bytes())
     calibration = read_calibration(bundle)
     inference: dict[str, Any] = json.loads((bundle / _INFERENCE).read_text(encoding="utf-8"))
-    if calibration and "temperature" in inference:
+    if calibration and calibration.temperature is not None and "temperature" in inference:
         inference["temperature"] = calibration.temperature
         write_whole(bundle / _INFERENCE, json.dumps(inference, indent=2, ensure_ascii=False) + "\n")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from oncofed.data.targets import Target
 from oncofed.tasks.base import Task
 from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.pooled_target import TargetSums
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.targets.base import TargetFigures, TargetHead, TargetSection, figure_name, head_of, known_rows
@@ -65,6 +66,11 @@ class TargetsSpec(TaskSettings):
         return {}
 
     @property
+    def least_batch(self) -> int:
+        """The most that one of the targets needs."""
+        return max(target.least_batch for target in self.targets)
+
+    @property
     def named_targets(self) -> tuple[Target, ...]:
         """The targets."""
         return self.targets
@@ -104,6 +110,21 @@ class TargetsTask(Task[TargetOutcome]):
                     title = f"{metric.title or metric.name} of {' '.join(filter(None, (target.name, member)))}"
                     found.append(Metric(name, title, unit=metric.unit, bounds=metric.bounds))
         return tuple(found)
+
+    @classmethod
+    def declared_sums(cls, settings: TargetsSpec) -> Mapping[str, TargetSums]:  # type: ignore[override]
+        """Return the heads of a job's targets, by name."""
+        return {target.name: head_of(target) for target in settings.targets}
+
+    @property
+    def chooses_thresholds(self) -> bool:
+        """Whether some target is said from a probability that validation patients choose."""
+        return any(head.chooses_thresholds for head in self.heads.values())
+
+    def use_thresholds(self, thresholds: Mapping[str, Mapping[str, float]]) -> None:
+        """Say findings from these probabilities on."""
+        for name, head in self.heads.items():
+            head.use_thresholds(thresholds.get(name, {}))
 
     @property
     def out_channels(self) -> int:
@@ -161,17 +182,18 @@ class TargetsTask(Task[TargetOutcome]):
         for name, figures in self._figures(outcomes).items():
             for part, patients in figures.behind.items():
                 metric = part.partition(".")[0]
-                is_extra = part in figures.extra or metric in {m.name for m in self.heads[name].metrics}
+                is_extra = part in figures.extra or metric in {m.name for m in self.heads[name].declared_metrics}
                 own = figure_name(name, part) if is_extra else ".".join(filter(None, (name, part)))
                 found[own] = patients
         return found
 
     def kinds(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> dict[str, set[str]]:
-        """Return the patients who state each target."""
-        return {
-            name: {patient for patient, outcome in outcomes if not np.isnan(outcome.truths[name]).all()}
-            for name in self.heads
-        }
+        """Return the patients whom sums may tell apart, by target."""
+        found: dict[str, set[str]] = {}
+        for name, head in self.heads.items():
+            _, truths, patients = self._stacked(name, outcomes)
+            found |= {f"{name}.{kind}": people for kind, people in head.kinds(truths, patients).items()}
+        return found
 
     def classes_told(self, outcome: TargetOutcome) -> set[str]:
         """Return the targets that a case states."""
