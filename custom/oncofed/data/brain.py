@@ -26,6 +26,8 @@ from oncofed.errors import DataError
 
 CLASSES = {1: "grey matter", 2: "white matter"}
 _FIELD_OF_VIEW_MARGIN_MM = 6.0
+# Centre of the lateral ventricles in atlas voxels, and how far their enlargement reaches.
+_VENTRICLES, _REACH_MM = np.array([98.0, 119.0, 87.0], np.float32), 22.0
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _smooth_field(
 
 
 def _patient_coordinates(
-    shape: tuple[int, int, int], voxel_mm: tuple[float, float, float], rng: np.random.Generator
+    shape: tuple[int, int, int], voxel_mm: tuple[float, float, float], rng: np.random.Generator, enlargement: float
 ) -> NDArray[np.float32]:
     """Return a patient's deformation, in atlas voxels (1 mm).
 
@@ -202,19 +204,39 @@ def _patient_coordinates(
     coordinates: NDArray[np.float32] = where.reshape(3, *shape).astype(np.float32)
     for axis in range(3):
         coordinates[axis] += _smooth_field(shape, 5, 4.0, rng) + _smooth_field(shape, 9, 2.0, rng)
-    return coordinates
+    return _enlarged(coordinates, enlargement)
 
 
-def make_patient(scanner: Scanner, rng: np.random.Generator) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+def _enlarged(coordinates: NDArray[np.float32], enlargement: float) -> NDArray[np.float32]:
+    """Return a deformation with larger ventricles.
+
+    What lies within some ``_REACH_MM`` of their centre is drawn apart, and what surrounds it is pressed together.
+    """
+    if not enlargement:
+        return coordinates
+    away = coordinates - _VENTRICLES[:, None, None, None]
+    near = np.exp(-np.square(away).sum(axis=0) / (2 * _REACH_MM**2))
+    found: NDArray[np.float32] = (coordinates - enlargement * near * away).astype(np.float32)
+    return found
+
+
+def make_patient(
+    scanner: Scanner, rng: np.random.Generator, enlargement: float = 0.0
+) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
     """Return one patient's image and label.
 
     The image is as the scanner stores it; the label is uint8: 0, 1 grey, 2 white.
+
+    Args:
+        scanner: that takes the image.
+        rng: of the patient.
+        enlargement: of the ventricles; lengths at their centre grow by 1 / (1 - enlargement).
     """
     t1, _ = _atlas()
     extent = np.asarray(t1.shape) - 1 - 2 * _FIELD_OF_VIEW_MARGIN_MM
     x, y, z = (int(n) for n in np.ceil(extent / np.asarray(scanner.voxel_mm)))
     shape = (x, y, z)
-    coordinates = _patient_coordinates(shape, scanner.voxel_mm, rng)
+    coordinates = _patient_coordinates(shape, scanner.voxel_mm, rng, enlargement)
     signal, grey, white = (
         ndimage.map_coordinates(volume, coordinates, order=1, mode="constant")
         for volume in _scanned_atlas(scanner.voxel_mm)
