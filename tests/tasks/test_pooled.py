@@ -20,11 +20,10 @@ from oncofed.tasks.pooled import (
     cells_of,
     coarser,
     coarser_rows,
-    figure,
     log_odds,
-    pooled_test,
     ranking,
 )
+from oncofed.tasks.pooled_test import figure, pooled_test
 from oncofed.tasks.site_sums import classification_sums, figure_sums
 
 CLASSES = {0: "clear", 1: "pneumonia"}

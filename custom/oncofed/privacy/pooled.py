@@ -14,6 +14,7 @@ from typing import Any
 from oncofed.suppression import LEAST_PATIENTS, withheld_counts
 from oncofed.tasks.calibration import TEMPERATURES
 from oncofed.tasks.pooled import BINS, DIGITS_OF_ODDS, FURTHEST, MEAN, coarser, coarser_rows
+from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 from oncofed.tasks.site_sums import DIGITS, DIGITS_OF_FIGURES
 
 # Keys of the sums that accompany a score.
@@ -25,16 +26,21 @@ _LARGEST_LOSS = 700.0
 _PRECISION = 6
 
 
-def is_pooled(value: Any, classes: Sequence[str], most: int = _MOST_PATIENTS) -> bool:
+def is_pooled(
+    value: Any, classes: Sequence[str], most: int = _MOST_PATIENTS, targets: Mapping[str, TargetSums] = NO_TARGETS
+) -> bool:
     """Return whether a value is a valid ``Task.pooled`` result.
 
     Args:
         value: as sent.
         classes: names of the job's classes.
         most: number of the site's cases.
+        targets: the job's, by name, each of which knows its own sums.
     """
     if not isinstance(value, Mapping) or not _is_patients(value.get("patients"), most):
         return False
+    if set(value) == {"patients", "targets"}:
+        return bool(value["targets"]) and _are_of_targets(value["targets"], targets, value["patients"], most)
     if set(value) == {"patients", "figures"}:
         figures = value["figures"]
         return (
@@ -82,7 +88,7 @@ def is_paired(value: Any, most: int = _MOST_PATIENTS) -> bool:
     )
 
 
-def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
+def keep_back_small(numbers: dict[str, Any], minimum: int, targets: Mapping[str, TargetSums] = NO_TARGETS) -> bool:
     """Coarsen or drop numbers below a policy's minimum.
 
     Returns whether anything changed.
@@ -90,6 +96,7 @@ def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
     Args:
         numbers: as sent; modified in place.
         minimum: fewest patients behind a number.
+        targets: the job's, by name.
     """
     changed = False
     for name in SUMS:
@@ -99,6 +106,13 @@ def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
     pooled = numbers.get("pooled")
     if pooled is None or minimum <= LEAST_PATIENTS:
         return changed
+    if "targets" in pooled:
+        left = {name: targets[name].withhold(sums, minimum) for name, sums in pooled["targets"].items()}
+        told = {name: sums for name, sums in left.items() if sums}
+        numbers["pooled"] = {**pooled, "targets": told}
+        if not told:
+            del numbers["pooled"]
+        return changed or told != pooled["targets"]
     if "figures" in pooled:
         counts = {name: sums[0] for name, sums in pooled["figures"].items() if name != MEAN}
         hidden = withheld_counts(counts, pooled["patients"], minimum)
@@ -124,6 +138,16 @@ def keep_back_small(numbers: dict[str, Any], minimum: int) -> bool:
         "reliability": {**sure, "cells": coarse_rows} if coarse_rows else None,
     }
     return changed or numbers["pooled"] != pooled
+
+
+def _are_of_targets(value: Any, targets: Mapping[str, TargetSums], patients: int, most: int) -> bool:
+    """Return whether a value holds the job's targets' sums alone."""
+    return _are_named(value, list(targets)) and all(
+        isinstance(sums, Mapping)
+        and _is_patients(sums.get("patients"), patients)
+        and targets[name].is_site_sums(sums, most)
+        for name, sums in value.items()
+    )
 
 
 def _is_ranked(value: Any) -> bool:

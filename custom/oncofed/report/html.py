@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from oncofed.report.over_sites import over_sites
+from oncofed.report.over_sites import of_target, over_sites
 from oncofed.report.pages import render
 from oncofed.report.result import Result
 from oncofed.tasks.pictures import Picture
@@ -33,6 +33,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         folder: of the run.
     """
     together = over_sites(result.pooled_test)
+    targets = result.pooled_test.targets if result.pooled_test else {}
     html = render(
         "report.html",
         result=result,
@@ -40,6 +41,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],
         curves=svg(_curves(result)),
         over_sites=svg(together) if together else "",
+        target_plots={name: [svg(plot) for plot in of_target(target)] for name, target in targets.items()},
         figures=sorted({name for site in result.sites.values() for name in site.more.get("federated", {})}),
         intervals=any(site.interval for site in result.sites.values()),
         pictures=svg(_slices(pictures)) if pictures else "",

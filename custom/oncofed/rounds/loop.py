@@ -43,7 +43,7 @@ from oncofed.rounds.selection import has_stalled, selected_score
 from oncofed.rounds.sites import Sites
 from oncofed.rounds.store import RunStore
 from oncofed.rounds.transport import Transport
-from oncofed.tasks import metrics_that_may_leave, task_class
+from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.tasks.calibration import Calibration
 from oncofed.training import Plan
 
@@ -179,6 +179,7 @@ class RoundLoop:
             classes=list(plan.task.classes.values()),
             metrics=metrics_that_may_leave(plan.task),
             lowest=task_class(plan.task.type).lowest_metric,
+            targets=sums_that_may_leave(plan.task),
             cases=lambda: self._sites.cases,
             record=record,
             banned=lambda: self._transport.banned,
@@ -319,7 +320,8 @@ class RoundLoop:
         against = self._model.against()
         asked = SumsAsked(self._calibration.temperature if self._calibration else None)
         numbers = self._score(weights, number, "test", asked, keep=not self._evaluate_only).numbers
-        found = together(numbers, self._calibration, self._task.metric, self._federation.evaluation.margin, against)
+        margin, targets = self._federation.evaluation.margin, sums_that_may_leave(self._plan.task)
+        found = together(numbers, self._calibration, self._task.metric, margin, against, targets)
         self._keep_calibration(found.calibration)
         self._record(
             Finished(

@@ -8,7 +8,8 @@ from typing import Any
 
 from oncofed.tasks.calibration import Calibration, learned
 from oncofed.tasks.differences import Difference, Part, combined_difference
-from oncofed.tasks.pooled import PooledTest, pooled_test
+from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
+from oncofed.tasks.pooled_test import PooledTest, pooled_test
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def together(
     metric: str,
     margin: float | None,
     against: str | None,
+    targets: Mapping[str, TargetSums] = NO_TARGETS,
 ) -> OverSites:
     """Return the figures over all sites.
 
@@ -49,8 +51,9 @@ def together(
         metric: the job's.
         margin: by how much it may be worse than the other model and still count as no worse.
         against: digest of the other model.
+        targets: the job's, by name.
     """
-    pooled = pooled_test(_part(answers, "pooled"), answers)
+    pooled = pooled_test(_part(answers, "pooled"), answers, targets)
     parts = {site: Part(**sums) for site, sums in _part(answers, "paired").items()}
     paired = combined_difference(parts, metric, margin).model_copy(update={"against": against}) if parts else None
     if calibration and pooled:

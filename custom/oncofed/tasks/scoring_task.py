@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.tasks.halving import within_memory
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.patient_statistics import Outcome, PatientStatistics, confidence, defining_class
+from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 from oncofed.tasks.scores import Evaluation
 from oncofed.tasks.settings import TaskSettings
 
@@ -48,6 +49,16 @@ class ScoringTask(PatientStatistics[Outcome]):
         """
         del settings
         return cls.extra_metrics
+
+    @classmethod
+    def declared_sums(cls, settings: TaskSettings) -> Mapping[str, TargetSums]:
+        """Return who knows the form of each named target's sums; see ``pooled``.
+
+        Args:
+            settings: section ``task`` of the job.
+        """
+        del settings
+        return NO_TARGETS
 
     def scoring_preparation(self) -> Preparation | None:
         """Return the preparation of a case for ``evaluate_case``.

@@ -21,6 +21,7 @@ from oncofed.plugins import Registry, read_section
 from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.pooled_target import PooledTarget
 
 # Kinds of target, a module each; installed packages may bring others.
 TARGET_KINDS: Registry[type[TargetHead[Any]]] = Registry(
@@ -134,7 +135,8 @@ class TargetHead(ABC, Generic[Target]):
     ) -> dict[str, Any] | None:
         """Return counts and sums for figures over all sites; None for too few.
 
-        Each rests on at least five patients; see ``figures`` for the arguments.
+        Each rests on at least five patients; ``patients`` says how many of the site state the target. See ``figures``
+        for the arguments.
         """
         del answers, truths, patients
         return None
@@ -158,7 +160,7 @@ class TargetHead(ABC, Generic[Target]):
         """
         return dict(sums) if minimum <= LEAST_PATIENTS else None
 
-    def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> StrictModel | None:
+    def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
         """Return figures over the patients of all sites; None: they cannot be told.
 
         Args:

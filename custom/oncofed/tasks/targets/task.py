@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,7 @@ from oncofed.data.targets import Target
 from oncofed.tasks.base import Task
 from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.pooled_target import TargetSums
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.targets.base import TargetFigures, TargetHead, TargetSection, figure_name, head_of, known_rows
@@ -104,6 +105,11 @@ class TargetsTask(Task[TargetOutcome]):
                     title = f"{metric.title or metric.name} of {' '.join(filter(None, (target.name, member)))}"
                     found.append(Metric(name, title, unit=metric.unit, bounds=metric.bounds))
         return tuple(found)
+
+    @classmethod
+    def declared_sums(cls, settings: TargetsSpec) -> Mapping[str, TargetSums]:  # type: ignore[override]
+        """Return the heads of a job's targets, by name."""
+        return {target.name: head_of(target) for target in settings.targets}
 
     @property
     def out_channels(self) -> int:
