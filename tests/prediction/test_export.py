@@ -52,6 +52,19 @@ JOBS: dict[str, dict[str, Any]] = {
         "data": {"patch": [64, 64], "channels": ["red", "green", "blue"], "modality": "microscopy"},
         "model": {"network": "attention_mil"},
     },
+    "targets": {
+        "targets": [
+            {"name": "lump", "kind": "class", "classes": ["absent", "present"]},
+            {"name": "stripes", "kind": "class", "classes": ["none", "few", "$many"], "weight": 0.5},
+        ],
+        "data": {"patch": [32, 32], "modality": "xray"},
+        "model": {"network": "resnet18"},
+    },
+    "slides_with_targets": {
+        "targets": [{"name": "lump", "kind": "class", "classes": ["absent", "present"]}],
+        "data": {"patch": [64, 64], "channels": ["red", "green", "blue"], "modality": "microscopy"},
+        "model": {"network": "attention_mil"},
+    },
 }
 
 
@@ -63,7 +76,7 @@ def _model(name: str, folder: Path) -> TrainedModel:
     return TrainedModel(folder, job, weights, digest_of(weights, hashlib.sha256).hexdigest())
 
 
-@pytest.mark.parametrize("name", ["classes", "slides"])
+@pytest.mark.parametrize("name", ["classes", "slides", "targets", "slides_with_targets"])
 def test_a_bundle_is_tried_with_monai_alone_and_read_back(tmp_path: Path, name: str) -> None:
     model = _model(name, tmp_path)
     done = export(model, "bundle", tmp_path / "out")

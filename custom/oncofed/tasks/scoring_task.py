@@ -95,6 +95,10 @@ class ScoringTask(PatientStatistics[Outcome]):
     def case_metrics(self, outcome: Outcome) -> dict[str, float | str]:
         """Return one case's figures by name, for people."""
 
+    def case_score(self, outcome: Outcome) -> float | None:
+        """Return a single case's score, higher is better; None if undefined."""
+        return self.summarise([("", outcome)]).mean
+
     @torch.no_grad()
     def evaluate(
         self,

@@ -190,8 +190,8 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if self.model.code or self.task.named_targets:
-            return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job)
+        if self.model.code:
+            return write_bundle_without_code(folder, title, self.model.code, classes, weights, job)
         answer = answer_of(self.task, self.data)
         return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
 

@@ -7,7 +7,7 @@ from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
 from oncofed.tasks.targets.images import ImageTargets, ImageTargetsSpec
 from oncofed.tasks.targets.slides import SlideTargets, SlideTargetsSpec
-from oncofed.tasks.targets.task import TargetsSpec, TargetsTask
+from oncofed.tasks.targets.task import TargetsSpec, TargetsTask, target_answers
 
 __all__ = [
     "TARGET_KINDS",
@@ -21,4 +21,5 @@ __all__ = [
     "TargetSettings",
     "TargetsSpec",
     "TargetsTask",
+    "target_answers",
 ]

@@ -12,11 +12,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
+from oncofed.models.answers import Step, TargetAnswer, Told, Verdict, applied, told_numbers, told_words
 from oncofed.plugins import Registry, read_section
 from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
@@ -110,13 +112,35 @@ class TargetHead(ABC, Generic[Target]):
             truth: (batch, width) float32, NaN where unknown.
         """
 
+    @property
     @abstractmethod
+    def steps(self) -> tuple[Step, ...]:
+        """How outputs become an answer's values, such as probabilities."""
+
+    @property
+    @abstractmethod
+    def told(self) -> tuple[Told, ...]:
+        """The numbers that people and files are told of an answer."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What an answer says in words; None: nothing."""
+        return None
+
+    @property
+    def target_answer(self) -> TargetAnswer:
+        """How outputs become what is told, as plain values."""
+        settings = self.settings
+        return TargetAnswer(settings.name, settings.kind, self.outputs, self.steps, self.told, self.verdict)
+
     def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return answers, (case, values), such as probabilities.
+        """Return answers, (case, values).
 
         Args:
             outputs: (case, outputs).
         """
+        found: NDArray[np.float64] = applied(self.steps, torch.from_numpy(outputs)).numpy()
+        return found
 
     @abstractmethod
     def figures(
@@ -170,8 +194,18 @@ class TargetHead(ABC, Generic[Target]):
         return None
 
     def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
-        """Return one case's answer by name, for people."""
-        return {str(number): float(value) for number, value in enumerate(answer)}
+        """Return one case's answer by name, for people; ``answer`` is what it says in words."""
+        words = {"answer": self.said(answer)} if self.verdict else {}
+        return {**words, **told_numbers(self.target_answer, answer.tolist())}
+
+    def shares(self, answer: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the bounded numbers of one case's answer as shares of what they may span, (number,)."""
+        numbers = told_numbers(self.target_answer, answer.tolist())
+        return np.array([numbers[told.name] / told.span for told in self.told if told.span], np.float64)
+
+    def said(self, answer: NDArray[np.float64]) -> str:
+        """Return what one case's answer says in words; empty without a verdict."""
+        return told_words(self.verdict, answer.tolist())
 
     def described_truth(self, truth: Encoded) -> str:
         """Return one case's stated value in words; empty where unknown."""

@@ -14,6 +14,7 @@ from torch.nn import functional
 from oncofed.data.label_mapping import name_key
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
 from oncofed.errors import DataError
+from oncofed.models.answers import Step, Told, Verdict
 from oncofed.tasks.classification import class_scores
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.site_sums import grouped
@@ -73,11 +74,23 @@ class ClassHead(TargetHead[ClassTarget]):
         target = stated.nan_to_num(0).long()
         return functional.cross_entropy(output, target, reduction="none") * known
 
-    def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return probabilities, (case, class)."""
-        powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        found: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-        return found
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """To the probability of each class."""
+        return (Step("softmax"),)
+
+    @property
+    def told(self) -> tuple[Told, ...]:
+        """The probability of each class."""
+        return tuple(
+            Told(f"probability.{name}", f"probability of {name}", value=number, span=1.0)
+            for number, name in enumerate(self.settings.classes)
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """The most probable class."""
+        return Verdict("largest", self.settings.classes)
 
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
@@ -93,10 +106,6 @@ class ClassHead(TargetHead[ClassTarget]):
         behind = {"": fewest, **dict.fromkeys((metric.name for metric in self.metrics), fewest)}
         behind |= {name: smaller[self.settings.classes.index(name)] for name in members}
         return TargetFigures(scores.mean, members, scores.extra_metrics, behind)
-
-    def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
-        """Return the probability of each class."""
-        return {f"probability.{name}": float(p) for name, p in zip(self.settings.classes, answer, strict=True)}
 
     def described_truth(self, truth: Encoded) -> str:
         """Return the stated class."""

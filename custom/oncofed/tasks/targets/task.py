@@ -18,7 +18,8 @@ from oncofed.data.cases import Case
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
-from oncofed.data.targets import Target
+from oncofed.data.targets import Target, is_known, unknown
+from oncofed.models.answers import TargetAnswer
 from oncofed.tasks.base import Task
 from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.metrics import Metric
@@ -69,6 +70,11 @@ class TargetsSpec(TaskSettings):
     def named_targets(self) -> tuple[Target, ...]:
         """The targets."""
         return self.targets
+
+
+def target_answers(settings: TargetsSpec) -> tuple[TargetAnswer, ...]:
+    """Return how a network's outputs become the answers of a job's targets."""
+    return tuple(head_of(target).target_answer for target in settings.targets)
 
 
 class TargetsTask(Task[TargetOutcome]):
@@ -145,8 +151,31 @@ class TargetsTask(Task[TargetOutcome]):
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> TargetOutcome:
         """Evaluate a network on one case."""
-        found = self.infer(network, self.prepared(case), device)
-        return TargetOutcome(self.answers(found), {name: case.targets[name] for name in self.heads})
+        return self.outcome(self.infer(network, self.prepared(case), device), case)
+
+    def outcome(self, found: TargetScores, case: Case) -> TargetOutcome:
+        """Return a network's answers beside what a case states."""
+        truths = {name: case.targets.get(name, unknown(head.settings)) for name, head in self.heads.items()}
+        losses = [
+            head.settings.weight
+            * float(head.loss(torch.tensor(found.outputs[name])[None], torch.tensor([truths[name]])))
+            for name, head in self.heads.items()
+            if is_known(truths[name])
+        ]
+        return TargetOutcome(self.answers(found), truths, sum(losses) if losses else None)
+
+    def case_score(self, outcome: TargetOutcome) -> float | None:
+        """Return minus a case's loss; None where it states no target."""
+        return None if outcome.loss is None else -outcome.loss
+
+    def shares(self, found: TargetScores) -> dict[str, NDArray[np.float64]]:
+        """Return each target's numbers as shares of what they may span, (number,); without unbounded ones."""
+        shares = {name: self.heads[name].shares(answer) for name, answer in self.answers(found).items()}
+        return {name: values for name, values in shares.items() if values.size}
+
+    def described(self, found: TargetScores) -> dict[str, dict[str, float | str]]:
+        """Return each target's answer by name, for people; see ``TargetHead.described``."""
+        return {name: self.heads[name].described(answer) for name, answer in self.answers(found).items()}
 
     def summarise(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> Scores:
         """Return each target's figures, and the mean of their primary ones."""
