@@ -247,7 +247,9 @@ def _over_sites(result: Result) -> list[str]:
     lines = []
     pooled, pair, known = result.pooled_test, result.paired_test, result.calibration
     if pooled:
-        figures = [(n, found.auroc, found.interval) for n, found in pooled.classes.items()]
+        figures: list[tuple[str, float, tuple[float, float] | None]] = [
+            (n, found.auroc, found.interval) for n, found in pooled.classes.items()
+        ]
         figures += [(n, found.mean, found.interval) for n, found in pooled.figures.items()]
         figures += [
             (f"{n}, {one.title}", one.value, one.interval)
@@ -256,7 +258,7 @@ def _over_sites(result: Result) -> list[str]:
         ]
         values = ", ".join(_figure(*one) for one in figures)
         lines.append(f"all sites together, {pooled.patients} patients: {values or 'too few of any class'}")
-    if known:
+    if known and known.temperature is not None:
         errors = [f"{found.calibration_error:.3f}" for found in (known.before, known.after) if found]
         change = f"; calibration error {' without it, '.join(errors)} with it" if len(errors) == 2 else ""
         lines.append(f"temperature {known.temperature:.2f}, of {known.patients} validation patients{change}")

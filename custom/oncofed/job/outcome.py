@@ -14,7 +14,7 @@ from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteR
 from oncofed.tasks import Evaluation
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
-from oncofed.tasks.pooled_test import PooledTest
+from oncofed.tasks.over_sites import PooledTest
 
 # Site or "pooled" -> site whose test cases they are -> scores.
 Scores = dict[str, dict[str, Evaluation]]

@@ -13,8 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-Operation = Literal["softmax", "sigmoid", "exp", "softplus", "cumulative_sum", "cumulative_product", "affine", "linear"]
-Rule = Literal["largest", "at_least", "count"]
+Operation = Literal[
+    "softmax", "sigmoid", "exp", "softplus", "cumulative_sum", "cumulative_product", "clip", "affine", "linear"
+]
+Rule = Literal["largest", "at_least", "median"]
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,11 @@ class Step:
 
     Attributes:
         operation: ``affine`` is values * scale + offset; ``linear`` values @ matrix + offset, in which their number may
-            change; the others have no numbers.
+            change; ``clip`` keeps to ``bounds``; the others have no numbers.
         scale: of ``affine``: one, or one a value.
         offset: of ``affine`` and ``linear``: one, or one a value.
         matrix: of ``linear``, a row for each value.
+        bounds: of ``clip``.
         first: number of the first value that it changes; those before it stay.
         last: number after the last one; None: all.
     """
@@ -35,6 +38,7 @@ class Step:
     scale: tuple[float, ...] = (1.0,)
     offset: tuple[float, ...] = (0.0,)
     matrix: tuple[tuple[float, ...], ...] = ()
+    bounds: tuple[float, float] = (0.0, 1.0)
     first: int = 0
     last: int | None = None
 
@@ -72,9 +76,9 @@ class Verdict:
 
     Attributes:
         rule: ``largest``: the name of the largest value; ``at_least``: the names of all values of at least their
-            threshold; ``count``: the name whose number is how many values reach their threshold.
-        names: in order; ``count`` has one more than values.
-        thresholds: one a value; empty for ``largest``.
+            threshold; ``median``: of ordered names the last one that, with those after it, has more than half.
+        names: one a value, in order.
+        thresholds: of ``at_least``, one a value.
     """
 
     rule: Rule
@@ -139,6 +143,8 @@ def _changed(part: Tensor, step: Step) -> Tensor:
 
     if step.operation == "affine":
         return part * numbers(step.scale) + numbers(step.offset)
+    if step.operation == "clip":
+        return part.clamp(*step.bounds)
     if step.operation == "linear":
         return part @ numbers(step.matrix) + numbers(step.offset)
     return _OPERATIONS[step.operation](part)
@@ -149,13 +155,21 @@ def told_numbers(answer: TargetAnswer, values: Sequence[float]) -> dict[str, flo
     return {told.name: told.scale * float(values[told.value]) + told.offset for told in answer.told}
 
 
+def told_probabilities(names: Sequence[str]) -> tuple[Told, ...]:
+    """Return the probability of each name, one a value."""
+    return tuple(
+        Told(f"probability.{name}", f"probability of {name}", value=number, span=1.0)
+        for number, name in enumerate(names)
+    )
+
+
 def told_words(verdict: Verdict | None, values: Sequence[float]) -> str:
     """Return what one case's values say in words; empty without a verdict."""
     if verdict is None:
         return ""
     if verdict.rule == "largest":
         return verdict.names[max(range(len(verdict.names)), key=lambda number: values[number])]
-    reached = [value >= threshold for value, threshold in zip(values, verdict.thresholds, strict=False)]
-    if verdict.rule == "count":
-        return verdict.names[sum(reached)]
-    return ", ".join(name for name, holds in zip(verdict.names, reached, strict=True) if holds)
+    if verdict.rule == "median":
+        return verdict.names[sum(sum(values[number:]) > 0.5 for number in range(1, len(verdict.names)))]
+    named = zip(verdict.names, values, verdict.thresholds, strict=True)
+    return ", ".join(name for name, value, threshold in named if value >= threshold)

@@ -22,7 +22,7 @@ from oncofed.report.result import Result, SiteResult
 from oncofed.signing import signer
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.calibration import Calibration
-from oncofed.tasks.pooled_test import PooledTest
+from oncofed.tasks.over_sites import PooledTest
 from oncofed.training import Plan
 
 CARD_JSON, CARD_MARKDOWN = "card.json", "card.md"

@@ -162,9 +162,16 @@ def _calibration(scores: Quantitative) -> list[str]:
     if found is None:
         return []
     rows: list[tuple[str, object]] = [
-        ("Temperature", f"{found.temperature:.3g}"),
-        ("Learned of", f"{found.patients} validation patients of {', '.join(found.sites)}"),
-        ("Log loss", f"{found.log_loss[0]:.3f} before, {found.log_loss[1]:.3f} after"),
+        ("Learned of", f"{found.patients} validation patients of {', '.join(found.sites)}")
+    ]
+    if found.temperature is not None:
+        rows.insert(0, ("Temperature", f"{found.temperature:.3g}"))
+    if found.log_loss:
+        rows.append(("Log loss", f"{found.log_loss[0]:.3f} before, {found.log_loss[1]:.3f} after"))
+    rows += [
+        (f"{target}: {name} is said from", f"{threshold:.3g}")
+        for target, of_target in found.thresholds.items()
+        for name, threshold in of_target.items()
     ]
     return ["## Calibration\n", _list(rows)]
 

@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from oncofed.tasks.over_sites import PooledTest
 from oncofed.tasks.pooled import Ranking, Reliability
 from oncofed.tasks.pooled_target import Plot, PooledTarget
-from oncofed.tasks.pooled_test import PooledTest
 
 _BEFORE, _AFTER = "#b35900", "#0969da"
 _COLOURS = plt.rcParams["axes.prop_cycle"].by_key()["color"]

@@ -12,7 +12,7 @@ from oncofed.errors import DataError
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
-from oncofed.tasks.pooled_test import PooledTest
+from oncofed.tasks.over_sites import PooledTest
 
 Backend = Literal["federation", "simulate"]
 

@@ -308,9 +308,10 @@ class RoundLoop:
         return matrix
 
     def _calibrate(self, model: Weights, number: int) -> None:
-        """Calibrate a classifier on the sites' validation patients."""
-        if self._task.label_kind == "class":
-            self._keep_calibration(calibration_of(self._score(model, number, "validation", SumsAsked()).numbers))
+        """Calibrate a classifier, or choose thresholds, on the sites' validation patients."""
+        if self._task.label_kind == "class" or self._task.chooses_thresholds:
+            numbers = self._score(model, number, "validation", SumsAsked()).numbers
+            self._keep_calibration(calibration_of(numbers, sums_that_may_leave(self._plan.task)))
 
     def _test(self, weights: Weights, number: int, score: float | None, matrix: dict[str, Any] | None = None) -> None:
         """Score the job's model on test cases.
@@ -318,10 +319,12 @@ class RoundLoop:
         This ends the run.
         """
         against = self._model.against()
-        asked = SumsAsked(self._calibration.temperature if self._calibration else None)
+        known = self._calibration
+        asked = SumsAsked(known.temperature, known.thresholds) if known else SumsAsked()
         numbers = self._score(weights, number, "test", asked, keep=not self._evaluate_only).numbers
-        margin, targets = self._federation.evaluation.margin, sums_that_may_leave(self._plan.task)
-        found = together(numbers, self._calibration, self._task.metric, margin, against, targets)
+        targets = sums_that_may_leave(self._plan.task)
+        margin = self._federation.evaluation.margin
+        found = together(numbers, known, self._task.metric, margin, against, targets)
         self._keep_calibration(found.calibration)
         self._record(
             Finished(

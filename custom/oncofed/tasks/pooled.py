@@ -2,10 +2,14 @@
 
 They come from counts and sums of at least five patients each.
 
-A patient's probabilities stay at the site. The site sends counts of patients between fixed edges, which it coarsens:
-from the highest bin down, each cell reaches as far as it needs to hold five patients. It also sends an exact number for
-its patients: in how many pairs the one with the class is ranked first. The area under the ROC curve over all sites is
-then known between bounds, which are reported with it.
+How likely a class is for a patient stays at the site. What leaves are counts of patients between fixed edges, which a
+site makes coarser until nobody stands alone: from the highest bin down, each cell reaches as far as it needs to hold
+five patients. Beside them goes what a site's own patients tell exactly: in how many pairs the one who has the class is
+ahead. The area under the ROC curve over all sites is then known between bounds, which are told with it.
+
+How far the estimate is off, measured on normal log odds of which four tenths are positive: at three sites of 500 to
+1200 patients at most 0.001; of 150 to 400, 0.002 on average and at most 0.004; of 30 to 110, 0.006 on average. Not the
+bins but the five patients of a cell bound it.
 """
 
 from __future__ import annotations
@@ -23,15 +27,17 @@ from oncofed.suppression import LEAST_PATIENTS
 
 # Key of the task's metric, next to a patient's figures by class.
 MEAN = "mean"
-BINS = 100
-# In log odds, which resolve 0.999 to 1 as finely as 0.5 to 0.9.
-_EDGES = np.linspace(-9.8, 9.8, BINS - 1)
-_WIDTH, FURTHEST = 0.2, 10.0
-_MIDDLES = np.linspace(-9.9, 9.9, BINS)
+BINS = 200
+# On the scale of log odds, which resolves 0.999 to 1 as finely as 0.5 to 0.9.
+_EDGES = np.linspace(-9.9, 9.9, BINS - 1)
+_WIDTH, FURTHEST = 0.1, 10.0
+_MIDDLES = np.linspace(-9.95, 9.95, BINS)
 _NORMAL = 1.959964  # of a 95 % interval
 _RELIABILITY_BINS = 10
 
 DIGITS_OF_ODDS = 2
+# Thresholds are rounded to six digits.
+_SAME = 1e-6
 
 # [lowest bin, patients, sum of their log odds, sum of squares], from the highest bin down; a cell reaches up to the
 # previous one.
@@ -249,7 +255,8 @@ def _curve(
 ) -> tuple[list[tuple[float, float, float, float]], float]:
     """Return ROC and precision-recall curves, and average precision.
 
-    From the highest threshold down.
+    From the highest threshold down. Within a bin the precision is that of its middle, where half of its patients are
+    said to have the class.
     """
     right, wrong = np.cumsum(hits[::-1]), np.cumsum(misses[::-1])
     sensitivity, missed = right / right[-1], wrong / wrong[-1]
@@ -260,7 +267,24 @@ def _curve(
         for t, s, m, p, n in zip(thresholds, sensitivity, missed, precision, right + wrong, strict=True)
         if n >= 0.5  # nothing is defined before the first patient
     ]
-    return points, float((np.diff(sensitivity, prepend=0.0) * precision).sum())
+    half_right, half_wrong = right - hits[::-1] / 2, wrong - misses[::-1] / 2
+    middle = half_right / np.maximum(half_right + half_wrong, 1e-12)
+    return points, float((np.diff(sensitivity, prepend=0.0) * middle).sum())
+
+
+def best_threshold(ranking: Ranking) -> float:
+    """Return the probability from which a class is said with the highest F1, of those where a bin begins."""
+    return max(ranking.curve, key=lambda point: _f1(point[1], point[3]))[0]
+
+
+def f1_at(ranking: Ranking, threshold: float) -> float:
+    """Return the F1 where a class is said from a probability on."""
+    said = [point for point in ranking.curve if point[0] >= threshold - _SAME]
+    return _f1(said[-1][1], said[-1][3]) if said else 0.0
+
+
+def _f1(sensitivity: float, precision: float) -> float:
+    return 2 * sensitivity * precision / max(sensitivity + precision, 1e-12)
 
 
 def area_interval(area: float, with_it: int, without: int) -> tuple[float, float]:

@@ -99,5 +99,19 @@ class TargetSums(Protocol):
             of_sites: sums of each.
         """
 
+    def thresholds(self, of_sites: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return from which probability each finding is said; empty: nothing is to be chosen.
+
+        Args:
+            of_sites: sums of each, over its validation patients.
+        """
+
+    def use_thresholds(self, thresholds: Mapping[str, float]) -> None:
+        """Say findings from these probabilities on; empty: none are known.
+
+        Args:
+            thresholds: by finding.
+        """
+
 
 NO_TARGETS: Mapping[str, TargetSums] = MappingProxyType({})

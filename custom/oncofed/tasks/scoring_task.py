@@ -60,6 +60,18 @@ class ScoringTask(PatientStatistics[Outcome]):
         del settings
         return NO_TARGETS
 
+    @property
+    def chooses_thresholds(self) -> bool:
+        """Whether sums over validation patients choose from which probability something is said."""
+        return False
+
+    def use_thresholds(self, thresholds: Mapping[str, Mapping[str, float]]) -> None:
+        """Say what a target's members are from these probabilities on; a task without targets has none.
+
+        Args:
+            thresholds: target -> member -> probability.
+        """
+
     def scoring_preparation(self) -> Preparation | None:
         """Return the preparation of a case for ``evaluate_case``.
 

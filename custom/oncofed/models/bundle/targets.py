@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oncofed.models.answers import TargetAnswer
@@ -16,6 +16,7 @@ _OPERATIONS = {
     "softplus": "$lambda values, step: torch.nn.functional.softplus(values)",
     "cumulative_sum": "$lambda values, step: torch.cumsum(values, -1)",
     "cumulative_product": "$lambda values, step: torch.cumprod(values, -1)",
+    "clip": "$lambda values, step: values.clamp(*step['bounds'])",
     "affine": "$lambda values, step: values * values.new_tensor(step['scale']) + values.new_tensor(step['offset'])",
     "linear": "$lambda values, step: values.matmul(values.new_tensor(step['matrix'])) "
     "+ values.new_tensor(step['offset'])",
@@ -29,8 +30,8 @@ _VERDICTS = {
     "largest": "$lambda values, verdict: verdict['names'][int(values[:len(verdict['names'])].argmax())]",
     "at_least": "$lambda values, verdict: ', '.join(name for name, value, threshold in zip(verdict['names'], "
     "values.tolist(), verdict['thresholds']) if value >= threshold)",
-    "count": "$lambda values, verdict: verdict['names'][sum(value >= threshold for value, threshold in "
-    "zip(values.tolist(), verdict['thresholds']))]",
+    "median": "$lambda values, verdict: verdict['names'][sum(sum(values.tolist()[number:]) > 0.5 for number in "
+    "range(1, len(verdict['names'])))]",
 }
 _TOLD = (
     "$lambda values, target: {**({'answer': @verdicts[target['verdict']['rule']](values, target['verdict'])} "
@@ -62,6 +63,21 @@ def of_targets(targets: Sequence[TargetAnswer]) -> Config:
         "answers": _ANSWERS,
         "run": [_WRITTEN],
     }
+
+
+def use_thresholds(config: Config, thresholds: Mapping[str, Mapping[str, float]]) -> None:
+    """Let a bundle's targets say their findings from other probabilities on.
+
+    Args:
+        config: its ``inference.json``; one without targets stays.
+        thresholds: target -> finding -> probability.
+    """
+    for target in config.get("targets", ()):
+        known = {plain(name): value for name, value in thresholds.get(target["name"], {}).items()}
+        verdict = target["verdict"]
+        if known and verdict:
+            named = zip(verdict["names"], verdict["thresholds"], strict=True)
+            verdict["thresholds"] = [known.get(name, usual) for name, usual in named]
 
 
 def described(targets: Sequence[TargetAnswer]) -> Config:

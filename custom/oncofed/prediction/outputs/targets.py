@@ -70,7 +70,7 @@ def target_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for name, one in target_records([row for row in record["figures"] if "target" in row]).items():
             cells |= {f"{name}.{words}": one[words] for words in ("answer", "stated")}
             for number, told in one["numbers"].items():
-                cells[with_unit(f"{name}.{number}", told["unit"])] = told["value"]
+                cells[f"{name}.{number}"] = told["value"]
         if cells:
             rows.append({"case": record["name"], **cells})
     return rows

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -84,11 +85,15 @@ class TargetHead(ABC, Generic[Target]):
         Settings: of the target in a job.
         primary: the figure that stands for the target.
         metrics: further figures; ``per_class`` ones are of members.
+        chooses_thresholds: sums over validation patients choose from which probability something is said.
+        known_thresholds: member -> that probability, where it is known.
     """
 
     Settings: ClassVar[type[TargetSettings]]
     primary: ClassVar[Metric]
     metrics: ClassVar[tuple[Metric, ...]] = ()
+    chooses_thresholds: ClassVar[bool] = False
+    known_thresholds: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, settings: Target) -> None:
         self.settings = settings
@@ -154,6 +159,16 @@ class TargetHead(ABC, Generic[Target]):
             patients: key of each case's patient.
         """
 
+    def kinds(self, truths: NDArray[np.float64], patients: Sequence[str]) -> dict[str, set[str]]:
+        """Return the patients whom a sum of ``site_sums`` may tell apart, such as those of each class.
+
+        Args:
+            truths: (case, width), of cases whose target is known.
+            patients: key of each case's patient.
+        """
+        del truths
+        return {"": set(patients)}
+
     def site_sums(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> dict[str, Any] | None:
@@ -193,6 +208,23 @@ class TargetHead(ABC, Generic[Target]):
         del of_sites
         return None
 
+    def thresholds(self, of_sites: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return from which probability each member is said; see ``chooses_thresholds``.
+
+        Args:
+            of_sites: what ``site_sums`` made of the validation patients of each.
+        """
+        del of_sites
+        return {}
+
+    def use_thresholds(self, thresholds: Mapping[str, float]) -> None:
+        """Say members from these probabilities on.
+
+        Args:
+            thresholds: by member; empty: none are known.
+        """
+        self.known_thresholds = dict(thresholds)
+
     def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
         """Return one case's answer by name, for people; ``answer`` is what it says in words."""
         words = {"answer": self.said(answer)} if self.verdict else {}
@@ -231,6 +263,16 @@ TargetSection = Annotated[SerializeAsAny[TargetSettings], BeforeValidator(_setti
 def known_rows(truths: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which cases state any number of a target, (case,)."""
     return np.asarray(~np.isnan(truths).all(axis=1))
+
+
+def patients_where(which: NDArray[np.bool_], patients: Sequence[str]) -> set[str]:
+    """Return the patients of some cases.
+
+    Args:
+        which: (case,).
+        patients: key of each case's patient.
+    """
+    return {patients[int(index)] for index in np.flatnonzero(which)}
 
 
 def named_figures(target: str, figures: TargetFigures) -> Mapping[str, float]:

@@ -118,6 +118,16 @@ class TargetsTask(Task[TargetOutcome]):
         return {target.name: head_of(target) for target in settings.targets}
 
     @property
+    def chooses_thresholds(self) -> bool:
+        """Whether some target is said from a probability that validation patients choose."""
+        return any(head.chooses_thresholds for head in self.heads.values())
+
+    def use_thresholds(self, thresholds: Mapping[str, Mapping[str, float]]) -> None:
+        """Say findings from these probabilities on."""
+        for name, head in self.heads.items():
+            head.use_thresholds(thresholds.get(name, {}))
+
+    @property
     def out_channels(self) -> int:
         """Outputs of all heads."""
         return sum(head.outputs for head in self.heads.values())
@@ -196,17 +206,18 @@ class TargetsTask(Task[TargetOutcome]):
         for name, figures in self._figures(outcomes).items():
             for part, patients in figures.behind.items():
                 metric = part.partition(".")[0]
-                is_extra = part in figures.extra or metric in {m.name for m in self.heads[name].metrics}
+                is_extra = part in figures.extra or metric in {m.name for m in self.heads[name].declared_metrics}
                 own = figure_name(name, part) if is_extra else ".".join(filter(None, (name, part)))
                 found[own] = patients
         return found
 
     def kinds(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> dict[str, set[str]]:
-        """Return the patients who state each target."""
-        return {
-            name: {patient for patient, outcome in outcomes if not np.isnan(outcome.truths[name]).all()}
-            for name in self.heads
-        }
+        """Return the patients whom sums may tell apart, by target."""
+        found: dict[str, set[str]] = {}
+        for name, head in self.heads.items():
+            _, truths, patients = self._stacked(name, outcomes)
+            found |= {f"{name}.{kind}": people for kind, people in head.kinds(truths, patients).items()}
+        return found
 
     def classes_told(self, outcome: TargetOutcome) -> set[str]:
         """Return the targets that a case states."""
