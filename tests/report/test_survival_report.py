@@ -9,7 +9,7 @@ import numpy as np
 from follow_ups import drawn
 from oncofed.report.html import write_report
 from oncofed.report.result import Means, Result, SiteResult, Timing
-from oncofed.tasks.pooled_test import pooled_test
+from oncofed.tasks.over_sites import pooled_test
 from oncofed.tasks.targets.survival import SurvivalHead, SurvivalTarget
 
 
