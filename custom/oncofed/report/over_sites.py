@@ -79,7 +79,8 @@ def _reliability(axes: Axes, name: str, colour: str, found: Reliability) -> None
 def _plot(plot: Plot) -> Figure:
     figure, axes = plt.subplots(figsize=(5, 3.5), constrained_layout=True)
     for line in plot.lines:
-        axes.plot(*zip(*line.points, strict=True), drawstyle="steps-post" if line.steps else "default", label=line.name)
+        steps, marker = "steps-post" if line.steps else "default", "o" if plot.diagonal else ""
+        axes.plot(*zip(*line.points, strict=True), drawstyle=steps, marker=marker, label=line.name)
     if plot.diagonal:
         axes.axline((0, 0), slope=1, color="grey", linewidth=1, linestyle=":")
     axes.set(xlabel=plot.x, ylabel=plot.y, title=plot.title)

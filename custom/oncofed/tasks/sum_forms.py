@@ -66,7 +66,7 @@ def is_ranked(value: Any) -> bool:
     """Return whether a value is what ``pooled.ranking`` takes of a site."""
     if not isinstance(value, Mapping) or set(value) != {"with", "without", "pairs"}:
         return False
-    if not all(_are_cells(value[kind]) for kind in ("with", "without")):
+    if not all(are_cells(value[kind]) for kind in ("with", "without")):
         return False
     counts = [sum(cell[1] for cell in value[kind]) for kind in ("with", "without")]
     return (
@@ -74,7 +74,7 @@ def is_ranked(value: Any) -> bool:
     )
 
 
-def _are_cells(value: Any) -> bool:
+def are_cells(value: Any) -> bool:
     """Return whether a value is a list of descending cells."""
     if not isinstance(value, list) or not all(map(_is_cell, value)):
         return False

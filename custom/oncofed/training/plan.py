@@ -110,6 +110,17 @@ class Plan(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _loss_has_enough_at_once(self) -> Plan:
+        share = self.training.batch_size // self.resources.gpus
+        at_once, least = min(self.training.micro_batch or share, share), self.task.least_batch
+        if at_once < least:
+            raise ValueError(
+                f"the loss compares at least {least} samples, found {at_once} at once: make batch_size (of each GPU) "
+                "larger, and micro_batch too, which is how many of a batch are compared"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _network_fits(self) -> Plan:
         try:
             kind, given = self.build_task().network_kind, self.model.kind

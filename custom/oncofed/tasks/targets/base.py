@@ -49,6 +49,11 @@ class TargetSettings(StrictModel):
         """Names of parts with a figure each, such as findings."""
         return ()
 
+    @property
+    def least_batch(self) -> int:
+        """Fewest samples that the loss needs at once; two where it compares them."""
+        return 1
+
     def encode(self, stated: TargetValue, declared: DatasetTarget) -> Encoded:
         """Return a case's value as ``width`` numbers; see ``data.targets.Target``."""
         raise NotImplementedError

@@ -67,6 +67,11 @@ class TargetsSpec(TaskSettings):
         return {}
 
     @property
+    def least_batch(self) -> int:
+        """The most that one of the targets needs."""
+        return max(target.least_batch for target in self.targets)
+
+    @property
     def named_targets(self) -> tuple[Target, ...]:
         """The targets."""
         return self.targets
