@@ -17,6 +17,7 @@ from typing_extensions import Self
 from oncofed.data.targets import DatasetTarget, Encoded, FollowUp, TargetValue
 from oncofed.data.time_units import DAYS, TimeUnit, days_in
 from oncofed.errors import DataError
+from oncofed.models.answers import Step, Told
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled_target import PooledTarget
 from oncofed.tasks.survival.cells import coarser_survival, is_survival_sums, survival_sums
@@ -144,12 +145,25 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
             return discrete_loss(output, truth, torch.tensor(self.settings.ends, device=output.device))
         return cox_loss(output[:, 0], truth)
 
-    def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return survival at the end of each interval, (case, interval), or the log risk, (case, 1)."""
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """To survival at the end of each interval, or the log risk as it is."""
         if not self._is_discrete:
-            return outputs
-        found: NDArray[np.float64] = np.cumprod(expit(-outputs), axis=1)
-        return found
+            return ()
+        return (Step("affine", scale=(-1.0,)), Step("sigmoid"), Step("cumulative_product"))
+
+    @property
+    def told(self) -> tuple[Told, ...]:
+        """The risk of an event by the horizon with the curve, or the log risk."""
+        if not self._is_discrete:
+            return (Told("log_risk", "log of the relative risk"),)
+        unit, ends = self.settings.unit, self.settings.ends
+        by_horizon = f"risk of the event by {ends[-1]:g} {unit}"
+        curve = (
+            Told(f"free_at_{end:g}", f"probability of no event by {end:g} {unit}", value=number, span=1.0, detail=True)
+            for number, end in enumerate(ends)
+        )
+        return (Told("risk", by_horizon, value=len(ends) - 1, scale=-1.0, offset=1.0, span=1.0), *curve)
 
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
@@ -190,12 +204,6 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
         """Return figures over the patients of all sites, with curves of risk groups."""
         return pooled_survival(of_sites, self.settings.ends, self.settings.unit, self._is_discrete)
-
-    def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
-        """Return the risk of an event by the horizon, or the log risk."""
-        if not self._is_discrete:
-            return {"log_risk": float(answer[0])}
-        return {"risk": float(1 - answer[-1])}
 
     def described_truth(self, truth: Encoded) -> str:
         """Return the follow-up in words."""
