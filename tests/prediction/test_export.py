@@ -55,7 +55,10 @@ JOBS: dict[str, dict[str, Any]] = {
     "targets": {
         "targets": [
             {"name": "lump", "kind": "class", "classes": ["absent", "present"]},
-            {"name": "stripes", "kind": "class", "classes": ["none", "few", "$many"], "weight": 0.5},
+            {"name": "findings", "kind": "labels", "findings": ["mass", "$effusion"], "weight": 0.5},
+            {"name": "grade", "kind": "grade", "grades": ["low", "middle", "high"]},
+            {"name": "age", "kind": "value", "unit": "years", "range": [0, 120], "loss": "gaussian"},
+            {"name": "death", "kind": "survival", "unit": "months", "horizon": 24},
         ],
         "data": {"patch": [32, 32], "modality": "xray"},
         "model": {"network": "resnet18"},

@@ -27,11 +27,11 @@ _STEP = (
 )
 _VALUES = "$lambda outputs, target: functools.reduce(@step, target['steps'], outputs)"
 _VERDICTS = {
-    "largest": "$lambda values, verdict: verdict['names'][int(values[:len(verdict['names'])].argmax())]",
-    "at_least": "$lambda values, verdict: ', '.join(name for name, value, threshold in zip(verdict['names'], "
+    "largest": "$lambda values, verdict: verdict['names'][int(values[:len(verdict['names'])].argmax())].strip()",
+    "at_least": "$lambda values, verdict: ', '.join(name.strip() for name, value, threshold in zip(verdict['names'], "
     "values.tolist(), verdict['thresholds']) if value >= threshold)",
     "median": "$lambda values, verdict: verdict['names'][sum(sum(values.tolist()[number:]) > 0.5 for number in "
-    "range(1, len(verdict['names'])))]",
+    "range(1, len(verdict['names'])))].strip()",
 }
 _TOLD = (
     "$lambda values, target: {**({'answer': @verdicts[target['verdict']['rule']](values, target['verdict'])} "
