@@ -150,6 +150,16 @@ def _changed(part: Tensor, step: Step) -> Tensor:
     return _OPERATIONS[step.operation](part)
 
 
+def in_words(answer: TargetAnswer) -> str:
+    """Return what a target asks, such as "one of absent, present"."""
+    verdict = answer.verdict
+    if verdict is None:
+        return ", ".join(
+            f"{told.title} ({told.unit})" if told.unit else told.title for told in answer.told if not told.detail
+        )
+    return f"{'any' if verdict.rule == 'at_least' else 'one'} of {', '.join(verdict.names)}"
+
+
 def told_numbers(answer: TargetAnswer, values: Sequence[float]) -> dict[str, float]:
     """Return the numbers that are told of one case's values, by name."""
     return {told.name: told.scale * float(values[told.value]) + told.offset for told in answer.told}

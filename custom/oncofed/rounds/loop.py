@@ -285,7 +285,8 @@ class RoundLoop:
         scores = {site: e["mean"] for site, e in evaluations.items()}
         known = {site: score for site, score in scores.items() if score is not None}
         mean = sum(known.values()) / len(known) if known else None
-        self._record(Validated(round=number, mean=mean, sites=scores))
+        by_class = {site: e["by_class"] for site, e in evaluations.items() if e["by_class"]}
+        self._record(Validated(round=number, mean=mean, sites=scores, by_class=by_class))
         if number == 0:
             return
         score = selected_score(self._federation.evaluation.select, known, self._sites.cases)

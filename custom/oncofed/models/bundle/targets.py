@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oncofed.models.answers import TargetAnswer
+from oncofed.models.answers import in_words as asked
 from oncofed.models.bundle.expressions import Config, plain
 
 # As ``models.answers`` has them, of (values,) in double precision.
@@ -104,7 +105,7 @@ def in_words(targets: Sequence[TargetAnswer]) -> str:
     """Return a list of what each number is, in Markdown."""
     lines = []
     for target in targets:
-        said = f": `answer` is one of {', '.join(target.verdict.names)}" if target.verdict else ""
+        said = f": `answer` is {asked(target)}" if target.verdict else ""
         lines.append(f"- `{target.name}` ({target.kind}){said}")
         lines += [f"  - `{told.name}`: {told.title}{f', in {told.unit}' if told.unit else ''}" for told in target.told]
     return "\n".join(lines)

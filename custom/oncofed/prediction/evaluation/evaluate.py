@@ -321,6 +321,15 @@ def _require_comparable(request: EvaluationRequest) -> None:
             f"({mine.task.metric_name}), {its.job.name} {', '.join(its.task.classes.values())} "
             f"({its.task.metric_name}). Expected two models of one task and the same classes"
         )
+    targets, others = (model.job.task.named_targets for model in (mine, its))
+    if [target.question for target in targets] != [target.question for target in others]:
+        named = [
+            target.name for target, other in zip(targets, others, strict=True) if target.question != other.question
+        ]
+        raise SpecError(
+            f"the models answer {', '.join(named)} otherwise: unit, range, horizon or another setting differs. Expected "
+            "two models whose jobs set their targets alike"
+        )
     if mine.digest == its.digest:
         raise SpecError(
             f"--against {its.folder}: it is the same model (weights {its.digest[:12]}…). Name another model's folder"

@@ -45,6 +45,11 @@ class TargetSettings(StrictModel):
         return 1
 
     @property
+    def question(self) -> dict[str, Any]:
+        """The settings, without how much the target counts in training."""
+        return self.model_dump(exclude={"weight"})
+
+    @property
     def members(self) -> tuple[str, ...]:
         """Names of parts with a figure each, such as findings."""
         return ()
@@ -243,6 +248,14 @@ class TargetHead(ABC, Generic[Target]):
     def said(self, answer: NDArray[np.float64]) -> str:
         """Return what one case's answer says in words; empty without a verdict."""
         return told_words(self.verdict, answer.tolist())
+
+    def members_told(self, truth: Encoded) -> set[str]:
+        """Return the members that one case has, such as findings that hold.
+
+        Args:
+            truth: one number a member, 1 where the case has it.
+        """
+        return {member for member, value in zip(self.settings.members, truth, strict=False) if value == 1}
 
     def described_truth(self, truth: Encoded) -> str:
         """Return one case's stated value in words; empty where unknown."""

@@ -152,6 +152,10 @@ class ClassHead(TargetHead[ClassTarget]):
     def _names(self) -> dict[int, str]:
         return dict(enumerate(self.settings.classes))
 
+    def members_told(self, truth: Encoded) -> set[str]:
+        """Return the stated class, where there are more than two."""
+        return {self.settings.classes[int(truth[0])]} if self.settings.members and not np.isnan(truth[0]) else set()
+
     def described_truth(self, truth: Encoded) -> str:
         """Return the stated class."""
         return "" if np.isnan(truth[0]) else self.settings.classes[int(truth[0])]

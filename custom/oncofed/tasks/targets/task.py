@@ -20,7 +20,9 @@ from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.data.targets import Target, is_known, unknown
 from oncofed.models.answers import TargetAnswer
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.base import Task
+from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled_target import TargetSums
@@ -28,6 +30,9 @@ from oncofed.tasks.scores import Scores
 from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.targets.base import TargetFigures, TargetHead, TargetSection, figure_name, head_of, known_rows
 from oncofed.tasks.targets.outcome import TargetOutcome
+
+# Groups in which patients are left out for the variance of a difference.
+_JACKKNIFE_GROUPS = 200
 
 
 class TargetsSpec(TaskSettings):
@@ -225,8 +230,35 @@ class TargetsTask(Task[TargetOutcome]):
         return found
 
     def classes_told(self, outcome: TargetOutcome) -> set[str]:
-        """Return the targets that a case states."""
-        return {name for name in self.heads if not np.isnan(outcome.truths[name]).all()}
+        """Return the targets that a case states, and their members that it has."""
+        found = {name for name in self.heads if is_known(outcome.truths[name])}
+        members = {name: self.heads[name].members_told(outcome.truths[name]) for name in found}
+        return found | {f"{name}.{member}" for name, of_target in members.items() for member in of_target}
+
+    def paired(
+        self, outcomes: Sequence[tuple[str, TargetOutcome]], others: Sequence[tuple[str, TargetOutcome]]
+    ) -> Part | None:
+        """Return the difference of two models' metrics, with its jackknife variance over patients.
+
+        Efron and Stein (Annals of Statistics 1981); patients are left out in at most 200 groups. None where a target's
+        figure rests on fewer than five patients.
+        """
+        if any(len(figures.behind.get("", ())) < LEAST_PATIENTS for figures in self._figures(outcomes).values()):
+            return None
+        patients = sorted({patient for patient, _ in outcomes})
+        groups = min(len(patients), _JACKKNIFE_GROUPS)
+        group_of = {patient: number % groups for number, patient in enumerate(patients)}
+
+        def difference(left_out: int) -> float | None:
+            sides = ([o for o in side if group_of[o[0]] != left_out] for side in (outcomes, others))
+            first, second = (self.summarise(side).mean for side in sides)
+            return None if first is None or second is None else first - second
+
+        whole, parts = difference(-1), [difference(number) for number in range(groups)]
+        if whole is None or None in parts:
+            return None
+        spread = np.square(np.array(parts, np.float64) - np.mean(np.array(parts, np.float64))).sum()
+        return Part(len(patients), whole, float(spread) * (groups - 1) / groups)
 
     def pooled(
         self, outcomes: Sequence[tuple[str, TargetOutcome]], temperature: float | None = None
