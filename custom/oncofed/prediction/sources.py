@@ -191,7 +191,7 @@ def _register(
         requirements.kind,
         tiles=requirements.tiles,
         workers=workers,
-        classes=tuple(requirements.job.task.vocabulary.values()) if requirements.label_kind == "class" else None,
+        classes=None if requirements.label_kind == "mask" else tuple(requirements.job.task.vocabulary.values()),
     )
     manifest = register(request, progress)
     if user_input.named:

@@ -327,8 +327,8 @@ def _require_comparable(request: EvaluationRequest) -> None:
             target.name for target, other in zip(targets, others, strict=True) if target.question != other.question
         ]
         raise SpecError(
-            f"the models answer {', '.join(named)} otherwise: unit, range, horizon or another setting differs. Expected "
-            "two models whose jobs set their targets alike"
+            f"the models answer {', '.join(named)} otherwise: unit, range, horizon or another setting differs. "
+            "Expected two models whose jobs set their targets alike"
         )
     if mine.digest == its.digest:
         raise SpecError(
