@@ -224,6 +224,7 @@ class InProcessTraining:
         """Score the model."""
         weights = self._weights_here({name: _full_precision(value) for name, value in request.weights.items()})
         outcomes: Outcomes = []
+        self.trainer.task.use_thresholds(request.sums.thresholds if request.sums else {})
         numbers, patients = self._evaluate(request.split, weights, stop, outcomes), []
         if request.sums and not stop():
             sums = self._sums(request.split, outcomes, weights, request.sums, stop)

@@ -361,16 +361,16 @@ def _wanted_case(
     folder: Path, manifest: Manifest, entry: Entry, wanted: Supervision, values: tuple[tuple[int, int], ...] | None
 ) -> Case | None:
     """Return an entry as a case; None where it lacks what is learned."""
-    if wanted.kind == "targets":
-        return _with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
-    if not isinstance(entry.label, str if wanted.kind == "mask" else int):
+    if not wanted.of_entry(manifest, entry):
         return None
+    if wanted.kind == "targets":
+        return with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
     if wanted.kind == "class" and values is not None and entry.label not in dict(values):
         return None
     return case_of(folder, manifest, entry, values)
 
 
-def _with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervision) -> Case | None:
+def with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervision) -> Case | None:
     """Return a case with its targets; None where it states none."""
     found: dict[str, Encoded] = {}
     faults = []

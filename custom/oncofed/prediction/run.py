@@ -145,4 +145,5 @@ def _settings(model: TrainedModel, options: Options, checks: TrustChecks) -> dic
         "outputs": list(options.outputs),
         "members": list(checks.members),
         "temperature": model.temperature,
+        "thresholds": model.thresholds,
     }

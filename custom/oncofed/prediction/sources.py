@@ -12,15 +12,16 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from oncofed.atomic import write_whole
 from oncofed.data import case_facts
 from oncofed.data.accounts import by_weight
-from oncofed.data.cases import Case, case_of, contract_faults, known_facts, label_faults
+from oncofed.data.cases import Case, case_of, contract_faults, known_facts, label_faults, with_targets
 from oncofed.data.decisions import decided
 from oncofed.data.files import image_files
-from oncofed.data.label_mapping import LabelKind, match
+from oncofed.data.label_mapping import LabelKind, Supervision, match
 from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
@@ -45,7 +46,7 @@ class Source:
 
     Attributes:
         name: unique; names the output files.
-        case: its label is the reference if the job can use it, else 0.
+        case: its label is the reference if the job can use it, else 0, and so are its targets, else none.
         entry: facts from registration.
         series: DICOM files of the image by path; empty for other formats.
         labelled: whether the job can use its label.
@@ -136,6 +137,11 @@ class _JobRequirements:
         kind: Task = "segmentation" if task.label_kind == "mask" else "classification"
         return cls(job, task.label_kind, "slides" if task.network_kind == "bag" else kind)
 
+    @cached_property
+    def supervision(self) -> Supervision:
+        """What the job learns from."""
+        return self.job.plan().supervision()
+
     @property
     def tiles(self) -> TileSpec:
         """Tiling of slides; defaults as in registration."""
@@ -185,7 +191,7 @@ def _register(
         requirements.kind,
         tiles=requirements.tiles,
         workers=workers,
-        classes=tuple(requirements.job.task.vocabulary.values()) if requirements.label_kind == "class" else None,
+        classes=None if requirements.label_kind == "mask" else tuple(requirements.job.task.vocabulary.values()),
     )
     manifest = register(request, progress)
     if user_input.named:
@@ -205,6 +211,8 @@ def _take(
     found, refused = [], list[Path]()
     for entry in (*manifest.entries, *(Entry(image=path) for path in manifest.test if isinstance(path, str))):
         case = case_of(folder, manifest, entry, values)
+        if labelled and requirements.label_kind == "targets":
+            case = with_targets(case, manifest, entry, requirements.supervision) or case
         found.append(Source(case.name, case, entry, _series(entry, folder, series), labelled))
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         for source, reason in pool.map(lambda one: _checked(one, requirements), found):
@@ -229,9 +237,13 @@ def _labels(
     manifest: Manifest, requirements: _JobRequirements, user_input: PredictionInput
 ) -> tuple[tuple[tuple[int, int], ...] | None, bool, list[str]]:
     """Return how labels map to the job's, and notes otherwise."""
-    if not any(entry.label is not None for entry in manifest.entries):
-        return None, False, []
-    vocabulary = match(manifest, requirements.job.plan().supervision())
+    wanted = requirements.supervision
+    try:
+        if not any(wanted.of_entry(manifest, entry) for entry in manifest.entries):
+            return None, False, []
+    except DataError as error:
+        return None, False, [f"targets of {user_input.name} are not used: {error}"]
+    vocabulary = match(manifest, wanted)
     if vocabulary.problems:
         why = vocabulary.problems[0]
         if user_input.dataset is None:  # its hidden dataset.json is rewritten by each call
@@ -242,7 +254,7 @@ def _labels(
 
 def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, str]:
     """Return a case with its facts, and any problem."""
-    bare = replace(source.case, label=0)
+    bare = replace(source.case, label=0, targets={}, target_fault="")
     try:
         try:
             entry, labelled = known_facts(source.case), source.labelled
@@ -282,6 +294,8 @@ def _is_usable(case: Case, entry: Entry, requirements: _JobRequirements) -> bool
     """Return whether the job can use the case's label."""
     if requirements.label_kind == "mask":
         return isinstance(entry.label, str) and not label_faults(case, entry, list(requirements.job.task.vocabulary))
+    if requirements.label_kind == "targets":
+        return bool(case.targets) and not case.target_fault
     known = isinstance(entry.label, int) and (case.label_values is None or entry.label in dict(case.label_values))
     return known and case.label in requirements.job.task.vocabulary
 

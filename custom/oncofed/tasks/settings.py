@@ -28,6 +28,11 @@ class TaskSettings(StrictModel):
         return ()
 
     @property
+    def least_batch(self) -> int:
+        """Fewest samples that the loss needs at once; two where it compares them."""
+        return 1
+
+    @property
     def partial(self) -> bool:
         """Whether sites may lack some of a mask's classes."""
         return False

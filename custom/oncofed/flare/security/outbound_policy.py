@@ -26,7 +26,7 @@ from oncofed.models.weights import Digest, Weights, sum_of_squares
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
-from oncofed.tasks import metrics_that_may_leave, task_class
+from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.training import Plan
 
 # With fewer earlier rounds no update counts as unusual.
@@ -76,6 +76,7 @@ class OutboundPolicy:
         self._classes = list(plan.task.classes.values())
         self._metrics = metrics_that_may_leave(plan.task)
         self._lowest = task_class(plan.task.type).lowest_metric
+        self._targets = sums_that_may_leave(plan.task)
         self._bins = bins_of(plan.data)
         layout = plan.layout()
         self._like: Weights = layout.sent
@@ -117,7 +118,7 @@ class OutboundPolicy:
     def _(self, result: EvaluateResult) -> Approved:
         self._check_numbers(result.numbers, sums=True)
         numbers = self._without_extra_sums(result.numbers)
-        withheld = withhold(numbers, self._leaves.minimum_patients)
+        withheld = withhold(numbers, self._leaves.minimum_patients, self._targets)
         changed = withheld or numbers.keys() != result.numbers.keys()
         return Approved(EvaluateResult(numbers) if changed else result, {})
 
@@ -154,6 +155,7 @@ class OutboundPolicy:
             most=self._most_cases,
             metrics=self._metrics,
             lowest=self._lowest,
+            targets=self._targets,
         )
 
     def _without_extra_sums(self, numbers: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,15 @@ from typing import Any
 import torch
 
 from oncofed.data.spec import DataSpec
-from oncofed.models.bundle.answer import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
+from oncofed.models.bundle.answer import (
+    Answer,
+    ImageClasses,
+    ImageTargets,
+    LabelledVoxels,
+    NumberedObjects,
+    SlideClasses,
+    SlideTargets,
+)
 from oncofed.models.bundle.inference import inference
 from oncofed.models.bundle.metadata import metadata, metadata_without_code, readme
 from oncofed.models.bundle.networks import exported
@@ -29,9 +37,11 @@ __all__ = [
     "WEIGHTS_IN_BUNDLE",
     "Answer",
     "ImageClasses",
+    "ImageTargets",
     "LabelledVoxels",
     "NumberedObjects",
     "SlideClasses",
+    "SlideTargets",
     "write_bundle",
     "write_bundle_without_code",
 ]

@@ -153,7 +153,8 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
     if comparison and request.against:
         remarks += caveats.of_comparison(model.job, request.against.job, comparison)
     scored_cases = [
-        ScoredCase(c, lists[c.name], task.case_metrics(o), _score(task, o)) for c, o in zip(cases, found, strict=True)
+        ScoredCase(c, lists[c.name], task.case_metrics(o), task.case_score(o))
+        for c, o in zip(cases, found, strict=True)
     ]
     record = EvaluationRecord(
         job=model.job.name,
@@ -227,15 +228,13 @@ def _dealt(request: EvaluationRequest, manifest: Manifest) -> tuple[dict[str, st
     Raises:
         DataError: none has a label that the job can be scored by.
     """
-    job, task = request.model.job, request.model.task
-    kind, noun = (str, "a mask") if task.label_kind == "mask" else (int, "the number of a class")
-    labelled = [entry for key, entry in manifest.by_split() if key in job.data.splits and isinstance(entry.label, kind)]
-    if not labelled:
-        raise DataError(
-            f"{request.folder}: none of its {counted(len(manifest.entries), 'case')} has {noun} as label, by which the "
-            f"job {job.name} is scored. Register labels with the images, or name another dataset"
-        )
+    job = request.model.job
     supervision = job.plan().supervision()
+    if not any(key in job.data.splits and supervision.of_entry(manifest, entry) for key, entry in manifest.by_split()):
+        raise DataError(
+            f"{request.folder}: none of its {counted(len(manifest.entries), 'case')} has {supervision.in_words}, by "
+            f"which the job {job.name} is scored. Register labels with the images, or name another dataset"
+        )
     cases = deal_cases(manifest, request.folder, job.data.split, job.seed, supervision, job.data.splits)
     if request.split != "all" and not _by_list(cases)[request.split]:
         found = ", ".join(f"{len(part)} {name}" for name, part in _by_list(cases).items())
@@ -322,6 +321,15 @@ def _require_comparable(request: EvaluationRequest) -> None:
             f"({mine.task.metric_name}), {its.job.name} {', '.join(its.task.classes.values())} "
             f"({its.task.metric_name}). Expected two models of one task and the same classes"
         )
+    targets, others = (model.job.task.named_targets for model in (mine, its))
+    if [target.question for target in targets] != [target.question for target in others]:
+        named = [
+            target.name for target, other in zip(targets, others, strict=True) if target.question != other.question
+        ]
+        raise SpecError(
+            f"the models answer {', '.join(named)} otherwise: unit, range, horizon or another setting differs. "
+            "Expected two models whose jobs set their targets alike"
+        )
     if mine.digest == its.digest:
         raise SpecError(
             f"--against {its.folder}: it is the same model (weights {its.digest[:12]}…). Name another model's folder"
@@ -339,16 +347,3 @@ def _compare(
     theirs = [outcome for _, outcome in kept]
     margin = request.margin if request.margin is not None else request.model.job.evaluation.margin
     return compare(task, outcomes.patients, outcomes.found, theirs, margin)
-
-
-def _score(task: Task[Any], outcome: Any) -> float | None:
-    """Return a single case's score.
-
-    For a classification, the probability of the true class.
-    """
-    mean = task.summarise([("", outcome)]).mean
-    if mean is not None:
-        return mean
-    figures = task.case_metrics(outcome)
-    share = figures.get(f"probability.{figures.get('class')}")
-    return share if isinstance(share, float) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,14 +18,21 @@ from oncofed.data.cases import Case
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
-from oncofed.data.targets import Target
+from oncofed.data.targets import Target, is_known, unknown
+from oncofed.models.answers import TargetAnswer
+from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.base import Task
+from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.pooled_target import TargetSums
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.targets.base import TargetFigures, TargetHead, TargetSection, figure_name, head_of, known_rows
 from oncofed.tasks.targets.outcome import TargetOutcome
+
+# Groups in which patients are left out for the variance of a difference.
+_JACKKNIFE_GROUPS = 200
 
 
 class TargetsSpec(TaskSettings):
@@ -65,9 +72,19 @@ class TargetsSpec(TaskSettings):
         return {}
 
     @property
+    def least_batch(self) -> int:
+        """The most that one of the targets needs."""
+        return max(target.least_batch for target in self.targets)
+
+    @property
     def named_targets(self) -> tuple[Target, ...]:
         """The targets."""
         return self.targets
+
+
+def target_answers(settings: TargetsSpec) -> tuple[TargetAnswer, ...]:
+    """Return how a network's outputs become the answers of a job's targets."""
+    return tuple(head_of(target).target_answer for target in settings.targets)
 
 
 class TargetsTask(Task[TargetOutcome]):
@@ -105,6 +122,21 @@ class TargetsTask(Task[TargetOutcome]):
                     found.append(Metric(name, title, unit=metric.unit, bounds=metric.bounds))
         return tuple(found)
 
+    @classmethod
+    def declared_sums(cls, settings: TargetsSpec) -> Mapping[str, TargetSums]:  # type: ignore[override]
+        """Return the heads of a job's targets, by name."""
+        return {target.name: head_of(target) for target in settings.targets}
+
+    @property
+    def chooses_thresholds(self) -> bool:
+        """Whether some target is said from a probability that validation patients choose."""
+        return any(head.chooses_thresholds for head in self.heads.values())
+
+    def use_thresholds(self, thresholds: Mapping[str, Mapping[str, float]]) -> None:
+        """Say findings from these probabilities on."""
+        for name, head in self.heads.items():
+            head.use_thresholds(thresholds.get(name, {}))
+
     @property
     def out_channels(self) -> int:
         """Outputs of all heads."""
@@ -139,8 +171,31 @@ class TargetsTask(Task[TargetOutcome]):
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> TargetOutcome:
         """Evaluate a network on one case."""
-        found = self.infer(network, self.prepared(case), device)
-        return TargetOutcome(self.answers(found), {name: case.targets[name] for name in self.heads})
+        return self.outcome(self.infer(network, self.prepared(case), device), case)
+
+    def outcome(self, found: TargetScores, case: Case) -> TargetOutcome:
+        """Return a network's answers beside what a case states."""
+        truths = {name: case.targets.get(name, unknown(head.settings)) for name, head in self.heads.items()}
+        losses = [
+            head.settings.weight
+            * float(head.loss(torch.tensor(found.outputs[name])[None], torch.tensor([truths[name]])))
+            for name, head in self.heads.items()
+            if is_known(truths[name])
+        ]
+        return TargetOutcome(self.answers(found), truths, sum(losses) if losses else None)
+
+    def case_score(self, outcome: TargetOutcome) -> float | None:
+        """Return minus a case's loss; None where it states no target."""
+        return None if outcome.loss is None else -outcome.loss
+
+    def shares(self, found: TargetScores) -> dict[str, NDArray[np.float64]]:
+        """Return each target's numbers as shares of what they may span, (number,); without unbounded ones."""
+        shares = {name: self.heads[name].shares(answer) for name, answer in self.answers(found).items()}
+        return {name: values for name, values in shares.items() if values.size}
+
+    def described(self, found: TargetScores) -> dict[str, dict[str, float | str]]:
+        """Return each target's answer by name, for people; see ``TargetHead.described``."""
+        return {name: self.heads[name].described(answer) for name, answer in self.answers(found).items()}
 
     def summarise(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> Scores:
         """Return each target's figures, and the mean of their primary ones."""
@@ -161,21 +216,49 @@ class TargetsTask(Task[TargetOutcome]):
         for name, figures in self._figures(outcomes).items():
             for part, patients in figures.behind.items():
                 metric = part.partition(".")[0]
-                is_extra = part in figures.extra or metric in {m.name for m in self.heads[name].metrics}
+                is_extra = part in figures.extra or metric in {m.name for m in self.heads[name].declared_metrics}
                 own = figure_name(name, part) if is_extra else ".".join(filter(None, (name, part)))
                 found[own] = patients
         return found
 
     def kinds(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> dict[str, set[str]]:
-        """Return the patients who state each target."""
-        return {
-            name: {patient for patient, outcome in outcomes if not np.isnan(outcome.truths[name]).all()}
-            for name in self.heads
-        }
+        """Return the patients whom sums may tell apart, by target."""
+        found: dict[str, set[str]] = {}
+        for name, head in self.heads.items():
+            _, truths, patients = self._stacked(name, outcomes)
+            found |= {f"{name}.{kind}": people for kind, people in head.kinds(truths, patients).items()}
+        return found
 
     def classes_told(self, outcome: TargetOutcome) -> set[str]:
-        """Return the targets that a case states."""
-        return {name for name in self.heads if not np.isnan(outcome.truths[name]).all()}
+        """Return the targets that a case states, and their members that it has."""
+        found = {name for name in self.heads if is_known(outcome.truths[name])}
+        members = {name: self.heads[name].members_told(outcome.truths[name]) for name in found}
+        return found | {f"{name}.{member}" for name, of_target in members.items() for member in of_target}
+
+    def paired(
+        self, outcomes: Sequence[tuple[str, TargetOutcome]], others: Sequence[tuple[str, TargetOutcome]]
+    ) -> Part | None:
+        """Return the difference of two models' metrics, with its jackknife variance over patients.
+
+        Efron and Stein (Annals of Statistics 1981); patients are left out in at most 200 groups. None where a target's
+        figure rests on fewer than five patients.
+        """
+        if any(len(figures.behind.get("", ())) < LEAST_PATIENTS for figures in self._figures(outcomes).values()):
+            return None
+        patients = sorted({patient for patient, _ in outcomes})
+        groups = min(len(patients), _JACKKNIFE_GROUPS)
+        group_of = {patient: number % groups for number, patient in enumerate(patients)}
+
+        def difference(left_out: int) -> float | None:
+            sides = ([o for o in side if group_of[o[0]] != left_out] for side in (outcomes, others))
+            first, second = (self.summarise(side).mean for side in sides)
+            return None if first is None or second is None else first - second
+
+        whole, parts = difference(-1), [difference(number) for number in range(groups)]
+        if whole is None or None in parts:
+            return None
+        spread = np.square(np.array(parts, np.float64) - np.mean(np.array(parts, np.float64))).sum()
+        return Part(len(patients), whole, float(spread) * (groups - 1) / groups)
 
     def pooled(
         self, outcomes: Sequence[tuple[str, TargetOutcome]], temperature: float | None = None
