@@ -3,7 +3,7 @@
 Pairs of one site were counted there. Those of two sites follow from cells: within one, log odds of the risk are taken
 to be normal with the mean and spread that its sums tell, and times to be even over its intervals. By how much that errs
 the pairs of one site tell, of which both is known, and the others are put right by it. Where cells do not overlap, the
-order is certain; the bounds of a figure hold whatever the order of the others.
+order is certain; the bounds of the concordance hold whatever the order of the others.
 """
 
 from __future__ import annotations
@@ -34,11 +34,6 @@ class Estimate:
 
     value: float
     bounds: tuple[float, float]
-
-    @classmethod
-    def within(cls, value: float, low: float, high: float) -> Estimate:
-        """Return a value, or the nearer bound where it lies outside."""
-        return cls(float(min(max(value, low), high)), (float(low), float(high)))
 
 
 @dataclass(frozen=True)
@@ -151,26 +146,20 @@ class JointCells:
         value = (own[0] + found[1, 0] + _off(own, found) * found[1, 1]) / (own[1] + found[1, 1])
         low = alike / max(alike + unlike + unsure[1], 1e-9)
         high = (alike + unsure[0]) / max(alike + unsure[0] + unlike, 1e-9)
-        return Estimate.within(value, low, high)
+        return Estimate(float(min(max(value, low), high)), (float(low), float(high)))
 
-    def auc(self) -> Estimate | None:
-        """Return the area under the ROC curve of events by the horizon against those without then.
-
-        Its bounds hold for these weights of censoring.
-        """
+    def auc(self) -> float | None:
+        """Return the area under the ROC curve of events by the horizon against those without then."""
         if not self.event.any() or not self.is_free.any():
             return None
-        weights, found, sure = self.weights(), np.zeros((2, 2)), np.zeros(2)
-        weighted = np.zeros(2)
+        weights, found, weighted = self.weights(), np.zeros((2, 2)), np.zeros(2)
         for rows in self._blocks():
             pairs, other = self.count[rows, None] * (self.count * self.is_free), self.site[rows, None] != self.site
-            ahead, weight = self._ahead(rows), weights[rows, None]
+            ahead = self._ahead(rows)
             found += _by_site(pairs * ahead, pairs, other)
-            weighted += [(weight * pairs * ahead).sum(), (weight * pairs).sum()]
-            sure += [(weight * pairs * side).sum() for side in self._sides(rows)]
-        own = self.pairs.sum(axis=0)[2:]
-        value = weighted[0] / weighted[1] + _off(own, found)
-        return Estimate.within(value, sure[0] / weighted[1], 1 - sure[1] / weighted[1])
+            weighted += [(weights[rows] @ part).sum() for part in (pairs * ahead, pairs)]
+        value = weighted[0] / weighted[1] + _off(self.pairs.sum(axis=0)[2:], found)
+        return float(min(max(value, 0.0), 1.0))
 
     def brier(self) -> float | None:
         """Return the mean squared error of the predicted risk of an event by the horizon."""
