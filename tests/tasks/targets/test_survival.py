@@ -17,6 +17,7 @@ from oncofed.data.targets import DatasetTarget, FollowUp, TargetValue
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.tasks.targets.base import TargetFigures
+from oncofed.tasks.targets.outcome import TargetOutcome
 from oncofed.tasks.targets.survival import SurvivalHead, SurvivalTarget
 from oncofed.training import Trainer
 
@@ -200,6 +201,21 @@ def test_too_few_or_all_alike_have_no_concordance(truths: list[tuple[float, floa
     found = figures_of(truths, model=model)
     assert found.primary is None
     assert "auc_at_horizon" not in found.extra
+
+
+def test_draws_of_patients_are_scored_as_their_cases_are(tmp_path: Path) -> None:
+    task = job(tmp_path).plan().build_task()
+    rng = np.random.default_rng(2)
+    patients = [
+        [
+            TargetOutcome({"os": rng.uniform(size=4)}, {"os": (float(rng.uniform(1, 40)), float(rng.integers(2)))})
+            for _ in range(1 + number % 2)
+        ]
+        for number in range(30)
+    ]
+    drawn = rng.integers(0, 30, 30)
+    outcomes = [(f"{n}", outcome) for n, number in enumerate(drawn) for outcome in patients[number]]
+    assert task.drawing(patients)(drawn) == task.summarise(outcomes).mean
 
 
 def test_behind_a_figure_are_the_patients_it_compares() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +48,7 @@ class FollowUps:
         """
         if not len(self.times):
             return np.full(len(at), np.nan)
-        times, events, _, at_risk = self._counts()
+        times, events, _, at_risk = self._counts
         left = np.append(1.0, np.cumprod(1 - events / at_risk))
         found = left[np.searchsorted(times, at, side="right")]
         return np.where((at > times[-1]) & (left[-1] > 0), np.nan, found)
@@ -58,12 +59,13 @@ class FollowUps:
         Args:
             before: (time,).
         """
-        times, events, censored, at_risk = self._counts()
+        times, events, censored, at_risk = self._counts
         exposed = np.maximum(at_risk - events, 1)
         left = np.append(1.0, np.cumprod(1 - censored / exposed))
         found: Floats = left[np.searchsorted(times, before, side="left")]
         return found
 
+    @cached_property
     def _counts(self) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Return distinct times, with events, censored and patients at risk at each."""
         times, place, of_time = np.unique(self.times, return_inverse=True, return_counts=True)

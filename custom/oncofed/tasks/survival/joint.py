@@ -3,7 +3,7 @@
 Pairs of one site were counted there. Those of two sites follow from cells: within one, log odds of the risk are taken
 to be normal with the mean and spread that its sums tell, and times to be even over its intervals. By how much that errs
 the pairs of one site tell, of which both is known, and the others are put right by it. Where cells do not overlap, the
-order is certain; the bounds of a figure hold whatever the order of the others.
+order is certain; the bounds of the concordance hold whatever the order of the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, ndtr, ndtri
+from scipy.special import expit, logit, ndtr, ndtri
 
 from oncofed.tasks.pooled import BINS
 from oncofed.tasks.survival.cells import KINDS
@@ -24,21 +24,26 @@ from oncofed.tasks.survival.life_table import LifeTable
 # Of a normal distribution: points of equal weight, whose spread is one.
 _POINTS = ndtri((np.arange(15) + 0.5) / 15)
 _POINTS /= _POINTS.std()
+# The same in three points, with their weights (Gauss and Hermite).
+_NODES, _WEIGHTS = np.array([-(3**0.5), 0.0, 3**0.5]), np.array([1, 4, 1]) / 6
+_NORMAL = 1.959964  # of a 95 % interval
 # Rows of a matrix of pairs at once: sites of many patients have many cells.
 _ROWS = 256
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure over sites, and between which values it certainly lies."""
+    """A figure over sites.
+
+    Attributes:
+        value: as cells tell it.
+        interval: 95 % interval over patients; None where it cannot be told.
+        bounds: between which it certainly lies; None: not known.
+    """
 
     value: float
-    bounds: tuple[float, float]
-
-    @classmethod
-    def within(cls, value: float, low: float, high: float) -> Estimate:
-        """Return a value, or the nearer bound where it lies outside."""
-        return cls(float(min(max(value, low), high)), (float(low), float(high)))
+    interval: tuple[float, float] | None
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,10 +136,13 @@ class JointCells:
         """Return Harrell's concordance of events by the horizon; None without a comparable pair."""
         found = np.zeros((2, 2))  # of one site, of two: pairs ordered alike, and comparable ones
         sure, unsure = np.zeros(2), np.zeros(2)  # of two sites: ordered alike, and unlike
+        of_cell = np.zeros((len(_NODES) + 1, len(self.count)))
         for rows in self._blocks():
             pairs, other = self.count[rows, None] * self.count, self.site[rows, None] != self.site
             before = pairs * self._before(rows)
-            found += _by_site(before * self._ahead(rows), before, other)
+            alike = before * self._ahead(rows)
+            found += _by_site(alike, before, other)
+            self._add(of_cell, before, rows)
             surely_before = self.last[rows, None] < self.first
             open_ = ~surely_before & (self.first[rows, None] <= self.last)
             # Of two events in one interval either may be the first; the pair is met twice.
@@ -151,26 +159,23 @@ class JointCells:
         value = (own[0] + found[1, 0] + _off(own, found) * found[1, 1]) / (own[1] + found[1, 1])
         low = alike / max(alike + unlike + unsure[1], 1e-9)
         high = (alike + unsure[0]) / max(alike + unsure[0] + unlike, 1e-9)
-        return Estimate.within(value, low, high)
+        interval = self._interval(value, of_cell)
+        return Estimate(float(min(max(value, low), high)), interval, (float(low), float(high)))
 
     def auc(self) -> Estimate | None:
-        """Return the area under the ROC curve of events by the horizon against those without then.
-
-        Its bounds hold for these weights of censoring.
-        """
+        """Return the area under the ROC curve of events by the horizon against those without then."""
         if not self.event.any() or not self.is_free.any():
             return None
-        weights, found, sure = self.weights(), np.zeros((2, 2)), np.zeros(2)
-        weighted = np.zeros(2)
+        weights, found, weighted = self.weights(), np.zeros((2, 2)), np.zeros(2)
+        of_cell = np.zeros((len(_NODES) + 1, len(self.count)))
         for rows in self._blocks():
             pairs, other = self.count[rows, None] * (self.count * self.is_free), self.site[rows, None] != self.site
-            ahead, weight = self._ahead(rows), weights[rows, None]
-            found += _by_site(pairs * ahead, pairs, other)
-            weighted += [(weight * pairs * ahead).sum(), (weight * pairs).sum()]
-            sure += [(weight * pairs * side).sum() for side in self._sides(rows)]
-        own = self.pairs.sum(axis=0)[2:]
-        value = weighted[0] / weighted[1] + _off(own, found)
-        return Estimate.within(value, sure[0] / weighted[1], 1 - sure[1] / weighted[1])
+            alike = pairs * self._ahead(rows)
+            found += _by_site(alike, pairs, other)
+            weighted += [(weights[rows] @ part).sum() for part in (alike, pairs)]
+            self._add(of_cell, pairs * weights[rows, None], rows)
+        value = float(min(max(weighted[0] / weighted[1] + _off(self.pairs.sum(axis=0)[2:], found), 0.0), 1.0))
+        return Estimate(value, self._interval(value, of_cell))
 
     def brier(self) -> float | None:
         """Return the mean squared error of the predicted risk of an event by the horizon."""
@@ -187,6 +192,25 @@ class JointCells:
         counts = self._shares() * (parts * self.count)[:, None]
         events, others = (counts[kind].sum(axis=0)[:-1] for kind in (self.event, ~self.event))
         return LifeTable(float((parts * self.count).sum()), events, others)
+
+    def _interval(self, value: float, of_cell: Floats) -> tuple[float, float] | None:
+        """Return the 95 % interval over patients of a share of pairs, on the scale of log odds.
+
+        By the influence of each patient on a ratio of U-statistics (Sen, Calcutta Statistical Association Bulletin,
+        1960).
+
+        Args:
+            value: the share.
+            of_cell: see ``_add``.
+        """
+        if not 0 < value < 1:
+            return None
+        pairs = of_cell[-1]
+        share = (_WEIGHTS @ of_cell[:-1]).sum() / pairs.sum()
+        influence = 2 * (of_cell[:-1] - share * pairs) / pairs.sum() / self.count
+        reach = _NORMAL * float(np.sqrt((self.count * (_WEIGHTS @ influence**2)).sum())) / (value * (1 - value))
+        low, high = expit(logit(value) + np.array([-reach, reach]))
+        return float(low), float(high)
 
     def _shares(self) -> Floats:
         """Return how a cell's patients are spread over its intervals and the horizon, by their lengths."""
@@ -215,10 +239,33 @@ class JointCells:
         found: Floats = (area(others_end) - area(others_begin)) / (others_end - others_begin)
         return found
 
-    def _ahead(self, rows: NDArray[np.int64]) -> Floats:
-        """Return how probable it is that the risk in some cells is larger than in others, (row, cell)."""
-        spread = np.sqrt(self.spread[rows, None] ** 2 + self.spread**2)
-        found = ndtr((self.mean[rows, None] - self.mean) / np.maximum(spread, 1e-6))
+    def _add(self, of_cell: Floats, pairs: Floats, rows: NDArray[np.int64]) -> None:
+        """Add pairs of some cells with all to those that each cell's patients are in, in place.
+
+        Args:
+            of_cell: pairs ordered alike if a cell's patients all had one risk, at each node of the cell's distribution;
+                and pairs at all, (nodes + 1, cell).
+            pairs: that are comparable, (row, cell).
+            rows: the cells.
+        """
+        for number, node in enumerate(_NODES):
+            of_cell[number, rows] += (pairs * self._ahead(rows, row_at=node)).sum(axis=1)
+            of_cell[number] += (pairs * self._ahead(rows, other_at=node)).sum(axis=0)
+        of_cell[-1, rows] += pairs.sum(axis=1)
+        of_cell[-1] += pairs.sum(axis=0)
+
+    def _ahead(self, rows: NDArray[np.int64], row_at: float | None = None, other_at: float | None = None) -> Floats:
+        """Return how probable it is that the risk in some cells is larger than in others, (row, cell).
+
+        Args:
+            rows: the cells.
+            row_at: how many spreads from the mean their risk is; None: anywhere in its distribution.
+            other_at: the same of the others.
+        """
+        means = self.mean[rows] + self.spread[rows] * (row_at or 0.0), self.mean + self.spread * (other_at or 0.0)
+        spreads = self.spread[rows] * (row_at is None), self.spread * (other_at is None)
+        spread = np.sqrt(spreads[0][:, None] ** 2 + spreads[1] ** 2)
+        found = ndtr((means[0][:, None] - means[1]) / np.maximum(spread, 1e-6))
         ahead, behind = self._sides(rows)
         return np.where(ahead, 1.0, np.where(behind, 0.0, found))
 

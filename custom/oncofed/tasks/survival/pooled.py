@@ -57,8 +57,8 @@ def pooled_survival(
 def _figure(title: str, found: Estimate | float | None, patients: int) -> TargetFigure | None:
     if found is None:
         return None
-    value, bounds = (found.value, found.bounds) if isinstance(found, Estimate) else (found, None)
-    return TargetFigure(title=title, value=value, patients=patients, bounds=bounds)
+    one = found if isinstance(found, Estimate) else Estimate(found, None)
+    return TargetFigure(title=title, value=one.value, patients=patients, interval=one.interval, bounds=one.bounds)
 
 
 def _at_risk(groups: Sequence[LifeTable], times: Sequence[float], unit: str) -> Table:

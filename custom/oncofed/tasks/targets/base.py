@@ -179,6 +179,12 @@ class TargetHead(ABC, Generic[Target]):
         del truths
         return {"": set(patients)}
 
+    def primary_figure(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> float | None:
+        """Return the primary one of ``figures``, which an interval needs of hundreds of draws."""
+        return self.figures(answers, truths, patients).primary
+
     def site_sums(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> dict[str, Any] | None:

@@ -185,6 +185,13 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
         told = {name: value for name, value in found.items() if value is not None}
         return TargetFigures(told.pop("", None), {}, told, {name: behind[name] for name in ("", *told)})
 
+    def primary_figure(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> float | None:
+        """Return the concordance."""
+        means, known, _ = by_patient(answers, truths, patients)
+        return concordance(self._risks(means), known, self.settings.horizon)
+
     def site_sums(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -209,6 +209,24 @@ class TargetsTask(Task[TargetOutcome]):
             by_class |= {f"{name}.{member}": value for member, value in figures.members.items()}
             extra |= {figure_name(name, metric): value for metric, value in figures.extra.items()}
         return Scores(float(np.mean(primaries)) if primaries else None, by_class, extra)
+
+    def drawing(self, patients: Sequence[Sequence[TargetOutcome]]) -> Callable[[NDArray[np.int64]], float | None]:
+        """Return a function from drawn patients to the metric."""
+        parts = {
+            name: [self._stacked(name, [("", outcome) for outcome in own]) for own in patients] for name in self.heads
+        }
+
+        def metric(drawn: NDArray[np.int64]) -> float | None:
+            found = []
+            for name, head in self.heads.items():
+                chosen = [parts[name][number] for number in drawn]
+                answers, truths = (np.concatenate([part[which] for part in chosen]) for which in (0, 1))
+                people = [f"{number}" for number, part in enumerate(chosen) for _ in part[2]]
+                found.append(head.primary_figure(answers, truths, people))
+            known = [value for value in found if value is not None]
+            return float(np.mean(known)) if known else None
+
+        return metric
 
     def patients_behind(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> dict[str, set[str]]:
         """Return the patients behind each figure, by its name."""
