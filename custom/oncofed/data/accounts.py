@@ -139,11 +139,16 @@ def by_weight(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(reasons.items(), key=weight)
 
 
+def is_labelled(entry: Entry) -> bool:
+    """Return whether a case has a label or states a target."""
+    return entry.label is not None or bool(entry.targets)
+
+
 def labelled_share(manifest: Manifest) -> str:
     """Return in words the share of labelled patients."""
     manifest = decided(manifest)
     everyone = {entry.patient or name_of(entry) for entry in manifest.entries}
-    labelled = {entry.patient or name_of(entry) for entry in manifest.entries if entry.label is not None}
+    labelled = {entry.patient or name_of(entry) for entry in manifest.entries if is_labelled(entry)}
     share = f" ({len(labelled) / len(everyone):.0%})" if everyone else ""
     share = share.replace("%", " %")
     # 99.6 % are not all.
@@ -187,7 +192,7 @@ def _inside(path: Path | None, folder: Path) -> list[str]:
 def _annotated(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str, list[str]]) -> Entry | str:
     if isinstance(entry, str):
         return entry
-    if entry.label is not None:
+    if is_labelled(entry):
         notes = lacks.get(name_of(entry))
         return entry.model_copy(update={"notes": [*entry.notes, *notes]}) if notes else entry
     return entry.model_copy(update={"unlabelled": unlabelled.get(name_of(entry))})

@@ -10,6 +10,7 @@ from oncofed.data.dicom.patients import PatientFrom
 from oncofed.data.manifest import Task
 from oncofed.data.masks import value_of
 from oncofed.data.slides import TileSpec
+from oncofed.data.target_columns import TableTargets
 from oncofed.errors import DataError
 
 # What is done, how many, of how many.
@@ -32,6 +33,7 @@ class RegisterOptions:
         patient_from: what tells DICOM patients apart; None: as when the dataset was registered before, else their IDs.
         classes: of a classification, where images need no class: names of those that folders may be called as. None:
             images lie in one folder a class, or in a table with their classes.
+        targets: what the table's columns state; None: no targets.
     """
 
     source: Path
@@ -44,6 +46,7 @@ class RegisterOptions:
     workers: int | None = None
     patient_from: PatientFrom | None = None
     classes: tuple[str, ...] | None = None
+    targets: TableTargets | None = None
 
 
 def parse_labels(text: str) -> dict[int, str]:
