@@ -66,7 +66,7 @@ class InProcessTraining:
         self._profile: dict[str, Any] = {}
         self._untrained: Weights = {}
         self._kept_locally: Weights = {}
-        # How long the last score took: phases shorter than a report's interval are not reported.
+        # Duration of the last score: phases shorter than a report's interval are not reported.
         self._evaluation_seconds = math.inf
 
     @property
@@ -78,7 +78,7 @@ class InProcessTraining:
     # --- prepare
 
     def prepare(self) -> dict[str, Any]:
-        """Check and load the cases, unless that was done."""
+        """Check and load the cases, once."""
         if self._trainer is None:
             try:
                 self._trainer = self._load()
@@ -88,7 +88,7 @@ class InProcessTraining:
         return {**_counts(self._trainer), "profile": self._profile}
 
     def close(self) -> None:
-        """Release memory, and the job's folder."""
+        """Release memory and the job's folder."""
         self._resources.close()
         self._trainer = self._personal = None
         self._state.forget_result()
@@ -126,7 +126,7 @@ class InProcessTraining:
         return personal
 
     def _resume(self) -> None:
-        """Restore what an earlier process of this site kept."""
+        """Restore the state of an earlier process."""
         self._compressor.left_over = self._state.part("left_over")
         self._kept_locally = self._state.part("norm")
         if self._gradient_hook:
@@ -135,14 +135,14 @@ class InProcessTraining:
     # --- train
 
     def train(self, request: TrainRequest, stop: Stop) -> TrainResult:
-        """Train the global model, unless a result is kept already."""
+        """Train the global model, unless its result is kept."""
         received = {name: _full_precision(value) for name, value in request.weights.items()}
         turn_key = f"{request.round} {digest_of(received)}"
         earlier = self._state.result_of(turn_key)
         if earlier:
             return earlier
         trainer, weights = self.trainer, self._weights_here(received)
-        # An earlier process may have been killed in this very round: its weights go on then, not the global ones.
+        # If an earlier process was killed in this very round, its weights continue, not the global ones.
         halfway = trainer.weights() if trainer.unfinished == turn_key else None
         numbers = self._evaluate("validation", weights, stop)
         if self._gradient_hook:
@@ -151,11 +151,11 @@ class InProcessTraining:
         if halfway:
             trainer.load_weights(halfway)
         else:
-            # The schedule follows the run's rounds, also at a site that missed some.
+            # The schedule follows the run's rounds, also if this site missed some.
             trainer.steps_done = first_step
         numbers |= self._take_steps(request.round, turn_key, weights, stop)
         result = self._result(received, numbers, steps=trainer.steps_done - first_step, turn_key=turn_key)
-        # A result that counts is never ahead of the state that it came of.
+        # A result that counts is never ahead of the state behind it.
         self._settle()
         if not stop():
             not_kept = self._keep(result) or trainer.not_kept
@@ -164,7 +164,7 @@ class InProcessTraining:
         return result
 
     def _take_steps(self, round_number: int, turn_key: str, weights: Weights, stop: Stop) -> dict[str, Any]:
-        """Train up to a round's last step; return loss and seconds."""
+        """Train to the round's end; return loss and seconds."""
         trainer, total = self.trainer, self._plan.total_steps
         last_step = round_number * self._plan.training.steps_per_round
 
@@ -200,7 +200,7 @@ class InProcessTraining:
             self._personal.settle()
 
     def _keep(self, result: TrainResult) -> str | None:
-        """Keep a result and its state; return why that failed."""
+        """Keep a result and its state; return a failure's reason."""
         parts = {"left_over": self._compressor.left_over, "norm": self._kept_locally}
         if self._gradient_hook:
             parts["correction"] = self._gradient_hook.state
@@ -214,7 +214,7 @@ class InProcessTraining:
     def _weights_here(self, received: Weights) -> Weights:
         """Return the global weights as this site uses them.
 
-        Weights that do not travel are added, and those that it keeps locally replaced (FedBN).
+        Weights that do not travel are added, and those kept locally are replaced (FedBN).
         """
         return {**self._untrained, **received, **self._kept_locally}
 
@@ -243,7 +243,7 @@ class InProcessTraining:
         return sums
 
     def _outcomes_of_other(self, stop: Stop) -> Outcomes | None:
-        """Return test outcomes of the model to compare with, if any."""
+        """Return the other model's test outcomes, if any."""
         if self._context.against is None:
             return None
         trainer, outcomes = self.trainer, Outcomes()
@@ -252,7 +252,7 @@ class InProcessTraining:
         return None if stop() else outcomes
 
     def _keep_model(self, name: str) -> None:
-        """Keep the model as it serves this site.
+        """Keep the model that serves this site.
 
         With FedBN that is the one with local normalisation, with Ditto the personal one.
         """
@@ -273,10 +273,10 @@ class InProcessTraining:
             self._reporter.note(f"the model is kept in {folder}", logging.INFO)
 
     def _evaluate(self, split: Split, weights: Weights, stop: Stop, outcomes: Outcomes | None = None) -> dict[str, Any]:
-        """Load weights into the trainer, and score them on this site's cases.
+        """Score weights on this site's cases.
 
         Args:
-            split: whose cases.
+            split: of these cases.
             weights: all of the model's.
             stop: polled; true ends it early.
             outcomes: filled with patient and outcome of each case.
@@ -305,7 +305,10 @@ class InProcessTraining:
 
 
 def _full_precision(value: torch.Tensor) -> torch.Tensor:
-    """Return a received weight in the network's type, which bfloat16 never is."""
+    """Return a received weight in the network's type.
+
+    That is never bfloat16.
+    """
     return value.float() if value.dtype is torch.bfloat16 else value
 
 

@@ -24,7 +24,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareRequest(Request):
-    """Load the data, and report what it is.
+    """Load the data and report facts about it.
 
     Attributes:
         profile: add histograms of the training images (``artifacts.training_profile``).
@@ -40,7 +40,7 @@ class TrainRequest(Request):
     """Score the global model on validation cases, then train it.
 
     Attributes:
-        weights: the model, by name; bfloat16 where the job lets it travel so.
+        weights: the model, by name; bfloat16 if the job says so.
         round: number of the round, from 1.
         extra: tensors of ``Algorithm.for_clients``, by name.
         refusal: why this site's last update did not count; None where it did.
@@ -58,7 +58,7 @@ class TrainRequest(Request):
 
 @dataclass(frozen=True)
 class SumsAsked:
-    """The server wants counts and sums in addition to a score.
+    """Request for counts and sums with a score.
 
     Attributes:
         temperature: of the model, for calibrated probabilities; None where unknown.
@@ -76,8 +76,8 @@ class EvaluateRequest(Request):
         round: the round that made it.
         split: which cases to score it on.
         sums: counts and sums for figures over all sites; None for none.
-        keep: the site may keep the model, which is what the job made.
-        artifacts: contents by file name of small files that belong to it.
+        keep: the site may keep the model, as the job's result.
+        artifacts: contents of the model's small files, by file name.
     """
 
     task = "validate"
@@ -92,7 +92,7 @@ class EvaluateRequest(Request):
 
 @dataclass(frozen=True)
 class PeerUpdate:
-    """An update that a site sent to the collector of a round.
+    """An update that a site sent to its collector.
 
     Attributes:
         digest: SHA-256 of its bytes, as that site reported it.

@@ -52,7 +52,7 @@ class ExpectedUpdate:
 
 
 class UpdateIntake:
-    """Accepts or refuses results. They arrive on several threads.
+    """Accepts or refuses results, which arrive on several threads.
 
     Args:
         federation: the job's rules.
@@ -66,7 +66,7 @@ class UpdateIntake:
         clock: monotonic, in seconds.
 
     Attributes:
-        reasons: why a site's data or last update does not count, until the site was sent it.
+        reasons: why a site's data or last update does not count, until the site was informed.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class UpdateIntake:
         self._accepted = 0
 
     def expected(self, number: int, model: Weights) -> ExpectedUpdate:
-        """Return what updates to a model must look like in a round."""
+        """Return the expected form of a round's updates."""
         if not self._algorithm.schedule.reaches_server:
             return ExpectedUpdate(number, {}, {})  # updates go to the round's collector
         like = {name: value.to("meta") for name, value in model.items() if name in self._layout.travelling}
@@ -107,7 +107,7 @@ class UpdateIntake:
     def accept(
         self, site: str, result: Result | Refusal, task: SiteTask, current: RoundState, expected: ExpectedUpdate
     ) -> None:
-        """Check a site's update, and count it or refuse it."""
+        """Count a site's update, or refuse it."""
         came = self._clock() - current.started
         try:
             update, numbers = checked(result, TrainResult, lambda update: self._read(site, update, expected))
@@ -120,7 +120,7 @@ class UpdateIntake:
                 self._record(Late(site=site, round=expected.round, seconds=came))
                 return
             if not task.repeatable and any(u.site == site and not u.staleness for u in current.updates):
-                # A process whose parent was killed answers too, next to its successor: it would count twice.
+                # A process whose parent was killed may answer as well as its successor: it would count twice.
                 self._record(Dropped(site=site, task=TrainRequest.task, round=expected.round))
                 return
             current.numbers[site] = numbers
@@ -156,7 +156,8 @@ class UpdateIntake:
     ) -> tuple[Mapping[str, Tensor] | None, list[str], dict[str, str]]:
         """Return a collector's mean, checked.
 
-        With it come the sites whose update it lacks, where there is no mean, and reasons by site of those it left out.
+        Also returns the sites whose missing update prevents a mean, and the reasons of left-out updates by site.
+        A mean with a site that was revoked meanwhile counts as lacking it: the collector is to average the others.
 
         Args:
             collector: the site.
@@ -166,13 +167,18 @@ class UpdateIntake:
             cases: behind the update of each site that it was to average.
 
         Raises:
-            UpdateRejectedError: it could not do it, or its mean is not one of these updates.
+            UpdateRejectedError: the collector failed, or its mean cannot be one of these updates.
         """
         combined = checked(result, CombineResult, lambda combined: combined)
         if combined.missing:
             return None, [site for site in cases if site in combined.missing], {}
         left_out = {s: one_line(str(why), _LONGEST_REASON) for s, why in combined.left_out.items() if s in cases}
         counted = {site: n for site, n in cases.items() if site not in left_out}
+        revoked = sorted(self._banned() & counted.keys())
+        if revoked:
+            for site in revoked:
+                self._record(Refused(site=site, round=number, reason=REVOKED))
+            return None, revoked, {}
         expected = sum(bounded(counted, self._federation.exchange.largest_weight).values())
         if combined.cases != expected:
             raise UpdateRejectedError(f"it says that {combined.cases} cases are behind the mean, expected {expected}")
@@ -188,7 +194,7 @@ class UpdateIntake:
         """Return the numbers of a site's score.
 
         Raises:
-            UpdateRejectedError: it could not do it, has none, or other numbers than the job declares.
+            UpdateRejectedError: the site failed, has no score, or sends other numbers than the job declares.
         """
         return checked(result, EvaluateResult, lambda scored: self._read_scores(site, scored))
 
@@ -199,7 +205,7 @@ class UpdateIntake:
         return dict(result.numbers)
 
     def admit_late(self, current: RoundState, number: int) -> None:
-        """Count or drop updates that arrived after their round, by the job's rules."""
+        """Count or drop late updates, by the job's rules."""
         rounds = self._federation.rounds
         with self._lock:
             for update, of_round in self._late:
@@ -216,7 +222,7 @@ class UpdateIntake:
             self._late.clear()
 
     def drop_revoked(self, current: RoundState, number: int, sites: Collection[str] | None = None) -> None:
-        """Leave out what sites sent before they were revoked.
+        """Discard results that sites sent before they were revoked.
 
         Args:
             current: results of the round.
@@ -234,7 +240,10 @@ class UpdateIntake:
             self._refuse(current, site, REVOKED, number)
 
     def refuse(self, current: RoundState, site: str, reason: str, number: int, may_pass: bool = False) -> None:
-        """Leave a site's result out; it can be retried where that may pass."""
+        """Leave a site's result out.
+
+        The site can retry if the reason may pass.
+        """
         with self._lock:
             self._refuse(current, site, reason, number)
             if may_pass:
@@ -246,13 +255,13 @@ class UpdateIntake:
         self._record(Refused(site=site, round=number, reason=reason))
 
     def allow_retry(self, current: RoundState, site: str) -> None:
-        """Let a site that could not do its task try again."""
+        """Let a site that failed its task try again."""
         with self._lock:
             del current.unable[site]
             current.refused.pop(site, None)
 
     def without_outliers(self, current: RoundState, state: RunState) -> list[Update]:
-        """Return the updates that count; those far too long are refused."""
+        """Return the updates that count; outliers are refused."""
         with self._lock:
             self._drop_revoked(current, state.round + 1)
             screened = self._outliers.screen(current.updates, state.lengths)
@@ -263,14 +272,14 @@ class UpdateIntake:
 
 
 def counts(result: Result | Refusal, bins: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Return what a site reports of its data.
+    """Return a site's report of its data.
 
     Args:
         result: its result.
         bins: of each histogram that may be in it, by name.
 
     Raises:
-        UpdateRejectedError: it could not do it, runs another oncofed, or reports something else.
+        UpdateRejectedError: the site failed, runs another version of oncofed, or reports something else.
     """
     return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins))
 
@@ -287,7 +296,7 @@ def _read_counts(numbers: dict[str, Any], bins: Mapping[str, int] | None) -> dic
 
 
 def checked(result: Result | Refusal, kind: type[ResultT], read: Callable[[ResultT], T]) -> T:
-    """Return what is read of a site's result, which may hold anything.
+    """Return parts of a site's result, which is not trusted.
 
     Raises:
         UpdateRejectedError: the site could not do its task, or the result is not what the job declares.
@@ -302,10 +311,10 @@ def checked(result: Result | Refusal, kind: type[ResultT], read: Callable[[Resul
         raise UpdateRejectedError(str(error)) from error
     except PolicyError as error:
         raise UpdateRejectedError(f"its numbers are not those of the job: {error}") from None
-    except Exception as error:  # noqa: BLE001 - what is malformed raises whatever it leads to
+    except Exception as error:  # noqa: BLE001 - a malformed result may raise any error
         raise UpdateRejectedError(f"its answer is malformed ({type(error).__name__})") from None
 
 
 def may_pass(result: Result | Refusal) -> bool:
-    """Return whether what kept a site from its task may pass."""
+    """Return whether a site's refusal may pass."""
     return isinstance(result, Refusal) and result.may_pass

@@ -1,4 +1,4 @@
-"""Figures over the test patients of all sites, from the sums of each."""
+"""Figures over all sites' test patients, from their sums."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from oncofed.tasks.pooled import PooledTest, pooled_test
 
 @dataclass(frozen=True)
 class OverSites:
-    """Figures over the test patients of all sites; None where unknown."""
+    """Figures over all sites' test patients; None where unknown."""
 
     pooled: PooledTest | None
     paired: Difference | None
     calibration: Calibration | None
 
     def recorded(self) -> dict[str, Any]:
-        """Return them as the run's record has them."""
+        """Return them in the form of the run's record."""
         parts = {"pooled": self.pooled, "paired": self.paired, "calibration": self.calibration}
         return {n: part.model_dump(mode="json", by_alias=True) if part else None for n, part in parts.items()}
 
 
 def calibration_of(answers: Mapping[str, Mapping[str, Any]]) -> Calibration | None:
-    """Return the temperature that follows from the sites' sums; None without any.
+    """Return the temperature from the sites' sums, if any.
 
     Args:
         answers: numbers by site.
@@ -47,7 +47,7 @@ def together(
         answers: numbers by site.
         calibration: of the model; the reliability of these patients is added to it.
         metric: the job's.
-        margin: by how much worse than the other model still counts as no worse.
+        margin: by how much it may be worse than the other model and still count as no worse.
         against: digest of the other model.
     """
     pooled = pooled_test(_part(answers, "pooled"), answers)

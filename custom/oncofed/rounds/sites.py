@@ -28,7 +28,7 @@ class Sites:
         transport: to the sites.
         registered: returns the sites that are registered now.
         record: writes an event to the run's record.
-        synchronize: learns of sites that registered or were revoked since.
+        synchronize: fetches changes in registered and revoked sites.
         is_stopped: whether the job was aborted.
         clock: monotonic, in seconds.
 
@@ -84,7 +84,7 @@ class Sites:
         return dict(self._transport.lost)
 
     def known(self) -> set[str]:
-        """Return the sites that were ever heard of in this process."""
+        """Return all sites that this process has heard of."""
         return self._transport.known()
 
     def able(self, fewest_cases: int) -> list[str]:
@@ -92,7 +92,7 @@ class Sites:
         return sorted(site for site, numbers in self.cases.items() if numbers["train"] >= fewest_cases)
 
     def watch(self, seconds: float) -> None:
-        """Wait a little, then record which sites were lost or came back.
+        """Wait, then record lost and returned sites.
 
         Raises:
             StoppedError: the job was aborted.

@@ -23,7 +23,7 @@ _KEYS = ("series", "study", "patient")
 def lists_images(table: Path | None, targets: TableTargets | None = None) -> bool:
     """Return whether a table lists images.
 
-    One that lists patients or series belongs to DICOM, or states targets of images by their patients.
+    A table of patients or series belongs to DICOM, or gives targets of images by patient.
 
     Raises:
         DataError: it cannot be read.
@@ -49,20 +49,20 @@ class Stated:
 class ClassTable:
     """A table of classes, read once.
 
-    A row is of the patient, study or series that it names as the images do. One that differs in case or leading zeros
-    alone counts where no other row and no other image may be meant.
+    A row belongs to the patient, study or series with exactly its name. A name that differs only in case or leading
+    zeros counts if it fits no other row and no other image.
 
     Args:
-        path: of the table; None, or one of images, is empty.
-        headers: of all DICOM images that are there.
-        targets: what the user says of the table's targets.
+        path: of the table; None or a table of images gives an empty one.
+        headers: of all DICOM images.
+        targets: definitions of the table's targets.
         items: cases of other files, whose patients the table may name.
 
     Attributes:
-        classes: class -> number, in the order of the alphabet.
-        faults: rows that cannot be used, and why; they name a line and no patient.
+        classes: class -> number, in alphabetical order.
+        faults: unusable rows and why, by line, without patients' names.
         targets: name -> declaration.
-        remarks: what was seen of the table, for people.
+        remarks: observations on the table, for people.
 
     Raises:
         DataError: it cannot be read, or lacks the columns.
@@ -97,7 +97,7 @@ class ClassTable:
             for key in _KEYS:
                 if text := row.cells.get(key):
                     self._add(key, text, row)
-                    break  # a row is of what it names most narrowly
+                    break  # a row belongs to the narrowest object that it names
         self._matched: set[int] = set()
         self._there: dict[tuple[str, str], set[str]] = defaultdict(set)
         for header in headers if rows else ():
@@ -137,7 +137,7 @@ class ClassTable:
         )
 
     def doubt(self, header: ObjectHeader) -> str:
-        """Return why a likely row gives no class; empty: no such."""
+        """Return why a likely row gives no class, if so."""
         for key, text in _identities(header):
             alike = self._alike.get((key, without_zeros(text)), set())
             if alike and self._row(key, text) is None:
@@ -151,7 +151,7 @@ class ClassTable:
     def unmatched(self) -> list[str]:
         """Return the lines of rows that match no image.
 
-        As "line 3": no identity leaves the table.
+        Such as "line 3", without identities.
         """
         return [f"line {row.line}" for row in self._rows.values() if row.line not in self._matched]
 
@@ -173,7 +173,7 @@ class ClassTable:
             if before.cells.get(what) != row.cells.get(what):
                 reason = f"lines {before.line} and {row.line} of the table name one {key} and say another {what} each"
                 self.faults.append(Quarantined(name=f"line {row.line}", reason=f"{reason}. Keep one row a {key}"))
-                # Neither is believed.
+                # Contradicting values are both dropped.
                 before = replace(before, cells={k: v for k, v in before.cells.items() if k != what})
         if what := differing_targets(before, row):
             reason = f"lines {before.line} and {row.line} of the table name one {key} and say another {what} each"

@@ -21,8 +21,8 @@ MODULES = (
     "nvflare.private.fed.app.simulator.simulator_worker",
     "torch._dynamo",  # the first optimizer imports it
 )
-# MONAI imports these if they are installed: libraries for plots and tables, which no job draws and which take a fifth
-# of the time, and a DICOM reader that no job uses, whose nvJPEG initialises CUDA on import: no fork could use a GPU.
+# MONAI imports these if they are installed: libraries for plots and tables, which no job uses and which take a fifth of
+# the time, and a DICOM reader that no job uses, whose nvJPEG initialises CUDA on import: no fork could use a GPU.
 _NOT_NEEDED = ("matplotlib", "pandas", "sklearn", "nvidia.nvimgcodec")
 _SUSPECT = re.compile(r"nvjpeg|nvimgcodec|nvtiff|cupy|cucim")
 
@@ -34,7 +34,7 @@ def import_all() -> str:
         A warning if that initialised CUDA, else an empty text.
     """
     warning = ""
-    # The garbage collector would take a fifth of the time, and find none among what is imported.
+    # The garbage collector would take a fifth of the time, and find nothing among imported modules.
     gc.disable()
     with _hidden(_NOT_NEEDED):
         for name in MODULES:
@@ -69,7 +69,7 @@ def _cuda_warning(module: str) -> str:
 
 @contextlib.contextmanager
 def _hidden(names: Sequence[str]) -> Iterator[None]:
-    """Hide modules that are not imported yet from import."""
+    """Hide modules from import, unless already imported."""
     absent = [name for name in names if name not in sys.modules]
     # None means that there is no such module (language reference, 5.3.1).
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
