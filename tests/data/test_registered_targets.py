@@ -217,6 +217,34 @@ def test_a_registered_dataset_is_registered_again_with_its_targets(tmp_path: Pat
     assert manifest.entries[0].looked_for == ["x"]
 
 
+def test_a_split_by_date_keeps_patients_whole_and_no_date(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", *(f"{n}.png" for n in range(7)))
+    rows = [
+        "0,A,2019-05-01",
+        "1,B,2020-06-01",
+        "2,C,2021-12-31",
+        "3,D,2022-01-01",
+        "4,A,2022-03-01",
+        "5,E,",
+        "6,B,2020-02-01",
+    ]
+    (source / "t.csv").write_text("\n".join(["image,patient,exam,days,status", *(f"{row},{10},1" for row in rows)]))
+    (tmp_path / "t.yaml").write_text("""\
+targets: {os: {kind: survival, time: days, event: status}}
+split: {column: exam, validation_from: 2021-01-01, test_from: 2022-01-01}
+""")
+    manifest = read(source, tmp_path / "out", targets=targets(str(tmp_path / "t.yaml")))
+    lists = {split: [entry.name for s, entry in manifest.by_split() if s == split] for split, _ in manifest.by_split()}
+    assert lists == {"training": ["1", "6"], "validation": ["2"], "test": ["0", "3", "4"]}
+    assert [bad.reason for bad in manifest.quarantine] == [
+        "line 7: column exam has no date, by which it is dealt to a list"
+    ]
+    assert "2022" not in (tmp_path / "out" / "dataset.json").read_text()
+    (source / "t.csv").write_text("image,patient,exam,days,status,split\n0,A,2019-05-01,1,1,train\n")
+    with pytest.raises(DataError, match=r"has a column split, and --targets deals by exam. Leave one of them out"):
+        read(source, tmp_path / "out", targets=targets(str(tmp_path / "t.yaml")))
+
+
 @pytest.mark.parametrize(
     ("header", "options", "message"),
     [

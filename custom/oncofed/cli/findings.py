@@ -30,8 +30,8 @@ def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
         folder: of the dataset.
         dataset: its name as the user types it.
     """
-    from oncofed.data.accounts import advice, by_weight, is_labelled, labelled_share
-    from oncofed.data.decisions import decided, in_words
+    from oncofed.data.accounts import advice, by_weight, labelled_share
+    from oncofed.data.decisions import decided, in_words, is_labelled
     from oncofed.data.files import FILES_TABLE, read_examples
     from oncofed.data.grouping import EXAMPLES, counted, named
 

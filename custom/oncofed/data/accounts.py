@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 from oncofed.data.absent import absences
 from oncofed.data.case_readers import StackWork, Work, is_dicom
-from oncofed.data.decisions import decided, name_of
+from oncofed.data.decisions import decided, is_labelled, name_of
 from oncofed.data.dicom.matching import BESIDE, ON_EACH
 from oncofed.data.dicom.references import named_twice, region_key
 from oncofed.data.dicom.series import DicomIndex
@@ -137,11 +137,6 @@ def by_weight(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
         return min(places, default=len(_WEIGHTY)), -count
 
     return sorted(reasons.items(), key=weight)
-
-
-def is_labelled(entry: Entry) -> bool:
-    """Return whether a case has a label or states a target."""
-    return entry.label is not None or bool(entry.targets)
 
 
 def labelled_share(manifest: Manifest) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 
 from oncofed.data.layouts.tables import Row, Table, read_table
 from oncofed.data.target_columns import TableTargets
 from oncofed.data.target_columns.base import ReadTarget
-from oncofed.data.target_columns.dates import is_date
+from oncofed.data.target_columns.cells import is_unknown
+from oncofed.data.target_columns.dates import is_date, read_dates
+from oncofed.data.target_columns.section import SplitByDate
 from oncofed.errors import DataError
 
 _LOOKED_FOR = "looked_for"
@@ -46,12 +49,17 @@ def read_with_targets(path: Path, wanted: TableTargets | None) -> Table:
         if target.per == "patient":
             for line, why in _contradictions(read[name], rows).items():
                 faults[line].append(f"line {line}: target {name}: {why}")
+    splits: dict[int, str] = {}
+    if wanted and wanted.split:
+        used.add(wanted.split.column)
+        splits = _splits(path, table, wanted.split, faults)
     dates = _with_dates(table, used)
     gone = used | set(dates) | {_LOOKED_FOR}
     kept = [
         replace(
             row,
-            cells={column: text for column, text in row.cells.items() if column not in gone},
+            cells={column: text for column, text in row.cells.items() if column not in gone}
+            | ({"split": splits[row.line]} if row.line in splits else {}),
             fault=row.fault or "; ".join(faults.get(row.line, ())),
             targets={name: one.values[row.line] for name, one in read.items() if row.line in one.values},
             looked_for=_names(row.cells.get(_LOOKED_FOR, "")),
@@ -59,7 +67,8 @@ def read_with_targets(path: Path, wanted: TableTargets | None) -> Table:
         for row in table.rows
     ]
     declared = {name: one.declared for name, one in read.items()}
-    return Table([column for column in table.columns if column not in gone], kept, declared, dates)
+    columns = [column for column in table.columns if column not in gone] + (["split"] if splits else [])
+    return Table(columns, kept, declared, dates)
 
 
 def dates_left_out(table: Table) -> list[str]:
@@ -103,6 +112,31 @@ def _require(path: Path, table: Table, what: str, columns: tuple[str, ...]) -> N
         found = ", ".join(table.columns[:20]) + (", …" if len(table.columns) > 20 else "")
         what = "columns" if what == "columns" else f"target {what}"
         raise DataError(f"{path}: {what}: has no column {missing[0]}, found {found}. Name it as the table does")
+
+
+def _splits(path: Path, table: Table, by: SplitByDate, faults: dict[int, list[str]]) -> dict[int, str]:
+    """Return line -> list, by the latest date of the line's patient; a line without a date is a fault.
+
+    Raises:
+        DataError: the column is missing, its dates may be read in two ways, or the table has a column split.
+    """
+    _require(path, table, "columns", (by.column,))
+    if "split" in table.columns:
+        raise DataError(f"{path}: has a column split, and --targets deals by {by.column}. Leave one of them out")
+    cells = [(row.line, row.cells.get(by.column, "")) for row in table.rows if not row.fault]
+    try:
+        days = read_dates([(line, text) for line, text in cells if not is_unknown(text)], by.column, by.dates)
+    except DataError as error:
+        raise DataError(f"{path}: split: {error}") from None
+    latest: dict[str, date] = {}
+    patients = {row.line: row.cells.get("patient") or f"line {row.line}" for row in table.rows}
+    for line, _ in cells:
+        day = days.get(line)
+        if day is None:
+            faults[line].append(f"line {line}: column {by.column} has no date, by which it is dealt to a list")
+        else:
+            latest[patients[line]] = max(day, latest.get(patients[line], day))
+    return {line: by.split(latest[patients[line]]) for line in patients if patients[line] in latest}
 
 
 def _contradictions(read: ReadTarget, rows: Mapping[int, Row]) -> dict[int, str]:

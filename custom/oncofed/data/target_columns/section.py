@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
 from oncofed.data.target_columns.base import lower
+from oncofed.data.target_columns.dates import check_format
 from oncofed.data.target_columns.findings import FindingColumns
 from oncofed.data.target_columns.follow_up import FollowUpColumns
 from oncofed.data.target_columns.names import ClassColumn, Column, GradeColumn
@@ -32,6 +35,35 @@ OneTarget = Annotated[
 Meaning = Literal["image", "label", "patient", "study", "series", "split", "modality", "looked_for"]
 
 
+class SplitByDate(StrictModel):
+    """Lists by date: a patient belongs where its latest date does.
+
+    A model is then tested on later patients than it learned from, as it will be used.
+    """
+
+    column: Column = Field(description="date of each row, such as that of the examination")
+    dates: str = Field("", description="how dates are written, such as DD/MM/YYYY, if the column does not tell")
+    validation_from: date | None = Field(None, description="first day of validation; null: dealt by the job")
+    test_from: date = Field(description="first day of test, such as 2022-01-01")
+
+    @field_validator("dates")
+    @classmethod
+    def _is_a_format(cls, dates: str) -> str:
+        return check_format(dates) if dates else ""
+
+    @model_validator(mode="after")
+    def _are_in_order(self) -> Self:
+        if self.validation_from and self.validation_from >= self.test_from:
+            raise ValueError("validation_from is not before test_from")
+        return self
+
+    def split(self, day: date) -> str:
+        """Return the list of a patient with this latest date."""
+        if day >= self.test_from:
+            return "test"
+        return "validation" if self.validation_from and day >= self.validation_from else "training"
+
+
 class TableTargets(StrictModel):
     """The targets of a table, and what its columns are called."""
 
@@ -39,6 +71,7 @@ class TableTargets(StrictModel):
         default_factory=dict, description="what oncofed looks for -> the table's own column, such as patient: MRN"
     )
     targets: dict[str, OneTarget] = Field(description="name -> kind and columns", min_length=1)
+    split: SplitByDate | None = Field(None, description="lists by date; null: by the column split, else by the job")
 
     @field_validator("targets")
     @classmethod
@@ -60,17 +93,19 @@ def parse_targets(options: Sequence[str]) -> TableTargets | None:
     """
     columns: dict[Meaning, str] = {}
     targets: dict[str, Any] = {}
+    split: SplitByDate | None = None
     for option in options:
         if "=" not in option or Path(option).suffix.lower() in {".yaml", ".yml"}:
             of_file = _of_file(Path(option))
             columns |= of_file.columns
+            split = of_file.split or split
             found: Mapping[str, Any] = of_file.targets
         else:
             found = dict([_in_short(option)])
         if twice := sorted(set(found) & set(targets)):
             raise SpecError(f"--targets {option}: target {twice[0]} is given twice")
         targets |= found
-    return TableTargets(columns=columns, targets=targets) if targets else None
+    return TableTargets(columns=columns, targets=targets, split=split) if targets else None
 
 
 def _of_file(path: Path) -> TableTargets:
