@@ -46,7 +46,7 @@ from oncofed.private_files import random_secret
 __all__ = ["Progress", "RegisterOptions", "dataset_folder", "parse_labels", "register", "which_is_taken"]
 
 SOURCE_LINK = "source"
-_INDEX_FILE = ".index.sqlite"
+INDEX_FILE = ".index.sqlite"
 
 
 def register(options: RegisterOptions, progress: Progress | None = None) -> Manifest:
@@ -78,7 +78,7 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     progress("looking for files", 0, 0)
     found = _files_to_read(source, out)
     files = found.files
-    with Index(out / _INDEX_FILE) as index, Workers(options.workers) as workers:
+    with Index(out / INDEX_FILE) as index, Workers(options.workers) as workers:
         listing = options.table if lists_images(options.table, options.targets) else None
         layout = find_layout(source, files, listing, options.task, options.labels, options.classes, options.targets)
         dicom = DicomIndex()
