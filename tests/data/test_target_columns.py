@@ -102,6 +102,14 @@ def test_codes_become_names() -> None:
     assert values({"kind": "class", "classes": ["unknown", "known"]}, "unknown", "known") == ["unknown", "known"]
 
 
+def test_numbers_of_yaml_are_texts_of_cells() -> None:
+    assert values({"kind": "class", "values": {0: "benign", 8140: "malignant"}}, "0", "8140.0") == [
+        "benign",
+        "malignant",
+    ]
+    assert read({"kind": "grade", "grades": [1, 2.5]}, ("2.5",)).values == {2: "2.5"}
+
+
 def test_a_grade_outside_its_scale_is_a_fault() -> None:
     found = read({"kind": "grade", "grades": ["I", "II", "III"]}, ("ii",), ("IV",), ("?",))
     assert found.values == {2: "II"}
@@ -353,6 +361,7 @@ def test_mistakes_in_short_forms(text: str, message: str) -> None:
         ("{kind: labels, column: x, findings: [y]}", "not both"),
         ("{kind: grade, gardes: [I]}", "gardes"),
         ("{kind: colour}", "kind"),
+        ("{kind: class, values: {yes: present}}", "put the text in quotes"),
     ],
 )
 def test_mistakes_in_a_file_have_their_line(tmp_path: Path, section: str, message: str) -> None:

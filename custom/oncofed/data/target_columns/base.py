@@ -5,13 +5,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from oncofed.data.targets import DatasetTarget, TargetValue
 from oncofed.settings import StrictModel
 
+
+def _text(value: Any) -> Any:
+    """Return a number of YAML as the text that the table has."""
+    if isinstance(value, bool):
+        raise ValueError('yes, no, true and false are no texts to YAML: put the text in quotes, such as "yes"')
+    return f"{value:g}" if isinstance(value, float) else str(value) if isinstance(value, int) else value
+
+
+# A text of a cell, as a file says it.
+Text = Annotated[str, BeforeValidator(_text)]
 # A line's cells, by column.
 Cells = Mapping[str, str]
 Lines = Sequence[tuple[int, Cells]]
@@ -41,7 +51,7 @@ class TargetColumns(StrictModel):
     per: Literal["case", "patient"] = Field(
         "case", description="patient: all rows of a patient say the same; those that do not are set aside"
     )
-    unknown: tuple[str, ...] = Field((), description="texts that say that nothing is known, beside the usual ones")
+    unknown: tuple[Text, ...] = Field((), description="texts that say that nothing is known, beside the usual ones")
 
     @property
     @abstractmethod

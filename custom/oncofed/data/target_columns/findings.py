@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from oncofed.data.label_mapping import name_key
-from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns
+from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns, Text
 from oncofed.data.target_columns.cells import NO, YES, is_unknown, plain, shown
 from oncofed.data.target_columns.names import Column
 from oncofed.data.targets import DatasetTarget
@@ -24,11 +24,11 @@ class FindingColumns(TargetColumns):
     """Findings: a column each, or one column that lists those that hold."""
 
     kind: Literal["labels"] = "labels"
-    findings: dict[str, Column] = Field(default_factory=dict, description="finding -> its column")
+    findings: dict[Text, Column] = Field(default_factory=dict, description="finding -> its column")
     column: Column = Field("", description="instead of findings: the column that lists those that hold")
     separator: str = Field("|", min_length=1, max_length=1, description="between the findings of the column")
-    names: tuple[str, ...] = Field((), description="findings of the column; left out: all that it lists")
-    none: tuple[str, ...] = Field(_NONE, description="texts of the column that say that no finding holds")
+    names: tuple[Text, ...] = Field((), description="findings of the column; left out: all that it lists")
+    none: tuple[Text, ...] = Field(_NONE, description="texts of the column that say that no finding holds")
     absent: Literal["unknown", "negative"] = Field(
         "unknown", description="what a blank cell, or a finding that the column does not list, is"
     )

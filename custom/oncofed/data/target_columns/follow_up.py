@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
-from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns, each_cell, lower
+from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns, Text, each_cell, lower
 from oncofed.data.target_columns.cells import (
     DAYS,
     NO,
@@ -65,8 +65,8 @@ class FollowUpColumns(TargetColumns):
     dates: str = Field("", description="how dates are written, such as DD/MM/YYYY, where the columns do not tell")
     event: Column = Field("", description="the column that says whether the event came")
     event_date: Column = Field("", description="instead of event: the column of its dates, blank where it had not come")
-    events: tuple[str, ...] = Field((), description="texts of event that say that it came, in place of the usual ones")
-    censored: tuple[str, ...] = Field((), description="texts of event that say that it had not, likewise")
+    events: tuple[Text, ...] = Field((), description="texts of event that say that it came, in place of the usual ones")
+    censored: tuple[Text, ...] = Field((), description="texts of event that say that it had not, likewise")
     unit: str = Field("", description="of the times: days, weeks, months or years; of dates: what they become")
     decimal: Mark | None = Field(None, description="the decimal mark of the times, where the column does not tell")
     one_unit: bool = Field(False, description="the times are in one unit, although they look like two")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from oncofed.data.label_mapping import name_key
-from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns, each_cell, lower
+from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns, Text, each_cell, lower
 from oncofed.data.target_columns.cells import is_unknown, plain, shown
 from oncofed.data.targets import DatasetTarget
 from oncofed.errors import DataError
@@ -22,7 +22,7 @@ class _NameColumn(TargetColumns):
     """A column of which each cell is a name."""
 
     column: Column = Field("", description="the column; left out: called as the target")
-    values: dict[str, str] = Field(
+    values: dict[Text, Text] = Field(
         default_factory=dict, description="text of a cell -> name, where the table writes codes"
     )
 
@@ -61,7 +61,7 @@ class ClassColumn(_NameColumn):
     """One of several classes."""
 
     kind: Literal["class"] = "class"
-    classes: tuple[str, ...] = Field((), description="their names; left out: what the column has")
+    classes: tuple[Text, ...] = Field((), description="their names; left out: what the column has")
 
     def read(self, lines: Lines) -> ReadTarget:
         """Read the column."""
@@ -76,7 +76,7 @@ class GradeColumn(_NameColumn):
     """A grade of a scale."""
 
     kind: Literal["grade"] = "grade"
-    grades: tuple[str, ...] = Field(
+    grades: tuple[Text, ...] = Field(
         (), description="names from the lowest to the highest; left out: the column's whole numbers"
     )
 
