@@ -131,9 +131,9 @@ def test_class_0_of_whole_images_is_shown() -> None:
     manifest = Manifest.model_validate(
         {"task": "classification", "labels": {"0": "benign", "1": "malignant"}, "training": []}
     )
-    row = _labels(manifest, {0: "benign", 1: "malignant"}, Vocabulary(), "class")
+    row = _labels(manifest, Supervision("class", {0: "benign", 1: "malignant"}), Vocabulary())
     assert (row.found, row.expected) == ("0 benign, 1 malignant", "0 benign, 1 malignant")
-    assert _labels(manifest, {1: "malignant"}, Vocabulary(), "mask").found == "1 malignant"
+    assert _labels(manifest, Supervision("mask", {1: "malignant"}), Vocabulary()).found == "1 malignant"
 
 
 @pytest.mark.wild("standard: NIfTI-1, xyzt_units", "a volume of microns that calls them millimetres")
@@ -357,5 +357,5 @@ def test_numbered_objects_become_one_class(tmp_path: Path) -> None:
     values = {"labels": {"0": "background", "1": "1"}, "label_kind": "instances", "training": []}
     (tmp_path / "dataset.json").write_text(json.dumps(values))
     manifest = read_manifest(tmp_path)
-    assert match_labels(manifest, {1: "nucleus"}).values == {1: 1}
-    assert "number objects of one kind" in match_labels(manifest, {1: "a", 2: "b"}).problems[0]
+    assert match_labels(manifest, Supervision(classes={1: "nucleus"})).values == {1: 1}
+    assert "number objects of one kind" in match_labels(manifest, Supervision(classes={1: "a", 2: "b"})).problems[0]

@@ -16,11 +16,14 @@ class LabelledVoxels:
         overlap: share by which windows overlap.
         mirror: the mean over all mirrorings is taken.
         keep_largest: label values of which only the largest piece is kept.
+        regions: label value that each output is written with, in this order, where outputs are regions that may
+            overlap; empty: they are classes.
     """
 
     overlap: float = 0.25
     mirror: bool = False
     keep_largest: tuple[int, ...] = ()
+    regions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
