@@ -1,6 +1,6 @@
 """Names of label values in ``dataset.json``.
 
-The Decathlon's way, nnU-Net's, and nnU-Net's regions.
+In the formats of the Decathlon and nnU-Net, with nnU-Net's regions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def named_values(labels: object, path: Path) -> dict[str, str] | None:
     value that several regions share has the names of all, joined (``OVERLAP``).
 
     Args:
-        labels: as ``dataset.json`` has it.
+        labels: from ``dataset.json``.
         path: of the file, for messages.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 from oncofed.algorithms import Update
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.schedule import Buffered, PeerAveraged, Schedule, Sequential, Synchronous
-from oncofed.errors import NotEnoughSitesError, UpdateRejectedError
+from oncofed.errors import NotEnoughSitesError, SpecError, UpdateRejectedError
 from oncofed.messages.requests import CombineRequest, PeerUpdate, TrainRequest
 from oncofed.messages.results import Refusal, Result
 from oncofed.models.weights import Weights
@@ -154,7 +154,7 @@ class Training(Goal):
     @property
     def needed(self) -> int:
         """Updates of a quorum."""
-        return self._context.quorum.needed(len(self._current.asked), len(self._current.refused))
+        return self._context.quorum.needed(self._current.asked, self._current.refused)
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -233,6 +233,17 @@ class SynchronousRunner(RoundRunner[ScheduleT]):
 
 class BufferedRunner(SynchronousRunner[Buffered]):
     """Sites never wait; a full buffer ends the round."""
+
+    def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
+        """Wait for a full buffer.
+
+        Too few sites to fill it are refused at once.
+        """
+        try:
+            self._algorithm.check_sites(len(set(current.asked) - self._context.transport.banned))
+        except SpecError as error:
+            raise NotEnoughSitesError(str(error)) from None
+        return super().run(number, state, current)
 
     def _training(self, **values: Any) -> Training:
         return _BufferedTraining(self._context, size=self._schedule.size, **values)

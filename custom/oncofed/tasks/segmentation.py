@@ -1,6 +1,6 @@
 """Semantic segmentation of volumes and flat images.
 
-Dice with cross-entropy, sliding windows, scores on the image's own grid.
+Dice with cross-entropy, sliding windows, scores on the label file's grid.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class SegmentationSpec(TaskSettings):
 
 @dataclass(frozen=True)
 class Segmented:
-    """One case with its prediction, on the grid of its label's file.
+    """One case with its prediction, on its label file's grid.
 
     Attributes:
         prediction: label values, (x, y[, z]) uint8.
@@ -122,7 +122,7 @@ class Segmented:
 
 @dataclass(frozen=True)
 class _Found:
-    """As ``Segmented``, on the device where the labels were decided."""
+    """As ``Segmented``, on the device that computed the labels."""
 
     prediction: Tensor
     reference: Tensor
@@ -203,7 +203,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         """Return the case's figures by name; see ``score``."""
         if type(self).predict is Segmentation.predict:
             found = self._find(network, case, device)
-        else:  # a subclass changes what is predicted
+        else:  # a subclass changes the prediction
             predicted = self.predict(network, case, device)
             found = _Found(
                 torch.from_numpy(predicted.prediction), torch.from_numpy(predicted.reference), predicted.affine
@@ -243,9 +243,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
     ) -> Tensor:
         """Return labels on the target grid, (1, x, y[, z]).
 
-        With their entropy on request, (2, …).
-
-        Classes are told apart slab by slab: no volume of all classes is held.
+        With their entropy on request, (2, …). The class is chosen slab by slab, so no volume of all classes is held.
         """
         decision, image, shape = self._decision, prepared["image"], target.shape
         grid = file_grid(self.data, image, (affine_of(prepared, "image"), target.affine), shape, self._windows)
@@ -271,7 +269,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
     def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:
         """Return mean Dice over patients, and further figures.
 
-        Of each case it is the mean over its classes.
+        A case's Dice is the mean over its classes.
         """
         with_mean = []
         for patient, figures in outcomes:
@@ -287,7 +285,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         return dict(outcome)
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
-        """Return the slice that shows most of the reference, with contours."""
+        """Return the slice with most of the reference, with contours."""
         found = self.predict(network, case, device)
         prediction = found.prediction
         if case.looked_for is not None:  # of other classes nobody knows whether they are right
@@ -311,7 +309,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         return {name: values for name, values in self._structures() if known is None or known.issuperset(values)}
 
     def _surfaces(self, found: _Found, structures: dict[str, tuple[int, ...]]) -> dict[str, float]:
-        """Return surface Dice and the Hausdorff distance's 95th percentile by name; see ``surface_figures``."""
+        """Return surface Dice and hd95; see ``surface_figures``."""
         prediction, reference = found.prediction.cpu().numpy(), found.reference.cpu().numpy()
         if self.spec.ignore:
             unlabelled = reference == self.spec.ignore
@@ -321,9 +319,10 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
 
 
 def deep_supervision(loss: Callable[[Tensor], Tensor], output: Tensor, label: Tensor) -> Tensor:
-    """Return a loss over all outputs of deep supervision (Lee et al., 2015).
+    """Return a loss over all outputs of deep supervision.
 
-    MONAI's ``DeepSupervisionLoss`` does not normalise its weights, and copies a zero to the GPU at each step.
+    Lee et al. (2015). MONAI's ``DeepSupervisionLoss`` does not normalise its weights, and copies a zero to the GPU at
+    each step.
 
     Args:
         loss: of one output.
@@ -344,17 +343,17 @@ def file_grid(
     shape: Sequence[int],
     windows: Windows,
 ) -> FileGrid:
-    """Return the grid of a label's file, as seen from the working grid.
+    """Return a label file's grid, seen from the working grid.
 
     Args:
         data: of the job.
         image: (channel, x, y[, z]) on the working grid.
         affines: of the working grid and of the file's, (4, 4).
         shape: of the file's grid.
-        windows: give the axis along which planes come.
+        windows: give the axis of the planes.
     """
     working = tuple(image.shape[1:])
-    # Flat images lie where their masks do, whatever their files say.
+    # Flat images and their masks coincide, whatever their files state.
     same = data.dimensions == 2 and not data.spacing
     return FileGrid(affines[1] if same else affines[0], working, affines[1], shape, windows.axis(working))
 
