@@ -23,7 +23,7 @@ from oncofed.data.cases import Case, Cases, pool_cases, read_cases
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.models.weights import Weights
 from oncofed.tasks import Evaluation
-from oncofed.training import Trainer
+from oncofed.training import Plan, Trainer
 from synthetic import make_volume
 
 _NAMES = {1: "anterior", 2: "posterior"}
@@ -90,15 +90,13 @@ def run(bench: Bench) -> None:
         scores = []
         for seed in _SEEDS[:1] if bench.quick else _SEEDS:
             bench.doing(f"{name}, seed {seed}")
-            scores += [
-                found.mean or 0.0 for found in learn(spec.model_copy(update={"seed": seed}), way.how, sites, test.train)
-            ]
+            plan = spec.plan().model_copy(update={"seed": seed})
+            scores += [found.mean or 0.0 for found in learn(plan, way.how, sites, test.train)]
         bench.measured(name, scores, "Dice", "higher", settings)
 
 
-def learn(spec: JobSpec, how: str, sites: Mapping[str, Cases], test: Sequence[Case]) -> list[Evaluation]:
+def learn(plan: Plan, how: str, sites: Mapping[str, Cases], test: Sequence[Case]) -> list[Evaluation]:
     """Return the scores of the models that sites make."""
-    plan = spec.plan()
     if how == "pooled":
         sites = {"all": pool_cases(dict(sites))}
     trainers = [Trainer(plan, cases, site) for site, cases in sites.items()]

@@ -28,7 +28,7 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
         SpecError: the task comes with a pack, and bundles cannot hold its code.
     """
     if isinstance(task, SegmentationSpec):
-        order = task.regions_class_order if isinstance(task, RegionsSpec) else ()
+        order = task.order if isinstance(task, RegionsSpec) else ()
         return LabelledVoxels(task.overlap, task.mirror, task.keep_largest, order)
     if isinstance(task, ObjectsSpec):
         return NumberedObjects(task.overlap, task.mirror, task.seed_depth, task.smallest)

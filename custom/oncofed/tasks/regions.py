@@ -33,47 +33,44 @@ class RegionsSpec(SegmentationSpec):
         "before it. Empty: the one value of a region that none of the later ones has",
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _with_order(cls, values: object) -> object:
-        if not isinstance(values, dict) or values.get("regions_class_order") or not values.get("regions"):
-            return values
-        try:
-            regions = [(name, tuple(map(int, of))) for name, of in dict(values["regions"]).items()]
-        except (TypeError, ValueError):
-            return values  # which the fields report
-        order: list[int] = []
-        for number, (name, of) in enumerate(regions):
-            own = set(of).difference(*(later for _, later in regions[number + 1 :]))
-            if len(own) != 1:
-                raise ValueError(
-                    f"region {name} has {len(own)} label values that no later region has, expected one: name the "
-                    "largest region first, or say the value that each is written with (regions_class_order)"
-                )
-            order += own
-        return {**values, "regions_class_order": tuple(order)}
-
     @model_validator(mode="after")
     def _regions_of_classes(self) -> Self:
         for name, values in self.regions.items():
             strange = sorted(set(values) - set(self.classes))
             if strange or not values:
                 raise ValueError(f"region {name} has the values {strange}, expected some of {sorted(self.classes)}")
-        order = self.regions_class_order
+        left_out = sorted(set(self.classes) - {value for values in self.regions.values() for value in values})
+        if left_out:
+            raise ValueError(f"no region has the label values {left_out}, expected each class in a region")
+        order = self.order
         if len(order) != len(self.regions) or len(set(order)) < len(order) or not set(order) <= set(self.classes):
             raise ValueError(
                 f"regions_class_order is {list(order)}, expected another label value for each of {len(self.regions)} "
                 "regions"
             )
-        left_out = sorted(set(self.classes) - {value for values in self.regions.values() for value in values})
-        if left_out:
-            raise ValueError(f"no region has the label values {left_out}, expected each class in a region")
         if self.partial:
             raise ValueError(
                 "masks of a job with regions may not lack classes: whether a voxel is of a region follows from all of "
                 "them. Learn the classes by themselves (type: segmentation), or leave partial out"
             )
         return self
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Label value that each region is written with."""
+        return self.regions_class_order or tuple(map(self._own_value, range(len(self.regions))))
+
+    def _own_value(self, number: int) -> int:
+        """Return the one value of a region that no later one has."""
+        name, *_ = list(self.regions)[number:]
+        first, *later = list(self.regions.values())[number:]
+        own = set(first).difference(*later)
+        if len(own) != 1:
+            raise ValueError(
+                f"region {name} has {len(own)} label values that no later region has, expected one: name the largest "
+                "region first, or say the value that each is written with (regions_class_order)"
+            )
+        return own.pop()
 
     @property
     def structures(self) -> dict[str, tuple[int, ...]]:
@@ -120,7 +117,7 @@ class Regions(Segmentation):
 
     @property
     def _decision(self) -> Decision:
-        return in_order(self.spec.regions_class_order)
+        return in_order(self.spec.order)
 
     def _members(self, device: torch.device) -> Tensor:
         """Return which label value is of which region, (value, region) bool; the last is of a value to be ignored."""
