@@ -1,4 +1,6 @@
-"""Dice of sites that label one structure each, against the same sites labelling both.
+"""Dice where each of two sites labels one structure.
+
+Against the same sites labelling both.
 
 Volumes of the hippocampus (Medical Segmentation Decathlon, task 4) at two sites, scored on patients of neither, both of
 whose structures are labelled. In a mask that lacks a structure its voxels are background, as a site that never looked

@@ -383,9 +383,9 @@ def _wanted_case(
 def _with_looked_for(
     case: Case, manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary: Vocabulary
 ) -> Case | None:
-    """Return a case with the classes that were looked for in its mask.
+    """Return a case with the classes looked for in its mask.
 
-    None where these are none of the job's. What is drawn of another class is as unknown as the voxels around it.
+    None where none of the job's were. What is drawn of another class is as unknown as the voxels around it.
     """
     try:
         known = looked_for(manifest, entry, wanted, vocabulary)

@@ -210,7 +210,7 @@ def _label_rows(
 def _looked_for(
     manifest: Manifest, wanted: Supervision, vocabulary: Vocabulary, labelled: Sequence[Entry]
 ) -> Iterator[Row]:
-    """Yield a row for each class: in how many patients it was looked for."""
+    """Yield each class's row: patients in whom it was looked for."""
     patients: dict[int, set[str]] = {value: set() for value, name in wanted.classes.items() if name != IGNORED}
     for entry in labelled:
         try:

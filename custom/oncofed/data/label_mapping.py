@@ -113,9 +113,9 @@ def match_labels(manifest: Manifest, wanted: Supervision) -> Vocabulary:
 
 
 def looked_for(manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary: Vocabulary) -> frozenset[int] | None:
-    """Return the job's classes that were looked for in a case; None: all.
+    """Return the job's classes looked for in a case.
 
-    A class that several of the dataset's labels stand for was looked for where all of them were.
+    None: all. A class that several of the dataset's labels stand for was looked for where all of them were.
 
     Args:
         manifest: the dataset.

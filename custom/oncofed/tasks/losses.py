@@ -1,4 +1,6 @@
-"""Losses of voxels: Dice with cross-entropy, in memory that does not grow with the number of classes.
+"""Dice with cross-entropy, in memory independent of the classes.
+
+And what it becomes for unknown classes and for regions.
 
 MONAI's ``DiceLoss(ignore_index=…)`` and ``DiceCELoss`` keep probabilities and one-hot labels for the backward pass,
 each as large as the logits; their cross-entropy is a mean over voxels of the batch, not over samples.
@@ -43,7 +45,7 @@ def dice_ce(logits: Tensor, label: Tensor, ignore: int | None = None, known: Ten
 
 
 def conditional_divergence(logits: Tensor, teacher: Tensor, label: Tensor, known: Tensor) -> Tensor:
-    """Return how far a network is from its teacher where nobody looked.
+    """Return a network's divergence from its teacher where nobody looked.
 
     Among background and the classes that were not looked for, in voxels labelled background: the Kullback-Leibler
     divergence of what is likely given that it is one of these (after ConDistFL, Wang et al., MICCAI workshops 2023). A
@@ -65,7 +67,7 @@ def conditional_divergence(logits: Tensor, teacher: Tensor, label: Tensor, known
 
 
 def dice_bce(logits: Tensor, member: Tensor, counts: Tensor | None = None) -> Tensor:
-    """Return soft Dice plus binary cross-entropy of regions that may overlap.
+    """Return soft Dice plus binary cross-entropy of overlapping regions.
 
     Both are means over regions and samples, as nnU-Net's ``DC_and_BCE_loss``; Dice has squared predictions in its
     denominator, as that of ``dice_ce``.
@@ -155,12 +157,12 @@ class _DiceCE(torch.autograd.Function):
 
 
 def _merged(known: Tensor) -> Tensor:
-    """Return the classes that a voxel labelled background may be of, (batch, class) bool."""
+    """Return what a background voxel may be of, (batch, class) bool."""
     return torch.cat([torch.ones_like(known[:, :1]), ~known[:, 1:]], 1)
 
 
 def _class_weights(known: Tensor | None, like: Tensor) -> Tensor | float:
-    """Return the weights of classes whose mean is that over a sample's known ones."""
+    """Return class weights for a mean over a sample's known classes."""
     if known is None:
         return 1.0
     there = known[:, 1:].to(like.dtype)

@@ -1,7 +1,7 @@
-"""Segmentation of regions that may overlap, such as a tumour and its core.
+"""Segmentation of regions that may overlap.
 
-As nnU-Net has them (Isensee et al., BrainLes 2020): a region is of one or more label values, each is learned by itself
-with a sigmoid, and what is predicted becomes label values again in a stated order.
+Such as a tumour and its core, as nnU-Net has them (Isensee et al., BrainLes 2020): a region is of one or more label
+values, each is learned by itself with a sigmoid, and what is predicted becomes label values again in a stated order.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from oncofed.data.augment import Batch
+from oncofed.data.spec import DataSpec
 from oncofed.tasks.decisions import Decision, in_order
 from oncofed.tasks.losses import dice_bce
 from oncofed.tasks.registry import register_task_type
@@ -61,7 +62,7 @@ class RegionsSpec(SegmentationSpec):
         return self.regions_class_order or tuple(map(self._own_value, range(len(self.regions))))
 
     def _own_value(self, number: int) -> int:
-        """Return the one value of a region that no later one has."""
+        """Return a region's one value that no later one has."""
         name, *_ = list(self.regions)[number:]
         first, *later = list(self.regions.values())[number:]
         own = set(first).difference(*later)
@@ -93,7 +94,6 @@ class Regions(Segmentation):
     """Segmentation of regions that may overlap.
 
     Example:
-        >>> from oncofed.data.spec import DataSpec
         >>> classes, regions = {1: "oedema", 2: "core"}, {"whole": (1, 2), "core": (2,)}
         >>> Regions(RegionsSpec(classes=classes, regions=regions), DataSpec(dataset="demo")).out_channels
         2
@@ -102,6 +102,10 @@ class Regions(Segmentation):
     Settings = RegionsSpec
     loss_name = "Dice with binary cross-entropy, by region"
     spec: RegionsSpec
+
+    def __init__(self, spec: RegionsSpec, data: DataSpec) -> None:
+        super().__init__(spec, data)
+        self._members_on: dict[torch.device, Tensor] = {}
 
     @property
     def out_channels(self) -> int:
@@ -120,8 +124,13 @@ class Regions(Segmentation):
         return in_order(self.spec.order)
 
     def _members(self, device: torch.device) -> Tensor:
-        """Return which label value is of which region, (value, region) bool; the last is of a value to be ignored."""
-        members = torch.zeros(len(self.classes) + 2, self.out_channels, dtype=torch.bool)
-        for number, values in enumerate(self.spec.regions.values()):
-            members[list(values), number] = True
-        return members.to(device, non_blocking=True)
+        """Return which label value is of which region.
+
+        (value, region) bool; the last value stands for one to be ignored.
+        """
+        if device not in self._members_on:
+            members = torch.zeros(len(self.classes) + 2, self.out_channels, dtype=torch.bool)
+            for number, values in enumerate(self.spec.regions.values()):
+                members[list(values), number] = True
+            self._members_on[device] = members.to(device)
+        return self._members_on[device]

@@ -304,7 +304,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         return self.spec.structures.items()
 
     def _known(self, case: Case) -> dict[str, tuple[int, ...]]:
-        """Return the structures whose classes were all looked for in a case."""
+        """Return structures whose classes were all looked for."""
         known = case.looked_for
         return {name: values for name, values in self._structures() if known is None or known.issuperset(values)}
 

@@ -34,7 +34,10 @@ class TaskSettings(StrictModel):
 
     @property
     def label_regions(self) -> dict[str, tuple[int, ...]]:
-        """Regions by which a dataset may name its label values: name -> the job's values."""
+        """Regions that may name a dataset's label values.
+
+        Name -> the job's values.
+        """
         return {}
 
     @property

@@ -162,9 +162,9 @@ class Trainer:
         return {name: value.detach().cpu().clone().contiguous() for name, value in weights_of(self.network).items()}
 
     def hold_as_teacher(self) -> None:
-        """Hold the present weights as the teacher of the next steps, where the task learns from one.
+        """Hold the present weights as the teacher of the next steps.
 
-        That is the model that a round of a federation starts from.
+        In a federation that is the model that a round starts from. Of a task that learns from none nothing is held.
         """
         if not self.task.learns_from_teacher:
             return
