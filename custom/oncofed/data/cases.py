@@ -22,7 +22,7 @@ from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
 from oncofed.data.grouping import finding_lines, millimetres
 from oncofed.data.images import stem
-from oncofed.data.label_mapping import Supervision, match
+from oncofed.data.label_mapping import IGNORED, Supervision, Vocabulary, looked_for, match
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -59,7 +59,8 @@ class Case:
         tiles: file with the places of a slide's tiles.
         folder: of the registered dataset, where prepared cases may be kept; None where nobody has registered it.
         targets: of a job that learns targets, name -> numbers; NaN: unknown.
-        target_fault: why a target cannot be used; empty where all can.
+        target_fault: why its targets, or what was looked for in its mask, cannot be used; empty where they can.
+        looked_for: the job's classes that were looked for in the mask; None: all.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Case:
     folder: Path | None = field(default=None, compare=False, repr=False)
     targets: Mapping[str, Encoded] = field(default_factory=dict, compare=False, repr=False)
     target_fault: str = field(default="", compare=False, repr=False)
+    looked_for: frozenset[int] | None = None
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -342,7 +344,7 @@ def deal_cases(
     for key, entry in manifest.by_split():
         if key not in splits:
             continue
-        case = _wanted_case(folder, manifest, entry, wanted, values)
+        case = _wanted_case(folder, manifest, entry, wanted, vocabulary, values)
         if case:
             lists[key].append(case)
     train = lists["training"]
@@ -367,7 +369,12 @@ def deal_cases(
 
 
 def _wanted_case(
-    folder: Path, manifest: Manifest, entry: Entry, wanted: Supervision, values: tuple[tuple[int, int], ...] | None
+    folder: Path,
+    manifest: Manifest,
+    entry: Entry,
+    wanted: Supervision,
+    vocabulary: Vocabulary,
+    values: tuple[tuple[int, int], ...] | None,
 ) -> Case | None:
     """Return an entry as a case; None where it lacks what is learned."""
     if not wanted.of_entry(manifest, entry):
@@ -376,7 +383,41 @@ def _wanted_case(
         return with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
     if wanted.kind == "class" and values is not None and entry.label not in dict(values):
         return None
-    return case_of(folder, manifest, entry, values)
+    case = case_of(folder, manifest, entry, values)
+    if wanted.kind == "mask" and wanted.classes and (wanted.partial or entry.looked_for is not None):
+        return _with_looked_for(case, manifest, entry, wanted, vocabulary)
+    return case
+
+
+def _with_looked_for(
+    case: Case, manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary: Vocabulary
+) -> Case | None:
+    """Return a case with the classes looked for in its mask.
+
+    None where none of the job's were. What is drawn of another class is as unknown as the voxels around it.
+    """
+    try:
+        known = looked_for(manifest, entry, wanted, vocabulary)
+    except DataError as error:
+        return replace(case, target_fault=str(error))
+    if known is None:
+        return case
+    if not wanted.partial:
+        missing = ", ".join(name for value, name in wanted.classes.items() if value not in known and name != IGNORED)
+        return replace(
+            case,
+            target_fault=f"nobody looked for {missing} in its mask, and the job takes what is not drawn for "
+            "background. Say in the job that masks may lack classes: task.partial: true",
+        )
+    if not known:
+        return None
+    kept = {*known, *(value for value, name in wanted.classes.items() if name == IGNORED)}
+    pairs = case.label_values or tuple((value, value) for value in wanted.classes)
+    return replace(
+        case,
+        looked_for=known,
+        label_values=tuple((value, target if target in kept else 0) for value, target in pairs),
+    )
 
 
 def with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervision) -> Case | None:
@@ -440,9 +481,8 @@ def check_case(
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
         return Problem(case.name, case_facts.reason_of(error))
     found = [*contract_faults(entry, data or DataSpec(dataset="any")), *case_facts.faults(entry)]
-    if case.targets:
-        found += [case.target_fault] if case.target_fault else []
-    elif not entry.label_problem:
+    found += [case.target_fault] if case.target_fault else []
+    if not case.targets and not entry.label_problem:
         found += label_faults(case, entry, classes)
     return Problem(case.name, "; ".join(found)) if found else None
 

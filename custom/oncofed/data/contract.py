@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faul
 from oncofed.data.decisions import decided, in_words, is_labelled, name_of
 from oncofed.data.grouping import counted, millimetres
 from oncofed.data.images import stem
-from oncofed.data.label_mapping import Supervision, Vocabulary, match
+from oncofed.data.label_mapping import IGNORED, Supervision, Vocabulary, looked_for, match
 from oncofed.data.leaks import outcome_columns
 from oncofed.data.manifest import SPLITS, Entry, Manifest, inside, read_manifest
 from oncofed.data.masks import value_name
@@ -213,7 +213,27 @@ def _label_rows(
             f"at least {data.minimum_cases}",
             "fits" if len(labelled) >= data.minimum_cases else "does not fit",
         ),
+        *(_looked_for(manifest, wanted, vocabulary, labelled) if wanted.partial and not vocabulary.problems else ()),
     ]
+
+
+def _looked_for(
+    manifest: Manifest, wanted: Supervision, vocabulary: Vocabulary, labelled: Sequence[Entry]
+) -> Iterator[Row]:
+    """Yield each class's row: patients in whom it was looked for."""
+    patients: dict[int, set[str]] = {value: set() for value, name in wanted.classes.items() if name != IGNORED}
+    for entry in labelled:
+        try:
+            known = looked_for(manifest, entry, wanted, vocabulary)
+        except DataError:  # which sets the case aside, with this reason
+            continue
+        for value in patients if known is None else known:
+            patients[value].add(entry.patient or name_of(entry))
+    everyone = len({entry.patient or name_of(entry) for entry in labelled})
+    for value, having in patients.items():
+        found = f"looked for in {len(having)} of {everyone} patients"
+        how = "unknown in the others" if len(having) < everyone else ""
+        yield Row(f"{wanted.classes[value]} ({value})", found, "any number", "converted" if how else "fits", how)
 
 
 def _target_rows(manifest: Manifest, targets: Sequence[Target], entries: Sequence[Entry], report: Report) -> list[Row]:

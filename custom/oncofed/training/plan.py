@@ -123,6 +123,15 @@ class Plan(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _teacher_is_alone(self) -> Plan:
+        if getattr(self.task, "distillation", 0) and self.resources.gpus > 1:
+            raise ValueError(
+                f"task.distillation is learned on one GPU, found resources.gpus: {self.resources.gpus}. Make it 1, or "
+                "leave distillation out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _network_fits(self) -> Plan:
         try:
             kind, given = self.build_task().network_kind, self.model.kind
@@ -197,7 +206,13 @@ class Plan(StrictModel):
             SpecError: the task comes with a pack, which has none of that name.
         """
         kind, task = self.build_task().label_kind, self.task
-        return Supervision(kind=kind, classes=task.vocabulary, targets=task.named_targets, partial=task.partial)
+        return Supervision(
+            kind=kind,
+            classes=task.vocabulary,
+            targets=task.named_targets,
+            partial=task.may_lack_classes,
+            regions=task.label_regions,
+        )
 
     @property
     def network_request(self) -> NetworkRequest:
