@@ -227,8 +227,9 @@ def _import(module: str) -> None:
 
 # --- networks
 
-# What a network turns its input into: values for each voxel, for an image as a whole, or for a bag of features.
-Kind = Literal["dense", "image", "bag"]
+# What a network turns its input into: values for each voxel, for an image as a whole, for a bag of features, or for a
+# row of a table.
+Kind = Literal["dense", "image", "bag", "table"]
 
 
 @dataclass(frozen=True)

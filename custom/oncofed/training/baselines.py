@@ -23,7 +23,9 @@ import torch
 from safetensors.torch import save_file
 
 from oncofed.data.cases import Case, Cases
+from oncofed.data.moments import own_moments
 from oncofed.errors import TrainingError
+from oncofed.models.table import standardised
 from oncofed.models.weights import Weights
 from oncofed.packs.load import load_packs, loaded_packs
 from oncofed.packs.pack import Pack
@@ -67,6 +69,10 @@ def train_baseline(
     if threads:
         torch.set_num_threads(threads)
     trainer = Trainer(plan, baseline.cases, baseline.name)
+    columns = plan.data.covariates
+    if columns:
+        moments = own_moments(baseline.cases.train, columns)
+        trainer.load_weights(standardised(trainer.weights(), columns, moments))
     best: Weights = trainer.weights()
     best_score = -math.inf
     for _ in range(plan.rounds):

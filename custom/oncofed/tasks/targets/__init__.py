@@ -7,6 +7,7 @@ from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
 from oncofed.tasks.targets.images import ImageTargets, ImageTargetsSpec
 from oncofed.tasks.targets.slides import SlideTargets, SlideTargetsSpec
+from oncofed.tasks.targets.table import TableTargets, TableTargetsSpec
 from oncofed.tasks.targets.task import TargetsSpec, TargetsTask
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "ImageTargetsSpec",
     "SlideTargets",
     "SlideTargetsSpec",
+    "TableTargets",
+    "TableTargetsSpec",
     "TargetFigures",
     "TargetHead",
     "TargetScores",
