@@ -1,4 +1,4 @@
-"""From files to a batch on the device: samples a second, without training.
+"""From files to batches: samples a second.
 
 Three things are measured for DICOM series, NIfTI volumes and a slide's tiles alike: the work before the first
 training step (reading, resampling to the job's grid, copying to the device), with the decoding alone as the limit;
@@ -149,7 +149,10 @@ def _nifti(bench: Bench) -> None:
 
 
 def _prepare(cases: Any, data: DataSpec, device: torch.device) -> None:
-    """Read, resample and hold all cases, like the start of a training without a cache."""
+    """Read, resample and hold all cases.
+
+    Like the start of a training without a cache.
+    """
     PreparedCases([replace(case, folder=None) for case in cases], Patches(data, "light", 2), device)
 
 
@@ -175,7 +178,7 @@ def _cache(files: list[dict[str, Path]], transforms: Compose, device: torch.devi
 
 
 def _tiles(bench: Bench) -> None:
-    """Tiles of a slide, read in its order, in batches on the device."""
+    """Load a slide's tiles to the device in batches."""
     side = 8 if bench.quick else 24
     path = bench.folder / "slide.tif"
     write_tissue(path, side)

@@ -1,9 +1,9 @@
-"""Tiles a second from slides to features, against OpenSlide with a DataLoader.
+"""Tiles a second from slides to features.
 
-Slides are generated, JPEG-compressed and tiled as scanners write them. Both programs read every tile with tissue and
-pass it to the same encoder, in batches of 64: oncofed across slides and reading ahead, the plain loop one slide
-after the other, with a ``DataLoader`` whose workers open the slide, as in tutorials. The limit is the encoder on as
-many batches in memory.
+Against OpenSlide with a DataLoader. Slides are generated, JPEG-compressed and tiled as scanners write them. Both
+programs read every tile with tissue and pass it to the same encoder, in batches of 64: oncofed across slides and
+reading ahead, the plain loop one slide after the other, with a ``DataLoader`` whose workers open the slide, as in
+tutorials. The limit is the encoder on as many batches in memory.
 
 A slide whose decoder sleeps for a millisecond a tile shows how reading scales to more cores than this machine has:
 eight threads against one. Aligned tiles and an encoder without work show the rate at which a GPU could be fed.
@@ -110,7 +110,10 @@ class _Sleeps:
 
 
 def _threads(bench: Bench) -> None:
-    """Read a slide with a decoder of a millisecond a tile, by eight threads and one."""
+    """Read a slide by eight threads and one.
+
+    Its decoder takes a millisecond a tile.
+    """
     count = 500 if bench.quick else 4000
     x = np.arange(count, dtype=np.int32) * 256
     slide = SlideTiles(Path(), TileSpec(256, 0.5), x, np.zeros_like(x))
@@ -132,7 +135,10 @@ def _read(slide: SlideTiles, threads: int) -> None:
 
 
 def _aligned(bench: Bench) -> None:
-    """Read tiles on the file's grid, with an encoder faster than reading."""
+    """Read tiles on the file's grid.
+
+    The encoder is faster than reading.
+    """
     side = 8 if bench.quick else 40 if bench.cuda else 24
     path = bench.folder / "aligned.tif"
     write_tissue(path, side)

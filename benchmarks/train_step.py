@@ -1,6 +1,7 @@
-"""Training samples a second of each task, against a plain loop and the network alone.
+"""Training samples a second of each task.
 
-All programs train the same network on the same generated data with the same batch size:
+Against a plain loop and the network alone. All programs train the same network on the same generated data with the same
+batch size:
 
 - oncofed: ``Trainer.train``, as at a site;
 - the baseline of a volume's segmentation: MONAI's tutorial loop (cached deterministic transforms, random ones for each
@@ -297,7 +298,7 @@ def _bags(bench: Bench) -> Work:
 
 
 def plain_loop(work: Work, device: torch.device) -> Iterator[float]:
-    """Yield each step's loss of a float32 loop with augmentation on the CPU."""
+    """Yield losses of a float32 loop, augmented on the CPU."""
     task = work.plan.build_task()
     input_ = task.input(work.plan.training.augmentation)
     batches = BatchStream(PreparedCases(work.cases.train, input_, _CPU), input_, work.plan.training.batch_size, 1, _CPU)
@@ -313,7 +314,10 @@ def plain_loop(work: Work, device: torch.device) -> Iterator[float]:
 
 
 def network_alone(trainer: Trainer) -> Iterator[None]:
-    """Yield after each forward and backward pass over one batch on the device."""
+    """Yield after each forward and backward pass.
+
+    Over one batch on the device.
+    """
     plan, device = trainer.plan, trainer.device
     network = plan.build_network().to(device)
     batch = dict(next(trainer.prepare()))

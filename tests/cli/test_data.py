@@ -88,7 +88,7 @@ def test_profile_page_and_json(run: Run, workspace: Path, tmp_path: Path) -> Non
         assert source not in page
 
 
-def test_split_makes_sites_by_what_cases_say(run: Run, job: Path, workspace: Path, tmp_path: Path) -> None:
+def test_split_makes_sites_by_case_attributes(run: Run, job: Path, workspace: Path, tmp_path: Path) -> None:
     site = make_site(tmp_path / "in", 12)
     (site / "dataset.json").unlink()
     rows = [f"imagesTr/case_{n}.nii.gz,labelsTr/case_{n}.nii.gz,{'AB'[n % 2]}" for n in range(12)]
@@ -128,7 +128,7 @@ def test_mistakes_in_arguments_are_explained(
     assert message in outcome.text
 
 
-def test_a_target_that_cannot_be_written_to_is_named(run: Run, workspace: Path, tmp_path: Path) -> None:
+def test_an_unwritable_target_is_named(run: Run, workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     outcome = run("data", "register", make_site(tmp_path / "in"), "--out", tmp_path / "taken" / "set")
     assert outcome.status == 1
@@ -154,7 +154,7 @@ def test_plan_writes_a_job(run: Run, workspace: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_registering_that_is_stopped_goes_on_where_it_was(tmp_path: Path, sent: signal.Signals) -> None:
+def test_stopped_registering_resumes(tmp_path: Path, sent: signal.Signals) -> None:
     site = tmp_path / "in"
     for sub in ("images", "labels"):
         (site / sub).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The page that describes ``dataset.json`` names every key, and no other."""
+"""The documentation of ``dataset.json`` lists exactly its keys."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_without_a_terminal_a_long_round_says_what_the_sites_do(tmp_path: Path) 
     assert str(view.state.sites["east"]) == "done"
 
 
-def test_before_the_first_round_is_over_what_is_new_is_said_soon(
+def test_phases_before_the_end_of_the_first_round_are_printed_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("oncofed.job.watch._FIRST_LINE_SECONDS", 0.0)
@@ -134,7 +134,7 @@ def test_before_the_first_round_is_over_what_is_new_is_said_soon(
     ]
 
 
-def test_a_bar_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_bar_prints_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = io.StringIO()
     monkeypatch.setattr("oncofed.job.watch._FIRST_LINE_SECONDS", 0.0)
     with progress_bar(Console(file=text, width=120)) as bar:

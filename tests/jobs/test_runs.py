@@ -1,4 +1,7 @@
-"""Every job that trains does so on small data and with small networks, one of each task in FLARE's simulator."""
+"""Every job trains on small data with small networks.
+
+One of each task runs in FLARE's simulator.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,10 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
 
 
 def _mislabel(folder: Path) -> None:
-    """Put every third image into the other class: about that a model can only be sure wrongly."""
+    """Put every third image into the other class.
+
+    A model can only be wrongly sure about these.
+    """
     one, other = sorted(folder.iterdir())
     for first, second in ((one, other), (other, one)):
         for image in sorted(first.glob("[01]-*.png"))[::3]:
@@ -71,7 +77,10 @@ def _mislabel(folder: Path) -> None:
 
 
 def _deal_both_classes(table: Path) -> None:
-    """Say in a table which slides are for what: of two that are tested both would else often be of one class."""
+    """Write a table of splits with both classes.
+
+    Otherwise two test slides would often be of one class.
+    """
     head, *rows = table.read_text().split()
     by_class = sorted(rows, key=lambda row: row.split(",")[1])
     lists = ["training", "training", "training", "validation", "test"] * 2

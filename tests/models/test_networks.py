@@ -93,7 +93,7 @@ def test_settings_that_do_not_fit_a_network_are_refused(settings: dict[str, obje
         ModelSpec(**settings)  # type: ignore[arg-type]
 
 
-def test_what_cannot_be_built_is_told_in_words() -> None:
+def test_networks_that_cannot_be_built_are_reported() -> None:
     with pytest.raises(ValidationError, match="unknown network 'u-net'; known are attention_mil, bundle, densenet121"):
         ModelSpec(network="u-net")
     with pytest.raises(SpecError, match="hovernet is for images of 2 axes, the job's have 3"):
@@ -168,5 +168,5 @@ def test_arguments_are_plain_values(arguments: dict[str, Any]) -> None:
         ModelSpec(arguments=arguments)
 
 
-def test_a_number_is_no_path() -> None:
+def test_a_number_is_not_taken_for_a_path() -> None:
     assert ModelSpec(network="swinunetr", arguments={"dropout_path_rate": 0.1}).arguments

@@ -140,7 +140,7 @@ def test_the_bundle_of_others_or_a_damaged_one_is_refused(bundle: Path, content:
         read_own_bundle(bundle)
 
 
-def test_what_answers_otherwise_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_with_other_answers_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(bundle: Path, images: Path, answers: Path, more: dict[str, Any]) -> None:
         image = nib.load(images / "example.nii.gz")
         answers.mkdir()
@@ -152,14 +152,14 @@ def test_what_answers_otherwise_is_not_left(tmp_path: Path, monkeypatch: pytest.
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_what_does_not_run_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_does_not_run_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "_ALONE", "raise RuntimeError('a package is missing')")
     with pytest.raises(TrainingError, match="does not run with MONAI alone: a package is missing"):
         export(_model("volumes", tmp_path), "bundle", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_what_cannot_be_exported_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_cannot_be_exported_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model("volumes", tmp_path)
     (tmp_path / "out" / "bundle").mkdir(parents=True)
     with pytest.raises(SpecError, match="is there already"):

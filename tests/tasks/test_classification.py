@@ -48,7 +48,7 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order(cases: list[tuple[flo
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9]) | st.floats(0, 1), st.booleans()), min_size=2))
-def test_ranking_scores_are_monais(cases: list[tuple[float, bool]]) -> None:
+def test_ranking_scores_equal_monais(cases: list[tuple[float, bool]]) -> None:
     probability, truth = np.array([p for p, _ in cases]), np.array([t for _, t in cases])
     if truth.all() or not truth.any():
         return
@@ -58,7 +58,7 @@ def test_ranking_scores_are_monais(cases: list[tuple[float, bool]]) -> None:
     assert precision == pytest.approx(compute_average_precision(*theirs), abs=1e-12)
 
 
-def test_a_classifier_that_is_as_sure_as_it_is_right_is_calibrated() -> None:
+def test_a_classifier_with_matching_confidence_is_calibrated() -> None:
     sure = class_scores(_said(*[0.75] * 4), np.array([1, 1, 1, 0]), CLASSES)
     assert sure.extra_metrics["calibration_error"] == pytest.approx(0)
     too_sure = class_scores(_said(*[0.95] * 4), np.array([1, 1, 0, 0]), CLASSES)
@@ -90,8 +90,8 @@ def test_the_interval_holds_the_mean_and_narrows_with_patients() -> None:
     assert confidence(TASK, few[:2]) is None
 
 
-def test_no_interval_is_given_that_has_no_width() -> None:
-    """Whoever is drawn of patients that are all told apart, the area is one."""
+def test_an_interval_without_width_is_not_given() -> None:
+    """With perfect separation every draw has an area of one."""
     right = [
         (str(number), Classified(np.array([0.9, 0.1])[:: 1 - 2 * (number % 2)], number % 2)) for number in range(6)
     ]
@@ -143,7 +143,7 @@ def test_volumes_are_classified_too(tmp_path: Path) -> None:
         rows.append(f"{path.name},{'ball' if number % 2 else 'noise'}")
     (tmp_path / "in" / "cases.csv").write_text("\n".join(rows))
     register(RegisterOptions(tmp_path / "in", "x", tmp_path / "set"))
-    classes = {0: "noise", 1: "ball", 2: "cube"}  # of which this site has no image
+    classes = {0: "noise", 1: "ball", 2: "cube"}  # this site has no image of the last
     plan = Plan(
         data=DataSpec(dataset="x", patch=(32, 32, 32)),
         task=ClassificationSpec(classes=classes),

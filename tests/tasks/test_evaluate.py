@@ -1,4 +1,4 @@
-"""Scoring of cases: read once, in batches, in halves where memory is short, with a word on how far it is."""
+"""Scoring of cases in batches, halved if memory is short."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def cases(tmp_path: Path) -> Cases:
 
 
 class _Counting(nn.Module):
-    """Notes how many images it is given; pretends that more than ``most`` do not fit."""
+    """Counts its images, and fails above ``most`` at once."""
 
     def __init__(self, most: int = 1000) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ def _task() -> Classification:
     return Classification(ClassificationSpec(classes=CLASSES), DATA)
 
 
-def test_images_are_scored_in_batches_and_each_as_by_itself(cases: Cases) -> None:
+def test_images_in_batches_score_as_single_ones(cases: Cases) -> None:
     task, network = _task(), _Counting()
     task.cases_at_once = 8
     every = tuple(cases)
@@ -87,7 +87,7 @@ def test_a_batch_that_does_not_fit_is_scored_in_halves(cases: Cases, most: int) 
     assert sum(count for count in network.given if count <= most) == len(every)
 
 
-def test_an_image_that_alone_does_not_fit_is_an_error(cases: Cases) -> None:
+def test_a_single_image_too_large_for_memory_is_an_error(cases: Cases) -> None:
     with pytest.raises(TrainingError, match="one case alone"):
         _task().evaluate(_Counting(0), cases.validation, CPU)
 
@@ -116,7 +116,7 @@ def test_scoring_stops_between_batches(cases: Cases) -> None:
     assert task.evaluate(network, tuple(cases), CPU, should_stop=lambda: next(answers)).cases == 8
 
 
-def test_a_task_that_assesses_otherwise_is_asked_case_by_case(cases: Cases) -> None:
+def test_a_task_with_its_own_evaluation_scores_case_by_case(cases: Cases) -> None:
     class Own(Classification):
         def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Any:
             said = super().evaluate_case(network, case, device, detailed)

@@ -44,7 +44,7 @@ def test_labels_of_many_classes_and_parts_of_a_volume_are_counted(monkeypatch: p
 
 
 @given(arrays(np.bool_, _SHAPES, elements=st.sampled_from([False, False, True])))
-def test_a_box_is_the_smallest_that_holds_a_mask(mask: np.ndarray) -> None:
+def test_the_bounding_box_is_the_smallest(mask: np.ndarray) -> None:
     box = bounding_box(mask)
     if box is None:
         assert not mask.any()

@@ -1,4 +1,4 @@
-"""Slides from weak labels: features once a slide, attention on the region that makes the label."""
+"""Slides from weak labels: cached features and attention."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Truth = dict[str, tuple[int, int, int, int] | None]
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
-    """A registered dataset of slides, and where each one's region is."""
+    """A registered dataset of slides, with their regions' places."""
     folder = tmp_path_factory.mktemp("slides")
     truth = make_slides(folder / "in", 40, side=768)
     table = folder / "in" / "labels.csv"

@@ -1,4 +1,4 @@
-"""Surface figures: what MONAI's functions say, and what is told where a class is missing."""
+"""Surface figures: as in MONAI, and for missing classes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def _blobs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3]), st.booleans())
-def test_figures_are_monais(seed: int, dimensions: int, at_a_voxel: bool) -> None:
+def test_figures_equal_monais(seed: int, dimensions: int, at_a_voxel: bool) -> None:
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(4, 20, dimensions))
     prediction, reference = _blobs(rng, shape), _blobs(rng, shape)
     spacing = rng.uniform(0.5, 3, dimensions).tolist()
-    # A tolerance of one voxel: many distances are just as large.
+    # A tolerance of one voxel, which many distances equal.
     tolerance = spacing[0] if at_a_voxel else float(rng.uniform(0.3, 4))
     figures = surface_figures(prediction, reference, _CLASSES, spacing, tolerance)
     for value, name in _CLASSES.items():

@@ -1,4 +1,4 @@
-"""Further files of a model's bundle, as its run has them."""
+"""Further files of a model's bundle, from its run."""
 
 from __future__ import annotations
 

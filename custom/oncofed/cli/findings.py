@@ -1,4 +1,7 @@
-"""Output of data register and check: counts, three examples per kind, and commands to type."""
+"""Output of data register and check.
+
+It has counts, three examples per kind, and commands to type.
+"""
 
 from __future__ import annotations
 

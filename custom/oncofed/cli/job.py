@@ -161,7 +161,7 @@ def check(
 
 
 def _show_bundle(spec: JobSpec) -> None:
-    """Print a bundle's digest and differences between its preprocessing and the job's."""
+    """Print a bundle's digest and how its preprocessing differs."""
     from oncofed.models.foreign import read_bundle
 
     bundle = read_bundle(str(spec.model.bundle))
@@ -252,7 +252,10 @@ def pack(
 
 
 def _write_weights(bundle: Path, pack: Path) -> Path | None:
-    """Write a bundle's weights next to its pack, and return the file; None without weights."""
+    """Write a bundle's weights next to its pack.
+
+    Returns the file; None without weights.
+    """
     from safetensors.torch import save_file
 
     from oncofed.models.foreign import bundle_weights

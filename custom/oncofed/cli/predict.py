@@ -171,7 +171,7 @@ def predict(
 
 @contextlib.contextmanager
 def _explained_full_disk(out: Path) -> Iterator[None]:
-    """Explain a full disk: finished cases stay, and the same command resumes.
+    """Explain a full disk: finished cases stay, rerunning resumes.
 
     Raises:
         OncofedError: instead of the system's error.

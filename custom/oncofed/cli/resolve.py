@@ -91,7 +91,10 @@ def resolve(
 
 
 def _kit(site: Path | None) -> Path | None:
-    """Return the kit for the audit log: the named one, else this folder if it is a kit."""
+    """Return the kit for the audit log.
+
+    It is the named one, else this folder if it is a kit.
+    """
     folder = site or Path()
     if (folder / "startup").is_dir():
         return folder

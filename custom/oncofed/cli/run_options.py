@@ -62,7 +62,10 @@ def named_sites(values: list[str], workspace: Path) -> dict[str, Path]:
 
 
 def _site_folder(value: Path, workspace: Path) -> Path:
-    """Return a site's dataset; one that is missing is reported later, with the data of all sites."""
+    """Return a site's dataset.
+
+    A missing one is reported later, with the data of all sites.
+    """
     try:
         return dataset_named(value, workspace)
     except DataError:

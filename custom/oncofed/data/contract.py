@@ -49,13 +49,13 @@ class Report:
     Attributes:
         rows: by aspect.
         findings: over all cases, by name.
-        set_aside: cases that cannot be used, now or since they were registered.
+        set_aside: cases that cannot be used, as found now or when registering.
         unlabelled: usable cases without a label, and why they have none.
-        remarks: what was seen of the folder as a whole while it was registered.
-        decided: what a person decided about findings, in words.
-        cases: usable cases by list.
+        remarks: observations on the whole folder, from registering.
+        decided: people's decisions about findings, in words.
+        cases: number of usable cases by list.
         may_train: the job would start here.
-        why_not: why it would not.
+        why_not: the reason if not.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Report:
 
     @property
     def clean(self) -> bool:
-        """Nothing was found that a person has to mend."""
+        """No finding needs a person to fix it."""
         return self.may_train and not self.findings and not self.set_aside
 
 
@@ -82,7 +82,7 @@ def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) 
         folder: the dataset.
         data: the contract.
         wanted: what the job learns from.
-        seed: of the deal to training, validation and test.
+        seed: of the split into training, validation and test.
 
     Raises:
         DataError: there is no dataset in ``folder``.
@@ -146,7 +146,7 @@ def _deal(report: Report, folder: Path, data: DataSpec, wanted: Supervision, see
 def with_facts(folder: Path, manifest: Manifest) -> Manifest:
     """Return a manifest with each case's facts.
 
-    Cases that nobody registered are read now; no decision is in force.
+    Cases that were not registered are read now; no decision is applied.
     """
 
     def known(entry: Entry | str) -> Entry | str:

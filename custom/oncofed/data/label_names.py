@@ -1,6 +1,6 @@
 """Names of label values in ``dataset.json``.
 
-The Decathlon's way, nnU-Net's, and nnU-Net's regions.
+In the formats of the Decathlon and nnU-Net, with nnU-Net's regions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def named_values(labels: object, path: Path) -> dict[str, str] | None:
     value that two regions share has no name of its own.
 
     Args:
-        labels: as ``dataset.json`` has it.
+        labels: from ``dataset.json``.
         path: of the file, for messages.
 
     Raises:

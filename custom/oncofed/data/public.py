@@ -28,7 +28,7 @@ _ZENODO = "https://zenodo.org/records/10519652/files"
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A dataset that anybody may fetch.
+    """A freely available dataset.
 
     Attributes:
         title: one line.
@@ -36,8 +36,8 @@ class PublicSet:
         md5: of that file, as its publishers give it.
         megabytes: of that file, about.
         licence: under which it is published.
-        job: that it is for.
-        dataset: name under which that job looks for it.
+        job: example job that uses it.
+        dataset: name of the dataset in that job.
         classes: of images that lie in one array; empty for an archive of files.
         folder: what an archive unpacks to.
     """
@@ -119,7 +119,7 @@ def get(name: str, target: Path, progress: Progress | None = None) -> Path:
     Args:
         name: of ``PUBLIC``.
         target: folder for the file and what it unpacks to.
-        progress: called with (what is done, bytes or images done, of how many).
+        progress: called with (step, bytes or images done, number in all).
 
     Returns:
         The folder to register.
@@ -168,7 +168,7 @@ def _fetch(public: PublicSet, file: Path, progress: Progress) -> Path:
 
 
 def _why_not(error: Exception) -> str:
-    """Return in words why nothing came."""
+    """Return why a download failed."""
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answered with status {error.code}"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -186,11 +186,11 @@ def _download(url: str, part: Path, progress: Progress) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=_SECONDS_OF_SILENCE)  # noqa: S310 - the same
     except urllib.error.HTTPError as error:
-        if have and error.code == 416:  # no bytes beyond those present: the file is complete
+        if have and error.code == 416:  # range not satisfiable: the file is complete
             return
         raise
     with answer:
-        if have and answer.status != 206:  # a server that cannot go on sends all of it again
+        if have and answer.status != 206:  # a server that cannot resume sends the whole file
             have = 0
         total = have + int(answer.headers.get("Content-Length") or 0)
         with part.open("ab" if have else "wb") as out:
@@ -220,7 +220,7 @@ def _require_checksum(public: PublicSet, file: Path, progress: Progress) -> None
 def _unpack(file: Path, folder: Path) -> None:
     try:
         with tarfile.open(file) as archive:
-            # "data" refuses paths out of the folder, links out of it, and devices.
+            # "data" refuses paths and links out of the folder, and devices.
             archive.extractall(folder, filter="data")
     except tarfile.TarError as error:
         shutil.rmtree(folder)

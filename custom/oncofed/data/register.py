@@ -1,8 +1,7 @@
 """Register a folder: from any layout to ``dataset.json``.
 
-Images that are files of their own stay where they are; the dataset's folder reaches them through its link ``source``.
-DICOM is converted once, to NIfTI (volumes), PNG or TIFF (flat images) in the dataset's folder, and no header goes
-along.
+Image files stay where they are; the dataset's folder reaches them through its link ``source``. DICOM is converted once,
+to NIfTI (volumes), PNG or TIFF (flat images) in the dataset's folder, without its headers.
 """
 
 from __future__ import annotations
@@ -57,11 +56,11 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
 
     Args:
         options: what to register.
-        progress: called with (what is done, how many, of how many).
+        progress: called with (step, number done, number in all).
 
     Raises:
         DataError: the folder cannot be used at all. A single bad case is no error: it is in ``quarantine``.
-        OSError: ``options.out`` cannot be written to; a manifest that was there is as it was.
+        OSError: ``options.out`` cannot be written to; an existing manifest is unchanged.
     """
     progress = progress or (lambda what, done, total: None)
     source, out = options.source.resolve(), options.out.resolve()
@@ -138,7 +137,7 @@ def _files_to_read(source: Path, out: Path) -> Found:
 
 
 def _link(source: Path, out: Path) -> str:
-    """Link the dataset to its source, and return the paths' prefix."""
+    """Link the dataset to its source; return the paths' prefix."""
     link = out / SOURCE_LINK
     if not link.is_symlink() or link.resolve() != source:
         unfinished = out / f".{SOURCE_LINK}.new"
@@ -188,7 +187,7 @@ def _file_work(layout: FolderLayout, options: RegisterOptions, prefix: str) -> I
 def _match_labels(dicom: DicomIndex, options: RegisterOptions) -> list[tuple[PlacedLabel, ...]]:
     """Return each image's label files.
 
-    Files that lie on no image are left out, with the reason.
+    Files that match no image are left out, with the reason.
     """
     wanted = {name: value for value, name in options.labels.items() if value}
     placed, reasons = match_labels(options.source.resolve(), dicom.stacks, dicom.labels, wanted or None, dicom.slides)
@@ -280,7 +279,7 @@ def _broke_its_reader(work: Work) -> tuple[str, dict[str, Any]]:
 def _remove_stale(out: Path, manifest: Manifest) -> None:
     """Remove converted images of cases that are gone.
 
-    A patient who withdrew leaves no copy here either.
+    This also removes the copies of a patient who withdrew.
     """
     kept = {path for e in manifest.entries for path in (*e.images, e.label, e.tiles) if isinstance(path, str)}
     for folder in ("images", "labels", "tiles"):
@@ -295,8 +294,8 @@ def _remove_stale(out: Path, manifest: Manifest) -> None:
 def dataset_folder(name_or_folder: str | Path, datasets: Path) -> Path:
     """Return a dataset's folder by path or registered name.
 
-    A folder without ``dataset.json`` that is called like a registered dataset means that one: it was likely registered
-    as it.
+    A folder without ``dataset.json`` but with a registered dataset's name stands for that dataset: it is likely its
+    source.
 
     Raises:
         DataError: there is none.
@@ -316,9 +315,8 @@ def dataset_folder(name_or_folder: str | Path, datasets: Path) -> Path:
 def which_is_taken(name_or_folder: str | Path, datasets: Path) -> str:
     """Return which dataset an ambiguous name means.
 
-    Empty unless both a folder and a registered dataset have the name.
-
-    Nothing is said of a folder that was registered under its own name either: both are the same images.
+    Empty unless both a folder and a registered dataset have the name. Also empty for a folder that was registered under
+    its own name: both are the same images.
     """
     path, registered = Path(name_or_folder).expanduser(), datasets / str(name_or_folder)
     source = registered / SOURCE_LINK

@@ -12,7 +12,7 @@ from oncofed.data.masks import value_of
 from oncofed.data.slides import TileSpec
 from oncofed.errors import DataError
 
-# What is done, how many, of how many.
+# Called with (step, number done, number in all).
 Progress = Callable[[str, int, int], None]
 
 
@@ -25,13 +25,13 @@ class RegisterOptions:
         name: of the dataset.
         out: the dataset's folder.
         task: "segmentation", "classification" or "slides"; None: as the layout says.
-        labels: label value -> name, where the user says it.
+        labels: label value -> name, if the user states it.
         table: CSV or TSV with columns image (or patient, series), label, split; None: as found in the folder.
         tiles: how slides are cut.
         workers: processes; None: one a core.
-        patient_from: what tells DICOM patients apart; None: as when the dataset was registered before, else their IDs.
-        classes: of a classification, where images need no class: names of those that folders may be called as. None:
-            images lie in one folder a class, or in a table with their classes.
+        patient_from: how to tell DICOM patients apart; None: as when last registered, else by their IDs.
+        classes: of a classification whose images need no class: class names that folders may have. None: images lie in
+            one folder per class, or in a table with their classes.
     """
 
     source: Path
@@ -47,7 +47,7 @@ class RegisterOptions:
 
 
 def parse_labels(text: str) -> dict[int, str]:
-    """Return label value -> name of ``1=liver,2=tumour`` or ``liver,tumour``.
+    """Parse ``1=liver,2=tumour`` or ``liver,tumour``: label value -> name.
 
     Raises:
         DataError: it is neither.

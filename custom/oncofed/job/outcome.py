@@ -23,7 +23,7 @@ POOLED = "pooled"
 
 
 def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result:
-    """Return an empty result, failed until a run sets its status."""
+    """Return an empty result with status "failed"."""
     task = spec.plan().build_task()
     return Result(
         job=spec.name,
@@ -73,7 +73,7 @@ def note_rounds(result: Result, state: RunProgress, spec: JobSpec) -> None:
 def note_scores(
     result: Result, state: RunProgress, scores: Scores | None = None, skipped: Mapping[str, int] | None = None
 ) -> None:
-    """Copy the best model's test scores, with those of the baselines.
+    """Copy test scores of the best model and baselines.
 
     Args:
         result: to write to.
@@ -123,7 +123,7 @@ def note_scores(
 
 
 def _patients(reported: Mapping[str, Any] | None) -> dict[str, dict[str, int]]:
-    """Return numbers of test patients in all and behind each figure, if reported."""
+    """Return numbers of test patients, overall and per figure."""
     if not reported:
         return {}
     return {"patients": {"test": reported["all"]}, "patients_behind": {**reported["by_class"], **reported["more"]}}
@@ -136,7 +136,7 @@ def note_pooled(
     paired: dict[str, Any] | None,
     calibration: dict[str, Any] | None,
 ) -> None:
-    """Copy figures over the patients of all sites, as ``Finished`` has them."""
+    """Copy figures over the patients of all sites."""
     result.calibration = Calibration.model_validate(calibration) if calibration else None
     result.pooled_test = PooledTest.model_validate(pooled) if pooled else None
     result.paired_test = Difference.model_validate(paired) if paired else None

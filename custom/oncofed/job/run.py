@@ -36,7 +36,7 @@ from oncofed.training import Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
 
 _POLL_SECONDS = 0.2
-# Memory of one site with small images: a process of its own, or a fork of the simulator.
+# Memory of one site with small images: a separate process, or a fork of the simulator.
 _GIB_OF_A_SITE: dict[Backend, float] = {"federation": 0.55, "simulate": 0.16}
 _STARTING: dict[Backend, str] = {
     "federation": "starting a server and {sites} sites from their startup kits …",
@@ -244,7 +244,7 @@ class Run:
             return pool.collect(lambda done: bar.update(task, completed=done))
 
     def _pictures(self) -> dict[str, Picture]:
-        """Return the federated model's output on one test case a site."""
+        """Return the model's output on one test case per site."""
         first = next(iter(self._cases))
         trainer = Trainer(self.spec.plan(), self._cases[first], first)
         trainer.load_weights(load_file(self.folder / "model" / "model.safetensors"))

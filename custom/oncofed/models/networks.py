@@ -1,8 +1,8 @@
 """Networks that a job may name.
 
 Normalisation is by instance, or by groups of channels where a network ends in single pixels: batch statistics differ
-between scanners, and averaging them over sites makes a model that fits none. A job that wants them all the same says
-``norm: batch``, and may keep them at each site (``strategy: {name: fedbn}``).
+between scanners, and averaging them over sites makes a model that fits none. A job can still choose them by
+``norm: batch``, and keep them at each site (``strategy: {name: fedbn}``).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ __all__ = [
     "register_network",
 ]
 
-# In names of arguments with which a network would fetch weights by itself, and of those with which it would open a
-# file, where their value is a name: drop_path_rate is a number.
+# Parts of argument names: those that make a network download weights, and those that make it open a file if the
+# value is text (drop_path_rate is a number).
 _FETCHES, _OPENS = ("pretrain", "url", "weights"), ("path", "file")
 
 _GROUPS = 8
@@ -101,8 +101,8 @@ class Declared(StrictModel):
 class ModelSpec(StrictModel):
     """Which network a job trains.
 
-    Checking it imports no pack: of one that is not loaded nothing is known, ``lacks_code`` is true, and what needs to
-    know the network raises ``SpecError``.
+    Checking it imports no pack. If the pack is not loaded, ``lacks_code`` is true, and methods that need the network
+    raise ``SpecError``.
     """
 
     code: str | None = Field(
@@ -189,7 +189,7 @@ class ModelSpec(StrictModel):
 
     @property
     def lacks_code(self) -> bool:
-        """Whether the network comes from a pack that is not loaded."""
+        """Whether the network's pack is not loaded."""
         return self.code is not None and self.declared is None and not is_loaded(self.code)
 
     @property
@@ -240,7 +240,9 @@ class NetworkRequest:
 
 
 def network_config(request: NetworkRequest) -> dict[str, Any]:
-    """Return a network as a MONAI bundle writes it: ``_target_`` and arguments.
+    """Return a network as a bundle's configuration.
+
+    ``_target_`` and arguments.
 
     Raises:
         SpecError: the network cannot have that many axes.
@@ -268,7 +270,7 @@ def _with_arguments(config: dict[str, Any], request: NetworkRequest) -> dict[str
 
 
 def build_network(request: NetworkRequest, seed: int) -> nn.Module:
-    """Return a network with initial weights that follow from ``seed`` alone.
+    """Return a network with initial weights by ``seed``.
 
     Args:
         request: which network, and for what.
@@ -315,7 +317,7 @@ def find_network(name: str, pack: str = "") -> Network:
 
     Args:
         name: of the network.
-        pack: digest of the pack that brings it; empty: none does.
+        pack: digest of the pack that registers it; empty: none.
 
     Raises:
         SpecError: none has that name, or the pack is not loaded.
@@ -343,7 +345,7 @@ def list_networks() -> list[Network]:
 def _normed(request: NetworkRequest, config: dict[str, Any]) -> dict[str, Any]:
     """Return a network with the job's normalisation.
 
-    Of networks that MONAI builds with batch normalisation alone.
+    For networks that MONAI builds with batch normalisation only.
     """
     if request.spec.norm == "batch":
         return config
@@ -367,7 +369,7 @@ def _unet(request: NetworkRequest) -> dict[str, Any]:
         "channels": list(channels),
         "strides": [2] * (len(channels) - 1),
         "num_res_units": request.spec.residual_units,
-        # Without scale and shift of its own, as MONAI's default is.
+        # Without learned scale and shift, like MONAI's default.
         "norm": "instance" if request.spec.norm in {None, "instance"} else request.norm,
     }
 
@@ -413,7 +415,7 @@ def _hovernet(request: NetworkRequest) -> dict[str, Any]:
 
 def _bundle(request: NetworkRequest) -> dict[str, Any]:
     network = _bundle_of(request.spec).network
-    # A bundle's network is made for other classes than the job's.
+    # A bundle's network has other classes than the job's.
     names = {"in_channels": request.in_channels, "out_channels": request.out_channels}
     return {**network, **{name: value for name, value in names.items() if name in network}}
 

@@ -2,8 +2,8 @@
 
 Figures of classes and further ones rest on at least five patients each.
 
-A mean over all patients leaves as the site's policy says. Beside it a figure could tell of fewer than are behind
-either: then it stays, too.
+A mean over all patients leaves as the site's policy says. Together with it another figure could reveal fewer patients
+than are behind either: then that figure stays, too.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _MOST_CASES = 10_000_000
 def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation as it may leave a site.
 
-    Means, their interval, how many cases and patients are behind.
+    Means, their interval, and the numbers of cases and patients behind them.
 
-    ``patients`` says how many there are (``all``), on how many the mean rests (``mean``: of a classifier of two classes
-    those who have the rarer one), and on how many each other figure that is told.
+    ``patients`` holds the number of patients (``all``), of those behind the mean (``mean``: for a classifier of two
+    classes those of the rarer one), and of those behind each other reported figure.
     """
     behind = evaluation.behind
     groups = {name: set(behind[name]) for name in evaluation.by_class if behind.get(name)}
@@ -100,7 +100,9 @@ def is_evaluation(
     metrics: Sequence[Metric] | None = None,
     lowest: float = 0.0,
 ) -> bool:
-    """Return whether a value is a valid evaluation, as of ``evaluation_numbers``.
+    """Return whether a value is a valid evaluation.
+
+    The rules are those of ``evaluation_numbers``.
 
     Args:
         value: as sent.
@@ -142,12 +144,12 @@ def is_share(value: Any, lowest: float = 0.0) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a number and no truth value."""
+    """Return whether a value is a number, not bool."""
     return isinstance(value, float | int) and not isinstance(value, bool)
 
 
 def _are_patients(value: Any, by_class: Mapping[str, Any], more: Mapping[str, Any], cases: int) -> bool:
-    """Return whether counts of patients are consistent and none too small.
+    """Return whether patient counts are consistent and large enough.
 
     No class may be of few patients, or of all but a few.
     """
@@ -177,7 +179,10 @@ def _are_ends(interval: Sequence[Any], lowest: float) -> bool:
 
 
 def _is_figure(name: Any, value: Any, told: Mapping[str, Any], metrics: Sequence[Metric]) -> bool:
-    """Return whether a figure is declared, of a sent class, and in bounds."""
+    """Return whether a figure is declared and in bounds.
+
+    Its class must have been sent.
+    """
     kind, dot, of = str(name).partition(".")
     # A metric of one target alone has the target in its name.
     declared = {(name, False), (kind, bool(dot))}

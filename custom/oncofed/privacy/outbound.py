@@ -1,9 +1,9 @@
 """Numbers that may leave a site.
 
-A job declares them, they are within bounds, and nothing could carry more.
+The job declares them, within bounds, so they cannot carry anything else.
 
-Names are as telling as values: those of classes must be the job's, those of figures its task's, as the site's installed
-class declares them. No text leaves but from short lists.
+Names can reveal as much as values: those of classes must be the job's, those of figures its task's, as the site's
+installed class declares them. Text leaves only if it is in a short list.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def check_counts(
     bins: Mapping[str, int] | None = None,
     covariates: Collection[str] = (),
 ) -> None:
-    """Check a site's facts about its data, before the first round.
+    """Check a site's data counts before the first round.
 
     Args:
         numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset`` and ``policy``;

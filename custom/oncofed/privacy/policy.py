@@ -96,7 +96,7 @@ class Policy(StrictModel):
         limits = [self.job_hours, self.gpu_hours / gpus if self.gpu_hours and gpus else None]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def refusal(self, job: JobFacts) -> str | None:
+    def refusal(self, job: ProposedJob) -> str | None:
         """Return which rule a job violates; None: allowed.
 
         The words may leave the site.
@@ -115,7 +115,7 @@ class Policy(StrictModel):
 
 
 @dataclass(frozen=True)
-class JobFacts:
+class ProposedJob:
     """The job's properties that a policy checks.
 
     Attributes:

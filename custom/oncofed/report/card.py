@@ -63,7 +63,7 @@ class TrainingSite(_Part):
 
 
 class TrainingData(_Part):
-    """Training data, without numbers of cases of few or uncounted patients."""
+    """Training data, without small or unknown numbers of patients."""
 
     dataset: str
     modality: str
@@ -209,7 +209,7 @@ def _code(code: Any) -> str:
 
 
 def _count(cases: int, patients: int | None) -> int | str:
-    """Return a number of cases, if of at least five patients.
+    """Return a number of cases of five patients or more.
 
     Five cases may all be of one patient.
     """

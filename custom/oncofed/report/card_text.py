@@ -18,7 +18,10 @@ _HF_TASKS = {"class": "image-classification", "mask": "image-segmentation"}
 
 
 def md(text: object) -> str:
-    """Escape untrusted text for Markdown: one line, no markup, HTML or link."""
+    """Escape untrusted text for Markdown.
+
+    The result is one line without markup, HTML or link.
+    """
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     line = _MARKS.sub(r"\\\1", line).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _ADDRESS.sub(lambda found: f"\\{found[0]}", line)
@@ -54,7 +57,10 @@ def to_markdown(card: Card) -> str:
 
 
 def front_matter(card: Card) -> dict[str, Any]:
-    """Return the metadata of a Hugging Face model card: tags, and the scores as a ``model-index``."""
+    """Return a Hugging Face model card's metadata.
+
+    Tags, and the scores as a ``model-index``.
+    """
     details, scores, data = card.model_details, card.quantitative_analyses, card.training_data
     kind = "class" if "classification" in details.task else "mask"
     task = {"type": _HF_TASKS[kind], "name": details.title}

@@ -1,4 +1,4 @@
-"""``evaluation.json``: a model's scores on a dataset, without names of cases."""
+"""``evaluation.json``: a model's scores without names of cases."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _style(index: int) -> tuple[str, str]:
 
 
 def svg(figure: Figure) -> Markup:
-    """Return a figure as SVG for a page, and close it."""
+    """Return a figure as SVG, and close it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)

@@ -76,7 +76,7 @@ class Timing(_Part):
 
 
 class Bytes(_Part):
-    """Tensor bytes of a round over all sites, without framing and TLS."""
+    """Tensor bytes of a round, without framing and TLS."""
 
     to_sites_per_round: int = 0
     to_server_per_round: int = 0

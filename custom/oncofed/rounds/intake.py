@@ -130,6 +130,11 @@ class UpdateIntake:
             self._record(SiteNotKept(site=site, round=expected.round, reason=str(numbers["not_kept"])))
         self._record(Answered(site=site, task=TrainRequest.task, round=expected.round))
 
+    def updates_from(self, site: str, current: RoundState) -> int:
+        """Return how many updates a site has given to a round's model."""
+        with self._lock:
+            return sum(update.site == site and not update.staleness for update in current.updates)
+
     def _read(self, site: str, result: TrainResult, expected: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
         self._declared(result.numbers, most=most_scored(self._cases().get(site)))
         kind = self._federation.exchange.update
@@ -157,6 +162,7 @@ class UpdateIntake:
         """Return a collector's mean, checked.
 
         Also returns the sites whose missing update prevents a mean, and the reasons of left-out updates by site.
+        A mean with a site that was revoked meanwhile counts as lacking it: the collector is to average the others.
 
         Args:
             collector: the site.
@@ -173,6 +179,11 @@ class UpdateIntake:
             return None, [site for site in cases if site in combined.missing], {}
         left_out = {s: one_line(str(why), _LONGEST_REASON) for s, why in combined.left_out.items() if s in cases}
         counted = {site: n for site, n in cases.items() if site not in left_out}
+        revoked = sorted(self._banned() & counted.keys())
+        if revoked:
+            for site in revoked:
+                self._record(Refused(site=site, round=number, reason=REVOKED))
+            return None, revoked, {}
         expected = sum(bounded(counted, self._federation.exchange.largest_weight).values())
         if combined.cases != expected:
             raise UpdateRejectedError(f"it says that {combined.cases} cases are behind the mean, expected {expected}")

@@ -268,10 +268,11 @@ class RoundLoop:
         able = self._sites.able(rounds.minimum_cases)
         if not able:
             raise NotEnoughSitesError(f"no site has {rounds.minimum_cases} training cases (rounds.minimum_cases)")
-        if rounds.sites_per_round is None or rounds.sites_per_round >= len(able):
-            return able
+        left = [site for site in able if site not in self._transport.banned]
+        if rounds.sites_per_round is None or rounds.sites_per_round >= len(left):
+            return able  # a quorum stays what it was before sites were revoked
         draw = random.Random(f"{self._plan.seed} {number}")  # noqa: S311 - not a secret
-        return sorted(draw.sample(able, rounds.sites_per_round))
+        return sorted(draw.sample(left, rounds.sites_per_round))
 
     # --- scores
 

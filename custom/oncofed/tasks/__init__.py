@@ -1,6 +1,6 @@
-"""Tasks: loss, metric, inference and pictures in one object.
+"""Tasks: loss, metric, inference and pictures together.
 
-They know nothing of federation.
+They do not depend on federation.
 """
 
 from oncofed.plugins import register_task

@@ -17,14 +17,14 @@ from oncofed.tasks.slides import SlideClassificationSpec
 
 
 def answer_of(task: StrictModel, data: DataSpec) -> Answer:
-    """Return how a bundle answers as ``Task.infer`` of a task does.
+    """Return the answer of a task's bundle, like ``Task.infer``'s.
 
     Args:
         task: section of the job.
         data: section of the job.
 
     Raises:
-        SpecError: the task comes with a pack: no bundle can hold its code.
+        SpecError: the task comes with a pack, and bundles cannot hold its code.
     """
     if isinstance(task, SegmentationSpec):
         return LabelledVoxels(task.overlap, task.mirror, task.keep_largest)

@@ -1,7 +1,7 @@
-"""Dice with cross-entropy, in memory that does not grow with the number of classes.
+"""Dice with cross-entropy, in memory independent of the classes.
 
-MONAI's ``DiceLoss(ignore_index=…)`` and ``DiceCELoss`` keep probabilities and one-hot labels for the backward pass, as
-large as the logits each; their cross-entropy is a mean over voxels of the batch, not over samples.
+MONAI's ``DiceLoss(ignore_index=…)`` and ``DiceCELoss`` keep probabilities and one-hot labels for the backward pass,
+each as large as the logits; their cross-entropy is a mean over voxels of the batch, not over samples.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 _SMOOTH = 1e-5
-# Values (classes times voxels) of a slab: as many as a core's cache holds, or as keep a GPU busy.
+# Values (classes times voxels) of a slab: enough to fill a core's cache, or to keep a GPU busy.
 _TOGETHER_CPU, _TOGETHER_GPU = 1 << 18, 1 << 24
 
 
 def dice_ce(logits: Tensor, label: Tensor, ignore: int | None = None) -> Tensor:
     """Return soft Dice plus cross-entropy.
 
-    Both are means over samples; voxels to be ignored count in neither.
+    Both are means over samples; ignored voxels count in neither.
 
     Dice has squared predictions in its denominator (Milletari et al., 3DV 2016) and leaves background out.
 
     Between the passes only the inputs are kept: with 105 classes, probabilities and one-hot labels would each take as
-    much memory as the logits. Sums and gradients are the same bits each time, on a GPU too. No second derivative.
+    much memory as the logits. Sums and gradients are bit-identical each time, on a GPU too. No second derivative.
 
     Args:
         logits: (batch, class, x, y[, z]), float32 or float64.
@@ -41,9 +41,12 @@ class _DiceCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, label: Tensor, ignore: int | None) -> Tensor:
-        """Return the loss of logits (batch, class, ...) and a label (batch, ...)."""
+        """Return the loss.
+
+        Of logits (batch, class, ...) and a label (batch, ...).
+        """
         batch, classes = logits.shape[:2]
-        # Of each sample: cross-entropy and voxels that count; of each of its classes: as Dice has them.
+        # Per sample: cross-entropy and number of voxels that count; per sample and class: the sums of Dice.
         entropy, counted = logits.new_zeros(batch), logits.new_zeros(batch)
         overlap, squares, sizes_of_label = (logits.new_zeros(batch, classes) for _ in range(3))
         for values, target, one_hot, counts in _slabs(logits, label, ignore):
@@ -70,7 +73,7 @@ class _DiceCE(torch.autograd.Function):
         """Return the gradient of the logits.
 
         With p the probabilities, t a voxel's class, and a, b the loss's derivatives by Dice's overlaps and squares:
-        the loss changes with p by ``a`` at t and by ``2 b p``, and softmax passes on ``p (g - sum of g p)`` of any g.
+        the derivative by p is ``a`` at t plus ``2 b p``, and softmax turns any g into ``p (g - sum of g p)``.
         """
         logits, label, counted, sizes, doubled = ctx.saved_tensors
         batch, classes = logits.shape[:2]
@@ -95,7 +98,7 @@ class _DiceCE(torch.autograd.Function):
 def _step(logits: Tensor) -> int:
     """Return the voxels of a slab.
 
-    A compiler fuses all passes by itself, and gets one slab.
+    A compiler fuses the passes by itself, so it gets one slab.
     """
     values = _TOGETHER_CPU if logits.device.type == "cpu" else _TOGETHER_GPU
     voxels = logits[0, 0].numel()
@@ -103,18 +106,18 @@ def _step(logits: Tensor) -> int:
 
 
 def _slabs(logits: Tensor, label: Tensor, ignore: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-    """Yield some voxels of all samples after the others.
+    """Yield the voxels of all samples, slab by slab.
 
     Yields:
-        Logits (batch, class, voxel); label (batch, voxel); a one where a voxel is of a class, (batch, class, voxel); a
-        one for each voxel (batch, voxel) that is not to be ignored, None where none is.
+        Logits (batch, class, voxel); label (batch, voxel); one-hot labels (batch, class, voxel); a one for each voxel
+        (batch, voxel) that is not ignored, None if none is ignored.
     """
     step = _step(logits)
     classes = torch.arange(logits.shape[1], device=logits.device, dtype=label.dtype)[:, None]
     pieces = zip(torch.split(logits.flatten(2), step, 2), torch.split(label.flatten(1), step, 1), strict=True)
     for values, labels in pieces:
         ignored = None if ignore is None else labels == ignore
-        # Ignored voxels read as background, which Dice leaves out.
+        # Ignored voxels become background, which Dice leaves out.
         target = labels if ignored is None else labels.masked_fill(ignored, 0)
         counts = None if ignored is None else (~ignored).to(values.dtype)
         yield values, target, (target[:, None] == classes).to(values.dtype), counts

@@ -1,11 +1,11 @@
 """Figures over the patients of several sites.
 
-From counts and sums of at least five patients each.
+They come from counts and sums of at least five patients each.
 
-How likely a class is for a patient stays at the site. What leaves are counts of patients between fixed edges, which a
-site makes coarser until nobody stands alone: from the highest bin down, each cell reaches as far as it needs to hold
-five patients. Beside them goes what a site's own patients tell exactly: in how many pairs the one who has the class is
-ahead. The area under the ROC curve over all sites is then known between bounds, which are told with it.
+A patient's probabilities stay at the site. The site sends counts of patients between fixed edges, which it coarsens:
+from the highest bin down, each cell reaches as far as it needs to hold five patients. It also sends an exact number for
+its patients: in how many pairs the one with the class is ranked first. The area under the ROC curve over all sites is
+then known between bounds, which are reported with it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from scipy import stats
 from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
 
-# Key of a task's metric among a patient's figures by class.
+# Key of the task's metric, next to a patient's figures by class.
 MEAN = "mean"
 BINS = 100
-# On the scale of log odds, which resolves 0.999 to 1 as finely as 0.5 to 0.9.
+# In log odds, which resolve 0.999 to 1 as finely as 0.5 to 0.9.
 _EDGES = np.linspace(-9.8, 9.8, BINS - 1)
 _WIDTH, FURTHEST = 0.2, 10.0
 _MIDDLES = np.linspace(-9.9, 9.9, BINS)
@@ -34,8 +34,8 @@ _RELIABILITY_BINS = 10
 
 DIGITS_OF_ODDS = 2
 
-# [lowest bin, patients, sum of their log odds, sum of the squares], from the highest bin down; a cell reaches up to the
-# one before it.
+# [lowest bin, patients, sum of their log odds, sum of squares], from the highest bin down; a cell reaches up to the
+# previous one.
 Cells = list[list[Any]]
 
 
@@ -54,7 +54,7 @@ class Ranking(StrictModel):
 
 
 class ReliabilityBin(StrictModel):
-    """Patients about whom a model is about equally sure."""
+    """Patients with about equal confidence of a model."""
 
     patients: int
     confidence: float = Field(description="mean probability of the class that it says")
@@ -62,7 +62,7 @@ class ReliabilityBin(StrictModel):
 
 
 class Reliability(StrictModel):
-    """Whether a model is as sure as it is right."""
+    """Agreement of a model's confidence with its accuracy."""
 
     calibration_error: float = Field(description="expected calibration error, up to ten bins of confidence")
     brier: float = Field(description="mean squared error of the probabilities, summed over classes (Brier, 1950)")
@@ -93,19 +93,19 @@ class PooledTest(StrictModel):
 
 
 def bins_of(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return in which of ``BINS`` bins of log odds each probability lies."""
+    """Return each probability's bin of log odds, of ``BINS``."""
     return np.searchsorted(_EDGES, log_odds(probabilities), side="right").astype(np.int64)
 
 
 def cells_of(probabilities: NDArray[np.float64], patients: Sequence[str], fewest: int = LEAST_PATIENTS) -> Cells:
-    """Return counts and sums of cells of enough patients.
+    """Return counts and sums of cells with enough patients.
 
-    None at all where all together are too few.
+    No cells if all patients together are too few.
 
     Args:
         probabilities: of each image or group of images.
         patients: key of each one's patient.
-        fewest: patients of a cell.
+        fewest: least number of patients in a cell.
     """
     bins, odds = bins_of(probabilities), log_odds(probabilities)
     order = np.argsort(-bins, kind="stable")
@@ -127,7 +127,7 @@ def cells_of(probabilities: NDArray[np.float64], patients: Sequence[str], fewest
 def coarser(cells: Cells, fewest: int) -> Cells:
     """Merge cells until each holds enough patients.
 
-    None are left where all together are too few.
+    None are left if all patients together are too few.
     """
     found: Cells = []
     rest: list[Any] | None = None
@@ -140,20 +140,23 @@ def coarser(cells: Cells, fewest: int) -> Cells:
 
 
 def _with_the_rest(cells: Cells, rest: Sequence[Any] | None) -> Cells:
-    """Give the last cell what is left over, and all bins down to the lowest: where the lowest patient lies stays."""
+    """Merge the rest into the last cell.
+
+    It then reaches down to the lowest bin, so that the lowest patient's bin stays at the site.
+    """
     if cells:
         cells[-1] = [0, *(_added(cells[-1], rest) if rest else cells[-1])[1:]]
     return cells
 
 
 def _added(one: Sequence[Any], lower: Sequence[Any]) -> list[Any]:
-    """Return two cells as one."""
+    """Return the union of two cells."""
     sums = (round(a + b, DIGITS_OF_ODDS) for a, b in zip(one[2:], lower[2:], strict=True))
     return [lower[0], one[1] + lower[1], *sums]
 
 
 def coarser_rows(rows: Sequence[Sequence[float]], fewest: int) -> list[list[float]]:
-    """Merge rows of sums until each counts enough."""
+    """Merge rows of sums until each counts enough patients."""
     found: list[list[float]] = []
     open_row: list[float] | None = None
     for row in rows:
@@ -169,13 +172,12 @@ def coarser_rows(rows: Sequence[Sequence[float]], fewest: int) -> list[list[floa
 def ranking(of_sites: Sequence[Mapping[str, Any]]) -> Ranking | None:
     """Return a class's discrimination over all sites.
 
-    None where one of the two groups is empty.
-
-    Pairs of patients of one site are counted there; those of two sites follow from cells.
+    None if one of the two groups is empty. Pairs of patients of one site are counted there; those of two sites follow
+    from cells.
 
     Args:
-        of_sites: of each site ``with`` and ``without``, the cells of the patients who have the class and who have not;
-            ``pairs``, in how many pairs the one who has it is ahead.
+        of_sites: of each site ``with`` and ``without``, the cells of patients with and without the class; ``pairs``,
+            the number of pairs in which the one with the class is ranked first.
     """
     ill, well = (_spans(site[kind] for site in of_sites) for kind in ("with", "without"))
     if not len(ill) or not len(well):
@@ -210,7 +212,7 @@ def ranking(of_sites: Sequence[Mapping[str, Any]]) -> Ranking | None:
 def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return clipped log odds of probabilities.
 
-    None lies further from zero than the outermost edges by one bin.
+    They are at most one bin beyond the outermost edges.
     """
     shares = np.clip(probabilities, 0.0, 1.0)
     with np.errstate(divide="ignore"):
@@ -220,7 +222,7 @@ def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _spans(of_sites: Iterable[Cells]) -> NDArray[np.int64]:
-    """Return (lowest bin, highest bin, patients) of each cell of each site."""
+    """Return (lowest bin, highest bin, patients) of all cells."""
     found = []
     for cells in of_sites:
         top = BINS - 1
@@ -231,9 +233,9 @@ def _spans(of_sites: Iterable[Cells]) -> NDArray[np.int64]:
 
 
 def _ahead(some: NDArray[np.int64], others: NDArray[np.int64]) -> float:
-    """Return the pairs in which one is ahead for certain.
+    """Return the number of pairs certainly ranked first.
 
-    Its whole cell lies above the other's.
+    The whole cell of ``some`` lies above that of ``others``.
     """
     in_bin = np.bincount(others[:, 1], weights=others[:, 2], minlength=BINS)
     below = np.concatenate([[0], np.cumsum(in_bin)])[some[:, 0]]
@@ -241,9 +243,9 @@ def _ahead(some: NDArray[np.int64], others: NDArray[np.int64]) -> float:
 
 
 def _pairs(hits: NDArray[np.float64], misses: NDArray[np.float64]) -> float:
-    """Return the pairs in which the positive is ahead.
+    """Return the number of pairs with the positive ranked first.
 
-    By patients in each bin; in one bin half are.
+    From patients by bin; pairs within a bin count half.
     """
     return float((hits * (np.cumsum(misses) - misses / 2)).sum())
 
@@ -251,15 +253,14 @@ def _pairs(hits: NDArray[np.float64], misses: NDArray[np.float64]) -> float:
 def _spread(cells: Cells) -> NDArray[np.float64]:
     """Return patients by bin.
 
-    Those of a cell spread over its bins as a normal distribution of log odds.
-
-    Its mean and spread are those that the cell's sums tell.
+    Those of a cell are spread over its bins by a normal distribution of log odds, with mean and spread from the cell's
+    sums.
     """
     found, top = np.zeros(BINS), BINS - 1
     for first, count, total, squares in cells:
         mean = total / count
         sd = max(math.sqrt(max(squares / count - mean**2, 0.0)), _WIDTH / 2)
-        # Never zero, whatever the sums are.
+        # Never zero, for any sums.
         density = np.exp(-0.5 * np.minimum(((_MIDDLES[first : top + 1] - mean) / sd) ** 2, 4 * FURTHEST))
         found[first : top + 1] += count * density / density.sum()
         top = first - 1
@@ -269,7 +270,7 @@ def _spread(cells: Cells) -> NDArray[np.float64]:
 def _curve(
     hits: NDArray[np.float64], misses: NDArray[np.float64]
 ) -> tuple[list[tuple[float, float, float, float]], float]:
-    """Return the ROC and precision-recall curves, and average precision.
+    """Return ROC and precision-recall curves, and average precision.
 
     From the highest threshold down.
     """
@@ -280,7 +281,7 @@ def _curve(
     points = [
         (round(float(t), 6), round(float(s), 6), round(float(m), 6), round(float(p), 6))
         for t, s, m, p, n in zip(thresholds, sensitivity, missed, precision, right + wrong, strict=True)
-        if n >= 0.5  # before the first patient there is nothing to tell
+        if n >= 0.5  # nothing is defined before the first patient
     ]
     return points, float((np.diff(sensitivity, prepend=0.0) * precision).sum())
 
@@ -290,13 +291,13 @@ def area_interval(area: float, with_it: int, without: int) -> tuple[float, float
 
     Newcombe, Statistics in Medicine, 2006, method 5.
 
-    It holds the areas from which this one is no further away than chance takes it, by the variance of Hanley and
-    McNeil (1982); unlike theirs it has a width also where the area is one.
+    It holds the areas whose distance from this one chance can explain, by the variance of Hanley and McNeil (1982);
+    unlike theirs it also has a width for an area of one.
 
     Args:
         area: as found.
-        with_it: patients who have the class.
-        without: patients who have not.
+        with_it: number of patients with the class.
+        without: number of patients without it.
     """
     other = (with_it + without) / 2 - 1
 
@@ -310,7 +311,7 @@ def area_interval(area: float, with_it: int, without: int) -> tuple[float, float
 
 
 def _boundary(holds: Callable[[float], bool], low: float, high: float) -> float:
-    """Return up to where something holds, by bisection."""
+    """Return the upper limit of a condition, by bisection."""
     if holds(high):
         return high
     for _ in range(50):
@@ -322,10 +323,10 @@ def _boundary(holds: Callable[[float], bool], low: float, high: float) -> float:
 def reliability(rows: Sequence[Sequence[float]], brier: float, log_loss: float) -> Reliability | None:
     """Return a model's reliability; None without patients.
 
-    A row goes to the bin of its mean confidence, and stays whole: the calibration error is that of these groups.
+    A row goes undivided to the bin of its mean confidence: the calibration error is that of these groups.
 
     Args:
-        rows: [patients, of whom it is right, sum of confidence] of groups of patients who are about equally sure.
+        rows: [patients, correct ones, sum of confidence] of groups of patients with about equal confidence.
         brier: sum over patients.
         log_loss: sum over patients.
     """
@@ -343,7 +344,7 @@ def reliability(rows: Sequence[Sequence[float]], brier: float, log_loss: float) 
 
 
 def figure(sums: Iterable[Sequence[float]]) -> Figure | None:
-    """Return mean and spread of a figure; None of fewer than two patients.
+    """Return a figure's mean and spread; None below two patients.
 
     Args:
         sums: of each site [patients, sum, sum of squares].
@@ -360,11 +361,11 @@ def figure(sums: Iterable[Sequence[float]]) -> Figure | None:
 def pooled_test(of_sites: Mapping[str, Mapping[str, Any]], asked: Iterable[str]) -> PooledTest | None:
     """Return a model's test figures over all sites.
 
-    None where no site sent numbers.
+    None if no site sent numbers.
 
     Args:
-        of_sites: what each site sent, as ``Task.pooled`` makes it.
-        asked: sites that answered, also without such numbers.
+        of_sites: numbers of each site, from ``Task.pooled``.
+        asked: sites that answered, with or without such numbers.
     """
     if not of_sites:
         return None
@@ -394,6 +395,9 @@ def pooled_test(of_sites: Mapping[str, Mapping[str, Any]], asked: Iterable[str])
 
 
 def _of_all(sure: Sequence[Mapping[str, Any]], which: int) -> Reliability | None:
-    """Return the reliability of all sites, without temperature (0) or with it (1)."""
+    """Return the reliability of all sites.
+
+    ``which``: 0 without temperature, 1 with it.
+    """
     rows = [[row[0], row[1], row[2 + which]] for one in sure for row in one["cells"]]
     return reliability(rows, *(sum(one[name][which] for one in sure) for name in ("brier", "log_loss")))

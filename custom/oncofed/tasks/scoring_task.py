@@ -24,12 +24,12 @@ class ScoringTask(PatientStatistics[Outcome]):
     """A task's scoring half: the evaluation of cases.
 
     Attributes:
-        metric: the figure that chooses the best round, as ``result.json`` names it.
+        metric: name in ``result.json`` of the metric that chooses the best round.
         metric_name: the same for people.
-        cases_at_once: cases that ``evaluate_cases`` is given.
-        extra_metrics: what ``Scores.extra_metrics`` may hold; nothing else leaves a site. The metric, and its value for
-            each class, are shares of one, or lie between ``lowest_metric`` and one.
-        lowest_metric: of ``metric``: 0 of a share, -1 of an agreement such as kappa.
+        cases_at_once: number of cases for ``evaluate_cases``.
+        extra_metrics: metrics that ``Scores.extra_metrics`` may hold; no others leave a site. The metric, and its value
+            for each class, are from ``lowest_metric`` to 1.
+        lowest_metric: least value of ``metric``: 0 for a share, -1 for an agreement such as kappa.
     """
 
     metric: str
@@ -41,7 +41,7 @@ class ScoringTask(PatientStatistics[Outcome]):
 
     @classmethod
     def declared_metrics(cls, settings: TaskSettings) -> tuple[Metric, ...]:
-        """Return the extra metrics of a job, with their units and bounds.
+        """Return a job's extra metrics, with units and bounds.
 
         Args:
             settings: section ``task`` of the job.
@@ -59,7 +59,7 @@ class ScoringTask(PatientStatistics[Outcome]):
     def prepared(self, case: Case) -> Prepared:
         """Return a case prepared by ``scoring_preparation``.
 
-        It is cached, read ahead, or made now.
+        It is cached, read ahead, or prepared now.
         """
         if self._held is not None and case in self._held:
             return self._held.of(case)
@@ -71,7 +71,7 @@ class ScoringTask(PatientStatistics[Outcome]):
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
         """Evaluate a network on one case.
 
-        The network is in evaluation mode; ``detailed`` adds figures that take long.
+        The network is in evaluation mode; ``detailed`` adds slow figures.
         """
 
     def evaluate_cases(
@@ -102,11 +102,11 @@ class ScoringTask(PatientStatistics[Outcome]):
             network: on ``device``; it is left in evaluation mode.
             cases: of one site.
             device: where the network is.
-            detailed: also compute figures that take long, and the confidence interval.
+            detailed: also compute slow figures, and the confidence interval.
             should_stop: called before each case; true ends the evaluation early.
-            held: the cases as ``scoring_preparation`` makes them, where a caller keeps them for several evaluations.
+            held: the prepared cases, if a caller keeps them for several evaluations.
             progress: called with (cases scored, cases in all).
-            keep: gets each case's outcome with its patient's key, for ``pooled`` and the like.
+            keep: called with each case's outcome and patient key, for ``pooled`` and the like.
         """
         network.eval()
         preparation = self.scoring_preparation()
@@ -135,7 +135,7 @@ class ScoringTask(PatientStatistics[Outcome]):
     def _evaluator(self) -> tuple[Callable[..., list[Outcome]], int]:
         """Return the function that evaluates cases, and its batch size.
 
-        One case at a time where a subclass replaced ``evaluate_case`` alone.
+        One case at a time if a subclass replaced only ``evaluate_case``.
         """
         batched, single = (defining_class(type(self), name) for name in ("evaluate_cases", "evaluate_case"))
         if issubclass(batched, single):

@@ -1,6 +1,6 @@
 """Semantic segmentation of volumes and flat images.
 
-Dice with cross-entropy, sliding windows, scores on the image's own grid.
+Dice with cross-entropy, sliding windows, scores on the label file's grid.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SegmentationSpec(TaskSettings):
 
 @dataclass(frozen=True)
 class Segmented:
-    """One case with its prediction, on the grid of its label's file.
+    """One case with its prediction, on its label file's grid.
 
     Attributes:
         prediction: label values, (x, y[, z]) uint8.
@@ -94,7 +94,7 @@ class Segmented:
 
 @dataclass(frozen=True)
 class _Found:
-    """As ``Segmented``, on the device where the labels were decided."""
+    """As ``Segmented``, on the device that computed the labels."""
 
     prediction: Tensor
     reference: Tensor
@@ -161,7 +161,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         """Return the case's figures by name; see ``score``."""
         if type(self).predict is Segmentation.predict:
             found = self._find(network, case, device)
-        else:  # a subclass changes what is predicted
+        else:  # a subclass changes the prediction
             predicted = self.predict(network, case, device)
             found = _Found(
                 torch.from_numpy(predicted.prediction), torch.from_numpy(predicted.reference), predicted.affine
@@ -200,9 +200,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
     ) -> Tensor:
         """Return labels on the target grid, (1, x, y[, z]).
 
-        With their entropy on request, (2, …).
-
-        Classes are told apart slab by slab: no volume of all classes is held.
+        With their entropy on request, (2, …). The class is chosen slab by slab, so no volume of all classes is held.
         """
         two, image, shape = self.out_channels == 2, prepared["image"], target.shape
         grid = file_grid(self.data, image, (affine_of(prepared, "image"), target.affine), shape, self._windows)
@@ -212,14 +210,14 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
             1 + entropy, *shape, dtype=_type_of(self.out_channels), device=torch.device("cpu") if spare else device
         )
         decorate = _with_entropy(grid.whole) if entropy else _alone
-        # Between two voxels lie probabilities; in a voxel itself the largest logit is the largest probability too.
+        # Probabilities are needed only for interpolation; at a voxel the largest logit is also the largest probability.
         if two:
             limit = 0.0 if grid.whole else 0.5
-            # A bool is a byte of 0 or 1: no copy is needed to make it a label.
+            # A bool is a byte of 0 or 1, so a view is a label without a copy.
             decide = decorate(lambda v: (v > limit).view(torch.uint8))
             grid.fill(planes if grid.whole else _sigmoid(planes), labels, decide)
         else:
-            # As argmax, first of equals included, in a seventh of the time on a CPU.
+            # Like argmax, also for ties, in a seventh of the time on a CPU.
             decide = decorate(lambda v: v.max(0, keepdim=True).indices)
             grid.fill(planes if grid.whole else _softmax(planes), labels, decide)
         return labels
@@ -239,7 +237,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
     def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:
         """Return mean Dice over patients, and further figures.
 
-        Of each case it is the mean over its classes.
+        A case's Dice is the mean over its classes.
         """
         with_mean = []
         for patient, figures in outcomes:
@@ -255,12 +253,12 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         return dict(outcome)
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
-        """Return the slice that shows most of the reference, with contours."""
+        """Return the slice with most of the reference, with contours."""
         found = self.predict(network, case, device)
         return best_slice(case.read_image().values, found.reference, found.prediction, found.affine)
 
     def _surfaces(self, found: _Found) -> dict[str, float]:
-        """Return surface Dice and the Hausdorff distance's 95th percentile by class; see ``surface_figures``."""
+        """Return surface Dice and hd95; see ``surface_figures``."""
         prediction, reference = found.prediction.cpu().numpy(), found.reference.cpu().numpy()
         if self.spec.ignore:
             unlabelled = reference == self.spec.ignore
@@ -270,9 +268,10 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
 
 
 def deep_supervision(loss: Callable[[Tensor], Tensor], output: Tensor, label: Tensor) -> Tensor:
-    """Return a loss over all outputs of deep supervision (Lee et al., 2015).
+    """Return a loss over all outputs of deep supervision.
 
-    MONAI's ``DeepSupervisionLoss`` does not normalise its weights, and copies a zero to the GPU at each step.
+    Lee et al. (2015). MONAI's ``DeepSupervisionLoss`` does not normalise its weights, and copies a zero to the GPU at
+    each step.
 
     Args:
         loss: of one output.
@@ -293,17 +292,17 @@ def file_grid(
     shape: Sequence[int],
     windows: Windows,
 ) -> FileGrid:
-    """Return the grid of a label's file, as seen from the working grid.
+    """Return a label file's grid, seen from the working grid.
 
     Args:
         data: of the job.
         image: (channel, x, y[, z]) on the working grid.
         affines: of the working grid and of the file's, (4, 4).
         shape: of the file's grid.
-        windows: give the axis along which planes come.
+        windows: give the axis of the planes.
     """
     working = tuple(image.shape[1:])
-    # Flat images lie where their masks do, whatever their files say.
+    # Flat images and their masks coincide, whatever their files state.
     same = data.dimensions == 2 and not data.spacing
     return FileGrid(affines[1] if same else affines[0], working, affines[1], shape, windows.axis(working))
 
@@ -315,7 +314,7 @@ def _alone(decide: Decide) -> Decide:
 def _with_entropy(logits: bool) -> Callable[[Decide], Decide]:
     """Return a decorator of decisions that adds the entropy.
 
-    Of probabilities, or of ``logits``.
+    From probabilities, or from ``logits``.
     """
 
     def with_it(decide: Decide) -> Decide:
@@ -332,7 +331,7 @@ def _with_entropy(logits: bool) -> Callable[[Decide], Decide]:
 def _difference(logits: Tensor) -> Tensor:
     """Return the second class's logits minus the first's.
 
-    Half as many values decide the same.
+    Half the values give the same decision.
     """
     return logits[1:].sub_(logits[:1])
 

@@ -1,7 +1,7 @@
 """Surface Dice and Hausdorff distance by class.
 
 The figures are those of MONAI's ``compute_surface_dice`` and ``compute_hausdorff_distance``. Here both come from the
-same distances, each class is looked at where it is, and several are at the same time.
+same distances, each class is cropped to its box, and classes run in parallel.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SURFACE_METRICS = (
     Metric("surface_dice", "surface Dice", per_class=True),
     Metric("hd95_mm", "95 % Hausdorff distance", per_class=True, unit="mm", bounds=(0.0, 100_000.0)),
 )
-# Built once for one query: larger leaves than scipy's own are faster.
+# For a tree with a single query, larger leaves than scipy's default are faster.
 _LEAF = 32
 
 
@@ -35,15 +35,15 @@ def surface_figures(
 
     Nikolov et al. (2018); the Hausdorff distance's 95th percentile.
 
-    Where a class is in one volume alone its surface Dice is zero and no distance is known; where it is in neither,
-    surface Dice is NaN.
+    If a class is in only one volume, its surface Dice is zero and its distance unknown; if it is in neither, surface
+    Dice is NaN.
 
     Args:
         prediction: label values, (x, y[, z]).
         reference: label values, (x, y[, z]).
         classes: label value -> name.
         spacing: size of a voxel along each axis in mm.
-        tolerance: mm that count as equal.
+        tolerance: distance in mm that counts as equal.
     """
 
     def of(value: int) -> tuple[float, float | None]:
@@ -81,6 +81,6 @@ def _edges(mask: Mask) -> NDArray[np.float64]:
 def _nearest(places: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return each point's distance to the nearest of others.
 
-    In float32, as MONAI compares them.
+    In float32, as in MONAI.
     """
     return np.asarray(KDTree(others, leafsize=_LEAF).query(places)[0], np.float32)

@@ -19,7 +19,7 @@ class TrainingTask(ABC):
 
     Attributes:
         data: of the job.
-        loss_name: of what training minimises, for people.
+        loss_name: name of the loss, for people.
     """
 
     data: DataSpec

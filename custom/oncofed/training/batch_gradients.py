@@ -31,7 +31,7 @@ _LOG = logging.getLogger(__name__)
 class BatchGradients:
     """Computes a batch's gradients: forward pass, loss, backward pass.
 
-    In parts where memory is short, in the form that ``Compiling`` chooses, in the precision of the device.
+    In parts if memory is short, in the form that ``Compiling`` chooses, and in the device's precision.
 
     Args:
         plan: what to train.
@@ -114,7 +114,7 @@ class BatchGradients:
     def _try(self, batch: Batch) -> Tensor | None:
         """Return a batch's loss, its gradients in place.
 
-        None where that failed and another form or smaller parts may do.
+        None if it failed and another form or smaller parts may work.
 
         The error's traceback holds all that the failed pass had in memory, and is freed when this returns.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +21,7 @@ from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
-from oncofed.settings import RenamedSettings, StrictModel
+from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
 
@@ -104,8 +104,10 @@ class Plan(StrictModel):
     def _batch_can_be_shared(self) -> Plan:
         gpus = self.resources.gpus
         if self.training.batch_size % gpus:
-            raise ValueError(
-                f"batch_size is {self.training.batch_size}, expected a multiple of the {gpus} GPUs (resources)"
+            raise SettingError(
+                f"found {self.training.batch_size}, expected a multiple of the {gpus} GPUs (resources.gpus)",
+                "training.batch_size",
+                "resources.gpus",
             )
         return self
 
@@ -114,7 +116,7 @@ class Plan(StrictModel):
         try:
             kind, given = self.build_task().network_kind, self.model.kind
         except SpecError as error:
-            raise ValueError(str(error)) from None
+            raise SettingError(str(error), "task") from None
         if given != kind:
             gives = {
                 "dense": "values for each voxel",
@@ -122,16 +124,20 @@ class Plan(StrictModel):
                 "bag": "one class for a slide",
                 "table": "values for a table's row",
             }
-            raise ValueError(
+            raise SettingError(
                 f"the task {self.task.type} needs a network that gives {gives[kind]}; {self.model.network} gives "
-                f"{gives[given]}. See: oncofed job networks"
+                f"{gives[given]}. See: oncofed job networks",
+                "model.network",
+                "task.type",
             )
         divisor = self.model.divisor
         if any(side % divisor for side in self.data.patch):
             resolutions = f" of {len(self.model.feature_maps)} resolutions" if self.model.feature_maps else ""
-            raise ValueError(
-                f"patch {list(self.data.patch)} does not fit a {self.model.network}{resolutions}: each side must be a "
-                f"multiple of {divisor}"
+            raise SettingError(
+                f"{list(self.data.patch)} does not fit a {self.model.network}{resolutions}: each side must be a "
+                f"multiple of {divisor}",
+                "data.patch",
+                "model.network",
             )
         return self
 
@@ -153,18 +159,28 @@ class Plan(StrictModel):
 
     @model_validator(mode="after")
     def _pack_has_what_is_named(self) -> Plan:
-        named = (*self.training.transforms, *filter(None, [self.training.loss]))
-        if named and not self.model.code:
-            raise ValueError(f"{named[0]} comes with a pack: name it in model.code (oncofed job pack)")
-        if named and not self.model.declared:
-            try:
-                self.build_extensions()
-            except SpecError as error:
-                raise ValueError(str(error)) from None
+        transforms, loss = self.training.transforms, self.training.loss
+        if transforms:
+            self._require_brought(lambda pack: find_transforms(pack, transforms), transforms[0], "training.transforms")
+        if loss:
+            self._require_brought(lambda pack: find_loss(pack, loss), loss, "training.loss")
         return self
 
+    def _require_brought(self, find: Callable[[str], object], name: str, place: str) -> None:
+        """Refuse a name that the pack does not bring.
+
+        A pack that is declared is not loaded here.
+        """
+        if not self.model.code:
+            raise SettingError(f"{name} comes with a pack: name it in model.code (oncofed job pack)", place)
+        if not self.model.declared:
+            try:
+                find(self.model.code)
+            except SpecError as error:
+                raise SettingError(str(error), place) from None
+
     def build_extensions(self) -> tuple[list[Transform], Loss | None]:
-        """Return the changes of batches and the loss that the plan's pack brings.
+        """Return the pack's changes of batches and the loss.
 
         Raises:
             SpecError: it has none of that name, or is not loaded.
@@ -199,9 +215,9 @@ class Plan(StrictModel):
         )
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
-        """Write ``folder/bundle``, the model as a MONAI bundle, and return it.
+        """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code does not come along: the bundle of its model holds the weights, and does not answer.
+        A pack's code is not included: the bundle of its model holds the weights, and gives no answers.
 
         Args:
             folder: where the bundle goes.
@@ -222,7 +238,7 @@ class Plan(StrictModel):
         return {"schema": 1, "name": name, "title": title, **values, "rounds": {"number": self.rounds}}
 
     def build_network(self) -> nn.Module:
-        """Return the plan's network with its initial weights, on the CPU.
+        """Return the network with initial weights, on the CPU.
 
         Raises:
             SpecError: no weight fits the patterns of those that are to be trained.
@@ -264,7 +280,7 @@ class Plan(StrictModel):
         return {name: value.clone() for name, value in weights_of(self.build_network()).items()}
 
     def try_network(self) -> nn.Module:
-        """Build the network, try it on a patch, and return it.
+        """Build the network, and try it on a patch.
 
         The patch is of noise.
 

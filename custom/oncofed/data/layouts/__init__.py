@@ -1,8 +1,8 @@
 """Find the cases of a folder, by its layout.
 
 Decathlon: Antonelli et al. 2022. nnU-Net raw: Isensee et al., Nature Methods 2021. BIDS names a patient ``sub-X``, TCGA
-by the first twelve letters of its barcodes. No pixel is read here but of a few files whose names leave open whether
-they are masks.
+by the first twelve letters of its barcodes. Pixels are read only of a few files whose names do not tell whether they
+are masks.
 """
 
 from __future__ import annotations

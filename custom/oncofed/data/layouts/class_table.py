@@ -19,7 +19,7 @@ _KEYS = ("series", "study", "patient")
 def lists_images(table: Path | None) -> bool:
     """Return whether a table lists images.
 
-    One that lists patients or series belongs to DICOM.
+    A table of patients or series belongs to DICOM.
 
     Raises:
         DataError: it cannot be read.
@@ -30,16 +30,16 @@ def lists_images(table: Path | None) -> bool:
 class ClassTable:
     """A table of classes, read once.
 
-    A row is of the patient, study or series that it names as the images do. One that differs in case or leading zeros
-    alone counts where no other row and no other image may be meant.
+    A row belongs to the patient, study or series with exactly its name. A name that differs only in case or leading
+    zeros counts if it fits no other row and no other image.
 
     Args:
-        path: of the table; None, or one of images, is empty.
-        headers: of all images that are there.
+        path: of the table; None or a table of images gives an empty one.
+        headers: of all images.
 
     Attributes:
-        classes: class -> number, in the order of the alphabet.
-        faults: rows that cannot be used, and why; they name a line and no patient.
+        classes: class -> number, in alphabetical order.
+        faults: unusable rows and why, by line, without patients' names.
 
     Raises:
         DataError: it cannot be read, or lacks the columns.
@@ -63,7 +63,7 @@ class ClassTable:
             for key in _KEYS:
                 if text := row.cells.get(key):
                     self._add(key, text, row)
-                    break  # a row is of what it names most narrowly
+                    break  # a row belongs to the narrowest object that it names
         self._matched: set[int] = set()
         self._there: dict[tuple[str, str], set[str]] = defaultdict(set)
         for header in headers if rows else ():
@@ -78,7 +78,7 @@ class ClassTable:
         return self.classes.get(cells.get("label", "")), SPLIT_NAMES.get(cells.get("split", "").lower())
 
     def doubt(self, header: ObjectHeader) -> str:
-        """Return why a likely row gives no class; empty: no such."""
+        """Return why a likely row gives no class, if so."""
         for key, text in _identities(header):
             alike = self._alike.get((key, without_zeros(text)), set())
             if alike and self._row(key, text) is None:
@@ -92,7 +92,7 @@ class ClassTable:
     def unmatched(self) -> list[str]:
         """Return the lines of rows that match no image.
 
-        As "line 3": no identity leaves the table.
+        Such as "line 3", without identities.
         """
         return [f"line {row.line}" for row in self._rows.values() if row.line not in self._matched]
 
@@ -111,7 +111,7 @@ class ClassTable:
             if before.cells.get(what) != row.cells.get(what):
                 reason = f"lines {before.line} and {row.line} of the table name one {key} and say another {what} each"
                 self.faults.append(Quarantined(name=f"line {row.line}", reason=f"{reason}. Keep one row a {key}"))
-                # Neither is believed.
+                # Contradicting values are both dropped.
                 self._rows[key, text] = Row(before.line, {k: v for k, v in before.cells.items() if k != what})
 
     def _is_sound(self, row: Row) -> bool:

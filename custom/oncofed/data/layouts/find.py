@@ -38,18 +38,18 @@ def find_layout(
 ) -> FolderLayout:
     """Return the layout of ``root``.
 
-    "nothing" where it has neither a known layout nor an image file.
+    The layout "nothing" has no known structure and no image file.
 
     Args:
         root: the folder.
-        files: as ``find_files`` finds them.
+        files: from ``find_files``.
         table: a CSV or TSV file with a column ``image``; None looks for one in the folder.
-        task: "segmentation", "classification" or "slides", where the user says it.
-        names: label value -> name, where the user says it.
-        classes: of a classification, where images need no class: names of those that folders may be called as.
+        task: "segmentation", "classification" or "slides", if the user states it.
+        names: label value -> name, if the user states it.
+        classes: of a classification whose images need no class: class names that folders may have.
 
     Raises:
-        DataError: a manifest or table is there and cannot be used.
+        DataError: there is a manifest or table that cannot be used.
     """
     names = names or {}
     tables, others = _tables(root, files)
@@ -72,7 +72,7 @@ class _Folder:
     With the user's statements; see ``find_layout``.
 
     Attributes:
-        tables: paths of the tables of images that lie beside the images.
+        tables: paths of tables of images in the folder.
     """
 
     root: Path
@@ -95,12 +95,12 @@ class _Folder:
 
     @cached_property
     def loose(self) -> FolderLayout:
-        """The images by their names and places alone."""
+        """Layout by names and places of the images alone."""
         return loose_images(self.root, self.files, *self.separated)
 
     @cached_property
     def masks_beside(self) -> list[str]:
-        """Paths of masks that are no images of a class."""
+        """Paths of masks that are not images of a class."""
         return _masks_beside(*self.separated, self.loose)
 
 
@@ -129,7 +129,7 @@ def _slides(folder: _Folder) -> FolderLayout | None:
 def _unclassified(folder: _Folder) -> FolderLayout | None:
     """Images whose class is to be predicted.
 
-    A class may have a mask's name: "seg" of blood cells.
+    A class may be named like a mask: "seg" of blood cells.
     """
     if not folder.images or folder.task != "classification" or folder.classes is None:
         return None
@@ -146,9 +146,9 @@ def _beside_dicom(folder: _Folder) -> FolderLayout | None:
 
 
 def _class_folders(folder: _Folder) -> FolderLayout | None:
-    """One folder a class.
+    """One folder per class.
 
-    A folder with a mask's name is a class where none of its files is an image's mask.
+    A folder named like masks is a class if none of its files is an image's mask.
     """
     masks = folder.masks_beside if folder.images else []
     is_requested = folder.task == "classification" and bool(folder.images)
@@ -169,7 +169,7 @@ def _loose(folder: _Folder) -> FolderLayout | None:
     return layout
 
 
-# The first that knows a folder decides.
+# The first that recognises a folder decides.
 _FINDERS: tuple[Callable[[_Folder], FolderLayout | None], ...] = (
     _table,
     _manifest,
@@ -183,14 +183,14 @@ _FINDERS: tuple[Callable[[_Folder], FolderLayout | None], ...] = (
 
 
 def _masks_beside(masks: Sequence[Named], images: Sequence[Named], layout: FolderLayout) -> list[str]:
-    """Return the masks that are no images of a class.
+    """Return masks that are not images of a class.
 
-    All of them where one has an image, used or set aside.
+    All of them if one has an image, used or set aside.
     """
     alone = {path for path, reason in layout.left_out.items() if reason in {NO_IMAGE, LOOKS_LIKE_MASK}}
     if any(mask.path not in alone for mask in masks):
         return [mask.path for mask in masks]
-    # Of those without an image: by their own names, or in a folder next to one of images.
+    # Without images: those named as masks, or in a folder next to one of images.
     image_parents = {image.folder.rpartition("/")[0] for image in images if image.says_last == "image"}
     return [
         mask.path

@@ -86,7 +86,7 @@ class _Rows:
         try:
             if row.fault:
                 raise DataError(row.fault)
-            # The table decides: a file with a name like a mask may be an image.
+            # The table decides: a file named like a mask may be an image.
             image = self._file(row, "image", self._images, self._labels)
             return self._item(row, image), None
         except DataError as error:
@@ -98,7 +98,7 @@ class _Rows:
     ) -> tuple[Sequence[tuple[Row, Item]], list[Quarantined]]:
         """Return the rows of an image, and the others.
 
-        Where one names it exactly, no other may.
+        If one row names it exactly, the others do not count.
         """
         exact = [pair for pair in found if self._images.is_exact(pair[0].cells["image"], image)]
         if not exact:
@@ -114,7 +114,7 @@ class _Rows:
         """Return a row's case.
 
         Raises:
-            DataError: it cannot be used, and why.
+            DataError: it cannot be used.
         """
         label: str | int | None = self._by_name.get(image)
         text = row.cells.get("label", "")
@@ -165,7 +165,7 @@ class _Rows:
         if any(image_format(Path(t)) or t in known or "/" in t or "\\" in t for t in single):
             return {}
         if len(single) > 2 and len(single) == len([t for t in texts if t]) and all(map(self._is_mask, single)):
-            return {}  # each image has another: they are masks, written without suffix
+            return {}  # each is different: they are masks, written without suffix
         if all(re.fullmatch(r"\d+", t) for t in single):
             return {t: int(t) for t in single}
         return {t: number for number, t in enumerate(single)}
@@ -182,7 +182,7 @@ class _Rows:
 
 
 def _with_classes(table: Table) -> Table:
-    """Return a table of one column a class with one column ``label``."""
+    """Merge a table's class columns into one column ``label``."""
     columns = [column for column in table.columns if column not in WANTED]
     used = [row for row in table.rows if not row.fault]
     if "label" in table.columns or len(columns) < 2 or not used:

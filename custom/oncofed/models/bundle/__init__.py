@@ -1,4 +1,4 @@
-"""A trained model as a MONAI bundle, which predicts with MONAI alone.
+"""A trained model as a self-contained MONAI bundle.
 
 ``monai.bundle.load(name, bundle_dir=...)`` returns its network with its weights; ``python -m monai.bundle run
 --config_file configs/inference.json`` answers for a folder of images as the job's own scoring does.
@@ -54,8 +54,8 @@ def write_bundle(
 ) -> Path:
     """Write ``folder/bundle`` and return it.
 
-    Layout and metadata follow the MONAI bundle specification. Expressions of the configuration are fixed here: nothing
-    that a job says becomes part of one but numbers.
+    Layout and metadata follow the MONAI bundle specification. Expressions of the configuration are fixed here: only
+    numbers of a job become part of one.
 
     Args:
         folder: where the bundle goes.
@@ -64,8 +64,8 @@ def write_bundle(
         data: grid and normalisation of its input.
         classes: label values and names of its output.
         weights: of the network.
-        answer: what is made of its output; None: what its kind of network is for.
-        job: that trained it, as ``job.yaml`` holds it; None: the bundle alone does not give the model back.
+        answer: form of the answer; None: the default of its kind of network.
+        job: that trained it, as ``job.yaml`` holds it; None: the bundle alone does not restore the model.
     """
     bundle = _folders(folder)
     # Under every name that the network has for them, as MONAI asks for.

@@ -1,6 +1,6 @@
 """Forms of a bundle's answer, as plain values.
 
-Tasks, which know more, lie above.
+Tasks, which know more, are in a layer above.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LabelledVoxels:
-    """A label for each voxel on the grid of the image's file.
+    """A label per voxel on the file's grid.
 
     Attributes:
         overlap: share by which windows overlap.
         mirror: the mean over all mirrorings is taken.
-        keep_largest: label values of which only the largest piece is kept.
+        keep_largest: label values that keep only their largest component.
     """
 
     overlap: float = 0.25
@@ -25,7 +25,7 @@ class LabelledVoxels:
 
 @dataclass(frozen=True)
 class NumberedObjects:
-    """A number for each object on the grid of the image's file.
+    """An object's number per pixel on the file's grid.
 
     Attributes:
         overlap: share by which windows overlap.
@@ -47,10 +47,10 @@ class ImageClasses:
 
 @dataclass(frozen=True)
 class SlideClasses:
-    """A probability for each class of a slide, whose tiles' features are given.
+    """Probabilities of a slide's classes, from given features.
 
     Attributes:
-        encoder: digest of what makes the features.
+        encoder: digest of the features' encoder.
         tile: side of a tile in pixels.
         microns: of a tile's pixels along each side; None: as the slides were cut when they were registered.
     """

@@ -21,7 +21,7 @@ _ONE_NAME_EACH = (
     "$@refuse('two images of one name: their answers would be one file') if len(@datalist) > "
     "len({@name(case['image']) for case in @datalist}) else 0"
 )
-# Of a case of several files it is the first one's.
+# A case of several files has the name of the first one.
 _NAME = (
     "$lambda path: os.path.basename(path if isinstance(path, str) else path[0]).removesuffix('.gz').rpartition('.')[0]"
 )
@@ -86,12 +86,14 @@ _WRITTEN = (
 
 
 def inference(network: Exported, data: DataSpec, answer: Answer, classes: dict[int, str]) -> tuple[Config, list[str]]:
-    """Return the configuration, and the packages needed in addition to MONAI.
+    """Return the configuration and the packages it needs.
+
+    Packages in addition to MONAI.
 
     Args:
         network: of the bundle.
         data: grid and normalisation of its input.
-        answer: what is made of its output.
+        answer: form of the answer.
         classes: label values and names.
     """
     if isinstance(answer, SlideClasses):
@@ -166,7 +168,7 @@ def _of_voxels(
         imports, kind = [_SCIPY], "int32"
         ending = ".nii.gz" if data.dimensions == 3 else ".tif"
     else:
-        # Between two voxels lie probabilities; in a voxel itself the largest logit is the largest probability too.
+        # Resampling needs probabilities; without it the largest logit is the largest probability too.
         likely = [{"_target_": "Activationsd", "keys": "pred", "softmax": True}] if data.spacing else []
         steps = [*likely, *steps, {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}]
         if answer.keep_largest:

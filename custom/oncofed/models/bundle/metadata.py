@@ -57,9 +57,9 @@ def metadata(
         request: what the network was built for.
         data: grid and normalisation of its input.
         classes: label values and names of its output.
-        answer: what is made of its output.
+        answer: form of the answer.
         packages: that it needs in addition to MONAI.
-        module: from which the network comes that is not MONAI's; empty: it is.
+        module: of the network; empty: MONAI's.
     """
     slides = isinstance(answer, SlideClasses)
     found: Config = {
@@ -77,7 +77,7 @@ def metadata(
 
 
 def metadata_without_code(title: str, pack: str, classes: dict[int, str]) -> Config:
-    """Return the metadata of a model that answers only with a pack's code.
+    """Return metadata of a model that needs a pack.
 
     Args:
         title: of the model.

@@ -24,14 +24,17 @@ def reason(pack: str) -> str:
 
 
 def refusing_inference(pack: str) -> Config:
-    """Return an ``inference.json`` that ends MONAI with one line; see ``reason``."""
+    """Return an ``inference.json`` that only reports ``reason``."""
     # An exception would end in a traceback of MONAI's parser.
     refused = ["$sys.exit(@why)"]
     return {"imports": ["$import sys"], "bundle_root": ".", "why": reason(pack), "initialize": refused, "run": refused}
 
 
 def refusing_definition(pack: str) -> Config:
-    """Return a ``train.json`` whose network raises ``ValueError``, as ``monai.bundle.load`` asks for it."""
+    """Return a ``train.json`` whose network raises ``ValueError``.
+
+    ``monai.bundle.load`` builds it.
+    """
     return {"why": reason(pack), "refuse": REFUSE, "network_def": "$@refuse(@why)"}
 
 

@@ -99,7 +99,7 @@ def _trace(network: nn.Module, inputs: dict[str, Tensor], path: Path, bag: bool)
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # noqa: BLE001 - the exporter raises many types for what it has no operator for
+    except Exception as error:  # noqa: BLE001 - the exporter raises many types for missing operators
         raise SpecError(
             f"the network cannot be exported to ONNX: PyTorch's exporter has no form for a part of "
             f"{network.__class__.__name__} ({str(error).strip().splitlines()[0][:120]}). Export a bundle"
