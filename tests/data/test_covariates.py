@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from oncofed.data.cases import usable_cases
+from oncofed.data.contract import check_dataset
 from oncofed.data.covariates import Covariate, row_of, stated
 from oncofed.data.inputs import TableRows
 from oncofed.data.manifest import Entry
@@ -108,3 +109,29 @@ def test_covariates_are_for_jobs_with_targets(tmp_path: Path) -> None:
     text = JOB[: JOB.index("targets:")] + "task: {type: classification, classes: {0: a, 1: b}}\nmodel: {network: vit}\n"
     with pytest.raises(SpecError, match="covariates are for jobs with targets"):
         table_job(tmp_path, text)
+
+
+def test_check_tells_of_each_column_without_telling_of_few(tmp_path: Path) -> None:
+    folder = make_table_site(tmp_path / "set", 40, missing=10)
+    text = JOB.replace(
+        "targets:", "    - {name: psa, range: [0, 500]}\n    - {name: sex, categories: [f, m]}\ntargets:"
+    )
+    entries = read_entries(folder)
+    for number, entry in enumerate(entries):
+        tags = entry["tags"]
+        assert isinstance(tags, dict)
+        tags |= {"sex": "F", "Stage": "III" if number < 3 else "I"}
+    write_entries(folder, entries)
+    spec = table_job(tmp_path, text)
+    report = check_dataset(folder, spec.data, spec.plan().supervision(), spec.seed)
+    rows = {row.aspect: row for row in report.rows}
+    assert rows["age"].found.startswith("36 of 40 patients have it; mean ")
+    assert rows["age"].expected == "a number from 0 to 120 years"
+    assert rows["stage"].found.startswith("40 of 40 patients have it; I few*, II 0, III few*")
+    assert (rows["psa"].verdict, rows["psa"].found) == ("converted", "0 of 40 patients have it")
+    warned = {finding.kind: finding.what for finding in report.warnings}
+    assert warned["constant covariate"] == "column sex is the same for all 40 patients: it tells nothing here"
+    assert warned["missing covariate"].startswith(
+        "no case has a value in column psa; the table's columns are Stage, age"
+    )
+    assert report.may_train
