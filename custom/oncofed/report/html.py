@@ -37,7 +37,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         "report.html",
         result=result,
         classes=line_styles(result.classes),
-        models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],
+        models=[name for name in ("alone", "federated", "pooled", "table") if getattr(result.mean, name) is not None],
         curves=svg(_curves(result)),
         over_sites=svg(together) if together else "",
         figures=sorted({name for site in result.sites.values() for name in site.more.get("federated", {})}),

@@ -44,12 +44,14 @@ class Baseline:
         cases: what it trains on.
         tests: site -> test cases that it is scored on.
         validation: cases that choose its best round.
+        plan: what to train; None: as the federation does.
     """
 
     name: str
     cases: Cases
     tests: dict[str, tuple[Case, ...]]
     validation: tuple[Case, ...]
+    plan: Plan | None = None
 
 
 def train_baseline(
@@ -140,7 +142,8 @@ class BaselinePool:
         )
         with block_interrupts():
             for baseline in baselines:
-                job = self._pool.submit(_train, self._plan, baseline, self._out, self._threads)
+                plan = baseline.plan or self._plan
+                job = self._pool.submit(_train, plan, baseline, self._out, self._threads)
                 self._futures[baseline.name] = job
 
     def collect(self, progress: Callable[[int], None] | None = None) -> dict[str, dict[str, Evaluation]]:

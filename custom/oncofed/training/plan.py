@@ -24,6 +24,7 @@ from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
 from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
+from oncofed.tasks.targets.section import TABLE_TARGETS
 
 
 class TrainingSpec(RenamedSettings):
@@ -178,6 +179,17 @@ class Plan(StrictModel):
                 find(self.model.code)
             except SpecError as error:
                 raise SettingError(str(error), place) from None
+
+    def of_table_alone(self) -> Plan | None:
+        """Return the same plan on the table alone; None where no image is seen beside a table.
+
+        What the columns tell by themselves is what an image's model must beat.
+        """
+        if not self.data.covariates or self.model.kind == "table":
+            return None
+        values = self.model_dump()
+        task = {"type": TABLE_TARGETS, "targets": values["task"]["targets"]}
+        return Plan.model_validate({**values, "task": task, "model": {"network": "table"}})
 
     def build_extensions(self) -> tuple[list[Transform], Loss | None]:
         """Return the pack's changes of batches and the loss.

@@ -9,7 +9,8 @@ from oncofed.errors import SpecError
 from oncofed.models.networks import find_network
 
 # Kind of network -> the task that has its input.
-_TYPES = {"bag": "slide_targets", "table": "table_targets"}
+TABLE_TARGETS = "table_targets"
+_TYPES = {"bag": "slide_targets", "table": TABLE_TARGETS}
 # Targets that a network answers for each voxel; a job learns one of them alone.
 _DENSE = {"mask": "segmentation", "objects": "objects"}
 
