@@ -27,7 +27,8 @@ class PrepareRequest(Request):
     """Load the data and report facts about it.
 
     Attributes:
-        profile: add histograms of the training images (``artifacts.training_profile``).
+        profile: add histograms of the training images (``artifacts.training_profile``), and sums of the table's numbers
+            (``data.moments``).
     """
 
     task = "prepare"

@@ -46,7 +46,7 @@ class LeavesSpec(StrictModel):
     pooled_figures: bool = Field(
         True,
         description="counts and sums over at least five patients, for figures over all sites such as AUROC with its "
-        "curves, and for how sure a classifier should be",
+        "curves, for how sure a classifier should be, and for mean and spread of a table's numbers such as age",
     )
     patient_overlap: bool = Field(
         False,

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from oncofed.data.augment import Augmentation
-from oncofed.data.label_mapping import Supervision
+from oncofed.data.label_mapping import Supervision, name_key
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
@@ -24,6 +24,7 @@ from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
 from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
+from oncofed.tasks.targets.section import TABLE_TARGETS
 
 
 class TrainingSpec(RenamedSettings):
@@ -142,6 +143,7 @@ class Plan(StrictModel):
                 "dense": "values for each voxel",
                 "image": "one class for an image",
                 "bag": "one class for a slide",
+                "table": "values for a table's row",
             }
             raise SettingError(
                 f"the task {self.task.type} needs a network that gives {gives[kind]}; {self.model.network} gives "
@@ -158,6 +160,22 @@ class Plan(StrictModel):
                 "data.patch",
                 "model.network",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _covariates_can_be_used(self) -> Plan:
+        columns = self.data.covariates
+        if columns and not self.task.named_targets:
+            raise ValueError(
+                f"covariates are for jobs with targets, found the task {self.task.type}: declare what it learns under "
+                "targets, such as {name: outcome, kind: class, classes: [no, yes]}"
+            )
+        if self.model.kind == "table" and not columns:
+            raise ValueError("the network table learns from columns of a table: name them in data.covariates")
+        targets = {name_key(target.name) for target in self.task.named_targets}
+        for column in columns:
+            if name_key(column.name) in targets:
+                raise ValueError(f"the covariate {column.name} is a target of the job: leave it out of data.covariates")
         return self
 
     @model_validator(mode="after")
@@ -181,6 +199,17 @@ class Plan(StrictModel):
                 find(self.model.code)
             except SpecError as error:
                 raise SettingError(str(error), place) from None
+
+    def of_table_alone(self) -> Plan | None:
+        """Return the same plan on the table alone; None where no image is seen beside a table.
+
+        What the columns tell by themselves is what an image's model must beat.
+        """
+        if not self.data.covariates or self.model.kind == "table":
+            return None
+        values = self.model_dump()
+        task = {"type": TABLE_TARGETS, "targets": values["task"]["targets"]}
+        return Plan.model_validate({**values, "task": task, "model": {"network": "table"}})
 
     def build_extensions(self) -> tuple[list[Transform], Loss | None]:
         """Return the pack's changes of batches and the loss.
@@ -218,7 +247,10 @@ class Plan(StrictModel):
     def network_request(self) -> NetworkRequest:
         """The arguments of the plan's network."""
         task = self.build_task()
-        return NetworkRequest(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
+        data = self.data
+        return NetworkRequest(
+            self.model, task.in_channels, task.out_channels, data.dimensions, data.patch, data.covariates
+        )
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
@@ -299,6 +331,7 @@ class Plan(StrictModel):
             "image": torch.randn(shape),
             "bags": torch.randn(shape),
             "there": torch.ones(shape[:2], dtype=torch.bool),
+            "table": torch.zeros(1, len(self.data.covariates)),
         }
         try:
             with torch.no_grad():
