@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over pairs of a stated and a told number.
+    """Sums over pairs of a stated and a predicted number.
 
     Attributes:
         count: pairs.
         x: sum of the stated numbers.
-        y: of the told ones.
+        y: of the predicted ones.
         xx: of the stated ones' squares.
-        yy: of the told ones' squares.
+        yy: of the predicted ones' squares.
         xy: of the products.
     """
 
@@ -36,11 +36,11 @@ class Moments:
 
     @classmethod
     def of(
-        cls, stated: NDArray[np.float64], told: NDArray[np.float64], weights: NDArray[np.float64] | None = None
+        cls, stated: NDArray[np.float64], predicted: NDArray[np.float64], weights: NDArray[np.float64] | None = None
     ) -> Moments:
         """Return the sums of pairs, each counted by its weight."""
         w = np.ones(len(stated)) if weights is None else weights
-        parts = (w, w * stated, w * told, w * stated**2, w * told**2, w * stated * told)
+        parts = (w, w * stated, w * predicted, w * stated**2, w * predicted**2, w * stated * predicted)
         return cls(*(float(part.sum()) for part in parts))
 
     def __add__(self, other: Moments) -> Moments:
@@ -67,12 +67,12 @@ class Moments:
 
     @property
     def bias(self) -> float:
-        """Mean of told less stated."""
+        """Mean of predicted less stated."""
         return (self.y - self.x) / self.count
 
     @property
     def spread_of_difference(self) -> float:
-        """Standard deviation of told less stated, with one degree of freedom less than there are pairs."""
+        """Standard deviation of predicted less stated, with one degree of freedom less than there are pairs."""
         if self.count < 2:
             return math.nan
         return math.sqrt(max(self.squared_error - self.bias**2, 0.0) * self.count / (self.count - 1))

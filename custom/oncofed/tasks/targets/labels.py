@@ -26,7 +26,7 @@ from oncofed.tasks.sum_forms import are_named, coarser_classification, is_classi
 from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings, patients_where
 from oncofed.tasks.targets.rankings import ranked_figures, rankings_of, reliability_of
 
-# From which probability a finding is said where no validation patients chose it.
+# Threshold of a finding for which no validation patients chose one.
 UNKNOWN_THRESHOLD = 0.5
 
 
@@ -86,9 +86,9 @@ class LabelsTarget(TargetSettings):
 class LabelsHead(TargetHead[LabelsTarget]):
     """Binary cross-entropy of each finding; scored by the mean AUROC.
 
-    The mean is over the findings that the cases can judge: of which some have it and some have it not. A finding is
-    said from the probability that gives the best F1 over the validation patients of all sites, or from 0.5 where none
-    is known. How sure the model should be is not learned: probabilities are as the network gives them.
+    The mean is over findings that some cases have and some have not. The threshold of a finding is that of the best F1
+    over the validation patients of all sites, 0.5 if unknown. Federated calibration is not there: probabilities are as
+    the network gives them.
     """
 
     Settings: ClassVar[type[TargetSettings]] = LabelsTarget
@@ -202,9 +202,9 @@ class LabelsHead(TargetHead[LabelsTarget]):
         rankings: dict[str, Ranking] = {}
         reliability: dict[str, Reliability] = {}
         for name in self.settings.findings:
-            told = _told(of_sites, name)
-            rankings |= rankings_of(told, [name])
-            sure = reliability_of(told)
+            sums = _of_finding(of_sites, name)
+            rankings |= rankings_of(sums, [name])
+            sure = reliability_of(sums)
             if sure:
                 reliability[name] = sure
         figures = ranked_figures(rankings, self.settings.findings)
@@ -213,8 +213,8 @@ class LabelsHead(TargetHead[LabelsTarget]):
         if f1:
             figures["f1"] = TargetFigure(title="F1", value=float(np.mean(list(f1.values()))), patients=fewest)
         for name, value in f1.items():
-            chosen = "" if name in self.known_thresholds else ", no threshold known"
-            title = f"F1 of {name}, said from {self._threshold(name):.3g}{chosen}"
+            chosen = "" if name in self.known_thresholds else " (none was learned)"
+            title = f"F1 of {name} at threshold {self._threshold(name):.3g}{chosen}"
             figures[f"f1.{name}"] = TargetFigure(title=title, value=value, patients=figures[f"auroc.{name}"].patients)
         for name, sure in reliability.items():
             counted = sum(part.patients for part in sure.bins)
@@ -230,13 +230,15 @@ class LabelsHead(TargetHead[LabelsTarget]):
         )
 
     def thresholds(self, of_sites: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return from which probability each finding is said: that of the best F1 over all sites' patients."""
-        rankings = [rankings_of(_told(of_sites, name), [name]) for name in self.settings.findings]
+        """Return the threshold of the best F1 of each finding over all sites' patients."""
+        rankings = [rankings_of(_of_finding(of_sites, name), [name]) for name in self.settings.findings]
         return {name: best_threshold(one) for of_finding in rankings for name, one in of_finding.items()}
 
     def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
-        """Return the probability of each finding."""
-        return {f"probability.{name}": float(p) for name, p in zip(self.settings.findings, answer, strict=True)}
+        """Return the probability of each finding, and those found."""
+        named = list(zip(self.settings.findings, map(float, answer), strict=True))
+        found = ", ".join(name for name, likely in named if likely >= self._threshold(name)) or "none"
+        return {"found": found, **{f"probability.{name}": likely for name, likely in named}}
 
     def described_truth(self, truth: Encoded) -> str:
         """Return the findings that hold, and those that were not looked for."""
@@ -261,7 +263,7 @@ class LabelsHead(TargetHead[LabelsTarget]):
         return grouped(both, truths[known, number].astype(np.int64), [patients[int(i)] for i in known])
 
 
-def _told(of_sites: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+def _of_finding(of_sites: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
     return [one["findings"][name] for one in of_sites if name in one["findings"]]
 
 
