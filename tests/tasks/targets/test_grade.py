@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -153,6 +153,24 @@ def test_a_table_that_is_told_whole_is_what_it_was() -> None:
     told = pooled_table([{"cells": cells, "rest": [[0, 6]]}])
     assert told.sum() == 10 + 7 + 8 + 20 + 9 + 6 + 12 + 6
     assert told[0, 2] + told[2, 0] == pytest.approx(6)
+
+
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 30) | st.just(500), min_size=16, max_size=16), st.booleans())
+def test_whatever_sites_report_the_table_is_finite_and_complete(counts: list[int], diagonal: bool) -> None:
+    cells = np.array(counts).reshape(4, 4) * (np.eye(4, dtype=int) if diagonal else 1)
+    hidden = cells < 5
+    rest = int(cells[hidden].sum()) + 5
+    rows = [
+        [None if hide else int(cell) for cell, hide in zip(*row, strict=True)]
+        for row in zip(cells, hidden, strict=True)
+    ]
+    rest = rest if hidden.any() else 0
+    table = pooled_table([{"cells": rows, "rest": [[0, rest]]}])
+    assert np.isfinite(table).all()
+    assert table.min() >= 0
+    assert table.sum() == pytest.approx(cells[~hidden].sum() + rest)
 
 
 @pytest.mark.attack(

@@ -18,9 +18,11 @@ from oncofed.tasks.pooled import coarser
 from oncofed.tasks.sum_forms import is_count, is_part, is_patients, is_ranked
 from oncofed.tasks.targets.base import patients_where
 
-_FITTING_STEPS = 50
+# Of the fit: most steps, and the change of a cell, in patients, at which it ends.
+_FITTING_STEPS, _CONVERGED = 50, 0.01
 # Patients that the fit adds to each row and column, so that an empty one does not end it.
 _LEAST_COUNT = 0.1
+_LARGEST_EXPONENT = 30.0
 
 
 def separable_steps(stated: NDArray[np.int64], patients: Sequence[str], grades: int) -> list[int]:
@@ -98,7 +100,10 @@ def pooled_table(tables: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
     whole: NDArray[np.float64] = model
     association = 0.0
     for _ in range(_FITTING_STEPS):
+        before = whole
         whole = np.sum([_filled(own, table["rest"], model) for own, table in zip(cells, tables, strict=True)], axis=0)
+        if np.abs(whole - before).max() < _CONVERGED:
+            break
         model, association = _uniform_association(whole, association)
     return whole
 
@@ -137,6 +142,8 @@ def _uniform_association(table: NDArray[np.float64], association: float) -> tupl
     rows, columns = table.sum(axis=1) + _LEAST_COUNT, table.sum(axis=0) + _LEAST_COUNT
     columns *= rows.sum() / columns.sum()
     wanted = float((table * products).sum())
+    # Without errors the association has no end: it stops where no float overflows.
+    largest = _LARGEST_EXPONENT / products.max()
     fit: NDArray[np.float64] = np.exp(association * products)
     for _ in range(_FITTING_STEPS):
         for _ in range(5):
@@ -145,6 +152,7 @@ def _uniform_association(table: NDArray[np.float64], association: float) -> tupl
         mean = (fit * products).sum() / fit.sum()
         variance = (fit * (products - mean) ** 2).sum()
         step = float(np.clip((wanted - mean * fit.sum()) / variance, -0.2, 0.2))
+        step = float(np.clip(association + step, -largest, largest)) - association
         association += step
         fit = fit * np.exp(step * products)
         if abs(step) < 1e-4:
