@@ -1,4 +1,4 @@
-"""Agreement of two scales: quadratic weighted kappa and Lin's concordance correlation coefficient.
+"""Agreement: quadratic weighted kappa and Lin's concordance correlation.
 
 With squared distances as weights both are the same: twice the covariance by the sum of the variances and the squared
 difference of the means (Cohen, 1968; Lin, Biometrics 1989; Fleiss and Cohen, 1973). Means, variances and the covariance
@@ -53,7 +53,7 @@ class Moments:
 
     @property
     def agreement(self) -> float | None:
-        """Quadratic weighted kappa, or Lin's concordance; None where neither number varies."""
+        """Quadratic weighted kappa, or Lin's concordance; None without variance."""
         mean_x, mean_y = self.x / self.count, self.y / self.count
         spread = self.xx / self.count - mean_x**2 + self.yy / self.count - mean_y**2 + (mean_x - mean_y) ** 2
         if spread < 1e-12:
@@ -72,13 +72,13 @@ class Moments:
 
     @property
     def spread_of_difference(self) -> float:
-        """Standard deviation of predicted less stated, with one degree of freedom less than there are pairs."""
+        """Sample standard deviation of predicted less stated."""
         if self.count < 2:
             return math.nan
         return math.sqrt(max(self.squared_error - self.bias**2, 0.0) * self.count / (self.count - 1))
 
     @property
     def explained(self) -> float | None:
-        """R², the share of the stated numbers' variance that is explained; None where they do not vary."""
+        """R², the explained share of variance; None without variance."""
         variance = self.xx / self.count - (self.x / self.count) ** 2
         return 1 - self.squared_error / variance if variance > 1e-12 else None

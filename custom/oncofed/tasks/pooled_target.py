@@ -68,7 +68,7 @@ class PooledTarget(StrictModel):
 
 
 class TargetSums(Protocol):
-    """What sites, their checks and the server know of a target's sums.
+    """A target's sums: their form, suppression and figures.
 
     Every sum over a target holds ``patients``, how many of the site state it, and rests on at least five of them.
     """
@@ -100,7 +100,7 @@ class TargetSums(Protocol):
         """
 
     def thresholds(self, of_sites: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return the threshold of each finding; empty: there is none to choose.
+        """Return each finding's threshold; empty if none is chosen.
 
         Args:
             of_sites: sums of each, over its validation patients.

@@ -52,7 +52,7 @@ class ScoringTask(PatientStatistics[Outcome]):
 
     @classmethod
     def declared_sums(cls, settings: TaskSettings) -> Mapping[str, TargetSums]:
-        """Return who knows the form of each named target's sums; see ``pooled``.
+        """Return what checks each named target's sums; see ``pooled``.
 
         Args:
             settings: section ``task`` of the job.

@@ -136,7 +136,7 @@ class TargetHead(ABC, Generic[Target]):
         """
 
     def kinds(self, truths: NDArray[np.float64], patients: Sequence[str]) -> dict[str, set[str]]:
-        """Return the patients whom a sum of ``site_sums`` may tell apart, such as those of each class.
+        """Return groups of patients that ``site_sums`` may distinguish.
 
         Args:
             truths: (case, width), of cases whose target is known.

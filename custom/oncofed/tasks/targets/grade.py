@@ -1,4 +1,4 @@
-"""Targets of kind ``grade``: one of several grades, ordered from the lowest to the highest."""
+"""Targets of kind ``grade``: one of several ordered grades."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class GradeHead(TargetHead[GradeTarget]):
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> TargetFigures:
-        """Return kappa and others; a patient's cases of one grade count as one."""
+        """Return figures; a patient's cases of one grade count once."""
         found, stated, people = grouped(answers, truths[:, 0].astype(np.int64), patients)
         everybody = set(people)
         behind = dict.fromkeys(("", "accuracy", "within_one", "mae_grades"), everybody)
@@ -169,7 +169,7 @@ class GradeHead(TargetHead[GradeTarget]):
     def site_sums(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> dict[str, Any] | None:
-        """Return a table of grades, and counts by the probability of at least each grade.
+        """Return a table of grades, and counts by probability.
 
         Returns:
             patients: their number; table: see ``grade_table.table_of``; at_least: first grade of a step -> input of
@@ -191,11 +191,11 @@ class GradeHead(TargetHead[GradeTarget]):
         return is_table(value, len(self.settings.grades), most)
 
     def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
-        """Return the table and the counts with more patients behind each number."""
+        """Return coarser sums; None: nothing is left."""
         return coarser_table(sums, minimum)
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
-        """Return kappa and others from the sites' tables, and AUROC of at least each grade.
+        """Return figures of the sites' tables, and AUROC by grade.
 
         Cells of few patients are hidden and estimated: see ``grade_table.pooled_table``. Measured on five grades, kappa
         was off by 0.02 on average at three sites of 60 to 110 patients, and by 0.01 at sites of 100 to 300. Figures of
@@ -266,6 +266,6 @@ def reach(probabilities: NDArray[np.float64], step: int) -> NDArray[np.float64]:
 
 
 def predicted_grades(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the highest grade that is likelier than not to be reached, (case,)."""
+    """Return the highest grade more likely reached than not, (case,)."""
     reached = probabilities[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
     return np.asarray((reached > 0.5).sum(axis=1), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""A site's table of stated and predicted grades, without cells of few patients.
+"""A site's table of grades, without cells of few patients.
 
 Grades are grouped into steps: neighbouring ones with enough patients together, whose total the counts of at least each
 grade reveal. Within a step a cell of few patients is hidden, and the next smallest ones until the hidden cells hold
@@ -130,7 +130,9 @@ def _filled(
 
 
 def _uniform_association(table: NDArray[np.float64], association: float) -> tuple[NDArray[np.float64], float]:
-    """Return a table's fit, log m(i, j) = row(i) + column(j) + association i j, and the association.
+    """Return a table's fit by uniform association, and the association.
+
+    log m(i, j) = row(i) + column(j) + association i j
 
     Args:
         table: (grade, grade).

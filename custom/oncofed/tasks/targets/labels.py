@@ -1,4 +1,4 @@
-"""Targets of kind ``labels``: findings of which several may hold; what was not looked for is unknown."""
+"""Targets of kind ``labels``: findings, of which several may hold."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class LabelsTarget(TargetSettings):
         return self.findings
 
     def encode(self, stated: TargetValue, declared: DatasetTarget) -> Encoded:
-        """Return 1 or 0 of each finding; NaN of one that was not looked for.
+        """Return 1 or 0 of each finding, NaN if not looked for.
 
         Findings that the job does not name are left out.
         """
@@ -128,7 +128,7 @@ class LabelsHead(TargetHead[LabelsTarget]):
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> TargetFigures:
-        """Return AUROC and others; a patient's cases with a finding, and those without it, count as one."""
+        """Return figures; of each finding a patient's alike cases count once."""
         members: dict[str, float] = {}
         of_each: dict[str, dict[str, float]] = {"auprc": {}, "f1": {}}
         behind: dict[str, set[str]] = {}
@@ -195,7 +195,7 @@ class LabelsHead(TargetHead[LabelsTarget]):
         return {**sums, "findings": {name: coarser_classification(one, minimum) for name, one in enough.items()}}
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
-        """Return each finding's figures, and their means over those that the sites could judge.
+        """Return each finding's figures, and means over judged findings.
 
         F1 follows from the cells, as AUROC between sites does: no site counts patients by a threshold.
         """
@@ -230,7 +230,7 @@ class LabelsHead(TargetHead[LabelsTarget]):
         )
 
     def thresholds(self, of_sites: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return the threshold of the best F1 of each finding over all sites' patients."""
+        """Return each finding's threshold of the best F1."""
         rankings = [rankings_of(_of_finding(of_sites, name), [name]) for name in self.settings.findings]
         return {name: best_threshold(one) for of_finding in rankings for name, one in of_finding.items()}
 
@@ -255,7 +255,10 @@ class LabelsHead(TargetHead[LabelsTarget]):
     def _of_finding(
         self, name: str, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
-        """Return (group, 2) probabilities, labels and patients of those in whom a finding was looked for."""
+        """Return probabilities (group, 2), labels and patients of a finding.
+
+        Of cases in which it was looked for.
+        """
         number = self.settings.findings.index(name)
         known = np.flatnonzero(~np.isnan(truths[:, number]))
         likely = answers[known, number]

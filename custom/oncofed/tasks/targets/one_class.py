@@ -88,7 +88,7 @@ class ClassHead(TargetHead[ClassTarget]):
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> TargetFigures:
-        """Return AUROC and others; a patient's cases of one class count as one."""
+        """Return figures; a patient's cases of one class count once."""
         found, labels, people = grouped(answers, truths[:, 0].astype(np.int64), patients)
         scores = class_scores(found, labels, self._names)
         of_class = [patients_where(labels == value, people) for value in range(self.outputs)]

@@ -123,7 +123,10 @@ class ValueHead(TargetHead[ValueTarget]):
         return likelihood * (self.settings.beta * log_variance).exp().detach() * known
 
     def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the value and, with loss ``gaussian``, its standard deviation, (case, 1 or 2), in the unit."""
+        """Return the value and any standard deviation, in the unit.
+
+        (case, 1), or (case, 2) with loss ``gaussian``.
+        """
         value = np.clip(self._middle + self._half * outputs[:, :1], *self.settings.range)
         if not self._has_spread:
             return value
@@ -133,7 +136,7 @@ class ValueHead(TargetHead[ValueTarget]):
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> TargetFigures:
-        """Return agreement and errors; a patient's cases count as one, by their means."""
+        """Return agreement and errors over patients' mean values."""
         predicted, stated, people = _by_patient(answers, truths, patients)
         if not people:
             return TargetFigures(None)
@@ -192,7 +195,7 @@ class ValueHead(TargetHead[ValueTarget]):
         return dict(sums) if enough else {**sums, "inside": None}
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
-        """Return agreement and errors over all sites' patients: exact up to the sums' digits."""
+        """Return agreement and errors, exact up to the sums' digits."""
         people = sum(one["patients"] for one in of_sites)
         x, y, xx, yy, squares, absolute = (sum(one["sums"][n] for one in of_sites) for n in range(6))
         shares = Moments(people, x, y, xx, yy, (xx + yy - squares) / 2)
@@ -235,7 +238,7 @@ class ValueHead(TargetHead[ValueTarget]):
         return float(self.settings.range[1] - self.settings.range[0]) / 2
 
     def _shares(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return values as shares of the range, from 0 to 1; agreement is the same on any scale."""
+        """Return values as shares of the range, from 0 to 1."""
         found: NDArray[np.float64] = (values - self.settings.range[0]) / (2 * self._half)
         return found
 
@@ -263,7 +266,10 @@ class ValueHead(TargetHead[ValueTarget]):
 def _by_patient(
     answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
-    """Return mean answers, (patient, values), mean stated values, (patient,), and the patients."""
+    """Return mean answers and stated values by patient.
+
+    (patient, values), (patient,), and the patients' keys.
+    """
     people = list(dict.fromkeys(patients))
     number = {patient: index for index, patient in enumerate(people)}
     of_case = [number[patient] for patient in patients]
@@ -280,5 +286,5 @@ def _inside(predicted: NDArray[np.float64], stated: NDArray[np.float64]) -> NDAr
 
 
 def _tells_of_enough(count: int, whole: int, least: int = LEAST_PATIENTS) -> bool:
-    """Return whether a count and what is left are of nobody, or of enough patients."""
+    """Return whether count and remainder are zero or large enough."""
     return all(part == 0 or part >= least for part in (count, whole - count))
