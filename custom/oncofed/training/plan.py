@@ -21,6 +21,7 @@ from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
+from oncofed.plugins import KINDS
 from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
@@ -139,15 +140,9 @@ class Plan(StrictModel):
         except SpecError as error:
             raise SettingError(str(error), "task") from None
         if given != kind:
-            gives = {
-                "dense": "values for each voxel",
-                "image": "one class for an image",
-                "bag": "one class for a slide",
-                "table": "values for a table's row",
-            }
             raise SettingError(
-                f"the task {self.task.type} needs a network that gives {gives[kind]}; {self.model.network} gives "
-                f"{gives[given]}. See: oncofed job networks",
+                f"the task {self.task.type} needs a network that gives {KINDS[kind]}; {self.model.network} gives "
+                f"{KINDS[given]}. See: oncofed job networks",
                 "model.network",
                 "task.type",
             )
