@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from scipy.special import expit
 from torch import Tensor
 from typing_extensions import Self
@@ -34,8 +34,7 @@ from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, 
 
 # Nobody was followed longer: the unit must be another.
 _LONGEST_YEARS = 130
-_Intervals = Annotated[int, Field(ge=1, le=100)] | Annotated[tuple[float, ...], Field(min_length=1, max_length=100)]
-
+_MOST_INTERVALS = 100
 _UNO = Metric("concordance_uno", "concordance (Uno)")
 _AUC = Metric("auc_at_horizon", "AUC at the horizon")
 _BRIER = Metric("integrated_brier", "integrated Brier score")
@@ -56,9 +55,19 @@ class SurvivalTarget(TargetSettings):
         description="discrete: a hazard for each interval, and so the risk of an event by the horizon; cox: a relative "
         "risk alone, from comparisons within what a step computes at once: let that be as large as memory allows",
     )
-    intervals: _Intervals = Field(
+    intervals: int | tuple[float, ...] = Field(
         10, description="up to the horizon: their number, or the time at which each ends; sites count by them"
     )
+
+    @field_validator("intervals", mode="before")
+    @classmethod
+    def _are_a_number_or_ends(cls, value: Any) -> Any:
+        ends = value if isinstance(value, list | tuple) else [value]
+        number = len(ends) if ends is value else value
+        numeric = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
+        if not numeric or not isinstance(number, int) or not 1 <= number <= _MOST_INTERVALS:
+            raise ValueError(f"expected their number, 1 to {_MOST_INTERVALS}, or as many times at which they end")
+        return value
 
     @model_validator(mode="after")
     def _intervals_reach_the_horizon(self) -> Self:
