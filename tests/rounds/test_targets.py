@@ -150,7 +150,7 @@ def test_what_the_sites_know_is_told_over_both(run: Path) -> None:
     assert next(iter(targets["size"]["figures"])) == "concordance_correlation"
     site = next(iter(_finished(run).test.values()))
     assert {"side", "findings.lump", "findings.stripes", "shade", "size"} <= set(site["by_class"])
-    assert {"judged.findings", "mae.size", "mae_grades.shade"} <= set(site["more"])
+    assert {"f1.findings.lump", "mae.size", "mae_grades.shade"} <= set(site["more"])
 
 
 def test_thresholds_are_chosen_on_validation_patients_and_kept_with_the_model(run: Path) -> None:
@@ -160,7 +160,7 @@ def test_thresholds_are_chosen_on_validation_patients_and_kept_with_the_model(ru
     assert set(calibration.thresholds["findings"]) == {"lump", "stripes"}
     assert _finished(run).calibration == calibration.model_dump(mode="json", by_alias=True)
     figures = _finished(run).pooled["targets"]["findings"]["figures"]  # type: ignore[index]
-    assert "no threshold known" not in figures["f1.lump"]["title"]
+    assert "none was learned" not in figures["f1.lump"]["title"]
 
 
 def test_the_report_shows_them(run: Path, spec: JobSpec, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def figure(sums: Iterable[Sequence[float]]) -> Figure | None:
 
 
 def _targets(sent: Sequence[Mapping[str, Any]], targets: Mapping[str, TargetSums]) -> dict[str, PooledTarget]:
-    """Return each target's figures over all sites, where they can be told."""
+    """Return each target's figures over all sites, where known."""
     found = {}
     for name, target in targets.items():
         told = [one["targets"][name] for one in sent if name in one.get("targets", {})]

@@ -121,11 +121,11 @@ class TargetsTask(Task[TargetOutcome]):
 
     @property
     def chooses_thresholds(self) -> bool:
-        """Whether some target is said from a probability that validation patients choose."""
+        """Whether some target has thresholds that validation patients choose."""
         return any(head.chooses_thresholds for head in self.heads.values())
 
     def use_thresholds(self, thresholds: Mapping[str, Mapping[str, float]]) -> None:
-        """Say findings from these probabilities on."""
+        """Use thresholds of the targets' probabilities."""
         for name, head in self.heads.items():
             head.use_thresholds(thresholds.get(name, {}))
 
