@@ -1,4 +1,7 @@
-"""Targets of kind ``survival``: how long until an event, of patients who were partly not followed up to it."""
+"""Targets of kind ``survival``: how long until an event.
+
+Some patients were not followed up to it.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ _CALIBRATION = Metric("calibration_at_horizon", "calibration error at the horizo
 
 
 class SurvivalTarget(TargetSettings):
-    """A time until an event, in one unit at all sites.
+    """A time until an event.
+
+    In one unit at all sites.
 
     An event at time zero counts, in the first interval. Who is censored at a time had no event by then.
     """
@@ -86,18 +91,18 @@ class SurvivalTarget(TargetSettings):
 
     @property
     def least_batch(self) -> int:
-        """Two for Cox's model, of whose risk sets one alone tells nothing."""
+        """Two for Cox's model: one alone tells nothing."""
         return 2 if self.model == "cox" else 1
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """When each interval ends, in the unit; it holds that time."""
+        """When each interval ends; it holds that time."""
         if isinstance(self.intervals, int):
             return (*(self.horizon * part / self.intervals for part in range(1, self.intervals)), self.horizon)
         return self.intervals
 
     def encode(self, stated: TargetValue, declared: DatasetTarget) -> Encoded:
-        """Return time in the job's unit, and one for an event or zero."""
+        """Return time in the job's unit, and the event."""
         if isinstance(stated, dict) and "event" in stated and "time" not in stated:
             raise DataError(f"target {self.name}: found an event without its time; state both, or neither")
         if not isinstance(stated, FollowUp):
@@ -154,7 +159,10 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
         return cox_loss(output[:, 0], truth)
 
     def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return survival at the end of each interval, (case, interval), or the log risk, (case, 1)."""
+        """Return survival by interval, or the log risk.
+
+        (case, interval), or (case, 1).
+        """
         if not self._is_discrete:
             return outputs
         found: NDArray[np.float64] = np.cumprod(expit(-outputs), axis=1)
@@ -163,7 +171,10 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> TargetFigures:
-        """Return concordance and others; a patient's images count as one, by their mean answer."""
+        """Return concordance and others.
+
+        A patient's images count as one, by their mean answer.
+        """
         means, known, people = by_patient(answers, truths, patients)
         horizon, risks = self.settings.horizon, self._risks(means)
         found = {"": concordance(risks, known, horizon), _UNO.name: uno_concordance(risks, known, horizon)}
@@ -200,15 +211,18 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
         return is_survival_sums(value, len(self.settings.ends), most)
 
     def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
-        """Return sums of coarser cells, where a site's policy wants more patients in each."""
+        """Return sums of coarser cells.
+
+        Where a site's policy wants more patients in each.
+        """
         return coarser_survival(sums, minimum)
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
-        """Return figures over the patients of all sites, with curves of risk groups."""
+        """Return figures over all sites, and curves."""
         return pooled_survival(of_sites, self.settings.ends, self.settings.unit, self._is_discrete)
 
     def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
-        """Return the risk of an event by the horizon, or the log risk."""
+        """Return the risk by the horizon, or log risk."""
         if not self._is_discrete:
             return {"log_risk": float(answer[0])}
         return {"risk": float(1 - answer[-1])}
