@@ -161,7 +161,10 @@ def test_follow_ups_that_cannot_be_are_named(stated: TargetValue, unit: str, mes
     [
         ({"intervals": (6.0, 12.0)}, "intervals: found 6, 12, expected ascending times above zero of which the last"),
         ({"intervals": (12.0, 6.0, 24.0)}, "ascending"),
-        ({"intervals": 0}, "greater than or equal to 1"),
+        ({"intervals": 0}, "expected their number, 1 to 100, or as many times at which they end"),
+        ({"intervals": "ten"}, "expected their number"),
+        ({"intervals": ()}, "expected their number"),
+        ({"intervals": (12.0, "end")}, "expected their number"),
         ({"horizon": 0}, "greater than 0"),
         ({"unit": "hours"}, "days"),
     ],

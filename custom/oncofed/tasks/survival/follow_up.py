@@ -34,12 +34,14 @@ class FollowUps:
         return self.events & (self.times <= horizon)
 
     def free_at(self, horizon: float) -> NDArray[np.bool_]:
-        """Return who is known to have had no event by a time, (patient,)."""
+        """Return who had no event by a time, (patient,)."""
         free: NDArray[np.bool_] = (self.times > horizon) | ((self.times == horizon) & ~self.events)
         return free
 
     def survival(self, at: Floats) -> Floats:
-        """Return the share without event up to and including times, by Kaplan and Meier, JASA, 1958.
+        """Return the share without event, by Kaplan and Meier.
+
+        JASA, 1958. Up to and including the times.
 
         NaN beyond the last follow-up, unless it ended with an event of all who were left.
 
@@ -54,7 +56,9 @@ class FollowUps:
         return np.where((at > times[-1]) & (left[-1] > 0), np.nan, found)
 
     def uncensored(self, before: Floats) -> Floats:
-        """Return the share that is not censored before times, by Kaplan and Meier.
+        """Return the share not censored before times.
+
+        By Kaplan and Meier.
 
         Args:
             before: (time,).
@@ -67,7 +71,7 @@ class FollowUps:
 
     @cached_property
     def _counts(self) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return distinct times, with events, censored and patients at risk at each."""
+        """Distinct times, with events, censored and at risk."""
         times, place, of_time = np.unique(self.times, return_inverse=True, return_counts=True)
         events = np.bincount(place[self.events], minlength=len(times))
         at_risk = of_time[::-1].cumsum()[::-1]

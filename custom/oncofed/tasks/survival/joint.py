@@ -1,4 +1,4 @@
-"""Cells of all sites side by side, and in how many pairs of their patients risk and time are ordered alike.
+"""Figures from cells of all sites.
 
 Pairs of one site were counted there. Those of two sites follow from cells: within one, log odds of the risk are taken
 to be normal with the mean and spread that its sums tell, and times to be even over its intervals. By how much that errs
@@ -48,7 +48,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class JointCells:
-    """Cells of all sites; each array has one value a cell.
+    """Cells of all sites.
+
+    Each array has one value a cell.
 
     Attributes:
         ends: of the job's intervals, (interval,).
@@ -93,11 +95,14 @@ class JointCells:
 
     @property
     def is_free(self) -> NDArray[np.bool_]:
-        """Whether all patients of a cell are known to have reached the horizon without event."""
+        """Whether a cell's patients reached the horizon without event."""
         return np.asarray(~self.event & (self.first == len(self.ends)))
 
     def weights(self) -> Floats:
-        """Return the inverse share of patients not censored when a cell's events came, or at the horizon, (cell,)."""
+        """Return inverse weights of censoring, (cell,).
+
+        When a cell's events came, or at the horizon.
+        """
         shares = self._shares()
         left = np.maximum(self.table(np.ones(len(self.count))).uncensored, 1e-9)
         return np.asarray(shares @ (1 / left))
@@ -107,11 +112,16 @@ class JointCells:
         return np.asarray(expit(self.odds()))
 
     def odds(self) -> Floats:
-        """Return log odds that stand for a cell's patients, with their mean and spread, (cell, points)."""
+        """Return log odds that stand for a cell's patients.
+
+        They have their mean and spread, (cell, points).
+        """
         return np.asarray(self.mean[:, None] + self.spread[:, None] * _POINTS)
 
     def groups(self, number: int) -> Floats:
-        """Return which share of a cell's patients is in each risk group, (group, cell), from the lowest risk up.
+        """Return cells' shares in each risk group, (group, cell).
+
+        From the lowest risk up.
 
         The groups are of equal size.
         """
@@ -124,7 +134,7 @@ class JointCells:
         return found
 
     def _grouped(self, number: int) -> Floats:
-        """Return one where a point of a cell is in a group, (group, cell, point)."""
+        """Return which points are in which group, (group, cell, point)."""
         odds = self.odds()
         order = np.argsort(odds, axis=None, kind="stable")
         each = np.repeat(self.count, len(_POINTS))[order]
@@ -133,7 +143,10 @@ class JointCells:
         return np.asarray(group.reshape(odds.shape) == np.arange(number)[:, None, None], np.float64)
 
     def concordance(self) -> Estimate | None:
-        """Return Harrell's concordance of events by the horizon; None without a comparable pair."""
+        """Return Harrell's concordance of events by the horizon.
+
+        None without a comparable pair.
+        """
         found = np.zeros((2, 2))  # of one site, of two: pairs ordered alike, and comparable ones
         sure, unsure = np.zeros(2), np.zeros(2)  # of two sites: ordered alike, and unlike
         of_cell = np.zeros((len(_NODES) + 1, len(self.count)))
@@ -163,7 +176,10 @@ class JointCells:
         return Estimate(float(min(max(value, low), high)), interval, (float(low), float(high)))
 
     def auc(self) -> Estimate | None:
-        """Return the area under the ROC curve of events by the horizon against those without then."""
+        """Return the time-dependent AUC at the horizon.
+
+        Of events by then against patients without.
+        """
         if not self.event.any() or not self.is_free.any():
             return None
         weights, found, weighted = self.weights(), np.zeros((2, 2)), np.zeros(2)
@@ -178,13 +194,13 @@ class JointCells:
         return Estimate(value, self._interval(value, of_cell))
 
     def brier(self) -> float | None:
-        """Return the mean squared error of the predicted risk of an event by the horizon."""
+        """Return the Brier score at the horizon."""
         told = (self.event | self.is_free) * self.count * self.weights()
         errors = ((self.event[:, None] - self.risks()) ** 2).mean(axis=1)
         return float((told * errors).sum() / told.sum()) if self.is_free.any() else None
 
     def table(self, parts: Floats) -> LifeTable:
-        """Return the life table of the parts of cells that are in a group.
+        """Return the life table of a group.
 
         Args:
             parts: share of each cell's patients, (cell,).
@@ -194,7 +210,9 @@ class JointCells:
         return LifeTable(float((parts * self.count).sum()), events, others)
 
     def _interval(self, value: float, of_cell: Floats) -> tuple[float, float] | None:
-        """Return the 95 % interval over patients of a share of pairs, on the scale of log odds.
+        """Return a share's 95 % interval over patients.
+
+        On the scale of log odds.
 
         By the influence of each patient on a ratio of U-statistics (Sen, Calcutta Statistical Association Bulletin,
         1960).
@@ -213,7 +231,10 @@ class JointCells:
         return float(low), float(high)
 
     def _shares(self) -> Floats:
-        """Return how a cell's patients are spread over its intervals and the horizon, by their lengths."""
+        """Return how a cell's patients are spread over intervals.
+
+        By their lengths; the last is the horizon.
+        """
         lengths = self._edges[1:] - self._edges[:-1]
         numbers = np.arange(len(lengths))
         inside = ((numbers >= self.first[:, None]) & (numbers <= self.last[:, None])) * lengths
@@ -222,16 +243,19 @@ class JointCells:
 
     @property
     def _edges(self) -> Floats:
-        """Times between the intervals; the horizon is taken to be as long as the interval before it."""
+        """Times between the intervals.
+
+        The horizon is taken to be as long as the interval before it.
+        """
         edges = np.append(0.0, self.ends)
         return np.append(edges, 2 * edges[-1] - edges[-2])
 
     def _before(self, rows: NDArray[np.int64]) -> Floats:
-        """Return how probable it is that the event of some cells comes before what ended others, (row, cell)."""
+        """Return how probably some cells' events come first, (row, cell)."""
         begin, end = (self._edges[part][rows, None] for part in (self.first, self.last + 1))
 
         def area(time: Floats) -> Floats:
-            """Return the integral up to a time of the share whose event has come."""
+            """Return the integral of the share whose event came."""
             within = np.clip(time - begin, 0, end - begin)
             return within**2 / (2 * (end - begin)) + np.maximum(time - end, 0)
 
@@ -240,7 +264,7 @@ class JointCells:
         return found
 
     def _add(self, of_cell: Floats, pairs: Floats, rows: NDArray[np.int64]) -> None:
-        """Add pairs of some cells with all to those that each cell's patients are in, in place.
+        """Add pairs of some cells with all, in place.
 
         Args:
             of_cell: pairs ordered alike if a cell's patients all had one risk, at each node of the cell's distribution;
@@ -255,7 +279,7 @@ class JointCells:
         of_cell[-1] += pairs.sum(axis=0)
 
     def _ahead(self, rows: NDArray[np.int64], row_at: float | None = None, other_at: float | None = None) -> Floats:
-        """Return how probable it is that the risk in some cells is larger than in others, (row, cell).
+        """Return how probably some cells' risk is larger, (row, cell).
 
         Args:
             rows: the cells.
@@ -270,7 +294,7 @@ class JointCells:
         return np.where(ahead, 1.0, np.where(behind, 0.0, found))
 
     def _sides(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return whether the risk in some cells is certainly larger than in others, and smaller, (row, cell)."""
+        """Return whose risk is certainly larger, and smaller, (row, cell)."""
         return self.lowest[rows, None] > self.highest, self.highest[rows, None] < self.lowest
 
     def _blocks(self) -> Iterator[NDArray[np.int64]]:
@@ -281,12 +305,17 @@ class JointCells:
 
 
 def _by_site(alike: Floats, pairs: Floats, other: NDArray[np.bool_]) -> Floats:
-    """Return sums of pairs of one site, and of two: [ordered alike, all] of each."""
+    """Return sums of pairs of one site, and of two.
+
+    [ordered alike, all] of each.
+    """
     return np.array([[part[chosen].sum() for part in (alike, pairs)] for chosen in (~other, other)])
 
 
 def _off(own: Floats, found: Floats) -> float:
-    """Return by how much cells tell too small a share ordered alike, by pairs of one site, which were counted.
+    """Return by how much cells tell too small a share.
+
+    Of pairs ordered alike, by those of one site, which were counted.
 
     Args:
         own: [ordered alike, all] of pairs of one site, as counted.

@@ -1,4 +1,4 @@
-"""A survival model on the test patients of all sites together: figures, curves of risk groups, calibration."""
+"""A survival model on all sites' test patients together."""
 
 from __future__ import annotations
 
@@ -82,7 +82,10 @@ def _curves(groups: Sequence[LifeTable], ends: Sequence[float], unit: str, p: fl
 
 
 def _calibration(cells: JointCells) -> Floats:
-    """Return predicted risk, observed risk and patients of risk groups, (3, group)."""
+    """Return predicted and observed risk of groups, (3, group).
+
+    And the patients of each.
+    """
     number = max(1, min(GROUPS, int(cells.count.sum()) // (2 * LEAST_PATIENTS)))
     found = []
     for parts, predicted in zip(cells.groups(number), cells.mean_risks(number), strict=True):

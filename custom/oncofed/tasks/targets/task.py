@@ -41,7 +41,7 @@ class TargetsSpec(TaskSettings):
     Its classes are the names of its figures: each target's, and those of its members.
     """
 
-    targets: tuple[TargetSection, ...] = Field(min_length=1, max_length=32, description="what is learned")
+    targets: tuple[TargetSection, ...] = Field(max_length=32, description="what is learned")
     classes: dict[int, str] = Field(
         default_factory=dict, description="names of the figures; they follow from the targets"
     )
@@ -49,6 +49,9 @@ class TargetsSpec(TaskSettings):
     @field_validator("targets")
     @classmethod
     def _have_names_of_their_own(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        # A least length of the field would be missed, too, where a target has a mistake.
+        if not targets:
+            raise ValueError("name at least one target")
         names = [target.name for target in targets]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
