@@ -204,17 +204,18 @@ def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
 
 def _show(found: Predictions, page: Path | None) -> None:
     from oncofed.data.grouping import finding_lines
-    from oncofed.prediction.outputs.case_rows import display_table
+    from oncofed.prediction.outputs.case_rows import display_table, short_rows
     from oncofed.prediction.predictions import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE, describe_source
     from oncofed.prediction.trust.summary import warning_lines
 
     console = plain_console()
     records = found.now
     shown = records[:_MOST_SHOWN]
-    headings, cells = display_table(row for record in shown for row in record["figures"])
-    names = [record["name"] if number == 0 else "" for record in shown for number in range(len(record["figures"]))]
+    rows = [(record, number, row) for record in shown for number, row in enumerate(short_rows(record))]
+    headings, cells = display_table(row for *_, row in rows)
+    names = [record["name"] if number == 0 else "" for record, number, _ in rows]
     table = Table(title=f"{len(records)} of {len(records) + len(found.set_aside)} cases", title_justify="left")
-    sources = [describe_source(record) for record in shown for _ in record["figures"]]
+    sources = [describe_source(record) for record, *_ in rows]
     more = ["source"] if any(record.get("series") for record in shown) else []
     for number, heading in enumerate(["case", *headings, *more]):
         right = 1 < number <= len(headings)

@@ -26,6 +26,7 @@ from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
 from oncofed.data.slides import TileSpec
+from oncofed.data.targets import declared_target
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
 from oncofed.prediction.inputs import HIDDEN_FOLDER, PredictionInput, resolve_inputs
@@ -239,6 +240,8 @@ def _labels(
     """Return how labels map to the job's, and notes otherwise."""
     wanted = requirements.supervision
     try:
+        for target in wanted.targets:
+            declared_target(manifest.targets, manifest.labels, target)
         if not any(wanted.of_entry(manifest, entry) for entry in manifest.entries):
             return None, False, []
     except DataError as error:
