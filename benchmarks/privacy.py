@@ -25,7 +25,7 @@ from oncofed.job.spec import read_job
 from oncofed.messages.requests import EvaluateRequest, TrainRequest
 from oncofed.messages.results import EvaluateResult, TrainResult
 from oncofed.models.weights import exchanged_names, weights_of
-from oncofed.privacy.policy import JobFacts, Policy, read_policy
+from oncofed.privacy.policy import Policy, ProposedJob, read_policy
 from oncofed.training import Plan, Trainer
 from volumes import make_volumes
 
@@ -104,6 +104,6 @@ def _start(folder: Path) -> float:
     begun = time.perf_counter()
     policy = read_policy(folder)
     assert policy
-    assert policy.refusal(JobFacts("job", "engineer", "hippocampus", "unet", "fedavg")) is None
+    assert policy.refusal(ProposedJob("job", "engineer", "hippocampus", "unet", "fedavg")) is None
     AuditLog(folder).write("job admitted", "engineer")
     return time.perf_counter() - begun

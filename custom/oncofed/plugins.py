@@ -232,8 +232,8 @@ def _import(module: str) -> None:
 
 # --- networks
 
-# A network's output: values for each voxel, for an image as a whole, or for a bag of features.
-Kind = Literal["dense", "image", "bag"]
+# A network's output: values for each voxel, for an image as a whole, for a bag of features, or for a row of a table.
+Kind = Literal["dense", "image", "bag", "table"]
 
 
 @dataclass(frozen=True)

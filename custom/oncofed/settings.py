@@ -52,6 +52,21 @@ class RenamedSettings(StrictModel):
         return {found.get(name, name): value for name, value in values.items()} if found else values
 
 
+class SettingError(ValueError):
+    """Settings that do not fit together.
+
+    Raised by a validator of the model that holds them.
+
+    Args:
+        problem: what is wrong with the first of them.
+        places: their dotted names below that model, the one to change first.
+    """
+
+    def __init__(self, problem: str, *places: str) -> None:
+        super().__init__(f"{places[0]}: {problem}")
+        self.problem, self.places = problem, places
+
+
 Settings = TypeVar("Settings", bound=StrictModel)
 # Maps (model, location of a problem in pydantic's words) to those in the file.
 Placed = Callable[[type[StrictModel], tuple[str, ...]], tuple[type[StrictModel], tuple[str, ...]]]
@@ -155,9 +170,10 @@ def _explain(
     model, inside = kind, loc
     model, loc = placed(kind, loc)
     inside = loc if model is kind else loc[1:]
-    nearest = next((loc[:n] for n in range(len(loc), -1, -1) if loc[:n] in lines), ())
-    line = f":{lines[nearest]}" if nearest in lines else ""
-    setting = ".".join(loc) or whole
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, SettingError):
+        return _explain_place(cause, loc, where, lines)
+    line, setting = _line(".".join(loc), lines), ".".join(loc) or whole
     better = explained(problem, loc)
     if better:
         return f"{where}{line}: {better}"
@@ -169,6 +185,29 @@ def _explain(
     found = problem.get("input")
     shown = "" if isinstance(found, dict | StrictModel) else f"found {_shortened(repr(found))}; "
     return f"{where}{line}: {setting}: {shown}{message}"
+
+
+def _explain_place(error: SettingError, loc: tuple[str, ...], where: str, lines: Lines) -> str:
+    """Return the message for settings that do not fit together.
+
+    Its line is that of the first of them that the file has.
+    """
+    places = [".".join((*loc, place)) for place in error.places]
+    given = {".".join(at) for at in lines}
+    line = _line(next((place for place in places if place in given), places[0]), lines)
+    return f"{where}{line}: {places[0]}: {error.problem}"
+
+
+def _line(setting: str, lines: Lines) -> str:
+    """Return a colon and the line of a setting.
+
+    Of one that is missing, the line of its section; nothing without a file.
+    """
+    # By dotted names, since those of sites and people have dots too.
+    by_name = {".".join(at): line for at, line in lines.items()}
+    while setting and setting not in by_name:
+        setting = setting.rpartition(".")[0]
+    return f":{by_name[setting]}" if setting in by_name else ""
 
 
 def _shortened(text: str) -> str:

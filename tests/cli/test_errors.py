@@ -204,6 +204,10 @@ def test_fewer_sites_than_the_job_needs_are_refused(
     assert outcome.status == 2
     assert "the job needs 3 sites (rounds.quorum), found 2. Name more sites, or lower it." in outcome.text
     assert "the job needs 3 sites (rounds.quorum), found 2." in run("job", "check", job, "--sites", "2").text
+    job.write_text(job.read_text().replace(", quorum: 3", "") + "strategy: {name: fedbuff, buffer: 3}\n")
+    assert "strategy.buffer is 3, found 2 sites that train" in run("job", "run", job, *_sites(two_sites)).text
+    job.write_text(job.read_text().replace("{name: fedbuff, buffer: 3}", "krum"))
+    assert "sites (strategy krum), found 2. Name more" in run("job", "check", job, "--sites", "2").text
 
 
 def test_a_folder_that_holds_something_is_left_alone(

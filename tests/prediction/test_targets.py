@@ -15,11 +15,12 @@ from made import COLOURS, made_model, made_predictions
 from oncofed.errors import DataError, SpecError
 from oncofed.prediction.evaluation.evaluate import EvaluationRequest, evaluate, write_cases
 from oncofed.prediction.evaluation.page import write_page
+from oncofed.prediction.export.export import export
 from oncofed.prediction.model import TrainedModel, load_model
 from oncofed.prediction.outputs.page import write_page as write_predictions_page
 from oncofed.prediction.predictions import Predictions
 from oncofed.prediction.run import Options, predict
-from oncofed.prediction.sources import gather
+from oncofed.prediction.sources import Sources, gather, table_notes, with_table
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.targets import TargetsTask
 from synthetic import make_slides
@@ -194,3 +195,48 @@ def test_a_slide_has_its_answers_and_where_they_come_from(tmp_path: Path) -> Non
     assert (folder / f"{name}_attention.tif").is_file()
     rows = list(csv.DictReader((folder / f"{name}_tiles.csv").open()))
     assert sum(float(row["attention"]) for row in rows) == pytest.approx(1, abs=1e-3)
+
+
+WITH_TABLE = JOB.replace(
+    "patch: [32, 32]}",
+    "patch: [32, 32],\n  covariates: [{name: age, unit: years, range: [0, 120]}, {name: sex, categories: [F, M]}]}",
+)
+
+
+def test_a_table_beside_the_images_is_read_and_changes_the_answers(data: Path, tmp_path: Path) -> None:
+    model = load_model(make_run(tmp_path / "tabular", WITH_TABLE))
+    table = tmp_path / "table.csv"
+    out = tmp_path / "out"
+
+    def answers(rows: str) -> tuple[list[str], dict[str, str], Predictions]:
+        table.write_text(f"case,age,sex\n{rows}")
+        sources = gather([data / "images"], out, model.job, tmp_path, only=["0[0-3]"])
+        sources = with_table(sources, table, model.job.data.covariates)
+        notes = table_notes(sources, model.job.data.covariates)
+        found = predict(model, sources, out, CPU, Options())
+        told = {row["case"]: row["death.risk"] for row in csv.DictReader((out / "targets.csv").open())}
+        return notes, told, found
+
+    notes, first, _ = answers("00,60,F\n01,60,F\n02,60,F\n")
+    assert notes == ["1 of 4 cases state none of age, sex: taken as missing (--table)"]
+    _, second, found = answers("00,60,F\n01,10,M\n02,60,F\n")
+    assert found.made == ["01"], "the others are as they were"
+    assert second["01"] != first["01"]
+    assert {case: second[case] for case in ("00", "02", "03")} == {case: first[case] for case in ("00", "02", "03")}
+    _, _, found = answers("00,600,F\n01,10,M\n")
+    (bad,) = found.set_aside
+    assert (bad.name, bad.reason) == (
+        "00",
+        "column age: found 600, expected 0 to 120 years. Correct the table, or widen the range",
+    )
+
+
+def test_a_model_over_a_table_has_no_bundle_that_answers(tmp_path: Path, model: TrainedModel) -> None:
+    tabular = load_model(make_run(tmp_path / "tabular", WITH_TABLE))
+    assert "no bundle reads a table" in export(tabular, "bundle", tmp_path / "out").agreement
+    inference = (tmp_path / "out" / "bundle" / "configs" / "inference.json").read_text()
+    assert "reads columns of a table beside the image" in inference
+    with pytest.raises(SpecError, match="reads columns of a table beside the image"):
+        export(tabular, "onnx", tmp_path / "out")
+    with pytest.raises(SpecError, match="the job reads no columns of a table"):
+        with_table(Sources(), tmp_path / "table.csv", model.job.data.covariates)

@@ -376,8 +376,21 @@ def test_a_buffer_fills_with_updates_of_any_round(tmp_path: Path) -> None:
     paced = {"fast": _slow(sites["fast"], 1.0, every), "slow": _slow(sites["slow"], 7.0, every)}
     run = _run(tmp_path, paced, {"rounds": {"number": 5}, "strategy": {"name": "fedbuff", "buffer": 2}})
     assert run.of(RoundEnded)[0].seconds == pytest.approx(2, abs=0.1), "the fast one twice"
+    repeats = [request.repeat for request in sites["fast"].requests if isinstance(request, TrainRequest)]
+    assert repeats[:2] == [0, 1], "the second time it trains on from its next batches"
     assert any("slow" in who["late"] for who in run.rounds)
     assert 0 < sum(len(who["late"]) for who in run.rounds) <= len(run.of(Late))
+
+
+def test_a_buffer_larger_than_the_number_of_sites_is_refused(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3, small=1)
+    settings = {"rounds": {"number": 2, "minimum_cases": 2}, "strategy": {"name": "fedbuff", "buffer": 3}}
+    message = r"strategy\.buffer is 3, found 2 sites that train, .* Lower it to 2, or name more sites"
+    with pytest.raises(NotEnoughSitesError, match=message):
+        _run(tmp_path / "three", sites, settings)
+    assert not any(isinstance(request, TrainRequest) for site in sites.values() for request in site.requests)
+    settings["strategy"] = {"name": "fedbuff", "buffer": 2}
+    assert len(_run(tmp_path / "two", sites, settings).rounds) == 2
 
 
 def test_sites_train_one_model_in_sequence(tmp_path: Path) -> None:
@@ -631,35 +644,126 @@ def test_a_revoked_sites_training_is_left_out_unless_others_continued(tmp_path: 
         sites = tiny_sites(east=3, north=3, west=3)
         paced = {name: _slow(site, 10.0, {1}) for name, site in sites.items()}
         ban = _at(15.0, partial(InMemorySites.ban, sites=frozenset({order[revoked]})))
-        settings, events = {"rounds": {"number": 1, "return_s": 1.0}, "strategy": "cyclic"}, list[Event]()
-        loop = tiny_loop(tmp_path / str(revoked), InMemorySites(paced, ban), events.append, settings=settings)
-        with (
-            contextlib.closing(loop),
-            pytest.raises(NotEnoughSitesError, match="validation after round 1 has 2 of the 3"),
-        ):
-            loop.run()
-        (ended,) = (event for event in events if isinstance(event, RoundEnded))
-        assert (ended.participation or {})["in_time"] == sorted(counted)
+        settings = {"rounds": {"number": 1, "return_s": 1.0}, "strategy": "cyclic"}
+        run = _run(tmp_path / str(revoked), paced, settings, ban)
+        assert run.rounds[0]["in_time"] == sorted(counted)
+        assert set(run.of(Finished)[0].test) == set(order) - {order[revoked]}
 
 
 def test_a_site_revoked_as_its_training_ends_is_left_out(tmp_path: Path) -> None:
     sites, first = tiny_sites(east=3, north=3, west=3), list[str]()
     slow = {name: _slow(site, 10.0, {1}) for name, site in sites.items()}
-    transport, events = InMemorySites(slow), list[Event]()
+    transport, run = InMemorySites(slow), _Run(tmp_path)
 
     def synchronize() -> None:
-        trained = [event.site for event in events if isinstance(event, Answered) and event.task == TrainRequest.task]
+        trained = [event.site for event in run if isinstance(event, Answered) and event.task == TrainRequest.task]
         first.extend(trained[:1] if not first else [])
         transport.ban(frozenset(first))
 
     settings = {"rounds": {"number": 1, "return_s": 1.0}, "strategy": "cyclic"}
-    loop = tiny_loop(tmp_path, transport, events.append, settings=settings, synchronize=synchronize)
-    with contextlib.closing(loop), pytest.raises(NotEnoughSitesError, match="validation after round 1 has 2 of the 3"):
+    loop = tiny_loop(tmp_path, transport, run.append, settings=settings, synchronize=synchronize)
+    with contextlib.closing(loop):
         loop.run()
-    (ended,) = (event for event in events if isinstance(event, RoundEnded))
-    assert (ended.participation or {})["in_time"] == sorted(sites.keys() - set(first))
+    assert run.rounds[0]["in_time"] == sorted(sites.keys() - set(first))
+    assert set(run.of(Finished)[0].test) == sites.keys() - set(first)
     started = [int(site.requests[1].weights["count"]) for name, site in sites.items() if name not in first]  # type: ignore[attr-defined]
     assert sorted(started) == [0, 4]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedbuff", "cyclic", "swarm"])
+def test_a_job_goes_on_without_a_lost_site_that_is_revoked(strategy: str, tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    paced = {name: _slow(site, 10.0, {1, 2}) for name, site in sites.items()}
+    lose = _at(5.0, lambda transport: transport.lose("west", "nothing was heard of it"))
+    ban = _at(8.0, lambda transport: transport.ban(frozenset({"west"})))
+
+    def before_wait(transport: InMemorySites) -> None:
+        lose(transport)
+        ban(transport)
+
+    run = _run(tmp_path, paced, {"rounds": {"number": 2, "return_s": 100.0}, "strategy": strategy}, before_wait)
+    assert [who["in_time"] for who in run.rounds] == [["east", "north"]] * 2
+    assert [who["lost"] for who in run.rounds] == [{"west": "revoked by the alliance"}] * 2
+    assert all(event.seconds < 30 for event in run.of(RoundEnded)), "nobody waits for it"
+    assert set(run.of(Finished)[0].test) == {"east", "north"}
+
+
+def test_revoked_sites_do_not_lower_a_quorum(tmp_path: Path) -> None:
+    sites, clock = tiny_sites(east=3, north=3, west=3), list[float]()
+    paced = {name: _slow(site, 10.0, {1, 2}) for name, site in sites.items()}
+    ban = _at(15.0, lambda transport: transport.ban(frozenset({"west"})))
+
+    def before_wait(transport: InMemorySites) -> None:
+        clock.append(transport.now)
+        ban(transport)
+
+    with pytest.raises(NotEnoughSitesError, match=r"round 2 has \d of the 3 sites .*west: revoked by the alliance"):
+        _run(tmp_path, paced, {"rounds": {"number": 3, "quorum": 3, "return_s": 100.0}}, before_wait)
+    assert clock[-1] < 20, "it cannot come back"
+
+
+def test_a_revoked_site_is_not_drawn(tmp_path: Path) -> None:
+    sites = tiny_sites(a=3, b=3, c=3, d=3)
+    paced = {name: _slow(site, 10.0, {1}) for name, site in sites.items()}
+    ban = _at(5.0, lambda transport: transport.ban(frozenset({"a"})))
+    run = _run(tmp_path, paced, {"rounds": {"number": 6, "sites_per_round": 2}}, ban)
+    assert all("a" not in who["asked"] and len(who["in_time"]) == 2 for who in run.rounds[1:])
+
+
+def test_a_site_revoked_while_it_loads_data_is_not_awaited(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+
+    def loading(request: Request) -> Result | Refusal | Delayed:
+        return Delayed(None, 0.0) if isinstance(request, PrepareRequest) else sites["west"](request)
+
+    ban = _at(5.0, lambda transport: transport.ban(frozenset({"west"})))
+    run = _run(tmp_path, {**sites, "west": loading}, {"rounds": {"number": 1, "return_s": 100.0}}, ban)
+    assert run.rounds[0]["in_time"] == ["east", "north"]
+    assert run.of(RoundEnded)[0].seconds < 1
+
+
+def test_a_restarted_server_does_not_await_a_revoked_site(tmp_path: Path) -> None:
+    settings = {"rounds": {"number": 3, "return_s": 100.0}}
+    with pytest.raises(Killed):
+        _process(tmp_path, settings, kill_after=18)
+    run, left = _Run(tmp_path), _Unregistered(tiny_sites(a=3, b=5))
+    loop = tiny_loop(tmp_path, left, run.append, settings=settings, synchronize=lambda: left.ban(frozenset({"c"})))
+    with contextlib.closing(loop):
+        loop.run()
+    assert run.of(Started)[0].sites == ["a", "b", "c"]
+    assert all(who["in_time"] == ["a", "b"] for who in run.rounds)
+    assert left.now < 10
+
+
+@pytest.mark.parametrize("rules", [{"quorum": 2}, {}])
+def test_a_mean_with_a_site_revoked_meanwhile_is_not_accepted(rules: dict[str, int], tmp_path: Path) -> None:
+    settings = {"rounds": {"number": 1, **rules}, "strategy": "swarm"}
+    sites, combining = tiny_sites(east=3, north=3, west=9), list[str]()
+
+    def slow(site: TinySite) -> Site:
+        def work(request: Request) -> Result | Refusal | Delayed:
+            result = site(request)
+            if not isinstance(result, CombineResult):
+                return result
+            combining.append(site.name)
+            return Delayed(result, 10.0)
+
+        return work
+
+    revoked: list[str] = []
+
+    def ban(transport: InMemorySites) -> None:
+        if combining and not revoked and transport.now > 5:
+            revoked.append(next(name for name in sites if name != combining[0]))
+            transport.ban(frozenset(revoked))
+
+    run = _run(tmp_path, {name: slow(site) for name, site in sites.items()}, settings, ban)
+    others = {name: site.cases for name, site in sites.items() if name not in revoked}
+    assert len(others) == 2
+    assert run.rounds[0]["in_time"] == sorted(others)
+    assert [(event.site, event.reason) for event in run.of(Refused)] == [(revoked[0], "revoked by the alliance")]
+    assert combining == [combining[0]] * 2, "the same collector averages the others"
+    torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, **others)["w"])
 
 
 def test_a_site_that_sent_its_collector_nothing_is_left_out(tmp_path: Path) -> None:

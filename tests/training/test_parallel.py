@@ -99,7 +99,7 @@ def test_fewer_gpus_than_asked_for_and_batches_that_cannot_be_shared(plan: Plan,
             start_trainer(plan, read_cases(site, plan.data.split, plan.seed), "here"),
         ):
             pass
-    with pytest.raises(ValidationError, match="batch_size is 3, expected a multiple of the 2 GPUs"):
+    with pytest.raises(ValidationError, match=r"training\.batch_size: found 3, expected a multiple of the 2 GPUs"):
         Plan.model_validate({**plan.model_dump(), "training": {"batch_size": 3}})
 
 

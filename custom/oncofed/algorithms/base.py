@@ -14,6 +14,7 @@ from oncofed.algorithms.schedule import SCHEDULES, Schedule, Synchronous
 from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, RoundsSpec
 from oncofed.errors import FederationError, SpecError
 from oncofed.models.weights import WeightLayout, Weights, sum_of_squares
+from oncofed.settings import SettingError
 from oncofed.training.gradient_hook import GradientHook, PersonalHook
 
 
@@ -120,14 +121,29 @@ class Algorithm(Generic[SettingsT]):
         """
         if not isinstance(self.schedule, SCHEDULES):
             known = ", ".join(kind.__name__ for kind in SCHEDULES)
-            raise ValueError(
+            raise SettingError(
                 f"{self.settings.name} has the schedule {type(self.schedule).__name__}, expected one that is derived "
-                f"from one of {known}"
+                f"from one of {known}",
+                "strategy",
             )
         self.schedule.check(self.settings.name, rounds, evaluation)
         if rounds.quorum and rounds.quorum < self.fewest_updates:
-            raise ValueError(
-                f"{self.settings.name} needs {self.fewest_updates} updates, found rounds.quorum: {rounds.quorum}"
+            raise SettingError(
+                f"found {rounds.quorum}, expected at least the {self.fewest_updates} updates that "
+                f"{self.settings.name} needs (strategy)",
+                "rounds.quorum",
+            )
+
+    def check_sites(self, sites: int) -> None:
+        """Refuse a job that needs more sites than there are.
+
+        Raises:
+            SpecError: says how many were found and how many are needed.
+        """
+        fewest, name = self.fewest_updates, self.settings.name
+        if sites < fewest:
+            raise SpecError(
+                f"the job needs {fewest} sites (strategy {name}), found {sites}. Name more sites, or lower it."
             )
 
     def check_job(self, job: JobFacts) -> None:

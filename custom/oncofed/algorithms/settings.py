@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from oncofed.settings import StrictModel
+from oncofed.settings import SettingError, StrictModel
 
 ExchangeType = Literal["native", "bfloat16", "int8"]
 
@@ -49,8 +49,8 @@ class RoundsSpec(StrictModel):
     @model_validator(mode="after")
     def _quorum_can_be_met(self) -> RoundsSpec:
         if self.quorum and self.sites_per_round and self.quorum > self.sites_per_round:
-            raise ValueError(
-                f"quorum is {self.quorum}, but only {self.sites_per_round} sites are asked (sites_per_round)"
+            raise SettingError(
+                f"found {self.quorum}, but only {self.sites_per_round} sites are asked (sites_per_round)", "quorum"
             )
         return self
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oncofed.atomic import write_whole
 from oncofed.client.locks import wait_for_lock
 from oncofed.errors import StateError
+from oncofed.private_files import write_private
 from oncofed.suppression import LEAST_PATIENTS
 
 FOLDER = "told"
@@ -68,7 +68,7 @@ def _record(path: Path, groups: Sequence[Sequence[str]]) -> str:
             )
     if new:
         values = {"schema": 1, "salt": salt, "groups": sorted(sorted(group) for group in earlier | new)}
-        write_whole(path, json.dumps(values) + "\n", mode=0o600)
+        write_private(path, (json.dumps(values) + "\n").encode())
     return ""
 
 

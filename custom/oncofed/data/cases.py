@@ -17,6 +17,7 @@ import numpy as np
 from scipy import ndimage
 
 from oncofed.data import case_facts
+from oncofed.data.covariates import row_faults
 from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
 from oncofed.data.grouping import finding_lines, millimetres
@@ -430,7 +431,8 @@ def check_case(
             known[case] = entry
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
         return Problem(case.name, case_facts.reason_of(error))
-    found = [*contract_faults(entry, data or DataSpec(dataset="any")), *case_facts.faults(entry)]
+    data = data or DataSpec(dataset="any")
+    found = [*contract_faults(entry, data), *row_faults(entry, data.covariates), *case_facts.faults(entry)]
     if case.targets:
         found += [case.target_fault] if case.target_fault else []
     elif not entry.label_problem:

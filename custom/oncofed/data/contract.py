@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from oncofed.data import case_facts
 from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faults, read_cases
+from oncofed.data.covariate_report import CovariateReport, covariate_reports, covariate_warnings
 from oncofed.data.decisions import decided, in_words, name_of
 from oncofed.data.grouping import counted, millimetres
 from oncofed.data.images import stem
@@ -94,6 +95,10 @@ def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) 
     report.findings = find_all(manifest, data)
     mixed = (Finding(kind, None, what, severe=False) for kind, what in mixtures(manifest))
     report.warnings = unsettled(manifest, (*loose_slices(manifest), *mixed, *phi_warnings(manifest)))
+    entries = [entry for split, entry in manifest.by_split() if split in data.splits]
+    covariates = covariate_reports(entries, data.covariates)
+    report.rows += [_covariate(found) for found in covariates]
+    report.warnings += covariate_warnings(entries, covariates)
     report.remarks = manifest.remarks
     report.unlabelled = [
         Problem(name_of(entry), entry.unlabelled or _NO_LABEL) for entry in manifest.entries if entry.label is None
@@ -167,6 +172,12 @@ def with_facts(folder: Path, manifest: Manifest) -> Manifest:
     with ThreadPoolExecutor(4) as pool:
         lists: dict[str, Any] = {split: list(pool.map(known, getattr(manifest, split))) for split in SPLITS}
     return manifest.model_copy(update=lists)
+
+
+def _covariate(found: CovariateReport) -> Row:
+    """Return a covariate's row; where nobody has it, the network is told that it is missing."""
+    how = "missing everywhere" if found.is_missing else ""
+    return Row(found.column.name, found.found, found.expected, "converted" if how else "fits", how)
 
 
 def _modality(manifest: Manifest, data: DataSpec) -> Row:

@@ -32,11 +32,10 @@ def check_sites(spec: AnyJob, sites: int) -> None:
         needed, setting = spec.min_sites or 1, "min_sites"
     else:
         needed, setting = spec.rounds.quorum or 1, "rounds.quorum"
-        fewest = spec.federation().algorithm().fewest_updates
-        if fewest > needed:
-            needed, setting = fewest, f"strategy {spec.strategy.name}"
     if sites < needed:
         raise SpecError(f"the job needs {needed} sites ({setting}), found {sites}. Name more sites, or lower it.")
+    if isinstance(spec, JobSpec):
+        spec.federation().algorithm().check_sites(sites)
 
 
 def deadline_warning(spec: JobSpec, runs: Path) -> str | None:

@@ -23,7 +23,7 @@ from oncofed.models import ModelSpec
 from oncofed.models.foreign import read_bundle
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import find_pack
-from oncofed.settings import Lines, StrictModel, read_yaml, validated
+from oncofed.settings import Lines, SettingError, StrictModel, read_yaml, validated
 from oncofed.tasks import TaskSection, task_class
 from oncofed.tasks.targets.section import task_of_targets
 from oncofed.training import Plan, ResourcesSpec, TrainingSpec
@@ -74,8 +74,17 @@ class JobSpec(StrictModel):
     @model_validator(mode="after")
     def _code_is_confined(self) -> JobSpec:
         among_sites = not self.federation().algorithm().schedule.reaches_server
-        if self.model.code and (self.resources.gpus > 1 or among_sites):
-            raise ValueError("a pack's code runs in one process without network: resources.gpus: 1, and no swarm")
+        if self.model.code and self.resources.gpus > 1:
+            raise SettingError(
+                f"found {self.resources.gpus}, expected 1: a pack's code (model.code) runs in one process",
+                "resources.gpus",
+            )
+        if self.model.code and among_sites:
+            raise SettingError(
+                f"found {self.strategy.name}, which sends updates from site to site: a pack's code (model.code) runs "
+                "without network. Take another strategy",
+                "strategy",
+            )
         return self
 
     @model_validator(mode="after")
@@ -118,6 +127,10 @@ class JobSpec(StrictModel):
     def with_rounds(self, rounds: int) -> JobSpec:
         """Return the same job with another number of rounds."""
         return self.changed({"rounds": {"number": rounds}})
+
+    def with_seed(self, seed: int) -> JobSpec:
+        """Return the same job with another seed."""
+        return JobSpec.model_validate({**self.model_dump(by_alias=True), "seed": seed})
 
     def changed(self, sections: dict[str, dict[str, Any]]) -> JobSpec:
         """Return the job with changed settings, validated."""

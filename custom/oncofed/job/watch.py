@@ -58,8 +58,8 @@ _FIRST_LINE_SECONDS = 2.0
 
 
 @dataclass
-class SiteState:
-    """State of one site.
+class WatchedSite:
+    """State of one site, as a run shows it.
 
     Attributes:
         state: activity, as shown.
@@ -110,7 +110,7 @@ class RunProgress:
         stopped: whether somebody stopped it.
     """
 
-    sites: dict[str, SiteState] = field(default_factory=dict)
+    sites: dict[str, WatchedSite] = field(default_factory=dict)
     metric: str = "score"
     round: int = 0
     rounds: int = 0
@@ -138,8 +138,8 @@ class RunProgress:
             self.incidents.append(event)
         self._take(event)
 
-    def _site(self, name: str) -> SiteState:
-        return self.sites.setdefault(name, SiteState())
+    def _site(self, name: str) -> WatchedSite:
+        return self.sites.setdefault(name, WatchedSite())
 
     @singledispatchmethod
     def _take(self, event: Event) -> None:
@@ -151,7 +151,7 @@ class RunProgress:
         self.metric = event.metric or self.metric
         self.rounds = event.rounds
         self.total_steps = event.rounds * event.steps_per_round
-        self.sites = {site: self.sites.get(site, SiteState()) for site in event.sites}
+        self.sites = {site: self.sites.get(site, WatchedSite()) for site in event.sites}
 
     @_take.register
     def _joined(self, event: Joined) -> None:

@@ -27,7 +27,8 @@ class PrepareRequest(Request):
     """Load the data and report facts about it.
 
     Attributes:
-        profile: add histograms of the training images (``artifacts.training_profile``).
+        profile: add histograms of the training images (``artifacts.training_profile``), and sums of the table's numbers
+            (``data.moments``).
     """
 
     task = "prepare"
@@ -45,6 +46,7 @@ class TrainRequest(Request):
         extra: tensors of ``Algorithm.for_clients``, by name.
         refusal: why this site's last update did not count; None where it did.
         collector: site to send the update to; None for the server.
+        repeat: updates that the site has given from this very model; it trains on from its next batches.
     """
 
     task = "train"
@@ -54,6 +56,7 @@ class TrainRequest(Request):
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     refusal: str | None = None
     collector: str | None = None
+    repeat: int = 0
 
 
 @dataclass(frozen=True)

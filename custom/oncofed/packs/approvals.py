@@ -14,10 +14,10 @@ from typing import Literal
 from cryptography import x509
 from pydantic import Field, TypeAdapter, ValidationError
 
-from oncofed.atomic import write_whole
 from oncofed.audit import RECEIVED
 from oncofed.errors import PolicyError, SpecError
 from oncofed.packs.pack import PACK_SUFFIX, Pack, read_pack
+from oncofed.private_files import write_private
 from oncofed.sandbox import what_is_missing
 from oncofed.settings import StrictModel
 from oncofed.signing import signature_problems, signer
@@ -67,7 +67,7 @@ def write_decision(local: Path, pack: Pack, state: State, by: str, reason: str) 
         pack.digest: Decision(name=pack.name, state=state, at=now, by=by, reason=reason),
     }
     text = json.dumps(_DECISIONS.dump_python(decisions, mode="json"), indent=2) + "\n"
-    write_whole(local / APPROVALS_FILE, text.encode(), 0o600)
+    write_private(local / APPROVALS_FILE, text.encode())
 
 
 def refusal_of(local: Path, pack: Pack) -> str | None:
@@ -131,7 +131,7 @@ def keep_pack(kit: Path, pack: Pack, record: Callable[..., object]) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     if sum(1 for _ in folder.iterdir()) >= _MOST_KEPT:
         raise PolicyError(f"{_MOST_KEPT} packs wait there already: its admin has to decide about some")
-    write_whole(path, pack.content, 0o600)
+    write_private(path, pack.content)
     record(RECEIVED, pack=pack.digest, name=pack.name, pack_by=made_by(pack))
 
 

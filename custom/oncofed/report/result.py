@@ -32,6 +32,7 @@ class SiteResult(_Part):
     alone: float | None = None
     federated: float | None = None
     pooled: float | None = None
+    table: float | None = Field(None, description="of the covariates alone, trained on all sites' patients")
     personal: float | None = Field(None, description="of the site's own model, where the strategy trains one (Ditto)")
     by_class: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="model -> class -> mean over test patients"
@@ -54,6 +55,7 @@ class Means(_Part):
     alone: float | None = None
     federated: float | None = None
     pooled: float | None = None
+    table: float | None = None
 
 
 class Fairness(_Part):

@@ -79,7 +79,7 @@ class Evaluation(Goal):
     @property
     def needed(self) -> int:
         """Sites that must score it."""
-        return self._context.quorum.needed(len(self._context.sites.cases), len(self._current.refused))
+        return self._context.quorum.needed(self._context.sites.cases, self._current.refused)
 
     @property
     def refused(self) -> Mapping[str, str]:

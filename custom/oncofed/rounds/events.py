@@ -151,6 +151,32 @@ class Ready(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Standardised(Event):
+    """The model has the mean and spread of the table's numbers.
+
+    Attributes:
+        columns: column -> mean and spread over the sites' training patients.
+    """
+
+    kind = "standardised"
+    in_digest = InDigest.START
+
+    columns: dict[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotStandardised(Incident):
+    """No site told the sums of some of the table's numbers."""
+
+    kind = "not_standardised"
+    message = (
+        "no site told sums of {columns}: the middle and a quarter of the plausible range stand for mean and spread"
+    )
+
+    columns: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskSent(Event):
     """Sites were sent a task.
 
@@ -459,6 +485,8 @@ TRAINING_EVENTS: tuple[type[Event], ...] = (
     Joined,
     Excluded,
     Ready,
+    Standardised,
+    NotStandardised,
     TaskSent,
     SiteProgress,
     Answered,

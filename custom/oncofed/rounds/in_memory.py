@@ -116,6 +116,7 @@ class InMemorySites:
         self.banned = sites
         for site in sites & self._known:
             self.lose(site, REVOKED)
+            self.lost[site] = REVOKED  # also one that was lost before
 
     def lose(self, site: str, reason: str) -> None:
         """Count a site as lost; its work is lost too."""

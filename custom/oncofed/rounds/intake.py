@@ -133,6 +133,11 @@ class UpdateIntake:
             self._record(SiteNotKept(site=site, round=expected.round, reason=str(numbers["not_kept"])))
         self._record(Answered(site=site, task=TrainRequest.task, round=expected.round))
 
+    def updates_from(self, site: str, current: RoundState) -> int:
+        """Return how many updates a site has given to a round's model."""
+        with self._lock:
+            return sum(update.site == site and not update.staleness for update in current.updates)
+
     def _read(self, site: str, result: TrainResult, expected: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
         self._declared(result.numbers, most=most_scored(self._cases().get(site)))
         kind = self._federation.exchange.update
@@ -160,6 +165,7 @@ class UpdateIntake:
         """Return a collector's mean, checked.
 
         Also returns the sites whose missing update prevents a mean, and the reasons of left-out updates by site.
+        A mean with a site that was revoked meanwhile counts as lacking it: the collector is to average the others.
 
         Args:
             collector: the site.
@@ -176,6 +182,11 @@ class UpdateIntake:
             return None, [site for site in cases if site in combined.missing], {}
         left_out = {s: one_line(str(why), _LONGEST_REASON) for s, why in combined.left_out.items() if s in cases}
         counted = {site: n for site, n in cases.items() if site not in left_out}
+        revoked = sorted(self._banned() & counted.keys())
+        if revoked:
+            for site in revoked:
+                self._record(Refused(site=site, round=number, reason=REVOKED))
+            return None, revoked, {}
         expected = sum(bounded(counted, self._federation.exchange.largest_weight).values())
         if combined.cases != expected:
             raise UpdateRejectedError(f"it says that {combined.cases} cases are behind the mean, expected {expected}")
@@ -268,27 +279,32 @@ class UpdateIntake:
             return list(current.updates)
 
 
-def counts(result: Result | Refusal, bins: Mapping[str, int] | None = None) -> dict[str, Any]:
+def counts(
+    result: Result | Refusal, bins: Mapping[str, int] | None = None, covariates: Collection[str] = ()
+) -> dict[str, Any]:
     """Return a site's report of its data.
 
     Args:
         result: its result.
         bins: of each histogram that may be in it, by name.
+        covariates: names of the job's numbers, whose sums may be in it.
 
     Raises:
         UpdateRejectedError: the site failed, runs another version of oncofed, or reports something else.
     """
-    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins))
+    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins, covariates))
 
 
-def _read_counts(numbers: dict[str, Any], bins: Mapping[str, int] | None) -> dict[str, Any]:
+def _read_counts(
+    numbers: dict[str, Any], bins: Mapping[str, int] | None, covariates: Collection[str]
+) -> dict[str, Any]:
     theirs = numbers.get("version")
     if isinstance(theirs, str) and theirs != oncofed.__version__:
         raise UpdateRejectedError(
             f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the same "
             "version at both: rounding and file formats may differ"
         )
-    check_counts(numbers, oncofed.__version__, bins)
+    check_counts(numbers, oncofed.__version__, bins, covariates)
     return numbers
 
 

@@ -27,16 +27,18 @@ class Preparation(Goal):
         context: of the run.
         profile: request histograms of training images.
         bins: of each such histogram, by name.
+        covariates: names of the job's numbers, whose sums are requested with them.
     """
 
     description = "before the first round"
 
-    def __init__(self, context: RoundContext, *, profile: bool, bins: Mapping[str, int]) -> None:
+    def __init__(
+        self, context: RoundContext, *, profile: bool, bins: Mapping[str, int], covariates: Collection[str] = ()
+    ) -> None:
         self._context = context
         self._request = PrepareRequest(profile=profile)
-        self._bins = bins
+        self._bins, self._covariates = bins, covariates
         self._expected = set(context.sites.all)
-        self._quorum = context.federation.rounds.quorum or len(self._expected)
         self._started = context.clock()
 
     def run(self) -> None:
@@ -57,12 +59,13 @@ class Preparation(Goal):
         del task
         context = self._context
         try:
-            numbers = counts(result, self._bins)
+            numbers = counts(result, self._bins, self._covariates)
         except UpdateRejectedError as error:
             context.intake.reasons[site] = str(error)
             context.record(Excluded(site=site, reason=str(error)))
             return
-        context.sites.join(site, numbers, numbers.pop("profile", {}))
+        profile, sums = numbers.pop("profile", {}), numbers.pop("covariates", {})
+        context.sites.join(site, numbers, profile, sums)
         context.record(Joined(site=site, cases=numbers, started=context.clock() - self._started))
 
     def is_reached(self) -> bool:
@@ -75,20 +78,20 @@ class Preparation(Goal):
         if context.clock() - self._started > patience:
             for site in self._expected - sites.known():
                 context.transport.lose(site, "it did not come back")
-            if context.quorum.time_is_up(self._started) and self.have >= self._quorum:
+            if context.quorum.time_is_up(self._started) and self.have >= self.needed:
                 return True  # sites that still load their data join later
         settled = sites.cases.keys() | context.intake.reasons.keys() | sites.lost.keys()
-        return self._expected <= settled and self.have >= self._quorum
+        return self._expected - context.transport.banned <= settled and self.have >= self.needed
 
     @property
     def have(self) -> int:
-        """Sites that joined."""
-        return len(self._context.sites.cases)
+        """Sites that joined, without those that were revoked since."""
+        return len(self._context.sites.cases.keys() - self._context.transport.banned)
 
     @property
     def needed(self) -> int:
         """Sites that must join."""
-        return self._quorum
+        return self._context.federation.rounds.quorum or max(1, len(self._expected - self._context.transport.banned))
 
     @property
     def coming(self) -> Collection[str]:

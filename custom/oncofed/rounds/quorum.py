@@ -96,8 +96,10 @@ class Quorum:
         hopeless_since: float | None = None
         while not goal.is_reached():
             self._sites.watch(LOOK_SECONDS)
-            # A site whose data did not pass the checks cannot recover.
-            out = {site for site in list(self._intake.reasons) if site not in self._sites.cases}
+            # A site whose data did not pass the checks cannot recover, and a revoked one does not come back.
+            out = set(self._transport.banned) | {
+                site for site in list(self._intake.reasons) if site not in self._sites.cases
+            }
             out |= set(goal.refused) | set(goal.idle)
             present = (self._sites.known() | set(goal.coming)) - set(self._sites.lost) - out
             if len(present) >= goal.needed:
@@ -116,11 +118,14 @@ class Quorum:
         while not task.done and site not in self._sites.lost and not self.time_is_up(started):
             self._sites.watch(LOOK_SECONDS)
 
-    def needed(self, asked: int, refused: int) -> int:
-        """Return the quorum, or the number of sites not refused."""
+    def needed(self, asked: Collection[str], refused: Collection[str]) -> int:
+        """Return how many results are enough.
+
+        The quorum, or one of every site that is neither refused nor revoked.
+        """
         if self._rules.quorum is not None:
-            return min(self._rules.quorum, asked)
-        return max(1, asked - refused)
+            return min(self._rules.quorum, len(asked))
+        return max(1, len(set(asked) - set(refused) - self._transport.banned))
 
     def is_complete(self, task: SiteTask, current: RoundState, enough: bool) -> bool:
         """Return whether a task's wait is over.

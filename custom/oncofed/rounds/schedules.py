@@ -16,7 +16,7 @@ from torch import Tensor
 from oncofed.algorithms import Update
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.schedule import Buffered, PeerAveraged, Schedule, Sequential, Synchronous
-from oncofed.errors import NotEnoughSitesError, UpdateRejectedError
+from oncofed.errors import NotEnoughSitesError, SpecError, UpdateRejectedError
 from oncofed.messages.requests import CombineRequest, PeerUpdate, TrainRequest
 from oncofed.messages.results import Refusal, Result
 from oncofed.models.weights import Weights
@@ -117,7 +117,8 @@ class Training(Goal):
     def _make_request(self, request: TrainRequest, site: str) -> TrainRequest:
         refusal = self._context.intake.reasons.pop(site, None) if self._reports_refusals else None
         self._context.record(TaskSent(task=TrainRequest.task, round=request.round, split="validation", sites=[site]))
-        return dataclasses.replace(request, refusal=refusal)
+        repeat = self._context.intake.updates_from(site, self._current)
+        return dataclasses.replace(request, refusal=refusal, repeat=repeat)
 
     def _on_result(self, site: str, result: Result | Refusal, task: SiteTask) -> None:
         self._context.intake.accept(site, result, task, self._current, self._expected)
@@ -154,7 +155,7 @@ class Training(Goal):
     @property
     def needed(self) -> int:
         """Updates of a quorum."""
-        return self._context.quorum.needed(len(self._current.asked), len(self._current.refused))
+        return self._context.quorum.needed(self._current.asked, self._current.refused)
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -233,6 +234,17 @@ class SynchronousRunner(RoundRunner[ScheduleT]):
 
 class BufferedRunner(SynchronousRunner[Buffered]):
     """Sites never wait; a full buffer ends the round."""
+
+    def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
+        """Wait for a full buffer.
+
+        Too few sites to fill it are refused at once.
+        """
+        try:
+            self._algorithm.check_sites(len(set(current.asked) - self._context.transport.banned))
+        except SpecError as error:
+            raise NotEnoughSitesError(str(error)) from None
+        return super().run(number, state, current)
 
     def _training(self, **values: Any) -> Training:
         return _BufferedTraining(self._context, size=self._schedule.size, **values)

@@ -18,7 +18,7 @@ from oncofed.flare.folders import kit_folder, local_folder
 from oncofed.flare.security.recording import name_and_person, record
 from oncofed.packs.approvals import made_by, refusal_at_site
 from oncofed.packs.pack import Pack
-from oncofed.privacy.policy import JobFacts, Policy, read_policy
+from oncofed.privacy.policy import Policy, ProposedJob, read_policy
 
 
 def admit_job(
@@ -47,7 +47,7 @@ def admit_job(
     if policy is None:
         return None
     name, person = name_and_person(fl_ctx)
-    facts = JobFacts(name=name, person=person, dataset=dataset, network=network, strategy=strategy)
+    facts = ProposedJob(name=name, person=person, dataset=dataset, network=network, strategy=strategy)
     reason = policy.refusal(facts)
     if pack and not reason:
         reason = refusal_at_site(kit_folder(fl_ctx), pack, partial(record, fl_ctx))

@@ -28,7 +28,7 @@ from oncofed.flare.security.recording import audit_log
 from oncofed.flare.security.revocation import submitter
 from oncofed.packs.approvals import refusal_at_site
 from oncofed.packs.pack import read_pack
-from oncofed.privacy.policy import JobFacts, read_policy
+from oncofed.privacy.policy import ProposedJob, read_policy
 
 # In a job's meta data: what it declares.
 ASKS = "oncofed.asks"
@@ -108,7 +108,7 @@ class SubmissionReplies(FLComponent):
     def _reply(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         del topic
         reply = make_reply(ReturnCode.OK)
-        facts = JobFacts(
+        facts = ProposedJob(
             name=_text(request.get("name")) or "",
             person=_text(request.get("person")),
             dataset=_text(request.get("dataset")) or "",

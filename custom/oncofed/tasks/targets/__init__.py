@@ -8,6 +8,7 @@ from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, 
 from oncofed.tasks.targets.details import TargetDetails, details_of, figure_titles
 from oncofed.tasks.targets.images import ImageTargets, ImageTargetsSpec
 from oncofed.tasks.targets.slides import SlideTargets, SlideTargetsSpec
+from oncofed.tasks.targets.table import TableTargets, TableTargetsSpec
 from oncofed.tasks.targets.task import TargetsSpec, TargetsTask, target_answers
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "ImageTargetsSpec",
     "SlideTargets",
     "SlideTargetsSpec",
+    "TableTargets",
+    "TableTargetsSpec",
     "TargetDetails",
     "TargetFigures",
     "TargetHead",

@@ -14,7 +14,7 @@ from oncofed.data.cases import Case
 from oncofed.data.inputs import BatchSource, Preparation, Prepared
 from oncofed.data.spec import DataSpec
 from oncofed.devices import training_device
-from oncofed.models.mil import AttentionMIL
+from oncofed.models.fusion import tile_attention
 from oncofed.plugins import Kind
 from oncofed.tasks.encoder import Encoder, EncoderSpec, feature_count
 from oncofed.tasks.inferred import SlideTargetScores
@@ -58,7 +58,7 @@ class SlideTargets(TargetsTask):
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return outputs of a batch of bags."""
-        return network(batch["bags"], batch["there"])
+        return network(batch["bags"], batch["there"], *self.row(batch))
 
     def scoring_preparation(self) -> Preparation:
         """Return bags of features, as training has them."""
@@ -69,11 +69,11 @@ class SlideTargets(TargetsTask):
         """Return a network's outputs for one slide, with attention."""
         bags = prepared["bags"].to(device).float()[None]
         present = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
-        outputs = self._scores(network(bags, present))[0]
-        attention = None
-        if isinstance(network, AttentionMIL):
-            attention = network.attention(bags, present)[0].float().cpu().numpy()
-        return SlideTargetScores(outputs, attention, prepared["places"].cpu().numpy())
+        rows = [row.to(device)[None] for row in self.row(prepared)]
+        outputs = self._scores(network(bags, present, *rows))[0]
+        attention = tile_attention(network, bags, present)
+        told = None if attention is None else attention[0].float().cpu().numpy()
+        return SlideTargetScores(outputs, told, prepared["places"].cpu().numpy())
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the slide, small, with its attention as a heat map."""

@@ -146,6 +146,14 @@ class TargetsTask(Task[TargetOutcome]):
         """Return a case's targets as tensors, ``target.NAME`` (width,) float32."""
         return {f"target.{name}": torch.tensor(case.targets[name], dtype=torch.float32) for name in self.heads}
 
+    def row(self, of: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return the table's rows as the network's last argument; none of a job without covariates.
+
+        Args:
+            of: a batch, or a prepared case.
+        """
+        return (of["table"],) if self.data.covariates else ()
+
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the sum of the targets' losses by their weights."""
         total = output.new_zeros(())
