@@ -16,7 +16,6 @@ from oncofed.models.answers import TargetAnswer
 from oncofed.models.bundle import targets as of_targets
 from oncofed.models.bundle.answer import Answer, LabelledVoxels, NumberedObjects, OfSlide, targets_of
 from oncofed.models.bundle.expressions import Config, plain
-from oncofed.models.bundle.without_code import reason
 from oncofed.models.networks import NetworkRequest
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -81,18 +80,22 @@ def metadata(
     return found
 
 
-def metadata_without_code(title: str, pack: str, classes: dict[int, str]) -> Config:
-    """Return metadata of a model that needs a pack.
+def metadata_without_code(title: str, pack: str, classes: dict[int, str], why: str) -> Config:
+    """Return metadata of a model that MONAI alone cannot run.
 
     Args:
         title: of the model.
-        pack: digest.
+        pack: digest of the pack that it needs; empty: none.
         classes: label values and names that it learned.
+        why: it cannot.
     """
     return {
         **_of_any(title, []),
-        "required_code": {"pack": pack, "classes": {str(value): plain(name) for value, name in classes.items()}},
-        "limits": [reason(pack)],
+        "required_code": {
+            **({"pack": pack} if pack else {}),
+            "classes": {str(value): plain(name) for value, name in classes.items()},
+        },
+        "limits": [why],
         "network_data_format": {"inputs": {}, "outputs": {}},
     }
 

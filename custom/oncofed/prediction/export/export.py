@@ -96,6 +96,11 @@ def export(model: TrainedModel, form: Format, out: Path, progress: Progress = la
             f"the job {model.job.name} trains a pack's code ({code[:12]}…), which ONNX cannot vouch for. Hand on the "
             "run's folder together with the pack"
         )
+    if form == "onnx" and model.job.data.covariates:
+        raise SpecError(
+            f"the job {model.job.name} reads columns of a table beside the image, whose mean, spread and vocabulary an "
+            "ONNX file of the network would not say. Hand on the run's folder"
+        )
     if form == "onnx":
         require_onnx()
     with _whole(out / (BUNDLE_NAME if form == "bundle" else ONNX_NAME)) as folder:
@@ -134,6 +139,8 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
             f"it holds the weights and answers nothing: it needs the pack {model.job.model.code[:12]}…, whose code no "
             "bundle holds. Hand on the run's folder together with the pack"
         )
+    if model.job.data.covariates:
+        return "it holds the weights and answers nothing: no bundle reads a table. Hand on the run's folder"
     images, answers = folder / EXAMPLE_NAME / "images", folder / EXAMPLE_NAME / "answers"
     images.mkdir(parents=True)
     progress("answering for the example")

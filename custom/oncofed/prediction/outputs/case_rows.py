@@ -46,9 +46,18 @@ def case_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[str,
     return figures(prediction, model)
 
 
+def short_rows(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the rows of a ``case.json`` that short tables show."""
+    return [row for row in record["figures"] if not row.get("detail")]
+
+
 def display_table(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and formatted cells; the class or target comes first."""
-    rows = [row for row in rows if not row.get("detail")]
+    """Return headings and formatted cells; the class or target comes first.
+
+    Args:
+        rows: as ``short_rows`` returns them.
+    """
+    rows = list(rows)
     hidden = {"name"} if any("target" in row for row in rows) else set()
     names = [name for name in _SHOWN if name not in hidden and any(row.get(name) not in (None, "") for row in rows)]
     return [_SHOWN[name][0] for name in names], [

@@ -68,7 +68,7 @@ def target_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for record in records:
         cells: dict[str, Any] = {}
         for name, one in target_records([row for row in record["figures"] if "target" in row]).items():
-            cells |= {f"{name}.{words}": one[words] for words in ("answer", "stated")}
+            cells |= {f"{name}.{words}": one[words] for words in ("answer", "stated") if one[words]}
             for number, told in one["numbers"].items():
                 cells[f"{name}.{number}"] = told["value"]
         if cells:

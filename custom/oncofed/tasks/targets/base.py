@@ -255,6 +255,13 @@ class TargetHead(ABC, Generic[Target]):
         """Return what one case's answer says in words; empty without a verdict."""
         return told_words(self.verdict, answer.tolist())
 
+    def in_short(self, answer: NDArray[np.float64]) -> str:
+        """Return one case's answer in a few words: what it says, or its first number."""
+        if self.verdict:
+            return self.said(answer) or "none"
+        first = self.told[0]
+        return f"{first.title} {self.described(answer)[first.name]:.3g} {first.unit}".strip()
+
     def members_told(self, truth: Encoded) -> set[str]:
         """Return the members that one case has, such as findings that hold.
 

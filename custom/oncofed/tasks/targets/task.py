@@ -310,15 +310,12 @@ class TargetsTask(Task[TargetOutcome]):
         return found
 
     def caption(self, outcome: TargetOutcome) -> str:
-        """Return a case's answers and what it states, in words."""
-        parts = []
+        """Return a case's answers and what it states, a line for each target."""
+        lines = []
         for name, head in self.heads.items():
-            answer = ", ".join(
-                f"{key} {_written(value)}" for key, value in head.described(outcome.answers[name]).items()
-            )
             stated = head.described_truth(outcome.truths[name]) or "not known"
-            parts.append(f"{name}: {stated}; model: {answer}")
-        return " | ".join(parts)
+            lines.append(f"{name}: {stated}; model: {head.in_short(outcome.answers[name])}")
+        return "\n".join(lines)
 
     def _figures(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> dict[str, TargetFigures]:
         return {name: head.figures(*self._stacked(name, outcomes)) for name, head in self.heads.items()}
@@ -346,7 +343,3 @@ class TargetsTask(Task[TargetOutcome]):
         """
         parts = [part.float().double().cpu().numpy() for part in self._by_head(outputs)]
         return [dict(zip(self.heads, rows, strict=True)) for rows in zip(*parts, strict=True)]
-
-
-def _written(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
