@@ -87,7 +87,7 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
         if layout.kind is NOTHING and (dicom.stacks or dicom.slides or dicom.broken):
             layout.kind = DICOM
         task = cast("Task", options.task or layout.task or ("slides" if dicom.slides else "segmentation"))
-        table = ClassTable(options.table, dicom.headers, options.targets, layout.items)
+        table = ClassTable(None if listing else options.table, dicom.headers, options.targets, layout.items)
         _require_table(options, listing, layout, dicom, table)
         if options.table and not listing:
             layout.items = [table.with_patient(item) for item in layout.items]
