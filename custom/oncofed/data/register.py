@@ -26,7 +26,7 @@ from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.folder import Found, find_files
 from oncofed.data.index import Index
 from oncofed.data.layouts import ClassTable, FolderLayout, Item, find_layout, lists_images
-from oncofed.data.layouts.kinds import DICOM, NOTHING
+from oncofed.data.layouts.kinds import DICOM, NOTHING, TABLE
 from oncofed.data.layouts.telling import all_taken_for_masks
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -134,11 +134,11 @@ def _require_table(
     Raises:
         DataError: see there.
     """
-    if options.targets and not options.table and not layout.targets:
+    if options.targets and not options.table and layout.kind is not TABLE:
         raise DataError("--targets names columns, and no table was found. Name it: --labels TABLE")
     if not options.table or listing or dicom.stacks or dicom.slides:
         return
-    if not table.targets:
+    if options.targets is None:
         raise DataError(f"{options.table}: it names no image, and {options.source} holds no DICOM. Add a column image.")
     if table.classes:
         raise DataError(

@@ -77,7 +77,7 @@ class ClassTable:
     ) -> None:
         table = Table([], []) if path is None else read_with_targets(path, targets)
         columns = set(table.columns)
-        states = "label" in columns or table.targets
+        states = "label" in columns or targets is not None
         if path and "image" not in columns and not (set(_KEYS) & columns and states):
             raise DataError(
                 f"{path}: {expected_columns(table.columns)}; for DICOM label (or --targets), and one of patient, "
