@@ -192,6 +192,16 @@ def test_masks_have_targets_of_their_patients(tmp_path: Path) -> None:
         read(source, tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml")))
 
 
+def test_a_table_of_covariates_alone(tmp_path: Path) -> None:
+    source = make_site(tmp_path / "in", 3)
+    (source / "dataset.json").unlink()
+    (tmp_path / "t.csv").write_text("MRN;Age\ncase_0;61\ncase_1;70\n")
+    (tmp_path / "t.yaml").write_text("columns: {patient: MRN}\n")
+    manifest = read(source, tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml")))
+    assert [entry.tags for entry in manifest.entries] == [{"age": "61"}, {"age": "70"}, {}]
+    assert all(isinstance(entry.label, str) for entry in manifest.entries)
+
+
 def test_slides_in_a_table_and_of_dicom(tmp_path: Path) -> None:
     tiled(tmp_path / "in" / "s1.tif", noisy(stained()))
     (tmp_path / "t.csv").write_text("image,days,status\ns1.tif,12,1\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -370,3 +371,10 @@ def test_mistakes_in_a_file_have_their_line(tmp_path: Path, section: str, messag
     with pytest.raises(SpecError, match=message) as error:
         parse_targets([str(file)])
     assert "targets.yaml:2" in str(error.value)
+
+
+def test_a_large_table_is_read_in_time_that_grows_with_its_rows() -> None:
+    rows = [(f"2020-01-{n % 28 + 1:02}", f"2021-02-{n % 28 + 1:02}", str(n % 2)) for n in range(20_000)]
+    begin = time.process_time()
+    assert len(read(DATES, *rows).values) == len(rows)
+    assert time.process_time() - begin < 20, "comparing each line with all others takes minutes"

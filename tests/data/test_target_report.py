@@ -152,7 +152,7 @@ def test_a_column_that_tells_the_event_or_the_time_is_named() -> None:
         "vital": f"column vital (2 texts) tells in all 30 patients the value of t (event). {UNUSED}",
         "months": f"column months correlates by 1.0000 with t (time). {UNUSED}",
     }
-    assert told(columns, list(values), "survival", used=("vital",))["vital"].endswith(
+    assert told(columns, list(values), "survival", used=("Vital",))["vital"].endswith(
         "Leave it out of the job's covariates"
     )
 

@@ -35,6 +35,7 @@ def outcome_columns(manifest: Manifest, targets: Iterable[Target], used: Collect
         targets: of the job.
         used: columns that the job learns from; of these the finding is severe.
     """
+    learned = {name_key(column) for column in used}
     columns: dict[str, dict[str, str]] = defaultdict(dict)
     for entry in manifest.entries:
         for column, text in entry.tags.items():
@@ -48,8 +49,14 @@ def outcome_columns(manifest: Manifest, targets: Iterable[Target], used: Collect
                 if how:
                     of = f"{target.name} ({part})" if part else target.name
                     what = f"column {column} {how} {of}. Is it known before the outcome is?"
-                    advice = "Leave it out of the job's covariates" if column in used else "The job does not use it"
-                    yield Finding("column that tells the outcome", None, f"{what} {advice}", severe=column in used)
+                    advice = (
+                        "Leave it out of the job's covariates"
+                        if name_key(column) in learned
+                        else "The job does not use it"
+                    )
+                    yield Finding(
+                        "column that tells the outcome", None, f"{what} {advice}", severe=name_key(column) in learned
+                    )
                     break
 
 

@@ -26,7 +26,7 @@ from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.folder import Found, find_files
 from oncofed.data.index import Index
 from oncofed.data.layouts import ClassTable, FolderLayout, Item, find_layout, lists_images
-from oncofed.data.layouts.kinds import DICOM, NOTHING
+from oncofed.data.layouts.kinds import DICOM, NOTHING, TABLE
 from oncofed.data.layouts.telling import all_taken_for_masks
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -87,7 +87,7 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
         if layout.kind is NOTHING and (dicom.stacks or dicom.slides or dicom.broken):
             layout.kind = DICOM
         task = cast("Task", options.task or layout.task or ("slides" if dicom.slides else "segmentation"))
-        table = ClassTable(options.table, dicom.headers, options.targets, layout.items)
+        table = ClassTable(None if listing else options.table, dicom.headers, options.targets, layout.items)
         _require_table(options, listing, layout, dicom, table)
         if options.table and not listing:
             layout.items = [table.with_patient(item) for item in layout.items]
@@ -134,11 +134,11 @@ def _require_table(
     Raises:
         DataError: see there.
     """
-    if options.targets and not options.table and not layout.targets:
+    if options.targets and not options.table and layout.kind is not TABLE:
         raise DataError("--targets names columns, and no table was found. Name it: --labels TABLE")
     if not options.table or listing or dicom.stacks or dicom.slides:
         return
-    if not table.targets:
+    if options.targets is None:
         raise DataError(f"{options.table}: it names no image, and {options.source} holds no DICOM. Add a column image.")
     if table.classes:
         raise DataError(

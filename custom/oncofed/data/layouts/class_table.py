@@ -10,7 +10,7 @@ from pathlib import Path
 from oncofed.data.dicom.header_types import ObjectHeader
 from oncofed.data.layouts.base import SPLIT_NAMES, Item
 from oncofed.data.layouts.tables import WANTED, Row, Table, expected_columns
-from oncofed.data.layouts.targets import dates_left_out, differing_targets, read_with_targets
+from oncofed.data.layouts.targets import dates_left_out, differing_targets, read_renamed, read_with_targets
 from oncofed.data.layouts.written import without_zeros
 from oncofed.data.manifest import Quarantined, Split
 from oncofed.data.target_columns import TableTargets
@@ -28,7 +28,7 @@ def lists_images(table: Path | None, targets: TableTargets | None = None) -> boo
     Raises:
         DataError: it cannot be read.
     """
-    return table is not None and "image" in read_with_targets(table, targets).columns
+    return table is not None and "image" in read_renamed(table, targets).columns
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ClassTable:
     ) -> None:
         table = Table([], []) if path is None else read_with_targets(path, targets)
         columns = set(table.columns)
-        states = "label" in columns or table.targets
+        states = "label" in columns or targets is not None
         if path and "image" not in columns and not (set(_KEYS) & columns and states):
             raise DataError(
                 f"{path}: {expected_columns(table.columns)}; for DICOM label (or --targets), and one of patient, "

@@ -31,7 +31,7 @@ def read_with_targets(path: Path, wanted: TableTargets | None) -> Table:
     Raises:
         DataError: it cannot be read, lacks a column, or a column may be read in two ways.
     """
-    table = _renamed(path, read_table(path), wanted) if wanted else read_table(path)
+    table = read_renamed(path, wanted)
     rows = {row.line: row for row in table.rows}
     faults: dict[int, list[str]] = defaultdict(list)
     read: dict[str, ReadTarget] = {}
@@ -82,6 +82,12 @@ def differing_targets(one: Row, other: Row) -> str:
     """Return the targets of which two rows say something else."""
     names = sorted({*one.targets, *other.targets})
     return " and ".join(name for name in names if one.targets.get(name) != other.targets.get(name))
+
+
+def read_renamed(path: Path, wanted: TableTargets | None) -> Table:
+    """Read a table, with its columns called as they are looked for; see ``read_with_targets``."""
+    table = read_table(path)
+    return _renamed(path, table, wanted) if wanted else table
 
 
 def _renamed(path: Path, table: Table, wanted: TableTargets) -> Table:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from oncofed.errors import DataError
@@ -48,6 +49,7 @@ _DATE_WITHIN = re.compile(r"\d{1,4}([-/. ])(?:\d{1,2}|[A-Za-z]{3,9})\1\d{1,4}")
 _UNIT_IN_NAME = re.compile(r"[a-zµ]+")
 
 
+@lru_cache(maxsize=1 << 16)  # a column has many cells, and few texts
 def plain(text: str) -> str:
     """Return a text for comparison: lower case, single spaces, whole numbers without a fraction."""
     text = " ".join(text.casefold().split())

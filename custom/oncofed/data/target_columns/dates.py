@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
+from functools import lru_cache
 
 from oncofed.data.target_columns.cells import shown
 from oncofed.errors import DataError
@@ -62,7 +63,8 @@ def read_dates(cells: Sequence[tuple[int, str]], column: str, said: str = "") ->
         return {line: None for line, _ in cells}
     most = max(map(len, fitting.values()))
     best = [form for form, lines in fitting.items() if len(lines) == most]
-    others = {line: form for form, lines in fitting.items() for line in lines if line not in fitting[best[0]]}
+    fits = set(fitting[best[0]])
+    others = {line: form for form, lines in fitting.items() for line in lines if line not in fits}
     if others:
         line, form = next(iter(others.items()))
         first = fitting[best[0]][0]
@@ -97,6 +99,7 @@ def _letters(form: str) -> str:
     return form
 
 
+@lru_cache(maxsize=1 << 16)  # a table has many rows, and few days
 def _read(text: str, form: str) -> date | None:
     if form == EXCEL:
         days = text.replace(",", ".")

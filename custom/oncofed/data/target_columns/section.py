@@ -70,7 +70,10 @@ class TableTargets(StrictModel):
     columns: dict[Meaning, Column] = Field(
         default_factory=dict, description="what oncofed looks for -> the table's own column, such as patient: MRN"
     )
-    targets: dict[str, OneTarget] = Field(description="name -> kind and columns", min_length=1)
+    targets: dict[str, OneTarget] = Field(
+        default_factory=dict,
+        description="name -> kind and columns; none: a table of covariates, or what was looked for",
+    )
     split: SplitByDate | None = Field(None, description="lists by date; null: by the column split, else by the job")
 
     @field_validator("targets")
@@ -105,7 +108,7 @@ def parse_targets(options: Sequence[str]) -> TableTargets | None:
         if twice := sorted(set(found) & set(targets)):
             raise SpecError(f"--targets {option}: target {twice[0]} is given twice")
         targets |= found
-    return TableTargets(columns=columns, targets=targets, split=split) if targets else None
+    return TableTargets(columns=columns, targets=targets, split=split) if options else None
 
 
 def _of_file(path: Path) -> TableTargets:
