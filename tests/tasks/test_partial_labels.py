@@ -234,6 +234,25 @@ def scored_one(spec: JobSpec, case: Case) -> dict[str, float]:
     return spec.plan().build_task().evaluate_case(_Says(), case, _CPU, detailed=False)  # type: ignore[no-any-return]
 
 
+# --- teacher
+
+
+def test_the_teacher_stays_the_model_that_the_round_began_with(spec: JobSpec, tmp_path: Path) -> None:
+    cases = cases_of(spec, partial(make_site(tmp_path / "set"), {str(n): ["shell"] for n in range(6)}))
+    losses = {}
+    for weight in (0.0, 5.0):
+        trainer = Trainer(spec.changed({"task": {"distillation": weight}}).plan(), cases, "here", _CPU)
+        begun = trainer.weights()
+        trainer.hold_as_teacher()
+        losses[weight] = trainer.train(3)
+        teacher = trainer._gradients.teacher
+        assert (teacher is None) == (weight == 0)
+        if teacher is not None:
+            assert all(torch.equal(value, begun[name]) for name, value in teacher.state_dict().items())
+            assert not any(torch.equal(value, begun[name]) for name, value in trainer.weights().items())
+    assert losses[5.0] > losses[0.0]
+
+
 # --- from a folder to a model
 
 
