@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from oncofed.tasks.pooled_test import pooled_test
 
 from follow_ups import drawn
 from oncofed.report.html import write_report
 from oncofed.report.result import Means, Result, SiteResult, Timing
+from oncofed.tasks.over_sites import pooled_test
 from oncofed.tasks.targets.survival import SurvivalHead, SurvivalTarget
 
 

@@ -285,7 +285,7 @@ def result_table(result: Result) -> Table:
 
     A row is a site, a column a model.
     """
-    models = [m for m in ("alone", "federated", "pooled") if getattr(result.mean, m) is not None]
+    models = [m for m in ("alone", "federated", "pooled", "table") if getattr(result.mean, m) is not None]
     table = Table(title=f"{result.title}: {result.metric_name} on held-out patients", title_justify="left")
     table.add_column("site")
     for heading in ("train", "test", *models, *(["gain"] if "alone" in models else [])):

@@ -54,7 +54,7 @@ class TrainedModel:
         """The job's task, with the model's temperature and thresholds."""
         task = self.job.plan().build_task()
         task.temperature = self.temperature or 1.0
-        task.use_thresholds(self._calibration.thresholds if self._calibration else {})
+        task.use_thresholds(self.thresholds)
         return task
 
     @property
@@ -65,6 +65,11 @@ class TrainedModel:
             SpecError: the calibration file is broken.
         """
         return self._calibration.temperature if self._calibration else None
+
+    @property
+    def thresholds(self) -> Mapping[str, Mapping[str, float]]:
+        """Target -> finding -> probability from which it is said; empty if unknown."""
+        return self._calibration.thresholds if self._calibration else {}
 
     @cached_property
     def _calibration(self) -> Calibration | None:

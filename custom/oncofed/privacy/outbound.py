@@ -9,11 +9,12 @@ installed class declares them. Text leaves only if it is in a short list.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from errno import errorcode
 from typing import Any
 
 from oncofed.errors import PolicyError
+from oncofed.privacy.covariates import are_sums
 from oncofed.privacy.evaluations import is_evaluation, is_number, withhold_evaluation
 from oncofed.privacy.pooled import SUMS, is_paired, is_pooled, is_temperature_sums, keep_back_small
 from oncofed.suppression import LEAST_PATIENTS
@@ -29,14 +30,20 @@ _DIGITS = 4
 _SYSTEM_ERRORS = frozenset(os.strerror(number) for number in errorcode)
 
 
-def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, int] | None = None) -> None:
+def check_counts(
+    numbers: Mapping[str, Any],
+    version: str,
+    bins: Mapping[str, int] | None = None,
+    covariates: Collection[str] = (),
+) -> None:
     """Check a site's data counts before the first round.
 
     Args:
         numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset`` and ``policy``;
-            ``profile``, histograms of what its training images are like.
+            ``profile``, histograms of what its training images are like; ``covariates``, sums of its table's numbers.
         version: of oncofed.
         bins: of each such histogram, by name.
+        covariates: names of the job's numbers.
 
     Raises:
         PolicyError: something else is in it, or a count is missing.
@@ -52,6 +59,7 @@ def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, in
             "dataset": lambda value: value is None or _is_digest(value),
             "policy": lambda value: value is None or _is_digest(value),
             "profile": lambda value: is_profile(value, bins or {}, numbers.get("train")),
+            "covariates": lambda value: are_sums(value, covariates, numbers.get("train")),
         },
     )
     if not {"train", "validation", "test"} <= numbers.keys():

@@ -279,27 +279,32 @@ class UpdateIntake:
             return list(current.updates)
 
 
-def counts(result: Result | Refusal, bins: Mapping[str, int] | None = None) -> dict[str, Any]:
+def counts(
+    result: Result | Refusal, bins: Mapping[str, int] | None = None, covariates: Collection[str] = ()
+) -> dict[str, Any]:
     """Return a site's report of its data.
 
     Args:
         result: its result.
         bins: of each histogram that may be in it, by name.
+        covariates: names of the job's numbers, whose sums may be in it.
 
     Raises:
         UpdateRejectedError: the site failed, runs another version of oncofed, or reports something else.
     """
-    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins))
+    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins, covariates))
 
 
-def _read_counts(numbers: dict[str, Any], bins: Mapping[str, int] | None) -> dict[str, Any]:
+def _read_counts(
+    numbers: dict[str, Any], bins: Mapping[str, int] | None, covariates: Collection[str]
+) -> dict[str, Any]:
     theirs = numbers.get("version")
     if isinstance(theirs, str) and theirs != oncofed.__version__:
         raise UpdateRejectedError(
             f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the same "
             "version at both: rounding and file formats may differ"
         )
-    check_counts(numbers, oncofed.__version__, bins)
+    check_counts(numbers, oncofed.__version__, bins, covariates)
     return numbers
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.training_profile import bins_of, combined_profile
+from oncofed.data.moments import numbers_of
 from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
 from oncofed.models.weights import Weights
@@ -41,6 +42,7 @@ from oncofed.rounds.run_state import RunState
 from oncofed.rounds.schedules import runner_for
 from oncofed.rounds.selection import has_stalled, selected_score
 from oncofed.rounds.sites import Sites
+from oncofed.rounds.standardisation import standardise
 from oncofed.rounds.store import RunStore
 from oncofed.rounds.transport import Transport
 from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
@@ -149,6 +151,9 @@ class RoundLoop:
             self._write_provenance(state.model, 0, 0)
             self._test(state.model, 0, None)
             return
+        if not state.round and not self._model.is_brought:
+            columns = self._plan.data.covariates
+            state.model = standardise(state.model, columns, self._sites.sums, self._record)
         for number in range(state.round + 1, self._federation.rounds.number + 1):
             if has_stalled(self._federation.evaluation, state):
                 self._record(EarlyStop(round=state.round, best_round=state.best_round))
@@ -176,7 +181,7 @@ class RoundLoop:
         intake = UpdateIntake(
             federation=federation,
             layout=layout,
-            classes=list(plan.task.classes.values()),
+            classes=plan.task.figure_names,
             metrics=metrics_that_may_leave(plan.task),
             lowest=task_class(plan.task.type).lowest_metric,
             targets=sums_that_may_leave(plan.task),
@@ -221,7 +226,13 @@ class RoundLoop:
 
     def _prepare(self) -> None:
         """Wait for the sites that the job starts with."""
-        Preparation(self._context, profile=not self._evaluate_only, bins=bins_of(self._plan.data)).run()
+        data = self._plan.data
+        Preparation(
+            self._context,
+            profile=not self._evaluate_only,
+            bins=bins_of(data),
+            covariates=numbers_of(data.covariates),
+        ).run()
         self._server.free_memory()
 
     def _run_round(self, number: int, state: RunState) -> None:
@@ -286,7 +297,8 @@ class RoundLoop:
         scores = {site: e["mean"] for site, e in evaluations.items()}
         known = {site: score for site, score in scores.items() if score is not None}
         mean = sum(known.values()) / len(known) if known else None
-        self._record(Validated(round=number, mean=mean, sites=scores))
+        by_class = {site: e["by_class"] for site, e in evaluations.items() if e["by_class"]}
+        self._record(Validated(round=number, mean=mean, sites=scores, by_class=by_class))
         if number == 0:
             return
         score = selected_score(self._federation.evaluation.select, known, self._sites.cases)

@@ -28,7 +28,7 @@ from oncofed.suppression import LEAST_PATIENTS
 # Key of the task's metric, next to a patient's figures by class.
 MEAN = "mean"
 BINS = 200
-# On the scale of log odds, which resolves 0.999 to 1 as finely as 0.5 to 0.9.
+# In log odds, which resolve 0.999 to 1 as finely as 0.5 to 0.9.
 _EDGES = np.linspace(-9.9, 9.9, BINS - 1)
 _WIDTH, FURTHEST = 0.1, 10.0
 _MIDDLES = np.linspace(-9.95, 9.95, BINS)
@@ -255,8 +255,8 @@ def _curve(
 ) -> tuple[list[tuple[float, float, float, float]], float]:
     """Return ROC and precision-recall curves, and average precision.
 
-    From the highest threshold down. Within a bin the precision is that of its middle, where half of its patients are
-    said to have the class.
+    From the highest threshold down. Within a bin the precision is that of its middle, with half of its patients
+    counted as positive.
     """
     right, wrong = np.cumsum(hits[::-1]), np.cumsum(misses[::-1])
     sensitivity, missed = right / right[-1], wrong / wrong[-1]
@@ -273,12 +273,12 @@ def _curve(
 
 
 def best_threshold(ranking: Ranking) -> float:
-    """Return the probability from which a class is said with the highest F1, of those where a bin begins."""
+    """Return the threshold with the highest F1, of the bins' edges."""
     return max(ranking.curve, key=lambda point: _f1(point[1], point[3]))[0]
 
 
 def f1_at(ranking: Ranking, threshold: float) -> float:
-    """Return the F1 where a class is said from a probability on."""
+    """Return the F1 at a threshold, by the nearest edge above it."""
     said = [point for point in ranking.curve if point[0] >= threshold - _SAME]
     return _f1(said[-1][1], said[-1][3]) if said else 0.0
 

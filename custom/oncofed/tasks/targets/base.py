@@ -13,11 +13,13 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
+from oncofed.models.answers import Step, TargetAnswer, Told, Verdict, applied, told_numbers, told_words
 from oncofed.plugins import Registry, read_section
 from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
@@ -41,6 +43,11 @@ class TargetSettings(StrictModel):
     def width(self) -> int:
         """Numbers that encode a case's value."""
         return 1
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """The settings, without how much the target counts in training."""
+        return self.model_dump(exclude={"weight"})
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -88,8 +95,8 @@ class TargetHead(ABC, Generic[Target]):
         Settings: of the target in a job.
         primary: the figure that stands for the target.
         metrics: further figures; ``per_class`` ones are of members.
-        chooses_thresholds: sums over validation patients choose from which probability something is said.
-        known_thresholds: member -> that probability, where it is known.
+        chooses_thresholds: members have thresholds, chosen by sums over validation patients.
+        known_thresholds: member -> threshold of its probability, if known.
     """
 
     Settings: ClassVar[type[TargetSettings]]
@@ -120,13 +127,35 @@ class TargetHead(ABC, Generic[Target]):
             truth: (batch, width) float32, NaN where unknown.
         """
 
+    @property
     @abstractmethod
+    def steps(self) -> tuple[Step, ...]:
+        """How outputs become an answer's values, such as probabilities."""
+
+    @property
+    @abstractmethod
+    def told(self) -> tuple[Told, ...]:
+        """The numbers that people and files are told of an answer."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What an answer says in words; None: nothing."""
+        return None
+
+    @property
+    def target_answer(self) -> TargetAnswer:
+        """How outputs become what is told, as plain values."""
+        settings = self.settings
+        return TargetAnswer(settings.name, settings.kind, self.outputs, self.steps, self.told, self.verdict)
+
     def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return answers, (case, values), such as probabilities.
+        """Return answers, (case, values).
 
         Args:
             outputs: (case, outputs).
         """
+        found: NDArray[np.float64] = applied(self.steps, torch.from_numpy(outputs)).numpy()
+        return found
 
     @abstractmethod
     def figures(
@@ -141,7 +170,7 @@ class TargetHead(ABC, Generic[Target]):
         """
 
     def kinds(self, truths: NDArray[np.float64], patients: Sequence[str]) -> dict[str, set[str]]:
-        """Return the patients whom a sum of ``site_sums`` may tell apart, such as those of each class.
+        """Return groups of patients that ``site_sums`` may distinguish.
 
         Args:
             truths: (case, width), of cases whose target is known.
@@ -149,6 +178,12 @@ class TargetHead(ABC, Generic[Target]):
         """
         del truths
         return {"": set(patients)}
+
+    def primary_figure(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> float | None:
+        """Return the primary one of ``figures``, which an interval needs of hundreds of draws."""
+        return self.figures(answers, truths, patients).primary
 
     def site_sums(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
@@ -190,7 +225,7 @@ class TargetHead(ABC, Generic[Target]):
         return None
 
     def thresholds(self, of_sites: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return from which probability each member is said; see ``chooses_thresholds``.
+        """Return the threshold of each member; see ``chooses_thresholds``.
 
         Args:
             of_sites: what ``site_sums`` made of the validation patients of each.
@@ -199,7 +234,7 @@ class TargetHead(ABC, Generic[Target]):
         return {}
 
     def use_thresholds(self, thresholds: Mapping[str, float]) -> None:
-        """Say members from these probabilities on.
+        """Use thresholds of probabilities.
 
         Args:
             thresholds: by member; empty: none are known.
@@ -207,8 +242,33 @@ class TargetHead(ABC, Generic[Target]):
         self.known_thresholds = dict(thresholds)
 
     def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
-        """Return one case's answer by name, for people."""
-        return {str(number): float(value) for number, value in enumerate(answer)}
+        """Return one case's answer by name, for people; ``answer`` is what it says in words."""
+        words = {"answer": self.said(answer)} if self.verdict else {}
+        return {**words, **told_numbers(self.target_answer, answer.tolist())}
+
+    def shares(self, answer: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the bounded numbers of one case's answer as shares of what they may span, (number,)."""
+        numbers = told_numbers(self.target_answer, answer.tolist())
+        return np.array([numbers[told.name] / told.span for told in self.told if told.span], np.float64)
+
+    def said(self, answer: NDArray[np.float64]) -> str:
+        """Return what one case's answer says in words; empty without a verdict."""
+        return told_words(self.verdict, answer.tolist())
+
+    def in_short(self, answer: NDArray[np.float64]) -> str:
+        """Return one case's answer in a few words: what it says, or its first number."""
+        if self.verdict:
+            return self.said(answer) or "none"
+        first = self.told[0]
+        return f"{first.title} {self.described(answer)[first.name]:.3g} {first.unit}".strip()
+
+    def members_told(self, truth: Encoded) -> set[str]:
+        """Return the members that one case has, such as findings that hold.
+
+        Args:
+            truth: one number a member, 1 where the case has it.
+        """
+        return {member for member, value in zip(self.settings.members, truth, strict=False) if value == 1}
 
     def described_truth(self, truth: Encoded) -> str:
         """Return one case's stated value in words; empty where unknown."""

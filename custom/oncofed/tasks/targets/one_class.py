@@ -14,6 +14,7 @@ from torch.nn import functional
 from oncofed.data.label_mapping import name_key
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
 from oncofed.errors import DataError
+from oncofed.models.answers import Step, Told, Verdict, told_probabilities
 from oncofed.tasks.classification import class_scores
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
@@ -54,7 +55,10 @@ class ClassTarget(TargetSettings):
 
 @TARGET_KINDS.register("class")
 class ClassHead(TargetHead[ClassTarget]):
-    """Cross-entropy over classes; scored by AUROC."""
+    """Cross-entropy over classes; scored by AUROC.
+
+    Federated calibration is not there: a temperature is learned for tasks of one classification alone.
+    """
 
     Settings: ClassVar[type[TargetSettings]] = ClassTarget
     primary: ClassVar[Metric] = Metric("auroc", "AUROC")
@@ -76,16 +80,25 @@ class ClassHead(TargetHead[ClassTarget]):
         target = stated.nan_to_num(0).long()
         return functional.cross_entropy(output, target, reduction="none") * known
 
-    def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return probabilities, (case, class)."""
-        powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        found: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-        return found
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """To the probability of each class."""
+        return (Step("softmax"),)
+
+    @property
+    def told(self) -> tuple[Told, ...]:
+        """The probability of each class."""
+        return told_probabilities(self.settings.classes)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The most probable class."""
+        return Verdict("largest", self.settings.classes)
 
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> TargetFigures:
-        """Return AUROC and others; a patient's cases of one class count as one."""
+        """Return figures; a patient's cases of one class count once."""
         found, labels, people = grouped(answers, truths[:, 0].astype(np.int64), patients)
         scores = class_scores(found, labels, self._names)
         of_class = [patients_where(labels == value, people) for value in range(self.outputs)]
@@ -118,10 +131,7 @@ class ClassHead(TargetHead[ClassTarget]):
         return coarser_classification(sums, minimum) if sums["patients"] >= minimum else None
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
-        """Return AUROC, average precision and calibration.
-
-        Without a temperature: how sure the model should be is learned for a job of one class alone.
-        """
+        """Return AUROC, average precision and calibration."""
         rankings = rankings_of(of_sites, self.settings.classes)
         sure = reliability_of(of_sites)
         figures = ranked_figures(rankings, self.settings.members)
@@ -142,9 +152,9 @@ class ClassHead(TargetHead[ClassTarget]):
     def _names(self) -> dict[int, str]:
         return dict(enumerate(self.settings.classes))
 
-    def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
-        """Return the probability of each class."""
-        return {f"probability.{name}": float(p) for name, p in zip(self.settings.classes, answer, strict=True)}
+    def members_told(self, truth: Encoded) -> set[str]:
+        """Return the stated class, where there are more than two."""
+        return {self.settings.classes[int(truth[0])]} if self.settings.members and not np.isnan(truth[0]) else set()
 
     def described_truth(self, truth: Encoded) -> str:
         """Return the stated class."""
