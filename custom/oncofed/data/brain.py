@@ -26,8 +26,8 @@ from oncofed.errors import DataError
 
 CLASSES = {1: "grey matter", 2: "white matter"}
 _FIELD_OF_VIEW_MARGIN_MM = 6.0
-# Centre of the lateral ventricles in atlas voxels, and how far their enlargement reaches.
-_VENTRICLES, _REACH_MM = np.array([98.0, 119.0, 87.0], np.float32), 22.0
+# Of a lesion, where white matter is about one.
+_LESION_BRIGHTNESS = 1.6
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _smooth_field(
 
 
 def _patient_coordinates(
-    shape: tuple[int, int, int], voxel_mm: tuple[float, float, float], rng: np.random.Generator, enlargement: float
+    shape: tuple[int, int, int], voxel_mm: tuple[float, float, float], rng: np.random.Generator
 ) -> NDArray[np.float32]:
     """Return a patient's deformation, in atlas voxels (1 mm).
 
@@ -204,24 +204,11 @@ def _patient_coordinates(
     coordinates: NDArray[np.float32] = where.reshape(3, *shape).astype(np.float32)
     for axis in range(3):
         coordinates[axis] += _smooth_field(shape, 5, 4.0, rng) + _smooth_field(shape, 9, 2.0, rng)
-    return _enlarged(coordinates, enlargement)
-
-
-def _enlarged(coordinates: NDArray[np.float32], enlargement: float) -> NDArray[np.float32]:
-    """Return a deformation with larger ventricles.
-
-    What lies within some ``_REACH_MM`` of their centre is drawn apart, and what surrounds it is pressed together.
-    """
-    if not enlargement:
-        return coordinates
-    away = coordinates - _VENTRICLES[:, None, None, None]
-    near = np.exp(-np.square(away).sum(axis=0) / (2 * _REACH_MM**2))
-    found: NDArray[np.float32] = (coordinates - enlargement * near * away).astype(np.float32)
-    return found
+    return coordinates
 
 
 def make_patient(
-    scanner: Scanner, rng: np.random.Generator, enlargement: float = 0.0
+    scanner: Scanner, rng: np.random.Generator, lesion_mm: float = 0.0
 ) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
     """Return one patient's image and label.
 
@@ -230,17 +217,20 @@ def make_patient(
     Args:
         scanner: that takes the image.
         rng: of the patient.
-        enlargement: of the ventricles; lengths at their centre grow by 1 / (1 - enlargement).
+        lesion_mm: radius of a bright lesion somewhere in the white matter; 0: none.
     """
     t1, _ = _atlas()
     extent = np.asarray(t1.shape) - 1 - 2 * _FIELD_OF_VIEW_MARGIN_MM
     x, y, z = (int(n) for n in np.ceil(extent / np.asarray(scanner.voxel_mm)))
     shape = (x, y, z)
-    coordinates = _patient_coordinates(shape, scanner.voxel_mm, rng, enlargement)
+    coordinates = _patient_coordinates(shape, scanner.voxel_mm, rng)
     signal, grey, white = (
         ndimage.map_coordinates(volume, coordinates, order=1, mode="constant")
         for volume in _scanned_atlas(scanner.voxel_mm)
     )
+
+    if lesion_mm:
+        signal = np.maximum(signal, _LESION_BRIGHTNESS * _lesion(white, scanner.voxel_mm, lesion_mm, rng.spawn(1)[0]))
 
     # Visits differ: coil, protocol and patient vary contrast and noise around the scanner's values.
     gamma = scanner.gamma * np.exp(rng.normal(0, 0.3))
@@ -263,6 +253,21 @@ def make_patient(
     )
     image = nib.Nifti1Image(stored.astype(scanner.dtype), affine).as_reoriented(turn)
     return image, nib.Nifti1Image(label, affine).as_reoriented(turn)
+
+
+def _lesion(
+    white: NDArray[np.float32], voxel_mm: tuple[float, float, float], radius_mm: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Return how much of each voxel a round lesion fills, (x, y, z) float32.
+
+    Its centre is a random voxel of white matter.
+    """
+    places = np.argwhere(white > 0.5)
+    centre = places[rng.integers(len(places))]
+    grid = np.meshgrid(*[(np.arange(n) - c) * mm for n, c, mm in zip(white.shape, centre, voxel_mm)], indexing="ij")
+    beyond = np.sqrt(np.square(grid).sum(axis=0)) - radius_mm
+    filled: NDArray[np.float32] = np.clip(0.5 - beyond / min(voxel_mm), 0, 1).astype(np.float32)
+    return filled
 
 
 # Hospital's folder, case name, scanner, seed.

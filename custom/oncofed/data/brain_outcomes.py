@@ -1,8 +1,8 @@
 """Four simulated hospitals whose patients' outcomes follow a stated law.
 
-Anatomy and scanners are those of ``data.brain``. A patient's ventricles are enlarged by an amount that is drawn for each;
-the hazard of the event grows with it and with the patient's age. What a model can learn is known exactly, so that a
-figure can be compared with the law's own.
+Anatomy and scanners are those of ``data.brain``. Each patient has a bright lesion; the hazard of the event grows with its
+size and with the patient's age. What a model can learn is known exactly, so that a figure can be compared with the law's
+own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import numpy as np
 from oncofed.data.brain import HOSPITALS, Scanner, make_patient
 from oncofed.data.workers import Workers
 
-# Coarse voxels: the ventricles stay visible, and a patient is made in a moment.
+# Radius of a lesion of size 0, and of one more.
+_MEAN_MM, _STEP_MM = 14.0, 5.0
+# Coarse voxels: lesions stay visible, and a patient is made in a moment.
 _VOXEL_MM = (4.0, 4.0, 4.0)
 # Patients of each hospital: training, validation, test.
 SIZES = ((90, 12, 24), (50, 12, 24), (30, 8, 24), (20, 8, 24))
@@ -29,23 +31,23 @@ SIZES = ((90, 12, 24), (50, 12, 24), (30, 8, 24), (20, 8, 24))
 class Law:
     """How outcomes follow from a patient.
 
-    The hazard is ``rate * exp(per_enlargement * e + per_decade * (age - 60) / 10)``, constant in time, with e the
-    standardised enlargement of the ventricles. Follow-up ends between ``shortest`` and ``longest`` months.
+    The hazard is ``rate * exp(per_size * s + per_decade * (age - 60) / 10)``, constant in time, with s the lesion's size: its
+    radius less 14 mm, in steps of 5 mm. Follow-up ends between ``shortest`` and ``longest`` months.
     """
 
     rate: float = 0.02
-    per_enlargement: float = 1.6
+    per_size: float = 1.6
     per_decade: float = 0.5
     shortest: float = 12.0
     longest: float = 60.0
 
-    def log_hazard(self, enlargement: float, age: float) -> float:
+    def log_hazard(self, size: float, age: float) -> float:
         """Return the logarithm of a patient's hazard a month."""
-        return float(np.log(self.rate) + self.per_enlargement * enlargement + self.per_decade * (age - 60) / 10)
+        return float(np.log(self.rate) + self.per_size * size + self.per_decade * (age - 60) / 10)
 
-    def follow_up(self, enlargement: float, age: float, rng: np.random.Generator) -> dict[str, Any]:
+    def follow_up(self, size: float, age: float, rng: np.random.Generator) -> dict[str, Any]:
         """Return the months of follow-up, and whether the event came."""
-        event = rng.exponential(1 / np.exp(self.log_hazard(enlargement, age)))
+        event = rng.exponential(1 / np.exp(self.log_hazard(size, age)))
         censored = rng.uniform(self.shortest, self.longest)
         return {"time": round(float(min(event, censored)), 2), "event": bool(event <= censored)}
 
@@ -111,14 +113,13 @@ def make_outcome_hospitals(
 
 def _write_patient(patient: _Patient) -> tuple[str, dict[str, Any]]:
     rng = np.random.default_rng(patient.seed)
-    enlargement, age = float(rng.normal()), float(np.clip(rng.normal(62, 10), 30, 90))
-    follow_up = patient.law.follow_up(enlargement, age, rng)
-    # Lengths at the centre grow by two thirds at most, and shrink by a quarter.
-    image, _ = make_patient(patient.scanner, rng, enlargement=float(np.clip(0.2 * enlargement, -0.35, 0.4)))
+    size, age = float(np.clip(rng.normal(), -2, 2)), float(np.clip(rng.normal(62, 10), 30, 90))
+    follow_up = patient.law.follow_up(size, age, rng)
+    image, _ = make_patient(patient.scanner, rng, lesion_mm=_MEAN_MM + _STEP_MM * size)
     nib.save(image, patient.folder / "imagesTr" / f"{patient.name}.nii.gz")
     return patient.name, {
         "image": f"imagesTr/{patient.name}.nii.gz",
         "name": patient.name,
         "targets": {"survival": follow_up},
-        "tags": {"age": f"{age:.0f}", "log_hazard": f"{patient.law.log_hazard(enlargement, age):.4f}"},
+        "tags": {"age": f"{age:.0f}", "log_hazard": f"{patient.law.log_hazard(size, age):.4f}"},
     }
