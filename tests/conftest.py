@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
@@ -28,7 +29,11 @@ _TABLES = {"attack": ("stopped", ("what", "by", "logged")), "wild": ("right", ("
 
 
 def pytest_configure() -> None:
-    """Heed what a shell's ``&`` and ``nohup`` have tests ignore, and all that they start: some are stopped so."""
+    """Heed what a shell's ``&`` and ``nohup`` have tests ignore, and all that they start: some are stopped so.
+
+    And collect no garbage while the tests are imported.
+    """
+    gc.disable()
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
@@ -108,6 +113,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(_ROOT))))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; torch finds none"))
+
+
+def pytest_collection_finish() -> None:
+    """Collect from now on what tests leave.
+
+    What was imported stays to the end: the collector would go through it again every few tests, and find nothing.
+    """
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
