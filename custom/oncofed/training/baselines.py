@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import os
+import tempfile
 import threading
 import time
 import warnings
@@ -29,7 +30,7 @@ from oncofed.errors import TrainingError
 from oncofed.models.weights import Weights
 from oncofed.packs.load import load_packs, loaded_packs
 from oncofed.packs.pack import Pack
-from oncofed.processes import block_interrupts, end_with_parent
+from oncofed.processes import block_interrupts, end_with_parent, takes_sockets
 from oncofed.tasks import Evaluation
 from oncofed.training.plan import Plan
 from oncofed.training.trainer import Trainer
@@ -103,7 +104,8 @@ class BaselinePool:
         self._futures: dict[str, Future[dict[str, Evaluation]]] = {}
         # Forks of one process that has imported what they need start in no time, and share that memory. Not for a GPU:
         # a library that touches it on import would keep the forks from it.
-        context: BaseContext = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+        forks = not torch.cuda.is_available() and takes_sockets(Path(tempfile.gettempdir()))
+        context: BaseContext = multiprocessing.get_context("forkserver" if forks else "spawn")
         context.set_forkserver_preload(["oncofed.training.preloaded"])
         self._context = context
         self._done: Any = context.SimpleQueue()
