@@ -8,20 +8,23 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Tests run side by side, and each starts processes of its own: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from commands import Outcome
 from oncofed.cli import main as entry
-from oncofed.job.spec import JobSpec, parse_job
 from synthetic import make_site, write_job
+
+if TYPE_CHECKING:
+    # Imported where it is needed: the process that only deals out tests begins seconds sooner.
+    from oncofed.job.spec import JobSpec
 
 _ROOT = Path(__file__).parents[1]
 # Marker -> what its summary calls a test that passed, and the summary's columns: the marker's arguments, in order.
@@ -60,6 +63,8 @@ def job(tmp_path: Path) -> Path:
 @pytest.fixture
 def spec(job: Path) -> JobSpec:
     """The same job, read."""
+    from oncofed.job.spec import parse_job  # noqa: PLC0415 - takes seconds
+
     return parse_job(job)
 
 
@@ -102,6 +107,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Slow tests that share nothing with their file's others go to any worker, so that no worker ends long after the rest.
     """
+    import torch  # noqa: PLC0415 - takes seconds
+
     items.sort(key=lambda item: "slow" not in item.keywords)
     for item in items:
         for name, (_, columns) in _TABLES.items():
