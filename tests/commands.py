@@ -90,7 +90,10 @@ def forked(*arguments: str | Path, log: Path) -> Iterator[Forked]:
 
 
 def _start(process: BaseProcess) -> None:
-    """Start a process; the first one starts the server that all are forked from, which looks for modules here, too."""
+    """Start a process as a fork.
+
+    The first one starts the server that all are forked from, which looks for modules here, too.
+    """
     _FORKS.set_forkserver_preload(["preloaded"])
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)

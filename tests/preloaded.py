@@ -1,4 +1,4 @@
-"""What commands need, imported once for all that are forked in tests.
+"""What commands need, imported once for all forks.
 
 It is frozen: a fork that looked through it for garbage would have to copy it.
 """

@@ -1,4 +1,4 @@
-"""What trains a baseline, imported once for all processes that are forked."""
+"""What baselines need, imported once for all forks."""
 
 from __future__ import annotations
 

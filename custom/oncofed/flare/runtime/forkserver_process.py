@@ -50,7 +50,10 @@ def main() -> None:
 
 
 def serve(requests: socket.socket) -> None:
-    """Fork for each request until nobody can request more; in a fork, run its command."""
+    """Serve forks until nobody can request more.
+
+    In a fork, run its command.
+    """
     if _Server(requests).serve():
         _run(_receive_command())
 

@@ -46,9 +46,10 @@ class _Simulator(simulator_runner.SimulatorRunner):
 
 
 def split_off_fork_server() -> Fork:
-    """Import what the server and the sites need, and have a fork of this process start sites.
+    """Split a process that starts sites off this one.
 
-    Call it before this process has threads. In a site it does not return.
+    It and this process share what is imported here. Call it before this process has threads; in a site it does not
+    return.
     """
     # PyTorch's usual way to look for a GPU would keep the forks from using one.
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
