@@ -30,7 +30,7 @@ _MOST_OF_MEMORY = 0.4
 
 
 def run(bench: Bench) -> None:
-    """Measure the mean at every size, and the other strategies at one."""
+    """Measure the mean at every size, others at one."""
     sizes = _SIZES_QUICK if bench.quick else _SIZES
     for count, megabytes in sizes:
         _mean(bench, count, megabytes)
@@ -78,7 +78,10 @@ def _others(bench: Bench, count: int, megabytes: int) -> None:
 
 
 def make_updates(count: int, megabytes: int) -> tuple[dict[str, torch.Tensor], list[Update]]:
-    """Return a float32 model of about ``megabytes``, and ``count`` updates of it."""
+    """Return a float32 model and updates of it.
+
+    Each of about ``megabytes``; there are ``count`` updates.
+    """
     length = megabytes * 10**6 // 4 // _TENSORS
     model = {f"layer{number}.weight": torch.randn(length) for number in range(_TENSORS)}
     updates = []
@@ -117,7 +120,7 @@ def _memory(bench: Bench, name: str, programs: dict[str, Program], size: int, se
     peaks = {}
     for who, program in programs.items():
         gc.collect()
-        trim_heap()  # what was freed before would be used again, and not be seen
+        trim_heap()  # memory freed before would be reused, and not counted
         with Peak(every=0.001) as peak:
             before = peak.most
             program()

@@ -1,10 +1,10 @@
-"""From the start of a federation to a good model: seconds, GPU-hours, joules.
+"""From a federation's start to a good model.
 
-Four sites in FLARE's simulator train until the mean Dice on their validation patients reaches the target. The
-baseline is the same training on all patients in one place: the difference is the cost of the federation. The limit
-is the slowest site's training and validation. With the environment variable ONCOFED_DATA naming a folder that holds
-``hippocampus/`` (Medical Segmentation Decathlon, task 4), the patients are real and the target is a Dice of 0.85;
-else they are generated.
+Measured in seconds, GPU-hours and joules. Four sites in FLARE's simulator train until the mean Dice on their validation
+patients reaches the target. The baseline is the same training on all patients in one place: the difference is the cost
+of the federation. The limit is the slowest site's training and validation. With the environment variable ONCOFED_DATA
+naming a folder that holds ``hippocampus/`` (Medical Segmentation Decathlon, task 4), the patients are real and the
+target is a Dice of 0.85; else they are generated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GOOD_QUICK = 0.0
 
 
 def run(bench: Bench) -> None:
-    """Train both ways, and keep the cost of each until it was good."""
+    """Train both ways, and keep the cost of each."""
     spec, sites, whole, good = _work(bench)
     what = f"until Dice {good}"
     bench.doing("federated")
@@ -70,7 +70,7 @@ def run(bench: Bench) -> None:
 
 
 def _work(bench: Bench) -> tuple[JobSpec, dict[str, Path], dict[str, Path], float]:
-    """Return the job, the sites, all patients as one site, and the target."""
+    """Return the job, sites, pooled patients, and target."""
     real = os.environ.get("ONCOFED_DATA")
     source = Path(real) / "hippocampus" if real else None
     if source and source.is_dir() and not bench.quick:
@@ -116,7 +116,7 @@ def _train(spec: JobSpec, sites: dict[str, Path], folder: Path) -> Result:
 
 
 def _rounds_until(result: Result, good: float) -> list[float] | None:
-    """Return the seconds of the rounds up to the first that was good enough."""
+    """Return the seconds until the first good round."""
     scores = sorted((int(number), score) for number, score in result.curves["validation"].items())
     for index, (_, score) in enumerate(scores, 1):
         if score >= good:
@@ -134,7 +134,10 @@ def _best(result: Result) -> float:
 
 
 def _joules() -> Callable[[], float | None]:
-    """Return a function of the joules of all GPUs since now; None without NVML."""
+    """Return a function of the joules used since now.
+
+    Of all GPUs; None without NVML.
+    """
 
     def read() -> float | None:
         with contextlib.suppress(Exception):

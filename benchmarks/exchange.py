@@ -1,11 +1,12 @@
-"""A large model to four sites and back, by codec: seconds, bytes, server memory.
+"""Exchange of a large model, by codec.
 
-The federation is real: server and sites from startup kits on loopback, mutual TLS, oncofed's rounds. Sites do not
-train, so that a round consists of the exchange, the checks before and after it, the average, and keeping the state.
-Baseline: stock FLARE's ``FedAvgRecipe`` with NumPy arrays and a script that returns its input. The limit copies a
-model from memory to memory through one loopback connection, as often as it travels in a round: the median of three
-copies before the rounds and three after them. Memory is the peak of the server's job process during the rounds, less
-that with a model of one megabyte, in units of the model. The first three rounds of both do not count.
+Seconds, bytes and server memory, with four sites. The federation is real: server and sites from startup kits on
+loopback, mutual TLS, oncofed's rounds. Sites do not train, so that a round consists of the exchange, the checks before
+and after it, the average, and keeping the state. Baseline: stock FLARE's ``FedAvgRecipe`` with NumPy arrays and a
+script that returns its input. The limit copies a model from memory to memory through one loopback connection, as often
+as it travels in a round: the median of three copies before the rounds and three after them. Memory is the peak of the
+server's job process during the rounds, less that with a model of one megabyte, in units of the model. The first three
+rounds of both do not count.
 """
 
 from __future__ import annotations
@@ -121,7 +122,10 @@ def job_of(megabytes: int, rounds: int, update: str) -> JobSpec:
 
 
 def measure(spec: JobSpec, sites: int, folder: Path) -> dict[str, Any]:
-    """Run one federation and return its rounds in seconds and the server's memory in MB."""
+    """Run one federation; return seconds and memory.
+
+    Seconds by round, and the server's memory in MB.
+    """
     names = tuple(f"site-{number}" for number in range(1, sites + 1))
     job = export_job(spec, folder / "job" / spec.name)
     client = job / "app" / "config" / "config_fed_client.json"

@@ -1,11 +1,12 @@
-"""Inference over a volume and a slide: seconds, against a plain loop and the network alone.
+"""Inference over a volume and a slide.
 
-The volume is as large as a CT of the trunk, the network a job's own; oncofed segments it as an evaluation and as
-``oncofed predict`` do, with overlapping windows and Gaussian weights in the device's half precision. Baseline:
-MONAI's ``SlidingWindowInferer`` as its tutorials call it, in float32, four windows at a time. The limit is the
-network on as many windows on the device. The tensor memory of ``oncofed predict``, from the read image to labels on
-the file's grid, is compared with that of MONAI's inferer and an argmax. Tiles of the slide are generated in memory,
-since ``slide_features`` measures reading: a ResNet18 encodes them, against the plain loop over batches in float32.
+Seconds, against a plain loop and the network alone. The volume is as large as a CT of the trunk, the network a job's
+own; oncofed segments it as an evaluation and as ``oncofed predict`` do, with overlapping windows and Gaussian weights
+in the device's half precision. Baseline: MONAI's ``SlidingWindowInferer`` as its tutorials call it, in float32, four
+windows at a time. The limit is the network on as many windows on the device. The tensor memory of ``oncofed predict``,
+from the read image to labels on the file's grid, is compared with that of MONAI's inferer and an argmax. Tiles of the
+slide are generated in memory, since ``slide_features`` measures reading: a ResNet18 encodes them, against the plain
+loop over batches in float32.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _volume(bench: Bench) -> None:
 
 
 def _megabytes(program: Callable[[], object]) -> float:
-    """Return the peak tensor memory of a program beyond its input."""
+    """Return a program's peak tensor memory beyond its input."""
     with TensorPeak() as peak:
         program()
     return float(peak.most) / 1e6
@@ -107,7 +108,10 @@ def _windows(side: int, patch: int) -> int:
 
 @torch.no_grad()
 def _alone(bench: Bench, network: nn.Module, channels: int, patch: int) -> float:
-    """Return the seconds of one window through the network, in half precision on a GPU, four at a time."""
+    """Return the network's seconds for one window.
+
+    In half precision on a GPU, four windows at a time.
+    """
     batch = torch.randn(4, channels, patch, patch, patch, device=bench.device)
     if bench.cuda:
         batch = batch.to(memory_format=torch.channels_last_3d)

@@ -39,7 +39,10 @@ def run(bench: Bench) -> None:
 
 
 def dicom(bench: Bench, root: Path, series: int) -> None:
-    """Volumes a second from series of 24 slices of 256 x 256."""
+    """Volumes a second from DICOM series.
+
+    Each has 24 slices of 256 x 256.
+    """
     values = np.random.default_rng(0).integers(0, 900, (256, 256, 24)).astype(np.int16)
     for number in range(series):
         make_series(root / "in" / str(number), values + number, patient=f"P{number}")
@@ -75,7 +78,10 @@ def _again(bench: Bench, root: Path, what: str, amount: int) -> None:
 
 
 def nifti(bench: Bench, root: Path, cases: int) -> None:
-    """Cases a second, image and label, of 96 x 96 x 48 voxels."""
+    """Cases a second, image and label.
+
+    96 x 96 x 48 voxels.
+    """
     import nibabel as nib
     from monai.transforms import LoadImage
 
@@ -100,7 +106,10 @@ def nifti(bench: Bench, root: Path, cases: int) -> None:
 
 
 def tiles(bench: Bench, root: Path, side: int) -> None:
-    """Tiles of 256 x 256 a second, one thread, from a JPEG-compressed pyramid with smooth tissue."""
+    """Tiles of 256 x 256 a second, one thread.
+
+    The slide is a JPEG-compressed pyramid with smooth tissue.
+    """
     import openslide
     from monai.data.wsi_reader import WSIReader
 
@@ -150,7 +159,7 @@ def tiles(bench: Bench, root: Path, side: int) -> None:
 
 
 def _write_cases(folder: Path, count: int, affine: np.ndarray) -> None:
-    """Write images with masks of 96 x 96 x 48 voxels."""
+    """Write images with masks (96 x 96 x 48)."""
     import nibabel as nib
 
     rng = np.random.default_rng(0)
@@ -165,7 +174,10 @@ def _write_cases(folder: Path, count: int, affine: np.ndarray) -> None:
 
 
 def epoch(bench: Bench, root: Path, cases: int) -> None:
-    """Seconds to load every training case once: prepared before, and read and transformed each time."""
+    """Seconds to load every training case once.
+
+    Prepared before, against read and transformed each time.
+    """
     import torch
 
     from oncofed.data.cases import read_cases
@@ -198,7 +210,10 @@ def epoch(bench: Bench, root: Path, cases: int) -> None:
 
 
 def memory(bench: Bench, root: Path, few: int, many: int) -> None:
-    """Peak memory of a process that registers few and many DICOM files of 64 x 64."""
+    """Peak memory of registering few and many files.
+
+    DICOM of 64 x 64.
+    """
     values = np.random.default_rng(0).integers(0, 900, (64, 64, 10)).astype(np.int16)
     peaks = []
     for count in (few, many):
@@ -230,10 +245,10 @@ def _register(source: Path, out: Path, fresh: bool = False) -> None:
 
 
 def _pydicom(root: Path, out: Path | None = None) -> None:
-    """Read every series like a careful script, in one process: slices sorted by position, pixels rescaled.
+    """Read every series in one process, with care.
 
-    With ``out`` it does what registering does: reads all headers first, for it cannot know which file belongs to which
-    series, measures, writes NIfTI, and sums it up.
+    Slices are sorted by position, pixels rescaled. With ``out`` it does what registering does: reads all headers first,
+    for it cannot know which file belongs to which series, measures, writes NIfTI, and sums it up.
     """
     import nibabel as nib
     import pydicom
@@ -257,7 +272,7 @@ def _pydicom(root: Path, out: Path | None = None) -> None:
 
 
 def _nibabel_facts(image: Path, label: Path) -> tuple[object, ...]:
-    """Read a case and find the facts of registering, with plain NumPy."""
+    """Find a case's facts with plain NumPy."""
     import nibabel as nib
 
     values, mask = (np.asarray(nib.load(path).dataobj) for path in (image, label))

@@ -1,4 +1,4 @@
-"""From files to a batch on the device: samples a second, without training.
+"""From files to batches: samples a second.
 
 Three things are measured for DICOM series, NIfTI volumes and a slide's tiles alike: the work before the first
 training step (reading, resampling to the job's grid, copying to the device), with the decoding alone as the limit;
@@ -46,6 +46,7 @@ from harness.results import Limit, Target
 from oncofed.data.batches import BatchStream
 from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.prepared import PreparedCases
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileReader, TileSpec
@@ -90,7 +91,9 @@ def _dicom(bench: Bench) -> None:
 
     bench.doing("decoding DICOM")
     seconds = bench.best(decode)
-    cases = read_cases(bench.folder / "dicom-set", SplitSpec(test=0, validation=0), 1, {1: "liver"}).train
+    cases = read_cases(
+        bench.folder / "dicom-set", SplitSpec(test=0, validation=0), 1, Supervision(classes={1: "liver"})
+    ).train
     bench.race(
         "DICOM series, files to device",
         {
@@ -146,7 +149,10 @@ def _nifti(bench: Bench) -> None:
 
 
 def _prepare(cases: Any, data: DataSpec, device: torch.device) -> None:
-    """Read, resample and hold all cases, like the start of a training without a cache."""
+    """Read, resample and hold all cases.
+
+    Like the start of a training without a cache.
+    """
     PreparedCases([replace(case, folder=None) for case in cases], Patches(data, "light", 2), device)
 
 
@@ -172,7 +178,7 @@ def _cache(files: list[dict[str, Path]], transforms: Compose, device: torch.devi
 
 
 def _tiles(bench: Bench) -> None:
-    """Tiles of a slide, read in its order, in batches on the device."""
+    """Load a slide's tiles to the device in batches."""
     side = 8 if bench.quick else 24
     path = bench.folder / "slide.tif"
     write_tissue(path, side)

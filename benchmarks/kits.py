@@ -1,4 +1,4 @@
-"""Commands of an alliance: kits for 50 sites, a site's doctor, recovery of a killed site.
+"""Kits for 50 sites, doctor, recovery of a site.
 
 Kits are made twice: sealed for their site's age key, and with a password each, on which age spends a second or two
 of a processor by design. A site has recovered when the server lists it again after its FLARE process was killed and
@@ -65,7 +65,10 @@ def run(bench: Bench) -> None:
 
 
 def _run(*arguments: str | Path, cwd: Path) -> tuple[float, str]:
-    """Return a command's seconds and output; status 1 is a doctor's finding."""
+    """Return a command's seconds and output.
+
+    Status 1 is a doctor's finding.
+    """
     began = time.monotonic()
     command = [sys.executable, "-m", "oncofed.cli.main", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
@@ -113,7 +116,7 @@ def _flare_process(kit: Path) -> psutil.Process:
 
 
 def _seconds_until_back(kit: Path, engineer: EngineerSession) -> float:
-    """Kill a site's FLARE process, and return the seconds until a new one is registered."""
+    """Kill a site's process; return seconds until registration."""
     before = service_state(kit).restarts
     killed = time.time()
     _flare_process(kit).kill()

@@ -1,8 +1,8 @@
-"""Seconds until the first round over many small images, with two simulated sites.
+"""Seconds to the first round over many small images.
 
-Like a newcomer: one folder a class, ``oncofed data register``, ``oncofed job run``; rounds of 30 steps of a
-DenseNet121. The time is that of the run's command, with its check of all images. The limit is the steps alone: as
-many forward and backward passes over one batch, in one process a site.
+With two simulated sites. Like a newcomer: one folder a class, ``oncofed data register``, ``oncofed job run``; rounds of
+30 steps of a DenseNet121. The time is that of the run's command, with its check of all images. The limit is the steps
+alone: as many forward and backward passes over one batch, in one process a site.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PROGRESS = re.compile(r"(?<![\w./-])\d+/\d+(?![\w/])|\bstep \d+")
 
 
 def run(bench: Bench) -> None:
-    """Make and register the images, run one round, and measure it."""
+    """Make images, run one round, and measure it."""
     images, steps = (_IMAGES_QUICK, _STEPS_QUICK) if bench.quick else (_IMAGES, _STEPS)
     bench.doing(f"making {images} images for each of {len(_SITES)} sites")
     sites = {}
@@ -78,7 +78,7 @@ def run(bench: Bench) -> None:
 
 
 def job(steps: int) -> JobSpec:
-    """Return a job that gives each image one of six classes."""
+    """Return a job that classifies images in six classes."""
     return JobSpec.model_validate(
         {
             "schema": 1,
@@ -94,7 +94,10 @@ def job(steps: int) -> JobSpec:
 
 
 def make_images(folder: Path, count: int, seed: int) -> Path:
-    """Write grey JPEG images, one folder a class; classes differ in the direction of their stripes."""
+    """Write grey JPEG images, one folder a class.
+
+    Classes differ in the direction of their stripes.
+    """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:_SIDE, :_SIDE]
     for number, name in enumerate(_CLASSES):
@@ -107,7 +110,10 @@ def make_images(folder: Path, count: int, seed: int) -> Path:
 
 
 def steps_alone(spec: JobSpec, processes: int) -> float:
-    """Return the seconds of a round's steps alone, in one process a site."""
+    """Return the seconds of a round's steps alone.
+
+    In one process a site.
+    """
     context = multiprocessing.get_context("spawn")
     with context.Pool(processes) as pool:
         work = (spec.training.steps_per_round, spec.training.batch_size, share_of_threads(processes))
@@ -126,7 +132,10 @@ def _steps(work: tuple[int, int, str]) -> float:
 
 
 def run_until_first_round(spec: JobSpec, sites: dict[str, Path], folder: Path) -> tuple[float, float]:
-    """Return the seconds until the first progress line and the first round; then stop."""
+    """Return seconds until first progress and first round.
+
+    The run is stopped then.
+    """
     folder.mkdir(parents=True)
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(spec.model_dump(mode="json", by_alias=True, exclude_none=True)), encoding="utf-8")

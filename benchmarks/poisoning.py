@@ -1,4 +1,4 @@
-"""The effect of one malicious site of five on the model, by strategy.
+"""Effect of one malicious site of five, by strategy.
 
 A real server and real sites, poisoned updates and labels. The sites are alike: patients of one scanner, dealt
 evenly. One of them trains like the others and then sends something else, or trains on masks with swapped classes.
@@ -40,7 +40,10 @@ _LONGEST_SECONDS = 300.0
 
 
 def make_sites(folder: Path, test: int) -> tuple[dict[str, Path], dict[str, dict[str, Path]]]:
-    """Write images; return folder by site, and the same with the bad site's masks swapped."""
+    """Write images; return folders by site, and poisoned ones.
+
+    The poisoned ones have the bad site's masks swapped.
+    """
     alike = tuple(
         replace(HOSPITALS[0], name=f"site-{n}", train=2, validation=1, test=test) for n in range(1, _SITES + 1)
     )
@@ -79,7 +82,10 @@ def run(bench: Bench) -> None:
 
 
 def _score(running: Lab, spec: JobSpec, attack: str, strategy: str) -> tuple[float, int]:
-    """Return the good sites' mean Dice, and in how many rounds the bad site's update was refused."""
+    """Return the good sites' mean Dice, and rejected rounds.
+
+    The rounds in which the bad site's update was rejected.
+    """
     dataset = _SWAPPED if attack.startswith("classes") else spec.data.dataset
     poison(running.alliance.kit(_BAD), ATTACKS[attack])
     running.submit(spec.changed({"strategy": {"name": strategy}, "data": {"dataset": dataset}}))

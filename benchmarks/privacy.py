@@ -25,7 +25,7 @@ from oncofed.job.spec import read_job
 from oncofed.messages.requests import EvaluateRequest, TrainRequest
 from oncofed.messages.results import EvaluateResult, TrainResult
 from oncofed.models.weights import exchanged_names, weights_of
-from oncofed.privacy.policy import JobFacts, Policy, read_policy
+from oncofed.privacy.policy import Policy, ProposedJob, read_policy
 from oncofed.training import Plan, Trainer
 from volumes import make_volumes
 
@@ -75,7 +75,7 @@ def _round(bench: Bench, plan: Plan) -> float:
     """Return the seconds of a round's training."""
     data = plan.data.model_copy(update={"patch": (48, 48, 48)})  # volumes that any patch of the job fits into
     dataset = make_volumes(bench.folder / "volumes", data, plan.task.classes)
-    cases = read_cases(dataset, plan.data.split, plan.seed, plan.task.vocabulary)
+    cases = read_cases(dataset, plan.data.split, plan.seed, plan.supervision())
     trainer = Trainer(plan, cases, "bench", bench.device)
     trainer.train(2)
     steps = 5 if bench.quick else 20
@@ -104,6 +104,6 @@ def _start(folder: Path) -> float:
     begun = time.perf_counter()
     policy = read_policy(folder)
     assert policy
-    assert policy.refusal(JobFacts("job", "engineer", "hippocampus", "unet", "fedavg")) is None
+    assert policy.refusal(ProposedJob("job", "engineer", "hippocampus", "unet", "fedavg")) is None
     AuditLog(folder).write("job admitted", "engineer")
     return time.perf_counter() - begun

@@ -1,7 +1,7 @@
-"""Scores on held-out patients after ten minutes of training on this machine.
+"""Scores after ten minutes of training on this machine.
 
-All data in one place, one process, no federation: the quality of the training itself. Each run first measures its
-speed and then takes as many steps as fit into its time.
+On held-out patients. All data in one place, one process, no federation: the quality of the training itself. Each run
+first measures its speed and then takes as many steps as fit into its time.
 
 - hippocampus: 3D segmentation (Medical Segmentation Decathlon, task 4);
 - nuclei: single objects in all stains (BBBC038);
@@ -110,7 +110,10 @@ def nuclei(folder: Path, data: Path, seconds: float) -> dict[str, Any]:
 
 
 def slides(folder: Path, data: Path | None, seconds: float) -> dict[str, Any]:
-    """Train on generated slides, and check that attention marks the decisive region."""
+    """Train on generated slides, and check attention.
+
+    It must mark the decisive region.
+    """
     truth = make_slides(folder / "in", _SLIDES if seconds > _SHORT else _SLIDES_SHORT)
     spec_of_tiles = TileSpec(128, 1.0, 0.25)
     labels = folder / "in" / "labels.csv"
@@ -136,10 +139,9 @@ def slides(folder: Path, data: Path | None, seconds: float) -> dict[str, Any]:
 
 
 def train_for(spec: JobSpec, dataset: Path, seconds: float) -> tuple[Evaluation, dict[str, Any], Trainer]:
-    """Train as many steps as fit into the time, and score the held-out patients."""
+    """Train for a time, and score held-out patients."""
     plan = spec.plan()
-    labels = plan.build_task().label_kind
-    cases = usable_cases(dataset, plan.data, plan.task.vocabulary, plan.seed, "here", labels=labels).cases
+    cases = usable_cases(dataset, plan.data, plan.supervision(), plan.seed, "here").cases
     begun = time.perf_counter()
     steps = _steps_within(spec, cases, seconds * _SHARE_FOR_TRAINING)
     trainer = Trainer(_with_steps(spec, steps).plan(), cases, "here")

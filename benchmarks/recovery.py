@@ -1,8 +1,8 @@
-"""Seconds lost to faults: processes killed, hung, slowed, cut off and poisoned.
+"""Seconds lost to faults.
 
-Each run is a federation of a real server and four sites on loopback, from their startup kits, with mutual TLS. Each
-run has one fault. Time lost is the wall time from the sites being ready to the end, less that of a run without
-faults.
+Processes are killed, hung, slowed, cut off and poisoned. Each run is a federation of a real server and four sites on
+loopback, from their startup kits, with mutual TLS. Each run has one fault. Time lost is the wall time from the sites
+being ready to the end, less that of a run without faults.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Fault:
 
     Attributes:
         name: for the table.
-        act: what is done once the first round is over.
-        settings: of the job, beside those of all.
+        act: called once the first round is over.
+        settings: of the job, in addition to those of all.
         poisoned: site -> how its updates are bad.
-        environments: makes, in a folder, what the processes of some sites find in their environment.
+        environments: returns environment variables of some sites' processes, given a folder.
     """
 
     name: str
@@ -143,7 +143,7 @@ def run(bench: Bench) -> None:
 
 
 def measure(fault: Fault, spec: JobSpec, sites: dict[str, Path], folder: Path, quick: bool) -> dict[str, Any]:
-    """Run one federation with one fault and return what came of it.
+    """Run one federation with one fault.
 
     Raises:
         FederationError: the run did not come to its end.

@@ -1,11 +1,11 @@
-"""Overhead of a round in seconds, against stock FLARE and Flower.
+"""Overhead of a round, against stock FLARE and Flower.
 
-Both federations are provisioned by FLARE and run as one server and four sites on loopback with mutual TLS; both
-exchange the weights of the same network. oncofed's sites train one step a round and score the model, which is
+In seconds. Both federations are provisioned by FLARE and run as one server and four sites on loopback with mutual TLS;
+both exchange the weights of the same network. oncofed's sites train one step a round and score the model, which is
 subtracted: the overhead is a round's wall time less the slowest site's training and validation. Stock FLARE runs its
-``FedAvgRecipe`` with a script that returns its input, so that its whole round is overhead. The limit is the time of
-the same bytes through one loopback connection with TLS. A third federation is oncofed in FLARE's simulator; another
-is Flower's deployment without TLS, installed into a separate environment if a package index can be reached.
+``FedAvgRecipe`` with a script that returns its input, so that its whole round is overhead. The limit is the time of the
+same bytes through one loopback connection with TLS. A third federation is oncofed in FLARE's simulator; another is
+Flower's deployment without TLS, installed into a separate environment if a package index can be reached.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Many simulated sites on one machine: time and memory of a site-round.
+"""Many simulated sites: time and memory per site-round.
 
-The sites have few patients, coarse images and few steps, so that the federation dominates: wall time of a round over
-its sites, and memory of each site. Baselines train nothing: FLARE's simulator with its ``FedAvgRecipe`` over the
-same network and a script that returns its input, and Flower's simulation with its FedAvg over as many numbers.
+On one machine. The sites have few patients, coarse images and few steps, so that the federation dominates: wall time of
+a round over its sites, and memory of each site. Baselines train nothing: FLARE's simulator with its ``FedAvgRecipe``
+over the same network and a script that returns its input, and Flower's simulation with its FedAvg over as many numbers.
 Oncofed's first three rounds do not count.
 """
 
@@ -52,7 +52,10 @@ def _steady(bench: Bench, sites: int, name: str) -> dict[str, Any]:
 
 
 def _tell(bench: Bench, sites: int, runs: list[dict[str, Any]], target: Target | None = None) -> Figure:
-    """Keep the figures of all runs with ``sites``, and return that of a site-round."""
+    """Keep the figures of all runs with ``sites``.
+
+    Returns that of a site-round.
+    """
     settings: Settings = {"sites": sites, "runs": len(runs)}
     rounds = len(runs[0]["rounds_s"])
     figure = bench.measured(
@@ -86,7 +89,10 @@ def _flower(bench: Bench, sites: int, rounds: int) -> Baseline:
 
 
 def measure(sites: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Run one simulation, and return its rounds in seconds and its memory in GB."""
+    """Run one simulation; return seconds and memory.
+
+    Seconds by round, memory in GB.
+    """
     hospitals = tuple(
         dataclasses.replace(
             HOSPITALS[number % len(HOSPITALS)], name=f"site-{number + 1}", train=2, validation=1, test=1

@@ -1,9 +1,9 @@
-"""Tiles a second from slides to features, against OpenSlide with a DataLoader.
+"""Tiles a second from slides to features.
 
-Slides are generated, JPEG-compressed and tiled as scanners write them. Both programs read every tile with tissue and
-pass it to the same encoder, in batches of 64: oncofed across slides and reading ahead, the plain loop one slide
-after the other, with a ``DataLoader`` whose workers open the slide, as in tutorials. The limit is the encoder on as
-many batches in memory.
+Against OpenSlide with a DataLoader. Slides are generated, JPEG-compressed and tiled as scanners write them. Both
+programs read every tile with tissue and pass it to the same encoder, in batches of 64: oncofed across slides and
+reading ahead, the plain loop one slide after the other, with a ``DataLoader`` whose workers open the slide, as in
+tutorials. The limit is the encoder on as many batches in memory.
 
 A slide whose decoder sleeps for a millisecond a tile shows how reading scales to more cores than this machine has:
 eight threads against one. Aligned tiles and an encoder without work show the rate at which a GPU could be fed.
@@ -29,6 +29,7 @@ from harness.bench import Bench
 from harness.results import Limit, Target
 from oncofed.data import slides as slides_module
 from oncofed.data.cases import read_cases
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import Level, Pixels, TileSpec
 from oncofed.data.spec import SplitSpec
@@ -60,7 +61,7 @@ def _encoders(bench: Bench) -> None:
     register(
         RegisterOptions(root / "in", "slides", root / "set", "slides", table=root / "in" / "labels.csv", tiles=spec)
     )
-    cases = read_cases(root / "set", SplitSpec(test=0, validation=0), 1, labels="class").train
+    cases = read_cases(root / "set", SplitSpec(test=0, validation=0), 1, Supervision("class")).train
     slides = [read_tiles(case.image, case.tiles) for case in cases if case.tiles]
     tiles = sum(map(len, slides))
     network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 2, 2, (256, 256)), 1)
@@ -109,7 +110,10 @@ class _Sleeps:
 
 
 def _threads(bench: Bench) -> None:
-    """Read a slide with a decoder of a millisecond a tile, by eight threads and one."""
+    """Read a slide by eight threads and one.
+
+    Its decoder takes a millisecond a tile.
+    """
     count = 500 if bench.quick else 4000
     x = np.arange(count, dtype=np.int32) * 256
     slide = SlideTiles(Path(), TileSpec(256, 0.5), x, np.zeros_like(x))
@@ -131,7 +135,10 @@ def _read(slide: SlideTiles, threads: int) -> None:
 
 
 def _aligned(bench: Bench) -> None:
-    """Read tiles on the file's grid, with an encoder faster than reading."""
+    """Read tiles on the file's grid.
+
+    The encoder is faster than reading.
+    """
     side = 8 if bench.quick else 40 if bench.cuda else 24
     path = bench.folder / "aligned.tif"
     write_tissue(path, side)

@@ -1,7 +1,7 @@
-"""Seconds from submitting a job to the first training step, with idle participants.
+"""Seconds from submission to the first training step.
 
-Each participant keeps a process that has imported torch and MONAI; the baseline is the same alliance without. The
-limit is the import of both in one process.
+With idle participants. Each participant keeps a process that has imported torch and MONAI; the baseline is the same
+alliance without. The limit is the import of both in one process.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def measure(
     shared: bool,
     prepared: Callable[[LocalAlliance], None] = lambda _: None,
 ) -> list[float]:
-    """Return for each run the seconds until the first step of the site that came to it first.
+    """Return each run's seconds until the first step.
+
+    At the site that came to it first.
 
     Args:
         spec: of the job.

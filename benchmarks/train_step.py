@@ -1,6 +1,7 @@
-"""Training samples a second of each task, against a plain loop and the network alone.
+"""Training samples a second of each task.
 
-All programs train the same network on the same generated data with the same batch size:
+Against a plain loop and the network alone. All programs train the same network on the same generated data with the same
+batch size:
 
 - oncofed: ``Trainer.train``, as at a site;
 - the baseline of a volume's segmentation: MONAI's tutorial loop (cached deterministic transforms, random ones for each
@@ -255,7 +256,7 @@ def _volumes(bench: Bench) -> Work:
     # Generated volumes are on the job's grid: reading them is not what is measured.
     plan = _changed(bench, job, steps, 2, patch=[side] * 3, spacing_range=None)
     dataset = make_volumes(bench.folder / "volumes", plan.data, plan.task.classes)
-    cases = read_cases(dataset, plan.data.split, plan.seed, plan.task.vocabulary)
+    cases = read_cases(dataset, plan.data.split, plan.seed, plan.supervision())
     return Work(f"{plan.model.network}, {side}³ patches", plan, dataset, cases, steps)
 
 
@@ -264,7 +265,7 @@ def _nuclei(bench: Bench) -> Work:
     plan = _changed(bench, "nuclei_segmentation", steps)
     source = make_nuclei(bench.folder / "nuclei", 16, 160)
     register(RegisterOptions(source, plan.data.dataset, bench.folder / "nuclei-set", "segmentation"))
-    cases = read_cases(bench.folder / "nuclei-set", plan.data.split, plan.seed, plan.task.vocabulary)
+    cases = read_cases(bench.folder / "nuclei-set", plan.data.split, plan.seed, plan.supervision())
     return Work("nuclei, single objects", plan, bench.folder / "nuclei-set", cases, steps)
 
 
@@ -273,7 +274,7 @@ def _tiles(bench: Bench) -> Work:
     plan = _changed(bench, "tile_classification", steps)
     source = make_textures(bench.folder / "tiles", list(plan.task.classes.values()), each=12, side=64)
     register(RegisterOptions(source, plan.data.dataset, bench.folder / "tiles-set", "classification"))
-    cases = read_cases(bench.folder / "tiles-set", plan.data.split, plan.seed, plan.task.vocabulary, labels="class")
+    cases = read_cases(bench.folder / "tiles-set", plan.data.split, plan.seed, plan.supervision())
     return Work("tiles, one class each", plan, bench.folder / "tiles-set", cases, steps)
 
 
@@ -292,12 +293,12 @@ def _bags(bench: Bench) -> Work:
             tiles=TileSpec(128, 1.0, 0.25),
         )
     )
-    cases = read_cases(bench.folder / "slides-set", plan.data.split, plan.seed, plan.task.vocabulary, labels="class")
+    cases = read_cases(bench.folder / "slides-set", plan.data.split, plan.seed, plan.supervision())
     return Work("slides as bags of features", plan, bench.folder / "slides-set", cases, steps)
 
 
 def plain_loop(work: Work, device: torch.device) -> Iterator[float]:
-    """Yield each step's loss of a float32 loop with augmentation on the CPU."""
+    """Yield losses of a float32 loop, augmented on the CPU."""
     task = work.plan.build_task()
     input_ = task.input(work.plan.training.augmentation)
     batches = BatchStream(PreparedCases(work.cases.train, input_, _CPU), input_, work.plan.training.batch_size, 1, _CPU)
@@ -313,7 +314,10 @@ def plain_loop(work: Work, device: torch.device) -> Iterator[float]:
 
 
 def network_alone(trainer: Trainer) -> Iterator[None]:
-    """Yield after each forward and backward pass over one batch on the device."""
+    """Yield after each forward and backward pass.
+
+    Over one batch on the device.
+    """
     plan, device = trainer.plan, trainer.device
     network = plan.build_network().to(device)
     batch = dict(next(trainer.prepare()))

@@ -94,7 +94,7 @@ def _case(bench: Bench) -> None:
 
 
 def _coarser(bench: Bench, case: Case, name: str, network: _Density, shape: tuple[int, ...], data: DataSpec) -> None:
-    """Measure the case on a coarser grid than the label file's."""
+    """Measure the case on a grid coarser than its label's."""
     data = data.model_copy(update={"spacing": _SPACING})
     task = Segmentation(SegmentationSpec(classes=_CLASSES, overlap=_OVERLAP), data)
     held = PreparedCases([case], task.scoring_preparation(), _CPU, plan=CachePlan(None, "memory", None, "held"))
@@ -123,7 +123,10 @@ def _count(shape: tuple[int, ...], patch: tuple[int, ...]) -> int:
 
 
 def _written(folder: Path, shape: tuple[int, ...]) -> Case:
-    """Return a case of one organ, written as compressed NIfTI in LPS order."""
+    """Write a case of one organ.
+
+    As compressed NIfTI in LPS order.
+    """
     grid = np.meshgrid(*[np.linspace(-1, 1, side, dtype=np.float32) for side in shape], indexing="ij", sparse=True)
     label = ((grid[0] + 0.2) ** 2 / 0.12 + grid[1] ** 2 / 0.1 + grid[2] ** 2 / 0.3 < 1).astype(np.uint8)
     rng = np.random.default_rng(0)
@@ -135,7 +138,9 @@ def _written(folder: Path, shape: tuple[int, ...]) -> Case:
 
 
 class _Density(nn.Module):
-    """Tells the organ by its density, at next to no cost: a convolution would take longer than all the rest.
+    """Segments the organ by density, at next to no cost.
+
+    A convolution would take longer than all the rest.
 
     Attributes:
         spent: processor time of this process that passed within it, in seconds.
@@ -200,7 +205,7 @@ def _alone(network: nn.Module, patch: tuple[int, ...], windows: int, device: tor
 
 
 def _beyond(network: _Density, program: Callable[[], object]) -> float:
-    """Return a program's processor time less that of the network, in seconds."""
+    """Return processor seconds beyond those of the network."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     network.spent, begun = 0.0, time.process_time()
@@ -236,7 +241,7 @@ def _slab(classes: int, shape: tuple[int, ...], patch: int) -> int:
 
 
 def _peak(classes: int, shape: tuple[int, ...], patch: int, seen: tuple[int, ...]) -> float:
-    """Return the bytes that segmenting allocates at its highest, beside the image.
+    """Return the peak bytes of segmenting, beyond the image.
 
     Args:
         classes: without the background.

@@ -1,4 +1,7 @@
-"""Runs bundles with MONAI alone, in a process that cannot import oncofed, and says what oncofed itself finds."""
+"""Runs bundles with MONAI alone, to compare with oncofed.
+
+Their process cannot import oncofed.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ for run in json.load(open(sys.argv[1])):
 
 @dataclass
 class Run:
-    """One bundle and the folder of images that it answers for."""
+    """One bundle and a folder of images for it."""
 
     bundle: str
     images: str
@@ -87,7 +90,10 @@ class Run:
 
 
 def prepare(folder: Path, plan: Plan, seed: int = 5) -> Run:
-    """Return a run of the bundle of a plan, with weights that are not its initial ones; its images are yet to come."""
+    """Return a run of a plan's bundle, without images yet.
+
+    The weights differ from the initial ones.
+    """
     images, out = folder / "images", folder / "out"
     images.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
@@ -123,7 +129,10 @@ class Scored:
         self.network.load_state_dict(torch.load(Path(run.bundle, "models", "model.pt"), weights_only=True))
 
     def answer(self, image: Path) -> np.ndarray:
-        """Return what ``Task.infer`` says of an image: labels, numbers of objects, or probabilities."""
+        """Return ``Task.infer``'s answer for an image.
+
+        Labels, numbers of objects, or probabilities.
+        """
         found = self._task.infer(self.network, self._prepared(image), CPU)
         if isinstance(found, LabelMap):
             return found.values.numpy()
@@ -131,7 +140,7 @@ class Scored:
 
     @torch.no_grad()
     def maps(self, image: Path) -> np.ndarray:
-        """Return the network's output for an image on the working grid."""
+        """Return the network's output on the working grid."""
         return self._task._windows(self.network, self._prepared(image)["image"], CPU).numpy()  # type: ignore[attr-defined]
 
     def _prepared(self, image: Path) -> Prepared:

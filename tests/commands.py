@@ -1,4 +1,4 @@
-"""Running ``oncofed`` as its users do, and looking for what it should not leave behind."""
+"""Runs ``oncofed`` as users do, and finds leftovers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ import pytest
 
 
 class Outcome:
-    """Exit status of a command, and what it printed: to stdout and stderr with single spaces, and to stdout alone."""
+    """Exit status and output of a command.
+
+    ``text`` is stdout and stderr with single spaces, ``output`` stdout alone.
+    """
 
     def __init__(self, status: int, text: str, output: str) -> None:
         self.status = status
@@ -34,9 +37,10 @@ _FORKS = multiprocessing.get_context("forkserver")
 
 
 def oncofed(*arguments: str | Path, home: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end; ``home`` is its user's folder and the system's temporary one, and where it works.
+    """Run a command to its end in ``home``.
 
-    It is a process of its own, forked from one that has imported what commands need: that takes seconds.
+    That is also its user's folder and the system's temporary one. It is a separate process, forked from one that has
+    imported what commands need: that takes seconds.
     """
     words = ["oncofed", *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +56,10 @@ def oncofed(*arguments: str | Path, home: Path, timeout: float = 240) -> subproc
 
 
 class Forked:
-    """A command in a process that was forked, with the methods of ``subprocess.Popen`` that tests use."""
+    """A command in a forked process.
+
+    With the methods of ``subprocess.Popen`` that tests use.
+    """
 
     def __init__(self, arguments: tuple[str | Path, ...], log: Path) -> None:
         words = ["oncofed", *map(str, arguments)]
@@ -77,7 +84,7 @@ class Forked:
 
 @contextlib.contextmanager
 def forked(*arguments: str | Path, log: Path) -> Iterator[Forked]:
-    """Start a command as ``started`` does, without the seconds that imports take.
+    """Start a command like ``started``, without import time.
 
     Its command line is not that of a command: ``left_running`` does not find it.
     """
@@ -119,7 +126,10 @@ def _be_command(words: list[str], home: Path, environment: dict[str, str], outpu
 
 
 def command(*arguments: str | Path, before: str = "") -> list[str]:
-    """Return a command line; ``before`` is code that its process runs first."""
+    """Return a command line.
+
+    ``before`` is code that its process runs first.
+    """
     if before:
         return [sys.executable, "-c", f"{before}; from oncofed.cli.main import main; main()", *map(str, arguments)]
     return [sys.executable, "-m", "oncofed.cli.main", *map(str, arguments)]
@@ -127,7 +137,10 @@ def command(*arguments: str | Path, before: str = "") -> list[str]:
 
 @contextlib.contextmanager
 def started(*arguments: str | Path, log: Path, before: str = "") -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command in a process group of its own, as a shell does; nothing of it is left after the test."""
+    """Start a command in a new process group.
+
+    All its processes are ended after the block.
+    """
     line = command(*arguments, before=before)
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -147,7 +160,7 @@ def _end(process: subprocess.Popen[bytes] | Forked) -> None:
 
 
 def press_ctrl_c(process: subprocess.Popen[bytes] | Forked) -> None:
-    """Interrupt a started command and all in its process group, as a terminal does."""
+    """Interrupt a command's process group, as a terminal does."""
     os.killpg(process.pid, signal.SIGINT)
 
 
@@ -160,7 +173,10 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def site_processes(folder: Path, site: str) -> dict[str, psutil.Process]:
-    """Return "parent" and, while a job runs, "job": FLARE's processes of one site of a run in ``folder``."""
+    """Return FLARE's processes of a site.
+
+    "parent" and, while a job runs, "job"; of a run in ``folder``.
+    """
     found = {}
     for process, line in _command_lines():
         if str(folder) in line and f"uid={site}" in line:
@@ -169,7 +185,7 @@ def site_processes(folder: Path, site: str) -> dict[str, psutil.Process]:
 
 
 def left_running(folder: Path) -> list[str]:
-    """Return the command lines of the processes that work in ``folder``."""
+    """Return command lines of processes that use ``folder``."""
     return [line for _, line in _command_lines() if str(folder) in line]
 
 

@@ -32,9 +32,9 @@ _TABLES = {"attack": ("stopped", ("what", "by", "logged")), "wild": ("right", ("
 
 
 def pytest_configure() -> None:
-    """Heed what a shell's ``&`` and ``nohup`` have tests ignore, and all that they start: some are stopped so.
+    """Heed signals that a shell's ``&`` or ``nohup`` ignores.
 
-    And collect no garbage while the tests are imported.
+    Some tests stop processes by them. And no garbage is collected while the tests are imported.
     """
     gc.disable()
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
@@ -70,7 +70,7 @@ def spec(job: Path) -> JobSpec:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run a command in this process, through the program's own entry point."""
+    """Run a command in this process by its entry point."""
 
     def call(*arguments: str | Path) -> Outcome:
         monkeypatch.setattr("sys.argv", ["oncofed", *map(str, arguments)])
@@ -89,7 +89,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Folder of real images; tests that need it are skipped where it is absent."""
+    """Folder of real images; skips tests without it."""
     folder = Path(os.environ.get("ONCOFED_DATA", _ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real images in {folder}; set ONCOFED_DATA to a folder with hippocampus/")
@@ -97,15 +97,19 @@ def real_data() -> Path:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Name a parameter of bytes by its length: all workers must have the same names, and contents may hold times."""
+    """Name a parameter of bytes by its length.
+
+    All workers need the same names, and contents may hold times.
+    """
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked ``gpu`` where there is none; begin with the slow ones, and say which need one worker together.
+    """Sort tests slow first, and skip or group them.
 
-    Slow tests that share nothing with their file's others go to any worker, so that no worker ends long after the rest.
+    Tests marked ``gpu`` are skipped without one; those that share a fixture stay with one worker. Slow tests that share
+    nothing with their file's others go to any worker, so that no worker ends long after the rest.
     """
     import torch  # noqa: PLC0415 - takes seconds
 
@@ -132,7 +136,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print a table of what was tried and what came of it, after ``make security`` and ``make wild``."""
+    """Print a table after ``make security`` and ``make wild``."""
     kind = config.getoption("markexpr")
     if kind not in _TABLES:
         return
@@ -152,6 +156,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def _shares_a_fixture(item: pytest.Item) -> bool:
-    """Return whether a test uses what is made once for its whole file."""
+    """Return whether a test uses a module-scoped fixture."""
     definitions = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - pytest has no public name for it
     return any(found.scope == "module" for several in definitions.values() for found in several)

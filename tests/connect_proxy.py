@@ -1,4 +1,7 @@
-"""A proxy as hospitals have them: it opens tunnels by HTTP CONNECT, where that is allowed, for who has the password."""
+"""A proxy like those of hospitals.
+
+It opens tunnels by HTTP CONNECT to allowed targets, for clients with the password.
+"""
 
 from __future__ import annotations
 

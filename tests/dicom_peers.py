@@ -1,4 +1,7 @@
-"""A receiver that listens in a test, and peers that call it: one that is honest, one that may say anything."""
+"""A DICOM receiver for tests, and its peers.
+
+One peer is honest, one may send anything.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ class Desk:
         return [kind for kind, _ in self.told]
 
     def until(self, kind: str) -> str:
-        """Return the last line of a kind, which comes at any moment."""
+        """Return the last line of a kind, once it comes."""
         eventually(lambda: kind in self.kinds())
         return [text for told, text in self.told if told == kind][-1]
 
@@ -75,7 +78,10 @@ def send(association: Association, files: Sequence[Path | Dataset]) -> list[int]
 
 
 class Bare:
-    """A peer that speaks PS3.8 by hand, and so may say what the library would not."""
+    """A peer that writes PS3.8 by hand.
+
+    It may send what the library would not.
+    """
 
     def __init__(self, desk: Desk) -> None:
         self.socket = socket.create_connection(("127.0.0.1", desk.receiver.port), timeout=10)
@@ -87,7 +93,7 @@ class Bare:
         self.socket.sendall(data)
 
     def is_ended(self, seconds: float = 10.0) -> bool:
-        """Return whether the other side aborts the association, or ends the connection."""
+        """Return whether the other side ended the association."""
         self.socket.settimeout(seconds)
         try:
             return self.socket.recv(4096)[:1] in {b"", b"\x07"}
@@ -97,7 +103,10 @@ class Bare:
             return True
 
     def send_until_ended(self, data: bytes, most: int = 1000) -> int:
-        """Send the same again until the other side ends it, and return how often that was."""
+        """Send repeatedly until the other side ends it.
+
+        Returns how often.
+        """
         for number in range(most):
             with contextlib.suppress(ConnectionError):
                 self.send(data)

@@ -1,4 +1,7 @@
-"""Synthetic DICOM: series, segmentations, structure sets, written as scanners and workstations write them."""
+"""Synthetic DICOM series, segmentations and structure sets.
+
+Written as scanners and workstations write them.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ OBLIQUE = (0.9396926, 0.3420201, 0, -0.1710101, 0.4698463, -0.8660254)
 
 
 def volume(shape: tuple[int, int, int] = (12, 16, 8), seed: int = 0) -> np.ndarray:
-    """Return (column, row, slice) int16 with a bright block that tells every axis apart."""
+    """Return an asymmetric volume (column, row, slice).
+
+    int16 with a bright block.
+    """
     values = np.random.default_rng(seed).integers(0, 50, shape).astype(np.int16)
     values[2:5, 3:9, 1:6] += 500
     values[0] += 100
@@ -43,7 +49,10 @@ def volume(shape: tuple[int, int, int] = (12, 16, 8), seed: int = 0) -> np.ndarr
 
 
 def slice_header(position: Sequence[float], orientation: Sequence[float] = AXIAL, **changed: Any) -> ImageHeader:
-    """Return what ``read_header`` finds of a slice of MR; ``tells`` are the headers that tell volumes apart."""
+    """Return the ``read_header`` result of an MR slice.
+
+    ``tells`` are headers that distinguish volumes.
+    """
     return replace(
         _SLICE,
         position=[float(v) for v in position],
@@ -109,7 +118,9 @@ def make_series(
     names: Callable[[int], str] = lambda number: f"{number:04d}.dcm",
     tilt: float = 0.0,
 ) -> list[Path]:
-    """Write a series, one file a slice, and return the files in the order of their positions.
+    """Write a series; return its files by position.
+
+    One file a slice.
 
     Args:
         folder: where to.
@@ -158,7 +169,7 @@ def make_series(
 
 
 def make_xray(folder: Path, values: np.ndarray, name: str = "x.dcm", **attributes: Any) -> Path:
-    """Write a digital X-ray of (row, column) uint16 and return its file."""
+    """Write a digital X-ray of (row, column) uint16."""
     folder.mkdir(parents=True, exist_ok=True)
     dataset = _dataset(DigitalXRayImageStorageForPresentation)
     dataset.PatientID, dataset.PatientName = "MRN-0002", "Canary^Xray"
@@ -182,7 +193,9 @@ def make_seg(
     change: Callable[[Dataset], None] | None = None,
     **more: Any,
 ) -> Path:
-    """Write a SEG over a series; masks are (column, row, slice) bool by name, or fractions where it is FRACTIONAL.
+    """Write a SEG over a series.
+
+    Masks are (column, row, slice) bool by name, or fractions if it is FRACTIONAL.
 
     Args:
         path: where to.
@@ -271,7 +284,7 @@ def make_rtstruct(
 
 
 def make_multiframe(path: Path, files: Sequence[Path]) -> Path:
-    """Write the slices of a series as one enhanced image of many frames."""
+    """Write a series as one enhanced multi-frame image."""
     slices = [pydicom.dcmread(file) for file in files]
     enhanced = slices[0]
     enhanced.file_meta.MediaStorageSOPClassUID = enhanced.SOPClassUID = EnhancedMRImageStorage
@@ -337,7 +350,10 @@ def item(**attributes: Any) -> Dataset:
 
 
 def make_wsi(folder: Path, pixels: np.ndarray, mpp: float = 0.5, tile: int = 256, patient: str = "MRN-3") -> Path:
-    """Write one level of a DICOM slide, TILED_FULL and uncompressed, from (row, column, 3) uint8; return its file."""
+    """Write one level of a DICOM slide.
+
+    TILED_FULL and uncompressed, from (row, column, 3) uint8; returns its file.
+    """
     rows, columns = pixels.shape[:2]
     dataset = _dataset(VLWholeSlideMicroscopyImageStorage)
     dataset.PatientID, dataset.PatientName, dataset.PatientBirthDate, dataset.PatientSex = (

@@ -11,7 +11,7 @@ A100 = "NVIDIA A100-SXM4-40GB"
 
 
 def row(number: int, name: str = A100, free: int = 40000, busy: str = "3") -> str:
-    """Return a GPU's line of the table that is asked for."""
+    """Return a GPU's line of the queried table."""
     return f"{number}, GPU-{number}aaa, {name}, 580.82, 40960, {free}, {busy}"
 
 

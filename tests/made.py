@@ -1,4 +1,4 @@
-"""Models with the weights of a seed, predictions of them, and their cases."""
+"""Untrained models, their predictions and cases."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ seed: 2
 
 
 def made_model(folder: Path, task: str, model: str, data: str = f"{COLOURS}, patch: [64, 64]") -> TrainedModel:
-    """Return a model that nobody trained, from a run's folder with the weights of the job's seed."""
+    """Return an untrained model from a run's folder.
+
+    Its weights are those of the job's seed.
+    """
     return load_model(make_run(folder, JOB.format(task=task, model=model, data=data)))
 
 
@@ -42,6 +45,9 @@ def made_source(image: Path, name: str = "case", **more: object) -> Source:
 
 
 def made_predictions(model: TrainedModel, images: Path, out: Path, less: tuple[str, ...] = ()) -> Predictions:
-    """Return what becomes of a folder of images, on the CPU."""
+    """Return predictions of a folder of images.
+
+    On the CPU.
+    """
     sources = gather([images], out, model.job, out.parent / "datasets")
     return predict(model, sources, out, torch.device("cpu"), Options(select_outputs(less=less)))

@@ -1,4 +1,4 @@
-"""Results of a site's job, and the policy that checks them before they leave."""
+"""Results of a site's job, with their outbound policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of small pictures, and what registering makes of a folder."""
+"""Folders of small pictures, also registered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read(source: Path, out: Path, **more: object) -> Manifest:
 
 
 def pictures(folder: Path, *names: str) -> Path:
-    """Write noise as grey pictures, another for each name, and return the folder."""
+    """Write noise as grey pictures, different by name."""
     for seed, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 9), np.uint8)).save(folder / name)

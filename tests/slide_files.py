@@ -1,4 +1,7 @@
-"""Small slides in the formats that scanners and converters write, with pixels that are known."""
+"""Small slides with known pixels.
+
+In the formats that scanners and converters write.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ MICRON = {"PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}
 
 
 def stained(rows: int = 512, columns: int = 640, colour: Sequence[int] = PINK, glass: int = 245) -> Pixels:
-    """Return (row, column, 3) of a tinted ellipse on glass, with a little noise."""
+    """Return (row, column, 3) of a tinted ellipse on glass.
+
+    With a little noise.
+    """
     y, x = np.mgrid[:rows, :columns]
     pixels = np.full((rows, columns, 3), glass)
     pixels[((x - columns * 0.45) / (columns * 0.3)) ** 2 + ((y - rows * 0.5) / (rows * 0.35)) ** 2 < 1] = colour
@@ -48,13 +54,19 @@ def ycbcr(pixels: Pixels) -> Pixels:
 
 
 def jpeg_2000(pixels: Pixels, transformed: bool) -> bytes:
-    """Return a codestream of components as they are, with or without a transformation that its decoder undoes."""
+    """Return a JPEG 2000 codestream of components as they are.
+
+    With or without a colour transformation that its decoder reverts.
+    """
     contiguous = np.ascontiguousarray(pixels)
     return bytes(imagecodecs.jpeg2k_encode(contiguous, codecformat="J2K", mct=transformed, reversible=True))
 
 
 def jpeg(pixels: Pixels, space: str, marked: bool, subsampled: bool = False) -> bytes:
-    """Return a JPEG whose components are "rgb" or "ycbcr", with or without the markers that say so."""
+    """Return a JPEG of "rgb" or "ycbcr" components.
+
+    With or without the markers that say so.
+    """
     sampling = "420" if subsampled else "444"
     contiguous = np.ascontiguousarray(pixels)
     stream = bytes(
@@ -77,7 +89,9 @@ def without_markers(stream: bytes) -> bytes:
 def bare_tiff(
     path: Path, pixels: Pixels, encode: Callable[[Pixels], bytes], compression: int, photometric: int, text: str = ""
 ) -> Path:
-    """Write a TIFF of tiles that are encoded already, with half a micron a pixel, as no library would write it.
+    """Write a TIFF of encoded tiles.
+
+    Half a micron a pixel, with tags that no library would write.
 
     Args:
         path: of the file.
@@ -125,5 +139,8 @@ def bare_tiff(
 
 
 def halved(pixels: Pixels) -> Pixels:
-    """Return an image of half the size, each pixel the mean of four."""
+    """Return an image of half the size.
+
+    Each pixel is the mean of four.
+    """
     return np.asarray(Image.fromarray(pixels).reduce(2))

@@ -1,4 +1,7 @@
-"""A ``libcuda.so.1`` that does to the system what NVIDIA's driver 570 and later do as they begin, and has no GPU."""
+"""A ``libcuda.so.1`` without a GPU.
+
+As it starts it changes the system like NVIDIA's driver 570 and later.
+"""
 
 from __future__ import annotations
 
@@ -119,7 +122,10 @@ int open_elsewhere(const char *path)
 
 
 def build_driver(folder: Path) -> Path:
-    """Compile it into a folder, and return that folder, for ``LD_LIBRARY_PATH``; without a compiler skip the test."""
+    """Compile it into a folder for ``LD_LIBRARY_PATH``.
+
+    Returns that folder; without a compiler the test is skipped.
+    """
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler, with which the stub of the driver is made")

@@ -1,4 +1,7 @@
-"""Small datasets made on the spot: nested balls in noise, textures, nuclei, slides."""
+"""Small generated datasets.
+
+Nested balls in noise, textures, nuclei, slides.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,10 @@ def write_job(folder: Path, text: str = JOB) -> Path:
 
 
 def make_textures(folder: Path, classes: list[str], each: int = 12, side: int = 32, colours: int = 3) -> Path:
-    """Write one folder of images a class, each class with stripes of another width, and return the folder."""
+    """Write one folder of striped images a class.
+
+    Classes differ in the stripes' width; returns the folder.
+    """
     rng = np.random.default_rng(0)
     for value, name in enumerate(classes):
         (folder / name.replace(" ", "_")).mkdir(parents=True)
@@ -73,7 +79,10 @@ def make_textures(folder: Path, classes: list[str], each: int = 12, side: int = 
 
 
 def make_nuclei(folder: Path, count: int = 12, side: int = 128) -> Path:
-    """Write fields of bright discs, some of which touch, with masks that number them, and return the folder."""
+    """Write fields of bright discs with numbered masks.
+
+    Some touch; returns the folder.
+    """
     rng = np.random.default_rng(0)
     for sub in ("images", "masks"):
         (folder / sub).mkdir(parents=True)
@@ -94,7 +103,7 @@ def make_nuclei(folder: Path, count: int = 12, side: int = 128) -> Path:
 def make_slides(
     folder: Path, count: int, side: int = 2048, seed: int = 0
 ) -> dict[str, tuple[int, int, int, int] | None]:
-    """Write slides of pink tissue with dark nuclei, and a table of their classes.
+    """Write tissue slides and a table of classes.
 
     In every other slide a region of less than 2 % of the tissue has nuclei that are larger and denser.
 
@@ -138,7 +147,7 @@ def _nuclei(pixels: np.ndarray, rng: np.random.Generator, x: int, y: int, size: 
 
 
 def make_package(folder: Path, blocks: str = "") -> Path:
-    """Write a Python package that registers the network ``wide_net``, and return it.
+    """Write a Python package that registers ``wide_net``.
 
     Args:
         folder: to make; its name is the package's.

@@ -1,4 +1,4 @@
-"""docs/architecture.md: the recipes for adding something work, and the files that it names are there."""
+"""docs/architecture.md: its recipes work, its files exist."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def recipes() -> dict[str, list[Block]]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the code and the jobs, to which all recipes were applied."""
+    """A copy of code and jobs with all recipes applied."""
     folder = tmp_path_factory.mktemp("checkout")
     shutil.copytree(ROOT / "custom", folder / "custom", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "jobs", folder / "jobs")

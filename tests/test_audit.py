@@ -1,4 +1,4 @@
-"""Tests of the audit log: what was changed, moved, taken out or cut off is found."""
+"""Tests of the audit log: changes and gaps are found."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_line_that_was_forged_with_its_digest_breaks_the_chain_behind_it(log: 
     assert problem.line == 4
 
 
-def test_a_tail_that_was_cut_off_or_written_anew_is_found_by_the_servers_anchor(log: AuditLog) -> None:
+def test_a_cut_or_rewritten_tail_is_found_by_the_servers_anchor(log: AuditLog) -> None:
     _, anchor = log.verify()
     assert anchor is not None
     _put(log, _lines(log)[:3])
@@ -97,7 +97,7 @@ def test_a_tail_that_was_cut_off_or_written_anew_is_found_by_the_servers_anchor(
     assert log.verify((anchor,))[0]
 
 
-def test_a_line_that_broke_off_when_the_machine_stopped_is_told_and_the_log_goes_on(log: AuditLog) -> None:
+def test_a_line_cut_by_a_crash_is_reported_and_the_log_continues(log: AuditLog) -> None:
     with log.path.open("a") as file:
         file.write('{"n": 6, "wh')
     assert log.verify()[0][0].what == "it breaks off"
@@ -132,7 +132,7 @@ def test_processes_that_write_at_once_make_one_chain(tmp_path: Path) -> None:
     by="JSON, one object a line",
     logged="the line itself",
 )
-def test_nothing_that_a_person_types_makes_a_line_of_its_own(log: AuditLog) -> None:
+def test_typed_text_cannot_add_a_line(log: AuditLog) -> None:
     log.write("policy changed", "eve", reason='x"}\n{"n": 7, "what": "job admitted"}\u2028\x1b[2K')
     assert len(_lines(log)) == 6
     assert log.verify()[0] == []
@@ -143,7 +143,7 @@ def test_nothing_that_a_person_types_makes_a_line_of_its_own(log: AuditLog) -> N
     by="the audit log: what is not recorded does not happen",
     logged="the site's log",
 )
-def test_what_cannot_be_recorded_is_an_error_and_leaves_the_log_whole(log: AuditLog) -> None:
+def test_a_failed_entry_is_an_error_and_leaves_the_log_whole(log: AuditLog) -> None:
     before = log.path.read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, hard))

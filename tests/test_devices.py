@@ -18,7 +18,10 @@ _WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
 @pytest.fixture
 def cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """A machine with one GPU that works, as far as torch's Python code sees it."""
+    """A machine with one working GPU, as torch sees it.
+
+    Simulated in its Python code.
+    """
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
@@ -54,7 +57,7 @@ def test_a_gpu_that_works_is_used(cuda: pytest.MonkeyPatch) -> None:
     assert training_device("cpu") == torch.device("cpu")
 
 
-def test_a_gpu_that_is_named_is_asked_for_before_a_run_begins_without_beginning_cuda(
+def test_a_named_gpu_is_checked_before_a_run_without_starting_cuda(
     cuda: pytest.MonkeyPatch,
 ) -> None:
     cuda.setattr(torch.cuda, "init", lambda: pytest.fail("CUDA was begun"))
@@ -80,7 +83,7 @@ def test_without_a_gpu_the_cpu_trains(monkeypatch: pytest.MonkeyPatch, named: st
 
 
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="needs a build of torch without CUDA")
-def test_a_gpu_that_was_lent_is_never_left_for_the_cpu_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_assigned_gpu_is_never_silently_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     with pytest.raises(TrainingError, match=r"the GPU cannot be used: torch .* is built without CUDA\. Install"):
         training_device()
@@ -88,7 +91,7 @@ def test_a_gpu_that_was_lent_is_never_left_for_the_cpu_in_silence(monkeypatch: p
         training_device("cuda")
 
 
-def test_a_gpu_that_nobody_lent_and_that_does_not_work_is_told_of(
+def test_a_broken_unassigned_gpu_is_reported(
     cuda: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("nvidia0", "nvidia-uvm"):
@@ -120,7 +123,7 @@ def test_a_gpu_that_nobody_lent_and_that_does_not_work_is_told_of(
         ("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED\nmore", "CUDNN_STATUS_NOT_INITIALIZED", "doctor"),
     ],
 )
-def test_what_torch_says_of_a_gpu_becomes_one_line_with_advice(
+def test_torchs_gpu_errors_become_one_line_with_advice(
     cuda: pytest.MonkeyPatch, message: str, found: str, advice: str
 ) -> None:
     _says(cuda, message)
@@ -137,7 +140,7 @@ def test_what_torch_says_of_a_gpu_becomes_one_line_with_advice(
     ("named", "told"),
     [("3", "CUDA_VISIBLE_DEVICES names 3, and CUDA"), ("MIG-5c1a2f", "names one by its id"), ("0,1", "names 0,1")],
 )
-def test_a_gpu_that_is_named_and_not_there(cuda: pytest.MonkeyPatch, named: str, told: str) -> None:
+def test_a_named_gpu_that_is_missing(cuda: pytest.MonkeyPatch, named: str, told: str) -> None:
     cuda.setenv("CUDA_VISIBLE_DEVICES", named)
     cuda.setattr(torch.cuda, "is_available", lambda: False)
     _says(cuda, "No CUDA GPUs are available")
@@ -196,7 +199,7 @@ def test_a_gpu_that_computes_wrongly_is_not_used(cuda: pytest.MonkeyPatch) -> No
     assert "it computes 0.0 and 16.0" in (why_unusable() or "")
 
 
-def test_asking_starts_no_backward_pass_and_draws_nothing(cuda: pytest.MonkeyPatch) -> None:
+def test_checking_runs_no_backward_pass_and_draws_no_random_numbers(cuda: pytest.MonkeyPatch) -> None:
     def backward(*arguments: object, **names: object) -> None:
         raise AssertionError("a backward pass")
 

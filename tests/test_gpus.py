@@ -19,14 +19,14 @@ GPU 1: {A100} (UUID: GPU-1aaa)
 
 @pytest.fixture
 def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine with three GPUs, and nothing of a driver elsewhere."""
+    """A machine with three GPUs, and no other driver files."""
     monkeypatch.setattr(gpus, "_ROOT", tmp_path / "root")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     install(tmp_path / "bin", monkeypatch, [row(0), row(1, free=1000), row(2)])
     return monkeypatch
 
 
-def test_what_the_driver_says(smi: pytest.MonkeyPatch) -> None:
+def test_nvidia_smis_output_is_parsed(smi: pytest.MonkeyPatch) -> None:
     first, second, _ = read_gpus()
     assert first == GPU(0, A100, "580.82", 40.0, 40000 / 1024, 3, "GPU-0aaa")
     assert (first.device, first.is_taken, second.is_taken) == (0, False, True)
@@ -56,12 +56,12 @@ def test_a_process_has_the_gpus_that_its_environment_names(
 
 
 @pytest.mark.parametrize(("named", "told"), [("7", "names 7, and"), ("MIG-99", "names one by its id, and")])
-def test_a_name_of_no_gpu_is_told(smi: pytest.MonkeyPatch, named: str, told: str) -> None:
+def test_an_unknown_gpu_name_is_reported(smi: pytest.MonkeyPatch, named: str, told: str) -> None:
     with pytest.raises(FederationError, match=f"{told} nvidia-smi lists 0, 1, 2. Start with one"):
         read_gpus({"CUDA_VISIBLE_DEVICES": named})
 
 
-def test_a_gpu_in_slices_is_its_slices(smi: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_sliced_gpu_is_listed_by_its_slices(smi: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(tmp_path / "bin", smi, [row(0, busy="[N/A]"), row(1)], _LIST)
     first, second, whole = read_gpus()
     assert first == GPU(0, f"{A100} 3g.20gb", "580.82", 20.0, 20.0, None, "MIG-31aa", is_slice=True)
@@ -70,7 +70,7 @@ def test_a_gpu_in_slices_is_its_slices(smi: pytest.MonkeyPatch, tmp_path: Path) 
         assert [gpu.device for gpu in read_gpus({"CUDA_VISIBLE_DEVICES": named})] == expected
 
 
-def test_a_driver_that_does_not_work_is_told(smi: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_broken_driver_is_reported(smi: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(tmp_path / "bin", smi, ["Failed to initialize NVML: Driver/library version mismatch"], status=18)
     with pytest.raises(FederationError, match="nvidia-smi says: Failed to initialize NVML: Driver"):
         read_gpus()
@@ -84,7 +84,7 @@ def test_a_driver_that_does_not_work_is_told(smi: pytest.MonkeyPatch, tmp_path: 
 
 
 @pytest.mark.parametrize("trace", ["dev/nvidia0", "usr/lib64/libcuda.so.1", "usr/lib/x86_64-linux-gnu/libcuda.so.1"])
-def test_a_driver_that_cannot_be_asked_is_not_taken_for_none(
+def test_an_unreachable_driver_is_not_taken_for_a_missing_one(
     smi: pytest.MonkeyPatch, tmp_path: Path, trace: str
 ) -> None:
     smi.setenv("PATH", str(tmp_path / "nothing"))

@@ -1,4 +1,7 @@
-"""Folders in which nothing can be locked: what runs there says so at once, and waits for nobody."""
+"""Folders without file locks.
+
+Programs report that at once, without waiting.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _REPORTS = "crush#3461, DrQA#69, bcbio-nextgen#1123"
 
 @pytest.fixture(params=[errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
 def no_locks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A file system that refuses locks; return why, in the system's words."""
+    """A file system that refuses locks.
+
+    Returns the system's error message.
+    """
     why = os.strerror(request.param)
 
     def refuse(*_: object) -> None:
@@ -51,14 +57,14 @@ def test_nothing_is_recorded_without_a_lock_and_the_reason_is_said(no_locks: str
 
 
 @pytest.mark.wild(_REPORTS, "a turn at the machine whose file cannot be locked")
-def test_who_waits_for_a_file_that_cannot_be_locked_waits_for_nothing(no_locks: str, tmp_path: Path) -> None:
+def test_waiting_for_an_unlockable_file_fails_at_once(no_locks: str, tmp_path: Path) -> None:
     with (tmp_path / "turn").open("w") as file:
         for wait in (lambda: wait_for_lock([file], lambda: False), lambda: wait_in_line(file, [], lambda: False)):
             with pytest.raises(FederationError, match=r"turn cannot be locked"):
                 wait()
 
 
-def test_a_lock_that_is_lost_while_one_stands_in_line_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_lost_while_waiting_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def held_at_first(descriptor: object, how: int) -> None:
         if how & fcntl.LOCK_NB:
             raise BlockingIOError

@@ -48,7 +48,7 @@ _needs_ipv6 = pytest.mark.skipif("::1" not in loopback_addresses(), reason="this
         ("", False),
     ],
 )
-def test_what_is_this_machine_itself(host: str, itself: bool) -> None:
+def test_names_and_addresses_of_this_machine(host: str, itself: bool) -> None:
     assert is_loopback(host) is itself
 
 
@@ -135,7 +135,7 @@ def test_on_a_usual_machine_nothing_is_changed(only, patched, monkeypatch) -> No
         (("127.0.0.1",), set()),
     ],
 )
-def test_flare_talks_over_the_address_that_there_is(only, patched, monkeypatch, addresses, named) -> None:
+def test_flare_uses_the_available_address(only, patched, monkeypatch, addresses, named) -> None:
     monkeypatch.setattr(own_loopback, "_named", lambda: named)
     only(*addresses)
     own_loopback.simulate_over_own_loopback()
@@ -174,7 +174,7 @@ def _may_unshare() -> bool:
         ("true", ""),
     ],
 )
-def test_what_a_machine_has_is_found_by_trying(network: str, expected: str) -> None:
+def test_available_addresses_are_found_by_binding(network: str, expected: str) -> None:
     look = f"{sys.executable} -c 'from oncofed.loopback import *; print(*loopback_addresses())'"
     done = subprocess.run(
         ["unshare", "-rn", "bash", "-c", f"{network}; {look}"], capture_output=True, text=True, check=True

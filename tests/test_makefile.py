@@ -30,7 +30,7 @@ def _steps(venv: Path, *settings: str) -> list[str]:
 
 @pytest.mark.parametrize("gpus", [0, 1])
 @pytest.mark.parametrize("index", [_CPU, _OLDER])
-def test_an_index_of_torch_that_is_named_is_obeyed_with_and_without_a_gpu(venv: Path, gpus: int, index: str) -> None:
+def test_a_named_torch_index_is_used_with_and_without_a_gpu(venv: Path, gpus: int, index: str) -> None:
     remove, install = _steps(venv, f"CUDA={gpus}", f"TORCH_INDEX={index}")
     assert "uninstall" in remove
     assert "'torch==2." in install  # "===" would take no build of that index, which are called 2.13.0+cpu and so on
@@ -44,7 +44,7 @@ def test_without_one_a_gpu_decides(venv: Path, gpus: int, wanted: str) -> None:
     assert "index-url" not in install
 
 
-def test_what_was_named_once_stays_and_another_replaces_it(venv: Path) -> None:
+def test_a_named_index_persists_until_replaced(venv: Path) -> None:
     (venv / "torch.installed").write_text(f"{_CPU}\n")
     assert _steps(venv, "CUDA=1") == []
     assert _steps(venv, "CUDA=1", f"TORCH_INDEX={_CPU}") == []

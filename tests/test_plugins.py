@@ -30,7 +30,7 @@ def test_a_packs_plugins_are_known_under_its_digest_alone() -> None:
         registry.find("own", PACK)
 
 
-def test_a_pack_cannot_bring_what_packs_may_not() -> None:
+def test_a_pack_cannot_register_forbidden_plugins() -> None:
     registry = Registry[int]("algorithm", packs=False)
     with registering(PACK), pytest.raises(SpecError, match="a pack cannot bring algorithm 'mine'"):
         registry.register("mine")(1)
@@ -59,7 +59,7 @@ def test_an_installed_package_registers_through_its_entry_point(
     assert registry.find("theirs") == 3
 
 
-def test_what_is_installed_and_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_plugin_that_fails_to_import_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = EntryPoint("theirs", "no_such_module", "oncofed.losses")
     monkeypatch.setattr(plugins, "entry_points", lambda group: [entry])
     with pytest.raises(SpecError, match=r"the package of the loss 'theirs' \(no_such_module\) cannot be imported"):

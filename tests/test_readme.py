@@ -1,4 +1,4 @@
-"""What the README promises: its commands exist, its job is valid, and continuous integration runs the same commands."""
+"""The README's commands, job and CI commands are valid."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_the_script_trains_and_scores(
     assert (tmp_path / "workspace/datasets/checkpoint.safetensors").is_file()
 
 
-def test_the_network_of_ones_own_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_custom_network_example_works(monkeypatch: pytest.MonkeyPatch) -> None:
     _, own = _blocks("python")
     monkeypatch.setattr(NETWORKS, "_known", dict(NETWORKS._known))
     module = ModuleType("my_networks")

@@ -56,7 +56,7 @@ print(tried(read), in_thread(read), tried(connect), in_thread(connect))
     assert _printed(script) == [denied, denied, "worked", "worked", denied, denied, denied, denied]
 
 
-def test_calls_alone_can_be_refused_also_by_who_is_not_root() -> None:
+def test_calls_can_be_refused_without_root() -> None:
     script = """
 restrict_calls()
 status = Path("/proc/self/status").read_text()
@@ -66,7 +66,7 @@ print(tried(connect), in_thread(connect), status.split("NoNewPrivs:")[1].split()
 
 
 @pytest.mark.skipif(sandbox._landlock_version() >= 8, reason="this kernel binds threads that are there")
-def test_where_a_thread_is_there_that_would_not_be_bound_nothing_is_confined() -> None:
+def test_with_an_unrestrictable_thread_nothing_is_confined() -> None:
     script = """
 go_on = threading.Event()
 thread = threading.Thread(target=go_on.wait)

@@ -1,4 +1,7 @@
-"""A federation of a model with four weights, whose sites are functions: hundreds of rounds a second."""
+"""A federation of a model with four weights.
+
+Its sites are functions: hundreds of rounds a second.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ _TEST_CASES = 6
 
 
 class TinyModel(JobModel):
-    """Four weights, a statistic, a counter, and a weight that no site trains."""
+    """Four weights, a statistic, a counter, a fixed weight."""
 
     def __init__(self) -> None:
         super().__init__(PLAN)
@@ -70,7 +73,7 @@ class TinyModel(JobModel):
 
 
 def trained_delta(site: str, weights: Mapping[str, Tensor]) -> Weights:
-    """Return a site's update of a model: a step towards a point of its own."""
+    """Return a site's update, towards the site's point."""
     return {
         "w": 0.25 * (target(site) - weights["w"]),
         "mean": 0.5 * (target(site)[:1] - weights["mean"]),
@@ -85,7 +88,7 @@ def target(site: str) -> Tensor:
 
 
 def score_of(site: str, weights: Mapping[str, Tensor]) -> float:
-    """Return a model's score at a site, nearer to one the nearer the model is to its point."""
+    """Return a model's score, by distance to the site's point."""
     return round(1 / (1 + float((target(site) - weights["w"].float()).abs().mean())), 4)
 
 
@@ -168,7 +171,7 @@ def tiny_loop(
     is_stopped: Callable[[], bool] = bool,
     synchronize: Callable[[], None] = lambda: None,
 ) -> RoundLoop:
-    """Return the round loop of a federation whose record is kept by ``record``."""
+    """Return a round loop recorded by ``record``."""
     return RoundLoop(
         plan=plan,
         federation=FederationPlan.model_validate(settings or {}),
@@ -184,7 +187,9 @@ def tiny_loop(
 
 @dataclass
 class Recorder:
-    """Keeps events as the record's file does, and ends the process after one of them.
+    """Keeps events like the record's file.
+
+    Ends the process after one of them.
 
     Attributes:
         log: the file.

@@ -1,4 +1,7 @@
-"""Folders of runs made without training: the weights are those of the job's seed."""
+"""Run folders without training.
+
+The weights are those of the job's seed.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ seed: 3
 
 
 def make_run(folder: Path, text: str = JOB) -> Path:
-    """Write a run's folder as ``job run`` leaves it, and return it."""
+    """Write a run's folder as ``job run`` leaves it."""
     job = parse_job(write_job(folder, text))
     weights = job.plan().initial_weights()
     (folder / "model").mkdir()

@@ -1,4 +1,4 @@
-"""A folder that is watched in a test, and the time that a test lets pass there."""
+"""A watched folder with simulated time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Clock:
 
 
 class Hand:
-    """Makes results, and notes of what; or raises what it is given."""
+    """Makes results and notes them, or raises errors."""
 
     def __init__(self, out: Path, raises: BaseException | None = None) -> None:
         self.out, self.raises, self.seen = out, raises, list[str]()
@@ -37,7 +37,7 @@ class Hand:
 
 
 class Place:
-    """A watched folder and one for results, looked at without waiting."""
+    """A watched folder and results, scanned without waiting."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.folder, self.out = root, root / "in", root / "out"

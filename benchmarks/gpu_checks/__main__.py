@@ -1,4 +1,7 @@
-"""The command: ``python -m gpu_checks``. Exit status: 0 nothing was refuted, 1 something was, 2 usage, 3 no GPU."""
+"""``python -m gpu_checks``.
+
+Exit status: 0 nothing was refuted, 1 something was, 2 usage, 3 no GPU.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def main(words: list[str] | None = None) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # also for code that looks for a GPU by itself
         # Work that is so small takes longer on several cores, above all where something else runs on them.
         os.environ.setdefault(THREADS_VARIABLE, "1")
-    # Two seconds and more, which --list and a mistake need not wait for.
+    # Importing takes two seconds or more, which --list and a wrong option need not wait for.
     from gpu_checks.results import exit_status, new_file, read_run, summary
     from gpu_checks.runner import Runner
     from gpu_checks.support import import_as_jobs_do
@@ -49,7 +52,7 @@ def main(words: list[str] | None = None) -> int:
     file = new_file(arguments.out, arguments.device, commit)
     with tempfile.TemporaryDirectory(prefix="oncofed-gpu-") as temporary:
         runner = Runner(file, Path(temporary), arguments.device, begun + arguments.seconds)
-        # What one check compiled another need not, and nothing that an earlier run compiled is found.
+        # Checks share compiled kernels with each other, but not with earlier runs.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(temporary) / "inductor")
         import_as_jobs_do()
         try:
@@ -78,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         help="cpu: walk all checks, tiny, on the CPU, which confirms nothing",
     )
     parser.add_argument("--only", default="", metavar="NAME,...", help="these checks alone")
-    parser.add_argument("--seconds", type=float, default=_SECONDS, help="end after so many (default %(default)g)")
+    parser.add_argument("--seconds", type=float, default=_SECONDS, help="limit in seconds (default %(default)g)")
     parser.add_argument("--out", type=Path, default=_FOLDER / "results" / "gpu", help="folder for the lines")
     parser.add_argument("--list", action="store_true", help="list the checks and their claims")
     return parser

@@ -1,4 +1,4 @@
-"""Attention over a slide's features: is the GPU waiting for the bags?"""
+"""Does a GPU wait for bags of a slide's features?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SIZE, _MOST_TILES, _TILES = 8, 4096, 5000
 
 
 def check(context: Context) -> None:
-    """Compare the time of a batch with that of the step that takes it."""
+    """Compare the time of a batch and its step."""
     for features in (62, 2048) if context.cuda else (62,):
         with context.report.attempt("bags", f"{features} features"):
             _keep_up(context, features)

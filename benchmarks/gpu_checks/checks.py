@@ -1,4 +1,7 @@
-"""Checks in order, most valuable first: a module each, with ``check``."""
+"""Checks, most valuable first.
+
+Each is a module with a function ``check``.
+"""
 
 from __future__ import annotations
 

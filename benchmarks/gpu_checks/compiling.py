@@ -1,4 +1,4 @@
-"""From how many steps on ``torch.compile`` pays, whether oncofed decides accordingly; what CUDA graphs are worth."""
+"""When ``torch.compile`` and CUDA graphs pay off."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gpu_checks.data import BRAIN, CT, TILES, XRAYS, cases_of, plan_of, trainer_
 from oncofed.training import Trainer
 from oncofed.training.compiling import CACHE_VARIABLE, Form, can_compile
 
-# After so many it has decided.
+# Steps after which ``training.compile: auto`` has decided.
 _DECIDED = 120
 _NEAR = 1e-2
 
 
 def check(context: Context) -> None:
-    """Replay a step that is bound by launches; then measure each job with and without compiling."""
+    """Replay a launch-bound step; compare jobs with and without compiling."""
     with context.report.attempt("graphs", BRAIN):
         _replay(context)
     for job in (BRAIN, TILES, XRAYS, CT) if context.cuda else (BRAIN,):
@@ -27,7 +27,10 @@ def check(context: Context) -> None:
 
 
 def _replay(context: Context) -> None:
-    """Compare losses and times of the same steps, of so small a network that a GPU waits for the host."""
+    """Compare losses and times of the same steps.
+
+    The network is so small that the GPU waits for the host.
+    """
     if context.cuda and (why := can_compile()):
         context.report.skip("graphs", why)
         return
@@ -62,7 +65,10 @@ def _forget_compiled(context: Context, name: str) -> None:
 
 
 def _compare(context: Context, job: str) -> None:
-    """Measure a job that need not repeat itself: one that must decides by its length alone."""
+    """Measure a job that need not be deterministic.
+
+    A deterministic one decides by its length alone.
+    """
     first, ms, worked = {}, {}, False
     steps = 30 if context.cuda else 1
     for how in ("never", "always") if context.cuda else ("never",):

@@ -1,4 +1,4 @@
-"""An engineer's own code trains on the GPU in a process without network and without other files."""
+"""An engineer's code trains on the GPU while sandboxed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SECONDS = 50.0
 
 
 def check(context: Context) -> None:
-    """Train in the real process; if it fails, find the cause."""
+    """Train in the real process; on failure find the cause."""
     missing = sandbox.what_is_missing()
     if missing:
         context.report.skip("confined", f"this machine cannot confine a process: {missing}")
@@ -58,7 +58,7 @@ def _trains(context: Context, folder: Path) -> dict[str, Any]:
 
 
 def _plans(context: Context, pack: Pack) -> tuple[Plan, Plan]:
-    """Return the plan as sent to a site, and as used by the sandboxed process."""
+    """Return the plan as sent and as used when sandboxed."""
     load_pack(pack)
     training = {"steps_per_round": 5, "compile": "never"}
     values = plan_of(context, BRAIN, {"training": training}).model_dump()

@@ -21,7 +21,7 @@ class Context:
 
     Attributes:
         device: to check on; on a CPU everything is as small as can be.
-        folder: for whatever it writes. What one check generated there others find.
+        folder: for all files. Other checks reuse what one check generated there.
         report: takes what it finds.
     """
 
@@ -48,7 +48,10 @@ class Context:
         return time.perf_counter() - begun
 
     def median_seconds(self, program: Callable[[], object], times: int = 3) -> float:
-        """Return the median of several times, the same on a CPU in one."""
+        """Return the median of several times.
+
+        On a CPU the time of one call.
+        """
         return statistics.median(self.seconds(program) for _ in range(times if self.cuda else 1))
 
     def forget_peak(self) -> None:
@@ -58,9 +61,15 @@ class Context:
             torch.cuda.reset_peak_memory_stats()
 
     def peak_gib(self) -> float:
-        """Return peak tensor memory in GiB since the reset; 0 on a CPU."""
+        """Return peak tensor memory since the reset.
+
+        In GiB; 0 on a CPU.
+        """
         return torch.cuda.max_memory_allocated() / GIB if self.cuda else 0.0
 
     def peak_reserved_gib(self) -> float:
-        """Return peak reserved GPU memory in GiB with caches; 0 on a CPU."""
+        """Return peak reserved GPU memory, with caches.
+
+        In GiB; 0 on a CPU.
+        """
         return torch.cuda.max_memory_reserved() / GIB if self.cuda else 0.0

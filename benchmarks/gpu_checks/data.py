@@ -1,4 +1,4 @@
-"""Generated data of the checked jobs, registered and read like a site's."""
+"""Generated, registered data of the checked jobs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CT, BRAIN, NUCLEI = "ct_organ_segmentation", "brain_tissue_segmentation", "nucle
 TILES, XRAYS, SLIDES = "tile_classification", "xray_classification", "slide_classification"
 JOBS = (CT, BRAIN, NUCLEI, TILES, XRAYS, SLIDES)
 
-# What makes a job small enough for a CPU; the network keeps its form.
+# Changes that make a job small enough for a CPU; the network keeps its form.
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     CT: {"data": {"patch": [16, 16, 16]}, "model": {"channels": [8, 8, 8], "deep_supervision": 1}},
     BRAIN: {"data": {"patch": [16, 16, 16]}, "model": {"channels": [4, 8, 8]}},
@@ -39,7 +39,7 @@ _VOXEL = (0.8, 0.8, 2.5)  # mm, of an abdominal CT
 
 
 def plan_of(context: Context, job: str, changes: Changes | None = None, small: bool = False) -> Plan:
-    """Return a job's plan, on a CPU one that is small.
+    """Return a job's plan, a small one on a CPU.
 
     Args:
         context: of the check.
@@ -67,8 +67,7 @@ def cases_of(context: Context, job: str) -> Cases:
     """Return a job's cases, generated at the first call."""
     plan = plan_of(context, job)
     dataset = dataset_of(context, job)
-    labels = plan.build_task().label_kind
-    return read_cases(dataset, plan.data.split, plan.seed, plan.task.vocabulary, labels=labels)
+    return read_cases(dataset, plan.data.split, plan.seed, plan.supervision())
 
 
 def dataset_of(context: Context, job: str) -> Path:
@@ -77,9 +76,10 @@ def dataset_of(context: Context, job: str) -> Path:
 
 
 def large_ct(context: Context, count: int) -> Cases:
-    """Return abdominal CTs (512×512×100 voxels; small on a CPU) for validation.
+    """Return abdominal CTs for validation.
 
-    Three differ, and each of the others is one of these again: what reading and scoring take is the same.
+    512×512×100 voxels; small on a CPU. Three differ, the others are copies: reading and scoring them takes as
+    long.
     """
     plan = plan_of(context, CT)
 
@@ -100,14 +100,14 @@ def large_ct(context: Context, count: int) -> Cases:
         register(RegisterOptions(folder / "in", plan.data.dataset, folder / "set", labels=plan.task.classes))
 
     folder = _made(context, f"large-{count}", make)
-    cases = read_cases(folder / "set", plan.data.split, plan.seed, plan.task.vocabulary)
+    cases = read_cases(folder / "set", plan.data.split, plan.seed, plan.supervision())
     return Cases((), tuple(cases), ())
 
 
 def write_ct(
     image: Path, label: Path, shape: tuple[int, ...], classes: int, voxel: tuple[float, ...], seed: int = 0
 ) -> Case:
-    """Write noise with a box of each class, and return it as a case."""
+    """Write noise with a box per class as a case."""
     rng = np.random.default_rng(seed)
     values = rng.integers(-150, 150, shape, dtype=np.int16)
     found = np.zeros(shape, np.uint8)
@@ -156,7 +156,10 @@ _MAKERS: dict[str, Callable[[Path, Plan], None]] = {
 
 
 def _made(context: Context, name: str, make: Callable[[Path], None]) -> Path:
-    """Return a folder that is filled once, also after a check that died."""
+    """Return a folder that is filled once.
+
+    An unfinished one, left by a check that died, is filled again.
+    """
     folder, done = context.folder / name, context.folder / f"{name}.done"
     if not done.exists():
         shutil.rmtree(folder, ignore_errors=True)

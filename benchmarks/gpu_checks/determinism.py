@@ -16,7 +16,7 @@ from oncofed.data.cases import Cases
 from oncofed.training import Trainer
 
 _STEPS = 4
-# (network, job with data for it, what it needs to be told)
+# (network, job with data for it, changes of that job)
 NETWORKS: tuple[tuple[str, str, Changes], ...] = (
     ("dynunet", CT, {}),
     ("unet", BRAIN, {}),
@@ -32,7 +32,7 @@ NETWORKS: tuple[tuple[str, str, Changes], ...] = (
     ("vit", TILES, {}),
 )
 _ON_A_CPU = 2
-# Networks that may say of an operation that it has no deterministic form here: none of those that oncofed builds.
+# Networks that may warn of an operation without deterministic form: none of those that oncofed builds.
 MAY_ALERT: frozenset[str] = frozenset()
 
 
@@ -48,7 +48,10 @@ def check(context: Context) -> None:
 
 
 def _of_volumes(context: Context) -> Trainer:
-    """Return a trainer that gives volumes a class: its average and largest values are pooled in three dimensions."""
+    """Return a trainer that classifies volumes.
+
+    Its average and max pooling are 3D.
+    """
     side = 64 if context.cuda else 32
     plan = plan_of(context, XRAYS, with_network("densenet121", {"data": {"modality": "mri", "patch": [side] * 3}}))
     volumes = cases_of(context, BRAIN)
@@ -73,14 +76,14 @@ def _twice(context: Context, network: str, trainer_again: Callable[[], Trainer],
 
 
 def with_network(network: str, changes: Changes) -> Changes:
-    """Return the changes of a job that train another network, and are to repeat themselves."""
+    """Return changes for a deterministic job of another network."""
     model = {**changes.get("model", {}), "network": network}
     return {**changes, "model": model, "training": {"deterministic": True, "compile": "never"}}
 
 
 @contextlib.contextmanager
 def _told() -> Iterator[list[str]]:
-    """Have what the log says of operations that cannot repeat themselves."""
+    """Collect log messages about nondeterministic operations."""
     told: list[str] = []
 
     class Listener(logging.Handler):

@@ -1,4 +1,4 @@
-"""What the machine is, and whether a fork can use its GPU."""
+"""Facts of the machine and its GPU in a fork."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from oncofed.errors import FederationError
 from oncofed.gpus import read_gpus
 from oncofed.training import Trainer
 
-# The first compute capability whose convolutions are in bfloat16; an older GPU computes them another way, far slower.
+# The first compute capability whose convolutions are in bfloat16; older GPUs emulate them, far slower.
 _BFLOAT16_SINCE = (8, 0)
-# What the doctor looks at that GPUs need.
+# The doctor's checks that GPUs need.
 _OF_GPUS = ("gpu", "cuda", "compiler")
 
 
 def check(context: Context) -> None:
-    """Look at the machine, the fork, and what oncofed chooses here."""
+    """Examine the machine, the fork, and oncofed's choices."""
     driver = support.driver_status()  # before torch asks it anything
     _machine(context)
     if context.cuda:
@@ -116,7 +116,7 @@ def _precision(context: Context) -> None:
 
 
 def _limits(context: Context) -> None:
-    """Give what the GPU could do at best: a product of matrices, and a copy within its memory."""
+    """Measure the GPU's limits: matrix product and copy."""
     side, times = 8192, 10
     one, two = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     from_, to = (torch.ones(1 << 28, device="cuda") for _ in range(2))

@@ -42,7 +42,7 @@ class Fork:
 
     Args:
         function: what it returns must be JSON.
-        own_group: the fork leads a process group of its own, which ``end`` kills as a whole.
+        own_group: the fork leads a new process group, which ``end`` kills as a whole.
     """
 
     def __init__(self, function: Callable[[], Any], own_group: bool = False) -> None:
@@ -60,7 +60,10 @@ class Fork:
                 os.setpgid(self.pid, self.pid)
 
     def wait(self, seconds: float) -> Ended:
-        """Wait for the end, kill the fork at the limit, and return how it ended."""
+        """Wait for the end, and return how it ended.
+
+        At the limit the fork is killed.
+        """
         until = time.monotonic() + seconds
         try:
             while not self._has_ended():
@@ -72,11 +75,11 @@ class Fork:
             self.end()
 
     def end(self) -> None:
-        """Kill what still runs of the fork and, where it leads a group, of the group."""
+        """Kill the fork, or the group that it leads."""
         if self._status is not None:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            # The fork was not waited for yet, so its number is still its own.
+            # The fork was not waited for yet, so its process id is not reused.
             os.killpg(self.pid, signal.SIGKILL) if self._own_group else os.kill(self.pid, signal.SIGKILL)
         self._status = os.waitpid(self.pid, 0)[1]
         self._answer.close()
@@ -106,7 +109,7 @@ class Fork:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             ended = {"value": function()}
             status = 0
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the other process is told
+        except BaseException as error:  # noqa: BLE001 - any error is reported to the other process
             traceback.print_exc()
             ended = {"error": told_of(error)}
         try:

@@ -1,4 +1,4 @@
-"""Several processes train one model as a group, each on a GPU of its own."""
+"""Processes train one model together, each with a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ _STEPS = 5
 
 
 def check(context: Context) -> None:
-    """Train with two GPUs where there are two; with one GPU the group has one process, which shows less."""
+    """Train with two GPUs if present.
+
+    With one GPU the group has one process, which shows less.
+    """
     gpus = torch.cuda.device_count() if context.cuda else 2
     with context.report.attempt("group", f"{min(gpus, 2)} processes"):
         if gpus > 1:

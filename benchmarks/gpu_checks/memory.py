@@ -1,4 +1,4 @@
-"""Where the GPU's memory is short a batch is taken in halves, and checkpointing keeps less of a pass."""
+"""Short GPU memory: halved batches and checkpointing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST_MEMORY, _MOST_TIME = 0.7, 1.5
 
 
 def check(context: Context) -> None:
-    """Let memory run out; then compare what checkpointing keeps and costs."""
+    """Run out of memory; then measure checkpointing."""
     with context.report.attempt("halving", BRAIN):
         _halves(context)
     gc.collect()
@@ -31,7 +31,7 @@ def check(context: Context) -> None:
 
 def _halves(context: Context) -> None:
     batch, side = (16, 96) if context.cuda else (4, 16)
-    # One step of SGD changes each weight in proportion to its gradient; AdamW's first would change all alike.
+    # One step of SGD changes each weight in proportion to its gradient; AdamW's first changes all alike.
     training = {
         "batch_size": batch,
         "compile": "never",
@@ -66,7 +66,10 @@ def _moved(before: Weights, trainer: Trainer) -> Weights:
 
 
 def _short_of_memory(context: Context, network: nn.Module, peak_gib: float, batch: int) -> Callable[[], None]:
-    """Have too little memory for a whole batch, and return what ends that; a CPU's network says so by itself."""
+    """Limit memory to less than a batch needs.
+
+    On a CPU the network raises the error itself. Returns a function that ends the limit.
+    """
     if context.cuda:
         total = torch.cuda.get_device_properties(0).total_memory / GIB
         torch.cuda.set_per_process_memory_fraction(peak_gib * _SHARE / total)

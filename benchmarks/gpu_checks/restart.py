@@ -16,7 +16,7 @@ from gpu_checks.forks import Fork
 
 _BEFORE, _AFTER = 4, 3
 _SECONDS = 70.0
-# (job, optimizer, torch.compile): SGD and AdamW keep a state of their own.
+# (job, optimizer, torch.compile): SGD and AdamW keep different state.
 _GPU_CASES = (
     (CT, "sgd", "never"),
     (BRAIN, "adamw", "never"),
@@ -28,7 +28,7 @@ _CPU_CASES = ((CT, "sgd", "never"), (BRAIN, "adamw", "never"))
 
 
 def check(context: Context) -> None:
-    """Kill, and go on."""
+    """Kill a training, and resume it."""
     for job, optimizer, compile_ in _GPU_CASES if context.cuda else _CPU_CASES:
         text = f"{job}, {optimizer}, compile {compile_}"
         with context.report.attempt("restart", text):
@@ -51,7 +51,7 @@ def _compare(context: Context, job: str, optimizer: str, compile_: str, text: st
         else:
             save_file(trainer.weights(), keep)
 
-    # Each in a process of its own, as at a site; this one never touches CUDA, and so can fork.
+    # Each in a separate process, as at a site; this one never touches CUDA, so it can fork.
     for program, expected in (
         (partial(act, None, (_BEFORE, _AFTER), whole), ""),
         (partial(act, checkpoint, (_BEFORE,), None), "ended by signal SIGKILL"),

@@ -18,8 +18,8 @@ from oncofed.errors import OncofedError, SpecError
 
 SCHEMA = 1
 
-# FAILED is a check that ended before it could tell: it hung, it died, or it raised. Walked is what held on
-# a CPU, which confirms nothing of GPUs.
+# FAILED: the check hung, died or raised before it had a result. walked: it held on a CPU, which confirms nothing
+# about GPUs.
 Verdict = Literal["CONFIRMED", "walked", "REFUTED", "FAILED", "figure", "not checked"]
 _BAD: tuple[Verdict, ...] = ("REFUTED", "FAILED")
 _GOOD: tuple[Verdict, ...] = ("CONFIRMED", "walked")
@@ -71,7 +71,7 @@ class Run(_Model):
 
 
 class Report:
-    """Prints and writes the findings of a check, line by line.
+    """Prints and writes a check's findings line by line.
 
     Args:
         file: of JSON lines.
@@ -89,7 +89,7 @@ class Report:
         Args:
             name: of a claim of this check.
             holds: true confirms (on a CPU: walked), false refutes.
-            text: what was looked at; empty: the claim itself.
+            text: the subject; empty: the claim itself.
             numbers: that the verdict follows from.
         """
         cpu = self._device == "cpu"
@@ -136,7 +136,10 @@ class Report:
 
 
 def append(file: Path, model: BaseModel) -> None:
-    """Write a line and sync it: a lent machine may be taken back at any moment."""
+    """Write a line and sync it.
+
+    A lent machine may be taken back at any moment.
+    """
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(descriptor, (model.model_dump_json(by_alias=True, exclude_defaults=False) + "\n").encode())
@@ -153,7 +156,10 @@ def shown(line: Line) -> str:
 
 
 def new_file(folder: Path, device: str, commit: str) -> Path:
-    """Return the file of a new run; on a CPU its name begins with cpu-."""
+    """Return the file of a new run.
+
+    On a CPU its name begins with cpu-.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     now = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     return folder / (("cpu-" if device == "cpu" else "") + now + (f"-{commit[:8]}" if commit else "") + ".jsonl")
@@ -185,7 +191,10 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def exit_status(run: Run) -> int:
-    """Return 1 if a claim was refuted or a check failed; else 0."""
+    """Return 1 after a refuted claim or failed check.
+
+    Else 0.
+    """
     return int(any(line.verdict in _BAD for line in run.lines))
 
 

@@ -1,4 +1,4 @@
-"""In a round of the default CT job, validation included, the GPU is busy."""
+"""The GPU is busy throughout a round, with validation."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from gpu_checks.data import CT, cases_of, large_ct, plan_of
 from oncofed.data.cases import Cases
 from oncofed.training import Trainer
 
-# The job's split gives so many of 100 cases to validation.
+# Of 100 cases the job's split gives this number to validation.
 _VALIDATION = 15
 _BUSY = 0.9
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def check(context: Context) -> None:
-    """Measure the second round: the first one also reads what is kept for all others."""
+    """Measure the second round.
+
+    The first one also fills the caches.
+    """
     steps = 250 if context.cuda else 2
     validation = large_ct(context, _VALIDATION if context.cuda else 1).validation
     cases = Cases(cases_of(context, CT).train, validation, ())
-    # Compiling is once in a run, and no part of the round that is looked at.
+    # Compiling happens once in a run, and is no part of the measured round.
     plan = plan_of(context, CT, {"training": {"compile": "never"}})
     trainer = Trainer(plan, cases, "here", context.device)
 
@@ -57,7 +60,10 @@ def check(context: Context) -> None:
 
 @contextlib.contextmanager
 def _busy(context: Context) -> Iterator[list[float]]:
-    """Return the GPU's busy share by the driver; empty if unknown."""
+    """Sample the GPU's busy share; empty if unknown.
+
+    The driver reports it.
+    """
     samples: list[float] = []
     done = threading.Event()
 

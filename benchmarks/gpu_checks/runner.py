@@ -1,4 +1,7 @@
-"""Runs checks in forks of a process without CUDA, like oncofed's jobs."""
+"""Runs checks in forks of a process without CUDA.
+
+oncofed's jobs run like that.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +25,9 @@ from oncofed.errors import OncofedError
 from oncofed.machine import fingerprint
 
 _SECONDS_TO_LOOK = 60.0
-# On a CPU a walk over everything that is as small as can be; another machine may be slow, and nothing is measured.
+# On a CPU everything is as small as possible and nothing is measured, but the machine may be slow.
 _CPU_SECONDS = 120.0
-# A check that could not even begin in what is left tells nothing.
+# A check with less time could hardly begin, and would have no result.
 _FEWEST_SECONDS = 8.0
 
 
@@ -34,7 +37,7 @@ class Runner:
 
     Attributes:
         file: takes the lines.
-        folder: for what checks write.
+        folder: for the checks' files.
         device: "cuda" or "cpu".
         until: when the last check ends, by ``time.monotonic``.
     """
@@ -62,7 +65,7 @@ class Runner:
         append(self.file, Header(schema=1, started=now, commit=commit, device=self.device, environment=environment))
 
     def run(self, checks: Sequence[Check]) -> None:
-        """Run checks one after the other, also after one that hangs or dies."""
+        """Run all checks, even after one hangs or dies."""
         for check in checks:
             report = Report(self.file, check.name, self.device)
             left = self.until - time.monotonic()

@@ -1,4 +1,4 @@
-"""How long the GPU waits while a case is scored, and how much memory many classes take."""
+"""Time and memory of scoring on a GPU."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _same_scores(context: Context) -> None:
 
 
 def _one_case(context: Context) -> None:
-    """Give the seconds of a case as it is first scored, scored again, and in detail, beside those of the network."""
+    """Time a case: first, again, detailed, and the network."""
     case = large_ct(context, 1).validation
     trainer = trainer_of(context, CT, {"training": {"compile": "never"}})
     trainer.evaluate(trainer.cases.validation)  # warms up

@@ -1,4 +1,4 @@
-"""The sites of one machine take turns at its GPU; how much of it each holds while it waits."""
+"""Sites share one GPU: turns, and memory while waiting."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from oncofed.training import Trainer
 
 _SECONDS = 20.0
 _ROUNDS = 2
-# Of what PyTorch keeps for its next use so much stays: a segment that a tensor lies in is not given back.
+# PyTorch's cache keeps this much: a segment that holds a tensor is not released.
 _MOST_KEPT_GIB = 0.5
 
 
 def check(context: Context) -> None:
     """Train several sites in turn, each in a process."""
-    cases_of(context, CT)  # generated before all of them want it
+    cases_of(context, CT)  # generated before all of them need it
     os.environ[TURN_VARIABLE] = str(context.folder / "turn")
     os.environ[AT_ONCE_VARIABLE] = "1"
     count = 4 if context.cuda else 2
@@ -71,7 +71,7 @@ def _site(context: Context, number: int, count: int) -> dict[str, Any]:
 
 
 def _meet(context: Context, number: int, count: int, what: str) -> None:
-    """Wait for all sites, at most as long as the check may take."""
+    """Wait for all sites, within the check's time limit."""
     (context.folder / f"{what}-{number}").touch()
     until = time.monotonic() + _SECONDS
     while len(list(context.folder.glob(f"{what}-*"))) < count and time.monotonic() < until:
@@ -83,6 +83,6 @@ def _free_gib(context: Context) -> float:
 
 
 def _overlap(sites: list[dict[str, Any]]) -> bool:
-    """Return whether two sites held the GPU at the same time."""
+    """Return whether two sites used the GPU at once."""
     turns = sorted(turn for site in sites for turn in site["turns"])
     return any(after[0] < before[1] for before, after in pairwise(turns))

@@ -1,4 +1,4 @@
-"""From a slide to features: decoding, the encoder, and both together."""
+"""From a slide to features: decoding, encoder, both."""
 
 from __future__ import annotations
 

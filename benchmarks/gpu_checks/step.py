@@ -1,4 +1,4 @@
-"""A step of the default CT job: how long it takes beside its limits, and what each choice is worth."""
+"""A step of the default CT job: time and limits."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from oncofed.training import Trainer
 from train_step import network_alone
 from volumes import tutorial_loop
 
-# Steps that are not measured; after so many ``training.compile: auto`` has decided.
+# Steps that are not measured, and steps after which ``training.compile: auto`` has decided.
 _WARM, _DECIDED = 12, 120
 _MOST_OF_LIMIT, _TIMES_THE_LOOP = 1.15, 5.0
-# What 16 GB (10^9 bytes) leave to tensors beside the context and the libraries' kernels.
+# A card of 16 GB (10^9 bytes), and the part that the context and the libraries' kernels take.
 _CARD_GIB, _CONTEXT_GIB = 16e9 / GIB, 0.6
 
 

@@ -1,4 +1,4 @@
-"""What a strategy's correction of the gradients costs in each step."""
+"""Cost per step of strategies that correct gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST = 1.1
 
 
 def check(context: Context) -> None:
-    """Measure a step with each correction beside one without."""
+    """Compare steps with and without each correction."""
     few, steps = (5, 20) if context.cuda else (1, 1)
     corrections: dict[str, GradientHook | None] = {
         "none": None,
@@ -30,7 +30,7 @@ def check(context: Context) -> None:
         trainer.gradient_hook = correction
         given = {f"control.{n}": torch.zeros_like(v, device="cpu") for n, v in trainer.network.named_parameters()}
         with context.report.attempt("corrections", name):
-            if correction:  # the second turn has what the first one left
+            if correction:  # the second round starts from the state of the first
                 correction.start(trainer.network, given)
                 trainer.train(few)
                 correction.finish(trainer.network)

@@ -35,9 +35,9 @@ def _imported(name: str) -> bool:
 
 
 def driver_status() -> int | None:
-    """Return the NVIDIA driver's answer for its GPUs; None without a driver.
+    """Return the NVIDIA driver's answer for its GPUs.
 
-    Nothing is initialised by that: ``NOT_INITIALIZED`` says that nothing was before either.
+    None without a driver. Nothing is initialised by that: ``NOT_INITIALIZED`` says that nothing was before either.
     """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
@@ -57,7 +57,10 @@ def is_compiled(trainer: Trainer) -> bool:
 
 
 def form_of(trainer: Trainer) -> Form:
-    """Return the form of a trainer's steps, after a fallback if one failed."""
+    """Return the form of a trainer's steps.
+
+    After a fallback if one failed.
+    """
     return trainer._gradients.compiling.form
 
 
@@ -73,5 +76,5 @@ def samples_at_once(trainer: Trainer) -> int:
 
 
 def confine_files(data: Path, state: Path) -> None:
-    """Confine this process to the files that a pack's process has."""
+    """Restrict this process to a pack's files."""
     sandbox.restrict_files(*sandboxed_process.accessible_paths(data, state))

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "gpu"
 TABLE = ROOT / "benchmarks" / "README.md"
 _BEGIN, _END = "<!-- GPU claims: written by `make bench-table` -->\n", "<!-- end of GPU claims -->\n"
-# A link to a claim's row: what it says before the status, the status, the table's path, the claim.
+# A link to a claim's row: words before the status, the status, the table's path, the claim.
 LINK = re.compile(r"\[((?:[^\]]*: )?)(not confirmed|confirmed|refuted)\]\(([^)#]*)#gpu-([a-z0-9-]+)\)")
 _WORDS = {"CONFIRMED": "confirmed", "REFUTED": "refuted"}
 
@@ -26,7 +26,7 @@ def documents() -> Iterator[Path]:
 
 
 def status(claim: Claim, runs: Sequence[Run]) -> tuple[str, Run | None]:
-    """Return a claim's status with the latest run that checked it."""
+    """Return a claim's status, by its latest run."""
     for run in reversed(runs):
         word = _WORDS.get(run.verdict(claim))
         if word:
@@ -49,7 +49,7 @@ def with_claims(text: str, runs: Sequence[Run]) -> str:
 
 
 def with_statuses(text: str, runs: Sequence[Run]) -> str:
-    """Return a document's text with the status in links to claims."""
+    """Return a document with the status at its claims."""
     known = {claim.name: claim for claim in CLAIMS}
 
     def written(link: re.Match[str]) -> str:

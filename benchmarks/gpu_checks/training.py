@@ -1,4 +1,4 @@
-"""Each job's network learns, as it does on a CPU, and no step makes the host wait."""
+"""Each job's network learns as on a CPU, without waits."""
 
 from __future__ import annotations
 
@@ -49,13 +49,16 @@ def _learns(context: Context, job: str) -> None:
         devices = {values.device.type for values in batch.values()}
         context.report.claim("augmentation", devices == {"cuda"}, job, devices=sorted(devices))
     if context.cuda:
-        # What a turn waits for, its loss for example, it does once: twice as many steps wait as often.
+        # A round waits once, for its loss for example: with twice as many steps it waits as often.
         fewer, more = waits(trainer, few), waits(trainer, 2 * few)
         context.report.claim("no-waits", more == fewer, job, waits=dict(more), of_fewer_steps=dict(fewer))
 
 
 def waits(trainer: Trainer, steps: int) -> Counter[str]:
-    """Return where a round makes the host wait for the GPU, and how often."""
+    """Return where a round waits for the GPU.
+
+    Each place with how often.
+    """
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -68,7 +71,10 @@ def waits(trainer: Trainer, steps: int) -> Counter[str]:
 
 
 def _as_on_cpu(context: Context, job: str) -> None:
-    """Compare the first steps' losses with equal weights, patches and precision."""
+    """Compare the first losses with those of a CPU.
+
+    Weights, patches and precision are equal.
+    """
     training = {"compile": "never", "precision": "float32", "augmentation": "none", "deterministic": True}
     plan = plan_of(context, job, {"training": training}, small=True)
     cases = cases_of(context, job)

@@ -1,4 +1,4 @@
-"""Measures programs that do the same work: warmed up, interleaved, all samples kept."""
+"""Measures programs in turn, keeping all samples."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Bench:
         missing: Mapping[str, str] | None = None,
         note: str = "",
     ) -> Figure:
-        """Run programs in turn, and keep a figure with all samples.
+        """Run programs in turn, and keep their samples.
 
         Each program is called once to warm it up. Then they run in turn, every other time in the opposite order:
         neither other work on the machine nor warm caches favour one.
@@ -126,7 +126,10 @@ class Bench:
         settings: Settings | None = None,
         **more: Any,
     ) -> Figure:
-        """Keep a figure with given samples, such as the rounds of a federation."""
+        """Keep a figure with given samples.
+
+        Such as the rounds of a federation.
+        """
         return self.add(Figure(name=name, unit=unit, better=better, samples=list(samples), **more), settings)
 
     def skip(self, name: str, unit: str, why: str) -> Figure:
@@ -134,7 +137,10 @@ class Bench:
         return self.add(Figure(name=name, unit=unit, skipped=why))
 
     def add(self, figure: Figure, settings: Settings | None = None) -> Figure:
-        """Keep a figure, without its target in a quick run, which does not measure speed."""
+        """Keep a figure.
+
+        A quick run does not measure speed, so it has no target.
+        """
         if self.quick:
             figure.target = None
         figure.settings = {"device": self.device.type, **(settings or {}), **figure.settings}
@@ -142,12 +148,15 @@ class Bench:
         return figure
 
     def best(self, program: Program, times: int = 5) -> float:
-        """Return the seconds of the fastest of some calls after a warm-up, for limits."""
+        """Return the fastest call's seconds, for limits."""
         self.seconds(program)
         return min(self.seconds(program) for _ in range(times))
 
     def seconds(self, program: Program) -> float:
-        """Return the seconds of one call; on a GPU between CUDA events, gaps included."""
+        """Return the seconds of one call.
+
+        On a GPU between CUDA events, gaps included.
+        """
         if not self.cuda:
             begun = time.perf_counter()
             program()

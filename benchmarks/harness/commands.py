@@ -1,4 +1,4 @@
-"""``oncofed bench``: speed, compared with a baseline and the machine's limit."""
+"""``oncofed bench``: speed against baselines and limits."""
 
 from __future__ import annotations
 

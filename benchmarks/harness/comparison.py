@@ -52,7 +52,7 @@ class Change:
 
 
 def compare(before: BenchmarkRun, after: BenchmarkRun, force: bool = False) -> list[Change]:
-    """Return a change for each figure of the second run, in its order.
+    """Return each figure's change, in the second run's order.
 
     Args:
         before: the first run.
@@ -69,15 +69,15 @@ def compare(before: BenchmarkRun, after: BenchmarkRun, force: bool = False) -> l
 
 
 def slower_than(changes: Sequence[Change], most: float) -> list[Change]:
-    """Return the changes that are slower for sure and by more than ``most`` times."""
+    """Return changes significantly slower than ``most`` times."""
     return [change for change in changes if change.verdict == "slower" and (change.ratio or 0) > most]
 
 
 def ratio_of(before: Sequence[float], after: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
-    """Return the ratio of two samples' geometric means, after to before, with its confidence interval.
+    """Return the ratio of geometric means, with its interval.
 
-    Times are skewed to the right, so their logarithms are taken; their means are compared by Welch's test, which does
-    not take the spreads for equal (Welch, Biometrika 34, 1947).
+    After to before, with a confidence interval. Times are skewed to the right, so their logarithms are taken; their
+    means are compared by Welch's test, which does not take the spreads for equal (Welch, Biometrika 34, 1947).
 
     Args:
         before: positive values.
@@ -154,7 +154,10 @@ def _why_not(before: Figure | None, after: Figure) -> str:
 
 
 def _relative(figure: Figure) -> list[float] | None:
-    """Return each sample over that of the baseline which ran beside it; None where there is no such."""
+    """Return samples over their paired baseline samples.
+
+    None without such a baseline.
+    """
     beside = figure.baseline.samples if figure.baseline else []
     if len(beside) != len(figure.samples) or min(beside, default=0) <= 0:
         return None

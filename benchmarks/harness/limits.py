@@ -46,7 +46,10 @@ class Limits:
         self._known = known if known is not None else {}
 
     def memory_bandwidth(self) -> float:
-        """Return bytes a second that a large copy in the device's memory reads plus writes."""
+        """Return the memory bandwidth of a large copy.
+
+        Bytes a second, read plus written.
+        """
         return self._once(f"memory of {self._device.type}, bytes/s", self._measure_memory)
 
     def matrix_rate(self, dtype: torch.dtype) -> float:
@@ -61,7 +64,10 @@ class Limits:
         return self._once("disk read, bytes/s", lambda: measure_disk(self._folder))
 
     def loopback_tls(self) -> float:
-        """Return bytes a second of one TLS 1.3 connection on loopback, both ends in this process."""
+        """Return bytes a second of TLS 1.3 on loopback.
+
+        One connection, with both ends in this process.
+        """
         return self._once("TLS over loopback, bytes/s", lambda: measure_tls(self._folder))
 
     def _once(self, name: str, measure: Callable[[], float]) -> float:
@@ -89,7 +95,7 @@ def _seconds(statement: str, values: dict[str, torch.Tensor]) -> float:
 
 
 def measure_disk(folder: Path) -> float:
-    """Return bytes a second of reading a file whose pages were dropped from the cache."""
+    """Return bytes a second of reading an uncached file."""
     path = folder / "disk.bin"
     chunk = os.urandom(_CHUNK)
     with path.open("wb") as file:
@@ -111,7 +117,9 @@ def measure_disk(folder: Path) -> float:
 
 
 def measure_tls(folder: Path, size: int = _CHUNK) -> float:
-    """Return bytes a second of one TLS connection on loopback, memory to memory.
+    """Return bytes a second of TLS on loopback.
+
+    One connection, memory to memory.
 
     Args:
         folder: for the key.

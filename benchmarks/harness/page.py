@@ -1,4 +1,4 @@
-"""Page of results: bars with baseline and limit, history over commits."""
+"""Page of results: bars, and history over commits."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ def _section(runs: Sequence[BenchmarkRun]) -> dict[str, object]:
 
 
 def _bars(figures: Sequence[Figure]) -> Plot:
-    """Return bars of baseline, oncofed and limit relative to oncofed: longer is better."""
+    """Return bars relative to oncofed; longer is better.
+
+    Baseline, oncofed and limit.
+    """
     shown = [figure for figure in figures if figure.over_baseline or figure.of_limit]
     plot, axes = plt.subplots(figsize=(9, 0.5 + 0.62 * len(shown)), constrained_layout=True)
     labels = []
@@ -91,7 +94,10 @@ def _bars(figures: Sequence[Figure]) -> Plot:
 
 
 def _history(runs: Sequence[BenchmarkRun], suite: str, figures: Sequence[Figure]) -> Markup | str:
-    """Return a small plot of each figure that several runs measured with the same settings."""
+    """Return small plots of figures over several runs.
+
+    Only of runs with the same settings.
+    """
     series: dict[str, list[tuple[str, Figure]]] = {}
     for figure in figures:
         points = [

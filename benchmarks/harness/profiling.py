@@ -1,4 +1,4 @@
-"""Profiles programs: a trace for Perfetto, a table of largest kernels and gaps."""
+"""Profiles programs: Perfetto traces, tables of kernels and gaps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROWS = 10
 
 @dataclass(frozen=True)
 class Span:
-    """A kernel or copy on a GPU, or an outermost operation on a CPU.
+    """A GPU kernel or copy, or an outermost CPU operation.
 
     Attributes:
         name: of the kernel or operation.
@@ -72,7 +72,7 @@ def write_profile(program: Callable[[], object], device: torch.device, folder: P
 
 
 def busy_share(program: Callable[[], object], device: torch.device) -> float:
-    """Return the share of a program's time in which the GPU is busy."""
+    """Return the share of time that the GPU works."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         program()
         torch.cuda.synchronize(device)
@@ -81,7 +81,10 @@ def busy_share(program: Callable[[], object], device: torch.device) -> float:
 
 
 def spans_of(events: Iterable[Any], cuda: bool) -> list[Span]:
-    """Return spans by start: of a GPU, or of a CPU's busiest thread."""
+    """Return spans by start.
+
+    Of a GPU, or of a CPU's busiest thread.
+    """
     # Ranges that name a part of the program contain other events: they are not work.
     if cuda:
         chosen = [event for event in events if event.device_type.name == "CUDA" and not event.is_user_annotation]
@@ -97,7 +100,7 @@ def spans_of(events: Iterable[Any], cuda: bool) -> list[Span]:
 
 
 def named_parts(events: Iterable[Any]) -> dict[str, float]:
-    """Return CPU microseconds of each named part of a program (``profile_ranges``)."""
+    """Return CPU microseconds of each named part (``profile_ranges``)."""
     sums: dict[str, float] = defaultdict(float)
     for event in events:
         # The profiler adds ranges itself, such as an optimizer's step.
@@ -107,7 +110,7 @@ def named_parts(events: Iterable[Any]) -> dict[str, float]:
 
 
 def busy(spans: Sequence[Span]) -> float:
-    """Return the microseconds covered by spans, which are sorted by start."""
+    """Return the microseconds covered by sorted spans."""
     covered, end = 0.0, float("-inf")
     for span in spans:
         covered += max(0.0, span.end - max(span.start, end))
@@ -129,7 +132,9 @@ def gaps(spans: Sequence[Span]) -> list[Gap]:
 
 
 def table(spans: Sequence[Span], where: str, parts: Mapping[str, float] | None = None) -> str:
-    """Return a text of the ten longest kernels, summed by name, and the ten longest gaps.
+    """Return the ten longest kernels and gaps as text.
+
+    Kernels are summed by name.
 
     Args:
         spans: sorted by start.

@@ -1,4 +1,4 @@
-"""Result files: one JSON a run, with all samples and their settings."""
+"""Result files: JSON with all samples and settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class _Model(BaseModel):
 
 
 class Baseline(_Model):
-    """Another program with the same work, run in turn with oncofed's."""
+    """Another program with the same work.
+
+    Runs in turn with oncofed's.
+    """
 
     name: str = Field(description="program and version or setting, for tables")
     samples: list[float] = Field(default=[], description="in the figure's unit; paired with the figure's samples")
@@ -77,7 +80,10 @@ class Figure(_Model):
 
     @property
     def spread(self) -> tuple[float, float] | None:
-        """Lower and upper quartile of the samples; None for fewer than three."""
+        """Quartiles of the samples.
+
+        None for fewer than three samples.
+        """
         if len(self.samples) < 3:
             return None
         low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
@@ -85,7 +91,7 @@ class Figure(_Model):
 
     @property
     def over_baseline(self) -> float | None:
-        """Factor to the baseline; above one is better, whatever the unit."""
+        """Factor to the baseline; above one is better."""
         return self._over(self.baseline.value if self.baseline else None)
 
     @property
@@ -95,7 +101,10 @@ class Figure(_Model):
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None without a target or samples."""
+        """Whether the target is met.
+
+        None without a target or samples.
+        """
         if self.target is None:
             return None
         if self.target.of == "value":
@@ -187,7 +196,9 @@ def read_runs(folder: Path) -> list[BenchmarkRun]:
 
 
 def find_run(name: str, folder: Path) -> BenchmarkRun:
-    """Return a run by its file, by the beginning of its id or commit, or as "last" or "previous".
+    """Return a run by file, id, commit or age.
+
+    Of an id or a commit the beginning is enough; age is "last" or "previous".
 
     Raises:
         SpecError: none or several match.

@@ -1,4 +1,4 @@
-"""Process of one suite, which sends its figures as lines of JSON."""
+"""Process of a suite, sending figures as JSON lines."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ def main() -> None:
 
 
 def load_suite(script: Path) -> ModuleType:
-    """Import a suite; shared code is in ``lab/``, generators of images in ``tests/``."""
+    """Import a suite.
+
+    Shared code is in ``lab/``, generators of images in ``tests/``.
+    """
     for folder in (script.parent.parent / "tests", script.parent / "lab", script.parent):
         sys.path.insert(0, str(folder))
     spec = importlib.util.spec_from_file_location(script.stem, script)

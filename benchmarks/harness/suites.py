@@ -75,13 +75,16 @@ class Options:
 
 
 def suites_folder() -> Path:
-    """Return ``benchmarks/`` of the working folder if it has suites, else this code's."""
+    """Return the folder of suites.
+
+    ``benchmarks/`` of the working folder if it has suites, else this code's.
+    """
     here = Path.cwd() / "benchmarks"
     return here if (here / "train_step.py").is_file() else _FOLDER
 
 
 def list_suites(folder: Path) -> list[Suite]:
-    """Return a folder's suites by name: scripts with a function ``run``."""
+    """Return a folder's suites: scripts with ``run``."""
     found = []
     for path in sorted(folder.glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -121,9 +124,9 @@ def new_run(quick: bool, folder: Path) -> BenchmarkRun:
 
 
 def run_suite(suite: Suite, run: BenchmarkRun, options: Options, results: Path, progress: Progress) -> SuiteResult:
-    """Run one suite in a separate process, and write each figure at once.
+    """Run one suite in a separate process.
 
-    The figures of a suite that fails, is killed or interrupted are kept.
+    Each figure is written at once. The figures of a suite that fails, is killed or interrupted are kept.
 
     Args:
         suite: to run.
@@ -166,7 +169,10 @@ def run_suite(suite: Suite, run: BenchmarkRun, options: Options, results: Path, 
 
 
 def disturbances() -> list[str]:
-    """Return other work on this machine that disturbs figures; call it before using the GPU."""
+    """Return other work on this machine.
+
+    It disturbs figures. Call this before using the GPU.
+    """
     found = []
     percent = psutil.cpu_percent(interval=0.5)
     if percent > _BUSY_CPU_PERCENT:
@@ -217,7 +223,7 @@ def _started(
 
 
 def _take(lines: Any, result: SuiteResult, run: BenchmarkRun, doing: Callable[[str], None]) -> bool:
-    """Take new messages of the suite; return whether there is something to write."""
+    """Take the suite's messages; return whether to write."""
     kept = False
     while True:
         position = lines.tell()
@@ -243,7 +249,10 @@ def _last_words(log: Path, status: int) -> str:
 
 
 def commit_of(folder: Path) -> str:
-    """Return the code's commit, with "+" if files were changed; empty without git."""
+    """Return the code's commit; empty without git.
+
+    "+" marks changed files.
+    """
     stamp = folder.parent / "COMMIT"  # of a bundle
     if stamp.is_file():
         return stamp.read_text(encoding="utf-8").strip()

@@ -83,7 +83,10 @@ def short_row(figure: Figure) -> tuple[str, ...]:
 
 
 def by_machine(runs: Sequence[BenchmarkRun]) -> list[list[BenchmarkRun]]:
-    """Group runs, oldest first, by machine and kind: latest first, quick runs last."""
+    """Group runs by machine and kind.
+
+    ``runs`` are oldest first. The latest group comes first, groups of quick runs last.
+    """
     groups: dict[tuple[str, bool], list[BenchmarkRun]] = defaultdict(list)
     for run in runs:
         groups[run.machine, run.quick].append(run)
@@ -98,7 +101,7 @@ def newest(runs: Sequence[BenchmarkRun]) -> list[tuple[BenchmarkRun, SuiteResult
 
 
 def markdown(runs: Sequence[BenchmarkRun]) -> str:
-    """Return a Markdown table of each machine's latest figures, with notes.
+    """Return latest figures of each machine as Markdown.
 
     Args:
         runs: oldest first; quick ones are left out.

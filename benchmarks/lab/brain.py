@@ -1,4 +1,4 @@
-"""Job and sites with generated brains, for suites of any task."""
+"""Job and sites with generated brains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.spec import JobSpec, read_job
 
-# Half the resolution, an eighth of the voxels: where no model is looked at, or a run only shows that a suite runs.
+# Half the resolution, an eighth of the voxels: if the model does not matter, or a run only shows that a suite works.
 _COARSE = {"spacing": [6, 6, 6], "patch": [16, 16, 16]}
 _FEW = tuple(replace(hospital, train=min(hospital.train, 2), validation=1, test=1) for hospital in HOSPITALS)
 

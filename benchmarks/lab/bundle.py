@@ -1,7 +1,8 @@
-"""Make an archive to measure on a machine with torch and CUDA but no network.
+"""Make an archive for measuring without network.
 
-It holds oncofed, the packages that such a machine lacks, the suites, and a program ``bench`` that runs them with the
-machine's own torch. Suites generate their data there; nothing is installed, and nothing is downloaded.
+The machine needs torch and CUDA. The archive holds oncofed, the packages that such a machine lacks, the suites, and
+a program ``bench`` that runs them with the machine's torch. Suites generate their data there; nothing is installed, and
+nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from packaging.requirements import Requirement
 
 _ROOT = Path(__file__).parents[2]
 _NAME = "oncofed-bench"
-# What comes with torch, and what needs it: the machine has its own.
+# Not packed: the machine's torch, and NumPy, which comes with it.
 _THERE = frozenset({"torch", "numpy"})
-# For commands and formats that no suite in the bundle uses, or for federations, which need no GPU to be measured.
+# For commands and formats that no suite in the bundle uses, or for federations, which are measured without a GPU.
 _LEFT_OUT = frozenset(
     {"dicom-anonymizer", "python-gdcm", "pylibjpeg", "pylibjpeg-openjpeg", "pyjpegls", "tensorboard", "pyrage"}
     | {"ruamel-yaml", "docker", "sqlalchemy", "matplotlib"}

@@ -26,7 +26,10 @@ class Echo(SiteExecutor):
     _delta: Weights | None = None
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """Return counts, an update that is a tenth of the first model, or a score."""
+        """Answer with counts, a scaled model, or a score.
+
+        The update is a tenth of the first model.
+        """
         del fl_ctx, abort_signal
         return wire.to_shareable(self._echo(task_name, shareable))
 
@@ -39,7 +42,7 @@ class Echo(SiteExecutor):
         if not isinstance(request, TrainRequest):
             return EvaluateResult(numbers)
         if self._delta is None:
-            # The same one in each round: making it is training, not exchange.
+            # The same one in each round: computing it is training, not exchange.
             self._delta = {n: v * 0.1 if v.is_floating_point() else v for n, v in request.weights.items()}
         compressed = Compressor(self._federation.exchange.update).compress(self._delta)
         numbers |= {"loss": 0.0, "train_s": 0.0}

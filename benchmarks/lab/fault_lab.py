@@ -41,7 +41,7 @@ _PROCESS_MODULES = {
 
 
 class Link:
-    """A TCP proxy between a site and the server, which can be cut and mended.
+    """A TCP proxy between site and server, with faults.
 
     Args:
         port: of the server.
@@ -70,7 +70,7 @@ class Link:
         self._cut.clear()
 
     def lose(self, share: float) -> None:
-        """Drop a share of the packets, as a bad line does."""
+        """Drop a share of the packets."""
         self._loss = share
         for pair in self._pairs:
             for end in pair:
@@ -114,7 +114,7 @@ class Link:
                         return
 
     def _ends_after(self, near: socket.socket, count: int, up: bool) -> bool:
-        """Return whether a connection ends with the bytes that were just carried."""
+        """Return whether to end a connection after these bytes."""
         del near, count, up
         return False
 
@@ -186,7 +186,10 @@ class Lab:
         return self.state
 
     def process(self, kind: str, site: str = "") -> psutil.Process:
-        """Return a process by its kind: "server", "server job", "site" or "site job"."""
+        """Return a process by its kind.
+
+        "server", "server job", "site" or "site job".
+        """
         role, _, job = kind.partition(" ")
         kit = str(self.alliance.kit(site)) if site else str(self.alliance.server_kit)
         for process in psutil.process_iter():
@@ -214,7 +217,7 @@ class Lab:
                 process.send_signal(signal.SIGCONT)
 
     def slow_down(self, kind: str, site: str, factor: int, until: Callable[[], bool]) -> None:
-        """Let a process run one part of the time in ``factor``."""
+        """Slow a process down by ``factor``."""
         process = self.process(kind, site)
         with contextlib.suppress(psutil.Error):
             while not until() and process.is_running():
@@ -225,7 +228,10 @@ class Lab:
 
     @contextlib.contextmanager
     def full_disk(self, kind: str, site: str) -> Iterator[None]:
-        """Let every file that a process writes end after a few bytes while the block runs."""
+        """Limit a process's files to a few bytes.
+
+        While the block runs.
+        """
         process = self.process(kind, site)
         before = process.rlimit(resource.RLIMIT_FSIZE)
         process.rlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
@@ -237,7 +243,10 @@ class Lab:
 
     @contextlib.contextmanager
     def twin(self, site: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Start a second site from a copy of a site's kit while the block runs."""
+        """Start a second site from a copied kit.
+
+        While the block runs.
+        """
         kit = self.folder / "twin" / site
         shutil.copytree(self.alliance.kit(site), kit, ignore=shutil.ignore_patterns("oncofed", "*.fl", "pid.*"))
         with (self.folder / "logs" / f"{site}-twin.txt").open("wb") as log:
@@ -253,7 +262,10 @@ class Lab:
 
 
 def allow_class(kit: Path, path: str) -> None:
-    """Let a site build a class that oncofed's kits do not allow, as its owner could."""
+    """Let a site build a class not allowed by oncofed.
+
+    Its owner could do the same.
+    """
 
     def allow(resources: dict[str, Any]) -> None:
         if path not in resources["class_allow_list"]:
@@ -269,7 +281,9 @@ def change_resources(kit: Path, change: Callable[[dict[str, Any]], None]) -> Non
 
 
 def poison(kit: Path, kind: str, guarded: bool = False) -> None:
-    """Make a site send bad updates from its next job on, by a local filter.
+    """Make a site send bad updates by a local filter.
+
+    From its next job on.
 
     Args:
         kit: of the site.
@@ -291,7 +305,7 @@ class DisturbedAlliance(LocalAlliance):
 
     Args:
         arguments: of ``LocalAlliance``.
-        environments: participant -> what its processes find in their environment, beside the usual.
+        environments: participant -> further environment variables of its processes.
         prepared: called with the alliance when its kits are there and nothing was started yet.
         shares_fork_server: see ``LocalAlliance``.
     """
@@ -320,7 +334,7 @@ class DisturbedAlliance(LocalAlliance):
 
 
 def another_version(folder: Path, version: str) -> dict[str, str]:
-    """Return the environment of a site with another version of oncofed."""
+    """Return an environment with another version of oncofed."""
     copy = folder / "oncofed"
     source = Path(oncofed.__file__).parent
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
@@ -348,14 +362,14 @@ def lab(
     prepared: Callable[[LocalAlliance], None] = lambda _: None,
     shares_fork_server: bool = True,
 ) -> Iterator[Lab]:
-    """Start a federation, submit a job, and stop all on leaving.
+    """Start a federation with a job; stop it on leaving.
 
     Args:
         spec: the job.
         sites: site -> folder of its data.
         folder: for everything that is written.
         poisoned: site -> how its updates are bad; see ``poison.Poison``.
-        environments: site -> what its processes find in their environment, beside the usual.
+        environments: site -> further environment variables of its processes.
         more: site -> other datasets by name, for later jobs.
         prepared: called with the alliance when its kits are there and nothing was started yet.
         shares_fork_server: see ``LocalAlliance``.
@@ -392,7 +406,7 @@ def lab(
 def undisturbed(
     spec: JobSpec, sites: dict[str, Path], folder: Path
 ) -> Iterator[Callable[[], tuple[RunProgress, Path]]]:
-    """Run a job without faults in the simulator while the block runs.
+    """Run a job in the simulator, without faults.
 
     Yields:
         Waits for the run's end, and returns its record and the folder with its models.

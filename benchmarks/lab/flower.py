@@ -26,7 +26,7 @@ _RUN_SECONDS = 300.0
 
 
 def flower_baseline(bench: Bench, what: str, measure: Callable[[], list[float]]) -> Baseline:
-    """Return Flower's seconds as a baseline, or why there are none.
+    """Return Flower's seconds, or why they are missing.
 
     Args:
         bench: of the suite.
@@ -82,7 +82,7 @@ def simulate_flower(floats: int, sites: int, rounds: int, folder: Path) -> list[
         floats: size of the model.
         sites: how many.
         rounds: how many.
-        folder: for its environment and files; an environment that lies there already is used again.
+        folder: for its environment and files; an existing environment is used again.
 
     Raises:
         OSError, subprocess.SubprocessError: it cannot be installed or run here.

@@ -55,9 +55,10 @@ class Peak:
 
 
 class TensorPeak(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts bytes of live tensors made in a block, on any device.
+    """Counts bytes of live tensors made in a block.
 
-    On the device "meta" nothing is computed or stored, so that what a large GPU would hold is known without one.
+    On any device. On the device "meta" nothing is computed or stored, so that what a large GPU would hold is known
+    without one.
 
     Attributes:
         most: bytes, at the highest.

@@ -1,4 +1,4 @@
-"""Attacks of a malicious site on its updates, as a FLARE filter."""
+"""Poisoned updates of a site, as a FLARE filter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Stock FLARE as a baseline: ``FedAvgRecipe`` with sites that return their input."""
+"""Stock FLARE as a baseline.
+
+``FedAvgRecipe`` with sites that return their input.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +57,9 @@ class _StockAlliance(LocalAlliance):
 
 
 def measure_stock(spec: JobSpec, sites: tuple[str, ...], rounds: int, folder: Path) -> list[float]:
-    """Return seconds of rounds of a provisioned federation with mutual TLS.
+    """Return round times of a provisioned federation.
+
+    In seconds, with mutual TLS.
 
     Args:
         spec: the job whose network is exchanged.
@@ -80,7 +85,9 @@ def measure_stock(spec: JobSpec, sites: tuple[str, ...], rounds: int, folder: Pa
 
 
 def simulate_stock(spec: JobSpec, sites: int, rounds: int, folder: Path) -> list[float]:
-    """Return seconds of rounds in FLARE's simulator, each site a process.
+    """Return round times of FLARE's simulator.
+
+    In seconds; each site is a process.
 
     Raises:
         BenchmarkError: the simulation did not complete.

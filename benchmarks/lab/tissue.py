@@ -1,4 +1,4 @@
-"""A slide of smooth tissue, tiled and JPEG-compressed as scanners write them."""
+"""A slide of smooth tissue, tiled and JPEG-compressed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import tifffile
 
 
 def write_tissue(path: Path, side: int) -> None:
-    """Write a slide of ``side`` x ``side`` tiles of 256 x 256 pixels, half a micron each."""
+    """Write a slide of ``side`` x ``side`` tiles.
+
+    Tiles of 256 x 256 pixels, half a micron each.
+    """
     y, x = np.mgrid[: side * 256, : side * 256].astype(np.float32) / 256
     wave = (np.sin(x * 3) + np.cos(y * 2)) * 20
     pixels = np.stack([200 + wave, 130 + wave, 180 + wave], axis=-1).clip(0, 255).astype(np.uint8)

@@ -34,7 +34,10 @@ _CASES = 6
 
 
 def make_volumes(folder: Path, data: DataSpec, classes: dict[int, str]) -> Path:
-    """Write and register volumes of one and a half patches a side, on the job's grid."""
+    """Write and register volumes on the job's grid.
+
+    Each has one and a half patches a side.
+    """
     side = data.patch[0] * 3 // 2
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, side)] * 3, indexing="ij"))
@@ -54,7 +57,10 @@ def make_volumes(folder: Path, data: DataSpec, classes: dict[int, str]) -> Path:
 
 
 def tutorial_loop(plan: Plan, dataset: Path, device: torch.device, workers: int) -> Iterator[float]:
-    """Yield each step's loss of MONAI's tutorial loop, with the same augmentation."""
+    """Yield losses of MONAI's tutorial loop.
+
+    With the same augmentation.
+    """
     keys = ("image", "label")
     fixed = [
         LoadImaged(keys),

@@ -1,3 +1,3 @@
-"""oncofed: federated training for medical imaging on NVIDIA FLARE and MONAI."""
+"""Federated training for medical imaging on FLARE and MONAI."""
 
 __version__ = "0.1.0"

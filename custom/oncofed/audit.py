@@ -1,4 +1,4 @@
-"""A site's audit log: append-only, and chained so that no change goes unnoticed.
+"""A site's append-only, hash-chained audit log.
 
 One JSON object per line. Each holds the digest of the previous line and its own: SHA-256 over the rest of the line as
 it was written. An anchor, the number and digest of a line stored elsewhere, reveals a cut-off tail; the alliance's
@@ -125,7 +125,7 @@ class AuditLog:
                     yield json.loads(line)
 
     def verify(self, anchors: tuple[Anchor, ...] = ()) -> tuple[list[Problem], Anchor | None]:
-        """Return the log's problems and the anchor of its last line.
+        """Return the log's problems and its last anchor.
 
         Args:
             anchors: lines that the log must contain.

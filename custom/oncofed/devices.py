@@ -1,4 +1,4 @@
-"""The device and half precision to compute with, and why a GPU cannot be used."""
+"""The device and precision to compute with."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def why_unusable() -> str | None:
 
 
 def inference_type(device: torch.device) -> torch.dtype:
-    """Return the half precision in which networks run on a device.
+    """Return a device's half precision for inference.
 
     bfloat16 if the hardware supports it (compute capability 8.0), and on the CPU; else float16. Older GPUs emulate
     bfloat16, for which cuDNN has no convolutions.
@@ -115,7 +115,7 @@ def free_memory() -> None:
 
 @contextlib.contextmanager
 def fitting(what: str) -> Iterator[None]:
-    """Turn an out-of-memory error in the block into one clear line.
+    """Turn an out-of-memory error into one clear line.
 
     Args:
         what: has to fit into GPU memory.
@@ -140,7 +140,7 @@ def _named() -> str:
 
 
 def _without_kernels() -> str | None:
-    """Return what is missing if torch lacks kernels for the GPU."""
+    """Describe a GPU for which torch lacks kernels."""
     major, minor = torch.cuda.get_device_capability()
     built = torch.cuda.get_arch_list()
     if not built or any(_runs_on(arch, (major, minor)) for arch in built):

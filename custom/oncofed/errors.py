@@ -1,4 +1,6 @@
-"""The errors that a user may see. Each message says what was found, what was expected and what to do next.
+"""Errors that a user may see.
+
+Each message says what was found, what was expected and what to do next.
 
 OncofedError
 ├── SpecError                    a file of settings, or a command's arguments
@@ -6,7 +8,7 @@ OncofedError
 │   └── UnreadableError          a file that may be readable again later
 ├── PolicyError                  forbidden by a policy
 ├── AuditError                   cannot be recorded
-├── TrainingError                training cannot go on
+├── TrainingError                training cannot continue
 │   └── StateError               what an earlier process left cannot be used
 └── FederationError              server, sites, or what connects them
     ├── AllianceError            a kit, a certificate or an alliance's folder
@@ -17,7 +19,10 @@ OncofedError
 
 
 class OncofedError(Exception):
-    """Root of all errors that end in one clear message; ``exit_code`` is the command's exit status."""
+    """Base of all errors with a clear message.
+
+    ``exit_code`` is the command's exit status.
+    """
 
     exit_code = 1
 
@@ -35,27 +40,33 @@ class DataError(OncofedError):
 
 
 class UnreadableError(DataError):
-    """A file that could be read before cannot be now, which may pass: a network drive that is away for a while."""
+    """A file became unreadable, perhaps temporarily.
+
+    For example on a network drive that is away.
+    """
 
 
 class PolicyError(OncofedError):
-    """A policy forbids what was asked for."""
+    """A policy forbids the request."""
 
     exit_code = 3
 
 
 class AuditError(OncofedError):
-    """What happens cannot be recorded, or what was recorded cannot be read; it must not happen."""
+    """An event cannot be recorded, or the log not read.
+
+    What cannot be recorded must not happen.
+    """
 
     exit_code = 3
 
 
 class TrainingError(OncofedError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, as with a non-finite loss."""
 
 
 class StateError(TrainingError):
-    """What an earlier process left to go on from cannot be used."""
+    """An earlier process's state cannot be used."""
 
 
 class FederationError(OncofedError):
@@ -63,21 +74,21 @@ class FederationError(OncofedError):
 
 
 class AllianceError(FederationError):
-    """A startup kit, a certificate or an alliance's folder cannot be used."""
+    """A kit, certificate or alliance folder cannot be used."""
 
 
 class UpdateRejectedError(FederationError):
-    """One site's answer cannot be used; the run goes on without it."""
+    """One site's answer is rejected; the run goes on."""
 
 
 class NotEnoughSitesError(FederationError):
-    """Too few sites are left for a round, and none comes back in time: the run is over."""
+    """Too few sites for a round: the run is over."""
 
 
 class TransferError(FederationError):
-    """A link or a server is down, or what came over it is incomplete."""
+    """A connection failed, or a transfer is incomplete."""
 
 
 def one_line(text: str, longest: int) -> str:
-    """Return what somebody else wrote, which may be anything, as one short line that a terminal can show."""
+    """Return untrusted text as one short printable line."""
     return "".join(c if c.isprintable() else " " for c in text[:longest])

@@ -1,4 +1,4 @@
-"""This machine's GPUs as ``nvidia-smi`` lists them, without a CUDA context."""
+"""This machine's GPUs by ``nvidia-smi``, without a CUDA context."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class GPU:
 
 
 def read_gpus(environment: Mapping[str, str] = os.environ) -> list[GPU]:
-    """Return the GPUs that a process with this environment may use.
+    """Return the GPUs visible to a process's environment.
 
     None without an NVIDIA driver.
 

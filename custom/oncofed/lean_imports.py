@@ -22,7 +22,7 @@ def lean_imports() -> Iterator[None]:
     absent = [name for name in _NOT_NEEDED if name not in sys.modules]
     # None means that there is no such module (language reference, 5.3.1).
     sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
-    # The garbage collector would take a fifth of the time, and find none among what is imported.
+    # The garbage collector would take a fifth of the time, and find nothing among imported modules.
     gc.disable()
     try:
         yield

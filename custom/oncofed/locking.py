@@ -1,4 +1,7 @@
-"""Whether files in a folder can be locked; some network drives do not allow it."""
+"""Whether files in a folder can be locked.
+
+Some network drives do not allow it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""This machine's loopback: 127.0.0.1, ::1 or both; never open to other machines."""
+"""This machine's loopback: 127.0.0.1, ::1 or both.
+
+Never open to other machines.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def why_not_bound(address: str, port: int) -> str:
 
 
 def free_port() -> int:
-    """Return a TCP port that is free at every loopback address.
+    """Return a TCP port free at every loopback address.
 
     Raises:
         TransferError: no loopback address, or no free port.
@@ -76,7 +79,7 @@ def free_port() -> int:
 def connect(host: str, port: int, seconds: float) -> socket.socket:
     """Connect to a host.
 
-    For this machine try each loopback address, whatever the name resolves to.
+    For this machine try each loopback address, however its name resolves.
 
     Args:
         host: name or address.

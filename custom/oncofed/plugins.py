@@ -1,7 +1,8 @@
-"""Registries of what a job may name: algorithms, networks, tasks, transforms, losses.
+"""Registries of a job's plug-ins.
 
-An installed package registers its own through an entry point, or in a module that ``ONCOFED_NETWORKS`` names; a pack's
-are known under the digest of the pack alone. Looking up a name imports what is installed, and never a pack.
+Algorithms, networks, tasks, transforms and losses. An installed package registers its own through an entry point, or in
+a module that ``ONCOFED_NETWORKS`` names; a pack's are known under the digest of the pack alone. Looking up a name
+imports what is installed, and never a pack.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ _REGISTRIES: list[Registry[Any]] = []
 
 
 def current_pack() -> str:
-    """Return the digest of the pack that is being imported, or an empty string."""
+    """Return the digest of the pack being imported.
+
+    An empty string outside such an import.
+    """
     return _PACK.get()
 
 
@@ -45,7 +49,7 @@ def registering(pack: str) -> Iterator[None]:
     Args:
         pack: its digest.
     """
-    # What the pack imports of installed packages is not the pack's.
+    # Installed packages that the pack imports are not part of it.
     for registry in _REGISTRIES:
         registry.load()
     with _owned_by(pack):
@@ -116,7 +120,7 @@ class Registry(Generic[T]):
         return keep
 
     def get(self, name: str, pack: str = "") -> T | None:
-        """Return a plug-in, or None where none has that name; see ``find``."""
+        """Return a plug-in by name, or None; see ``find``."""
         if not pack and ("", name) not in self._known:
             self.load()
         return self._known.get((pack, name))
@@ -125,8 +129,8 @@ class Registry(Generic[T]):
         """Return a plug-in.
 
         Args:
-            name: its own.
-            pack: digest of the pack that brings it; empty: none does.
+            name: of the plug-in.
+            pack: digest of the pack that registers it; empty: none.
 
         Raises:
             SpecError: none has that name; lists those that are known.
@@ -140,15 +144,16 @@ class Registry(Generic[T]):
         raise SpecError(f"unknown {self._kind} {name!r}; known: {', '.join(sorted(self.names())) or 'none'}")
 
     def names(self, pack: str = "") -> list[str]:
-        """Return the known names, in the order in which they were registered."""
+        """Return the known names in order of registration."""
         if not pack:
             self.load()
         return [name for of, name in list(self._known) if of == pack]
 
     def load(self) -> None:
-        """Import the built-in modules, what installed packages declare, and the modules that the environment names.
+        """Import all modules that register plug-ins.
 
-        It happens once, but for the environment's modules; after a failure it is tried again.
+        The built-in ones, those of installed packages' entry points, and those named in the environment. It happens
+        once, but for the environment's modules; after a failure it is tried again.
 
         Raises:
             SpecError: a module cannot be imported.
@@ -161,7 +166,7 @@ class Registry(Generic[T]):
                 with _owned_by(""):
                     if not self._is_loaded:
                         self._import_all()
-                    # A fork gets its environment after what it shares was loaded.
+                    # A fork gets its environment after the shared modules were loaded.
                     for module in filter(None, map(str.strip, os.environ.get(MODULES_VARIABLE, "").split(","))):
                         _import(module)
                 self._is_loaded = True
@@ -187,13 +192,13 @@ class Registry(Generic[T]):
 
 
 def _origin(plugin: object) -> str:
-    """Return where a plug-in is defined; of an object, its type."""
+    """Return where a plug-in, or an object's type, is defined."""
     kind = plugin if hasattr(plugin, "__qualname__") else type(plugin)
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def read_section(registry: Registry[Any], key: str, value: Any) -> Any:
-    """Return a section of a job as the settings of the plug-in that it names.
+    """Read a job's section as its plug-in's settings.
 
     Args:
         registry: of classes with ``Settings``.
@@ -227,8 +232,15 @@ def _import(module: str) -> None:
 
 # --- networks
 
-# What a network turns its input into: values for each voxel, for an image as a whole, or for a bag of features.
-Kind = Literal["dense", "image", "bag"]
+# A network's output: values for each voxel, for an image as a whole, for a bag of features, or for a row of a table.
+Kind = Literal["dense", "image", "bag", "table"]
+# The same for people.
+KINDS: dict[Kind, str] = {
+    "dense": "values for each voxel",
+    "image": "values for an image as a whole",
+    "bag": "values for a slide as a whole",
+    "table": "values for a row of the table",
+}
 
 
 @dataclass(frozen=True)
@@ -299,21 +311,28 @@ LOSSES = Registry[Callable[..., Any]]("loss", "oncofed.losses")
 
 
 def register_task(name: str) -> Callable[[Function], Function]:
-    """Make a class a task that a job may name in ``task: {type: pack, name: …}``.
+    """Register a class as a task.
 
-    It is made with the job's sections ``task`` (a ``PackedTaskSpec``) and ``data``. A site lets its figures leave as it
-    does those of oncofed's own tasks: shares from 0 to 1, by the names of the job's classes.
+    A job names it in ``task: {type: pack, name: …}``. It is made with the job's sections ``task`` (a
+    ``PackedTaskSpec``) and ``data``. A site lets its figures leave as it does those of oncofed's own tasks: shares from
+    0 to 1, by the names of the job's classes.
     """
     return _decorator(TASKS, name)
 
 
 def register_transform(name: str) -> Callable[[Function], Function]:
-    """Make a function a change of training batches that a job may name in ``training.transforms``."""
+    """Register a function that changes training batches.
+
+    A job names it in ``training.transforms``.
+    """
     return _decorator(TRANSFORMS, name)
 
 
 def register_loss(name: str) -> Callable[[Function], Function]:
-    """Make a function a loss that a job may name in ``training.loss``, in place of its task's own."""
+    """Register a function as a loss.
+
+    A job names it in ``training.loss``; it replaces the task's.
+    """
     return _decorator(LOSSES, name)
 
 

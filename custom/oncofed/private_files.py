@@ -1,4 +1,7 @@
-"""Files that only their owner can read: keys, salts, kits, a site's own figures."""
+"""Files readable by their owner alone.
+
+Keys, salts, kits, a site's local figures.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 import secrets
 from pathlib import Path
 
-from oncofed.atomic import write_whole
+from oncofed.atomic import create_whole, write_whole
 
 _OWNER_ONLY = 0o600
 _SECRET_BYTES = 32
@@ -21,7 +24,7 @@ def open_private(path: str | Path, flags: int) -> int:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace a private file in one step, and create its folder.
+    """Replace a private file atomically, creating its folder.
 
     Args:
         path: of the file; a folder that is created can be entered by its owner alone.
@@ -34,14 +37,11 @@ def write_private(path: Path, content: bytes) -> None:
 def random_secret(path: Path) -> bytes:
     """Return a file's random secret, created at first use.
 
+    Processes that create it at the same moment agree on one, and one that is killed leaves none.
+
     Args:
         path: of the file, which then holds 32 random bytes; its folder must exist.
-
-    Raises:
-        FileExistsError: another process created it at the same moment.
     """
     if not path.exists():
-        descriptor = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(_SECRET_BYTES))
+        create_whole(path, secrets.token_bytes(_SECRET_BYTES))
     return path.read_bytes()

@@ -1,4 +1,4 @@
-"""A run's processes: their environment, and how all of them end."""
+"""A run's processes: their environment and their end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ _LINK_PREFIX = "oncofed-"
 
 
 def share_of_threads(processes: int) -> str:
-    """Return each process's number of threads, unless the environment sets it."""
+    """Return each process's number of threads.
+
+    The environment's setting takes precedence.
+    """
     return os.environ.get(THREADS_VARIABLE, str(max(1, (os.cpu_count() or 1) // processes)))
 
 
@@ -58,7 +61,7 @@ def sharing_processes() -> int:
 
 
 def process_environment(temporary: Path, processes: int, mark: Path | None = None) -> dict[str, str]:
-    """Return the environment of one of ``processes`` that share this machine.
+    """Return the environment of one of several processes.
 
     It uses this Python, keeps temporary files in ``temporary``, has its share of the cores, and takes turns on the GPU.
     A single process takes no turns: each of its jobs is assigned a GPU.
@@ -95,7 +98,7 @@ def takes_sockets(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def short_path(folder: Path) -> Iterator[Path]:
-    """Yield a path of ``folder`` that is short enough for sockets.
+    """Yield a path of ``folder`` short enough for sockets.
 
     The folder itself, or a temporary link.
     """
@@ -191,9 +194,10 @@ def block_interrupts() -> Iterator[None]:
 
 
 def stop_processes(mark: Path) -> None:
-    """End every process whose ``process_environment`` has this mark, and their children.
+    """End all processes with this mark, and their children.
 
-    The mark in their environment identifies them, as their parents may be dead. SIGTERM first, then SIGKILL.
+    ``process_environment`` sets the mark, which identifies them even if their parents are dead. SIGTERM first, then
+    SIGKILL.
     """
     for step in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         members = _started_with(mark)

@@ -1,4 +1,4 @@
-"""A hospital's proxy: a tunnel to the server by HTTP CONNECT (RFC 9110, section 9.3.6)."""
+"""HTTP CONNECT through a hospital's proxy (RFC 9110, 9.3.6)."""
 
 from __future__ import annotations
 

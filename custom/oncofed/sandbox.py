@@ -1,7 +1,8 @@
-"""Sandbox for untrusted code: no network, no other processes, little of the disk.
+"""Sandbox for untrusted code.
 
-Linux only. Landlock (kernel 5.13, ``landlock(7)``) allows only some folders for reading and some for writing. A system
-call filter (``seccomp(2)``) refuses sockets, new processes and access to others. Both are permanent and need no rights.
+No network, no other processes, little of the disk. Linux only. Landlock (kernel 5.13, ``landlock(7)``) allows only some
+folders for reading and some for writing. A system call filter (``seccomp(2)``) refuses sockets, new processes and
+access to others. Both are permanent and need no rights.
 
 The filter applies to all threads of the process. Landlock, before version 8 of its ABI (kernel 7.0), applies to the
 calling thread and its later children, not to existing threads; and code in a process can make any other thread run

@@ -1,4 +1,7 @@
-"""Settings in YAML files, validated strictly; each mistake is reported with its line."""
+"""Settings in YAML files, validated strictly.
+
+Each mistake is reported with its line.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ class StrictModel(BaseModel):
 
 
 class RenamedSettings(StrictModel):
-    """Base of a section with settings that had another name, which is read for one release, with a warning.
+    """Base of a section with renamed settings.
+
+    The old name is read for one release, with a warning.
 
     Attributes:
         renamed: former name -> present one.
@@ -45,6 +50,21 @@ class RenamedSettings(StrictModel):
             names = f"{cls.section}.{former}", f"{cls.section}.{present}"
             _log.warning("%s is called %s now; the next release does not know the former name", *names)
         return {found.get(name, name): value for name, value in values.items()} if found else values
+
+
+class SettingError(ValueError):
+    """Settings that do not fit together.
+
+    Raised by a validator of the model that holds them.
+
+    Args:
+        problem: what is wrong with the first of them.
+        places: their dotted names below that model, the one to change first.
+    """
+
+    def __init__(self, problem: str, *places: str) -> None:
+        super().__init__(f"{places[0]}: {problem}")
+        self.problem, self.places = problem, places
 
 
 Settings = TypeVar("Settings", bound=StrictModel)
@@ -150,9 +170,10 @@ def _explain(
     model, inside = kind, loc
     model, loc = placed(kind, loc)
     inside = loc if model is kind else loc[1:]
-    nearest = next((loc[:n] for n in range(len(loc), -1, -1) if loc[:n] in lines), ())
-    line = f":{lines[nearest]}" if nearest in lines else ""
-    setting = ".".join(loc) or whole
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, SettingError):
+        return _explain_place(cause, loc, where, lines)
+    line, setting = _line(".".join(loc), lines), ".".join(loc) or whole
     better = explained(problem, loc)
     if better:
         return f"{where}{line}: {better}"
@@ -164,6 +185,29 @@ def _explain(
     found = problem.get("input")
     shown = "" if isinstance(found, dict | StrictModel) else f"found {_shortened(repr(found))}; "
     return f"{where}{line}: {setting}: {shown}{message}"
+
+
+def _explain_place(error: SettingError, loc: tuple[str, ...], where: str, lines: Lines) -> str:
+    """Return the message for settings that do not fit together.
+
+    Its line is that of the first of them that the file has.
+    """
+    places = [".".join((*loc, place)) for place in error.places]
+    given = {".".join(at) for at in lines}
+    line = _line(next((place for place in places if place in given), places[0]), lines)
+    return f"{where}{line}: {places[0]}: {error.problem}"
+
+
+def _line(setting: str, lines: Lines) -> str:
+    """Return a colon and the line of a setting.
+
+    Of one that is missing, the line of its section; nothing without a file.
+    """
+    # By dotted names, since those of sites and people have dots too.
+    by_name = {".".join(at): line for at, line in lines.items()}
+    while setting and setting not in by_name:
+        setting = setting.rpartition(".")[0]
+    return f":{by_name[setting]}" if setting in by_name else ""
 
 
 def _shortened(text: str) -> str:

@@ -17,7 +17,7 @@ PADDING = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS
 
 
 def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -> bool:
-    """Return whether a signature is by a certificate's key (RSA-PSS, SHA-256)."""
+    """Verify a signature by a certificate's key (RSA-PSS, SHA-256)."""
     key = certificate.public_key()
     if not isinstance(key, rsa.RSAPublicKey):
         return False

@@ -1,4 +1,7 @@
-"""Small-group suppression: groups too small to report, and others that would reveal them."""
+"""Suppression of small groups.
+
+Groups too small to report, and others that would reveal them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Mapping
 
 Group = frozenset[str] | set[str]
 
-# Fewest patients behind any figure of a site's data that leaves it, whatever a job requests.
+# Fewest patients behind any figure that leaves a site; no job can lower it.
 LEAST_PATIENTS = 5
 
 

@@ -1,4 +1,4 @@
-"""Strategies: what holds for all of them, and what each paper says of its own."""
+"""Aggregation: shared properties, and each paper's formula."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_the_order_of_arrival_changes_no_bit(name: str, drawn, random) -> None: 
 
 
 @pytest.mark.parametrize("name", sorted(set(algorithm_names()) - {"krum"}))
-def test_nothing_changed_at_one_site_changes_nothing(name: str) -> None:
+def test_a_zero_update_changes_nothing(name: str) -> None:
     algorithm = _algorithm(name)
     moved = algorithm.aggregate({"w": torch.tensor([2.0])}, _updates(0.0), 1)
     assert torch.equal(moved["w"], torch.tensor([2.0]))
 
 
 @given(SITES)
-def test_the_mean_lies_between_the_sites_and_matches_the_formula(drawn: list[tuple[list[float], int]]) -> None:
+def test_the_mean_matches_the_formula(drawn: list[tuple[list[float], int]]) -> None:
     updates = _drawn(drawn)
     values = torch.stack([u.delta["w"] for u in updates]).double()
     cases = torch.tensor([u.cases for u in updates]).double()
@@ -64,7 +64,7 @@ def test_the_mean_lies_between_the_sites_and_matches_the_formula(drawn: list[tup
     assert (mean <= values.max(0).values + 1e-2).all()
 
 
-def test_statistics_are_averaged_and_counters_taken_whatever_the_strategy() -> None:
+def test_every_strategy_averages_statistics_and_takes_counters() -> None:
     model = {"w": torch.zeros(1), "running_var": torch.ones(1), "counter": torch.tensor(3)}
     delta = {"w": torch.ones(1), "running_var": torch.tensor([-0.5]), "counter": torch.tensor(7)}
     moved = _algorithm("fedadam", learning_rate=5.0).aggregate(model, [Update("a", delta, 1)], 1)
@@ -73,20 +73,20 @@ def test_statistics_are_averaged_and_counters_taken_whatever_the_strategy() -> N
     assert moved["counter"].dtype == torch.int64
 
 
-def test_the_model_is_taken_apart_as_the_next_is_made_so_that_no_two_are_held() -> None:
+def test_aggregation_never_holds_two_models() -> None:
     model = {"w": torch.zeros(1), "encoder": torch.ones(2)}
     moved = _algorithm("fedavg").aggregate(model, _updates(1.0), 1)
     assert list(moved) == ["w", "encoder"]
     assert not model
 
 
-def test_what_no_site_trains_stays() -> None:
+def test_untrained_weights_stay() -> None:
     model = {"w": torch.zeros(1), "encoder": torch.ones(2)}
     moved = _algorithm("fedavg").aggregate(model, _updates(1.0), 1)
     assert torch.equal(moved["encoder"], torch.ones(2))
 
 
-def test_nothing_to_average_is_an_error() -> None:
+def test_no_updates_are_an_error() -> None:
     with pytest.raises(FederationError, match="nothing to average"):
         _algorithm("fedavg").aggregate({"w": torch.zeros(1)}, [], 2)
 
@@ -107,7 +107,7 @@ def test_momentum_grows_over_rounds_and_survives_a_restart() -> None:
     assert moved == [2.5, 2.5]
 
 
-def test_adam_and_yogi_take_steps_of_their_own_size() -> None:
+def test_adam_and_yogi_steps_do_not_depend_on_the_updates_size() -> None:
     for name in ("fedadam", "fedyogi"):
         for size in (1.0, 100.0):
             moved = _algorithm(name, learning_rate=0.1, momentum=0.0, second_momentum=0.0, tau=1e-6).aggregate(
@@ -116,14 +116,14 @@ def test_adam_and_yogi_take_steps_of_their_own_size() -> None:
             assert moved["w"].item() == pytest.approx(0.1, rel=1e-3)
 
 
-def test_scaffold_moves_its_control_by_all_sites_also_those_not_asked() -> None:
+def test_scaffold_counts_absent_sites_as_unchanged() -> None:
     algorithm = _algorithm("scaffold")
     extra = {"control.w": torch.tensor([4.0])}
     algorithm.aggregate({"w": torch.zeros(1)}, [Update("a", {"w": torch.zeros(1)}, 1, extra=extra)], sites=4)
     assert algorithm.for_clients()["control.w"].item() == 1.0
 
 
-def test_fednova_takes_out_that_one_site_took_more_steps() -> None:
+def test_fednova_normalises_different_numbers_of_steps() -> None:
     long, short = Update("a", {"w": torch.tensor([10.0])}, 1, steps=10), Update("b", {"w": torch.tensor([-1.0])}, 1)
     assert _algorithm("fedavg").aggregate({"w": torch.zeros(1)}, [long, short], 2)["w"].item() == 4.5
     assert _algorithm("fednova").aggregate({"w": torch.zeros(1)}, [long, short], 2)["w"].item() == pytest.approx(
@@ -138,12 +138,12 @@ def test_feddyn_goes_further_where_all_agree() -> None:
 
 @pytest.mark.parametrize("poison", [1e6, -1e6, float("1e30")])
 @pytest.mark.parametrize("name", ["median", "trimmed_mean", "krum"])
-def test_one_bad_site_of_five_moves_a_robust_model_no_further_than_the_good_ones(name, poison: float) -> None:  # type: ignore[no-untyped-def]
+def test_a_robust_model_resists_one_bad_site_of_five(name, poison: float) -> None:  # type: ignore[no-untyped-def]
     moved = _algorithm(name).aggregate({"w": torch.zeros(1)}, _updates(0.9, 1.0, 1.1, 1.0, poison), 5)
     assert 0.9 - 1e-6 <= moved["w"].item() <= 1.1 + 1e-6
 
 
-def test_a_long_update_is_shortened_to_the_usual() -> None:
+def test_a_long_update_is_clipped_to_the_median_norm() -> None:
     moved = _algorithm("clipped_mean").aggregate({"w": torch.zeros(1)}, _updates(1.0, 1.0, 100.0), 3)
     assert moved["w"].item() == pytest.approx(1.0)
 
@@ -167,6 +167,6 @@ def test_the_median_of_an_even_number_is_between_the_middle_two() -> None:
     assert _algorithm("median").aggregate({"w": torch.zeros(1)}, _updates(0.0, 1.0, 2.0, 50.0), 4)["w"].item() == 1.5
 
 
-def test_krum_of_too_few_says_how_many_it_needs() -> None:
+def test_krum_with_too_few_updates_names_the_minimum() -> None:
     with pytest.raises(FederationError, match="needs 5 updates, found 3"):
         _algorithm("krum").aggregate({"w": torch.zeros(1)}, _updates(1.0, 1.0, 1.0), 3)

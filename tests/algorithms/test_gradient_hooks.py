@@ -1,4 +1,4 @@
-"""What a site adds to its gradients, against the papers' formulas, and what it costs a step."""
+"""Gradient hooks: the papers' formulas, and their cost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAKERS: dict[str, Callable[[], GradientHook]] = {
 
 
 class _Watch(TorchDispatchMode):
-    """Counts operations, and copies whose result is on another device than what they were made of."""
+    """Counts operations, and copies between devices."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def _set_gradients(network: nn.Module, values: Weights) -> None:
 
 
 def _begin(correction: GradientHook, network: nn.Module, name: str) -> None:
-    """Begin a turn of a site that has had others before."""
+    """Begin a site's round after an earlier one."""
     own = _values(network, 5)
     correction.restore(own)
     correction.start(network, {f"control.{n}": v for n, v in _values(network, 6).items()})
@@ -74,7 +74,7 @@ def test_a_step_copies_nothing_between_devices(name: str) -> None:
     network, correction = _network("meta"), MAKERS[name]()
     _begin(correction, network, name)
     _set_gradients(network, _values(network, 1))
-    for _ in range(2):  # the first as little as those that follow; what reads a value of this device raises
+    for _ in range(2):  # the first costs no more than those that follow; reading a value of this device raises
         with _Watch() as watch:
             correction.apply(network)
         assert watch.operations
@@ -82,7 +82,7 @@ def test_a_step_copies_nothing_between_devices(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_step_adds_what_the_paper_says_to_the_last_bit(name: str) -> None:
+def test_a_step_matches_the_paper_to_the_bit(name: str) -> None:
     network, correction = _network(), MAKERS[name]()
     _begin(correction, network, name)
     start = {n: v.detach().clone() for n, v in network.named_parameters()}
@@ -113,7 +113,7 @@ def test_a_weight_without_gradient_is_left_alone() -> None:
         assert [n for n, v in network.named_parameters() if v.grad is not None] == ["0.weight"]
 
 
-def test_a_step_that_is_left_out_counts_as_zero_in_the_control() -> None:
+def test_a_skipped_step_counts_as_zero_in_the_control() -> None:
     network, correction = _network(), ControlVariates()
     correction.start(network, {})
     _set_gradients(network, _values(network, 1))
@@ -127,7 +127,7 @@ def test_a_step_that_is_left_out_counts_as_zero_in_the_control() -> None:
     assert all(torch.equal(changes[n], value) for n, value in expected.items())
 
 
-def test_a_turn_that_goes_on_after_a_restart_ends_in_the_same_control() -> None:
+def test_a_round_resumed_after_a_restart_gives_the_same_control() -> None:
     network, whole, second = _network(), ControlVariates(), ControlVariates()
     whole.start(network, {})
     second.start(network, {})

@@ -1,4 +1,4 @@
-"""An algorithm is one file: nothing else names it, and an installed package can bring one."""
+"""An algorithm is one file, built-in or from a package."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     assert "the package of the strategy 'broken' (no_such_module) cannot be imported" in found.stderr
 
 
-def test_a_broken_package_is_named_each_time_and_known_algorithms_are_not_denied(tmp_path: Path, job: Path) -> None:
+def test_a_broken_package_is_named_and_known_algorithms_stay(tmp_path: Path, job: Path) -> None:
     info = tmp_path / "broken-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
@@ -133,7 +133,7 @@ for name in ("no_such", "no_such", "krum"):
     assert third == "krum"
 
 
-def test_threads_find_what_another_one_loads() -> None:
+def test_threads_find_algorithms_that_another_one_loads() -> None:
     program = """
 import threading
 from oncofed.algorithms.registry import ALGORITHMS
@@ -156,7 +156,7 @@ print(found)
     assert found.stdout.strip() == str([True] * 8)
 
 
-def test_built_in_ones_are_not_taken_for_a_packs_whenever_they_are_first_looked_up() -> None:
+def test_built_in_algorithms_never_count_as_a_packs() -> None:
     program = """
 from oncofed.algorithms import algorithm_names
 from oncofed.plugins import registering
@@ -182,14 +182,14 @@ def test_a_name_that_is_taken_is_refused() -> None:
     assert algorithm_class("fedavg") is FedAvg
 
 
-def test_a_pack_cannot_bring_one() -> None:
+def test_a_pack_cannot_bring_an_algorithm() -> None:
     with registering("0" * 64), pytest.raises(SpecError, match="a pack cannot bring strategy 'evil'"):
         register_algorithm("evil")(FedAvg)
     assert "evil" not in algorithm_names()
 
 
-def test_no_other_file_knows_an_algorithm_by_name() -> None:
-    """Of names that are ordinary words, only the classes are looked for."""
+def test_no_other_file_names_an_algorithm() -> None:
+    """Names that are ordinary words are searched as classes only."""
     words = {"median", "cyclic", "swarm"}
     classes = {algorithm_class(name) for name in algorithm_names()} - {FedAvg}
     forbidden = {kind.__name__ for kind in classes} | {kind.Settings.__name__ for kind in classes}

@@ -1,11 +1,13 @@
-"""Somebody who holds a kit's keys, and says what FLARE's own client would not: ``attacker.py WHAT KIT NAME``.
+"""Attacks with a kit's keys: ``attacker.py WHAT KIT NAME``.
+
+It sends what FLARE's client would not:
 
 - ``login``: open a person's session under NAME, and list the sites;
 - ``as_site``: open it, and register the connection as that of a site;
-- ``heartbeat``: open it, and say that a site of that name is alive;
-- ``replay``: open it, and send the message once more that joined it to the server.
+- ``heartbeat``: open it, and report that a site of that name is alive;
+- ``replay``: open it, and repeat the message that joined it to the server.
 
-The last line that is printed is what came of it; FLARE's threads are not waited for.
+The last printed line is the outcome; FLARE's threads are not waited for.
 """
 
 from __future__ import annotations

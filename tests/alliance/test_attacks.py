@@ -1,4 +1,7 @@
-"""Who is let in by a running server, and by a site that looks for one. Attackers are real processes and sockets."""
+"""Attacks on a running server and its sites.
+
+Attackers are real processes and sockets.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,10 @@ def _said(alliance: LocalAlliance) -> str:
 
 
 def _has_begun(alliance: LocalAlliance, job_id: str) -> bool:
-    """Return whether the server's process of a job runs its rounds; FLARE ends one that does not by force, in 10 s."""
+    """Return whether a job's server process runs its rounds.
+
+    Before that FLARE ends it only by force, after 10 s.
+    """
     return f"run={job_id}, wf=rounds" in _said(alliance)
 
 
@@ -74,7 +80,10 @@ def _copy(kit: Path, out: Path) -> Path:
 
 
 def _context(alliance: LocalAlliance, kit: Path | None) -> ssl.SSLContext:
-    """Return how one connects who trusts the alliance, and shows a kit's certificate or none."""
+    """Return TLS settings that trust the alliance.
+
+    They show a kit's certificate, or none.
+    """
     context = ssl.create_default_context(cafile=str(alliance.server_kit / "startup" / "rootCA.pem"))
     context.check_hostname = False
     if kit:
@@ -83,7 +92,10 @@ def _context(alliance: LocalAlliance, kit: Path | None) -> ssl.SSLContext:
 
 
 def _is_answered(context: ssl.SSLContext) -> bool:
-    """Return whether the server says anything; a refusal in TLS 1.3 comes in place of its first answer."""
+    """Return whether the server answers.
+
+    In TLS 1.3 a refusal takes the place of its first answer.
+    """
     try:
         with socket.create_connection(("localhost", SPEC.port), 5) as plain, context.wrap_socket(plain) as secured:
             secured.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -93,12 +105,12 @@ def _is_answered(context: ssl.SSLContext) -> bool:
 
 
 def _made_by(authority: Authority, folder: Path, days: float = 100) -> Path:
-    """Return a kit for east that the alliance did not send."""
+    """Return a kit for east that another authority issued."""
     spec = SPEC.model_copy(update={"valid_days": days})
     return provision(spec, folder, authority, ["east"]) / "east"
 
 
-def test_certificates_that_are_good_are_let_in(alliance: LocalAlliance, tmp_path: Path) -> None:
+def test_valid_certificates_are_accepted(alliance: LocalAlliance, tmp_path: Path) -> None:
     assert _is_answered(_context(alliance, alliance.kit("west")))
     assert _is_answered(_context(alliance, _made_by(AUTHORITY, tmp_path)))
 
@@ -108,7 +120,7 @@ def test_certificates_that_are_good_are_let_in(alliance: LocalAlliance, tmp_path
     by="mutual TLS",
     logged="the server's log",
 )
-def test_those_of_another_alliance_are_not(alliance: LocalAlliance, tmp_path: Path) -> None:
+def test_certificates_of_another_alliance_are_refused(alliance: LocalAlliance, tmp_path: Path) -> None:
     assert not _is_answered(_context(alliance, _made_by(Authority.new("tiny"), tmp_path)))
 
 
@@ -117,7 +129,7 @@ def test_those_of_another_alliance_are_not(alliance: LocalAlliance, tmp_path: Pa
     by="mutual TLS",
     logged="the server's log",
 )
-def test_those_that_expired_are_not(alliance: LocalAlliance, tmp_path: Path) -> None:
+def test_expired_certificates_are_refused(alliance: LocalAlliance, tmp_path: Path) -> None:
     assert not _is_answered(_context(alliance, _made_by(AUTHORITY, tmp_path, days=-0.5)))
 
 
@@ -126,7 +138,7 @@ def test_those_that_expired_are_not(alliance: LocalAlliance, tmp_path: Path) -> 
     by="mutual TLS",
     logged="the server's log",
 )
-def test_who_shows_none_is_not(alliance: LocalAlliance) -> None:
+def test_a_client_without_certificate_is_refused(alliance: LocalAlliance) -> None:
     assert not _is_answered(_context(alliance, None))
 
 
@@ -135,7 +147,7 @@ def test_who_shows_none_is_not(alliance: LocalAlliance) -> None:
     by="mutual TLS",
     logged="the server's log",
 )
-def test_nothing_is_said_in_plain_text(alliance: LocalAlliance) -> None:
+def test_plain_text_gets_no_answer(alliance: LocalAlliance) -> None:
     with socket.create_connection(("localhost", SPEC.port), 5) as plain:
         plain.sendall(b"GET /f3 HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
         plain.settimeout(5)
@@ -151,7 +163,7 @@ def test_nothing_is_said_in_plain_text(alliance: LocalAlliance) -> None:
     by="FLARE's authorisation",
     logged="the server's log",
 )
-def test_who_only_looks_submits_nothing(alliance: LocalAlliance, job: Path) -> None:
+def test_an_observer_cannot_submit_jobs(alliance: LocalAlliance, job: Path) -> None:
     with EngineerSession(alliance.kit(LOOKS)) as engineer, pytest.raises(PolicyError, match=f"{LOOKS} may not do this"):
         engineer.submit(job)
 
@@ -161,7 +173,9 @@ def test_who_only_looks_submits_nothing(alliance: LocalAlliance, job: Path) -> N
     by="FLARE's authorisation",
     logged="the server's log",
 )
-def test_the_job_of_another_engineer_is_left_alone(alliance: LocalAlliance, job: Path, tmp_path: Path) -> None:
+def test_another_engineers_job_cannot_be_stopped_or_downloaded(
+    alliance: LocalAlliance, job: Path, tmp_path: Path
+) -> None:
     with EngineerSession(alliance.kit(LEAD)) as owner, EngineerSession(alliance.kit(OTHER)) as other:
         job_id = owner.submit(job)
         wait_for(lambda: owner.status(job_id) == "RUNNING" and _has_begun(alliance, job_id), "it runs")
@@ -181,7 +195,9 @@ def test_the_job_of_another_engineer_is_left_alone(alliance: LocalAlliance, job:
 
 
 def _attack(what: str, kit: Path, *names: str) -> list[str]:
-    """Return what came of it when the holder of a kit's keys spoke to the server, under several names at once.
+    """Return the outcome of an attack with a kit's keys.
+
+    Several names are used at once.
 
     See ``attacker.py``.
     """
@@ -202,14 +218,14 @@ def _attack(what: str, kit: Path, *names: str) -> list[str]:
 
 
 def _with_key_of(kit: Path, other: Path, out: Path) -> Path:
-    """Return a copy of a kit with the certificate and key of another one."""
+    """Return a kit's copy with another kit's certificate and key."""
     copy = _copy(kit, out)
     for file in ("client.crt", "client.key"):
         shutil.copy(other / "startup" / file, copy / "startup" / file)
     return copy
 
 
-def test_an_engineer_is_let_in_as_one(alliance: LocalAlliance) -> None:
+def test_an_engineer_can_log_in(alliance: LocalAlliance) -> None:
     assert _attack("login", alliance.kit(LEAD), LEAD) == ["let in, sites: ['east', 'west']"]
 
 
@@ -218,7 +234,7 @@ def test_an_engineer_is_let_in_as_one(alliance: LocalAlliance) -> None:
     by="the server's gate",
     logged="the server's log",
 )
-def test_the_key_of_a_site_is_not_that_of_an_engineer(alliance: LocalAlliance, tmp_path: Path) -> None:
+def test_a_sites_key_cannot_log_in_as_a_person(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = _with_key_of(alliance.kit(LEAD), alliance.kit("east"), tmp_path / "kit")
     assert all(outcome.startswith("refused") for outcome in _attack("login", kit, "east", LEAD))
     assert _attack("login", alliance.kit(LEAD), LEAD) == ["let in, sites: ['east', 'west']"]
@@ -229,7 +245,7 @@ def test_the_key_of_a_site_is_not_that_of_an_engineer(alliance: LocalAlliance, t
     by="the server's gate",
     logged="the server's log",
 )
-def test_the_key_of_an_engineer_is_not_that_of_a_site(alliance: LocalAlliance) -> None:
+def test_an_engineers_key_cannot_join_as_a_site(alliance: LocalAlliance) -> None:
     (outcome,) = _attack("as_site", alliance.kit(LEAD), LEAD)
     assert outcome.startswith("refused")
     assert f"refused: {LEAD} is a person, not a site" in _said(alliance)
@@ -241,7 +257,7 @@ def test_the_key_of_an_engineer_is_not_that_of_a_site(alliance: LocalAlliance) -
     by="the server, which remembers its nonces",
     logged="the server's log",
 )
-def test_a_join_that_is_played_again_is_refused(alliance: LocalAlliance) -> None:
+def test_a_replayed_registration_is_refused(alliance: LocalAlliance) -> None:
     assert _attack("replay", alliance.kit(LEAD), LEAD) == ["first True, again False"]
 
 
@@ -251,7 +267,7 @@ def test_a_join_that_is_played_again_is_refused(alliance: LocalAlliance) -> None
     logged="the server's log",
 )
 def test_a_role_cannot_be_claimed(alliance: LocalAlliance, job: Path, tmp_path: Path) -> None:
-    """What a person may do is in the certificate, whatever the kit's files say."""
+    """A person's role is in the certificate, not the kit."""
     kit = _copy(alliance.kit(LOOKS), tmp_path / "kit")
     for file in kit.rglob("*.json"):
         file.write_text(file.read_text().replace('"member"', '"project_admin"'))
@@ -264,7 +280,7 @@ def test_a_role_cannot_be_claimed(alliance: LocalAlliance, job: Path, tmp_path: 
     by="the name in the certificate",
     logged="the server's log",
 )
-def test_a_site_is_not_taken_for_another(alliance: LocalAlliance, tmp_path: Path) -> None:
+def test_a_site_cannot_take_another_sites_name(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = _with_key_of(alliance.kit("west"), alliance.kit("east"), tmp_path / "kit")
     before = len(_said(alliance))
     with _started(kit, tmp_path):
@@ -276,8 +292,11 @@ def test_a_site_is_not_taken_for_another(alliance: LocalAlliance, tmp_path: Path
     by="the name in the certificate",
     logged="the site's log",
 )
-def test_a_site_joins_no_server_but_the_alliances(alliance: LocalAlliance, tmp_path: Path) -> None:
-    """A thief of one site's key sets up a server, and a site is sent there, by a forged DNS entry for example."""
+def test_a_site_joins_only_the_alliances_server(alliance: LocalAlliance, tmp_path: Path) -> None:
+    """A thief of a site's key runs a server.
+
+    A site is directed to it, by a forged DNS entry for example.
+    """
     port = free_port()
     thief = _copy(alliance.server_kit, tmp_path / "thief")
     for end in ("crt", "key"):
@@ -303,7 +322,7 @@ def _listens(port: int) -> bool:
 
 @contextlib.contextmanager
 def _started(kit: Path, folder: Path) -> Iterator[None]:
-    """Run FLARE's process of a kit; what it prints is in a file of the kit's name."""
+    """Run a kit's FLARE process; its output is a file."""
     mark = folder / f"tmp-{kit.name}"
     with (folder / f"{kit.name}.txt").open("wb") as output:
         start_process(kit, output, process_environment(mark, 1))
@@ -334,7 +353,7 @@ _NAMED = {
         ("server", "as a component", "os.system", "command"),
     ],
 )
-def test_no_class_but_the_approved_ones_is_built(
+def test_only_approved_classes_are_built(
     alliance: LocalAlliance, job: Path, tmp_path: Path, end: str, where: str, path: str, argument: str
 ) -> None:
     ran = tmp_path / "ran"
@@ -383,7 +402,7 @@ def _archived(members: dict[str, bytes], link: str | None = None) -> bytes:
     ],
     ids=["upwards", "absolute", "link", "bomb"],
 )
-def test_an_archive_that_is_no_jobs_is_not_unpacked(
+def test_an_invalid_archive_is_not_unpacked(
     alliance: LocalAlliance, job: Path, monkeypatch: pytest.MonkeyPatch, archive: bytes, why: str
 ) -> None:
     monkeypatch.setattr(file_transfer, "zip_directory_to_file", lambda root, name, out: Path(out).write_bytes(archive))
@@ -398,7 +417,7 @@ def test_an_archive_that_is_no_jobs_is_not_unpacked(
     by="the alliance's signed list, in force within seconds; one that nobody signed changes nothing",
     logged="the server's log",
 )
-def test_a_stolen_key_is_worth_nothing_once_it_is_revoked(alliance: LocalAlliance, job: Path) -> None:
+def test_a_revoked_key_is_refused(alliance: LocalAlliance, job: Path) -> None:
     path = alliance.server_kit / "local" / REVOKED_FILE
     forged = Revoked(1, frozenset({LEAD}))
     path.write_bytes(revoked_file(forged, Authority.new("tiny").sign(forged.signed_part())))

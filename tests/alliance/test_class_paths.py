@@ -1,4 +1,4 @@
-"""Classes and modules that kits, jobs and programs name by their path: a rename must not leave one behind."""
+"""Class and module paths in kits, jobs and programs exist."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oncofed.alliance.spec import AllianceSpec
 from oncofed.job.flare import export_job
 from oncofed.job.spec import read_any_job
 
-# What FLARE would start a job's process with, instead of oncofed's.
+# FLARE's classes for job processes, which oncofed's replace.
 REPLACED = ("ProcessJobLauncher", "GPUResourceManager", "GPUResourceConsumer")
 DOTTED = re.compile(r"(oncofed|nvflare)(\.[A-Za-z_]\w*){2,}")
 
@@ -39,7 +39,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def components(value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield class path and arguments of each component in a configuration of FLARE's."""
+    """Yield class path and arguments of FLARE's components."""
     if isinstance(value, dict):
         if "path" in value:
             yield value["path"], value.get("args", {})
@@ -62,7 +62,10 @@ def require_constructible(path: str, arguments: dict[str, Any]) -> None:
 
 
 def exists(path: str) -> bool:
-    """Return whether a path leads to a module, to what a module defines, or to what an object of that may hold."""
+    """Return whether a path exists.
+
+    It leads to a module, to a module's name or to an attribute of that.
+    """
     try:
         pkgutil.resolve_name(path)
     except ImportError:
@@ -92,14 +95,14 @@ def test_every_approved_class_exists() -> None:
 
 
 @pytest.mark.parametrize("participant", ["east", "west"])
-def test_a_site_may_build_what_it_adds_to_a_job(kits: Path, participant: str) -> None:
+def test_a_sites_added_components_are_approved(kits: Path, participant: str) -> None:
     allowed = json.loads((kits / participant / "local" / "resources.json").read_text())["class_allow_list"]
     added = json.loads((kits / participant / "local" / "privacy.json").read_text())
     assert {path for path, _ in components(added)} == {OUTBOUND_FILTER}
     assert OUTBOUND_FILTER in allowed
 
 
-def test_every_module_or_class_that_the_code_names_in_a_text_exists() -> None:
+def test_every_module_or_class_named_in_a_string_exists() -> None:
     named: dict[str, str] = {}
     for file in Path(oncofed.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""What a kit brings for containers, Slurm and Kubernetes, as far as that can be tried without them."""
+"""A kit's files for containers, Slurm and Kubernetes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_person_starts_nothing(kits: Path) -> None:
+def test_a_persons_kit_has_no_launch_files(kits: Path) -> None:
     assert not (kits / "engineer@oncofed.org" / "deploy").exists()
 
 
@@ -56,7 +56,7 @@ def test_the_compose_file_fits_its_schema(kits: Path, name: str) -> None:
     assert service.get("ports") == {"fl.example.org": ["8002:8002"], "mid": ["8003:8003"]}.get(name)
 
 
-def test_the_image_has_what_a_gpu_needs(kits: Path) -> None:
+def test_the_image_supports_gpus(kits: Path) -> None:
     text = (kits / "east" / "deploy" / "Dockerfile").read_text()
     steps = [line.split(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]
     assert all(name in ("FROM", "RUN", "COPY", "ENV", "USER", "ENTRYPOINT") for name, _ in steps)
@@ -66,7 +66,7 @@ def test_the_image_has_what_a_gpu_needs(kits: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_the_chart_finds_every_value_that_it_asks_for(kits: Path, name: str) -> None:
+def test_the_chart_has_every_value_it_uses(kits: Path, name: str) -> None:
     chart = kits / name / "deploy" / "helm"
     values = yaml.safe_load((chart / "values.yaml").read_text())
     templates = "".join(path.read_text() for path in (chart / "templates").iterdir())
@@ -126,7 +126,7 @@ def test_the_slurm_job_ends_as_the_site_does(kits: Path, tmp_path: Path) -> None
     assert subprocess.run(["bash", str(script)], env=environment, check=False).returncode == 3
 
 
-def test_what_is_installed_is_known_by_its_digest(kits: Path) -> None:
+def test_installed_packages_are_pinned_by_digest(kits: Path) -> None:
     lines = (kits / "east" / "requirements.txt").read_text().splitlines()
     pins = [line.split(" ")[0] for line in lines if re.match(r"[a-z0-9]", line)]
     pinned = set((kits / "east" / "constraints.txt").read_text().split())

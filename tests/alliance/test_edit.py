@@ -1,4 +1,4 @@
-"""One more name in an alliance.yaml, which stays its author's file."""
+"""A new name in an alliance.yaml that keeps its form."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _new_lines(before: str, after: str) -> list[str]:
     return [line for line in lines if line[0] in "+-"]
 
 
-def test_a_name_is_one_more_line_and_comments_stay_where_they_are(file: Path) -> None:
+def test_adding_a_name_adds_one_line_and_keeps_comments(file: Path) -> None:
     spec = add_participant(file, "sites", "west", {"organisation": "West", "contact": "a, b: c", "recipient": None})
     assert spec.sites["west"].contact == "a, b: c"
     assert read_alliance(file) == spec
@@ -54,12 +54,12 @@ def test_a_name_is_one_more_line_and_comments_stay_where_they_are(file: Path) ->
 @pytest.mark.parametrize(
     "text", ["sites: [east]\n", "sites:\n- east  # one\n", "sites: {east: {}}\n", "sites:\n  east:\n"]
 )
-def test_every_way_of_writing_sites_takes_one_more(file: Path, text: str) -> None:
+def test_a_site_can_be_added_to_every_notation(file: Path, text: str) -> None:
     file.write_text(text)
     assert list(add_participant(file, "sites", "west", {"organisation": "West"}).sites) == ["east", "west"]
 
 
-def test_the_people_whom_an_alliance_has_by_default_stay(file: Path) -> None:
+def test_the_default_people_stay(file: Path) -> None:
     file.write_text("sites: [east]\n")
     before = read_alliance(file).people
     after = add_participant(file, "people", "bob@x.org", {"role": "lead"}).people
@@ -78,7 +78,7 @@ def test_the_people_whom_an_alliance_has_by_default_stay(file: Path) -> None:
         ("people", "bob@x.org", {"role": "king"}, "role"),
     ],
 )
-def test_what_would_not_be_valid_leaves_the_file_as_it_was(
+def test_an_invalid_addition_leaves_the_file_unchanged(
     file: Path, group: str, name: str, values: dict[str, str], said: str
 ) -> None:
     with pytest.raises(SpecError, match=said):
@@ -87,7 +87,7 @@ def test_what_would_not_be_valid_leaves_the_file_as_it_was(
     assert [path.name for path in file.parent.iterdir()] == ["alliance.yaml"]
 
 
-def test_a_site_that_makes_its_own_key_is_added_without_a_kit(file: Path, run: Callable[..., Outcome]) -> None:
+def test_a_site_with_its_own_key_is_added_without_a_kit(file: Path, run: Callable[..., Outcome]) -> None:
     added = run("alliance", "add-site", file, "west", "--organisation", "West", "--own-key")
     assert added.status == 0, added.text
     added = run("alliance", "add-user", file, "bob@x.org", "--organisation", "West", "--role", "member", "--own-key")

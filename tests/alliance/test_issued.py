@@ -1,4 +1,4 @@
-"""An alliance's own folder: founding it, and making kits for who has none."""
+"""An alliance's folder: foundation and new kits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oncofed.errors import AllianceError
 
 PASSWORD = "correct horse battery"
 KEY = pyrage.x25519.Identity.generate()
-# A password takes a second each time, on purpose; an age key none.
+# A password takes a second each time, by design; an age key none.
 SEALED_FOR = {"recipient": str(KEY.to_public())}
 SPEC = AllianceSpec(
     name="tiny",
@@ -43,7 +43,7 @@ def founded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Alliance, dict[st
     return alliance, {kit.name: kit for kit in alliance.issue(SPEC, PASSWORD)}
 
 
-def test_everybody_gets_a_kit_that_only_their_password_or_key_opens(
+def test_only_its_password_or_key_opens_a_kit(
     founded: tuple[Alliance, dict[str, SealedKit]], key: Path, tmp_path: Path
 ) -> None:
     alliance, kits = founded
@@ -67,7 +67,7 @@ def test_everybody_gets_a_kit_that_only_their_password_or_key_opens(
     assert "TCP port 8002" in (tmp_path / "east" / "guide.html").read_text()
 
 
-def test_nothing_secret_lies_open_in_the_alliances_folder(founded: tuple[Alliance, dict[str, SealedKit]]) -> None:
+def test_the_alliances_folder_holds_no_open_secret(founded: tuple[Alliance, dict[str, SealedKit]]) -> None:
     alliance, kits = founded
     assert stat.S_IMODE(alliance.home.stat().st_mode) == 0o700
     files = [path for path in alliance.home.rglob("*") if path.is_file()]
@@ -81,7 +81,7 @@ def test_nothing_secret_lies_open_in_the_alliances_folder(founded: tuple[Allianc
 
 @pytest.fixture
 def open_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Open each root once alone: its password takes seconds."""
+    """Open each root only once: its password takes seconds."""
     roots: dict[Path, Authority] = {}
     load = Authority.load
 
@@ -92,7 +92,7 @@ def open_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("open_root")
-def test_one_more_site_changes_nobody_elses_kit(
+def test_adding_a_site_changes_no_other_kit(
     founded: tuple[Alliance, dict[str, SealedKit]], key: Path, tmp_path: Path
 ) -> None:
     alliance, kits = founded
@@ -107,7 +107,7 @@ def test_one_more_site_changes_nobody_elses_kit(
     assert list(alliance.issue(MORE, PASSWORD)) == []
 
 
-def test_what_would_break_given_kits_is_refused(founded: tuple[Alliance, dict[str, SealedKit]]) -> None:
+def test_changes_that_break_issued_kits_are_refused(founded: tuple[Alliance, dict[str, SealedKit]]) -> None:
     alliance, _ = founded
     with pytest.raises(AllianceError, match="does not open"):
         list(alliance.issue(SPEC, "wrong"))
@@ -120,14 +120,14 @@ def test_what_would_break_given_kits_is_refused(founded: tuple[Alliance, dict[st
         Authority.new("evil").save(alliance.home, PASSWORD)
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(AllianceError, match="is not empty and holds no alliance"):
         list(Alliance(tmp_path).issue(SPEC, PASSWORD))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_kit_whose_making_was_interrupted_is_made_again(tmp_path: Path) -> None:
+def test_an_interrupted_kit_is_made_again(tmp_path: Path) -> None:
     alliance = Alliance(tmp_path / "home")
     kits = alliance.issue(SPEC, PASSWORD)
     first = next(kits)
@@ -137,7 +137,7 @@ def test_a_kit_whose_making_was_interrupted_is_made_again(tmp_path: Path) -> Non
     assert [kit.name for kit in alliance.issue(SPEC, PASSWORD)] == ["east", "eng@x.org"]
 
 
-def test_several_passwords_are_made_side_by_side(tmp_path: Path) -> None:
+def test_kits_are_sealed_in_parallel(tmp_path: Path) -> None:
     spec = AllianceSpec(name="tiny", sites=("east", "west"), people={}, **SEALED_FOR)
     kits = {kit.name: kit for kit in Alliance(tmp_path / "home").issue(spec, PASSWORD)}
     assert kits["east"].password != kits["west"].password

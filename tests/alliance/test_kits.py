@@ -27,7 +27,7 @@ def test_everybody_gets_a_kit(kits: Path) -> None:
 
 
 @pytest.mark.parametrize("participant", ["localhost", "east", "west"])
-def test_nobody_may_bring_code(kits: Path, participant: str) -> None:
+def test_no_role_may_bring_code(kits: Path, participant: str) -> None:
     authorization = json.loads((kits / participant / "local" / "authorization.json").read_text())
     for role, rights in authorization["permissions"].items():
         assert isinstance(rights, dict)
@@ -37,7 +37,7 @@ def test_nobody_may_bring_code(kits: Path, participant: str) -> None:
 
 
 @pytest.mark.parametrize("participant", ["localhost", "east"])
-def test_only_approved_classes_are_built_and_logs_stay(kits: Path, participant: str) -> None:
+def test_kits_approve_classes_and_keep_logs_local(kits: Path, participant: str) -> None:
     resources = json.loads((kits / participant / "local" / "resources.json").read_text())
     assert resources["class_allow_list"] == [*APPROVED_CLASSES, OUTBOUND_FILTER]
     assert resources["class_list_enforcement_mode"] == "enforce"
@@ -47,7 +47,7 @@ def test_only_approved_classes_are_built_and_logs_stay(kits: Path, participant: 
 
 @pytest.mark.parametrize("participant", ["localhost", "east"])
 def test_a_main_process_builds_its_components_without_torch(kits: Path, participant: str) -> None:
-    # It waits for jobs beside other processes that wait: 0.4 GB and seconds of a processor, each.
+    # It waits for jobs next to other processes that wait: 0.4 GB and seconds of a processor, each.
     resources = json.loads((kits / participant / "local" / "resources.json").read_text())
     modules = sorted(
         {c["path"].rpartition(".")[0] for c in resources["components"] if c["path"].startswith("oncofed.")}
@@ -63,7 +63,7 @@ def test_connections_are_mutually_authenticated(kits: Path) -> None:
     assert server["service"]["target"] == "localhost:8123"
 
 
-def test_nobody_else_can_read_a_key(kits: Path) -> None:
+def test_only_the_owner_can_read_a_key(kits: Path) -> None:
     secrets = list(kits.rglob("*.key"))
     assert len(secrets) == 5
     assert not any("PRIVATE KEY" in path.read_text() for path in kits.parent.rglob("*.json"))
@@ -75,7 +75,7 @@ def test_nobody_else_can_read_a_key(kits: Path) -> None:
 @pytest.mark.parametrize(
     "certificate", ["localhost/startup/server.crt", "east/startup/client.crt", "east/startup/rootCA.pem"]
 )
-def test_a_site_whose_clock_is_slow_takes_the_certificates(kits: Path, certificate: str) -> None:
+def test_certificates_are_valid_for_slow_clocks(kits: Path, certificate: str) -> None:
     found = x509.load_pem_x509_certificate((kits / certificate).read_bytes())
     now = datetime.now(timezone.utc)
     assert found.not_valid_before_utc < now - timedelta(hours=23)

@@ -1,4 +1,4 @@
-"""A live alliance from provisioned kits: what its server and sites accept, and what they refuse."""
+"""A live alliance: what it accepts, and what it refuses."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance
 
 
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="torch is built for CUDA")
-def test_where_torch_is_for_the_cpu_alone_no_gpu_is_lent(alliance: LocalAlliance) -> None:
+def test_a_cpu_build_of_torch_offers_no_gpu(alliance: LocalAlliance) -> None:
     for site in alliance.spec.sites:
         assert read_lending(alliance.kit(site) / "local" / LENDING_FILE).gpus == ()
 
@@ -95,7 +95,7 @@ def test_a_job_that_brings_code_is_refused(alliance: LocalAlliance, exported: Pa
 
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_a_job_that_names_another_class_does_not_run(alliance: LocalAlliance, exported: Path, side: str) -> None:
-    # Installed everywhere, harmless, and still on no list.
+    # Installed everywhere and harmless, but on no list.
     config = exported / "app" / "config" / f"config_fed_{side}.json"
     values = json.loads(config.read_text())
     values["components"] = [{"id": "other", "path": "nvflare.app_common.filters.exclude_vars.ExcludeVars", "args": {}}]
@@ -126,7 +126,7 @@ def _answer(alliance: LocalAlliance, with_certificate: bool) -> bytes:
         return b""
 
 
-def test_the_servers_port_speaks_only_to_holders_of_a_certificate(alliance: LocalAlliance) -> None:
+def test_the_servers_port_requires_a_certificate(alliance: LocalAlliance) -> None:
     assert _answer(alliance, with_certificate=True).startswith(b"HTTP/1.1")
     assert _answer(alliance, with_certificate=False) == b""
 
@@ -141,7 +141,7 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path: Path) -> None:
             LocalAlliance(spec, tmp_path, {"east": {}}, tmp_path, tmp_path).__enter__()
 
 
-def test_a_site_that_does_not_come_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_that_does_not_start_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = AllianceSpec(sites=("east", "west"), port=free_port())
     datasets: dict[str, dict[str, Path]] = {"east": {}, "west": {}}
     with LocalAlliance(spec, tmp_path / "alliance", datasets, tmp_path / "logs", tmp_path / "tmp") as alliance:

@@ -1,4 +1,4 @@
-"""Private keys that never leave their participant: the request, the alliance's answer, and what is refused."""
+"""Certificate requests for keys that never leave their participant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ SPEC = AllianceSpec(
 
 @pytest.fixture(scope="module")
 def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alliance]:
-    """An alliance that was founded, and gave nobody a kit yet. Its root's password takes seconds, but once alone."""
+    """A new alliance without kits.
+
+    Its root's password takes seconds, but only once.
+    """
     alliance = Alliance(tmp_path_factory.mktemp("alliance") / "home")
     authority = alliance.create(SPEC, PASSWORD)
     with pytest.MonkeyPatch.context() as patch:
@@ -39,7 +42,7 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alliance]:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("east", "site"), ("fl.example.org", "server"), ("eng@x.org", "person")])
-def test_a_key_stays_where_it_was_made(alliance: Alliance, tmp_path: Path, name: str, kind: str) -> None:
+def test_a_key_never_leaves_its_participant(alliance: Alliance, tmp_path: Path, name: str, kind: str) -> None:
     asked = make_request(name, kind, tmp_path / "request")  # type: ignore[arg-type]
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in (tmp_path / "request").iterdir())
     sent = tmp_path / "request.json"
@@ -59,7 +62,7 @@ def test_a_key_stays_where_it_was_made(alliance: Alliance, tmp_path: Path, name:
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     assert changed_files(tmp_path / "kit") == []
     assert alliance.issued().participants[name].sealed_for == request.recipient
-    # A second one for the same name is somebody else's, unless the alliance is told that it is not.
+    # A second request for the same name is refused, unless the alliance confirms it.
     with pytest.raises(AllianceError, match=f"{name} has a kit already"):
         alliance.approve(SPEC, request, PASSWORD)
     if name == "east":
@@ -112,7 +115,7 @@ def test_a_request_that_was_changed_is_refused(
         read_request(_sent(tmp_path, change))
 
 
-def test_what_is_no_request_and_who_may_not_ask_is_said(alliance: Alliance, tmp_path: Path) -> None:
+def test_invalid_requests_and_applicants_are_refused(alliance: Alliance, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(AllianceError, match="is no request"):
         read_request(tmp_path / "notes.txt")
@@ -130,8 +133,8 @@ def test_what_is_no_request_and_who_may_not_ask_is_said(alliance: Alliance, tmp_
     assert not (tmp_path / "long").exists()
 
 
-def test_a_certificate_cannot_be_asked_for_somebody_elses_key(tmp_path: Path) -> None:
-    """Proof of possession: the request is signed with the key that it is about."""
+def test_a_certificate_for_a_foreign_key_is_refused(tmp_path: Path) -> None:
+    """The request is signed with its key (proof of possession)."""
     make_request("east", "site", tmp_path / "request")
     values = json.loads((tmp_path / "request" / "request.json").read_text())
     der = bytearray(x509.load_pem_x509_csr(values["csr"].encode()).public_bytes(Encoding.DER))
@@ -142,7 +145,7 @@ def test_a_certificate_cannot_be_asked_for_somebody_elses_key(tmp_path: Path) ->
         read_request(tmp_path / "sent.json")
 
 
-def test_who_is_renewed_and_who_cannot_be(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_which_participants_can_be_renewed(tmp_path_factory: pytest.TempPathFactory) -> None:
     alliance = Alliance(tmp_path_factory.mktemp("renewed") / "home")
     recipient = str(pyrage.x25519.Identity.generate().to_public())
     spec = AllianceSpec(

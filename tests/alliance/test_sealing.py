@@ -1,4 +1,4 @@
-"""Sealed kits: who can open one, and what is found where somebody changed it."""
+"""Sealed kits: who can open them, and detected changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oncofed.alliance.sealing import changed_files, new_password, seal, sign_fol
 from oncofed.errors import AllianceError
 
 PASSWORD = "7K2QF-9M3XA-00000-ABCDE"
-# A password takes a second each time, on purpose; an age key none.
+# A password takes a second each time, by design; an age key none.
 KEY = pyrage.x25519.Identity.generate()
 RECIPIENT = str(KEY.to_public())
 
@@ -54,7 +54,7 @@ def sealed(kit: Path, tmp_path: Path) -> Path:
     return tmp_path / "east.kit.age"
 
 
-def test_a_kit_is_as_it_was_when_it_is_opened(sealed: Path, kit: Path, tmp_path: Path) -> None:
+def test_an_opened_kit_is_unchanged(sealed: Path, kit: Path, tmp_path: Path) -> None:
     unseal(sealed, tmp_path / "out", PASSWORD)
     for path in kit.rglob("*"):
         if path.is_file():
@@ -67,7 +67,7 @@ def test_a_kit_is_as_it_was_when_it_is_opened(sealed: Path, kit: Path, tmp_path:
     assert b"a key" not in sealed.read_bytes()
 
 
-def test_a_recipients_key_opens_it_and_no_other(kit: Path, key: Path, tmp_path: Path) -> None:
+def test_only_the_recipients_key_opens_a_kit(kit: Path, key: Path, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text(str(pyrage.x25519.Identity.generate()))
     seal(kit, tmp_path / "east.kit.age", None, RECIPIENT)
     with pytest.raises(AllianceError, match=r"the key in .*other.txt does not open"):
@@ -81,7 +81,7 @@ def _left_over(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("where", [0.02, 0.5, 0.99])
-def test_one_changed_byte_closes_it(kit: Path, key: Path, tmp_path: Path, where: float) -> None:
+def test_one_changed_byte_is_detected(kit: Path, key: Path, tmp_path: Path, where: float) -> None:
     sealed = tmp_path / "east.kit.age"
     seal(kit, sealed, None, RECIPIENT)
     content = bytearray(sealed.read_bytes())
@@ -92,7 +92,7 @@ def test_one_changed_byte_closes_it(kit: Path, key: Path, tmp_path: Path, where:
     assert _left_over(tmp_path) == []
 
 
-def test_a_wrong_password_and_what_is_no_kit_are_said(sealed: Path, tmp_path: Path) -> None:
+def test_a_wrong_password_and_a_wrong_file_are_named(sealed: Path, tmp_path: Path) -> None:
     with pytest.raises(AllianceError, match="this password does not open"):
         unseal(sealed, tmp_path / "out", "wrong")
     (tmp_path / "notes.txt").write_text("hello")
@@ -111,7 +111,7 @@ def test_a_wrong_password_and_what_is_no_kit_are_said(sealed: Path, tmp_path: Pa
     "a kit whose archive leads out of its folder, or is a bomb", by="the opener of kits", logged="the command's error"
 )
 @pytest.mark.parametrize("name", ["../evil.sh", "/etc/evil", "startup/../../evil", "a\\..\\evil", "link"])
-def test_what_would_lie_outside_is_refused(key: Path, tmp_path: Path, name: str) -> None:
+def test_paths_outside_the_kit_are_refused(key: Path, tmp_path: Path, name: str) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         entry = zipfile.ZipInfo(name)
@@ -124,7 +124,7 @@ def test_what_would_lie_outside_is_refused(key: Path, tmp_path: Path, name: str)
     assert not (tmp_path / "evil.sh").exists()
 
 
-def test_what_unpacks_to_more_than_a_kit_is_refused(key: Path, tmp_path: Path) -> None:
+def test_a_too_large_archive_is_refused(key: Path, tmp_path: Path) -> None:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb", bytes(65 << 20))
@@ -133,14 +133,14 @@ def test_what_unpacks_to_more_than_a_kit_is_refused(key: Path, tmp_path: Path) -
         unseal(tmp_path / "east.kit.age", tmp_path / "out", None, key)
 
 
-def test_a_kit_that_somebody_else_signed_is_refused(kit: Path, key: Path, tmp_path: Path) -> None:
+def test_a_kit_with_another_signature_is_refused(kit: Path, key: Path, tmp_path: Path) -> None:
     sign_folder(kit, Authority.new("evil"))
     seal(kit, tmp_path / "east.kit.age", None, RECIPIENT)
     with pytest.raises(AllianceError, match="not signed by the alliance"):
         unseal(tmp_path / "east.kit.age", tmp_path / "out", None, key)
 
 
-def test_what_was_changed_in_an_open_kit_is_named(kit: Path) -> None:
+def test_changed_files_of_an_open_kit_are_named(kit: Path) -> None:
     (kit / "startup" / "start.sh").write_text("#!/bin/sh\nevil\n")
     (kit / "startup" / "client.key").unlink()
     (kit / "startup" / "more.sh").touch()
@@ -151,7 +151,7 @@ def test_what_was_changed_in_an_open_kit_is_named(kit: Path) -> None:
     ]
 
 
-def test_passwords_are_not_like_each_other() -> None:
+def test_passwords_differ() -> None:
     passwords = {new_password() for _ in range(100)}
     assert len(passwords) == 100
     assert all(
@@ -159,7 +159,7 @@ def test_passwords_are_not_like_each_other() -> None:
     )
 
 
-def test_a_machine_that_is_too_slow_or_busy_says_so_and_not_that_the_password_is_wrong(
+def test_a_busy_machine_is_not_reported_as_a_wrong_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(passwords, "_SECONDS_BETWEEN_TRIES", 0.0)

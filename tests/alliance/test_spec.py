@@ -1,4 +1,4 @@
-"""``alliance.yaml`` and what is said of mistakes in it."""
+"""``alliance.yaml``, and messages about its mistakes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_an_alliance_is_read(tmp_path: Path) -> None:
         ("fl.example.org", "https://fl.example.org", r":3: server: found 'https://fl.example.org'"),
         ("role: lead", "role: boss", r":10: people.eng@x.org.role: found 'boss'.*lead"),
         ("  west:\n", "  east:\n", r":7: sites.east is given twice, first on line 6"),
-        ("  west:\n", "  EAST:\n", r"EAST, east: given to two participants"),
+        ("  west:\n", "  EAST:\n", r":7: sites\.EAST: EAST, east: given to two participants"),
         ("  west:\n", "  'we st':\n", r"sites.*we st"),
         ("eng@x.org: {", "eng: {", r"people.*eng"),
         ("contact: it@east.org", "recipient: age1short", r":6: sites.east.recipient: found 'age1short'"),
@@ -57,7 +57,7 @@ def test_an_alliance_is_read(tmp_path: Path) -> None:
         (GOOD, "a: [\n", r"not YAML"),
     ],
 )
-def test_a_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_a_mistake_is_reported_with_its_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     file = tmp_path / "alliance.yaml"
     assert old in GOOD
     file.write_text(GOOD.replace(old, new))
@@ -65,8 +65,8 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, old: str, new: str, mes
         read_alliance(file)
 
 
-def test_a_route_or_a_relay_of_nobody_is_refused() -> None:
-    with pytest.raises(ValueError, match="routes of north"):
+def test_an_unknown_route_or_relay_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"routes\.north: found north, which is no site"):
         AllianceSpec(sites=("east",), routes={"north": ("proxy", 1)})
 
 

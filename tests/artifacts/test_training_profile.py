@@ -1,4 +1,4 @@
-"""What training images are like: what a site tells, and what the server makes of it."""
+"""Traits of training images: sites' counts, server's ranges."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def patients(count: int, **what: Any) -> list[tuple[str, Entry]]:
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=12))
-def test_bins_of_few_are_hidden_and_cannot_be_reckoned_from_the_total(truth: list[int]) -> None:
+def test_small_bins_are_hidden_and_not_derivable_from_the_total(truth: list[int]) -> None:
     counts = np.array(truth, np.int64)
     shown = suppress_small_counts(counts)
     assert all(one in {0, was} for one, was in zip(shown.tolist(), truth, strict=True))
@@ -61,7 +61,7 @@ def test_bins_of_few_are_hidden_and_cannot_be_reckoned_from_the_total(truth: lis
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=12))
-def test_small_bins_are_counted_with_the_fuller_one_beside_them(truth: list[int]) -> None:
+def test_small_bins_are_merged_with_their_fuller_neighbour(truth: list[int]) -> None:
     counts = np.array(truth, np.int64)
     found = merge_small_bins(counts)
     assert found.sum() == counts.sum()
@@ -83,7 +83,7 @@ def test_few_patients_hide_nothing_of_the_others() -> None:
 
 
 @given(st.lists(st.lists(st.floats(0.3, 12), max_size=40), max_size=4))
-def test_no_count_that_is_kept_stands_for_fewer_than_five(sites: list[list[float]]) -> None:
+def test_every_kept_count_covers_five_or_more(sites: list[list[float]]) -> None:
     told = [site_profile([(str(n), entry(slices=mm)) for n, mm in enumerate(site)], DATA) for site in sites]
     for profile, site in zip(told, sites, strict=True):
         assert is_profile(profile, bins_of(DATA), len(site))
@@ -96,8 +96,8 @@ def test_no_count_that_is_kept_stands_for_fewer_than_five(sites: list[list[float
 
 
 @pytest.mark.parametrize(("lacking", "told"), [(0, True), (2, False), (4, False), (5, True)])
-def test_a_trait_that_a_few_lack_is_not_told(lacking: int, told: bool) -> None:
-    """Beside traits that all have, how many have it would tell how many have not."""
+def test_a_trait_that_few_lack_is_not_reported(lacking: int, told: bool) -> None:
+    """Its count would reveal how many lack it."""
     profile = site_profile(patients(30 - lacking) + patients(lacking, modality=None), DATA)
     assert profile["channels"]["patients"] == 30
     assert ("modality" in profile) == told
@@ -118,7 +118,7 @@ def test_sites_are_added_up_to_ranges() -> None:
     assert "edge" not in summed.traits, "nobody has thumbnails"
 
 
-def test_a_range_of_which_much_is_hidden_is_not_known() -> None:
+def test_a_mostly_hidden_range_is_unknown() -> None:
     spread = [(f"p{n}", entry(slices=2.0 ** (n / 2))) for n in range(-12, 4)]
     summed = combined_profile([site_profile(patients(10) + spread, DATA)], DATA)
     assert summed.traits["spacing_superior"].range is None

@@ -56,7 +56,7 @@ def test_the_other_way_round_gives_the_inverse(before, after):
 
 
 @pytest.mark.parametrize(("better", "verdict"), [("lower", "slower"), ("higher", "faster")])
-def test_more_is_slower_or_faster_as_the_unit_says(better, verdict):
+def test_the_unit_decides_whether_more_is_faster(better, verdict):
     before = Figure(name="f", unit="u", better=better, samples=_noisy(1.0))
     after = Figure(name="f", unit="u", better=better, samples=_noisy(1.5, seed=1))
     change = compare(_run(before), _run(after))[0]
@@ -64,7 +64,7 @@ def test_more_is_slower_or_faster_as_the_unit_says(better, verdict):
     assert (change.ratio > 1) == (verdict == "slower")
 
 
-def test_what_noise_may_explain_is_no_difference_and_neither_is_one_percent():
+def test_noise_and_one_percent_are_no_difference():
     assert _verdict(
         Figure(name="f", unit="s", better="lower", samples=_noisy(1.0, 0.3)),
         Figure(name="f", unit="s", better="lower", samples=_noisy(1.1, 0.3, seed=1)),
@@ -97,7 +97,7 @@ def test_a_machine_that_is_slower_as_a_whole_is_no_slower_code():
     assert slower_than(worse, 1.4) == []
 
 
-def test_what_cannot_be_compared_has_no_verdict_and_a_reason():
+def test_incomparable_figures_have_a_reason_and_no_verdict():
     one = Figure(name="f", unit="s", better="lower", samples=[1.0])
     many = Figure(name="f", unit="s", better="lower", samples=[1.0, 1.1])
     other = many.model_copy(update={"settings": {"batch": 4}})

@@ -1,4 +1,7 @@
-"""Tests of the command that checks what is said of GPUs: what becomes of checks that hang, die, or refute a claim."""
+"""Tests of the GPU checks' command.
+
+Checks that hang, die, or refute a claim.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ def _lines(runner: Runner, check: Callable[[Context], None], seconds: float = 30
     return read_run(runner.file).lines
 
 
-def test_a_check_that_hangs_is_killed_with_all_that_it_started_and_told(runner: Runner) -> None:
+def test_a_hanging_check_is_killed_with_its_processes_and_reported(runner: Runner) -> None:
     def hangs(context: Context) -> None:
         child = subprocess.Popen(["sleep", "317"])
         context.report.figure("before", child=child.pid)
@@ -65,7 +68,7 @@ def test_a_check_that_hangs_is_killed_with_all_that_it_started_and_told(runner: 
     wait_for(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie", "no child is left", 10)
 
 
-def test_a_check_that_dies_is_told_with_the_signal_and_keeps_its_lines(runner: Runner) -> None:
+def test_a_dying_check_is_reported_with_its_signal_and_lines(runner: Runner) -> None:
     def dies(context: Context) -> None:
         context.report.claim("restart", True)
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does for want of memory
@@ -74,7 +77,7 @@ def test_a_check_that_dies_is_told_with_the_signal_and_keeps_its_lines(runner: R
     assert (before.verdict, told.verdict, told.error) == ("walked", "FAILED", "ended by signal SIGKILL")
 
 
-def test_a_check_that_ends_by_itself_or_raises_is_told(runner: Runner) -> None:
+def test_a_check_that_exits_or_raises_is_reported(runner: Runner) -> None:
     def exits(context: Context) -> None:
         os._exit(5)
 
@@ -86,7 +89,7 @@ def test_a_check_that_ends_by_itself_or_raises_is_told(runner: Runner) -> None:
     assert raised.error == "OutOfMemoryError: tried to allocate 2 GiB"
 
 
-def test_what_raises_while_a_claim_is_tried_refutes_it_and_the_check_goes_on(runner: Runner) -> None:
+def test_an_exception_refutes_the_claim_and_the_check_goes_on(runner: Runner) -> None:
     def tries(context: Context) -> None:
         with context.report.attempt("restart", "the first job"):
             raise RuntimeError("CUDA error: unspecified launch failure")
@@ -143,7 +146,7 @@ def test_what_holds_on_a_cpu_is_walked_and_confirms_nothing(tmp_path: Path) -> N
     assert "CONFIRMED" not in file.read_text() + told
 
 
-def test_a_network_of_ours_that_tells_of_what_has_no_deterministic_form_refutes_that_it_repeats(tmp_path: Path) -> None:
+def test_a_nondeterministic_operation_of_our_network_refutes_determinism(tmp_path: Path) -> None:
     class Telling:
         def train(self, steps: int) -> None:
             logging.getLogger("oncofed.training.determinism").warning("training.deterministic: there is no form of x")
@@ -167,7 +170,7 @@ def test_infinite_numbers_are_kept_as_words(tmp_path: Path) -> None:
     assert read_run(tmp_path / "lines").lines[0].numbers == {"pays_from": "Infinity", "device": "cpu"}
 
 
-def test_a_claim_is_confirmed_only_where_nothing_spoke_against_it() -> None:
+def test_a_claim_is_confirmed_only_without_refutation() -> None:
     def exit_of(*verdicts: str) -> int:
         lines = [Line(check="restart", claim="restart", verdict=verdict, text="") for verdict in verdicts]
         return exit_status(Run(header=_HEADER, lines=lines))
@@ -189,14 +192,14 @@ def test_a_line_that_was_cut_off_is_left_out_and_another_file_refused(tmp_path: 
         read_runs(tmp_path)
 
 
-def test_checks_for_which_no_time_is_left_are_told(runner: Runner) -> None:
+def test_checks_without_time_left_are_reported(runner: Runner) -> None:
     Runner(runner.file, runner.folder, "cpu", time.monotonic() + 1).run(chosen("restart,step"))
     lines = read_run(runner.file).lines
     assert {line.verdict for line in lines} == {"not checked"}
     assert {"restart", "step-limit", "step-loop"} <= {line.claim for line in lines}
 
 
-def test_what_is_trained_on_a_gpu_fits_together(tmp_path: Path) -> None:
+def test_the_jobs_trained_on_a_gpu_are_consistent(tmp_path: Path) -> None:
     context = Context(torch.device("cuda"), tmp_path, Report(tmp_path / "lines", "determinism", "cuda"))
     for job in data.JOBS:
         assert data.plan_of(context, job).data.patch != data.SMALL[job]["data"]["patch"] or job == data.SLIDES
@@ -206,7 +209,7 @@ def test_what_is_trained_on_a_gpu_fits_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_machine_without_a_gpu_is_told_so_and_what_to_do(tmp_path: Path) -> None:
+def test_a_machine_without_a_gpu_gets_advice(tmp_path: Path) -> None:
     runner = Runner(tmp_path / "run.jsonl", tmp_path, "cuda", time.monotonic() + 60)
     with pytest.raises(NoGPUError, match=r"no GPU can be used here: .* make gpu DEVICE=cpu walks all checks") as caught:
         runner.begin("abc")

@@ -1,4 +1,7 @@
-"""What the documents say of GPUs: each sentence names the check that confirms it, and tells what became of it."""
+"""Documents' statements about GPUs link to checked claims.
+
+Each shows the claim's status.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,10 @@ def _module(name: str) -> ast.Module:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """Yield the sentences, headings and rows of tables of a document, without code and what is generated."""
+    """Yield a document's sentences, headings and table rows.
+
+    Without code and generated parts.
+    """
     text = re.sub(r"<!-- (GPU claims|figures): .*?<!-- end of [^>]*-->", "", text, flags=re.DOTALL)
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     for block in re.split(r"\n\s*\n|\n(?=[|#-])", text):
@@ -80,13 +86,13 @@ def test_each_sentence_about_gpus_leads_to_its_claim() -> None:
     assert not without, "link each to a claim of gpu_checks/claims.py, or say in _NO_CLAIMS that it claims nothing"
 
 
-def test_no_sentence_is_excused_that_is_not_there() -> None:
+def test_every_exempt_sentence_exists() -> None:
     sentences = _about_gpus()
     for words in _NO_CLAIMS:
         assert any(words in sentence for sentence in sentences), words
 
 
-def test_links_lead_to_claims_and_tell_what_became_of_them() -> None:
+def test_links_lead_to_claims_and_show_their_status() -> None:
     runs = table.read_runs(table.RESULTS)
     for path in table.documents():
         text = path.read_text()
@@ -127,7 +133,7 @@ def _run(when: str, *verdicts: tuple[str, str]) -> Run:
         ([("halving", "CONFIRMED")], "not confirmed"),
     ],
 )
-def test_the_last_run_that_looked_decides(verdicts: list[tuple[str, str]], word: str) -> None:
+def test_the_latest_run_that_checked_decides(verdicts: list[tuple[str, str]], word: str) -> None:
     before = _run("2026-01-01T00:00:00+00:00", ("restart", "REFUTED")) if word == "confirmed" else None
     runs = [run for run in (before, _run("2026-01-02T00:00:00+00:00", *verdicts)) if run]
     link = "[on a GPU: not confirmed](x#gpu-restart)"

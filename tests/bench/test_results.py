@@ -51,7 +51,7 @@ def test_ratios_are_above_one_where_we_are_better_whatever_the_unit():
     assert Figure(name="f", unit="s", target=Target(of="value", value=3.0)).met is None
 
 
-def test_a_row_says_what_was_not_measured_and_why():
+def test_a_row_names_missing_measurements_with_reasons():
     rows = rows_of(_run().suites[0].figures[0])
     assert rows[0].ours == "11 (10.5 to 11.5)"
     assert rows[0].target == "× 2 of the baseline, met"
@@ -78,7 +78,7 @@ def test_numbers_have_three_digits(value, text):
     assert number(value) == text
 
 
-def test_a_run_is_found_by_what_its_user_remembers(tmp_path):
+def test_a_run_is_found_by_id_commit_or_age(tmp_path):
     first, last = _run(), _run("2026-02-01T00:00:00+00:00", commit="123456")
     for run in (first, last):
         run.write(tmp_path)
@@ -96,7 +96,7 @@ def test_a_run_is_found_by_what_its_user_remembers(tmp_path):
     ("text", "said"),
     [("", "no JSON"), ("[]", "schema None, expected 1"), ('{"schema": 2}', "schema 2, expected 1")],
 )
-def test_a_file_that_is_none_of_ours_is_named(tmp_path, text, said):
+def test_a_foreign_file_is_named(tmp_path, text, said):
     path = tmp_path / "x.json"
     path.write_text(text)
     with pytest.raises(SpecError, match=said):

@@ -1,4 +1,4 @@
-"""Tests of running suites: real processes over suites that measure next to nothing."""
+"""Tests of running tiny suites in real processes."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _only_result(home: Path) -> Path:
     return path
 
 
-def test_suites_are_listed_by_what_they_say_of_themselves(home, run):
+def test_suites_are_listed_with_their_docstrings(home, run):
     outcome = run("bench", "list", "--json")
     titles = {entry["name"]: entry["title"] for entry in json.loads(outcome.output)}
     assert titles["train_step"] == "Sleeps, beside sleeping longer"
@@ -123,7 +123,7 @@ def test_every_sample_is_kept_with_baseline_limit_and_machine(home, run):
     assert {"torch", "cores", "processor", "driver"} <= result.environment.keys()
 
 
-def test_a_suite_that_fails_or_is_killed_leaves_what_it_measured_and_the_others_run(home, run):
+def test_a_failed_or_killed_suite_keeps_its_figures_and_the_others_run(home, run):
     outcome = run("bench", "run", "bad", "killed", "train_step", "--quick", "--json")
     assert outcome.status == 1
     bad, killed, good = json.loads(outcome.output)["suites"]
@@ -166,7 +166,7 @@ def test_a_suite_ends_in_order_also_where_its_parents_parent_ignores_interrupts(
     assert read_run(_only_result(home)).suites[0].status == "interrupted"
 
 
-def test_what_cannot_be_is_said(home, run):
+def test_impossible_requests_are_explained(home, run):
     for arguments, status, said in (
         (
             ("run", "traim_step"),
@@ -198,7 +198,7 @@ def test_suites_are_those_of_the_working_folder_or_else_of_the_source(home, monk
     assert runner.suites_folder() == Path(__file__).parents[2] / "benchmarks"
 
 
-def test_a_gpu_that_does_something_else_is_said(monkeypatch):
+def test_a_busy_gpu_is_reported(monkeypatch):
     monkeypatch.setattr(runner.psutil, "cpu_percent", lambda interval: 60.0)
     gpus = [GPU(0, "H", "1", 80.0, 79.0, 0), GPU(1, "H", "1", 80.0, 79.0, 90), GPU(2, "H", "1", 80.0, 40.0, 0)]
     monkeypatch.setattr(runner, "read_gpus", lambda: gpus)

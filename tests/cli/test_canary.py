@@ -1,4 +1,7 @@
-"""Identifiers planted wherever a site may have them, and a search through all that the server received."""
+"""No planted identifier reaches the server.
+
+Identifiers are planted wherever a site may have them; all that the server received is searched.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +86,10 @@ def _require(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two sites full of identifiers, a federation that trained on them and one that profiled them; all files kept."""
+    """A training and a profile over sites full of identifiers.
+
+    All files are kept.
+    """
     root = tmp_path_factory.mktemp("runs")
     workspace = root / "workspace"
     for site, make, labels in (("east", _dicom_site, "canary lesion"), ("west", _nifti_site, None)):

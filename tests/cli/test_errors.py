@@ -1,4 +1,4 @@
-"""What a user reads when something is wrong: one clear message, the right exit status, no stack trace."""
+"""Errors: one clear message, exit status, no stack trace."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _empty_label(label: Path) -> None:
         (_empty_label, "its label is empty"),
     ],
 )
-def test_a_case_that_cannot_be_used_is_named_with_the_way_on(
+def test_an_unusable_case_is_named_with_advice(
     run: Callable[..., Outcome],
     job: Path,
     two_sites: dict[str, Path],
@@ -98,7 +98,7 @@ def test_a_case_that_cannot_be_used_is_named_with_the_way_on(
 
 @pytest.mark.slow
 @pytest.mark.federation
-def test_a_run_goes_on_without_bad_cases_when_told_to(
+def test_an_option_lets_a_run_skip_bad_cases(
     run: Callable[..., Outcome], job: Path, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
     _truncate(two_sites["west"] / "imagesTr" / "case_2.nii.gz")
@@ -114,14 +114,14 @@ def test_a_run_goes_on_without_bad_cases_when_told_to(
     assert result.mean.alone is None
 
 
-def test_a_site_is_the_registered_dataset_beside_a_folder_of_its_name(
+def test_a_registered_dataset_takes_precedence_over_a_folder_of_its_name(
     run: Callable[..., Outcome],
     job: Path,
     two_sites: dict[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And a run whose data do not pass leaves nothing, so that it can be repeated as it was typed."""
+    """A refused run leaves nothing, so it can be repeated."""
     new = tmp_path / "new"
     new.mkdir()
     for part in ("imagesTr", "labelsTr"):
@@ -204,6 +204,10 @@ def test_fewer_sites_than_the_job_needs_are_refused(
     assert outcome.status == 2
     assert "the job needs 3 sites (rounds.quorum), found 2. Name more sites, or lower it." in outcome.text
     assert "the job needs 3 sites (rounds.quorum), found 2." in run("job", "check", job, "--sites", "2").text
+    job.write_text(job.read_text().replace(", quorum: 3", "") + "strategy: {name: fedbuff, buffer: 3}\n")
+    assert "strategy.buffer is 3, found 2 sites that train" in run("job", "run", job, *_sites(two_sites)).text
+    job.write_text(job.read_text().replace("{name: fedbuff, buffer: 3}", "krum"))
+    assert "sites (strategy krum), found 2. Name more" in run("job", "check", job, "--sites", "2").text
 
 
 def test_a_folder_that_holds_something_is_left_alone(
@@ -226,7 +230,7 @@ def test_a_workspace_that_cannot_be_written_to_is_named(
     assert "name another with --workspace or --out" in outcome.text
 
 
-def test_a_mistake_in_a_job_is_told_with_its_line(run: Callable[..., Outcome], job: Path) -> None:
+def test_a_mistake_in_a_job_is_reported_with_its_line(run: Callable[..., Outcome], job: Path) -> None:
     job.write_text(job.read_text().replace("learning_rate", "learning_rat"))
     outcome = run("job", "check", job)
     assert outcome.status == 2
@@ -263,7 +267,7 @@ def test_a_signal_ends_a_run_as_ctrl_c_does(number: signal.Signals) -> None:
 
 
 @pytest.mark.wild("oq-engine#4027", "a run under nohup that ends with the terminal")
-def test_what_whoever_started_a_run_had_it_ignore_stays_ignored() -> None:
+def test_signals_ignored_by_the_parent_stay_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with ended_by_signals():

@@ -52,7 +52,7 @@ def test_it_prints_scores_subgroups_and_where_the_files_are(run: Run, model: Pat
     assert (out / "evaluation.html").stat().st_mode & 0o777 == 0o600
 
 
-def test_json_is_what_may_be_handed_on(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+def test_json_output_is_the_shareable_record(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "out", tmp_path / "other"
     job = parse_job(write_job(other))
     (other / "model").mkdir()
@@ -66,7 +66,7 @@ def test_json_is_what_may_be_handed_on(run: Run, model: Path, data: Path, tmp_pa
     assert "<svg" not in (out / "evaluation.html").read_text()
 
 
-def test_the_models_card_tells_of_it_where_it_is_asked_for(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
+def test_an_option_adds_the_evaluation_to_the_models_card(run: Run, model: Path, data: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", model, data, "--split", "all", "--out", tmp_path / "out", "--worst", "0", "--card")
     refused = run(*arguments)
     assert (refused.status, "holds no result.json" in refused.text) == (2, True)
@@ -93,7 +93,7 @@ def test_the_models_card_tells_of_it_where_it_is_asked_for(run: Run, model: Path
         (("--against", "nowhere"), 2, "nowhere: no such file or folder"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
+def test_errors_are_one_line(
     run: Run, model: Path, data: Path, tmp_path: Path, arguments: tuple[str, ...], status: int, words: str
 ) -> None:
     done = run("evaluate", model, data, "--split", "all", "--out", tmp_path / "out", *arguments)
@@ -107,7 +107,7 @@ def test_no_model_and_no_dataset(run: Run, model: Path, data: Path, tmp_path: Pa
     assert (missing.status, "neither a folder nor a registered dataset" in missing.text) == (3, True)
 
 
-def test_a_folder_does_not_hide_the_dataset_that_was_registered_of_it(
+def test_a_folder_does_not_hide_its_registered_dataset(
     run: Run, model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = ("--workspace", tmp_path / "ws")

@@ -1,4 +1,4 @@
-"""Commands that are interrupted or killed: nothing that they started outlives them."""
+"""Interrupted or killed commands leave no process running."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _sites(two_sites: dict[str, Path]) -> list[str]:
 
 @pytest.fixture
 def long_job(tmp_path: Path) -> Path:
-    """A job that trains for minutes, so that there is time to disturb it."""
+    """A job that trains for minutes."""
     return write_job(tmp_path / "long", JOB.replace("steps_per_round: 4", "steps_per_round: 3000"))
 
 

@@ -1,4 +1,4 @@
-"""A site whose processes are gone for good: the run ends with its name."""
+"""A permanently lost site ends the run, by name."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def test_a_site_that_does_not_come_back_is_named(two_sites: dict[str, Path], tmp
 
 
 @pytest.mark.timeout(300)
-def test_where_one_site_is_enough_the_run_ends_without_the_lost_one_and_says_so(
-    two_sites: dict[str, Path], tmp_path: Path
-) -> None:
+def test_with_a_quorum_of_one_the_run_ends_without_the_lost_site(two_sites: dict[str, Path], tmp_path: Path) -> None:
     status, result, printed = _run_without_west(two_sites, tmp_path, quorum=1)
     assert (status, result.status) == (0, "completed"), printed
     assert list(result.lost_sites) == ["west"]
@@ -38,7 +36,10 @@ def test_where_one_site_is_enough_the_run_ends_without_the_lost_one_and_says_so(
 
 
 def _run_without_west(two_sites: dict[str, Path], folder: Path, quorum: int) -> tuple[int | None, Result, str]:
-    """Run a job of which a site is lost for good once all are ready: exit status, result, and what was printed."""
+    """Run a job, losing a site once all are ready.
+
+    Returns exit status, result, and output.
+    """
     text = JOB.replace("steps_per_round: 4", "steps_per_round: 80")
     text = text.replace("number: 2", f"number: 2, return_s: 1, quorum: {quorum}")
     job = write_job(folder / "patient", text)
@@ -56,7 +57,7 @@ def _run_without_west(two_sites: dict[str, Path], folder: Path, quorum: int) -> 
 
 
 def _kill(folder: Path, site: str) -> None:
-    """Kill a site's processes, as often as they are started again."""
+    """Kill a site's processes, also restarted ones."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             line = " ".join(process.cmdline())

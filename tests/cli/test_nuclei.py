@@ -1,4 +1,7 @@
-"""The nuclei job over real images: registered, checked, split by stain and size, and trained in a federation."""
+"""The nuclei job over real images.
+
+Registered, checked, split by stain and size, and trained in a federation.
+"""
 
 from __future__ import annotations
 

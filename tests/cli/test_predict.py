@@ -29,7 +29,7 @@ def trained(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Volumes in a folder with a space and letters beyond ASCII in its name."""
+    """Volumes in a folder with spaces and non-ASCII letters."""
     folder = tmp_path / "Bilder für später"
     shutil.copytree(make_site(tmp_path / "site", 3) / "imagesTr", folder)
     return folder
@@ -82,7 +82,7 @@ def test_outputs_are_left_out_by_name(run: Run, tmp_path: Path) -> None:
     assert "tarot: no such output. Known: classes, dicom, evidence, " in shown.text
 
 
-def test_nothing_that_can_be_predicted_is_an_error(run: Run, trained: Path, tmp_path: Path) -> None:
+def test_no_predictable_input_is_an_error(run: Run, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     empty = run("predict", trained, tmp_path / "in", "--out", tmp_path / "out")
     assert empty.status == 3
@@ -102,7 +102,7 @@ def test_a_colour_picture_for_a_grey_model_is_predicted_in_grey(run: Run, tmp_pa
     assert (tmp_path / "out/cases/a/a_seg.png").is_file()
 
 
-def test_a_heap_of_dicom_beside_a_dataset_by_name(run: Run, trained: Path, tmp_path: Path) -> None:
+def test_loose_dicom_and_a_dataset_by_name_together(run: Run, trained: Path, tmp_path: Path) -> None:
     make_series(tmp_path / "pacs")
     run("data", "register", make_site(tmp_path / "site", 2), "--dataset", "balls")
     shown = run("predict", trained, tmp_path / "pacs", "balls", "--out", tmp_path / "out", "--json")
@@ -124,7 +124,7 @@ def test_a_heap_of_dicom_beside_a_dataset_by_name(run: Run, trained: Path, tmp_p
         ),
     ],
 )
-def test_a_model_that_is_none_is_told_in_one_line(
+def test_a_file_that_is_no_model_is_one_line(
     run: Run, trained: Path, images: Path, tmp_path: Path, break_it: Callable[[Path], object], said: str
 ) -> None:
     break_it(trained)
@@ -134,7 +134,7 @@ def test_a_model_that_is_none_is_told_in_one_line(
     assert not (tmp_path / "out" / "cases").exists()
 
 
-def test_another_model_does_not_mix_with_what_is_there(run: Run, trained: Path, images: Path, tmp_path: Path) -> None:
+def test_results_of_two_models_do_not_mix(run: Run, trained: Path, images: Path, tmp_path: Path) -> None:
     run("predict", trained, images, "--out", tmp_path / "out", "--no-page")
     other = make_run(tmp_path / "other", (trained / "job.yaml").read_text().replace("seed: 3", "seed: 4"))
     shown = run("predict", other, images, "--out", tmp_path / "out")
@@ -167,9 +167,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
 
 
 @pytest.mark.slow
-def test_a_command_that_is_killed_or_interrupted_goes_on_to_the_same_bytes(
-    run: Run, trained: Path, tmp_path: Path
-) -> None:
+def test_a_killed_or_interrupted_command_resumes_to_the_same_bytes(run: Run, trained: Path, tmp_path: Path) -> None:
     images = make_site(tmp_path / "many", 16) / "imagesTr"
     out, log = tmp_path / "out", tmp_path / "log.txt"
 

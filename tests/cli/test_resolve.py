@@ -1,4 +1,7 @@
-"""From a dataset that is refused to one that trains, as a site's admin types it."""
+"""From a refused dataset to one that trains.
+
+With the commands that a site's admin types.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of 30 cases: 8 of them constant, 5 copies of others, one without a label, and junk."""
+    """A folder of 30 cases, many of them unusable.
+
+    8 are constant, 5 copies of others, one without a label, and there are other files.
+    """
     monkeypatch.setenv("ONCOFED_WORKSPACE", str(tmp_path / "workspace"))
     site = make_site(tmp_path / "in", 30)
     for number in range(8):
@@ -39,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return site
 
 
-def test_register_accounts_for_each_file_and_its_last_line_says_who_has_labels(run: Run, folder: Path) -> None:
+def test_register_accounts_for_each_file_and_ends_with_the_labelled_count(run: Run, folder: Path) -> None:
     shown = run("data", "register", folder, "--dataset", "balls")
     assert "set aside 8 cases: its image is constant (every voxel is 0): case_0 (imagesTr/case_0.nii.gz)" in shown.text
     assert "files: 22 images, 21 labels, 1 table, 22 left out; each by name in" in shown.text
@@ -91,7 +97,7 @@ def test_check_names_the_command_under_each_kind_and_it_works(run: Run, job: Pat
     assert "open: duplicate image (checksum), 5" in run("data", "resolve", "balls").text
 
 
-def test_what_is_printed_to_type_next_works_as_it_stands(
+def test_the_suggested_commands_work(
     run: Run, job: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ONCOFED_WORKSPACE")
@@ -114,7 +120,7 @@ def test_what_is_printed_to_type_next_works_as_it_stands(
         assert shlex.join(["oncofed", "data", "resolve", dataset, "--copies", "keep-one", *more]) in listed.output
 
 
-def test_the_sites_audit_log_has_it_and_its_absence_is_said(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_the_audit_log_records_it_and_a_missing_log_is_reported(run: Run, folder: Path, tmp_path: Path) -> None:
     run("data", "register", folder, "--dataset", "balls")
     without = run("data", "resolve", "balls", "--constant", "leave-out", "--why", "blank")
     assert "No audit log has it: this folder is no site's kit. Name the kit with --site FOLDER." in without.text
@@ -129,7 +135,7 @@ def test_the_sites_audit_log_has_it_and_its_absence_is_said(run: Run, folder: Pa
     assert run("data", "resolve", "balls", "--copies", "drop").status == 2
 
 
-def test_a_run_tells_counts_and_three_examples(run: Run, job: Path, folder: Path, tmp_path: Path) -> None:
+def test_a_run_prints_counts_and_three_examples(run: Run, job: Path, folder: Path, tmp_path: Path) -> None:
     run("data", "register", folder, "--dataset", "balls", "--labels", "shell,core")
     sites = ["--site", "east=balls", "--site", "west=balls", "--out", tmp_path / "run"]
     refused = run("job", "run", job, *sites)

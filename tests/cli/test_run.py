@@ -1,4 +1,4 @@
-"""``oncofed job run`` with FLARE's real server and sites, and what it leaves."""
+"""``oncofed job run`` with FLARE's real server and sites."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""An engineer's jobs at an alliance: submitted, watched, stopped, fetched, from the engineer's kit alone."""
+"""Jobs at an alliance, from the engineer's kit alone.
+
+Submitted, watched, stopped, fetched.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance
 
 
 @pytest.mark.timeout(300)
-def test_the_laptop_may_be_closed(alliance: LocalAlliance, tmp_path: Path) -> None:
+def test_a_job_runs_without_the_engineers_machine(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = ("--kit", alliance.kit(alliance.spec.engineer))
     job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 12").replace("round: 4", "round: 20"))
     submitted = oncofed("job", "submit", job, *kit, "--json", home=tmp_path)
@@ -106,7 +109,7 @@ def _same_weights(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.timeout(200)
-def test_a_stopped_job_leaves_what_its_rounds_gave(alliance: LocalAlliance, tmp_path: Path) -> None:
+def test_a_stopped_job_keeps_its_rounds_results(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = ("--kit", alliance.kit(alliance.spec.engineer))
     job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 500"))
     job_id = json.loads(oncofed("job", "submit", job, *kit, "--json", home=tmp_path).stdout)["id"]
@@ -132,14 +135,14 @@ def test_a_stopped_job_leaves_what_its_rounds_gave(alliance: LocalAlliance, tmp_
         (("submit", "hippocampus_segmentation", "--model", "nowhere.safetensors"), 2, "expected a file of weights"),
     ],
 )
-def test_what_cannot_be_is_said(
+def test_impossible_requests_are_explained(
     alliance: LocalAlliance, tmp_path: Path, arguments: tuple[str, ...], status: int, said: str
 ) -> None:
     done = oncofed("job", *arguments, "--kit", alliance.kit(alliance.spec.engineer), home=tmp_path)
     assert (done.returncode, said in " ".join(done.stderr.split())) == (status, True), done.stderr
 
 
-def test_who_is_there_is_said_and_who_is_not_is_waited_for(alliance: LocalAlliance, tmp_path: Path) -> None:
+def test_present_sites_are_listed_and_missing_ones_waited_for(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = ("--kit", alliance.kit(alliance.spec.engineer))
     job = write_job(tmp_path / "job")
     log = tmp_path / "submitted.txt"

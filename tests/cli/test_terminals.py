@@ -31,7 +31,7 @@ _REPORTS = "rich#212, rich#826, rich#68, huami-token#5"
 
 
 class _Terminal(io.TextIOWrapper):
-    """An output of some encoding; what was printed to it can be read as that encoding has it."""
+    """An output of some encoding, whose text can be read."""
 
     def __init__(self, encoding: str, errors: str = "strict", terminal: bool = False) -> None:
         super().__init__(io.BytesIO(), encoding=encoding, errors=errors)
@@ -47,7 +47,10 @@ class _Terminal(io.TextIOWrapper):
 
 @pytest.fixture
 def at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """Run a command at a terminal of an encoding; return its exit status and all that it printed."""
+    """Run a command at a terminal of an encoding.
+
+    Returns its exit status and all output.
+    """
 
     def call(encoding: str, *arguments: str | Path, terminal: bool = False) -> tuple[int, str]:
         out, err = (_Terminal(encoding, terminal=terminal) for _ in range(2))
@@ -101,7 +104,7 @@ def test_a_command_ends_well_at_a_terminal_of_any_encoding(at, encoding, termina
         (("job", "networks"), 0, "tiles of slides\t-\t"),
     ],
 )
-def test_what_is_said_has_only_signs_of_the_terminal(at, arguments, status, said) -> None:
+def test_messages_use_only_characters_of_the_terminal(at, arguments, status, said) -> None:
     found, printed = at("ascii", *arguments, terminal=False)
     assert found == status
     assert said in printed
@@ -129,7 +132,7 @@ def test_any_text_can_be_shown_in_ascii_and_ascii_is_left_alone(text: str) -> No
 
 
 @pytest.mark.wild("PEP 383", "a file's name that is no UTF-8, printed at a terminal in UTF-8")
-def test_bytes_of_a_name_are_shown_by_their_number(monkeypatch) -> None:
+def test_undecodable_bytes_of_a_name_are_shown_as_numbers(monkeypatch) -> None:
     out = _Terminal("utf-8")
     monkeypatch.setattr(sys, "stdout", out)
     fit_output()
@@ -153,7 +156,7 @@ def _table(rows: list[tuple[str, ...]], title: str = "") -> Table:
 
 
 @pytest.mark.wild("rich#501, snowflake-cli#2941", "output that is piped, cut at 80 columns")
-def test_a_table_that_no_terminal_reads_is_a_line_a_row(monkeypatch) -> None:
+def test_a_piped_table_is_one_line_per_row(monkeypatch) -> None:
     out = _Terminal("utf-8")
     facts = "x" * 300
     console = Console(file=out, width=80)
@@ -174,7 +177,7 @@ def test_a_table_at_a_terminal_is_a_table() -> None:
 
 
 @pytest.mark.wild("NeMo-Gym#2949", "colours asked for where nobody sees them")
-def test_colours_that_are_asked_for_do_not_make_a_pipe_a_terminal(monkeypatch, run: Callable[..., Outcome]) -> None:
+def test_forced_colours_do_not_make_a_pipe_a_terminal(monkeypatch, run: Callable[..., Outcome]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     printed = run("job", "list").output
     assert "\x1b" not in printed

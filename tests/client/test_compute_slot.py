@@ -1,4 +1,4 @@
-"""Sites of one machine take turns."""
+"""Sites of one machine share its compute slots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _never() -> bool:
 
 
 @pytest.mark.parametrize(("gpu", "at_once", "expected"), [(True, "3", 1), (False, "1", 1), (False, "2", 2)])
-def test_sites_of_one_machine_take_turns(
+def test_sites_of_one_machine_share_its_slots(
     gpu: bool, at_once: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
@@ -51,9 +51,7 @@ def test_sites_of_one_machine_take_turns(
     assert most == expected
 
 
-def test_sites_that_wait_for_their_turn_let_go_when_the_job_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_waiting_sites_leave_when_the_job_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
     ended, left = threading.Event(), []
@@ -74,7 +72,7 @@ def test_sites_that_wait_for_their_turn_let_go_when_the_job_ends(
         assert len(left) == 3
 
 
-def test_who_is_next_and_hangs_keeps_nobody_from_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_next_site_blocks_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
     monkeypatch.setenv(AT_ONCE_VARIABLE, "2")
@@ -93,9 +91,7 @@ def test_who_is_next_and_hangs_keeps_nobody_from_a_place(tmp_path: Path, monkeyp
     assert len(done) == 3
 
 
-def test_a_site_comes_for_its_task_when_it_has_a_place_or_is_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_site_fetches_its_task_with_a_slot_or_as_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
     monkeypatch.setenv(AT_ONCE_VARIABLE, "2")
@@ -132,9 +128,7 @@ def test_a_site_comes_for_its_task_when_it_has_a_place_or_is_next(
         pass
 
 
-def test_a_site_that_came_for_nothing_keeps_nobody_from_the_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_site_without_a_task_blocks_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
     turns = [ComputeSlot() for _ in range(2)]
@@ -150,7 +144,7 @@ def test_a_site_that_came_for_nothing_keeps_nobody_from_the_machine(
 
     thread = threading.Thread(target=train)
     thread.start()
-    thread.join(1.9)  # who hangs is passed after two seconds
+    thread.join(1.9)  # a hanging site is passed after two seconds
     assert done
 
 
@@ -166,7 +160,7 @@ def test_as_many_simulated_sites_compute_at_once_as_the_cores_allow(monkeypatch:
 @pytest.mark.parametrize(
     ("sites", "initialised", "given_back"), [("2", True, 1), ("1", True, 0), (None, True, 0), ("2", False, 0)]
 )
-def test_who_leaves_a_shared_gpu_keeps_no_memory_for_later(
+def test_leaving_a_shared_gpu_frees_its_cached_memory(
     sites: str | None, initialised: bool, given_back: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
@@ -185,7 +179,7 @@ def test_who_leaves_a_shared_gpu_keeps_no_memory_for_later(
     assert len(calls) == 1 + given_back
 
 
-def test_the_memory_is_there_before_the_next_one_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_freed_before_the_next_site_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setenv(TURN_VARIABLE, str(tmp_path / "turn"))
@@ -207,9 +201,7 @@ def test_the_memory_is_there_before_the_next_one_comes(tmp_path: Path, monkeypat
     assert held == [True]
 
 
-def test_a_site_that_is_alone_on_its_machine_does_not_stand_in_line_with_its_own_jobs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_single_site_needs_no_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append(True) or True)
     for name, value in process_environment(tmp_path, 1).items():

@@ -1,4 +1,4 @@
-"""A site's training, and the process of its sandboxed code, know nothing of FLARE."""
+"""Local training and its sandboxed process do not import FLARE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that one process at a time may hold."""
+"""Files that one process at a time may lock."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _is_free(path: Path) -> bool:
     return True
 
 
-def test_a_file_is_handed_on_to_who_stands_in_line_for_it(tmp_path: Path) -> None:
+def test_a_lock_is_handed_to_the_next_in_line(tmp_path: Path) -> None:
     got: list[IO[str] | None] = []
 
     def stand() -> None:
@@ -48,9 +48,7 @@ def test_a_file_is_handed_on_to_who_stands_in_line_for_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("ended", [True, False])
-def test_who_leaves_the_line_does_not_get_the_file_later(
-    ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leaving_the_line_releases_a_late_lock(ended: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "_SECONDS_IN_LINE", 0.05)
     hanging = (tmp_path / "next").open("w")
     other = (tmp_path / "0").open("w")
@@ -62,7 +60,7 @@ def test_who_leaves_the_line_does_not_get_the_file_later(
         assert wait_in_line(file, [place], lambda: ended) is (None if ended else place)
     other.close()
     hanging.close()
-    # Its thread is given the file now, and lets go of it at once.
+    # Its thread gets the lock now, and releases it at once.
     for thread in threading.enumerate():
         if thread.name == "in-line":
             thread.join(10)

@@ -21,7 +21,7 @@ PATIENTS = [f"MRN-{n:04}" for n in range(40)]
 @pytest.mark.parametrize(
     ("second", "stays"),
     [
-        (PATIENTS[:30], False),  # the same again tells nothing new
+        (PATIENTS[:30], False),  # the same again reveals nothing new
         (PATIENTS[:29], True),
         (PATIENTS[:31], True),
         (PATIENTS[1:31], True),
@@ -30,9 +30,7 @@ PATIENTS = [f"MRN-{n:04}" for n in range(40)]
         (PATIENTS[30:], False),
     ],
 )
-def test_of_patients_who_differ_by_few_from_an_earlier_job_nothing_is_told(
-    tmp_path: Path, second: list[str], stays: bool
-) -> None:
+def test_sums_that_differ_by_few_patients_are_refused(tmp_path: Path, second: list[str], stays: bool) -> None:
     assert refuse_overlap(tmp_path, "brains", [PATIENTS[:30]]) == ""
     said = refuse_overlap(tmp_path, "brains", [second])
     assert bool(said) == stays
@@ -41,13 +39,13 @@ def test_of_patients_who_differ_by_few_from_an_earlier_job_nothing_is_told(
     assert refuse_overlap(tmp_path, "others", [second]) == "", "each dataset has its own"
 
 
-def test_each_group_of_a_message_counts(tmp_path: Path) -> None:
+def test_each_group_of_a_message_is_checked(tmp_path: Path) -> None:
     assert refuse_overlap(tmp_path, "brains", [PATIENTS[:30], PATIENTS[:12], PATIENTS[12:30]]) == ""
     # Six other patients, of whom one has the class.
     assert "would tell of 1" in refuse_overlap(tmp_path, "brains", [PATIENTS[:24], PATIENTS[:11]])
 
 
-def test_what_is_kept_names_nobody_and_is_the_sites_own(tmp_path: Path) -> None:
+def test_the_record_is_private_and_names_nobody(tmp_path: Path) -> None:
     refuse_overlap(tmp_path, "brains", [PATIENTS[:30]])
     path = tmp_path / FOLDER / "brains.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -57,7 +55,7 @@ def test_what_is_kept_names_nobody_and_is_the_sites_own(tmp_path: Path) -> None:
     assert path.read_text() != (path.parent / "others.json").read_text(), "each has a salt of its own"
 
 
-def test_a_broken_file_lets_nothing_leave(tmp_path: Path) -> None:
+def test_with_a_broken_record_nothing_leaves(tmp_path: Path) -> None:
     refuse_overlap(tmp_path, "brains", [PATIENTS[:30]])
     (tmp_path / FOLDER / "brains.json").write_text("{")
     with pytest.raises(StateError, match=r"brains\.json: of whom sums left before cannot be read"):

@@ -1,4 +1,4 @@
-"""Tests of code that an engineer brought, in the real process that is confined for it."""
+"""An engineer's code in the real sandboxed process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(what_is_missing() is not None, reason=f"no process can be confined: {what_is_missing()}"),
 ]
 
-# Each of these is tried where the engineer's code is imported, again in a thread, and noted in its scratch folder.
+# Each of these is tried when the engineer's code is imported, again in a thread, and noted in its scratch folder.
 _ATTACKS = """
 import ctypes, json, os, pathlib, signal, socket, subprocess, sys, threading
 
@@ -91,7 +91,7 @@ if DATA:
     pathlib.Path("attacks.json").write_text(json.dumps(results))
 """
 
-# Put where Python looks first: a process that computes on the CPU starts the stub's driver where a GPU would be begun.
+# Put where Python looks first: a process that computes on the CPU starts the stub's driver where a GPU would be used.
 _STARTS_DRIVER = """
 import ctypes, importlib.util, sys
 
@@ -141,7 +141,7 @@ def voice() -> Voice:
 
 @pytest.fixture
 def context(two_sites: dict[str, Path], tmp_path: Path) -> SiteContext:
-    """A site whose images lie elsewhere, as those that were dealt to sites do."""
+    """A site whose images are links to another folder."""
     (tmp_path / "store").mkdir()
     for image in sorted((two_sites["east"] / "imagesTr").iterdir()):
         image.symlink_to(image.rename(tmp_path / "store" / image.name))
@@ -149,7 +149,7 @@ def context(two_sites: dict[str, Path], tmp_path: Path) -> SiteContext:
 
 
 def _plan(spec: JobSpec, pack: Pack, **settings: Any) -> Plan:
-    """Return a plan whose network is the pack's, as a site is sent it."""
+    """Return a plan with the pack's network."""
     load_pack(pack)
     model = {"code": pack.digest, "network": "wide_net"}
     return Plan.model_validate(spec.plan().model_dump() | {"model": model, **settings}).declared()
@@ -166,7 +166,7 @@ def listener() -> Iterator[socket.socket]:
         yield server
 
 
-def test_it_learns_what_it_learns_without_being_confined(
+def test_sandboxed_training_gives_the_same_model(
     spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path
 ) -> None:
     pack = make_pack(make_package(tmp_path / "wide_net"), None)
@@ -208,7 +208,7 @@ def test_it_learns_what_it_learns_without_being_confined(
     by="Landlock and a filter of system calls",
     logged="the site's log, as what the code prints",
 )
-def test_what_a_site_did_not_allow_is_out_of_reach(
+def test_sandboxed_code_cannot_leave_its_sandbox(
     spec: JobSpec,
     context: SiteContext,
     voice: Voice,
@@ -243,7 +243,7 @@ def test_what_a_site_did_not_allow_is_out_of_reach(
     by="the job's process, which lets words of the code stay at the site",
     logged="the site's log, on one line",
 )
-def test_its_words_stay_at_the_site(spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path) -> None:
+def test_texts_of_the_code_stay_at_the_site(spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path) -> None:
     harmless = make_pack(make_package(tmp_path / "wide_net"), None)
     words = 'raise type("Pixels255_0_1", (Exception,), {})("patient 7\\nforged line\\x1b[2J")\n'
     pack = make_pack(make_package(tmp_path / "evil" / "wide_net", words), None)
@@ -264,7 +264,7 @@ def test_its_words_stay_at_the_site(spec: JobSpec, context: SiteContext, voice: 
     by="the confined process, before the code is used",
     logged="the site's log",
 )
-def test_code_that_is_not_what_the_job_says_is_not_used(
+def test_code_that_does_not_match_the_job_is_refused(
     spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path
 ) -> None:
     pack = make_pack(make_package(tmp_path / "wide_net"), None)
@@ -286,7 +286,7 @@ def test_code_that_is_not_what_the_job_says_is_not_used(
     )
 
 
-def test_errors_of_the_data_are_the_sites_and_a_killed_process_is_followed_by_another(
+def test_data_errors_are_reported_and_a_killed_process_is_replaced(
     spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path
 ) -> None:
     pack = make_pack(make_package(tmp_path / "wide_net"), None)
@@ -314,7 +314,7 @@ def test_errors_of_the_data_are_the_sites_and_a_killed_process_is_followed_by_an
     by="Landlock, which binds the process before the driver is begun",
     logged="the site's log, as what the code prints",
 )
-def test_a_gpus_driver_begins_before_the_code_comes_and_its_threads_are_bound_too(
+def test_the_gpu_driver_starts_before_the_code_and_is_confined(
     spec: JobSpec,
     context: SiteContext,
     voice: Voice,
@@ -339,7 +339,7 @@ def test_a_gpus_driver_begins_before_the_code_comes_and_its_threads_are_bound_to
     assert begun in capfd.readouterr().err
 
 
-def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_does_not_train(
+def test_an_unusable_gpu_is_reported_without_cpu_training(
     spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
@@ -354,7 +354,7 @@ def test_a_gpu_that_cannot_be_used_is_told_and_the_cpu_does_not_train(
     by="the job's process, which passes on words from before the code was loaded alone",
     logged="the site's log, on one line",
 )
-def test_the_code_cannot_speak_as_the_process_did_before_it_came(
+def test_the_code_cannot_imitate_the_trusted_process(
     spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path
 ) -> None:
     harmless = make_pack(make_package(tmp_path / "wide_net"), None)

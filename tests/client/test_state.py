@@ -1,4 +1,4 @@
-"""What a site keeps between rounds."""
+"""A site's state between rounds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _holds(state: SiteState, turn_key: str, value: float) -> bool:
     )
 
 
-def test_a_later_process_has_the_last_two_results_and_the_parts_of_the_last(tmp_path: Path) -> None:
+def test_a_later_process_restores_two_results_and_the_last_parts(tmp_path: Path) -> None:
     state = SiteState(tmp_path)
     assert state.result_of("1 aa") is None
     for number in (1, 2, 3):
@@ -40,7 +40,7 @@ def test_a_later_process_has_the_last_two_results_and_the_parts_of_the_last(tmp_
     assert SiteState(tmp_path).part("norm") == {}
 
 
-def test_a_result_that_no_disk_takes_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_full_disk_a_result_stays_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""A class that most labelled images have, and a few lack, is named at register and in check."""
+"""Classes that few labelled images lack are reported."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_structure_set_that_lacks_a_region_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("–", "one file a class, of which one is not there for one patient")
-def test_a_class_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_class_file_is_named(tmp_path: Path) -> None:
     for number in range(3):
         folder = tmp_path / "in" / f"s{number}"
         _save(folder / "ct.nii.gz", _image(number))
@@ -92,7 +92,7 @@ def test_a_value_that_one_mask_lacks_is_named(tmp_path: Path) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(labelled=st.integers(0, 60), share=st.floats(0, 1))
-def test_a_class_is_missed_where_most_have_it_and_few_do_not(labelled: int, share: float) -> None:
+def test_a_class_is_missed_if_few_images_lack_it(labelled: int, share: float) -> None:
     without = round(labelled * share)
     entries = [
         Entry(

@@ -1,4 +1,4 @@
-"""Random changes of batches: image and maps move together, what is not chosen stays as it is, a seed repeats it all."""
+"""Augmentation: maps follow the image, seeds repeat it."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def test_image_and_label_move_together(flat: bool) -> None:
     assert moved["label"].dtype == torch.uint8
     assert set(moved["label"].unique().tolist()) <= {0, 1, 2}
     assert not torch.equal(moved["label"], batch["label"])
-    # Interpolation blurs edges; away from them the image says what the label says.
+    # Interpolation blurs edges; elsewhere image and label agree.
     assert ((moved["image"].round() == moved["label"]).float().mean()) > 0.93
 
 
-def test_a_quarter_turn_is_a_quarter_turn_on_a_patch_of_unequal_sides() -> None:
+def test_a_quarter_turn_is_exact_on_a_patch_of_unequal_sides() -> None:
     image = torch.zeros(1, 1, 8, 16)
     image[0, 0, 2, 8] = 1  # two rows and a half... above the middle
     theta = _affine(torch.full((1, 1), math.pi / 2), torch.ones(1), image.shape[2:])
@@ -48,7 +48,7 @@ def test_a_quarter_turn_is_a_quarter_turn_on_a_patch_of_unequal_sides() -> None:
 
 @pytest.mark.parametrize("augmentation", ["none", "light", "full"])
 @pytest.mark.parametrize("modality", ["mri", "ct", "xray", "microscopy"])
-def test_a_seed_repeats_it_and_all_stays_finite(augmentation: str, modality: str) -> None:
+def test_a_seed_repeats_the_changes_and_values_stay_finite(augmentation: str, modality: str) -> None:
     batch = _batch(3, flat=modality in {"xray", "microscopy"})
     chosen = strength(augmentation, modality)  # type: ignore[arg-type]
     first, again, other = (_change(chosen, batch, seed) for seed in (1, 1, 2))
@@ -72,7 +72,7 @@ ALONE = {
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_each_change_touches_the_samples_that_were_chosen_and_no_other(name: str) -> None:
+def test_each_change_touches_only_the_chosen_samples(name: str) -> None:
     batch = _batch(16)
     changed = _change(replace(Strength(), **{name: ALONE[name]}), batch)  # type: ignore[arg-type]
     same = [torch.equal(a, b) for a, b in zip(changed["image"], batch["image"], strict=True)]
@@ -80,7 +80,7 @@ def test_each_change_touches_the_samples_that_were_chosen_and_no_other(name: str
     assert torch.equal(changed["label"], batch["label"])
 
 
-def test_gamma_keeps_mean_and_spread_and_blur_takes_noise_away() -> None:
+def test_gamma_keeps_mean_and_spread_and_blur_reduces_noise() -> None:
     image = torch.rand(4, 1, 16, 16, 16)
     bent = _change(Strength(gamma=(1.0, 0.5, 0.6)), {"image": image})["image"]
     torch.testing.assert_close(bent.mean((2, 3, 4)), image.mean((2, 3, 4)), atol=1e-4, rtol=0)

@@ -1,4 +1,4 @@
-"""Batches: every case once an epoch, each class as often at a centre, and a stream that can be taken up again."""
+"""Batch streams: epochs, class balance, and resumption."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_case_comes_once_before_any_comes_twice(site: Path) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 1, 5])
-def test_a_stream_goes_on_from_its_state(site: Path, before: int) -> None:
+def test_a_stream_resumes_from_its_state(site: Path, before: int) -> None:
     first = _batches(site)
     for _ in range(before):
         next(first)
@@ -56,7 +56,7 @@ def test_a_stream_goes_on_from_its_state(site: Path, before: int) -> None:
 
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
-def test_a_batch_for_which_memory_was_full_is_drawn_again_and_is_the_same(
+def test_a_batch_is_drawn_again_identically_after_full_memory(
     site: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     whole, short = _batches(site), _batches(site)
@@ -94,7 +94,7 @@ def test_other_errors_in_a_batch_are_not_taken_for_full_memory(site: Path, monke
         next(stream)
 
 
-def test_a_case_that_could_not_be_read_for_a_while_costs_no_batch(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_temporary_read_error_loses_no_batch(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [next(stream) for stream in [_batches(site)] for _ in range(4)]
     stream = _batches(site)
     found = [next(stream)]
@@ -114,7 +114,7 @@ def test_a_case_that_could_not_be_read_for_a_while_costs_no_batch(site: Path, mo
         assert all(torch.equal(values, other[name]) for name, values in one.items())
 
 
-def test_each_class_is_as_often_at_the_centre(site: Path) -> None:
+def test_each_class_is_equally_often_at_the_centre(site: Path) -> None:
     patches = Patches(DATA.model_copy(update={"patch": (9, 9, 9)}), "none", 3)
     prepared = patches.prepare(read_cases(site, SplitSpec(), 1).train[0])
     # Away from the border the drawn voxel is the patch's own centre.
@@ -126,7 +126,7 @@ def test_each_class_is_as_often_at_the_centre(site: Path) -> None:
     assert counts[0] > 60
 
 
-def test_a_class_that_a_case_lacks_is_not_waited_for(site: Path) -> None:
+def test_a_class_missing_from_a_case_is_skipped(site: Path) -> None:
     patches = Patches(DATA, "none", 5)
     prepared = patches.prepare(read_cases(site, SplitSpec(), 1).train[0])
     assert len(prepared["centres.4"]) == 0

@@ -1,4 +1,4 @@
-"""Icons and thumbnails beside DICOM are left out by name; pictures that are the dataset stay."""
+"""Pictures next to DICOM: thumbnails are left out."""
 
 from __future__ import annotations
 

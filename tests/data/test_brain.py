@@ -13,7 +13,7 @@ from oncofed.data.spec import SplitSpec
 
 
 @pytest.mark.parametrize("hospital", HOSPITALS, ids=lambda h: h.name)
-def test_a_patient_is_stored_as_its_scanner_stores_it(hospital) -> None:  # type: ignore[no-untyped-def]
+def test_a_patient_has_its_scanners_storage(hospital) -> None:  # type: ignore[no-untyped-def]
     scanner = hospital.scanner
     image, label = make_patient(scanner, np.random.default_rng(5))
     assert image.get_data_dtype() == np.dtype(scanner.dtype)
@@ -27,7 +27,7 @@ def test_a_patient_is_stored_as_its_scanner_stores_it(hospital) -> None:  # type
     assert np.asarray(image.dataobj).astype(float)[values == 2].mean() > np.asarray(image.dataobj)[values == 0].mean()
 
 
-def test_orientation_and_origin_place_the_anatomy_alike() -> None:
+def test_anatomy_lies_the_same_for_all_orientations_and_origins() -> None:
     centres = []
     for hospital in HOSPITALS:
         _, label = make_patient(hospital.scanner, np.random.default_rng(5))

@@ -1,4 +1,4 @@
-"""Folders of classes, with what else lies among them, and classes that people wrote in several ways."""
+"""Class folders with stray files and spelling variants."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_stray_image_is_left_out_of_class_folders(tmp_path: Path, names: list[
     assert manifest.left_out == {"image outside a class folder": len(stray)}
 
 
-def test_folders_that_may_be_classes_are_said(tmp_path: Path) -> None:
+def test_folders_that_may_be_classes_are_reported(tmp_path: Path) -> None:
     names = [*classes("benign", "malignant", count=4), *(f"{n}.png" for n in range(4))]
     manifest = read(pictures(tmp_path / "in", *names), tmp_path / "out")
     assert "layout: loose images" in manifest.description
@@ -45,14 +45,14 @@ def test_folders_that_may_be_classes_are_said(tmp_path: Path) -> None:
     assert (len(manifest.entries), manifest.left_out) == (8, {"image outside a class folder": 4})
 
 
-def test_folders_of_patients_are_no_classes(tmp_path: Path) -> None:
+def test_folders_of_patients_are_not_classes(tmp_path: Path) -> None:
     names = [*(f"patient_{p}/{n}.png" for p in range(3) for n in range(3)), *(f"{n}.png" for n in range(4))]
     assert not read(pictures(tmp_path / "in", *names), tmp_path / "out").remarks
 
 
 @pytest.mark.wild("standard: none", "one class written in two ways as two")
 @pytest.mark.parametrize("kind", ["folders", "table", "DICOM"])
-def test_classes_that_differ_in_case_or_spaces_are_told(tmp_path: Path, kind: str) -> None:
+def test_classes_that_differ_in_case_or_spaces_are_reported(tmp_path: Path, kind: str) -> None:
     source = tmp_path / "in"
     if kind == "folders":
         manifest = read(pictures(source, *classes("Normal", "normal", "tumour")), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""``oncofed data check``: what fits, what is converted, what does not fit, and every fault by the name of its case."""
+"""``oncofed data check`` reports conversions, misfits, and faults by case."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from oncofed.data.cases import read_cases, usable_cases
 from oncofed.data.contract import Report, _labels, check_dataset
-from oncofed.data.label_mapping import Vocabulary, match_labels
+from oncofed.data.label_mapping import Supervision, Vocabulary, match_labels
 from oncofed.data.look import look
 from oncofed.data.manifest import Manifest, read_manifest
 from oncofed.data.register import RegisterOptions, register
@@ -28,7 +28,7 @@ DATA = DataSpec(dataset="balls", patch=(16, 16, 16))
 
 
 def check(folder: Path, data: DataSpec = DATA, classes: dict[int, str] | None = None) -> Report:
-    return check_dataset(folder, data, classes or CLASSES, seed=1)
+    return check_dataset(folder, data, Supervision(classes=classes or CLASSES), seed=1)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_a_dataset_that_fits(dataset: Path) -> None:
     assert sum(report.cases.values()) == 12
 
 
-def test_what_the_training_converts_is_said_and_is_what_it_does(dataset: Path) -> None:
+def test_conversions_are_reported_as_training_does_them(dataset: Path) -> None:
     data = DATA.model_copy(update={"spacing": (2.0, 2.0, 2.0), "orientation": "LPS"})
     _edit(dataset, lambda v: v.update(labels={"0": "background", "1": "rim", "2": "CORE"}, label_map={"rim": "shell"}))
     report = check(dataset, data, {1: "core", 2: "shell"})
@@ -68,7 +68,7 @@ def test_what_the_training_converts_is_said_and_is_what_it_does(dataset: Path) -
     assert how["spacing"] == "12 cases resampled"
     assert how["orientation"] == "12 cases reoriented"
     assert how["labels"] == "rim (1) becomes shell (2); CORE (2) becomes core (1)"
-    case = read_cases(dataset, data.split, 1, {1: "core", 2: "shell"}).train[0]
+    case = read_cases(dataset, data.split, 1, Supervision(classes={1: "core", 2: "shell"})).train[0]
     stored = np.asarray(nib.load(case.label).dataobj)
     translated = case.read_label().values[..., 0]
     np.testing.assert_array_equal(translated == 1, stored == 2)
@@ -86,7 +86,7 @@ def test_what_the_training_converts_is_said_and_is_what_it_does(dataset: Path) -
         ({"1": "shell", "2": "core"}, {"rind": "shell"}, "label_map names rind, which no label"),
     ],
 )
-def test_a_vocabulary_that_is_not_complete_does_not_fit(
+def test_an_incomplete_vocabulary_does_not_fit(
     dataset: Path, labels: dict[str, str], label_map: dict[str, str], message: str
 ) -> None:
     _edit(dataset, lambda v: v.update(labels={"0": "background", **labels}, label_map=label_map))
@@ -94,10 +94,10 @@ def test_a_vocabulary_that_is_not_complete_does_not_fit(
     assert not report.may_train
     assert any(message in reason for reason in report.why_not)
     with pytest.raises(DataError, match=r"dataset\.json"):
-        usable_cases(dataset, DATA, CLASSES, 1, "west")
+        usable_cases(dataset, DATA, Supervision(classes=CLASSES), 1, "west")
 
 
-def test_names_that_do_not_fit_are_told_once_and_each_in_a_short_line(dataset: Path) -> None:
+def test_misfitting_names_are_reported_once_in_short_lines(dataset: Path) -> None:
     labels = {"1": "Niere links", "2": "Tumor größe"}
     _edit(dataset, lambda v: v.update(labels={"0": "background", **labels}))
     report = check(dataset)
@@ -110,7 +110,7 @@ def test_names_that_do_not_fit_are_told_once_and_each_in_a_short_line(dataset: P
 
 
 @pytest.mark.wild("standard: NIfTI-1, masks of 0 and 255", "values of masks that are none of the job's labels")
-def test_values_that_are_none_of_the_jobs_do_not_fit_and_how_to_name_them_is_said(dataset: Path) -> None:
+def test_unknown_values_do_not_fit_and_the_remedy_is_given(dataset: Path) -> None:
     for number, value in ((3, 255), (4, 255), (5, 9)):
         values = make_volume(number)[1]
         values[0, 0, 0] = value
@@ -131,16 +131,14 @@ def test_class_0_of_whole_images_is_shown() -> None:
     manifest = Manifest.model_validate(
         {"task": "classification", "labels": {"0": "benign", "1": "malignant"}, "training": []}
     )
-    row = _labels(manifest, {0: "benign", 1: "malignant"}, Vocabulary(), "class")
+    row = _labels(manifest, Supervision("class", {0: "benign", 1: "malignant"}), Vocabulary())
     assert (row.found, row.expected) == ("0 benign, 1 malignant", "0 benign, 1 malignant")
-    assert _labels(manifest, {1: "malignant"}, Vocabulary(), "mask").found == "1 malignant"
+    assert _labels(manifest, Supervision(classes={1: "malignant"}), Vocabulary()).found == "1 malignant"
 
 
 @pytest.mark.wild("standard: NIfTI-1, xyzt_units", "a volume of microns that calls them millimetres")
 @pytest.mark.parametrize("factor", [1000.0, 1e-4])
-def test_voxels_that_no_scanner_measures_are_found_also_where_all_cases_share_them(
-    dataset: Path, factor: float
-) -> None:
+def test_implausible_voxels_are_found_even_if_all_cases_share_them(dataset: Path, factor: float) -> None:
     for number in range(12):
         for sub, values in zip(("imagesTr", "labelsTr"), make_volume(number), strict=True):
             affine = np.diag([factor, factor, 2 * factor, 1.0])
@@ -163,7 +161,7 @@ def test_a_label_may_be_mapped_to_background(dataset: Path) -> None:
     labels = {"0": "background", "1": "shell", "2": "core"}
     _edit(dataset, lambda v: v.update(labels=labels, label_map={"core": None}))
     assert check(dataset, classes={1: "shell"}).may_train
-    case = read_cases(dataset, DATA.split, 1, {1: "shell"}).train[0]
+    case = read_cases(dataset, DATA.split, 1, Supervision(classes={1: "shell"})).train[0]
     assert set(np.unique(case.read_label().values)) == {0, 1}
 
 
@@ -192,7 +190,7 @@ def test_only_allowed_lists_are_used(dataset: Path) -> None:
 
     _edit(dataset, deal)
     data = DATA.model_copy(update={"splits": ("training", "validation")})
-    cases = read_cases(dataset, data.split, 1, CLASSES, data.splits)
+    cases = read_cases(dataset, data.split, 1, Supervision(classes=CLASSES), data.splits)
     assert len(cases.validation) == 2
     assert len(cases.train) + len(cases.test) == 7
 
@@ -262,7 +260,7 @@ def _intensity(folder: Path) -> None:
         (_intensity, "outlier intensity", "far from the others'"),
     ],
 )
-def test_each_fault_is_found_and_its_case_named(
+def test_each_fault_is_found_with_its_case(
     tmp_path: Path, damage: Callable[[Path], None], kind: str | None, message: str, registered: bool
 ) -> None:
     folder = make_site(tmp_path / "in", 12)
@@ -309,11 +307,11 @@ def test_many_cases_of_another_scale_are_no_outliers(tmp_path: Path) -> None:
     assert check(folder).clean
 
 
-def test_few_bad_cases_are_set_aside_and_many_stop(tmp_path: Path) -> None:
+def test_few_bad_cases_are_set_aside_and_many_are_an_error(tmp_path: Path) -> None:
     folder = make_site(tmp_path / "in", 24)
     (folder / "imagesTr" / "case_3.nii.gz").write_bytes(b"nothing")
     register(RegisterOptions(folder, "balls", tmp_path / "set"))
-    usable = usable_cases(tmp_path / "set", DATA, CLASSES, 1, "west")
+    usable = usable_cases(tmp_path / "set", DATA, Supervision(classes=CLASSES), 1, "west")
     assert [problem.case for problem in usable.set_aside] == ["case_3"]
     assert len(list(usable.cases)) == 23
     report = check(tmp_path / "set")
@@ -322,19 +320,19 @@ def test_few_bad_cases_are_set_aside_and_many_stop(tmp_path: Path) -> None:
     (folder / "imagesTr" / "case_4.nii.gz").write_bytes(b"")
     register(RegisterOptions(folder, "balls", tmp_path / "set"))
     with pytest.raises(DataError, match="west: 2 of 24 cases cannot be used") as error:
-        usable_cases(tmp_path / "set", DATA, CLASSES, 1, "west")
+        usable_cases(tmp_path / "set", DATA, Supervision(classes=CLASSES), 1, "west")
     assert "case_3: " in str(error.value)
     assert "case_4: " in str(error.value)
     assert "2 of 24 cases are set aside (8%), more than 5%" in check(tmp_path / "set").why_not
 
 
-def test_files_that_changed_since_they_were_registered_are_read_again(dataset: Path) -> None:
+def test_files_changed_since_registering_are_read_again(dataset: Path) -> None:
     _constant(dataset.parent / "in")
     report = check(dataset)
     assert [problem.case for problem in report.set_aside] == ["case_3"]
 
 
-def test_names_in_paths_burned_in_text_headers_and_faces_are_warned_of(tmp_path: Path) -> None:
+def test_identifying_paths_text_headers_and_faces_give_warnings(tmp_path: Path) -> None:
     folder = make_site(tmp_path / "in", 3)
     for sub in ("imagesTr", "labelsTr"):
         (folder / sub / "case_0.nii.gz").rename(folder / sub / "Potter_Harry_19800731.nii.gz")
@@ -357,5 +355,5 @@ def test_numbered_objects_become_one_class(tmp_path: Path) -> None:
     values = {"labels": {"0": "background", "1": "1"}, "label_kind": "instances", "training": []}
     (tmp_path / "dataset.json").write_text(json.dumps(values))
     manifest = read_manifest(tmp_path)
-    assert match_labels(manifest, {1: "nucleus"}).values == {1: 1}
-    assert "number objects of one kind" in match_labels(manifest, {1: "a", 2: "b"}).problems[0]
+    assert match_labels(manifest, Supervision(classes={1: "nucleus"})).values == {1: 1}
+    assert "number objects of one kind" in match_labels(manifest, Supervision(classes={1: "a", 2: "b"})).problems[0]

@@ -1,4 +1,4 @@
-"""Copies of images are found without comparing all with all, and none is missed."""
+"""The search for copies misses none."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _manifest(thumbnails: Sequence[np.ndarray], **changes: Sequence[object]) -> 
 
 
 def _by_all_pairs(manifest: Manifest) -> set[frozenset[str]]:
-    """Return the groups of names as they follow from all pairs, one after the other."""
+    """Return groups of names, from comparing all pairs."""
     groups: list[set[str]] = []
     cases = [(entry, thumbnail_values(entry)) for entry in manifest.entries]
     for place, (one, a) in enumerate(cases):
@@ -56,7 +56,7 @@ def _by_all_pairs(manifest: Manifest) -> set[frozenset[str]]:
     noise=st.sampled_from([1.0, 3.0, 6.0, 9.0, 40.0]),
     patients=st.integers(1, 60),
 )
-def test_the_groups_are_those_of_all_pairs(seed: int, kinds: int, noise: float, patients: int) -> None:
+def test_groups_equal_those_from_all_pairs(seed: int, kinds: int, noise: float, patients: int) -> None:
     rng = np.random.default_rng(seed)
     base = rng.integers(20, 235, (kinds, 256))
     thumbnails = [(base[n % kinds] + rng.normal(0, noise, 256)).clip(0, 255) for n in range(60)]
@@ -65,7 +65,7 @@ def test_the_groups_are_those_of_all_pairs(seed: int, kinds: int, noise: float, 
     assert found == _by_all_pairs(manifest)
 
 
-def test_a_chain_of_copies_is_one_group_and_each_names_one_that_it_copies() -> None:
+def test_a_chain_of_copies_is_one_group_with_named_originals() -> None:
     rng = np.random.default_rng(0)
     first, step = rng.normal(0, 40, 256), rng.normal(0, 1, 256)
     step *= np.linalg.norm(first) / np.linalg.norm(step) * 0.05
@@ -78,7 +78,7 @@ def test_a_chain_of_copies_is_one_group_and_each_names_one_that_it_copies() -> N
     assert not group.exact
 
 
-def test_one_file_twice_is_a_copy_also_of_the_same_patient() -> None:
+def test_identical_files_of_one_patient_are_copies() -> None:
     rng = np.random.default_rng(0)
     thumbnails = list(rng.integers(0, 255, (4, 256)))
     checksums = ["a" * 64, "b" * 64, "a" * 64, "c" * 64]
@@ -91,13 +91,13 @@ def test_one_file_twice_is_a_copy_also_of_the_same_patient() -> None:
     ("labels", "contradict"),
     [((1, 1), False), ((1, 2), True), ((1, None), False), ((None, None), False), (("m.nii", 1), False)],
 )
-def test_labels_that_contradict(labels: tuple[object, object], contradict: bool) -> None:
+def test_contradicting_labels(labels: tuple[object, object], contradict: bool) -> None:
     values = np.random.default_rng(0).integers(0, 255, 256)
     [group] = copy_groups(_manifest([values, values], label=labels))
     assert bool(group.contradiction()) == contradict
 
 
-def test_masks_of_copies_contradict_where_they_hold_other_numbers_of_voxels() -> None:
+def test_masks_of_copies_with_different_voxel_counts_contradict() -> None:
     values = np.random.default_rng(0).integers(0, 255, 256)
     for counts, contradict in (({"0": 90, "1": 10}, False), ({"0": 80, "1": 20}, True)):
         facts = {"label": ["a", "b"], "shape": [[10, 10]] * 2, "label_values": [{"0": 90, "1": 10}, counts]}
@@ -105,7 +105,7 @@ def test_masks_of_copies_contradict_where_they_hold_other_numbers_of_voxels() ->
         assert bool(group.contradiction()) == contradict
 
 
-def test_masks_of_copies_contradict_where_one_was_mirrored(tmp_path: Path) -> None:
+def test_masks_of_copies_contradict_if_one_is_mirrored(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     image, mask = rng.normal(size=(12, 12, 12)).astype(np.float32), np.zeros((12, 12, 12), np.uint8)
     mask[2:5, 3:8, 3:8] = 1
@@ -122,7 +122,7 @@ def test_masks_of_copies_contradict_where_one_was_mirrored(tmp_path: Path) -> No
 
 
 @pytest.mark.wild("MedNIST", "thousands of images of one look: as many pairs as there are images squared")
-def test_many_images_of_one_look_are_one_group() -> None:
+def test_many_similar_images_are_one_group() -> None:
     rng = np.random.default_rng(0)
     base = rng.integers(60, 190, 256)
     thumbnails = [base + rng.normal(0, 0.6, 256) for _ in range(3000)]

@@ -1,4 +1,4 @@
-"""Copies hold no identifier, wherever it was, and still fit together."""
+"""De-identified copies hold no identifier and still match."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_copies_are_the_same_volume(tmp_path: Path) -> None:
     assert one.checksum == two.checksum
 
 
-def test_references_and_patients_still_fit_also_in_a_later_copy(tmp_path: Path) -> None:
+def test_references_and_patients_match_across_copies(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", patient="P1")
     mask = np.zeros((12, 16, 8), bool)
     mask[2:5, 3:9, 1:6] = True
@@ -95,7 +95,7 @@ def test_references_and_patients_still_fit_also_in_a_later_copy(tmp_path: Path) 
     assert patients[0] < patients[1]
 
 
-def test_dates_are_shifted_alike_for_a_patient_and_devices_kept_where_asked(tmp_path: Path) -> None:
+def test_dates_shift_equally_per_patient_and_devices_stay_on_request(tmp_path: Path) -> None:
     make_series(tmp_path / "in", change=_identifying)
     copy(tmp_path, keep_dates=True, keep_device=True)
     dataset = pydicom.dcmread(next((tmp_path / "out").rglob("*.dcm")))
@@ -123,7 +123,7 @@ def test_burned_in_text_reports_and_broken_files_are_not_copied(tmp_path: Path) 
     assert copy(tmp_path, out="out2", keep_burned_in=True).written == {"DICOM": 1}
 
 
-def test_overlays_and_curves_go(tmp_path: Path) -> None:
+def test_overlays_and_curves_are_removed(tmp_path: Path) -> None:
     found = get_testdata_file("examples_overlay.dcm", download=False)
     if not isinstance(found, str):
         pytest.skip("this pydicom brings no image with an overlay")
@@ -136,7 +136,7 @@ def test_overlays_and_curves_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii"])
-def test_nifti_loses_its_text_and_nothing_else(tmp_path: Path, suffix: str) -> None:
+def test_nifti_loses_only_its_text(tmp_path: Path, suffix: str) -> None:
     image = nib.Nifti1Image(make_volume(1)[0], np.diag([1.0, 2, 3, 1]))
     image.header["descrip"], image.header["aux_file"] = b"Canary^Name", b"CanaryAux"
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Canary comment"))
@@ -155,7 +155,7 @@ def test_nifti_loses_its_text_and_nothing_else(tmp_path: Path, suffix: str) -> N
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_what_stands_behind_the_voxels_of_nifti_is_not_copied(tmp_path: Path, suffix: str) -> None:
+def test_bytes_after_nifti_voxels_are_not_copied(tmp_path: Path, suffix: str) -> None:
     content = nib.Nifti1Image(make_volume(1)[0], np.eye(4)).to_bytes()
     (tmp_path / "in").mkdir()
     for name, text in {"longer": content + b"Canary^Name", "shorter": content[:-1]}.items():
@@ -192,7 +192,7 @@ def test_images_and_their_masks_keep_a_common_name_and_lose_their_text(tmp_path:
     "detectron2#788, D-FINE#308", "a copy without Exif that lies on its side, beside a mask that does not"
 )
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp"])
-def test_a_copy_is_as_upright_as_its_original(name: str, tmp_path: Path) -> None:
+def test_a_copy_keeps_the_orientation(name: str, tmp_path: Path) -> None:
     (tmp_path / "in" / "images").mkdir(parents=True)
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "Canary"
@@ -285,7 +285,7 @@ def test_a_copy_of_a_tiff_has_its_values_and_sizes_and_no_text(
 
 
 @pytest.mark.wild("pytiff#11, ruby-vips#91", "a copy that is another image than the original")
-def test_what_cannot_be_copied_as_it_is_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_images_that_would_change_are_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     values = np.random.default_rng(0).integers(0, 255, (4, 24, 40), dtype=np.uint8)
     tifffile.imwrite(tmp_path / "in" / "a.tif", values, imagej=True, metadata={"axes": "TYX"})
@@ -302,7 +302,7 @@ def test_what_cannot_be_copied_as_it_is_is_refused_with_the_reason(tmp_path: Pat
 @pytest.mark.wild("nibabel#966", "a copy by a name that does not say how it is compressed")
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("layers", range(3))
-def test_nifti_is_copied_whatever_its_name(name: str, layers: int, tmp_path: Path) -> None:
+def test_nifti_is_copied_under_any_name(name: str, layers: int, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     content = nib.Nifti1Image(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4)).to_bytes()
     for _ in range(layers):
@@ -343,7 +343,7 @@ def test_a_slide_keeps_its_pyramid_and_loses_label_and_description(tmp_path: Pat
         assert (x[0] / x[1], unit) == (20000, 3)
 
 
-def test_key_and_crosswalk_are_the_owners_and_the_folders_are_checked(tmp_path: Path) -> None:
+def test_key_and_crosswalk_are_private_and_folders_are_checked(tmp_path: Path) -> None:
     make_series(tmp_path / "in")
     copy(tmp_path)
     for name in ("key", CROSSWALK_FILE):

@@ -14,7 +14,7 @@ from pictures import read
 
 
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PSR", "ASL"])
-def test_it_is_read_as_the_volume_that_it_was_made_of(tmp_path: Path, axes: str) -> None:
+def test_the_series_reads_as_its_source_volume(tmp_path: Path, axes: str) -> None:
     values = np.random.default_rng(0).integers(0, 900, (14, 11, 9)).astype(np.int16)
     upright = np.array([[2.0, 0, 0, -20], [0, 2.5, 0, 10], [0, 0, 3, 5], [0, 0, 0, 1]])
     turn = nib.orientations.axcodes2ornt(axes)
@@ -30,7 +30,7 @@ def test_it_is_read_as_the_volume_that_it_was_made_of(tmp_path: Path, axes: str)
     assert np.abs(np.asarray(made.dataobj) - expected).max() <= 0.5 + 1e-3
 
 
-def test_nothing_in_it_is_of_a_person(tmp_path: Path) -> None:
+def test_the_series_names_no_person(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(np.arange(60, dtype=np.float32).reshape(3, 4, 5), np.eye(4)), tmp_path / "a.nii")
     first = pydicom.dcmread(write_series(tmp_path / "a.nii", tmp_path / "series")[0])
     assert (first.PatientID, first.StudyDate, first.PatientBirthDate) == ("SIMULATED", "", "")

@@ -1,4 +1,4 @@
-"""Masks of photos that an Exif orientation turns: on which of the two pictures they were drawn."""
+"""Masks of photos with an Exif orientation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oncofed.data.manifest import Manifest
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import SplitSpec
 
-# What brings an upright picture to the pixels that a file stores (Exif 2.3, Orientation), by rows and columns.
+# From an upright picture to the stored pixels (Exif 2.3, Orientation), by rows and columns.
 _STORED = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -55,7 +55,7 @@ def _registered(folder: Path) -> Manifest:
 @pytest.mark.wild("detectron2#788, D-FINE#308", "a mask drawn on stored pixels, of the turned picture's size")
 @pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("sides", [(44, 60), (60, 60)])
-def test_the_picture_tells_on_which_a_mask_was_drawn(sides: tuple[int, int], orientation: int, tmp_path: Path) -> None:
+def test_the_image_shows_which_orientation_a_mask_has(sides: tuple[int, int], orientation: int, tmp_path: Path) -> None:
     for number in range(3):
         _add(tmp_path, f"turned{number}", orientation, _photo(number, sides), as_stored=False)
     manifest = _registered(tmp_path)
@@ -72,11 +72,11 @@ def test_the_picture_tells_on_which_a_mask_was_drawn(sides: tuple[int, int], ori
 
 
 @pytest.mark.wild("detectron2#788, D-FINE#308", "a mask that nothing tells, beside others drawn on stored pixels")
-def test_where_others_were_drawn_on_stored_pixels_the_open_ones_are_refused(tmp_path: Path) -> None:
+def test_ambiguous_masks_are_refused_if_others_fit_stored_pixels(tmp_path: Path) -> None:
     _add(tmp_path, "plain", 3, _photo(0, (44, 60), plain=True), as_stored=True)
     _add(tmp_path, "clear", 6, _photo(1, (44, 60)), as_stored=False)
     (entry,) = [entry for entry in _registered(tmp_path).entries if entry.name == "plain"]
-    assert AS_TURNED in entry.notes  # no edge tells: taken as viewers show it, and said
+    assert AS_TURNED in entry.notes  # no edge decides: taken as viewers show it, with a note
     _add(tmp_path, "sibling", 8, _photo(2, (44, 60)), as_stored=True)
     manifest = _registered(tmp_path)
     assert [entry.name for entry in manifest.entries] == ["clear"]

@@ -1,4 +1,4 @@
-"""Every file of a registered folder is used for one thing, or left out for a reason, and the sums agree."""
+"""Each file has one use, or a reason against it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ def _names_no_image(dataset: Any) -> None:
 
 
 def _beside(folder: Path, patient: str) -> None:
-    """Write a series, and a structure set of its space whose contours lie below and above its slices."""
+    """Write a series, and contours below and above it.
+
+    The structure set shares the series' space.
+    """
     series = make_series(folder / patient, patient=patient)
     contours = {"gtv": [_square(-20), _square(80)]}
     make_rtstruct(folder / f"rt_{patient}.dcm", series, contours, change=_names_no_image)
@@ -139,7 +142,7 @@ def _latin(folder: Path) -> None:
     Path(os.fsdecode(os.fsencode(folder) + b"/M\xfcllers")).mkdir()
 
 
-# Each adds what lies in folders beside the images.
+# Each adds other files to folders with images.
 _BESIDE: dict[str, Callable[[Path], Any]] = {
     "hidden": lambda f: (_text(f / ".DS_Store"), _text(f / ".git" / "HEAD"), _text(f / "sub" / "._1.dcm")),
     "junk": lambda f: (_text(f / "notes.txt"), _text(f / "thesis.docx"), _text(f / "report.pdf"), _text(f / "bare")),
@@ -229,7 +232,7 @@ def _require_accounts(source: Path, out: Path, manifest: Manifest) -> None:
 
 
 def _seen(source: Path) -> Iterator[str]:
-    """Yield what has to be accounted for, by another walk: each file, and each folder that is passed over."""
+    """Yield all files and skipped folders, by another walk."""
     for folder, folders, files in os.walk(source):
         inside = Path(folder).relative_to(source)
         for name in list(folders):
@@ -254,7 +257,7 @@ def _escaped(path: str) -> str:
 
 
 @pytest.mark.wild("standard: file names are bytes", "a file whose name is not in UTF-8 ends the reading of all others")
-def test_what_is_passed_over_is_named(tmp_path: Path) -> None:
+def test_skipped_files_are_named(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in")
     for name in ("hidden", "links", "pipe", "names", "locked"):
         _BESIDE[name](site)
@@ -283,7 +286,7 @@ def test_the_datasets_own_folder_inside_the_registered_one_is_named(tmp_path: Pa
 
 
 @pytest.mark.wild("rt-utils#33, OHIF#4030", "patients without labels among those who have some, unsaid")
-def test_who_has_no_label_and_why(tmp_path: Path) -> None:
+def test_unlabelled_cases_and_reasons(tmp_path: Path) -> None:
     mask = np.zeros((12, 16, 8), bool)
     mask[2:5, 3:9, 1:6] = True
     for number in range(3):
@@ -358,7 +361,7 @@ def test_names_of_regions_are_compared_by_one_rule(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("standard: every case is accounted for", "a case that is told a reason that is not its own")
-def test_each_case_is_told_why_it_has_no_label(tmp_path: Path) -> None:
+def test_each_unlabelled_case_has_a_reason(tmp_path: Path) -> None:
     source = tmp_path / "in"
     for number, name in enumerate(("a", "b", "scans/x/7", "scans/y/7", "e")):
         _nifti(source / f"{name}.nii.gz", make_volume(number)[0])
@@ -380,7 +383,7 @@ def test_each_case_is_told_why_it_has_no_label(tmp_path: Path) -> None:
 @pytest.mark.wild(
     "standard: every case is accounted for", "a mask that is set aside, and its image is told it has none"
 )
-def test_an_image_is_told_that_the_mask_of_its_name_was_set_aside(tmp_path: Path) -> None:
+def test_a_mask_set_aside_is_noted_on_its_image(tmp_path: Path) -> None:
     for number, name in enumerate(("a", "b", "c")):
         _nifti(tmp_path / "in" / f"{name}.nii.gz", make_volume(number)[0])
     _nifti(tmp_path / "in" / "a_drawn.nii.gz", make_volume(0)[1])
@@ -408,13 +411,13 @@ def test_rows_of_a_table_that_match_nothing_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("labelled", "share"), [(0, "0 of 300 patients (0 %)"), (299, "299 of 300 patients (99 %)")])
-def test_nearly_all_are_not_all(labelled: int, share: str) -> None:
+def test_nearly_all_is_not_rounded_to_all(labelled: int, share: str) -> None:
     entries = [{"image": f"{n}.nii", "label": "x.nii" if n < labelled else None} for n in range(300)]
     assert labelled_share(Manifest.model_validate({"training": entries})) == f"labels: {share}"
 
 
 @pytest.mark.wild("standard: files of browsers, links of Unix", "what is told of a file that cannot be used")
-def test_what_cannot_be_used_says_what_it_is_and_what_to_do(tmp_path: Path) -> None:
+def test_unusable_files_are_described_with_advice(tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
     rng = np.random.default_rng(0)
@@ -447,7 +450,7 @@ def test_what_cannot_be_used_says_what_it_is_and_what_to_do(tmp_path: Path) -> N
 
 
 @pytest.mark.wild("standard: NIfTI-1, dim", "masks of several channels, and such that lie elsewhere")
-def test_a_label_that_does_not_fit_says_what_to_do(tmp_path: Path) -> None:
+def test_a_misfitting_label_comes_with_advice(tmp_path: Path) -> None:
     source = tmp_path / "in"
     for sub in ("images", "labels"):
         (source / sub).mkdir(parents=True)

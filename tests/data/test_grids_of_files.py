@@ -1,4 +1,4 @@
-"""A label lies on its image where their corners do, in voxels, whatever the size of these."""
+"""Labels match images by their corners, in voxels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _problem(folder: Path, image: np.ndarray, label: np.ndarray) -> str | None:
 @given(
     exponent=st.floats(-5, 2), axis=st.integers(0, 2), kind=st.sampled_from(["shift", "stretch"]), sign=st.booleans()
 )
-def test_half_a_voxel_at_a_corner_is_elsewhere_and_rounding_is_not(
+def test_half_a_voxel_at_a_corner_differs_and_rounding_does_not(
     exponent: float, axis: int, kind: str, sign: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("g")
@@ -54,7 +54,7 @@ def test_half_a_voxel_at_a_corner_is_elsewhere_and_rounding_is_not(
 
 
 @pytest.mark.wild("spinalcordtoolbox#2106", "a label whose axes are turned about its image's middle")
-def test_a_turn_that_moves_corners_alone_is_seen(tmp_path: Path) -> None:
+def test_a_rotation_that_moves_only_corners_is_detected(tmp_path: Path) -> None:
     angle = 0.06
     turn = np.eye(4)
     turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
@@ -65,7 +65,7 @@ def test_a_turn_that_moves_corners_alone_is_seen(tmp_path: Path) -> None:
 
 @pytest.mark.wild("spinalcordtoolbox#2106", "channels of one case that do not lie on each other")
 @pytest.mark.parametrize("size", [1e-4, 1.0])
-def test_channels_are_compared_alike(size: float, tmp_path: Path) -> None:
+def test_channels_are_compared_the_same_way(size: float, tmp_path: Path) -> None:
     for number, off in enumerate((0.0, 1e-5, 0.5)):
         affine = np.diag([size, size, size, 1.0])
         affine[0, 3] = off * size
@@ -79,7 +79,7 @@ def test_channels_are_compared_alike(size: float, tmp_path: Path) -> None:
 
 @pytest.mark.wild("standard: MetaImage, Offset", "a flat label that lies elsewhere")
 @pytest.mark.parametrize(("off", "right"), [(0.0, True), (5.0, False)])
-def test_flat_images_that_say_where_they_lie_are_compared(off: float, right: bool, tmp_path: Path) -> None:
+def test_flat_images_with_a_place_are_compared(off: float, right: bool, tmp_path: Path) -> None:
     for name, origin in (("i.mha", 0.0), ("l.mha", off)):
         image = sitk.GetImageFromArray(VALUES[..., 0] if name == "i.mha" else MASK[..., 0])
         image.SetSpacing((0.5, 0.5))
@@ -90,7 +90,7 @@ def test_flat_images_that_say_where_they_lie_are_compared(off: float, right: boo
     assert found["spacing"] == [0.5, 0.5]
 
 
-def test_sizes_of_microns_are_kept(tmp_path: Path) -> None:
+def test_sizes_in_microns_are_kept(tmp_path: Path) -> None:
     assert _problem(tmp_path, np.diag([2.5e-4, 2.5e-4, 1e-3, 1]), np.diag([2.5e-4, 2.5e-4, 1e-3, 1])) is None
     found = measure(*read_case([tmp_path / "i.nii"], None))
     assert found["spacing"] == pytest.approx([2.5e-4, 2.5e-4, 1e-3], rel=1e-5)
@@ -100,7 +100,10 @@ def test_sizes_of_microns_are_kept(tmp_path: Path) -> None:
 
 
 def _stored(values: np.ndarray, affine: np.ndarray, order: tuple[int, ...], flips: tuple[bool, ...]) -> nib.Nifti1Image:
-    """Return a volume with its axes in another order and mirrored, its affine made voxel by voxel."""
+    """Return a volume with permuted and mirrored axes.
+
+    Its affine is computed voxel by voxel.
+    """
     matrix = np.zeros((4, 4))
     matrix[3, 3] = 1
     for axis, (source, flip) in enumerate(zip(order, flips, strict=True)):
@@ -128,7 +131,7 @@ def _oblique(angle: float) -> np.ndarray:
     cubic=st.booleans(),
     registered=st.booleans(),
 )
-def test_a_mask_in_another_order_of_axes_is_the_same_label(
+def test_a_mask_in_another_axis_order_gives_the_same_label(
     order: list[int],
     flips: tuple[bool, ...],
     angle: float,
@@ -164,7 +167,7 @@ def test_a_mask_in_another_order_of_axes_is_the_same_label(
 
 
 @pytest.mark.wild("standard: nifti1.h, METHOD 3", "channels of one case that are stored in another order")
-def test_a_channel_in_another_order_of_axes_is_turned(tmp_path: Path) -> None:
+def test_a_channel_in_another_axis_order_is_reordered(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(VALUES, _oblique(0.2)), tmp_path / "0.nii")
     nib.save(_stored(VALUES, _oblique(0.2), (2, 0, 1), (True, False, True)), tmp_path / "1.nii")
     image, _ = read_case([tmp_path / "0.nii", tmp_path / "1.nii"], None)
@@ -173,7 +176,7 @@ def test_a_channel_in_another_order_of_axes_is_turned(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("standard: nifti1.h, METHOD 3", "masks of one case, each stored in an order of its own")
-def test_masks_of_one_case_are_each_turned(tmp_path: Path) -> None:
+def test_each_mask_of_a_case_is_reordered(tmp_path: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     nib.save(nib.Nifti1Image(VALUES, _oblique(0)), tmp_path / "in" / "a" / "ct.nii.gz")
     (tmp_path / "in" / "a" / "segmentations").mkdir()
@@ -192,7 +195,7 @@ def test_masks_of_one_case_are_each_turned(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("standard: nifti1.h", "a mask that lies elsewhere, of which something false is said")
-def test_how_a_grid_differs_is_said_in_words_that_are_true(tmp_path: Path) -> None:
+def test_grid_differences_are_described_correctly(tmp_path: Path) -> None:
     affine = _oblique(0)
     shifted, mirrored = affine.copy(), np.diag([-1.0, -1, 1, 1]) @ affine
     shifted[:3, 3] += 3 * affine[:3, 1]
@@ -209,7 +212,7 @@ def test_how_a_grid_differs_is_said_in_words_that_are_true(tmp_path: Path) -> No
 
 
 @pytest.mark.wild("standard: nifti1.h, METHOD 1", "a place that a convention gives, taken for one that the header says")
-def test_a_mask_whose_header_gives_no_place_is_not_turned(tmp_path: Path) -> None:
+def test_a_mask_without_a_place_is_not_reordered(tmp_path: Path) -> None:
     centred = nib.Nifti1Image(MASK, None)
     assert int(centred.header["sform_code"]) == int(centred.header["qform_code"]) == 0
     nib.save(centred, tmp_path / "l.nii")

@@ -20,7 +20,7 @@ AFFINE = np.array([[0, -2.0, 0, 5], [1.5, 0, 0, -7], [0, 0, 3.0, 9], [0, 0, 0, 1
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_every_kind_of_nifti_reads_as_nibabel_reads_it(kind: type, order: str, suffix: str, tmp_path: Path) -> None:
+def test_every_kind_of_nifti_reads_as_with_nibabel(kind: type, order: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     header = kind.header_class(endianness=order)
     header.set_data_dtype(np.int16)
@@ -44,10 +44,10 @@ def test_gzip_of_several_members_reads_as_one(tmp_path: Path) -> None:
     assert np.array_equal(read_image(path).values[..., 0], VALUES)
 
 
-def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+def test_a_flipped_bit_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     content = bytearray(gzip.compress(nib.Nifti1Image(VALUES, AFFINE).to_bytes()))
-    content[-6] ^= 1  # in the checksum of what is packed
+    content[-6] ^= 1  # in gzip's checksum of the content
     path.write_bytes(content)
 
     with pytest.raises(DataError, match="cannot be read as NIfTI"):
@@ -115,9 +115,7 @@ def test_itks_formats_read_with_their_spacing(suffix: str, content: bytes, tmp_p
     ],
     ids=["nrrd spacing", "mha spacing", "nrrd size", "nrrd type", "mha size", "mha type", "mha channels"],
 )
-def test_what_is_wrong_with_itks_formats_is_said_in_short(
-    suffix: str, content: bytes, said: str, tmp_path: Path
-) -> None:
+def test_faults_of_itk_formats_are_described_briefly(suffix: str, content: bytes, said: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
     with pytest.raises(DataError, match=said) as error:

@@ -1,4 +1,4 @@
-"""The index of what was read: what happens to it where it cannot be locked, is held by others, or is broken."""
+"""An index without locks, held by others, or broken."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _LOCKS = "crush#3461, DrQA#69, bcbio-nextgen#1123"
 
 @pytest.fixture
 def no_locks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """A file system that refuses locks; SQLite's own are as in memory."""
+    """A file system that refuses locks.
+
+    SQLite's locks are as in memory.
+    """
 
     def refuse(*_: object) -> None:
         raise OSError(getattr(request, "param", errno.ENOLCK), "No locks available")
@@ -28,7 +31,7 @@ def no_locks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) ->
 
 @pytest.mark.wild(_LOCKS, "a dataset's folder in which nothing can be locked")
 @pytest.mark.parametrize("no_locks", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL], indirect=True)
-def test_without_locks_what_was_read_is_kept_all_the_same(no_locks, tmp_path, caplog, monkeypatch) -> None:
+def test_index_is_kept_without_file_locks(no_locks, tmp_path, caplog, monkeypatch) -> None:
     path = tmp_path / ".index.sqlite"
     opened = []
     monkeypatch.setattr(module.sqlite3, "connect", _noting(opened, sqlite3.connect))
@@ -55,7 +58,7 @@ def _noting(opened: list[str], connect):
 
 @pytest.mark.wild(_LOCKS, "another command's index, deleted at an error of locking")
 @pytest.mark.parametrize("held", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE"])
-def test_an_index_that_another_process_holds_is_left_to_it(held, tmp_path, caplog, monkeypatch) -> None:
+def test_index_held_by_another_process_is_left_alone(held, tmp_path, caplog, monkeypatch) -> None:
     monkeypatch.setattr(module, "_SECONDS_FOR_OTHERS", 0.05)
     path = tmp_path / ".index.sqlite"
     with Index(path) as index:
@@ -76,7 +79,7 @@ def test_an_index_that_another_process_holds_is_left_to_it(held, tmp_path, caplo
 
 @pytest.mark.wild(_LOCKS, "an index that is no index, or of which a part is lost")
 @pytest.mark.parametrize("keep", [0, 3, 100, 5000, 9000])
-def test_a_broken_index_is_made_anew(keep, tmp_path) -> None:
+def test_broken_index_is_replaced(keep, tmp_path) -> None:
     path = tmp_path / ".index.sqlite"
     with Index(path) as index:
         for number in range(200):
@@ -92,7 +95,7 @@ def test_a_broken_index_is_made_anew(keep, tmp_path) -> None:
         assert index.get("new.dcm", "1") == "new"
 
 
-def test_a_full_disk_is_no_lock(tmp_path, monkeypatch) -> None:
+def test_full_disk_is_not_taken_for_a_lock(tmp_path, monkeypatch) -> None:
     with Index(tmp_path / ".index.sqlite") as index:
         index._connection.execute("PRAGMA max_page_count = 2")
         with pytest.raises(OSError, match="cannot be used: database or disk is full"):

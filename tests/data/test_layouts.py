@@ -1,4 +1,7 @@
-"""Masks find their images by names and places, wherever data sets and hospitals put them; none becomes an image."""
+"""Masks are matched with images in all layouts.
+
+By names and places; no mask becomes an image.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ _SHAPE = (12, 10, 6)
 
 
 def write(folder: Path, *names: str, shape: tuple[int, ...] = _SHAPE) -> Path:
-    """Write an image for each name, and a mask for each that ends in a star."""
+    """Write an image per name, or a mask with star."""
     for seed, name in enumerate(names):
         path = folder / name.rstrip("*")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +132,7 @@ _WORDS = st.text(st.characters(codec="ascii", categories=("Ll",)), min_size=3, m
     folder=st.sampled_from(("", "masks/", "Ground_Truth/", "labelsTr/", "x/manual segmentations/")),
     numbered=st.booleans(),
 )
-def test_a_mask_is_found_however_it_is_marked(names: list[str], style: str, folder: str, numbered: bool) -> None:
+def test_masks_are_found_by_any_marking(names: list[str], style: str, folder: str, numbered: bool) -> None:
     cases = [f"{name}{n:03d}" if numbered else name for n, name in enumerate(names)]
     if style == "label{}":
         cases = [f"{n:03d}" for n in range(len(names))]
@@ -164,7 +167,7 @@ def test_files_that_differ_by_the_sequence_are_one_case(
     assert all(entry.label == f"source/{entry.name}/{entry.name}_seg.nii.gz" for entry in manifest.entries)
 
 
-def test_a_case_that_lacks_a_channel_is_set_aside_and_its_files_are_told(tmp_path: Path) -> None:
+def test_a_case_without_a_channel_is_set_aside_with_its_files(tmp_path: Path) -> None:
     for name in "abc":
         write(tmp_path, f"{name}/{name}_t1.nii.gz", f"{name}/{name}_t2.nii.gz", f"{name}/{name}_seg.nii.gz*")
     (tmp_path / "b" / "b_t2.nii.gz").unlink()
@@ -195,7 +198,7 @@ def test_sequences_on_other_grids_are_images_of_one_patient(tmp_path: Path) -> N
 
 
 @pytest.mark.wild("nnUNet#2201", "one file a class")
-def test_one_file_a_class_becomes_one_mask(tmp_path: Path) -> None:
+def test_one_file_per_class_becomes_one_mask(tmp_path: Path) -> None:
     source = tmp_path / "in"
     for n in (1, 2):
         write(source, f"s000{n}/ct.nii.gz")
@@ -247,14 +250,14 @@ def test_masks_of_several_classes_that_overlap_are_refused_by_name(tmp_path: Pat
         (("P1/first.nii.gz", "P1/last.nii.gz", "P1/Segmentation.nii.gz*"), "mask that may be of several images"),
     ],
 )
-def test_a_mask_is_no_other_images(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
+def test_a_mask_is_not_matched_with_another_image(tmp_path: Path, names: tuple[str, ...], said: str) -> None:
     layout = layout_of(write(tmp_path, *names), task="segmentation")
     assert not any(item.masks for item in layout.items)
     assert [reason.startswith(said) for reason in layout.left_out.values()] == [True]
     assert len(layout.items) == sum(not name.endswith("*") for name in names)
 
 
-def test_several_masks_of_one_image_are_not_chosen_among(tmp_path: Path) -> None:
+def test_none_of_several_masks_of_an_image_is_chosen(tmp_path: Path) -> None:
     names = [f"benign/benign ({n}){end}" for n in (1, 2, 3) for end in (".png", "_mask.png*")]
     layout = layout_of(write(tmp_path, *names, "benign/benign (2)_mask_1.png*"))
     assert len(layout.items) == 2
@@ -272,7 +275,7 @@ def test_masks_among_class_folders_are_no_images_of_a_class(tmp_path: Path) -> N
 
 
 @pytest.mark.wild("nnUNet#2201", "a file of few whole numbers on another's grid, whose name tells nothing")
-def test_what_only_its_voxels_tell_is_no_image(tmp_path: Path) -> None:
+def test_masks_known_only_by_voxels_are_no_images(tmp_path: Path) -> None:
     source = write(tmp_path / "in", *(f"{name}.nii.gz" for name in "abcdefgh"), "i.nii.gz*")
     manifest = read(source, tmp_path / "out")
     assert [entry.source for entry in manifest.entries] == [f"{name}.nii.gz" for name in "abcdefgh"]
@@ -301,7 +304,7 @@ def test_no_mask_becomes_an_image_of_a_class(tmp_path: Path, names: tuple[str, .
 
 
 @pytest.mark.wild("Data Science Bowl 2018", "a folder of masks beside a folder of one image")
-def test_a_folder_of_one_image_and_a_folder_of_its_mask(tmp_path: Path) -> None:
+def test_folders_with_a_single_image_and_mask(tmp_path: Path) -> None:
     layout = layout_of(write(tmp_path, *_cases("k{0}/images/a{0}.png", "k{0}/masks/f{0}0.png*")))
     assert pairs(layout) == {f"k{n}/images/a{n}.png": (f"k{n}/masks/f{n}0.png",) for n in (1, 2)}
 
@@ -331,14 +334,14 @@ def test_the_grid_tells_which_image_a_mask_is_of(tmp_path: Path, names: tuple[st
         ("k{}/ct", "k{}/segmentations/liver*"),
     ],
 )
-def test_a_folders_word_counts_where_it_tells_files_apart(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_a_folder_word_counts_if_it_distinguishes_files(tmp_path: Path, names: tuple[str, ...]) -> None:
     files = [f"{name.rstrip('*').format(n)}.nii.gz{'*' * name.endswith('*')}" for n in (1, 2, 3) for name in names]
     layout = layout_of(write(tmp_path, *files))
     assert {item.images[0] for item in layout.items} == {name for name in files if not name.endswith("*")}
     assert {mask for item in layout.items for mask in item.masks} == {name[:-1] for name in files if name[-1] == "*"}
 
 
-def test_unlabelled_images_in_a_folder_called_as_masks_are_images(tmp_path: Path) -> None:
+def test_unlabelled_images_in_a_folder_named_like_masks_are_images(tmp_path: Path) -> None:
     names = _cases("siteA/case{}.nii.gz", "siteA/case{}_seg.nii.gz*", "siteB_labels_pending/case{}.nii.gz")
     layout = layout_of(write(tmp_path, *names))
     assert not layout.left_out
@@ -371,7 +374,7 @@ def test_masks_of_public_sets(tmp_path: Path, image: str, mask: str, others: tup
 
 
 @pytest.mark.wild("ISLES 2022", "a mask of two sequences on one grid, a third on another")
-def test_sequences_of_bids_that_one_mask_is_of_are_one_case(tmp_path: Path) -> None:
+def test_bids_sequences_with_a_common_mask_are_one_case(tmp_path: Path) -> None:
     for n in (1, 2):
         name = f"sub-s{n}/dwi/sub-s{n}"
         write(tmp_path, f"{name}_dwi.nii.gz", f"{name}_adc.nii.gz", f"derivatives/sub-s{n}/sub-s{n}_msk.nii.gz*")
@@ -398,7 +401,7 @@ _OUTLINES[0, 4:20, 4:30] = _OUTLINES[1, 28:44, 20:44] = 1
 
 
 def _save(path: Path, outline: np.ndarray, kind: str) -> None:
-    """Save what is 1 in an outline as a program may do it."""
+    """Save an outline's ones, as different programs do."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if kind == "palette":
         picture = Image.fromarray(outline, "P")
@@ -422,7 +425,7 @@ def _photo(path: Path, seed: int) -> None:
 @pytest.mark.wild("DRIVE, PASCAL VOC", "a mask in palette, colours or with soft edges, whose name says it half")
 @pytest.mark.parametrize("kind", ["grey", "palette", "colours", "opaque", "soft"])
 @pytest.mark.parametrize("names", [("c{}_seg_liver", "c{}_seg_tumour"), ("out/c{}_mask_liver", "out/c{}_mask_tumour")])
-def test_masks_are_known_as_they_are_read(tmp_path: Path, kind: str, names: tuple[str, str]) -> None:
+def test_masks_are_recognised_by_their_values_as_read(tmp_path: Path, kind: str, names: tuple[str, str]) -> None:
     for n in (1, 2, 3):
         _photo(tmp_path / f"in/c{n}.png", n)
         for name, outline in zip(names, _OUTLINES, strict=True):
@@ -434,7 +437,7 @@ def test_masks_are_known_as_they_are_read(tmp_path: Path, kind: str, names: tupl
 
 
 @pytest.mark.wild("standard: NIfTI-1 scl_slope", "floats that are nearly whole")
-def test_a_mask_of_nearly_whole_floats_is_one(tmp_path: Path) -> None:
+def test_nearly_whole_floats_are_a_mask(tmp_path: Path) -> None:
     write(tmp_path, "a.nii.gz", "b.nii.gz")
     values = np.zeros(_SHAPE, np.float32)
     values[3:7, 3:7] = 0.99999
@@ -444,7 +447,7 @@ def test_a_mask_of_nearly_whole_floats_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["palette", "colours", "opaque", "soft"])
-def test_what_only_its_colours_tell_is_no_image(tmp_path: Path, kind: str) -> None:
+def test_masks_known_only_by_colours_are_no_images(tmp_path: Path, kind: str) -> None:
     for n in range(8):
         _photo(tmp_path / f"in/p{n}.png", n)
     _save(tmp_path / "in/q.png", _OUTLINES[0], kind)
@@ -452,7 +455,7 @@ def test_what_only_its_colours_tell_is_no_image(tmp_path: Path, kind: str) -> No
     assert [bad.source for bad in manifest.quarantine] == ["q.png"]
 
 
-def test_a_set_of_black_and_white_images_stays_one(tmp_path: Path) -> None:
+def test_black_and_white_images_are_not_taken_for_masks(tmp_path: Path) -> None:
     source = write(tmp_path / "in", *(f"{c}/{n}{c}.png*" for c in ("round", "long") for n in range(3)))
     assert len(read(source, tmp_path / "out").entries) == 6
 
@@ -499,7 +502,7 @@ def test_nnunets_first_version(tmp_path: Path) -> None:
     assert manifest.left_out == {"unlabelled test image": 2}
 
 
-def test_each_image_file_of_nnunets_folders_is_told(tmp_path: Path) -> None:
+def test_each_image_file_in_nnunet_folders_is_reported(tmp_path: Path) -> None:
     source = write(
         tmp_path,
         *("imagesTr/A_001_0000.nii.gz", "imagesTr/A_001_0002.nii.gz", "imagesTr/A_002_0000.nii.gz"),
@@ -543,7 +546,7 @@ def test_every_image_file_is_in_one_list(
     assert told == Counter(paths)
 
 
-def test_a_class_may_be_called_as_masks_are(tmp_path: Path) -> None:
+def test_a_class_may_be_named_like_masks(tmp_path: Path) -> None:
     write(tmp_path, *(f"{cell}/{cell}_{n}.png" for cell in ("Seg", "Band", "Lymph") for n in range(3)))
     layout = layout_of(tmp_path)
     assert (layout.kind.name, len(layout.items)) == ("one folder a class", 9)
@@ -558,7 +561,7 @@ def test_copies_without_identity_keep_masks_with_their_images(tmp_path: Path) ->
     assert not any("B7" in path for item in items for path in item.images)
 
 
-def test_what_is_kept_of_a_name_without_its_case() -> None:
+def test_parts_kept_of_a_name_without_its_case() -> None:
     parts = {
         name: kept_parts(name) for name in ("segmentation-12", "label0007", "P7_t1_seg", "case_1_0001", "P7.seg", "ct")
     }
@@ -573,7 +576,7 @@ def test_what_is_kept_of_a_name_without_its_case() -> None:
 
 
 @pytest.mark.wild("standard: none", "one case of two sequences that sets all others aside")
-def test_the_channels_of_most_cases_decide(tmp_path: Path) -> None:
+def test_the_most_frequent_channels_decide(tmp_path: Path) -> None:
     names = ["case1_T1.nii", "case2_T1.nii", "case2_lesion.nii*", "case3_T1.nii", "case3_T2.nii", "case4_CT.nii"]
     layout = layout_of(write(tmp_path, *names, "case5_adc.nii", "case5_dwi.nii"))
     assert [item.images for item in layout.items] == [
@@ -588,7 +591,7 @@ def test_the_channels_of_most_cases_decide(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("standard: none", "one case of two masks that sets all others aside")
-def test_the_masks_of_most_cases_decide(tmp_path: Path) -> None:
+def test_the_most_frequent_kind_of_masks_decides(tmp_path: Path) -> None:
     plain = [f"c{n}/{name}" for n in range(3) for name in ("imaging.nii", "segmentation.nii*")]
     odd = ["c3/imaging.nii", "c3/tumor_instance-1.nii*", "c3/tumor_instance-2.nii*"]
     layout = layout_of(write(tmp_path, *plain, *odd))

@@ -1,4 +1,4 @@
-"""A mirrored or shifted mask is among the first that a person is shown, and one that is right is not accused."""
+"""Mirrored or shifted masks come first, right ones not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ AFFINE = np.diag([-3.0, -3, 5, 1])
 
 
 def make_trunk(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return image and label of a body in air: liver on the right, a kidney on either side of the spine."""
+    """Return image and label of a body in air.
+
+    The liver is on the right, a kidney on either side of the spine.
+    """
     rng = np.random.default_rng(seed)
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in (48, 48, 24)], indexing="ij")
 
@@ -47,7 +50,10 @@ def make_trunk(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_trunks(folder: Path, changed: dict[int, np.ndarray] | None = None, count: int = 12) -> Path:
-    """Write trunks as they are stored, some with another label (in RAS+), and return the folder."""
+    """Write trunks as stored, and return the folder.
+
+    Some have another label (in RAS+).
+    """
     for sub in ("images", "labels"):
         (folder / sub).mkdir(parents=True)
     for number in range(count):
@@ -65,7 +71,7 @@ def registered(source: Path, folder: Path, labels: dict[int, str] | None = None)
 
 
 def kinds(found: object, name: str) -> set[str]:
-    """Return the kinds of suspicion against a case, without what its header and its copies say."""
+    """Return kinds of suspicion, except from header and copies."""
     own = {"mask lies better elsewhere", "label lies elsewhere than others'", "left and right exchanged"}
     own |= {"class on the other side", "mask outside the body", "contour off the edges", "label of an unusual size"}
     own |= {"class is missing", "very few voxels", "mask touches the image's edge", "mask in many pieces", "unreadable"}
@@ -125,7 +131,7 @@ def test_volumes_masks_turned_by_180_degrees_are_found(tmp_path: Path) -> None:
     )
 
 
-def test_what_is_right_is_not_accused_and_a_small_dataset_is_looked_at_too(tmp_path: Path) -> None:
+def test_right_masks_are_not_suspected_even_in_small_datasets(tmp_path: Path) -> None:
     moved = {1: np.flip(make_trunk(1)[1], 1)}
     folder = registered(write_trunks(tmp_path / "in", moved, count=3), tmp_path / "set", LABELS)
     found = look(folder, workers=1)
@@ -134,7 +140,7 @@ def test_what_is_right_is_not_accused_and_a_small_dataset_is_looked_at_too(tmp_p
     assert len(found.shown) == 3
 
 
-def test_masks_that_are_all_mirrored_are_said_of_the_whole(tmp_path: Path) -> None:
+def test_masks_that_are_all_mirrored_give_one_remark(tmp_path: Path) -> None:
     moved = {number: np.flip(make_trunk(number)[1], 0) for number in range(9)}
     folder = registered(write_trunks(tmp_path / "in", moved, count=9), tmp_path / "set", LABELS)
     remarks = " ".join(look(folder, workers=1).remarks)
@@ -156,7 +162,7 @@ def test_small_missing_and_large_labels_are_found_without_reading_pixels(tmp_pat
     assert "label of an unusual size" in kinds(found, "case_02")
 
 
-def test_a_mask_that_is_gone_since_is_shown_as_such(tmp_path: Path) -> None:
+def test_a_deleted_mask_is_shown_as_missing(tmp_path: Path) -> None:
     folder = registered(write_trunks(tmp_path / "in", count=3), tmp_path / "set", LABELS)
     (tmp_path / "in" / "labels" / "case_01.nii.gz").write_bytes(b"")
     found = look(folder, workers=1)
@@ -174,7 +180,7 @@ def test_flat_images_with_numbered_objects(tmp_path: Path) -> None:
     assert "mirrored upside down" in found.suspicious[0].reasons[0].what
 
 
-def test_cases_without_suspicion_are_spread_over_classes_and_are_the_same_each_time(tmp_path: Path) -> None:
+def test_unsuspicious_cases_are_spread_over_classes_reproducibly(tmp_path: Path) -> None:
     source = make_textures(tmp_path / "in", ["benign", "malign", "other"], each=10)
     folder = registered(source, tmp_path / "set")
     found = look(folder, most=6, workers=1)
@@ -185,7 +191,7 @@ def test_cases_without_suspicion_are_spread_over_classes_and_are_the_same_each_t
     assert len({seen.entry.label for seen in unsuspicious}) == min(3, len(unsuspicious))
 
 
-def test_some_of_the_shown_are_there_to_compare_with(tmp_path: Path) -> None:
+def test_some_cases_are_shown_for_comparison(tmp_path: Path) -> None:
     moved = {number: np.flip(make_trunk(number)[1], 0) for number in range(5)}
     folder = registered(write_trunks(tmp_path / "in", moved, count=16), tmp_path / "set", LABELS)
     found = look(folder, most=6, workers=1)
@@ -208,7 +214,7 @@ def test_a_constant_image_and_an_empty_mask_are_no_error() -> None:
     assert place("a", image, label).fit == {}
 
 
-def test_real_masks_that_were_mirrored_are_the_first(tmp_path: Path, real_data: Path) -> None:
+def test_mirrored_real_masks_come_first(tmp_path: Path, real_data: Path) -> None:
     source = tmp_path / "in"
     for sub in ("images", "labels"):
         (source / sub).mkdir(parents=True)

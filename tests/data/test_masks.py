@@ -1,4 +1,4 @@
-"""Label files become one whole number a pixel, the same in every file, or are refused with the reason."""
+"""Label files become whole numbers, or are refused."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 from oncofed.data.case_facts import read_case
 from oncofed.data.cases import read_cases
 from oncofed.data.images import read_image
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Manifest, write_manifest
 from oncofed.data.masks import colour_value, read_mask, value_name, value_of
 from oncofed.data.register import RegisterOptions, parse_labels, register
@@ -65,7 +66,7 @@ def test_a_palettes_numbers_are_the_classes(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("labelme#785", "a palette of many entries, as Pascal VOC's, with a border of 255")
-def test_a_border_of_255_stays_what_it_is(tmp_path: Path) -> None:
+def test_a_border_of_255_is_kept(tmp_path: Path) -> None:
     mask = _classes()
     mask[4:5, 9:31] = mask[20:21, 9:31] = 255
     _palette(mask, *[(n, 255 - n, n) if n else BLACK for n in range(256)]).save(tmp_path / "a.png")
@@ -83,10 +84,10 @@ def test_grey_saved_in_several_channels_is_grey(name: str, mode: str, tmp_path: 
 
 
 @pytest.mark.wild("labelme#2494", "what is drawn on a transparent layer")
-def test_what_is_transparent_is_background(tmp_path: Path) -> None:
+def test_transparent_pixels_are_background(tmp_path: Path) -> None:
     mask = _classes()
     drawn = np.dstack([np.full((*mask.shape, 3), WHITE, np.uint8), (mask > 0).astype(np.uint8) * 255])
-    drawn[mask == 0, :3] = 77  # what nobody sees
+    drawn[mask == 0, :3] = 77  # invisible
     Image.fromarray(drawn).save(tmp_path / "a.png")
     assert np.array_equal(_read(tmp_path / "a.png"), (mask > 0) * 255)
     drawn[..., :3] = 0
@@ -113,7 +114,7 @@ def test_a_colour_is_the_same_number_in_every_file(tmp_path: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(colours=st.lists(st.tuples(*[st.integers(0, 255)] * 3), min_size=2, max_size=20, unique=True))
-def test_colours_have_numbers_of_their_own(colours: list[tuple[int, int, int]]) -> None:
+def test_each_colour_has_a_number(colours: list[tuple[int, int, int]]) -> None:
     values = colour_value(np.array(colours, np.uint8)).tolist()
     assert len(set(values)) == len(colours)
     for (red, green, blue), value in zip(colours, values, strict=True):
@@ -134,7 +135,7 @@ def _dataset(
 
 
 @pytest.mark.wild("labelme#785, lightning-flash#1400", "colours of a mask have no names: the table tells them")
-def test_colours_are_told_and_can_be_named(tmp_path: Path) -> None:
+def test_colours_are_reported_and_can_be_named(tmp_path: Path) -> None:
     masks = [Image.fromarray(_coloured(_classes(), BLACK, RED, GREEN)) for _ in range(4)]
     manifest = _dataset(tmp_path, masks)
     assert set(manifest.labels.values()) == {"background", "#800000", "#008000"}
@@ -142,7 +143,7 @@ def test_colours_are_told_and_can_be_named(tmp_path: Path) -> None:
 
 
 def _used(cases: object) -> list[tuple[int, int, int]]:
-    """Return how many pixels of each job's class training sees, case by case."""
+    """Return each case's pixel counts by class, in training."""
     return [tuple(np.bincount(c.read()[1].values.ravel(), minlength=3).tolist()) for c in cases]  # type: ignore[attr-defined]
 
 
@@ -158,7 +159,7 @@ def test_palettes_that_contradict_each_other_are_read_by_colour(tmp_path: Path) 
     )
     renamed = manifest.model_copy(update={"label_map": {"#800000": "tumour", "#008000": "rim"}})
     write_manifest(tmp_path / "out", renamed)
-    cases = read_cases(tmp_path / "out", SplitSpec(), 1, {1: "tumour", 2: "rim"})
+    cases = read_cases(tmp_path / "out", SplitSpec(), 1, Supervision(classes={1: "tumour", 2: "rim"}))
     seen = _used(cases)
     assert len(set(seen)) == 1
     assert set(seen[0][1:]) == counts
@@ -167,7 +168,7 @@ def test_palettes_that_contradict_each_other_are_read_by_colour(tmp_path: Path) 
 
 @pytest.mark.wild("labelme#785", "numbered objects, each file's palette of colours of its own")
 @pytest.mark.parametrize("how", ["grey", "one palette", "a palette for each file"])
-def test_numbered_objects_are_such_with_a_palette_or_without(how: str, tmp_path: Path) -> None:
+def test_numbered_objects_are_recognised_with_or_without_palette(how: str, tmp_path: Path) -> None:
     masks = []
     for file in range(5):
         mask = np.zeros((64, 64), np.uint8)
@@ -185,7 +186,7 @@ def test_numbered_objects_are_such_with_a_palette_or_without(how: str, tmp_path:
 
 
 @pytest.mark.wild("ImageMagick's palettes", "many classes, numbered anew in each file, taken for objects")
-def test_many_classes_of_the_same_colours_are_classes(tmp_path: Path) -> None:
+def test_many_classes_with_shared_colours_are_classes(tmp_path: Path) -> None:
     colours = [tuple(map(int, c)) for c in np.random.default_rng(0).integers(1, 255, (14, 3))]
     masks = []
     for file in range(5):
@@ -233,7 +234,7 @@ def _soft(method: Image.Resampling, factor: float) -> np.ndarray:
 @pytest.mark.parametrize("factor", [0.5, 2.6, 5.3])
 @pytest.mark.parametrize("method", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "I;16", "volume"])
-def test_soft_edges_are_cut_half_way_and_told(
+def test_soft_edges_are_cut_half_way_with_a_note(
     mode: str, method: Image.Resampling, factor: float, tmp_path: Path
 ) -> None:
     soft = _soft(method, factor)
@@ -256,7 +257,7 @@ def test_soft_edges_are_cut_half_way_and_told(
 
 @pytest.mark.wild("EGE-UNet#13", "classes and objects taken for soft edges")
 @pytest.mark.parametrize("values", [(0, 1, 2, 3), (0, 85, 170, 255), (0, 63, 127, 191, 255), (0, 128, 255), (0, 255)])
-def test_classes_stay_what_they_are(values: tuple[int, ...], tmp_path: Path) -> None:
+def test_classes_are_not_cut(values: tuple[int, ...], tmp_path: Path) -> None:
     mask = np.zeros((80, 120), np.uint8)
     for number, value in enumerate(values):
         mask[10 : 10 + 2 * (number + 4), 20 * number : 20 * number + 15] = value
@@ -275,7 +276,7 @@ def _organ_with_ducts() -> np.ndarray:
 
 @pytest.mark.wild("EGE-UNet#13", "thin classes beside a large one taken for its soft edge")
 @pytest.mark.parametrize("named", ["", "64=a,128=b,192=c,255=organ"])
-def test_thin_classes_beside_a_large_one_stay(named: str, tmp_path: Path) -> None:
+def test_thin_classes_next_to_a_large_one_are_kept(named: str, tmp_path: Path) -> None:
     labels = parse_labels(named) if named else {}
     manifest = _dataset(tmp_path, [Image.fromarray(_organ_with_ducts())] * 3, labels=labels)
     counts = {str(v): int((_organ_with_ducts() == v).sum()) for v in (0, 64, 128, 192, 255)}
@@ -286,7 +287,7 @@ def test_thin_classes_beside_a_large_one_stay(named: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.wild("EGE-UNet#13", "a thin class where other edges are soft; many thin layers")
-def test_thin_classes_are_no_slopes(tmp_path: Path) -> None:
+def test_thin_classes_are_not_taken_for_slopes(tmp_path: Path) -> None:
     layers = np.zeros((128, 128), np.uint8)
     layers[60:] = 255
     for number in range(10):
@@ -324,9 +325,7 @@ def test_named_values_are_never_cut(tmp_path: Path) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(side=st.integers(2, 12), gap=st.integers(0, 3), seed=st.integers(0, 99))
-def test_numbered_objects_stay_what_they_are(
-    side: int, gap: int, seed: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_numbered_objects_are_not_cut(side: int, gap: int, seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     numbers = np.random.default_rng(seed).permutation(np.arange(1, 256))
     mask = np.zeros((200, 220), np.uint16)
     places = [(y, x) for y in range(0, 180, side + gap) for x in range(0, 200, side + gap)]
@@ -361,7 +360,7 @@ def test_a_jpeg_of_two_levels_is_cut_half_way(name: str, mode: str, quality: int
 
 @pytest.mark.wild("PraNet#54", "JPEG masks of classes: refused without the reason")
 @pytest.mark.parametrize("values", [(0, 1, 2), (0, 100, 200), (0, 1, 1)])
-def test_a_jpeg_of_classes_is_refused_as_one(values: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_jpeg_of_classes_is_refused_as_jpeg(values: tuple[int, ...], tmp_path: Path) -> None:
     Image.fromarray(np.array(values, np.uint8)[_classes()]).save(tmp_path / "a.jpg", quality=90)
     with pytest.raises(DataError, match="is a JPEG, whose compression changed its label's values"):
         read_mask(tmp_path / "a.jpg")
@@ -371,7 +370,7 @@ def test_a_jpeg_of_classes_is_refused_as_one(values: tuple[int, ...], tmp_path: 
 
 
 @pytest.mark.wild("EGE-UNet#13", "a picture, or colours that are blended, taken for a mask")
-def test_pictures_are_no_masks(tmp_path: Path) -> None:
+def test_pictures_are_not_masks(tmp_path: Path) -> None:
     y, x = np.mgrid[:90, :100]
     Image.fromarray(RANDOM.integers(0, 255, (90, 100), dtype=np.uint8)).save(tmp_path / "noise.png")
     blurred = 127 + 127 * np.sin(x / 19 + y / 23)
@@ -392,7 +391,7 @@ def test_pictures_are_no_masks(tmp_path: Path) -> None:
 )
 @settings(max_examples=25, deadline=None)
 @given(error=st.floats(-1e-3, 1e-3), label=st.integers(1, 200), kind=st.sampled_from([np.float32, np.float64]))
-def test_nearly_whole_labels_are_whole(
+def test_nearly_whole_labels_are_rounded(
     error: float, label: int, kind: type, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("m") / "a.nii.gz"
@@ -406,7 +405,7 @@ def test_nearly_whole_labels_are_whole(
 
 @pytest.mark.wild("nibabel#1001", "labels scaled by scl_slope")
 @pytest.mark.parametrize("slope", [1 / 3, 0.1, 0.003921569])
-def test_scaled_labels_are_whole(slope: float, tmp_path: Path) -> None:
+def test_scaled_labels_are_rounded(slope: float, tmp_path: Path) -> None:
     labels = np.zeros((6, 5, 4))
     labels[1:3], labels[4] = 1, 2
     image = nib.Nifti1Image(np.rint(labels / np.float32(slope)).astype(np.int16), np.eye(4))
@@ -416,7 +415,7 @@ def test_scaled_labels_are_whole(slope: float, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("value", "said"), [(0.4, "holds 0.4, expected whole"), (1.01, "1.01"), (np.nan, "NaN")])
-def test_what_is_no_label_is_refused_with_its_digits(value: float, said: str, tmp_path: Path) -> None:
+def test_other_values_are_refused_with_their_digits(value: float, said: str, tmp_path: Path) -> None:
     mask = np.zeros((6, 5, 4), np.float32)
     mask[2:4] = 1
     mask[5, 0, 0] = value
@@ -449,7 +448,7 @@ def test_training_reads_what_registering_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("detectron2#788, D-FINE#308", "a mask drawn on the pixels as they are stored")
-def test_a_mask_that_was_not_turned_is_told(tmp_path: Path) -> None:
+def test_a_mask_drawn_on_stored_pixels_is_set_aside(tmp_path: Path) -> None:
     manifest = _dataset(tmp_path, [Image.fromarray(_classes())])
     assert not manifest.quarantine
     image = tmp_path / "in" / "images" / "0.png"
@@ -461,7 +460,7 @@ def test_a_mask_that_was_not_turned_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("EGE-UNet#13", "a soft edge of two levels, taken for two classes")
-def test_values_beside_black_and_white_are_a_soft_edge_unless_they_fill_an_area(tmp_path: Path) -> None:
+def test_values_near_black_and_white_are_soft_edges_unless_in_areas(tmp_path: Path) -> None:
     from scipy import ndimage  # noqa: PLC0415
 
     inside = _disc() > 0
@@ -480,13 +479,13 @@ def test_values_beside_black_and_white_are_a_soft_edge_unless_they_fill_an_area(
         Image.fromarray(areas).save(tmp_path / f"{name}.png")
         read = read_mask(tmp_path / f"{name}.png")
         assert np.array_equal(read.values[..., 0].T, areas), name
-    ignored = np.where(edged == 254, 255, edged).astype(np.uint8)  # a thin class beside what is to be ignored
+    ignored = np.where(edged == 254, 255, edged).astype(np.uint8)  # a thin class next to ignored pixels
     Image.fromarray(ignored).save(tmp_path / "thin.png")
     assert set(np.unique(read_mask(tmp_path / "thin.png").values)) == {0, 1, 255}
 
 
 @pytest.mark.wild("EGE-UNet#13", "what was done to one of several masks of an image is not told")
-def test_notes_of_every_file_of_a_mask_are_told(tmp_path: Path) -> None:
+def test_notes_of_all_files_of_a_mask_are_kept(tmp_path: Path) -> None:
     for number in range(3):
         field = RANDOM.integers(0, 255, (96, 106, 3), dtype=np.uint8)
         Image.fromarray(field).save(tmp_path / f"c{number}.png")
@@ -502,7 +501,7 @@ def test_notes_of_every_file_of_a_mask_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("standard: NIfTI-1 dim[4]", "a mask of two channels, of which one would be lost")
-def test_a_mask_of_two_channels_is_refused_by_name_and_with_the_way_on(tmp_path: Path) -> None:
+def test_a_mask_of_two_channels_is_refused_with_advice(tmp_path: Path) -> None:
     image = np.random.default_rng(0).normal(100, 9, (8, 8, 4)).astype(np.float32)
     nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "a.nii")
     mask = np.zeros((8, 8, 4, 2), np.uint8)

@@ -1,8 +1,9 @@
-"""What values of masks mean is what their files say: names in and beside them, regions, and what nobody labelled."""
+"""Names of mask values, from masks and nearby files."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from hypothesis import strategies as st
 
 from oncofed.data.cases import read_cases
 from oncofed.data.contract import Report, check_dataset
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.label_names import named_values
 from oncofed.data.manifest import Manifest
 from oncofed.data.register import RegisterOptions, parse_labels, register
 from oncofed.data.spec import DataSpec, SplitSpec
-from oncofed.errors import DataError
 
 _SHAPE = (16, 16, 8)
 _JOB = {1: "anterior", 2: "posterior"}
@@ -30,11 +31,14 @@ def read(source: Path, out: Path, **more: object) -> Manifest:
 
 
 def check(out: Path, classes: dict[int, str] | None = None) -> Report:
-    return check_dataset(out, _SPEC, classes or _JOB, 1)
+    return check_dataset(out, _SPEC, Supervision(classes=classes or _JOB), 1)
 
 
 def write_nrrd(path: Path, values: np.ndarray, *segments: tuple[str, int, int]) -> None:
-    """Write an NRRD as 3D Slicer does: (name, value, layer) of each segment in its header."""
+    """Write an NRRD as 3D Slicer does.
+
+    With (name, value, layer) of each segment in its header.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     head = [
         "NRRD0004",
@@ -54,7 +58,7 @@ def write_nrrd(path: Path, values: np.ndarray, *segments: tuple[str, int, int]) 
 
 
 def _areas(first: int, second: int) -> np.ndarray:
-    """Return a mask of 256 voxels of one value and 128 of another."""
+    """Return a mask of 256 and 128 voxels by value."""
     values = np.zeros(_SHAPE, np.uint8)
     values[2:10, 2:10, 2:6], values[12:16, 2:10, 2:6] = first, second
     return values
@@ -65,7 +69,10 @@ def _image(seed: int) -> np.ndarray:
 
 
 def slicer_site(folder: Path, *numbers: dict[str, int], ending: str = ".seg.nrrd", named: bool = True) -> Path:
-    """Write a case for each numbering: anterior has 256 voxels, posterior 128."""
+    """Write one case per numbering.
+
+    Anterior has 256 voxels, posterior 128.
+    """
     for n, values in enumerate(numbers):
         write_nrrd(folder / "images" / f"c{n}.nrrd", _image(n))
         segments = [(name, value, 0) for name, value in values.items()] if named else []
@@ -78,7 +85,7 @@ _SWAPPED = ({"anterior": 1, "posterior": 2}, {"anterior": 2, "posterior": 1}, {"
 
 @pytest.mark.wild("Slicer#4886 #4733, slicerio#9, SlicerGitSVNArchive#1221", "names whose values differ between files")
 @pytest.mark.parametrize("ending", [".nrrd", ".seg.nrrd"])
-def test_slicers_names_are_brought_to_one_numbering(tmp_path: Path, ending: str) -> None:
+def test_slicer_names_get_one_numbering(tmp_path: Path, ending: str) -> None:
     source = slicer_site(tmp_path / "in", *_SWAPPED, ending=ending)
     manifest = read(source, tmp_path / "out")
     assert manifest.labels == {"0": "background", "1": "anterior", "2": "posterior"}
@@ -86,14 +93,14 @@ def test_slicers_names_are_brought_to_one_numbering(tmp_path: Path, ending: str)
     assert [str(entry.label).partition("/")[0] for entry in manifest.entries] == ["source", "labels", "source"]
     assert manifest.files == {"image": 3, "label": 3}
     assert check(tmp_path / "out").may_train
-    for case in read_cases(tmp_path / "out", SplitSpec(), 1, {1: "posterior", 2: "anterior"}):
+    for case in read_cases(tmp_path / "out", SplitSpec(), 1, Supervision(classes={1: "posterior", 2: "anterior"})):
         values = case.read_label().values
         assert ((values == 2).sum(), (values == 1).sum()) == (256, 128)
         np.testing.assert_allclose(case.read_label().affine, case.read_image().affine)
 
 
 @pytest.mark.wild("Slicer#4886", "values without names are a job's")
-def test_names_alike_in_all_files_are_the_datasets(tmp_path: Path) -> None:
+def test_names_shared_by_all_files_are_the_datasets(tmp_path: Path) -> None:
     numbers = {"anterior": 2, "posterior": 7}
     manifest = read(slicer_site(tmp_path / "in", numbers, numbers, numbers), tmp_path / "out")
     assert manifest.labels == {"0": "background", "2": "anterior", "7": "posterior"}
@@ -102,7 +109,7 @@ def test_names_alike_in_all_files_are_the_datasets(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("Slicer#4733", "the user's names against the files'")
-def test_what_the_user_says_of_values(tmp_path: Path) -> None:
+def test_the_users_names_of_values(tmp_path: Path) -> None:
     agreeing = slicer_site(tmp_path / "agreeing", *[_SWAPPED[1]] * 3)
     manifest = read(agreeing, tmp_path / "one", labels=parse_labels("1=hinten,2=vorn"))  # their own words for them
     assert manifest.labels == {"0": "background", "1": "hinten", "2": "vorn"}
@@ -112,7 +119,7 @@ def test_what_the_user_says_of_values(tmp_path: Path) -> None:
     assert manifest.labels == {"0": "background", "1": "posterior", "2": "anterior"}
     assert [entry.label_values for entry in manifest.entries] == [{"0": 1664, "1": 128, "2": 256}] * 3
     manifest = read(swapped, tmp_path / "three", labels=parse_labels("1=hinten,2=vorn"))
-    assert not manifest.entries  # which of the two the names are, nobody said
+    assert not manifest.entries  # the names may be of either
     assert {bad.reason for bad in manifest.quarantine} == {
         (
             "its mask names its values anterior, posterior, other masks give these names to other values, and --labels "
@@ -121,14 +128,14 @@ def test_what_the_user_says_of_values(tmp_path: Path) -> None:
     }
 
 
-def test_a_mask_without_names_among_some_with_is_set_aside(tmp_path: Path) -> None:
+def test_a_mask_without_names_among_named_ones_is_set_aside(tmp_path: Path) -> None:
     source = slicer_site(tmp_path / "in", *_SWAPPED)
     write_nrrd(source / "labels" / "c0.seg.nrrd", _areas(1, 2))
     manifest = read(source, tmp_path / "out")
     assert [(bad.name, bad.reason.partition(".")[0]) for bad in manifest.quarantine] == [
         ("c0", "its mask does not name its values, as other masks of the folder do")
     ]
-    # What the refusal advises: the user's names are of the values that no file names.
+    # As the refusal advises: the user names the values that no file names.
     manifest = read(source, tmp_path / "out", labels=parse_labels("2=anterior,1=posterior"))
     assert manifest.quarantine == []
     # Written were 1, 2 without names; anterior 2, posterior 1; and anterior 1, posterior 2. Anterior is the larger.
@@ -162,7 +169,7 @@ def test_layers_are_refused_by_name(tmp_path: Path) -> None:
         unique_by=lambda name: name.lower(),
     ),
 )
-def test_any_numbering_of_any_names(
+def test_any_numbering_is_unified(
     tmp_path_factory: pytest.TempPathFactory, numbering: list[list[int]], names: list[str]
 ) -> None:
     folder = tmp_path_factory.mktemp("slicer")
@@ -258,15 +265,19 @@ def nnunet_site(folder: Path, labels: object, mask: np.ndarray) -> Path:
     [
         (
             {"background": 0, "whole_tumor": [1, 2], "tumor_core": [2]},
-            r"tumor_core \(2\), whole_tumor \(1, 2\)\. No task learns overlapping classes yet\..*labels 1=NAME,2=NAME",
+            r"2 is of whole_tumor and tumor_core\. Let the job learn regions .*--labels 2=NAME",
         ),
-        ({"background": 0, "anterior": [1, 2], "posterior": 2}, r"anterior \(1, 2\), posterior \(2\)"),
+        ({"background": 0, "anterior": [1, 2], "posterior": 2}, "2 is of anterior and posterior"),
     ],
 )
-def test_regions_that_overlap_are_refused_by_name(tmp_path: Path, labels: dict[str, Any], said: str) -> None:
+def test_regions_that_overlap_are_refused_by_a_job_of_classes(
+    tmp_path: Path, labels: dict[str, Any], said: str
+) -> None:
     source = nnunet_site(tmp_path / "in", labels, _areas(1, 2))
-    with pytest.raises(DataError, match=f"its labels are regions that overlap: {said}"):
-        read(source, tmp_path / "out")
+    read(source, tmp_path / "out")
+    report = check(tmp_path / "out")
+    assert not report.may_train
+    assert any(re.search(f"its labels are regions that overlap: {said}", reason) for reason in report.why_not)
     manifest = read(source, tmp_path / "out", labels=parse_labels("1=anterior,2=posterior"))
     assert manifest.labels == {"0": "background", "1": "anterior", "2": "posterior"}
     assert check(tmp_path / "out").may_train
@@ -278,12 +289,12 @@ def test_regions_apart_are_classes_of_several_values(tmp_path: Path) -> None:
     mask[0, 0, :4] = 3
     read(nnunet_site(tmp_path / "in", {"background": 0, "anterior": [1, 3], "posterior": [2]}, mask), tmp_path / "out")
     assert check(tmp_path / "out").may_train
-    for case in read_cases(tmp_path / "out", SplitSpec(), 1, _JOB):
+    for case in read_cases(tmp_path / "out", SplitSpec(), 1, Supervision(classes=_JOB)):
         assert np.bincount(case.read_label().values.ravel())[1:].tolist() == [260, 128]
 
 
 @pytest.mark.wild("nnUNet dataset_format.md, ignore label", "voxels that nobody labelled, learned as background")
-def test_what_nobody_labelled_is_to_be_said_in_the_job(tmp_path: Path) -> None:
+def test_unlabelled_values_must_be_stated_in_the_job(tmp_path: Path) -> None:
     mask = _areas(1, 2)
     mask[0] = 3
     read(
@@ -306,15 +317,10 @@ def test_what_nobody_labelled_is_to_be_said_in_the_job(tmp_path: Path) -> None:
         max_size=4,
     )
 )
-def test_regions_are_classes_only_where_no_value_is_of_two(regions: dict[str, list[int]]) -> None:
-    values = [value for those in regions.values() for value in those]
-    path = Path("dataset.json")
-    if len(set(values)) < len(values):
-        with pytest.raises(DataError, match="regions that overlap"):
-            named_values(regions, path)
-    else:
-        expected = {str(value): name for name, those in regions.items() for value in those}
-        assert named_values(regions, path) == expected
+def test_regions_are_classes_only_if_no_value_is_shared(regions: dict[str, list[int]]) -> None:
+    values = {value for those in regions.values() for value in those}
+    expected = {str(v): " + ".join(name for name, those in regions.items() if v in those) for v in values}
+    assert named_values(regions, Path("dataset.json")) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""No two cases have one name, whatever the layout: files, decisions and what is written go by it."""
+"""Case names are unique in every layout."""
 
 from __future__ import annotations
 
@@ -94,13 +94,16 @@ def test_names_differ_in_every_layout(tmp_path: Path, make: object) -> None:
 
 
 def _patients(source: Path, images: int) -> int:
-    """Return how many patients there are: one an image, or those that a ``dataset.json`` names."""
+    """Return the number of patients.
+
+    One per image, or those named in ``dataset.json``.
+    """
     listed = json.loads((source / "dataset.json").read_text()) if (source / "dataset.json").is_file() else {}
     return 1 if "training" in listed else images
 
 
 @pytest.mark.wild("standard: none", "images that resolve leaves out though they are no copies")
-def test_of_copies_among_classes_only_a_copy_is_left_out(tmp_path: Path) -> None:
+def test_only_a_copy_is_left_out_among_classes(tmp_path: Path) -> None:
     source = _LAYOUTS["class folders"](tmp_path / "in")
     (source / "B" / "00.png").write_bytes((source / "B" / "1.png").read_bytes())
     read(source, tmp_path / "out")
@@ -111,13 +114,13 @@ def test_of_copies_among_classes_only_a_copy_is_left_out(tmp_path: Path) -> None
     assert len(kept & {"B/1.png", "B/00.png"}) == 1
 
 
-def test_a_patient_of_the_table_who_is_called_as_an_image_is_one(tmp_path: Path) -> None:
+def test_a_patient_in_the_table_may_have_an_images_name(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", "a/1.png", "b/1.png", "c/2.png")
     (source / "t.csv").write_text("image,label,patient\na/1.png,0,1\nb/1.png,1,1\nc/2.png,1,2\n")
     assert len({entry.patient for entry in read(source, tmp_path / "out").entries}) == 2
 
 
-def test_a_case_that_is_set_aside_does_not_take_along_one_of_its_name(tmp_path: Path) -> None:
+def test_setting_aside_a_case_keeps_others_with_its_name(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", "a/1.png", "b/1.png")
     (source / "t.csv").write_text("image,label\na/1.png,x\na/1.png,y\nb/1.png,y\n")
     manifest = read(source, tmp_path / "out")
@@ -128,7 +131,7 @@ def test_a_case_that_is_set_aside_does_not_take_along_one_of_its_name(tmp_path: 
 
 
 @pytest.mark.wild("standard: none", "images of one name that write over each other")
-def test_dicom_images_of_one_name_are_each_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dicom_images_with_the_same_name_are_all_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shades = {}
     for number in range(3):
         values = np.random.default_rng(number).integers(0, 4000, (30, 20)).astype(np.uint16)
@@ -146,7 +149,7 @@ _PART = st.sampled_from(["A", "B", "A_x", "x", "1", "x_1", "1-2"])
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(_PART, _PART), min_size=1, max_size=12))
-def test_any_names_become_distinct(names: list[tuple[str, str]]) -> None:
+def test_all_names_become_distinct(names: list[tuple[str, str]]) -> None:
     found = distinct_names(names)
     assert len(set(found)) == len(names)
     once = Counter(name for name, _ in names)

@@ -33,7 +33,7 @@ def test_too_few_patients_are_refused(tmp_path: Path) -> None:
 @pytest.mark.wild(
     "standard: every file is accounted for", "a site that is told the files of the whole folder as its own"
 )
-def test_a_site_has_no_account_of_the_whole_folders_files(tmp_path: Path) -> None:
+def test_a_site_does_not_inherit_the_folders_file_counts(tmp_path: Path) -> None:
     source = make_site(tmp_path / "source", cases=12)
     (source / "notes.txt").write_text("x")
     whole = register(RegisterOptions(source, "demo", tmp_path / "whole", workers=1))

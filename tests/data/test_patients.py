@@ -1,4 +1,4 @@
-"""Whose an image is, where an anonymiser gave all patients one ID."""
+"""Patients of images after an anonymiser merged their IDs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 
 from dicoms import make_series, volume
 from oncofed.data.cases import read_cases
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Manifest, write_manifest
 from oncofed.data.mixtures import mixtures
 from oncofed.data.register import RegisterOptions, register
@@ -31,7 +32,7 @@ def make_heap(folder: Path, patient: str = "ANONYMOUS") -> None:
 
 
 @pytest.mark.wild(REPORTS, "one PatientID for all")
-def test_one_id_for_all_is_told_and_each_study_offered_as_a_patient(tmp_path: Path) -> None:
+def test_a_shared_id_is_reported_and_studies_are_suggested(tmp_path: Path) -> None:
     make_heap(tmp_path / "in")
     manifest = read(tmp_path)
     ((kind, what),) = mixtures(manifest)
@@ -51,7 +52,7 @@ def test_one_id_for_all_is_told_and_each_study_offered_as_a_patient(tmp_path: Pa
 
 
 @pytest.mark.wild(REPORTS, "one PatientID and one set of UIDs for all, each patient in a folder")
-def test_one_set_of_uids_for_all_is_told_and_each_folder_offered_as_a_patient(tmp_path: Path) -> None:
+def test_shared_uids_are_reported_and_folders_are_suggested(tmp_path: Path) -> None:
     for number in range(4):
 
         def repeated(index: int, dataset: Dataset) -> None:
@@ -81,20 +82,20 @@ def test_series_and_folders_as_patients(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild(REPORTS, "one PatientID for all, when a job reads its cases")
-def test_a_dataset_of_one_patient_is_refused_with_the_way_on(tmp_path: Path) -> None:
+def test_a_dataset_of_one_patient_is_refused_with_advice(tmp_path: Path) -> None:
     make_heap(tmp_path / "in")
     table = tmp_path / "t.csv"
     table.write_text("patient,label\nANONYMOUS,a\n")
     read(tmp_path, table=table, task="classification")
-    cases = read_cases(tmp_path / "out", SplitSpec(), 0, labels="class")
+    cases = read_cases(tmp_path / "out", SplitSpec(), 0, Supervision("class"))
     with pytest.raises(DataError, match="all 6 cases are of one patient, so that none can be held out"):
         cases.require_training("here")
     # The class is still found by the ID that the table knows.
     read(tmp_path, table=table, task="classification", patient_from="study")
-    assert len(read_cases(tmp_path / "out", SplitSpec(), 0, labels="class").require_training("here").train) < 6
+    assert len(read_cases(tmp_path / "out", SplitSpec(), 0, Supervision("class")).require_training("here").train) < 6
 
 
-def test_a_patient_of_many_visits_among_others_is_no_mixture(tmp_path: Path) -> None:
+def test_a_patient_with_many_visits_is_not_a_mixture(tmp_path: Path) -> None:
     make_heap(tmp_path / "in")
     for number in range(7):
         make_series(tmp_path / "in" / f"q{number}", volume(seed=20 + number), patient=f"Q{number}")
@@ -102,7 +103,7 @@ def test_a_patient_of_many_visits_among_others_is_no_mixture(tmp_path: Path) -> 
 
 
 @pytest.mark.wild(REPORTS, "a rule for patients that is none for the folder's files, unsaid")
-def test_a_rule_for_dicom_is_said_to_change_nothing_elsewhere(tmp_path: Path) -> None:
+def test_a_rule_for_dicom_is_reported_as_unused_for_other_files(tmp_path: Path) -> None:
     make_site(tmp_path / "in")
     manifest = read(tmp_path, patient_from="study")
     [remark] = manifest.remarks
@@ -117,7 +118,7 @@ def test_a_rule_for_dicom_is_said_to_change_nothing_elsewhere(tmp_path: Path) ->
 
 
 @pytest.mark.wild(REPORTS, "a rule for patients that is one for the DICOM of the folder alone, unsaid")
-def test_a_rule_for_dicom_beside_other_files_is_kept_and_said(tmp_path: Path) -> None:
+def test_a_rule_for_dicom_next_to_other_files_is_kept_and_reported(tmp_path: Path) -> None:
     make_heap(tmp_path / "in" / "pacs")
     image, _ = make_volume(0)
     nib.save(nib.Nifti1Image(image, np.eye(4)), tmp_path / "in" / "one.nii.gz")

@@ -1,4 +1,4 @@
-"""Training cases are prepared once, under a key of content and settings."""
+"""Cases are prepared once per content and settings."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_another_setting_or_another_content_is_prepared_anew(dataset: Path) -> N
     nib.save(nib.Nifti1Image(np.asarray(image.dataobj) + 1, image.affine), case.image)
     _prepare(dataset)
     assert len(_files(dataset)) == 2 * len(before) + 1
-    # Settings that change nothing of what is prepared change no key.
+    # Settings that do not change prepared cases do not change keys.
     _prepare(dataset, DATA.model_copy(update={"max_bad_share": 0.3}))
     assert len(_files(dataset)) == 2 * len(before) + 1
 
@@ -106,7 +106,7 @@ def test_each_is_prepared_when_it_is_wanted_or_a_little_before(dataset: Path, mo
     assert sorted(made) == sorted([train[2].name, train[0].name])
     cases.ahead([3])
     cases.ahead([1])
-    assert set(cases._ahead._under_way) | set(cases._ahead._wanted) == {1}  # what is wanted no more is not kept
+    assert set(cases._ahead._under_way) | set(cases._ahead._wanted) == {1}  # cases no longer wanted are dropped
     for number in range(len(cases)):
         assert cases[number]
     assert made.count(train[1].name) == 1

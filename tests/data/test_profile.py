@@ -1,4 +1,4 @@
-"""A site's fingerprint, the numbers of each patient that may be combined, and the plan that follows from them."""
+"""A site's profile, patients' numbers, and the resulting plan."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from synthetic import make_site
 CLASSES = {1: "shell", 2: "core"}
 
 
-def test_the_fingerprint_counts_what_is_there(tmp_path: Path) -> None:
+def test_the_fingerprint_counts_the_cases(tmp_path: Path) -> None:
     folder = make_site(tmp_path / "in")
     affine = np.diag([2.0, 1, 3, 1])[[1, 0, 2, 3]]  # the first stored axis runs to the front
     for sub in ("imagesTr", "labelsTr"):
@@ -47,7 +47,7 @@ def test_a_dataset_without_a_readable_case_is_an_error(tmp_path: Path) -> None:
         make_profile(tmp_path)
 
 
-def test_one_value_a_patient_leaves_and_only_declared_ones(tmp_path: Path) -> None:
+def test_only_one_declared_value_per_patient_is_reported(tmp_path: Path) -> None:
     folder = make_site(tmp_path / "in")
     manifest = json.loads((folder / "dataset.json").read_text())
     for number, entry in enumerate(manifest["training"]):
@@ -121,5 +121,5 @@ def test_a_quantile_of_a_histogram_is_within_a_bin(values: list[float], share: f
     assert low - 0.26 <= found <= high + 0.26
 
 
-def test_a_histogram_that_was_held_back_has_no_quantile() -> None:
+def test_a_withheld_histogram_has_no_quantile() -> None:
     assert quantile([[0, 1, 0], [1, 2, 0]], 0.5) is None

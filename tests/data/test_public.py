@@ -1,4 +1,4 @@
-"""Public datasets, from a server on this machine: broken off, gone on with, checked, unpacked, registered."""
+"""Public datasets from a local server: resumed, checked, registered."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from synthetic import make_site
 
 
 class _Server(ThreadingHTTPServer):
-    """Serves one file; breaks off after ``most`` bytes of an answer."""
+    """Serves one file, cut off after ``most`` bytes."""
 
     content = b""
     most = 1 << 30
@@ -78,7 +78,7 @@ def test_an_archive_is_fetched_checked_and_can_be_registered(server: _Server, tm
     assert server.asked == [None]
 
 
-def test_what_was_broken_off_is_gone_on_with(server: _Server, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed(server: _Server, tmp_path: Path) -> None:
     server.most = 3000
     with pytest.raises(DataError, match=r"cannot be fetched .*run the command again to go on"):
         get("hippocampus", tmp_path / "out")
@@ -88,7 +88,7 @@ def test_what_was_broken_off_is_gone_on_with(server: _Server, tmp_path: Path) ->
     assert server.asked == [None, "bytes=3000-"]
 
 
-def test_a_file_that_is_not_what_was_published_is_removed(server: _Server, tmp_path: Path) -> None:
+def test_a_file_with_a_wrong_checksum_is_removed(server: _Server, tmp_path: Path) -> None:
     server.content = server.content[:-1] + b"x"
     with pytest.raises(DataError, match=r"its MD5 is .* expected .* It was removed"):
         get("hippocampus", tmp_path / "out")
@@ -103,7 +103,7 @@ def test_without_a_network_it_says_where_to_put_the_file(tmp_path: Path, monkeyp
         get("liver", tmp_path / "out")
 
 
-def test_an_archive_that_leads_out_of_its_folder_writes_nothing_there(
+def test_an_archive_writes_nothing_outside_its_folder(
     server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = io.BytesIO()

@@ -28,7 +28,7 @@ def _case(folder: Path, axes: str = "RAS", **more: object) -> Case:
 
 @pytest.mark.parametrize("spacing", [None, (1.5, 1.5, 1.5), (0.8, 0.9, 2.0)])
 @pytest.mark.parametrize("axes", ["RAS", "LPS", "PSR"])
-def test_the_image_is_on_the_grid_of_training_and_the_label_on_its_own(
+def test_image_is_on_the_training_grid_and_label_on_its_files(
     tmp_path: Path, axes: str, spacing: tuple[float, ...] | None
 ) -> None:
     case = _case(tmp_path, axes)
@@ -61,6 +61,6 @@ def test_the_size_is_known_before_a_file_is_read(tmp_path: Path) -> None:
     assert how.size(_case(tmp_path)) is None
 
 
-def test_what_is_prepared_for_objects_is_not_taken_for_classes() -> None:
+def test_cases_prepared_for_objects_are_not_used_for_classes() -> None:
     spec = DataSpec(dataset="any", patch=(8, 8, 8))
     assert Referenced(spec).settings != Referenced(spec, numbered=True).settings

@@ -1,4 +1,6 @@
-"""What is refused is refused in words: what was found, what was expected or what to do, and no library's last error.
+"""Refusals say what was found and what to do.
+
+They do not pass on a library's last error.
 
 One test reads every message in the syntax of ``oncofed.data``; another registers broken files of every format.
 """
@@ -29,7 +31,7 @@ from oncofed.errors import DataError
 
 _ROOT = Path(oncofed.data.__file__).parent
 _ERRORS = {"DataError", "SpecError", "UnreadableError"}
-# What says what was expected, or what to do.
+# Words that state what was expected, or what to do.
 _HELPS = re.compile(
     r"\bexpected\b|\bsuch as\b|\bneeds\b|\bneeded\b|pip install|\bknown are\b|--\w+|"
     r"(^|[.;:,(`] ?|\b(or|and|then|to) )(add|ask|bring|copy|convert|export|fetch|give|install|leave|make|mend|name|"
@@ -56,15 +58,17 @@ def _modules() -> list[Path]:
 
 
 class _Message:
-    """One refusal in a module: where it stands, and the expression of its text; ``refuses`` is false where a file is
-    left out, of which it is enough to say what it is.
+    """One refusal in a module.
+
+    Its line and the expression of its text. ``refuses`` is false if a file is only left out: then it is enough to state
+    what it is.
     """
 
     def __init__(self, text: ast.expr, function: ast.FunctionDef | None, refuses: bool = True) -> None:
         self.line, self.text, self.function, self.refuses = text.lineno, text, function, refuses
 
     def parts(self) -> Iterator[ast.AST]:
-        """Yield every node of the text, with what its local variables were given."""
+        """Yield the text's nodes, with values of local variables."""
         known = _assigned(self.function) if self.function else {}
         pending: list[ast.AST] = [self.text]
         seen: set[str] = set()
@@ -81,7 +85,7 @@ class _Message:
 
 
 def _assigned(function: ast.FunctionDef) -> dict[str, list[ast.AST]]:
-    """Return local variable -> what it was given, or what was appended to it."""
+    """Return local variable -> values assigned or appended to it."""
     found: dict[str, list[ast.AST]] = {}
     for node in ast.walk(function):
         targets: list[ast.expr] = []
@@ -97,7 +101,7 @@ def _assigned(function: ast.FunctionDef) -> dict[str, list[ast.AST]]:
 
 
 def _messages(tree: ast.Module) -> Iterator[_Message]:
-    """Yield what is raised, what sets a case aside, and what leaves a file out.
+    """Yield errors, and reasons for setting aside or leaving out.
 
     Where a function of the module writes the whole of it, each text that the function returns stands for it.
     """
@@ -149,14 +153,14 @@ def _of_call(node: ast.Call, function: ast.FunctionDef | None, takes_reasons: di
     elif name == "append" and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "problems":
         yield _Message(node.args[0], function)
     for keyword in node.keywords:
-        if name == "write":  # of the audit log: the reason is what a person gave
+        if name == "write":  # of the audit log: the reason comes from a person
             break
         if keyword.arg in {"reason", "problem"} and not _is_constant(keyword.value, None):
             yield _Message(keyword.value, function)
 
 
 def _takes_reasons(tree: ast.Module) -> dict[str, int]:
-    """Return function of a module -> number of its argument that is a reason."""
+    """Return function of a module -> position of its reason."""
     found = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
@@ -167,7 +171,7 @@ def _takes_reasons(tree: ast.Module) -> dict[str, int]:
 
 
 def _texts_by_path(target: ast.expr, value: ast.expr) -> Iterator[ast.expr]:
-    """Yield the reasons in what is assigned to path -> reason."""
+    """Yield reasons in assignments to path -> reason."""
     if isinstance(target, ast.Subscript):
         yield value
     elif isinstance(value, ast.Dict):
@@ -206,7 +210,10 @@ def _called(node: ast.Call) -> str:
 
 
 def _foreign(function: ast.FunctionDef | None) -> set[str]:
-    """Return the names of caught errors, and of parameters, that may be a library's; our own are words already."""
+    """Return names that may hold a library's error.
+
+    Of caught errors and parameters; our errors are in words already.
+    """
     found: set[str] = set()
     for node in ast.walk(function) if function else ():
         is_caught = isinstance(node, ast.ExceptHandler) and node.name and node.type is not None
@@ -219,7 +226,7 @@ def _foreign(function: ast.FunctionDef | None) -> set[str]:
 
 
 def passed_on(message: _Message) -> list[str]:
-    """Return what of a library's error, a type's name or an object stands in a message."""
+    """Return parts that come from errors, types or objects."""
     foreign = _foreign(message.function)
     own = _handled_as_own(message.function)
     found = []
@@ -243,7 +250,7 @@ def passed_on(message: _Message) -> list[str]:
 
 
 def _handled_as_own(function: ast.FunctionDef | None) -> set[ast.AST]:
-    """Return the nodes that are reached only where an error was found to be one of ours."""
+    """Return nodes reached only for our errors."""
     found: set[ast.AST] = set()
     for node in ast.walk(function) if function else ():
         if isinstance(node, ast.ExceptHandler) and node.type is not None:
@@ -257,13 +264,16 @@ def _handled_as_own(function: ast.FunctionDef | None) -> set[ast.AST]:
 
 
 def helps(message: _Message) -> bool:
-    """Return whether a message says what was expected or what to do, or is written elsewhere."""
+    """Return whether a message helps, or is written elsewhere.
+
+    It helps if it says what was expected or what to do.
+    """
     if not message.refuses or _HELPS.search(message.words()):
         return True
     names = [node.id for node in message.parts() if isinstance(node, ast.Name)]
     names += [node.attr for node in message.parts() if isinstance(node, ast.Attribute)]
     names += [ast.unparse(node.slice) for node in message.parts() if isinstance(node, ast.Subscript)]
-    # An error that is told again is one of ours: the other test refuses all others.
+    # A repeated error is one of ours: the other test refuses all others.
     return "error" in names or any(map(_WRITTEN_ELSEWHERE.search, names))
 
 
@@ -273,7 +283,7 @@ def _walked(path: Path) -> list[_Message]:
 
 @pytest.mark.wild("openslide#656", "a library's last error in place of a reason")
 @pytest.mark.parametrize("path", _modules(), ids=str)
-def test_no_message_passes_on_an_error_a_type_or_an_object(path: Path) -> None:
+def test_no_message_contains_a_foreign_error_type_or_object(path: Path) -> None:
     assert [line for message in _walked(path) for line in passed_on(message)] == []
 
 
@@ -282,7 +292,7 @@ def test_every_message_says_what_was_expected_or_what_to_do(path: Path) -> None:
     assert [f"line {m.line}: {ast.unparse(m.text)}" for m in _walked(path) if not helps(m)] == []
 
 
-def test_the_walk_finds_what_it_is_to_find() -> None:
+def test_the_search_finds_known_examples() -> None:
     module = ast.parse("""
 def one(path):
     try:
@@ -350,13 +360,16 @@ _CLASS = re.compile(
 
 
 def unfit(text: str, folder: Path) -> list[str]:
-    """Return what of a refusal is not for people: addresses, paths of this machine, names of classes."""
+    """Return parts unfit for people.
+
+    Addresses, paths of this machine, names of classes.
+    """
     found = [match[0] for rule in (_ADDRESS, _CLASS) if (match := rule.search(text))]
     return [*found, *(word for word in ("Traceback", str(folder)) if word in text)]
 
 
 def refusals(folder: Path, out: Path, task: str | None = None) -> list[str]:
-    """Register a folder and return every reason that was given for what could not be used."""
+    """Register a folder, and return all reasons given."""
     try:
         manifest: Manifest = register(RegisterOptions(folder, "broken", out, task=task, workers=1))  # type: ignore[arg-type]
     except DataError as error:
@@ -416,7 +429,7 @@ _WHOLE = {
     "a.svs": _tiff,
     "a.ndpi": _tiff,
 }
-# What nibabel, Pillow, teem, ITK, zlib, tifffile, OpenSlide, pydicom and Python say of broken files.
+# Messages of nibabel, Pillow, teem, ITK, zlib, tifffile, OpenSlide, pydicom and Python on broken files.
 _LIBRARIES = re.compile(
     r"cannot identify image|decoder error|fread got|hit end of header|ImageIO|Binary block|data code \d|"
     r"Expected \d+ bytes|broken data stream|image file is truncated|Truncated File Read|cannot load this image|"
@@ -426,7 +439,7 @@ _LIBRARIES = re.compile(
 
 
 def broken(whole: bytes, how: str) -> bytes:
-    """Return a file's bytes as they are when something went wrong."""
+    """Return a file's bytes after some damage."""
     if how == "empty":
         return b""
     if how == "cut":
@@ -439,7 +452,7 @@ def broken(whole: bytes, how: str) -> bytes:
         return b"<html><body>502 Bad Gateway</body></html>"
     if how == "zeros":
         return bytes(len(whole))
-    if how == "larger than it is":  # the sides of NIfTI, else whatever number lies early in the file
+    if how == "larger than it is":  # the sides of NIfTI, else a number early in the file
         return whole[:40] + struct.pack("<8h", 3, 30_000, 30_000, 30_000, 1, 1, 1, 1) + whole[56:]
     if how == "changed in the middle":
         middle = len(whole) // 2
@@ -448,7 +461,10 @@ def broken(whole: bytes, how: str) -> bytes:
 
 
 def _require_unused(out: Path, name: str, found: list[str]) -> None:
-    """Nothing is made of a file, and a reason names it or its whole folder."""
+    """Require that a file is unused, and the reason given.
+
+    The reason names it or its folder.
+    """
     if not (out / MANIFEST_FILE).is_file():
         assert len(found) == 1
         assert "no image found" in found[0]
@@ -504,7 +520,7 @@ _MAGIC = (
     start=st.sampled_from(_MAGIC),
     rest=st.binary(max_size=400),
 )
-def test_bytes_of_any_kind_are_refused_in_words(
+def test_any_bytes_are_refused_in_words(
     tmp_path_factory: pytest.TempPathFactory, name: str, start: bytes, rest: bytes
 ) -> None:
     folder = tmp_path_factory.mktemp("bytes")

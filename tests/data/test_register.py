@@ -1,4 +1,7 @@
-"""Every layout becomes one manifest; bad files are set aside by name; only what changed is read again."""
+"""Every layout becomes a manifest.
+
+Bad files are set aside by name; only changed ones are read again.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def _field(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (24, 32, 3), dtype=np.uint8)
 
 
-def test_the_decathlons_layout_and_monai_reads_what_comes_of_it(tmp_path: Path) -> None:
+def test_the_decathlons_layout_registers_and_monai_reads_it(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in")
     manifest = read(site, tmp_path / "out")
     assert len(manifest.training) == 6
@@ -76,7 +79,7 @@ def test_nnunets_layout_with_several_channels(tmp_path: Path) -> None:
     assert "has 1 channels, expected 2" in manifest.quarantine[0].reason
 
 
-def test_a_table_says_labels_patients_and_splits_and_keeps_other_columns(tmp_path: Path) -> None:
+def test_a_table_gives_labels_patients_splits_and_tags(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in")
     (site / "dataset.json").unlink()
     rows = ["image\tlabel\tpatient\tsplit\tscanner"]
@@ -143,7 +146,7 @@ def test_real_nuclei(real_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_one_folder_a_class(tmp_path: Path, nested: bool) -> None:
+def test_one_folder_per_class(tmp_path: Path, nested: bool) -> None:
     for split in ("train", "test") if nested else ("",):
         for number in range(6):
             _png(tmp_path / "in" / split / ("benign", "malignant")[number % 2] / f"{number}.png", _field(number))
@@ -166,7 +169,7 @@ def test_xrays_with_classes_by_patient(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".nrrd", ".mha"])
-def test_itks_formats_lie_where_nifti_lies(tmp_path: Path, suffix: str) -> None:
+def test_itk_formats_have_the_same_place_as_nifti(tmp_path: Path, suffix: str) -> None:
     affine = np.array([[-0.8, 0, 0, 10], [0, 0, 2.0, -5], [0, -0.7, 0, 3], [0, 0, 0, 1]])
     values = make_volume(1)[0]
     _nifti(tmp_path / "in" / "a.nii.gz", values, affine)
@@ -269,7 +272,7 @@ def _without_voxel_size(path: Path) -> None:
         (_singular, "affine that is not invertible"),
     ],
 )
-def test_a_bad_file_is_set_aside_and_the_rest_goes_on(
+def test_a_bad_file_is_set_aside_and_the_rest_is_registered(
     tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     site = make_site(tmp_path / "in")
@@ -282,7 +285,7 @@ def test_a_bad_file_is_set_aside_and_the_rest_goes_on(
     assert str(tmp_path) not in bad.reason
 
 
-def test_whatever_a_reader_raises_sets_one_case_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_reader_error_sets_one_case_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site, original = make_site(tmp_path / "in"), case_readers.case_facts.read_case
 
     def read_case(images: list[Path], label: Path | None, **how: Any) -> object:
@@ -302,14 +305,14 @@ def test_whatever_a_reader_raises_sets_one_case_aside(tmp_path: Path, monkeypatc
     }
 
 
-def test_links_in_a_circle_end(tmp_path: Path) -> None:
+def test_circular_links_are_followed_once(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in")
     (site / "imagesTr" / "again").symlink_to(site)
     (site / "imagesTr" / "dangling").symlink_to(tmp_path / "nowhere")
     assert len(read(site, tmp_path / "out").entries) == 6
 
 
-def test_a_file_that_may_not_be_read_is_set_aside(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_set_aside(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read every file")
     site = make_site(tmp_path / "in")
@@ -317,7 +320,7 @@ def test_a_file_that_may_not_be_read_is_set_aside(tmp_path: Path) -> None:
     assert "Permission" in read(site, tmp_path / "out").quarantine[0].reason
 
 
-def test_a_folder_without_images_says_what_it_holds(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_described(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "thesis.docx").write_text("chapter 1")
     with pytest.raises(DataError, match=r"no image found \(found 1 file that is no image \(.docx\)"):
@@ -346,7 +349,7 @@ def test_registering_again_reads_only_what_changed(tmp_path: Path, monkeypatch: 
     assert len(read(site, tmp_path / "out").entries) == 5
 
 
-def test_a_dicom_series_is_converted_once_and_goes_when_its_patient_does(tmp_path: Path) -> None:
+def test_a_dicom_series_is_converted_once_and_removed_with_its_patient(tmp_path: Path) -> None:
     make_series(tmp_path / "in" / "a")
     files = make_series(tmp_path / "in" / "b", patient="MRN-2")
     out = tmp_path / "out"
@@ -363,7 +366,7 @@ def test_a_dicom_series_is_converted_once_and_goes_when_its_patient_does(tmp_pat
     assert len(list((out / "images").iterdir())) == 1
 
 
-def test_what_a_person_wrote_into_the_manifest_stays(tmp_path: Path) -> None:
+def test_edits_of_the_manifest_are_kept(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in")
     read(site, tmp_path / "out")
     values = json.loads((tmp_path / "out" / "dataset.json").read_text())
@@ -372,7 +375,7 @@ def test_what_a_person_wrote_into_the_manifest_stays(tmp_path: Path) -> None:
     assert read(site, tmp_path / "out").label_map == {"1": "shell"}
 
 
-def test_the_salt_is_the_owners_and_makes_keys_that_differ_between_sites(tmp_path: Path) -> None:
+def test_salt_is_private_and_keys_differ_between_sites(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in")
     one, two = read(site, tmp_path / "one"), read(site, tmp_path / "two")
     assert stat.S_IMODE((tmp_path / "one" / ".salt").stat().st_mode) == 0o600
@@ -435,7 +438,9 @@ _names = st.text(st.characters(codec="utf-8", exclude_characters="\x00/\\"), min
         max_size=8,
     )
 )
-def test_manifests_survive_being_written(entries: list[Entry], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_manifests_are_unchanged_by_writing_and_reading(
+    entries: list[Entry], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     folder = tmp_path_factory.mktemp("manifest")
     manifest = Manifest(name="a", training=entries, labels={"0": "background", "1": "Läsion"})
     write_manifest(folder, manifest)

@@ -1,4 +1,4 @@
-"""One decision answers all findings of a kind: it is kept, in force wherever cases are read, and can be taken back."""
+"""Decisions about findings: recorded, applied, and taken back."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from oncofed.data.answers import ANSWERS, answer_to
 from oncofed.data.cases import read_cases, usable_cases
 from oncofed.data.contract import Report, check_dataset
 from oncofed.data.decisions import decided, in_words
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Entry, Manifest, read_manifest, write_manifest
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.resolve import JobFindings, open_findings, resolve, take_back
@@ -29,7 +30,7 @@ DATA = DataSpec(dataset="balls", patch=(16, 16, 16))
 
 
 def check(folder: Path, data: DataSpec = DATA) -> Report:
-    return check_dataset(folder, data, CLASSES, seed=1)
+    return check_dataset(folder, data, Supervision(classes=CLASSES), seed=1)
 
 
 def _save(path: Path, values: np.ndarray) -> None:
@@ -43,7 +44,10 @@ def _copy(folder: Path, number: int, of: int, label: bool = True) -> None:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """A registered dataset of 20 cases: 3 and 4 are copies of 1, 6 of 5 with another label; 8 and 9 are constant."""
+    """A registered dataset of 20 cases with faults.
+
+    3 and 4 are copies of 1, 6 of 5 with another label; 8 and 9 are constant.
+    """
     site = make_site(tmp_path / "in", 20)
     _copy(site, 3, of=1)
     _copy(site, 4, of=1)
@@ -63,10 +67,10 @@ def _edit(dataset: Path, change: Callable[[Manifest], Manifest]) -> None:
 
 
 def _names(folder: Path) -> set[str]:
-    return {case.name for case in read_cases(folder, DATA.split, 1, CLASSES)}
+    return {case.name for case in read_cases(folder, DATA.split, 1, Supervision(classes=CLASSES))}
 
 
-def test_a_dataset_that_was_refused_trains_after_one_command(dataset: Path) -> None:
+def test_a_refused_dataset_trains_after_one_command(dataset: Path) -> None:
     before = check(dataset)
     assert not before.may_train
     resolve(dataset, {"copies": "keep-one", "constant": "leave-out", "conflicting": "keep-one"}, "seen")
@@ -74,7 +78,7 @@ def test_a_dataset_that_was_refused_trains_after_one_command(dataset: Path) -> N
     assert after.clean, (after.findings, after.why_not)
     left = {"case_3", "case_4", "case_6", "case_8", "case_9"}
     assert _names(dataset) == {f"case_{n}" for n in range(20)} - left
-    assert not usable_cases(dataset, DATA, CLASSES, 1, "east").set_aside
+    assert not usable_cases(dataset, DATA, Supervision(classes=CLASSES), 1, "east").set_aside
     assert len(read_manifest(dataset).entries) == 18
     assert [words.partition(";")[0] for words in after.decided] == [
         "conflicting keep-one: 2 cases, 1 left out",
@@ -89,7 +93,7 @@ def _label(dataset: Path, number: int, of: int) -> None:
     shutil.copy(labels / f"case_{of}.nii.gz", labels / f"case_{number}.nii.gz")
 
 
-def test_of_copies_whose_labels_contradict_none_is_kept_silently(dataset: Path) -> None:
+def test_contradicting_copies_are_not_resolved_silently(dataset: Path) -> None:
     outcome = resolve(dataset, {"copies": "keep-one", "constant": "leave-out"})
     assert any("the labels of 1 groups of copies contradict: case_5" in line for line in outcome.messages)
     report = check(dataset)
@@ -105,7 +109,7 @@ def test_of_copies_whose_labels_contradict_none_is_kept_silently(dataset: Path) 
 
 
 @pytest.mark.parametrize("changed", [1, 4])
-def test_copies_whose_labels_contradict_after_the_decision_are_told_anew(dataset: Path, changed: int) -> None:
+def test_copies_contradicting_after_the_decision_are_reported_again(dataset: Path, changed: int) -> None:
     resolve(dataset, {"copies": "keep-one", "constant": "leave-out", "conflicting": "leave-out"})
     assert check(dataset).clean
     _label(dataset, changed, of=12)
@@ -129,7 +133,7 @@ def test_the_commands_of_a_check_work_in_their_order(dataset: Path) -> None:
     assert not check(dataset).findings
 
 
-def test_registering_again_keeps_a_decision_and_new_findings_are_told(dataset: Path) -> None:
+def test_registering_again_keeps_decisions_and_reports_new_findings(dataset: Path) -> None:
     resolve(dataset, {"copies": "keep-one", "conflicting": "keep-one", "constant": "leave-out"})
     site = dataset.parent / "in"
     assert check(_register(dataset.parent)).clean
@@ -141,7 +145,7 @@ def test_registering_again_keeps_a_decision_and_new_findings_are_told(dataset: P
 
 
 @pytest.mark.parametrize("action", ["keep-one", "same-patient", "leave-out"])
-def test_a_case_that_changed_is_there_again(dataset: Path, action: str) -> None:
+def test_a_changed_case_is_used_again(dataset: Path, action: str) -> None:
     finding = "copies" if action == "same-patient" else "conflicting"
     resolve(dataset, {finding: action})
     _save(dataset.parent / "in" / "imagesTr" / "case_6.nii.gz", make_volume(77)[0])
@@ -149,7 +153,7 @@ def test_a_case_that_changed_is_there_again(dataset: Path, action: str) -> None:
     assert {"case_5", "case_6"} <= _names(dataset)
 
 
-def test_what_was_kept_goes_and_its_copy_takes_its_place(dataset: Path) -> None:
+def test_a_copy_replaces_a_kept_case_that_is_removed(dataset: Path) -> None:
     resolve(dataset, {"copies": "keep-one"})
     assert "case_1" in _names(dataset)
     site = dataset.parent / "in"
@@ -169,7 +173,7 @@ def test_one_patient_keeps_all_copies_on_one_side(dataset: Path) -> None:
     assert len({patients[f"case_{n}"] for n in (1, 3, 4)}) == 1
     assert patients["case_5"] == patients["case_6"] != patients["case_1"]
     for seed in range(8):
-        cases = read_cases(dataset, DATA.split, seed, CLASSES)
+        cases = read_cases(dataset, DATA.split, seed, Supervision(classes=CLASSES))
         parts = [{case.name for case in part} for part in (cases.train, cases.validation, cases.test)]
         assert any({"case_1", "case_3", "case_4"} <= part for part in parts)
 
@@ -205,7 +209,7 @@ def test_labelled_copies_are_kept_before_others_then_those_of_the_test_list() ->
     assert kept(training=[entry("a", label=1)], test=[entry("b")]) == ["a"]
 
 
-def test_images_that_only_look_alike_stay_but_never_the_same_file(tmp_path: Path) -> None:
+def test_similar_images_may_be_kept_but_not_identical_files(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in", 12)
     values = np.asarray(nib.load(site / "imagesTr" / "case_1.nii.gz").dataobj)
     _save(site / "imagesTr" / "case_3.nii.gz", (values * 1.3 + 0.1).astype(np.float32))
@@ -233,14 +237,14 @@ def test_patients_in_two_lists(tmp_path: Path, action: str, training: int, test:
     _edit(folder, _two_lists)
     assert not check(folder).may_train
     with pytest.raises(DataError, match=r"is in both (training|validation) and test"):
-        read_cases(folder, DATA.split, 1, CLASSES)
+        read_cases(folder, DATA.split, 1, Supervision(classes=CLASSES))
     resolve(folder, {"patients": action})
     manifest = decided(read_manifest(folder))
     assert (len(manifest.training), len(manifest.test)) == (training, test)
     assert check(folder).may_train
 
 
-def test_copies_across_lists_become_one_patient_and_what_follows_is_told(tmp_path: Path) -> None:
+def test_copies_across_lists_become_one_patient_with_a_follow_up(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in", 10)
     _copy(site, 3, of=0)
     folder = _register(tmp_path)
@@ -255,7 +259,10 @@ def test_copies_across_lists_become_one_patient_and_what_follows_is_told(tmp_pat
 
 
 def _every_finding(folder: Path) -> None:
-    """Give a dataset a finding of each kind; what no reading finds is written into its manifest."""
+    """Give a dataset a finding of each kind.
+
+    Findings that no reading gives are written into its manifest.
+    """
     manifest = read_manifest(folder)
     thumbnail = base64.b64encode(np.random.default_rng(0).integers(0, 255, 512).astype(np.uint8).tobytes()).decode()
     no_place = "no place in space (ImagePositionPatient, ImageOrientationPatient)"
@@ -315,7 +322,7 @@ def test_each_kind_of_finding_has_decisions_and_each_ends_it(tmp_path: Path, fin
         assert {f.kind for f in open_findings(read_manifest(folder), JobFindings(DATA))} == kinds
 
 
-def test_set_aside_goes_on_without_all_of_them_also_beside_a_jobs_terms(tmp_path: Path) -> None:
+def test_set_aside_drops_all_of_them_also_for_a_job(tmp_path: Path) -> None:
     site = make_site(tmp_path / "in", 12)
     _save(site / "imagesTr" / "case_1.nii.gz", np.zeros((20, 20, 20), np.float32))
     (site / "imagesTr" / "case_2.nii.gz").write_bytes(b"")
@@ -330,7 +337,7 @@ def test_set_aside_goes_on_without_all_of_them_also_beside_a_jobs_terms(tmp_path
     assert "case_3" not in _names(folder)
 
 
-def test_what_was_repaired_is_used_again(dataset: Path) -> None:
+def test_repaired_cases_are_used_again(dataset: Path) -> None:
     resolve(dataset, {"constant": "leave-out"})
     _save(dataset.parent / "in" / "imagesTr" / "case_8.nii.gz", make_volume(8)[0])
     (dataset.parent / "in" / "imagesTr" / "case_9.nii.gz").write_bytes(b"")
@@ -339,7 +346,7 @@ def test_what_was_repaired_is_used_again(dataset: Path) -> None:
     assert [problem.case for problem in check(dataset).set_aside] == ["case_9"]
 
 
-def test_the_audit_log_has_it_and_names_no_case(dataset: Path, tmp_path: Path) -> None:
+def test_the_audit_log_records_it_without_case_names(dataset: Path, tmp_path: Path) -> None:
     kit = tmp_path / "kit"
     outcome = resolve(dataset, {"constant": "leave-out"}, "blank exports", kit=kit)
     assert outcome.recorded == AuditLog(kit).path
@@ -366,7 +373,7 @@ def test_undoing_takes_back_the_last_command(dataset: Path) -> None:
         take_back(dataset, {"copies": "keep-one"})
 
 
-def test_nothing_to_decide_about_is_said(tmp_path: Path) -> None:
+def test_having_nothing_to_decide_is_reported(tmp_path: Path) -> None:
     make_site(tmp_path / "in", 6)
     with pytest.raises(DataError, match="nobody registered it"):
         resolve(tmp_path / "in", {"copies": "keep-one"})

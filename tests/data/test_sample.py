@@ -1,4 +1,4 @@
-"""A sample of cases: its size, each class, each patient before a second image of any, and the same each time."""
+"""Samples of cases: size, classes, patients, reproducibility."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _case(number: int, patient: int, label: int) -> Case:
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 5)), max_size=300), st.integers(1, 200), st.integers(0, 9))
-def test_it_has_the_wanted_size_and_follows_from_the_cases_alone(
+def test_size_is_as_requested_and_depends_on_the_cases_alone(
     drawn: list[tuple[int, int]], most: int, seed: int
 ) -> None:
     cases = [_case(number, *facts) for number, facts in enumerate(drawn)]
@@ -39,7 +39,7 @@ def test_a_common_class_has_its_share_and_a_rare_one_enough() -> None:
     assert abs(counts[0] / counts[1] - 8000 / 1900) < 0.1
 
 
-def test_each_patient_comes_before_a_second_image_of_any() -> None:
+def test_each_patient_comes_before_any_second_image() -> None:
     cases = [_case(number, number % 40, 0) for number in range(400)]
     patients = Counter(case.patient for case in sample_cases(cases, 100, 1))
     assert len(patients) == 40

@@ -1,4 +1,4 @@
-"""Whole slides: every reader sees the same pixels, tissue is found, tiles lie where they say, labels follow regions."""
+"""Whole slides: readers, tissue, tiles and regions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from oncofed.errors import DataError
 
 
 def make_slide(path: Path, compression: str | None = None, mpp: float = 0.5, levels: int = 3) -> np.ndarray:
-    """Write a pyramid of 2048 x 1536 pixels: white glass with round tissue, and return its pixels."""
+    """Write a slide, and return its pixels.
+
+    A pyramid of 2048 x 1536 pixels: white glass with round tissue.
+    """
     y, x = np.mgrid[:1536, :2048]
     pixels = np.full((1536, 2048, 3), 244, np.uint8)
     tissue = (x - 700) ** 2 + (y - 600) ** 2 < 420**2
@@ -64,7 +67,7 @@ def test_both_readers_see_the_same_pixels(tmp_path: Path) -> None:
         reader.close()
 
 
-def test_an_aligned_tile_is_the_fast_path_and_the_same(tmp_path: Path) -> None:
+def test_an_aligned_tile_takes_the_fast_path_with_equal_pixels(tmp_path: Path) -> None:
     make_slide(tmp_path / "a.tif", "jpeg")
     slide = open_slide(tmp_path / "a.tif")
     assert isinstance(slide, TiffSlideFile)
@@ -74,7 +77,7 @@ def test_an_aligned_tile_is_the_fast_path_and_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mpp", [0.5, 0.75, 1.0, 1.3])
-def test_tiles_have_the_resolution_that_was_asked_for(tmp_path: Path, mpp: float) -> None:
+def test_tiles_have_the_requested_resolution(tmp_path: Path, mpp: float) -> None:
     pixels = make_slide(tmp_path / "a.tif")
     with TileReader(tmp_path / "a.tif", TileSpec(128, mpp)) as tiles:
         assert tiles.step == pytest.approx(128 * mpp / 0.5)
@@ -85,7 +88,7 @@ def test_tiles_have_the_resolution_that_was_asked_for(tmp_path: Path, mpp: float
     assert np.abs(tile.astype(float) - np.asarray(expected)).mean() < 6
 
 
-def test_a_resolution_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_resolution_is_refused(tmp_path: Path) -> None:
     make_slide(tmp_path / "a.tif")
     with pytest.raises(DataError, match=r"has at most 0\.500 microns per pixel, the tiles ask for 0\.25"):
         TileReader(tmp_path / "a.tif", TileSpec(128, 0.25))
@@ -94,7 +97,7 @@ def test_a_resolution_that_is_not_there_is_refused(tmp_path: Path) -> None:
         TileReader(tmp_path / "b.tif", TileSpec(128, 0.5))
 
 
-def test_tissue_is_what_is_coloured(tmp_path: Path) -> None:
+def test_coloured_areas_are_tissue(tmp_path: Path) -> None:
     pixels = make_slide(tmp_path / "a.tif")
     pixels[:100, 1000:] = 0  # the scanner's fill
     truth = pixels[..., 1] < 150
@@ -187,7 +190,7 @@ def test_bad_slides_are_set_aside(tmp_path: Path) -> None:
     assert all(str(tmp_path) not in reason for reason in reasons.values())
 
 
-def test_dicom_slides_in_one_heap_are_read_each_by_itself(tmp_path: Path) -> None:
+def test_dicom_slides_in_one_folder_are_separated(tmp_path: Path) -> None:
     pixels = make_slide(tmp_path / "a.tif", levels=1)
     for number in range(2):
         make_wsi(tmp_path / "in", np.roll(pixels, 100 * number, axis=1), patient=f"P{number}")
@@ -208,7 +211,7 @@ def test_dicom_slides_in_one_heap_are_read_each_by_itself(tmp_path: Path) -> Non
     assert len(list((tmp_path / "out" / "slides").iterdir())) == 1
 
 
-def test_an_ome_tiff_has_its_own_resolution_and_levels_and_is_white_outside(tmp_path: Path) -> None:
+def test_an_ome_tiff_has_resolution_levels_and_white_outside(tmp_path: Path) -> None:
     pixels = np.full((1024, 1024, 3), 120, np.uint8)
     options = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg"}
     size = {"PhysicalSizeX": 0.25, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": 0.25, "PhysicalSizeYUnit": "µm"}
@@ -221,7 +224,7 @@ def test_an_ome_tiff_has_its_own_resolution_and_levels_and_is_white_outside(tmp_
     slide.close()
 
 
-def test_a_gpu_changes_nothing_about_who_reads_a_slide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_does_not_change_a_slides_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_slide(tmp_path / "a.tif", "jpeg")
     cucim = ModuleType("cucim")
     cucim.__spec__ = ModuleSpec("cucim", None)

@@ -1,4 +1,4 @@
-"""Tables are read as people and their programs write them, and none is passed over without a word."""
+"""Tables as people and their programs write them."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_any_encoding_and_separator(
 @pytest.mark.parametrize(
     ("encoding", "before"), [("cp1252", ""), ("utf-16", ""), ("utf-8", "sep=;\n"), ("utf-16-le", "")]
 )
-def test_a_table_of_excel_beside_class_folders(tmp_path: Path, encoding: str, before: str) -> None:
+def test_an_excel_table_next_to_class_folders(tmp_path: Path, encoding: str, before: str) -> None:
     names = [f"{('normal', 'pneumonia')[n % 2]}/{n:02d}.png" for n in range(12)]
     source = pictures(tmp_path / "in", *names)
     rows = [f"{name};{name.split('/')[0]};Müller {n // 6}" for n, name in enumerate(names)]
@@ -111,7 +111,7 @@ def test_a_table_of_excel_beside_class_folders(tmp_path: Path, encoding: str, be
         "img007 ",
     ],
 )
-def test_a_name_as_people_write_it(tmp_path: Path, written: str) -> None:
+def test_names_as_people_write_them(tmp_path: Path, written: str) -> None:
     source = pictures(tmp_path / "in", "below/img007.png", "below/img017.png", "below/img070.png")
     path = Path(written.format(folder=source))
     (source / "t.csv").write_text(f"image,label\n{path},a\n")
@@ -120,7 +120,7 @@ def test_a_name_as_people_write_it(tmp_path: Path, written: str) -> None:
 
 
 @pytest.mark.wild("covid-chestxray-dataset#96", "accents as macOS writes them into names of files")
-def test_an_accent_may_be_a_sign_of_its_own(tmp_path: Path) -> None:
+def test_accents_may_be_combining_characters(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", unicodedata.normalize("NFD", "Müller 1.png"))
     (source / "t.csv").write_text(f"image,label\n{unicodedata.normalize('NFC', 'Müller 1')},a\n", encoding="utf-8")
     assert len(read(source, tmp_path / "out").entries) == 1
@@ -131,7 +131,7 @@ def test_an_accent_may_be_a_sign_of_its_own(tmp_path: Path) -> None:
     names=st.lists(st.from_regex(r"[a-c]{1,2}0{0,2}[1-9]{1,2}", fullmatch=True), min_size=1, max_size=6, unique=True),
     data=st.data(),
 )
-def test_a_name_finds_its_own_file_or_says_that_it_may_be_two(names: list[str], data: st.DataObject) -> None:
+def test_a_name_finds_its_file_or_is_ambiguous(names: list[str], data: st.DataObject) -> None:
     files = Files(Path("/data/in"), [f"x/{name}.png" for name in names])
     name = data.draw(st.sampled_from(names))
     change = data.draw(
@@ -155,14 +155,14 @@ def test_a_name_finds_its_own_file_or_says_that_it_may_be_two(names: list[str], 
         ("2.png", "its image file is missing. Copy it into the folder, or correct the table"),
     ],
 )
-def test_a_name_that_is_not_sure_is_refused(tmp_path: Path, written: str, said: str) -> None:
+def test_an_ambiguous_name_is_refused(tmp_path: Path, written: str, said: str) -> None:
     source = pictures(tmp_path / "in", "a/1.png", "b/1.png", "a/only.png")
     (source / "t.csv").write_text(f"image,label\n{written},x\n")
     manifest = read(source, tmp_path / "out")
     assert [bad.reason for bad in manifest.quarantine] == [f"line 2: {said}"]
 
 
-def test_rows_that_say_the_same_or_contradict(tmp_path: Path) -> None:
+def test_repeated_and_contradicting_rows(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", *(f"{n}.png" for n in range(4)))
     rows = ["0.png,a,P0", "1,a,P1", "1.PNG,b,P1", "0.png,a,P0", "2.png,a,P2", "2.png,a,P3", "3.png,a, unsure,P4", ",,"]
     (source / "t.csv").write_text("\n".join(["image,label,patient", *rows]))
@@ -177,7 +177,7 @@ def test_rows_that_say_the_same_or_contradict(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("NIH ChestX-ray14, standard: its own columns", "tables whose columns are not understood")
-def test_a_table_that_is_not_read_is_told(tmp_path: Path) -> None:
+def test_an_unread_table_is_reported(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", *(f"{c}/{c}{n}.png" for c in "ab" for n in range(2)))
     (source / "Data_Entry.csv").write_text("Image Index,Finding Labels\na0.png,Effusion\n")
     (source / "a" / "more.csv").write_text("image,label\na0.png,x\n")
@@ -196,7 +196,7 @@ def test_a_table_that_is_not_read_is_told(tmp_path: Path) -> None:
     }
 
 
-def test_classes_in_columns_of_their_own(tmp_path: Path) -> None:
+def test_one_column_per_class(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", "ISIC_1.jpg", "ISIC_2.jpg", "ISIC_3.jpg")
     (source / "truth.csv").write_text("image,MEL,NV,BCC\nISIC_1,0.0,1.0,0.0\nISIC_2,1.0,0.0,0.0\nISIC_3,0.0,0.0,1.0\n")
     manifest = read(source, tmp_path / "out")
@@ -207,14 +207,14 @@ def test_classes_in_columns_of_their_own(tmp_path: Path) -> None:
     }
 
 
-def test_columns_that_are_no_classes_leave_images_without_and_say_so(tmp_path: Path) -> None:
+def test_columns_without_classes_leave_images_unlabelled_with_a_note(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", "1.png", "2.png")
     (source / "t.csv").write_text("image,age,sex\n1.png,50,F\n2.png,60,M\n")
     manifest = read(source, tmp_path / "out")
     assert [entry.notes for entry in manifest.entries] == [["the table has no column label (but age, sex)"]] * 2
 
 
-def test_masks_written_without_suffix_are_no_classes(tmp_path: Path) -> None:
+def test_masks_written_without_suffix_are_not_classes(tmp_path: Path) -> None:
     source = pictures(
         tmp_path / "in", *(f"{where}/{n}{end}.png" for n in range(3) for where, end in (("x", ""), ("masks", "_m")))
     )
@@ -227,7 +227,7 @@ def test_masks_written_without_suffix_are_no_classes(tmp_path: Path) -> None:
     assert [entry.label for entry in manifest.entries] == [f"source/masks/{n}_m.png" for n in range(3)]
 
 
-def test_a_table_of_patients_is_compared_as_people_write_them(tmp_path: Path) -> None:
+def test_patients_in_a_table_match_as_people_write_them(tmp_path: Path) -> None:
     for number, patient in enumerate(("00012", "ab-3", "77", "88")):
         values = np.random.default_rng(number).integers(0, 4000, (30, 20)).astype(np.uint16)
         make_xray(tmp_path / "in", values, f"{number}.dcm", PatientID=patient)
@@ -245,7 +245,7 @@ def test_a_table_of_patients_is_compared_as_people_write_them(tmp_path: Path) ->
     }
 
 
-def test_a_table_beside_dicom_is_told(tmp_path: Path) -> None:
+def test_a_table_next_to_dicom_is_reported(tmp_path: Path) -> None:
     make_xray(tmp_path / "in", np.ones((30, 20), np.uint16) * np.arange(20, dtype=np.uint16), "1.dcm", PatientID="P1")
     (tmp_path / "in" / "classes.csv").write_text("Patient;Label\nP1;a\n")
     manifest = read(tmp_path / "in", tmp_path / "out")
@@ -258,7 +258,7 @@ def _image(**identity: str) -> ImageHeader:
     return slice_header((0, 0, 0), **identity)
 
 
-def test_rows_of_patients_that_no_image_asks_for_are_known(tmp_path: Path) -> None:
+def test_unmatched_rows_of_patients_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "classes.csv"
     path.write_text("patient,study,label,split\n007,,a,\n8,,a,val\n9,1.2.3,b,\n0007,,a,\n,,a,\n10,,a,later\n")
     table = ClassTable(path)
@@ -273,7 +273,7 @@ def test_rows_of_patients_that_no_image_asks_for_are_known(tmp_path: Path) -> No
     ]
 
 
-def test_a_table_of_patients_beside_other_files_than_dicom(tmp_path: Path) -> None:
+def test_a_table_of_patients_next_to_files_other_than_dicom(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("patient,label\nP1,a\n")
     with pytest.raises(DataError, match=r"it names no image, and .* holds no DICOM. Add a column image"):
         read(pictures(tmp_path / "in", "1.png"), tmp_path / "out", table=tmp_path / "t.csv")
@@ -311,7 +311,7 @@ def test_a_table_that_cannot_be_read_says_why(tmp_path: Path, content: bytes, sa
         (("7", "7b"), ("7;tumour", "007;normal"), {"7"}),
     ],
 )
-def test_a_row_is_of_the_patient_whom_it_names_exactly(
+def test_a_row_belongs_to_the_patient_it_names_exactly(
     tmp_path: Path, patients: tuple[str, ...], rows: tuple[str, ...], labelled: set[str]
 ) -> None:
     for number, patient in enumerate(patients):
@@ -329,7 +329,7 @@ def test_a_row_is_of_the_patient_whom_it_names_exactly(
 
 
 @pytest.mark.wild("standard: none", "a label of one image for another, whose name differs in case or zeros")
-def test_a_row_is_of_the_image_that_it_names_exactly(tmp_path: Path) -> None:
+def test_a_row_belongs_to_the_image_it_names_exactly(tmp_path: Path) -> None:
     source = pictures(tmp_path / "in", "A3.png", "a3.png", "b/007.png", "7.png", "B4.png", "x/c5.png")
     rows = ("A3,tumour", "7,tumour", "b4,normal", "B4,tumour", "C5,normal")
     (source / "t.csv").write_text("\n".join(["image,label", *rows]))

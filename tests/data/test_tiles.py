@@ -1,4 +1,4 @@
-"""Tiles of many slides as one stream: in order, by all threads, within bounds, and nothing open when it ends."""
+"""Tiles of many slides as one ordered, bounded stream."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPEC = TileSpec(16, 0.5)
 
 
 class Simulated:
-    """A slide of tiles that show their number, and whatever a test wants to happen when one is read."""
+    """A slide of numbered tiles, with a hook on reading."""
 
     def __init__(self, when_read: Callable[[int], None]) -> None:
         self.levels = [Level(1_000_000, 16, 0.5)]
@@ -56,7 +56,7 @@ Opened = Callable[..., list[Simulated]]
 
 
 class AtOnce(ThreadPoolExecutor):
-    """Does what it is given before it says that it took it."""
+    """Runs tasks before it returns their future."""
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -69,7 +69,7 @@ class AtOnce(ThreadPoolExecutor):
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
-    """Let paths open simulated slides; return these as they are opened."""
+    """Open simulated slides for paths, and return them."""
 
     def begin(when_read: Callable[[int], None] = lambda tile: None) -> list[Simulated]:
         made: list[Simulated] = []
@@ -91,7 +91,7 @@ def _slides(*counts: int) -> list[SlideTiles]:
     ]
 
 
-def test_each_tile_comes_once_and_in_order_whatever_the_threads(opened: Opened) -> None:
+def test_each_tile_comes_once_and_in_order_for_any_threads(opened: Opened) -> None:
     made = opened()
     for threads in (1, 3, 8):
         seen: list[list[int]] = [[] for _ in range(4)]
@@ -117,7 +117,7 @@ def test_all_threads_decode_one_slide_at_once(opened: Opened) -> None:
 @pytest.mark.parametrize(
     ("threads", "most", "expected"), [(2, 10**9, 16 * 32), (2, 200, 200), (64, 1000, 1000), (1, 0, 1)]
 )
-def test_what_is_read_ahead_is_bounded_by_bytes_and_not_by_cores(
+def test_reading_ahead_is_bounded_by_bytes_not_cores(
     opened: Opened, monkeypatch: pytest.MonkeyPatch, threads: int, most: int, expected: int
 ) -> None:
     monkeypatch.setattr(tiles_module, "ThreadPoolExecutor", AtOnce)
@@ -143,7 +143,7 @@ def test_few_slides_are_open_at_a_time(opened: Opened, monkeypatch: pytest.Monke
     assert all(slide.closed == 1 for slide in made)
 
 
-def test_who_stops_early_leaves_nothing_open(opened: Opened) -> None:
+def test_stopping_early_closes_all_slides(opened: Opened) -> None:
     made = opened()
     stream = stream_tiles(_slides(100, 100, 100), threads=2)
     next(stream)
@@ -154,14 +154,14 @@ def test_who_stops_early_leaves_nothing_open(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("corrupt JPEG data"), DataError("is cut off"), KeyboardInterrupt()])
-def test_an_error_half_way_ends_the_stream_after_what_came_before_it(opened: Opened, error: BaseException) -> None:
+def test_an_error_ends_the_stream_after_earlier_tiles(opened: Opened, error: BaseException) -> None:
     failed = threading.Event()
 
     def fail(tile: int) -> None:
         if tile == 40:
             failed.set()
             raise error
-        if tile > 64:  # what others do when it fails is not awaited
+        if tile > 64:  # a failure does not wait for other tiles
             failed.wait(20)
 
     made = opened(fail)
@@ -177,7 +177,7 @@ def test_an_error_half_way_ends_the_stream_after_what_came_before_it(opened: Ope
     assert made[0].closed == 1
 
 
-def test_a_slide_is_closed_once_those_who_read_it_are_done(opened: Opened) -> None:
+def test_slide_is_closed_after_its_last_reader(opened: Opened) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
     def linger(tile: int) -> None:
@@ -199,7 +199,7 @@ def test_a_slide_is_closed_once_those_who_read_it_are_done(opened: Opened) -> No
     assert made[0].closed == 1
 
 
-def test_many_threads_see_the_pixels_of_a_jpeg_that_one_sees(tmp_path: Path) -> None:
+def test_many_threads_read_the_same_jpeg_pixels_as_one(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
     tifffile.imwrite(
@@ -221,7 +221,7 @@ def test_many_threads_see_the_pixels_of_a_jpeg_that_one_sees(tmp_path: Path) -> 
     assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
-def test_many_threads_see_the_pixels_of_an_uncompressed_dicom_slide(tmp_path: Path) -> None:
+def test_many_threads_read_the_same_uncompressed_dicom_pixels_as_one(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), dtype=np.uint8)
     make_wsi(tmp_path / "slide", pixels, tile=128)
     slide = DicomSlideFile(tmp_path / "slide")

@@ -56,8 +56,8 @@ def test_stored_scale_and_intercept_are_applied(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.numpy()[0], expected, atol=1e-4)
 
 
-def test_whether_a_background_is_bright_does_not_hang_on_rounding() -> None:
-    """A median half-way between the darkest and the brightest, whatever it is stored as."""
+def test_rounding_does_not_decide_if_a_background_is_bright() -> None:
+    """The median is half-way between the extremes, in all types."""
     grey = np.tile(np.array([10, 20, 30], np.uint8), 40)[:, None, None]
     for values in (grey, np.repeat(grey, 3, axis=-1), grey.astype(np.float32) * np.float32(0.1), grey / 3):
         assert darken(values) is values
@@ -67,7 +67,7 @@ def test_whether_a_background_is_bright_does_not_hang_on_rounding() -> None:
 
 @pytest.mark.wild("zarrnii#180", "voxels of microns: no resampling, since they differ by less than MONAI's tolerance")
 @pytest.mark.parametrize("unit", [1e-3, 1e-6])
-def test_small_voxels_are_resampled_as_large_ones_are(unit: float, tmp_path: Path) -> None:
+def test_small_voxels_are_resampled_like_large_ones(unit: float, tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(31, 25, 12)).astype(np.float32)
     mask = (values > 1).astype(np.uint8)
     found = []

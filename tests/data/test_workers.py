@@ -1,4 +1,4 @@
-"""Processes that read files, some of which end the process that reads them."""
+"""Reading processes, some of which a file ends."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def _read(number: int) -> int:
     return -number
 
 
-def test_a_file_that_ends_its_process_is_found_and_the_rest_is_read() -> None:
+def test_a_file_that_ends_its_process_does_not_stop_the_rest() -> None:
     with Workers(2) as workers:
         results = list(workers.map(_read, range(30), fewest=2, broken=lambda number: 1000 + number))
     assert sorted(results) == sorted([1003, 1017, *(-number for number in range(30) if number not in {3, 17})])
 
 
-def test_where_nothing_stands_for_it_that_is_an_error() -> None:
+def test_an_ended_process_without_a_substitute_is_an_error() -> None:
     with pytest.raises(DataError, match="ended abruptly"), Workers(2) as workers:
         list(workers.map(_read, range(30), fewest=2))
 
 
-def test_a_script_that_its_own_workers_would_run_again_is_told_so(tmp_path: Path) -> None:
+def test_a_script_without_a_main_guard_is_reported(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from oncofed.data.workers import Workers\n"

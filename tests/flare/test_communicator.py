@@ -29,7 +29,7 @@ def _task(*sites: str) -> SiteTask:
     return SiteTask("train", set(sites), lambda _: TrainRequest(weights={"w": torch.ones(1)}, round=1), lambda *_: None)
 
 
-def test_a_site_that_waits_is_told_as_soon_as_there_is_something_for_it() -> None:
+def test_a_waiting_site_gets_a_reply_once_a_task_opens() -> None:
     communicator, told = PullCommunicator(), []
     waiting = threading.Thread(target=lambda: told.append(_waits(communicator, "east")))
     waiting.start()
@@ -43,7 +43,7 @@ def test_a_site_that_waits_is_told_as_soon_as_there_is_something_for_it() -> Non
     assert communicator.known() == {"east"}
 
 
-def test_sites_that_cannot_be_kept_waiting_are_sent_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sites_beyond_the_waiting_limit_are_notified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_WAITING", 0)
     sent: list[tuple[list[str], str, str | None]] = []
     communicator = PullCommunicator()
@@ -63,7 +63,7 @@ def test_sites_that_cannot_be_kept_waiting_are_sent_word(monkeypatch: pytest.Mon
     assert sent[1:] == [(["west"], wire.TOLD_TOPIC, "come")], "once is enough"
 
 
-def test_sites_that_wait_are_told_that_the_job_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_sites_are_notified_of_the_jobs_end(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[list[str], str | None]] = []
     communicator = PullCommunicator()
     communicator._engine = SimpleNamespace(
@@ -84,7 +84,7 @@ def test_sites_that_wait_are_told_that_the_job_is_over(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_site_that_handed_in_is_sent_word_without_its_asking(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_is_notified_after_its_result(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_WAITING", 0)
     sent: list[list[str]] = []
     communicator = PullCommunicator()
@@ -113,7 +113,7 @@ def test_a_site_that_handed_in_is_sent_word_without_its_asking(known: bool, monk
     assert sent == [["east"]], "once is enough"
 
 
-def test_the_more_sites_wait_the_more_seldom_each_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_waiting_sites_ask_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONGEST_WAIT_SECONDS", 0.0)
     communicator = PullCommunicator()
     pauses = [wire.get_pause(_waits(communicator, f"site-{number}")) for number in range(100)]
@@ -122,7 +122,7 @@ def test_the_more_sites_wait_the_more_seldom_each_asks(monkeypatch: pytest.Monke
     assert 10 < pauses[50] < pauses[70] == pauses[99], "however many there are, a lost word is made up for"
 
 
-def test_a_site_that_was_shut_out_is_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_banned_site_is_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LONGEST_WAIT_SECONDS", 0.1)
     communicator = PullCommunicator()
     communicator.open(_task("east"))
@@ -131,7 +131,7 @@ def test_a_site_that_was_shut_out_is_kept_waiting(monkeypatch: pytest.MonkeyPatc
     assert wire.get_directive(_waits(communicator, "east")) == "wait"
 
 
-def test_a_result_reaches_its_task_as_a_class_also_once_that_is_closed() -> None:
+def test_a_result_reaches_its_task_even_after_it_closed() -> None:
     communicator, results = PullCommunicator(), list[tuple[str, Result | Refusal, bool]]()
     task = _task("east", "west")
     task.on_result = lambda site, result, of: results.append((site, result, of.closed))
@@ -152,7 +152,7 @@ def test_a_result_reaches_its_task_as_a_class_also_once_that_is_closed() -> None
     assert task.done == {"east", "west"}
 
 
-def test_a_result_of_a_process_before_the_last_is_dropped() -> None:
+def test_results_of_an_earlier_process_or_another_site_are_dropped() -> None:
     communicator, results = PullCommunicator(), list[str]()
     communicator._engine = SimpleNamespace(
         new_context=lambda: contextlib.nullcontext(FLContext()), send_aux_request=lambda *_, **__: None

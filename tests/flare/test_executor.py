@@ -1,4 +1,4 @@
-"""A site's executor without FLARE around it: what leaves when something goes wrong."""
+"""A site's executor without FLARE: results, errors, restarts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from synthetic import make_site
 
 
 class _Context(FLContext):
-    """FLARE's context of a site, with an engine that opens contexts and nothing else."""
+    """FLARE's context of a site, with a minimal engine."""
 
     def __init__(self, local: Path) -> None:
         super().__init__()
@@ -127,8 +127,11 @@ def _executor(spec: JobSpec) -> SiteExecutor:
     return SiteExecutor(spec.plan().model_dump(mode="json"), spec.federation().model_dump(mode="json"))
 
 
-def test_sums_of_nearly_the_patients_of_an_earlier_job_stay(spec: JobSpec, local: Path) -> None:
-    """Two jobs whose lists of test patients differ by one: the second one's sums would tell that patient's score."""
+def test_sums_that_overlap_an_earlier_jobs_stay(spec: JobSpec, local: Path) -> None:
+    """Two jobs' test patients differ by one.
+
+    The second job's sums would reveal that patient's score.
+    """
     weights = spec.plan().initial_weights()
     sums = {"paired": {"patients": 9, "difference": 0.1, "variance": 0.01}}
     left = []
@@ -137,7 +140,7 @@ def test_sums_of_nearly_the_patients_of_an_earlier_job_stay(spec: JobSpec, local
         (Policy(), range(10)),
         (Policy(), range(9)),
         (Policy(), None),
-        (None, range(10)),  # in a simulation nobody's images are anybody else's
+        (None, range(10)),  # in a simulation sites share no patients
     ):
         executor = _executor(spec)
         groups = [[f"p{n}" for n in patients]] if patients else []
@@ -150,7 +153,7 @@ def test_sums_of_nearly_the_patients_of_an_earlier_job_stay(spec: JobSpec, local
     assert left == [True, False, True, False, True]
 
 
-def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Path, two_sites: dict[str, Path]) -> None:
+def test_a_site_reports_its_cases_and_trains(spec: JobSpec, local: Path, two_sites: dict[str, Path]) -> None:
     executor = _executor(spec)
     counts = _prepare(executor, local)
     expected = {"train": 3, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__, "policy": None}
@@ -158,7 +161,7 @@ def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Pat
         **expected,
         "dataset": hashlib.sha256((two_sites["west"] / "dataset.json").read_bytes()).hexdigest(),
     }
-    # Three training patients are too few to tell anything of.
+    # Three training patients are too few to report anything.
     assert _prepare(executor, local, profile=True) == {**counts, "profile": {}}
     weights = _trainer(executor).weights()
     result = _train(executor, local, weights)
@@ -167,7 +170,7 @@ def test_a_site_tells_how_many_cases_it_has_and_trains(spec: JobSpec, local: Pat
     assert any(result.delta[name].any() for name in weights)
 
 
-def test_a_site_that_is_asked_again_sends_the_same_update_also_from_a_later_process(spec: JobSpec, local: Path) -> None:
+def test_a_repeated_request_gets_the_same_update_after_a_restart(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
     _prepare(executor, local)
     weights = _trainer(executor).weights()
@@ -183,10 +186,8 @@ def test_a_site_that_is_asked_again_sends_the_same_update_also_from_a_later_proc
     assert any((update[name] != first[name]).any() for name in first)
 
 
-def test_a_site_that_took_the_next_turn_already_still_has_its_answer_to_the_one_before(
-    spec: JobSpec, local: Path
-) -> None:
-    """A server that was killed before it had kept a round asks for that round again."""
+def test_a_site_keeps_the_previous_rounds_result(spec: JobSpec, local: Path) -> None:
+    """A server killed before it kept a round repeats it."""
     executor = _executor(spec)
     _prepare(executor, local)
     weights = _trainer(executor).weights()
@@ -201,7 +202,7 @@ def test_a_site_that_took_the_next_turn_already_still_has_its_answer_to_the_one_
 
 
 @pytest.mark.parametrize("strategy", ["fednova", "scaffold", "feddyn", "ditto"])
-def test_a_site_killed_between_training_and_keeping_its_update_sends_what_it_would_have_sent(
+def test_a_site_killed_before_it_kept_its_update_sends_the_same(
     spec: JobSpec, local: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
 ) -> None:
     spec = spec.changed({"strategy": {"name": strategy}, "exchange": {"update": "int8"}})
@@ -233,7 +234,7 @@ def test_a_site_killed_between_training_and_keeping_its_update_sends_what_it_wou
     assert all(torch.equal(again[name], update[name]) for name in update)
 
 
-def test_only_what_is_trained_travels(spec: JobSpec, local: Path) -> None:
+def test_only_trained_weights_travel(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec.changed({"training": {"trainable": ["model.2*"]}}))
     _prepare(executor, local)
     trainer = _trainer(executor)
@@ -246,7 +247,7 @@ def test_only_what_is_trained_travels(spec: JobSpec, local: Path) -> None:
     assert all(torch.equal(after[name], before[name]) for name in set(before) - set(sent))
 
 
-def test_a_site_keeps_normalisation_layers_of_its_own_where_the_job_says_so(spec: JobSpec, local: Path) -> None:
+def test_a_site_keeps_local_normalisation_with_fedbn(spec: JobSpec, local: Path) -> None:
     settings = {"strategy": {"name": "fedbn"}, "model": {"norm": "batch"}}
     executor = _executor(spec.changed(settings))
     _prepare(executor, local)
@@ -262,7 +263,7 @@ def test_a_site_keeps_normalisation_layers_of_its_own_where_the_job_says_so(spec
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedbn", "ditto"])
-def test_a_site_keeps_the_model_as_it_serves_it(spec: JobSpec, local: Path, strategy: str) -> None:
+def test_a_site_keeps_the_model_that_serves_it(spec: JobSpec, local: Path, strategy: str) -> None:
     executor = _executor(spec.changed({"strategy": {"name": strategy}, "model": {"norm": "batch"}}))
     _prepare(executor, local)
     trainer, training = _trainer(executor), _training(executor)
@@ -286,7 +287,7 @@ def test_a_site_keeps_the_model_as_it_serves_it(spec: JobSpec, local: Path, stra
     assert all(torch.equal(model.weights[name], value) for name, value in kept.items())
 
 
-def test_a_model_that_cannot_be_kept_is_told_to_the_site_alone(
+def test_a_failure_to_keep_a_model_is_logged_only_at_the_site(
     spec: JobSpec, local: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     executor = _executor(spec)
@@ -308,7 +309,7 @@ def test_no_name_or_path_leaves_with_an_error(spec: JobSpec, local: Path, two_si
     assert _prepare(_executor(spec.changed({"data": {"max_bad_share": 0.5}})), local)["train"]
 
 
-def test_a_file_that_cannot_be_read_in_the_middle_may_pass(spec: JobSpec, local: Path, tmp_path: Path) -> None:
+def test_a_read_error_during_training_may_pass(spec: JobSpec, local: Path, tmp_path: Path) -> None:
     executor = _executor(spec)
     _prepare(executor, local)
     weights = _trainer(executor).weights()
@@ -325,7 +326,7 @@ def test_a_file_that_cannot_be_read_in_the_middle_may_pass(spec: JobSpec, local:
     assert _same(again.delta, _train(_executor(spec), tmp_path / "other", weights).delta)
 
 
-def test_a_round_looks_at_no_more_validation_cases_than_the_job_says(
+def test_validation_cases_of_a_round_are_limited(
     spec: JobSpec, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = make_site(tmp_path / "many", 18)
@@ -351,7 +352,7 @@ def test_a_dataset_that_is_not_registered_is_refused(spec: JobSpec, local: Path,
     assert "did not pass the checks" in _refusal(_reply(_executor(spec), PrepareRequest(), local)).reason
 
 
-def test_a_loss_that_is_not_finite_leaves_as_such(spec: JobSpec, local: Path) -> None:
+def test_a_non_finite_loss_is_reported_as_such(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
     _prepare(executor, local)
     weights = {k: v * float("nan") for k, v in _trainer(executor).weights().items()}
@@ -377,7 +378,7 @@ def test_figures_of_single_cases_stay_at_the_site(spec: JobSpec, local: Path) ->
     assert rows[0]["case"] not in repr(numbers)
 
 
-def test_a_site_whose_kept_state_is_broken_begins_anew(spec: JobSpec, local: Path) -> None:
+def test_a_site_with_broken_state_starts_afresh(spec: JobSpec, local: Path) -> None:
     first = _executor(spec)
     _prepare(first, local)
     weights = _trainer(first).weights()
@@ -392,7 +393,7 @@ def test_a_site_whose_kept_state_is_broken_begins_anew(spec: JobSpec, local: Pat
     assert {path.name for path in kept.glob("*.broken")} == {"site.broken", "checkpoint.broken"}
 
 
-def test_a_full_disk_costs_the_state_and_not_the_update(spec: JobSpec, local: Path) -> None:
+def test_a_full_disk_loses_the_state_but_not_the_update(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
     _prepare(executor, local)
     weights = _trainer(executor).weights()
@@ -410,9 +411,7 @@ def test_a_full_disk_costs_the_state_and_not_the_update(spec: JobSpec, local: Pa
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "ditto"])
-def test_how_sure_the_model_is_stays_beside_the_one_that_it_was_learned_of(
-    spec: JobSpec, local: Path, strategy: str
-) -> None:
+def test_a_calibration_is_kept_only_with_its_model(spec: JobSpec, local: Path, strategy: str) -> None:
     executor = _executor(spec.changed({"strategy": {"name": strategy}}))
     folder = local / "oncofed" / "job" / "model"
     folder.mkdir(parents=True)
@@ -422,7 +421,7 @@ def test_how_sure_the_model_is_stays_beside_the_one_that_it_was_learned_of(
     assert {path.name for path in folder.iterdir()} == expected
 
 
-def test_a_kept_bundle_gets_what_belongs_to_its_model(spec: JobSpec, local: Path) -> None:
+def test_a_kept_bundle_gets_the_models_artifacts(spec: JobSpec, local: Path) -> None:
     folder = local / "oncofed" / "job" / "model"
     bundle = spec.plan().write_bundle(folder, "Balls", spec.plan().initial_weights())
     assert bundle

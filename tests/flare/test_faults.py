@@ -1,4 +1,7 @@
-"""A hospital's bad day: real servers and sites, killed, hung, cut off, poisoned, and not what they say they are."""
+"""Faults of real servers and sites.
+
+Processes are killed and hang, links are cut, updates are poisoned, and certificates are wrong.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +29,10 @@ def three_sites(tmp_path: Path, two_sites: dict[str, Path]) -> dict[str, Path]:
 
 
 @pytest.mark.timeout(400)
-def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
+def test_a_run_survives_every_killed_process_with_the_same_bits(
     spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
-    # Large enough for connections of its own, with updates of a quarter.
+    # Large enough for direct connections, with updates of a quarter.
     network = {"model": {"network": "unet", "channels": [40, 80, 160, 160], "residual_units": 2}}
     strategy = {"strategy": {"name": "fedadam"}, "exchange": {"update": "int8"}}
     patient = spec.changed({"rounds": {"number": 6}, "training": {"steps_per_round": 5}, **network, **strategy})
@@ -60,7 +63,9 @@ def test_a_run_outlives_every_process_and_ends_with_the_same_bits(
 
 
 @pytest.mark.timeout(400)
-def test_a_bad_day_and_bad_updates(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) -> None:
+def test_a_run_survives_hangs_cut_links_full_disks_and_bad_updates(
+    spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path
+) -> None:
     changes = {"rounds": {"number": 200, "quorum": 2, "deadline_s": 4.0}, "training": {"steps_per_round": 20}}
     clock = {"east": another_clock(tmp_path / "clock", -600)}
     with lab(spec.changed(changes), three_sites, tmp_path / "lab", environments=clock) as running:
@@ -68,7 +73,7 @@ def test_a_bad_day_and_bad_updates(spec: JobSpec, three_sites: dict[str, Path], 
         for link in running.links.values():
             link.lose(0.02)
 
-        # A site that hangs holds nobody up past the deadline, and takes part again when it goes on.
+        # A site that hangs delays nobody past the deadline, and takes part again when it continues.
         with running.stopped("site job", "north"):
             begun = running.look().round
             state = running.wait(
@@ -78,7 +83,7 @@ def test_a_bad_day_and_bad_updates(spec: JobSpec, three_sites: dict[str, Path], 
         since = running.look().round
         running.wait(lambda state: _took_part(state.participation, "north", since), "it takes part again")
 
-        # A link that is cut.
+        # A cut link.
         running.links["north"].cut()
         running.wait(lambda state: "north" in state.lost, "the site behind it is missed", 90)
         running.links["north"].mend()
@@ -86,13 +91,13 @@ def test_a_bad_day_and_bad_updates(spec: JobSpec, three_sites: dict[str, Path], 
         since = running.look().round
         running.wait(lambda state: _took_part(state.participation, "north", since), "it takes part again")
 
-        # A disk so full that FLARE cannot write its audit, without which it does no task.
+        # A disk so full that FLARE cannot write its audit, without which it executes no task.
         with running.full_disk("site job", "east"):
             running.wait(lambda state: _refusals(state, "east"), "the full disk is told")
         since = running.look().round
         running.wait(lambda state: _took_part(state.participation, "east", since + 1), "it takes part again")
 
-        # The engineer has seen enough.
+        # The engineer stops the job.
         with quiet():
             running.alliance.session().abort_job(running.job.id)
 
@@ -112,7 +117,9 @@ def test_a_bad_day_and_bad_updates(spec: JobSpec, three_sites: dict[str, Path], 
 
 
 @pytest.mark.timeout(300)
-def test_who_is_not_what_it_says(spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path) -> None:
+def test_another_version_is_refused_and_a_twin_changes_nothing(
+    spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path
+) -> None:
     other = {"north": another_version(tmp_path / "other", "0.0.1")}
     patient = spec.changed({"rounds": {"number": 3, "quorum": 2}, "training": {"steps_per_round": 120}})
     with lab(patient, three_sites, tmp_path / "lab", environments=other) as running:
@@ -124,7 +131,7 @@ def test_who_is_not_what_it_says(spec: JobSpec, three_sites: dict[str, Path], tm
 
 
 @pytest.mark.timeout(300)
-def test_nobody_waits_past_the_deadline_for_one_that_hangs_at_its_turn_or_with_the_others_updates(
+def test_a_hanging_site_or_collector_delays_nobody_past_the_deadline(
     spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
     rounds = {"number": 3, "deadline_s": 2.0}
@@ -135,7 +142,7 @@ def test_nobody_waits_past_the_deadline_for_one_that_hangs_at_its_turn_or_with_t
         assert all((who["in_time"], who["missing"]) == (["east"], ["west"]) for who in state.participation.values())
         assert any(isinstance(incident, Late) for incident in state.incidents)
 
-        # By the job's seed the site that hangs is the fifth round's collector.
+        # By the job's seed the hanging site is the fifth round's collector.
         # Its first round includes what any job's first step takes on a busy machine.
         swarm = {"rounds": {"number": 5, "quorum": 1, "deadline_s": 5.0}, "strategy": {"name": "swarm"}}
         running.submit(spec.changed(swarm))

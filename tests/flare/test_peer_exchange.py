@@ -1,4 +1,4 @@
-"""Swarm learning: a site puts the others' updates together, and the server sees none of them."""
+"""Swarm learning: a site averages updates hidden from the server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _combined(peer: PeerExchange, wanted: dict[str, PeerUpdate], number: int = 1
     )
 
 
-def test_the_mean_is_weighted_by_the_cases_that_the_server_knows() -> None:
+def test_the_mean_is_weighted_by_the_servers_case_counts() -> None:
     peer = PeerExchange(PLAN)
     made = _combined(peer, _given(peer, 1, east=1.0, west=4.0))
     assert torch.equal(made.mean["w"], torch.full((2,), 3.0))
@@ -50,23 +50,23 @@ def test_the_mean_is_weighted_by_the_cases_that_the_server_knows() -> None:
     assert (made.cases, made.missing, made.left_out) == (3, (), {})
 
 
-def test_an_update_that_did_not_come_is_named_and_the_others_are_kept_for_the_next_try() -> None:
+def test_a_missing_update_is_named_and_the_others_are_kept() -> None:
     peer = PeerExchange(PLAN)
     wanted = _given(peer, 1, east=1.0, west=4.0)
     more = {**wanted, "north": PeerUpdate("0" * 64, 1)}
     assert _combined(peer, more).missing == ["north"]
     assert _combined(peer, wanted).cases == 3
-    assert _combined(peer, wanted).missing == ["east", "west"]  # they were let go with their round
+    assert _combined(peer, wanted).missing == ["east", "west"]  # they were released with their round
 
 
-def test_an_update_of_the_next_round_that_comes_early_is_kept() -> None:
+def test_an_early_update_of_the_next_round_is_kept() -> None:
     peer = PeerExchange(PLAN)
     early = _given(peer, 2, west=2.0)
     _combined(peer, _given(peer, 1, east=1.0))
     assert _combined(peer, early, 2).cases == 1
 
 
-def test_what_is_not_an_update_is_left_out_and_said() -> None:
+def test_an_invalid_update_is_left_out_and_reported() -> None:
     peer = PeerExchange(PLAN)
     wanted = _given(peer, 1, east=1.0, west=float("nan"))
     peer._receive("", Shareable({"round": 1, "update": b"junk"}), None)  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_what_is_not_an_update_is_left_out_and_said() -> None:
         _combined(peer, _given(peer, 2, west=float("inf")), 2)
 
 
-def test_an_update_many_times_as_long_as_the_others_is_left_out() -> None:
+def test_a_far_longer_update_is_left_out() -> None:
     peer = PeerExchange(PLAN)
     made = _combined(peer, _given(peer, 1, east=1.0, north=1.1, south=0.9, west=400.0))
     assert list(made.left_out) == ["west"]
@@ -105,12 +105,12 @@ MEMORY = RunState({"w": torch.zeros(2), "count": torch.tensor(0)})
         (EvaluateResult({}), "its answer is malformed"),
     ],
 )
-def test_a_collector_that_answers_something_else_is_not_believed(answer: Result | Refusal, reason: str) -> None:
+def test_an_invalid_collector_result_is_refused(answer: Result | Refusal, reason: str) -> None:
     with pytest.raises(FederationError, match=reason):
         _intake().combined("west", answer, 1, MEMORY, {"east": 2})
 
 
-def test_the_server_refuses_to_see_a_sites_update() -> None:
+def test_the_server_refuses_a_swarm_sites_update() -> None:
     intake = _intake()
     expected = intake.expected(1, MEMORY.model)
     with pytest.raises(FederationError, match="other tensors"):
@@ -125,7 +125,10 @@ HEARD = "heard.txt"
 
 
 def _listening(folder: Path) -> dict[str, dict[str, str]]:
-    """Return the environment of a server that notes of every large message between sites whether it can read it."""
+    """Return the environment of a server that eavesdrops.
+
+    It notes for each large message between sites whether it can read it.
+    """
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         textwrap.dedent(f"""
@@ -150,7 +153,7 @@ def _listening(folder: Path) -> dict[str, dict[str, str]]:
 @pytest.mark.slow
 @pytest.mark.federation
 @pytest.mark.timeout(300)
-def test_a_swarm_gives_the_bits_of_averaging_also_when_collectors_are_killed(
+def test_a_swarm_gives_the_bits_of_fedavg_even_with_killed_collectors(
     spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
     sites = {**two_sites, "north": make_site(tmp_path / "north", 6, 3)}

@@ -1,4 +1,4 @@
-"""A site's wait for its next task, without FLARE around it."""
+"""A site's wait for its next task, without FLARE."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oncofed.flare.pull import TaskPull
 
 
 class _Server:
-    """Replies to a site that asks for a task, one reply after the other, and can send directives."""
+    """Replies in the given order, and sends directives."""
 
     def __init__(self, *replies: Shareable | None) -> None:
         self.replies = list(replies)
@@ -70,7 +70,10 @@ def test_a_site_asks_until_the_server_has_a_task(replies: list[Shareable | None]
 
 
 def _server_that_directs_at_once() -> _Server:
-    """Return one that asks for a long pause, and sends a directive before that is over."""
+    """Return a server that requests a long pause.
+
+    It sends a directive before the pause is over.
+    """
     server = _Server(wire.wait_reply("wait", 60.0))
     ask = server._ask
 
@@ -83,12 +86,12 @@ def _server_that_directs_at_once() -> _Server:
     return server
 
 
-def test_a_directive_ends_the_pause_that_the_server_asks_for() -> None:
+def test_a_directive_ends_a_requested_pause() -> None:
     server = _server_that_directs_at_once()
     assert _pull(server).wait(server.context())
 
 
-def test_after_its_result_a_site_awaits_a_directive_and_one_from_before_does_not_count() -> None:
+def test_after_its_result_a_site_ignores_earlier_directives() -> None:
     server = _server_that_directs_at_once()
     pull = _pull(server)
     pull.wait(server.context())

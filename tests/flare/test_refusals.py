@@ -33,5 +33,5 @@ SECRET = "/data/MRN-0007.nii.gz"
         (PolicyError("the dataset is not allowed"), "the dataset is not allowed", False),
     ],
 )
-def test_only_texts_that_were_written_to_leave_do(error: Exception, reason: str, may_pass: bool) -> None:
+def test_only_texts_meant_for_the_server_leave(error: Exception, reason: str, may_pass: bool) -> None:
     assert refusal_of(error, "train") == Refusal(reason, may_pass)

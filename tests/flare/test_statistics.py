@@ -1,4 +1,4 @@
-"""What a federated profile lets out of a site: nothing that few patients stand behind."""
+"""A federated profile reveals nothing about few patients."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _counts(answer: dict[str, Any], name: str) -> list[int]:
     return [b.sample_count for b in answer["histogram"]["cases"][name].bins]
 
 
-def test_a_feature_of_few_patients_goes_as_a_whole() -> None:
+def test_a_feature_of_few_patients_is_removed_entirely() -> None:
     answer, changed = SmallCounts().apply(_answer({"a": [1.0] * 4, "b": [1.0] * 9}), "west")
     assert changed
     for statistic in answer.values():
@@ -47,7 +47,7 @@ def test_a_feature_of_few_patients_goes_as_a_whole() -> None:
     values=st.lists(st.floats(0, 9.99), min_size=LEAST_PATIENTS, max_size=120),
     least=st.integers(LEAST_PATIENTS, 12),
 )
-def test_no_bin_tells_of_few_patients_nor_does_the_total(values: list[float], least: int) -> None:
+def test_bins_and_total_reveal_nothing_about_few_patients(values: list[float], least: int) -> None:
     if len(values) < least:
         return
     truth, _ = np.histogram(values, 10, (0, 10))
@@ -55,19 +55,19 @@ def test_no_bin_tells_of_few_patients_nor_does_the_total(values: list[float], le
     shown = np.array(_counts(answer, "a"))
     assert all(count == 0 or count >= least for count in shown)
     hidden = int(answer["count"]["cases"]["a"] - shown.sum())
-    # What the total gives away stands for no patient, for enough, or for several bins that cannot be told apart.
+    # What the total reveals covers no patient, enough of them, or several bins that cannot be told apart.
     assert hidden == 0 or hidden >= least
     assert all(s in {0, t} for s, t in zip(shown, truth, strict=True))
 
 
-def test_a_job_cannot_ask_for_less_than_the_floor() -> None:
+def test_a_job_cannot_lower_the_minimum_count() -> None:
     answer, _ = SmallCounts(minimum_count=1).apply(_answer({"a": [1.0, 2, 3]}), "west")
     assert answer["count"]["cases"] == {}
     with pytest.raises(ValueError, match="greater than or equal to 5"):
         ProfilePlan(dataset="balls", minimum_count=2)
 
 
-def test_noise_is_of_the_scale_that_was_asked_for() -> None:
+def test_noise_has_the_requested_scale() -> None:
     values = {"a": [5.0] * 50}
     sums = [
         SmallCounts(noise=0.5, ranges={"a": [0, 10]}, seed=seed).apply(_answer(values), "west")[0]["sum"]["cases"]["a"]
@@ -77,14 +77,14 @@ def test_noise_is_of_the_scale_that_was_asked_for() -> None:
     assert np.std(sums) == pytest.approx(0.5 * 10 * math.sqrt(2), rel=0.2)
 
 
-def test_the_smallest_and_largest_value_cannot_be_asked_for() -> None:
+def test_minimum_and_maximum_are_refused() -> None:
     statistics = CaseStatistics(PLAN.model_dump(mode="json"))
     for ask in (statistics.min_value, statistics.max_value):
         with pytest.raises(NotImplementedError, match="does not leave the site"):
             ask("cases", "log2_size_right")
 
 
-def test_every_histogram_has_ends_that_the_job_fixes() -> None:
+def test_every_histogram_has_the_jobs_fixed_range() -> None:
     configs = statistic_configs(PLAN)
     assert "min" not in configs
     assert "max" not in configs

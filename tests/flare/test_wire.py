@@ -30,7 +30,7 @@ from oncofed.training.trainer import Evaluation
 WEIGHTS = {"conv.weight": torch.randn(2, 3), "conv.bias": torch.zeros(2)}
 
 
-def test_weights_survive_flares_serializer_to_the_bit_and_are_no_pickle() -> None:
+def test_weights_survive_flares_serializer_without_pickle() -> None:
     wire.register_tensors()
     request = TrainRequest(weights=WEIGHTS, round=4, extra={"control.conv.bias": torch.ones(2)})
     blob = fobs.dumps(wire.to_shareable(request))
@@ -39,7 +39,7 @@ def test_weights_survive_flares_serializer_to_the_bit_and_are_no_pickle() -> Non
     assert read.round == 4
     assert list(read.extra) == ["control.conv.bias"]
     assert all(torch.equal(read.weights[name], WEIGHTS[name]) for name in WEIGHTS)
-    with pytest.raises(Exception):  # noqa: B017, PT011 - whatever pickletools says of what is not a pickle
+    with pytest.raises(Exception):  # noqa: B017, PT011 - pickletools raises various errors for other data
         list(pickletools.genops(blob))
     assert b"__main__" not in blob
     assert b"pickle" not in blob
@@ -59,7 +59,7 @@ def test_weights_survive_flares_serializer_to_the_bit_and_are_no_pickle() -> Non
     ],
     ids=["not in one piece", "one number", "empty", "not finite", "bfloat16", "bool", "float8"],
 )
-def test_a_tensor_of_any_kind_arrives_as_it_is(value: torch.Tensor) -> None:
+def test_a_tensor_of_any_kind_arrives_unchanged(value: torch.Tensor) -> None:
     wire.register_tensors()
     arrived = fobs.loads(fobs.dumps({"t": value}))["t"]
     assert (arrived.dtype, arrived.shape) == (value.dtype, value.shape)
@@ -67,7 +67,7 @@ def test_a_tensor_of_any_kind_arrives_as_it_is(value: torch.Tensor) -> None:
     assert torch.equal(*as_bytes)
 
 
-def test_no_message_is_made_a_text_for_a_log() -> None:
+def test_messages_are_not_formatted_for_the_log() -> None:
     wire.register_tensors()
     assert len(f"{ConsumableBufferList([bytes(1 << 20)])}") < 200
 
@@ -85,7 +85,7 @@ def test_an_update_carries_weights_cases_and_approved_numbers_only() -> None:
     assert set(read.delta) == set(WEIGHTS)
 
 
-def test_a_refusal_says_why() -> None:
+def test_a_refusal_has_its_reason() -> None:
     refusal = Refusal("its data did not pass")
     assert wire.read_result(PrepareRequest.task, wire.to_shareable(refusal)) == refusal
     assert wire.read_result(PrepareRequest.task, wire.to_shareable(SiteFacts({}))) == SiteFacts({})
@@ -152,7 +152,7 @@ _W = torch.ones(2)
     ],
     ids=lambda value: type(value).__name__ if hasattr(value, "__dataclass_fields__") else "",
 )
-def test_every_message_has_the_same_headers_and_keys_and_comes_back(
+def test_messages_round_trip_with_fixed_headers_and_keys(
     message: Any, headers: dict[str, Any], kind: str, data: dict[str, Any], meta: dict[str, Any]
 ) -> None:
     wire.register_tensors()
@@ -189,7 +189,7 @@ def _lists(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.tolist() if isinstance(value, torch.Tensor) else value for name, value in values.items()}
 
 
-def test_a_refusal_keeps_its_reason_to_one_short_line() -> None:
+def test_a_refusals_reason_is_one_short_line() -> None:
     refusal = wire.read_result("train", wire.to_shareable(Refusal("its disk\n\x1b[31m is full" + "x" * 5000)))
     assert isinstance(refusal, Refusal)
     assert refusal.reason.startswith("its disk  [31m is full")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from oncofed.data.batches import BatchStream
 from oncofed.data.cases import Cases, usable_cases
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.prepared import PreparedCases
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import Pixels, TileSpec
@@ -42,7 +43,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     register(
         RegisterOptions(folder / "in", "slides", folder / "set", "slides", table=table, tiles=TileSpec(64, 1.0, 0.25))
     )
-    return usable_cases(folder / "set", DATA, CLASSES, 1, "here", labels="class").cases
+    return usable_cases(folder / "set", DATA, Supervision("class", CLASSES), 1, "here").cases
 
 
 def _tiles(count: int) -> list[Pixels]:

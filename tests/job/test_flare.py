@@ -40,7 +40,7 @@ def test_the_whole_plan_travels(spec: JobSpec, tmp_path: Path) -> None:
     assert Plan.model_validate(client["executors"][0]["executor"]["args"]["plan"]) == spec.plan()
 
 
-def test_only_a_job_folder_is_replaced_and_only_when_asked(spec: JobSpec, tmp_path: Path) -> None:
+def test_only_a_job_folder_is_replaced_and_only_with_force(spec: JobSpec, tmp_path: Path) -> None:
     folder = export_job(spec, tmp_path / "exported")
     with pytest.raises(SpecError, match="exists"):
         export_job(spec, folder)

@@ -20,7 +20,7 @@ from synthetic import JOB, write_job
             r"job\.yaml:7: unknown setting training\.batchsize; allowed here: steps_per_round, batch_size",
         ),
         ("learning_rate: 0.01", "learning_rate: fast", r"job\.yaml:7: training\.learning_rate: found 'fast'"),
-        ("number: 2", "number: 2, deadline_s: 60", r"rounds\.deadline_s needs a quorum"),
+        ("number: 2", "number: 2, deadline_s: 60", r"job\.yaml:8: rounds\.deadline_s: needs rounds\.quorum beside it"),
         ("number: 2", "number: 0", r"job\.yaml:8: rounds\.number: found 0; .*greater than or equal to 1"),
         (
             "network: unet",
@@ -28,7 +28,11 @@ from synthetic import JOB, write_job
             r"job\.yaml:6: model\.network: found 'unett'; unknown network .*dynunet.* unet,",
         ),
         ("patch: [16, 16, 16]", "patch: [16]", r"job\.yaml:4: data\.patch: .*at least 2 items"),
-        ("patch: [16, 16, 16]", "patch: [17, 16, 16]", r"each side must be a multiple of 2"),
+        (
+            "patch: [16, 16, 16]",
+            "patch: [17, 16, 16]",
+            r"job\.yaml:4: data\.patch: .*each side must be a multiple of 2",
+        ),
         ("{1: shell, 2: core}", "{1: shell, 3: core}", r"job\.yaml:5: task\.classes: .*without gaps"),
         ("title: Two nested balls\n", "", r"job\.yaml:1: title is missing"),
         ("seed: 3", "seed: 3\nseed: 4", r"job\.yaml:10: seed is given twice, first on line 9"),
@@ -44,7 +48,67 @@ def test_each_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str,
         parse_job(write_job(tmp_path, JOB.replace(old, new)))
 
 
-def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
+_BLOCKS = """\
+schema: 1
+name: balls
+title: Two nested balls
+data:
+  dataset: balls
+  patch: [16, 16, 16]
+task:
+  type: segmentation
+  classes: {1: shell, 2: core}
+model:
+  network: unet
+training:
+  steps_per_round: 4
+  batch_size: 2
+rounds:
+  number: 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("batch_size: 2", "batch_size: 3\nresources:\n  gpus: 2", r":14: training\.batch_size: found 3.* 2 GPUs"),
+        ("  batch_size: 2\n", "resources:\n  gpus: 3\n", r":15: training\.batch_size: found \d, .* 3 GPUs"),
+        ("[16, 16, 16]", "[17, 16, 16]", r":6: data\.patch: \[17, 16, 16\] does not fit a unet"),
+        ("network: unet", "network: densenet121", r":11: model\.network: the task segmentation needs a network"),
+        ("type: segmentation", "type: pack\n  name: own", r":7: task: .*comes with a pack"),
+        ("batch_size: 2", "loss: own", r":14: training\.loss: own comes with a pack"),
+        ("batch_size: 2", "transforms: [own]", r":14: training\.transforms: own comes with a pack"),
+        ("number: 2", "number: 2\n  deadline_s: 9", r":17: rounds\.deadline_s: needs rounds\.quorum beside it"),
+        ("number: 2", "quorum: 3\n  sites_per_round: 2", r":16: rounds\.quorum: found 3, but only 2 sites"),
+        (
+            "number: 2",
+            "quorum: 2\nstrategy: cyclic",
+            r":16: rounds\.quorum: found 2, but cyclic asks .*: leave it out",
+        ),
+        ("number: 2", "late: drop\nstrategy: fedbuff", r":16: rounds\.late: found drop, but fedbuff takes every"),
+        ("number: 2", "quorum: 2\nstrategy: krum", r":16: rounds\.quorum: found 2, expected at least the \d updates"),
+        (
+            "number: 2",
+            "number: 2\nstrategy: swarm\nevaluation:\n  patience: 3\n  cross_site: true",
+            r":20: evaluation\.cross_site: found true, but swarm gives no site's model to the server",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_reported_with_a_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in _BLOCKS
+    with pytest.raises(SpecError, match=r"job\.yaml" + message):
+        parse_job(write_job(tmp_path, _BLOCKS.replace(old, new)))
+
+
+def test_settings_that_a_pack_excludes_are_reported_with_a_line(tmp_path: Path) -> None:
+    text = _BLOCKS.replace("network: unet", f"network: unet\n  code: {'a' * 64}")
+    with pytest.raises(SpecError, match=r"job\.yaml:17: resources\.gpus: found 2, expected 1: a pack's code"):
+        parse_job(write_job(tmp_path, text.replace("rounds:", "resources:\n  gpus: 2\nrounds:")))
+    with pytest.raises(SpecError, match=r"job\.yaml:18: strategy: found swarm, which sends updates from site to site"):
+        parse_job(write_job(tmp_path, text + "strategy: swarm\n"))
+
+
+def test_several_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     text = JOB.replace("number: 2", "number: 0").replace("seed: 3", "seed: -1")
     with pytest.raises(SpecError) as caught:
         parse_job(write_job(tmp_path, text))
@@ -101,7 +165,7 @@ def test_every_setting_that_needs_one_has_a_description() -> None:
 
 @pytest.mark.parametrize("section", ["strategy", "task"])
 @pytest.mark.parametrize("value", [[1], {"a": 1}, 3, None])
-def test_a_section_that_names_nothing_known_is_told_with_its_line(job: Path, section: str, value: object) -> None:
+def test_an_unknown_name_in_a_section_is_reported_with_its_line(job: Path, section: str, value: object) -> None:
     key = "name" if section == "strategy" else "type"
     values = yaml.safe_load(job.read_text())
     values[section] = {key: value}

@@ -20,6 +20,7 @@ from oncofed.rounds.events import (
     Ready,
     RoundEnded,
     SiteProgress,
+    Standardised,
     Started,
     TaskSent,
     Unknown,
@@ -45,7 +46,7 @@ EVENTS: list[Event] = [
         participation={"in_time": ["east"]},
     ),
     TaskSent(time=108.0, task="train", round=2, split="validation", sites=["east"]),
-    Validated(time=109.0, round=1, mean=0.4, sites={"east": 0.4}),
+    Validated(time=109.0, round=1, mean=0.4, sites={"east": 0.4}, by_class={"east": {"lump": 0.3, "size": 0.5}}),
 ]
 
 
@@ -70,9 +71,9 @@ def test_the_state_follows_from_the_events(tmp_path: Path) -> None:
 
 def test_every_kind_of_event_is_taken_into_account() -> None:
     handlers = RunProgress.__dict__["_take"].dispatcher.registry
-    # The scores of sites' own models are in the last event too.
+    # The scores of sites' own models are in the last event too, a table's mean and spread in the model.
     passed_over = {event for event in TRAINING_EVENTS if event not in handlers and not issubclass(event, Incident)}
-    assert passed_over == {CrossSite}
+    assert passed_over == {CrossSite, Standardised}
     assert set(handlers) <= {*TRAINING_EVENTS, object}
 
 
@@ -116,7 +117,7 @@ def test_without_a_terminal_a_long_round_says_what_the_sites_do(tmp_path: Path) 
     assert str(view.state.sites["east"]) == "done"
 
 
-def test_before_the_first_round_is_over_what_is_new_is_said_soon(
+def test_phases_before_the_end_of_the_first_round_are_printed_soon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("oncofed.job.watch._FIRST_LINE_SECONDS", 0.0)
@@ -134,7 +135,7 @@ def test_before_the_first_round_is_over_what_is_new_is_said_soon(
     ]
 
 
-def test_a_bar_is_a_line_now_and_then_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_bar_prints_lines_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     text = io.StringIO()
     monkeypatch.setattr("oncofed.job.watch._FIRST_LINE_SECONDS", 0.0)
     with progress_bar(Console(file=text, width=120)) as bar:
@@ -161,5 +162,6 @@ def test_curves_are_tensorboard_files(tmp_path: Path) -> None:
         view.update(EVENTS)
     east = EventAccumulator(str(tmp_path / "east")).Reload()
     assert [(e.step, round(e.value, 3)) for e in east.Scalars("train/loss")] == [(2, 0.9)]
+    assert [one.value for one in east.Scalars("validation_by_class/size")] == [0.5]
     mean = EventAccumulator(str(tmp_path / "mean")).Reload()
     assert [e.step for e in mean.Scalars("validation/dice")] == [0, 1]

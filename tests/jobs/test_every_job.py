@@ -1,4 +1,7 @@
-"""Every folder in jobs/ is a valid job with a card, exports without code, and its network fits its patch."""
+"""Every folder in jobs/ is a valid job.
+
+It has a card, exports without code, and its network fits its patch.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def test_a_large_tensor_travels_in_pieces_and_arrives_whole() -> None:
     assert joined.look("count").squares == 0.0
 
 
-def test_pieces_of_a_senders_own_tensor_are_put_together_without_a_copy() -> None:
+def test_adjacent_pieces_are_joined_without_a_copy() -> None:
     part = LARGE[1:]  # as a slice of something larger
     assert ChunkedTensors(in_pieces({"large": part}))["large"].data_ptr() == part.data_ptr()
     arrived = {name: piece.clone() for name, piece in in_pieces({"large": part}).items()}
@@ -32,19 +32,19 @@ def test_pieces_of_a_senders_own_tensor_are_put_together_without_a_copy() -> Non
     assert torch.equal(ChunkedTensors(turned)["large"], torch.cat([LARGE[2:4], LARGE[0:2]]))
 
 
-def test_finite_values_whose_squares_are_not_are_finite() -> None:
+def test_finite_values_with_infinite_squares_count_as_finite() -> None:
     assert ChunkedTensors({"w": torch.tensor([1e200], dtype=torch.float64)}).look("w").finite
     assert ChunkedTensors({"w": torch.tensor([3e38])}).look("w").finite
     assert not ChunkedTensors({"w": torch.tensor([float("nan")], dtype=torch.bfloat16)}).look("w").finite
 
 
-def test_a_value_that_is_not_finite_is_seen_in_whichever_piece() -> None:
+def test_a_non_finite_value_is_found_in_any_piece() -> None:
     bad = LARGE.clone()
     bad[4, 7] = float("inf")
     assert not ChunkedTensors(in_pieces({"large": bad})).look("large").finite
 
 
-def test_what_was_looked_at_ahead_is_looked_at_again_once_it_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_tensor_is_inspected_again(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"a": torch.ones(4), "b": torch.ones(2, dtype=torch.int64)}
     inspect_early(values.values())
     with monkeypatch.context() as patched:
@@ -67,7 +67,7 @@ def test_what_was_looked_at_ahead_is_looked_at_again_once_it_changed(monkeypatch
         ({"large": "text"}, "it sent a str where a tensor was expected"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(sent: object, said: str) -> None:
+def test_pieces_that_do_not_fit_together_are_refused(sent: object, said: str) -> None:
     with pytest.raises(FederationError, match=said):
         _look_at(sent)
 

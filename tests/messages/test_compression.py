@@ -1,4 +1,4 @@
-"""In which type updates travel, and what the server does not take."""
+"""Compression of updates, and what the server refuses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _received(chunks: object, extra_like: dict[str, torch.Tensor]) -> ReceivedUp
 
 
 @pytest.mark.parametrize(("kind", "share"), [("native", 1.0), ("bfloat16", 0.55), ("int8", 0.45)])
-def test_an_update_arrives_with_the_models_types_and_smaller_as_asked(kind, share: float) -> None:  # type: ignore[no-untyped-def]
+def test_an_update_is_compressed_and_restored_to_the_models_types(kind, share: float) -> None:  # type: ignore[no-untyped-def]
     model = {"w": torch.randn(64, 64), "counter": torch.tensor(2)}
     delta = {"w": torch.randn(64, 64), "counter": torch.tensor(5)}
     received = ReceivedUpdate(Compressor(kind).compress(delta), model, kind)
@@ -33,7 +33,7 @@ def test_an_update_arrives_with_the_models_types_and_smaller_as_asked(kind, shar
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8"])
-def test_what_is_rounded_away_is_not_lost_over_rounds(kind) -> None:  # type: ignore[no-untyped-def]
+def test_rounding_errors_are_fed_back(kind) -> None:  # type: ignore[no-untyped-def]
     delta = {"w": torch.full((1, 2), 1.0)}
     delta["w"][0, 1] = 0.001
     model = {"w": torch.zeros(1, 2)}
@@ -57,13 +57,13 @@ def test_what_is_rounded_away_is_not_lost_over_rounds(kind) -> None:  # type: ig
         ("weights", "sent a str"),
     ],
 )
-def test_an_update_that_is_not_the_models_is_refused(sent: object, message: str) -> None:
+def test_an_update_that_does_not_fit_the_model_is_refused(sent: object, message: str) -> None:
     with pytest.raises(FederationError, match=message):
         _received(sent, {})
     _received(_sent(), {})
 
 
-def test_what_a_strategy_asks_for_beside_the_weights_is_checked_too() -> None:
+def test_extra_tensors_are_checked_too() -> None:
     extra = {"control.conv.bias": MODEL["conv.bias"]}
     taken = _received(_sent(**{"extra.control.conv.bias": torch.ones(4)}), extra)
     assert torch.equal(taken.extra["control.conv.bias"], torch.ones(4))

@@ -1,4 +1,4 @@
-"""What a site adds to a score for figures over all sites, and what the server makes of it."""
+"""A site's sums, and the server's figures over all sites."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _asked(training: InProcessTraining, split: Split, asked: SumsAsked | None) -
     return numbers
 
 
-def test_sums_come_where_they_are_asked_for_alone(training: InProcessTraining) -> None:
+def test_sums_are_sent_only_on_request(training: InProcessTraining) -> None:
     weights = training.trainer.weights()
     assert set(_asked(training, "test", None)) == {"evaluation", "validate_s"}
     assert set(_asked(training, "validation", SumsAsked())) == {"evaluation", "validate_s", "temperature"}
@@ -84,11 +84,11 @@ def test_sums_come_where_they_are_asked_for_alone(training: InProcessTraining) -
     assert set(tested) == {"evaluation", "validate_s", "pooled", "paired"}
     assert tested["pooled"]["patients"] == tested["evaluation"]["cases"] == tested["paired"]["patients"]
     assert len(tested["pooled"]["reliability"]["brier"]) == 2
-    # What is scored is the model that was sent, and it is there again after the other one.
+    # The model that was sent is scored, and is loaded again after the other one.
     assert all(torch.equal(value, training.trainer.weights()[name]) for name, value in weights.items())
 
 
-def test_what_one_site_says_is_its_own_score(training: InProcessTraining) -> None:
+def test_one_sites_sums_give_its_score(training: InProcessTraining) -> None:
     tested = _asked(training, "test", SumsAsked(1.5))
     found = together({"east": tested, "west": {"evaluation": {}}}, None, "auroc", 0.2, "ab" * 32)
     assert found.pooled
@@ -104,10 +104,8 @@ def test_what_one_site_says_is_its_own_score(training: InProcessTraining) -> Non
     assert same["paired"]["difference"] == same["paired"]["variance"] == 0
 
 
-def test_a_calibration_gets_the_reliability_of_the_test_and_goes_into_result_and_report(
-    training: InProcessTraining, tmp_path: Path
-) -> None:
-    # A model that was never trained is sure of nothing: which temperature is best says chance.
+def test_a_calibration_with_reliability_is_in_result_and_report(training: InProcessTraining, tmp_path: Path) -> None:
+    # An untrained model is sure of nothing: its best temperature is chance.
     learned = Calibration(temperature=1.5, patients=12, sites=["east"], log_loss=(0.7, 0.69))
     found = together({"east": _asked(training, "test", SumsAsked(1.5))}, learned, "auroc", 0.2, None)
     assert found.calibration
@@ -144,7 +142,7 @@ def test_the_report_names_no_temperature_where_none_is_known(training: InProcess
     assert "The job names no margin" in html
 
 
-def test_no_sites_sums_are_no_figures() -> None:
+def test_without_sums_there_are_no_figures() -> None:
     found = together({"east": {"evaluation": {}}}, None, "dice", None, None)
     assert found.recorded() == {"pooled": None, "paired": None, "calibration": None}
     assert calibration_of({"east": {"evaluation": {}}}) is None
@@ -159,7 +157,7 @@ def test_no_sites_sums_are_no_figures() -> None:
     assert together({"east": {"evaluation": {}}}, known, "dice", None, None).calibration == known
 
 
-def test_sums_are_of_groups_that_are_large_enough() -> None:
+def test_sums_cover_only_large_groups() -> None:
     task = JOB.plan().build_task()
     few = [(f"p{n}", Classified(np.array([0.5, 0.5]), int(n < 3))) for n in range(12)]
     everybody, without = patients_of_sums(task, few), {f"p{n}" for n in range(3, 12)}
@@ -169,7 +167,7 @@ def test_sums_are_of_groups_that_are_large_enough() -> None:
 
 
 @pytest.mark.parametrize("asked", [None, SumsAsked(1.25), SumsAsked()])
-def test_the_server_asks_in_the_message_itself(asked: SumsAsked | None) -> None:
+def test_a_request_carries_the_requested_sums(asked: SumsAsked | None) -> None:
     request = EvaluateRequest(weights={"a": torch.zeros(2)}, round=1, split="test", sums=asked)
     read = wire.read_request(EvaluateRequest.task, wire.to_shareable(request))
     assert isinstance(read, EvaluateRequest)

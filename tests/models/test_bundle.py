@@ -133,7 +133,7 @@ def test_small_voxels_are_said_in_millimetres(tmp_path: Path) -> None:
     by="the writer of bundles",
     logged="nothing: they stay text",
 )
-def test_nothing_that_a_job_says_is_evaluated(tmp_path: Path) -> None:
+def test_no_text_of_a_job_is_evaluated(tmp_path: Path) -> None:
     evil = ["$open('evil', 'w')", "@network", "%evil.json", "$import this", "a @#b %#c", "a'b\"c\\"]
     data = DataSpec(dataset="balls", patch=(16, 16), channels=tuple(evil), modality="xray")
     request = NetworkRequest(ModelSpec(channels=(4, 8)), 6, 7, 2, data.patch)

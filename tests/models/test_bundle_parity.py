@@ -1,4 +1,7 @@
-"""What a bundle answers with MONAI alone is what scoring computes; what it cannot read as oncofed does, it refuses."""
+"""A bundle in MONAI alone gives oncofed's answers.
+
+It refuses files that it cannot read as oncofed does.
+"""
 
 from __future__ import annotations
 
@@ -131,7 +134,10 @@ def _save(path: Path, values: np.ndarray, affine: np.ndarray) -> None:
 
 
 def _volumes(folder: Path, rng: np.random.Generator, mm: float = 1.0) -> None:
-    """Odd sizes; oblique, mirrored and swapped axes; smaller than a patch; one slice; scaled integers."""
+    """Volumes of odd shapes, axes and types.
+
+    Oblique, mirrored and swapped axes; smaller than a patch; one slice; scaled integers.
+    """
     _save(folder / "ras.nii.gz", _volume(rng, 33, 29, 19).astype(np.int16), _affine((mm, 1.3 * mm, 2 * mm)))
     _save(folder / "oblique.nii", _volume(rng, 21, 25, 17), _affine((-mm, 1.1 * mm, 1.7 * mm), OBLIQUE))
     swapped = np.array([[0, 0, -1.0], [1, 0, 0], [0, -1, 0]])
@@ -144,7 +150,10 @@ def _volumes(folder: Path, rng: np.random.Generator, mm: float = 1.0) -> None:
 
 
 def _pictures(folder: Path, rng: np.random.Generator, kinds: bool) -> None:
-    """Five odd sizes, colour and grey, dark and bright, one turned; if asked, what files hold beside plain colours."""
+    """Pictures of five odd sizes.
+
+    Colour and grey, dark and bright, one rotated; optionally with palettes, opacity and the like.
+    """
     sizes = ((67, 45, 3, True), (31, 90, 3, False), (33, 27, 1, True), (64, 32, 1, False), (101, 9, 3, True))
     for number, (width, height, channels, bright) in enumerate(sizes):
         Image.fromarray(_picture(rng, width, height, channels, bright)).save(folder / f"{number}.png")
@@ -185,7 +194,7 @@ def _features() -> int:
 
 
 def _in_files(run: Run, root: Path) -> Run:
-    """Return a run whose image's channels are files of their own."""
+    """Return a run with one file per channel."""
     image = nib.load(Path(run.images) / "both.nii.gz")
     values = np.asarray(image.dataobj)
     files = [root / f"{name}.nii.gz" for name in ("t1", "t2")]
@@ -196,7 +205,7 @@ def _in_files(run: Run, root: Path) -> Run:
 
 
 def _refused(runs: dict[str, Run], root: Path, rng: np.random.Generator) -> dict[str, Run]:
-    """Return runs whose only image no bundle may answer for, by what is wrong."""
+    """Return runs of refused images, by reason."""
     found: dict[str, Run] = {}
 
     def folder(what: str, plan: str, **more: Any) -> Path:
@@ -346,6 +355,6 @@ def test_the_command_line_that_its_readme_names_answers_the_same(runs: dict[str,
         ("a pickle", "allow_pickle"),
     ],
 )
-def test_what_it_would_read_otherwise_is_refused(runs: dict[str, Run], what: str, why: str) -> None:
+def test_files_that_it_would_read_differently_are_refused(runs: dict[str, Run], what: str, why: str) -> None:
     assert why in runs[what].refused
     assert not [path for path in Path(runs[what].out).iterdir() if path.name != "refused.txt"]

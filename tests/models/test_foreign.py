@@ -1,4 +1,4 @@
-"""A bundle as a job's model: its network and weights are taken, and none of its code runs."""
+"""A bundle as a job's model, without running its code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_network_and_weights_are_the_bundles(bundle: Path, monkeypatch: pytest.M
     assert read_bundle(bundle.name).digest == read_bundle(str(bundle)).digest
 
 
-def test_an_output_for_other_classes_starts_anew(bundle: Path) -> None:
+def test_an_output_layer_for_other_classes_is_initialised(bundle: Path) -> None:
     network = build_network(NetworkRequest(_spec(bundle), 1, 5, 3, DATA.patch), seed=1)
     assert network(torch.zeros(1, 1, 16, 16, 16)).shape[1] == 5
     expected = build_network(REQUEST, seed=9).state_dict()
@@ -106,7 +106,7 @@ def test_other_weights_and_another_digest_are_refused(bundle: Path) -> None:
         build_network(NetworkRequest(_spec(bundle), 1, 3, 3, DATA.patch), 1)
 
 
-def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_bundle_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="no MONAI bundle"):
         read_bundle(str(tmp_path))
     with pytest.raises(ValidationError, match="go together"):
@@ -115,7 +115,7 @@ def test_what_is_no_bundle_is_told(tmp_path: Path) -> None:
         ModelSpec(bundle="x")
 
 
-def test_a_job_takes_its_input_from_the_bundle_and_may_say_otherwise(bundle: Path, tmp_path: Path) -> None:
+def test_a_job_takes_its_input_from_the_bundle_and_may_override_it(bundle: Path, tmp_path: Path) -> None:
     text = """
 schema: 1
 name: further

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from oncofed.data.covariates import Covariate
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network, list_networks
 from oncofed.models.mil import AttentionMIL
@@ -27,12 +28,15 @@ def _request(name: str, axes: int) -> NetworkRequest:
         spec = ModelSpec(network=name, arguments={"feature_size": 12, "depths": [1, 1, 1, 1]})
     least = {"swinunetr": 64}.get(name, 32)
     side = max(least, 2 * spec.divisor if name in SMALL else spec.divisor)
-    return NetworkRequest(spec, 8 if spec.kind == "bag" else 1, 3, axes, (side,) * axes)
+    columns = (Covariate(name="age", range=(0, 1)),) if spec.kind == "table" else ()
+    return NetworkRequest(spec, 8 if spec.kind == "bag" else 1, 3, axes, (side,) * axes, columns)
 
 
 def _answer(request: NetworkRequest, network: nn.Module) -> torch.Tensor:
     if request.spec.kind == "bag":
         return network(torch.rand(2, 5, request.in_channels), torch.ones(2, 5, dtype=torch.bool))
+    if request.spec.kind == "table":
+        return network(torch.rand(2, 1))
     return network(torch.randn(2, request.in_channels, *request.patch))
 
 
@@ -89,7 +93,7 @@ def test_settings_that_do_not_fit_a_network_are_refused(settings: dict[str, obje
         ModelSpec(**settings)  # type: ignore[arg-type]
 
 
-def test_what_cannot_be_built_is_told_in_words() -> None:
+def test_networks_that_cannot_be_built_are_reported() -> None:
     with pytest.raises(ValidationError, match="unknown network 'u-net'; known are attention_mil, bundle, densenet121"):
         ModelSpec(network="u-net")
     with pytest.raises(SpecError, match="hovernet is for images of 2 axes, the job's have 3"):
@@ -164,5 +168,5 @@ def test_arguments_are_plain_values(arguments: dict[str, Any]) -> None:
         ModelSpec(arguments=arguments)
 
 
-def test_a_number_is_no_path() -> None:
+def test_a_number_is_not_taken_for_a_path() -> None:
     assert ModelSpec(network="swinunetr", arguments={"dropout_path_rate": 0.1}).arguments

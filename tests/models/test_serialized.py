@@ -20,7 +20,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("start", [0, 1, 7, 8, 100, 900, 300_000])
-def test_the_bytes_go_on_from_any_of_them(start: int) -> None:
+def test_the_bytes_can_be_read_from_any_offset(start: int) -> None:
     whole = b"".join(Serialized(TENSORS).parts())
     assert len(whole) == Serialized(TENSORS).size
     assert b"".join(Serialized(TENSORS).parts(start)) == whole[start:]
@@ -68,7 +68,7 @@ def test_where_writing_fails_the_old_file_stands(tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_a_killed_process_left_of_the_same_file_goes(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     left, other = tmp_path / ".file.abc.unfinished", tmp_path / ".another.abc.unfinished"
     left.touch()
     other.touch()
@@ -77,7 +77,7 @@ def test_what_a_killed_process_left_of_the_same_file_goes(tmp_path: Path) -> Non
     assert other.exists()
 
 
-def test_the_file_before_is_kept_and_its_room_used_again(tmp_path: Path) -> None:
+def test_the_previous_file_is_kept_and_its_space_reused(tmp_path: Path) -> None:
     path, previous = tmp_path / "file", tmp_path / "before"
     write_tensors(path, {"value": torch.arange(1000)}, previous=previous)
     assert not previous.exists()
@@ -92,7 +92,7 @@ def test_the_file_before_is_kept_and_its_room_used_again(tmp_path: Path) -> None
     assert sorted(tmp_path.iterdir()) == [previous, path]
 
 
-def test_a_file_that_counts_is_not_written_over_under_its_second_name(
+def test_the_current_file_is_not_overwritten_by_its_second_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, previous = tmp_path / "file", tmp_path / "before"
@@ -127,7 +127,7 @@ def test_where_writing_fails_the_old_file_is_the_previous_one_too(
     assert load_file(path)["value"] == load_file(previous)["value"] == 2
 
 
-def test_a_type_that_the_format_has_not_is_named(tmp_path: Path) -> None:
+def test_an_unsupported_type_is_named(tmp_path: Path) -> None:
     path, previous = tmp_path / "file", tmp_path / "before"
     write_tensors(path, TENSORS, previous=previous)
     with pytest.raises(OSError, match=r"no type torch\.complex128"):

@@ -1,4 +1,4 @@
-"""Tests of what is said of weights: their digest, and how long they are."""
+"""Tests of weights' digests and norms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_the_sum_of_squares_is_that_of_double_precision(dtype: torch.dtype, scal
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e-18, 1e25, 3e38])
-def test_values_beyond_what_single_precision_can_square_are_looked_at_in_double(value: float) -> None:
+def test_values_beyond_single_precision_are_summed_in_double(value: float) -> None:
     single = torch.tensor([value, -value, value])
     assert sum_of_squares(single) == pytest.approx(3 * float(single[0].double()) ** 2, rel=1e-6)
 

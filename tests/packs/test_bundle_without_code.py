@@ -1,4 +1,7 @@
-"""Tests of the bundle of a model that needs a pack's code: it names the pack, and does not answer."""
+"""Tests of the bundle of a model with a pack.
+
+It names the pack, and does not answer.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def test_monai_ends_with_one_line_instead_of_an_answer(plan: Plan, tmp_path: Pat
     assert said in (bundle / "docs" / "README.md").read_text()
 
 
-def test_nothing_else_takes_it_for_a_network(plan: Plan, tmp_path: Path) -> None:
+def test_no_other_reader_takes_it_for_a_network(plan: Plan, tmp_path: Path) -> None:
     bundle = plan.write_bundle(tmp_path, "Balls", plan.initial_weights())
     with pytest.raises(SpecError, match=r"needs the code of the pack .* Name the folder of the run instead"):
         read_own_bundle(bundle)

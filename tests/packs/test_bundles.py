@@ -81,7 +81,7 @@ def _job(pack: Pack, folder: Path) -> JobSpec:
     return parse_job(file, with_code=True)
 
 
-def test_its_configuration_and_scripts_are_packed_and_what_is_code_in_them_is_found(bundle: Path, pack: Pack) -> None:
+def test_its_configuration_and_scripts_are_packed_and_code_in_them_is_found(bundle: Path, pack: Pack) -> None:
     assert is_bundle(bundle)
     assert sorted(pack.files) == [
         "__init__.py",

@@ -54,7 +54,7 @@ def test_a_job_trains_with_them_and_with_a_network_of_oncofeds_own(spec: JobSpec
     assert trainer.train(2) < first / 2
 
 
-def test_what_no_pack_brings_is_told(spec: JobSpec, digest: str) -> None:
+def test_names_that_no_pack_registers_are_reported(spec: JobSpec, digest: str) -> None:
     with pytest.raises(ValueError, match="has no transform 'black'; it has blank"):
         _plan(spec, digest, transforms=["black"])
     with pytest.raises(ValueError, match="has no loss 'blank'; it has from_one"):

@@ -1,4 +1,4 @@
-"""Tests of packs: what makes one, what is refused, and that it runs from memory under its own name."""
+"""Tests of packs: making, refusing, importing from memory."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return provision(AllianceSpec(name="tiny", sites=("east",)), tmp_path_factory.mktemp("a"), Authority.new("tiny"))
 
 
-def test_the_same_files_make_the_same_digest_whoever_signs_and_another_byte_another(package: Path, kits: Path) -> None:
+def test_the_digest_depends_on_the_files_alone(package: Path, kits: Path) -> None:
     unsigned = make_pack(package, None)
     signed = make_pack(package, kits / "engineer@oncofed.org" / "startup")
     assert signed.digest == unsigned.digest
@@ -60,7 +60,10 @@ def test_who_signed_is_proven_by_the_alliance(package: Path, kits: Path, tmp_pat
 
 
 def _rebuilt(content: bytes, signature: bytes | None = None, **changes: bytes) -> bytes:
-    """Return a pack with some files replaced or added; ``changes`` are by path with / written as __."""
+    """Return a pack with files replaced or added.
+
+    ``changes`` are by path with / written as __.
+    """
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
     files |= {name.replace("__", "/"): data for name, data in changes.items()}
@@ -77,7 +80,7 @@ def _zipped(files: dict[str, bytes]) -> bytes:
     return packed.getvalue()
 
 
-def test_a_byte_that_was_changed_a_file_that_was_added_and_one_that_is_missing_are_found(package: Path) -> None:
+def test_changed_added_and_missing_files_are_found(package: Path) -> None:
     content = make_pack(package, None).content
     for bad in (
         _rebuilt(content, **{"code__blocks.py": b"import os"}),
@@ -129,12 +132,12 @@ def _link() -> bytes:
         "nothing",
     ],
 )
-def test_what_is_no_pack_is_refused(content: bytes, why: str) -> None:
+def test_files_that_are_no_packs_are_refused(content: bytes, why: str) -> None:
     with pytest.raises(SpecError, match=why):
         read_pack(content, "it")
 
 
-def test_a_size_that_is_a_lie_unpacks_no_more_than_is_allowed(package: Path) -> None:
+def test_a_false_size_does_not_unpack_more_than_allowed(package: Path) -> None:
     content = bytearray(_zipped({"code/a.py": b"0" * (4 << 20)}))
     real = (4 << 20).to_bytes(4, "little")
     for _ in range(content.count(real)):
@@ -144,7 +147,7 @@ def test_a_size_that_is_a_lie_unpacks_no_more_than_is_allowed(package: Path) -> 
         read_pack(bytes(content), "it")
 
 
-def test_what_cannot_be_packed_is_told(package: Path, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_packed_are_reported(package: Path, tmp_path: Path) -> None:
     (package / "weights.pt").write_bytes(b"")
     with pytest.raises(SpecError, match=r"weights\.pt: expected .*Weights go with the job"):
         make_pack(package, None)
@@ -216,13 +219,13 @@ def test_a_job_with_code_is_checked_against_its_pack(package: Path, tmp_path: Pa
         parse_job(file, with_code=True)
 
 
-def test_a_pack_that_fails_to_import_is_told_and_leaves_nothing(package: Path) -> None:
+def test_a_pack_that_fails_to_import_is_reported_and_leaves_nothing(package: Path) -> None:
     (package / "blocks.py").write_text("import nowhere_to_be_found\n")
     with pytest.raises(SpecError, match="cannot be imported: ModuleNotFoundError: No module named 'nowhere_to_be"):
         load_pack(make_pack(package, None))
 
 
-def test_a_reviewer_sees_what_to_look_at_first_and_what_changed(package: Path) -> None:
+def test_a_reviewer_sees_findings_and_changes(package: Path) -> None:
     before = make_pack(package, None)
     assert findings_of(before) == []
     assert imports_of(before) == ["oncofed.models", "torch"]

@@ -78,7 +78,7 @@ def test_it_trains_and_scores_with_a_network_of_oncofeds_own(spec: JobSpec, site
     assert 0 < evaluation.mean < 1
 
 
-def test_what_no_pack_brings_is_told(spec: JobSpec, pack: Pack) -> None:
+def test_names_that_no_pack_registers_are_reported(spec: JobSpec, pack: Pack) -> None:
     with pytest.raises(ValueError, match="has no task 'background'; it has foreground, broken"):
         _spec(spec, pack, name="background")
     with pytest.raises(ValueError, match="the task broken cannot be made: ValueError: it lacks a setting"):
@@ -87,7 +87,7 @@ def test_what_no_pack_brings_is_told(spec: JobSpec, pack: Pack) -> None:
         _spec(spec, None)
 
 
-def test_who_does_not_run_the_pack_knows_what_the_job_declares(spec: JobSpec, pack: Pack, tmp_path: Path) -> None:
+def test_processes_without_the_pack_use_the_jobs_declaration(spec: JobSpec, pack: Pack, tmp_path: Path) -> None:
     folder = export_job(_spec(spec, pack), tmp_path / "exported")
     client = json.loads((folder / "app" / "config" / "config_fed_client.json").read_text())
     plan = client["executors"][0]["executor"]["args"]["plan"]

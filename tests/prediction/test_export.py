@@ -52,6 +52,22 @@ JOBS: dict[str, dict[str, Any]] = {
         "data": {"patch": [64, 64], "channels": ["red", "green", "blue"], "modality": "microscopy"},
         "model": {"network": "attention_mil"},
     },
+    "targets": {
+        "targets": [
+            {"name": "lump", "kind": "class", "classes": ["absent", "present"]},
+            {"name": "findings", "kind": "labels", "findings": ["mass", "$effusion"], "weight": 0.5},
+            {"name": "grade", "kind": "grade", "grades": ["low", "middle", "high"]},
+            {"name": "age", "kind": "value", "unit": "years", "range": [0, 120], "loss": "gaussian"},
+            {"name": "death", "kind": "survival", "unit": "months", "horizon": 24},
+        ],
+        "data": {"patch": [32, 32], "modality": "xray"},
+        "model": {"network": "resnet18"},
+    },
+    "slides_with_targets": {
+        "targets": [{"name": "lump", "kind": "class", "classes": ["absent", "present"]}],
+        "data": {"patch": [64, 64], "channels": ["red", "green", "blue"], "modality": "microscopy"},
+        "model": {"network": "attention_mil"},
+    },
 }
 
 
@@ -63,7 +79,7 @@ def _model(name: str, folder: Path) -> TrainedModel:
     return TrainedModel(folder, job, weights, digest_of(weights, hashlib.sha256).hexdigest())
 
 
-@pytest.mark.parametrize("name", ["classes", "slides"])
+@pytest.mark.parametrize("name", ["classes", "slides", "targets", "slides_with_targets"])
 def test_a_bundle_is_tried_with_monai_alone_and_read_back(tmp_path: Path, name: str) -> None:
     model = _model(name, tmp_path)
     done = export(model, "bundle", tmp_path / "out")
@@ -140,7 +156,7 @@ def test_the_bundle_of_others_or_a_damaged_one_is_refused(bundle: Path, content:
         read_own_bundle(bundle)
 
 
-def test_what_answers_otherwise_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_with_other_answers_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(bundle: Path, images: Path, answers: Path, more: dict[str, Any]) -> None:
         image = nib.load(images / "example.nii.gz")
         answers.mkdir()
@@ -152,14 +168,14 @@ def test_what_answers_otherwise_is_not_left(tmp_path: Path, monkeypatch: pytest.
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_what_does_not_run_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_that_does_not_run_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "_ALONE", "raise RuntimeError('a package is missing')")
     with pytest.raises(TrainingError, match="does not run with MONAI alone: a package is missing"):
         export(_model("volumes", tmp_path), "bundle", tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_what_cannot_be_exported_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_cannot_be_exported_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = _model("volumes", tmp_path)
     (tmp_path / "out" / "bundle").mkdir(parents=True)
     with pytest.raises(SpecError, match="is there already"):

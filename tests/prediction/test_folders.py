@@ -1,4 +1,4 @@
-"""Who may look into a folder of predictions, and whose they are."""
+"""Access to folders of predictions, and their owners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is known of a model goes on with it: calibration, profile, provenance and card lie in its bundle and count."""
+"""A model's calibration, profile, provenance and card are exported.
+
+They are in its bundle, and used.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ TEMPERATURE = 5.0
 
 
 def _calibrated(folder: Path, temperature: float | None = TEMPERATURE) -> Path:
-    """Return a run's folder with all that lies beside a model."""
+    """Return a run's folder with all records of a model."""
     make_run(folder, CLASSIFIER)
     model = folder / "model"
     if temperature:
@@ -42,26 +45,29 @@ def _calibrated(folder: Path, temperature: float | None = TEMPERATURE) -> Path:
 
 
 def _dataset(folder: Path) -> tuple[Path, Path]:
-    """Return a folder of images, and the same as a registered dataset."""
+    """Return images, and the same as a registered dataset."""
     images = make_textures(folder / "images", ["broad", "narrow"], each=6, colours=1)
     register(RegisterOptions(images, "stripes", folder / "dataset", "classification"))
     return images, folder / "dataset"
 
 
 def _evaluated(model: Path, dataset: Path, out: Path) -> tuple[EvaluationResult, dict[str, float]]:
-    """Return what was found, and the probability of the second class by case."""
+    """Return the evaluation, and the second class's probability by case."""
     found = evaluate(EvaluationRequest(load_model(model), dataset, "all"), CPU)
     out.mkdir()
     return found, _of_second_class(write_cases(found, out))
 
 
 def _of_second_class(table: Path) -> dict[str, float]:
-    """Return its probability by the name of each image, with or without its folder's."""
+    """Return the second class's probability by image name.
+
+    With or without its folder's.
+    """
     rows = csv.DictReader(table.open())
     return {Path(row["case"]).stem: float(row["probability.narrow"]) for row in rows}
 
 
-def test_bundle_prediction_and_evaluation_say_the_same_of_a_calibrated_model(tmp_path: Path) -> None:
+def test_bundle_prediction_and_evaluation_agree_on_a_calibrated_model(tmp_path: Path) -> None:
     run = _calibrated(tmp_path / "run")
     images, dataset = _dataset(tmp_path)
     found, scored = _evaluated(run, dataset, tmp_path / "scored")
@@ -98,7 +104,7 @@ def test_an_evaluation_says_which_probabilities_it_scored(tmp_path: Path) -> Non
         assert any(words in remark for remark in found.record.remarks)
 
 
-def test_a_bundle_knows_of_its_model_what_the_run_does(tmp_path: Path) -> None:
+def test_a_bundle_has_the_runs_records_of_its_model(tmp_path: Path) -> None:
     run = _calibrated(tmp_path / "run")
     bundle = export(load_model(run), "bundle", tmp_path / "out").folder
     model = load_model(bundle)
@@ -112,7 +118,7 @@ def test_a_bundle_knows_of_its_model_what_the_run_does(tmp_path: Path) -> None:
     assert json.loads((once_more / "configs" / "inference.json").read_text())["temperature"] == TEMPERATURE
 
 
-def test_provenance_of_other_weights_is_neither_taken_along_nor_believed(tmp_path: Path) -> None:
+def test_provenance_of_other_weights_is_neither_copied_nor_trusted(tmp_path: Path) -> None:
     run, other = _calibrated(tmp_path / "run"), tmp_path / "other"
     model = load_model(run)
     other.mkdir()

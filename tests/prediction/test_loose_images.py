@@ -1,4 +1,7 @@
-"""Images without labels, of every format, alone and many, at any depth: each kind of model reads them."""
+"""Each kind of model reads images without labels.
+
+Of every format, alone and many, at any depth.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ PLACES = {
 
 
 def write_image(path: Path, seed: int) -> None:
-    """Write noise, as large and as coloured as its format and kind usually are."""
+    """Write noise of a format's usual size and colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     if path.name.endswith(".nii.gz"):
@@ -73,7 +76,7 @@ def test_loose_images_are_read_by_every_kind_of_model(kind: str, suffix: str, pl
         assert alone.name == "a"
 
 
-def test_folders_called_as_classes_are_what_is_known_and_the_others_are_read_too(tmp_path: Path) -> None:
+def test_folders_named_after_classes_are_labels_and_others_are_read_too(tmp_path: Path) -> None:
     make_textures(tmp_path / "in", ["broad", "narrow"], each=2)
     pictures(tmp_path / "in", "stray.png", "others/more.png")
     found = read(tmp_path / "in", tmp_path / "out", CLASSIFIER)
@@ -113,7 +116,9 @@ def test_masks_beside_images_are_no_images_to_a_classifier(tmp_path: Path) -> No
         (NUCLEI, 1, []),
     ],
 )
-def test_grey_and_colour_that_become_each_other_are_told(text: str, seed: int, said: list[str], tmp_path: Path) -> None:
+def test_conversions_between_grey_and_colour_are_reported(
+    text: str, seed: int, said: list[str], tmp_path: Path
+) -> None:
     write_image(tmp_path / "in" / "a.png", seed)
     (case,) = read(tmp_path / "in", tmp_path / "out", text).cases
     assert [note for note in case.entry.notes if "model reads" in note] == said

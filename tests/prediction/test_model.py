@@ -21,7 +21,10 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run's folder as ``job run`` leaves it, with the weights of the job's seed."""
+    """A run's folder with untrained weights.
+
+    As ``job run`` leaves it.
+    """
     job = parse_job(write_job(tmp_path / "run"))
     weights = job.plan().initial_weights()
     (tmp_path / "run" / "model").mkdir()
@@ -39,7 +42,7 @@ def test_a_run_gives_its_network_and_digest(run: Path) -> None:
 
 
 @pytest.mark.parametrize("inside", ["model", "model/model.safetensors", "job.yaml"])
-def test_what_lies_in_a_run_leads_to_it(run: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_in_a_run_lead_to_the_run(run: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_model(run / inside).folder == run
     monkeypatch.chdir(run)
     assert load_model(Path(inside)).digest == load_model(run).digest
@@ -47,7 +50,7 @@ def test_what_lies_in_a_run_leads_to_it(run: Path, inside: str, monkeypatch: pyt
     assert load_model(Path()).digest == load_model(run).digest
 
 
-def test_what_a_site_keeps_is_found_from_its_jobs_folder_or_from_within(run: Path, tmp_path: Path) -> None:
+def test_a_sites_kept_model_is_found_from_its_jobs_folder_or_within(run: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kit" / "oncofed" / "0123"
     kept.mkdir(parents=True)
     for name in ("job.yaml", "provenance.json"):
@@ -61,7 +64,7 @@ def test_what_a_site_keeps_is_found_from_its_jobs_folder_or_from_within(run: Pat
         load_model(kept)
 
 
-def test_a_bundle_is_a_model_and_beside_its_run_it_is_the_runs(run: Path, tmp_path: Path) -> None:
+def test_a_bundle_is_a_model_and_within_its_run_the_runs_model(run: Path, tmp_path: Path) -> None:
     model = load_model(run)
     values = model.job.model_dump(mode="json", by_alias=True)
     bundle = model.job.plan().write_bundle(run / "model", "Balls", model.weights, values)
@@ -76,13 +79,13 @@ def test_a_bundle_is_a_model_and_beside_its_run_it_is_the_runs(run: Path, tmp_pa
     assert torch.equal(alone.network(CPU)(image), model.network(CPU)(image))
 
 
-def test_a_file_that_is_no_model_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.nii").write_bytes(b"")
     with pytest.raises(SpecError, match=r"a\.nii: no model of oncofed"):
         load_model(tmp_path / "a.nii")
 
 
-def test_weights_that_the_provenance_does_not_vouch_for_are_refused(run: Path) -> None:
+def test_weights_that_differ_from_the_provenance_are_refused(run: Path) -> None:
     said = json.loads((run / "provenance.json").read_text())
     said["provenance"]["model"] = "0" * 64
     (run / "provenance.json").write_text(json.dumps(said))

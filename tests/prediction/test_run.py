@@ -1,4 +1,7 @@
-"""Predicting case by case: what is written, what is made again, and what a killed process leaves."""
+"""Prediction case by case.
+
+Files written, files rewritten, and the state after a process was killed.
+"""
 
 from __future__ import annotations
 
@@ -185,7 +188,7 @@ def test_objects_are_counted(tmp_path: Path) -> None:
     assert [row["name"] for record in found.done for row in record["figures"]] == ["nucleus", "nucleus"]
 
 
-def test_what_is_there_is_not_made_again(model: TrainedModel, images: Path, tmp_path: Path) -> None:
+def test_existing_results_are_not_made_again(model: TrainedModel, images: Path, tmp_path: Path) -> None:
     go(model, images, tmp_path / "out")
     before = contents(tmp_path / "out")
     again = go(model, images, tmp_path / "out")
@@ -225,7 +228,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("when", ["inferring", "writing", "renaming"])
-def test_a_process_that_was_killed_is_gone_on_with_to_the_same_bytes(
+def test_a_killed_prediction_resumes_to_the_same_bytes(
     model: TrainedModel, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     go(model, images, tmp_path / "whole")
@@ -290,7 +293,7 @@ def test_a_case_that_cannot_be_read_any_more_is_set_aside(model: TrainedModel, i
         assert [row["name"] for row in csv.DictReader(file)] == ["case_1"]
 
 
-def test_a_batch_of_which_nothing_can_be_read_is_passed_over(tmp_path: Path) -> None:
+def test_an_unreadable_batch_is_skipped(tmp_path: Path) -> None:
     model = load_model(make_run(tmp_path / "run", CLASSIFIER))
     folder = make_textures(tmp_path / "in", ["broad"], 3, colours=1)
     sources = gather([folder], tmp_path / "out", model.job, tmp_path / "datasets", workers=1)
@@ -300,7 +303,7 @@ def test_a_batch_of_which_nothing_can_be_read_is_passed_over(tmp_path: Path) -> 
     assert (len(found.made), len(found.set_aside)) == (1, 2)
 
 
-def test_an_output_that_an_image_does_not_allow_is_told_and_the_others_stand(
+def test_an_impossible_output_is_reported_and_the_others_are_written(
     model: TrainedModel, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(predicted: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
@@ -313,7 +316,7 @@ def test_an_output_that_an_image_does_not_allow_is_told_and_the_others_stand(
     assert found.done[0]["files"] == {"labels": ["case_0_seg.nii.gz"]}
 
 
-def test_what_lies_on_a_series_is_written_of_dicom_alone(
+def test_dicom_objects_are_written_for_dicom_images_only(
     model: TrainedModel, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, int]] = []
@@ -340,8 +343,8 @@ def test_two_processes_do_not_write_into_one_folder(model: TrainedModel, images:
         go(model, images, tmp_path / "out")
 
 
-def test_a_model_that_was_trained_predicts_what_its_own_scoring_reports(tmp_path: Path, spec: JobSpec) -> None:
-    """A few steps through the trainer, on cases with voxels of other sizes than the job's."""
+def test_predictions_have_the_scores_of_the_trainers_evaluation(tmp_path: Path, spec: JobSpec) -> None:
+    """The cases have other voxel sizes than the job's."""
     job = spec.changed({"data": {"spacing": [1.3, 1.1, 0.9]}, "training": {"steps_per_round": 3}})
     site = make_site(tmp_path / "site", 6)
     sources = gather([site], tmp_path / "out", job, tmp_path / "datasets")

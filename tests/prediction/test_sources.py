@@ -23,7 +23,10 @@ from trained import CLASSIFIER, FLAT
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """A folder of four volumes without masks, with a space and letters beyond ASCII in its name."""
+    """Four volumes without masks.
+
+    The folder's name has a space and non-ASCII letters.
+    """
     folder = tmp_path / "Bilder für später"
     shutil.copytree(make_site(tmp_path / "made", 4) / "imagesTr", folder)
     return folder
@@ -48,14 +51,14 @@ def test_a_folder_is_registered_and_what_is_broken_set_aside(images: Path, tmp_p
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".inputs"]
 
 
-def test_files_are_read_alone_and_not_with_what_lies_beside_them(images: Path, tmp_path: Path, spec: JobSpec) -> None:
+def test_named_files_are_read_without_their_neighbours(images: Path, tmp_path: Path, spec: JobSpec) -> None:
     (images / "notes.txt").write_text("not an image")
     found = read([images / "case_1.nii.gz", images / "notes.txt"], tmp_path / "out", spec)
     assert names(found) == ["case_1"]
     assert [(bad.name, bad.reason) for bad in found.set_aside] == [("notes.txt", "file that is no image (.txt)")]
 
 
-def test_a_header_brings_the_data_that_lie_beside_it(images: Path, tmp_path: Path, spec: JobSpec) -> None:
+def test_a_header_brings_its_data_file(images: Path, tmp_path: Path, spec: JobSpec) -> None:
     sitk = pytest.importorskip("SimpleITK")
     values = nib.load(images / "case_0.nii.gz").get_fdata().astype(np.float32)
     sitk.WriteImage(sitk.GetImageFromArray(values), tmp_path / "apart.mhd")
@@ -187,9 +190,7 @@ def test_only_picks_cases_by_name_or_path(images: Path, tmp_path: Path, spec: Jo
         read([images], tmp_path / "out", spec, only=["liver*"])
 
 
-def test_what_was_predicted_into_the_folder_of_the_images_is_no_image(
-    images: Path, tmp_path: Path, spec: JobSpec
-) -> None:
+def test_predictions_in_the_images_folder_are_no_images(images: Path, tmp_path: Path, spec: JobSpec) -> None:
     out = images / "deep" / "out"
     shutil.copytree(images, out / "cases")
     found = read([images], out, spec)
@@ -198,7 +199,7 @@ def test_what_was_predicted_into_the_folder_of_the_images_is_no_image(
         read([out / "cases"], out, spec)
 
 
-def test_nothing_to_read_is_told(tmp_path: Path, spec: JobSpec) -> None:
+def test_inputs_without_images_are_reported(tmp_path: Path, spec: JobSpec) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no image found"):
         read([tmp_path / "empty"], tmp_path / "out", spec)
@@ -221,5 +222,5 @@ def test_an_empty_folder_beside_a_good_one_is_set_aside(images: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("name", "safe"), [("../../etc/x", "_.._etc_x"), ("a\nb", "a_b"), ("..", "case"), ("Müller 1", "Müller 1")]
 )
-def test_a_name_of_a_case_leads_nowhere(name: str, safe: str) -> None:
+def test_a_cases_name_cannot_be_a_path(name: str, safe: str) -> None:
     assert file_name(name) == safe

@@ -1,4 +1,7 @@
-"""What an earlier call said of an image that is set aside now is gone, and the others' answers stay."""
+"""Earlier answers for a set-aside image are removed.
+
+Those for other images stay.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What may be told of groups: of no one to four patients anything follows, however sums are added and subtracted."""
+"""Reported groups reveal nothing about fewer than five patients.
+
+By no sums and differences of them.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ def columns(draw: st.DrawFn) -> Columns:
 
 
 def _sums(columns: Columns) -> list[list[frozenset[str]]]:
-    """Return, of each column, the patients of every union of told groups, and of what is left of all."""
+    """Return the patients of unions of told groups.
+
+    And of the complements, for each column.
+    """
     groups, everyone = _groups(columns), frozenset(f"p{n}" for n in range(len(columns[0])))
     told = releasable_groups(_group(range(len(columns[0]))), groups, LEAST)
     found, first = [], 0
@@ -51,7 +57,7 @@ def _sums(columns: Columns) -> list[list[frozenset[str]]]:
 
 @given(columns())
 @settings(max_examples=150, deadline=None)
-def test_no_few_patients_follow_from_two_columns(of_all: Columns) -> None:
+def test_few_patients_cannot_be_derived_from_two_columns(of_all: Columns) -> None:
     first, second = _sums(of_all)
     for one, other in itertools.product(first, second):
         for smaller, larger in ((one, other), (other, one)):
@@ -64,7 +70,7 @@ def test_no_few_patients_follow_from_two_columns(of_all: Columns) -> None:
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=9, max_size=9), min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None)
-def test_it_is_so_exactly_where_algebra_says_so(of_all: Columns) -> None:
+def test_disclosure_matches_linear_algebra(of_all: Columns) -> None:
     groups = [_group(range(9)), *_groups(of_all)]
     rows = np.array([[f"p{n}" in group for n in range(9)] for group in groups], float)
     rank = np.linalg.matrix_rank(rows)
@@ -94,7 +100,7 @@ def test_a_part_of_a_patient_is_not_the_whole_patient() -> None:
 
 
 @pytest.mark.parametrize("patients", [40, 80])
-def test_many_columns_are_weighed_too(patients: int) -> None:
+def test_many_columns_are_handled(patients: int) -> None:
     rng = np.random.default_rng(0)
     of_all = [rng.integers(0, 4, patients).tolist() for _ in range(7)]
     groups = _groups(of_all)
@@ -105,7 +111,7 @@ def test_many_columns_are_weighed_too(patients: int) -> None:
 
 @given(st.lists(st.lists(st.sampled_from(["", "x", "y", "xy"]), min_size=7, max_size=7), min_size=1, max_size=4))
 @settings(max_examples=60, deadline=None)
-def test_so_it_is_of_patients_of_whom_groups_have_parts(of_all: list[list[str]]) -> None:
+def test_disclosure_matches_for_patients_split_between_groups(of_all: list[list[str]]) -> None:
     groups = [_group(range(7)), *({f"p{n}": part for n, part in enumerate(one) if part} for one in of_all)]
     columns = sorted({(patient, case) for group in groups for patient, cases in group.items() for case in cases})
     rows = np.array(

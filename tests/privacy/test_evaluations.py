@@ -1,4 +1,4 @@
-"""What leaves of an evaluation: no figure of a class that would tell of fewer than five patients."""
+"""Figures that leave a site rest on five patients."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KIND = ("dice", "hd95_mm")
 
 
 def _sent(task: Task[Any], outcomes: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return what a site sends of these outcomes, which its guard lets pass."""
+    """Return what a site sends, after its guard."""
     scores = task.summarise(outcomes)
     behind = {name: frozenset(patients) for name, patients in task.patients_behind(outcomes).items()}
     everybody = frozenset(patient for patient, _ in outcomes)
@@ -45,7 +45,10 @@ def _sent(task: Task[Any], outcomes: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _organs(*having: int, of: int = 8) -> list[tuple[str, dict[str, float]]]:
-    """Return outcomes of patients, of whom so many have each class, with a surface distance each."""
+    """Return outcomes with given numbers of patients per class.
+
+    With a surface distance each.
+    """
     return [
         (f"p{n}", {f"{kind}.{name}": 0.3141592653 if n < count else NONE for name, count in found for kind in KIND})
         for n in range(of)
@@ -58,7 +61,7 @@ def _organs(*having: int, of: int = 8) -> list[tuple[str, dict[str, float]]]:
     by="the site before it sends: five patients stand behind a class, and behind what it would give away",
     logged="nowhere: the mean leaves as before",
 )
-def test_a_class_that_one_patient_has_is_not_told_nor_given_away() -> None:
+def test_a_class_of_one_patient_is_neither_reported_nor_derivable() -> None:
     numbers = _sent(ORGANS, _organs(8, 1))
     assert (numbers["by_class"], numbers["more"]) == ({}, {})
     assert numbers["patients"] == {"all": 8, "mean": 8, "by_class": {}, "more": {}}
@@ -71,14 +74,14 @@ def test_a_class_that_one_patient_has_is_not_told_nor_given_away() -> None:
     assert set(_sent(ORGANS, _organs(12, 6, 12, of=12))["by_class"]) == set(NAMES)
 
 
-def test_a_further_figure_that_few_have_stays() -> None:
+def test_a_further_figure_of_few_patients_stays() -> None:
     outcomes = _organs(8, 8, 8)
     for _, figures in outcomes[1:]:
         figures["hd95_mm.lesion"] = NONE
     assert set(_sent(ORGANS, outcomes)["more"]) == {"hd95_mm.liver", "hd95_mm.spleen"}
 
 
-def test_cases_are_no_patients() -> None:
+def test_patients_count_not_cases() -> None:
     numbers = _sent(ORGANS, [(f"p{n % 2}", figures) for n, (_, figures) in enumerate(_organs(8, 8, 8))])
     assert (numbers["cases"], numbers["patients"]["all"], numbers["by_class"], numbers["interval"]) == (8, 2, {}, None)
     assert not math.isnan(numbers["mean"])
@@ -110,7 +113,7 @@ GROUPS = st.dictionaries(st.sampled_from("abcd"), st.sets(st.sampled_from([f"p{n
 
 
 @given(GROUPS)
-def test_what_is_told_beside_a_mean_is_of_enough_patients_in_each_difference(groups: dict[str, set[str]]) -> None:
+def test_figures_next_to_a_mean_differ_from_it_by_enough_patients(groups: dict[str, set[str]]) -> None:
     hidden = withheld_groups(groups, LEAST_PATIENTS)
     everybody = set[str]().union(*groups.values())
     told = [group for name, group in groups.items() if name not in hidden and group]
@@ -125,7 +128,7 @@ def test_what_is_told_beside_a_mean_is_of_enough_patients_in_each_difference(gro
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.integers(1, 40)), st.integers(5, 12))
-def test_of_numbers_alone_none_is_told_that_few_have_or_lack(counts: dict[str, int], least: int) -> None:
+def test_counts_that_few_patients_have_or_lack_are_withheld(counts: dict[str, int], least: int) -> None:
     whole = max(counts.values(), default=0)
     hidden = withheld_counts(counts, whole, least)
     told = [count for name, count in counts.items() if name not in hidden]
@@ -133,7 +136,7 @@ def test_of_numbers_alone_none_is_told_that_few_have_or_lack(counts: dict[str, i
     assert not (told and hidden) or max(counts[name] for name in hidden) >= least
 
 
-def test_a_policy_that_wants_more_patients_hides_what_would_give_them_away() -> None:
+def test_a_stricter_policy_hides_figures_that_would_reveal_patients() -> None:
     sent = {"evaluation": _sent(ORGANS, _organs(30, 24, 30, of=30))}
     assert set(sent["evaluation"]["by_class"]) == set(NAMES)
     assert withhold(sent, 10)

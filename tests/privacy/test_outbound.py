@@ -96,7 +96,7 @@ def test_anything_else_is_held_back_and_the_reason_repeats_none_of_it(path: str,
     ("name", "value"),
     [("device", "MRN-0001"), ("version", "2"), ("train", 10**9), ("train", 2.0), ("site", "x")],
 )
-def test_counts_are_counts(name: str, value: Any) -> None:
+def test_only_valid_counts_pass(name: str, value: Any) -> None:
     with pytest.raises(PolicyError):
         check_counts({**COUNTS, name: value}, "1")
 

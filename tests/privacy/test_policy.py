@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from oncofed.errors import PolicyError
-from oncofed.privacy.policy import JobFacts, Policy, read_policy
+from oncofed.privacy.policy import Policy, ProposedJob, read_policy
 
-JOB = JobFacts("spleen", "eve@example.org", "spleen_ct", "unet", "fedavg")
+JOB = ProposedJob("spleen", "eve@example.org", "spleen_ct", "unet", "fedavg")
 
 
 def test_without_rules_everything_may_run_and_rules_are_by_pattern() -> None:

@@ -1,4 +1,7 @@
-"""Counts and sums leave a site in their shape alone: nobody's score, and nothing that could carry more."""
+"""Counts and sums leave a site in one shape.
+
+They hold nobody's score, and nothing else fits into them.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +44,14 @@ def _sent(count: int = 60) -> dict[str, Any]:
 FIGURES = figure_sums({"mean": {str(n): n / 20 for n in range(12)}, "clear": {str(n): 0.5 for n in range(12)}}, "mean")
 
 
-def test_what_a_site_makes_passes_and_survives_its_way() -> None:
+def test_a_sites_sums_pass_and_survive_transport() -> None:
     check_numbers(_sent(), CLASSES, sums=True)
     check_numbers(json.loads(json.dumps(_sent(11))), CLASSES, sums=True)
     check_numbers({"pooled": FIGURES}, CLASSES, sums=True)
 
 
 @pytest.mark.parametrize("name", ["pooled", "temperature", "paired"])
-def test_beside_an_update_no_sums_leave(name: str) -> None:
+def test_no_sums_leave_with_an_update(name: str) -> None:
     with pytest.raises(PolicyError):
         check_numbers({name: _sent()[name]}, CLASSES)
 
@@ -76,7 +79,7 @@ def _at(numbers: dict[str, Any], path: str) -> tuple[Any, Any]:
         ("pooled/classes/pneumonia", {}),
         ("pooled/classes/pneumonia/with/0/1", 1),  # a cell of one patient
         ("pooled/classes/pneumonia/with/0/1", True),
-        ("pooled/classes/pneumonia/with/0/0", 100),
+        ("pooled/classes/pneumonia/with/0/0", 200),
         ("pooled/classes/pneumonia/with/-1/0", 3),  # where the lowest patient lies
         ("pooled/classes/pneumonia/without/0", [50, 5, 1.2, 3.4, 0.731]),
         ("pooled/classes/pneumonia/without/0", [50, 5]),
@@ -143,7 +146,7 @@ def test_a_site_that_wants_more_patients_behind_a_number_sends_it_coarser() -> N
     assert not withhold(_sent(), 5)
 
 
-def test_of_fewer_than_a_site_wants_nothing_goes() -> None:
+def test_nothing_leaves_below_a_sites_minimum() -> None:
     numbers = _sent()
     assert withhold(numbers, 40)  # of each kind there are thirty
     assert numbers["pooled"]["classes"] == {}
@@ -161,7 +164,7 @@ def test_of_fewer_than_a_site_wants_nothing_goes() -> None:
     by="the site before it sends, and its outbound check where the policy wants more patients behind a number",
     logged="nowhere: what is left leaves",
 )
-def test_no_few_follow_from_what_is_told_of_others() -> None:
+def test_few_patients_cannot_be_derived_from_others_sums() -> None:
     whole, some = ({f"p{n}": n / 40 for n in range(count)} for count in (30, 24))
     sums = figure_sums({"mean": whole, "clear": some, "pneumonia": whole}, "mean")
     assert sums

@@ -1,4 +1,7 @@
-"""A model's card: all of it follows from what a run wrote down, and nothing of few patients is in it."""
+"""A model's card follows from the run's record alone.
+
+It holds nothing about few patients.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +131,7 @@ def test_the_card_follows_its_schema_and_repeats_what_the_run_wrote(tmp_path: Pa
     assert values["monai"]["intended_use"] == values["intended_use"] == "Research only. Not a medical device."
 
 
-def test_nothing_of_few_patients_is_in_it(tmp_path: Path) -> None:
+def test_figures_of_few_patients_are_left_out(tmp_path: Path) -> None:
     write_card(_card(), tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["training_data"]["sites"]["west"]["train_cases"] == "fewer than 5"
@@ -143,7 +146,7 @@ def test_nothing_of_few_patients_is_in_it(tmp_path: Path) -> None:
         assert "0.654" not in text
 
 
-def test_a_class_that_one_patient_of_a_site_has_is_not_in_it() -> None:
+def test_a_class_of_one_patient_at_a_site_is_left_out() -> None:
     sites = _card().quantitative_analyses.sites
     assert (sites["east"].by_class, sites["east"].more) == ({"shell": 0.9}, {"surface_dice.shell": 0.95})
     unknown = _result().sites["east"].model_copy(update={"patients_behind": {}})
@@ -192,7 +195,7 @@ def test_a_run_without_scores_or_provenance_has_a_card_too() -> None:
     assert "; this is the model of round 4\n" in text
 
 
-def test_calibration_is_told_where_there_is_one() -> None:
+def test_calibration_is_shown_if_present() -> None:
     found = Calibration(temperature=1.234, patients=40, sites=["east"], log_loss=(0.5, 0.4))
     text = to_markdown(_card(_result(calibration=found)))
     assert "- Temperature: 1.23\n" in text
@@ -200,8 +203,8 @@ def test_calibration_is_told_where_there_is_one() -> None:
 
 
 @pytest.mark.parametrize("where", ["title", "data_note", "site", "licence", "class"])
-def test_what_people_write_stays_text(where: str) -> None:
-    """No HTML, heading, link, picture or column comes of a title, a note, a site's name or a class."""
+def test_user_text_is_escaped(where: str) -> None:
+    """Titles, notes and names cannot become Markdown or HTML."""
     result, named, plan = _result(), {}, _plan()
     if where == "site":
         result = _result(sites={_HOSTILE: result.sites["east"]})
@@ -225,14 +228,14 @@ def test_what_people_write_stays_text(where: str) -> None:
     assert "\x1b" not in text
 
 
-def test_text_that_needs_no_care_stays_as_it_is() -> None:
+def test_harmless_text_is_not_escaped() -> None:
     assert md("Hippocampus head and body, T1-weighted MRI (1.5 T): 20 %") == (
         "Hippocampus head and body, T1-weighted MRI (1.5 T): 20 %"
     )
     assert md("a\n\tb  c") == "a b c"
 
 
-def test_a_run_writes_its_card_beside_the_model_and_into_its_bundle(tmp_path: Path) -> None:
+def test_a_run_writes_its_card_next_to_the_model_and_into_its_bundle(tmp_path: Path) -> None:
     job = parse_job(write_job(tmp_path / "run"))
     weights = job.plan().initial_weights()
     folder = tmp_path / "run"

@@ -1,4 +1,7 @@
-"""The page of cases: directions from the affine, true proportions, a bar as long as it says, nothing from afar."""
+"""The page of cases.
+
+Directions from the affine, true proportions, scale bars of the stated length, no external resources.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ STEPS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I":
 
 
 def stored(axes: str, sizes: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return a volume and its affine as axes say: its middle is 1, its rightmost 2, foremost 3, topmost voxel 4."""
+    """Return a volume and its affine with these axes.
+
+    Voxel values: middle 1, rightmost 2, foremost 3, topmost 4.
+    """
     shape = (7, 9, 11)
     affine = np.eye(4)
     affine[:3, :3] = 0
@@ -86,7 +92,7 @@ def test_letters_and_proportions_follow_the_affine(
 
 @settings(deadline=None, max_examples=30)
 @given(width=st.floats(0.02, 3000), ratio=st.floats(0.2, 4))
-def test_a_bar_is_as_long_as_it_says(width: float, ratio: float) -> None:
+def test_a_scale_bar_has_its_stated_length(width: float, ratio: float) -> None:
     plane = Plane("", np.zeros((20, 20), np.uint8), None, (width, width * ratio))
     text = str(svg(plane, "a"))
     number, unit = re.search(r">([\d.e+]+) (mm|µm)</text>", text).groups()  # type: ignore[union-attr]
@@ -112,7 +118,7 @@ def test_a_contour_lies_around_its_pixels() -> None:
     assert "&lt;a&amp;b&gt;" in text
 
 
-def test_large_planes_lose_no_small_label(tmp_path: Path) -> None:
+def test_small_labels_survive_downsampling_of_large_planes(tmp_path: Path) -> None:
     image, label = np.zeros((1500, 1500), np.uint8), np.zeros((1500, 1500), np.uint8)
     label[701, 333] = 2
     Image.fromarray(image + 9).save(tmp_path / "a.png")
@@ -124,7 +130,7 @@ def test_large_planes_lose_no_small_label(tmp_path: Path) -> None:
     assert len(drawn.pictures[0]) < 100_000
 
 
-def test_a_case_that_cannot_be_read_is_told_in_words(tmp_path: Path) -> None:
+def test_an_unreadable_case_is_shown_with_its_reason(tmp_path: Path) -> None:
     drawn = draw(Drawing(Case("a", "a", tmp_path / "gone.nii.gz", 0)))
     assert drawn.pictures == ()
     assert "is missing" in drawn.problem
@@ -146,7 +152,7 @@ def test_slides_show_their_tiles(tmp_path: Path) -> None:
     assert "µm" in text
 
 
-def test_the_page_brings_all_along_and_nothing_runs_in_it(tmp_path: Path) -> None:
+def test_the_page_is_self_contained_and_runs_no_script(tmp_path: Path) -> None:
     source = make_site(tmp_path / "in")
     register(
         RegisterOptions(

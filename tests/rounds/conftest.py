@@ -1,4 +1,4 @@
-"""Rounds take milliseconds here: no disk is waited for."""
+"""Rounds take milliseconds here, without waiting for a disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from oncofed.artifacts import provenance
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_waits_for_a_disk() -> Iterator[None]:
-    """Leave out what protects files when the power fails, and remember versions of packages."""
+    """Leave out flushes to disk; cache package versions.
+
+    Flushes protect files only against power failures.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(provenance, "version", cache(provenance.version))

@@ -23,6 +23,7 @@ from oncofed.rounds.events import (
     Late,
     Lost,
     NotKept,
+    NotStandardised,
     ProfileFinished,
     ProfileStarted,
     Ready,
@@ -32,6 +33,7 @@ from oncofed.rounds.events import (
     RoundEnded,
     SiteNotKept,
     SiteProgress,
+    Standardised,
     Started,
     Stopped,
     TaskSent,
@@ -40,13 +42,15 @@ from oncofed.rounds.events import (
     read_event,
 )
 
-# What lines hold beside "time" and "kind", in order.
+# What lines hold in addition to "time" and "kind", in order.
 LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
     (Started, "started", {"sites": ["a"], "rounds": 2, "steps_per_round": 3, "metric": "dice", "strategy": "fedavg"}),
     (Resumed, "resumed", {"round": 2}),
     (Joined, "joined", {"site": "a", "cases": {"train": 4}, "started": 1.5}),
     (Excluded, "excluded", {"site": "a", "reason": "no data"}),
     (Ready, "ready", {"seconds": 2.0, "sites": {"a": {"train": 4}}}),
+    (Standardised, "standardised", {"columns": {"age": [63.0, 9.5]}}),
+    (NotStandardised, "not_standardised", {"columns": "age, psa"}),
     (TaskSent, "task", {"task": "train", "round": 1, "split": "validation", "sites": ["a"]}),
     (SiteProgress, "progress", {"site": "a", "phase": "training", "round": 1, "step": 2, "steps": 3, "loss": 0.5}),
     (SiteProgress, "progress", {"site": "a", "phase": "loading data"}),
@@ -60,7 +64,7 @@ LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
     (Returned, "returned", {"site": "a"}),
     (NotKept, "not_kept", {"round": 1, "reason": "disk full"}),
     (SiteNotKept, "site_not_kept", {"site": "a", "round": 1, "reason": "disk full"}),
-    (Validated, "validation", {"round": 1, "mean": None, "sites": {"a": None}}),
+    (Validated, "validation", {"round": 1, "mean": None, "sites": {"a": None}, "by_class": {"a": {"b": 0.5}}}),
     (
         RoundEnded,
         "round",
@@ -97,9 +101,7 @@ LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("event", "kind", "values"), LINES)
-def test_a_line_has_its_keys_in_order_and_is_read_as_it_was_written(
-    event: type[Event], kind: str, values: dict[str, Any]
-) -> None:
+def test_events_round_trip_with_their_keys_in_order(event: type[Event], kind: str, values: dict[str, Any]) -> None:
     made = event(time=5.0, **values)
     assert list(made.record().items()) == list({"time": 5.0, "kind": kind, **values}.items())
     assert read_event(made.record(), TRAINING_EVENTS if event in TRAINING_EVENTS else PROFILE_EVENTS) == made
@@ -113,7 +115,7 @@ def test_every_class_of_events_has_a_line_above() -> None:
 def test_an_incident_is_a_sentence(event: type[Incident], values: dict[str, Any]) -> None:
     text = str(event(**values))
     assert not set("{}") & set(text)
-    assert str(values.get("site", values.get("round"))) in text
+    assert str(values.get("site", values.get("round", values.get("columns")))) in text
 
 
 def test_a_line_of_another_version_is_read_as_far_as_possible() -> None:
@@ -123,7 +125,7 @@ def test_a_line_of_another_version_is_read_as_far_as_possible() -> None:
     assert read_event({"time": 5.0, "kind": "lost", "site": "a"}) == Unknown(time=5.0, name="lost")
 
 
-def test_a_digest_holds_the_start_the_incidents_and_each_site_s_newest_report(tmp_path: Path) -> None:
+def test_a_digest_holds_start_incidents_and_newest_reports(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     log.write(Started(time=1.0, sites=["a"], rounds=9, steps_per_round=1))
     log.write(TaskSent(time=2.0, task="train", round=1, split="validation", sites=["a"]))
@@ -139,7 +141,7 @@ def test_a_digest_holds_the_start_the_incidents_and_each_site_s_newest_report(tm
     assert [event["round"] for event in digest if event["kind"] == "validation"] == list(range(100, 600))
 
 
-def test_half_a_line_of_a_killed_process_goes_and_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+def test_a_partial_line_is_removed_and_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text('{"time": 1.0, "kind": "stopped"}\n{"kind": "ha')
     log = EventLog(path)
@@ -153,7 +155,7 @@ def test_half_a_line_of_a_killed_process_goes_and_a_full_disk_loses_nothing(tmp_
     assert [type(event) for event in EventReader(path).read()] == [Stopped, Resumed, Failed]
 
 
-def test_a_reader_gets_each_event_once_also_while_it_is_written(tmp_path: Path) -> None:
+def test_a_reader_gets_each_event_once_during_writing(tmp_path: Path) -> None:
     path = tmp_path / "run" / "events.jsonl"
     reader = EventReader(path)
     assert list(reader.read()) == []

@@ -1,4 +1,4 @@
-"""Whatever happens to sites and server, models follow from the updates that count, and each counts once."""
+"""Each update counts once, whatever happens to sites and server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Deed:
-    """What a site does when it is to train: takes seconds, and perhaps refuses."""
+    """A site's training: it takes seconds, or is refused."""
 
     seconds: float = 0.0
     refusal: Refusal | None = None
@@ -47,7 +47,10 @@ class Deed:
 
 @dataclass(frozen=True)
 class Happening:
-    """What happens to a site at a time of the simulated clock: "lose", "come back" or "revoke"."""
+    """An event of a site: "lose", "come back" or "revoke".
+
+    It happens at a time of the simulated clock.
+    """
 
     at: float
     site: str
@@ -64,19 +67,19 @@ HAPPENINGS = st.builds(
 
 @dataclass
 class _World:
-    """What outlives the server's processes: its folder, what was revoked, and what the sites have done.
+    """State that outlives the server's processes.
 
     Attributes:
         folder: of the server.
         rules: of the job.
-        deeds: of each site, used up one by one.
-        happenings: in each process.
-        models: global model after each round, from 0; of a round that is done again the last one.
+        deeds: of each site, consumed one by one.
+        happenings: of each process.
+        models: global model after each round, from 0; for a repeated round the last one.
         revoked: sites.
         counted: serial numbers of the updates that were aggregated.
         serials: of updates; they travel as ``steps``.
         rounds: numbers of the rounds that the present process is going to end.
-        sites_of: whose updates were aggregated, by round; of a round that was done again each time.
+        sites_of: sites whose updates were aggregated, by round; for a repeated round each time.
     """
 
     folder: Path
@@ -94,7 +97,7 @@ class _World:
         """Run the job in a new process of the server.
 
         Raises:
-            Killed: it was, after so many events.
+            Killed: after this many events.
             FederationError: too few sites are left.
         """
         state = read_run_state(self.folder)
@@ -144,7 +147,7 @@ class _World:
         return work
 
     def check(self, updates: Sequence[Update]) -> int:
-        """Check the updates of a round before they are aggregated, and return its number."""
+        """Check a round's updates; return the round's number."""
         number = next(self.rounds)
         self.counted.extend(update.steps for update in updates)
         for update in updates:
@@ -160,7 +163,7 @@ class _World:
         return number
 
     def check_record(self) -> None:
-        """Check that the record says of each round what counted in it."""
+        """Check the record of what counted in each round."""
         events = list(EventReader(self.folder / EVENTS_FILE).read())
         assert len(self.counted) == len(set(self.counted)), "no update counts twice"
         for event in events:
@@ -179,7 +182,7 @@ class _World:
 
 @contextlib.contextmanager
 def _watched(world: _World) -> Iterator[None]:
-    """Check each aggregation of a run, against a mean in double precision too."""
+    """Check a run's aggregations against double precision."""
     aggregate = Algorithm.aggregate
 
     def checked(self: Algorithm[Any], model: Weights, updates: Sequence[Update], sites: int) -> Weights:
@@ -209,7 +212,7 @@ def _watched(world: _World) -> Iterator[None]:
     happenings=st.lists(HAPPENINGS, max_size=5),
     kills=st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=3),
 )
-def test_whatever_happens_each_update_counts_once_and_models_follow_from_them(
+def test_each_update_counts_once_whatever_happens(
     name: str, deeds: dict[str, list[Deed]], happenings: list[Happening], kills: list[tuple[int, bool]]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -229,7 +232,7 @@ def test_whatever_happens_each_update_counts_once_and_models_follow_from_them(
     deeds=st.fixed_dictionaries({site: st.lists(st.builds(Deed, SECONDS), max_size=5) for site in SITES}),
     kills=st.lists(st.tuples(st.integers(0, 30), st.booleans()), min_size=1, max_size=4),
 )
-def test_a_run_whose_server_is_killed_again_and_again_ends_with_the_same_bits(
+def test_a_repeatedly_killed_server_ends_with_the_same_bits(
     deeds: dict[str, list[Deed]], kills: list[tuple[int, bool]]
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Which results count: updates of this round, late ones with less weight, none that is far too long."""
+"""Which results count: on time, late, too long, malformed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _task() -> SiteTask:
     return SiteTask(TrainRequest.task, None, lambda site: request, lambda site, result, task: None)
 
 
-def test_an_update_counts_with_what_its_site_said() -> None:
+def test_an_update_counts_with_its_sites_numbers() -> None:
     record = _Record()
     intake, current = _intake(record), RoundState()
     intake.accept("site-2", _update(1.0, 2), _task(), current, intake.expected(1, _MODEL))
@@ -61,7 +61,7 @@ def test_an_update_counts_with_what_its_site_said() -> None:
     assert record.kinds == ["answer"]
 
 
-def test_a_clock_that_is_set_during_a_round_makes_no_answer_late(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_the_clock_makes_no_result_late(monkeypatch: pytest.MonkeyPatch) -> None:
     intake, current = _intake(_Record()), RoundState()
     monkeypatch.setattr(time, "time", lambda: 4e9)
     intake.accept("site-2", _update(1.0, 2), _task(), current, intake.expected(1, _MODEL))
@@ -94,7 +94,7 @@ _SCORE = {
         ({"seconds": 3}, "1 numbers that the job does not declare"),
     ],
 )
-def test_other_numbers_than_the_jobs_are_refused(numbers: dict[str, Any], said: str) -> None:
+def test_undeclared_numbers_are_refused(numbers: dict[str, Any], said: str) -> None:
     intake, current = _intake(_Record()), RoundState()
     intake.accept("site-2", _update(1.0, 2, numbers), _task(), current, intake.expected(1, _MODEL))
     assert current.refused["site-2"] == f"its numbers are not those of the job: {said}"
@@ -102,7 +102,7 @@ def test_other_numbers_than_the_jobs_are_refused(numbers: dict[str, Any], said: 
         intake.scores("site-1", EvaluateResult(numbers))
 
 
-def test_an_answer_that_is_malformed_is_refused() -> None:
+def test_a_malformed_result_is_refused() -> None:
     intake, current = _intake(_Record()), RoundState()
     intake.accept("site-2", EvaluateResult({}), _task(), current, intake.expected(1, _MODEL))
     assert current.refused["site-2"].startswith("its answer is malformed (")
@@ -126,7 +126,7 @@ _COUNTS = {"train": 3, "validation": 1, "test": 1, "device": "cpu", "version": o
         ({**_COUNTS, "version": 7}, "version is not within its bounds"),
     ],
 )
-def test_what_a_site_says_of_its_data_is_held_to_bounds(said: dict[str, Any], reason: str | None) -> None:
+def test_a_sites_counts_must_be_within_bounds(said: dict[str, Any], reason: str | None) -> None:
     facts = SiteFacts(said)
     if reason is None:
         assert counts(facts) == said
@@ -135,7 +135,7 @@ def test_what_a_site_says_of_its_data_is_held_to_bounds(said: dict[str, Any], re
         counts(facts)
 
 
-def test_a_sites_refusal_says_why_and_whether_it_may_pass() -> None:
+def test_a_refusal_has_a_reason_and_whether_it_may_pass() -> None:
     intake, current = _intake(_Record()), RoundState()
     for site, refusal in (("site-1", Refusal("its disk is full", may_pass=True)), ("site-2", Refusal("no cases"))):
         intake.accept(site, refusal, _task(), current, intake.expected(1, _MODEL))
@@ -145,7 +145,7 @@ def test_a_sites_refusal_says_why_and_whether_it_may_pass() -> None:
         counts(Refusal("its disk is full"))
 
 
-def test_other_numbers_of_cases_than_before_are_refused_and_the_site_can_be_asked_again() -> None:
+def test_changed_case_counts_are_refused_and_can_be_retried() -> None:
     record = _Record()
     intake, current = _intake(record), RoundState()
     intake.accept("site-2", _update(1.0, 900), _task(), current, intake.expected(1, _MODEL))
@@ -161,7 +161,7 @@ def test_other_numbers_of_cases_than_before_are_refused_and_the_site_can_be_aske
 
 
 @pytest.mark.parametrize(("late", "counts"), [("discount", True), ("drop", False)])
-def test_what_comes_after_its_round_counts_less_in_the_next_or_not_at_all(late: str, counts: bool) -> None:
+def test_a_late_update_is_discounted_or_dropped(late: str, counts: bool) -> None:
     record = _Record()
     intake, task = _intake(record, rounds={"late": late}), _task()
     task.closed = True
@@ -188,7 +188,7 @@ def test_what_comes_after_its_round_counts_less_in_the_next_or_not_at_all(late: 
     assert len(second.updates) == counts
 
 
-def test_an_update_far_longer_than_the_others_is_left_out() -> None:
+def test_a_far_longer_update_is_left_out() -> None:
     record = _Record()
     intake, current, state = _intake(record), RoundState(), RunState(_MODEL)
     for site, value in (("site-1", 1.0), ("site-2", 1.1), ("site-3", 0.9), ("site-4", 50.0)):
@@ -198,14 +198,14 @@ def test_an_update_far_longer_than_the_others_is_left_out() -> None:
     assert len(state.lengths[-1]) == 3
 
 
-def test_only_scaffold_takes_more_than_weights() -> None:
+def test_only_scaffold_accepts_extra_tensors() -> None:
     assert _intake(_Record()).expected(1, _MODEL).extra == {}
     expected = _intake(_Record(), strategy={"name": "scaffold"}).expected(1, _MODEL)
     assert {name: value.shape for name, value in expected.extra.items()} == {"control.weight": torch.Size([4])}
     assert set(expected.like) == {"weight"}
 
 
-def test_a_site_counts_once_in_a_round_also_where_two_of_its_processes_answer() -> None:
+def test_a_site_counts_once_even_if_two_processes_answer() -> None:
     record = _Record()
     intake, current = _intake(record), RoundState()
     for value in (1.0, 1.0):
@@ -219,7 +219,7 @@ def test_a_site_counts_once_in_a_round_also_where_two_of_its_processes_answer() 
     by="the server: at most exchange.largest_weight times the median site",
     logged="the run's record, with the cases that count",
 )
-def test_a_site_that_says_it_has_very_many_cases_does_not_make_the_model_alone() -> None:
+def test_a_site_with_very_many_cases_is_bounded() -> None:
     assert bounded({"a": 10, "b": 12, "c": 9_000_000}, 20.0) == {"a": 10, "b": 12, "c": 240}
     assert bounded({"a": 5, "b": 5000}, 20.0) == {"a": 5, "b": 100}
     assert bounded({"a": 260, "b": 50}, 20.0) == {"a": 260, "b": 50}

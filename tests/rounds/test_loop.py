@@ -1,4 +1,7 @@
-"""The rounds of a job against sites in memory: quorum, deadline, lost and late sites, restarts, schedules."""
+"""A job's rounds with in-memory sites.
+
+Quorum, deadline, lost and late sites, restarts and schedules.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ EventT = TypeVar("EventT", bound=Event)
 
 
 class _Run(list[Event]):
-    """A run's events, and what it left."""
+    """A run's events and files."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -109,7 +112,7 @@ def _run(
 
 
 def _at(seconds: float, act: Callable[[InMemorySites], None]) -> Callable[[InMemorySites], None]:
-    """Return what acts once, when the clock has come so far."""
+    """Return a callback that acts once, at a given time."""
     done: list[bool] = []
 
     def before_wait(sites: InMemorySites) -> None:
@@ -121,7 +124,7 @@ def _at(seconds: float, act: Callable[[InMemorySites], None]) -> Callable[[InMem
 
 
 def _slow(site: Site, seconds: float, rounds: set[int]) -> Site:
-    """Return a site that takes long to train in some rounds."""
+    """Return a site that is slow in some rounds."""
 
     def work(request: Request) -> Result | Refusal | Delayed:
         answer = site(request)
@@ -133,7 +136,10 @@ def _slow(site: Site, seconds: float, rounds: set[int]) -> Site:
 
 
 def _refusing(site: Site, refusals: dict[int, list[Refusal]]) -> Site:
-    """Return a site that cannot train in some rounds, as often as refusals are given."""
+    """Return a site that refuses to train in some rounds.
+
+    It refuses once for each given refusal.
+    """
 
     def work(request: Request) -> Result | Refusal | Delayed:
         if isinstance(request, TrainRequest) and refusals.get(request.round):
@@ -145,7 +151,7 @@ def _refusing(site: Site, refusals: dict[int, list[Refusal]]) -> Site:
 
 
 def _mean_of(model: Weights, **cases: int) -> Weights:
-    """Return the model after these sites trained it, weighted by cases."""
+    """Return the weighted mean model after these sites' training."""
     deltas = {site: trained_delta(site, model) for site in cases}
     total = sum(cases.values())
     moved = {
@@ -196,7 +202,7 @@ def test_a_run_from_first_to_last_round(tmp_path: Path) -> None:
     assert (test.split, test.keep, test.sums is not None) == ("test", True, True)
 
 
-def test_a_deadline_ends_a_round_that_has_its_quorum_and_the_late_update_weighs_less(tmp_path: Path) -> None:
+def test_a_deadline_ends_a_round_with_quorum_and_discounts_late_updates(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=3)
     slow = {**sites, "north": _slow(sites["north"], 100.0, {1})}
     run = _run(tmp_path, slow, {"rounds": {"number": 3, "quorum": 2, "deadline_s": 60.0}})
@@ -210,7 +216,7 @@ def test_a_deadline_ends_a_round_that_has_its_quorum_and_the_late_update_weighs_
 
 
 @pytest.mark.parametrize(("late", "kinds"), [("discount", ["late"]), ("drop", ["late", "dropped"])])
-def test_a_late_update_is_dropped_where_the_job_says_so(tmp_path: Path, late: str, kinds: list[str]) -> None:
+def test_a_late_update_is_dropped_if_the_job_says_so(tmp_path: Path, late: str, kinds: list[str]) -> None:
     sites = tiny_sites(east=3, north=3, west=3)
     slow = {"east": _slow(sites["east"], 50.0, {2}), "north": _slow(sites["north"], 100.0, {1}), "west": sites["west"]}
     run = _run(tmp_path, slow, {"rounds": {"number": 4, "quorum": 2, "deadline_s": 60.0, "late": late}})
@@ -225,7 +231,7 @@ def test_a_round_without_its_quorum_waits_past_its_deadline(tmp_path: Path) -> N
     assert run.of(RoundEnded)[0].seconds == pytest.approx(100, abs=1)
 
 
-def test_a_site_that_is_lost_and_comes_back_takes_part_again(tmp_path: Path) -> None:
+def test_a_returned_site_takes_part_again(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, west=3)
     slow = {name: _slow(site, 10.0, {1, 2, 3}) for name, site in sites.items()}
 
@@ -263,7 +269,7 @@ def test_a_run_waits_for_a_lost_site_and_then_gives_up(tmp_path: Path) -> None:
     )
 
 
-def test_a_refusal_that_may_pass_is_tried_again_and_another_one_is_reported_to_the_site(tmp_path: Path) -> None:
+def test_a_passing_refusal_is_retried_and_another_is_reported(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=3)
     full = [Refusal("its disk is full", may_pass=True)] * 2
     refusing = {
@@ -302,7 +308,7 @@ def test_a_site_whose_data_does_not_pass_is_excluded(tmp_path: Path) -> None:
         _run(tmp_path / "all", bad, {"rounds": {"number": 1}})
 
 
-def test_a_site_that_never_comes_is_missed_after_half_a_minute_and_joins_when_it_does(tmp_path: Path) -> None:
+def test_a_missing_site_counts_as_lost_and_joins_later(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, west=3)
     slow: dict[str, Site] = {**sites, "east": _slow(sites["east"], 100.0, {1, 2, 3})}
 
@@ -319,7 +325,7 @@ def test_a_site_that_never_comes_is_missed_after_half_a_minute_and_joins_when_it
     assert run.rounds[0]["in_time"] == ["east", "west"]
 
 
-def test_of_two_rounds_with_the_same_score_the_first_is_kept(tmp_path: Path) -> None:
+def test_of_equal_scores_the_first_round_is_kept(tmp_path: Path) -> None:
     scores = {0: 0.1, 4: 0.5, 8: 0.5, 12: 0.4}
     sites = tiny_sites(east=3)
     sites["east"].score = lambda site, weights: scores[int(weights["count"])]
@@ -331,7 +337,7 @@ def test_of_two_rounds_with_the_same_score_the_first_is_kept(tmp_path: Path) -> 
     assert int(sites["east"].requests[-1].weights["count"]) == 4  # type: ignore[attr-defined]
 
 
-def test_a_run_ends_early_where_scores_stay_and_without_any_score_the_first_model_is_kept(tmp_path: Path) -> None:
+def test_a_run_stops_early_and_keeps_the_first_model_without_scores(tmp_path: Path) -> None:
     sites = tiny_sites(east=3)
     sites["east"].score = lambda site, weights: 0.5
     run = _run(tmp_path / "same", sites, {"rounds": {"number": 9}, "evaluation": {"patience": 2}})
@@ -355,7 +361,7 @@ def test_sites_are_drawn_by_the_seed_and_small_ones_only_score(tmp_path: Path) -
         _run(tmp_path / "none", sites, {"rounds": {"number": 1, "minimum_cases": 9}})
 
 
-def test_a_round_whose_drawn_sites_all_refuse_ends_the_run_instead_of_waiting_for_others(tmp_path: Path) -> None:
+def test_a_run_ends_if_all_drawn_sites_refuse(tmp_path: Path) -> None:
     sites = tiny_sites(a=3, b=3, c=3, small=1)
     refusing = {name: _refusing(site, {1: [Refusal("it is broken")]}) for name, site in sites.items()}
     for name, rules in {"drawn": {"sites_per_round": 2}, "small": {"minimum_cases": 2}}.items():
@@ -364,17 +370,30 @@ def test_a_round_whose_drawn_sites_all_refuse_ends_the_run_instead_of_waiting_fo
         refusing = {name: _refusing(site, {1: [Refusal("it is broken")]}) for name, site in sites.items()}
 
 
-def test_a_buffer_fills_with_whatever_comes(tmp_path: Path) -> None:
+def test_a_buffer_fills_with_updates_of_any_round(tmp_path: Path) -> None:
     sites = tiny_sites(fast=3, slow=3)
     every = set(range(20))
     paced = {"fast": _slow(sites["fast"], 1.0, every), "slow": _slow(sites["slow"], 7.0, every)}
     run = _run(tmp_path, paced, {"rounds": {"number": 5}, "strategy": {"name": "fedbuff", "buffer": 2}})
     assert run.of(RoundEnded)[0].seconds == pytest.approx(2, abs=0.1), "the fast one twice"
+    repeats = [request.repeat for request in sites["fast"].requests if isinstance(request, TrainRequest)]
+    assert repeats[:2] == [0, 1], "the second time it trains on from its next batches"
     assert any("slow" in who["late"] for who in run.rounds)
     assert 0 < sum(len(who["late"]) for who in run.rounds) <= len(run.of(Late))
 
 
-def test_one_site_after_the_other_trains_the_model_further(tmp_path: Path) -> None:
+def test_a_buffer_larger_than_the_number_of_sites_is_refused(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, west=3, small=1)
+    settings = {"rounds": {"number": 2, "minimum_cases": 2}, "strategy": {"name": "fedbuff", "buffer": 3}}
+    message = r"strategy\.buffer is 3, found 2 sites that train, .* Lower it to 2, or name more sites"
+    with pytest.raises(NotEnoughSitesError, match=message):
+        _run(tmp_path / "three", sites, settings)
+    assert not any(isinstance(request, TrainRequest) for site in sites.values() for request in site.requests)
+    settings["strategy"] = {"name": "fedbuff", "buffer": 2}
+    assert len(_run(tmp_path / "two", sites, settings).rounds) == 2
+
+
+def test_sites_train_one_model_in_sequence(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=3)
     run = _run(tmp_path, sites, {"rounds": {"number": 1}, "strategy": "cyclic"})
     started = {name: site.requests[1].weights for name, site in sites.items()}  # type: ignore[attr-defined]
@@ -387,7 +406,7 @@ def test_one_site_after_the_other_trains_the_model_further(tmp_path: Path) -> No
     assert all(torch.equal(run.last[name], model[name]) for name in model)
 
 
-def test_a_turn_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
+def test_a_site_past_its_deadline_is_left_out_of_the_sequence(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=3)
     slow = {**sites, "north": _slow(sites["north"], 100.0, {1})}
     run = _run(tmp_path, slow, {"rounds": {"number": 6, "deadline_s": 30.0}, "strategy": "cyclic"})
@@ -395,12 +414,12 @@ def test_a_turn_that_takes_too_long_is_left_out(tmp_path: Path) -> None:
     assert [event.kind for event in run if event.kind in ("late", "dropped")] == ["late", "dropped"]
 
 
-def test_a_lost_site_is_left_out_of_a_turn_and_scores_once_it_is_back(tmp_path: Path) -> None:
+def test_a_lost_site_is_left_out_of_the_sequence_and_scores_later(tmp_path: Path) -> None:
     slow = {name: _slow(site, 10.0, {1}) for name, site in tiny_sites(east=3, north=3, west=3).items()}
     busy: list[str] = []
 
     def before_wait(transport: InMemorySites) -> None:
-        if not busy and transport.now > 5:  # one is at work: lose one of the others
+        if not busy and transport.now > 5:  # one is training: lose one of the others
             busy.extend(transport.known() - set(transport._in_work))
             transport.lose(busy[0], "gone")
         elif transport.now > 30:
@@ -412,7 +431,7 @@ def test_a_lost_site_is_left_out_of_a_turn_and_scores_once_it_is_back(tmp_path: 
     assert set(run.of(Finished)[0].test) == {"east", "north", "west"}
 
 
-def test_peers_average_and_another_collector_takes_over_from_one_that_is_lost(tmp_path: Path) -> None:
+def test_peers_average_and_a_lost_collector_is_replaced(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=9)
     expected = _run(tmp_path / "fedavg", tiny_sites(east=3, north=3, west=9), {"rounds": {"number": 2}})
     run = _run(tmp_path / "swarm", sites, {"rounds": {"number": 2}, "strategy": "swarm"})
@@ -434,7 +453,7 @@ def test_peers_average_and_another_collector_takes_over_from_one_that_is_lost(tm
     torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, **others)["w"])
 
 
-def test_a_collector_that_was_restarted_is_sent_the_updates_once_more(tmp_path: Path) -> None:
+def test_a_restarted_collector_gets_the_updates_again(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=9)
     lost: list[bool] = []
 
@@ -456,7 +475,7 @@ def test_a_collector_that_was_restarted_is_sent_the_updates_once_more(tmp_path: 
     assert not run.of(Refused)
 
 
-def test_an_update_that_does_not_reach_the_collector_is_left_out_after_a_while(tmp_path: Path) -> None:
+def test_an_update_that_never_reaches_the_collector_is_left_out(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=9)
 
     def cut_off(request: Request) -> Result | Refusal | Delayed:
@@ -470,7 +489,7 @@ def test_an_update_that_does_not_reach_the_collector_is_left_out_after_a_while(t
     assert run.rounds[0]["in_time"] == ["east", "north"]
 
 
-def test_a_mean_that_is_not_one_of_the_updates_is_refused(tmp_path: Path) -> None:
+def test_an_impossible_mean_is_refused(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=9)
 
     def lying(site: TinySite) -> Site:
@@ -488,7 +507,7 @@ def test_a_mean_that_is_not_one_of_the_updates_is_refused(tmp_path: Path) -> Non
         )
 
 
-def test_each_sites_own_model_is_tested_at_every_site(tmp_path: Path) -> None:
+def test_each_sites_model_is_tested_at_every_site(tmp_path: Path) -> None:
     run = _run(tmp_path, tiny_sites(east=3, west=3), {"rounds": {"number": 1}, "evaluation": {"cross_site": True}})
     matrix = run.of(Finished)[0].cross_site
     assert matrix
@@ -496,7 +515,7 @@ def test_each_sites_own_model_is_tested_at_every_site(tmp_path: Path) -> None:
     assert matrix == {model: {site: score_of(site, own[model]) for site in own} for model in own}
 
 
-def test_a_model_is_only_tested_where_nothing_is_trained(tmp_path: Path) -> None:
+def test_evaluate_only_tests_the_model_without_training(tmp_path: Path) -> None:
     sites = tiny_sites(east=3)
     run = _run(tmp_path, sites, {"rounds": {"number": 3}}, evaluate_only=True)
     assert [event.rounds for event in run.of(Started)] == [0]
@@ -521,7 +540,7 @@ def test_a_site_that_could_not_keep_its_state_is_recorded(tmp_path: Path) -> Non
     assert (event.site, event.round, event.reason) == ("east", 1, "No space left on device")
 
 
-def test_a_best_model_that_cannot_be_written_is_tried_again_until_the_job_gives_up(
+def test_writing_the_best_model_is_retried_until_the_job_gives_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, failures = RunStore.write_best, [True, True]
@@ -559,7 +578,7 @@ def test_an_aborted_job_stops(tmp_path: Path) -> None:
     assert clock[-1] < 60
 
 
-def test_a_site_that_is_revoked_during_a_round_counts_no_more(tmp_path: Path) -> None:
+def test_a_site_revoked_during_a_round_no_longer_counts(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, west=3)
     slow = {name: _slow(site, 10.0, {1, 2}) for name, site in sites.items()}
     ban = _at(5.0, lambda transport: transport.ban(frozenset({"west"})))
@@ -570,7 +589,7 @@ def test_a_site_that_is_revoked_during_a_round_counts_no_more(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "swarm"])
-def test_what_a_site_sent_before_it_was_revoked_counts_neither(strategy: str, tmp_path: Path) -> None:
+def test_results_sent_before_a_revocation_do_not_count(strategy: str, tmp_path: Path) -> None:
     settings = {"rounds": {"number": 1, "quorum": 2}, "strategy": strategy}
     sites = tiny_sites(east=3, north=3, west=3)
     _run(tmp_path / "all", sites, settings)
@@ -587,7 +606,7 @@ def test_what_a_site_sent_before_it_was_revoked_counts_neither(strategy: str, tm
     assert set(run.of(Validated)[0].sites) == set(others)
 
 
-def test_a_late_update_of_a_site_that_is_revoked_since_is_refused(tmp_path: Path) -> None:
+def test_a_late_update_of_a_revoked_site_is_refused(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=3)
     paced = {
         "east": _slow(sites["east"], 30.0, {2}),
@@ -604,7 +623,7 @@ def test_a_late_update_of_a_site_that_is_revoked_since_is_refused(tmp_path: Path
     assert not any(who["late"] for who in run.rounds)
 
 
-def test_a_score_of_a_site_that_is_revoked_meanwhile_does_not_count(tmp_path: Path) -> None:
+def test_a_score_of_a_revoked_site_does_not_count(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, west=3)
 
     def slow(request: Request) -> Result | Refusal | Delayed:
@@ -617,7 +636,7 @@ def test_a_score_of_a_site_that_is_revoked_meanwhile_does_not_count(tmp_path: Pa
     assert set(run.of(Finished)[0].test) == {"east"}
 
 
-def test_a_revoked_sites_turn_is_left_out_unless_others_have_trained_on(tmp_path: Path) -> None:
+def test_a_revoked_sites_training_is_left_out_unless_others_continued(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=3)
     _run(tmp_path / "all", sites, {"rounds": {"number": 1}, "strategy": "cyclic"})
     order = sorted(sites, key=lambda name: int(sites[name].requests[1].weights["count"]))  # type: ignore[attr-defined]
@@ -625,38 +644,129 @@ def test_a_revoked_sites_turn_is_left_out_unless_others_have_trained_on(tmp_path
         sites = tiny_sites(east=3, north=3, west=3)
         paced = {name: _slow(site, 10.0, {1}) for name, site in sites.items()}
         ban = _at(15.0, partial(InMemorySites.ban, sites=frozenset({order[revoked]})))
-        settings, events = {"rounds": {"number": 1, "return_s": 1.0}, "strategy": "cyclic"}, list[Event]()
-        loop = tiny_loop(tmp_path / str(revoked), InMemorySites(paced, ban), events.append, settings=settings)
-        with (
-            contextlib.closing(loop),
-            pytest.raises(NotEnoughSitesError, match="validation after round 1 has 2 of the 3"),
-        ):
-            loop.run()
-        (ended,) = (event for event in events if isinstance(event, RoundEnded))
-        assert (ended.participation or {})["in_time"] == sorted(counted)
+        settings = {"rounds": {"number": 1, "return_s": 1.0}, "strategy": "cyclic"}
+        run = _run(tmp_path / str(revoked), paced, settings, ban)
+        assert run.rounds[0]["in_time"] == sorted(counted)
+        assert set(run.of(Finished)[0].test) == set(order) - {order[revoked]}
 
 
-def test_a_site_that_is_revoked_as_its_turn_ends_is_left_out_of_the_model(tmp_path: Path) -> None:
+def test_a_site_revoked_as_its_training_ends_is_left_out(tmp_path: Path) -> None:
     sites, first = tiny_sites(east=3, north=3, west=3), list[str]()
     slow = {name: _slow(site, 10.0, {1}) for name, site in sites.items()}
-    transport, events = InMemorySites(slow), list[Event]()
+    transport, run = InMemorySites(slow), _Run(tmp_path)
 
     def synchronize() -> None:
-        trained = [event.site for event in events if isinstance(event, Answered) and event.task == TrainRequest.task]
+        trained = [event.site for event in run if isinstance(event, Answered) and event.task == TrainRequest.task]
         first.extend(trained[:1] if not first else [])
         transport.ban(frozenset(first))
 
     settings = {"rounds": {"number": 1, "return_s": 1.0}, "strategy": "cyclic"}
-    loop = tiny_loop(tmp_path, transport, events.append, settings=settings, synchronize=synchronize)
-    with contextlib.closing(loop), pytest.raises(NotEnoughSitesError, match="validation after round 1 has 2 of the 3"):
+    loop = tiny_loop(tmp_path, transport, run.append, settings=settings, synchronize=synchronize)
+    with contextlib.closing(loop):
         loop.run()
-    (ended,) = (event for event in events if isinstance(event, RoundEnded))
-    assert (ended.participation or {})["in_time"] == sorted(sites.keys() - set(first))
+    assert run.rounds[0]["in_time"] == sorted(sites.keys() - set(first))
+    assert set(run.of(Finished)[0].test) == sites.keys() - set(first)
     started = [int(site.requests[1].weights["count"]) for name, site in sites.items() if name not in first]  # type: ignore[attr-defined]
     assert sorted(started) == [0, 4]
 
 
-def test_a_site_whose_update_never_reached_the_collector_is_left_out_and_the_collector_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["fedavg", "fedbuff", "cyclic", "swarm"])
+def test_a_job_goes_on_without_a_lost_site_that_is_revoked(strategy: str, tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+    paced = {name: _slow(site, 10.0, {1, 2}) for name, site in sites.items()}
+    lose = _at(5.0, lambda transport: transport.lose("west", "nothing was heard of it"))
+    ban = _at(8.0, lambda transport: transport.ban(frozenset({"west"})))
+
+    def before_wait(transport: InMemorySites) -> None:
+        lose(transport)
+        ban(transport)
+
+    run = _run(tmp_path, paced, {"rounds": {"number": 2, "return_s": 100.0}, "strategy": strategy}, before_wait)
+    assert [who["in_time"] for who in run.rounds] == [["east", "north"]] * 2
+    assert [who["lost"] for who in run.rounds] == [{"west": "revoked by the alliance"}] * 2
+    assert all(event.seconds < 30 for event in run.of(RoundEnded)), "nobody waits for it"
+    assert set(run.of(Finished)[0].test) == {"east", "north"}
+
+
+def test_revoked_sites_do_not_lower_a_quorum(tmp_path: Path) -> None:
+    sites, clock = tiny_sites(east=3, north=3, west=3), list[float]()
+    paced = {name: _slow(site, 10.0, {1, 2}) for name, site in sites.items()}
+    ban = _at(15.0, lambda transport: transport.ban(frozenset({"west"})))
+
+    def before_wait(transport: InMemorySites) -> None:
+        clock.append(transport.now)
+        ban(transport)
+
+    with pytest.raises(NotEnoughSitesError, match=r"round 2 has \d of the 3 sites .*west: revoked by the alliance"):
+        _run(tmp_path, paced, {"rounds": {"number": 3, "quorum": 3, "return_s": 100.0}}, before_wait)
+    assert clock[-1] < 20, "it cannot come back"
+
+
+def test_a_revoked_site_is_not_drawn(tmp_path: Path) -> None:
+    sites = tiny_sites(a=3, b=3, c=3, d=3)
+    paced = {name: _slow(site, 10.0, {1}) for name, site in sites.items()}
+    ban = _at(5.0, lambda transport: transport.ban(frozenset({"a"})))
+    run = _run(tmp_path, paced, {"rounds": {"number": 6, "sites_per_round": 2}}, ban)
+    assert all("a" not in who["asked"] and len(who["in_time"]) == 2 for who in run.rounds[1:])
+
+
+def test_a_site_revoked_while_it_loads_data_is_not_awaited(tmp_path: Path) -> None:
+    sites = tiny_sites(east=3, north=3, west=3)
+
+    def loading(request: Request) -> Result | Refusal | Delayed:
+        return Delayed(None, 0.0) if isinstance(request, PrepareRequest) else sites["west"](request)
+
+    ban = _at(5.0, lambda transport: transport.ban(frozenset({"west"})))
+    run = _run(tmp_path, {**sites, "west": loading}, {"rounds": {"number": 1, "return_s": 100.0}}, ban)
+    assert run.rounds[0]["in_time"] == ["east", "north"]
+    assert run.of(RoundEnded)[0].seconds < 1
+
+
+def test_a_restarted_server_does_not_await_a_revoked_site(tmp_path: Path) -> None:
+    settings = {"rounds": {"number": 3, "return_s": 100.0}}
+    with pytest.raises(Killed):
+        _process(tmp_path, settings, kill_after=18)
+    run, left = _Run(tmp_path), _Unregistered(tiny_sites(a=3, b=5))
+    loop = tiny_loop(tmp_path, left, run.append, settings=settings, synchronize=lambda: left.ban(frozenset({"c"})))
+    with contextlib.closing(loop):
+        loop.run()
+    assert run.of(Started)[0].sites == ["a", "b", "c"]
+    assert all(who["in_time"] == ["a", "b"] for who in run.rounds)
+    assert left.now < 10
+
+
+@pytest.mark.parametrize("rules", [{"quorum": 2}, {}])
+def test_a_mean_with_a_site_revoked_meanwhile_is_not_accepted(rules: dict[str, int], tmp_path: Path) -> None:
+    settings = {"rounds": {"number": 1, **rules}, "strategy": "swarm"}
+    sites, combining = tiny_sites(east=3, north=3, west=9), list[str]()
+
+    def slow(site: TinySite) -> Site:
+        def work(request: Request) -> Result | Refusal | Delayed:
+            result = site(request)
+            if not isinstance(result, CombineResult):
+                return result
+            combining.append(site.name)
+            return Delayed(result, 10.0)
+
+        return work
+
+    revoked: list[str] = []
+
+    def ban(transport: InMemorySites) -> None:
+        if combining and not revoked and transport.now > 5:
+            revoked.append(next(name for name in sites if name != combining[0]))
+            transport.ban(frozenset(revoked))
+
+    run = _run(tmp_path, {name: slow(site) for name, site in sites.items()}, settings, ban)
+    others = {name: site.cases for name, site in sites.items() if name not in revoked}
+    assert len(others) == 2
+    assert run.rounds[0]["in_time"] == sorted(others)
+    assert [(event.site, event.reason) for event in run.of(Refused)] == [(revoked[0], "revoked by the alliance")]
+    assert combining == [combining[0]] * 2, "the same collector averages the others"
+    torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, **others)["w"])
+
+
+def test_a_site_that_sent_its_collector_nothing_is_left_out(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=3)
     _run(tmp_path / "all", sites, {"rounds": {"number": 1}, "strategy": "swarm"})
     collectors = [request.collector for request in sites["east"].requests if isinstance(request, TrainRequest)]
@@ -680,7 +790,7 @@ def test_a_site_whose_update_never_reached_the_collector_is_left_out_and_the_col
     torch.testing.assert_close(run.last["w"], _mean_of(WEIGHTS, **others)["w"])
 
 
-def test_a_collector_that_lacks_all_updates_again_is_replaced_and_every_update_counts(tmp_path: Path) -> None:
+def test_a_collector_that_twice_lacks_all_updates_is_replaced(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, north=3, west=9)
     first: list[str] = []
 
@@ -712,7 +822,7 @@ _SCHEDULES = {
 
 @pytest.mark.parametrize("name", _SCHEDULES)
 @pytest.mark.parametrize("state_is_written", [True, False])
-def test_a_server_that_is_killed_at_any_event_ends_with_the_same_bits(
+def test_a_server_killed_at_any_event_ends_with_the_same_bits(
     name: str, state_is_written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"rounds": {"number": 3}, **_SCHEDULES[name]}
@@ -736,7 +846,7 @@ def test_a_server_that_is_killed_at_any_event_ends_with_the_same_bits(
 
 
 @pytest.mark.parametrize("name", ["fedadam", "swarm"])
-def test_a_server_that_is_killed_while_it_writes_a_rounds_state_goes_on_from_the_one_before(
+def test_a_server_killed_while_writing_state_resumes_the_previous_round(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "threading", SimpleNamespace(Thread=_LatestThread))
@@ -759,7 +869,7 @@ def test_a_server_that_is_killed_while_it_writes_a_rounds_state_goes_on_from_the
 
 
 class _LatestThread:
-    """A thread that does nothing before it is waited for."""
+    """A thread that only runs when it is joined."""
 
     def __init__(self, target: Callable[..., None], args: tuple[Any, ...], name: str) -> None:
         self._target, self._args = target, args
@@ -777,7 +887,7 @@ def _process(
     finish_saving: bool = True,
     close: bool = True,
 ) -> None:
-    """Run the job in a new process of the server, and perhaps kill it."""
+    """Run the job in a new process; perhaps kill it."""
     log = EventLog(folder / EVENTS_FILE)
     sites = InMemorySites(tiny_sites(a=3, b=5, c=4))
     loop = tiny_loop(folder, sites, Recorder(log, kill_after), settings=settings)
@@ -791,7 +901,7 @@ def _process(
         log.close()
 
 
-def test_a_site_that_returns_before_hope_is_lost_has_the_full_time_when_it_is_lost_again(tmp_path: Path) -> None:
+def test_a_site_lost_again_has_the_full_return_time(tmp_path: Path) -> None:
     slow = {name: _slow(site, 100.0, {1}) for name, site in tiny_sites(east=3, west=3).items()}
 
     def before_wait(transport: InMemorySites) -> None:
@@ -804,7 +914,7 @@ def test_a_site_that_returns_before_hope_is_lost_has_the_full_time_when_it_is_lo
     assert _run(tmp_path, slow, settings, before_wait).rounds[0]["in_time"] == ["east", "west"]
 
 
-def test_a_run_that_too_few_sites_may_come_back_to_ends_at_once(tmp_path: Path) -> None:
+def test_a_run_ends_at_once_if_too_few_sites_can_return(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, west=3)
     refusing = {**sites, "west": _refusing(sites["west"], {1: [Refusal("it is broken")]})}
     clock: list[float] = []
@@ -815,7 +925,7 @@ def test_a_run_that_too_few_sites_may_come_back_to_ends_at_once(tmp_path: Path) 
 
 
 class _Unregistered(InMemorySites):
-    """Sites that have not yet registered with a server that was restarted."""
+    """Sites that have not registered after a server's restart."""
 
     def names(self) -> list[str]:
         return []
@@ -838,7 +948,7 @@ def test_a_restarted_server_waits_for_the_sites_that_took_part_before(tmp_path: 
 
 
 class _NotingOpened(InMemorySites):
-    """Sites in memory, with whom each task was opened for."""
+    """In-memory sites that note each task's sites."""
 
     opened: list[set[str]]
 
@@ -847,7 +957,7 @@ class _NotingOpened(InMemorySites):
         return super().open(task)
 
 
-def test_a_site_that_is_lost_before_its_turn_is_sent_no_model_and_one_lost_within_it_is_not_waited_for(
+def test_a_lost_site_gets_no_model_and_is_not_awaited_in_the_sequence(
     tmp_path: Path,
 ) -> None:
     slow = {name: _slow(site, 10.0, {1}) for name, site in tiny_sites(east=3, north=3, west=3).items()}
@@ -883,12 +993,12 @@ def test_sites_that_are_not_drawn_count_as_unchanged(tmp_path: Path) -> None:
     torch.testing.assert_close(state.strategy["bent.w"], -0.5 * (deltas[0] + deltas[1]) / 3)
 
 
-def test_a_state_that_is_still_being_written_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_is_not_changed_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unchanged, write = [], store.write_run_state
 
     def slowly(folder: Path, state: RunState) -> None:
         before = {name: value.clone() for name, value in state.model.items()}
-        time.sleep(0.1)  # the next round, which is faster, is to wait
+        time.sleep(0.1)  # the next round is faster, and has to wait
         unchanged.append(all(torch.equal(state.model.get(name, value + 1), value) for name, value in before.items()))
         write(folder, state)
 
@@ -897,7 +1007,7 @@ def test_a_state_that_is_still_being_written_is_not_changed(tmp_path: Path, monk
     assert unchanged == [True] * 3
 
 
-def test_a_classifier_is_calibrated_on_the_sites_sums_and_tested_with_its_temperature(tmp_path: Path) -> None:
+def test_a_classifier_is_calibrated_and_tested_with_its_temperature(tmp_path: Path) -> None:
     sites = tiny_sites(east=3, west=3)
 
     def classifying(site: TinySite) -> Site:

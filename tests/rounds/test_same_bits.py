@@ -1,8 +1,8 @@
-"""Every algorithm gives the bits that it gave before the round loop was taken out of FLARE's controller.
+"""Every algorithm gives the recorded bits.
 
-``same_bits.json`` holds digests of what three sites of synthetic volumes made in FLARE's simulator, then: of the best
-and the last model, and of the algorithm's state; with losses and scores. Other processors may round otherwise, so a
-plain trainer's digest is compared first.
+``same_bits.json`` holds digests of the best and the last model and of the algorithm's state, with losses and scores, as
+three sites of synthetic volumes made them in FLARE's simulator before the round loop left FLARE's controller. Other
+processors may round differently, so a plain trainer's digest is compared first.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
 def _this_machine_rounds_as_the_recording_one(job: JobSpec, sites: dict[str, Path], _one_thread: None) -> None:
     """Skip where a plain trainer has other bits."""
     plan = job.changed({"rounds": {"number": 3}, "model": _NETWORK}).plan()
-    cases = usable_cases(sites["east"], plan.data, plan.task.vocabulary, plan.seed, "east").cases
+    cases = usable_cases(sites["east"], plan.data, plan.supervision(), plan.seed, "east").cases
     trainer = Trainer(plan, cases, "east", torch.device("cpu"))
     trainer.load_weights(plan.initial_weights())
     trainer.train(4)
@@ -111,7 +111,7 @@ def _this_machine_rounds_as_the_recording_one(job: JobSpec, sites: dict[str, Pat
 
 
 class _Site:
-    """A site's local training in this process, with the peers' part of a collector."""
+    """A site's local training here, with its peer exchange."""
 
     def __init__(self, spec: JobSpec, name: str, data: Path, folder: Path, peers: dict[str, PeerExchange]) -> None:
         context = SiteContext(site=name, data=data, state=folder)
@@ -148,7 +148,10 @@ def _digest(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def _process(spec: JobSpec, sites: dict[str, Path], folder: Path, kill_after: int | None = None) -> None:
-    """Run server and sites once, as new processes on the same folders would; perhaps kill them."""
+    """Run server and sites as new processes would.
+
+    They may be killed.
+    """
     log, peers = EventLog(folder / EVENTS_FILE), dict[str, PeerExchange]()
     running = {name: _Site(spec, name, data, folder / name, peers) for name, data in sites.items()}
     transport = InMemorySites(running)
@@ -189,17 +192,13 @@ def _spec(job: JobSpec, name: str) -> JobSpec:
 
 
 @pytest.mark.parametrize("name", _RECORDED["runs"])
-def test_an_algorithm_gives_the_same_bits_as_ever(
-    name: str, job: JobSpec, sites: dict[str, Path], tmp_path: Path
-) -> None:
+def test_an_algorithm_gives_the_recorded_bits(name: str, job: JobSpec, sites: dict[str, Path], tmp_path: Path) -> None:
     _process(_spec(job, name), sites, tmp_path)
     _assert_recorded(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["scaffold int8", "swarm"])
-def test_a_run_that_was_killed_halfway_gives_them_too(
-    name: str, job: JobSpec, sites: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_killed_run_gives_the_recorded_bits(name: str, job: JobSpec, sites: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(Killed):
         _process(_spec(job, name), sites, tmp_path, kill_after=18)
     _process(_spec(job, name), sites, tmp_path)

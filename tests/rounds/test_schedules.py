@@ -1,4 +1,4 @@
-"""Which runner carries out a schedule that a package derives from one of ours."""
+"""The runner of a derived schedule."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class _Scheduled(FedAvg):
         return self._schedule
 
 
-def test_a_derived_schedule_is_carried_out_as_the_one_that_it_derives_from() -> None:
+def test_a_derived_schedule_has_its_bases_runner() -> None:
     algorithm = _Scheduled(_Backwards())
     algorithm.check_settings(RoundsSpec(), EvaluationSpec())
     assert isinstance(runner_for(cast("Any", SimpleNamespace()), algorithm), SequentialRunner)
 
 
-def test_a_schedule_of_another_kind_is_refused_before_the_run() -> None:
+def test_an_unknown_schedule_is_refused_before_the_run() -> None:
     with pytest.raises(ValueError, match="fedavg has the schedule _Whenever, expected one that is derived"):
         _Scheduled(_Whenever()).check_settings(RoundsSpec(), EvaluationSpec())

@@ -1,4 +1,4 @@
-"""Which round is the best, and when more rounds do not help."""
+"""Selection of the best round, and early stopping."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _CASES = {"a": {"validation": 3}, "b": {"validation": 1}}
 
 
 @pytest.mark.parametrize(("rule", "score"), [("mean", 0.6), ("worst", 0.4), ("weighted", 0.7)])
-def test_a_rule_makes_one_score_of_the_sites(rule: str, score: float) -> None:
+def test_a_rule_combines_the_sites_scores(rule: str, score: float) -> None:
     assert selected_score(rule, {"a": 0.8, "b": 0.4}, _CASES) == pytest.approx(score)
 
 
-def test_without_scores_there_is_none() -> None:
+def test_without_scores_there_is_no_selected_score() -> None:
     assert selected_score("mean", {}, _CASES) is None
     assert selected_score("weighted", {"a": 0.8}, {"a": {"validation": 0}}) is None
 
@@ -25,7 +25,7 @@ def test_without_scores_there_is_none() -> None:
     ("patience", "best_round", "round_number", "over"),
     [(None, 1, 50, False), (2, 0, 50, False), (2, 3, 5, False), (2, 3, 6, True)],
 )
-def test_rounds_end_after_so_many_without_a_better_model(
+def test_rounds_end_once_patience_is_exhausted(
     patience: int | None, best_round: int, round_number: int, over: bool
 ) -> None:
     state = RunState({}, round=round_number, best_round=best_round)

@@ -1,4 +1,4 @@
-"""Which sites have joined, while others join on other threads."""
+"""Sites join on other threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oncofed.rounds.sites import Sites
 
 
 class _Counted(dict[str, Any]):
-    """Numbers of cases that another site joins during, as on another thread."""
+    """Numbers of cases; reading them lets another site join."""
 
     def __init__(self, join: Callable[[], None]) -> None:
         super().__init__(train=3)
@@ -21,7 +21,7 @@ class _Counted(dict[str, Any]):
         return super().__getitem__(name)
 
 
-def test_a_site_that_joins_while_the_others_are_counted_disturbs_nothing() -> None:
+def test_a_site_can_join_while_the_others_are_counted() -> None:
     transport = InMemorySites({})
     sites = Sites(
         transport=transport,

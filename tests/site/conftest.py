@@ -1,4 +1,4 @@
-"""A small alliance whose kits are open, for tests of what a site's admin does."""
+"""A small alliance with open kits, for site admins' tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PEOPLE = {"admin@x.org": {"role": "project_admin"}, "eng@x.org": {"role": "lead"
 
 @pytest.fixture
 def kits(tmp_path: Path) -> dict[str, Path]:
-    """Open kits by participant: a server on this machine, two sites, two people."""
+    """Open kits of a server, two sites and two people."""
     spec = AllianceSpec(name="tiny", sites=("east", "west"), port=free_port(), people=PEOPLE)
     authority = Authority.new(spec.name)
     folder = provision(spec, tmp_path / "alliance", authority)

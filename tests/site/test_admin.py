@@ -1,4 +1,4 @@
-"""Tests of the admin's page on its real server: who is let in, what can be done, what others cannot."""
+"""The admin's page on its real server."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def address(kits: Path) -> Iterator[str]:
 
 
 class _Browser:
-    """Keeps the cookie that it is given, and sends what it is told to."""
+    """A minimal browser that keeps its cookie."""
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
@@ -97,9 +97,7 @@ def browser(address: str) -> _Browser:
     by="the token, its cookie, the host's name, and a token in each form",
     logged="nothing is done; who opens it is in the site's audit log",
 )
-def test_nobody_is_let_in_without_the_token_and_no_other_page_can_act(
-    address: str, browser: _Browser, kits: Path
-) -> None:
+def test_the_page_requires_its_token_and_refuses_other_origins(address: str, browser: _Browser, kits: Path) -> None:
     stranger = _Browser(address)
     assert stranger.ask("/")[0] == 403
     assert stranger.ask("/?token=" + "x" * 43)[0] == 403
@@ -124,7 +122,7 @@ def test_nobody_is_let_in_without_the_token_and_no_other_page_can_act(
     assert browser.ask("/code/../../../etc/passwd")[0] in (308, 404, 400)
 
 
-def test_what_ran_what_left_and_who_allowed_it_is_on_the_first_page(browser: _Browser) -> None:
+def test_the_first_page_shows_jobs_and_traffic(browser: _Browser) -> None:
     status, page, _ = browser.ask("/")
     assert status == 200
     for part in ("eng@x.org", "2.5 MB", "unet, fedavg", "balls&lt;script&gt;"):
@@ -135,7 +133,7 @@ def test_what_ran_what_left_and_who_allowed_it_is_on_the_first_page(browser: _Br
     assert (status, "own code" in page) == (200, True)
 
 
-def test_code_is_looked_at_and_decided_about(browser: _Browser, kits: Path, tmp_path: Path) -> None:
+def test_code_is_reviewed_and_decided(browser: _Browser, kits: Path, tmp_path: Path) -> None:
     pack = make_pack(make_package(tmp_path / "wide_net", "import socket\n"), kits / "engineer@oncofed.org" / "startup")
     (tmp_path / "some.pack.zip").write_bytes(pack.content)
     import_pack(kits / "east", tmp_path / "some.pack.zip")
@@ -157,7 +155,7 @@ def test_code_is_looked_at_and_decided_about(browser: _Browser, kits: Path, tmp_
     assert browser.ask("/code/0000")[0] == 400
 
 
-def test_the_policy_is_changed_with_a_reason_and_a_mistake_is_told(browser: _Browser, kits: Path) -> None:
+def test_the_policy_is_changed_with_a_reason_or_refused(browser: _Browser, kits: Path) -> None:
     form = {"policy": "networks: [unett]", "reason": REASON, "form_token": browser.form_token("/policy")}
     status, page, _ = browser.ask("/policy", form)
     assert (status, "did you mean unet?" in page) == (400, True)
@@ -168,7 +166,7 @@ def test_the_policy_is_changed_with_a_reason_and_a_mistake_is_told(browser: _Bro
     assert "+networks" in browser.ask("/policy")[1]
 
 
-def test_only_a_sites_kit_has_a_page_and_a_taken_port_is_told(kits: Path, address: str) -> None:
+def test_other_kits_and_a_taken_port_are_refused(kits: Path, address: str) -> None:
     with pytest.raises(AllianceError, match="this page is a site's"), admin_server(kits / "localhost", 0):
         pass
     port = urlsplit(address).port

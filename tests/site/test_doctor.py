@@ -1,4 +1,4 @@
-"""``oncofed site doctor`` finds each fault that is planted, and says what to do."""
+"""``oncofed site doctor`` finds faults, and gives advice."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def _found(checks: list[Check]) -> dict[str, Check]:
 
 @contextmanager
 def _server(kits: dict[str, Path], certificates: Path | None = None, clock: float = 0.0) -> Iterator[None]:
-    """Answer as the server does: TLS in which both ends show a certificate, then a refusal with the time on it."""
+    """Answer as the server does.
+
+    Mutual TLS, then a refusal with the server's time.
+    """
     startup = (certificates or kits["localhost"]) / "startup"
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(startup / "server.crt", startup / "server.key")
@@ -68,7 +71,7 @@ def _server(kits: dict[str, Path], certificates: Path | None = None, clock: floa
         thread.join()
 
 
-def test_a_site_that_is_ready(kits: dict[str, Path], site: Path) -> None:
+def test_a_ready_site_passes_all_checks(kits: dict[str, Path], site: Path) -> None:
     settings = kits["east"] / "site.yaml"
     settings.write_text(settings.read_text().replace("datasets: {}", f"datasets: {{balls: {site}}}"))
     with _server(kits):
@@ -81,9 +84,7 @@ def test_a_site_that_is_ready(kits: dict[str, Path], site: Path) -> None:
     assert all(check.advice for check in checks if check.state != "ok")
 
 
-def test_whether_the_alliances_jobs_fit_and_whether_patients_can_be_named(
-    kits: dict[str, Path], site: Path, spec: JobSpec
-) -> None:
+def test_datasets_are_checked_for_jobs_and_identifiers(kits: dict[str, Path], site: Path, spec: JobSpec) -> None:
     plans = {"balls": spec.plan(), "other": spec.changed({"data": {"dataset": "livers"}}).plan()}
     (kits["east"] / "site.yaml").write_text(f"datasets: {{balls: {site}}}\n")
     found = _found(examine(kits["east"], jobs=plans))
@@ -102,7 +103,7 @@ def test_whether_the_alliances_jobs_fit_and_whether_patients_can_be_named(
 
 
 def _evil(folder: Path) -> Path:
-    """Return kits of another alliance for the same names."""
+    """Return another alliance's kits for the same names."""
     return provision(AllianceSpec(name="evil", sites=("east",)), folder / "evil")
 
 
@@ -154,21 +155,21 @@ def test_an_expired_certificate_is_found(kits: dict[str, Path], monkeypatch: pyt
         assert (check.state, words in check.found) == (state, True), check
 
 
-def test_the_way_to_the_server(kits: dict[str, Path], tmp_path: Path) -> None:
+def test_the_route_and_clock_are_checked(kits: dict[str, Path], tmp_path: Path) -> None:
     checks = _found(examine(kits["east"]))
     assert (checks["server"].state, "refused" in checks["server"].found) == ("fail", True)
     assert "firewall" in checks["server"].advice
     with _server(kits, clock=-600):
         checks = _found(examine(kits["east"]))
     assert checks["clock"].state == "fail"
-    # To the second, and the question takes a while on a busy machine.
+    # To the second, and the request takes a while on a busy machine.
     assert re.match(r"(599|6\d\d) s ahead of the server's", checks["clock"].found)
     with _server(kits, _evil(tmp_path) / "localhost"):
         checks = _found(examine(kits["east"]))
     assert (checks["server"].state, "not of this alliance" in checks["server"].found) == ("fail", True)
 
 
-def test_a_site_of_another_alliance_is_not_let_in(kits: dict[str, Path], tmp_path: Path) -> None:
+def test_a_site_of_another_alliance_is_refused(kits: dict[str, Path], tmp_path: Path) -> None:
     other = _evil(tmp_path) / "east" / "startup"
     for name in ("client.crt", "client.key"):
         shutil.copy(other / name, kits["east"] / "startup" / name)
@@ -178,20 +179,20 @@ def test_a_site_of_another_alliance_is_not_let_in(kits: dict[str, Path], tmp_pat
     assert checks["kit"].state == checks["server"].state == "fail"
 
 
-def test_a_name_that_nobody_knows() -> None:
+def test_an_unknown_host_is_found() -> None:
     checks = _found(examine(None, ("no-such-host.invalid", 8002)))
     assert checks["name"].state == "fail"
     assert "DNS" in checks["name"].advice
     assert "kit" not in checks
 
 
-def test_a_port_that_is_taken(kits: dict[str, Path]) -> None:
+def test_a_taken_port_is_found(kits: dict[str, Path]) -> None:
     with socket.create_server(("", read_facts(kits["localhost"]).port)):
         assert _found(examine(kits["localhost"]))["port"].state == "fail"
     assert _found(examine(kits["localhost"]))["port"].state == "ok"
 
 
-def test_a_package_that_was_changed_after_it_was_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_changed_package_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     installed = tmp_path / "installed"
     (installed / "monai").mkdir(parents=True)
     (installed / "monai" / "nets.py").write_text("import os")
@@ -219,7 +220,7 @@ def test_the_command_prints_and_exits(kits: dict[str, Path], run: Callable[..., 
     assert run("site", "doctor", "--server", "nonsense").status == 2
 
 
-def test_without_a_kit_it_looks_at_the_machine(
+def test_without_a_kit_only_the_machine_is_checked(
     run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -230,7 +231,7 @@ def test_without_a_kit_it_looks_at_the_machine(
     assert "--server" in found["kit"]["advice"]
 
 
-def test_a_site_without_its_guard_or_with_a_changed_audit_log_is_not_well(kits: dict[str, Path]) -> None:
+def test_a_missing_filter_or_changed_audit_log_is_found(kits: dict[str, Path]) -> None:
     found = _found(examine(kits["east"]))
     assert (found["policy"].state, found["audit log"].state) == ("ok", "ok")
     log = AuditLog(kits["east"])

@@ -1,4 +1,4 @@
-"""Tests of a site's policy, guard and audit log in a real federation of two sites."""
+"""Policy, outbound filter and audit log in a real federation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def _run(running: Lab, spec: JobSpec) -> RunProgress:
-    """Submit a job and return how it ended."""
+    """Submit a job and return its outcome."""
     running.submit(spec)
     running.wait(lambda state: state.finished is not None or excluded(state) or state.failed, "it ends")
     return running.look()
@@ -55,7 +55,7 @@ def _what(kit: Path) -> list[str]:
     by="the chain of digests; the server's anchor",
     logged="oncofed site audit verify",
 )
-def test_what_ran_and_left_is_recorded_at_every_site_and_its_end_is_known_to_the_server(
+def test_jobs_and_traffic_are_recorded_and_anchored_on_the_server(
     running: Lab, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     kits = {site: running.alliance.kit(site) for site in ("east", "west")}
@@ -90,9 +90,7 @@ def test_what_ran_and_left_is_recorded_at_every_site_and_its_end_is_known_to_the
     path.write_text(whole)
 
 
-def test_an_auditor_reads_it_as_a_table_a_file_and_a_page(
-    running: Lab, run: Callable[..., Outcome], tmp_path: Path
-) -> None:
+def test_the_audit_log_is_shown_and_exported(running: Lab, run: Callable[..., Outcome], tmp_path: Path) -> None:
     kit = running.alliance.kit("east")
     shown = run("site", "audit", "show", "--folder", kit, "--what", "left")
     assert "message left" in shown.text
@@ -111,7 +109,7 @@ def test_an_auditor_reads_it_as_a_table_a_file_and_a_page(
     by="the site's policy",
     logged="the site's audit log: job refused",
 )
-def test_a_job_that_does_not_fit_is_refused_with_the_rule_before_any_data_is_read(
+def test_a_job_against_policy_is_refused_before_data_is_read(
     running: Lab, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     kit = running.alliance.kit("east")
@@ -126,7 +124,7 @@ def test_a_job_that_does_not_fit_is_refused_with_the_rule_before_any_data_is_rea
     assert (refused.status, "networks has no 'unet'" in refused.text) == (3, True), refused.text
     rule = "its policy does not allow this job: networks has no 'unet'"
     try:
-        # As every site is needed, it is refused when it is submitted; as one is enough, the other trains alone.
+        # If every site is needed, it is refused at submission; if one is enough, the other trains alone.
         with pytest.raises(FederationError, match=f"1 of 2 connected sites would run it, it needs 2. east: {rule}"):
             running.submit(running.spec)
         at_once = list(AuditLog(kit).entries())[-1]
@@ -153,7 +151,7 @@ def test_a_job_that_does_not_fit_is_refused_with_the_rule_before_any_data_is_rea
     logged="the site's audit log: message held back",
 )
 @pytest.mark.parametrize("kind", ["tensor", "metric", "text", "shape"])
-def test_what_a_job_does_not_declare_does_not_leave(running: Lab, kind: str) -> None:
+def test_undeclared_results_are_held_back(running: Lab, kind: str) -> None:
     kit = running.alliance.kit("west")
     before = (kit / "local" / PRIVACY_FILE).read_text()
     poison(kit, kind, guarded=True)
@@ -169,7 +167,7 @@ def test_what_a_job_does_not_declare_does_not_leave(running: Lab, kind: str) -> 
     assert "MRN" not in json.dumps(held)
 
 
-def test_where_nothing_can_be_recorded_nothing_runs(running: Lab) -> None:
+def test_without_an_audit_log_nothing_runs(running: Lab) -> None:
     kit = running.alliance.kit("west")
     log = kit / "audit" / "audit.jsonl"
     aside = log.rename(log.with_suffix(".aside"))
@@ -182,9 +180,7 @@ def test_where_nothing_can_be_recorded_nothing_runs(running: Lab) -> None:
     assert excluded(state) == {"west": "it cannot write its audit log, and runs nothing unrecorded"}
 
 
-def test_a_policy_that_cannot_be_is_said_and_changes_nothing(
-    running: Lab, run: Callable[..., Outcome], tmp_path: Path
-) -> None:
+def test_an_invalid_policy_is_refused(running: Lab, run: Callable[..., Outcome], tmp_path: Path) -> None:
     kit = running.alliance.kit("west")
     policy = tmp_path / "policy.yaml"
     before = (kit / "local" / "policy.json").read_bytes()
@@ -206,9 +202,7 @@ def test_a_policy_that_cannot_be_is_said_and_changes_nothing(
     assert "it has no policy" in run("site", "policy", "show", "--folder", running.alliance.server_kit).text
 
 
-def test_a_model_says_where_it_comes_from_and_the_server_vouches_for_it(
-    running: Lab, run: Callable[..., Outcome], tmp_path: Path
-) -> None:
+def test_a_model_has_a_signed_provenance(running: Lab, run: Callable[..., Outcome], tmp_path: Path) -> None:
     _run(running, running.spec)
     kit = running.alliance.kit(running.alliance.spec.engineer)
     models = running.alliance.server_kit / "oncofed" / running.job.id / "models"

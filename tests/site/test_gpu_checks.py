@@ -1,4 +1,7 @@
-"""What the doctor finds of GPUs; the process that computes there is real, and has a build of torch without CUDA."""
+"""The doctor's checks of GPUs.
+
+The process that computes is real, with a build of torch without CUDA.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,10 @@ from oncofed.training import compiling
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine whose GPU 0 computes, 1 is another program's, and 2 has no kernels in this build of torch."""
+    """A machine with three GPUs.
+
+    GPU 0 computes, another program uses 1, and torch has no kernels for 2.
+    """
     monkeypatch.setattr(gpus, "_ROOT", tmp_path / "root")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     install(tmp_path / "bin", monkeypatch, [row(0), row(1, free=1000), row(2, "Tesla V100")])
@@ -31,7 +37,7 @@ def _of_gpus(checks: list[Check]) -> list[tuple[str, str, str]]:
     return [(check.state, check.found, check.advice) for check in checks if check.name == "gpu"]
 
 
-def test_each_gpu_that_is_lent_computes(machine: pytest.MonkeyPatch) -> None:
+def test_each_offered_gpu_computes(machine: pytest.MonkeyPatch) -> None:
     first, second, third = _of_gpus(list(check_gpus()))
     assert first[0] == "ok"
     assert first[1].endswith("driver 580.82, 39 of 40 GiB free, computes")
@@ -45,21 +51,21 @@ def test_each_gpu_that_is_lent_computes(machine: pytest.MonkeyPatch) -> None:
     assert absent[:2] == ("warn", "site.yaml lends GPU 5, which is not here")
 
 
-def test_a_gpu_that_is_named_where_there_is_no_driver_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_named_gpu_without_driver_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_checks, "read_gpus", list)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     (check,) = check_gpus()
     assert (check.state, check.found) == ("fail", "CUDA_VISIBLE_DEVICES names 7, and there is no NVIDIA driver")
 
 
-def test_a_slice_is_told_for_what_it_can_do(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gpu_slice_is_described(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     listed = "GPU 0: A100 (UUID: GPU-0aaa)\n  MIG 1g.5gb      Device  0: (UUID: MIG-15bb)\n"
     install(tmp_path / "bin", machine, [row(0, busy="[N/A]")], listed)
     ((state, found, advice),) = _of_gpus(list(check_gpus()))
     assert (state, "1g.5gb" in found, "jobs of one GPU" in advice) == ("warn", True, True)
 
 
-def test_no_gpu_is_told_with_its_reason(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unusable_gpus_are_reported_with_a_reason(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine.setenv("CUDA_VISIBLE_DEVICES", "")
     assert _of_gpus(list(check_gpus()))[0][1] == "CUDA_VISIBLE_DEVICES names none: jobs train on the CPU"
     machine.setenv("CUDA_VISIBLE_DEVICES", "7")
@@ -75,7 +81,7 @@ def test_no_gpu_is_told_with_its_reason(machine: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.skipif(torch.backends.cuda.is_built(), reason="needs a build of torch without CUDA")
-def test_a_process_of_its_own_computes_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_separate_process_tries_the_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "_ROOT", tmp_path / "root")
     install(tmp_path / "bin", monkeypatch, [row(0)])
     ((state, found, advice),) = _of_gpus(list(check_gpus()))
@@ -94,7 +100,7 @@ def test_a_process_of_its_own_computes_there(tmp_path: Path, monkeypatch: pytest
         ("import os; print('oncofed says: ' + os.environ['CUDA_VISIBLE_DEVICES'])", "MIG-15bb"),
     ],
 )
-def test_whatever_becomes_of_that_process_is_one_line(
+def test_any_outcome_of_the_process_is_one_line(
     program: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_checks, "_TRIAL", program)
@@ -104,7 +110,7 @@ def test_whatever_becomes_of_that_process_is_one_line(
     assert bool(said) == bool(told)
 
 
-def test_what_compiling_needs_is_looked_for(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_compilers_requirements_are_checked(machine: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine.delenv("CC", raising=False)
     machine.setattr(compiling.shutil, "which", lambda name: None)
     *_, check = check_gpus()

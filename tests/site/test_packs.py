@@ -1,4 +1,4 @@
-"""Tests of code by digest in a real federation: refused, looked at, approved, run, withdrawn."""
+"""Approval of code by digest in a real federation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 
 def _packed(run: Callable[..., Outcome], package: Path, job: Path, running: Lab) -> tuple[str, JobSpec]:
-    """Pack a package as the engineer does, and return its digest and a job with it."""
+    """Pack a package; return its digest and a job."""
     kit = running.alliance.kit(running.alliance.spec.engineer)
     made = run("job", "pack", package, "--kit", kit, "--out", job, "--json")
     assert made.status == 0, made.text
@@ -66,9 +66,7 @@ def _last(kit: Path, what: str) -> dict[str, object]:
     by="each site's list of approved digests",
     logged="the site's audit log: code received, job refused",
 )
-def test_exactly_the_code_that_a_site_approved_runs_there(
-    running: Lab, run: Callable[..., Outcome], tmp_path: Path
-) -> None:
+def test_only_approved_code_runs_at_a_site(running: Lab, run: Callable[..., Outcome], tmp_path: Path) -> None:
     kits = {site: running.alliance.kit(site) for site in ("east", "west")}
     job = write_job(tmp_path / "job", JOB).parent
     digest, spec = _packed(run, make_package(tmp_path / "one" / "wide_net"), job, running)
@@ -114,7 +112,7 @@ def test_exactly_the_code_that_a_site_approved_runs_there(
     assert {row["digest"]: row["state"] for row in listed} == {digest: "withdrawn", other: "rejected"}
 
 
-def test_what_cannot_be_decided_is_told(running: Lab, run: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_impossible_decisions_are_refused(running: Lab, run: Callable[..., Outcome], tmp_path: Path) -> None:
     kit = running.alliance.kit("west")
     unsigned = run("job", "pack", make_package(tmp_path / "own" / "wide_net", "# own\n"), "--out", tmp_path, "--json")
     file = json.loads(unsigned.output)["file"]

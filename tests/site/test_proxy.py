@@ -1,4 +1,4 @@
-"""A site whose only way out is a proxy with HTTP CONNECT."""
+"""A site that connects through an HTTP CONNECT proxy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from oncofed.site.service import is_connected
 
 @pytest.fixture
 def echo() -> int:
-    """The port of a server that says everything back."""
+    """The port of an echo server."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -36,7 +36,7 @@ def echo() -> int:
     return int(listener.getsockname()[1])
 
 
-def test_a_tunnel_carries_what_is_said(echo: int) -> None:
+def test_a_tunnel_carries_data(echo: int) -> None:
     with proxy(echo, "me:s3cr3t") as running:
         with open_tunnel(f"http://me:s3cr3t@127.0.0.1:{running.port}", "localhost", echo, 5) as connection:
             connection.sendall(b"world")
@@ -53,7 +53,7 @@ def test_a_tunnel_carries_what_is_said(echo: int) -> None:
 @pytest.mark.parametrize(
     "address", ["proxy:3128", "https://proxy:3128", "http://proxy", "socks5://proxy:1", "http://:1"]
 )
-def test_what_is_no_address_of_a_proxy_is_said(kits: dict[str, Path], address: str) -> None:
+def test_an_invalid_proxy_address_is_refused(kits: dict[str, Path], address: str) -> None:
     (kits["east"] / "site.yaml").write_text(f"proxy: {address}\n")
     with pytest.raises(SpecError, match="expected http://HOST:PORT"):
         read_settings(kits["east"])
@@ -63,7 +63,7 @@ def _check(folder: Path, name: str) -> Check:
     return next(check for check in examine(folder) if check.name == name)
 
 
-def test_the_doctor_looks_through_the_proxy(kits: dict[str, Path], echo: int, run: Callable[..., Outcome]) -> None:
+def test_the_doctor_checks_through_the_proxy(kits: dict[str, Path], echo: int, run: Callable[..., Outcome]) -> None:
     port = read_facts(kits["east"]).port
     settings = kits["east"] / "site.yaml"
     settings.write_text(f"proxy: http://127.0.0.1:{free_port()}\n")
@@ -82,7 +82,9 @@ def test_the_doctor_looks_through_the_proxy(kits: dict[str, Path], echo: int, ru
 
 @pytest.mark.slow
 @pytest.mark.federation
-def test_a_job_goes_through_it(kits: dict[str, Path], two_sites: dict[str, Path], job: Path, tmp_path: Path) -> None:
+def test_a_job_runs_through_the_proxy(
+    kits: dict[str, Path], two_sites: dict[str, Path], job: Path, tmp_path: Path
+) -> None:
     def command(*arguments: str | Path) -> str:
         done = oncofed(*arguments, home=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -104,7 +106,7 @@ def test_a_job_goes_through_it(kits: dict[str, Path], two_sites: dict[str, Path]
         finally:
             for name in ("east", "west", "localhost"):
                 oncofed("site", "stop", "--folder", kits[name], home=tmp_path)
-        # The site's own connection, and that of its job.
+        # The site's connection, and that of its job.
         assert running.opened.count(f"localhost:{port}") >= 3
     for log in kits["east"].rglob("*"):
         if log.suffix in (".log", ".txt", ".json") and log.name != "site.yaml":

@@ -1,4 +1,4 @@
-"""A newer kit in the place of an older one: what changes, what stays, and what is refused."""
+"""Renewal of a kit: what changes, stays and is refused."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PEOPLE = {"eng@x.org": {"role": "lead"}}
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Kits of one alliance, old and new, and of another that has its names."""
+    """Old and new kits of an alliance, and a namesake's."""
     folder = tmp_path_factory.mktemp("made")
     root, others = Authority.new("tiny"), Authority.new("tiny")
     kits = {}
@@ -46,7 +46,7 @@ def _copied(kit: Path) -> Callable[[Path], object]:
     return lambda folder: shutil.copytree(kit, folder)
 
 
-def test_certificate_and_key_are_new_and_what_is_the_sites_own_stays(kit: Path, made: dict[str, Path]) -> None:
+def test_renewal_replaces_the_certificate_and_keeps_site_files(kit: Path, made: dict[str, Path]) -> None:
     (kit / "site.yaml").write_text("datasets: {balls: /data/balls}\n")
     (kit / "local" / "privacy.json.sample").write_text("mine")
     (kit / "deploy" / "compose.yaml").write_text("mine")
@@ -66,7 +66,7 @@ def test_certificate_and_key_are_new_and_what_is_the_sites_own_stays(kit: Path, 
     assert (kit / "startup" / "client.key").read_bytes() == (made["new"] / "east/startup/client.key").read_bytes()
     require_unchanged(kit)
     assert not list(kit.glob(".renewal"))
-    # Once more is no harm: somebody may not know how far it came.
+    # Repeating it does no harm: somebody may not know how far it got.
     renew(kit, _copied(made["new"] / "east"))
 
 
@@ -78,7 +78,7 @@ def test_certificate_and_key_are_new_and_what_is_the_sites_own_stays(kit: Path, 
         ("new/eng@x.org", "participant eng@x.org"),
     ],
 )
-def test_the_kit_of_somebody_else_changes_nothing(kit: Path, made: dict[str, Path], newer: str, said: str) -> None:
+def test_another_participants_kit_changes_nothing(kit: Path, made: dict[str, Path], newer: str, said: str) -> None:
     label, name = newer.split("/")
     before = {path: path.read_bytes() for path in kit.rglob("*") if path.is_file()}
     with pytest.raises(AllianceError, match=said):
@@ -86,7 +86,7 @@ def test_the_kit_of_somebody_else_changes_nothing(kit: Path, made: dict[str, Pat
     assert {path: path.read_bytes() for path in kit.rglob("*") if path.is_file()} == before
 
 
-def test_an_older_kit_and_one_that_does_not_open_change_nothing(
+def test_an_older_or_sealed_kit_changes_nothing(
     kit: Path, made: dict[str, Path], run: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     renew(kit, _copied(made["new"] / "east"))
@@ -102,8 +102,8 @@ def test_an_older_kit_and_one_that_does_not_open_change_nothing(
     assert not list(kit.glob(".renewal"))
 
 
-def test_one_that_was_interrupted_is_mended_by_another(kit: Path, made: dict[str, Path]) -> None:
-    """The worst moment: the new keys lie in place, and the file that says whose kit it is, does not."""
+def test_an_interrupted_renewal_can_be_repeated(kit: Path, made: dict[str, Path]) -> None:
+    """The worst moment: new keys with the old ``kit.json``."""
     shutil.rmtree(kit / "startup")
     shutil.copytree(made["new"] / "east" / "startup", kit / "startup")
     assert changed_files(kit)

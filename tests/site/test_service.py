@@ -1,4 +1,4 @@
-"""A site's way from a sealed kit to a running site, with the commands that its admin types."""
+"""From a sealed kit to a running site, by command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from oncofed.errors import FederationError
 from oncofed.site.service import Service, is_connected, service_state
 
 
-def test_a_changed_kit_and_that_of_a_person_are_not_started(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:
+def test_changed_and_persons_kits_are_not_started(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:
     refused = run("site", "start", "--folder", kits["eng@x.org"])
     assert (refused.status, "a person: nothing is started from it" in refused.text) == (1, True)
     (kits["east"] / "startup" / "sub_start.sh").write_text("evil")
@@ -35,7 +35,7 @@ def test_a_changed_kit_and_that_of_a_person_are_not_started(kits: dict[str, Path
 
 
 @pytest.mark.slow
-def test_a_process_that_ends_at_once_is_started_again_and_then_given_up(kits: dict[str, Path]) -> None:
+def test_a_failing_process_is_restarted_then_given_up(kits: dict[str, Path]) -> None:
     script = kits["east"] / "startup" / "sub_start.sh"
     (kits["east"] / "site.yaml").write_text("restarts_an_hour: 1\n")
     told: list[str] = []
@@ -49,7 +49,7 @@ def test_a_process_that_ends_at_once_is_started_again_and_then_given_up(kits: di
     assert (state.running, "status 7" in state.trouble) == (False, True)
 
 
-def test_what_pytorch_compiled_outlives_the_process_and_is_the_owners_alone(kits: dict[str, Path]) -> None:
+def test_the_compile_cache_persists_and_is_private(kits: dict[str, Path]) -> None:
     (kits["east"] / "site.yaml").write_text("restarts_an_hour: 0\n")
     service = Service(kits["east"], lambda line: None)
     script = kits["east"] / "startup" / "sub_start.sh"
@@ -65,15 +65,13 @@ def test_what_pytorch_compiled_outlives_the_process_and_is_the_owners_alone(kits
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00"])
-def test_a_broken_file_of_the_sites_own_is_named(
-    kits: dict[str, Path], run: Callable[..., Outcome], content: bytes
-) -> None:
+def test_a_broken_site_file_is_named(kits: dict[str, Path], run: Callable[..., Outcome], content: bytes) -> None:
     (kits["east"] / "local" / "resources.json").write_bytes(content)
     refused = run("site", "start", "--folder", kits["east"])
     assert (refused.status, "local/resources.json is broken (" in refused.text) == (1, True), refused.text
 
 
-def test_a_server_whose_port_is_taken_says_so(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:
+def test_a_server_reports_a_taken_port(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:
     with socket.create_server(("", read_facts(kits["localhost"]).port)):
         refused = run("site", "start", "--folder", kits["localhost"])
         assert (refused.status, "Address already in use. What listens there: ss" in refused.text) == (1, True)
@@ -82,7 +80,7 @@ def test_a_server_whose_port_is_taken_says_so(kits: dict[str, Path], run: Callab
     assert not service_state(kits["localhost"]).running
 
 
-def test_a_kit_whose_key_others_can_read_is_not_started(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:
+def test_a_kit_with_a_readable_key_is_not_started(kits: dict[str, Path], run: Callable[..., Outcome]) -> None:
     (kits["east"] / "startup" / "client.key").chmod(0o640)
     refused = run("site", "start", "--folder", kits["east"])
     assert (refused.status, "can read startup/client.key" in refused.text) == (3, True)
@@ -90,7 +88,10 @@ def test_a_kit_whose_key_others_can_read_is_not_started(kits: dict[str, Path], r
 
 @pytest.fixture
 def opened(tmp_path: Path, two_sites: dict[str, Path]) -> Iterator[dict[str, Path]]:
-    """Provision an alliance and open its kits by command, east's with a password; what was started is stopped."""
+    """An alliance's kits, provisioned and opened by command.
+
+    East's has a password. Started processes are stopped.
+    """
     key = pyrage.x25519.Identity.generate()
     (tmp_path / "key.txt").write_text(str(key))
     sealed = f"recipient: {key.to_public()}"
@@ -122,9 +123,7 @@ def opened(tmp_path: Path, two_sites: dict[str, Path]) -> Iterator[dict[str, Pat
 @pytest.mark.slow
 @pytest.mark.federation
 @pytest.mark.timeout(400)
-def test_from_a_sealed_kit_to_a_job_that_outlives_killed_services(
-    opened: dict[str, Path], job: Path, tmp_path: Path
-) -> None:
+def test_a_job_from_sealed_kits_survives_killed_services(opened: dict[str, Path], job: Path, tmp_path: Path) -> None:
     def command(*arguments: str | Path, status: int = 0) -> str:
         done = oncofed(*arguments, home=tmp_path)
         assert done.returncode == status, done.stdout + done.stderr
@@ -137,11 +136,11 @@ def test_from_a_sealed_kit_to_a_job_that_outlives_killed_services(
         wait_for(lambda site=site: is_connected(opened[site]), f"{site} is connected")
     assert "fail" not in command("site", "doctor", "--folder", opened["east"])
 
-    # One whose service is killed has left its processes; the next one ends them and goes on.
+    # A killed service leaves its processes; the next one ends them and continues.
     os.kill(service_state(opened["east"]).pid, signal.SIGKILL)
     wait_for(lambda: not service_state(opened["east"]).running, "its service is gone")
     command("site", "start", "--folder", opened["east"], "--background")
-    # One whose FLARE process is killed starts it again by itself.
+    # A killed FLARE process is restarted by the service.
     flare = [
         process
         for process in psutil.Process(service_state(opened["west"]).pid).children(recursive=True)
@@ -170,7 +169,7 @@ def test_from_a_sealed_kit_to_a_job_that_outlives_killed_services(
 @pytest.mark.slow
 @pytest.mark.federation
 @pytest.mark.timeout(300)
-def test_in_a_running_job_one_is_renewed_without_missing_a_round_and_another_is_revoked(
+def test_a_renewal_misses_no_round_and_a_revocation_excludes(
     opened: dict[str, Path], job: Path, tmp_path: Path
 ) -> None:
     def command(*arguments: str | Path, status: int = 0) -> str:
@@ -205,7 +204,7 @@ def test_in_a_running_job_one_is_renewed_without_missing_a_round_and_another_is_
     wait_for(lambda: _participations(events)[-1]["in_time"] == ["east"], "it is out")
     begun = len(_participations(events))
     wait_for(lambda: len(_participations(events)) > begun + 3, "rounds go on")
-    # It stays out when it is started again, and when the server is.
+    # It stays out after its restart, and after the server's.
     command("site", "stop", "--folder", opened["west"])
     command("site", "start", "--folder", opened["west"], "--background")
     command("alliance", "revoke", "eng@x.org", *root)
@@ -229,7 +228,7 @@ def _participations(events: Path) -> list[dict[str, list[str]]]:
 
 
 def _no_secret_is_shown(opened: dict[str, Path]) -> None:
-    """Look for private keys and tokens in every log, and in the list of processes."""
+    """Search all logs and process lists for keys and tokens."""
     keys = {path.read_text().splitlines()[3] for folder in opened.values() for path in folder.rglob("*.key")}
     for folder in opened.values():
         for log in folder.rglob("*"):
@@ -244,7 +243,7 @@ def _no_secret_is_shown(opened: dict[str, Path]) -> None:
         assert not any(key in line for key in keys)
 
 
-def test_a_moved_kit_runs_where_it_is(kits: dict[str, Path], tmp_path: Path) -> None:
+def test_a_moved_kit_still_runs(kits: dict[str, Path], tmp_path: Path) -> None:
     moved = kits["localhost"].rename(tmp_path / "elsewhere")
     assert read_facts(moved).kind == "server"
     service = Service(moved, lambda line: None)

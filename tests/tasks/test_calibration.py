@@ -1,4 +1,4 @@
-"""One temperature over the patients of several sites, from sums alone."""
+"""A temperature over several sites' patients, from sums."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ Patients = tuple[NDArray[np.float64], NDArray[np.int64], list[str]]
 
 
 def _patients(count: int, too_sure: float, seed: int, classes: int = 3) -> Patients:
-    """Return probabilities, labels and names of patients about whom a model is so many times too sure."""
+    """Return predictions for patients by an overconfident model.
+
+    Probabilities, labels and names; ``too_sure`` is the factor of overconfidence.
+    """
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 1.5, (count, classes))
     shares = tempered(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), 1.0)
@@ -40,7 +43,7 @@ def _patients(count: int, too_sure: float, seed: int, classes: int = 3) -> Patie
 
 
 def _directly(found: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
-    """Return the best temperature of patients in one place, by another method."""
+    """Return pooled patients' best temperature, by another method."""
     best = minimize_scalar(
         lambda place: log_losses(tempered(found, float(np.exp(place))), labels).sum(),
         bounds=(np.log(TEMPERATURES[0]), np.log(TEMPERATURES[-1])),
@@ -55,7 +58,7 @@ def _directly(found: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     st.floats(0.6, 4.0),
     st.integers(0, 10_000),
 )
-def test_the_sum_of_sites_is_that_of_pooled_patients(counts: list[int], too_sure: float, seed: int) -> None:
+def test_the_sum_over_sites_equals_pooled_patients(counts: list[int], too_sure: float, seed: int) -> None:
     sites = [_patients(count, too_sure, seed + n) for n, count in enumerate(counts)]
     pooled = tuple(np.concatenate([site[n] for site in sites]) for n in range(2))
     names = [name for site in sites for name in site[2]]
@@ -72,7 +75,7 @@ def test_the_sum_of_sites_is_that_of_pooled_patients(counts: list[int], too_sure
 
 @pytest.mark.parametrize("too_sure", [0.7, 1.0, 1.8, 3.0])
 @pytest.mark.parametrize("classes", [2, 4])
-def test_what_is_rounded_at_each_site_hardly_moves_the_temperature(too_sure: float, classes: int) -> None:
+def test_rounding_at_sites_hardly_changes_the_temperature(too_sure: float, classes: int) -> None:
     sites = [_patients(count, too_sure, seed, classes) for seed, count in enumerate((20, 35, 60))]
     found = learned({f"s{n}": temperature_sums(*site) or {} for n, site in enumerate(sites)})
     assert found
@@ -93,7 +96,7 @@ def test_a_log_loss_is_never_below_zero_though_sums_were_rounded() -> None:
     assert min(found.log_loss) == 0
 
 
-def test_of_many_patients_the_temperature_is_by_how_much_the_model_is_too_sure() -> None:
+def test_many_patients_recover_the_factor_of_overconfidence() -> None:
     found = learned({"s": temperature_sums(*_patients(4000, 2.5, 3)) or {}})
     assert found
     assert found.temperature == pytest.approx(2.5, rel=0.08)
@@ -110,7 +113,7 @@ def test_a_patients_images_weigh_one_in_all() -> None:
     assert sums["patients"] == 30
 
 
-def test_who_was_right_about_everybody_has_no_temperature() -> None:
+def test_a_model_that_is_always_right_has_no_temperature() -> None:
     sure = np.array([[0.9, 0.1]] * 10 + [[0.2, 0.8]] * 10)
     sums = temperature_sums(sure, np.array([0] * 10 + [1] * 10), [str(n) for n in range(20)])
     assert sums
@@ -124,7 +127,7 @@ def test_few_patients_send_nothing() -> None:
 
 
 def test_a_curve_holds_no_more_numbers_than_patients() -> None:
-    """What one patient's score changes in the rounded sums: four directions are all that is seen of it."""
+    """Rounded sums show one patient's score in four directions only."""
     margins = np.linspace(-6, 6, 121)
     slopes = -1 / (1 + np.exp(margins[:, None] / TEMPERATURES)) / TEMPERATURES
     # A margin is off by three, a sum by up to half a step.
@@ -139,7 +142,7 @@ def test_tempered_probabilities_are_those_of_tempered_logits() -> None:
     assert found == pytest.approx(np.stack([one.probabilities(1.7) for one in scores]))
 
 
-def test_a_task_learns_of_its_outcomes(tmp_path: Path) -> None:
+def test_a_task_computes_temperature_sums_from_outcomes(tmp_path: Path) -> None:
     data = DataSpec(dataset="x", modality="xray", patch=(32, 32))
     task = Classification(ClassificationSpec(classes={0: "clear", 1: "ill", 2: "other"}), data)
     found, labels, names = _patients(60, 2.0, 9)

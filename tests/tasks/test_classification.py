@@ -14,6 +14,7 @@ from monai.metrics import compute_average_precision, compute_roc_auc
 from pydantic import ValidationError
 
 from oncofed.data.cases import usable_cases
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec
 from oncofed.models import ModelSpec
@@ -47,7 +48,7 @@ def test_the_area_is_the_share_of_pairs_in_the_right_order(cases: list[tuple[flo
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9]) | st.floats(0, 1), st.booleans()), min_size=2))
-def test_ranking_scores_are_monais(cases: list[tuple[float, bool]]) -> None:
+def test_ranking_scores_equal_monais(cases: list[tuple[float, bool]]) -> None:
     probability, truth = np.array([p for p, _ in cases]), np.array([t for _, t in cases])
     if truth.all() or not truth.any():
         return
@@ -57,7 +58,7 @@ def test_ranking_scores_are_monais(cases: list[tuple[float, bool]]) -> None:
     assert precision == pytest.approx(compute_average_precision(*theirs), abs=1e-12)
 
 
-def test_a_classifier_that_is_as_sure_as_it_is_right_is_calibrated() -> None:
+def test_a_classifier_with_matching_confidence_is_calibrated() -> None:
     sure = class_scores(_said(*[0.75] * 4), np.array([1, 1, 1, 0]), CLASSES)
     assert sure.extra_metrics["calibration_error"] == pytest.approx(0)
     too_sure = class_scores(_said(*[0.95] * 4), np.array([1, 1, 0, 0]), CLASSES)
@@ -89,8 +90,8 @@ def test_the_interval_holds_the_mean_and_narrows_with_patients() -> None:
     assert confidence(TASK, few[:2]) is None
 
 
-def test_no_interval_is_given_that_has_no_width() -> None:
-    """Whoever is drawn of patients that are all told apart, the area is one."""
+def test_an_interval_without_width_is_not_given() -> None:
+    """With perfect separation every draw has an area of one."""
     right = [
         (str(number), Classified(np.array([0.9, 0.1])[:: 1 - 2 * (number % 2)], number % 2)) for number in range(6)
     ]
@@ -116,7 +117,7 @@ def test_it_learns_and_matches_classes_by_name(tmp_path: Path, names: list[str])
         training=TrainingSpec(steps_per_round=40, batch_size=8, learning_rate=3e-3, warmup_steps=0),
         rounds=1,
     )
-    cases = usable_cases(tmp_path / "set", data, CLASSES, 1, "here", labels="class").cases
+    cases = usable_cases(tmp_path / "set", data, Supervision("class", CLASSES), 1, "here").cases
     trainer = Trainer(plan, cases, "here")
     trainer.train(40)
     evaluation = trainer.evaluate(tuple(cases), detailed=True)  # the deal may leave out a class
@@ -142,7 +143,7 @@ def test_volumes_are_classified_too(tmp_path: Path) -> None:
         rows.append(f"{path.name},{'ball' if number % 2 else 'noise'}")
     (tmp_path / "in" / "cases.csv").write_text("\n".join(rows))
     register(RegisterOptions(tmp_path / "in", "x", tmp_path / "set"))
-    classes = {0: "noise", 1: "ball", 2: "cube"}  # of which this site has no image
+    classes = {0: "noise", 1: "ball", 2: "cube"}  # this site has no image of the last
     plan = Plan(
         data=DataSpec(dataset="x", patch=(32, 32, 32)),
         task=ClassificationSpec(classes=classes),
@@ -152,7 +153,7 @@ def test_volumes_are_classified_too(tmp_path: Path) -> None:
         training=TrainingSpec(steps_per_round=15, batch_size=4, learning_rate=3e-3, warmup_steps=0),
         rounds=1,
     )
-    cases = usable_cases(tmp_path / "set", plan.data, classes, 1, "here", labels="class").cases
+    cases = usable_cases(tmp_path / "set", plan.data, Supervision("class", classes), 1, "here").cases
     trainer = Trainer(plan, cases, "here")
     trainer.train(15)
     evaluation = trainer.evaluate(tuple(cases))

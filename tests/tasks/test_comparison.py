@@ -1,4 +1,4 @@
-"""Two models on the same patients, and the intervals that such comparisons rest on."""
+"""Two models on the same patients, and their intervals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _images(scores: np.ndarray, labels: np.ndarray) -> list[Classified]:
 
 @settings(max_examples=40, deadline=None)
 @given(_CASES)
-def test_identical_models_differ_by_nothing(cases: list[tuple[int, float, float]]) -> None:
+def test_identical_models_have_no_difference(cases: list[tuple[int, float, float]]) -> None:
     outcomes = [{"dice.shell": shell, "dice.core": core} for _, shell, core in cases]
     found = compare(SEGMENTATION, [str(p) for p, _, _ in cases], outcomes, outcomes, 0.01, resamples=20)
     told = {p for p, *values in cases if not all(map(np.isnan, values))}
@@ -46,8 +46,8 @@ def test_identical_models_differ_by_nothing(cases: list[tuple[int, float, float]
 
 @settings(max_examples=40, deadline=None)
 @given(_CASES)
-def test_a_mean_over_patients_is_drawn_as_the_task_itself_would(cases: list[tuple[int, float, float]]) -> None:
-    """The short way for tasks whose metric is a mean gives what scoring each draw by itself gives."""
+def test_means_over_patients_are_resampled_as_by_the_task(cases: list[tuple[int, float, float]]) -> None:
+    """The shortcut for means gives the scores of each draw."""
     outcomes = [{"dice.shell": shell, "dice.core": core} for _, shell, core in cases]
     keys = [str(p) for p, _, _ in cases]
 
@@ -69,7 +69,7 @@ def test_an_interval_of_all_is_that_of_the_report() -> None:
     assert interval(patients.metrics(patients.draws(RESAMPLES)), len(patients)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_a_clearly_worse_model_is_not_called_not_inferior() -> None:
+def test_a_clearly_worse_model_is_not_noninferior() -> None:
     good = np.random.default_rng(0).uniform(0.7, 0.9, 40)
     bad = good - 0.2 + np.tile([-0.01, 0.01], 20)
     keys = [str(n) for n in range(40)]
@@ -94,7 +94,7 @@ def test_two_areas_under_the_curve_are_drawn_together() -> None:
     assert guessing.not_inferior is False
 
 
-def test_few_patients_and_one_class_alone_tell_nothing() -> None:
+def test_few_patients_or_a_single_class_give_no_result() -> None:
     keys = ["a", "b", "c", "c"]
     few = compare(SEGMENTATION, keys, _masks([0.5, 0.6, 0.7, 0.8]), _masks([0.5, 0.5, 0.5, 0.5]), 0.1)
     assert (few.patients, few.interval, few.not_inferior, few.rests_on_few) == (3, None, None, True)
@@ -106,14 +106,17 @@ def test_few_patients_and_one_class_alone_tell_nothing() -> None:
 
 
 @pytest.mark.parametrize("margin", [0.0, -0.1, 1.0, NAN])
-def test_a_margin_that_is_none_is_refused(margin: float) -> None:
+def test_an_invalid_margin_is_refused(margin: float) -> None:
     with pytest.raises(SpecError, match="margin"):
         compare(SEGMENTATION, ["a"], _masks([1.0]), _masks([1.0]), margin)
 
 
 @pytest.mark.parametrize("patients", [10, 20])
 def test_a_model_that_is_worse_by_the_margin_seldom_passes(patients: int) -> None:
-    """At the margin one in forty should pass by chance; of 200 simulations that is 5 +- 2."""
+    """At the margin one in forty passes by chance.
+
+    Of 200 simulations that is 5 +- 2.
+    """
     rng = np.random.default_rng(11)
     keys = [str(n) for n in range(patients)]
     passed = 0
@@ -128,7 +131,7 @@ def test_a_model_that_is_worse_by_the_margin_seldom_passes(patients: int) -> Non
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2), st.floats(0.01, 1)), min_size=1, max_size=20))
-def test_areas_of_drawn_patients_are_those_that_the_task_itself_finds(cases: list[tuple[int, int, float]]) -> None:
+def test_areas_of_resampled_patients_equal_the_tasks(cases: list[tuple[int, int, float]]) -> None:
     class Slow(Classification):
         summarise = lambda self, outcomes: super().summarise(outcomes)  # noqa: E731
 

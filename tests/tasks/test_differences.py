@@ -32,7 +32,7 @@ def test_one_site_alone_is_a_paired_t_test(values: list[float]) -> None:
 
 
 @given(st.lists(VALUES, min_size=1, max_size=4))
-def test_sites_weigh_as_many_patients_as_they_have(sites: list[list[float]]) -> None:
+def test_sites_are_weighted_by_patients(sites: list[list[float]]) -> None:
     parts = {f"s{n}": Part.of_sums(len(v), sum(v), sum(x * x for x in v)) for n, v in enumerate(sites)}
     found = combined_difference(parts, "dice")
     every = [value for site in sites for value in site]
@@ -43,19 +43,19 @@ def test_sites_weigh_as_many_patients_as_they_have(sites: list[list[float]]) -> 
     assert (found.margin, found.p_not_inferior, found.not_inferior) == (None, None, None)
 
 
-def test_models_that_are_one_do_not_differ() -> None:
+def test_identical_models_do_not_differ() -> None:
     found = combined_difference({"a": Part(9, 0.0, 0.0), "b": Part(7, 0.0, 0.0)}, "dice", 0.02)
     assert (found.difference, found.p_equal, found.not_inferior) == (0.0, 1.0, True)
 
 
-def test_a_margin_is_kept_or_not() -> None:
+def test_a_margin_is_met_or_not() -> None:
     rng = np.random.default_rng(2)
     parts = {s: Part.of_values(rng.normal(-0.01, 0.05, n)) for s, n in (("a", 60), ("b", 90))}
     assert combined_difference(parts, "dice", 0.05).not_inferior
     assert combined_difference(parts, "dice", 0.005).not_inferior is False
 
 
-def test_the_interval_covers_as_often_as_it_says() -> None:
+def test_the_interval_has_its_nominal_coverage() -> None:
     rng = np.random.default_rng(3)
     covered = 0
     for _ in range(400):

@@ -1,4 +1,4 @@
-"""Encoders of tiles: the same features however batches are cut, in order, and what happens without memory."""
+"""Encoders of tiles: features independent of batches and memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ def weights(tmp_path: Path) -> Path:
 
 
 class Small(nn.Module):
-    """Takes as many tiles at once as there is memory for; its feature is a tile's mean red."""
+    """Accepts tiles up to its memory.
+
+    Its feature is a tile's mean red.
+    """
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -61,7 +64,7 @@ def _with(network: nn.Module, in_flight: int = 1) -> Encoder:
     return encoder
 
 
-def test_an_encoder_of_ones_own_and_what_is_wrong_with_one(weights: Path, tmp_path: Path) -> None:
+def test_custom_encoders_and_their_faults(weights: Path, tmp_path: Path) -> None:
     encoder = Encoder(EncoderSpec(network="resnet18", weights=str(weights)), CPU)
     features = encoder([np.zeros((64, 64, 3), np.uint8)] * 2)
     assert features.shape == (2, 512)
@@ -88,7 +91,7 @@ def test_features_are_those_of_the_network_on_normalised_tiles(weights: Path) ->
 
 @pytest.mark.parametrize("in_flight", [1, 2])
 @pytest.mark.parametrize("most", [1, 5, 16, 100])
-def test_too_little_memory_halves_batches_and_changes_no_feature(
+def test_little_memory_halves_batches_without_changing_features(
     most: int, in_flight: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     network, tiles = Small(most), _tiles(150)
@@ -101,7 +104,7 @@ def test_too_little_memory_halves_batches_and_changes_no_feature(
     assert ("tiles at once from now on" in caplog.text) == (most < 64)
 
 
-def test_what_a_failed_batch_held_is_gone_before_less_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_of_a_failed_batch_is_freed_before_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Small(8)
     encoder = _with(network, in_flight=2)
     alive = []
@@ -116,13 +119,13 @@ def test_what_a_failed_batch_held_is_gone_before_less_is_tried(monkeypatch: pyte
     assert alive == [0, 0]
 
 
-def test_one_tile_that_does_not_fit_ends_it_with_the_reason() -> None:
+def test_a_tile_too_large_for_memory_is_an_error_with_the_reason() -> None:
     with pytest.raises(TrainingError, match=r"^one tile alone does not fit into the GPU's memory .*network$"):
         _with(Small(0))(_tiles(3))
 
 
 class Runs:
-    """Stands in for the stream of tiles; says whether it was closed."""
+    """A stand-in for the tile stream that records closing."""
 
     def __init__(self, slides: list[int], fails_at: int | None = None) -> None:
         self._slides, self._fails_at = slides, fails_at
@@ -162,7 +165,7 @@ def test_each_slide_gets_the_features_of_its_own_tiles(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("fails_at", [None, 2])
-def test_tiles_are_closed_whatever_ends_it(monkeypatch: pytest.MonkeyPatch, fails_at: int | None) -> None:
+def test_the_tile_stream_is_always_closed(monkeypatch: pytest.MonkeyPatch, fails_at: int | None) -> None:
     counts = [64, 64, 64]
     runs = Runs(counts, fails_at)
     monkeypatch.setattr(encoder_module, "stream_tiles", runs)

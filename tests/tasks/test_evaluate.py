@@ -1,4 +1,4 @@
-"""Scoring of cases: read once, in batches, in halves where memory is short, with a word on how far it is."""
+"""Scoring of cases in batches, halved if memory is short."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from oncofed.data.cases import Case, Cases, usable_cases
 from oncofed.data.inputs import WholeImages
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.errors import TrainingError
@@ -40,11 +41,11 @@ def plan() -> Plan:
 def cases(tmp_path: Path) -> Cases:
     images = make_textures(tmp_path / "in", list(CLASSES.values()), each=20, colours=1)
     register(RegisterOptions(images, "x", tmp_path / "set", "classification"))
-    return usable_cases(tmp_path / "set", DATA, CLASSES, 1, "here", labels="class").cases
+    return usable_cases(tmp_path / "set", DATA, Supervision("class", CLASSES), 1, "here").cases
 
 
 class _Counting(nn.Module):
-    """Notes how many images it is given; pretends that more than ``most`` do not fit."""
+    """Counts its images, and fails above ``most`` at once."""
 
     def __init__(self, most: int = 1000) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ def _task() -> Classification:
     return Classification(ClassificationSpec(classes=CLASSES), DATA)
 
 
-def test_images_are_scored_in_batches_and_each_as_by_itself(cases: Cases) -> None:
+def test_images_in_batches_score_as_single_ones(cases: Cases) -> None:
     task, network = _task(), _Counting()
     task.cases_at_once = 8
     every = tuple(cases)
@@ -86,7 +87,7 @@ def test_a_batch_that_does_not_fit_is_scored_in_halves(cases: Cases, most: int) 
     assert sum(count for count in network.given if count <= most) == len(every)
 
 
-def test_an_image_that_alone_does_not_fit_is_an_error(cases: Cases) -> None:
+def test_a_single_image_too_large_for_memory_is_an_error(cases: Cases) -> None:
     with pytest.raises(TrainingError, match="one case alone"):
         _task().evaluate(_Counting(0), cases.validation, CPU)
 
@@ -115,7 +116,7 @@ def test_scoring_stops_between_batches(cases: Cases) -> None:
     assert task.evaluate(network, tuple(cases), CPU, should_stop=lambda: next(answers)).cases == 8
 
 
-def test_a_task_that_assesses_otherwise_is_asked_case_by_case(cases: Cases) -> None:
+def test_a_task_with_its_own_evaluation_scores_case_by_case(cases: Cases) -> None:
     class Own(Classification):
         def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Any:
             said = super().evaluate_case(network, case, device, detailed)

@@ -1,4 +1,4 @@
-"""From planes on the working grid to the label's grid, however that one lies."""
+"""From planes on the working grid to the label's grid."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_values_are_those_of_monais_resampling(seed: int, dimensions: int, obliq
     torch.testing.assert_close(into, expected, atol=3e-5, rtol=0)
 
 
-def test_a_grid_that_is_only_turned_needs_nothing_between_voxels() -> None:
+def test_a_turned_grid_needs_no_interpolation() -> None:
     flip = np.diag([-1.0, -1, 1, 1])
     flip[:2, 3] = 7, 8
     assert FileGrid(np.eye(4), (8, 9, 5), flip, (8, 9, 5), 0).whole

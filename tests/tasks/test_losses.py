@@ -1,4 +1,4 @@
-"""Dice with cross-entropy against its definition, and what it keeps in memory."""
+"""Dice with cross-entropy: definition and memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHAPES = [(2, (6, 5, 4), None), (3, (9, 8), None), (4, (6, 5, 4), 4), (4, (6, 5,
 
 
 def _defined(logits: Tensor, label: Tensor, ignore: int | None = None) -> Tensor:
-    """The loss as it is written down, with a value for each class and voxel."""
+    """The loss by definition, with full one-hot labels."""
     classes = logits.shape[1]
     target = label[:, 0].long()
     counted = torch.ones_like(target, dtype=logits.dtype) if ignore is None else (target != ignore).to(logits.dtype)
@@ -61,7 +61,7 @@ def test_the_gradient_is_that_of_small_differences() -> None:
     torch.autograd.gradcheck(lambda values: dice_ce(values, label, 3), logits.double().requires_grad_())
 
 
-def test_some_channels_of_a_network_and_other_layouts_are_as_good() -> None:
+def test_sliced_channels_and_other_memory_layouts_work() -> None:
     drawn, label = _drawn(4, (6, 5, 4), None)
     label = label.clamp_max(1)
     whole = drawn.to(memory_format=torch.channels_last_3d).requires_grad_()
@@ -74,7 +74,7 @@ def test_some_channels_of_a_network_and_other_layouts_are_as_good() -> None:
     assert whole.grad[:, [0, 3]].eq(0).all()
 
 
-def test_nothing_but_what_is_given_is_kept_for_105_classes() -> None:
+def test_only_the_inputs_are_kept_for_105_classes() -> None:
     kept = {}
 
     def keep(value: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def test_nothing_but_what_is_given_is_kept_for_105_classes() -> None:
     assert sum(kept.values()) < logits.nbytes + label.nbytes + 10_000
 
 
-def test_a_sample_that_nobody_labelled_teaches_nothing() -> None:
+def test_an_unlabelled_sample_has_no_gradient() -> None:
     logits, label = _drawn(3, (4, 4), None)
     label[1] = 9
     values = logits.clone().requires_grad_()
@@ -98,7 +98,7 @@ def test_a_sample_that_nobody_labelled_teaches_nothing() -> None:
     assert values.grad[0].ne(0).any()
 
 
-def test_a_label_that_is_no_class_is_an_error() -> None:
+def test_a_label_without_a_class_is_an_error() -> None:
     logits, label = _drawn(3, (4, 4), None)
     label[0, 0, 0, 0] = 7
     with pytest.raises(RuntimeError, match="out of bounds"):

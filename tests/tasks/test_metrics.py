@@ -22,7 +22,7 @@ from oncofed.tasks import (
         (ClassificationSpec(classes={0: "a", 1: "b"}), {"auprc", "balanced_accuracy", "calibration_error"}),
     ],
 )
-def test_a_site_asks_the_installed_class_of_its_own_task_alone(spec: object, names: set[str]) -> None:
+def test_a_site_uses_the_metrics_of_its_installed_task_only(spec: object, names: set[str]) -> None:
     assert {metric.name for metric in metrics_that_may_leave(spec)} == names  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""Single objects: touching ones are parted, and quality is what its definition says."""
+"""Single objects: separation and panoptic quality."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from oncofed.data.cases import usable_cases
 from oncofed.data.inputs import object_distances
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.spec import DataSpec
 from oncofed.models import ModelSpec
@@ -45,7 +46,7 @@ def test_quality_by_hand() -> None:
     assert scores["dice"] == pytest.approx(2 * 110 / (200 + 130))
 
 
-def test_touching_objects_are_parted_at_their_narrow_place() -> None:
+def test_touching_objects_are_separated_at_their_narrowest_place() -> None:
     y, x = np.mgrid[:40, :60]
     numbers = np.zeros((40, 60), np.int32)
     numbers[(y - 20) ** 2 + (x - 18) ** 2 < 144] = 1
@@ -54,7 +55,7 @@ def test_touching_objects_are_parted_at_their_narrow_place() -> None:
     assert object_scores(found, numbers)["pq"] > 0.95
 
 
-def test_what_has_no_seed_is_one_object_and_crumbs_are_dropped() -> None:
+def test_components_without_a_seed_are_objects_and_small_ones_are_dropped() -> None:
     inside = np.zeros((20, 20), bool)
     inside[2:8, 2:8] = inside[15, 15] = True
     found = separate(inside, np.zeros(inside.shape, np.float32), 0.5, 10)
@@ -73,7 +74,7 @@ def test_it_learns_to_count_nuclei(tmp_path: Path) -> None:
         training=TrainingSpec(steps_per_round=100, batch_size=4, learning_rate=1e-2, warmup_steps=0),
         rounds=1,
     )
-    cases = usable_cases(tmp_path / "set", data, {1: "nucleus"}, 1, "here").cases
+    cases = usable_cases(tmp_path / "set", data, Supervision(classes={1: "nucleus"}), 1, "here").cases
     trainer = Trainer(plan, cases, "here")
     trainer.train(100)
     evaluation = trainer.evaluate(cases.test)

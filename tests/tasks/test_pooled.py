@@ -1,4 +1,4 @@
-"""Figures over several sites from counts and sums: they hold what all patients together would give."""
+"""Pooled figures from counts and sums agree with all patients."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec
 from oncofed.tasks.classification import Classified, class_scores, ranking_scores
+from oncofed.tasks.over_sites import figure, pooled_test
 from oncofed.tasks.pooled import (
     BINS,
     area_interval,
@@ -20,9 +21,7 @@ from oncofed.tasks.pooled import (
     cells_of,
     coarser,
     coarser_rows,
-    figure,
     log_odds,
-    pooled_test,
     ranking,
 )
 from oncofed.tasks.site_sums import classification_sums, figure_sums
@@ -46,7 +45,7 @@ def _of(sites: list[list[tuple[float, bool]]]) -> dict[str, dict[str, Any]]:
 
 
 @given(st.lists(SITE, min_size=1, max_size=4))
-def test_the_bounds_hold_the_area_of_all_scores_in_one_place(sites: list[list[tuple[float, bool]]]) -> None:
+def test_the_bounds_contain_the_area_of_pooled_scores(sites: list[list[tuple[float, bool]]]) -> None:
     told = _of(sites)
     there = [s for n, s in enumerate(sites) if "pneumonia" in told.get(f"s{n}", {"classes": {}})["classes"]]
     every = [one for site in there for one in site]
@@ -65,9 +64,7 @@ def test_the_bounds_hold_the_area_of_all_scores_in_one_place(sites: list[list[tu
 
 
 @given(SITE, st.integers(5, 30))
-def test_every_cell_holds_enough_patients_also_where_a_site_wants_more(
-    site: list[tuple[float, bool]], fewest: int
-) -> None:
+def test_every_cell_holds_enough_patients_for_any_minimum(site: list[tuple[float, bool]], fewest: int) -> None:
     probabilities = np.array([p for p, _ in site])
     cells = cells_of(probabilities, [f"p{n}" for n in range(len(site))])
     for told, least in ((cells, LEAST_PATIENTS), (coarser(cells, fewest), fewest)):
@@ -87,7 +84,7 @@ def test_a_patient_with_many_images_does_not_fill_a_cell() -> None:
     assert cells_of(probabilities, ["a"] * 20 + ["b", "c", "d", "d"]) == []
 
 
-def test_nothing_leaves_of_fewer_than_five_patients() -> None:
+def test_nothing_is_sent_about_fewer_than_five_patients() -> None:
     four = [(0.2, False)] * 2 + [(0.7, True)] * 2
     assert _sums(four) is None
     assert (
@@ -101,23 +98,23 @@ def test_nothing_leaves_of_fewer_than_five_patients() -> None:
     assert figure_sums({"mean": dict.fromkeys("abcd", 0.5)}, "mean") is None
 
 
-def test_of_many_images_of_few_patients_nothing_leaves() -> None:
+def test_nothing_is_sent_about_many_images_of_few_patients() -> None:
     outcomes = [(f"p{n % 4}", Classified(np.array([0.4, 0.6]), n % 2)) for n in range(40)]
     assert TASK.pooled(outcomes) is None
     assert TASK.temperature_sums(outcomes) is None
     assert TASK.paired(outcomes, outcomes) is None
 
 
-def test_a_rare_class_is_not_given_away_by_the_others() -> None:
+def test_a_rare_class_is_not_revealed_by_the_others() -> None:
     labels = np.array([0] * 12 + [1] * 9 + [2] * 2)
     found = np.full((len(labels), 3), 1 / 3)
     names = {0: "a", 1: "b", 2: "c"}
     sums = classification_sums(found, labels, [str(n) for n in range(len(labels))], names)
     assert sums
-    assert set(sums["classes"]) == {"a"}  # b and c, of whom there are eleven, are not told apart
+    assert set(sums["classes"]) == {"a"}  # c has too few patients, and b would reveal it
 
 
-def test_a_figure_that_a_few_lack_stays() -> None:
+def test_a_figure_that_few_patients_lack_is_not_sent() -> None:
     whole = {f"p{n}": 0.5 for n in range(12)}
     some, half = dict(list(whole.items())[:9]), dict(list(whole.items())[:6])
     sums = figure_sums({"mean": whole, "core": some, "rim": half, "all": whole}, "mean")
@@ -149,6 +146,33 @@ def test_the_estimate_is_near_the_truth_and_the_interval_covers_it() -> None:
     assert covered >= 54
 
 
+@pytest.mark.parametrize(
+    ("sizes", "mean", "most"), [((500, 800, 1200), 0.001, 0.002), ((150, 250, 400), 0.0025, 0.006)]
+)
+def test_the_area_of_large_sites_is_off_by_at_most_two_thousandths(
+    sizes: tuple[int, ...], mean: float, most: float
+) -> None:
+    rng = np.random.default_rng(1)
+    areas, precisions = [], []
+    for _ in range(12):
+        sites = []
+        for count in sizes:
+            truth = rng.random(count) < 0.4
+            odds = rng.normal(np.where(truth, 1.2, -0.2) + rng.normal(0, 0.3), 1.3)
+            sites.append(list(zip(1 / (1 + np.exp(-odds)), truth.tolist(), strict=True)))
+        every = [one for site in sites for one in site]
+        exact = ranking_scores(np.array([p for p, _ in every]), np.array([t for _, t in every], dtype=bool))
+        test = pooled_test(_of(sites), [])
+        assert test
+        found = test.classes["pneumonia"]
+        areas.append(abs(found.auroc - exact[0]))
+        precisions.append(abs(found.average_precision - exact[1]))
+    assert BINS == 200
+    assert np.mean(areas) < mean
+    assert max(areas) < most
+    assert max(precisions) < 0.015
+
+
 def test_the_interval_of_a_perfect_area_has_a_width() -> None:
     low, high = area_interval(1.0, 10, 20)
     assert 0.7 < low < 0.95
@@ -177,7 +201,7 @@ def test_the_curve_begins_high_and_ends_with_everybody() -> None:
 @given(
     st.lists(st.lists(st.tuples(st.floats(0.01, 0.99), st.booleans()), min_size=5, max_size=50), min_size=1, max_size=3)
 )
-def test_sums_over_sites_are_those_of_all_patients(sites: list[list[tuple[float, bool]]]) -> None:
+def test_sums_over_sites_equal_those_of_all_patients(sites: list[list[tuple[float, bool]]]) -> None:
     test = pooled_test(_of(sites), ["s0", "s1", "s2", "s9"])
     assert test
     assert test.reliability
@@ -194,7 +218,7 @@ def test_sums_over_sites_are_those_of_all_patients(sites: list[list[tuple[float,
     assert "s9" in test.withheld
 
 
-def test_a_model_that_is_too_sure_is_seen_to_be() -> None:
+def test_an_overconfident_model_is_recognised() -> None:
     rng = np.random.default_rng(0)
     truth = rng.random(400) < 0.5
     odds = rng.normal(np.where(truth, 1, -1), 1.0) * 2  # twice as sure as would be right, which is 2 * odds
@@ -225,7 +249,7 @@ def test_mean_and_spread_come_from_sums(values: list[float], cut: int) -> None:
     assert found.interval[0] <= found.mean <= found.interval[1]
 
 
-def test_a_segmentation_tells_its_metric_and_that_of_each_class() -> None:
+def test_a_segmentation_sends_its_metric_overall_and_by_class() -> None:
     task = Segmentation(SegmentationSpec(classes={1: "core", 2: "rim"}), DataSpec(dataset="x"))
     outcomes = [(f"p{n}", {"dice.core": 0.5 + n / 100, "dice.rim": 0.9}) for n in range(8)]
     sums = task.pooled(outcomes)

@@ -1,4 +1,4 @@
-"""Scores are those of the straightforward way: the whole output, resampled with all its classes, then its largest."""
+"""Scores equal those of resampling the whole output."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def _affines(rng: np.random.Generator, dimensions: int, spaced: bool, oblique: b
 def _straightforward(
     task: Segmentation, network: nn.Module, prepared: Prepared, overlap: float, mirror: bool
 ) -> Tensor:
-    """Return how likely each class is in each voxel of the label's grid, (classes, x, y[, z])."""
+    """Return class probabilities on the label's grid.
+
+    (classes, x, y[, z]).
+    """
     image = prepared["image"][None]
     axes = range(2, image.ndim)
     flips = [f for n in range(image.ndim - 1) for f in itertools.combinations(axes, n)] if mirror else [()]
@@ -105,11 +108,11 @@ def test_labels_and_scores_are_those_of_the_whole_output(
     found = task.predict(network, None, _CPU)  # type: ignore[arg-type]
     expected = likely.max(0).indices.numpy()
     top = likely.topk(2, 0).values
-    # Where two classes are as likely as each other but for rounding, either may be told.
+    # If two classes are equally likely within rounding, either is right.
     tied = (top[0] - top[1] < 1e-4).numpy()
     assert np.array_equal(found.prediction[~tied], expected[~tied])
     if np.array_equal(found.prediction, expected):
-        scores = task.evaluate_case(network, None, _CPU, False)  # type: ignore[arg-type]
+        scores = task.evaluate_case(network, Case("case", "patient", Path("image"), Path("label")), _CPU, False)
         for value, name in names.items():
             p, r = expected == value, found.reference == value
             size = int(p.sum()) + int(r.sum())
@@ -118,7 +121,10 @@ def test_labels_and_scores_are_those_of_the_whole_output(
 
 
 def _corner(step: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Return where the first voxel of a turned grid lies in the one that it was turned from, (4, 1)."""
+    """Return the first voxel of a turned grid, (4, 1).
+
+    In the grid that it was turned from.
+    """
     start = np.zeros((4, 1))
     start[3] = 1
     for n, side in enumerate(shape):
@@ -142,7 +148,7 @@ class _Levels(nn.Module):
 
 
 @pytest.mark.parametrize("spacing", [None, (1.5, 1.5, 1.5)])
-def test_held_cases_score_as_those_read_anew(tmp_path: Path, spacing: tuple[float, ...] | None) -> None:
+def test_held_cases_score_like_newly_read_ones(tmp_path: Path, spacing: tuple[float, ...] | None) -> None:
     case = _case(tmp_path, np.random.default_rng(0))
     spec = SegmentationSpec(classes={1: "shell", 2: "core"}, keep_largest=(1, 2))
     task = Segmentation(spec, DataSpec(dataset="any", patch=(16, 16, 16), spacing=spacing))
@@ -155,7 +161,7 @@ def test_held_cases_score_as_those_read_anew(tmp_path: Path, spacing: tuple[floa
     assert task.score(found.prediction, found.reference) == evaluation.by_class
 
 
-def test_unlabelled_voxels_are_left_out_and_a_subclass_may_change_what_is_predicted(tmp_path: Path) -> None:
+def test_unlabelled_voxels_are_ignored_and_subclasses_may_change_predictions(tmp_path: Path) -> None:
     class Emptied(Segmentation):
         def predict(self, network: nn.Module, case: Case, device: torch.device) -> Segmented:
             found = super().predict(network, case, device)
@@ -180,7 +186,7 @@ def test_unlabelled_voxels_are_left_out_and_a_subclass_may_change_what_is_predic
     assert figures["surface_dice.shell"] > 0
 
 
-def test_an_evaluation_outlasts_a_device_without_memory_for_a_slab(
+def test_evaluation_continues_without_device_memory_for_a_slab(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     case = _case(tmp_path, np.random.default_rng(0))
@@ -199,7 +205,7 @@ def test_an_evaluation_outlasts_a_device_without_memory_for_a_slab(
     assert len([line for line in caplog.messages if "does not fit" in line]) == 1
 
 
-def test_more_classes_than_a_byte_holds_are_told_apart() -> None:
+def test_more_than_256_classes_are_separated() -> None:
     assert segmentation._type_of(256) == torch.uint8
     assert segmentation._type_of(257) == torch.int16
 
@@ -207,7 +213,7 @@ def test_more_classes_than_a_byte_holds_are_told_apart() -> None:
 @pytest.mark.parametrize("kind", ["whole", "between"])
 @pytest.mark.parametrize("classes", [2, 4])
 @torch.no_grad()
-def test_with_the_entropy_come_the_same_labels(kind: str, classes: int) -> None:
+def test_labels_are_the_same_with_entropy(kind: str, classes: int) -> None:
     rng = np.random.default_rng(classes)
     shape = (23, 30, 19)
     image, label = _affines(rng, 3, kind == "between", False) if kind == "between" else (np.eye(4), np.eye(4))
@@ -230,7 +236,7 @@ def test_with_the_entropy_come_the_same_labels(kind: str, classes: int) -> None:
     assert torch.allclose(found.entropy / 255, expected.float(), atol=0.5 / 255 + 1e-4)
 
 
-def test_the_mean_entropy_is_that_of_what_was_found_and_its_neighbours() -> None:
+def test_the_mean_entropy_covers_findings_and_their_neighbours() -> None:
     found = torch.zeros(5, 5, dtype=torch.uint8)
     entropy = torch.full((5, 5), 10, dtype=torch.uint8)
     assert mean_entropy(found, entropy) is None

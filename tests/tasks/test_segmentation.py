@@ -36,7 +36,7 @@ def test_dice_is_symmetric_within_bounds_and_one_for_itself(a: np.ndarray, b: np
     assert all(value == 1 or math.isnan(value) for value in task.score(a, a).values())
 
 
-def test_a_class_that_is_nowhere_has_no_score_and_one_that_is_made_up_has_zero() -> None:
+def test_absent_classes_have_no_score_and_invented_ones_zero() -> None:
     reference = np.zeros((4, 4, 4), np.uint8)
     reference[0] = 1
     prediction = reference.copy()
@@ -54,7 +54,7 @@ def test_label_values_must_be_consecutive() -> None:
 
 
 class _Threshold(nn.Module):
-    """Draws the balls from the image's intensities, so that the true answer is known."""
+    """Segments the balls by intensity, as the truth is known."""
 
     def forward(self, image: Tensor) -> Tensor:
         low, high = image.mean() + 0.5 * image.std(), image.mean() + 2.2 * image.std()
@@ -81,7 +81,7 @@ def test_the_loss_is_least_for_the_truth() -> None:
     assert task.loss(truth.roll(1, dims=1) * 20, {"label": label}) > 1
 
 
-def test_what_nobody_labelled_counts_in_neither_loss_nor_score() -> None:
+def test_unlabelled_voxels_count_in_neither_loss_nor_score() -> None:
     spec = SegmentationSpec(classes={1: "shell", 2: "core"}, ignore=255)
     task = Segmentation(spec, DataSpec(dataset="balls", patch=(16, 16, 16)))
     label = torch.randint(0, 3, (2, 1, 8, 8, 8))
@@ -108,7 +108,7 @@ def test_coarser_outputs_count_half_as_much() -> None:
     assert both == pytest.approx(float((task.loss(fine, batch) + 0.5 * task.loss(coarse, batch)) / 1.5))
 
 
-def test_only_the_largest_piece_is_kept() -> None:
+def test_only_the_largest_component_is_kept() -> None:
     labels = np.zeros((10, 10), np.uint8)
     labels[:4, :4] = labels[7:9, 7:9] = labels[0, 9] = 1
     labels[5, 5] = 2
@@ -122,7 +122,7 @@ def test_only_the_largest_piece_is_kept() -> None:
     assert np.array_equal(labels, before)
 
 
-def test_mirrored_inference_of_a_network_that_sees_no_sides_changes_nothing(site: Path) -> None:
+def test_mirroring_does_not_change_a_symmetric_network(site: Path) -> None:
     case = read_cases(site, SplitSpec(), 1).train[0]
     once = _task().predict(_Threshold(), case, torch.device("cpu")).prediction
     spec = SegmentationSpec(classes={1: "shell", 2: "core"}, mirror=True)
@@ -144,8 +144,8 @@ def test_surfaces_are_measured_in_mm(site: Path) -> None:
     reference = np.zeros((10, 10, 10), np.uint8)
     reference[2:6, 2:6, 2:6] = 1
     moved = np.roll(reference, 2, axis=0)
-    shifted = surface_figures(moved, reference, task.classes, (3.0, 1, 1), 1.0)
+    shifted = surface_figures(moved, reference, task.spec.structures, (3.0, 1, 1), 1.0)
     assert shifted["hd95_mm.shell"] == pytest.approx(6)
-    missed = surface_figures(np.zeros_like(reference), reference, task.classes, (1, 1, 1), 1.0)
+    missed = surface_figures(np.zeros_like(reference), reference, task.spec.structures, (1, 1, 1), 1.0)
     assert missed["surface_dice.shell"] == 0
     assert "hd95_mm.shell" not in missed

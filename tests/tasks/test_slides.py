@@ -1,4 +1,4 @@
-"""Slides from weak labels: features once a slide, attention on the region that makes the label."""
+"""Slides from weak labels: cached features and attention."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from oncofed.data.cases import Cases, usable_cases
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.prepared import CACHE_FOLDER, plan_cache
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
@@ -33,7 +34,7 @@ Truth = dict[str, tuple[int, int, int, int] | None]
 
 @pytest.fixture(scope="module")
 def slides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
-    """A registered dataset of slides, and where each one's region is."""
+    """A registered dataset of slides, with their regions' places."""
     folder = tmp_path_factory.mktemp("slides")
     truth = make_slides(folder / "in", 40, side=768)
     table = folder / "in" / "labels.csv"
@@ -44,7 +45,7 @@ def slides(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
 
 
 def _cases(dataset: Path) -> Cases:
-    return usable_cases(dataset, DATA, CLASSES, 1, "here", labels="class").cases
+    return usable_cases(dataset, DATA, Supervision("class", CLASSES), 1, "here").cases
 
 
 def test_attention_finds_the_region_that_makes_the_label(slides: tuple[Path, Truth]) -> None:

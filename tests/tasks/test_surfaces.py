@@ -1,4 +1,4 @@
-"""Surface figures: what MONAI's functions say, and what is told where a class is missing."""
+"""Surface figures: as in MONAI, and for missing classes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from scipy import ndimage
 from oncofed.tasks.surfaces import surface_figures
 
 _CLASSES = {1: "shell", 2: "core"}
+_STRUCTURES = {name: (value,) for value, name in _CLASSES.items()}
 
 
 def _blobs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -24,14 +25,14 @@ def _blobs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3]), st.booleans())
-def test_figures_are_monais(seed: int, dimensions: int, at_a_voxel: bool) -> None:
+def test_figures_equal_monais(seed: int, dimensions: int, at_a_voxel: bool) -> None:
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers(4, 20, dimensions))
     prediction, reference = _blobs(rng, shape), _blobs(rng, shape)
     spacing = rng.uniform(0.5, 3, dimensions).tolist()
-    # A tolerance of one voxel: many distances are just as large.
+    # A tolerance of one voxel, which many distances equal.
     tolerance = spacing[0] if at_a_voxel else float(rng.uniform(0.3, 4))
-    figures = surface_figures(prediction, reference, _CLASSES, spacing, tolerance)
+    figures = surface_figures(prediction, reference, _STRUCTURES, spacing, tolerance)
     for value, name in _CLASSES.items():
         masks = [torch.from_numpy(labels == value)[None, None] for labels in (prediction, reference)]
         same = {"include_background": True, "spacing": spacing}
@@ -44,7 +45,7 @@ def test_figures_are_monais(seed: int, dimensions: int, at_a_voxel: bool) -> Non
 def test_a_class_that_is_missing_has_no_distance() -> None:
     labels = np.zeros((6, 6), np.uint8)
     labels[2:4, 2:4] = 1
-    figures = surface_figures(labels, np.zeros_like(labels), _CLASSES, (1, 1), 1.0)
+    figures = surface_figures(labels, np.zeros_like(labels), _STRUCTURES, (1, 1), 1.0)
     assert figures.keys() == {"surface_dice.shell", "surface_dice.core"}
     assert figures["surface_dice.shell"] == 0
     assert math.isnan(figures["surface_dice.core"])

@@ -1,4 +1,4 @@
-"""Sliding windows: what MONAI's give, with a slab of the output in memory at a time."""
+"""Sliding windows: as in MONAI, with a slab in memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CPU = torch.device("cpu")
 
 
 def whole_output(network: nn.Module, image: Tensor, patch: tuple[int, ...], overlap: float, mirror: bool) -> Tensor:
-    """Return what MONAI gives, on the mean over mirrorings where that is wanted."""
+    """Return MONAI's output, optionally averaged over mirrorings."""
     axes = range(2, image.ndim + 1)
     flips = [f for n in range(image.ndim) for f in itertools.combinations(axes, n)] if mirror else [()]
     outputs = [
@@ -41,7 +41,7 @@ def small_network(dimensions: int, channels: int, out: int) -> nn.Module:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([2, 3]), st.sampled_from([0, 0.25, 0.5, 0.7]), st.booleans())
 @torch.no_grad()
-def test_slabs_together_are_monais_whole_output(seed: int, dimensions: int, overlap: float, mirror: bool) -> None:
+def test_slabs_combine_to_monais_output(seed: int, dimensions: int, overlap: float, mirror: bool) -> None:
     rng = np.random.default_rng(seed)
     patch = tuple(int(n) for n in rng.integers(16, 20, dimensions))
     image = torch.from_numpy(rng.normal(size=(2, *rng.integers(5, 50, dimensions))).astype(np.float32))
@@ -58,7 +58,10 @@ def test_planes_come_along_the_axis_of_the_smallest_slab() -> None:
 
 
 def _peak(classes: int, file_shape: tuple[int, ...], scale: float = 1.0) -> float:
-    """Return bytes that scoring 512×512×400 voxels takes beside the image and what the network itself needs."""
+    """Return the extra bytes for scoring 512×512×400 voxels.
+
+    Besides the image and the network's memory.
+    """
     shape, meta = (512, 512, 400), torch.device("meta")
     windows = Windows(DataSpec(dataset="any", patch=(96, 96, 96)), 0.25, False, classes)
     network, image = nn.Conv3d(1, classes, 1).to(meta), torch.empty(1, *shape, device=meta)
@@ -96,7 +99,7 @@ class _Crowded(nn.Module):
 
 
 @torch.no_grad()
-def test_what_does_not_fit_is_put_together_in_main_memory(caplog: pytest.LogCaptureFixture) -> None:
+def test_large_outputs_are_assembled_in_main_memory(caplog: pytest.LogCaptureFixture) -> None:
     windows, network = Windows(DataSpec(dataset="any", patch=(16, 16, 16)), 0.25, mirror=False), _Crowded()
     image = torch.randn(1, 40, 30, 20)
 
@@ -106,7 +109,7 @@ def test_what_does_not_fit_is_put_together_in_main_memory(caplog: pytest.LogCapt
     parts = windows.within_memory(infer, 24_000)
     torch.testing.assert_close(torch.cat(parts, 1), torch.cat([image, -image]))
     assert len(caplog.messages) == 1
-    windows.within_memory(infer, 25_000)  # as large: not tried again
+    windows.within_memory(infer, 25_000)  # of the same size: not tried again
     assert (network.failed, len(caplog.messages)) == (1, 1)
     windows.within_memory(infer, 10)
     assert (network.failed, len(caplog.messages)) == (2, 1)

@@ -1,4 +1,7 @@
-"""When a network is compiled, what is done where that fails, and where kernels are kept."""
+"""When networks are compiled.
+
+Also failures, and where kernels are kept.
+"""
 
 from __future__ import annotations
 
@@ -49,16 +52,16 @@ GPU = torch.device("cuda")
         (BUSY, 0, 60, True, "eager"),
     ],
 )
-def test_what_pays_is_chosen(timing: Timing, steps: int, cost: float, replayable: bool, expected: Form) -> None:
+def test_the_fastest_form_is_chosen(timing: Timing, steps: int, cost: float, replayable: bool, expected: Form) -> None:
     assert choose(timing, steps, cost, replayable) == expected
 
 
-def test_a_run_that_must_repeat_itself_decides_by_its_length() -> None:
+def test_a_deterministic_run_decides_by_its_length() -> None:
     assert not pays_by_plan(500, 60)
     assert pays_by_plan(20_000, 60)
 
 
-def test_what_differs_by_chance_has_not_paid() -> None:
+def test_a_difference_by_chance_does_not_count() -> None:
     assert has_paid(BUSY, Timing(0.08, 0.02))
     assert not has_paid(BUSY, Timing(0.099, 0.02))
     assert not has_paid(BUSY, Timing(0.2, 0.02))
@@ -71,7 +74,7 @@ def test_larger_networks_take_longer_and_kept_kernels_hardly_any_time() -> None:
 
 
 class _Steps:
-    """A training whose steps take what its form takes, by a clock of its own."""
+    """A training whose steps take a fixed time by form."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, took: dict[Form, Timing]) -> None:
         self.took, self.now, self.used, self.waits = took, 0.0, list[Form](), 0
@@ -111,7 +114,9 @@ def test_after_fifty_steps_it_is_compiled_and_stays_so_where_that_saves(monkeypa
     assert steps.waits == 2 * (5 + 5)
 
 
-def test_what_saves_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_compiling_that_saves_nothing_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     steps = _Steps(monkeypatch, {"eager": BUSY, "compiled": Timing(0.11, 0.02)})
     steps.of()
@@ -135,7 +140,7 @@ def test_a_short_run_is_never_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps.used == []
 
 
-def test_a_run_that_is_to_give_the_same_bits_looks_at_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deterministic_run_reads_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = _Steps(monkeypatch, {"eager": BUSY, "compiled": BUSY})
     steps.of(deterministic=True, total_steps=5_000)
     steps.take(200)
@@ -147,7 +152,7 @@ def test_a_run_that_is_to_give_the_same_bits_looks_at_no_clock(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("changes", [{"wanted": "never"}, {"device": torch.device("cpu")}])
-def test_who_does_not_want_it_or_has_no_gpu_does_not_wait(
+def test_without_a_gpu_or_if_disabled_nothing_is_measured(
     changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps = _Steps(monkeypatch, {"eager": BUSY})
@@ -199,7 +204,7 @@ def test_a_batch_in_parts_is_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps.used == ["replayed", "compiled"]
 
 
-def test_where_it_cannot_work_one_line_says_so(
+def test_if_compiling_cannot_work_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     steps = _Steps(monkeypatch, {"eager": BUSY})
@@ -242,7 +247,7 @@ def _forbidden(*args: object, **kwargs: object) -> None:
         (lambda folder, patch: (folder / "gcc").write_text("#!/bin/sh\nexit 1\n"), "gcc does not run"),
     ],
 )
-def test_why_it_cannot_work_is_told(
+def test_the_reason_why_it_cannot_work_is_given(
     complete: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[..., object], why: str | None
 ) -> None:
     change(complete, monkeypatch)

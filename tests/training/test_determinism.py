@@ -66,7 +66,7 @@ def _as_before() -> Iterator[None]:
 
 
 class _Log(TorchDispatchMode):
-    """Notes which operations run that have no deterministic form on CUDA."""
+    """Notes operations without a deterministic form on CUDA."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def _cases() -> Iterator[tuple[str, int, int]]:
 
 
 def _operations(network: nn.Module, name: str, dimensions: int, side: int) -> list[str]:
-    """Return what has no deterministic form of a step on the device "meta", where nothing is computed."""
+    """Return a step's nondeterministic operations on device "meta"."""
     with torch.device("meta"), _Log() as log:
         if find_network(name).kind == "bag":
             output = network(torch.randn(2, 9, 62), torch.ones(2, 9, dtype=torch.bool))
@@ -178,7 +178,7 @@ def test_a_form_has_the_values_and_the_gradient_of_what_it_replaces(
         nn.AvgPool2d(2),
     ],
 )
-def test_what_has_no_equal_form_or_needs_none_stays(layer: nn.Module) -> None:
+def test_modules_without_or_not_needing_an_equal_form_stay(layer: nn.Module) -> None:
     assert use_deterministic_forms(nn.Sequential(layer)) == 0
 
 
@@ -193,7 +193,7 @@ def test_the_switches_follow_the_job_and_cost_no_filling_of_memory() -> None:
     assert not torch.backends.cudnn.deterministic
 
 
-def test_what_has_no_deterministic_form_is_named_once_and_still_runs(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_nondeterministic_operation_is_named_once_and_still_runs(caplog: pytest.LogCaptureFixture) -> None:
     make_repeatable(1, True)
     with warnings.catch_warnings(record=True) as others, alerts_told():
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""In which format networks are trained on a GPU, and that nothing is copied for an activation."""
+"""Memory format on a GPU, and activations without copies."""
 
 from __future__ import annotations
 

@@ -41,7 +41,10 @@ def _steps(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int, fir
 
 
 def _fused_on_cuda_takes(*lists: Sequence[Tensor]) -> bool:
-    """Return what CUDA's fused steps look at before they run: equal strides where a side is longer than one."""
+    """Check the precondition of CUDA's fused steps.
+
+    Equal strides along sides longer than one.
+    """
     for tensors in zip(*lists, strict=True):
         first, *others = tensors
         for other in others:
@@ -54,7 +57,7 @@ def _fused_on_cuda_takes(*lists: Sequence[Tensor]) -> bool:
 @pytest.mark.parametrize("name", _OPTIMIZERS)
 @pytest.mark.parametrize("before", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("after", [torch.contiguous_format, torch.channels_last])
-def test_restored_state_lies_as_the_parameters_do(
+def test_restored_state_has_the_parameters_memory_layout(
     tmp_path: Path, name: str, before: torch.memory_format, after: torch.memory_format
 ) -> None:
     spec = TrainingSpec.model_validate({"optimizer": name})
@@ -107,7 +110,7 @@ def test_torchs_compiler_is_not_imported(name: str, monkeypatch: pytest.MonkeyPa
 
 
 class _Made(TorchDispatchMode):
-    """Counts the tensors as large as a weight that operations make."""
+    """Counts tensors as large as a weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +133,7 @@ def test_no_step_takes_memory_not_even_the_first(name: str) -> None:
     assert not log.made
 
 
-def test_weights_that_stay_have_no_state() -> None:
+def test_frozen_weights_have_no_state() -> None:
     network = _network()
     first = next(network.parameters()).requires_grad_(False)
     optimizer = build_optimizer(TrainingSpec(), network)
@@ -139,7 +142,7 @@ def test_weights_that_stay_have_no_state() -> None:
 
 
 @pytest.mark.parametrize("name", _OPTIMIZERS)
-def test_a_first_step_that_is_left_out_leaves_nothing_behind(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_skipped_first_step_leaves_no_state(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Memory that nobody wrote to is not finite then, as on a GPU that has been in use.
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     torch.set_deterministic_debug_mode("warn")
@@ -160,7 +163,7 @@ def test_a_first_step_that_is_left_out_leaves_nothing_behind(name: str, monkeypa
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
-def test_many_steps_that_are_left_out_spoil_no_later_one(precision: torch.dtype) -> None:
+def test_many_skipped_steps_do_not_affect_later_ones(precision: torch.dtype) -> None:
     weight = nn.Parameter(torch.ones(4))
     optimizer = build_optimizer(TrainingSpec(), nn.ParameterList([weight]))
     scaler = StepScaler("cpu", precision)
@@ -178,7 +181,7 @@ def test_many_steps_that_are_left_out_spoil_no_later_one(precision: torch.dtype)
         assert scaler.get_scale() == 1.0
 
 
-def test_a_scale_goes_on_after_a_restart_in_float16_and_is_one_otherwise() -> None:
+def test_the_loss_scale_survives_a_restart_in_float16_and_is_one_otherwise() -> None:
     def after_one_bad_step(scaler: StepScaler) -> dict[str, Any]:
         weight = nn.Parameter(torch.ones(4))
         optimizer = torch.optim.SGD([weight], fused=True)

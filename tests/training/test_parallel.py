@@ -1,4 +1,7 @@
-"""Two processes that train together, through gloo on the CPU: the same as one that takes both shares of each batch."""
+"""Two processes train together like one.
+
+Through gloo on the CPU; one process takes both shares of each batch.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ def test_two_processes_learn_what_one_learns_from_both_shares(plan: Plan, site: 
 
 
 class _Slow(_WorkerMain):
-    """A process that prepares for longer than the others wait for its gradients."""
+    """Prepares longer than others wait for gradients."""
 
     def __call__(self, group: Group) -> Callable[[int | None, int], object]:
         def slow(*arguments: Any) -> PreparedCases:
@@ -96,7 +99,7 @@ def test_fewer_gpus_than_asked_for_and_batches_that_cannot_be_shared(plan: Plan,
             start_trainer(plan, read_cases(site, plan.data.split, plan.seed), "here"),
         ):
             pass
-    with pytest.raises(ValidationError, match="batch_size is 3, expected a multiple of the 2 GPUs"):
+    with pytest.raises(ValidationError, match=r"training\.batch_size: found 3, expected a multiple of the 2 GPUs"):
         Plan.model_validate({**plan.model_dump(), "training": {"batch_size": 3}})
 
 
@@ -107,7 +110,7 @@ def _is_follower(process: psutil.Process) -> bool:
 
 
 @pytest.mark.slow
-def test_a_process_of_the_group_that_is_killed_ends_the_training_with_a_word(plan: Plan, site: Path) -> None:
+def test_a_killed_process_of_the_group_ends_the_training_with_a_message(plan: Plan, site: Path) -> None:
     cases = read_cases(site, plan.data.split, plan.seed)
 
     def killed_halfway() -> None:

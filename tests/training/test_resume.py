@@ -1,4 +1,7 @@
-"""A training that is killed goes on to the same end, to the last bit; and what a step survives."""
+"""A killed training resumes to the same bits.
+
+Also which failures a step survives.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,7 @@ def plan(spec: JobSpec) -> Plan:
 
 
 @pytest.mark.slow
-def test_a_killed_process_goes_on_to_the_same_bits(plan: Plan, site: Path, tmp_path: Path) -> None:
+def test_a_killed_process_resumes_to_the_same_bits(plan: Plan, site: Path, tmp_path: Path) -> None:
     checkpoint, description = tmp_path / "checkpoint", tmp_path / "plan.json"
     description.write_text(plan.model_dump_json())
     command = [sys.executable, "-c", SCRIPT, str(description), str(site), str(checkpoint)]
@@ -67,7 +70,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(plan: Plan, site: Path, tmp_p
     assert resumed.train(3) == whole.train(3)
 
 
-def test_what_is_kept_is_readable_by_its_owner_alone_and_names_no_case(plan: Plan, site: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_private_and_names_no_case(plan: Plan, site: Path, tmp_path: Path) -> None:
     trainer = _trainer(plan, site, tmp_path / "checkpoint")
     trainer.train(2)
     assert (tmp_path / "checkpoint").stat().st_mode & 0o777 == 0o600
@@ -76,7 +79,7 @@ def test_what_is_kept_is_readable_by_its_owner_alone_and_names_no_case(plan: Pla
     assert list(tmp_path.glob(".checkpoint*")) == []
 
 
-def test_checkpoints_take_turns_in_two_files(plan: Plan, site: Path, tmp_path: Path) -> None:
+def test_checkpoints_alternate_between_two_files(plan: Plan, site: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     trainer = _trainer(plan, site, checkpoint)
     trainer.train(1)
@@ -100,7 +103,7 @@ def test_a_checkpoint_of_something_else_or_a_broken_one_is_refused(plan: Plan, s
 
 
 class _Narrow(nn.Module):
-    """A network on a device whose memory takes so many samples at once."""
+    """A network that fits a limited number of samples."""
 
     def __init__(self, network: nn.Module, fits: int) -> None:
         super().__init__()
@@ -113,7 +116,7 @@ class _Narrow(nn.Module):
         return self.network(image)
 
 
-def test_short_memory_halves_what_is_done_at_once_and_changes_no_result(plan: Plan, site: Path) -> None:
+def test_short_memory_halves_batches_without_changing_results(plan: Plan, site: Path) -> None:
     # Adam would make much of the last bit of a gradient that is zero but for rounding.
     settings = {"batch_size": 6, "optimizer": "sgd"}
     plan = plan.model_copy(update={"training": plan.training.model_copy(update=settings)})
@@ -132,7 +135,7 @@ def test_short_memory_halves_what_is_done_at_once_and_changes_no_result(plan: Pl
 
 
 class _FullOnce(nn.Module):
-    """A network that runs out of memory once, late in its pass."""
+    """A network that runs out of memory once."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -147,7 +150,7 @@ class _FullOnce(nn.Module):
         return output
 
 
-def test_what_a_failed_pass_held_is_free_before_its_batch_is_tried_again(
+def test_memory_of_a_failed_pass_is_freed_before_the_retry(
     plan: Plan, site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = _trainer(plan, site)
@@ -168,7 +171,7 @@ def test_what_a_failed_pass_held_is_free_before_its_batch_is_tried_again(
     assert trainer._gradients.micro_batch == 1
 
 
-def test_full_memory_that_a_library_of_nvidia_tells_of_halves_too(plan: Plan, site: Path) -> None:
+def test_out_of_memory_errors_of_nvidias_libraries_halve_too(plan: Plan, site: Path) -> None:
     trainer = _trainer(plan, site)
     network = trainer.network
 
@@ -183,7 +186,7 @@ def test_full_memory_that_a_library_of_nvidia_tells_of_halves_too(plan: Plan, si
 
 
 @pytest.mark.parametrize(("place", "told"), [("network", "the network"), ("state", "the optimizer's state")])
-def test_a_network_that_does_not_fit_is_told_in_one_line(
+def test_a_network_that_does_not_fit_is_reported_in_one_line(
     plan: Plan, site: Path, monkeypatch: pytest.MonkeyPatch, place: str, told: str
 ) -> None:
     def full(*arguments: object) -> None:
@@ -233,7 +236,7 @@ def test_blocks_that_are_computed_twice_change_no_result(plan: Plan, site: Path)
         torch.testing.assert_close(value, expected.weights()[name], atol=1e-5, rtol=1e-5)
 
 
-def test_a_compiler_that_fails_is_told_and_done_without(
+def test_a_failing_compiler_is_reported_and_skipped(
     plan: Plan, site: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(network: nn.Module, **options: object) -> nn.Module:

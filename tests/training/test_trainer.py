@@ -45,7 +45,7 @@ def test_two_runs_with_one_seed_are_equal_to_the_bit(spec: JobSpec, site: Path) 
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_a_turn_goes_on_where_the_last_one_ended(spec: JobSpec, site: Path) -> None:
+def test_a_round_continues_where_the_last_one_ended(spec: JobSpec, site: Path) -> None:
     whole, parts = _trainer(spec, site), _trainer(spec, site)
     whole = _trainer(spec, site)
     whole.train(6)
@@ -100,7 +100,7 @@ def test_the_schedule_runs_over_all_rounds_and_does_not_restart() -> None:
     assert learning_rate(polynomial, 100, 100) == 0
 
 
-def test_a_job_says_whether_its_runs_are_to_repeat_themselves(spec: JobSpec, site: Path) -> None:
+def test_a_job_sets_whether_its_runs_are_deterministic(spec: JobSpec, site: Path) -> None:
     _trainer(spec, site, deterministic=True)
     assert torch.are_deterministic_algorithms_enabled()
     _trainer(spec, site, deterministic=False)
@@ -108,7 +108,7 @@ def test_a_job_says_whether_its_runs_are_to_repeat_themselves(spec: JobSpec, sit
     assert torch.backends.cudnn.benchmark
 
 
-def test_what_does_not_repeat_itself_is_named_in_the_first_step(
+def test_nondeterministic_operations_are_named_in_the_first_step(
     spec: JobSpec, site: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = _trainer(spec, site, deterministic=True)
@@ -127,7 +127,7 @@ def test_what_does_not_repeat_itself_is_named_in_the_first_step(
     ]
 
 
-def test_bfloat16_asked_for_openly_on_a_gpu_without_it_is_told(
+def test_explicit_bfloat16_on_a_gpu_without_it_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cuda, spec = torch.device("cuda"), TrainingSpec(precision="bfloat16")

@@ -1,4 +1,4 @@
-"""Checkpoints that a thread writes: what is in them, in which order, what is told, and that none is lost."""
+"""Checkpoints written by a thread: content, order, errors."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_what_is_written_reads_the_same(tmp_path: Path, beside: bool) -> None:
     assert _threads() == []
 
 
-def test_it_is_the_state_of_when_it_was_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_holds_the_state_at_the_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slowly = _Slowly()
     monkeypatch.setattr(writing, "write_checkpoint", slowly)
     tensors, expected = _tensors(), _tensors()
@@ -108,7 +108,7 @@ def test_a_later_one_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytes
     assert read_checkpoint(tmp_path / "checkpoint")[1] == {"steps": 2}
 
 
-def test_a_failure_is_told_once_and_the_old_state_stands(tmp_path: Path) -> None:
+def test_a_failure_is_reported_once_and_the_old_state_stays(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "checkpoint"
     path.parent.mkdir()
     writer = CheckpointWriter(path, True)
@@ -135,7 +135,7 @@ def _trainer(plan: Plan, site: Path, checkpoint: Path | None = None) -> Trainer:
     return trainer
 
 
-def test_a_trainer_tells_what_could_not_be_kept_and_waits_when_asked(
+def test_a_trainer_reports_unwritten_checkpoints_and_can_wait(
     plan: Plan, site: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "kept"
@@ -157,7 +157,7 @@ def test_a_trainer_tells_what_could_not_be_kept_and_waits_when_asked(
     assert trainer.not_kept is None
 
 
-def test_a_turn_that_fails_leaves_no_thread(plan: Plan, site: Path, tmp_path: Path) -> None:
+def test_a_failed_round_leaves_no_thread(plan: Plan, site: Path, tmp_path: Path) -> None:
     trainer = _trainer(plan, site, tmp_path / "checkpoint")
     trainer.train(1, wait=False)
 
@@ -170,7 +170,7 @@ def test_a_turn_that_fails_leaves_no_thread(plan: Plan, site: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_process_killed_while_threads_write_goes_on_to_the_same_bits(plan: Plan, site: Path, tmp_path: Path) -> None:
+def test_a_process_killed_while_writing_resumes_to_the_same_bits(plan: Plan, site: Path, tmp_path: Path) -> None:
     checkpoint, description = tmp_path / "checkpoint", tmp_path / "plan.json"
     description.write_text(plan.model_dump_json())
     command = [sys.executable, "-c", SCRIPT, str(description), str(site), str(checkpoint)]

@@ -1,4 +1,7 @@
-"""Federated learning algorithms: one file a paper, with the server's half, the clients' half and the settings."""
+"""Federated learning algorithms, one file per paper.
+
+Each has the server's half, the clients' half and the settings.
+"""
 
 from oncofed.algorithms.base import Algorithm, JobFacts, Update
 from oncofed.algorithms.registry import algorithm_class, algorithm_names, register_algorithm

@@ -1,4 +1,4 @@
-"""What an algorithm is: the server's half and the clients' half of one paper."""
+"""Base of all algorithms: the server's and the clients' half."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from oncofed.algorithms.schedule import SCHEDULES, Schedule, Synchronous
 from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, RoundsSpec
 from oncofed.errors import FederationError, SpecError
 from oncofed.models.weights import WeightLayout, Weights, sum_of_squares
+from oncofed.settings import SettingError
 from oncofed.training.gradient_hook import GradientHook, PersonalHook
 
 
@@ -23,7 +24,7 @@ class Update:
 
     Attributes:
         site: its name.
-        delta: trained weights minus received weights, by name; of integer counters the value itself. A tensor may be
+        delta: trained weights minus received weights, by name; for integer counters the value itself. A tensor may be
             read from a file on access.
         cases: training cases.
         steps: optimizer steps.
@@ -31,7 +32,7 @@ class Update:
         discount: factor on the weight, for staleness.
         extra: the tensors of ``Algorithm.from_clients``, by name.
         turn: order of arrival; sorts several updates of one site.
-        squares: sums of squares of tensors, where they are known.
+        squares: sums of squares of tensors, if known.
     """
 
     site: str
@@ -55,7 +56,7 @@ SettingsT = TypeVar("SettingsT", bound=AlgorithmSettings)
 
 @dataclass(frozen=True)
 class JobFacts:
-    """What an algorithm may need to know of a job before it runs.
+    """Facts about a job that an algorithm may check.
 
     Attributes:
         network: the job's, built.
@@ -71,12 +72,14 @@ class JobFacts:
 
 
 class Algorithm(Generic[SettingsT]):
-    """A federated learning algorithm: by default federated averaging (McMahan et al., AISTATS 2017).
+    """A federated learning algorithm.
+
+    The default is federated averaging (McMahan et al., AISTATS 2017).
 
     A subclass overrides the parts in which its paper differs. The server's half reads and writes the global model one
-    tensor at a time, so that the updates of any number of sites need the memory of one tensor each. Updates are sorted
-    by site before anything is added: floating-point addition is not associative, and the order of arrival must not
-    change the model.
+    tensor at a time, so that any number of updates needs the memory of one tensor each. Updates are sorted by site
+    before anything is added: floating-point addition is not associative, and the order of arrival must not change the
+    model.
 
     Args:
         settings: the job's section ``strategy``.
@@ -98,7 +101,7 @@ class Algorithm(Generic[SettingsT]):
         self._parameters = parameters
         self._state: Weights = {}
 
-    # --- what it fits
+    # --- requirements
 
     @property
     def schedule(self) -> Schedule:
@@ -114,25 +117,40 @@ class Algorithm(Generic[SettingsT]):
         """Refuse sections of a job that do not fit together.
 
         Raises:
-            ValueError: says what to change.
+            ValueError: names the change to make.
         """
         if not isinstance(self.schedule, SCHEDULES):
             known = ", ".join(kind.__name__ for kind in SCHEDULES)
-            raise ValueError(
+            raise SettingError(
                 f"{self.settings.name} has the schedule {type(self.schedule).__name__}, expected one that is derived "
-                f"from one of {known}"
+                f"from one of {known}",
+                "strategy",
             )
         self.schedule.check(self.settings.name, rounds, evaluation)
         if rounds.quorum and rounds.quorum < self.fewest_updates:
-            raise ValueError(
-                f"{self.settings.name} needs {self.fewest_updates} updates, found rounds.quorum: {rounds.quorum}"
+            raise SettingError(
+                f"found {rounds.quorum}, expected at least the {self.fewest_updates} updates that "
+                f"{self.settings.name} needs (strategy)",
+                "rounds.quorum",
+            )
+
+    def check_sites(self, sites: int) -> None:
+        """Refuse a job that needs more sites than there are.
+
+        Raises:
+            SpecError: says how many were found and how many are needed.
+        """
+        fewest, name = self.fewest_updates, self.settings.name
+        if sites < fewest:
+            raise SpecError(
+                f"the job needs {fewest} sites (strategy {name}), found {sites}. Name more sites, or lower it."
             )
 
     def check_job(self, job: JobFacts) -> None:
         """Refuse a job whose network or machines do not fit.
 
         Raises:
-            SpecError: says what was found and what would fit.
+            SpecError: names what was found and what would fit.
         """
         name = self.settings.name
         if (self.gradient_hook() or self.personal_hook()) and job.gpus > 1:
@@ -144,7 +162,9 @@ class Algorithm(Generic[SettingsT]):
     # --- what travels in addition to the weights
 
     def from_clients(self, layout: WeightLayout) -> Weights:
-        """Return the extra tensors that a client may send, by name; their values do not matter.
+        """Return the shapes of the extra tensors from clients.
+
+        They are named; their values do not matter.
 
         Args:
             layout: of the model.
@@ -152,25 +172,31 @@ class Algorithm(Generic[SettingsT]):
         return {}
 
     def for_clients(self) -> Weights:
-        """Return the extra tensors that clients receive with the model, by name."""
+        """Return extra tensors for clients, by name."""
         return {}
 
     def for_clients_layout(self, layout: WeightLayout) -> Weights:
-        """Return what ``for_clients`` will send, by name; their values do not matter."""
+        """Return the shapes of ``for_clients``'s tensors, by name.
+
+        Their values do not matter.
+        """
         return {}
 
     # --- the clients' half
 
     def gradient_hook(self) -> GradientHook | None:
-        """Return what changes a client's gradients; None: nothing."""
+        """Return a hook on clients' gradients; None: unchanged."""
         return None
 
     def personal_hook(self) -> PersonalHook | None:
-        """Return what holds a client's personal model near the global one; None: clients train none."""
+        """Return the hook of personal models; None: no such models.
+
+        It holds a client's personal model near the global one.
+        """
         return None
 
     def kept_locally(self, network: nn.Module) -> set[str]:
-        """Return names of weights of which each client uses its own."""
+        """Return names of weights that each client keeps locally."""
         return set()
 
     # --- the server's half
@@ -181,14 +207,14 @@ class Algorithm(Generic[SettingsT]):
         return self._state
 
     def restore(self, state: Weights) -> None:
-        """Go on from the state of an earlier process."""
+        """Restore the state of an earlier process."""
         self._state = dict(state)
 
     def aggregate(self, model: Weights, updates: Sequence[Update], sites: int) -> Weights:
         """Return the next global model.
 
         Args:
-            model: the global model, by name. Its tensors are taken out one by one, so that no two models are held.
+            model: the global model, by name. Its tensors are removed one by one, so that memory never holds two models.
             updates: at least one, each with the model's names.
             sites: number of sites of the federation.
 
@@ -220,7 +246,10 @@ class Algorithm(Generic[SettingsT]):
     def select(
         self, model: Weights, updates: Sequence[Update], shares: Sequence[float], sites: int
     ) -> tuple[Sequence[Update], Sequence[float]]:
-        """Return the updates to aggregate and their shares; called before the first tensor."""
+        """Return the updates to aggregate and their shares.
+
+        It is called before the first tensor.
+        """
         return updates, shares
 
     def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
@@ -241,7 +270,7 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def update_norm(update: Update, parameters: frozenset[str]) -> float:
-    """Return the Euclidean norm of an update over all trained weights."""
+    """Return an update's Euclidean norm over all trained weights."""
     known = update.squares
     return math.sqrt(
         sum(known[name] if name in known else sum_of_squares(update.delta[name]) for name in sorted(parameters))
@@ -249,7 +278,9 @@ def update_norm(update: Update, parameters: frozenset[str]) -> float:
 
 
 class _Deltas(Sequence[Tensor]):
-    """One tensor of each update, read on access, so that a mean holds two at a time.
+    """One tensor of each update, read on access.
+
+    A mean thus holds two tensors at a time.
 
     Args:
         updates: in their order.

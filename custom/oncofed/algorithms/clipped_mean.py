@@ -13,21 +13,21 @@ from oncofed.models.weights import Weights
 
 
 class ClippedMeanSettings(AlgorithmSettings):
-    """No update is longer than the median one (norm clipping; Sun et al., 2019)."""
+    """Clip updates to the median norm (Sun et al., 2019)."""
 
     name: Literal["clipped_mean"]
 
 
 @register_algorithm("clipped_mean")
 class ClippedMean(Algorithm[ClippedMeanSettings]):
-    """Updates longer than the median one are shortened to it."""
+    """Clips updates to the median norm."""
 
     Settings = ClippedMeanSettings
 
     def select(
         self, model: Weights, updates: Sequence[Update], shares: Sequence[float], sites: int
     ) -> tuple[Sequence[Update], Sequence[float]]:
-        """Shorten long updates by their shares: a smaller share is a shorter update."""
+        """Clip long updates by a smaller share."""
         norms = [update_norm(update, self._parameters) for update in updates]
         usual = statistics.median(norms)
         return updates, [share * min(1.0, usual / max(norm, 1e-30)) for share, norm in zip(shares, norms, strict=True)]

@@ -11,7 +11,7 @@ from oncofed.algorithms.settings import AlgorithmSettings
 
 
 class CyclicSettings(AlgorithmSettings):
-    """The model travels from site to site, each trains it further (Chang et al., JAMIA 2018)."""
+    """Sites train one model in turn (Chang et al., 2018)."""
 
     name: Literal["cyclic"]
 

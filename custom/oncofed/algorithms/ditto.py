@@ -13,7 +13,10 @@ from oncofed.algorithms.settings import AlgorithmSettings
 
 
 class DittoSettings(AlgorithmSettings):
-    """Beside the global model each site trains one of its own, held near it (Li et al., ICML 2021)."""
+    """Each site also trains a personal model.
+
+    It is held near the global one (Li et al., ICML 2021).
+    """
 
     name: Literal["ditto"]
     mu: float = Field(0.1, ge=0, le=100, description="weight of half the squared distance to the global model")
@@ -21,10 +24,10 @@ class DittoSettings(AlgorithmSettings):
 
 @register_algorithm("ditto")
 class Ditto(Algorithm[DittoSettings]):
-    """The server averages; each client also trains a personal model near the global one."""
+    """The server averages; each client also trains a personal model."""
 
     Settings = DittoSettings
 
     def personal_hook(self) -> Proximal:
-        """Return what holds the personal model near the global one."""
+        """Return the proximal term of the personal model."""
         return Proximal(self.settings.mu)

@@ -10,13 +10,19 @@ from oncofed.algorithms.settings import AlgorithmSettings
 
 
 class FedAvgSettings(AlgorithmSettings):
-    """The mean of the updates, weighted by training cases (McMahan et al., AISTATS 2017)."""
+    """Mean of the updates, weighted by training cases.
+
+    McMahan et al., AISTATS 2017.
+    """
 
     name: Literal["fedavg"] = "fedavg"
 
 
 @register_algorithm("fedavg")
 class FedAvg(Algorithm[FedAvgSettings]):
-    """The mean of the updates, weighted by training cases: what ``Algorithm`` does by itself."""
+    """Mean of the updates, weighted by training cases.
+
+    This is the default of ``Algorithm``.
+    """
 
     Settings = FedAvgSettings

@@ -14,14 +14,17 @@ from oncofed.models.weights import exchanged_names, norm_names
 
 
 class FedBNSettings(AlgorithmSettings):
-    """Batch normalisation stays at each site (Li et al., ICLR 2021); the model that is left holds its mean."""
+    """Batch normalisation stays local (Li et al., ICLR 2021).
+
+    The final model has the sites' mean of it.
+    """
 
     name: Literal["fedbn"]
 
 
 @register_algorithm("fedbn")
 class FedBN(Algorithm[FedBNSettings]):
-    """Each client uses its own batch normalisation layers; the server averages all."""
+    """Clients keep batch normalisation locally; the server averages all."""
 
     Settings = FedBNSettings
 

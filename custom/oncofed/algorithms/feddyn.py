@@ -1,4 +1,7 @@
-"""FedDyn (Acar et al., ICLR 2021, algorithm 1). ``h`` is the linear term of a loss, at the server their mean."""
+"""FedDyn (Acar et al., ICLR 2021, algorithm 1).
+
+``h`` is the linear term of a client's loss; on the server, their mean.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ from oncofed.training.gradient_hook import (
 
 
 class FedDynSettings(AlgorithmSettings):
-    """Each site's loss is bent so that sites agree where the global one is least (Acar et al., ICLR 2021)."""
+    """A dynamic regulariser aligns sites (Acar et al., ICLR 2021).
+
+    It makes local minima agree with the global one.
+    """
 
     name: Literal["feddyn"]
     alpha: float = Field(0.01, gt=0, le=10, description="strength of the regulariser")
@@ -31,7 +37,7 @@ class FedDynSettings(AlgorithmSettings):
 
 @register_algorithm("feddyn")
 class FedDyn(Algorithm[FedDynSettings]):
-    """The server's half: the mean model less ``h / alpha``."""
+    """The server's half: the mean model minus ``h / alpha``."""
 
     Settings = FedDynSettings
     _sites = 1
@@ -43,19 +49,22 @@ class FedDyn(Algorithm[FedDynSettings]):
     def select(
         self, model: Weights, updates: Sequence[Update], shares: Sequence[float], sites: int
     ) -> tuple[Sequence[Update], Sequence[float]]:
-        """Note the number of sites: those that did not train count as unchanged."""
+        """Store the number of sites.
+
+        Those that did not train count as unchanged.
+        """
         self._sites = max(sites, len(updates))
         return updates, shares
 
     def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """Return the mean model, less the linear terms of the sites' losses."""
+        """Return the mean model minus the linear terms."""
         h = self.state_tensor(f"bent.{name}", value)
         h.sub_(weighted_sum(deltas, [1 / self._sites] * len(deltas)), alpha=self.settings.alpha)
         return value + weighted_sum(deltas, shares) - h / self.settings.alpha
 
 
 class DynamicRegulariser(GradientHook):
-    """The client's half: a proximal term, less this client's linear term.
+    """The client's half: a proximal and a linear term.
 
     Args:
         alpha: strength of the regulariser.
@@ -67,13 +76,13 @@ class DynamicRegulariser(GradientHook):
         self._h_on_device: Weights = {}
 
     def start(self, network: nn.Module, from_server: Weights) -> None:
-        """Hold near the weights that the round starts from."""
+        """Hold near the round's initial weights."""
         super().start(network, from_server)
         self._h_on_device = copies_on_device(trained_parameters(network), self._h)
 
     @torch.no_grad()
     def apply(self, network: nn.Module) -> None:
-        """Pull each weight back to the round's first ones, and subtract ``h``."""
+        """Pull weights to the round's initial ones, and subtract ``h``."""
         names, values, gradients = reached_parameters(network)
         if gradients:
             distances = torch._foreach_sub(values, [self._initial[name] for name in names])
@@ -81,7 +90,10 @@ class DynamicRegulariser(GradientHook):
             add_to_gradients(names, gradients, self._h_on_device, -1)
 
     def finish(self, network: nn.Module) -> Weights:
-        """Move ``h`` by what the round changed; the server derives that from the update itself."""
+        """Update ``h`` by the round's change.
+
+        The server derives the same change from the update itself.
+        """
         for name, value in trained_parameters(network):
             change = (value.detach() - self._initial[name]).cpu() * -self._alpha
             self._h[name] = self._h[name] + change if name in self._h else change
@@ -89,9 +101,9 @@ class DynamicRegulariser(GradientHook):
 
     @property
     def state(self) -> Weights:
-        """This client's linear term."""
+        """The client's linear term."""
         return self._h
 
     def restore(self, state: Weights) -> None:
-        """Take over this client's linear term."""
+        """Restore the client's linear term."""
         self._h = dict(state)

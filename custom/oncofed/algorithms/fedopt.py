@@ -1,4 +1,7 @@
-"""FedAvgM (Hsu, Qi and Brown, 2019, arXiv:1909.06335), FedAdam and FedYogi (Reddi et al., ICLR 2021)."""
+"""FedAvgM, FedAdam and FedYogi: optimizers on the server.
+
+FedAvgM: Hsu, Qi and Brown, 2019, arXiv:1909.06335. FedAdam and FedYogi: Reddi et al., ICLR 2021.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from oncofed.algorithms.settings import AlgorithmSettings
 
 
 class FedOptSettings(AlgorithmSettings):
-    """The mean update is a gradient for an optimizer at the server (Reddi et al., ICLR 2021; Hsu et al., 2019)."""
+    """The mean update is the gradient of a server optimizer.
+
+    Reddi et al., ICLR 2021; Hsu et al., 2019.
+    """
 
     name: Literal["fedavgm", "fedadam", "fedyogi"]
     learning_rate: float | None = Field(
@@ -28,7 +34,7 @@ class FedOptSettings(AlgorithmSettings):
 
 @register_algorithm("fedavgm")
 class FedAvgM(Algorithm[FedOptSettings]):
-    """Momentum at the server (Hsu, Qi and Brown, 2019)."""
+    """Momentum on the server (Hsu, Qi and Brown, 2019)."""
 
     Settings = FedOptSettings
 
@@ -41,12 +47,15 @@ class FedAvgM(Algorithm[FedOptSettings]):
 
 @register_algorithm("fedadam")
 class FedAdam(Algorithm[FedOptSettings]):
-    """Adam at the server (Reddi et al., ICLR 2021, algorithm 2), without bias correction, as in the paper."""
+    """Adam on the server (Reddi et al., ICLR 2021).
+
+    This is algorithm 2, as in the paper without bias correction.
+    """
 
     Settings = FedOptSettings
 
     def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """Step along the running mean of updates, each weight at its own scale."""
+        """Step along the running mean, scaled for each weight."""
         settings = self.settings
         delta = weighted_sum(deltas, shares)
         first = self.state_tensor(f"first.{name}", value)
@@ -65,7 +74,10 @@ class FedAdam(Algorithm[FedOptSettings]):
 
 @register_algorithm("fedyogi")
 class FedYogi(FedAdam):
-    """Yogi at the server (Reddi et al., ICLR 2021, algorithm 2): the scale falls slowly as updates shrink."""
+    """Yogi on the server (Reddi et al., ICLR 2021).
+
+    This is algorithm 2: the scale falls slowly as updates shrink.
+    """
 
     def _update_second(self, second: Tensor, square: Tensor) -> None:
         second.sub_((1 - self.settings.second_momentum) * square * torch.sign(second - square))

@@ -16,7 +16,10 @@ from oncofed.training.gradient_hook import PersonalHook, copies_on_device, reach
 
 
 class FedProxSettings(AlgorithmSettings):
-    """Sites are held near the global model (Li et al., MLSys 2020)."""
+    """A proximal term holds sites near the global model.
+
+    Li et al., MLSys 2020.
+    """
 
     name: Literal["fedprox"]
     mu: float = Field(0.01, ge=0, le=100, description="weight of half the squared distance to the global model")
@@ -34,7 +37,9 @@ class FedProx(Algorithm[FedProxSettings]):
 
 
 class Proximal(PersonalHook):
-    """Adds the gradient of ``mu / 2`` times the squared distance to the round's first weights.
+    """The proximal term's gradient.
+
+    The term is ``mu / 2`` times the squared distance to the round's initial weights.
 
     Args:
         mu: the weight.
@@ -45,7 +50,7 @@ class Proximal(PersonalHook):
         self._centre: Weights = {}
 
     def start(self, network: nn.Module, from_server: Weights) -> None:
-        """Hold near the weights that the round starts from."""
+        """Hold near the round's initial weights."""
         super().start(network, from_server)
         self._centre = self._initial
 

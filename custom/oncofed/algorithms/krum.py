@@ -17,7 +17,10 @@ from oncofed.models.weights import Weights
 
 
 class KrumSettings(AlgorithmSettings):
-    """The mean of the updates that lie nearest to the others (Blanchard et al., NeurIPS 2017)."""
+    """Mean of the updates nearest to the others.
+
+    Blanchard et al., NeurIPS 2017.
+    """
 
     name: Literal["krum"]
     poisoned: int = Field(1, ge=0, le=500, description="sites that may be bad")
@@ -26,7 +29,7 @@ class KrumSettings(AlgorithmSettings):
 
 @register_algorithm("krum")
 class Krum(Algorithm[KrumSettings]):
-    """The mean of the updates that are nearest to the others."""
+    """Mean of the updates nearest to the others."""
 
     Settings = KrumSettings
 
@@ -38,7 +41,10 @@ class Krum(Algorithm[KrumSettings]):
     def select(
         self, model: Weights, updates: Sequence[Update], shares: Sequence[float], sites: int
     ) -> tuple[Sequence[Update], Sequence[float]]:
-        """Choose the updates whose nearest n - f - 2 neighbours are nearest."""
+        """Choose the updates with the nearest neighbours.
+
+        Each is scored by its n - f - 2 nearest ones.
+        """
         count, poisoned = len(updates), self.settings.poisoned
         if count < self.fewest_updates:
             raise FederationError(
@@ -53,7 +59,7 @@ class Krum(Algorithm[KrumSettings]):
         return [updates[index] for index in kept], [shares[index] / total for index in kept]
 
     def _squared_distances(self, updates: Sequence[Update]) -> torch.Tensor:
-        """Return the squared distance of each two updates, ``(update, update)`` float64."""
+        """Return pairwise squared distances, ``(update, update)`` float64."""
         products = torch.zeros(len(updates), len(updates), dtype=torch.float64)
         for name in sorted(self._parameters):
             flat = [update.delta[name].flatten() for update in updates]

@@ -16,25 +16,31 @@ from oncofed.algorithms.settings import AlgorithmSettings
 
 
 class MedianSettings(AlgorithmSettings):
-    """The median of each weight over the sites (Yin et al., ICML 2018)."""
+    """Coordinate-wise median (Yin et al., ICML 2018)."""
 
     name: Literal["median"]
 
 
 @register_algorithm("median")
 class Median(Algorithm[MedianSettings]):
-    """The median of each weight. It holds while fewer than half of the sites are bad."""
+    """Coordinate-wise median.
+
+    It is robust while fewer than half of the sites are bad.
+    """
 
     Settings = MedianSettings
 
     def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """Move by the median change; of an even number, by the mean of the middle two."""
+        """Add the median change.
+
+        For an even number, this is the mean of the middle two.
+        """
         middle = len(deltas) // 2
         return in_order(deltas, lambda ordered: (ordered[middle] + ordered[-middle - 1]) / 2).add_(value)
 
 
 class TrimmedMeanSettings(AlgorithmSettings):
-    """The mean of each weight over the sites without the largest and smallest (Yin et al., ICML 2018)."""
+    """Coordinate-wise trimmed mean (Yin et al., ICML 2018)."""
 
     name: Literal["trimmed_mean"]
     trim: float = Field(0.25, gt=0, lt=0.5, description="share of the sites that is left out at each end")
@@ -42,12 +48,15 @@ class TrimmedMeanSettings(AlgorithmSettings):
 
 @register_algorithm("trimmed_mean")
 class TrimmedMean(Algorithm[TrimmedMeanSettings]):
-    """The mean of each weight without the largest and the smallest."""
+    """Mean of each weight without the extremes."""
 
     Settings = TrimmedMeanSettings
 
     def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-        """Move by the mean change of the rest; of three updates, at least one is left out at each end."""
+        """Add the mean of the remaining changes.
+
+        From three updates on, at least one is left out at each end.
+        """
         count = len(deltas)
         cut = min(max(math.floor(self.settings.trim * count), 1), (count - 1) // 2)
         share = 1 / (count - 2 * cut)

@@ -8,15 +8,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-# Weights that are handled together: few enough for a core's cache, too few for torch to start threads.
+# Weights that are processed together: fits into a core's cache, too few for torch to start threads.
 BLOCK = 1 << 14
 
 
 def in_order(deltas: Sequence[Tensor], combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
-    """Sort each weight over the updates and combine the sorted values.
+    """Sort each weight over the updates, and combine.
 
-    Updates are few and weights are many: a sorting network (Batcher, AFIPS 1968) compares whole blocks of weights at a
-    time, which fit into a core's cache.
+    Updates are few and weights are many: a sorting network (Batcher, AFIPS 1968) compares whole blocks of weights that
+    fit into a core's cache.
 
     Args:
         deltas: tensors of one shape.
@@ -35,7 +35,10 @@ def in_order(deltas: Sequence[Tensor], combine: Callable[[list[Tensor]], Tensor]
 
 @lru_cache
 def _network(count: int) -> list[tuple[int, int]]:
-    """Return the pairs that Batcher's odd-even merge sort compares, for any number of values."""
+    """Return the comparisons of Batcher's odd-even merge sort.
+
+    It works for any number of values.
+    """
     pairs: list[tuple[int, int]] = []
     size = 1
     while size < count:
@@ -43,7 +46,7 @@ def _network(count: int) -> list[tuple[int, int]]:
         while step:
             for first in range(step % size, count - step, 2 * step):
                 ends = range(first, min(first + step, count - step))
-                # Only within what two sorted runs of this size make together.
+                # Only within the pair of sorted runs of this size that are merged.
                 pairs += [(low, low + step) for low in ends if low // (2 * size) == (low + step) // (2 * size)]
             step //= 2
         size *= 2

@@ -15,7 +15,7 @@ from oncofed.settings import StrictModel
 
 
 def _settings_by_name(value: Any) -> AlgorithmSettings:
-    """Return the section ``strategy`` as the settings of the algorithm that it names.
+    """Return the settings of the algorithm in section ``strategy``.
 
     ``strategy: fedadam`` is short for ``strategy: {name: fedadam}``.
     """

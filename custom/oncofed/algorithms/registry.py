@@ -1,7 +1,8 @@
-"""The known algorithms: a module each in this package, and those of installed packages.
+"""The known algorithms, built-in and from installed packages.
 
-A package registers its own by an entry point of the group ``oncofed.algorithms`` that names a module with a class under
-``register_algorithm``. Server and sites need the package; a pack cannot bring one, since the server runs none.
+Built-in ones have a module each in this package. Another package registers its algorithms by an entry point of the
+group ``oncofed.algorithms`` that names a module with a class under ``register_algorithm``. Server and sites need the
+package; a pack cannot bring one, since the server runs no packs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def algorithm_class(name: str) -> type[Algorithm[Any]]:
     """Return an algorithm's class.
 
     Raises:
-        SpecError: there is none of that name.
+        SpecError: no algorithm has that name.
     """
     return ALGORITHMS.find(name)
 

@@ -1,7 +1,7 @@
 """SCAFFOLD (Karimireddy et al., ICML 2020, algorithm 1).
 
 ``c`` is the server's control variate, ``c_i`` a client's. A client's control is the mean gradient of its round, which
-for plain SGD is the paper's option II, and holds for any other optimizer too.
+is the paper's option II for plain SGD, and works for any other optimizer too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PREFIX = "control."
 
 
 class ScaffoldSettings(AlgorithmSettings):
-    """Control variates take out the drift between sites (Karimireddy et al., ICML 2020)."""
+    """Control variates correct client drift (Karimireddy et al., 2020)."""
 
     name: Literal["scaffold"]
     learning_rate: float = Field(1.0, gt=0, le=10, description="of the server")
@@ -38,16 +38,19 @@ class ScaffoldSettings(AlgorithmSettings):
 
 @register_algorithm("scaffold")
 class Scaffold(Algorithm[ScaffoldSettings]):
-    """The server's half: moves ``c`` by the mean change of the clients' controls."""
+    """The server's half: moves ``c`` by the controls' mean change."""
 
     Settings = ScaffoldSettings
 
     def from_clients(self, layout: WeightLayout) -> Weights:
-        """Return the change of a client's control, one tensor for each trained weight."""
+        """Return the shapes of a client's change of control.
+
+        There is one tensor for each trained weight.
+        """
         return {_PREFIX + name: layout.weights[name] for name in layout.trained}
 
     def for_clients(self) -> Weights:
-        """Return ``c``; nothing in the first round, in which it is zero."""
+        """Return ``c``; empty in the first round, when zero."""
         return {_PREFIX + name: value for name, value in self.state.items()}
 
     def for_clients_layout(self, layout: WeightLayout) -> Weights:
@@ -61,7 +64,7 @@ class Scaffold(Algorithm[ScaffoldSettings]):
     def select(
         self, model: Weights, updates: Sequence[Update], shares: Sequence[float], sites: int
     ) -> tuple[Sequence[Update], Sequence[float]]:
-        """Move ``c``: sites that did not train count as unchanged."""
+        """Move ``c``; sites that did not train count as unchanged."""
         for name, value in model.items():
             if name not in self._parameters:
                 continue
@@ -77,7 +80,7 @@ class Scaffold(Algorithm[ScaffoldSettings]):
 
 
 class ControlVariates(GradientHook):
-    """The client's half: each gradient gets ``c - c_i`` added."""
+    """The client's half: adds ``c - c_i`` to each gradient."""
 
     def __init__(self) -> None:
         self._local_c: Weights = {}
@@ -87,7 +90,7 @@ class ControlVariates(GradientHook):
         self._steps = 0
 
     def start(self, network: nn.Module, from_server: Weights) -> None:
-        """Take the server's control, which is zero at first."""
+        """Take the server's control, initially zero."""
         trained = trained_parameters(network)
         self._gradient_sum = {name: torch.zeros_like(value) for name, value in trained}
         server_c = {name: from_server[_PREFIX + name] for name, _ in trained if _PREFIX + name in from_server}
@@ -113,7 +116,7 @@ class ControlVariates(GradientHook):
         add_to_gradients(names, gradients, self._local_c_on_device, -1)
 
     def finish(self, network: nn.Module) -> Weights:
-        """Set ``c_i`` to the mean gradient of the round and return its change."""
+        """Set ``c_i`` to the round's mean gradient; return the change."""
         changes: Weights = {}
         for name, gradient_sum in self._gradient_sum.items():
             control = (gradient_sum / max(self._steps, 1)).cpu()
@@ -123,20 +126,20 @@ class ControlVariates(GradientHook):
 
     @property
     def state(self) -> Weights:
-        """This client's control."""
+        """The client's control."""
         return self._local_c
 
     def restore(self, state: Weights) -> None:
-        """Take over this client's control."""
+        """Restore the client's control."""
         self._local_c = dict(state)
 
     @property
     def round_state(self) -> Weights:
-        """The sum of the gradients so far, and the number of steps in it."""
+        """The sum of gradients so far, and its step count."""
         sums = {f"seen.{name}": value for name, value in self._gradient_sum.items()}
         return {**sums, "steps": torch.tensor(self._steps)}
 
     def restore_round(self, state: Weights) -> None:
-        """Take over the sum of the gradients."""
+        """Restore the sum of gradients."""
         self._gradient_sum = {n: state[f"seen.{n}"].to(value.device) for n, value in self._gradient_sum.items()}
         self._steps = int(state["steps"])

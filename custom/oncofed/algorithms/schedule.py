@@ -1,11 +1,13 @@
-"""In which order sites train within a round."""
+"""The order in which sites train within a round."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from oncofed.algorithms.settings import EvaluationSpec, RoundsSpec
+from oncofed.settings import SettingError
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,12 @@ class Schedule:
             evaluation: the job's.
 
         Raises:
-            ValueError: says which setting to leave away.
+            ValueError: names the setting to leave out.
         """
         if rounds.deadline_s is not None and rounds.quorum is None:
-            raise ValueError("rounds.deadline_s needs a quorum: how many updates are enough when the time is up?")
+            raise SettingError(
+                "needs rounds.quorum beside it: how many updates are enough when the time is up?", "rounds.deadline_s"
+            )
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Synchronous(Schedule):
 
 @dataclass(frozen=True)
 class Buffered(Schedule):
-    """Sites never wait; a round ends whenever enough updates have arrived.
+    """Sites never wait; a full buffer ends the round.
 
     Attributes:
         size: updates of a round.
@@ -52,10 +56,11 @@ class Buffered(Schedule):
 
     def check(self, name: str, rounds: RoundsSpec, evaluation: EvaluationSpec) -> None:
         """Refuse a quorum, a deadline and a draw."""
-        if rounds.quorum or rounds.sites_per_round or rounds.deadline_s or rounds.late == "drop":
-            raise ValueError(
-                f"{name} takes every update as it comes: leave quorum, deadline_s, sites_per_round and late: drop away"
-            )
+        _leave_out(
+            rounds,
+            ("quorum", "sites_per_round", "deadline_s", *(["late"] if rounds.late == "drop" else [])),
+            f"{name} takes every update as it comes",
+        )
 
 
 @dataclass(frozen=True)
@@ -65,24 +70,38 @@ class Sequential(Schedule):
     takes_late: ClassVar[bool] = False
 
     def check(self, name: str, rounds: RoundsSpec, evaluation: EvaluationSpec) -> None:
-        """Refuse a quorum and a draw; a deadline is that of each site."""
-        if rounds.sites_per_round or rounds.quorum:
-            raise ValueError(f"{name} asks one site after the other: leave quorum and sites_per_round away")
+        """Refuse a quorum and a draw.
+
+        A deadline applies to each site.
+        """
+        _leave_out(rounds, ("quorum", "sites_per_round"), f"{name} asks one site after the other")
 
 
 @dataclass(frozen=True)
 class PeerAveraged(Schedule):
-    """A site, drawn in each round, averages the updates of all; the server receives the mean."""
+    """A drawn site averages all updates.
+
+    It is drawn in each round; the server receives the mean.
+    """
 
     takes_late: ClassVar[bool] = False
     reaches_server: ClassVar[bool] = False
 
     def check(self, name: str, rounds: RoundsSpec, evaluation: EvaluationSpec) -> None:
-        """Refuse what needs each site's update at the server."""
+        """Refuse settings that need single updates on the server."""
         super().check(name, rounds, evaluation)
         if evaluation.cross_site:
-            raise ValueError(f"{name} gives no site's model to the server: leave evaluation.cross_site away")
+            raise SettingError(
+                f"found true, but {name} gives no site's model to the server: leave it out", "evaluation.cross_site"
+            )
 
 
-# What the round loop can carry out: these, and what is derived from them.
+def _leave_out(rounds: RoundsSpec, names: Sequence[str], why: str) -> None:
+    """Refuse settings of the rounds."""
+    for name in names:
+        if getattr(rounds, name):
+            raise SettingError(f"found {getattr(rounds, name)}, but {why}: leave it out", f"rounds.{name}")
+
+
+# The schedules that the round loop can carry out, also through subclasses.
 SCHEDULES = (Synchronous, Buffered, Sequential, PeerAveraged)

@@ -1,4 +1,4 @@
-"""The sections of a job that say how sites train together."""
+"""A job's sections about how sites train together."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from oncofed.settings import StrictModel
+from oncofed.settings import SettingError, StrictModel
 
 ExchangeType = Literal["native", "bfloat16", "int8"]
 
 
 class AlgorithmSettings(StrictModel):
-    """Base of every algorithm's section ``strategy``; ``name`` says which one."""
+    """Base of the section ``strategy``; ``name`` names the algorithm."""
 
     name: str = Field(description="name of an algorithm")
 
 
 class RoundsSpec(StrictModel):
-    """When a round ends, and who takes part in it."""
+    """When a round ends, and who takes part."""
 
     number: int = Field(5, ge=1, le=10_000, description="how often weights are exchanged")
     quorum: int | None = Field(
@@ -49,14 +49,17 @@ class RoundsSpec(StrictModel):
     @model_validator(mode="after")
     def _quorum_can_be_met(self) -> RoundsSpec:
         if self.quorum and self.sites_per_round and self.quorum > self.sites_per_round:
-            raise ValueError(
-                f"quorum is {self.quorum}, but only {self.sites_per_round} sites are asked (sites_per_round)"
+            raise SettingError(
+                f"found {self.quorum}, but only {self.sites_per_round} sites are asked (sites_per_round)", "quorum"
             )
         return self
 
 
 class ExchangeSpec(StrictModel):
-    """In which form weights travel. Sites always send what they changed, not what they have."""
+    """In which form weights travel.
+
+    Sites always send changes, not weights.
+    """
 
     update: ExchangeType = Field(
         "native",

@@ -11,9 +11,10 @@ from oncofed.algorithms.settings import AlgorithmSettings
 
 
 class SwarmSettings(AlgorithmSettings):
-    """A site, drawn anew each round, averages what the others send it (Warnat-Herresthal et al., Nature 2021).
+    """A drawn site averages the others' updates each round.
 
-    The server leads the rounds and keeps the mean model; it sees no site's update.
+    Warnat-Herresthal et al., Nature 2021. The server leads the rounds and keeps the mean model; it sees no
+    site's update.
     """
 
     name: Literal["swarm"]

@@ -1,1 +1,1 @@
-"""An alliance: participants, startup kits and, on one machine, their processes."""
+"""Alliances: participants, startup kits and local processes."""

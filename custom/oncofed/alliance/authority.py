@@ -1,4 +1,7 @@
-"""An alliance's root key, which signs every certificate; encrypted at rest."""
+"""An alliance's root key, encrypted at rest.
+
+It signs every certificate.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from oncofed.signing import PADDING
 _CERTIFICATE_FILE = "root.pem"
 _KEY_FILE = "root.key.age"
 _VALID_DAYS = 3650
-# A certificate that expires within so many days is shown as a warning.
+# A certificate that expires within this many days is shown as a warning.
 EXPIRES_SOON_DAYS = 30
 # A site whose clock is slow would refuse a certificate that is valid only from now on.
 LARGEST_CLOCK_ERROR = timedelta(days=1)

@@ -1,4 +1,7 @@
-"""oncofed's files in a startup kit: facts, settings, versions, launchers, guide."""
+"""oncofed's files in a startup kit.
+
+They are facts, settings, versions, launchers and a guide.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,10 @@ def add_contents(folder: Path, spec: AllianceSpec, name: str, authority: Authori
 
 
 def _packaged(name: str) -> bytes:
-    """Read a file of ``provisioning/``: the package's copy, or the checkout's."""
+    """Read a file of ``provisioning/``.
+
+    It is the package's copy, or the checkout's.
+    """
     package = Path(oncofed.__file__).resolve().parent
     for folder in (package / "_provisioning", package.parents[1] / "provisioning"):
         path = folder / name

@@ -21,7 +21,7 @@ _WIDTH = 120
 def add_participant(
     file: Path, group: Literal["sites", "people"], name: str, values: Mapping[str, str | bool | None]
 ) -> AllianceSpec:
-    """Add a site or a person, and return the new alliance.
+    """Add a site or a person; return the changed alliance.
 
     Args:
         file: the ``alliance.yaml``.

@@ -1,4 +1,4 @@
-"""An alliance's folder: its root key, sealed kits, and issued certificates."""
+"""An alliance's folder: root key, sealed kits, issued certificates."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Alliance:
             raise AllianceError(f"{path} is broken ({type(error).__name__}). Restore it from a backup.") from None
 
     def create(self, spec: AllianceSpec, password: str) -> Authority:
-        """Create the alliance in an empty folder, and return its authority.
+        """Create the alliance in an empty folder.
 
         Root key and list are saved before any certificate is issued: without the root no kit could be renewed.
 
@@ -144,7 +144,10 @@ class Alliance:
         return [name for name in spec.everybody if name not in known and not spec.makes_own_key(name)]
 
     def expiring(self, spec: AllianceSpec, days: int) -> list[str]:
-        """Return the participants whose certificates expire within ``days``, without the revoked."""
+        """Return participants whose certificates expire within ``days``.
+
+        Revoked participants are left out.
+        """
         before = datetime.now(timezone.utc) + timedelta(days=days)
         known = self.issued().participants.items()
         return [

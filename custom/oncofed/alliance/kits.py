@@ -130,7 +130,7 @@ class AuthorityCertBuilder(CertBuilder):
 
 
 class PolicyBuilder(Builder):
-    """Writes oncofed's changes to FLARE's defaults into each kit's ``local`` folder.
+    """Writes oncofed's changes into each kit's ``local`` folder.
 
     - No role may bring code (BYOC).
     - Only ``APPROVED_CLASSES`` are built from a job.
@@ -152,7 +152,7 @@ class PolicyBuilder(Builder):
             (local / "comm_config.json").write_text(json.dumps(_COMMUNICATION, indent=2) + "\n", encoding="utf-8")
 
     def finalize(self, project: Project, ctx: ProvisionContext) -> None:
-        """Make the kits readable by their owner alone."""
+        """Make the kits readable by their owner only."""
         _close_secrets(Path(ctx.get_workspace()))
 
 
@@ -275,7 +275,7 @@ def start_process(
         inherited: numbers of open files that it keeps.
     """
     return subprocess.Popen(
-        # Without FLARE's loop, which restarts it for ever and waits five seconds before its first start.
+        # Without FLARE's loop, which restarts it indefinitely and waits five seconds before its first start.
         ["bash", str(kit / "startup" / "sub_start.sh"), "--once"],
         cwd=kit,
         stdin=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""An alliance on this machine: real server and sites, each a process of its own kit."""
+"""An alliance on one machine, with a process per participant."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class LocalAlliance:
 
     @property
     def server_kit(self) -> Path:
-        """The folder of the server's kit, which is also its workspace."""
+        """The server's kit and workspace folder."""
         return self.kit(self.spec.server)
 
     def session(self) -> Session:
@@ -194,7 +194,7 @@ class LocalAlliance:
             raise FederationError(f"{role} {ended}. Its log: {self._console(name)}{self._last_words(name)}")
 
     def site_that_failed(self, job_id: str) -> str | None:
-        """Return the site whose failure made the server end the job.
+        """Return the site whose failure ended the job.
 
         None if there is none.
         """
@@ -254,7 +254,7 @@ class LocalAlliance:
             self._processes[participant] = self.start_kit(self.kit(participant), console)
 
     def start_kit(self, kit: Path, console: IO[bytes]) -> subprocess.Popen[bytes]:
-        """Start a participant from its kit, with its output in ``console``."""
+        """Start a participant from its kit."""
         environment = self._environment(kit.name)
         started_with = environment
         if kit.name == self.spec.server:

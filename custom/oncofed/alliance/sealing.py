@@ -1,4 +1,4 @@
-"""Sealed startup kits: a signed zip, encrypted with age for its recipient.
+"""Sealed startup kits: signed zips, encrypted with age.
 
 age is a file format with several implementations (https://age-encryption.org/v1), so a hospital may use another
 program.
@@ -43,7 +43,7 @@ def new_password() -> str:
 
 
 def sign_folder(folder: Path, authority: Authority) -> None:
-    """Write the digests of a kit's files, signed by the alliance."""
+    """Write the signed digests of a kit's files."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     named = {path.relative_to(folder).as_posix(): path for path in paths}
     sums = "".join(f"{_digest(path)}  {name}\n" for name, path in named.items() if name not in _NOT_LISTED).encode()
@@ -104,7 +104,7 @@ def unseal(file: Path, out: Path, password: str | None, identity: Path | None = 
 
 
 def changed_files(folder: Path) -> list[str]:
-    """Return how a kit's files differ from what the alliance signed.
+    """Return how a kit's files differ from the signed ones.
 
     Empty if they do not.
 
@@ -126,7 +126,7 @@ def changed_files(folder: Path) -> list[str]:
         elif _digest(path) != digest:
             problems.append(f"{name} was changed")
     startup = {p.relative_to(folder).as_posix() for p in (folder / "startup").rglob("*") if p.is_file()}
-    # The alliance never saw the key of a participant who created its own, so the list does not have it.
+    # The alliance never saw the key of a participant who created it, so the list does not contain it.
     own = {f"startup/{name}.key" for name in ("client", "server") if f"startup/{name}.crt" in listed}
     problems += [f"{name} does not belong to it" for name in sorted(startup - set(listed) - own)]
     return problems

@@ -71,7 +71,9 @@ class EngineerSession:
             raise PolicyError(f"{self._name} may not do this: {error}") from None
 
     def status(self, job_id: str) -> str:
-        """Return FLARE's status of a job, such as RUNNING or FINISHED:COMPLETED.
+        """Return FLARE's status of a job.
+
+        Examples are RUNNING and FINISHED:COMPLETED.
 
         Raises:
             SpecError: the alliance has no such job.
@@ -83,7 +85,7 @@ class EngineerSession:
         return str(status)
 
     def why_waiting(self, job_id: str) -> str:
-        """Return why the server could not start a job; empty before it tried."""
+        """Return why a job could not start; empty if untried."""
         meta = self._ask(job_id, lambda session: session.get_job_meta(job_id)) or {}
         history = meta.get(JobMetaKey.SCHEDULE_HISTORY.value) or [""]
         # The reason follows the time, which has two colons but no space after them.
@@ -113,7 +115,10 @@ class EngineerSession:
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def events(self, job_id: str) -> list[Event]:
-        """Return a digest of a running job's record; empty for any other job."""
+        """Return a digest of a running job's record.
+
+        It is empty for any other job.
+        """
 
         def question(session: Session) -> Any:
             with contextlib.suppress(JobNotRunning, JobNotFound):
@@ -128,7 +133,7 @@ class EngineerSession:
         self._ask(job_id, lambda session: session.abort_job(job_id))
 
     def download(self, job_id: str, folder: Path) -> Path:
-        """Download a finished job's result, and return the server's part of it."""
+        """Download a finished job's result; return the server's part."""
         self._ask(job_id, lambda session: session.download_job_result(job_id, str(folder)))
         found = next(iter(folder.rglob(EVENTS_FILE)), None)
         if found is None:
@@ -148,7 +153,7 @@ class EngineerSession:
         except AuthorizationError as error:
             raise PolicyError(f"{self._name} may not do this: {error}") from None
         except Exception as error:  # noqa: BLE001 - see below
-            # The client library raises many types for a server that went away: the next request opens a new session.
+            # The client library raises many types when a server has gone away: the next request opens a new session.
             self._close()
             raise TransferError(f"the server did not answer ({type(error).__name__})") from None
 

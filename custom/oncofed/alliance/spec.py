@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
-from oncofed.settings import StrictModel, read_yaml, validated
+from oncofed.settings import SettingError, StrictModel, read_yaml, validated
 
 # FLARE's rules for names that become subjects of certificates.
 SiteName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")]
@@ -22,7 +22,7 @@ RECIPIENT = r"^age1[a-z0-9]{50,80}$"
 
 
 class SiteSpec(StrictModel):
-    """A site: an organisation's machine that trains on its own data."""
+    """An organisation's machine that trains on its own data."""
 
     organisation: Organisation = Field("oncofed", description="letters, digits and _")
     contact: str | None = Field(None, max_length=200, description="contact at the site, for its guide and `status`")
@@ -48,7 +48,7 @@ class PersonSpec(StrictModel):
 
 
 class RelaySpec(StrictModel):
-    """A machine that forwards messages between the server and some sites.
+    """A machine that forwards messages between server and sites.
 
     It sees no more of them than a router.
     """
@@ -110,21 +110,29 @@ class AllianceSpec(StrictModel):
         folded = [name.lower() for name in names]
         twice = sorted({name for name in names if folded.count(name.lower()) > 1})
         if twice:
-            raise ValueError(f"{', '.join(twice)}: given to two participants; upper and lower case count as one name")
+            last = next(name for name in reversed(names) if name in twice)
+            section = next(section for section in ("people", "sites", "relays") if last in getattr(self, section))
+            raise SettingError(
+                f"{', '.join(twice)}: given to two participants; upper and lower case count as one name",
+                f"{section}.{last}",
+            )
         return self
 
     @model_validator(mode="after")
     def _relays_serve_sites(self) -> AllianceSpec:
-        served = [site for relay in self.relays.values() for site in relay.sites]
-        strange = sorted(set(served) - set(self.sites))
-        if strange:
-            raise ValueError(f"relays serve {', '.join(strange)}, which is no site of the alliance")
-        lost = sorted(set(self.routes) - set(self.sites))
-        if lost:
-            raise ValueError(f"routes of {', '.join(lost)}, which is no site of the alliance")
-        twice = sorted({site for site in served if served.count(site) > 1} | (set(served) & set(self.routes)))
-        if twice:
-            raise ValueError(f"{', '.join(twice)}: a site reaches the server by one way, found two")
+        ways: dict[str, str] = {}
+        for site in self.routes:
+            if site not in self.sites:
+                raise SettingError(f"found {site}, which is no site of the alliance", f"routes.{site}")
+            ways[site] = f"routes.{site}"
+        for name, relay in self.relays.items():
+            place = f"relays.{name}.sites"
+            for site in relay.sites:
+                if site not in self.sites:
+                    raise SettingError(f"found {site}, which is no site of the alliance", place)
+                if site in ways:
+                    raise SettingError(f"{site}: a site reaches the server by one way, found {ways[site]} too", place)
+                ways[site] = place
         return self
 
     @property
@@ -155,7 +163,7 @@ class AllianceSpec(StrictModel):
         return entry.recipient if entry else None
 
     def makes_own_key(self, name: str) -> bool:
-        """Return whether a site or person creates its own private key."""
+        """Return whether a participant creates its private key."""
         entry = self.sites.get(name) or self.people.get(name)
         return entry.own_key if entry else False
 

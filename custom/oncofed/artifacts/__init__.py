@@ -1,1 +1,1 @@
-"""Files kept with a trained model: provenance, training profile, job, bundle."""
+"""Files kept with a model: provenance, profile, job, bundle."""

@@ -1,4 +1,4 @@
-"""Files that make a kept model usable without its run's folder."""
+"""Files that make a model usable without its run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NOT_IN_NAMES = re.compile(r"[^a-z0-9_-]+")
 def write_kept_job(
     folder: Path, name: str, site: str, plan: Plan, federation: FederationPlan, weights: Weights
 ) -> None:
-    """Write ``job.yaml`` and ``provenance.json`` of a model that a site keeps.
+    """Write a kept model's ``job.yaml`` and ``provenance.json``.
 
     A site's own copy is not signed; the digest shows whether the weights changed.
 
@@ -52,7 +52,7 @@ def write_kept_job(
 
 
 def copy_beside_model(source: Path, target: Path) -> None:
-    """Copy a model's small files to another folder, as far as they exist."""
+    """Copy a model's existing small files to another folder."""
     for name in sorted(BESIDE_MODEL):
         if (source / name).is_file():
             write_whole(target / name, (source / name).read_bytes())

@@ -56,13 +56,15 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
 
 def problems_of(provenance: Mapping[str, Any], model: Path, root: x509.Certificate, server: str) -> list[str]:
-    """Return the reasons not to trust a provenance; empty where it is true.
+    """Return the reasons not to trust a provenance.
+
+    Empty if it can be trusted.
 
     Args:
         provenance: the file's content.
         model: weights as safetensors.
         root: certificate of the alliance, from one's own kit.
-        server: name of its server, from the same kit: nobody else vouches for a model.
+        server: name of its server, from the same kit: only it can sign for a model.
     """
     problems = []
     try:

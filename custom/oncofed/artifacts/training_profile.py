@@ -76,7 +76,7 @@ def site_profile(images: Iterable[tuple[str, Entry]], data: DataSpec) -> dict[st
 
 
 def bins_of(data: DataSpec) -> dict[str, int]:
-    """Return the number of bins of each histogram of a job, by trait."""
+    """Return each histogram's number of bins, by trait."""
     return {name: trait.bins for name, trait in traits(data).items()}
 
 
@@ -102,7 +102,7 @@ def write_training_profile(folder: Path, profile: TrainingProfile) -> Path:
 def read_training_profile(folder: Path) -> TrainingProfile | None:
     """Return the profile next to a model's weights.
 
-    It is None without one, as of runs at older sites.
+    None without one, as in runs of older sites.
 
     Raises:
         SpecError: it cannot be read as one.

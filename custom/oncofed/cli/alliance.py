@@ -310,7 +310,7 @@ def _make(kits: Iterator[SealedKit], count: int, passwords: Path | None, console
 
 
 def _show_kits(made: list[SealedKit], file: Path | None, console: Console, json: bool) -> None:
-    """Print kits and passwords, or write the passwords to a file."""
+    """Print kits and passwords, or write passwords to a file."""
     if not made:
         return
     from oncofed.alliance.issued import KIT_SUFFIX

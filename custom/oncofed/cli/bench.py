@@ -1,4 +1,7 @@
-"""``oncofed bench``, whose commands come with the source code, not with the installed package."""
+"""``oncofed bench``, which needs a checkout of the source code.
+
+The installed package does not contain the harness.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ _FOLDER = Path("benchmarks") / "harness"
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the group of commands, or one that says where it is."""
+    """Add the group of commands, or a pointer to it."""
     folder = Path(oncofed.__file__).parents[2] / _FOLDER
     if (folder / "commands.py").is_file():
         app.add_typer(_commands(folder), name="bench")
@@ -26,7 +29,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _commands(folder: Path) -> typer.Typer:
-    """Return the commands of a harness that is on no search path."""
+    """Import the harness's commands from outside the search path."""
     if "harness" not in sys.modules:
         spec = importlib.util.spec_from_file_location("harness", folder / "__init__.py")
         assert spec is not None

@@ -104,13 +104,19 @@ def _cell_text(cell: object, console: Console) -> str:
 
 
 def progress_console(json: bool) -> Console:
-    """Return the console for progress: stderr if stdout is for JSON."""
+    """Return the console for progress.
+
+    It is stderr if stdout is for JSON.
+    """
     return plain_console(stderr=json)
 
 
 @contextlib.contextmanager
 def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a function of (activity, done, total) with a bar for each activity."""
+    """Yield a function that updates a bar per activity.
+
+    Its arguments are (activity, done, total).
+    """
     from oncofed.job.watch import progress_bar
 
     with progress_bar(console) as bar:
@@ -125,7 +131,10 @@ def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]
 
 
 def keep_caches_in(workspace: Path) -> None:
-    """Put caches of libraries into the workspace; call before they are imported."""
+    """Put caches of libraries into the workspace.
+
+    Call it before the libraries are imported.
+    """
     caches = workspace.absolute() / ".cache"
     for variable, library in (("MPLCONFIGDIR", "matplotlib"), ("TORCHINDUCTOR_CACHE_DIR", "torchinductor")):
         # PyTorch runs compiled code from it: nobody else may write there.
@@ -134,7 +143,10 @@ def keep_caches_in(workspace: Path) -> None:
 
 
 def typed_workspace() -> list[str]:
-    """Return ``--workspace`` as typed, for a suggested command; empty if not typed."""
+    """Return ``--workspace`` as typed, for a suggested command.
+
+    It is empty if not typed.
+    """
     return ["--workspace", str(options.workspace)] if options.workspace else []
 
 
@@ -170,9 +182,9 @@ def new_run_folder(workspace: Path, job: str) -> Path:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """End a run on SIGTERM and SIGHUP as on Ctrl-C, with all its processes.
+    """End a run on SIGTERM and SIGHUP as on Ctrl-C.
 
-    Under ``nohup`` SIGHUP stays ignored.
+    All its processes end with it. Under ``nohup`` SIGHUP stays ignored.
 
     Raises:
         typer.Exit: with 130, a shell's status for an interrupted program.
@@ -208,7 +220,7 @@ def _parts(model: Path) -> list[str]:
 
 
 def show_result(result: Result, folder: Path, json: bool) -> None:
-    """Print a finished run: a table and its files, or JSON alone."""
+    """Print a finished run, as a table or as JSON."""
     if json:
         echo_json(result.model_dump_json(indent=2, by_alias=True))
         return
@@ -235,11 +247,18 @@ def _over_sites(result: Result) -> list[str]:
     lines = []
     pooled, pair, known = result.pooled_test, result.paired_test, result.calibration
     if pooled:
-        figures = [(n, found.auroc, found.interval) for n, found in pooled.classes.items()]
+        figures: list[tuple[str, float, tuple[float, float] | None]] = [
+            (n, found.auroc, found.interval) for n, found in pooled.classes.items()
+        ]
         figures += [(n, found.mean, found.interval) for n, found in pooled.figures.items()]
-        values = ", ".join(f"{name} {value:.3f} ({low:.2f} to {high:.2f})" for name, value, (low, high) in figures)
+        figures += [
+            (f"{n}, {one.title}", one.value, one.interval)
+            for n, target in pooled.targets.items()
+            for one in list(target.figures.values())[:1]
+        ]
+        values = ", ".join(_figure(*one) for one in figures)
         lines.append(f"all sites together, {pooled.patients} patients: {values or 'too few of any class'}")
-    if known:
+    if known and known.temperature is not None:
         errors = [f"{found.calibration_error:.3f}" for found in (known.before, known.after) if found]
         change = f"; calibration error {' without it, '.join(errors)} with it" if len(errors) == 2 else ""
         lines.append(f"temperature {known.temperature:.2f}, of {known.patients} validation patients{change}")
@@ -256,9 +275,17 @@ def _over_sites(result: Result) -> list[str]:
     return lines
 
 
+def _figure(name: str, value: float, interval: tuple[float, float] | None) -> str:
+    """Return a figure in words, with its 95 % interval where there is one."""
+    return f"{name} {value:.3f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+
+
 def result_table(result: Result) -> Table:
-    """Return a result's table: a row a site, a column a model."""
-    models = [m for m in ("alone", "federated", "pooled") if getattr(result.mean, m) is not None]
+    """Return a result's table.
+
+    A row is a site, a column a model.
+    """
+    models = [m for m in ("alone", "federated", "pooled", "table") if getattr(result.mean, m) is not None]
     table = Table(title=f"{result.title}: {result.metric_name} on held-out patients", title_justify="left")
     table.add_column("site")
     for heading in ("train", "test", *models, *(["gain"] if "alone" in models else [])):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from oncofed.cli import overlap
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
@@ -41,6 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command()(resolve)
+app.add_typer(overlap.app, name="overlap")
 
 Dataset = Annotated[str, typer.Argument(help="A registered dataset's name, or its folder with dataset.json.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
@@ -80,6 +82,15 @@ def register(
             "patient, study or series in place of image.",
         ),
     ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=KIND:COLUMN|FILE",
+            help="What columns of the table state: survival=survival:time_days,event, grade=grade:isup:1<2<3, "
+            "findings=labels:edema,effusion, volume=value:volume:ml, type=class:histology; or targets.yaml. May be "
+            "given several times.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The dataset's folder; by default datasets/NAME in the workspace.")
     ] = None,
@@ -108,6 +119,7 @@ def register(
     from oncofed.data.register import RegisterOptions, parse_labels
     from oncofed.data.register import register as read_folder
     from oncofed.data.slides import TileSpec
+    from oncofed.data.target_columns import parse_targets
 
     name = dataset or _name_of(folder)
     target = out or datasets_folder(workspace) / name
@@ -123,6 +135,7 @@ def register(
         TileSpec(tile, mpp, tissue),
         workers,
         patient_from.value if patient_from else None,
+        targets=parse_targets(targets or ()),
     )
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         manifest = read_folder(request, advance)
@@ -189,7 +202,7 @@ def check(
 
     spec = read_job(job, with_code=True)
     folder = dataset_named(dataset, workspace)
-    report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
+    report = check_dataset(folder, spec.data, spec.plan().supervision(), spec.seed)
     cache = _cache_note(folder, spec) if report.may_train else ""
     if json:
         typer.echo(jsonlib.dumps({**_report_values(report, job, dataset), "cache": cache}, indent=2))
@@ -363,8 +376,7 @@ def _cache_note(folder: Path, spec: JobSpec) -> str:
     from oncofed.data.prepared import plan_cache
 
     task = spec.plan().build_task()
-    vocabulary = spec.task.vocabulary
-    train = read_cases(folder, spec.data.split, spec.seed, vocabulary, spec.data.splits, task.label_kind).train
+    train = read_cases(folder, spec.data.split, spec.seed, spec.plan().supervision(), spec.data.splits).train
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return plan_cache(train, task.input(spec.training.augmentation), device).note
 
@@ -402,7 +414,18 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         }
         for split, entry in manifest.by_split()
     ]
-    kept = ("schema", "task", "modality", "labels", "label_kind", "quarantine", "files", "left_out", "remarks")
+    kept = (
+        "schema",
+        "task",
+        "modality",
+        "labels",
+        "label_kind",
+        "targets",
+        "quarantine",
+        "files",
+        "left_out",
+        "remarks",
+    )
     return {
         "dataset": manifest.name,
         "folder": str(folder),

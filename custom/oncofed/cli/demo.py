@@ -130,7 +130,10 @@ def demo(
 
 
 def _example(sites: dict[str, Path], folder: Path) -> Path:
-    """Write one test patient as a DICOM series to predict, and return its folder."""
+    """Write one test patient as a DICOM series to predict.
+
+    Returns its folder.
+    """
     from oncofed.data.cases import case_of
     from oncofed.data.example_series import write_series
     from oncofed.data.manifest import read_manifest

@@ -1,4 +1,4 @@
-"""``oncofed site policy`` and ``oncofed site audit``: rules for jobs, and the record of jobs."""
+"""``oncofed site policy`` and ``oncofed site audit``."""
 
 from __future__ import annotations
 
@@ -93,12 +93,12 @@ def try_job(
 ) -> None:
     """Check whether a job may run here: exit status 0, or 3 with the rule that it breaks."""
     from oncofed.job.spec import read_job
-    from oncofed.privacy.policy import JobFacts
+    from oncofed.privacy.policy import ProposedJob
     from oncofed.site.policies import current_policy
 
     policy = current_policy(folder)
     spec = read_job(job)
-    refusal = policy.refusal(JobFacts(spec.name, person, spec.data.dataset, spec.model.network, spec.strategy.name))
+    refusal = policy.refusal(ProposedJob(spec.name, person, spec.data.dataset, spec.model.network, spec.strategy.name))
     if refusal:
         raise PolicyError(f"{spec.name}: {refusal}")
     whom = f" by {person}" if person else ""

@@ -91,7 +91,10 @@ def resolve(
 
 
 def _kit(site: Path | None) -> Path | None:
-    """Return the kit for the audit log: the named one, else this folder if it is a kit."""
+    """Return the kit for the audit log.
+
+    It is the named one, else this folder if it is a kit.
+    """
     folder = site or Path()
     if (folder / "startup").is_dir():
         return folder
@@ -109,7 +112,7 @@ def _asked(job: str | None, folder: Path) -> JobFindings:
     from oncofed.job.spec import read_job
 
     spec = read_job(job, with_code=True)
-    report = check_dataset(folder, spec.data, spec.task.vocabulary, spec.seed, spec.plan().build_task().label_kind)
+    report = check_dataset(folder, spec.data, spec.plan().supervision(), spec.seed)
     return JobFindings(spec.data, report.set_aside)
 
 

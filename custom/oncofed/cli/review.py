@@ -1,4 +1,4 @@
-"""``oncofed site review | approve | reject | withdraw``: decisions about engineers' code."""
+"""``oncofed site review | approve | reject | withdraw``."""
 
 from __future__ import annotations
 

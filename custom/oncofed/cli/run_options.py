@@ -62,7 +62,10 @@ def named_sites(values: list[str], workspace: Path) -> dict[str, Path]:
 
 
 def _site_folder(value: Path, workspace: Path) -> Path:
-    """Return a site's dataset; one that is missing is reported later, with the data of all sites."""
+    """Return a site's dataset.
+
+    A missing one is reported later, with the data of all sites.
+    """
     try:
         return dataset_named(value, workspace)
     except DataError:
@@ -75,7 +78,7 @@ def parse_sites(values: list[str]) -> dict[str, Path]:
     Raises:
         SpecError: an argument has another form, or its name is given twice or unfit for a certificate.
     """
-    from oncofed.job.outcome import POOLED
+    from oncofed.job.outcome import POOLED, TABLE
 
     sites: dict[str, Path] = {}
     for value in values:
@@ -87,7 +90,7 @@ def parse_sites(values: list[str]) -> dict[str, Path]:
             )
         if name in sites:
             raise SpecError(f"--site {name} is given twice. Give each site a name of its own.")
-        if name in ("server", "localhost", POOLED):
+        if name in ("server", "localhost", POOLED, TABLE):
             raise SpecError(f"--site {name}: this name is taken. Give the site another one.")
         sites[name] = Path(folder).expanduser()
     return sites

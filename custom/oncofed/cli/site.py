@@ -304,7 +304,7 @@ def logs(
 def _opener(
     file: Path, password_file: Path | None, identity: Path | None, request: Path | None
 ) -> Callable[[Path], object]:
-    """Return a function that opens a sealed kit into a folder.
+    """Return a function that opens a sealed kit.
 
     By password, key or request folder.
     """

@@ -1,4 +1,7 @@
-"""Output for terminals without Unicode: other characters replace those they lack."""
+"""Output for terminals without Unicode.
+
+Characters that a terminal lacks are replaced.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,10 @@ def echo_json(text: str) -> None:
 
 
 def is_terminal(stream: IO[str]) -> bool:
-    """Return whether a stream is a terminal, whatever colours are requested."""
+    """Return whether a stream is a terminal.
+
+    Colour settings in the environment do not count.
+    """
     try:
         return stream.isatty()
     except (AttributeError, ValueError):

@@ -260,7 +260,9 @@ def _summary(counts: WatchCounts) -> str:
 
 @contextlib.contextmanager
 def _stopped_by_signals(watch: FolderWatcher, notify: Notify) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM end a watch after the input at hand, and the second at once.
+    """Stop a watch on Ctrl-C or SIGTERM.
+
+    The first signal lets the current input finish, the second stops at once.
 
     Raises:
         typer.Exit: at once, with 130, a shell's status for an interrupted program.

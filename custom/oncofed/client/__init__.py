@@ -1,1 +1,4 @@
-"""A site's local training, in the job's process or sandboxed. Knows nothing of FLARE."""
+"""A site's local training, in-process or sandboxed.
+
+Nothing here depends on FLARE.
+"""

@@ -1,4 +1,4 @@
-"""Counts and sums of a site's cases, for figures over the patients of all sites."""
+"""A site's counts and sums for figures over all sites."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ def sums_of(
 
     Args:
         task: the job's.
-        split: "validation", whose cases give a temperature, or "test", whose cases give pooled figures.
+        split: "validation", whose cases give a temperature and thresholds, or "test", whose cases give pooled figures.
         outcomes: patient and outcome of each case.
         against: the same of another model, where the job compares two.
-        asked: what the server wants.
+        asked: the server's request.
     """
     if split != "test":
         sums = {"temperature": task.temperature_sums(outcomes)}
+        if task.chooses_thresholds:
+            sums["pooled"] = task.pooled(outcomes)
     else:
         sums = {"pooled": task.pooled(outcomes, asked.temperature)}
         part = task.paired(outcomes, against) if against is not None else None
@@ -42,9 +44,9 @@ def sums_of(
 
 
 def patients_of_sums(task: Task[Any], outcomes: Outcomes) -> list[list[str]]:
-    """Return the groups of patients that sums may cover.
+    """Return groups of patients that sums may cover.
 
-    These are all patients, and those with and without each class; groups of a few are left out.
+    These are all patients, and those with and without each class; small groups are left out.
 
     Args:
         task: the job's.

@@ -1,4 +1,4 @@
-"""A model's figures on single test cases, for the site alone."""
+"""Table of single test cases, for the site only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slots to compute in, shared by the sites of one machine."""
+"""Compute slots, shared by the sites of one machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from oncofed.client.locks import first_free, wait_for_lock, wait_in_line
 from oncofed.processes import AT_ONCE_VARIABLE, TURN_VARIABLE, sharing_processes
 
-# The site that is next polls often for a slot, as cores are idle until it does. The others wait behind it.
+# The next site in line polls often for a slot, as cores are idle until it gets one. The others wait behind it.
 _SECONDS_BETWEEN_POLLS = 0.01
 
 
@@ -27,13 +27,15 @@ def give_gpu_memory_back() -> None:
 
 
 class ComputeSlot:
-    """A site's slot, where the environment names the lock files of its machine.
+    """A site's compute slot.
 
-    One site at a time holds the GPU. On the CPU, as many as the environment says hold cores: sites that compute on the
+    It is used where the environment names the machine's lock files.
+
+    One site at a time holds the GPU. On the CPU, the environment gives the number of slots: sites that compute on the
     same cores evict each other's data from the caches.
 
-    Only sites with a slot, and the one that is next, fetch their task. The others would each hold a model while they
-    wait, as would the server for each of them, and an older one than the server has when they start.
+    Only sites with a slot, and the one that is next, fetch their task. Each of the others would hold a model while it
+    waits, as would the server for each of them, and that model may be outdated when they start.
 
     The system releases a lock with the process that holds it, also when that is killed. FLARE's own resource manager
     gives a GPU to one job at a time, and so to all sites of a job at once.
@@ -68,7 +70,7 @@ class ComputeSlot:
 
     @contextlib.contextmanager
     def hold(self, give_up: Callable[[], bool]) -> Iterator[None]:
-        """Hold a slot while the block runs; line up if needed.
+        """Hold a slot for the block; line up if needed.
 
         Args:
             give_up: polled while it waits; once true, the block runs without a slot.

@@ -1,4 +1,7 @@
-"""Folders of a site's datasets. A job only names its dataset; the site alone knows the folder."""
+"""Folders of a site's datasets.
+
+A job only names its dataset; only the site knows the folder.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job's state folder at a site: its files and its lock."""
+"""Files and lock of a job's folder at a site."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONGEST_WAIT_SECONDS = 60.0
 def sole_owner(folder: Path) -> Iterator[None]:
     """Lock a job's folder while the block runs.
 
-    A process whose parent died works on for seconds, while its successor starts.
+    A process whose parent died runs on for seconds, while its successor starts.
 
     Raises:
         StateError: another process held it for a minute.

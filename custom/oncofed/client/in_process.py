@@ -19,12 +19,13 @@ from oncofed.client.case_sums import patients_of_sums, sums_of
 from oncofed.client.case_table import write_case_table
 from oncofed.client.folder import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.client.kept_model import keep_model
-from oncofed.client.local_training import LocalScore, ProgressReporter, SiteContext, Stop
+from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, ProgressReporter, SiteContext, Stop
 from oncofed.client.personal import PersonalModel
 from oncofed.client.preparation import check_cases, draw_validation_cases, set_broken_files_aside, untrained_weights
 from oncofed.client.progress import SECONDS_BETWEEN_REPORTS, ThrottledProgress
 from oncofed.client.state import SiteState
 from oncofed.data.cases import Case
+from oncofed.data.moments import site_sums
 from oncofed.data.prepared import plan_cache
 from oncofed.messages.compression import Compressor
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked, TrainRequest
@@ -64,9 +65,10 @@ class InProcessTraining:
         self._state = SiteState()
         self._validation_cases: tuple[Case, ...] = ()
         self._profile: dict[str, Any] = {}
+        self._table_sums: dict[str, Any] = {}
         self._untrained: Weights = {}
         self._kept_locally: Weights = {}
-        # How long the last score took: phases shorter than a report's interval are not reported.
+        # Duration of the last score: phases shorter than a report's interval are not reported.
         self._evaluation_seconds = math.inf
 
     @property
@@ -78,17 +80,17 @@ class InProcessTraining:
     # --- prepare
 
     def prepare(self) -> dict[str, Any]:
-        """Check and load the cases, unless that was done."""
+        """Check and load the cases, once."""
         if self._trainer is None:
             try:
                 self._trainer = self._load()
             except BaseException:
                 self._resources.close()
                 raise
-        return {**_counts(self._trainer), "profile": self._profile}
+        return {**_counts(self._trainer), "profile": self._profile, **self._table_sums}
 
     def close(self) -> None:
-        """Release memory, and the job's folder."""
+        """Release memory and the job's folder."""
         self._resources.close()
         self._trainer = self._personal = None
         self._state.forget_result()
@@ -105,6 +107,9 @@ class InProcessTraining:
         trainer = self._resources.enter_context(start_trainer(plan, usable.cases, context.site, checkpoint))
         images = ((case.patient, usable.facts.get(case)) for case in usable.cases.train)
         self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
+        if plan.data.covariates:
+            sums, patients = site_sums(usable.cases.train, plan.data.covariates)
+            self._table_sums = {"covariates": sums, PATIENTS_OF_SUMS: patients}
         self._reporter.note(plan_cache(usable.cases.train, trainer.input, trainer.device).note, logging.INFO)
         trainer.prepare(self._progress.counter("loading data"))
         trainer.gradient_hook = self._gradient_hook
@@ -126,7 +131,7 @@ class InProcessTraining:
         return personal
 
     def _resume(self) -> None:
-        """Restore what an earlier process of this site kept."""
+        """Restore the state of an earlier process."""
         self._compressor.left_over = self._state.part("left_over")
         self._kept_locally = self._state.part("norm")
         if self._gradient_hook:
@@ -135,27 +140,28 @@ class InProcessTraining:
     # --- train
 
     def train(self, request: TrainRequest, stop: Stop) -> TrainResult:
-        """Train the global model, unless a result is kept already."""
+        """Train the global model, unless its result is kept."""
         received = {name: _full_precision(value) for name, value in request.weights.items()}
-        turn_key = f"{request.round} {digest_of(received)}"
+        turn_key = f"{request.round} {digest_of(received)}" + (f" {request.repeat}" if request.repeat else "")
         earlier = self._state.result_of(turn_key)
         if earlier:
             return earlier
         trainer, weights = self.trainer, self._weights_here(received)
-        # An earlier process may have been killed in this very round: its weights go on then, not the global ones.
+        # If an earlier process was killed in this very round, its weights continue, not the global ones.
         halfway = trainer.weights() if trainer.unfinished == turn_key else None
         numbers = self._evaluate("validation", weights, stop)
         if self._gradient_hook:
             self._gradient_hook.start(trainer.network, dict(request.extra))
+        trainer.hold_as_teacher()
         first_step = (request.round - 1) * self._plan.training.steps_per_round
         if halfway:
             trainer.load_weights(halfway)
         else:
-            # The schedule follows the run's rounds, also at a site that missed some.
+            # The schedule follows the run's rounds, also if this site missed some.
             trainer.steps_done = first_step
         numbers |= self._take_steps(request.round, turn_key, weights, stop)
         result = self._result(received, numbers, steps=trainer.steps_done - first_step, turn_key=turn_key)
-        # A result that counts is never ahead of the state that it came of.
+        # A result that counts is never ahead of the state behind it.
         self._settle()
         if not stop():
             not_kept = self._keep(result) or trainer.not_kept
@@ -164,7 +170,7 @@ class InProcessTraining:
         return result
 
     def _take_steps(self, round_number: int, turn_key: str, weights: Weights, stop: Stop) -> dict[str, Any]:
-        """Train up to a round's last step; return loss and seconds."""
+        """Train to the round's end; return loss and seconds."""
         trainer, total = self.trainer, self._plan.total_steps
         last_step = round_number * self._plan.training.steps_per_round
 
@@ -200,7 +206,7 @@ class InProcessTraining:
             self._personal.settle()
 
     def _keep(self, result: TrainResult) -> str | None:
-        """Keep a result and its state; return why that failed."""
+        """Keep a result and its state; return a failure's reason."""
         parts = {"left_over": self._compressor.left_over, "norm": self._kept_locally}
         if self._gradient_hook:
             parts["correction"] = self._gradient_hook.state
@@ -214,7 +220,7 @@ class InProcessTraining:
     def _weights_here(self, received: Weights) -> Weights:
         """Return the global weights as this site uses them.
 
-        Weights that do not travel are added, and those that it keeps locally replaced (FedBN).
+        Weights that do not travel are added, and those kept locally are replaced (FedBN).
         """
         return {**self._untrained, **received, **self._kept_locally}
 
@@ -224,6 +230,7 @@ class InProcessTraining:
         """Score the model."""
         weights = self._weights_here({name: _full_precision(value) for name, value in request.weights.items()})
         outcomes: Outcomes = []
+        self.trainer.task.use_thresholds(request.sums.thresholds if request.sums else {})
         numbers, patients = self._evaluate(request.split, weights, stop, outcomes), []
         if request.sums and not stop():
             sums = self._sums(request.split, outcomes, weights, request.sums, stop)
@@ -243,7 +250,7 @@ class InProcessTraining:
         return sums
 
     def _outcomes_of_other(self, stop: Stop) -> Outcomes | None:
-        """Return test outcomes of the model to compare with, if any."""
+        """Return the other model's test outcomes, if any."""
         if self._context.against is None:
             return None
         trainer, outcomes = self.trainer, Outcomes()
@@ -252,7 +259,7 @@ class InProcessTraining:
         return None if stop() else outcomes
 
     def _keep_model(self, name: str) -> None:
-        """Keep the model as it serves this site.
+        """Keep the model that serves this site.
 
         With FedBN that is the one with local normalisation, with Ditto the personal one.
         """
@@ -273,10 +280,10 @@ class InProcessTraining:
             self._reporter.note(f"the model is kept in {folder}", logging.INFO)
 
     def _evaluate(self, split: Split, weights: Weights, stop: Stop, outcomes: Outcomes | None = None) -> dict[str, Any]:
-        """Load weights into the trainer, and score them on this site's cases.
+        """Score weights on this site's cases.
 
         Args:
-            split: whose cases.
+            split: of these cases.
             weights: all of the model's.
             stop: polled; true ends it early.
             outcomes: filled with patient and outcome of each case.
@@ -305,7 +312,10 @@ class InProcessTraining:
 
 
 def _full_precision(value: torch.Tensor) -> torch.Tensor:
-    """Return a received weight in the network's type, which bfloat16 never is."""
+    """Return a received weight in the network's type.
+
+    That is never bfloat16.
+    """
     return value.float() if value.dtype is torch.bfloat16 else value
 
 

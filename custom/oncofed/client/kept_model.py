@@ -1,4 +1,4 @@
-"""The model that a site keeps of a job for its own use."""
+"""A job's model, kept for the site's use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from oncofed.training import Plan
 
 
 def keep_model(folder: Path, weights: Weights, *, name: str, site: str, plan: Plan, federation: FederationPlan) -> None:
-    """Replace the model in a folder: weights, bundle, job file and provenance.
+    """Replace the kept model in a folder.
+
+    It has weights, bundle, job file and provenance.
 
     Args:
         folder: readable by the site's account alone.
@@ -42,7 +44,7 @@ def keep_model(folder: Path, weights: Weights, *, name: str, site: str, plan: Pl
         write_kept_job(unfinished, name, site, plan, federation, weights)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.replace(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises the second where a disk is full
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save raises the second on a full disk
         shutil.rmtree(unfinished, ignore_errors=True)
         raise OSError(str(error)) from error
 
@@ -53,7 +55,7 @@ def add_artifacts(folder: Path, files: Mapping[str, str], *, personal: bool) -> 
     Args:
         folder: of the model; nothing is written where it is missing.
         files: contents by name, as the server sent them; unknown names are left out.
-        personal: it is the site's personal model. The calibration is of another then, and left out.
+        personal: it is the site's personal model. The calibration belongs to the global one then, and is left out.
 
     Raises:
         OSError: a file could not be written.

@@ -42,14 +42,16 @@ def wait_for_lock(
 
 
 def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[], bool]) -> IO[str] | None:
-    """Queue for a file's lock, or until another file is free.
+    """Wait in line for a file's lock.
+
+    Ends early if another file is free.
 
     Waiting takes no processor time, and the lock is handed on at once. The other files are polled every two seconds:
     the process that holds the first may hang.
 
     Args:
-        file: to wait for. To be closed where it is not returned: the system may still lock it for this process later.
-        others: files of which one serves as well.
+        file: to wait for. Close it if it is not returned: the system may still lock it for this process later.
+        others: alternative files.
         give_up: polled every two seconds; true ends the wait.
 
     Returns:
@@ -85,7 +87,7 @@ def wait_in_line(file: IO[str], others: Sequence[IO[str]], give_up: Callable[[],
 
 
 def first_free(files: Sequence[IO[str]]) -> IO[str] | None:
-    """Lock and return the first free file; None where all are locked.
+    """Lock and return the first free file, if any.
 
     Raises:
         FederationError: files cannot be locked there.

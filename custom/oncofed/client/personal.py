@@ -9,11 +9,11 @@ from oncofed.training.gradient_hook import PersonalHook
 
 
 class PersonalModel:
-    """A model of one site, held near the global one.
+    """A site's personal model, kept near the global one.
 
     Args:
         trainer: of the personal model alone.
-        hook: holds it near.
+        hook: keeps it near.
     """
 
     def __init__(self, trainer: Trainer, hook: PersonalHook) -> None:
@@ -21,7 +21,7 @@ class PersonalModel:
         trainer.gradient_hook = hook
 
     def train(self, near: Weights, last_step: int, turn_key: str, stop: Stop) -> None:
-        """Train up to the step at which the global model's round ends.
+        """Train up to the global round's last step.
 
         Args:
             near: weights that the round starts from.
@@ -39,7 +39,7 @@ class PersonalModel:
         trainer.train(last_step - trainer.steps_done, None, stop, turn_key, wait=False)
 
     def test(self, stop: Stop) -> Evaluation:
-        """Score it on the site's test cases."""
+        """Score it on test cases."""
         return self._trainer.evaluate(self._trainer.cases.test, stop, True)
 
     def weights(self) -> Weights:

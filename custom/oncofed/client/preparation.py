@@ -1,4 +1,4 @@
-"""A site's cases and files, checked before its training starts."""
+"""Checks of a site's cases and files before training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from oncofed.training.checkpoint import is_whole
 
 
 def check_cases(plan: Plan, context: SiteContext, progress: ThrottledProgress, reporter: ProgressReporter) -> Usable:
-    """Check a site's cases; bad ones are reported and set aside.
+    """Check a site's cases, and set bad ones aside.
 
     Args:
         plan: what to train.
@@ -32,11 +32,10 @@ def check_cases(plan: Plan, context: SiteContext, progress: ThrottledProgress, r
     usable = usable_cases(
         context.data,
         plan.data,
-        plan.task.vocabulary,
+        plan.supervision(),
         plan.seed,
         context.site,
         progress.counter("checking data"),
-        plan.build_task().label_kind,
     )
     for line in finding_lines((problem.case, problem.what) for problem in usable.set_aside):
         reporter.note(f"set aside {line}", logging.WARNING)

@@ -24,7 +24,7 @@ class ThrottledProgress:
 
     @property
     def is_due(self) -> bool:
-        """Whether the last report is long enough ago."""
+        """Whether the last report is old enough."""
         return time.monotonic() - self._last >= SECONDS_BETWEEN_REPORTS
 
     def report(self, **values: Any) -> None:
@@ -33,7 +33,7 @@ class ThrottledProgress:
         self._reporter.progress(**values)
 
     def counter(self, phase: str) -> Callable[[int, int], None]:
-        """Return a callback that reports how many of a phase's cases are done."""
+        """Return a callback that reports a phase's finished cases."""
 
         def count(done: int, total: int) -> None:
             if self.is_due:

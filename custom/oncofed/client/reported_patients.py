@@ -1,7 +1,7 @@
 """Patients behind the sums that a site sent.
 
-The difference of two jobs' sums must not show a single patient. Patients are kept for each dataset next to the state of
-the site's jobs: salted hashes, which its own account alone can read.
+The difference of two jobs' sums must not reveal a single patient. Patients are kept for each dataset next to the state
+of the site's jobs, as salted hashes that only the site's account can read.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from oncofed.atomic import write_whole
 from oncofed.client.locks import wait_for_lock
 from oncofed.errors import StateError
+from oncofed.private_files import write_private
 from oncofed.suppression import LEAST_PATIENTS
 
 FOLDER = "told"
@@ -25,10 +25,10 @@ _LONGEST_WAIT_SECONDS = 60.0
 
 
 def refuse_overlap(folder: Path, dataset: str, groups: Sequence[Sequence[str]]) -> str:
-    """Record groups of patients whose sums leave; return why they may not.
+    """Record groups of patients whose sums leave.
 
-    They may not where a group differs from a recorded one by one to four patients. The same group again reveals
-    nothing new.
+    Returns a reason where they may not: a group differs from a recorded one by one to four patients. The same group
+    again reveals nothing new.
 
     Args:
         folder: of the states of this site's jobs.
@@ -68,7 +68,7 @@ def _record(path: Path, groups: Sequence[Sequence[str]]) -> str:
             )
     if new:
         values = {"schema": 1, "salt": salt, "groups": sorted(sorted(group) for group in earlier | new)}
-        write_whole(path, json.dumps(values) + "\n", mode=0o600)
+        write_private(path, (json.dumps(values) + "\n").encode())
     return ""
 
 

@@ -1,7 +1,7 @@
 """Messages between a job's process and its sandboxed process.
 
-They are JSON and tensors over a socket. Imports the standard library alone, and starts no thread: the sandboxed process
-reads its first message before it gives up its files.
+They are JSON and tensors over a socket. This module imports the standard library only, and starts no thread: the
+sandboxed process reads its first message before it gives up its files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 # Commands of the job's process.
 BEGIN, PREPARE, TRAIN, VALIDATE, STOP = "begin", "prepare", "train", "validate", "stop"
-# Events of the sandboxed process. From LOADS_CODE on its words may be the code's.
+# Events of the sandboxed process. From LOADS_CODE on, their text may come from the pack's code.
 PROGRESS, NOTE, LOADS_CODE, DONE, FAILED = "progress", "note", "loads code", "done", "failed"
 _LENGTH_BYTES = 16  # in front of each message: lengths of its JSON and of its tensors
 _LARGEST_FACTS = 1 << 22

@@ -1,6 +1,7 @@
-"""Local training in the sandboxed process, on commands of the job's process.
+"""Local training in the sandboxed process.
 
-The process has given up its files before; it gives up system calls before it loads the pack's code.
+It follows the job process's commands. It gave up its files before, and gives up system calls before it loads the pack's
+code.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from oncofed.training.checkpoint import without_prefix
 
 Command = tuple[dict[str, Any], bytes]
 
-_UNBOUNDED = 1 << 62  # bytes of a command: the job's process may send what it wants
+_UNBOUNDED = 1 << 62  # bytes of a command: the job's process may send any number
 
 
 class EventSender:
@@ -70,10 +71,10 @@ class EventSender:
 
 
 def work(commands: socket.socket, facts: dict[str, Any], content: bytes) -> None:
-    """Load the pack, then obey commands until the socket is closed.
+    """Load the pack, then execute commands until the end.
 
     Args:
-        commands: of the job's process, and where events go to.
+        commands: socket for commands of the job's process and events to it; its end stops the loop.
         facts: of the first command: plan, federation and context.
         content: the pack.
     """
@@ -81,7 +82,7 @@ def work(commands: socket.socket, facts: dict[str, Any], content: bytes) -> None
     try:
         plan = Plan.model_validate(facts["plan"])
         federation = FederationPlan.model_validate(facts["federation"])
-        # CUDA opens a socket as it starts, and as far as is known none later.
+        # CUDA opens a socket when it starts, and as far as is known none later.
         training_device()
         restrict_calls()
         pack = read_pack(content, "the job's pack")
@@ -118,7 +119,7 @@ def _training(
 
 
 def _obey(commands: socket.socket, training: LocalTraining, events: EventSender) -> None:
-    """Execute one command after the other, until the socket is closed."""
+    """Execute commands until the socket is closed."""
     queue: SimpleQueue[Command | None] = SimpleQueue()
     stopped = threading.Event()
     threading.Thread(target=_listen, args=(commands, queue, stopped), name="commands", daemon=True).start()
@@ -158,7 +159,12 @@ def _execute(
         request = EvaluateRequest(weights=weights, round=facts["round"], split=facts["split"], sums=sums)
         score = training.validate(request, stop, facts["keep_as"])
         return {"numbers": score.numbers, "patient_groups": score.patient_groups}, {}
-    train_request = TrainRequest(weights=weights, round=facts["round"], extra=without_prefix(tensors, "extra"))
+    train_request = TrainRequest(
+        weights=weights,
+        round=facts["round"],
+        extra=without_prefix(tensors, "extra"),
+        repeat=facts["repeat"],
+    )
     result = training.train(train_request, stop)
     counts = {"turn_key": result.turn_key, "cases": result.cases, "steps": result.steps, "numbers": result.numbers}
     return counts, {**prefixed("delta", result.delta), **prefixed("extra", result.extra)}

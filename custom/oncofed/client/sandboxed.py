@@ -1,7 +1,7 @@
-"""Local training in a process without network, for an engineer's code.
+"""Local training of a pack, without network.
 
-That process (``sandboxed_process``, ``sandbox_worker``; see ``oncofed.sandbox``) reads the job's own data, writes to
-the job's own folder, and answers with JSON and safetensors. Its answers are checked as if they came from a stranger.
+The process (``sandboxed_process``, ``sandbox_worker``; see ``oncofed.sandbox``) runs an engineer's code. It reads the
+job's data, writes to the job's folder, and answers with JSON and safetensors. Its answers are not trusted.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _SECONDS_BETWEEN_POLLS = 0.2
 _SECONDS_TO_STOP = 60.0
 _LONGEST_NOTE = 2000
 _SCRATCH = "scratch"
-_STDERR = 2  # the file descriptor: output of the process goes to the log of the job's
+_STDERR = 2  # the file descriptor: output of the process goes to the log of the job's process
 # Variables that the process inherits: none of FLARE's, no secrets.
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "PYTHONPATH", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", SHARED_VARIABLE)
 _ENVIRONMENT_PREFIXES = ("CUDA_", "NVIDIA_", "MKL_", "TORCH_")
@@ -90,7 +90,7 @@ class SandboxedTraining:
         self._pack = pack
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
-        self._has_code = False  # what the process reports may be the code's words
+        self._has_code = False  # whether the process's text may come from the pack's code
         self._largest = 3 * plan.layout().nbytes + (16 << 20)
 
     def prepare(self) -> dict[str, Any]:
@@ -101,7 +101,9 @@ class SandboxedTraining:
     def train(self, request: TrainRequest, stop: Stop) -> TrainResult:
         """Have it train."""
         tensors = {**prefixed("weights", request.weights), **prefixed("extra", request.extra)}
-        facts, found = self._command({"command": TRAIN, "round": request.round}, tensors, stop)
+        facts, found = self._command(
+            {"command": TRAIN, "round": request.round, "repeat": request.repeat}, tensors, stop
+        )
         try:
             return TrainResult(
                 turn_key=str(facts["turn_key"]),
@@ -145,7 +147,7 @@ class SandboxedTraining:
     def _command(
         self, facts: dict[str, Any], tensors: Weights | None = None, stop: Stop = lambda: False
     ) -> tuple[dict[str, Any], Weights]:
-        """Have a command executed; return facts and tensors of its result.
+        """Execute a command; return its result's facts and tensors.
 
         A process is started where none runs.
         """
@@ -154,7 +156,7 @@ class SandboxedTraining:
                 self._start()
             return self._exchange(facts, save(tensors) if tensors else b"", stop)
         except (OSError, EOFError, ValueError, SafetensorError) as error:
-            # It has ended, or sends what it should not. The next process resumes from the state on disk.
+            # It has ended, or sent an invalid message. The next process resumes from the state on disk.
             code = self._process.poll() if self._process else None
             self.close()
             raise TrainingError(
@@ -168,13 +170,13 @@ class SandboxedTraining:
     def _start(self) -> None:
         scratch = self._context.state / _SCRATCH
         scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The driver creates its device files for the first process that asks, which needs rights that the sandboxed
+        # The driver creates its device files for the first process that uses it, which needs rights that the sandboxed
         # process gives up.
         torch.cuda.is_available()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                # -s: no import from folders that the code could have written to before.
+                # -s: no import from folders that the code could have written to earlier.
                 [sys.executable, "-s", "-m", "oncofed.client.sandboxed_process"],
                 stdin=theirs.fileno(),
                 stdout=_STDERR,
@@ -193,7 +195,10 @@ class SandboxedTraining:
         self._exchange(facts, self._pack.content, lambda: False)
 
     def _exchange(self, facts: dict[str, Any], blob: bytes, stop: Stop) -> tuple[dict[str, Any], Weights]:
-        """Send a command, pass on the events meanwhile, and return the result."""
+        """Send a command and return its result.
+
+        Events are passed on meanwhile.
+        """
         assert self._socket
         send(self._socket, facts, blob)
         stopped_at: float | None = None
@@ -226,7 +231,7 @@ class SandboxedTraining:
             raise ValueError("an unknown event")
 
     def _error(self, kind: str, text: str) -> OncofedError:
-        """Return an error for the executor, without words of the code."""
+        """Return an error without the code's text."""
         self._reporter.note(f"the pack {self._pack.name}: {kind[:60]}: {text}", logging.ERROR)
         if kind in _KEPT_AT_SITE:
             return _KEPT_AT_SITE[kind](text)
@@ -239,12 +244,12 @@ class SandboxedTraining:
 def _environment(scratch: Path) -> dict[str, str]:
     kept = {n: v for n, v in os.environ.items() if n in _ENVIRONMENT or n.startswith(_ENVIRONMENT_PREFIXES)}
     folders = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR"), str(scratch))
-    # Libraries look up the user's name as they are imported, in a file that the process may not read.
+    # Libraries look up the user's name when they are imported, in a file that the process may not read.
     return {**kept, **folders, "LOGNAME": "oncofed", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def _numbers_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers of a result, which the outbound filter checks.
+    """Return a result's numbers; the outbound filter checks them.
 
     Raises:
         TrainingError: it has none.

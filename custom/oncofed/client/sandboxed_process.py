@@ -23,9 +23,9 @@ from oncofed.sandbox import restrict_files
 
 _LARGEST_PACK = 1 << 24
 _SYSTEM = ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/sys/devices", "/sys/fs/cgroup")
-# Read by libraries as they are imported; none is secret.
+# Read by libraries when they are imported; none is secret.
 _LIBRARIES = ("/etc/mime.types", "/etc/os-release", "/etc/ssl/openssl.cnf", "/etc/pki/tls/openssl.cnf", "/etc/fonts")
-# Read by a GPU's driver as it starts: its own settings, and the system's devices and modules.
+# Read by a GPU's driver when it starts: its settings, and the system's devices and modules.
 _DRIVER = ("/etc/nvidia", "/sys/bus/pci", "/sys/module", "/proc/devices", "/proc/modules")
 _PROC = ("cpuinfo", "meminfo", "stat", "version", "sys/vm", "sys/kernel", "filesystems", "mounts")
 _NVIDIA = "nvidia*"
@@ -68,8 +68,8 @@ def accessible_paths(data: Path, state: Path, models: Sequence[Path] = ()) -> tu
     # A dataset whose images lie elsewhere holds links to them, each created by the site itself.
     read += [path.resolve() for path in data.rglob("*") if path.is_symlink()]
     read += models
-    # A driver names its threads through files there. All are of this very process, whose code may do to itself what it
-    # wants; it gains no way to others.
+    # A driver names its threads through files there. All belong to this very process, whose code may do with itself
+    # what it likes; it gains no access to others.
     threads = process / "task"
     return read, [state, threads, Path("/dev/null"), *Path("/dev").glob(_NVIDIA)]
 

@@ -1,4 +1,4 @@
-"""A site's state between rounds, from which a later process goes on."""
+"""A site's state between rounds, for restarts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FILE = "site.safetensors"
 
 
 class SiteState:
-    """The last result of a site, and tensors that its next round needs.
+    """A site's last result and state for the next round.
 
     One file holds both, so that a result is never ahead of the state behind it.
 
@@ -33,14 +33,14 @@ class SiteState:
             self._result = _result_in(self._tensors, facts) if facts else None
 
     def part(self, name: str) -> Weights:
-        """Return tensors that an earlier process kept; empty without them."""
+        """Return kept tensors of a part; empty if none."""
         return checkpoint.without_prefix(self._tensors, name)
 
     def result_of(self, turn_key: str) -> TrainResult | None:
-        """Return the result of an earlier request with this key; None without one.
+        """Return the result of a repeated request, if any.
 
-        A server that is killed while it keeps a round goes on from the round before. It then requests that round
-        again, also from sites that have trained the next one already.
+        A server that is killed while it keeps a round resumes from the round before. It then requests that round again,
+        also from sites that have already trained the next one.
         """
         if self._result and self._result.turn_key == turn_key:
             return self._result
@@ -49,7 +49,7 @@ class SiteState:
     def write(self, result: TrainResult, parts: Mapping[str, Weights]) -> None:
         """Keep a result, and tensors by part and name.
 
-        The file of the round before stands until the new one is complete, and next to it from then on.
+        The previous round's file stays until the new one is complete, and next to it from then on.
 
         Raises:
             OSError: they are kept in memory only.
@@ -76,7 +76,7 @@ class SiteState:
 
 
 def _facts_of(result: TrainResult) -> dict[str, Any]:
-    """Return a result without its tensors, as the file holds it."""
+    """Return a result's facts, without tensors."""
     return {"asked": result.turn_key, "cases": result.cases, "steps": result.steps, "numbers": result.numbers}
 
 

@@ -1,4 +1,4 @@
-"""A job's current phase, for the site's own admin. It stays in the site's folder."""
+"""A job's current phase, for the site's admin only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOW_FILE = "job.json"
 
 
 class StatusFile:
-    """Writes the file; a job goes on where that fails.
+    """Writes the file; a job continues if that fails.
 
     Args:
         root: the site's folder.
@@ -29,7 +29,7 @@ class StatusFile:
         self._job = job
 
     def now(self, **values: Any) -> None:
-        """Write what the job does now."""
+        """Write the job's current phase."""
         self._write(_NOW_FILE, json.dumps({"job": self._job, "at": time.time(), **values}))
 
     def _write(self, name: str, text: str) -> None:
@@ -42,7 +42,7 @@ class StatusFile:
 
 
 def read_report(root: Path) -> dict[str, Any]:
-    """Return the last status of a site's last job; empty where none ran.
+    """Return the last job's last status; empty if none.
 
     Args:
         root: the site's folder.

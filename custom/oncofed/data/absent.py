@@ -1,6 +1,6 @@
 """Classes that a few labelled images lack and most have.
 
-They were forgotten there, perhaps, or have another name.
+They may have been forgotten there, or have another name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.masks import value_name
 
 _FEWEST_LABELLED = 3
-_FEW = 2  # this number without a class is small in any dataset
+_FEW = 2  # few in a dataset of any size
 _FEW_SHARE = 0.2
 _MOST_SHARE = 0.5
 
@@ -52,9 +52,8 @@ class Absence:
 def absences(manifest: Manifest) -> Iterator[Absence]:
     """Yield classes that most masks show and few lack.
 
-    At least half show them; in the order of label values.
-
-    Values whose names differ in case and spaces around alone are one class.
+    At least half of the masks show them. They come in the order of label values; values whose names differ only in
+    case and surrounding spaces are one class.
     """
     if manifest.label_kind == "instances":
         return

@@ -1,4 +1,4 @@
-"""Account for each file, label and table row of a folder."""
+"""Account for a folder's files, labels and table rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 from oncofed.data.absent import absences
 from oncofed.data.case_readers import StackWork, Work, is_dicom
-from oncofed.data.decisions import decided, name_of
+from oncofed.data.decisions import decided, is_labelled, name_of
 from oncofed.data.dicom.matching import BESIDE, ON_EACH
 from oncofed.data.dicom.references import named_twice, region_key
 from oncofed.data.dicom.series import DicomIndex
@@ -21,7 +21,7 @@ from oncofed.data.layouts import ClassTable, FolderLayout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
 from oncofed.data.unlabelled import why_unlabelled
 
-# Start of a reason without advice -> the advice.
+# Start of a reason -> advice, for reasons that hold none.
 _ADVICE = {
     "label whose regions are not": "name them with --labels too, where they are to be learned",
     "label whose": "export it again on the image that it was drawn on",
@@ -50,7 +50,7 @@ _ADVICE = {
     "the dataset's own": "nothing: it is what registering writes",
     "file that is no image": "nothing, where that is so",
 }
-# What nobody wants to lose comes first.
+# The most serious losses come first.
 _WEIGHTY = ("label", "mask", "cannot", "table", "image")
 
 
@@ -59,18 +59,18 @@ class Reading:
     """All that was found while a folder was read.
 
     Attributes:
-        paths: of every file seen, inside the folder.
-        passed_over: path -> why, of what was not looked at.
+        paths: of every file, inside the folder.
+        passed_over: path that was not looked at -> why.
         dangling: paths of links that lead nowhere.
         source: the folder.
-        table: that the user named.
+        table: named by the user.
         layout: what the folder holds.
         dicom: its DICOM.
         work: its cases.
-        patient_from: what the user said tells patients of DICOM apart; None: nothing, or as before.
+        patient_from: how to tell patients of DICOM apart, if the user says; None: as before.
         rows: of a table that matched nothing.
         classes: the table of patients, studies or series.
-        not_drawn: case -> paths of its label files that turned out to lie beside its image.
+        not_drawn: case -> paths of its label files that lie outside its image.
     """
 
     paths: Sequence[str]
@@ -120,7 +120,7 @@ def account(reading: Reading, manifest: Manifest) -> tuple[Files, Manifest]:
 
 
 def advice(reason: str) -> str:
-    """Return what to do about a reason; empty where it says so."""
+    """Return advice on a reason; empty where it holds some."""
     if any(mark in reason for mark in (": ", "; ", ". ")):
         return ""
     if reason.endswith("no level of its pyramid"):
@@ -143,10 +143,10 @@ def labelled_share(manifest: Manifest) -> str:
     """Return in words the share of labelled patients."""
     manifest = decided(manifest)
     everyone = {entry.patient or name_of(entry) for entry in manifest.entries}
-    labelled = {entry.patient or name_of(entry) for entry in manifest.entries if entry.label is not None}
+    labelled = {entry.patient or name_of(entry) for entry in manifest.entries if is_labelled(entry)}
     share = f" ({len(labelled) / len(everyone):.0%})" if everyone else ""
     share = share.replace("%", " %")
-    # 99.6 % are not all.
+    # 99.6 % must not be rounded to 100 %.
     share = share.replace("100 %", "99 %") if len(labelled) < len(everyone) else share
     return f"labels: {len(labelled):,} of {len(everyone):,} patients{share}"
 
@@ -179,7 +179,7 @@ def _files(reading: Reading, manifest: Manifest) -> Files:
 
 
 def _inside(path: Path | None, folder: Path) -> list[str]:
-    """Return a file's path inside a folder, if it is there."""
+    """Return a file's path inside a folder, if inside."""
     absolute, root = path.resolve() if path else None, folder.resolve()
     return [str(absolute.relative_to(root))] if absolute and absolute.is_relative_to(root) else []
 
@@ -187,7 +187,7 @@ def _inside(path: Path | None, folder: Path) -> list[str]:
 def _annotated(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str, list[str]]) -> Entry | str:
     if isinstance(entry, str):
         return entry
-    if entry.label is not None:
+    if is_labelled(entry):
         notes = lacks.get(name_of(entry))
         return entry.model_copy(update={"notes": [*entry.notes, *notes]}) if notes else entry
     return entry.model_copy(update={"unlabelled": unlabelled.get(name_of(entry))})
@@ -238,7 +238,7 @@ def _on_each(work: Iterable[Work]) -> list[str]:
 
 
 def _alike_names(names: Iterable[str]) -> list[str]:
-    """Return remarks on names that differ in case or spaces only."""
+    """Return remarks on names equal except for case or spaces."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups["".join(normalize("NFC", name).casefold().split())].append(name)

@@ -19,8 +19,8 @@ class Answer:
 
     Attributes:
         finding: name of the option.
-        kinds: of findings that it is about.
-        actions: what can be decided, the usual one first -> what it does.
+        kinds: of findings that it answers.
+        actions: possible action, the usual one first -> what it does.
     """
 
     finding: str
@@ -32,15 +32,15 @@ class Answer:
 
         Args:
             dataset: its name or its folder.
-            job: that found it; None: none.
-            more: what else is typed, such as the workspace.
+            job: whose check found it; None: no job's.
+            more: further arguments, such as the workspace.
         """
         of_job = ["--job", job] if job and self.finding in _OF_A_JOB else []
         words = [f"--{self.finding}", next(iter(self.actions))]
         return shlex.join(["oncofed", "data", "resolve", dataset, *words, *of_job, *more])
 
 
-# In this order they are put in force: what copies become may put a patient on two sides.
+# Applied in this order: a decision about copies may put a patient on both sides of the split.
 ANSWERS: tuple[Answer, ...] = (
     Answer(
         "conflicting",
@@ -87,7 +87,7 @@ _BY_KIND = {kind: answer for answer in ANSWERS for kind in answer.kinds}
 
 
 def answer_to(kind: str) -> Answer | None:
-    """Return the answer to a kind of finding; None: no such."""
+    """Return the answer to a kind of finding, if any."""
     return _BY_KIND.get(kind)
 
 

@@ -1,7 +1,7 @@
 """Batch augmentation on the batch's device.
 
-What is drawn comes from a generator on the CPU, so that a run repeats itself and a device never waits for the host; the
-work is done by a few large operations instead of many small ones.
+Random numbers come from a generator on the CPU, so that a run can be repeated and a device never waits for the host;
+the work is done by a few large operations instead of many small ones.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from oncofed.data.spec import Modality
 Augmentation = Literal["none", "light", "full"]
 Batch = dict[str, Tensor]
 
-# The tensor of a batch whose intensities change; the others are maps that only move along.
+# The only tensor whose intensities change; the others are maps that undergo the spatial changes.
 _IMAGE = "image"
 
 
@@ -95,7 +95,7 @@ class Augment:
 
     Args:
         strength: of the changes.
-        generator: on the CPU; its state says all that is to come.
+        generator: on the CPU; its state determines all further changes.
     """
 
     def __init__(self, strength: Strength, generator: Generator) -> None:
@@ -107,8 +107,8 @@ class Augment:
 
         Each tensor is (batch, channel, x, y[, z]).
 
-        ``image`` is changed in its intensities too. All others are maps of the same grid that move along; those of
-        whole numbers keep their values.
+        Intensities of ``image`` change too. The others are maps on the same grid, which undergo the spatial changes
+        alone; integer maps keep their values.
         """
         s = self._strength
         self._move(batch)
@@ -131,7 +131,7 @@ class Augment:
                 image.index_copy_(0, index, change(image.index_select(0, index)))
         return batch
 
-    # --- places
+    # --- spatial changes
 
     def _move(self, batch: Batch) -> None:
         image, s = batch[_IMAGE], self._strength
@@ -153,10 +153,10 @@ class Augment:
             part = functional.grid_sample(part, grid, mode=mode, padding_mode="border", align_corners=False)
             values.index_copy_(0, index, part.to(values.dtype))
 
-    # --- intensities of the samples that were chosen
+    # --- intensities of the chosen samples
 
     def _noisy(self, image: Tensor) -> Tensor:
-        # Noise for a GPU is drawn there: it would wait for the CPU's.
+        # Drawn on the device: a GPU would wait for noise from the CPU.
         noise = torch.randn(image.shape, generator=self._on(image.device), device=image.device)
         return torch.addcmul(image, noise, self._drawn(image, 0, self._strength.noise[1]))
 
@@ -205,7 +205,7 @@ class Augment:
         centred = corrected - corrected.mean(places, keepdim=True)
         return centred * (spread / corrected.std(places, keepdim=True).clamp_min(1e-7)) + mean
 
-    # --- drawing
+    # --- random numbers
 
     def _chosen(self, batch: Batch, probability: float) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the chosen samples of each tensor of a batch."""
@@ -241,8 +241,8 @@ def _affine(angles: Tensor, factors: Tensor, shape: torch.Size) -> Tensor:
 
     Args:
         angles: (n, 3) or, of flat images, (n, 1), in radians.
-        factors: (n,), by which things become larger.
-        shape: of the images: angles are meant on the grid of voxels, whatever the sides' lengths.
+        factors: (n,), of enlargement.
+        shape: of the images; angles apply to the voxel grid, whatever the sides' lengths.
 
     Returns:
         (n, axes, axes + 1) float32, in the order of ``grid_sample``: last axis first.

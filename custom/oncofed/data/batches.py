@@ -22,14 +22,14 @@ class BatchStream(Iterator[Batch]):
 
     Epochs follow each other without a gap; a batch may span two.
 
-    On a GPU the next batch is copied and changed on a stream of its own while the current one is trained on. Where its
-    memory is full meanwhile, the same batch is drawn again, on the CPU at last.
+    On a GPU the next batch is copied and augmented on a separate stream while the current one is trained on. If GPU
+    memory runs out, the same batch is drawn again, in the end on the CPU.
 
     Args:
         prepared: the cases.
-        input_: how they become batches.
+        input_: turns them into batches.
         batch_size: of a step.
-        seed: of the order and all that is random.
+        seed: of the order and the augmentation.
         device: where batches are wanted.
     """
 
@@ -45,7 +45,7 @@ class BatchStream(Iterator[Batch]):
         self._queue = torch.empty(0, dtype=torch.long)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         if self._stream:
-            # What was prepared lies there before anything is drawn from it.
+            # Prepared cases must be on the device before batches are drawn from them.
             self._stream.wait_stream(torch.cuda.current_stream(device))
         self._next: tuple[Batch, torch.cuda.Event] | None = None
         self._before = self._state()
@@ -58,7 +58,7 @@ class BatchStream(Iterator[Batch]):
         current = torch.cuda.current_stream(self._device)
         current.wait_event(ready)
         for values in batch.values():
-            # The allocator must not hand this memory out while the training's stream still reads it.
+            # The allocator must not reuse this memory while the training stream still reads it.
             values.record_stream(current)
         self._next = self._ahead(self._stream)
         return batch
@@ -91,14 +91,14 @@ class BatchStream(Iterator[Batch]):
         """Draw the next batch, again after an out-of-memory error.
 
         Raises:
-            TrainingError: it does not fit though it was changed on the CPU.
+            TrainingError: it does not fit even when augmented on the CPU.
         """
         before = self._state()
         for place in (self._changes_on, self._changes_on, torch.device("cpu")):
             try:
                 batch = self._tried(place)
             except BaseException:
-                # Whoever draws again, because a file could not be read for a while, is to have this batch.
+                # After a temporary read error, the next call must return this same batch.
                 self._go_back(before)
                 raise
             if batch is not None:
@@ -128,7 +128,7 @@ class BatchStream(Iterator[Batch]):
     def _draw(self, place: torch.device) -> Batch:
         """Draw a batch and change it at ``place``."""
         indices = self._indices()
-        # Those of the next batch are prepared while this one is trained on.
+        # The next batch's cases are prepared while this batch is trained on.
         self._prepared.ahead([*indices, *self._queue[: self._batch_size].tolist()])
         parts = [self._input.draw(self._prepared[index], self._generator) for index in indices]
         if self._device.type == "cpu":
@@ -137,7 +137,7 @@ class BatchStream(Iterator[Batch]):
             on_host = [{name: values.cpu() for name, values in drawn.items()} for drawn in parts]
             return self._to_gpu(self._input.change(self._input.together(on_host), self._generator))
         if len({values.is_cuda for drawn in parts for values in drawn.values()}) > 1:
-            # The GPU holds some of the cases and had no room for others.
+            # The GPU had room for only some of the cases.
             parts = [self._to_gpu(drawn) for drawn in parts]
         return self._input.change(self._to_gpu(self._input.together(parts)), self._generator)
 

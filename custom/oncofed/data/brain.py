@@ -2,7 +2,7 @@
 
 The anatomy is the ICBM152 2009a symmetric average brain (T1 image, grey-matter and white-matter probability maps at
 1 mm; Fonov et al., NeuroImage 2011), which the ``nilearn`` wheel carries, so that nothing is downloaded. A patient is
-that anatomy under a random affine map and a smooth random deformation; a scanner adds its contrast, bias field, noise,
+that anatomy under a random affine map and a smooth random deformation; a scanner adds contrast, bias field, noise,
 voxel size, orientation and stored type. All of it follows from one seed.
 """
 
@@ -64,7 +64,7 @@ class Hospital:
     test: int
 
 
-# Portable low-field machines are as noisy as this; one large hospital, three small ones.
+# One large hospital and three small ones; portable low-field scanners are this noisy.
 HOSPITALS = (
     Hospital(
         name="site-1",
@@ -135,7 +135,7 @@ HOSPITALS = (
 
 @lru_cache(maxsize=1)
 def _atlas() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the T1 image and tissue maps, at 1 mm in RAS.
+    """Return T1 image and tissue maps at 1 mm, RAS.
 
     The image is (x, y, z), the maps are (2, x, y, z), both in [0, 1].
     """
@@ -181,7 +181,10 @@ def _smooth_field(
 def _patient_coordinates(
     shape: tuple[int, int, int], voxel_mm: tuple[float, float, float], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return a patient's deformation: (3, *shape) in atlas voxels (1 mm)."""
+    """Return a patient's deformation, in atlas voxels (1 mm).
+
+    Shape (3, *shape).
+    """
     t1, _ = _atlas()
     centre = (np.asarray(t1.shape) - 1) / 2
     angles = np.deg2rad(rng.normal(0, 6, 3))
@@ -205,7 +208,7 @@ def _patient_coordinates(
 def make_patient(scanner: Scanner, rng: np.random.Generator) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
     """Return one patient's image and label.
 
-    The image as the scanner stores it; the label uint8: 0, 1 grey, 2 white.
+    The image is as the scanner stores it; the label is uint8: 0, 1 grey, 2 white.
     """
     t1, _ = _atlas()
     extent = np.asarray(t1.shape) - 1 - 2 * _FIELD_OF_VIEW_MARGIN_MM
@@ -217,7 +220,7 @@ def make_patient(scanner: Scanner, rng: np.random.Generator) -> tuple[nib.Nifti1
         for volume in _scanned_atlas(scanner.voxel_mm)
     )
 
-    # No two visits are scanned alike: coil, protocol and patient move contrast and noise around the scanner's own.
+    # Visits differ: coil, protocol and patient vary contrast and noise around the scanner's values.
     gamma = scanner.gamma * np.exp(rng.normal(0, 0.3))
     signal = np.clip(signal, 0, None) ** gamma + (scanner.grey_shift + rng.normal(0, 0.06)) * grey
     signal *= np.exp(_smooth_field(shape, 4, scanner.bias / 2, rng))
@@ -240,7 +243,7 @@ def make_patient(scanner: Scanner, rng: np.random.Generator) -> tuple[nib.Nifti1
     return image, nib.Nifti1Image(label, affine).as_reoriented(turn)
 
 
-# Folder of the hospital, name of the case, its scanner, its seed.
+# Hospital's folder, case name, scanner, seed.
 _Patient = tuple[Path, str, Scanner, tuple[int, ...]]
 
 
@@ -258,10 +261,10 @@ def make_hospitals(
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Path]:
-    """Write a Decathlon folder a hospital, and return site -> folder.
+    """Write a Decathlon folder per hospital; return site -> folder.
 
     Args:
-        out: folder to write to; each hospital gets a sub-folder of its name.
+        out: folder to write to; each hospital gets a sub-folder with its name.
         seed: the same seed writes the same patients.
         hospitals: the simulated sites.
         workers: processes that write patients.

@@ -1,4 +1,4 @@
-"""Facts of a case, which checks, profiles and plans use."""
+"""Facts of a case, for checks, profiles and plans."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from oncofed.errors import DataError
 
 Values = NDArray[Any]
 
-# More distinct values than this in one mask: it numbers objects, not classes.
+# A mask with more distinct values than this numbers objects, not classes.
 _MOST_CLASSES = 64
 _INTENSITY_SAMPLES = 30_000
 _ROUGH_SAMPLES = 2_000
 _STAIN_SAMPLES = 4000
 _LIKE_GLASS = 0.15
 _CHUNK = 1 << 20
-# Decimals of lengths in mm, unless voxels are smaller than a hundredth of one.
+# Decimals of lengths in mm, unless voxels are smaller than 0.01 mm.
 _DECIMALS = 6
 
 
@@ -42,13 +42,13 @@ def read_case(
     Several images are the channels of one; all follow the axes of the first.
 
     Args:
-        images: one, or one a channel.
+        images: one, or one per channel.
         label: the mask, if any.
         by_colour: the mask's values are the colours of its palette; see ``read_mask``.
         named: values of the mask that have names; see ``read_mask``.
 
     Raises:
-        DataError: one cannot be read, or the channels do not lie on one grid; the message says "its image" or "its
+        DataError: a file cannot be read, or the channels do not lie on one grid; the message says "its image" or "its
             label" and names no path.
     """
     parts = [_read_as("image", path, read_image) for path in images]
@@ -69,12 +69,12 @@ def read_case(
 
 
 def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> dict[str, Any]:
-    """Return the facts of a case, as fields of an ``Entry``.
+    """Return a case's facts, as fields of an ``Entry``.
 
     Args:
-        image: the case's.
+        image: of the case.
         label: its mask.
-        classes: how many values of the mask are known to be classes, however many they are.
+        classes: number of mask values that are known to be classes.
     """
     values = image.values
     finite = bool(np.isfinite(values).all()) if np.issubdtype(values.dtype, np.floating) else True
@@ -103,7 +103,7 @@ def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> 
 
 
 def faults(entry: Entry) -> list[str]:
-    """Return why no job can use a case; empty where one can."""
+    """Return why no job can use a case, if so."""
     found = []
     if entry.finite is False:
         found.append("its image holds values that are not finite (NaN or infinity). Replace them, or export it again")
@@ -117,9 +117,9 @@ def faults(entry: Entry) -> list[str]:
 
 
 def reason_of(error: Exception) -> str:
-    """Return in words why a case cannot be read.
+    """Return why a case cannot be read.
 
-    Readers raise whatever they like for a malformed file.
+    Readers raise errors of any type for a malformed file.
     """
     if isinstance(error, DataError):
         return str(error)
@@ -146,7 +146,7 @@ def checksum(paths: Sequence[Path]) -> str:
 def notes(image: LoadedImage, label: LoadedImage | None = None) -> list[str]:
     """Return the notes of reading.
 
-    Also where a header holds text beyond what software writes by itself.
+    One of them warns of header text beyond what software writes by itself.
     """
     text = [f"header text in {', '.join(image.texts)}"] if image.texts else []
     taken = (AS_TURNED,) if label and is_open(image, label) else ()
@@ -178,9 +178,9 @@ def label_counts(label: Mapping[str, int]) -> dict[int, int]:
 
 
 def tissue_density(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the optical density of a sample of pixels, (pixel, 3).
+    """Return the optical density of sampled pixels, (pixel, 3).
 
-    Optical density is what a stain adds to (Ruifrok and Johnston, 2001); glass, nearly without any, is left out.
+    Stains add optical density (Ruifrok and Johnston, 2001); glass, which has almost none, is left out.
 
     Args:
         pixels: (pixel, 3).
@@ -205,7 +205,7 @@ def _is_coloured(image: LoadedImage) -> bool:
 
 
 def _read_as(kind: str, path: Path, reader: Callable[[Path], LoadedImage]) -> LoadedImage:
-    """Read a file, and say in errors which it is."""
+    """Read a file; errors say which one it is."""
     try:
         return reader(path)
     except DataError as error:
@@ -241,17 +241,17 @@ def _digest_of(values: Values, found: Values) -> str:
 
     Args:
         values: of the mask.
-        found: each of them once, the smallest first.
+        found: the distinct values, sorted.
     """
     small = values.astype(np.uint8 if found[0] >= 0 and found[-1] <= 255 else np.int32, copy=False)
-    # The order in which readers hold an image in memory: nothing is moved.
+    # Readers hold images in this order, so nothing is copied.
     return blake3(small.ravel(order="F").view(np.uint8).data).hexdigest()
 
 
 def _flat(values: Values, like: Values | None = None) -> Values:
     """Return (voxel, channel) in the order of memory.
 
-    NIfTI lies with its first axis fastest; to walk through it in another order takes several times as long.
+    NIfTI's first axis is the fastest in memory; any other order takes several times as long.
     """
     lying = values if like is None else like
     first_fastest = lying.strides[0] < lying.strides[-2]
@@ -261,7 +261,7 @@ def _flat(values: Values, like: Values | None = None) -> Values:
 def _intensity(values: NDArray[Any], mask: NDArray[np.bool_] | None) -> Intensity:
     flat = _flat(values)
     inside = mask if mask is not None and mask.any() else _foreground(flat)
-    # Evenly spread voxels give the percentiles of all, in a fraction of the time.
+    # Percentiles of evenly spread voxels match those of all, in a fraction of the time.
     step = max(1, np.count_nonzero(inside) // _INTENSITY_SAMPLES)
     sample = flat[::step][inside[::step]].astype(np.float64)
     if not len(sample):
@@ -299,7 +299,7 @@ def _foreground(flat: Values) -> NDArray[np.bool_]:
 
 def _thumbnail(values: NDArray[Any]) -> str:
     cells, voxels = (16, 8) if values.ndim == 3 else (8, 4)
-    # Some voxels along each axis of a cell suffice for its mean.
+    # A few voxels along each axis of a cell suffice for its mean.
     steps = tuple(slice(None, None, max(1, n // (cells * voxels))) for n in values.shape[:-1])
     grey: NDArray[Any] = values[steps].mean(axis=-1, dtype=np.float32)
     for axis in range(grey.ndim):

@@ -1,11 +1,11 @@
-"""Readers of one case: files, a DICOM series, or a slide."""
+"""Readers of a case: files, DICOM series or slide."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from oncofed.data.dicom.pixels import read_stack
 from oncofed.data.dicom.stacks import Stack
 from oncofed.data.files import Use
 from oncofed.data.images import LoadedImage
-from oncofed.data.layouts import Item
+from oncofed.data.layouts import Item, Stated
 from oncofed.data.layouts.base import first_free
 from oncofed.data.layouts.content import looks_like_mask
 from oncofed.data.manifest import Entry, Split
@@ -39,20 +39,23 @@ class Work(Protocol):
 
     @property
     def key(self) -> str:
-        """What the index knows it by."""
+        """Key of the case in the index."""
 
     @property
     def name(self) -> str:
-        """The case's, unique in the dataset."""
+        """Name of the case, unique in the dataset."""
 
     def files(self) -> Iterator[tuple[str, Use]]:
-        """Yield the path of each file that it reads, inside the registered folder, and as what."""
+        """Yield each file and its use.
+
+        Paths are inside the registered folder.
+        """
 
     def stamp(self) -> str:
-        """What changes when its files do."""
+        """A string that changes when its files do."""
 
     def read(self) -> CaseResult:
-        """Read the case; one that cannot be used is no error."""
+        """Read the case; an unusable one raises no error."""
 
     def set_aside(self, reason: str) -> CaseRefused:
         """Return the case as one that cannot be used."""
@@ -64,7 +67,7 @@ class Work(Protocol):
 def distinct_work(work: Sequence[Work], taken: Collection[str]) -> list[Work]:
     """Return cases with distinct names.
 
-    Files are written by name, so none may be one of ``taken`` either.
+    Files are written by name, so names in ``taken`` are avoided too.
     """
     used, found = set(taken), []
     for item in work:
@@ -88,12 +91,12 @@ class FileWork:
 
     @property
     def key(self) -> str:
-        """What the index knows it by."""
+        """Key of the case in the index."""
         return f"file:{self.item.name}"
 
     @property
     def name(self) -> str:
-        """The case's."""
+        """Name of the case."""
         return self.item.name
 
     def files(self) -> Iterator[tuple[str, Use]]:
@@ -102,7 +105,7 @@ class FileWork:
         yield from ((mask, "label") for mask in self.item.masks)
 
     def stamp(self) -> str:
-        """What changes when its files do."""
+        """A string that changes when its files do."""
         return f"{_FACTS_VERSION} {self.item!r} {self.named} {case_facts.stamp(self._paths())}"
 
     def read(self) -> CaseResult:
@@ -115,9 +118,9 @@ class FileWork:
             found = case_facts.measure(image, mask)
             found["checksum"] = case_facts.checksum(images)
             found["notes"] = [*case_facts.notes(image, mask), *item.notes]
-            alone = item.label is None and len(images) == 1
+            alone = item.label is None and not item.targets and len(images) == 1
             may_be_mask = alone and looks_like_mask(image)
-        except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+        except Exception as error:  # noqa: BLE001 - readers raise any type of error for a malformed file
             return self.set_aside(case_facts.reason_of(error))
         paths = [f"{self.prefix}{image}" for image in item.images]
         entry = Entry(
@@ -130,6 +133,8 @@ class FileWork:
             split=item.split,
             modality=item.modality,
             tags=item.tags,
+            targets=dict(item.targets),
+            looked_for=None if item.looked_for is None else list(item.looked_for),
             stamp=case_facts.stamp([*images, *self._label_files(mask)]),
             source=item.images[0],
         )
@@ -147,7 +152,7 @@ class FileWork:
         return self.root / self.item.label if isinstance(self.item.label, str) else None
 
     def _with_label(self, image: LoadedImage, mask: LoadedImage | None) -> LoadedImage | None:
-        """Return the mask as it is stored; ``image`` lies below it."""
+        """Return the mask as stored; ``image`` is what it covers."""
         del image
         return mask
 
@@ -181,10 +186,11 @@ class StackWork:
     values: Mapping[str, int]
     class_label: int | None
     split: Split | None
+    stated: Stated = field(default_factory=Stated)
 
     @property
     def key(self) -> str:
-        """What the index knows it by."""
+        """Key of the case in the index."""
         return f"dicom:{self.name}"
 
     def files(self) -> Iterator[tuple[str, Use]]:
@@ -193,12 +199,13 @@ class StackWork:
         yield from ((item.path, "label") for item in self.labels)
 
     def stamp(self) -> str:
-        """What changes when its files do."""
+        """A string that changes when its files do."""
         slices = (item.path + item.header.stamp for item in self.stack.slices)
         files = sorted([*slices, *(label.path + label.header.stamp for label in self.labels)])
         placed = [(label.path, label.named, label.notes) for label in self.labels]
         text = f"{_FACTS_VERSION} {files} {placed} {sorted(self.values.items())} {self.class_label} {self.split}"
         text += f" {self.stack.header.person} {self.stack.notes}"
+        text += f" {self.stated!r}" if self.stated != Stated() else ""
         is_written = all(is_there(self.out / path) for path in self._written())
         return hashlib.sha256(text.encode()).hexdigest() + ("" if is_written else " not written")
 
@@ -210,7 +217,7 @@ class StackWork:
             label = self._label(pixels.image)
             mask = label.image if label else None
             found = case_facts.measure(pixels.image, mask, len(self.values) + 1)
-        except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+        except Exception as error:  # noqa: BLE001 - readers raise any type of error for a malformed file
             return self.set_aside(case_facts.reason_of(error))
         image_path = fitting(self._written()[0], pixels.image)
         label_path = self._written()[1] if mask is not None else None
@@ -231,6 +238,9 @@ class StackWork:
             vendor=header.vendor or None,
             checksum=case_facts.checksum(written[:1]),
             stamp=case_facts.stamp(written),
+            targets=dict(self.stated.targets),
+            looked_for=None if self.stated.looked_for is None else list(self.stated.looked_for),
+            tags=dict(self.stated.tags),
             notes=[*self.stack.notes, *pixels.notes, *_header_notes(header), *(label.notes if label else ())],
             source=self.stack.slices[0].path,
         )
@@ -246,7 +256,7 @@ class StackWork:
 
     def _written(self) -> list[str]:
         flat = self.stack.kind == "flat"
-        # Packing an image costs more time than all else and saves a third; a label nearly vanishes.
+        # Compressing an image takes longer than all else and saves a third; a label shrinks to almost nothing.
         image, label = (".png", ".png") if flat else (".nii", ".nii.gz")
         return [f"images/{self.name}{image}", *([f"labels/{self.name}{label}"] if self.labels else [])]
 
@@ -271,12 +281,12 @@ class SlideWork:
 
     @property
     def key(self) -> str:
-        """What the index knows it by."""
+        """Key of the case in the index."""
         return f"slide:{self.item.name}"
 
     @property
     def name(self) -> str:
-        """The slide's."""
+        """Name of the slide."""
         return self.item.name
 
     def files(self) -> Iterator[tuple[str, Use]]:
@@ -286,7 +296,7 @@ class SlideWork:
             yield self.item.label, "regions"
 
     def stamp(self) -> str:
-        """What changes when its files do."""
+        """A string that changes when its files do."""
         is_written = (self.out / self._tiles_path).is_file()
         files = self.instances or self.item.images
         paths = [self.root / p for p in (*files, self.item.label) if isinstance(p, str)]
@@ -301,7 +311,7 @@ class SlideWork:
         region = self.root / item.label if isinstance(item.label, str) else None
         try:
             found, grid = measure(path, self.tiles, region, self.names)
-        except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+        except Exception as error:  # noqa: BLE001 - readers raise any type of error for a malformed file
             return self.set_aside(case_facts.reason_of(error))
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **grid)  # type: ignore[arg-type]
@@ -318,6 +328,8 @@ class SlideWork:
             split=item.split,
             modality="SM",
             tags=item.tags,
+            targets=dict(item.targets),
+            looked_for=None if item.looked_for is None else list(item.looked_for),
             tiles=self._tiles_path,
             stamp=case_facts.stamp([path]),
             source=item.images[0],
@@ -335,7 +347,7 @@ class SlideWork:
     def _tiles_of_mirax(self) -> list[str]:
         """Return the tile files of an MRXS slide.
 
-        They are all files of the folder that has the slide's name.
+        They are all files in the folder with the slide's name.
         """
         if self.instances or not self.item.images[0].lower().endswith(".mrxs"):
             return []
@@ -343,7 +355,7 @@ class SlideWork:
         return [str(path.relative_to(self.root)) for path in sorted(folder.rglob("*")) if path.is_file()]
 
     def _gather(self) -> Path:
-        """Link a DICOM slide's instances into a folder, and return it."""
+        """Return a folder of links to a DICOM slide's instances."""
         folder = self.out / self._folder
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.iterdir():

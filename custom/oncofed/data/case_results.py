@@ -14,8 +14,8 @@ class CaseFound:
 
     Attributes:
         entry: as the manifest lists it; patient and study are those of the files, not yet hashed.
-        looks_like_mask: of an image without a label: it holds few whole numbers, read as a mask.
-        not_drawn: paths of label files that turned out to lie outside the image.
+        looks_like_mask: the image has no label, and holds only a few whole numbers, as a mask would.
+        not_drawn: paths of label files that lie outside the image.
     """
 
     entry: Entry
@@ -24,7 +24,7 @@ class CaseFound:
 
     @property
     def name(self) -> str:
-        """The case's."""
+        """Name of the case."""
         return self.entry.name or ""
 
 
@@ -56,7 +56,7 @@ def to_json(result: CaseResult) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> CaseResult:
-    """Return the result that ``to_json`` made values of."""
+    """Return the result from the values of ``to_json``."""
     if "refused" in values:
         return CaseRefused(**values["refused"])
     return CaseFound(

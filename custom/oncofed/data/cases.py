@@ -6,8 +6,8 @@ split; otherwise each case is a patient.
 
 from __future__ import annotations
 
-import hashlib
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,11 +17,13 @@ import numpy as np
 from scipy import ndimage
 
 from oncofed.data import case_facts
+from oncofed.data.covariates import row_faults
+from oncofed.data.dealing import Stratum, deal, deal_by_stratum, strata_of
 from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
 from oncofed.data.grouping import finding_lines, millimetres
 from oncofed.data.images import stem
-from oncofed.data.label_mapping import LabelKind, match_classes, match_labels
+from oncofed.data.label_mapping import IGNORED, Supervision, Vocabulary, looked_for, match
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -36,6 +38,7 @@ from oncofed.data.manifest import (
 from oncofed.data.masks import read_mask, value_name
 from oncofed.data.same_grid import turned_onto
 from oncofed.data.spec import DataSpec, SplitSpec
+from oncofed.data.targets import Encoded, TargetValue, declared_target, is_known, stated_value, unknown
 from oncofed.errors import DataError
 
 
@@ -56,6 +59,9 @@ class Case:
         entry: what the manifest knows of it; None where nobody has registered it.
         tiles: file with the places of a slide's tiles.
         folder: of the registered dataset, where prepared cases may be kept; None where nobody has registered it.
+        targets: of a job that learns targets, name -> numbers; NaN: unknown.
+        target_fault: why its targets, or what was looked for in its mask, cannot be used; empty where they can.
+        looked_for: the job's classes that were looked for in the mask; None: all.
     """
 
     name: str
@@ -70,6 +76,9 @@ class Case:
     entry: Entry | None = field(default=None, compare=False, repr=False)
     tiles: Path | None = None
     folder: Path | None = field(default=None, compare=False, repr=False)
+    targets: Mapping[str, Encoded] = field(default_factory=dict, compare=False, repr=False)
+    target_fault: str = field(default="", compare=False, repr=False)
+    looked_for: frozenset[int] | None = None
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -234,11 +243,10 @@ class Usable:
 def usable_cases(
     folder: Path,
     data: DataSpec,
-    classes: Mapping[int, str],
+    wanted: Supervision,
     seed: int,
     where: str,
     progress: Callable[[int, int], None] | None = None,
-    labels: LabelKind = "mask",
 ) -> Usable:
     """Read, check and split a site's cases.
 
@@ -247,18 +255,17 @@ def usable_cases(
     Args:
         folder: the dataset.
         data: the job's contract.
-        classes: the job's label values and names, without background.
+        wanted: what the job learns from.
         seed: of the deal.
         where: the site's name, for messages.
         progress: called with (cases checked, cases in all).
-        labels: what the job learns from.
 
     Raises:
         DataError: the dataset cannot be used, more than ``data.max_bad_share`` of its cases are bad, or too few are
             left.
     """
     manifest = decided(read_manifest(folder))
-    cases = deal_cases(manifest, folder, data.split, seed, classes, data.splits, labels)
+    cases = deal_cases(manifest, folder, data.split, seed, wanted, data.splits)
     total = len(list(cases))
     done = 0
     counting = threading.Lock()
@@ -271,7 +278,7 @@ def usable_cases(
                 progress(done, total)
 
     known: dict[Case, Entry] = {}
-    problems = check_cases(cases, list(classes), data, progress=advance, known=known)
+    problems = check_cases(cases, list(wanted.classes), data, progress=advance, known=known)
     set_aside = [*map(_from_quarantine, manifest.quarantine), *problems]
     everything = total + len(manifest.quarantine)
     if set_aside and len(set_aside) > data.max_bad_share * everything:
@@ -296,27 +303,27 @@ def read_cases(
     folder: Path,
     split: SplitSpec,
     seed: int,
-    classes: Mapping[int, str] | None = None,
+    wanted: Supervision | None = None,
     splits: Sequence[Split] = SPLITS,
-    labels: LabelKind = "mask",
 ) -> Cases:
     """Read ``folder/dataset.json`` and split its patients.
 
     The lists ``validation`` and ``test`` of the file are used where they hold labelled cases; what they lack is dealt
-    from ``training`` by a hash of patient and seed, so that adding a patient moves nobody else.
+    from ``training`` by a hash of patient and seed, so that adding a patient moves few others; if the job
+    learns targets, in proportion to their values (``dealing.strata_of``).
 
     Args:
         folder: a dataset.
         split: shares to deal where the file does not say.
         seed: of the deal.
-        classes: the job's label values and names, to which the dataset's are matched; None leaves them as they are.
+        wanted: what the job learns from, to which the dataset's labels are matched; cases without it are left out.
+            None: masks, whose values are left as they are.
         splits: lists of the file that may be used.
-        labels: what the job learns from; cases without it are left out.
 
     Raises:
         DataError: the folder or its ``dataset.json`` cannot be used.
     """
-    return deal_cases(read_manifest(folder), folder, split, seed, classes, splits, labels)
+    return deal_cases(read_manifest(folder), folder, split, seed, wanted, splits)
 
 
 def deal_cases(
@@ -324,36 +331,113 @@ def deal_cases(
     folder: Path,
     split: SplitSpec,
     seed: int,
-    classes: Mapping[int, str] | None = None,
+    wanted: Supervision | None = None,
     splits: Sequence[Split] = SPLITS,
-    labels: LabelKind = "mask",
 ) -> Cases:
     """Split the cases of a manifest; see ``read_cases``."""
-    manifest = decided(manifest)
-    match = match_classes if labels == "class" else match_labels
-    vocabulary = match(manifest, classes) if classes else None
-    if vocabulary and vocabulary.problems:
-        jobs = ", ".join((classes or {}).values())
+    manifest, wanted = decided(manifest), wanted or Supervision()
+    vocabulary = match(manifest, wanted)
+    if wanted.classes and vocabulary.problems:
+        jobs = ", ".join(wanted.classes.values())
         raise DataError(f"{folder / MANIFEST_FILE}: {'; '.join(vocabulary.problems)}. The job's labels: {jobs}.")
-    values = tuple(vocabulary.values.items()) if vocabulary and vocabulary.values is not None else None
+    values = tuple(vocabulary.values.items()) if wanted.classes and vocabulary.values is not None else None
     lists: dict[str, list[Case]] = {key: [] for key in SPLITS}
     for key, entry in manifest.by_split():
-        if key not in splits or not isinstance(entry.label, str if labels == "mask" else int):
+        if key not in splits:
             continue
-        if labels == "mask" or values is None or entry.label in dict(values):
-            lists[key].append(case_of(folder, manifest, entry, values))
+        case = _wanted_case(folder, manifest, entry, wanted, vocabulary, values)
+        if case:
+            lists[key].append(case)
     train = lists["training"]
+    strata = _strata(train, manifest, wanted)
     parts: dict[str, list[Case]] = {}
     for purpose, share in (("test", split.test), ("validation", split.validation)):
         if lists[purpose]:
             parts[purpose] = lists[purpose]
         else:
             # A share is of all patients, so the second deal takes it from what the first one left.
-            taken = len({c.patient for c in lists["training"]}) - len({c.patient for c in train})
-            parts[purpose], train = _deal(train, share, seed, purpose, taken)
+            left = {case.patient for case in train}
+            taken = len({case.patient for case in lists["training"]}) - len(left)
+            if strata:
+                chosen = deal_by_stratum({patient: strata[patient] for patient in left}, share, seed, purpose, taken)
+            else:
+                chosen = deal(left, share, seed, purpose, taken)
+            parts[purpose] = [case for case in train if case.patient in chosen]
+            train = [case for case in train if case.patient not in chosen]
     cases = Cases(tuple(train), tuple(parts["validation"]), tuple(parts["test"]))
     _refuse_shared_patients(folder, cases)
     return cases
+
+
+def _wanted_case(
+    folder: Path,
+    manifest: Manifest,
+    entry: Entry,
+    wanted: Supervision,
+    vocabulary: Vocabulary,
+    values: tuple[tuple[int, int], ...] | None,
+) -> Case | None:
+    """Return an entry as a case; None where it lacks what is learned."""
+    if not wanted.of_entry(manifest, entry):
+        return None
+    if wanted.kind == "targets":
+        return with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
+    if wanted.kind == "class" and values is not None and entry.label not in dict(values):
+        return None
+    case = case_of(folder, manifest, entry, values)
+    if wanted.kind == "mask" and wanted.classes and (wanted.partial or entry.looked_for is not None):
+        return _with_looked_for(case, manifest, entry, wanted, vocabulary)
+    return case
+
+
+def _with_looked_for(
+    case: Case, manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary: Vocabulary
+) -> Case | None:
+    """Return a case with the classes looked for in its mask.
+
+    None where none of the job's were. What is drawn of another class is as unknown as the voxels around it.
+    """
+    try:
+        known = looked_for(manifest, entry, wanted, vocabulary)
+    except DataError as error:
+        return replace(case, target_fault=str(error))
+    if known is None:
+        return case
+    if not wanted.partial:
+        missing = ", ".join(name for value, name in wanted.classes.items() if value not in known and name != IGNORED)
+        return replace(
+            case,
+            target_fault=f"nobody looked for {missing} in its mask, and the job takes what is not drawn for "
+            "background. Say in the job that masks may lack classes: task.partial: true",
+        )
+    if not known:
+        return None
+    kept = {*known, *(value for value, name in wanted.classes.items() if name == IGNORED)}
+    pairs = case.label_values or tuple((value, value) for value in wanted.classes)
+    return replace(
+        case,
+        looked_for=known,
+        label_values=tuple((value, target if target in kept else 0) for value, target in pairs),
+    )
+
+
+def with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervision) -> Case | None:
+    """Return a case with its targets; None where it states none."""
+    found: dict[str, Encoded] = {}
+    faults = []
+    for target in wanted.targets:
+        found[target.name] = unknown(target)
+        declared = declared_target(manifest.targets, manifest.labels, target)
+        stated = stated_value(entry.targets, entry.label, manifest.labels, target)
+        if declared is None or stated is None:
+            continue
+        try:
+            found[target.name] = target.encode(stated, declared)
+        except DataError as error:
+            faults.append(str(error))
+    if not faults and not any(map(is_known, found.values())):
+        return None
+    return replace(case, targets=found, target_fault="; ".join(faults))
 
 
 def check_cases(
@@ -397,8 +481,11 @@ def check_case(
             known[case] = entry
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
         return Problem(case.name, case_facts.reason_of(error))
-    found = [*contract_faults(entry, data or DataSpec(dataset="any")), *case_facts.faults(entry)]
-    found += label_faults(case, entry, classes) if not entry.label_problem else []
+    data = data or DataSpec(dataset="any")
+    found = [*contract_faults(entry, data), *row_faults(entry, data.covariates), *case_facts.faults(entry)]
+    found += [case.target_fault] if case.target_fault else []
+    if not case.targets and not entry.label_problem:
+        found += label_faults(case, entry, classes)
     return Problem(case.name, "; ".join(found)) if found else None
 
 
@@ -517,15 +604,14 @@ def case_of(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[
     )
 
 
-def _deal(cases: list[Case], share: float, seed: int, purpose: str, taken: int) -> tuple[list[Case], list[Case]]:
-    patients = sorted(
-        {c.patient for c in cases}, key=lambda p: hashlib.sha256(f"{seed}:{purpose}:{p}".encode()).digest()
-    )
-    everyone = len(patients) + taken
-    count = round(everyone * share) if len(patients) > 2 else 0
-    count = min(max(count, 1 if share > 0 and len(patients) > 2 else 0), max(len(patients) - 1, 0))
-    chosen = set(patients[:count])
-    return [c for c in cases if c.patient in chosen], [c for c in cases if c.patient not in chosen]
+def _strata(cases: Sequence[Case], manifest: Manifest, wanted: Supervision) -> dict[str, Stratum]:
+    """Return patient -> stratum by the targets; empty for masks and classes."""
+    stated: dict[str, list[list[TargetValue | None]]] = defaultdict(list)
+    for case in cases if wanted.kind == "targets" else ():
+        assert case.entry is not None
+        said, label = case.entry.targets, case.entry.label
+        stated[case.patient].append([stated_value(said, label, manifest.labels, target) for target in wanted.targets])
+    return strata_of(stated)
 
 
 def _refuse_shared_patients(folder: Path, cases: Cases) -> None:

@@ -25,7 +25,7 @@ class ComposedWork(FileWork):
     out: Path = Path()
 
     def stamp(self) -> str:
-        """What changes when its files do."""
+        """A string that changes when its files do."""
         is_written = any(self._written(dimensions).is_file() for dimensions in (2, 3))
         return super().stamp() + ("" if is_written else " not written")
 
@@ -33,7 +33,7 @@ class ComposedWork(FileWork):
         assert isinstance(self.item.label, tuple)
         mask = turned_onto(image, compose(self.root, self.item.label), "its label")
         path = self._written(mask.dimensions)
-        unsaid = not mask.calibrated or not image.calibrated  # of a flat file: PNG holds no pixel size either
+        unsaid = not mask.calibrated or not image.calibrated  # the written PNG holds no pixel size either
         write_image(path, mask if not unsaid else replace(mask, affine=image.affine))
         return mask
 
@@ -52,7 +52,7 @@ def compose(root: Path, parts: Sequence[Part]) -> LoadedImage:
     """Return several mask files as one mask.
 
     Raises:
-        DataError: one cannot be read, they do not lie on one grid, or overlap; the message names them inside ``root``.
+        DataError: one cannot be read, or they overlap or lie on different grids; the message has paths in ``root``.
     """
     composed: LoadedImage | None = None
     values: np.ndarray[Any, Any] | None = None

@@ -27,7 +27,7 @@ _NUMBERED = 8
 def hashed_key(salt: bytes, text: str, length: int = 16) -> str:
     """Return the salted hash of an identity.
 
-    It stands for a patient, study or file outside of the registered folder.
+    It stands for a patient, study or file outside the registered folder.
     """
     return hmac.new(salt, text.encode(), hashlib.sha256).hexdigest()[:length]
 
@@ -35,9 +35,8 @@ def hashed_key(salt: bytes, text: str, length: int = 16) -> str:
 def region_values(dicom: DicomIndex, options: RegisterOptions) -> dict[str, int]:
     """Return region name -> label value.
 
-    As the user states it, else in the order of the alphabet.
-
-    Names that differ in case or spaces around alone are one region's; it has the name that is written most often.
+    As the user states it, else in alphabetical order. Names that differ only in case or surrounding spaces are one
+    region, under the most frequent spelling.
     """
     given = {name: value for value, name in options.labels.items() if value}
     if given:
@@ -64,13 +63,13 @@ def compose(
 
     Args:
         options: what was registered.
-        task: what it is for.
-        layout: what the folder holds beside DICOM.
+        task: type of task that the dataset is for.
+        layout: what the folder holds besides DICOM.
         dicom: its DICOM.
-        classes: class -> number, of the table of DICOM's patients, studies or series.
-        results: of each case's reading.
+        classes: class -> number, from the table of DICOM patients, studies or series.
+        results: of reading each case.
         salt: of the patients' hashes.
-        before: the dataset as it was registered the last time: what people wrote into it is kept.
+        before: the dataset as last registered; what people wrote into it is kept.
     """
     entries: list[Entry] = []
     quarantine = list(layout.bad)
@@ -88,7 +87,7 @@ def compose(
             )
         else:
             entries.append(_pseudonymous(result.entry, salt))
-    # Numbered objects are such by their numbers, with a palette or without.
+    # Numbered objects keep their numbers, with a palette or without.
     if not (own_colours(entries) and _label_kind(entries, layout, options) == "instances"):
         entries = one_palette(entries)
     entries = by_siblings(entries)
@@ -110,6 +109,7 @@ def compose(
         modality=layout.modality or _modality(usable),
         labels={str(value): name for value, name in sorted(labels.items())},
         label_kind=kind,
+        targets=dict(layout.targets),
         label_map=before.label_map if before else {},
         patient_from=(options.patient_from if dicom.stacks or dicom.slides else None) or "id",
         reviewed=before.reviewed if before else [],
@@ -150,7 +150,7 @@ def _taken_for_images(results: Iterable[CaseResult]) -> dict[str, str]:
 
 
 def _is_constant(intensity: Intensity | None) -> bool:
-    """Return whether an image is constant; that is its fault then."""
+    """Return whether an image is constant, which is a fault."""
     return intensity is not None and intensity.low == intensity.high and intensity.std == 0
 
 
@@ -159,7 +159,7 @@ def _label_kind(
 ) -> Literal["classes", "instances"]:
     """Return "instances" where masks number their objects.
 
-    Those have values 1, 2, … n, with another n in each image.
+    Their values are 1, 2, … n, and n differs between images.
     """
     named = {v for v in {**layout.labels, **options.labels} if v}
     counts = [e.instances for e in entries if e.instances]
@@ -191,7 +191,7 @@ def _labels(
     classes: Mapping[str, int],
     options: RegisterOptions,
 ) -> dict[int, str]:
-    """Return label value -> name; an unnamed value's is its number."""
+    """Return label value -> name, or its number if unnamed."""
     found: set[int] = set()
     for entry in entries:
         found |= set(case_facts.label_counts(entry.label_values or {}))

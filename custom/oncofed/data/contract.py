@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,15 +12,19 @@ from typing import Any, Literal
 
 from oncofed.data import case_facts
 from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faults, read_cases
-from oncofed.data.decisions import decided, in_words, name_of
+from oncofed.data.covariate_report import CovariateReport, covariate_reports, covariate_warnings
+from oncofed.data.decisions import decided, in_words, is_labelled, name_of
 from oncofed.data.grouping import counted, millimetres
 from oncofed.data.images import stem
-from oncofed.data.label_mapping import LabelKind, Vocabulary, match_classes, match_labels
+from oncofed.data.label_mapping import IGNORED, Supervision, Vocabulary, looked_for, match
+from oncofed.data.leaks import outcome_columns
 from oncofed.data.manifest import SPLITS, Entry, Manifest, inside, read_manifest
 from oncofed.data.masks import value_name
 from oncofed.data.mixtures import mixtures
 from oncofed.data.quality import Finding, find_all, loose_slices, phi_warnings, unsettled
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
+from oncofed.data.target_report import TargetReport, report_target
+from oncofed.data.targets import Target, declared_target
 from oncofed.errors import DataError
 
 _MOST_VALUES = 8
@@ -48,13 +52,14 @@ class Report:
     Attributes:
         rows: by aspect.
         findings: over all cases, by name.
-        set_aside: cases that cannot be used, now or since they were registered.
+        set_aside: cases that cannot be used, as found now or when registering.
         unlabelled: usable cases without a label, and why they have none.
-        remarks: what was seen of the folder as a whole while it was registered.
-        decided: what a person decided about findings, in words.
-        cases: usable cases by list.
+        remarks: observations on the whole folder, from registering.
+        decided: people's decisions about findings, in words.
+        targets: of a job that learns targets: patients and distribution of each.
+        cases: number of usable cases by list.
         may_train: the job would start here.
-        why_not: why it would not.
+        why_not: the reason if not.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -64,47 +69,54 @@ class Report:
     unlabelled: list[Problem] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     decided: list[str] = field(default_factory=list)
+    targets: list[TargetReport] = field(default_factory=list)
     cases: dict[str, int] = field(default_factory=dict)
     may_train: bool = True
     why_not: list[str] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
-        """Nothing was found that a person has to mend."""
+        """No finding needs a person to fix it."""
         return self.may_train and not self.findings and not self.set_aside
 
 
-def check_dataset(
-    folder: Path, data: DataSpec, classes: Mapping[int, str], seed: int, labels: LabelKind = "mask"
-) -> Report:
+def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) -> Report:
     """Compare a dataset with a job's contract.
 
     Args:
         folder: the dataset.
         data: the contract.
-        classes: the job's label values and names, without background.
-        seed: of the deal to training, validation and test.
-        labels: what the job learns from.
+        wanted: what the job learns from.
+        seed: of the split into training, validation and test.
 
     Raises:
         DataError: there is no dataset in ``folder``.
     """
     listed = read_manifest(folder)
     manifest = with_facts(folder, decided(listed))
-    vocabulary = (match_classes if labels == "class" else match_labels)(manifest, classes)
-    report = Report(rows=[_modality(manifest, data), *_rows(manifest, data, classes, vocabulary, labels)])
+    vocabulary = match(manifest, wanted)
+    report = Report()
+    report.rows = [_modality(manifest, data), *_rows(manifest, data, wanted, vocabulary, report)]
     report.findings = find_all(manifest, data)
+    of_kind = {found.name for found in report.targets}
+    leaks = unsettled(manifest, outcome_columns(manifest, [t for t in wanted.targets if t.name in of_kind]))
+    report.findings += [leak for leak in leaks if leak.severe]
+    report.warnings += [leak for leak in leaks if not leak.severe]
     mixed = (Finding(kind, None, what, severe=False) for kind, what in mixtures(manifest))
-    report.warnings = unsettled(manifest, (*loose_slices(manifest), *mixed, *phi_warnings(manifest)))
+    report.warnings += unsettled(manifest, (*loose_slices(manifest), *mixed, *phi_warnings(manifest)))
+    entries = [entry for split, entry in manifest.by_split() if split in data.splits]
+    covariates = covariate_reports(entries, data.covariates)
+    report.rows += [_covariate(found) for found in covariates]
+    report.warnings += covariate_warnings(entries, covariates)
     report.remarks = manifest.remarks
     report.unlabelled = [
-        Problem(name_of(entry), entry.unlabelled or _NO_LABEL) for entry in manifest.entries if entry.label is None
+        Problem(name_of(entry), entry.unlabelled or _NO_LABEL) for entry in manifest.entries if not is_labelled(entry)
     ]
     report.decided = in_words(listed)
     report.set_aside = [Problem(q.name, q.reason) for q in manifest.quarantine]
     odd = {name for finding in report.findings for name in finding.about}
     if not vocabulary.problems:
-        _deal(report, folder, data, classes, seed, labels)
+        _deal(report, folder, data, wanted, seed)
     total = len(manifest.entries) + len(manifest.quarantine)
     share = len(report.set_aside) / max(total, 1)
     if share > data.max_bad_share:
@@ -121,21 +133,19 @@ def check_dataset(
         if row.verdict == "does not fit"
     ]
     report.why_not += [f"labels: {problem}" for problem in vocabulary.problems]
-    if labels == "mask" and not vocabulary.problems:
-        report.rows = [_with_values(row, manifest, classes, vocabulary) for row in report.rows]
+    if wanted.kind == "mask" and not vocabulary.problems:
+        report.rows = [_with_values(row, manifest, wanted.classes, vocabulary) for row in report.rows]
     if odd:
         report.why_not.append(f"{counted(len(odd), 'case')} with findings")
     report.may_train = not report.why_not
     return report
 
 
-def _deal(
-    report: Report, folder: Path, data: DataSpec, classes: Mapping[int, str], seed: int, labels: LabelKind
-) -> None:
+def _deal(report: Report, folder: Path, data: DataSpec, wanted: Supervision, seed: int) -> None:
     """Report usable cases and their split, where labels fit."""
     try:
-        cases = read_cases(folder, data.split, seed, classes, data.splits, labels)
-        report.set_aside += check_cases(cases, list(classes), data)
+        cases = read_cases(folder, data.split, seed, wanted, data.splits)
+        report.set_aside += check_cases(cases, list(wanted.classes), data)
         usable = cases.without({p.case for p in report.set_aside})
         report.cases = {
             "training": len(usable.train),
@@ -150,7 +160,7 @@ def _deal(
 def with_facts(folder: Path, manifest: Manifest) -> Manifest:
     """Return a manifest with each case's facts.
 
-    Cases that nobody registered are read now; no decision is in force.
+    Cases that were not registered are read now; no decision is applied.
     """
 
     def known(entry: Entry | str) -> Entry | str:
@@ -173,6 +183,12 @@ def with_facts(folder: Path, manifest: Manifest) -> Manifest:
     return manifest.model_copy(update=lists)
 
 
+def _covariate(found: CovariateReport) -> Row:
+    """Return a covariate's row; where nobody has it, the network is told that it is missing."""
+    how = "missing everywhere" if found.is_missing else ""
+    return Row(found.column.name, found.found, found.expected, "converted" if how else "fits", how)
+
+
 def _modality(manifest: Manifest, data: DataSpec) -> Row:
     names = {entry.modality for entry in manifest.entries if entry.modality} or set(manifest.modality.values())
     found = ", ".join(sorted(names)) or "not known"
@@ -182,25 +198,75 @@ def _modality(manifest: Manifest, data: DataSpec) -> Row:
     return Row("modality", found, data.modality, "fits" if fits else "does not fit")
 
 
-def _rows(
-    manifest: Manifest, data: DataSpec, classes: Mapping[int, str], vocabulary: Vocabulary, labels: LabelKind
-) -> list[Row]:
+def _rows(manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: Vocabulary, report: Report) -> list[Row]:
     entries = [entry for split, entry in manifest.by_split() if split in data.splits]
     known = [entry for entry in entries if entry.shape]
-    kind, word = (str, "mask") if labels == "mask" else (int, "class")
+    if wanted.kind == "targets":
+        rows = _target_rows(manifest, wanted.targets, entries, report)
+    else:
+        rows = _label_rows(manifest, data, wanted, vocabulary, entries)
+    if not known:
+        return rows
+    return [_dimensions(known, data), _channels(known, data), _spacing(known, data), _orientation(known, data), *rows]
+
+
+def _label_rows(
+    manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: Vocabulary, entries: Sequence[Entry]
+) -> list[Row]:
+    """Return the rows on masks or classes."""
+    kind, word = (str, "mask") if wanted.kind == "mask" else (int, "class")
     labelled = [entry for entry in entries if isinstance(entry.label, kind)]
-    rows = [
-        _labels(manifest, classes, vocabulary, labels),
+    return [
+        _labels(manifest, wanted, vocabulary),
         Row(
             "cases",
             f"{len(labelled)} with a {word} of {len(entries)}",
             f"at least {data.minimum_cases}",
             "fits" if len(labelled) >= data.minimum_cases else "does not fit",
         ),
+        *(_looked_for(manifest, wanted, vocabulary, labelled) if wanted.partial and not vocabulary.problems else ()),
     ]
-    if not known:
+
+
+def _looked_for(
+    manifest: Manifest, wanted: Supervision, vocabulary: Vocabulary, labelled: Sequence[Entry]
+) -> Iterator[Row]:
+    """Yield each class's row: patients in whom it was looked for."""
+    patients: dict[int, set[str]] = {value: set() for value, name in wanted.classes.items() if name != IGNORED}
+    for entry in labelled:
+        try:
+            known = looked_for(manifest, entry, wanted, vocabulary)
+        except DataError:  # which sets the case aside, with this reason
+            continue
+        for value in patients if known is None else known:
+            patients[value].add(entry.patient or name_of(entry))
+    everyone = len({entry.patient or name_of(entry) for entry in labelled})
+    for value, having in patients.items():
+        found = f"looked for in {len(having)} of {everyone} patients"
+        how = "unknown in the others" if len(having) < everyone else ""
+        yield Row(f"{wanted.classes[value]} ({value})", found, "any number", "converted" if how else "fits", how)
+
+
+def _target_rows(manifest: Manifest, targets: Sequence[Target], entries: Sequence[Entry], report: Report) -> list[Row]:
+    """Return a row per target; its distribution and its warnings go into the report.
+
+    A site needs one of the job's targets: what it lacks counts in neither loss nor score.
+    """
+    rows = []
+    for target in targets:
+        expected = f"a target of kind {target.kind}"
+        try:
+            declared = declared_target(manifest.targets, manifest.labels, target)
+        except DataError as error:
+            rows.append(Row(target.name, "another kind", expected, "does not fit", str(error)))
+            continue
+        found = report_target(manifest, target, declared, entries)
+        report.targets.append(found)
+        report.warnings += [Finding("target", None, f"{target.name}: {what}", severe=False) for what in found.warnings]
+        rows.append(Row(target.name, str(found), expected, "fits"))
+    if any(found.patients for found in report.targets):
         return rows
-    return [_dimensions(known, data), _channels(known, data), _spacing(known, data), _orientation(known, data), *rows]
+    return [replace(row, verdict="does not fit", how=row.how or "no patient has it") for row in rows]
 
 
 def _dimensions(entries: Sequence[Entry], data: DataSpec) -> Row:
@@ -271,10 +337,10 @@ def _orientation(entries: Sequence[Entry], data: DataSpec) -> Row:
     return Row("orientation", found, data.orientation, "fits")
 
 
-def _labels(manifest: Manifest, classes: Mapping[int, str], vocabulary: Vocabulary, labels: LabelKind) -> Row:
-    shown = {v: n for v, n in manifest.labels.items() if labels == "class" or int(float(v)) != 0}
+def _labels(manifest: Manifest, wanted: Supervision, vocabulary: Vocabulary) -> Row:
+    shown = {v: n for v, n in manifest.labels.items() if wanted.kind == "class" or int(float(v)) != 0}
     found = ", ".join(f"{v} {n}" if n != v else v for v, n in shown.items()) or "without names"
-    expected = ", ".join(f"{value} {name}" for value, name in classes.items())
+    expected = ", ".join(f"{value} {name}" for value, name in wanted.classes.items())
     if vocabulary.problems:
         return Row("labels", found, expected, "does not fit", _BELOW)
     if vocabulary.how:

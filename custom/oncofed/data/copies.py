@@ -1,8 +1,8 @@
 """Find copies of images: same file, rescaled, re-encoded, resampled.
 
-Thumbnails are compared by their correlation. With mean 0 and norm 1 two of them correlate by more than c where they lie
-nearer than sqrt(2 - 2 c) to each other, and no projection lengthens a distance: sorted along the direction in which
-they spread most, each is compared with its neighbours only, first by a few numbers of each; none is missed.
+Thumbnails are compared by their correlation. With mean 0 and norm 1, two of them correlate by more than c if their
+distance is below sqrt(2 - 2 c), and no projection lengthens a distance. So they are sorted along the direction in which
+they spread most, and each is compared only with its neighbours, first by a few numbers; no pair is missed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SAME_FILE = 2.0
 _ROWS, _COLUMNS = 256, 4096  # a block of the table of all pairs stays in a processor's cache
 _DIRECTIONS = 31
 _SAMPLE = 20_000
-# Of float32: how far a product of two thumbnails may be off.
+# Rounding error of a product of two thumbnails in float32.
 _ROUNDING = 1e-5
 
 Case = tuple[Split, Entry]
@@ -39,8 +39,8 @@ class Copy:
     """A pair of copies.
 
     Attributes:
-        of: number of the other one in its group; -1: the first of the group, which is nobody's copy.
-        correlation: of their thumbnails; None: they are the same file.
+        of: number of the original in its group; -1: none, for the first of the group.
+        correlation: of their thumbnails; None: the same file.
     """
 
     of: int
@@ -53,7 +53,7 @@ class CopyGroup:
 
     Attributes:
         cases: at least two, in the order of the manifest.
-        copies: of which each is a copy.
+        copies: by case, of which case it is a copy.
     """
 
     cases: tuple[Case, ...]
@@ -72,8 +72,8 @@ class CopyGroup:
 def copy_groups(manifest: Manifest) -> list[CopyGroup]:
     """Return a dataset's groups of copies without a decision.
 
-    Two pictures that look alike are copies where they are of two patients or in two lists: two visits of one patient on
-    one side of the split do no harm. The same file twice always is.
+    Images that look alike count as copies if they are of two patients or in two lists: two visits of one patient on one
+    side of the split do no harm. Identical files always count.
     """
     cases = list(manifest.by_split())
     links = _Links(len(cases))
@@ -96,20 +96,20 @@ class _Links:
     """Pairs of copies, and their groups."""
 
     def __init__(self, count: int) -> None:
-        self._labels = np.arange(count)  # alike in one group
-        self._partner = np.full(count, count)  # the first case that each was found to be a copy of
+        self._labels = np.arange(count)  # equal within a group
+        self._partner = np.full(count, count)  # the first case found to be its copy
         self._correlation = np.zeros(count, np.float32)
 
     def add(self, one: NDArray[np.int64], two: NDArray[np.int64], correlation: NDArray[np.float32]) -> None:
         """Link pairs of cases.
 
-        Of those of one file the correlation is ``_SAME_FILE``.
+        Identical files have the correlation ``_SAME_FILE``.
         """
         if not len(one):
             return
         own, other = np.concatenate([one, two]), np.concatenate([two, one])
         both = np.concatenate([correlation, correlation])
-        order = np.argsort(-other, kind="stable")  # of several that are written to one place, the last stays
+        order = np.argsort(-other, kind="stable")  # of several writes to one index, the last stays
         partner, found = self._partner.copy(), self._correlation.copy()
         partner[own[order]], found[own[order]] = other[order], both[order]
         better = (partner < self._partner) & (self._correlation < _SAME_FILE)
@@ -120,7 +120,7 @@ class _Links:
             columns = np.concatenate([two, self._labels])
             graph = sparse.coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(count, count))
             labels = csgraph.connected_components(graph, directed=False)[1]
-            # A label is the number of a case of its group, so that it can be linked with it the next time.
+            # A label is the number of a case in its group, so that the next call can link to it.
             self._labels = np.unique(labels, return_index=True)[1][labels]
 
     def groups(self, cases: Sequence[Case]) -> list[CopyGroup]:
@@ -191,8 +191,8 @@ def _shortened(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Their products are no less than the correlations.
 
-    These are the places along the directions in which the rows spread most, and the length of what is left: the
-    product of what is left of two rows is at most that of its lengths (Cauchy and Schwarz).
+    They are the coordinates along the directions of largest spread, and the length of the remainder: the product of
+    two remainders is at most that of their lengths (Cauchy and Schwarz).
     """
     some = values[:: max(1, len(values) // _SAMPLE)].astype(np.float64)
     centred = some - some.mean(axis=0)
@@ -214,6 +214,6 @@ def _correlations(
 
 
 def _together(groups: Mapping[str, int], one: Case, two: Case) -> bool:
-    """Return whether somebody has decided about two cases together."""
+    """Return whether a decision covers two cases together."""
     first, second = name_of(one[1]), name_of(two[1])
     return first in groups and groups[first] == groups.get(second)

@@ -1,8 +1,7 @@
 """Apply people's decisions about findings to a dataset.
 
 The entries stay in ``dataset.json``: they are left out, or joined to one patient, each time that it is read. A decision
-holds for the cases that it names as they were then; a case whose image changed since, and any new one, is asked about
-anew.
+holds for its cases as they were then; cases whose image has changed since, and new ones, are reported again.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from oncofed.data.grouping import counted
 from oncofed.data.manifest import SPLITS, Decision, Entry, Manifest, Split
 
 _CONTENT_LETTERS = 16
-# Of the lists, the one whose images are worth most: a test list that changes can be compared with no other result.
+# Lists by the worth of their images: results on a changed test list cannot be compared with earlier ones.
 _BY_WORTH: tuple[Split, ...] = ("test", "validation", "training")
 
 
@@ -29,7 +28,7 @@ def decided(manifest: Manifest) -> Manifest:
 def in_force(manifest: Manifest, decision: Decision) -> Manifest:
     """Return a dataset with one decision applied.
 
-    Of copies whose labels contradict each other, now or when it was decided, none is dropped as a mere copy.
+    Copies whose labels contradict each other, now or at the time of the decision, are never dropped as mere copies.
     """
     reasons = {bad.name: bad.reason for bad in manifest.quarantine}
     aside = {n for group in decision.groups for n in group if n in reasons and reasons[n] == decision.content.get(n)}
@@ -47,7 +46,7 @@ def in_force(manifest: Manifest, decision: Decision) -> Manifest:
 
 def contradiction(copies: Iterable[Entry]) -> tuple[Entry, Entry] | None:
     """Return two copies with different labels, if any."""
-    labelled = [entry for entry in copies if entry.label is not None]
+    labelled = [entry for entry in copies if is_labelled(entry)]
     return next(((labelled[0], other) for other in labelled[1:] if _differ(labelled[0], other)), None)
 
 
@@ -74,7 +73,7 @@ def settled(manifest: Manifest, finding: str, actions: Iterable[str] | None = No
 
     Args:
         manifest: the dataset.
-        finding: what the decisions answer.
+        finding: that the decisions answer.
         actions: of those decisions; None: any.
     """
     decisions = [d for d in manifest.decisions if d.finding == finding and (actions is None or d.action in actions)]
@@ -95,6 +94,11 @@ def name_of(entry: Entry) -> str:
     return entry.name or entry.images[0]
 
 
+def is_labelled(entry: Entry) -> bool:
+    """Return whether a case has a label or states a target."""
+    return entry.label is not None or bool(entry.targets)
+
+
 def content_of(entry: Entry, finding: str) -> str:
     """Return a fingerprint of a case for a finding.
 
@@ -104,28 +108,30 @@ def content_of(entry: Entry, finding: str) -> str:
     if finding != "conflicting":
         return image
     label = entry.label if isinstance(entry.label, int) else sorted((entry.label_values or {}).items())
-    return f"{image} {label}"
+    return f"{image} {label}" + (f" {sorted(entry.targets.items())}" if entry.targets else "")
 
 
 def by_worth(cases: Iterable[tuple[Split, Entry]]) -> list[tuple[Split, Entry]]:
     """Return cases, the one to keep first.
 
-    Labelled ones, then those of the test list; else as they come.
+    Labelled ones first, then those of the test list, else in the given order.
     """
-    return sorted(cases, key=lambda case: (case[1].label is None, _BY_WORTH.index(case[0])))
+    return sorted(cases, key=lambda case: (not is_labelled(case[1]), _BY_WORTH.index(case[0])))
 
 
 _Group = list[tuple[Split, Entry]]
 
 
 def _differ(first: Entry, second: Entry) -> bool:
-    """Return whether the labels of two copies contradict."""
+    """Return whether the labels or targets of two copies contradict."""
+    if any(first.targets[name] != second.targets[name] for name in first.targets.keys() & second.targets.keys()):
+        return True
     if isinstance(first.label, int) or isinstance(second.label, int):
         return first.label != second.label and isinstance(first.label, int) and isinstance(second.label, int)
     if first.label_values is None or second.label_values is None:
         return False
     if first.shape == second.shape:
-        # On one grid a mask that was mirrored or moved holds as many voxels, elsewhere.
+        # On one grid a mirrored or moved mask has the same counts of voxels, so digests are compared.
         moved = first.affine == second.affine and None not in (first.label_digest, second.label_digest)
         return first.label_values != second.label_values or (moved and first.label_digest != second.label_digest)
     return set(first.label_values) - {"0"} != set(second.label_values) - {"0"}
@@ -139,7 +145,7 @@ def _still_so(decision: Decision, present: dict[str, tuple[Split, Entry]]) -> It
             for name in group
             if name in present and decision.content.get(name) == content_of(present[name][1], decision.finding)
         ]
-        # Labels contradict each other: where one is gone or was repaired, nobody knows whether they still do.
+        # Once a contradicting label is gone or changed, the others may no longer contradict each other.
         yield [] if decision.finding == "conflicting" and len(still) < len(group) else still
 
 

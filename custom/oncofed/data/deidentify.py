@@ -5,7 +5,7 @@ applied at every level of nesting; UIDs and patients become pseudonyms that foll
 between objects, and copies made later with the same key, still fit. Slides: the pyramid alone. NIfTI: no free text.
 Names of files and folders become pseudonyms too.
 
-Faces, burned-in text and what a report says in words are not removed: ``oncofed data check`` warns of the first two.
+Faces, burned-in text and the wording of reports are not removed: ``oncofed data check`` warns of the first two.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Options:
     """How copies are made.
 
     Attributes:
-        keep_dates: dates are shifted by a number of days that is the same for all of a patient's, and not removed
+        keep_dates: dates are shifted by one number of days for each patient, not removed
             (Retain Longitudinal Temporal Information with Modified Dates Option).
         keep_device: names and numbers of devices stay (Retain Device Identity Option).
         keep_burned_in: also copy images whose header says that text is burned into them.
@@ -113,7 +113,7 @@ class Outcome:
 
     Attributes:
         written: kind of file -> how many.
-        refused: original path -> why no copy was made.
+        refused: original path -> reason.
         left_out: kind of file -> how many were of no use.
     """
 
@@ -142,13 +142,13 @@ def deidentify(
     """Write de-identified copies of the images of a folder.
 
     Args:
-        source: the folder, any heap.
+        source: the folder, of any structure.
         out: a new or empty folder.
-        key_file: secret from which pseudonyms follow; made where it is missing, readable by its owner alone. Beside it
+        key_file: secret from which pseudonyms follow; made if missing, readable by its owner alone. Next to it,
             ``crosswalk.csv`` says which file became which. Both stay at the site.
-        options: how.
+        options: how copies are made.
         workers: processes; None: one a core.
-        progress: called with (what is done, how many, of how many).
+        progress: called with (step, number done, number in all).
 
     Raises:
         DataError: the folders cannot be used.
@@ -190,7 +190,7 @@ def deidentify_dataset(dataset: Dataset, key: bytes, options: Options) -> None:
     Args:
         dataset: with its file meta information.
         key: secret from which pseudonyms follow.
-        options: how.
+        options: how copies are made.
     """
     patient = _patient_of(dataset)
     shift = int.from_bytes(_digest(key, f"shift {patient}")[:4], "big") % _LONGEST_SHIFT_DAYS + 1
@@ -243,7 +243,7 @@ def _copy(turn: _CopyJob) -> tuple[str, str, str]:
         if error.filename and str(error.filename).startswith(str(turn.out)):
             raise
         return turn.path, "refused", reason_of(error)
-    except Exception as error:  # noqa: BLE001 - a broken file raises whatever its bytes lead to
+    except Exception as error:  # noqa: BLE001 - a broken file raises any type of error
         return turn.path, "refused", reason_of(error)
     if lower.endswith((".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".svslide", ".nrrd", ".mha", ".mhd", ".nhdr")):
         what = f"is {path.suffix}, whose labels and free text cannot be taken out here"
@@ -396,7 +396,7 @@ def _nifti_without_text(path: Path) -> bytes:
         start = int(header.get_data_offset())
         end = start + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
         require_memory(2 * end)
-        content = bytearray(file.read(end))  # what stands behind the voxels is not theirs
+        content = bytearray(file.read(end))  # bytes after the voxels are dropped
     if len(content) < end:
         raise DataError("is cut off: voxels are missing. Copy it again")
     order = header.endianness

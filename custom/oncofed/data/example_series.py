@@ -1,4 +1,4 @@
-"""A simulated patient as a DICOM series of MR, to try DICOM."""
+"""A simulated patient as an MR series in DICOM."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BRIGHTEST = 4095  # twelve bits, as scanners have
 def write_series(image: Path, folder: Path) -> list[Path]:
     """Write a volume as DICOM slices, and return the files.
 
-    Intensities become whole numbers from 0 to 4095. Nothing in it is of a person.
+    Intensities become whole numbers from 0 to 4095. The header names no real person.
 
     Args:
         image: a volume of one channel whose axes stand at right angles.
-        folder: where to; it is made.
+        folder: to write to; created if missing.
     """
     loaded = read_image(image)
     values = loaded.values[..., 0].astype(np.float32)

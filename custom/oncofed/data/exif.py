@@ -2,8 +2,8 @@
 
 They are drawn on the picture as viewers show it, or on the pixels as stored.
 
-Where the orientation swaps rows and columns the mask's size tells, but for a square. Else its siblings do, and how well
-it lies on the image either way.
+If the orientation swaps rows and columns of an image that is not square, the mask's size tells which. Otherwise its
+siblings do, and how well it fits the image either way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from oncofed.data.manifest import Entry
 AS_TURNED = "its mask is taken as drawn on the turned picture"
 _FOUND = "its label was drawn on the image as it is stored, not as its Exif orientation turns it and viewers show it"
 AS_STORED = f"{_FOUND}: turn the mask, or save the image upright"
-# Exif orientation -> ``placement``'s words for the way from the turned picture to the stored pixels.
+# Exif orientation -> name in ``placement`` of the move from the upright picture to the stored pixels.
 _WAYS_BACK = {
     2: "mirrored left to right",
     3: "mirrored left to right and upside down",
@@ -29,27 +29,27 @@ _WAYS_BACK = {
     7: "mirrored left to right and upside down, rows for columns",
     8: "mirrored left to right, rows for columns",
 }
-# Logarithm of the contrast along a mask's border in one place over that in another: above it lies better in the first.
+# Logarithm of the ratio of contrasts along a mask's border in two places, above which the first fits better.
 _CLEARLY_BETTER = 0.3
 
 
 def is_open(image: LoadedImage, label: LoadedImage) -> bool:
-    """Return whether sizes do not tell how a mask was drawn."""
+    """Return whether sizes leave a mask's orientation open."""
     alike = image.exif > 1 and label.exif == 1 and image.dimensions == 2 and image.shape == label.shape
     return alike and (not image.turned or image.shape[0] == image.shape[1])
 
 
 def as_stored_reason(image: LoadedImage, label: LoadedImage) -> str | None:
-    """Return why a mask fits the stored pixels; None: it does not.
+    """Return why a mask fits the stored pixels, if so.
 
-    Its size says so, or it lies clearly better there.
+    By its size, or because it fits clearly better there.
     """
     if label.shape != image.shape:
         fits_stored = image.turned and label.exif == 1 and label.shape == image.shape[::-1]
         return AS_STORED if fits_stored else None
     if not is_open(image, label) or label.values.shape[-1] != 1:
         return None
-    from oncofed.data.placement import place  # noqa: PLC0415 - takes time, and reads facts of cases itself
+    from oncofed.data.placement import place  # noqa: PLC0415 - slow to import, and imports case_facts
 
     _, numbers = np.unique(label.values, return_inverse=True)
     stored = numbers.reshape(label.values.shape).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The use of each file of a folder, or why it has none."""
+"""The use of each file, or why it has none."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class FileUse:
     Attributes:
         path: inside the registered folder.
         use: what it is used as; None: it is left out.
-        case: names of the cases that it belongs to, of many the first; None: of none.
+        case: names of the cases that it belongs to, of many only the first; None: no case.
         reason: why it is left out; empty where it is used.
     """
 
@@ -42,11 +42,11 @@ class FileUse:
 class Files:
     """The files of a folder, and their uses.
 
-    A file keeps what was said of it first, but a use goes before a reason: what one case cannot use may be another's.
+    The first entry for a file stays, but a use replaces a reason: a file that one case cannot use may be another's.
 
     Args:
         paths: every file seen, inside the folder.
-        layout: name of the folder's layout, for the reason of a file of which nobody says anything.
+        layout: name of the folder's layout, for the default reason.
     """
 
     def __init__(self, paths: Iterable[str], layout: str = "") -> None:
@@ -56,7 +56,7 @@ class Files:
         self._cases: dict[str, dict[str, None]] = {}  # by path, in their order
 
     def use(self, path: str, use: Use, case: str | None = None) -> None:
-        """Say that a file is used."""
+        """Record that a file is used."""
         before = self._known.get(path)
         if before is None or before.use is None:
             self._known[path] = FileUse(path, use, case)
@@ -67,12 +67,12 @@ class Files:
                 self._known[path] = replace(self._known[path], case=named(list(cases)))
 
     def leave_out(self, path: str, reason: str, case: str | None = None) -> None:
-        """Say that a file is not used, and why.
+        """Record that a file is not used, and why.
 
         Args:
             path: of the file.
-            reason: what was found, and what to do where something can be done; alike for files of one kind.
-            case: that was set aside with it.
+            reason: what was found, and what to do if anything; the same for files of one kind.
+            case: set aside with it.
         """
         self._known.setdefault(path, FileUse(path, None, case, reason))
 
@@ -82,14 +82,14 @@ class Files:
             yield self._known.get(path) or FileUse(path, None, None, self._unknown(path))
 
     def counts(self) -> dict[str, int]:
-        """Return the number of files of each use, and left out."""
+        """Return the number of files by use or left out."""
         found = Counter(file.use or LEFT_OUT for file in self)
         return {use: found[use] for use in (*USES, LEFT_OUT) if found[use]}
 
     def reasons(self) -> dict[str, int]:
         """Return reason -> number of files left out for it.
 
-        Without those of cases that were set aside.
+        Files of cases that were set aside do not count.
         """
         return dict(Counter(file.reason for file in self if file.use is None and file.case is None))
 
@@ -112,7 +112,7 @@ class Files:
 
 
 def no_image(path: PurePath) -> str:
-    """Return why a file that is no image is left out."""
+    """Return why a file without an image is left out."""
     suffix = path.suffix.lower()
     if suffix in _UNFINISHED or (suffix == ".tmp" and image_format(Path(path.stem))):
         return f"unfinished download ({suffix}): download it again, or copy it again"
@@ -120,9 +120,9 @@ def no_image(path: PurePath) -> str:
 
 
 def read_examples(folder: Path, count: int) -> dict[str, list[str]]:
-    """Return reason -> examples of left out files.
+    """Return reason -> examples of files left out.
 
-    Of a dataset's ``files.csv``.
+    From a dataset's ``files.csv``.
     """
     found: dict[str, list[str]] = {}
     path = folder / FILES_TABLE
@@ -139,7 +139,7 @@ def read_examples(folder: Path, count: int) -> dict[str, list[str]]:
 def image_files(folder: Path) -> dict[str, list[str]]:
     """Return case -> files of its image, by ``files.csv``.
 
-    A file of which several cases were made is none of theirs: its row names them together.
+    A file that several cases share counts for none of them: its row names them together.
     """
     found: dict[str, list[str]] = {}
     path = folder / FILES_TABLE

@@ -15,9 +15,9 @@ class Found:
     """The files in a folder, at any depth.
 
     Attributes:
-        files: path of each file, inside the folder, in the order of the names of each folder.
-        dangling: those of them that are links and lead nowhere.
-        left_out: path of what is not looked at -> why; a folder's ends with "/", and its files are not counted.
+        files: path of each file, inside the folder, each folder sorted by name.
+        dangling: those of them that are broken links.
+        left_out: path not looked at -> why; a folder's path ends with "/", and its files are not counted.
     """
 
     files: list[str] = field(default_factory=list)

@@ -1,7 +1,7 @@
 """Resample between aligned grids, one axis at a time.
 
-MONAI's ``SpatialResample`` looks up eight neighbours of each voxel for each channel, in float64 where nothing else is
-said; values here are the same within float32's rounding.
+MONAI's ``SpatialResample`` looks up eight neighbours of each voxel for each channel, in float64 by default; values here
+are the same within float32's rounding.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from monai.transforms import SpatialResample
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Two grids' places are the same that lie so near to each other, in voxels: affines are stored in float32.
+# Places of two grids nearer than this, in voxels, are the same: affines are stored in float32.
 _NEAR = 1e-4
-# Voxels smaller than this, in mm, are those of microscopes.
+# Voxels smaller than this, in mm, come from microscopes.
 _SMALL = 0.1
 
 Affine = NDArray[np.float64]
@@ -27,16 +27,16 @@ Affine = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Axis:
-    """How an axis of one grid maps to an axis of another.
+    """How an axis maps to an axis of another grid.
 
     The two point the same or opposite way.
 
     Attributes:
         target: number of the axis in the other grid.
-        below: the place at or before each place of the other grid, (n,) int64; the nearest for what lies outside.
+        below: the place at or before each place of the other grid, (n,) int64; outside, the nearest.
         above: the place at or after each, (n,) int64.
-        share: of the place above, (n,) float32; None where every place of the other grid is one of this.
-        turned: the other grid has the same places from last to first.
+        share: of the place above, (n,) float32; None where every place of the other grid is one of this grid's.
+        turned: the other grid has the same places, last to first.
         same: it has the same places.
     """
 
@@ -66,7 +66,7 @@ class Axis:
             values: on this grid along ``dim``.
             dim: number of the axis in ``values``.
             part: of the other grid's places.
-            begun: number of the first place that ``values`` hold.
+            begun: number of the first place in ``values``.
         """
         if part == slice(None) and self.same:
             return values
@@ -86,8 +86,8 @@ def transfer(source: Affine, target: Affine, dimensions: int) -> Affine:
     (dimensions + 1, dimensions + 1).
 
     Args:
-        source: of the grid whose indices come out, (4, 4) from voxels to mm.
-        target: of the grid whose indices go in.
+        source: affine of the grid whose indices result, (4, 4) from voxels to mm.
+        target: affine of the grid whose indices are given.
         dimensions: 2 or 3.
     """
     one, other = (_of_axes(affine, dimensions) for affine in (source, target))
@@ -97,7 +97,7 @@ def transfer(source: Affine, target: Affine, dimensions: int) -> Affine:
 def is_same(source: Affine, target: Affine, dimensions: int) -> bool:
     """Return whether MONAI takes two affines for equal.
 
-    In units in which voxels are about 1 mm.
+    Its tolerance is for units in which voxels are about 1.
     """
     one, other = (_of_axes(affine, dimensions) for affine in (source, target))
     matrix = transfer(source, target, dimensions)
@@ -118,16 +118,16 @@ def align(source: Affine, shape: Sequence[int], target: Affine, target_shape: Se
     """Return the axis mappings between grids; None where axes disagree.
 
     Args:
-        source: of the grid that has values, (4, 4) from voxels to mm.
-        shape: of it, as many sides as it has axes.
-        target: of the grid that is to have them.
-        target_shape: of that one.
+        source: affine of the grid with values, (4, 4) from voxels to mm.
+        shape: of the source grid.
+        target: affine of the target grid.
+        target_shape: of the target grid.
     """
     dimensions = len(shape)
     if tuple(shape) == tuple(target_shape) and is_same(source, target, dimensions):
         return [_axis(n, np.arange(side, dtype=np.float64), side) for n, side in enumerate(shape)]
     matrix = transfer(source, target, dimensions)
-    # How far one goes along each axis of the source by going all along one of the target.
+    # Distance along each source axis for the full length of each target axis.
     reach = np.abs(matrix[:-1, :-1]) * np.maximum(np.array(target_shape) - 1, 1)
     order = [int(n) for n in reach.argmax(axis=1)]
     rest = reach.copy()
@@ -143,7 +143,7 @@ def align(source: Affine, shape: Sequence[int], target: Affine, target_shape: Se
 def resampled(values: Tensor, source: Affine, target: Affine, shape: Sequence[int]) -> Tensor:
     """Return values of one grid on another, float32.
 
-    (channel, x, y[, z]); outside lies the nearest edge.
+    (channel, x, y[, z]); outside, the value of the nearest edge.
 
     Args:
         values: float32.
@@ -160,7 +160,7 @@ def resampled(values: Tensor, source: Affine, target: Affine, shape: Sequence[in
         result: Tensor = moved.as_tensor()
         return result
     axes = [axis.to(values.device) for axis in axes]
-    # The axis first along which values become fewest: all that follows has less to do.
+    # The axis that shrinks most goes first, to leave less work for the others.
     for n in sorted(range(len(axes)), key=lambda n: len(axes[n].below) / values.shape[1 + n]):
         values = axes[n].of(values, 1 + n)
     return values.permute(0, *(1 + int(n) for n in np.argsort([axis.target for axis in axes]))).contiguous()
@@ -192,5 +192,5 @@ def _axis(target: int, places: NDArray[np.float64], length: int) -> Axis:
 
 
 def _taken(values: Tensor, dim: int, places: Tensor) -> Tensor:
-    # Along the last axis indexing is three times as fast on a CPU, along the others index_select is.
+    # On a CPU, indexing is three times as fast along the last axis, index_select along the others.
     return values[..., places] if dim == values.ndim - 1 else values.index_select(dim, places)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 EXAMPLES = 3
-# What differs between cases that have the same fault: quoted names, files, numbers.
+# Parts that vary between cases with the same fault: quoted names, files, numbers.
 _VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\S*/\S+|\S+\.[A-Za-z]\w*(?=\s|$)|[-+]?\d[\d.,:x]*")
 
 
@@ -27,7 +27,7 @@ def finding_lines(items: Iterable[tuple[str, str]]) -> list[str]:
     """Return lines of findings; many as kind and three examples.
 
     Args:
-        items: case and what was found, of each.
+        items: (case, what was found).
     """
     lines = []
     for kind, found in by_kind(items).items():
@@ -43,15 +43,15 @@ def finding_lines(items: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def examples(found: Sequence[tuple[str, str]]) -> list[str]:
-    """Return three findings of a kind, and the number of others."""
+    """Return three findings of a kind, and how many more."""
     lines = [f"{case}: {what}" for case, what in found[:EXAMPLES]]
     return [*lines, f"… and {len(found) - EXAMPLES:,} more"] if len(found) > EXAMPLES else lines
 
 
 def named(names: Sequence[str], count: int | None = None) -> str:
-    """Return three names, and the number of others.
+    """Return three names, and how many more.
 
-    ``count`` of all, where not all are given.
+    ``count``: number of all, if not all are given.
     """
     more = (count or len(names)) - EXAMPLES
     return ", ".join(names[:EXAMPLES]) + (f" and {more:,} more" if more > 0 else "")

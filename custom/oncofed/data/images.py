@@ -2,8 +2,8 @@
 
 NIfTI, NRRD, MetaImage, PNG, JPEG, WebP, BMP, TIFF.
 
-MONAI's ``LoadImage`` tries other readers where the one asked for fails. Here a file is read by the format that it
-claims to be, or refused with what it looks like instead.
+MONAI's ``LoadImage`` tries other readers if the requested one fails. Here a file is read in the format of its name, or
+refused with what it looks like instead.
 """
 
 from __future__ import annotations

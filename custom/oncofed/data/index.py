@@ -9,6 +9,7 @@ import os
 import sqlite3
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,22 +17,22 @@ from typing import Any
 from oncofed.locking import has_record_locks
 
 _log = logging.getLogger(__name__)
-# Another process holds its file for as long as two of its files take to be read.
+# Another process holds the file for about as long as it takes to read two of its images.
 _SECONDS_FOR_OTHERS = 5.0
 _SECONDS_AT_RISK = 2.0
-# A copy in memory is written in full, so less often.
+# A copy in memory is written whole, so less often.
 _SECONDS_BETWEEN_COPIES = 60.0
 
 
 class Index:
     """Remembers a value by key and stamp of its files.
 
-    It may be lost, and costs time then. Another process's is never removed: where that holds its file, this one goes
-    on with what it could read of it. Where files cannot be locked, it is kept in memory and written whole, at the end
-    and once a minute.
+    Losing it only costs time. Another process's index is never removed: while that process holds the file, this one
+    goes on with what it could read. Where files cannot be locked, the index is kept in memory and written whole, at
+    the end and once a minute.
 
     Args:
-        path: an SQLite file, made where it is missing; one that is broken is made anew.
+        path: an SQLite file, created if it is missing or broken.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +47,7 @@ class Index:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(sqlite3.OperationalError, OSError):  # what is lost is read again
+        with contextlib.suppress(sqlite3.OperationalError, OSError):  # lost values are read again
             self._commit()
         self._connection.close()
 
@@ -59,10 +60,15 @@ class Index:
             return None
         return json.loads(row[1]) if row and row[0] == stamp else None
 
+    def values(self) -> Iterator[Any]:
+        """Yield every value, whatever became of its files."""
+        for (value,) in self._connection.execute("SELECT value FROM seen"):
+            yield json.loads(value)
+
     def put(self, key: str, stamp: str, value: Any) -> None:
         """Remember a JSON value.
 
-        It is on disk two seconds later, if more follow.
+        It is on disk within two seconds, if more follow.
 
         Raises:
             OSError: it cannot be written.
@@ -140,7 +146,7 @@ class Index:
                 source.backup(connection)
         try:
             return _with_table(connection)
-        except sqlite3.DatabaseError:  # it was read while it was being written, or is broken
+        except sqlite3.DatabaseError:  # being written, or broken
             connection.close()
             return _with_table(sqlite3.connect(":memory:"))
 
@@ -158,7 +164,7 @@ def _with_table(connection: sqlite3.Connection) -> sqlite3.Connection:
 def _is_locked(error: sqlite3.OperationalError) -> bool:
     """Return whether another process holds the file.
 
-    Python 3.10 has it in SQLite's message alone.
+    In Python 3.10 only SQLite's message says so.
     """
     return "locked" in str(error)
 

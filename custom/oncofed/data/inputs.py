@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import monai
@@ -22,13 +22,14 @@ from torch import Generator, Tensor
 from oncofed.data.augment import Augment, Augmentation, Batch, strength
 from oncofed.data.case_facts import Values
 from oncofed.data.cases import Case
+from oncofed.data.covariates import table_row
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_pair, load_whole
 
 Prepared = dict[str, Tensor]
 
 # Raised when what preparing does changes though its settings do not.
-_VERSION = 4
+_VERSION = 5
 # Voxels of each class among which a patch's centre is drawn, spread evenly over them all. All of them would take eight
 # bytes for each voxel of a prepared case.
 _CENTRES_PER_CLASS = 10_000
@@ -49,6 +50,17 @@ class Preparation(ABC):
 
     def __init__(self, spec: DataSpec) -> None:
         self.spec = spec
+
+    def truth(self, case: Case) -> Prepared:
+        """Return what a case is labelled with, apart from its image."""
+        return {}
+
+    def beside_image(self, case: Case) -> Prepared:
+        """Return a case's row of the table (``table``, (column,) float32) and what it is labelled with.
+
+        It is added to what was prepared, and not cached: a corrected table needs no image read again.
+        """
+        return {**table_row(case.entry, self.spec.covariates), **self.truth(case)}
 
     @property
     def settings(self) -> str:
@@ -108,18 +120,23 @@ class Patches(BatchSource):
     Each class, background included, is as often at the centre.
 
     A batch holds image (batch, channel, x, y[, z]) float32 and label (batch, 1, x, y[, z]) uint8; with ``objects``
-    also distance (batch, 1, x, y[, z]) float32.
+    also distance (batch, 1, x, y[, z]) float32; with ``partial`` also known (batch, class) bool: which classes were
+    looked for in each sample's mask, background first.
 
     Args:
         spec: the job's data.
         augmentation: how much is changed at random.
         classes: with background.
         objects: masks number their objects, and each one's distance map is learned too.
+        partial: masks may lack classes.
     """
 
-    def __init__(self, spec: DataSpec, augmentation: Augmentation, classes: int, objects: bool = False) -> None:
+    def __init__(
+        self, spec: DataSpec, augmentation: Augmentation, classes: int, objects: bool = False, partial: bool = False
+    ) -> None:
         super().__init__(spec, augmentation)
         self._classes = classes
+        self._partial = partial
         self._objects = objects
         self._load = load_pair(spec, numbered=objects)
 
@@ -138,6 +155,13 @@ class Patches(BatchSource):
                 places = places[torch.linspace(0, len(places) - 1, _CENTRES_PER_CLASS).long()]
             prepared[f"centres.{value}"] = places
         return prepared
+
+    def truth(self, case: Case) -> Prepared:
+        """Return which classes were looked for in a case's mask."""
+        if not self._partial:
+            return {}
+        known = [value == 0 or case.looked_for is None or value in case.looked_for for value in range(self._classes)]
+        return {"known": torch.tensor(known)}
 
     def size(self, case: Case) -> int | None:
         """Return about how many bytes the prepared case takes."""
@@ -164,10 +188,21 @@ class Patches(BatchSource):
             for at, side, length in zip(centre, self.spec.patch, image.shape[1:], strict=True)
         ]
         window = (slice(None), *(slice(at, at + side) for at, side in zip(corner, self.spec.patch, strict=True)))
-        return {name: prepared[name][window] for name in ("image", "label", "distance") if name in prepared}
+        patch = {name: prepared[name][window] for name in ("image", "label", "distance") if name in prepared}
+        return patch | {name: prepared[name] for name in ("known",) if name in prepared}
+
+    def change(self, batch: Batch, generator: Generator) -> Batch:
+        """Return a batch whose maps are changed at random."""
+        maps = super().change({name: values for name, values in batch.items() if name != "known"}, generator)
+        return {**batch, **maps}
 
     def _more_settings(self) -> list[Any]:
         return [self._classes, self._objects]
+
+
+def class_label(case: Case) -> Prepared:
+    """Return the number of a case's class, () int64."""
+    return {"label": torch.tensor(case.class_label)}
 
 
 class WholeImages(BatchSource):
@@ -175,17 +210,28 @@ class WholeImages(BatchSource):
 
     Each is scaled and padded to the job's ``patch``.
 
-    A batch holds image (batch, channel, x, y[, z]) float32 and label (batch,) int64.
+    A batch holds image (batch, channel, x, y[, z]) float32, and what ``truth`` returns of each case.
+
+    Args:
+        spec: the job's data.
+        augmentation: how much is changed at random.
+        truth: from a case to its labels.
     """
 
-    def __init__(self, spec: DataSpec, augmentation: Augmentation) -> None:
+    def __init__(
+        self, spec: DataSpec, augmentation: Augmentation, truth: Callable[[Case], Prepared] = class_label
+    ) -> None:
         super().__init__(spec, augmentation)
         self._load = load_whole(spec)
+        self._truth = truth
 
     def prepare(self, case: Case) -> Prepared:
-        """Return the image on the patch's grid, and its class."""
-        image = self._load(case)["image"].as_tensor().contiguous()
-        return {"image": image, "label": torch.tensor(case.class_label)}
+        """Return the image on the patch's grid."""
+        return {"image": self._load(case)["image"].as_tensor().contiguous()}
+
+    def truth(self, case: Case) -> Prepared:
+        """Return a case's labels."""
+        return self._truth(case)
 
     def size(self, case: Case) -> int | None:
         """Return how many bytes the prepared case takes."""
@@ -198,6 +244,41 @@ class WholeImages(BatchSource):
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return a batch whose images are changed at random."""
         super().change({"image": batch["image"]}, generator)
+        return batch
+
+
+class TableRows(BatchSource):
+    """Rows of the table alone; no image is read.
+
+    A batch holds table (batch, column) float32, and what ``truth`` returns of each case.
+
+    Args:
+        spec: the job's data.
+        truth: from a case to its labels.
+    """
+
+    def __init__(self, spec: DataSpec, truth: Callable[[Case], Prepared]) -> None:
+        super().__init__(spec, "none")
+        self._truth = truth
+
+    def prepare(self, case: Case) -> Prepared:
+        """Return nothing: a row is not cached."""
+        return {}
+
+    def truth(self, case: Case) -> Prepared:
+        """Return a case's labels."""
+        return self._truth(case)
+
+    def size(self, case: Case) -> int | None:
+        """Return how many bytes a row takes."""
+        return 4 * len(self.spec.covariates)
+
+    def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
+        """Return the row."""
+        return prepared
+
+    def change(self, batch: Batch, generator: Generator) -> Batch:
+        """Return the batch as it is."""
         return batch
 
 

@@ -18,11 +18,11 @@ from oncofed.data.suspicions import FINDING, Suspicion, by_facts, by_pixels, joi
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
 
-# Voxels of all cases together whose labels are compared with them: some minutes of one core.
+# Limit of voxels, over all cases, that are compared with labels: some minutes on one core.
 _MOST_VOXELS = 6_000_000_000
-# Cases for which processes are started: large ones take longer than starting them.
+# Numbers of cases from which starting processes pays; large cases take longer than the start.
 _LARGE, _FEW_LARGE, _MANY_SMALL = 300_000_000, 8, 200
-# At least one of this many pictures is of an unsuspicious case, for comparison.
+# At least one in this many pictures shows an unsuspicious case, for comparison.
 _USUAL_AMONG = 6
 
 Progress = Callable[[str, int, int], None]
@@ -43,7 +43,7 @@ class Seen:
 
     @property
     def suspicious(self) -> bool:
-        """Something speaks against it, beyond remarks."""
+        """It has a reason beyond remarks."""
         return any(reason.weight > 0 for reason in self.reasons)
 
 
@@ -53,10 +53,10 @@ class Look:
 
     Attributes:
         manifest: with every fact.
-        shown: the cases to show: the worst first, then those to compare them with.
+        shown: the cases to show: the worst first, then others for comparison.
         worst: how many of them are the worst.
         suspicious: every suspicious case, worst first.
-        remarks: what is odd in most cases alike.
+        remarks: oddities that most cases share.
         examined: cases whose pixels were compared with their label.
         masked: cases that have a mask on their image.
     """
@@ -80,8 +80,7 @@ def look(
 ) -> Look:
     """Compare labels with images, and choose cases to show.
 
-    What registering found is weighed for all cases; pixels are read of at most ``examine``, and of fewer where they are
-    large.
+    Findings of registering are weighed for all cases; pixels are read of at most ``examine``, fewer if they are large.
 
     Args:
         folder: the dataset's.
@@ -89,7 +88,7 @@ def look(
         examine: cases whose pixels are compared with their label.
         seed: of the samples.
         workers: processes that read; None: one a core.
-        progress: called with (what is done, how many, of how many).
+        progress: called with (step, number done, number in all).
 
     Raises:
         DataError: there is no dataset in ``folder``, or no case of it can be read.
@@ -122,7 +121,7 @@ def look(
 def _examined(suspicious: Sequence[Entry], rest: Sequence[Entry], most: int, seed: int) -> list[Entry]:
     """Return the cases whose pixels are read.
 
-    Half of them suspicious, where present, the worst first.
+    Up to half of them are suspicious, the worst first.
     """
     chosen = _within(suspicious[: -(-most // 2)], _MOST_VOXELS // 2)
     left = _MOST_VOXELS - sum(map(_voxels, chosen))
@@ -135,7 +134,10 @@ def _examined(suspicious: Sequence[Entry], rest: Sequence[Entry], most: int, see
 
 
 def _shown(seen: Sequence[Seen], suspicious: Sequence[Seen], most: int, seed: int) -> tuple[tuple[Seen, ...], int]:
-    """Return the worst cases, then unsuspicious ones, and the number of the worst."""
+    """Return the cases to show, and the number of worst.
+
+    The worst come first, then unsuspicious ones.
+    """
     clean = [s for s in seen if not s.suspicious] or [s for s in seen if score(s.reasons) <= FINDING]
     room = max(most // _USUAL_AMONG, most - len(suspicious))
     usual = {_name(entry) for entry in _spread([s.entry for s in clean], room, seed)}
@@ -186,7 +188,7 @@ def _spread(entries: Sequence[Entry], most: int, seed: int) -> list[Entry]:
     }
     chosen: list[Case] = []
     rest = list(by_case)
-    while rest and len(chosen) < most:  # a sample may be smaller than requested, where shares are rounded down
+    while rest and len(chosen) < most:  # a sample may be too small, as shares are rounded down
         chosen += sample_cases(rest, most - len(chosen), seed) or rest[:1]
         taken = {case.name for case in chosen}
         rest = [case for case in rest if case.name not in taken]

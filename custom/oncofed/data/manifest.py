@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from oncofed.atomic import write_whole
 from oncofed.data.label_names import named_values
+from oncofed.data.targets import DatasetTarget, TargetValue
 from oncofed.errors import DataError
 
 MANIFEST_FILE = "dataset.json"
@@ -98,6 +99,12 @@ class Entry(_Part):
     label_problem: str | None = Field(None, description="why the label does not lie on the image")
     thumbnail: str | None = Field(None, description="8x8x8 or 16x16 means, base64: finds copies of the same image")
     tiles: str | None = Field(None, description="path of a slide's tiles (npz)")
+    targets: dict[str, TargetValue] = Field(
+        default_factory=dict, description="target -> what the case states of it; a target left out is unknown"
+    )
+    looked_for: list[str] | None = Field(
+        None, description="names of the mask's classes that were looked for; null: all that the dataset names"
+    )
     tags: dict[str, str] = Field(default_factory=dict, description="other columns of a table")
     notes: list[str] = Field(default_factory=list, description="what was seen while reading")
     source: str | None = Field(None, description="where it lies in the registered folder; stays at the site")
@@ -153,6 +160,9 @@ class Manifest(_Part):
     )
     label_map: dict[str, str | None] = Field(
         default_factory=dict, description="this site's label name -> the job's; null: background. Written by hand"
+    )
+    targets: dict[str, DatasetTarget] = Field(
+        default_factory=dict, description="outcomes, findings, grades and values that cases may state"
     )
     patient_from: Literal["id", "study", "series", "folder"] = Field(
         "id", description="what tells DICOM patients apart; registering again keeps it"
@@ -296,6 +306,11 @@ def _explain(error: ValidationError, values: dict[str, Any]) -> str:
     where = [str(part) for part in problem["loc"]]
     if len(where) > 1 and where[0] in SPLITS:
         entry = values[where[0]][int(where[1])]
+        if where[2:3] == ["targets"] and len(where) > 3:
+            return (
+                f'entry {where[1]} of "{where[0]}" states {json.dumps(entry["targets"][where[3]])[:80]} of target '
+                f'{where[3]}, expected a name, a number, {{"finding": true}}, or {{"time": 12.5, "event": true}}.'
+            )
         return (
             f'entry {where[1]} of "{where[0]}" is {json.dumps(entry)[:80]}, '
             'expected {"image": "imagesTr/NAME.nii.gz", "label": "labelsTr/NAME.nii.gz"}.'

@@ -1,10 +1,10 @@
 """Read a label file as whole numbers.
 
-Palettes, colours, opacity, soft edges, numbers that a float rounded.
+From palettes, colours, opacity, soft edges, and numbers that a float rounded.
 
-A value stands for the same class in every file of a dataset, without looking at the others: grey is its number, a
-colour is a number of its own (``colour_value``), and a threshold is half of the full scale. Only a palette's numbers
-may differ in meaning between files; see ``palettes``.
+A value stands for the same class in every file of a dataset, without looking at the others: grey is its number, each
+colour has a number (``colour_value``), and a threshold is half of the full scale. Only a palette's numbers may mean
+different classes in different files; see ``palettes``.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from oncofed.data.formats.common import LoadedImage, Values
 from oncofed.data.images import read_stored
 from oncofed.errors import DataError
 
-# A label that a float holds may differ from its whole number by this much: scl_slope, resampling by nearest neighbour.
+# Labels stored as floats may be off by this much, by scl_slope or resampling by nearest neighbour.
 NEARLY_WHOLE = 2e-3
-# More colours than this are no classes.
+# Masks with more colours than this do not show classes.
 _MOST_COLOURS = 64
-# Colours follow on what grey values and numbers of 24 bits take.
+# Values of colours start here, above grey values and 24-bit numbers.
 _COLOUR = 1 << 24
-# How far a soft edge, or what a compression or sharpening adds about one, may reach, in pixels: WebP has blocks of 16.
+# Reach of a soft edge, or of artefacts of compression or sharpening near one, in pixels: WebP has blocks of 16.
 _FRINGE = 20
-# What differs from a level by less than this share of the scale lies at it; least share of all pixels that do, and of
-# those in the upper quarter of the scale.
+# Values that differ from a level by less than this share of the scale lie at it; least share of pixels at a level, of
+# all and of those in the upper quarter of the scale.
 _AT_LEVEL = 0.02
 _LEAST_AT_LEVELS = 0.5
 _LEAST_AT_TOP = 0.2
-# Of the pixels between two levels: least share within a fringe, and most share that lies in an even area.
+# Of the pixels between two levels: least share within a fringe, and largest share in even areas.
 _LEAST_IN_FRINGE = 0.95
 _MOST_EVEN = 0.3
-# Soft edges have more levels than these between the two; colours beyond the classes are blended where they are many.
+# Least number of levels between the two for soft edges, and of further colours for blended ones.
 _FEWEST_LEVELS = 5
 _FEWEST_BLENDED = 3
-# Least share of the pixels in the middle half of the scale that lie between a lower and a higher neighbour, and of
-# those of one level. A level is looked at where it has this share of the pixels between the two, and so many.
+# Least share of pixels with a lower and a higher neighbour, in the middle half of the scale and in one level. Only
+# levels with at least this share of the pixels in between, and this number, are checked.
 _LEAST_SLOPING = 0.8
 _LEAST_SLOPING_OF_LEVEL = 0.5
 _SHARE_OF_LEVEL = 0.02
 _PIXELS_OF_LEVEL = 24
 _BESIDE_ENDS = 0.05
-# Slices of a volume that are searched for soft edges.
+# Number of a volume's slices that are searched for soft edges.
 _SLICES = 16
-# Rows and columns of an image that are searched for equal neighbours.
+# Number of rows and columns that are searched for equal neighbours.
 _LINES = 64
 _MOST_COUNTED = 1 << 20
-# A palette's colour of which each part is at least this is white.
+# A palette's colour is white if each component is at least this.
 _LEAST_WHITE = 240
-# Channels of a JPEG of grey differ by this much at most.
+# Channels of a grey JPEG differ by at most this.
 _SAME_GREY = 48
-# Least share of neighbours inside objects that have the same value; of a picture few have.
+# Least share of equal neighbours inside objects; in a picture few are equal.
 _LEAST_ALIKE = 0.5
 
 
@@ -63,9 +63,9 @@ def read_mask(path: Path, by_colour: bool = False, named: Collection[int] = ()) 
 
     Args:
         path: of the file.
-        by_colour: of a palette's mask, take the colours instead of their numbers in the palette.
-        named: values that people or the folder's layout named. Where several classes are, no value is taken for a
-            soft edge between two others.
+        by_colour: for masks with a palette, use the colours instead of their numbers.
+        named: values named by people or the folder's layout. If several classes are, no value counts as a soft edge
+            between two others.
 
     Raises:
         DataError: it cannot be read, or its values are no labels; the message names neither path nor file.
@@ -105,9 +105,9 @@ def _are_several(named: Collection[int]) -> bool:
 
 
 def colour_value(colours: Values) -> Values:
-    """Return the label value of each colour (…, 3) uint8, int32.
+    """Return the label value (int32) of colours (…, 3) uint8.
 
-    Grey has its brightness, other colours a number each.
+    Grey has its brightness, every other colour a number.
     """
     red, green, blue = (colours[..., n].astype(np.int32) for n in range(3))
     grey = (red == green) & (green == blue)
@@ -120,7 +120,7 @@ def value_name(value: int) -> str:
 
 
 def value_of(name: str) -> int | None:
-    """Return a written label value; None where it is none."""
+    """Return a written label value; None for other text."""
     text = name.strip()
     if text.startswith("#") and len(text) == 7 and not set(text[1:].lower()) - set("0123456789abcdef"):
         return int(colour_value(np.array([int(text[n : n + 2], 16) for n in (1, 3, 5)], np.uint8)))
@@ -130,7 +130,7 @@ def value_of(name: str) -> int | None:
 def _without_alpha(image: LoadedImage) -> LoadedImage:
     """Return a mask without opacity.
 
-    Transparent pixels are background; a mask without any colour is drawn by its opacity.
+    Transparent pixels are background; in a mask of one colour the opacity is the label.
     """
     values, alpha = image.values[..., :-1], image.values[..., -1:]
     image = replace(image, values=values, alpha=False)
@@ -162,7 +162,7 @@ def _from_palette(image: LoadedImage, by_colour: bool, named: Collection[int]) -
     grey = bool((colours == colours[:, :1]).all())
     table = tuple((int(n), value_name_of_colour(c)) for n, c in zip(used, colours, strict=True))
     image = replace(image, palette=None, colours=table)
-    # Programs that save few colours number them as they like; who numbers classes gives zero to the background.
+    # Programs that save few colours number them in any order; masks numbered by class have zero as background.
     if black.any() and palette[0].any() and not by_colour:
         by_colour = not _is_white(palette[0]) or _colours_are_named(palette, used, named)
         if not by_colour:
@@ -182,14 +182,13 @@ def _is_white(colour: Values) -> bool:
 
 
 def _colours_are_named(palette: Values, used: Values, named: Collection[int]) -> bool:
-    """Return whether names are those of a palette's colours.
+    """Return whether names are of a palette's colours.
 
-    And not of its numbers, where white is its number 0.
-
-    Black is drawn on white paper, or white is drawn on black and came first: both are the same file.
+    Else they are of its numbers. It is asked where white is number 0: black drawn on white, and white drawn on black
+    with white first in the palette, give the same file.
 
     Raises:
-        DataError: no name tells which.
+        DataError: the names do not decide.
     """
     names = set(named) - {0}
     values = colour_value(palette)
@@ -272,11 +271,14 @@ def _as_integers(image: LoadedImage) -> LoadedImage:
 
 
 def _crisp(image: LoadedImage, several: bool) -> LoadedImage:
-    """Return a mask with soft edges cut; refuse a grey picture.
+    """Return a mask with soft edges thresholded.
 
     Args:
         image: of one channel.
-        several: more than one class is named: no value lies between two others for its edges alone.
+        several: more than one class is named, so intermediate values are classes, not soft edges.
+
+    Raises:
+        DataError: it is a grey picture, or a lossy compression changed its values.
     """
     values = image.values
     if values.dtype.kind not in "ui" or (int(values.max()) <= _MOST_COLOURS and not image.lossy):
@@ -300,7 +302,7 @@ def _crisp(image: LoadedImage, several: bool) -> LoadedImage:
 
 
 def _some_slices(values: Values) -> Values:
-    """Return a flat image, or a sample of a volume's slices."""
+    """Return a flat image, or some of a volume's slices."""
     return values if values.ndim == 2 else values[..., :: -(-values.shape[2] // _SLICES)]
 
 
@@ -315,7 +317,7 @@ def counted(values: Values) -> tuple[Values, Values]:
 
 
 def _full_scale(most: int) -> int | None:
-    """Return 255 or 65535, near a mask's highest value; else None."""
+    """Return 255 or 65535 if a mask's maximum is near."""
     return next((top for top in (255, 65535) if 0.9 * top < most <= top), None)
 
 
@@ -329,7 +331,7 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
     Args:
         values: (x, y) or, slice by slice, (x, y, z).
         top: the upper level, the lower being 0.
-        lossy: a compression added noise about the edges, in even areas too.
+        lossy: compression added noise around the edges, also in even areas.
     """
     low, high = values < top / 4, values > top * 3 / 4
     at_top, at_bottom = np.count_nonzero(values >= top * (1 - _AT_LEVEL)), np.count_nonzero(values <= top * _AT_LEVEL)
@@ -347,7 +349,7 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
         if not count:
             return False
         levels = counted(values[between])[0]
-        # One value or two may be classes, unless each lies near one of the levels and fills no area.
+        # One or two values may be classes, unless each lies near one of the levels and fills no area.
         beside = len(levels) == 2 and levels[0] <= top * _AT_LEVEL and levels[1] >= top * (1 - _AT_LEVEL)
         if len(levels) < (2 if beside else _FEWEST_LEVELS):
             return False
@@ -355,7 +357,7 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
             return False
         if np.count_nonzero(_even(values) & between) > _MOST_EVEN * count:
             return False
-    from scipy import ndimage  # noqa: PLC0415 - takes time, for few masks
+    from scipy import ndimage  # noqa: PLC0415 - slow to import, and needed for few masks
 
     size = (2 * _FRINGE + 1, 2 * _FRINGE + 1, 1)[: values.ndim]
     near = ndimage.maximum_filter(low, size) & ndimage.maximum_filter(high, size)
@@ -365,8 +367,8 @@ def _is_soft(values: Values, top: float, lossy: bool = False) -> bool:
 def _slopes(values: Values, top: float, between: int, lossy: bool) -> bool:
     """Return whether values between two levels are slopes only.
 
-    A pixel of a thin class has no higher neighbour, or one of its own value. What a compression or sharpening adds to
-    the levels themselves slopes nowhere; it is near them, and spread over many values.
+    A pixel of a thin class has no higher neighbour, or a neighbour of the same value. Artefacts that compression or
+    sharpening adds to the levels themselves form no slopes; they are near the levels, and spread over many values.
     """
     sloping = _sloping(values)
     middle = (values > top / 4) & (values < top * 3 / 4)
@@ -382,7 +384,7 @@ def _slopes(values: Values, top: float, between: int, lossy: bool) -> bool:
 
 
 def _sloping(values: Values) -> Values:
-    """Return where pixels lie on a slope, along rows or columns."""
+    """Return pixels that lie on a slope along an axis."""
     found = np.zeros(values.shape, bool)
     for rows, to in ((values, found), (values.swapaxes(0, 1), found.swapaxes(0, 1))):
         before, here, after = rows[:-2], rows[1:-1], rows[2:]
@@ -391,8 +393,8 @@ def _sloping(values: Values) -> Values:
 
 
 def _even(values: Values) -> Values:
-    """Return where pixels and their neighbours have one value."""
-    from scipy import ndimage  # noqa: PLC0415 - takes time, for few masks
+    """Return pixels that equal all their neighbours."""
+    from scipy import ndimage  # noqa: PLC0415 - slow to import, and needed for few masks
 
     size = (3, 3, 1)[: values.ndim]
     even: Values = ndimage.maximum_filter(values, size) == ndimage.minimum_filter(values, size)
@@ -402,7 +404,7 @@ def _even(values: Values) -> Values:
 def _is_picture(values: Values) -> bool:
     """Return whether a mask looks like a photograph.
 
-    It has more values than classes, and neighbours are seldom alike.
+    It has too many values for classes, and neighbours are seldom equal.
     """
     found, counts = counted(values)
     if len(found) <= _MOST_COLOURS:

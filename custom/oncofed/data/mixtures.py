@@ -22,7 +22,7 @@ def mixtures(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _one_patient(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield the patient of whom most of several studies are."""
+    """Yield the patient with most of several studies."""
     by_patient: dict[str, list[Entry]] = defaultdict(list)
     for entry in manifest.entries:
         if entry.patient:
@@ -49,7 +49,7 @@ def _one_patient(manifest: Manifest) -> Iterator[tuple[str, str]]:
 
 
 def _units(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """Yield the units of PET images, where they are several."""
+    """Yield the units of PET images, if several."""
     found = [note for entry in manifest.entries for note in entry.notes if note.startswith(f"{UNITS} ")]
     counts = Counter(note.removeprefix(f"{UNITS} ") for note in found)
     if len(counts) > 1:

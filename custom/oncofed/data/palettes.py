@@ -1,4 +1,4 @@
-"""Check that a palette's numbers mean the same in all files."""
+"""Check that palette numbers mean the same in all files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from oncofed.data.masks import value_of
 
 
 def one_palette(entries: Sequence[Entry]) -> list[Entry]:
-    """Return entries with label values of one meaning.
+    """Return entries whose label values share one meaning.
 
-    The number in the palette is the class where each number has one colour in all files. Programs that make a palette
-    of the colours they find number these anew in each file; then all such masks are read by their colours.
+    If each palette number has the same colour in all files, the number is the class. Programs that build a palette from
+    the colours present number them differently in each file; then all such masks are read by their colours.
     """
     colours: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
@@ -27,9 +27,8 @@ def one_palette(entries: Sequence[Entry]) -> list[Entry]:
 def own_colours(entries: Sequence[Entry]) -> bool:
     """Return whether palettes rarely share colours.
 
-    As where each object got one at random.
-
-    Classes have the same colours in every file, however their numbers differ.
+    That is so if each object got a random colour. Classes have the same colours in every file, even if numbered
+    differently.
     """
     files = Counter(
         colour

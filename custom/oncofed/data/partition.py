@@ -15,15 +15,15 @@ from oncofed.errors import DataError
 
 
 def deal_to_sites(source: Path, out: Path, shares: Sequence[float], seed: int) -> dict[str, Path]:
-    """Deal a dataset's patients to sites, and return site -> folder.
+    """Deal a dataset's patients to sites.
 
-    The sites' folders hold links to the files, not copies.
+    Returns site -> folder, with links to the files, not copies.
 
     Args:
-        source: the folder that is dealt.
+        source: the dataset's folder.
         out: where each site gets a folder.
         shares: of the patients, by site; they need not add up to one.
-        seed: of the deal.
+        seed: of the shuffling.
 
     Raises:
         DataError: there are too few cases to give each site three.
@@ -43,18 +43,18 @@ def deal_to_sites(source: Path, out: Path, shares: Sequence[float], seed: int) -
 
 
 def deal_by_tags(source: Path, out: Path, tags: Sequence[str], least: int = 1) -> dict[str, Path]:
-    """Deal a dataset by its tags, and return site -> folder.
+    """Deal a dataset to sites by its tags.
 
-    One site for each combination of their values.
+    Returns site -> folder, one site for each combination of the tags' values.
 
     Args:
         source: a registered dataset.
-        out: where each site gets a folder of its values' names.
+        out: where each site gets a folder, named by its values.
         tags: columns of the table from which it was registered, or "size", "vendor", "modality".
-        least: patients; combinations with fewer are put together as site "others".
+        least: patients of a site; combinations with fewer form the site "others".
 
     Raises:
-        DataError: no case has one of the tags, or only one site would come of it.
+        DataError: no case has one of the tags, or only one site would result.
     """
     manifest = decided(read_manifest(source))
     for tag in tags:
@@ -91,7 +91,7 @@ def _write_sites(
         for entries in by_split.values():
             for entry in entries:
                 _link(source, folder, entry)
-        # The account of the folder's files is not this site's.
+        # These describe the whole folder, not this site.
         emptied: dict[str, object] = {"quarantine": [], "files": {}, "left_out": {}, "remarks": []}
         dealt = {"training": [], "validation": [], "test": [], **emptied, **by_split}
         write_manifest(folder, manifest.model_copy(update=dealt))

@@ -1,10 +1,10 @@
 """Measure how well labels lie on their images.
 
-A mask that was mirrored, turned or shifted lies better elsewhere.
+A mask that was mirrored, turned or shifted fits better elsewhere.
 
-Along the border of what was drawn an image changes more than along the same line drawn elsewhere. So the contrast is
-measured across the border, and again with the whole mask mirrored along each axis, turned, and shifted: no model and no
-threshold of intensity is needed, and some thousand places along the border tell it as well as all voxels do.
+An image changes more across the border of a drawn structure than across the same line elsewhere. So the contrast is
+measured across the border, and again with the whole mask mirrored along each axis, turned, and shifted. This needs no
+model and no intensity threshold, and some thousand places along the border serve as well as all voxels.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from oncofed.data.images import LoadedImage
 
 Points = NDArray[np.float32]
 
-# Sides of a volume's axes once they point right, anterior, superior, and of a flat image's.
+# Ends of a volume's axes in right, anterior, superior order, and of a flat image's axes.
 ENDS = (("left", "right"), ("back", "front"), ("feet", "head"))
 FLAT_ENDS = (("left", "right"), ("top", "bottom"))
 MIRRORED = ("left to right", "front to back", "head to feet")
 FLAT_MIRRORED = ("left to right", "upside down")
-# Shares of the image's side by which a mask is shifted to see whether it lies better there, and the least, in voxels.
+# Trial shifts of a mask, as shares of the image's side, and the least shift in voxels.
 _SHIFTS = (0.06, 0.12)
 _LEAST_SHIFT = 2
-# Voxels along the normal at which the image is looked at, on either side of a border.
+# Distances along the normal at which the image is sampled on either side of a border, in voxels.
 _OUTSIDE, _INSIDE = (1.0, 2.0), (0.0, -1.0)
 _MOST_CLASSES = 12
 _MOST_BORDER = 3000
@@ -51,11 +51,11 @@ class Placement:
 
     Attributes:
         name: of the case.
-        problem: why its files cannot be compared; nothing else is known then.
-        fit: how the mask is moved, in words -> logarithm of the contrast along its border where it lies, over that
-            where it would lie; below 0 it lies better there.
-        outside: share of the mask in what surrounds the body or the specimen; None where nothing surrounds it.
-        pieces: parts of the mask that do not touch; None where objects are numbered.
+        problem: why its files cannot be compared; the other fields are empty then.
+        fit: description of a move -> logarithm of the contrast along the mask's border, over that of the moved border;
+            below 0 the moved mask fits better.
+        outside: share of the mask in the surroundings of body or specimen; None if there are none.
+        pieces: connected components of the mask; None where objects are numbered.
         cut: share of the mask's border that lies on the image's edge.
         centre: of the mask, each axis from 0 to 1.
         centres: label value -> centre.
@@ -76,7 +76,7 @@ class Placement:
 def measure_placement(case: Case) -> Placement:
     """Measure the placement of a case's label.
 
-    A case that cannot be read is one with a ``problem``.
+    A case that cannot be read gets a ``problem``.
     """
     try:
         image, label = case.read(numbered=case.instances)
@@ -84,19 +84,19 @@ def measure_placement(case: Case) -> Placement:
             what = f"its label has shape {label.shape}, expected the image's {image.shape}"
             return Placement(case.name, problem=what)
         return place(case.name, image, label, case.instances)
-    except Exception as error:  # noqa: BLE001 - readers raise whatever they like for a malformed file
+    except Exception as error:  # noqa: BLE001 - readers raise any type of error for a malformed file
         return Placement(case.name, problem=case_facts.reason_of(error))
 
 
 def place(name: str, image: LoadedImage, label: LoadedImage, instances: bool = False, seed: int = 0) -> Placement:
-    """Say where a label lies on its image.
+    """Measure where a label lies on its image.
 
     Args:
         name: of the case.
         image: (x, y[, z], channel).
         label: the same, of one channel.
         instances: the label numbers objects, all of one class.
-        seed: of the places that are looked at.
+        seed: of the sampled places.
     """
     rng = np.random.default_rng(seed)
     values, mask = upright(image.values, image.affine), upright(label.values, image.affine)[..., 0]
@@ -146,7 +146,7 @@ def is_oblique(affine: NDArray[np.float64], degrees: float = 10.0) -> bool:
 def _outline(
     mask: NDArray[Any], value: int, where: tuple[slice, ...], rng: np.random.Generator
 ) -> tuple[NDArray[np.int64], Points, Points]:
-    """Return places inside a class, and its border with normals.
+    """Return a class's inner places, border and normals.
 
     The normals point outwards.
     """
@@ -179,12 +179,12 @@ def _fit(values: NDArray[Any], points: Points, normals: Points, shape: Sequence[
     contrast = np.zeros(len(moves))
     for channel in range(values.shape[-1]):
         steps = np.stack([_steps(values[..., channel], at, towards) for _, at, towards in moves])
-        # A step counts less and less the larger it is: a few along the lungs or the skull would outweigh all others.
+        # Large steps are damped: a few along the lungs or the skull would outweigh all others.
         typical = float(np.median(steps)) or float(steps.mean())
         contrast += (steps / (steps + typical)).mean(axis=1) if typical else 0.0
     if contrast.max() <= 0:
         return {}
-    # Where nothing at all changes along the border, as on a plain background, it lies better wherever something does.
+    # On a plain background nothing changes at the border, and any place with contrast would fit better.
     own = max(contrast[0], contrast.max() * 1e-3)
     fits = np.log(own / np.maximum(contrast[1:], own * 1e-3))
     return {words: float(fit) for (words, _, _), fit in zip(moves[1:], fits, strict=True)}
@@ -203,7 +203,7 @@ def _sampled(plane: NDArray[Any], points: Points) -> NDArray[np.float32]:
 
 
 def _moves(points: Points, normals: Points, shape: Sequence[int]) -> Iterator[tuple[str, Points, Points]]:
-    """Yield moves of a mask: words, border, normals."""
+    """Yield moves of a mask: description, border, normals."""
     axes, last = len(shape), np.array(shape, np.float32) - 1
     mirrored, ends = (MIRRORED, ENDS) if axes == 3 else (FLAT_MIRRORED, FLAT_ENDS)
     swap = [1, 0, *range(2, axes)]
@@ -226,15 +226,15 @@ def _moves(points: Points, normals: Points, shape: Sequence[int]) -> Iterator[tu
 
 
 def _outside(values: NDArray[Any], inner: NDArray[np.int64]) -> float | None:
-    """Return the share of a mask that lies in the background.
+    """Return the share of a mask in the background.
 
-    The background is alike, and reaches the sides of the image.
+    The background is uniform, and reaches the sides of the image.
     """
     steps = [max(1, n // _COARSE) for n in values.shape[:-1]]
     grey = values[tuple(slice(None, None, step) for step in steps)].mean(axis=-1, dtype=np.float32)
     threshold = _otsu(grey)
     faces = np.zeros(grey.shape, bool)
-    for axis in range(2):  # a scan may end at the body along its length, and does not across
+    for axis in range(2):  # the body may reach a scan's ends, not its sides
         faces[(slice(None),) * axis + ([0, -1],)] = True
     dark = float((grey[faces] <= threshold).mean())
     if 0.2 < dark < 0.8:

@@ -1,7 +1,7 @@
 """Plan a job's settings from the sites' pooled statistics.
 
 The rules are those of nnU-Net (Isensee et al., Nature Methods 2021, supplementary note 2), as far as the networks here
-know them: one stride for all axes, and sides of a patch that all resolutions divide.
+allow: one stride for all axes, and a patch whose sides all resolutions divide.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from oncofed.data.profile import AXES, FLAT_AXES
 from oncofed.data.spec import Modality
 
-# Voxels of a batch that a network with 32 feature maps at full resolution trains on within one GiB of GPU memory:
+# Voxels of a batch per GiB of GPU memory, for training a network with 32 feature maps at full resolution:
 # nnU-Net's 128 x 128 x 128 voxels, two at a time, in 8 GiB; flat images 512 x 512, 12 at a time.
 _VOXELS_PER_GIB = {3: 2 * 128**3 / 8, 2: 12 * 512**2 / 8}
 _FEATURES = {3: (32, 320), 2: (32, 512)}
@@ -184,7 +184,7 @@ def _patch(sizes: Sequence[float], spacing: list[float] | None, voxels: float) -
     scale = [1.0 / s for s in spacing] if spacing else [1.0] * len(sizes)
     factor = (voxels / math.prod(scale)) ** (1 / len(sizes))
     sides = [s * factor for s in scale]
-    # An axis that the image does not fill gives its share to the others.
+    # An axis longer than the image passes its surplus to the others.
     for _ in sizes:
         filled = [side >= size for side, size in zip(sides, sizes, strict=True)]
         sides = [min(side, size) for side, size in zip(sides, sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""A dataset's profile, and each case's numbers to be combined.
+"""A dataset's profile, and numbers of each case.
 
 After the fingerprint of nnU-Net (Isensee et al., Nature Methods 2021): spacings, sizes, intensities inside the
 foreground, class frequencies.
@@ -18,7 +18,7 @@ from oncofed.data.case_facts import tissue_density
 from oncofed.data.contract import with_facts
 from oncofed.data.decisions import decided
 from oncofed.data.images import read_image
-from oncofed.data.label_mapping import match_labels
+from oncofed.data.label_mapping import Supervision, match_labels
 from oncofed.data.manifest import Entry, Manifest, inside, read_manifest
 from oncofed.data.spec import Modality
 from oncofed.errors import DataError
@@ -31,7 +31,7 @@ Feature = tuple[str, float, float]
 
 
 class Summary(BaseModel):
-    """Values of one number over a site's cases; local only."""
+    """Distribution of a number over a site's cases; local only."""
 
     minimum: float
     p10: float
@@ -45,7 +45,7 @@ class Summary(BaseModel):
 class Profile(BaseModel):
     """A site's profile.
 
-    It names no case, but smallest and largest values make it the site's own.
+    It names no case, but holds single cases' values as minima and maxima, so it stays at the site.
     """
 
     schema_: Literal[1] = Field(1, serialization_alias="schema")
@@ -70,7 +70,7 @@ class Profile(BaseModel):
 
 
 def make_profile(folder: Path) -> tuple[Profile, Manifest]:
-    """Return a dataset's fingerprint, and its manifest with every fact.
+    """Return a dataset's fingerprint, and its completed manifest.
 
     Raises:
         DataError: there is no dataset in ``folder``, or no case of it can be read.
@@ -114,7 +114,7 @@ def make_profile(folder: Path) -> tuple[Profile, Manifest]:
 
 
 def features(modality: Modality, dimensions: int, classes: Mapping[int, str]) -> list[Feature]:
-    """Return a case's numbers by name, with their histograms' ranges.
+    """Return a case's numbers, with their histograms' ranges.
 
     Sizes and spacings are logarithms (base 2), so that the mean is that of a typical case. Values outside the range
     count at its ends.
@@ -124,7 +124,7 @@ def features(modality: Modality, dimensions: int, classes: Mapping[int, str]) ->
     found = [(f"log2_spacing_{axis}", -10.0, 4.0) for axis in axes]
     found += [(f"log2_size_{axis}", 3.0, 17.0) for axis in axes]
     for name in ("low", "median", "high", "mean", "std"):
-        # Hounsfield units mean the same everywhere; other intensities are compared by their order of magnitude.
+        # Hounsfield units are comparable everywhere; other intensities are compared by order of magnitude.
         found.append((f"intensity_{name}", -1100.0, 3100.0) if modality == "ct" else (f"log10_intensity_{name}", -6, 6))
     found += [(f"log10_share_{value}", -7.0, 0.0) for value in classes]
     return found
@@ -133,15 +133,15 @@ def features(modality: Modality, dimensions: int, classes: Mapping[int, str]) ->
 def case_values(
     folder: Path, modality: Modality, dimensions: int, classes: Mapping[int, str]
 ) -> dict[str, list[float]]:
-    """Return each feature's values, one a patient.
+    """Return each feature's values, one per patient.
 
-    The mean over the patient's images.
+    Each is the mean over the patient's images.
 
     Raises:
         DataError: there is no dataset in ``folder``, or its labels do not fit ``classes``.
     """
     manifest = with_facts(folder, decided(read_manifest(folder)))
-    vocabulary = match_labels(manifest, classes) if classes else None
+    vocabulary = match_labels(manifest, Supervision(classes=classes)) if classes else None
     if vocabulary and vocabulary.problems:
         raise DataError(f"{folder}: {'; '.join(vocabulary.problems)}")
     targets = dict(vocabulary.values) if vocabulary and vocabulary.values is not None else {v: v for v in classes}
@@ -190,7 +190,7 @@ def body_shape(entry: Entry) -> Sequence[float]:
 
 
 def body_spacing(entry: Entry) -> Sequence[float]:
-    """Return its voxels' sizes in mm; empty: not stated."""
+    """Return an image's voxel sizes in mm; empty: not stated."""
     return _turned(entry, list(entry.spacing)) if entry.spacing else []
 
 

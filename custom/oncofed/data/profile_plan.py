@@ -1,4 +1,4 @@
-"""Settings of a federated profile of the sites' data."""
+"""Settings of a federated profile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oncofed.suppression import LEAST_PATIENTS
 
 
 class ProfilePlan(StrictModel):
-    """What each site reports of its data in a federated profile."""
+    """Settings of a federated profile of the sites' data."""
 
     dataset: str = Field(
         pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="name under which every site registers its folder"

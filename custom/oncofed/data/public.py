@@ -28,7 +28,7 @@ _ZENODO = "https://zenodo.org/records/10519652/files"
 
 @dataclass(frozen=True)
 class PublicSet:
-    """A dataset that anybody may fetch.
+    """A freely available dataset.
 
     Attributes:
         title: one line.
@@ -36,8 +36,8 @@ class PublicSet:
         md5: of that file, as its publishers give it.
         megabytes: of that file, about.
         licence: under which it is published.
-        job: that it is for.
-        dataset: name under which that job looks for it.
+        job: example job that uses it.
+        dataset: name of the dataset in that job.
         classes: of images that lie in one array; empty for an archive of files.
         folder: what an archive unpacks to.
     """
@@ -80,6 +80,36 @@ PUBLIC = {
         dataset="spleen",
         folder="Task09_Spleen",
     ),
+    "liver": PublicSet(
+        title="Medical Segmentation Decathlon, task 3: liver and its tumours on CT",
+        url=f"{_AWS}/Task03_Liver.tar",
+        md5="a90ec6c4aa7f6a3d087205e23d4e6397",
+        megabytes=28_700,
+        licence="CC-BY-SA 4.0",
+        job="partial_organs_segmentation",
+        dataset="organs_liver",
+        folder="Task03_Liver",
+    ),
+    "pancreas": PublicSet(
+        title="Medical Segmentation Decathlon, task 7: pancreas and its tumours on CT",
+        url=f"{_AWS}/Task07_Pancreas.tar",
+        md5="4f7080cfca169fa8066d17ce6eb061e4",
+        megabytes=12_300,
+        licence="CC-BY-SA 4.0",
+        job="partial_organs_segmentation",
+        dataset="organs_pancreas",
+        folder="Task07_Pancreas",
+    ),
+    "brain_tumour": PublicSet(
+        title="Medical Segmentation Decathlon, task 1: brain tumours on MRI, four sequences",
+        url=f"{_AWS}/Task01_BrainTumour.tar",
+        md5="240a19d752f0d9e9101544901065d872",
+        megabytes=7_600,
+        licence="CC-BY-SA 4.0",
+        job="brain_tumour_regions",
+        dataset="brain_tumour",
+        folder="Task01_BrainTumour",
+    ),
     "pathmnist": PublicSet(
         title="MedMNIST: 107,180 tiles of colorectal H&E slides, 64 pixels a side",
         url=f"{_ZENODO}/pathmnist_64.npz?download=1",
@@ -119,7 +149,7 @@ def get(name: str, target: Path, progress: Progress | None = None) -> Path:
     Args:
         name: of ``PUBLIC``.
         target: folder for the file and what it unpacks to.
-        progress: called with (what is done, bytes or images done, of how many).
+        progress: called with (step, bytes or images done, number in all).
 
     Returns:
         The folder to register.
@@ -168,7 +198,7 @@ def _fetch(public: PublicSet, file: Path, progress: Progress) -> Path:
 
 
 def _why_not(error: Exception) -> str:
-    """Return in words why nothing came."""
+    """Return why a download failed."""
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answered with status {error.code}"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
@@ -186,11 +216,11 @@ def _download(url: str, part: Path, progress: Progress) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=_SECONDS_OF_SILENCE)  # noqa: S310 - the same
     except urllib.error.HTTPError as error:
-        if have and error.code == 416:  # no bytes beyond those present: the file is complete
+        if have and error.code == 416:  # range not satisfiable: the file is complete
             return
         raise
     with answer:
-        if have and answer.status != 206:  # a server that cannot go on sends all of it again
+        if have and answer.status != 206:  # a server that cannot resume sends the whole file
             have = 0
         total = have + int(answer.headers.get("Content-Length") or 0)
         with part.open("ab" if have else "wb") as out:
@@ -220,7 +250,7 @@ def _require_checksum(public: PublicSet, file: Path, progress: Progress) -> None
 def _unpack(file: Path, folder: Path) -> None:
     try:
         with tarfile.open(file) as archive:
-            # "data" refuses paths out of the folder, links out of it, and devices.
+            # "data" refuses paths and links out of the folder, and devices.
             archive.extractall(folder, filter="data")
     except tarfile.TarError as error:
         shutil.rmtree(folder)

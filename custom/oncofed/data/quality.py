@@ -18,13 +18,13 @@ from oncofed.data.grouping import millimetres
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
 
-# Median absolute deviations beyond which a case is unlike the others; 0.6745 makes them standard deviations (Iglewicz
-# and Hoaglin, 1993, whose limit of 3.5 is for small samples of one kind of thing).
+# Limit for outliers, in median absolute deviations; 0.6745 makes them standard deviations (Iglewicz and Hoaglin, 1993,
+# whose limit of 3.5 is for small homogeneous samples).
 _FAR = 8.0
 _TO_STANDARD = 0.6745
 _FEWEST_FOR_OUTLIERS = 8
 _MOST_OUTLIERS = 0.05
-# Sides of a voxel in mm: micro-CT has 0.001, and no volume of a patient has slices 50 apart.
+# Plausible sides of a voxel in mm: micro-CT has 0.001, and no volume of a patient has slices 50 apart.
 _PLAUSIBLE = (0.001, 50.0)
 _OF_PATIENTS = ("ct", "mri", "pet")
 _HEAD_WORDS = ("head", "brain", "skull", "neuro", "hippocamp", "iac", "orbit")
@@ -42,7 +42,7 @@ class Finding:
         case: name of the case; None for the dataset as a whole.
         what: what was found.
         severe: the case or dataset does not fit; otherwise a warning.
-        cases: that it is about, where it is about several.
+        cases: that it is about, if several.
     """
 
     kind: str
@@ -80,7 +80,7 @@ def unsettled(manifest: Manifest, findings: Iterable[Finding]) -> list[Finding]:
         name = answer.finding if answer else ""
         if name not in accepted:
             accepted[name] = settled(manifest, name, (ACCEPT, REVIEWED))
-        # What is about several cases was made of those that are open.
+        # Findings about several cases were made from the open ones alone.
         looked_at = not finding.cases and finding.case in accepted[name]
         if not looked_at and f"{finding.kind}:{finding.case or ''}" not in manifest.reviewed:
             left.append(finding)
@@ -127,7 +127,7 @@ def copies(manifest: Manifest) -> Iterator[Finding]:
 def wrong_modality(manifest: Manifest, data: DataSpec | None) -> Iterator[Finding]:
     """Yield each case of another modality.
 
-    Than the job's, or, without a job, than nearly all others.
+    Other than the job's or, without a job, than that of nearly all cases.
     """
     known = [entry for entry in manifest.entries if entry.modality]
     if data is not None:
@@ -198,7 +198,7 @@ def loose_slices(manifest: Manifest) -> Iterator[Finding]:
 
 
 def phi_warnings(manifest: Manifest) -> Iterator[Finding]:
-    """Yield what may identify a patient.
+    """Yield anything that may identify a patient.
 
     Burned-in text, names and dates in paths, faces in MR of the head.
     """
@@ -240,10 +240,10 @@ def _far(values: NDArray[np.float64]) -> list[int]:
         return []
     median = np.median(values)
     deviation = np.abs(values - median)
-    # Where more than half are alike to the last digit, the spread is taken from the rest, and is at least a tenth.
+    # If more than half are identical, the spread is that of the rest, and at least a tenth.
     spread = max(float(np.median(deviation)), 0.1 * _TO_STANDARD)
     far = np.flatnonzero(_TO_STANDARD * deviation / spread > _FAR)
-    # Many that are far are no outliers: another scanner or protocol, which the dataset is meant to have.
+    # Many distant cases are no outliers, but from another scanner or protocol, which a dataset may have.
     return [int(n) for n in far] if len(far) <= max(1, _MOST_OUTLIERS * len(values)) else []
 
 

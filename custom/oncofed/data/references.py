@@ -1,6 +1,6 @@
 """Cases for scoring and prediction.
 
-The image on the working grid, the answer on the grid of a file.
+The image lies on the working grid, the answer on the grid of a file.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Referenced(Preparation):
 
     ``image`` (channel, x, y[, z]) float32 and ``label`` (x, y[, z]).
 
-    ``image.affine`` and ``label.affine`` (4, 4) float64 go from voxels of each one's grid to RAS+ in mm; of a flat
-    image they are its pixel sizes.
+    ``image.affine`` and ``label.affine`` (4, 4) float64 go from the voxels of each grid to RAS+ in mm; for flat images
+    they hold the pixel sizes.
 
     Args:
         spec: the job's data.
@@ -51,7 +51,7 @@ class Referenced(Preparation):
         }
 
     def size(self, case: Case) -> int | None:
-        """Return about how many bytes the prepared case takes."""
+        """Return the approximate size of a prepared case, in bytes."""
         return _size(case, self.spec, 4 if self._numbered else 1)
 
     def _more_settings(self) -> list[Any]:
@@ -64,7 +64,7 @@ class Unreferenced(Preparation):
     ``image`` (channel, x, y[, z]) float32 on the working grid.
 
     ``image.affine`` (4, 4) float64 goes from its voxels to RAS+ in mm; ``file.affine`` and ``file.shape`` (axes,) int64
-    are those of the file's own grid, on which the answer is wanted.
+    are those of the file's grid, on which the answer is wanted.
     """
 
     def __init__(self, spec: DataSpec) -> None:
@@ -85,14 +85,14 @@ class Unreferenced(Preparation):
         }
 
     def size(self, case: Case) -> int | None:
-        """Return about how many bytes the prepared case takes."""
+        """Return the approximate size of a prepared case, in bytes."""
         return _size(case, self.spec, 1)
 
 
 def _size(case: Case, spec: DataSpec, of_label: int) -> int | None:
     """Return the approximate bytes of a prepared case, or None.
 
-    With ``of_label`` bytes for each voxel of the file, besides the image on the working grid.
+    ``of_label`` bytes for each voxel of the file, plus the image on the working grid.
     """
     entry = case.entry
     if entry is None or not entry.shape:
@@ -105,6 +105,6 @@ def _size(case: Case, spec: DataSpec, of_label: int) -> int | None:
 
 
 def affine_of(prepared: Prepared, name: str) -> NDArray[np.float64]:
-    """Return the affine of what was prepared under a name, (4, 4)."""
+    """Return a prepared image's or label's affine, (4, 4)."""
     affine: Tensor = prepared[f"{name}.affine"]
     return affine.cpu().numpy()

@@ -1,8 +1,7 @@
 """Register a folder: from any layout to ``dataset.json``.
 
-Images that are files of their own stay where they are; the dataset's folder reaches them through its link ``source``.
-DICOM is converted once, to NIfTI (volumes), PNG or TIFF (flat images) in the dataset's folder, and no header goes
-along.
+Image files stay where they are; the dataset's folder reaches them through its link ``source``. DICOM is converted once,
+to NIfTI (volumes), PNG or TIFF (flat images) in the dataset's folder, without its headers.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.folder import Found, find_files
 from oncofed.data.index import Index
 from oncofed.data.layouts import ClassTable, FolderLayout, Item, find_layout, lists_images
-from oncofed.data.layouts.kinds import DICOM, NOTHING
+from oncofed.data.layouts.kinds import DICOM, NOTHING, TABLE
 from oncofed.data.layouts.telling import all_taken_for_masks
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -47,7 +46,7 @@ from oncofed.private_files import random_secret
 __all__ = ["Progress", "RegisterOptions", "dataset_folder", "parse_labels", "register", "which_is_taken"]
 
 SOURCE_LINK = "source"
-_INDEX_FILE = ".index.sqlite"
+INDEX_FILE = ".index.sqlite"
 
 
 def register(options: RegisterOptions, progress: Progress | None = None) -> Manifest:
@@ -57,11 +56,11 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
 
     Args:
         options: what to register.
-        progress: called with (what is done, how many, of how many).
+        progress: called with (step, number done, number in all).
 
     Raises:
         DataError: the folder cannot be used at all. A single bad case is no error: it is in ``quarantine``.
-        OSError: ``options.out`` cannot be written to; a manifest that was there is as it was.
+        OSError: ``options.out`` cannot be written to; an existing manifest is unchanged.
     """
     progress = progress or (lambda what, done, total: None)
     source, out = options.source.resolve(), options.out.resolve()
@@ -79,20 +78,21 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     progress("looking for files", 0, 0)
     found = _files_to_read(source, out)
     files = found.files
-    with Index(out / _INDEX_FILE) as index, Workers(options.workers) as workers:
-        listing = options.table if lists_images(options.table) else None
-        layout = find_layout(source, files, listing, options.task, options.labels, options.classes)
+    with Index(out / INDEX_FILE) as index, Workers(options.workers) as workers:
+        listing = options.table if lists_images(options.table, options.targets) else None
+        layout = find_layout(source, files, listing, options.task, options.labels, options.classes, options.targets)
         dicom = DicomIndex()
         if layout.kind.may_hold_dicom:
             dicom = index_folder(source, files, options.patient_from or "id", index, progress, workers)
         if layout.kind is NOTHING and (dicom.stacks or dicom.slides or dicom.broken):
             layout.kind = DICOM
         task = cast("Task", options.task or layout.task or ("slides" if dicom.slides else "segmentation"))
-        table = ClassTable(options.table, dicom.headers)
-        if options.table and not listing and not (dicom.stacks or dicom.slides):
-            raise DataError(
-                f"{options.table}: it names no image, and {options.source} holds no DICOM. Add a column image."
-            )
+        table = ClassTable(None if listing else options.table, dicom.headers, options.targets, layout.items)
+        _require_table(options, listing, layout, dicom, table)
+        if options.table and not listing:
+            layout.items = [table.with_patient(item) for item in layout.items]
+            layout.targets = {**layout.targets, **table.targets}
+            layout.remarks += table.remarks
         labels = _match_labels(dicom, options)
         work = [
             *_file_work(layout, options, prefix),
@@ -126,6 +126,33 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     return manifest
 
 
+def _require_table(
+    options: RegisterOptions, listing: Path | None, layout: FolderLayout, dicom: DicomIndex, table: ClassTable
+) -> None:
+    """Refuse a table that says nothing of the folder, and targets without a table.
+
+    Raises:
+        DataError: see there.
+    """
+    if options.targets and not options.table and layout.kind is not TABLE:
+        raise DataError("--targets names columns, and no table was found. Name it: --labels TABLE")
+    if not options.table or listing or dicom.stacks or dicom.slides:
+        return
+    if options.targets is None:
+        raise DataError(f"{options.table}: it names no image, and {options.source} holds no DICOM. Add a column image.")
+    if table.classes:
+        raise DataError(
+            f"{options.table}: its column label is that of patients, and {options.source} holds no DICOM. Name it as a "
+            "target, such as --targets diagnosis=class:label, or add a column image."
+        )
+    if not any(table.knows(item) for item in layout.items):
+        patients = ", ".join(repr(item.patient) for item in layout.items[:3])
+        raise DataError(
+            f"{options.table}: no row is of a patient of {options.source}, whose images are of {patients}. Expected "
+            "these in the column patient; or add a column image"
+        )
+
+
 def _files_to_read(source: Path, out: Path) -> Found:
     """Return a folder's files, without those of the dataset."""
     found = find_files(source)
@@ -138,7 +165,7 @@ def _files_to_read(source: Path, out: Path) -> Found:
 
 
 def _link(source: Path, out: Path) -> str:
-    """Link the dataset to its source, and return the paths' prefix."""
+    """Link the dataset to its source; return the paths' prefix."""
     link = out / SOURCE_LINK
     if not link.is_symlink() or link.resolve() != source:
         unfinished = out / f".{SOURCE_LINK}.new"
@@ -188,7 +215,7 @@ def _file_work(layout: FolderLayout, options: RegisterOptions, prefix: str) -> I
 def _match_labels(dicom: DicomIndex, options: RegisterOptions) -> list[tuple[PlacedLabel, ...]]:
     """Return each image's label files.
 
-    Files that lie on no image are left out, with the reason.
+    Files that match no image are left out, with the reason.
     """
     wanted = {name: value for value, name in options.labels.items() if value}
     placed, reasons = match_labels(options.source.resolve(), dicom.stacks, dicom.labels, wanted or None, dicom.slides)
@@ -213,6 +240,7 @@ def _dicom_work(
         if stack.kind == "flat":
             name += f"-{hashed_key(salt, header.instance or stack.slices[0].path, 6)}"
         number, split = table.find(header)
+        stated = table.stated(header)
         yield StackWork(
             root=options.source.resolve(),
             out=options.out.resolve(),
@@ -222,6 +250,7 @@ def _dicom_work(
             values=values,
             class_label=number,
             split=split,
+            stated=stated,
         )
 
 
@@ -235,12 +264,23 @@ def _slide_work(dicom: DicomIndex, options: RegisterOptions, salt: bytes, table:
         name = f"{hashed_key(salt, header.patient, 8)}-{hashed_key(salt, slide.series, 8)}"
         rows = [table.find(instance.header) for instance in slide.instances]
         label, split = next((row for row in rows if row != (None, None)), (None, None))
+        stated = table.stated(header)
         files = tuple(instance.path for instance in slide.instances)
         yield SlideWork(
             root=source,
             prefix=f"{SOURCE_LINK}/",
             out=out,
-            item=Item(name=name, patient=header.person, images=files[:1], label=label, split=split, modality="SM"),
+            item=Item(
+                name=name,
+                patient=header.person,
+                images=files[:1],
+                label=label,
+                split=split,
+                modality="SM",
+                tags=dict(stated.tags),
+                targets=stated.targets,
+                looked_for=stated.looked_for,
+            ),
             tiles=options.tiles,
             names=names,
             instances=files,
@@ -280,7 +320,7 @@ def _broke_its_reader(work: Work) -> tuple[str, dict[str, Any]]:
 def _remove_stale(out: Path, manifest: Manifest) -> None:
     """Remove converted images of cases that are gone.
 
-    A patient who withdrew leaves no copy here either.
+    This also removes the copies of a patient who withdrew.
     """
     kept = {path for e in manifest.entries for path in (*e.images, e.label, e.tiles) if isinstance(path, str)}
     for folder in ("images", "labels", "tiles"):
@@ -295,8 +335,8 @@ def _remove_stale(out: Path, manifest: Manifest) -> None:
 def dataset_folder(name_or_folder: str | Path, datasets: Path) -> Path:
     """Return a dataset's folder by path or registered name.
 
-    A folder without ``dataset.json`` that is called like a registered dataset means that one: it was likely registered
-    as it.
+    A folder without ``dataset.json`` but with a registered dataset's name stands for that dataset: it is likely its
+    source.
 
     Raises:
         DataError: there is none.
@@ -316,9 +356,8 @@ def dataset_folder(name_or_folder: str | Path, datasets: Path) -> Path:
 def which_is_taken(name_or_folder: str | Path, datasets: Path) -> str:
     """Return which dataset an ambiguous name means.
 
-    Empty unless both a folder and a registered dataset have the name.
-
-    Nothing is said of a folder that was registered under its own name either: both are the same images.
+    Empty unless both a folder and a registered dataset have the name. Also empty for a folder that was registered under
+    its own name: both are the same images.
     """
     path, registered = Path(name_or_folder).expanduser(), datasets / str(name_or_folder)
     source = registered / SOURCE_LINK

@@ -10,9 +10,10 @@ from oncofed.data.dicom.patients import PatientFrom
 from oncofed.data.manifest import Task
 from oncofed.data.masks import value_of
 from oncofed.data.slides import TileSpec
+from oncofed.data.target_columns import TableTargets
 from oncofed.errors import DataError
 
-# What is done, how many, of how many.
+# Called with (step, number done, number in all).
 Progress = Callable[[str, int, int], None]
 
 
@@ -25,13 +26,14 @@ class RegisterOptions:
         name: of the dataset.
         out: the dataset's folder.
         task: "segmentation", "classification" or "slides"; None: as the layout says.
-        labels: label value -> name, where the user says it.
+        labels: label value -> name, if the user states it.
         table: CSV or TSV with columns image (or patient, series), label, split; None: as found in the folder.
         tiles: how slides are cut.
         workers: processes; None: one a core.
-        patient_from: what tells DICOM patients apart; None: as when the dataset was registered before, else their IDs.
-        classes: of a classification, where images need no class: names of those that folders may be called as. None:
-            images lie in one folder a class, or in a table with their classes.
+        patient_from: how to tell DICOM patients apart; None: as when last registered, else by their IDs.
+        classes: of a classification whose images need no class: class names that folders may have. None: images lie in
+            one folder per class, or in a table with their classes.
+        targets: definitions of the table's targets; None: none.
     """
 
     source: Path
@@ -44,10 +46,11 @@ class RegisterOptions:
     workers: int | None = None
     patient_from: PatientFrom | None = None
     classes: tuple[str, ...] | None = None
+    targets: TableTargets | None = None
 
 
 def parse_labels(text: str) -> dict[int, str]:
-    """Return label value -> name of ``1=liver,2=tumour`` or ``liver,tumour``.
+    """Parse ``1=liver,2=tumour`` or ``liver,tumour``: label value -> name.
 
     Raises:
         DataError: it is neither.

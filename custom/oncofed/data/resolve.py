@@ -66,13 +66,13 @@ class JobFindings:
 
 @dataclass
 class Outcome:
-    """What came of deciding.
+    """The result of deciding.
 
     Attributes:
-        decisions: that were taken, or taken back.
+        decisions: taken, or taken back.
         words: each of them in words.
-        messages: for people: labels that contradict, findings that are still open.
-        recorded: the audit log that has them; None: there is none here.
+        messages: contradicting labels and findings still open, for people.
+        recorded: the audit log that recorded them; None: there is none here.
     """
 
     decisions: list[Decision] = field(default_factory=list)
@@ -90,20 +90,20 @@ def resolve(
     dry_run: bool = False,
     command: Callable[[Answer], str] | None = None,
 ) -> Outcome:
-    """Decide about all findings of some kinds that a dataset has now.
+    """Decide about all present findings of some kinds.
 
     Args:
         folder: the dataset, registered.
-        choices: what is answered -> what is decided, as ``ANSWERS`` has them.
-        why: for whoever reads it later.
-        job: what a job finds; None: only what the cases say of each other.
+        choices: finding -> action, from ``ANSWERS``.
+        why: reason, for later readers.
+        job: a job's findings; None: only those of the dataset.
         kit: folder of the site's kit, whose audit log records it; None: there is none.
         dry_run: change nothing.
-        command: what to type for what is open still; None: by the dataset's name.
+        command: command line that answers findings still open; None: by the dataset's name.
 
     Raises:
-        DataError: nobody registered the dataset, or it has no such finding.
-        AuditError: it cannot be recorded; then nothing is decided.
+        DataError: the dataset is not registered, or it has no such finding.
+        AuditError: the decision cannot be recorded; then nothing is decided.
     """
     listed = _registered(folder)
     manifest = decided(listed)
@@ -160,8 +160,8 @@ def take_back(
     """Take decisions back: of ``choices``, or the last ones.
 
     Raises:
-        DataError: nobody registered the dataset, or there is no such decision.
-        AuditError: it cannot be recorded; then nothing is taken back.
+        DataError: the dataset is not registered, or there is no such decision.
+        AuditError: this cannot be recorded; then nothing is taken back.
     """
     listed = _registered(folder)
     last = listed.decisions[-1].time if listed.decisions else ""
@@ -180,7 +180,7 @@ def take_back(
 def open_findings(manifest: Manifest, job: JobFindings | None = None) -> list[Finding]:
     """Return the findings that are open to a decision.
 
-    With the decisions so far in force.
+    The decisions so far are applied.
     """
     return [*copies(manifest), *_other_findings(manifest, job or JobFindings())]
 
@@ -203,7 +203,7 @@ def _other_findings(manifest: Manifest, job: JobFindings) -> list[Finding]:
 
 def _found(answer: Answer, manifest: Manifest, job: JobFindings) -> list[list[str]]:
     """Return the cases of each finding that a decision answers."""
-    # Whatever the reason is, "set-aside" goes on without all of them.
+    # "set-aside" drops cases whatever the reason.
     kinds = {*answer.kinds, *(SET_ASIDE_KINDS if answer.finding == "set-aside" else ())}
     return [list(f.about) for f in _other_findings(manifest, job) if f.kind in kinds]
 
@@ -211,7 +211,7 @@ def _found(answer: Answer, manifest: Manifest, job: JobFindings) -> list[list[st
 def _content(manifest: Manifest, names: set[str], finding: str) -> dict[str, str]:
     """Return the state of each case.
 
-    Its image, or the reason for which it was set aside.
+    A fingerprint of its image, or the reason for setting it aside.
     """
     content = {name_of(e): content_of(e, finding) for e in manifest.entries if name_of(e) in names}
     return content | {bad.name: bad.reason for bad in manifest.quarantine if bad.name in names}
@@ -248,7 +248,7 @@ def _label(entry: Entry) -> str:
 
 
 def _follows(manifest: Manifest, job: JobFindings, command: Callable[[Answer], str]) -> list[str]:
-    """Return the open findings by kind; copies are not searched again."""
+    """Return open findings by kind, without searching copies again."""
     counts: dict[str, int] = {}
     for finding in _other_findings(manifest, job):
         counts[finding.kind] = counts.get(finding.kind, 0) + 1

@@ -1,7 +1,7 @@
 """Compare the grids of two files, and reorder axes.
 
-A volume's file may list its axes in any order and from either end; its affine says which. As long as the voxels are
-the same ones, no value changes on the way.
+A volume's file may store its axes in any order and direction; its affine says which. As long as the voxels are the same
+ones, no value changes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 from oncofed.data.formats.common import LoadedImage, farthest_corner
 
 TURNED = "stored in another order of axes: turned"
-# Grids lie on each other whose corners are nearer than this, in voxels: headers round, and half a voxel is elsewhere.
+# Grids whose corners are nearer than this, in voxels, coincide: headers round, but half a voxel is a real shift.
 _SAME_GRID = 0.25
 # Sizes and numbers of voxels that differ by less than this share are reported as equal.
 _NEARLY = 1e-3
@@ -23,14 +23,14 @@ _AXES = ("first", "second", "third")
 
 
 def turned_onto(image: LoadedImage, other: LoadedImage, what: str) -> LoadedImage:
-    """Return a file's contents in the order of an image's axes.
+    """Return a file's contents in an image's axis order.
 
-    As it is where the two do not hold the same voxels.
+    Unchanged if the two do not hold the same voxels.
 
     Args:
-        image: whose order counts.
+        image: gives the order.
         other: of the same object.
-        what: the other is, for its note, such as "its label".
+        what: name of ``other`` in its note, such as "its label".
     """
     if _lies_on(image, other):
         return other
@@ -41,7 +41,7 @@ def turned_onto(image: LoadedImage, other: LoadedImage, what: str) -> LoadedImag
 
 
 def other_grid(image: LoadedImage, other: LoadedImage) -> str | None:
-    """Return how two grids differ, and the fix; None: they agree."""
+    """Return how two grids differ, and the fix, if so."""
     comparable = image.calibrated and other.calibrated and image.dimensions == other.dimensions
     if other.shape == image.shape:
         return None if not comparable or _lies_on(image, other) else _elsewhere(image, other)
@@ -57,7 +57,7 @@ def other_grid(image: LoadedImage, other: LoadedImage) -> str | None:
 def _lies_on(image: LoadedImage, other: LoadedImage) -> bool:
     """Return whether two grids have the same corners.
 
-    Of files that do not state a place: the same sizes.
+    If a file does not state its place: the same sizes.
     """
     if other.shape != image.shape:
         return False
@@ -67,12 +67,12 @@ def _lies_on(image: LoadedImage, other: LoadedImage) -> bool:
 def _turned(image: LoadedImage, other: LoadedImage) -> LoadedImage | None:
     """Return a file's contents with its axes along an image's.
 
-    None where one of them does not say where its axes point, or they point along none of the image's.
+    None if one of them does not state where its axes point, or they are not parallel to the image's.
     """
     n = image.dimensions
     if other.dimensions != n or not all(i.calibrated and i.oriented and i.placed for i in (image, other)):
         return None
-    # From voxels of the other to those of the image: nearly a permutation with signs, where axes are only reordered.
+    # From the other's voxels to the image's: nearly a signed permutation, if axes are only reordered.
     order = io_orientation(np.linalg.solve(image.affine, other.affine))
     if not np.isfinite(order).all() or (order[n:, 0] != np.arange(n, 3)).any() or (order[n:, 1] != 1).any():
         return None
@@ -82,7 +82,7 @@ def _turned(image: LoadedImage, other: LoadedImage) -> LoadedImage | None:
 
 
 def _elsewhere(image: LoadedImage, other: LoadedImage) -> str:
-    """Return in words how two equally large grids lie apart."""
+    """Return how two equally large grids lie apart."""
     if _says_nothing(other) and not _says_nothing(image):
         why = "its affine is the identity" if other.placed else "neither sform nor qform"
         return (

@@ -1,4 +1,4 @@
-"""A reproducible sample of cases, spread over classes and patients."""
+"""A reproducible sample, spread over classes and patients."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 
 from oncofed.data.cases import Case
 
-# Least number of cases of a rare class, where present: fewer would not show how well it is found.
+# Least number of cases of a rare class, if present: fewer would not show how well it is found.
 _LEAST_OF_A_CLASS = 10
 
 
 def sample_cases(cases: Sequence[Case], most: int, seed: int) -> tuple[Case, ...]:
     """Return a sample of at most ``most`` cases.
 
-    Of each class its share, and each patient's first image before anybody's second.
+    Each class gets its share, and each patient's first image comes before any second image.
 
-    The sample follows from the cases and the seed alone, by a hash of the patient, so that it is the same in each round
+    The sample depends on the cases and the seed alone, by a hash of the patient, so that it is the same in each round
     and after a restart. Masks, which hold several classes, count as one class.
 
     Args:
@@ -38,7 +38,7 @@ def sample_cases(cases: Sequence[Case], most: int, seed: int) -> tuple[Case, ...
     for label, own in by_class.items():
         count = counts.get(label, len(own) * left // among if among else 0)
         drawn += _spread(own, seed)[:count]
-    # There may be more classes than cases are wanted.
+    # There may be more classes than wanted cases.
     chosen = set(_spread(drawn, seed)[:most])
     return tuple(case for case in cases if case in chosen)
 
@@ -47,7 +47,7 @@ def _spread(cases: Sequence[Case], seed: int) -> list[Case]:
     """Return cases in rounds over their patients."""
     taken: dict[str, int] = defaultdict(int)
     ranked = []
-    # Folders of one class each may name their images alike.
+    # Folders of different classes may use the same image names.
     for case in sorted(cases, key=lambda case: _hash(seed, f"{case.name} {case.label}")):
         ranked.append((taken[case.patient], _hash(seed, case.patient), case))
         taken[case.patient] += 1

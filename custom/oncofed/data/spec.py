@@ -6,8 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from oncofed.data.covariates import Covariate
+from oncofed.data.label_mapping import name_key
 from oncofed.data.manifest import SPLITS, Split
-from oncofed.settings import StrictModel
+from oncofed.settings import SettingError, StrictModel
 
 Millimetres = Annotated[float, Field(gt=0, le=20)]
 Voxels = Annotated[int, Field(ge=8, le=2048)]
@@ -77,16 +79,30 @@ class DataSpec(StrictModel):
         "disk. Each is also kept on disk for the next run",
     )
 
+    covariates: tuple[Covariate, ...] = Field(
+        (), max_length=64, description="columns of the dataset's table that the network sees too, such as age"
+    )
+
+    @model_validator(mode="after")
+    def _columns_have_names_of_their_own(self) -> DataSpec:
+        keys = [name_key(column.name) for column in self.covariates]
+        twice = [column.name for column in self.covariates if keys.count(name_key(column.name)) > 1]
+        if twice:
+            raise ValueError(f"two covariates are called {twice[0]}; name each column once")
+        return self
+
     @model_validator(mode="after")
     def _fits_together(self) -> DataSpec:
         if self.spacing and len(self.spacing) != len(self.patch):
-            raise ValueError(f"spacing has {len(self.spacing)} sides and patch {len(self.patch)}, expected as many")
+            raise SettingError(
+                f"has {len(self.spacing)} sides and patch {len(self.patch)}, expected as many", "spacing"
+            )
         if self.window and self.modality != "ct":
-            raise ValueError(f"window is for modality ct, the job's is {self.modality}")
+            raise SettingError(f"is for modality ct, the job's is {self.modality}", "window")
         for name in ("spacing_range", "size_range", "window"):
             pair = getattr(self, name)
             if pair and pair[0] >= pair[1] and (pair[0] > pair[1] or name == "window"):
-                raise ValueError(f"{name} is {pair[0]:g} to {pair[1]:g}, expected the smaller number first")
+                raise SettingError(f"found {pair[0]:g} to {pair[1]:g}, expected the smaller number first", name)
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Rank cases for review, by how unusual their labels lie."""
+"""Rank cases for review, by how unusual their labels are."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.placement import ENDS, FLAT_ENDS, FLAT_MIRRORED, MIRRORED, Placement
 from oncofed.data.quality import find_all, phi_warnings
 
-# Fewer cases than this do not show what is usual.
+# With fewer cases than this, nothing is known to be usual.
 _FEWEST = 8
 _FEWEST_ALIKE = 4
-# Standard deviations, by the median absolute deviation (Iglewicz and Hoaglin, 1993), beyond which a case is unlike the
-# others, and what counts as one where the others are all alike.
+# Limit for outliers, in standard deviations by the median absolute deviation (Iglewicz and Hoaglin, 1993), and the
+# deviation to assume if all others are equal.
 _FAR = 4.5
 _TO_STANDARD = 1.4826
 _LEAST_FIT_SPREAD, _LEAST_SHARE_SPREAD, _LEAST_SIZE_SPREAD, _LEAST_PLACE_SPREAD = 0.05, 0.05, 0.25, 0.05
-# Logarithm of the contrast where a mask lies over that elsewhere: below the first it lies better elsewhere, which
-# counts where others do not; below the second it counts by itself.
+# Logarithm of the contrast at a mask's border over that elsewhere: below the first it fits better elsewhere, which
+# counts if other masks do not; below the second it counts by itself.
 _BETTER_ELSEWHERE, _FAR_BETTER_ELSEWHERE = -0.08, -0.3
-_MOST_TIMES = 100  # beyond which the number is meaningless
+_MOST_TIMES = 100  # larger ratios are meaningless
 _USUAL_PLACE = 0.5
 _MOST_WEIGHT = 20.0
-# Weight of what `oncofed data check` finds: it is shown, and ranks behind doubts about the label.
+# Weight of findings of `oncofed data check`: shown, but ranked behind doubts about the label.
 FINDING = 2.0
 _FEW_VOXELS = 10
 _MOST_OUTSIDE, _MOST_CUT = 0.3, 0.25
@@ -44,7 +44,7 @@ class Suspicion:
     Attributes:
         case: its name.
         kind: short name of the reason.
-        what: what was found, and what the other cases are like.
+        what: the finding, compared with the other cases.
         weight: how much it matters; those above 0 make a case suspicious.
     """
 
@@ -58,7 +58,7 @@ def by_facts(manifest: Manifest) -> dict[str, list[Suspicion]]:
     """Return case -> suspicions from registering.
 
     Args:
-        manifest: with every fact, which tell sizes of labels, copies and outliers of all cases.
+        manifest: with every fact, for sizes of labels, copies and outliers.
     """
     return _by_case(_sizes(manifest), _notes(manifest), _findings(manifest))
 
@@ -79,13 +79,16 @@ def by_pixels(manifest: Manifest, placements: Sequence[Placement]) -> dict[str, 
 
 
 def joined(*parts: Mapping[str, Sequence[Suspicion]]) -> dict[str, tuple[Suspicion, ...]]:
-    """Return case -> its reasons of all parts, the weightiest first."""
+    """Return case -> reasons from all parts, the weightiest first."""
     found = _by_case(*(several for part in parts for several in part.values()))
     return {case: tuple(sorted(several, key=lambda s: -s.weight)) for case, several in found.items()}
 
 
 def score(reasons: Sequence[Suspicion]) -> float:
-    """Return a case's weight: its weightiest reason's, slightly more by others."""
+    """Return a case's weight.
+
+    That of its weightiest reason, plus a little for the others.
+    """
     weights = sorted((reason.weight for reason in reasons), reverse=True)
     return weights[0] + 0.25 * sum(weights[1:]) if weights else 0.0
 
@@ -123,11 +126,11 @@ def _by_case(*parts: Iterable[Suspicion]) -> dict[str, list[Suspicion]]:
     return dict(found)
 
 
-# --- by the pixels
+# --- from the pixels
 
 
 def _elsewhere(group: Sequence[Placement]) -> Iterator[Suspicion]:
-    """Yield masks whose border fits the image worse than moved."""
+    """Yield masks that would fit better when moved."""
     worst: dict[str, tuple[float, str, float]] = {}
     for how in sorted({how for placement in group for how in placement.fit}):
         own = [placement for placement in group if how in placement.fit]
@@ -154,7 +157,7 @@ def _elsewhere(group: Sequence[Placement]) -> Iterator[Suspicion]:
 
 
 def _other_place(group: Sequence[Placement]) -> Iterator[Suspicion]:
-    """Yield masks in another part of the image than the others."""
+    """Yield masks in an unusual part of the image."""
     placed = [(placement, placement.place) for placement in group if placement.place is not None]
     if len(placed) < _FEWEST:
         return
@@ -179,7 +182,7 @@ def _other_place(group: Sequence[Placement]) -> Iterator[Suspicion]:
 
 
 def _other_side(group: Sequence[Placement], manifest: Manifest) -> Iterator[Suspicion]:
-    """Yield classes on the other side of the body than usual."""
+    """Yield classes on the unusual side of the body."""
     names = _names(manifest)
     pairs = _pairs(manifest)
     swapped = _swapped(group, pairs)
@@ -205,7 +208,7 @@ def _other_side(group: Sequence[Placement], manifest: Manifest) -> Iterator[Susp
 
 
 def _shares(group: Sequence[Placement]) -> Iterator[Suspicion]:
-    """Yield masks outside the body, cut off, or in many pieces."""
+    """Yield masks outside the body, cut off or fragmented."""
     outside = {p.name: p.outside for p in group if p.outside is not None}
     for case, share, drop, usual in _high(outside, _LEAST_SHARE_SPREAD):
         if share > _MOST_OUTSIDE:
@@ -221,7 +224,7 @@ def _shares(group: Sequence[Placement]) -> Iterator[Suspicion]:
         yield Suspicion(case, "mask in many pieces", what, 0.4 * _weight(drop))
 
 
-# --- by the facts of all cases
+# --- from the facts of all cases
 
 
 def _sizes(manifest: Manifest) -> Iterator[Suspicion]:
@@ -267,7 +270,7 @@ def _findings(manifest: Manifest) -> Iterator[Suspicion]:
             yield Suspicion(finding.case, finding.kind, finding.what, 0.0)
 
 
-# --- what they share
+# --- shared helpers
 
 
 def _drops(values: NDArray[np.float64], least: float) -> NDArray[np.float64]:
@@ -334,7 +337,7 @@ def _pairs(manifest: Manifest) -> dict[tuple[str, str], tuple[int, int]]:
 def _swapped(
     placements: Sequence[Placement], pairs: Mapping[tuple[str, str], tuple[int, int]]
 ) -> dict[tuple[str, str], dict[str, bool]]:
-    """Return pair of names -> case -> whether left lies right.
+    """Return name pair -> case -> whether left lies right.
 
     Volumes only.
     """
@@ -349,7 +352,7 @@ def _swapped(
 
 
 def _size(entry: Entry, value: int) -> float:
-    """Return a label's size in mm³ or mm², else in voxels."""
+    """Return a label's size in mm³, mm² or voxels."""
     count = next((n for v, n in (entry.label_values or {}).items() if float(v) == value), 0)
     return count * float(np.prod(entry.spacing or [1]))
 

@@ -22,9 +22,8 @@ _PNG_TEXT = {b"tEXt", b"zTXt", b"iTXt", b"eXIf", b"tIME"}
 def without_text(path: Path) -> bytes:
     """Return a flat image's file without its text.
 
-    PNG, JPEG, WebP, BMP or TIFF, without comments, camera data, names.
-
-    What says which way is up stays, for a mask lies on the image as it is shown.
+    PNG, JPEG, WebP, BMP or TIFF, without comments, camera data, names. The orientation stays, because masks lie on the
+    image as shown.
 
     Raises:
         DataError: it is cut off, or holds several pictures.
@@ -50,7 +49,7 @@ def require_same(original: Path, made: Path) -> None:
     """Remove a copy that differs from its original.
 
     Raises:
-        DataError: they are not, or the original cannot be read; it says why.
+        DataError: they differ, or the original cannot be read.
     """
     try:
         what = _difference(read_stored(original), read_stored(made))
@@ -66,7 +65,7 @@ def require_same(original: Path, made: Path) -> None:
 
 
 def _difference(first: LoadedImage, second: LoadedImage) -> str | None:
-    """Return how two images differ; None: they do not."""
+    """Return how two images differ, if they do."""
     if first.values.dtype != second.values.dtype or not np.array_equal(
         first.values, second.values, equal_nan=_floats(first)
     ):
@@ -84,7 +83,7 @@ def _floats(image: LoadedImage) -> bool:
 
 
 def _redrawn(image: Image.Image) -> Image.Image:
-    """Return a picture's pixels, upright, and nothing else of it."""
+    """Return a picture's upright pixels, and nothing else."""
     image.load()
     upright = ImageOps.exif_transpose(image)
     clean = Image.new(upright.mode, upright.size)

@@ -1,9 +1,9 @@
 """Copy TIFF files without text.
 
-The stored pixels, byte by byte, and the tags that say what they are.
+The stored pixels are copied byte by byte, with the tags that describe them.
 
-A tag that is not known to describe pixels stays behind. What sizes and axes are is in the text of ImageJ's and OME's
-files, and of tifffile's: of it numbers and words of a known kind are written anew.
+Other tags are dropped. ImageJ, OME and tifffile state sizes and axes in text: numbers and known words of it are written
+again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _OME_WORDS = re.compile(r"(?i)true|false|[XYZCT]{5}|u?int(8|16|32)|float|double|
 def is_slide(path: Path) -> bool:
     """Return whether a TIFF is a slide.
 
-    Only its largest image is copied then, with its levels.
+    Then only its largest image is copied, with its levels.
     """
     with path.open("rb") as start:
         if not start.read(4).startswith(IS_TIFF):
@@ -109,7 +109,10 @@ def _segments(file: Any, page: Any) -> Iterator[bytes]:
 
 
 def _append_page(made: bytearray, tags: dict[int, tuple[int, int, bytes]], order: str, big: bool) -> int:
-    """Append a page's directory; return where the next one's offset goes."""
+    """Append a page's directory.
+
+    Returns the position of the next directory's offset.
+    """
     room, number = (8, "Q") if big else (4, "I")
     start = len(made)
     head = struct.pack(f"{order}{'Q' if big else 'H'}", len(tags))
@@ -133,7 +136,7 @@ def _even_end(made: bytearray) -> int:
 
 
 def _description(file: Any) -> str:
-    """Return the first page's description of pages; empty without."""
+    """Return the first page's description of pages, if any."""
     if file.is_ome:
         return _of_ome(file.ome_metadata)
     texts = [str(tag.value) for tag in file.pages[0].tags if tag.code == _DESCRIPTION]
@@ -188,7 +191,7 @@ def _of_ome(text: str) -> str:
 def _kept(part: ElementTree.Element, wanted: re.Pattern[str]) -> dict[str, str]:
     """Return an element's attributes that are free of text.
 
-    A number, a unit or a word of OME's.
+    Numbers, units and words of OME.
     """
     return {k: v for k, v in part.attrib.items() if wanted.fullmatch(k) and _is_known(v)}
 

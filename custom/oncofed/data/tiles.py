@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from oncofed.data.slides import Pixels, TileReader, TileSpec
 from oncofed.errors import DataError
 
-# Tiles that one thread reads before it hands them over.
+# Tiles that a thread reads before handing them over.
 _TILES_A_RUN = 32
-# Each may be of another slide, that is, keep files open; a process may often have 1,024.
+# Each may keep another slide's files open; processes are often limited to 1,024.
 _MOST_RUNS = 256
 
 
@@ -48,7 +48,7 @@ def read_tiles(path: Path, tiles: Path) -> SlideTiles:
 
     Args:
         path: of the slide.
-        tiles: file that registering wrote.
+        tiles: file from registering.
 
     Raises:
         DataError: the file is missing or broken.
@@ -68,13 +68,13 @@ def stream_tiles(
 ) -> Generator[tuple[int, int, list[Pixels]], None, None]:
     """Yield runs of tiles, slide after slide, in order.
 
-    All threads read from one slide at once. However it ends, no slide stays open and no thread goes on.
+    All threads read from the same slide. At the end, in any case, slides are closed and threads have stopped.
 
     Args:
         slides: to read.
         threads: that read; None: one a core.
-        ahead: runs that are read before they are asked for, for each thread.
-        most_bytes: of tiles that are read before they are asked for, for all threads together; one run always is.
+        ahead: runs to read ahead, per thread.
+        most_bytes: of tiles to read ahead, for all threads together; one run is always read.
 
     Yields:
         (number of the slide, number of the first tile, tiles (size, size, 3) uint8).
@@ -100,7 +100,7 @@ def stream_tiles(
             run, future = pending.popleft()
             tiles = future.result()
             held -= run.bytes
-            if run.last == len(run.slide):  # all before it are done
+            if run.last == len(run.slide):  # all earlier ones are done
                 opened.pop(run.number).close()
             yield run.number, run.first, tiles
     finally:
@@ -111,7 +111,7 @@ def stream_tiles(
 
 
 def _runs(slides: Sequence[SlideTiles], opened: dict[int, TileReader], most_bytes: int) -> Iterator[_Run]:
-    """Yield runs of tiles, each slide opened as it begins."""
+    """Yield runs of tiles, opening each slide as it begins."""
     for number, slide in enumerate(slides):
         if not len(slide):
             continue
@@ -139,7 +139,7 @@ class _Run:
         tiles = []
         try:
             for n in range(self.first, self.last):
-                if stopped.is_set():  # nobody waits for them any more
+                if stopped.is_set():  # the consumer is gone
                     break
                 tiles.append(self.reader.read(int(self.slide.x[n]), int(self.slide.y[n])))
         except (DataError, MemoryError):

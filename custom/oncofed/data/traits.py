@@ -1,7 +1,7 @@
-"""Traits of images, to tell whether one is like the training's.
+"""Traits of images, for comparison with the training images.
 
-Each trait is a number with the ends and the bins of a histogram that are fixed here, or one of a few names. Both come
-of facts that registering knows, of the image alone: an image that nobody labelled has them too.
+A trait is a number, with a histogram's range and bins fixed here, or one of a few names. All derive from facts that
+registering found about the image alone, so unlabelled images have them too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from oncofed.data.spec import DataSpec, Modality
 
 Scale = Literal["log2", "log10", "linear", "names"]
 
-# Codes of DICOM (PS3.3, section C.7.3.1.1.1) and other layouts' words -> what is counted together.
+# DICOM's codes (PS3.3, section C.7.3.1.1.1) and other layouts' words -> common name for counting.
 _MODALITIES = {
     **dict.fromkeys(("mr", "mri"), "MR"),
     "ct": "CT",
@@ -47,12 +47,12 @@ class Trait:
 
     Attributes:
         name: such as ``spacing_superior``.
-        scale: in which its histogram counts it: "log2", "log10" (sign times log10(1 + size)), "linear"; "names".
-        low: where the histogram begins, on that scale; what lies below counts in its first bin.
-        high: where it ends.
-        bins: how many it has; of names one each.
-        unit: of the number itself.
-        names: those that there are.
+        scale: of its histogram: "log2", "log10" (sign times log10(1 + size)), "linear"; "names".
+        low: start of the histogram, on that scale; lower values count in its first bin.
+        high: its end.
+        bins: number of bins; one per name.
+        unit: of the number.
+        names: the possible names.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Trait:
         return (self.high - self.low) / self.bins
 
     def bin_of(self, value: float) -> int:
-        """Return the bin of a number, or of a name's index."""
+        """Return the bin of a number or a name's index."""
         return min(max(math.floor((value - self.low) / self.width), 0), self.bins - 1)
 
     def plain(self, value: float) -> float:
-        """Return the number of a value on the scale."""
+        """Return the number for a value on the scale."""
         if self.scale == "log2":
             return float(2.0**value)
         if self.scale == "log10":
@@ -97,7 +97,7 @@ def _traits(dimensions: int, modality: Modality, channels: int) -> Mapping[str, 
         *(Trait(f"size_{axis}", "log2", 2.75, 16.75, 28) for axis in axes),
     ]
     for name in ("low", "median", "high"):
-        # Hounsfield units mean the same everywhere; other intensities are compared by their order of magnitude.
+        # Hounsfield units are comparable everywhere; other intensities are compared by order of magnitude.
         if modality == "ct":
             found.append(Trait(f"intensity_{name}", "linear", -1100, 3100, 42, "HU"))
         else:
@@ -111,7 +111,7 @@ def _traits(dimensions: int, modality: Modality, channels: int) -> Mapping[str, 
 def traits_of(entry: Entry, data: DataSpec) -> dict[str, float]:
     """Return an image's traits on their scales.
 
-    As far as its facts tell them; of names their index.
+    Only those that its facts give; names as their index.
 
     Args:
         entry: with the facts that registering found.
@@ -146,7 +146,7 @@ def traits_of(entry: Entry, data: DataSpec) -> dict[str, float]:
 def intensity_of_image(entry: Entry) -> Intensity | None:
     """Return an image's intensities regardless of its label.
 
-    None where nobody measured them.
+    None if they were not measured.
     """
     if entry.image_intensity:
         return entry.image_intensity
@@ -156,7 +156,7 @@ def intensity_of_image(entry: Entry) -> Intensity | None:
 def counts_of_patients(images: Iterable[tuple[str, Entry]], data: DataSpec) -> dict[str, NDArray[np.int64]]:
     """Return the number of patients in each bin, (bins,).
 
-    A patient's value is the mean over the images, of names the most frequent one.
+    A patient's value is the mean over the images, or the most frequent name.
 
     Args:
         images: each with its patient's key.
@@ -181,9 +181,9 @@ def _names(name: str, names: tuple[str, ...]) -> Trait:
 
 
 def _edge(entry: Entry) -> float | None:
-    """Return the brightness of an image's rim, from 0 to 1.
+    """Return the brightness of an image's rim (0 to 1).
 
-    0 is its darkest value; inverted images differ in it.
+    0 is the image's darkest value; it tells inverted images apart.
     """
     if not entry.thumbnail:
         return None

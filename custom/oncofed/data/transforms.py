@@ -33,13 +33,16 @@ _CT_WINDOW_HU = (-1000.0, 1000.0)
 _PAIR = ("image", "label")
 # ITU-R BT.601: how bright red, green and blue are to the eye.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
-# Of the range between an image's darkest and brightest percentile: distances are alike that differ by no more, so that
-# rounding decides nothing.
+# Distances that differ by no more than this share of the range between an image's darkest and brightest percentile are
+# equal, so that rounding decides nothing.
 NEARLY = 1e-6
 
 
 def as_tensor(image: LoadedImage) -> MetaTensor:
-    """Return an image as (channel, x, y[, z]) float32, with affine."""
+    """Return an image as a float32 tensor, with affine.
+
+    Shape (channel, x, y[, z]).
+    """
     values = np.moveaxis(image.values, -1, 0).astype(np.float32)
     meta = {MetaKeys.SPACE: SpaceKeys.RAS, MetaKeys.ORIGINAL_CHANNEL_DIM: 0}
     return MetaTensor(np.ascontiguousarray(values), affine=image.affine, meta=meta)
@@ -51,10 +54,10 @@ class ReadCase(Transform):
     {"image": (channel, x, y[, z]), "label": (1, x, y[, z])}, float32 with their affines.
 
     Args:
-        spec: gives the channels that the network sees (a flat image's grey becomes colour, and colour grey), and
+        spec: gives the network's input channels (flat images are converted from grey to colour or back), and
             whether bright backgrounds are inverted.
         label: also read the label.
-    numbered: of masks that number their objects, keep the numbers.
+    numbered: keep the numbers of masks that number their objects.
     """
 
     def __init__(self, spec: DataSpec, label: bool = True, numbered: bool = False) -> None:
@@ -86,8 +89,8 @@ def darken(values: Values) -> Values:
 
     That is one whose median is nearer to its brightest percentile than to its darkest.
 
-    What covers most of a field is background, and objects differ from it: in fluorescence they are brighter, in
-    bright-field and stained tissue darker.
+    Background covers most of a field, and objects differ from it: in fluorescence they are brighter, in bright-field
+    and stained tissue darker.
 
     Args:
         values: (x, y[, z], channel).
@@ -162,7 +165,7 @@ def _to_grid(spec: DataSpec, keys: tuple[str, ...]) -> list[Any]:
 def intensity_range(spec: DataSpec) -> dict[str, float] | None:
     """Return the range for ``ScaleIntensityRanged``.
 
-    None: each channel is standardised.
+    None if each channel is standardised instead.
     """
     if spec.modality != "ct":
         return None
@@ -182,16 +185,16 @@ def load_image(spec: DataSpec) -> Compose:
 
     ``Case`` -> {"image": (channel, x, y[, z]) float32}.
 
-    The image keeps its affine, so that a prediction can be brought back to the grid of the file. It is resampled in
-    float32, where ``load_pair`` does so in float64.
+    The image keeps its affine, so that a prediction can be mapped back to the file's grid. It is resampled in
+    float32; ``load_pair`` uses float64.
     """
     return Compose([ReadCase(spec, label=False), *to_working_grid(spec).transforms])
 
 
 def to_working_grid(spec: DataSpec) -> Compose:
-    """Return ``load_image`` without its reading.
+    """Return ``load_image`` without reading the file.
 
-    From and to {"image": (channel, x, y[, z])} with affine.
+    It maps {"image": (channel, x, y[, z])} with affine to the same.
     """
     steps: list[Any] = []
     if spec.dimensions == 3:
@@ -226,9 +229,9 @@ def load_pair(spec: DataSpec, numbered: bool = False) -> Compose:
 def load_whole(spec: DataSpec) -> Compose:
     """Return the preprocessing for classification.
 
-    A whole image on a grid of ``spec.patch``.
+    It gives a whole image on a grid of ``spec.patch``.
 
-    Where the job names a spacing the image keeps its scale and is cut or padded about its middle; elsewhere its longest
+    If the job sets a spacing, the image keeps its scale and is cropped or padded around its centre; else its longest
     side is scaled to fit and the others are padded.
 
     Returns:
@@ -242,7 +245,7 @@ def load_whole(spec: DataSpec) -> Compose:
 
 
 class _FitInto(Transform):
-    """Scales an image to fit into a box, whatever their proportions."""
+    """Scales an image to fit a box of any proportions."""
 
     def __init__(self, box: tuple[int, ...]) -> None:
         self._box = box

@@ -26,15 +26,15 @@ def why_unlabelled(
     not_drawn: Mapping[str, Sequence[str]],
     classes: ClassTable | None = None,
 ) -> dict[str, str]:
-    """Return case -> why it has no label, if it has none.
+    """Return unlabelled case -> reason.
 
     Args:
         work: the cases.
-        layout: what the folder holds beside DICOM.
+        layout: what the folder holds besides DICOM.
         dicom: its DICOM.
-        manifest: what the cases became.
-        table: that the user named.
-        not_drawn: case -> paths of its label files that turned out to lie beside its image.
+        manifest: of the cases that were read.
+        table: named by the user.
+        not_drawn: case -> paths of its label files that lie outside its image.
         classes: the table of patients, studies or series.
     """
     unplaced: dict[str, list[str]] = defaultdict(list)
@@ -75,9 +75,9 @@ def _of_files(work: FileWork, layout: FolderLayout, dropped: Mapping[str, str]) 
 
 
 def _dropped(layout: FolderLayout, manifest: Manifest) -> dict[str, str]:
-    """Return image's name -> fate of a mask of its name.
+    """Return image name -> fate of its unused mask.
 
-    Of masks that are no case's: ct_1, and ct_1_tumour.
+    Masks are matched by name, such as ct_1_tumour with ct_1.
     """
     lost = {path: ("left out", why) for path, why in layout.left_out.items() if image_format(Path(path))}
     lost |= {case.source: ("set aside", case.reason) for case in manifest.quarantine if case.source}

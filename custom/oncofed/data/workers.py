@@ -1,4 +1,4 @@
-"""A pool of processes that read files, with flat memory."""
+"""A pool of processes that read files in constant memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from oncofed.processes import block_interrupts, end_with_parent
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Starting processes costs about as long as reading this many small images.
+# Starting processes takes about as long as reading this many small images.
 _FEWEST_FOR_PROCESSES = 64
 _WAITING_PER_WORKER = 4
-# Why a file is left out with which a process ended abruptly.
+# Reason for leaving out a file that ended a process abruptly.
 BROKE_ITS_READER = (
     "the process that read it ended abruptly: it needs more memory than there is, or is malformed. Copy it again, or "
     "run the command with --workers 1"
@@ -35,7 +35,7 @@ class Workers:
     It starts when the work is worth it, and stays for later work.
 
     Args:
-        count: of processes; None: one a core.
+        count: of processes; None: one per core.
     """
 
     def __init__(self, count: int | None = None) -> None:
@@ -60,13 +60,13 @@ class Workers:
         """Yield ``function(item)`` of each item, as completed.
 
         Args:
-            function: of a module's top level.
+            function: at a module's top level.
             items: to work on.
-            fewest: items for which processes are started; fewer are worked on in this one.
-            broken: returns what stands for an item with which a process ended abruptly; None: it is an error.
+            fewest: items from which processes are started; fewer are handled in this process.
+            broken: returns a substitute for an item that ended a process abruptly; None: it is an error.
 
         Raises:
-            DataError: a process ended abruptly, or none can be started.
+            DataError: a process ended abruptly, or cannot be started.
         """
         if self._count == 1 or (self._pool is None and len(items) < fewest) or len(items) < 2:
             yield from map(function, items)
@@ -82,16 +82,16 @@ class Workers:
                     result = future.result()
                     del pending[future]
                     yield result
-            except BrokenProcessPool:  # noqa: PERF203 - several files may do this
+            except BrokenProcessPool:  # noqa: PERF203 - several files may break a process
                 self._leave(kill=True)
-                # Where not even this can be done, it was no file's fault.
+                # If even this fails, no file is to blame.
                 self._alone(abs, 0, _not_started)
                 if broken is None:
                     raise DataError(
                         "a process that read images ended abruptly, perhaps for want of memory. What was read is kept: "
                         "run the command again, with fewer processes if need be: --workers 1"
                     ) from None
-                # With one of these; the others were in its company.
+                # One of these broke the process; the others only ran with it.
                 for item in pending.values():
                     yield self._alone(function, item, broken)
                 pending.clear()

@@ -1,1 +1,1 @@
-"""What runs inside FLARE: the server's rounds, a site's turn, and what travels between them."""
+"""oncofed inside FLARE: server, site and messages."""

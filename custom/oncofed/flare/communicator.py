@@ -22,35 +22,37 @@ from oncofed.flare.wire import TOLD_TOPIC, WAIT_TOPIC, Directive, wait_reply
 from oncofed.rounds.site_task import SiteTask
 from oncofed.rounds.transport import REVOKED
 
-# A site that was not heard of for this long is lost: FLARE's job processes send a heartbeat every ten seconds.
+# A site that has been silent for this long is lost: FLARE's job processes send a heartbeat every ten seconds.
 _SILENT_SECONDS = 30.0
-# A site that waits for a task gets a reply after this long at the latest.
+# A waiting site gets a reply after this long at the latest.
 _LONGEST_WAIT_SECONDS = 2.5
-# Each waiting site holds one of the server's threads. Of more sites than this, those that come later are sent a message
-# instead, and ask only in case that it was lost: together this often, each after a pause between these bounds.
+# Each waiting site holds one of the server's threads. Beyond this number, later sites are sent a message instead. They
+# ask again only in case it was lost: together this often, each after a pause between these bounds.
 _MOST_WAITING = 16
 _REQUESTS_A_SECOND = 3.0
 _SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 6.0, 20.0
 
 
 class PullCommunicator(WFCommServer):
-    """Gives each site that asks the first open task for it; fulfils ``rounds.transport.Transport``.
+    """Gives each asking site its first open task.
 
-    FLARE's own communicator sends a task to all sites, and forgets one that was given to a process which died. Here the
-    site asks, so that one which comes late, or comes back, is simply given what is open; a result of a task that was
-    closed meanwhile still reaches the loop.
+    Implements ``rounds.transport.Transport``.
+
+    FLARE's own communicator sends a task to all sites, and forgets one that was given to a process which died. Here
+    sites ask: one that comes late, or comes back, is given what is open, and a result of a task that was closed
+    meanwhile still reaches the loop.
 
     Attributes:
         lost: sites that are away, with the reason.
         banned: revoked sites.
-        tidy: whether messages are large: FLARE's hold each other in circles, and with them the model that they carry,
-            until Python looks for such circles. Then it does so after each result, and for young ones twice a second.
+        tidy: whether messages are large. FLARE's messages form reference cycles, which keep their model in memory until
+            Python's garbage collector runs. So that is run after each result, and for young objects twice a second.
     """
 
     def __init__(self) -> None:
         super().__init__()
         lock = threading.RLock()
-        # Results wake the round loop alone, new tasks the sites alone: most threads that wait here are sites.
+        # Results wake the round loop only, new tasks the sites only: most threads that wait here are sites.
         self._changed, self._opened = threading.Condition(lock), threading.Condition(lock)
         self._tasks: list[SiteTask] = []
         self._in_work: dict[str, tuple[str, SiteTask]] = {}
@@ -80,7 +82,7 @@ class PullCommunicator(WFCommServer):
         self._notify_sites()
 
     def open(self, task: SiteTask) -> SiteTask:
-        """Give a task to sites until it is closed, and return it."""
+        """Give a task to sites until it is closed."""
         with self._changed:
             self._tasks.append(task)
         self._notify_sites()
@@ -93,13 +95,16 @@ class PullCommunicator(WFCommServer):
         self._notify_sites()
 
     def retry(self, task: SiteTask, site: str) -> None:
-        """Give an open task again to a site that has answered."""
+        """Let a site do an open task again."""
         with self._changed:
             task.done.discard(site)
         self._notify_sites()
 
     def close(self, task: SiteTask) -> None:
-        """Give a task to no more sites; those at work may answer."""
+        """Give a task to no more sites.
+
+        Sites that work on it may still answer.
+        """
         with self._changed:
             task.close()
             if task in self._tasks:
@@ -108,7 +113,7 @@ class PullCommunicator(WFCommServer):
         self._tidy_up()
 
     def _notify_sites(self) -> None:
-        """Let waiting sites know that a task is open for them."""
+        """Notify waiting sites of a task open for them."""
         with self._changed:
             self._opened.notify_all()
             notified = [site for site in self._to_notify if not self._has_to_wait(site)]
@@ -123,11 +128,11 @@ class PullCommunicator(WFCommServer):
         with self._changed:
             self._changed.wait(seconds)
         if self.tidy:
-            gc.collect(1)  # young ones alone, which takes milliseconds
+            gc.collect(1)  # the young generations only, which takes milliseconds
             trim_heap()
 
     def known(self) -> set[str]:
-        """Return the sites that were ever heard of in this process."""
+        """Return all sites that this process has heard of."""
         with self._changed:
             return set(self._heard)
 
@@ -137,14 +142,14 @@ class PullCommunicator(WFCommServer):
             return site in self._heard and site not in self.banned
 
     def ban(self, sites: frozenset[str]) -> None:
-        """Give these sites no task, and drop their results, from now on."""
+        """Give these sites no tasks, and drop their results."""
         with self._changed:
             self.banned = sites
             self.lost.update(dict.fromkeys(sites & self._heard.keys(), REVOKED))
             self._changed.notify_all()
 
     def mark_silent(self) -> None:
-        """Count sites as lost that have not been heard of for long."""
+        """Count silent sites as lost."""
         now = time.monotonic()
         with self._changed:
             silent = [s for s, at in self._heard.items() if now - at > _SILENT_SECONDS and s not in self.lost]
@@ -152,10 +157,10 @@ class PullCommunicator(WFCommServer):
             self.lost.update(dict.fromkeys(silent, reason))
 
     def process_task_request(self, client: Client, fl_ctx: FLContext) -> tuple[str, str, Shareable]:
-        """Return a task for a site that asks, or "try again"."""
+        """Return a task for a site, or "try again"."""
         site = client.name
         with self._changed:
-            # A site that asks works on nothing: a task that it was given before was lost with its process.
+            # A site that asks is idle: a task that it was given before was lost with its process.
             for task_id in [t for t, (to, _) in self._in_work.items() if to == site]:
                 del self._in_work[task_id]
             task = self._task_for(site)
@@ -170,7 +175,10 @@ class PullCommunicator(WFCommServer):
         return task.name, task_id, message
 
     def _task_for(self, site: str) -> SiteTask | None:
-        """Return the first open task for a site, unless it is banned."""
+        """Return the first open task for a site, if any.
+
+        Banned sites get none.
+        """
         return None if site in self.banned else next((task for task in self._tasks if task.is_for(site)), None)
 
     def process_submission(
@@ -194,7 +202,10 @@ class PullCommunicator(WFCommServer):
         self._tidy_up()
 
     def _expect(self, site: str) -> None:
-        """Notify a site, which need not ask, once a task is open for it."""
+        """Notify a site once a task is open for it.
+
+        The site need not ask.
+        """
         with self._changed:
             self._to_notify.add(site)
             waits = self._has_to_wait(site)
@@ -224,7 +235,7 @@ class PullCommunicator(WFCommServer):
         self.lose(client_name, "its job process ended")
 
     def lose(self, site: str, reason: str) -> None:
-        """Count a site as lost until it is heard of again."""
+        """Count a site as lost until its next message."""
         with self._changed:
             self.lost.setdefault(site, reason)
             self._changed.notify_all()
@@ -237,13 +248,13 @@ class PullCommunicator(WFCommServer):
                 self._changed.notify_all()
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Do nothing: FLARE's statistics are of tasks of its own kind."""
+        """Do nothing: FLARE's statistics count its own tasks only."""
 
     def check_tasks(self) -> None:
         """Do nothing: there are no tasks of FLARE's own kind."""
 
     def _wait(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
-        """Hold a site's request until a task is open for it."""
+        """Hold a site's request until it has a task."""
         del topic
         site = str(request.get_peer_prop(ReservedKey.IDENTITY_NAME, ""))
         deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
@@ -262,7 +273,7 @@ class PullCommunicator(WFCommServer):
 
     @property
     def _directive(self) -> Directive:
-        """What a site is to do that need not wait."""
+        """Directive for sites that need not wait."""
         return "over" if self._ended else "come"
 
     def _has_to_wait(self, site: str) -> bool:
@@ -270,5 +281,5 @@ class PullCommunicator(WFCommServer):
 
 
 def _pause(sites: int) -> float:
-    """Return seconds until a waiting site asks again, by the number of sites."""
+    """Return seconds until a waiting site asks again."""
     return min(max(_SHORTEST_PAUSE_SECONDS, sites / _REQUESTS_A_SECOND), _LONGEST_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""The round loop as FLARE runs it, in the server's job process."""
+"""The round loop as a FLARE controller on the server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from oncofed.tasks.calibration import Calibration
 from oncofed.training import Plan
 
 _LARGE_MODEL = 32 << 20
-# In models: an update, with the extra tensors that an algorithm may ask for, has two.
+# In models: an update takes two with the extra tensors that an algorithm may request.
 _LARGEST_UPDATE = 3
 
 
@@ -49,7 +49,7 @@ class FederatedTraining(Controller):
     Args:
         plan: the job's ``Plan`` as a dictionary.
         federation: the job's ``FederationPlan`` as a dictionary.
-        evaluate_only: score the model that the job brings along on every site's test cases, and train nothing.
+        evaluate_only: score the job's model on every site's test cases without training.
         calibration: of that model, a ``Calibration`` as a dictionary; None where unknown.
     """
 
@@ -93,7 +93,7 @@ class FederatedTraining(Controller):
         self._held.close()
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> None:
-        """Run all rounds, and record why where that fails."""
+        """Run all rounds, and record the reason of a failure."""
         try:
             with contextlib.closing(self._loop(abort_signal, fl_ctx)) as loop:
                 loop.run()
@@ -132,7 +132,7 @@ class FederatedTraining(Controller):
         )
 
     def _let_sites_fetch(self, fl_ctx: FLContext, nbytes: int) -> None:
-        """Let sites fetch large models, and send updates, over connections outside FLARE's."""
+        """Let sites transfer large tensors outside FLARE's messages."""
         communicator = self._pull_communicator
         communicator.tidy = nbytes > _LARGE_MODEL
         cell = fl_ctx.get_engine().get_cell()
@@ -145,21 +145,21 @@ class FederatedTraining(Controller):
             begin_transfer(cell, server)
 
     def _synchronize(self, fl_ctx: FLContext) -> None:
-        """Learn which sites were revoked or have registered since.
+        """Fetch changes in revoked and registered sites.
 
         Only the server's main process knows of them.
         """
         self._keep_out_revoked(fl_ctx)
         sync = getattr(fl_ctx.get_engine(), "sync_clients_from_main_process", None)
         if sync:
-            # It fails while the main process restarts, which ends this process soon.
+            # It fails while the main process restarts, which soon ends this process.
             with contextlib.suppress(RuntimeError):
                 sync()
 
     def _keep_out_revoked(self, fl_ctx: FLContext) -> None:
         """Ban sites that the alliance revoked.
 
-        The server's main process reports a list that is not sound.
+        The server's main process reports an invalid list.
         """
         path, root = list_and_root(fl_ctx)
         if path.is_file() and root.is_file():
@@ -168,7 +168,7 @@ class FederatedTraining(Controller):
                 self._pull_communicator.ban(revoked.names)
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Record a site's progress, note lost sites, and report how the run goes."""
+        """Record progress and lost sites; report the run's status."""
         if event_type == wire.PROGRESS_EVENT:
             self._record_progress(fl_ctx)
         elif event_type == InfoCollector.EVENT_TYPE_GET_STATS and self._log:

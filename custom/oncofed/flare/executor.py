@@ -1,8 +1,8 @@
-"""A site's side of a job: executes the tasks that FLARE hands it."""
+"""A site's FLARE executor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.client.folder import OWN_MODEL
 from oncofed.client.in_process import InProcessTraining
 from oncofed.client.kept_model import add_artifacts
-from oncofed.client.local_training import LocalScore, LocalTraining, SiteContext, Stop
+from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, LocalTraining, SiteContext, Stop
 from oncofed.client.reported_patients import refuse_overlap
 from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.client.status_file import ENDED, WAITING
@@ -45,8 +45,8 @@ from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
 from oncofed.training import Plan
 
-# The server answers a message this soon once a model or an update has gone its own way. It may have to read it first,
-# in a hundredth of the time that a slow link takes for it.
+# The server answers a message this soon once its tensors were transferred directly. It may have to read them first,
+# which takes a hundredth of the time of a slow link.
 _DIRECT_ANSWER_SECONDS, _READING = 20.0, 0.01
 
 
@@ -129,21 +129,27 @@ class SiteExecutor(Executor):
         status_file(fl_ctx).now(phase=ENDED)
 
     def _go_directly(self, fl_ctx: FLContext) -> None:
-        """Have large models fetched, and updates brought, over connections of their own where that is possible."""
+        """Transfer large tensors directly where possible.
+
+        Both models from the server and updates to it.
+        """
         cell = fl_ctx.get_engine().get_cell()
         client = new_transfer_client(cell, str(fl_ctx.get_job_id()))
         if client is None:
             return
         begin_transfer(cell, client)
-        # FLARE's messages are small then, and an answer that is lost with a server's process is not waited for as long
-        # as a model may take on a slow link. Where one went with them after all, it is again.
+        # FLARE's messages are small then, and an answer that is lost with a server's process need not be waited for as
+        # long as a model may take on a slow link. Where tensors went through FLARE after all, its timeouts apply again.
         runner = fl_ctx.get_prop(FLContextKey.RUNNER)
         client.on_fallback = change_timeouts(runner, lambda s: min(s, _DIRECT_ANSWER_SECONDS + _READING * s))
 
     # --- tasks
 
     def execute(self, task_name: str, shareable: Shareable, fl_ctx: FLContext, abort_signal: Signal) -> Shareable:
-        """Execute one task. Errors go to the site's own log; what leaves names no case, path or patient."""
+        """Execute one task.
+
+        Errors go to the site's local log; replies name no case, path or patient.
+        """
         stop = _stop_of(abort_signal)
         try:
             with self._slot.hold(stop):
@@ -151,7 +157,7 @@ class SiteExecutor(Executor):
         except OncofedError as error:
             self.log_error(fl_ctx, str(error), fire_event=False)
             result = refusal_of(error, task_name)
-        except Exception as error:  # noqa: BLE001 - whatever went wrong here, only its type may leave
+        except Exception as error:  # noqa: BLE001 - only an error's type may leave the site
             self.log_exception(fl_ctx, f"{task_name} failed", fire_event=False)
             result = refusal_of(error, task_name)
         return wire.to_shareable(result)
@@ -165,8 +171,11 @@ class SiteExecutor(Executor):
     def _prepare(self, request: PrepareRequest, fl_ctx: FLContext, stop: Stop) -> SiteFacts:
         del stop
         numbers = self._trained_here(fl_ctx).prepare()
+        groups = numbers.pop(PATIENTS_OF_SUMS, ())
         if not request.profile:
             numbers.pop("profile", None)
+        if not request.profile or (numbers.get("covariates") and self._overlap(groups, fl_ctx)):
+            numbers.pop("covariates", None)
         forget_what_stays()
         policy = self._policy.digest if self._policy else None
         return SiteFacts({**numbers, "dataset": dataset_digest(fl_ctx, self._plan.data.dataset), "policy": policy})
@@ -201,7 +210,7 @@ class SiteExecutor(Executor):
         return self._plan.layout()
 
     def _trained_here(self, fl_ctx: FLContext) -> LocalTraining:
-        """Return the job's local training, which starts once the job is admitted."""
+        """Return the job's local training, once admitted."""
         if self._training is None:
             training = self._admitted(fl_ctx)
             training.prepare()
@@ -227,28 +236,32 @@ class SiteExecutor(Executor):
         return InProcessTraining(plan=plan, federation=self._federation, context=context, reporter=reporter)
 
     def _without_overlap(self, score: LocalScore, fl_ctx: FLContext) -> dict[str, Any]:
-        """Return a score without sums that would show few patients.
+        """Return a score without sums that would reveal few patients.
 
-        They would by their difference to those of an earlier job. In a simulation all sums stay: its sites are no
-        hospitals.
+        Such sums would reveal them by the difference to an earlier job's. In a simulation all sums stay: its sites are
+        no hospitals.
         """
         sums = SUMS & score.numbers.keys()
-        if not sums or not self._policy:
+        if not sums or not self._overlap(score.patient_groups, fl_ctx):
             return score.numbers
-        try:
-            why = "of whom sums are is not known"
-            if score.patient_groups:
-                folder = state_folder(fl_ctx).parent
-                why = refuse_overlap(folder, self._plan.data.dataset, score.patient_groups)
-        except StateError as error:
-            why = str(error)
-        if not why:
-            return score.numbers
-        self.log_warning(fl_ctx, why, fire_event=False)
         return {name: value for name, value in score.numbers.items() if name not in sums}
 
+    def _overlap(self, groups: Sequence[Sequence[str]], fl_ctx: FLContext) -> bool:
+        """Return whether sums of these patients would reveal few, and log it."""
+        if not self._policy:
+            return False
+        try:
+            why = "of whom sums are is not known"
+            if groups:
+                why = refuse_overlap(state_folder(fl_ctx).parent, self._plan.data.dataset, groups)
+        except StateError as error:
+            why = str(error)
+        if why:
+            self.log_warning(fl_ctx, why, fire_event=False)
+        return bool(why)
+
     def _keep_artifacts(self, files: Mapping[str, str], fl_ctx: FLContext) -> None:
-        """Keep a model's small files next to it, if it is kept."""
+        """Write a kept model's small files next to it."""
         folder = state_folder(fl_ctx) / OWN_MODEL
         try:
             add_artifacts(folder, files, personal=self._federation.algorithm().personal_hook() is not None)
@@ -256,7 +269,7 @@ class SiteExecutor(Executor):
             self.log_error(fl_ctx, f"what belongs to the model in {folder} is not beside it: {error}", fire_event=False)
 
     def _send_to_peer(self, result: TrainResult, request: TrainRequest, fl_ctx: FLContext) -> TrainResult:
-        """Send an update to the round's collector; return the server's part."""
+        """Send an update to the collector; return the server's part."""
         collector = str(request.collector)
         if self._policy and collector != fl_ctx.get_identity_name():
             facts = {
@@ -273,7 +286,7 @@ def _pack(fl_ctx: FLContext, digest: str) -> Pack:
     """Return the code that a job brings.
 
     Raises:
-        PolicyError: it brings none, or other code than it names.
+        PolicyError: it brings none, or the code does not match the digest.
     """
     try:
         pack = read_pack((job_config(fl_ctx) / JOB_PACK).read_bytes(), "its pack")
@@ -285,5 +298,5 @@ def _pack(fl_ctx: FLContext, digest: str) -> Pack:
 
 
 def _stop_of(signal: Signal | None) -> Stop:
-    """Return a function that is true once a signal was given."""
+    """Return a function that polls an abort signal."""
     return lambda: bool(signal and signal.triggered)

@@ -12,9 +12,9 @@ from nvflare.apis.fl_context import FLContext
 from oncofed.client.folder import CASES_FILE, OWN_MODEL, OWNER_FILE
 from oncofed.rounds.events import EVENTS_FILE, MODELS_FOLDER
 
-# Files next to a job's two configurations: weights that it starts from,
+# Files next to a job's two configurations: its initial weights,
 INITIAL_MODEL = "initial_model.safetensors"
-# weights of a model that it is compared with,
+# the weights of a model to compare with,
 AGAINST_MODEL = "against_model.safetensors"
 # and its code.
 JOB_PACK = "job.pack.zip"
@@ -48,19 +48,19 @@ def state_folder(fl_ctx: FLContext) -> Path:
 
 
 def initial_model(fl_ctx: FLContext) -> Path | None:
-    """Return the job's file of initial weights; None: its seed gives them."""
+    """Return the file of initial weights; None: seeded."""
     brought = job_config(fl_ctx) / INITIAL_MODEL
     return brought if brought.is_file() else None
 
 
 def against_model(fl_ctx: FLContext) -> Path | None:
-    """Return the job's file of weights to compare with; None: no comparison."""
+    """Return the file of weights to compare with, if any."""
     brought = job_config(fl_ctx) / AGAINST_MODEL
     return brought if brought.is_file() else None
 
 
 def hand_over(fl_ctx: FLContext) -> None:
-    """Copy a job's record and models to where FLARE fetches them."""
+    """Copy a job's record and models to FLARE's results folder."""
     state = state_folder(fl_ctx)
     run_dir = Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_run_dir(fl_ctx.get_job_id()))
     if (state / MODELS_FOLDER).is_dir():
@@ -71,7 +71,7 @@ def hand_over(fl_ctx: FLContext) -> None:
 
 
 def _link_or_copy(source: str, target: str) -> None:
-    """Create a hard link, or a copy on file systems without links."""
+    """Create a hard link, or a copy where unsupported."""
     try:
         os.link(source, target)
     except OSError:
@@ -79,17 +79,17 @@ def _link_or_copy(source: str, target: str) -> None:
 
 
 def note_end(fl_ctx: FLContext) -> None:
-    """Mark a job as ended by itself: no site starts it again."""
+    """Mark a job as ended: no site restarts it."""
     (state_folder(fl_ctx) / _ENDED).touch()
 
 
 def has_ended(workspace: str, job_id: str) -> bool:
-    """Return whether a job has ended by itself."""
+    """Return whether a job was marked as ended."""
     return (Path(workspace) / STATE_FOLDER / job_id / _ENDED).exists()
 
 
 def forget_job(root: Path, job_id: str) -> None:
-    """Remove an ended job's resume state and the weights that it brought along.
+    """Remove an ended job's resume state and initial weights.
 
     Args:
         root: folder of the participant's kit.

@@ -40,7 +40,7 @@ _MOST_HELD = 1000
 
 
 class PeerExchange(FLComponent):
-    """Sends updates to the round's collector, and averages them as collector.
+    """Sends updates to the round's collector, or averages them.
 
     Args:
         federation: the job's rules.
@@ -88,7 +88,7 @@ class PeerExchange(FLComponent):
             layout: of the model.
 
         Raises:
-            UpdateRejectedError: no update is left that counts.
+            UpdateRejectedError: no usable update is left.
         """
         with self._lock:
             held = {site: self._held.get(update.digest) for site, update in request.updates.items()}
@@ -115,7 +115,10 @@ class PeerExchange(FLComponent):
         return CombineResult(mean=mean, cases=sum(update.cases for update in kept), left_out=refused)
 
     def _receive(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
-        """Hold a peer's update. Its digest, which that peer reported to the server, tells whose it is."""
+        """Hold a peer's update.
+
+        Its digest, which that peer reported to the server, identifies it.
+        """
         del topic, fl_ctx
         number, sent = request.get(_ROUND), request.get(_UPDATE)
         if not isinstance(number, int) or not isinstance(sent, bytes):

@@ -17,9 +17,9 @@ from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 from oncofed.flare import wire
 
-# A reply that was lost with a process of the server is waited for as long; the server replies sooner.
+# How long to wait for a reply that may be lost with a server process; the server replies sooner.
 _REPLY_SECONDS = 6.0
-# An abort is seen as late; a directive at once.
+# Longest delay until an abort is seen; a directive is seen at once.
 _SECONDS_BETWEEN_POLLS = 2.0
 
 
@@ -41,18 +41,18 @@ class TaskPull:
         fl_ctx.get_engine().register_aux_message_handler(wire.TOLD_TOPIC, self._receive)
 
     def before_submit(self) -> None:
-        """Forget earlier directives: those from now on are about the next task."""
+        """Forget directives about earlier tasks."""
         self._received.clear()
 
     def after_submit(self) -> None:
-        """Expect a directive: the server has this site's result."""
+        """Expect a directive, now that the server has the result."""
         self._submitted = True
 
     def wait(self, fl_ctx: FLContext) -> bool:
         """Wait for a task, or the job's end.
 
         Returns:
-            Whether a task exists, as far as the server said.
+            Whether a task exists, as far as the server reported.
         """
         signal = fl_ctx.get_run_abort_signal()
         # A server that keeps no requests waiting sends a directive to each site that submitted a result.

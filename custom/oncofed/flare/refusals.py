@@ -1,4 +1,4 @@
-"""Reasons that leave a site whose task failed.
+"""Reasons of failed tasks, as reported to the server.
 
 None names a case, a path or a patient.
 """
@@ -16,7 +16,7 @@ from oncofed.errors import (
 )
 from oncofed.messages.results import Refusal
 
-# By class, subclasses first. None: the error's own text, which was written to leave.
+# By class, subclasses first. None: the error's own text, which is written for the server.
 _REASONS: tuple[tuple[type[OncofedError], str | None, bool], ...] = (
     (StateError, "its kept state cannot be used; the site's own log says more", False),
     (TrainingError, None, False),

@@ -16,7 +16,9 @@ from oncofed.privacy.outbound import progress_that_may_leave
 
 
 class FlareReporter:
-    """Reports to the server and to the site's own log; see ``ProgressReporter``.
+    """Reports to the server and to the site's local log.
+
+    See ``ProgressReporter``.
 
     Args:
         executor: of the site.
@@ -29,18 +31,18 @@ class FlareReporter:
         self._fl_ctx = fl_ctx
 
     def progress(self, **values: Any) -> None:
-        """Report to the site's status file, and what may leave to the server."""
+        """Report to the status file and, filtered, to the server."""
         self._status.now(**values)
         values = progress_that_may_leave(values)
         with self._engine.new_context() as context:
             self._executor.fire_fed_event(wire.PROGRESS_EVENT, Shareable(values), context)
 
     def note(self, text: str, level: int) -> None:
-        """Write to the site's own log."""
+        """Write to the site's local log."""
         logs = {logging.INFO: self._executor.log_info, logging.WARNING: self._executor.log_warning}
         logs.get(level, self._executor.log_error)(self._fl_ctx, text, fire_event=False)
 
 
 def status_file(fl_ctx: FLContext) -> StatusFile:
-    """Return the file in which the site's own admin sees the job."""
+    """Return the status file for the site's admin."""
     return StatusFile(kit_folder(fl_ctx), str(fl_ctx.get_job_id()))

@@ -60,14 +60,17 @@ class FederatedProfile(StatisticsController):
         self._record(ProfileStarted(sites=sorted(c.name for c in fl_ctx.get_engine().get_clients())))
 
     def control_flow(self, abort_signal: Signal, fl_ctx: FLContext) -> Any:
-        """Run FLARE's workflow. A failure ends the job, with its reason in the run's record."""
+        """Run FLARE's workflow; record the reason of a failure.
+
+        A failure ends the job.
+        """
         result = super().control_flow(abort_signal, fl_ctx)
         if result is False and not abort_signal.triggered:
             self._fail("not every site answered; each site's own log says why", fl_ctx)
         return result
 
     def post_fn(self, task_name: str, fl_ctx: FLContext) -> None:
-        """Record the combined statistics, and the number of patients of each site."""
+        """Record the combined statistics and the sites' patient counts."""
         counts = self.client_statistics.get(StC.STATS_COUNT, {})
         sites = {site: max(by.get(_DATASET, {}).values(), default=0) for site, by in counts.items()}
         combined = {
@@ -96,7 +99,9 @@ class FederatedProfile(StatisticsController):
 
 
 class CaseStatistics(Statistics):
-    """A site's statistics of its registered dataset, one value per patient.
+    """Statistics of a site's registered dataset.
+
+    Each patient has one value.
 
     Args:
         plan: the job's ``ProfilePlan`` as a dictionary.
@@ -108,7 +113,10 @@ class CaseStatistics(Statistics):
         self._values: dict[str, np.ndarray[Any, np.dtype[np.float64]]] = {}
 
     def initialize(self, fl_ctx: FLContext) -> None:
-        """Read the site's dataset. Errors go to the site's own log; no path or name leaves with them."""
+        """Read the site's dataset.
+
+        Errors go to the site's local log; the reported ones name no path or case.
+        """
         plan = self._plan
         try:
             admit_job(fl_ctx, plan.dataset)
@@ -121,7 +129,7 @@ class CaseStatistics(Statistics):
             self._values[name] = np.clip(np.asarray(found.get(name, ()), dtype=np.float64), low, high)
 
     def features(self) -> dict[str, list[Feature]]:
-        """Return the features that the job declares, whatever this site has."""
+        """Return all features that the job declares."""
         return {_DATASET: [Feature(name, DataType.FLOAT) for name in self._values]}
 
     def count(self, dataset_name: str, feature_name: str) -> int:
@@ -149,14 +157,14 @@ class CaseStatistics(Statistics):
     def variance_with_mean(
         self, dataset_name: str, feature_name: str, global_mean: float, global_count: float
     ) -> float:
-        """Return this site's part of the variance around the mean of all sites."""
+        """Return this site's part of the overall variance."""
         squares = float(((self._values[feature_name] - global_mean) ** 2).sum())
         return squares / max(global_count - 1, 1)
 
     def histogram(
         self, dataset_name: str, feature_name: str, num_of_bins: int, global_min_value: float, global_max_value: float
     ) -> Histogram:
-        """Return the counts between the ends that the job fixes."""
+        """Return a histogram over the job's fixed range."""
         counts, edges = np.histogram(self._values[feature_name], num_of_bins, (global_min_value, global_max_value))
         bins = [Bin(float(edges[n]), float(edges[n + 1]), int(count)) for n, count in enumerate(counts)]
         return Histogram(HistogramType.STANDARD, bins)
@@ -222,7 +230,7 @@ class SmallCounts(FLComponent, StatisticsPrivacyCleanser):
             return value
         low, high = self._ranges.get(name, [0.0, 1.0])
         largest = max(abs(low), abs(high))
-        # Most that one patient can change a number by.
+        # The most by which one patient can change a number.
         sensitivity = {
             StC.STATS_COUNT: 1.0,
             StC.STATS_SUM: largest,

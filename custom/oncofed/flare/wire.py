@@ -51,6 +51,7 @@ _ROUND = "oncofed.round"
 _REFUSED = "oncofed.refused"
 _STEPS = "oncofed.steps"
 _COLLECTOR = "oncofed.collector"
+_REPEAT = "oncofed.repeat"
 _MISSING = "oncofed.missing"
 _LEFT_OUT = "oncofed.left_out"
 _WAIT = "oncofed.wait"
@@ -66,9 +67,9 @@ _LONGEST_REASON = 600
 def register_tensors() -> None:
     """Register tensors with FLARE's serializer, before the first message.
 
-    Its streams are made cheaper too. FLARE's own forms are registered as well: a process that serializes one of its
-    messages without them gives the type another form for as long as it lives, and reads what others send in the usual
-    one as empty.
+    It also makes FLARE's streams cheaper. FLARE's own forms are registered as well: a process that serializes one of
+    its messages without them registers another form for the type for good, and reads what others send in the usual
+    form as empty.
     """
     flare_decomposers.register()
     fobs.register(DirectTensors)
@@ -96,6 +97,8 @@ def _(message: TrainRequest) -> Shareable:
         shareable.set_header(_REFUSED, message.refusal)
     if message.collector is not None:
         shareable.set_header(_COLLECTOR, message.collector)
+    if message.repeat:
+        shareable.set_header(_REPEAT, message.repeat)
     return shareable
 
 
@@ -103,7 +106,8 @@ def _(message: TrainRequest) -> Shareable:
 def _(message: EvaluateRequest) -> Shareable:
     shareable = _weights(message.weights, {}, message.round, message.split)
     if message.sums:
-        shareable.set_header(_SUMS, {"temperature": message.sums.temperature})
+        thresholds = {target: dict(of) for target, of in message.sums.thresholds.items()}
+        shareable.set_header(_SUMS, {"temperature": message.sums.temperature, "thresholds": thresholds})
     if message.keep:
         shareable.set_header(_KEEP, True)
         shareable.set_header(_BESIDE, json.dumps(dict(message.artifacts)))
@@ -184,6 +188,7 @@ def _train_request(shareable: Shareable) -> TrainRequest:
         extra=dict(extra),
         refusal=str(refusal) if refusal else None,
         collector=collector or None,
+        repeat=int(shareable.get_header(_REPEAT, 0)),
     )
 
 
@@ -214,7 +219,7 @@ _REQUESTS: Mapping[str, Callable[[Shareable], Request]] = {
 
 
 def read_result(task: str, shareable: Shareable) -> Result | Refusal:
-    """Return a site's result, of which nothing is checked yet, or its refusal.
+    """Return a site's unchecked result, or its refusal.
 
     Args:
         task: name of the task.
@@ -223,13 +228,13 @@ def read_result(task: str, shareable: Shareable) -> Result | Refusal:
     code = shareable.get_return_code()
     if code != ReturnCode.OK:
         reason = str(shareable.get_header(_REASON) or f"FLARE reports {code}; the site's own log says more")
-        # FLARE itself gives up where it cannot write its audit, and says nothing of that.
+        # FLARE itself gives up if it cannot write its audit log, without a reason.
         return Refusal(one_line(reason, _LONGEST_REASON), may_pass=bool(shareable.get_header(_PASSING, True)))
     try:
         return _RESULTS[task](shareable)
     except FederationError as error:
         return Refusal(str(error))
-    except Exception as error:  # noqa: BLE001 - what is malformed raises whatever it leads to
+    except Exception as error:  # noqa: BLE001 - a malformed message may raise any error
         return Refusal(f"its answer is malformed ({type(error).__name__})")
 
 
@@ -266,7 +271,10 @@ _RESULTS: Mapping[str, Callable[[Shareable], Result]] = {
 
 
 def bytes_of(message: Shareable) -> int:
-    """Return the bytes of a result's tensors and numbers, without framing and TLS."""
+    """Return the size of a result's tensors and numbers.
+
+    Framing and TLS are not counted.
+    """
     if message.get_return_code() != ReturnCode.OK:
         return len(str(message.get_header(_REASON) or ""))
     update = from_shareable(message)
@@ -282,7 +290,7 @@ def replace_numbers(update: DXO, numbers: dict[str, Any]) -> None:
 
 
 def set_anchor(message: Shareable, anchor: str) -> None:
-    """Add the number and digest of the audit log's last line."""
+    """Add the audit log's last number and digest."""
     message.set_header(_ANCHOR, anchor)
 
 
@@ -306,7 +314,7 @@ def wait_reply(directive: Directive, pause: float = 0.0) -> Shareable:
 
 
 def get_directive(reply: Shareable) -> Directive | None:
-    """Return what the server tells a site that waits; None: nothing."""
+    """Return the server's directive for a waiting site, if any."""
     directive: Directive | None = reply.get_header(_WAIT)
     return directive
 

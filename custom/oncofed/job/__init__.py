@@ -1,1 +1,1 @@
-"""A job as data: its specification, its FLARE folder, and how it runs."""
+"""A job's specification, its FLARE folder, and its run."""

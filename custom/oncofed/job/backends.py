@@ -1,4 +1,7 @@
-"""Runs a job here: real server and sites on loopback, or FLARE's simulator."""
+"""Runs a job on this machine.
+
+Either with a real server and sites on loopback, or in FLARE's simulator.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +41,25 @@ class Running(Protocol):
 
     @property
     def events(self) -> Path:
-        """The server's record, absent before the start and perhaps after the end."""
+        """The server's record.
+
+        Absent before the start and perhaps after the end.
+        """
 
     def require_going(self) -> None:
         """Raise ``FederationError`` if the run cannot finish."""
 
     def ended(self) -> str | None:
-        """Return how the job ended, and which site ended it if known; None while it runs."""
+        """Return how the job ended; None while it runs.
+
+        Names the site that ended it if known.
+        """
 
     def fetch(self) -> Path:
-        """Wait for the job's end and return the folder with its record and models."""
+        """Wait for the end; return the folder of results.
+
+        It holds the record and the models.
+        """
 
 
 class FederatedJob:
@@ -96,7 +108,7 @@ class FederatedJob:
         return f"{ended}: {site}'s job process ended abruptly" if site else ended
 
     def fetch(self) -> Path:
-        """Wait for the job's end and return the folder with its record and models."""
+        """Wait for the end; return the folder of results."""
         deadline = time.monotonic() + _END_TIMEOUT_SECONDS
         while self.ended() is None:
             self._alliance.restart_killed()
@@ -144,7 +156,7 @@ class _SimulatedJob:
 
 
 def require_machine(folder: Path) -> None:
-    """Check that runs work on this machine and in this folder.
+    """Check that this machine and folder allow runs.
 
     Args:
         folder: of the run.
@@ -161,7 +173,7 @@ def require_machine(folder: Path) -> None:
 def federation(
     job: Path, datasets: Datasets, min_sites: int, workspace: Path, logs: Path, temporary: Path, port: int | None
 ) -> Iterator[Running]:
-    """Run a job on a new alliance of processes on this machine.
+    """Run a job on a new local alliance.
 
     The job is submitted with the engineer's kit. On leaving, server and sites are stopped.
 
@@ -182,7 +194,9 @@ def federation(
 
 @contextmanager
 def simulation(job: Path, datasets: Datasets, workspace: Path, logs: Path, temporary: Path) -> Iterator[Running]:
-    """Run a job in FLARE's simulator; on leaving, end all its processes.
+    """Run a job in FLARE's simulator.
+
+    On leaving, all its processes end.
 
     Args:
         job: the exported job folder.

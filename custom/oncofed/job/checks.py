@@ -1,4 +1,4 @@
-"""What is wrong with a job although each of its settings is right."""
+"""Problems of a job whose settings are each valid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from oncofed.report.result import read_result
 
 
 def check_strategy(spec: JobSpec, network: nn.Module) -> None:
-    """Refuse a strategy that does not fit the job's network or its GPUs.
+    """Refuse a strategy that the network or GPUs rule out.
 
     Raises:
         SpecError: says what was found and what would fit.
@@ -32,15 +32,16 @@ def check_sites(spec: AnyJob, sites: int) -> None:
         needed, setting = spec.min_sites or 1, "min_sites"
     else:
         needed, setting = spec.rounds.quorum or 1, "rounds.quorum"
-        fewest = spec.federation().algorithm().fewest_updates
-        if fewest > needed:
-            needed, setting = fewest, f"strategy {spec.strategy.name}"
     if sites < needed:
         raise SpecError(f"the job needs {needed} sites ({setting}), found {sites}. Name more sites, or lower it.")
+    if isinstance(spec, JobSpec):
+        spec.federation().algorithm().check_sites(sites)
 
 
 def deadline_warning(spec: JobSpec, runs: Path) -> str | None:
-    """Return a warning where the job's last run here took longer for a round than its deadline allows now.
+    """Return a warning if the deadline is too short.
+
+    The slowest site's round in the job's last run here decides.
 
     Args:
         spec: the job.

@@ -1,4 +1,4 @@
-"""Exports a job as a FLARE job folder of JSON files.
+"""Exports a job as a FLARE job folder.
 
 ``nvflare job submit`` takes it, and sites run installed code only.
 """
@@ -87,7 +87,7 @@ def export_job(
         calibration = read_calibration(model.parent) if model and evaluate_only else None
         transfer = _transfer(spec)
         server, client = _server(spec, evaluate_only, calibration) | transfer, _client(spec) | transfer
-        # Any number of sites may start the job: others join later, and rounds check their own quorum.
+        # Any number of sites may start the job: others join later, and each round checks its quorum.
         _write(
             out / "meta.json", {**_meta(spec.name, None), **_resources(spec), "custom_props": job_mark() | _facts(spec)}
         )
@@ -101,7 +101,7 @@ def export_job(
 
 
 def _with_pack(spec: JobSpec, config: Path, model: Path | None, evaluate_only: bool) -> JobSpec:
-    """Add a job's code pack and initial weights to its folder.
+    """Add a job's code pack and weights to its folder.
 
     Returns:
         The job with its network's layout declared, for readers that do not run the code.
@@ -121,13 +121,13 @@ def _with_pack(spec: JobSpec, config: Path, model: Path | None, evaluate_only: b
 
 
 def _add_other_model(spec: JobSpec, config: Path, against: Path) -> None:
-    """Add the weights of the model to compare with to the job folder."""
+    """Add the weights of the model to compare with."""
     weights = _brought(against, spec.plan().initial_weights(), True)
     save_file({n: v.contiguous() for n, v in weights.items()}, config / AGAINST_MODEL)
 
 
 def _brought(model: Path, own: Weights, all_of_them: bool) -> Weights:
-    """Return a file's weights that fit the network, and warn of others."""
+    """Return a file's fitting weights, warning of others."""
     try:
         fitting = fitting_weights(load_file(model), own, model)
     except (OSError, SafetensorError) as error:
@@ -159,7 +159,7 @@ def _meta(name: str, min_sites: int | None) -> dict[str, Any]:
 
 
 def _resources(spec: JobSpec) -> dict[str, Any]:
-    """Return a job's resources in the form of FLARE's resource managers."""
+    """Return a job's resources for FLARE's resource managers."""
     wanted: dict[str, float] = {GPUS: spec.resources.gpus}
     if spec.resources.gpu_memory_gb is not None:
         wanted[GPU_MEMORY] = spec.resources.gpu_memory_gb

@@ -14,16 +14,19 @@ from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteR
 from oncofed.tasks import Evaluation
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
-from oncofed.tasks.pooled import PooledTest
+from oncofed.tasks.over_sites import PooledTest
+from oncofed.tasks.targets import details_of
 
 # Site or "pooled" -> site whose test cases they are -> scores.
 Scores = dict[str, dict[str, Evaluation]]
 
 POOLED = "pooled"
+# The table alone, of all sites: what every model of images must beat.
+TABLE = "table"
 
 
 def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result:
-    """Return an empty result, failed until a run sets its status."""
+    """Return an empty result with status "failed"."""
     task = spec.plan().build_task()
     return Result(
         job=spec.name,
@@ -35,6 +38,7 @@ def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result
         metric=task.metric,
         metric_name=task.metric_name,
         classes=list(spec.task.classes.values()),
+        targets=details_of(spec.task),
         seed=spec.seed,
         data_note=data_note,
         environment=environment(),
@@ -73,7 +77,7 @@ def note_rounds(result: Result, state: RunProgress, spec: JobSpec) -> None:
 def note_scores(
     result: Result, state: RunProgress, scores: Scores | None = None, skipped: Mapping[str, int] | None = None
 ) -> None:
-    """Copy the best model's test scores, with those of the baselines.
+    """Copy test scores of the best model and baselines.
 
     Args:
         result: to write to.
@@ -88,7 +92,8 @@ def note_scores(
         federated = state.finished.test.get(site, {"mean": None, "by_class": {}})
         alone = scores.get(site, {}).get(site)
         pooled = scores.get(POOLED, {}).get(site)
-        compared = {name: e for name, e in (("alone", alone), ("pooled", pooled)) if e}
+        table = scores.get(TABLE, {}).get(site)
+        compared = {name: e for name, e in (("alone", alone), ("pooled", pooled), ("table", table)) if e}
         by_class = {"federated": federated["by_class"], **{name: e.by_class for name, e in compared.items()}}
         more = {"federated": federated.get("more", {}), **{name: e.extra_metrics for name, e in compared.items()}}
         intervals = {"federated": federated.get("interval"), **{n: e.interval for n, e in compared.items()}}
@@ -100,6 +105,7 @@ def note_scores(
             alone=alone.mean if alone else None,
             federated=federated["mean"],
             pooled=pooled.mean if pooled else None,
+            table=table.mean if table else None,
             personal=(state.finished.personal or {}).get(site, {}).get("mean"),
             by_class=by_class,
             more=more,
@@ -119,11 +125,12 @@ def note_scores(
         alone=_mean(site.alone for site in result.sites.values()),
         federated=_mean(site.federated for site in result.sites.values()),
         pooled=_mean(site.pooled for site in result.sites.values()),
+        table=_mean(site.table for site in result.sites.values()),
     )
 
 
 def _patients(reported: Mapping[str, Any] | None) -> dict[str, dict[str, int]]:
-    """Return numbers of test patients in all and behind each figure, if reported."""
+    """Return numbers of test patients, overall and per figure."""
     if not reported:
         return {}
     return {"patients": {"test": reported["all"]}, "patients_behind": {**reported["by_class"], **reported["more"]}}
@@ -136,7 +143,7 @@ def note_pooled(
     paired: dict[str, Any] | None,
     calibration: dict[str, Any] | None,
 ) -> None:
-    """Copy figures over the patients of all sites, as ``Finished`` has them."""
+    """Copy figures over the patients of all sites."""
     result.calibration = Calibration.model_validate(calibration) if calibration else None
     result.pooled_test = PooledTest.model_validate(pooled) if pooled else None
     result.paired_test = Difference.model_validate(paired) if paired else None

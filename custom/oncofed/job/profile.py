@@ -1,4 +1,4 @@
-"""Runs a federated profile here and plans a job from it."""
+"""Federated profiles: running one, planning a job from it."""
 
 from __future__ import annotations
 

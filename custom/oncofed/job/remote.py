@@ -30,7 +30,7 @@ _CONNECT_SECONDS = 30.0
 
 
 def watch(engineer: EngineerSession, job_id: str, console: Console, curves: Path) -> str:
-    """Follow a job through restarts of the server, and return how it ended.
+    """Follow a job through server restarts to its end.
 
     Args:
         engineer: the session.
@@ -43,7 +43,10 @@ def watch(engineer: EngineerSession, job_id: str, console: Console, curves: Path
     last, shown_why = 0.0, ""
 
     def look() -> str:
-        """Show new events, and return the job's status; keep it if the server does not answer."""
+        """Show new events, and return the job's status.
+
+        The status stays as it was if the server does not answer.
+        """
         nonlocal last, shown_why
         try:
             events = [event for event in engineer.events(job_id) if event.time > last]

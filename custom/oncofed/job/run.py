@@ -24,7 +24,7 @@ from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.card import write_cards
 from oncofed.job.flare import export_job
-from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_rounds, note_scores
+from oncofed.job.outcome import POOLED, TABLE, Scores, begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import Curves, RunView, progress_bar
 from oncofed.processes import short_path
@@ -32,11 +32,11 @@ from oncofed.report.html import write_report
 from oncofed.report.result import Backend, Result
 from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER, EventReader
 from oncofed.tasks.pictures import Picture
-from oncofed.training import Trainer
+from oncofed.training import Plan, Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
 
 _POLL_SECONDS = 0.2
-# Memory of one site with small images: a process of its own, or a fork of the simulator.
+# Memory of one site with small images: a separate process, or a fork of the simulator.
 _GIB_OF_A_SITE: dict[Backend, float] = {"federation": 0.55, "simulate": 0.16}
 _STARTING: dict[Backend, str] = {
     "federation": "starting a server and {sites} sites from their startup kits …",
@@ -145,11 +145,10 @@ class Run:
             return usable_cases(
                 folder,
                 plan.data,
-                plan.task.vocabulary,
+                plan.supervision(),
                 plan.seed,
                 site,
                 lambda done, total: bar.update(task, completed=done, total=total),
-                plan.build_task().label_kind,
             )
 
     def _run(self, result: Result) -> None:
@@ -231,9 +230,13 @@ class Run:
         # Pooled first: it takes the longest.
         trained = {POOLED: (pool_cases(self._cases), tests)}
         trained |= {site: (cases, {site: cases.test}) for site, cases in self._cases.items()}
+        plans: dict[str, Plan | None] = dict.fromkeys(trained)
+        table = self.spec.plan().of_table_alone()
+        if table:
+            trained[TABLE], plans[TABLE] = trained[POOLED], table
         most = self.spec.evaluation.most_cases
         return [
-            Baseline(name, cases, scored_on, sample_cases(cases.validation, most, self.spec.seed))
+            Baseline(name, cases, scored_on, sample_cases(cases.validation, most, self.spec.seed), plans[name])
             for name, (cases, scored_on) in trained.items()
         ]
 
@@ -245,7 +248,7 @@ class Run:
             return pool.collect(lambda done: bar.update(task, completed=done))
 
     def _pictures(self) -> dict[str, Picture]:
-        """Return the federated model's output on one test case a site."""
+        """Return the model's output on one test case per site."""
         first = next(iter(self._cases))
         trainer = Trainer(self.spec.plan(), self._cases[first], first)
         trainer.load_weights(load_file(self.folder / "model" / "model.safetensors"))

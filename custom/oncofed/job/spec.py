@@ -1,4 +1,4 @@
-"""``job.yaml``: every setting of a job, its unit and its default, and the one place where it is read."""
+"""The settings in ``job.yaml``, and its reader."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from oncofed.models import ModelSpec
 from oncofed.models.foreign import read_bundle
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import find_pack
-from oncofed.settings import Lines, StrictModel, read_yaml, validated
+from oncofed.settings import Lines, SettingError, StrictModel, read_yaml, validated
 from oncofed.tasks import TaskSection, task_class
+from oncofed.tasks.targets.section import task_of_targets
 from oncofed.training import Plan, ResourcesSpec, TrainingSpec
 
 JOB_FILE = "job.yaml"
@@ -33,7 +34,7 @@ Spec = TypeVar("Spec", bound=StrictModel)
 
 
 class JobSpec(StrictModel):
-    """A job: what is learned, from which data, with which model, and how the sites train together."""
+    """A job that trains a model."""
 
     schema_: Literal[1] = Field(1, alias="schema", description="version of this file's format")
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case, digits, _ and -")
@@ -54,18 +55,36 @@ class JobSpec(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def _input_of_its_bundle(cls, values: Any) -> Any:
-        """Let a job that trains a bundle on leave out what the bundle says of its input."""
+        """Fill in preprocessing from the job's bundle."""
         model = values.get("model") if isinstance(values, dict) else None
         data = values.get("data") if isinstance(values, dict) else None
         if not isinstance(model, dict) or not isinstance(data, dict) or not isinstance(model.get("bundle"), str):
             return values
         return {**values, "data": {**read_bundle(model["bundle"]).preprocessing, **data}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _targets_are_a_task(cls, values: Any) -> Any:
+        """Let a job name its targets alone: the section ``task`` follows from them."""
+        if not isinstance(values, dict) or "targets" not in values:
+            return values
+        rest = {name: value for name, value in values.items() if name != "targets"}
+        return {**rest, "task": task_of_targets(values["targets"], rest.get("task"), rest.get("model"))}
+
     @model_validator(mode="after")
     def _code_is_confined(self) -> JobSpec:
         among_sites = not self.federation().algorithm().schedule.reaches_server
-        if self.model.code and (self.resources.gpus > 1 or among_sites):
-            raise ValueError("a pack's code runs in one process without network: resources.gpus: 1, and no swarm")
+        if self.model.code and self.resources.gpus > 1:
+            raise SettingError(
+                f"found {self.resources.gpus}, expected 1: a pack's code (model.code) runs in one process",
+                "resources.gpus",
+            )
+        if self.model.code and among_sites:
+            raise SettingError(
+                f"found {self.strategy.name}, which sends updates from site to site: a pack's code (model.code) runs "
+                "without network. Take another strategy",
+                "strategy",
+            )
         return self
 
     @model_validator(mode="after")
@@ -109,8 +128,12 @@ class JobSpec(StrictModel):
         """Return the same job with another number of rounds."""
         return self.changed({"rounds": {"number": rounds}})
 
+    def with_seed(self, seed: int) -> JobSpec:
+        """Return the same job with another seed."""
+        return JobSpec.model_validate({**self.model_dump(by_alias=True), "seed": seed})
+
     def changed(self, sections: dict[str, dict[str, Any]]) -> JobSpec:
-        """Return the same job with some settings of some sections changed, checked as if read from a file."""
+        """Return the job with changed settings, validated."""
         values = self.model_dump(by_alias=True)
         for section, settings in sections.items():
             # Another strategy has other settings: none of the old one's are kept.
@@ -119,12 +142,12 @@ class JobSpec(StrictModel):
         return _validate(JobSpec, values, "the changed job", {})
 
     def to_yaml(self) -> str:
-        """Return the job as ``job.yaml`` holds it, with every default written out."""
+        """Return the job as YAML, with every default."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
 class ProfileJobSpec(StrictModel):
-    """A job that trains nothing: the sites tell together what their data are like."""
+    """A job that profiles the sites' data without training."""
 
     schema_: Literal[1] = Field(1, alias="schema", description="version of this file's format")
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case, digits, _ and -")
@@ -133,7 +156,7 @@ class ProfileJobSpec(StrictModel):
     min_sites: int | None = Field(None, ge=1, le=1000, description="fewest sites that must answer; null: every one")
 
     def to_yaml(self) -> str:
-        """Return the job as ``job.yaml`` holds it, with every default written out."""
+        """Return the job as YAML, with every default."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
 
 
@@ -149,7 +172,7 @@ class JobEntry:
 
 
 def read_job(job: str | Path, with_code: bool = False) -> JobSpec:
-    """Read a job that trains a model, by name, by folder or by file.
+    """Read a training job by name, folder or file.
 
     Args:
         job: a name that ``oncofed job list`` shows, a folder with ``job.yaml``, or the file itself.
@@ -164,12 +187,12 @@ def read_job(job: str | Path, with_code: bool = False) -> JobSpec:
 
 
 def read_any_job(job: str | Path, with_code: bool = False) -> AnyJob:
-    """Read a job of whatever kind; see ``read_job``."""
+    """Read a job of any kind; see ``read_job``."""
     return parse_any_job(find_job(job), with_code)
 
 
 def find_job(job: str | Path) -> Path:
-    """Return the ``job.yaml`` of a job given by name, folder or file."""
+    """Return a job's ``job.yaml`` by name, folder or file."""
     path = Path(job)
     if path.is_file():
         return path
@@ -185,7 +208,10 @@ def find_job(job: str | Path) -> Path:
 
 
 def list_jobs() -> list[JobEntry]:
-    """Return the jobs in ``./jobs`` and those that come with oncofed; a name found twice is the first one's."""
+    """Return the jobs in all jobs folders.
+
+    Of a name in several folders the first counts.
+    """
     found: dict[str, JobEntry] = {}
     for folder in jobs_folders():
         for file in sorted(folder.glob(f"*/{JOB_FILE}")):
@@ -194,7 +220,10 @@ def list_jobs() -> list[JobEntry]:
 
 
 def jobs_folders() -> list[Path]:
-    """Return where jobs are looked for: the working folder's, the checkout's, the installed package's."""
+    """Return the folders searched for jobs.
+
+    The working folder's, the checkout's, the installed package's.
+    """
     package = Path(__file__).resolve().parents[1]
     candidates = [Path.cwd() / "jobs", package.parents[1] / "jobs", package / "_jobs"]
     return [folder for folder in dict.fromkeys(candidates) if folder.is_dir()]
@@ -217,7 +246,9 @@ def parse_job(file: Path, with_code: bool = False) -> JobSpec:
 
 
 def parse_any_job(file: Path, with_code: bool = False) -> AnyJob:
-    """Read one ``job.yaml``; a section ``profile`` makes it a job that trains nothing.
+    """Read one ``job.yaml`` of either kind.
+
+    A section ``profile`` makes it a job that does not train.
 
     Args:
         file: to read.
@@ -235,12 +266,15 @@ def parse_any_job(file: Path, with_code: bool = False) -> AnyJob:
 
 
 def packs_folder() -> Path:
-    """Return where an engineer's packs lie, if not beside the job."""
+    """Return the packs folder of the workspace.
+
+    Packs next to the job come first.
+    """
     return Path(os.environ.get("ONCOFED_WORKSPACE", "workspace")) / "code"
 
 
 def _load_code(values: dict[str, Any], file: Path) -> None:
-    """Import the pack that a job names, so that what it brings is known."""
+    """Import a job's pack, to register its plug-ins."""
     model = values.get("model")
     digest = model.get("code") if isinstance(model, dict) and not model.get("declared") else None
     if isinstance(digest, str):
@@ -254,7 +288,12 @@ def _validate(kind: type[Spec], values: dict[str, Any], where: str, lines: Lines
 def _placed(
     values: Mapping[str, Any], kind: type[StrictModel], loc: tuple[str, ...]
 ) -> tuple[type[StrictModel], tuple[str, ...]]:
-    """Return the settings that a problem is in, and its place without the type of a task, which pydantic adds."""
+    """Return the settings class and path of a problem.
+
+    Without the task's type, which pydantic adds to the path.
+    """
+    if loc[:2] == ("task", "targets") and "targets" in values:
+        return kind, loc[1:]
     if loc[:1] == ("task",) and loc[1:2]:
         return task_class(values["task"]["type"]).Settings, loc
     if loc[:1] == ("strategy",) and loc[1:2]:

@@ -58,8 +58,8 @@ _FIRST_LINE_SECONDS = 2.0
 
 
 @dataclass
-class SiteState:
-    """State of one site.
+class WatchedSite:
+    """State of one site, as a run shows it.
 
     Attributes:
         state: activity, as shown.
@@ -110,7 +110,7 @@ class RunProgress:
         stopped: whether somebody stopped it.
     """
 
-    sites: dict[str, SiteState] = field(default_factory=dict)
+    sites: dict[str, WatchedSite] = field(default_factory=dict)
     metric: str = "score"
     round: int = 0
     rounds: int = 0
@@ -138,12 +138,12 @@ class RunProgress:
             self.incidents.append(event)
         self._take(event)
 
-    def _site(self, name: str) -> SiteState:
-        return self.sites.setdefault(name, SiteState())
+    def _site(self, name: str) -> WatchedSite:
+        return self.sites.setdefault(name, WatchedSite())
 
     @singledispatchmethod
     def _take(self, event: Event) -> None:
-        """Apply an event of any class without a method of its own: no change."""
+        """Ignore events of classes without a method here."""
 
     @_take.register
     def _started(self, event: Started) -> None:
@@ -151,7 +151,7 @@ class RunProgress:
         self.metric = event.metric or self.metric
         self.rounds = event.rounds
         self.total_steps = event.rounds * event.steps_per_round
-        self.sites = {site: self.sites.get(site, SiteState()) for site in event.sites}
+        self.sites = {site: self.sites.get(site, WatchedSite()) for site in event.sites}
 
     @_take.register
     def _joined(self, event: Joined) -> None:
@@ -246,7 +246,10 @@ class RunProgress:
 
 
 class Curves:
-    """Writes TensorBoard curves, one folder a site and one for the mean."""
+    """Writes TensorBoard curves.
+
+    One folder per site and one for the mean.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -263,6 +266,8 @@ class Curves:
             for site, score in event.sites.items():
                 if score is not None:
                     self._of(site).add_scalar(self._validation, score, event.round)
+                for name, value in event.by_class.get(site, {}).items():
+                    self._of(site).add_scalar(f"validation_by_class/{name}", value, event.round)
             if event.mean is not None:
                 self._of("mean").add_scalar(self._validation, event.mean, event.round)
         elif isinstance(event, RoundEnded):
@@ -285,7 +290,9 @@ class Curves:
 
 
 class RunView:
-    """Shows a run: live on a terminal, elsewhere a line a round.
+    """Shows a run's progress.
+
+    Live on a terminal, elsewhere a line per round.
 
     Args:
         console: for the view.
@@ -410,7 +417,10 @@ class RunView:
 
 
 class _Lines(Progress):
-    """A progress bar; without a terminal, a line every ten seconds."""
+    """A progress bar for output without a terminal.
+
+    Prints a line every ten seconds.
+    """
 
     def __init__(self, *columns: ProgressColumn, console: Console) -> None:
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -426,7 +436,7 @@ class _Lines(Progress):
 
 
 def progress_bar(console: Console) -> Progress:
-    """Return a progress bar; without a terminal it prints lines now and then."""
+    """Return a progress bar, or lines without a terminal."""
     return _Lines(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,1 +1,1 @@
-"""Messages between server and sites. Nothing here knows FLARE."""
+"""Messages between server and sites, independent of FLARE."""

@@ -1,4 +1,4 @@
-"""Large tensors travel in pieces, so that relays hold little."""
+"""Cut large tensors into pieces, to spare relays memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ _MARK = "#"
 
 
 def in_pieces(weights: Weights) -> Weights:
-    """Return tensors cut into pieces of at most two million elements.
+    """Return tensors cut into pieces.
 
-    A tensor is cut between rows; one of a single row stays whole.
-
-    The pieces of a tensor are views of its rows and named ``NAME#0``, ``NAME#1`` and so on.
+    A piece has at most two million elements; a tensor is cut between rows, and one of a single row stays whole. Pieces
+    are views of its rows and named ``NAME#0``, ``NAME#1`` and so on.
 
     Example:
         >>> list(in_pieces({"small": torch.zeros(3), "large": torch.zeros(3, 1 << 20)}))
@@ -55,23 +54,21 @@ class Seen(NamedTuple):
     squares: float
 
 
-# What was found when a tensor was inspected early, with the version of its values.
+# Results of early inspection, with the version of the tensor's values.
 _ahead: MutableMapping[Tensor, tuple[int, Seen]] = WeakIdKeyDictionary()
 
 
 def inspect_early(tensors: Iterable[Tensor]) -> None:
     """Inspect tensors as they arrive.
 
-    Updates arrive together, but FLARE passes them on one by one.
-
-    A tensor whose values change later is inspected again.
+    Updates arrive together, but FLARE passes them on one by one. A tensor whose values change later is inspected again.
     """
     for value in tensors:
         _ahead[value] = (value._version, _look(value))
 
 
 class ChunkedTensors(Mapping[str, Tensor]):
-    """Tensors as they were before they were cut; each is joined on access.
+    """Tensors joined from their pieces on access.
 
     Args:
         pieces: by name: tensors, or FLARE's references to tensors that it keeps in a file.
@@ -129,7 +126,10 @@ class ChunkedTensors(Mapping[str, Tensor]):
 
 
 def _join(pieces: list[Tensor]) -> Tensor:
-    """Return pieces as one tensor, without a copy where they are adjacent in memory."""
+    """Return pieces as one tensor.
+
+    Pieces that are adjacent in memory are not copied.
+    """
     first = pieces[0]
     memory, end = first.untyped_storage().data_ptr(), first.storage_offset()
     for piece in pieces:
@@ -141,7 +141,7 @@ def _join(pieces: list[Tensor]) -> Tensor:
 
 
 def _seen(value: Tensor) -> Seen:
-    """Return what ``look`` returns of one piece."""
+    """Return the result of ``look`` for one piece."""
     version, found = _ahead.get(value, (None, None))
     return found if found and version == value._version else _look(value)
 
@@ -154,7 +154,7 @@ def _look(value: Tensor) -> Seen:
     if not value.is_floating_point():
         return Seen(tuple(value.shape), value.dtype, True, 0.0)
     squares = sum_of_squares(value)
-    # Finite values of double precision may have squares that are not.
+    # Finite values may have squares that overflow double precision.
     finite = math.isfinite(squares) or bool(torch.isfinite(value).all())
     return Seen(tuple(value.shape), value.dtype, finite, squares)
 

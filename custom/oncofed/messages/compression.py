@@ -1,4 +1,4 @@
-"""Types in which updates travel, with error feedback for what rounding loses."""
+"""Compression of updates, with error feedback."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from oncofed.models.weights import Weights
 
 _SCALE = "scale."
 EXTRA = "extra."
-# Few enough for a core's cache.
+# Fits into a core's cache.
 _VALUES_TOGETHER = 1 << 18
 
 
 class Compressor:
     """Rounds a site's updates, with error feedback.
 
-    bfloat16 halves the bytes, int8 quarters them: each row of a tensor has its scale. Without the feedback
-    the errors of many rounds add up (Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019).
+    bfloat16 halves the bytes, int8 quarters them, with a scale for each row of a tensor. Without the feedback the
+    errors of many rounds add up (Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019).
 
     Args:
         kind: type of the updates.
@@ -54,7 +54,10 @@ class Compressor:
 
 
 def travelling_bytes(weights: Weights, kind: ExchangeType) -> int:
-    """Return the bytes of weights as they travel, without framing and TLS."""
+    """Return the size of compressed weights.
+
+    Framing and TLS are not counted.
+    """
     floating = [value for value in weights.values() if value.is_floating_point()]
     whole = sum(value.nbytes for value in weights.values() if not value.is_floating_point())
     if kind == "native":
@@ -66,7 +69,7 @@ def travelling_bytes(weights: Weights, kind: ExchangeType) -> int:
 
 
 def with_extra(weights: Mapping[str, Tensor], extra: Mapping[str, Tensor]) -> Weights:
-    """Return weights and extra tensors as one message holds them."""
+    """Return weights and extra tensors as one message."""
     return {**weights, **{EXTRA + name: value for name, value in extra.items()}}
 
 
@@ -90,7 +93,7 @@ def without_extra(chunks: Any) -> tuple[ChunkedTensors, ChunkedTensors]:
 
 
 class ReceivedUpdate(Mapping[str, Tensor]):
-    """An update whose tensors are restored to their type on access.
+    """An update that is decompressed on access.
 
     Args:
         sent: tensors by name, as ``Compressor`` made them.
@@ -103,7 +106,7 @@ class ReceivedUpdate(Mapping[str, Tensor]):
         squares: sum of squares by name, of tensors whose values travel unchanged.
 
     Raises:
-        UpdateRejectedError: it is not an update of this model; names the first difference.
+        UpdateRejectedError: it does not fit the model; names the first difference.
     """
 
     def __init__(
@@ -174,7 +177,7 @@ def _chunked(tensors: Mapping[str, Tensor]) -> ChunkedTensors:
 
 
 class NotFiniteError(UpdateRejectedError):
-    """An update has values that are infinite or NaN: its training diverged."""
+    """An update has infinite or NaN values: its training diverged."""
 
 
 def _require(name: str, seen: Seen, shape: torch.Size, dtype: torch.dtype) -> None:
@@ -191,7 +194,10 @@ def _largest_of_rows(value: Tensor) -> Tensor:
 
 
 def _round_off(whole: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a tensor's rows as int8, with their scales; it keeps the rounding error."""
+    """Return a tensor's rows as int8, and their scales.
+
+    The tensor keeps the rounding error.
+    """
     scale = (_largest_of_rows(whole) / 127).float()
     rounded = torch.empty(whole.shape, dtype=torch.int8)
     rows, numbers, scales = (value.view(scale.numel(), -1) for value in (whole, rounded, scale))

@@ -24,10 +24,11 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareRequest(Request):
-    """Load the data, and report what it is.
+    """Load the data and report facts about it.
 
     Attributes:
-        profile: add histograms of the training images (``artifacts.training_profile``).
+        profile: add histograms of the training images (``artifacts.training_profile``), and sums of the table's numbers
+            (``data.moments``).
     """
 
     task = "prepare"
@@ -40,11 +41,12 @@ class TrainRequest(Request):
     """Score the global model on validation cases, then train it.
 
     Attributes:
-        weights: the model, by name; bfloat16 where the job lets it travel so.
+        weights: the model, by name; bfloat16 if the job says so.
         round: number of the round, from 1.
         extra: tensors of ``Algorithm.for_clients``, by name.
         refusal: why this site's last update did not count; None where it did.
         collector: site to send the update to; None for the server.
+        repeat: updates that the site has given from this very model; it trains on from its next batches.
     """
 
     task = "train"
@@ -54,17 +56,20 @@ class TrainRequest(Request):
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     refusal: str | None = None
     collector: str | None = None
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
 class SumsAsked:
-    """The server wants counts and sums in addition to a score.
+    """Request for counts and sums with a score.
 
     Attributes:
         temperature: of the model, for calibrated probabilities; None where unknown.
+        thresholds: target -> finding -> threshold of its probability; empty if unknown.
     """
 
     temperature: float | None = None
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +81,8 @@ class EvaluateRequest(Request):
         round: the round that made it.
         split: which cases to score it on.
         sums: counts and sums for figures over all sites; None for none.
-        keep: the site may keep the model, which is what the job made.
-        artifacts: contents by file name of small files that belong to it.
+        keep: the site may keep the model, as the job's result.
+        artifacts: contents of the model's small files, by file name.
     """
 
     task = "validate"
@@ -92,7 +97,7 @@ class EvaluateRequest(Request):
 
 @dataclass(frozen=True)
 class PeerUpdate:
-    """An update that a site sent to the collector of a round.
+    """An update that a site sent to its collector.
 
     Attributes:
         digest: SHA-256 of its bytes, as that site reported it.

@@ -1,6 +1,6 @@
 """Results that sites send to the server.
 
-None is trusted: ``rounds.intake`` checks each before it counts.
+They are not trusted: ``rounds.intake`` checks each before it counts.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class TrainResult:
     """A site's update.
 
     Attributes:
-        delta: trained weights minus received weights, by name, as ``messages.compression`` made them; of integer
-            counters the value itself. Empty where they went to a peer. Tensors may be read from a file on access.
+        delta: trained weights minus received weights, by name, as compressed by ``messages.compression``; for integer
+            counters the value itself. Empty if sent to a peer. Tensors may be read from a file on access.
         extra: tensors of ``Algorithm.from_clients``, by name.
         cases: training cases.
         steps: optimizer steps.
@@ -50,7 +50,7 @@ class EvaluateResult:
     """A model's score at a site.
 
     Attributes:
-        numbers: those of ``privacy.outbound.check_numbers``, with sums where the server wants them.
+        numbers: those of ``privacy.outbound.check_numbers``, with sums if the server requested them.
     """
 
     numbers: Mapping[str, Any]
@@ -64,7 +64,7 @@ class CombineResult:
         mean: weighted by cases, by name; empty where updates are missing. Tensors may be read from a file on access.
         cases: behind the mean.
         missing: sites whose update did not arrive, or was lost with an earlier process.
-        left_out: reason by site of updates that do not count.
+        left_out: reasons of updates that do not count, by site.
     """
 
     mean: Mapping[str, Tensor]
@@ -75,7 +75,7 @@ class CombineResult:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A site could not do its task.
+    """A site failed to do its task.
 
     Attributes:
         reason: one line that may leave the site.

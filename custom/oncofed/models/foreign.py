@@ -1,7 +1,7 @@
-"""A MONAI bundle as a job's model, none of its code run.
+"""A MONAI bundle as a job's model, without its code.
 
-Of a bundle its network definition is read, which may name MONAI's own networks and plain values, and its weights, which
-are tensors. Expressions (``$...``), scripts and other classes are code: a bundle that needs them is refused.
+Its network definition is read, which may name MONAI's networks and plain values, and its weights, which are tensors.
+Expressions (``$...``), scripts and other classes are code: a bundle that needs them is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from oncofed.errors import SpecError
 from oncofed.models.weights import Weights
 
-# Where bundles lie that a job names by a relative path.
+# Folder of bundles that a job names by a relative path.
 FOLDER_VARIABLE = "ONCOFED_BUNDLES"
 
 # First characters of strings that MONAI's bundle parser evaluates or replaces.
@@ -45,10 +45,10 @@ class Bundle:
     """The definition of a bundle.
 
     Attributes:
-        folder: where it lies.
+        folder: of the bundle.
         network: its definition: ``_target_`` and plain arguments.
         preprocessing: spacing, orientation, window and patch of its input, as a job's section ``data`` writes them;
-            what it does not say, or what no job can say, is missing.
+            settings that it lacks, or that no job can have, are missing.
         digest: SHA-256 of definition and weights.
     """
 
@@ -72,17 +72,17 @@ def read_bundle(path: str) -> Bundle:
 
 
 def load_bundle_weights(bundle: Bundle, network: nn.Module) -> None:
-    """Put a bundle's weights, where it has some, into a network; see ``fitting_weights``."""
+    """Load a bundle's weights, if any; see ``fitting_weights``."""
     stored = bundle_weights(bundle.folder)
     if stored is not None:
         network.load_state_dict(fitting_weights(stored, network.state_dict(), bundle.folder), strict=False)
 
 
 def bundle_weights(folder: Path) -> Weights | None:
-    """Return the weights of a bundle; None where it has none.
+    """Return a bundle's weights; None if it has none.
 
     Raises:
-        SpecError: they are broken, or something else than tensors.
+        SpecError: they are broken, or no tensors.
     """
     path = _weights(folder)
     if path is None:
@@ -91,7 +91,7 @@ def bundle_weights(folder: Path) -> Weights | None:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         stored = loaded.get("state_dict", loaded.get("model", loaded))
         return {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
-    except Exception as error:  # noqa: BLE001 - whatever a broken or forbidden pickle leads to
+    except Exception as error:  # noqa: BLE001 - a broken or forbidden pickle may raise anything
         raise SpecError(f"{path}: no weights that can be read as tensors alone ({type(error).__name__})") from None
 
 
@@ -150,7 +150,10 @@ def _stamp(folder: Path) -> str:
 
 
 def config_files(folder: Path) -> dict[str, bytes]:
-    """Return a bundle's configuration files by path; none without a bundle."""
+    """Return a bundle's configuration files by path.
+
+    None of them if it is no bundle.
+    """
     paths = (path for path in config_paths(folder) if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -161,7 +164,7 @@ def config_paths(folder: Path) -> list[Path]:
 
 
 def read_config(files: Mapping[str, bytes], name: str, where: str) -> dict[str, Any] | None:
-    """Return a bundle's configuration; None where it has none of that name.
+    """Return a bundle's configuration by name, or None.
 
     Args:
         files: of the bundle, by path.
@@ -188,7 +191,7 @@ def _weights(folder: Path) -> Path | None:
 
 
 def _plain(value: Any, config: dict[str, Any], folder: Path) -> Any:
-    """Resolve a value's references to plain values of the same file."""
+    """Resolve references to plain values of the same file."""
     if isinstance(value, dict):
         return {str(key): _plain_item(str(key), item, config, folder) for key, item in value.items() if key != "_desc_"}
     if isinstance(value, list):

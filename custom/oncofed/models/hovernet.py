@@ -16,7 +16,7 @@ class HoVerNetMaps(HoVerNet):
 
     Args:
         in_channels: image channels.
-        out_channels: classes with background, and one more: how deep inside its object a pixel lies.
+        out_channels: classes with background, and one more: a pixel's depth inside its object.
         arguments: of MONAI's HoVerNet.
     """
 
@@ -30,7 +30,10 @@ class HoVerNetMaps(HoVerNet):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (batch, out_channels, x, y) of images (batch, channel, x, y)."""
+        """Map images to output channels.
+
+        From (batch, channel, x, y) to (batch, out_channels, x, y).
+        """
         branches = super().forward(x)
         # The first of the two maps of the branch that parts touching objects.
         return torch.cat([branches["nucleus_prediction"], branches["horizontal_vertical"][:, :1]], dim=1)

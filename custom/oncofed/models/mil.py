@@ -14,7 +14,7 @@ class AttentionMIL(nn.Module):
 
     Ilse et al., ICML 2018, equation 9.
 
-    Tiles that only fill a batch up to its longest bag take part in nothing.
+    Padding tiles, which fill a batch up to its longest bag, have no effect.
 
     Args:
         in_channels: features of a tile.
@@ -44,7 +44,10 @@ class AttentionMIL(nn.Module):
         self.classify = nn.Linear(hidden, out_channels)
 
     def forward(self, bags: Tensor, there: Tensor) -> Tensor:
-        """Return logits (batch, class) of bags (batch, tile, feature); ``there`` (batch, tile) says which are tiles."""
+        """Return logits (batch, class) of bags (batch, tile, feature).
+
+        ``there`` (batch, tile) marks real tiles.
+        """
         hidden = self.embed(bags)
         weights = self._weights(hidden, there)
         pooled: Tensor = (weights[..., None] * hidden).sum(dim=1)
@@ -52,7 +55,7 @@ class AttentionMIL(nn.Module):
         return logits
 
     def attention(self, bags: Tensor, there: Tensor) -> Tensor:
-        """Return attention weights (batch, tile) that sum to one per bag."""
+        """Return attention weights (batch, tile), summing to one."""
         return self._weights(self.embed(bags), there)
 
     def _weights(self, hidden: Tensor, there: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """Networks that a job may name.
 
 Normalisation is by instance, or by groups of channels where a network ends in single pixels: batch statistics differ
-between scanners, and averaging them over sites makes a model that fits none. A job that wants them all the same says
-``norm: batch``, and may keep them at each site (``strategy: {name: fedbn}``).
+between scanners, and averaging them over sites makes a model that fits none. A job can still choose them by
+``norm: batch``, and keep them at each site (``strategy: {name: fedbn}``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,8 +16,11 @@ from monai.bundle import ConfigParser
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
+from oncofed.data.covariates import Covariate
 from oncofed.errors import SpecError
 from oncofed.models.foreign import EXPRESSIONS, Bundle, load_bundle_weights, read_bundle
+from oncofed.models.fusion import IMAGE_FEATURES, Fusion
+from oncofed.models.table import column_settings
 from oncofed.models.weights import WeightLayout
 from oncofed.plugins import MODULES_VARIABLE, NETWORKS, Kind, Network, is_loaded, register_network
 from oncofed.settings import StrictModel
@@ -38,8 +41,8 @@ __all__ = [
     "register_network",
 ]
 
-# In names of arguments with which a network would fetch weights by itself, and of those with which it would open a
-# file, where their value is a name: drop_path_rate is a number.
+# Parts of argument names: those that make a network download weights, and those that make it open a file if the
+# value is text (drop_path_rate is a number).
 _FETCHES, _OPENS = ("pretrain", "url", "weights"), ("path", "file")
 
 _GROUPS = 8
@@ -98,8 +101,8 @@ class Declared(StrictModel):
 class ModelSpec(StrictModel):
     """Which network a job trains.
 
-    Checking it imports no pack: of one that is not loaded nothing is known, ``lacks_code`` is true, and what needs to
-    know the network raises ``SpecError``.
+    Checking it imports no pack. If the pack is not loaded, ``lacks_code`` is true, and methods that need the network
+    raise ``SpecError``.
     """
 
     code: str | None = Field(
@@ -122,6 +125,11 @@ class ModelSpec(StrictModel):
     residual_units: int = Field(2, ge=0, le=4, description="convolutions with a skip at each resolution (unet)")
     norm: Literal["instance", "group", "batch"] | None = Field(None, description="null: the network's own, never batch")
     deep_supervision: int = Field(0, ge=0, le=4, description="coarser outputs that are learned from too (dynunet)")
+    fusion: Fusion = Field(
+        "concat",
+        description="how the table's columns (data.covariates) join the image's features; film: they scale and shift "
+        "them; none: they are left out",
+    )
     arguments: dict[str, float | int | str | bool | list[int]] = Field(
         default_factory=dict, description="further arguments of the network, as MONAI names them"
     )
@@ -181,7 +189,7 @@ class ModelSpec(StrictModel):
 
     @property
     def lacks_code(self) -> bool:
-        """Whether the network comes from a pack that is not loaded."""
+        """Whether the network's pack is not loaded."""
         return self.code is not None and self.declared is None and not is_loaded(self.code)
 
     @property
@@ -215,6 +223,7 @@ class NetworkRequest:
         out_channels: values for each voxel, image or bag.
         dimensions: 3 for volumes, 2 for flat images.
         patch: sides of the input.
+        columns: of the job's table.
     """
 
     spec: ModelSpec
@@ -222,6 +231,7 @@ class NetworkRequest:
     out_channels: int
     dimensions: int
     patch: tuple[int, ...]
+    columns: tuple[Covariate, ...] = ()
 
     @property
     def norm(self) -> Any:
@@ -230,7 +240,9 @@ class NetworkRequest:
 
 
 def network_config(request: NetworkRequest) -> dict[str, Any]:
-    """Return a network as a MONAI bundle writes it: ``_target_`` and arguments.
+    """Return a network as a bundle's configuration.
+
+    ``_target_`` and arguments.
 
     Raises:
         SpecError: the network cannot have that many axes.
@@ -241,12 +253,24 @@ def network_config(request: NetworkRequest) -> dict[str, Any]:
         raise SpecError(
             f"{network.name} is for images of {axes} axes, the job's have {request.dimensions} (data.patch)"
         )
-    config = network.config(request)
+    if not request.columns or network.kind == "table":
+        return _with_arguments(network.config(request), request)
+    features = replace(request, out_channels=IMAGE_FEATURES)
+    return {
+        "_target_": "oncofed.models.fusion.FusedNetwork",
+        "network": _with_arguments(network.config(features), request),
+        "columns": column_settings(request.columns),
+        "out_channels": request.out_channels,
+        "fusion": request.spec.fusion,
+    }
+
+
+def _with_arguments(config: dict[str, Any], request: NetworkRequest) -> dict[str, Any]:
     return config if "network" in config else {**config, **request.spec.arguments}
 
 
 def build_network(request: NetworkRequest, seed: int) -> nn.Module:
-    """Return a network with initial weights that follow from ``seed`` alone.
+    """Return a network with initial weights by ``seed``.
 
     Args:
         request: which network, and for what.
@@ -254,7 +278,8 @@ def build_network(request: NetworkRequest, seed: int) -> nn.Module:
 
     Returns:
         On the CPU, float32: of the kind "dense" from (batch, channel, x, y[, z]) to (batch, out, x, y[, z]), "image"
-        from the same to (batch, out), "bag" from (batch, tile, feature) and a mask (batch, tile) to (batch, out).
+        from the same to (batch, out), "bag" from (batch, tile, feature) and a mask (batch, tile) to (batch, out),
+        "table" from (batch, column) to (batch, out). With columns, "image" and "bag" take (batch, column) as well.
 
     Raises:
         SpecError: it cannot be built so.
@@ -292,7 +317,7 @@ def find_network(name: str, pack: str = "") -> Network:
 
     Args:
         name: of the network.
-        pack: digest of the pack that brings it; empty: none does.
+        pack: digest of the pack that registers it; empty: none.
 
     Raises:
         SpecError: none has that name, or the pack is not loaded.
@@ -320,7 +345,7 @@ def list_networks() -> list[Network]:
 def _normed(request: NetworkRequest, config: dict[str, Any]) -> dict[str, Any]:
     """Return a network with the job's normalisation.
 
-    Of networks that MONAI builds with batch normalisation alone.
+    For networks that MONAI builds with batch normalisation only.
     """
     if request.spec.norm == "batch":
         return config
@@ -344,7 +369,7 @@ def _unet(request: NetworkRequest) -> dict[str, Any]:
         "channels": list(channels),
         "strides": [2] * (len(channels) - 1),
         "num_res_units": request.spec.residual_units,
-        # Without scale and shift of its own, as MONAI's default is.
+        # Without learned scale and shift, like MONAI's default.
         "norm": "instance" if request.spec.norm in {None, "instance"} else request.norm,
     }
 
@@ -390,7 +415,7 @@ def _hovernet(request: NetworkRequest) -> dict[str, Any]:
 
 def _bundle(request: NetworkRequest) -> dict[str, Any]:
     network = _bundle_of(request.spec).network
-    # A bundle's network is made for other classes than the job's.
+    # A bundle's network has other classes than the job's.
     names = {"in_channels": request.in_channels, "out_channels": request.out_channels}
     return {**network, **{name: value for name, value in names.items() if name in network}}
 
@@ -442,6 +467,16 @@ def _attention_mil(request: NetworkRequest) -> dict[str, Any]:
     return {"_target_": "oncofed.models.mil.AttentionMIL", **_channels(request)}
 
 
+# --- values for a table's row
+
+
+def _table(request: NetworkRequest) -> dict[str, Any]:
+    if not request.columns:
+        raise SpecError(f"{request.spec.network} learns from columns of a table: name them in data.covariates")
+    columns, values = column_settings(request.columns), request.out_channels
+    return {"_target_": "oncofed.models.table.TableNetwork", "columns": columns, "out_channels": values}
+
+
 for _network in (
     Network("unet", "dense", _unet, (16, 32, 64, 128), "instance"),
     Network("dynunet", "dense", _dynunet, (32, 64, 128, 256, 320), "instance"),
@@ -455,5 +490,6 @@ for _network in (
     Network("resnet50", "image", _resnet(50), divisor=32),
     Network("vit", "image", _vit, divisor=16),
     Network("attention_mil", "bag", _attention_mil, divisor=1),
+    Network("table", "table", _table, divisor=1),
 ):
     NETWORKS.register(_network.name)(_network)

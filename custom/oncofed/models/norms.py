@@ -1,4 +1,4 @@
-"""Networks whose normalisation MONAI fixes to that of a batch, with another one."""
+"""MONAI's batch-normalised networks with another normalisation."""
 
 from __future__ import annotations
 

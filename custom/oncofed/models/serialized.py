@@ -1,8 +1,8 @@
-"""Tensors as a file of the format safetensors, written from where they lie.
+"""Writes safetensors files without copying tensors.
 
 https://huggingface.co/docs/safetensors: eight bytes with the length of a header, the header, and the tensors' bytes.
-The library of that name writes each tensor with one call, for which Linux looks for runs of free memory as long as
-that: keeping 500 MB so took 0.3 to 1.2 s of a core, and 0.2 s in pieces (six of each on ext4).
+The library of that name writes each tensor with one call, for which Linux looks for contiguous free memory of that
+size: keeping 500 MB so took 0.3 to 1.2 s of a core, and 0.2 s in pieces (six of each on ext4).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of the length of a header.
+# Bytes of a header's length.
 LENGTH_BYTES = 8
 # Tensors begin where values of any type may lie.
 _ALIGNMENT = 8
@@ -47,7 +47,7 @@ _PIECE = 1 << 20
 
 
 class Serialized:
-    """Tensors as the bytes of a file, none of which are copied.
+    """Tensors as a file's bytes, without copies.
 
     Args:
         tensors: by name, of any device. Those of larger types come first, so that each lies where its type may.
@@ -98,13 +98,13 @@ def write_tensors(
         path: of the file, which its owner alone can read.
         tensors: by name; where some share memory, each is written.
         metadata: further facts, as text by name.
-        previous: name under which the old file is kept, also where writing fails. What had it is written over, which
-            spares the system to find new memory and give the old back: whoever still reads that finds either. Not kept
-            where the file system knows no second names.
+        previous: name under which the old file is kept, also if writing fails. The file of that name is overwritten,
+            which saves allocating and freeing its memory; its readers find either content. Not kept on file systems
+            without hard links.
 
     Raises:
         OSError: it could not be written, for example because the disk is full, or because the format has no such
-            type; the old file stands.
+            type; the old file stays.
     """
     try:
         body = Serialized(tensors, metadata)
@@ -126,14 +126,17 @@ def write_tensors(
 
 
 def _begin(path: Path, previous: Path | None) -> tuple[int, Path]:
-    """Return a file to write to, open, and its name: a new one, or what was ``previous``; the old file is that now."""
+    """Open a temporary file to write, and name it.
+
+    A new file, or the one that was ``previous``; the current file becomes ``previous``.
+    """
     prefix, suffix = f".{path.name}.", ".unfinished"
     # Left by a process that was killed while writing: as large as the file itself.
     for left in path.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
         left.unlink(missing_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=suffix)
     if previous:
-        # Where the last write was not finished, that is a second name of the file that counts.
+        # After an unfinished write, it may be a second name of the current file.
         if previous.is_file() and previous.stat().st_nlink == 1:
             os.close(descriptor)
             previous.replace(name)

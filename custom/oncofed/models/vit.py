@@ -9,7 +9,9 @@ from torch import Tensor
 
 
 class ViTClassifier(ViT):
-    """MONAI's ViT for classification, whose own ``forward`` also returns every layer's states.
+    """MONAI's ViT that returns logits alone.
+
+    The original ``forward`` also returns every layer's states.
 
     Args:
         in_channels: image channels.
@@ -22,7 +24,7 @@ class ViTClassifier(ViT):
         super().__init__(
             in_channels, classification=True, num_classes=out_channels, post_activation="none", **arguments
         )
-        # MONAI builds layers for cross-attention, which nothing here uses: no gradient is to be waited for.
+        # MONAI builds unused layers for cross-attention, which would never get a gradient.
         for name, parameter in self.named_parameters():
             parameter.requires_grad_("cross_attn" not in name)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from oncofed.errors import TrainingError
 
 Weights = dict[str, Tensor]
-# Values of a block, whose squares add up in single precision to some millionths, and blocks that are summed at once.
+# Values of a block, whose squares are summed in single precision (error of some millionths), and blocks summed at once.
 _BLOCK, _BLOCKS = 1 << 15, 1 << 6
 # Sums of squares in single precision hold within these.
 _LEAST, _MOST = 1e-30, 1e38
@@ -39,7 +39,7 @@ def weights_of(network: nn.Module) -> Weights:
 
 
 def norm_names(network: nn.Module) -> set[str]:
-    """Return the names of the weights and statistics of a network's normalisation layers."""
+    """Return the names of normalisation weights and statistics."""
     return {
         f"{prefix}.{name}"
         for prefix, module in network.named_modules()
@@ -58,7 +58,7 @@ def load_weights(network: nn.Module, weights: Weights) -> None:
     if set(expected) != set(weights):
         odd = sorted(set(expected) ^ set(weights))[0]
         raise TrainingError(f"the weights are not those of this network (first difference: {odd})")
-    # Not strict: second names are left out, and follow the first ones.
+    # Not strict: tied weights have one name only, and the others follow.
     network.load_state_dict(weights, strict=False)
 
 
@@ -127,8 +127,8 @@ class Digest:
 
     Weights are added one by one, in the order of their names.
 
-    Weights are named in each round. BLAKE3 (O'Connor, Aumasson, Neves, Wilcox-O'Hearn, 2020) is as hard to forge as
-    SHA-256, which would take longer than sending them where the processor has no instructions for it.
+    Weights are hashed in each round. BLAKE3 (O'Connor, Aumasson, Neves, Wilcox-O'Hearn, 2020) is as hard to forge as
+    SHA-256, which would take longer than sending the weights on processors without instructions for it.
 
     Args:
         algorithm: makes the hash.
@@ -161,7 +161,7 @@ def digest_of(weights: Weights, algorithm: Callable[[], Hash] = blake3) -> Diges
 def sum_of_squares(value: Tensor) -> float:
     """Return a tensor's sum of squares, exact to some millionths.
 
-    It is not finite where a value is not.
+    It is not finite if a value is not.
 
     Example:
         >>> sum_of_squares(torch.tensor([3.0, -4.0]))
@@ -179,6 +179,6 @@ def _squares(values: Tensor) -> float:
         squares = norms.double().square()
         if bool(((squares > _LEAST) & (squares < _MOST)).all()):
             return float(squares.sum())
-    # Nothing, not finite, or beyond what single precision can tell from that; it takes twice as long.
+    # Zero, not finite, or outside the range of single precision; double precision takes twice as long.
     wide = values.double()
     return float(torch.dot(wide, wide))

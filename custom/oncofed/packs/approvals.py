@@ -14,10 +14,10 @@ from typing import Literal
 from cryptography import x509
 from pydantic import Field, TypeAdapter, ValidationError
 
-from oncofed.atomic import write_whole
 from oncofed.audit import RECEIVED
 from oncofed.errors import PolicyError, SpecError
 from oncofed.packs.pack import PACK_SUFFIX, Pack, read_pack
+from oncofed.private_files import write_private
 from oncofed.sandbox import what_is_missing
 from oncofed.settings import StrictModel
 from oncofed.signing import signature_problems, signer
@@ -60,18 +60,18 @@ def read_decisions(local: Path) -> dict[str, Decision]:
 
 
 def write_decision(local: Path, pack: Pack, state: State, by: str, reason: str) -> None:
-    """Keep a decision, in place of an earlier one about the same pack."""
+    """Write a decision, replacing an earlier one."""
     now = datetime.now(timezone.utc)
     decisions = {
         **read_decisions(local),
         pack.digest: Decision(name=pack.name, state=state, at=now, by=by, reason=reason),
     }
     text = json.dumps(_DECISIONS.dump_python(decisions, mode="json"), indent=2) + "\n"
-    write_whole(local / APPROVALS_FILE, text.encode(), 0o600)
+    write_private(local / APPROVALS_FILE, text.encode())
 
 
 def refusal_of(local: Path, pack: Pack) -> str | None:
-    """Return why a pack may not run; None where it may.
+    """Return why a pack may not run, or None.
 
     In words that may leave the site.
     """
@@ -85,7 +85,7 @@ def refusal_of(local: Path, pack: Pack) -> str | None:
 def refusal_at_site(kit: Path, pack: Pack, record: Callable[..., object]) -> str | None:
     """Return why a job's pack may not run, as ``refusal_of``.
 
-    One that somebody of the alliance signed is kept for the site's admin to look at.
+    One signed by a member of the alliance is kept for the site's admin to review.
 
     Args:
         kit: of the site.
@@ -118,7 +118,7 @@ def keep_pack(kit: Path, pack: Pack, record: Callable[..., object]) -> None:
 
     Args:
         kit: of the site.
-        pack: whoever brought it.
+        pack: by any submitter.
         record: see ``refusal_at_site``.
 
     Raises:
@@ -131,7 +131,7 @@ def keep_pack(kit: Path, pack: Pack, record: Callable[..., object]) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     if sum(1 for _ in folder.iterdir()) >= _MOST_KEPT:
         raise PolicyError(f"{_MOST_KEPT} packs wait there already: its admin has to decide about some")
-    write_whole(path, pack.content, 0o600)
+    write_private(path, pack.content)
     record(RECEIVED, pack=pack.digest, name=pack.name, pack_by=made_by(pack))
 
 
@@ -142,7 +142,7 @@ def kept_packs(kit: Path) -> list[Pack]:
 
 
 def kept_pack(kit: Path, digest: str) -> Pack:
-    """Return a pack by its digest, or the beginning of it.
+    """Return a pack by its digest or digest prefix.
 
     Raises:
         SpecError: there is none, or several.

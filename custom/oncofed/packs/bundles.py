@@ -2,8 +2,8 @@
 
 Its configuration, its scripts, and the few lines that make its network.
 
-The bundle's network is what its configuration defines, expressions and classes of its own among it: code, which a site
-approves by its digest like any other. Its weights do not belong to it: they go with a job, as safetensors.
+The bundle's configuration defines its network, possibly by expressions and classes of its own: code, which a site
+approves by its digest like any other. Its weights are not part of the pack: a job carries them, as safetensors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ def network(in_channels, out_channels, spatial_dims, **arguments):
 
 
 def is_bundle(folder: Path) -> bool:
-    """Return whether a folder is a MONAI bundle, and no Python package."""
+    """Return whether a folder is a MONAI bundle.
+
+    A Python package is none.
+    """
     names = {path.stem for path in config_paths(folder) if path.is_file()}
     return not names.isdisjoint(CONFIGS) and not (folder / "__init__.py").exists()
 
@@ -65,7 +68,7 @@ def make_bundle_pack(folder: Path, startup: Path | None) -> Pack:
 
 
 def definition_of(files: Mapping[str, bytes], where: str) -> tuple[dict[str, Any], str]:
-    """Return a bundle's configuration, and the key of its network in it.
+    """Return a bundle's configuration and its network's key.
 
     Raises:
         SpecError: there is none.

@@ -2,7 +2,7 @@
 
 A pack's package gets a name that holds its digest.
 
-Only two do this: the engineer who wrote it, on the own machine, and a site's process that is confined before.
+Only two do this: the engineer who wrote it, on their machine, and a site's sandboxed process.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class _Scripts:
         self._aside: dict[str, dict[str, ModuleType]] = {}
 
     def use(self, package: str) -> None:
-        """Put the modules of one bundle in the place of another's."""
+        """Replace another bundle's modules by this one's."""
         if package == self.package:
             return
         names = [name for name in sys.modules if name.partition(".")[0] == _SCRIPTS]
@@ -95,7 +95,7 @@ _BUNDLES = _Scripts()
 
 
 def load_pack(pack: Pack) -> None:
-    """Import a pack's package, which registers its networks under its digest; once.
+    """Import a pack once, registering its plug-ins by digest.
 
     Raises:
         SpecError: it cannot be imported.

@@ -3,7 +3,7 @@
 Named by its digest, signed with the engineer's key.
 
 A ZIP file of ``manifest.json``, ``signature.json`` and the package below ``code/``. The digest is SHA-256 of the
-manifest, which names every file with its own: another byte anywhere makes another pack.
+manifest, which lists every file with its digest: one changed byte makes another pack.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LEFT_OUT = frozenset({"__pycache__", ".git", ".venv", "tests"})
 _MOST_FILES = 300
 _LARGEST_FILE, _LARGEST_PACK = 1 << 20, 8 << 20
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
-# As old as ZIP can say: the same files make the same pack.
+# The earliest date that ZIP can hold: the same files make the same pack.
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 
 
@@ -180,7 +180,7 @@ def _members(archive: zipfile.ZipFile, where: str) -> dict[str, bytes]:
         if info.external_attr >> 16 & 0o170000 not in (0, 0o100000):
             raise SpecError(f"{where}: {info.filename[:80]!r} is a link or a device")
         with archive.open(info) as file:
-            # Its size may be a lie: no more than allowed is unpacked.
+            # Its stated size may be wrong: no more than allowed is unpacked.
             members[info.filename] = file.read(_LARGEST_FILE + 1)
         if len(members[info.filename]) > _LARGEST_FILE:
             raise SpecError(f"{where}: {info.filename[:80]!r} is larger than {_LARGEST_FILE} bytes")
@@ -188,7 +188,7 @@ def _members(archive: zipfile.ZipFile, where: str) -> dict[str, bytes]:
 
 
 def find_pack(digest: str, folders: Sequence[Path]) -> Pack:
-    """Return the pack of a digest from the first folder that has it.
+    """Return the first pack with a digest in some folders.
 
     Raises:
         SpecError: none has.

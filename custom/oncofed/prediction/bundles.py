@@ -93,7 +93,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         return {str(name): value for name, value in stored.items() if isinstance(value, Tensor)}
     except FileNotFoundError:
         raise SpecError(f"{path}: no such file. Copy the bundle again") from None
-    except Exception:  # noqa: BLE001 - whatever a broken or forbidden pickle leads to
+    except Exception:  # noqa: BLE001 - a broken or forbidden pickle may raise anything
         raise SpecError(
             f"{path}: cannot be read as tensors alone: it is cut off, or holds something else. Copy the bundle again"
         ) from None

@@ -2,8 +2,8 @@
 
 Figures of classes and further ones rest on at least five patients each.
 
-A mean over all patients leaves as the site's policy says. Beside it a figure could tell of fewer than are behind
-either: then it stays, too.
+A mean over all patients leaves as the site's policy says. Together with it another figure could reveal fewer patients
+than are behind either: then that figure stays, too.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _MOST_CASES = 10_000_000
 def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
     """Return an evaluation as it may leave a site.
 
-    Means, their interval, how many cases and patients are behind.
+    Means, their interval, and the numbers of cases and patients behind them.
 
-    ``patients`` says how many there are (``all``), on how many the mean rests (``mean``: of a classifier of two classes
-    those who have the rarer one), and on how many each other figure that is told.
+    ``patients`` holds the number of patients (``all``), of those behind the mean (``mean``: for a classifier of two
+    classes those of the rarer one), and of those behind each other reported figure.
     """
     behind = evaluation.behind
     groups = {name: set(behind[name]) for name in evaluation.by_class if behind.get(name)}
@@ -94,15 +94,22 @@ def withhold_evaluation(numbers: Mapping[str, Any], minimum: int) -> dict[str, A
 
 
 def is_evaluation(
-    value: Any, classes: Sequence[str], known: int = _MOST_CASES, metrics: Sequence[Metric] | None = None
+    value: Any,
+    classes: Sequence[str],
+    known: int = _MOST_CASES,
+    metrics: Sequence[Metric] | None = None,
+    lowest: float = 0.0,
 ) -> bool:
-    """Return whether a value is a valid evaluation, as of ``evaluation_numbers``.
+    """Return whether a value is a valid evaluation.
+
+    The rules are those of ``evaluation_numbers``.
 
     Args:
         value: as sent.
         classes: names of the job's classes.
         known: cases that the site has at most.
         metrics: extra ones that the job's task declares; None: those of any installed task.
+        lowest: value of the task's metric.
     """
     if not isinstance(value, Mapping) or set(value) != {"mean", "by_class", "more", "interval", "cases", "patients"}:
         return False
@@ -114,10 +121,10 @@ def is_evaluation(
     metrics = metrics_that_may_leave() if metrics is None else metrics
     enough = value["patients"]["mean"] >= LEAST_PATIENTS
     return (
-        (value["mean"] is None or is_share(value["mean"]))
-        and all(name in classes and is_share(share) for name, share in by_class.items())
+        (value["mean"] is None or is_share(value["mean"], lowest))
+        and all(name in classes and is_share(share, lowest) for name, share in by_class.items())
         and all(_is_figure(name, number, by_class, metrics) for name, number in more.items())
-        and (interval is None or (enough and isinstance(interval, list) and _are_ends(interval)))
+        and (interval is None or (enough and isinstance(interval, list) and _are_ends(interval, lowest)))
     )
 
 
@@ -126,21 +133,23 @@ def round_figure(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
 
 
-def is_share(value: Any) -> bool:
-    """Return whether a value is a share of one, rounded as required.
+def is_share(value: Any, lowest: float = 0.0) -> bool:
+    """Return whether a value lies from ``lowest`` to one, rounded as required.
 
     NaN, of a class without patients, is one.
     """
-    return is_number(value) and (math.isnan(value) or (-1e-6 <= value <= 1 + 1e-6 and value == round_figure(value)))
+    if not is_number(value):
+        return False
+    return math.isnan(value) or (lowest - 1e-6 <= value <= 1 + 1e-6 and bool(value == round_figure(value)))
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a number and no truth value."""
+    """Return whether a value is a number, not bool."""
     return isinstance(value, float | int) and not isinstance(value, bool)
 
 
 def _are_patients(value: Any, by_class: Mapping[str, Any], more: Mapping[str, Any], cases: int) -> bool:
-    """Return whether counts of patients are consistent and none too small.
+    """Return whether patient counts are consistent and large enough.
 
     No class may be of few patients, or of all but a few.
     """
@@ -165,14 +174,19 @@ def _are_patients(value: Any, by_class: Mapping[str, Any], more: Mapping[str, An
     )
 
 
-def _are_ends(interval: Sequence[Any]) -> bool:
-    return len(interval) == 2 and all(map(is_share, interval))
+def _are_ends(interval: Sequence[Any], lowest: float) -> bool:
+    return len(interval) == 2 and all(is_share(end, lowest) for end in interval)
 
 
 def _is_figure(name: Any, value: Any, told: Mapping[str, Any], metrics: Sequence[Metric]) -> bool:
-    """Return whether a figure is declared, of a sent class, and in bounds."""
+    """Return whether a figure is declared and in bounds.
+
+    Its class must have been sent.
+    """
     kind, dot, of = str(name).partition(".")
-    metric = next((metric for metric in metrics if (metric.name, metric.per_class) == (kind, bool(dot))), None)
+    # A metric of one target alone has the target in its name.
+    declared = {(name, False), (kind, bool(dot))}
+    metric = next((metric for metric in metrics if (metric.name, metric.per_class) in declared), None)
     return (
         metric is not None
         and (not dot or of in told)

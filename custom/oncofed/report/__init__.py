@@ -1,1 +1,1 @@
-"""From a run to what people read: ``result.json``, ``report.html``, the model and its MONAI bundle."""
+"""A run's result, report, model and bundle."""

@@ -1,4 +1,4 @@
-"""``evaluation.json``: a model's scores on a dataset, without names of cases."""
+"""``evaluation.json``: a model's scores without names of cases."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class ScoresRecord(_Part):
     interval: Interval | None = Field(None, description="of the metric, 95 %, bootstrap over patients")
     by_class: dict[str, float] = {}
     more: dict[str, float] = Field({}, description="further figures by name")
+    intervals: dict[str, Interval] = Field({}, description="target or member -> 95 % interval, bootstrap over patients")
 
 
 class GroupRecord(ScoresRecord):

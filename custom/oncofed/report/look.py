@@ -1,4 +1,4 @@
-"""A page of cases to look at, for the site itself.
+"""A page of suspicious cases, for the site itself.
 
 It shows image, contour, directions and scale of each, and the reasons to look.
 """

@@ -46,7 +46,7 @@ _AIR = -200
 
 @dataclass(frozen=True)
 class Plane:
-    """One picture, rows from top to bottom, columns from left to right.
+    """One picture: rows top to bottom, columns left to right.
 
     Attributes:
         title: name of a volume's plane; empty for a flat image.
@@ -95,7 +95,10 @@ class Drawn:
 
 
 def draw(drawing: Drawing) -> Drawn:
-    """Read and draw a case; ``problem`` says why it cannot be read."""
+    """Read and draw a case.
+
+    ``problem`` says why it cannot be read.
+    """
     case = drawing.case
     try:
         if case.tiles:
@@ -149,7 +152,7 @@ def colour(value: int) -> str:
 
 
 def dash(value: int) -> str:
-    """Return a label value's dashes, which tell values of one colour apart."""
+    """Return dashes that distinguish labels of one colour."""
     return _DASHES[(value - 1) // len(COLOURS) % len(_DASHES)]
 
 
@@ -222,7 +225,7 @@ def _centre(labels: NDArray[Any]) -> tuple[int, ...]:
 
 
 def _fullest(labels: NDArray[Any], values: NDArray[Any]) -> tuple[int, ...]:
-    """Return the plane with most of a label, along each axis.
+    """Return each axis's plane with most of a label.
 
     A plane that is nearly all air counts only if the label is nowhere else: false positives in the air would
     otherwise give a picture of air alone.
@@ -235,7 +238,10 @@ def _fullest(labels: NDArray[Any], values: NDArray[Any]) -> tuple[int, ...]:
 
 
 def _middle_of_body(values: NDArray[Any]) -> tuple[int, ...]:
-    """Return the median plane of voxels brighter than the mean, along each axis."""
+    """Return each axis's median plane of the body.
+
+    The body: voxels brighter than the mean.
+    """
     sums = [np.cumsum(bright) for bright in _by_plane(_bright(values))]
     return tuple(int(np.searchsorted(s, s[-1] / 2)) if s[-1] else len(s) // 2 for s in sums)
 
@@ -247,12 +253,15 @@ def _bright(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def _by_plane(mask: NDArray[np.bool_]) -> list[NDArray[np.int64]]:
-    """Return the number of voxels in each plane, along each axis."""
+    """Return each plane's number of voxels, by axis."""
     return [mask.sum(axis=tuple(other for other in range(mask.ndim) if other != axis)) for axis in range(mask.ndim)]
 
 
 def _window(values: NDArray[Any], labels: NDArray[Any] | None) -> tuple[float, float] | None:
-    """Return a CT window that suits the label; None if values are not Hounsfield units."""
+    """Return a CT window for the label.
+
+    None if values are not Hounsfield units.
+    """
     if values.min() >= _AIR:
         return None
     labelled = values[labels > 0] if labels is not None else values[:0]
@@ -331,7 +340,7 @@ def _encoded(pixels: NDArray[np.uint8]) -> str:
 
 
 def _contours(labels: NDArray[Any], pixel: tuple[float, float], instances: bool) -> Iterator[str]:
-    """Yield outlines of classes or objects, and a ring around small labels."""
+    """Yield outlines of labels, and rings around small ones."""
     step = max(1, math.ceil(max(labels.shape) / (2 * _MOST_PIXELS)))
     # The maximum of each cell keeps small labels on the coarser grid.
     coarse = ndimage.maximum_filter(labels, step)[::step, ::step] if step > 1 else labels
@@ -389,7 +398,10 @@ def _letters(ends: str, width: float, height: float) -> Iterator[str]:
 
 
 def _bar(width: float, height: float, scale: float) -> str:
-    """Return a labelled scale bar of 1, 2 or 5 times a power of ten."""
+    """Return a labelled scale bar.
+
+    Its length is 1, 2 or 5 times a power of ten.
+    """
     longest = _BAR * width / scale
     power = 10 ** math.floor(math.log10(longest))
     length = max(factor * power for factor in (1, 2, 5) if factor * power <= longest * 1.0001)

@@ -91,7 +91,10 @@ def _histograms(entries: Sequence[Entry], manifest: Manifest) -> Figure:
 
 
 def _pictures(folder: Path, entries: Sequence[Entry]) -> list[tuple[str, str]]:
-    """Return (caption, PNG in base64) of cases spread evenly over the dataset."""
+    """Return pictures of cases spread over the dataset.
+
+    Pairs of (caption, PNG in base64).
+    """
     chosen = [entry for entry in entries if not entry.tiles]
     chosen = chosen[:: max(1, len(chosen) // _PICTURES)][:_PICTURES]
     pictures = []

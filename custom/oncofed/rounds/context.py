@@ -43,14 +43,17 @@ class RoundContext:
     clock: Callable[[], float]
 
     def outgoing(self, model: Weights) -> Weights:
-        """Return a model as it travels: without the weights that no site trains."""
+        """Return the weights of a model that travel."""
         half = self.federation.exchange.model == "bfloat16"
         weights = {name: model[name] for name in model if name in self.travelling}
         return {n: v.to(torch.bfloat16) if half and v.is_floating_point() else v for n, v in weights.items()}
 
 
 def moved(model: Weights, delta: Mapping[str, Tensor]) -> Weights:
-    """Return a model with an update added; integer counters are replaced."""
+    """Return a model with an update added.
+
+    Integer counters are replaced.
+    """
     return {
         name: value if name not in delta else value + delta[name] if value.is_floating_point() else delta[name].clone()
         for name, value in model.items()

@@ -42,11 +42,11 @@ class Evaluation(Goal):
         """Return the sites' scores."""
         context = self._context
         context.transport.open(self._task)
-        # Sites that are away may still come back to answer.
+        # Sites that are away may still come back and answer.
         context.transport.add_sites(self._task, set(context.sites.cases))
         context.quorum.wait_for(self)
         context.transport.close(self._task)
-        # Late scores still reach this.
+        # Late scores still reach the original.
         return dataclasses.replace(self._current, numbers=dict(self._current.numbers))
 
     def _make_request(self, request: EvaluateRequest, site: str) -> EvaluateRequest:
@@ -64,7 +64,10 @@ class Evaluation(Goal):
         self._context.record(Answered(site=site, task=EvaluateRequest.task, round=self._number))
 
     def is_reached(self) -> bool:
-        """Return whether enough sites scored it and no other is at work."""
+        """Return whether enough sites scored it.
+
+        Others that are at work are awaited, too.
+        """
         self._context.intake.drop_revoked(self._current, self._number)
         return self._context.quorum.is_complete(self._task, self._current, enough=self.have >= self.needed)
 
@@ -76,7 +79,7 @@ class Evaluation(Goal):
     @property
     def needed(self) -> int:
         """Sites that must score it."""
-        return self._context.quorum.needed(len(self._context.sites.cases), len(self._current.refused))
+        return self._context.quorum.needed(self._context.sites.cases, self._current.refused)
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -85,5 +88,5 @@ class Evaluation(Goal):
 
     @property
     def unable(self) -> Collection[str]:
-        """Those of them that may be able to later."""
+        """Refused sites that may be able to later."""
         return list(self._current.unable)

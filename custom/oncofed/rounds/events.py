@@ -1,7 +1,7 @@
 """The server's record of a run: one event a line.
 
-Live view, TensorBoard curves and result all follow from it. Each kind of event is a class whose fields are the line's
-keys.
+The live view, the TensorBoard curves and the result are derived from it. Each kind of event is a class whose fields are
+the line's keys.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MOST_IN_DIGEST = 500
 class InDigest(enum.Enum):
     """Which events of a class a digest holds."""
 
-    START = enum.auto()  # all, also where many others followed
+    START = enum.auto()  # all, even if many others followed
     NEWEST = enum.auto()
     NEWEST_OF_SITE = enum.auto()
     NONE = enum.auto()
@@ -61,7 +61,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Incident(Event):
-    """Base class of events that users should know of.
+    """Base class of events that users should see.
 
     Attributes:
         message: sentence about it, with names of fields in braces.
@@ -75,7 +75,7 @@ class Incident(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Started(Event):
-    """The server runs a job, perhaps again after it was killed.
+    """The server runs a job, perhaps after a restart.
 
     Attributes:
         sites: registered ones.
@@ -148,6 +148,32 @@ class Ready(Event):
 
     seconds: float
     sites: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardised(Event):
+    """The model has the mean and spread of the table's numbers.
+
+    Attributes:
+        columns: column -> mean and spread over the sites' training patients.
+    """
+
+    kind = "standardised"
+    in_digest = InDigest.START
+
+    columns: dict[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotStandardised(Incident):
+    """No site told the sums of some of the table's numbers."""
+
+    kind = "not_standardised"
+    message = (
+        "no site told sums of {columns}: the middle and a quarter of the plausible range stand for mean and spread"
+    )
+
+    columns: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +336,7 @@ class Validated(Event):
         round: number of the round, 0 before the first.
         mean: over the sites that have a score; None where none has.
         sites: score by site.
+        by_class: site -> class or target -> score, of those that at least five patients tell.
     """
 
     kind = "validation"
@@ -317,6 +344,7 @@ class Validated(Event):
     round: int
     mean: float | None
     sites: dict[str, float | None]
+    by_class: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -344,7 +372,7 @@ class RoundEnded(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStop(Incident):
-    """Scores have not improved for as many rounds as the job allows."""
+    """Scores have not improved for the job's patience."""
 
     kind = "early_stop"
     message = "no better score since round {best_round}: the run ends after round {round}"
@@ -355,7 +383,7 @@ class EarlyStop(Incident):
 
 @dataclass(frozen=True, kw_only=True)
 class CrossSite(Event):
-    """A site's own model was scored on all sites' test cases.
+    """A site's model was scored on all test cases.
 
     Attributes:
         model: site that trained it.
@@ -457,6 +485,8 @@ TRAINING_EVENTS: tuple[type[Event], ...] = (
     Joined,
     Excluded,
     Ready,
+    Standardised,
+    NotStandardised,
     TaskSent,
     SiteProgress,
     Answered,
@@ -499,7 +529,7 @@ def read_event(record: Mapping[str, Any], events: Sequence[type[Event]] = TRAINI
 class EventLog:
     """Appends events to a file, from any thread.
 
-    What a full disk does not take is kept, and written with a later event. Half a line that a killed process left is
+    Lines that a full disk does not take are kept, and written with a later event. A partial line of a killed process is
     removed.
     """
 
@@ -510,7 +540,7 @@ class EventLog:
         self._file.truncate(written.rfind(b"\n") + 1)
         self._pending = b""
         self._lock = threading.Lock()
-        # The digest reads on from where it was: a record of weeks is long.
+        # The digest continues from its last position: a record of weeks is long.
         self._digest_lock = threading.Lock()
         self._reader = EventReader(path)
         self._first: deque[Event] = deque(maxlen=_MOST_IN_DIGEST)
@@ -529,7 +559,10 @@ class EventLog:
                     self._pending = self._pending[self._file.write(self._pending) :]
 
     def digest(self) -> list[dict[str, Any]]:
-        """Return the lines that a remote view needs, a thousand and one a site at most."""
+        """Return the lines that a remote view needs.
+
+        At most a thousand, and one for each site.
+        """
         with self._digest_lock:
             for event in self._reader.read():
                 if event.in_digest is InDigest.START:
@@ -550,7 +583,7 @@ class EventLog:
 class EventReader:
     """Reads the events that were added since the last call.
 
-    The file may be absent still, or in the middle of being written.
+    The file may still be missing, or in the middle of a write.
 
     Args:
         path: of the record.
@@ -563,7 +596,7 @@ class EventReader:
         self._offset = 0
 
     def read(self) -> Iterator[Event]:
-        """Yield the new whole lines."""
+        """Yield the new complete lines."""
         if not self._path.is_file():
             return
         with self._path.open("rb") as file:

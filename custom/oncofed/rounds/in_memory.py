@@ -1,7 +1,7 @@
-"""A federation in one process: sites are functions, and time is simulated.
+"""An in-memory federation with a simulated clock.
 
-Rounds of minutes take milliseconds, so that a schedule, a quorum or a site that is lost can be tried in a test or in a
-notebook.
+Sites are functions. Rounds of minutes take milliseconds, so that a schedule, a quorum or a lost site can be tried in a
+test or in a notebook.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class _Work:
 
 
 class InMemorySites:
-    """Fulfils ``rounds.transport.Transport`` with functions in place of sites.
+    """Implements ``rounds.transport.Transport`` with functions for sites.
 
     Everything happens within ``wait``, in the thread of the round loop and in the order of the sites' names: idle sites
-    are given tasks, results that are due arrive, and the clock moves on.
+    are given tasks, results that are due arrive, and the clock advances.
 
     Args:
         sites: what each site does with a request, by its name.
@@ -86,7 +86,7 @@ class InMemorySites:
         return sorted(self._sites)
 
     def open(self, task: SiteTask) -> SiteTask:
-        """Give a task to sites until it is closed, and return it."""
+        """Give a task to sites until it is closed."""
         self._tasks.append(task)
         return task
 
@@ -95,27 +95,28 @@ class InMemorySites:
         task.sites = (task.sites or set()) | sites
 
     def retry(self, task: SiteTask, site: str) -> None:
-        """Give an open task again to a site that has answered."""
+        """Let a site do an open task again."""
         task.done.discard(site)
 
     def close(self, task: SiteTask) -> None:
-        """Give a task to no site any more."""
+        """Give a task to no more sites."""
         task.close()
         if task in self._tasks:
             self._tasks.remove(task)
 
     def known(self) -> set[str]:
-        """Return the sites that were ever present."""
+        """Return all sites that were ever present."""
         return set(self._known)
 
     def mark_silent(self) -> None:
-        """Do nothing: sites are lost by ``lose`` alone."""
+        """Do nothing: sites are lost only by ``lose``."""
 
     def ban(self, sites: frozenset[str]) -> None:
-        """Give these sites no task, and drop their results, from now on."""
+        """Give these sites no tasks, and drop their results."""
         self.banned = sites
         for site in sites & self._known:
             self.lose(site, REVOKED)
+            self.lost[site] = REVOKED  # also one that was lost before
 
     def lose(self, site: str, reason: str) -> None:
         """Count a site as lost; its work is lost too."""
@@ -123,12 +124,15 @@ class InMemorySites:
         self._in_work.pop(site, None)
 
     def come_back(self, site: str) -> None:
-        """Have a lost site ask for tasks again."""
+        """Have a lost site request tasks again."""
         if site not in self.banned:
             self.lost.pop(site, None)
 
     def wait(self, seconds: float) -> None:
-        """Let sites work until a result arrives, at most this long."""
+        """Let sites work until a result arrives.
+
+        Waits at most this many seconds.
+        """
         if self._before_wait:
             self._before_wait(self)
         self._give_tasks()
@@ -142,7 +146,7 @@ class InMemorySites:
                 work.task.done.add(site)
 
     def _give_tasks(self) -> None:
-        """Give each present site that is idle the first task for it."""
+        """Give each idle, present site its first task."""
         for site in sorted(self._sites.keys() - self.lost.keys() - self.banned):
             self._known.add(site)
             task = next((task for task in self._tasks if task.is_for(site)), None)

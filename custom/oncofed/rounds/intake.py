@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -26,6 +27,8 @@ from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
 from oncofed.rounds.site_task import SiteTask
 from oncofed.rounds.transport import REVOKED
+from oncofed.tasks.metrics import Metric
+from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT", bound=Result)
@@ -50,19 +53,22 @@ class ExpectedUpdate:
 
 
 class UpdateIntake:
-    """Accepts or refuses results. They arrive on several threads.
+    """Accepts or refuses results, which arrive on several threads.
 
     Args:
         federation: the job's rules.
         layout: of the model.
         classes: names of the job's classes.
+        metrics: extra ones that its task declares; None: those of any installed task.
+        lowest: value of its metric.
+        targets: its named targets.
         cases: returns numbers of cases by site, as each reported them when it joined.
         record: writes an event to the run's record.
         banned: returns the sites that were revoked.
         clock: monotonic, in seconds.
 
     Attributes:
-        reasons: why a site's data or last update does not count, until the site was sent it.
+        reasons: why a site's data or last update does not count, until the site was informed.
     """
 
     def __init__(
@@ -71,6 +77,9 @@ class UpdateIntake:
         federation: FederationPlan,
         layout: WeightLayout,
         classes: Sequence[str],
+        metrics: Sequence[Metric] | None = None,
+        lowest: float = 0.0,
+        targets: Mapping[str, TargetSums] = NO_TARGETS,
         cases: Callable[[], Mapping[str, dict[str, Any]]],
         record: Record,
         banned: Callable[[], frozenset[str]] = frozenset,
@@ -82,7 +91,7 @@ class UpdateIntake:
         self._layout = layout
         self._extra = self._algorithm.from_clients(layout)
         self._outliers = OutlierFilter(federation.exchange, layout.trained)
-        self._classes = classes
+        self._declared = partial(check_numbers, classes=classes, metrics=metrics, lowest=lowest, targets=targets)
         self._cases = cases
         self._record = record
         self._banned = banned
@@ -92,7 +101,7 @@ class UpdateIntake:
         self._accepted = 0
 
     def expected(self, number: int, model: Weights) -> ExpectedUpdate:
-        """Return what updates to a model must look like in a round."""
+        """Return the expected form of a round's updates."""
         if not self._algorithm.schedule.reaches_server:
             return ExpectedUpdate(number, {}, {})  # updates go to the round's collector
         like = {name: value.to("meta") for name, value in model.items() if name in self._layout.travelling}
@@ -101,7 +110,7 @@ class UpdateIntake:
     def accept(
         self, site: str, result: Result | Refusal, task: SiteTask, current: RoundState, expected: ExpectedUpdate
     ) -> None:
-        """Check a site's update, and count it or refuse it."""
+        """Count a site's update, or refuse it."""
         came = self._clock() - current.started
         try:
             update, numbers = checked(result, TrainResult, lambda update: self._read(site, update, expected))
@@ -114,7 +123,7 @@ class UpdateIntake:
                 self._record(Late(site=site, round=expected.round, seconds=came))
                 return
             if not task.repeatable and any(u.site == site and not u.staleness for u in current.updates):
-                # A process whose parent was killed answers too, next to its successor: it would count twice.
+                # A process whose parent was killed may answer as well as its successor: it would count twice.
                 self._record(Dropped(site=site, task=TrainRequest.task, round=expected.round))
                 return
             current.numbers[site] = numbers
@@ -124,8 +133,13 @@ class UpdateIntake:
             self._record(SiteNotKept(site=site, round=expected.round, reason=str(numbers["not_kept"])))
         self._record(Answered(site=site, task=TrainRequest.task, round=expected.round))
 
+    def updates_from(self, site: str, current: RoundState) -> int:
+        """Return how many updates a site has given to a round's model."""
+        with self._lock:
+            return sum(update.site == site and not update.staleness for update in current.updates)
+
     def _read(self, site: str, result: TrainResult, expected: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
-        check_numbers(result.numbers, self._classes, most=most_scored(self._cases().get(site)))
+        self._declared(result.numbers, most=most_scored(self._cases().get(site)))
         kind = self._federation.exchange.update
         delta = ReceivedUpdate(result.delta, expected.like, kind, extra=result.extra, extra_like=expected.extra)
         known = self._cases().get(site, {}).get("train")
@@ -150,7 +164,8 @@ class UpdateIntake:
     ) -> tuple[Mapping[str, Tensor] | None, list[str], dict[str, str]]:
         """Return a collector's mean, checked.
 
-        With it come the sites whose update it lacks, where there is no mean, and reasons by site of those it left out.
+        Also returns the sites whose missing update prevents a mean, and the reasons of left-out updates by site.
+        A mean with a site that was revoked meanwhile counts as lacking it: the collector is to average the others.
 
         Args:
             collector: the site.
@@ -160,13 +175,18 @@ class UpdateIntake:
             cases: behind the update of each site that it was to average.
 
         Raises:
-            UpdateRejectedError: it could not do it, or its mean is not one of these updates.
+            UpdateRejectedError: the collector failed, or its mean cannot be one of these updates.
         """
         combined = checked(result, CombineResult, lambda combined: combined)
         if combined.missing:
             return None, [site for site in cases if site in combined.missing], {}
         left_out = {s: one_line(str(why), _LONGEST_REASON) for s, why in combined.left_out.items() if s in cases}
         counted = {site: n for site, n in cases.items() if site not in left_out}
+        revoked = sorted(self._banned() & counted.keys())
+        if revoked:
+            for site in revoked:
+                self._record(Refused(site=site, round=number, reason=REVOKED))
+            return None, revoked, {}
         expected = sum(bounded(counted, self._federation.exchange.largest_weight).values())
         if combined.cases != expected:
             raise UpdateRejectedError(f"it says that {combined.cases} cases are behind the mean, expected {expected}")
@@ -182,18 +202,18 @@ class UpdateIntake:
         """Return the numbers of a site's score.
 
         Raises:
-            UpdateRejectedError: it could not do it, has none, or other numbers than the job declares.
+            UpdateRejectedError: the site failed, has no score, or sends other numbers than the job declares.
         """
         return checked(result, EvaluateResult, lambda scored: self._read_scores(site, scored))
 
     def _read_scores(self, site: str, result: EvaluateResult) -> dict[str, Any]:
-        check_numbers(result.numbers, self._classes, sums=True, most=most_scored(self._cases().get(site)))
+        self._declared(result.numbers, sums=True, most=most_scored(self._cases().get(site)))
         if "evaluation" not in result.numbers:
             raise PolicyError("it tells no score")
         return dict(result.numbers)
 
     def admit_late(self, current: RoundState, number: int) -> None:
-        """Count or drop updates that arrived after their round, by the job's rules."""
+        """Count or drop late updates, by the job's rules."""
         rounds = self._federation.rounds
         with self._lock:
             for update, of_round in self._late:
@@ -210,7 +230,7 @@ class UpdateIntake:
             self._late.clear()
 
     def drop_revoked(self, current: RoundState, number: int, sites: Collection[str] | None = None) -> None:
-        """Leave out what sites sent before they were revoked.
+        """Discard results that sites sent before they were revoked.
 
         Args:
             current: results of the round.
@@ -228,7 +248,10 @@ class UpdateIntake:
             self._refuse(current, site, REVOKED, number)
 
     def refuse(self, current: RoundState, site: str, reason: str, number: int, may_pass: bool = False) -> None:
-        """Leave a site's result out; it can be retried where that may pass."""
+        """Leave a site's result out.
+
+        The site can retry if the reason may pass.
+        """
         with self._lock:
             self._refuse(current, site, reason, number)
             if may_pass:
@@ -240,13 +263,13 @@ class UpdateIntake:
         self._record(Refused(site=site, round=number, reason=reason))
 
     def allow_retry(self, current: RoundState, site: str) -> None:
-        """Let a site that could not do its task try again."""
+        """Let a site that failed its task try again."""
         with self._lock:
             del current.unable[site]
             current.refused.pop(site, None)
 
     def without_outliers(self, current: RoundState, state: RunState) -> list[Update]:
-        """Return the updates that count; those far too long are refused."""
+        """Return the updates that count; outliers are refused."""
         with self._lock:
             self._drop_revoked(current, state.round + 1)
             screened = self._outliers.screen(current.updates, state.lengths)
@@ -256,32 +279,37 @@ class UpdateIntake:
             return list(current.updates)
 
 
-def counts(result: Result | Refusal, bins: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Return what a site reports of its data.
+def counts(
+    result: Result | Refusal, bins: Mapping[str, int] | None = None, covariates: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return a site's report of its data.
 
     Args:
         result: its result.
         bins: of each histogram that may be in it, by name.
+        covariates: names of the job's numbers, whose sums may be in it.
 
     Raises:
-        UpdateRejectedError: it could not do it, runs another oncofed, or reports something else.
+        UpdateRejectedError: the site failed, runs another version of oncofed, or reports something else.
     """
-    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins))
+    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins, covariates))
 
 
-def _read_counts(numbers: dict[str, Any], bins: Mapping[str, int] | None) -> dict[str, Any]:
+def _read_counts(
+    numbers: dict[str, Any], bins: Mapping[str, int] | None, covariates: Collection[str]
+) -> dict[str, Any]:
     theirs = numbers.get("version")
     if isinstance(theirs, str) and theirs != oncofed.__version__:
         raise UpdateRejectedError(
             f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the same "
             "version at both: rounding and file formats may differ"
         )
-    check_counts(numbers, oncofed.__version__, bins)
+    check_counts(numbers, oncofed.__version__, bins, covariates)
     return numbers
 
 
 def checked(result: Result | Refusal, kind: type[ResultT], read: Callable[[ResultT], T]) -> T:
-    """Return what is read of a site's result, which may hold anything.
+    """Return parts of a site's result, which is not trusted.
 
     Raises:
         UpdateRejectedError: the site could not do its task, or the result is not what the job declares.
@@ -296,10 +324,10 @@ def checked(result: Result | Refusal, kind: type[ResultT], read: Callable[[Resul
         raise UpdateRejectedError(str(error)) from error
     except PolicyError as error:
         raise UpdateRejectedError(f"its numbers are not those of the job: {error}") from None
-    except Exception as error:  # noqa: BLE001 - what is malformed raises whatever it leads to
+    except Exception as error:  # noqa: BLE001 - a malformed result may raise any error
         raise UpdateRejectedError(f"its answer is malformed ({type(error).__name__})") from None
 
 
 def may_pass(result: Result | Refusal) -> bool:
-    """Return whether what kept a site from its task may pass."""
+    """Return whether a site's refusal may pass."""
     return isinstance(result, Refusal) and result.may_pass

@@ -17,19 +17,24 @@ class JobModel:
 
     Args:
         plan: the job's.
-        initial: file of the weights that the job brings along; None where its seed gives them.
-        against: file of a model to compare with; None for none.
+        initial: file of initial weights that the job brings; None: its seed gives them.
+        against: file of a model to compare with, if any.
     """
 
     def __init__(self, plan: Plan, initial: Path | None = None, against: Path | None = None) -> None:
         self._plan, self._initial, self._against = plan, initial, against
 
+    @property
+    def is_brought(self) -> bool:
+        """Whether the job brings the initial weights."""
+        return self._initial is not None
+
     def layout(self) -> WeightLayout:
-        """Return what its weights are like."""
+        """Return the layout of its weights."""
         return self._plan.layout()
 
     def initial(self) -> tuple[WeightLayout, Weights]:
-        """Return what its weights are like, and those that it starts from.
+        """Return the layout of its weights, and their initial values.
 
         Raises:
             FederationError: the job brings weights of another network.
@@ -40,10 +45,10 @@ class JobModel:
         return self.layout(), self._fitting(self._initial)
 
     def against(self) -> str | None:
-        """Return the digest of the model to compare with, if any.
+        """Return the digest of the other model, if any.
 
         Raises:
-            FederationError: it is of another network.
+            FederationError: it belongs to another network.
         """
         if self._against is None:
             return None

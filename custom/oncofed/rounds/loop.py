@@ -16,6 +16,7 @@ from typing import Any
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.training_profile import bins_of, combined_profile
+from oncofed.data.moments import numbers_of
 from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
 from oncofed.models.weights import Weights
@@ -41,8 +42,10 @@ from oncofed.rounds.run_state import RunState
 from oncofed.rounds.schedules import runner_for
 from oncofed.rounds.selection import has_stalled, selected_score
 from oncofed.rounds.sites import Sites
+from oncofed.rounds.standardisation import standardise
 from oncofed.rounds.store import RunStore
 from oncofed.rounds.transport import Transport
+from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.tasks.calibration import Calibration
 from oncofed.training import Plan
 
@@ -58,15 +61,15 @@ def _ignore(nbytes: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """What the round loop needs of the process that it runs in.
+    """The round loop's interface to its process.
 
     Attributes:
         record: writes an event to the run's record.
         sites: returns the sites that are registered now.
-        synchronize: learns of sites that registered or were revoked since; called every two seconds.
+        synchronize: fetches changes in registered and revoked sites; called every two seconds.
         is_stopped: whether the job was aborted.
-        free_memory: gives memory back once all is loaded.
-        let_sites_fetch: prepares for a model of so many bytes.
+        free_memory: returns unused memory once all is loaded.
+        let_sites_fetch: prepares for a model of this many bytes.
         keys: folder with the server's key and certificate; without them nothing is signed.
         job: facts of the job for the model's provenance.
         clock: monotonic, in seconds.
@@ -87,10 +90,10 @@ class RoundLoop:
     """Runs a job's rounds.
 
     Sites check and load their data as they join. In each round they score the global model on their validation cases,
-    train it, and send what changed; the algorithm makes the next model of that. After the last round they score the
+    train it, and send the change; the algorithm makes the next model from these. After the last round they score the
     final model too; the best one, by the job's rule, is scored once more on test cases.
 
-    What is needed to go on is kept after each round: a new loop on the same folder continues with the next round.
+    The state is written after each round: a new loop on the same folder continues with the next round.
 
     Args:
         plan: the job's.
@@ -98,8 +101,8 @@ class RoundLoop:
         transport: to the sites.
         folder: keeps what must outlive the process.
         server: the process.
-        model: where the model starts from; None for the plan's seed.
-        evaluate_only: score the model on test cases, and train nothing.
+        model: initial weights; None for the plan's seed.
+        evaluate_only: score the model on test cases without training.
         calibration: of that model; None where unknown.
     """
 
@@ -148,6 +151,9 @@ class RoundLoop:
             self._write_provenance(state.model, 0, 0)
             self._test(state.model, 0, None)
             return
+        if not state.round and not self._model.is_brought:
+            columns = self._plan.data.covariates
+            state.model = standardise(state.model, columns, self._sites.sums, self._record)
         for number in range(state.round + 1, self._federation.rounds.number + 1):
             if has_stalled(self._federation.evaluation, state):
                 self._record(EarlyStop(round=state.round, best_round=state.best_round))
@@ -155,27 +161,30 @@ class RoundLoop:
             self._run_round(number, state)
         self._judge(state, state.round, self._score(state.model, state.round, "validation"))
         matrix = self._cross_site(state) if self._federation.evaluation.cross_site else None
-        state.model = {}  # the last one; the best may be another, and one of them is enough to hold
+        state.model = {}  # the last one; the best may be another, and memory should hold only one
         best = self._store.read_best()
         self._calibrate(best, state.best_round)
         self._write_provenance(best, state.round, state.best_round)
         self._test(best, state.best_round, state.best_score, matrix)
 
     def close(self) -> None:
-        """Wait until what is being written is complete."""
+        """Wait until all files are written."""
         self._store.finish_saving()
 
     # --- steps of a run
 
     def _begin(self) -> RunState:
-        """Return the state of an earlier process, or a new one."""
+        """Return the restored state, or a new one."""
         plan, federation, record = self._plan, self._federation, self._record
         state = self._store.read_state()
         layout, initial = (self._model.layout(), {}) if state else self._model.initial()
         intake = UpdateIntake(
             federation=federation,
             layout=layout,
-            classes=list(plan.task.classes.values()),
+            classes=plan.task.figure_names,
+            metrics=metrics_that_may_leave(plan.task),
+            lowest=task_class(plan.task.type).lowest_metric,
+            targets=sums_that_may_leave(plan.task),
             cases=lambda: self._sites.cases,
             record=record,
             banned=lambda: self._transport.banned,
@@ -217,11 +226,17 @@ class RoundLoop:
 
     def _prepare(self) -> None:
         """Wait for the sites that the job starts with."""
-        Preparation(self._context, profile=not self._evaluate_only, bins=bins_of(self._plan.data)).run()
+        data = self._plan.data
+        Preparation(
+            self._context,
+            profile=not self._evaluate_only,
+            bins=bins_of(data),
+            covariates=numbers_of(data.covariates),
+        ).run()
         self._server.free_memory()
 
     def _run_round(self, number: int, state: RunState) -> None:
-        """Run one round and keep what follows from it."""
+        """Run one round and write its results."""
         current = RoundState(started=self._clock(), asked=self._draw(number))
         self._context.intake.admit_late(current, number)
         result = runner_for(self._context, self._algorithm).run(number, state, current)
@@ -230,7 +245,7 @@ class RoundLoop:
         if self._federation.evaluation.cross_site:
             state.last, state.last_from = {u.site: u for u in current.updates}, dict(state.model)
         if result.updates:
-            # The state that is being written is the one that this changes.
+            # Aggregation changes the state that is being written.
             self._store.finish_saving()
             sites = max(len(self._sites.cases), len(result.updates))
             model = self._algorithm.aggregate(state.model, result.updates, sites)
@@ -249,15 +264,16 @@ class RoundLoop:
         )
 
     def _draw(self, number: int) -> list[str]:
-        """Return the sites that train in a round, drawn by the seed."""
+        """Return the round's training sites, drawn by the seed."""
         rounds = self._federation.rounds
         able = self._sites.able(rounds.minimum_cases)
         if not able:
             raise NotEnoughSitesError(f"no site has {rounds.minimum_cases} training cases (rounds.minimum_cases)")
-        if rounds.sites_per_round is None or rounds.sites_per_round >= len(able):
-            return able
+        left = [site for site in able if site not in self._transport.banned]
+        if rounds.sites_per_round is None or rounds.sites_per_round >= len(left):
+            return able  # a quorum stays what it was before sites were revoked
         draw = random.Random(f"{self._plan.seed} {number}")  # noqa: S311 - not a secret
-        return sorted(draw.sample(able, rounds.sites_per_round))
+        return sorted(draw.sample(left, rounds.sites_per_round))
 
     # --- scores
 
@@ -281,7 +297,8 @@ class RoundLoop:
         scores = {site: e["mean"] for site, e in evaluations.items()}
         known = {site: score for site, score in scores.items() if score is not None}
         mean = sum(known.values()) / len(known) if known else None
-        self._record(Validated(round=number, mean=mean, sites=scores))
+        by_class = {site: e["by_class"] for site, e in evaluations.items() if e["by_class"]}
+        self._record(Validated(round=number, mean=mean, sites=scores, by_class=by_class))
         if number == 0:
             return
         score = selected_score(self._federation.evaluation.select, known, self._sites.cases)
@@ -291,7 +308,10 @@ class RoundLoop:
             self._keep_best(state.model, number)
 
     def _cross_site(self, state: RunState) -> dict[str, dict[str, float | None]]:
-        """Return test scores of each site's own last model: model's site -> site -> score."""
+        """Return test scores of each site's last local model.
+
+        Keys are the model's site, then the testing site.
+        """
         matrix: dict[str, dict[str, float | None]] = {}
         base = state.last_from or state.model
         for site, update in sorted(state.last.items()):
@@ -301,16 +321,23 @@ class RoundLoop:
         return matrix
 
     def _calibrate(self, model: Weights, number: int) -> None:
-        """Calibrate a classifier on the sites' validation patients."""
-        if self._task.label_kind == "class":
-            self._keep_calibration(calibration_of(self._score(model, number, "validation", SumsAsked()).numbers))
+        """Calibrate a classifier, or choose thresholds, on the sites' validation patients."""
+        if self._task.label_kind == "class" or self._task.chooses_thresholds:
+            numbers = self._score(model, number, "validation", SumsAsked()).numbers
+            self._keep_calibration(calibration_of(numbers, sums_that_may_leave(self._plan.task)))
 
     def _test(self, weights: Weights, number: int, score: float | None, matrix: dict[str, Any] | None = None) -> None:
-        """Score the job's model on test cases, which ends the run."""
+        """Score the job's model on test cases.
+
+        This ends the run.
+        """
         against = self._model.against()
-        asked = SumsAsked(self._calibration.temperature if self._calibration else None)
+        known = self._calibration
+        asked = SumsAsked(known.temperature, known.thresholds) if known else SumsAsked()
         numbers = self._score(weights, number, "test", asked, keep=not self._evaluate_only).numbers
-        found = together(numbers, self._calibration, self._task.metric, self._federation.evaluation.margin, against)
+        targets = sums_that_may_leave(self._plan.task)
+        margin = self._federation.evaluation.margin
+        found = together(numbers, known, self._task.metric, margin, against, targets)
         self._keep_calibration(found.calibration)
         self._record(
             Finished(
@@ -326,7 +353,7 @@ class RoundLoop:
     # --- files
 
     def _keep_best(self, weights: Weights, number: int) -> None:
-        """Write the best model; where the disk is full, try again."""
+        """Write the best model, retrying on a full disk."""
         failed_since: float | None = None
         while not self._store.write_best(weights):
             if failed_since is None:
@@ -345,7 +372,7 @@ class RoundLoop:
             self._store.write_calibration(calibration)
 
     def _write_provenance(self, model: Weights, rounds: int, best_round: int) -> None:
-        """Write where the model comes from, and what its training images are like."""
+        """Write the model's provenance and its training profile."""
         known = ("train", "validation", "test", "dataset", "policy")
         cases = self._sites.cases
         settings = {"plan": self._plan.model_dump(mode="json"), "federation": self._federation.model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""Updates that are far longer than usual do not count."""
+"""Refuse updates that are far longer than usual."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from oncofed.algorithms import Update
 from oncofed.algorithms.base import update_norm
 from oncofed.algorithms.settings import ExchangeSpec
 
-# Rounds whose updates say what is usual.
+# Number of recent rounds whose updates define the usual norm.
 _ROUNDS_REMEMBERED = 5
-# With fewer norms nothing is usual.
+# With fewer norms there is no usual one.
 _FEWEST_NORMS = 3
 
 
 @dataclass(frozen=True)
 class Screened:
-    """What is left of a round's updates.
+    """A round's updates after screening.
 
     Attributes:
         kept: those that count, with bounded cases.
-        refused: reason by site of the others.
+        refused: reasons of the others, by site.
         lengths: norms of the updates of the last rounds, with this one.
     """
 
@@ -72,9 +72,9 @@ class OutlierFilter:
 
 
 def bounded(cases: Mapping[str, int], factor: float) -> dict[str, int]:
-    """Return the cases that each site counts with.
+    """Return the cases by which each site is weighted.
 
-    A site that reports very many would make the model alone.
+    A site that reports very many would determine the model alone.
 
     Args:
         cases: as each site reports them.

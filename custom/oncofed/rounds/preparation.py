@@ -1,4 +1,4 @@
-"""Sites load their data before the first round, or when they come."""
+"""Sites load their data before they take part."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ from oncofed.rounds.quorum import Goal
 from oncofed.rounds.site_task import SiteTask
 
 # A site that was never heard of counts as lost after ``rounds.return_s``, within these bounds: its processes take time
-# to start, also next to a server that was restarted.
+# to start, also after a restart of the server.
 _SHORTEST_COMING_SECONDS, _LONGEST_COMING_SECONDS = 30.0, 90.0
 
 
 class Preparation(Goal):
     """Has sites load their data.
 
-    The task stays open for sites that come later.
+    The task stays open for sites that join later.
 
     Args:
         context: of the run.
-        profile: ask for histograms of training images.
+        profile: request histograms of training images.
         bins: of each such histogram, by name.
+        covariates: names of the job's numbers, whose sums are requested with them.
     """
 
     description = "before the first round"
 
-    def __init__(self, context: RoundContext, *, profile: bool, bins: Mapping[str, int]) -> None:
+    def __init__(
+        self, context: RoundContext, *, profile: bool, bins: Mapping[str, int], covariates: Collection[str] = ()
+    ) -> None:
         self._context = context
         self._request = PrepareRequest(profile=profile)
-        self._bins = bins
+        self._bins, self._covariates = bins, covariates
         self._expected = set(context.sites.all)
-        self._quorum = context.federation.rounds.quorum or len(self._expected)
         self._started = context.clock()
 
     def run(self) -> None:
@@ -57,37 +59,41 @@ class Preparation(Goal):
         del task
         context = self._context
         try:
-            numbers = counts(result, self._bins)
+            numbers = counts(result, self._bins, self._covariates)
         except UpdateRejectedError as error:
             context.intake.reasons[site] = str(error)
             context.record(Excluded(site=site, reason=str(error)))
             return
-        context.sites.join(site, numbers, numbers.pop("profile", {}))
+        profile, sums = numbers.pop("profile", {}), numbers.pop("covariates", {})
+        context.sites.join(site, numbers, profile, sums)
         context.record(Joined(site=site, cases=numbers, started=context.clock() - self._started))
 
     def is_reached(self) -> bool:
-        """Return whether all sites are settled, or enough when time is up."""
+        """Return whether all sites are settled.
+
+        Once time is up, enough sites suffice.
+        """
         context, sites = self._context, self._context.sites
         patience = min(max(context.federation.rounds.return_s, _SHORTEST_COMING_SECONDS), _LONGEST_COMING_SECONDS)
         if context.clock() - self._started > patience:
             for site in self._expected - sites.known():
                 context.transport.lose(site, "it did not come back")
-            if context.quorum.time_is_up(self._started) and self.have >= self._quorum:
+            if context.quorum.time_is_up(self._started) and self.have >= self.needed:
                 return True  # sites that still load their data join later
         settled = sites.cases.keys() | context.intake.reasons.keys() | sites.lost.keys()
-        return self._expected <= settled and self.have >= self._quorum
+        return self._expected - context.transport.banned <= settled and self.have >= self.needed
 
     @property
     def have(self) -> int:
-        """Sites that joined."""
-        return len(self._context.sites.cases)
+        """Sites that joined, without those that were revoked since."""
+        return len(self._context.sites.cases.keys() - self._context.transport.banned)
 
     @property
     def needed(self) -> int:
         """Sites that must join."""
-        return self._quorum
+        return self._context.federation.rounds.quorum or max(1, len(self._expected - self._context.transport.banned))
 
     @property
     def coming(self) -> Collection[str]:
-        """All that are registered."""
+        """All registered sites."""
         return self._expected

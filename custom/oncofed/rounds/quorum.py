@@ -1,4 +1,4 @@
-"""How many results are enough, and how long the server waits for them."""
+"""How many results suffice, and how long to wait."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from oncofed.rounds.site_task import SiteTask
 from oncofed.rounds.sites import Sites
 from oncofed.rounds.transport import Transport
 
-# How long the loop sleeps where nothing happens.
+# How long the loop sleeps when nothing happens.
 LOOK_SECONDS = 0.5
 SECONDS_BETWEEN_TRIES = 5.0
 
 
 class Goal(ABC):
-    """What the server waits for.
+    """A condition that the server waits for.
 
     Attributes:
         description: completes "… has 1 of the 2 sites that it needs".
@@ -29,7 +29,7 @@ class Goal(ABC):
 
     @abstractmethod
     def is_reached(self) -> bool:
-        """Return whether the wait is over; may ask more sites."""
+        """Return whether the wait is over; may add sites."""
 
     @property
     @abstractmethod
@@ -43,17 +43,20 @@ class Goal(ABC):
 
     @property
     def refused(self) -> Mapping[str, str]:
-        """Sites that do not count any more, unlike lost ones, with the reason."""
+        """Sites that no longer count, with the reason.
+
+        Lost sites are not among them.
+        """
         return {}
 
     @property
     def unable(self) -> Collection[str]:
-        """Refused sites that can be asked again."""
+        """Refused sites that can be retried."""
         return ()
 
     @property
     def idle(self) -> Collection[str]:
-        """Sites that joined but are not asked, so that nobody waits for them."""
+        """Sites that joined but have no task in this round."""
         return ()
 
     @property
@@ -63,7 +66,9 @@ class Goal(ABC):
 
 
 class Quorum:
-    """Waits until enough sites have answered, and gives up where they cannot.
+    """Waits until enough sites have answered.
+
+    It gives up where they cannot.
 
     Args:
         rules: the job's ``rounds``.
@@ -91,8 +96,10 @@ class Quorum:
         hopeless_since: float | None = None
         while not goal.is_reached():
             self._sites.watch(LOOK_SECONDS)
-            # Data that did not pass the checks does not change.
-            out = {site for site in list(self._intake.reasons) if site not in self._sites.cases}
+            # A site whose data did not pass the checks cannot recover, and a revoked one does not come back.
+            out = set(self._transport.banned) | {
+                site for site in list(self._intake.reasons) if site not in self._sites.cases
+            }
             out |= set(goal.refused) | set(goal.idle)
             present = (self._sites.known() | set(goal.coming)) - set(self._sites.lost) - out
             if len(present) >= goal.needed:
@@ -106,19 +113,25 @@ class Quorum:
                 raise NotEnoughSitesError(self.too_few(goal.description, goal.have, goal.needed))
 
     def wait_for_site(self, task: SiteTask, site: str) -> None:
-        """Wait until one site has answered, is lost, or its time is up."""
+        """Wait for one site's answer, loss or deadline."""
         started = self._clock()
         while not task.done and site not in self._sites.lost and not self.time_is_up(started):
             self._sites.watch(LOOK_SECONDS)
 
-    def needed(self, asked: int, refused: int) -> int:
-        """Return how many results are enough: the quorum, or all not refused."""
+    def needed(self, asked: Collection[str], refused: Collection[str]) -> int:
+        """Return how many results are enough.
+
+        The quorum, or one of every site that is neither refused nor revoked.
+        """
         if self._rules.quorum is not None:
-            return min(self._rules.quorum, asked)
-        return max(1, asked - refused)
+            return min(self._rules.quorum, len(asked))
+        return max(1, len(set(asked) - set(refused) - self._transport.banned))
 
     def is_complete(self, task: SiteTask, current: RoundState, enough: bool) -> bool:
-        """Return whether enough sites answered and no other one is waited for."""
+        """Return whether a task's wait is over.
+
+        Enough sites answered, and time is up or no other one is awaited.
+        """
         if not enough:
             self._retry(task, current)
             return False
@@ -128,12 +141,12 @@ class Quorum:
         return all((site in task.done and site not in current.apart) or site in lost for site in current.asked)
 
     def time_is_up(self, started: float) -> bool:
-        """Return whether what began then has taken as long as the job allows."""
+        """Return whether the job's deadline has passed."""
         deadline = self._rules.deadline_s
         return deadline is not None and self._clock() - started > deadline
 
     def _retry(self, task: SiteTask, current: RoundState) -> None:
-        """Ask sites again that could not do it: their disk may have been full."""
+        """Retry sites that failed, for example on a full disk."""
         now = self._clock()
         if now - current.started > self._rules.return_s:
             return

@@ -15,14 +15,14 @@ class RoundState:
     """The sites' results of one task.
 
     Attributes:
-        started: when it began; like all times here by the monotonic clock, since a machine's may be set meanwhile.
-        asked: sites that are to do it.
+        started: when it began; like all times here by the monotonic clock, since the system's may be set meanwhile.
+        asked: sites that are to do the task.
         updates: those that count.
         numbers: the other numbers of a result, by site.
         refused: why a result does not count, by site.
         came: seconds until the result, by site.
         late: sites whose update is of an earlier round.
-        unable: when a site reported that it cannot do it now, by site.
+        unable: when a site reported that it cannot do the task now, by site.
         collector: site that averages the updates; None for the server.
         apart: when a site reported that its update did not reach the collector, by site.
     """
@@ -44,7 +44,7 @@ class RoundState:
 
     @property
     def slowest_s(self) -> float:
-        """Seconds that the slowest site in time trained and validated."""
+        """Seconds that the slowest site took, without late ones."""
         in_time = (numbers for site, numbers in list(self.numbers.items()) if site not in self.late)
         return max((n.get("train_s", 0.0) + n.get("validate_s", 0.0) for n in in_time), default=0.0)
 
@@ -54,7 +54,7 @@ class RoundState:
         return {site: numbers["loss"] for site, numbers in sorted(self.numbers.items()) if "loss" in numbers}
 
     def participation(self, lost: Mapping[str, str]) -> dict[str, Any]:
-        """Return what became of every site.
+        """Return each site's outcome of the round.
 
         Args:
             lost: sites that are away, with the reason.

@@ -1,4 +1,4 @@
-"""The server's state after a round, from which a later process goes on."""
+"""The server's state after a round, for restarts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class RunState:
 
 
 def write_run_state(folder: Path, state: RunState) -> None:
-    """Write a run's state whole, or leave the one before."""
+    """Write a run's state atomically."""
     tensors = {f"model.{name}": value for name, value in state.model.items()}
     tensors |= {f"strategy.{name}": value for name, value in state.strategy.items()}
     facts: dict[str, Any] = {
@@ -56,7 +56,7 @@ def write_run_state(folder: Path, state: RunState) -> None:
 
 
 def read_run_state(folder: Path) -> RunState | None:
-    """Return the state that an earlier process left, if any."""
+    """Return the state of an earlier process, if any."""
     path = folder / _FILE
     if not path.is_file():
         return None

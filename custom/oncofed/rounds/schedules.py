@@ -1,4 +1,4 @@
-"""How a round is carried out, by the algorithm's schedule."""
+"""Carry out a round by the algorithm's schedule."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from oncofed.algorithms import Update
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.schedule import Buffered, PeerAveraged, Schedule, Sequential, Synchronous
-from oncofed.errors import NotEnoughSitesError, UpdateRejectedError
+from oncofed.errors import NotEnoughSitesError, SpecError, UpdateRejectedError
 from oncofed.messages.requests import CombineRequest, PeerUpdate, TrainRequest
 from oncofed.messages.results import Refusal, Result
 from oncofed.models.weights import Weights
@@ -33,11 +33,11 @@ ScheduleT = TypeVar("ScheduleT", bound=Schedule)
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round gave.
+    """The result of a round.
 
     Attributes:
         current: results of its sites.
-        updates: those that the algorithm is to aggregate; none where the schedule made the next model.
+        updates: those that the algorithm is to aggregate; none if the schedule made the next model itself.
         model: that model.
     """
 
@@ -82,14 +82,14 @@ class Training(Goal):
 
     Args:
         context: of the run.
-        request: with the model. Nothing here holds it once the task is closed, since late results keep this alive.
+        request: with the model. It is released once the task is closed, since late results keep this object alive.
         sites: those that are to train it.
         current: takes their results.
-        expected: what updates must look like.
+        expected: form of valid updates.
         repeatable: sites train again and again.
     """
 
-    # Whether a request says why the site's last update did not count.
+    # Whether a request gives the reason if the site's last update did not count.
     _reports_refusals = True
 
     def __init__(
@@ -117,7 +117,8 @@ class Training(Goal):
     def _make_request(self, request: TrainRequest, site: str) -> TrainRequest:
         refusal = self._context.intake.reasons.pop(site, None) if self._reports_refusals else None
         self._context.record(TaskSent(task=TrainRequest.task, round=request.round, split="validation", sites=[site]))
-        return dataclasses.replace(request, refusal=refusal)
+        repeat = self._context.intake.updates_from(site, self._current)
+        return dataclasses.replace(request, refusal=refusal, repeat=repeat)
 
     def _on_result(self, site: str, result: Result | Refusal, task: SiteTask) -> None:
         self._context.intake.accept(site, result, task, self._current, self._expected)
@@ -129,13 +130,16 @@ class Training(Goal):
         self._context.transport.close(self.task)
 
     def is_reached(self) -> bool:
-        """Return whether all present sites answered, or enough when time is up."""
+        """Return whether all present sites have answered.
+
+        Once time is up, the quorum suffices.
+        """
         self._invite()
         self._context.intake.drop_revoked(self._current, self._expected.round)
         return self._context.quorum.is_complete(self.task, self._current, enough=self.have >= self.needed)
 
     def _invite(self) -> None:
-        """Add sites that joined during the round, unless sites are drawn."""
+        """Add sites that joined since, unless sites are drawn."""
         rules, asked = self._context.federation.rounds, self._current.asked
         new = set(self._context.sites.able(rules.minimum_cases)) - set(asked)
         if new and rules.sites_per_round is None:
@@ -151,7 +155,7 @@ class Training(Goal):
     @property
     def needed(self) -> int:
         """Updates of a quorum."""
-        return self._context.quorum.needed(len(self._current.asked), len(self._current.refused))
+        return self._context.quorum.needed(self._current.asked, self._current.refused)
 
     @property
     def refused(self) -> Mapping[str, str]:
@@ -160,7 +164,7 @@ class Training(Goal):
 
     @property
     def unable(self) -> Collection[str]:
-        """Those of them that may be able to train later."""
+        """Refused sites that may be able to train later."""
         return list(self._current.unable)
 
     @property
@@ -183,7 +187,10 @@ class _BufferedTraining(Training):
         self._size = size
 
     def is_reached(self) -> bool:
-        """Return whether the buffer is full; updates of earlier rounds fill it too."""
+        """Return whether the buffer is full.
+
+        Updates of earlier rounds count.
+        """
         self._context.intake.admit_late(self._current, self._expected.round)
         self._context.intake.drop_revoked(self._current, self._expected.round)
         return self.have >= self._size
@@ -195,7 +202,7 @@ class _BufferedTraining(Training):
 
     @property
     def refused(self) -> Mapping[str, str]:
-        """No site: one that was refused trains again."""
+        """No site: a refused one trains again."""
         return {}
 
     @property
@@ -226,7 +233,18 @@ class SynchronousRunner(RoundRunner[ScheduleT]):
 
 
 class BufferedRunner(SynchronousRunner[Buffered]):
-    """Sites never wait; a round ends whenever enough updates have arrived."""
+    """Sites never wait; a full buffer ends the round."""
+
+    def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
+        """Wait for a full buffer.
+
+        Too few sites to fill it are refused at once.
+        """
+        try:
+            self._algorithm.check_sites(len(set(current.asked) - self._context.transport.banned))
+        except SpecError as error:
+            raise NotEnoughSitesError(str(error)) from None
+        return super().run(number, state, current)
 
     def _training(self, **values: Any) -> Training:
         return _BufferedTraining(self._context, size=self._schedule.size, **values)
@@ -242,10 +260,10 @@ class SequentialRunner(RoundRunner[Sequential]):
     """One site after the other trains the model further."""
 
     def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
-        """Wait for one site after the other, in an order drawn for the round.
+        """Wait for one site after the other.
 
-        Those that are away, or not done at their deadline, are left out. A site that is revoked once others have
-        trained its model further stays in it: that cannot be undone within the round.
+        Their order is drawn for each round. Sites that are away, or not done at their deadline, are left out. A site
+        that is revoked once others have trained its model further stays in it: that cannot be undone within the round.
         """
         context, model = self._context, state.model
         draw = random.Random(f"{context.seed} {number}")  # noqa: S311 - not a secret
@@ -278,7 +296,10 @@ class _PeerTraining(Training):
             current.apart[site] = self._context.clock()
 
     def is_reached(self) -> bool:
-        """Return whether all present sites have answered, or their collector is lost."""
+        """Return whether all present sites answered.
+
+        Also true once the collector is lost.
+        """
         if self._current.collector in self._context.sites.lost:
             return True
         self._retry_apart()
@@ -298,7 +319,7 @@ class _PeerTraining(Training):
 
 
 class _Combining:
-    """A collector averages the updates that it was sent.
+    """A collector averages the updates that peers sent it.
 
     Args:
         context: of the run.
@@ -313,7 +334,7 @@ class _Combining:
         self._results: list[Result | Refusal] = []
 
     def run(self) -> Result | Refusal | None:
-        """Return its result; None where it did not answer in time."""
+        """Return its result; None after the deadline."""
         task = SiteTask(
             name=CombineRequest.task,
             sites={self._collector},
@@ -336,7 +357,7 @@ class _Combining:
 
 
 class PeerAveragedRunner(RoundRunner[PeerAveraged]):
-    """Sites send their updates to a collector among them, which averages."""
+    """A collector among the sites averages the updates."""
 
     def run(self, number: int, state: RunState, current: RoundState) -> RoundResult:
         """Wait for the mean."""
@@ -361,15 +382,15 @@ class PeerAveragedRunner(RoundRunner[PeerAveraged]):
             mean, missing = self._combine(collector, number, current, state)
             if mean is not None:
                 return RoundResult(current, model=moved(state.model, mean))
-            # A collector that was restarted has nothing: sites send once more what they kept. Where it lacks all of it
-            # again, the collector has failed. Sites of which it lacks the update twice are left out otherwise: they
-            # may report digests of what they never sent.
+            # A restarted collector has lost its updates: sites send again what they kept. If it lacks all of them
+            # again, the collector has failed. Otherwise sites whose update it lacks twice are left out: they may report
+            # digests of updates that they never sent.
             missed.update(missing)
             if not missing or all(missed[site] > 1 for site in wanted):
                 failed.add(collector)
 
     def _collector(self, able: list[str], number: int, started: float) -> str:
-        """Return the first of these sites that is present; wait for one."""
+        """Return the first present site, waiting if needed."""
         context = self._context
         while able:
             for site in able:
@@ -383,7 +404,7 @@ class PeerAveragedRunner(RoundRunner[PeerAveraged]):
     def _combine(
         self, collector: str, number: int, current: RoundState, state: RunState
     ) -> tuple[Mapping[str, Tensor] | None, list[str]]:
-        """Return the mean, or None and the sites whose update is missing."""
+        """Return the mean, or the sites whose update is missing."""
         context = self._context
         cases = {update.site: update.cases for update in current.updates}
         updates = {s: PeerUpdate(digest=str(current.numbers[s].get("update")), cases=n) for s, n in cases.items()}
@@ -415,7 +436,7 @@ _RUNNERS: Mapping[type[Schedule], type[RoundRunner[Any]]] = {
 
 
 def runner_for(context: RoundContext, algorithm: Algorithm[Any]) -> RoundRunner[Any]:
-    """Return what carries out an algorithm's rounds.
+    """Return the runner for an algorithm's schedule.
 
     Its schedule may be derived from one of those of ``algorithms.schedule``; ``check_settings`` refuses any other.
     """

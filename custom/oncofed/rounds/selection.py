@@ -1,4 +1,4 @@
-"""Which round's model is the best, and whether more rounds would help."""
+"""Select the best round's model, and stop early."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oncofed.rounds.run_state import RunState
 
 
 def selected_score(rule: str, scores: Mapping[str, float], cases: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Return the score by which rounds are compared; None without any.
+    """Return the score that compares rounds, if any.
 
     Args:
         rule: "mean" and "worst" of the sites, or "weighted" by their validation cases.
@@ -29,8 +29,8 @@ def selected_score(rule: str, scores: Mapping[str, float], cases: Mapping[str, M
 
 
 def has_stalled(evaluation: EvaluationSpec, state: RunState) -> bool:
-    """Return whether scores have not improved for ``evaluation.patience`` rounds."""
+    """Return whether scores stalled for ``evaluation.patience`` rounds."""
     if evaluation.patience is None or state.best_round == 0:
         return False
-    # The score of a round's model comes with the next one's answers.
+    # The score of a round's model arrives with the next round's answers.
     return state.round - 1 - state.best_round >= evaluation.patience

@@ -12,15 +12,15 @@ from oncofed.messages.results import Refusal, Result
 
 @dataclass
 class SiteTask:
-    """A task that sites are given until it is closed.
+    """A task for sites, until it is closed.
 
     Attributes:
         name: of the task, as ``Request.task``.
         sites: those that are to do it; None for all, also those that come later.
         make_request: makes the request to one site.
         on_result: called with each result, its site and this task, from any thread, also after it was closed.
-        repeatable: a site that answered is given it again.
-        closed: no site is given it any more.
+        repeatable: a site that answered gets it again.
+        closed: no site gets it any more.
         done: sites that answered.
         key: names the task's messages.
     """
@@ -35,13 +35,13 @@ class SiteTask:
     key: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def is_for(self, site: str) -> bool:
-        """Return whether a site is to be given the task now."""
+        """Return whether a site should get the task now."""
         if self.closed or (self.sites is not None and site not in self.sites):
             return False
         return self.repeatable or site not in self.done
 
     def close(self) -> None:
-        """Stop giving it to sites, and release the model in its requests."""
+        """Close it, and release the model in its requests."""
         self.closed = True
         self.make_request = _no_request
 

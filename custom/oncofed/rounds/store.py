@@ -36,7 +36,7 @@ class RunStore:
         self._saving: threading.Thread | None = None
 
     def read_state(self) -> RunState | None:
-        """Return the state that an earlier process left; None without one."""
+        """Return the state of an earlier process, if any."""
         return read_run_state(self._folder)
 
     def save_state(self, state: RunState) -> None:
@@ -50,11 +50,14 @@ class RunStore:
         try:
             write_run_state(self._folder, state)
         except OSError as error:
-            # The run goes on; it could not if this process were killed now.
+            # The run goes on, but could not be resumed from this round.
             self._record(NotKept(round=state.round, reason=error.strerror or str(error)))
 
     def finish_saving(self) -> None:
-        """Wait until the state is written: the next round changes its tensors."""
+        """Wait until the state is written.
+
+        The next round changes its tensors.
+        """
         if self._saving:
             self._saving.join()
             self._saving = None
@@ -72,18 +75,21 @@ class RunStore:
         return load_file(self._models / BEST_MODEL)
 
     def write_calibration(self, calibration: Calibration) -> None:
-        """Write it next to the model; a full disk costs that file alone."""
+        """Write the calibration next to the model.
+
+        On a full disk only that file is missing.
+        """
         try:
             calibration.write(self._models)
         except OSError as error:
             self._record(NotKept(round=0, reason=error.strerror or str(error)))
 
     def write_provenance(self, model: Weights, facts: Mapping[str, Any]) -> None:
-        """Write where the model comes from."""
+        """Write the model's provenance."""
         write_provenance(self._models / PROVENANCE_FILE, model, facts, self._keys)
 
     def write_training_profile(self, profile: TrainingProfile) -> None:
-        """Write what the training images are like."""
+        """Write the profile of the training images."""
         write_training_profile(self._models, profile)
 
     def artifacts(self) -> dict[str, str]:

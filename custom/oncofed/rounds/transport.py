@@ -1,4 +1,4 @@
-"""What the round loop needs of the connection to the sites."""
+"""The round loop's interface to the sites."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ REVOKED = "revoked by the alliance"
 class Transport(Protocol):
     """Gives tasks to sites and takes their results.
 
-    A site is given the first open task that is for it, whenever it has nothing to do; so one that comes late or comes
-    back is given what is open then. Results of a closed task still reach its ``on_result``.
+    An idle site is given the first open task that is for it; so one that comes late or comes back is given what is open
+    then. Results of a closed task still reach its ``on_result``.
     """
 
     @property
@@ -24,28 +24,31 @@ class Transport(Protocol):
 
     @property
     def banned(self) -> frozenset[str]:
-        """Revoked sites, which are given no task and whose results are dropped."""
+        """Revoked sites.
+
+        They get no tasks, and their results are dropped.
+        """
 
     def open(self, task: SiteTask) -> SiteTask:
-        """Give a task to sites until it is closed, and return it."""
+        """Give a task to sites until it is closed."""
 
     def add_sites(self, task: SiteTask, sites: set[str]) -> None:
         """Give an open task to more sites."""
 
     def retry(self, task: SiteTask, site: str) -> None:
-        """Give an open task again to a site that has answered."""
+        """Let a site do an open task again."""
 
     def close(self, task: SiteTask) -> None:
-        """Give a task to no site any more."""
+        """Give a task to no more sites."""
 
     def wait(self, seconds: float) -> None:
         """Wait until a result arrives or a site is lost."""
 
     def known(self) -> set[str]:
-        """Return the sites that were ever heard of in this process."""
+        """Return all sites that this process has heard of."""
 
     def lose(self, site: str, reason: str) -> None:
-        """Count a site as lost until it is heard of again."""
+        """Count a site as lost until its next message."""
 
     def mark_silent(self) -> None:
-        """Count sites as lost that have not been heard of for long."""
+        """Count silent sites as lost."""

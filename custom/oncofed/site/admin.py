@@ -174,7 +174,7 @@ def _add_pages(app: Flask, folder: Path) -> None:
 
 
 def _chart(left: dict[str, dict[str, int]], names: dict[str, str]) -> dict[str, Any]:
-    """Return the bytes that left by day as a bar chart.
+    """Return sent bytes by day as a bar chart.
 
     Bars are split by job; the chart is 100 units high.
     """

@@ -21,7 +21,7 @@ _OF_DECISIONS = ("name", "rule", "dataset", "network", "strategy", "code", "pack
 
 @dataclass
 class LoggedJob:
-    """What a log says of a job.
+    """A job's summary from the log.
 
     Attributes:
         id: FLARE's.
@@ -69,7 +69,7 @@ def site_anchors(folder: Path) -> dict[str, str]:
 
 
 def read_anchors(file: Path, participant: str) -> tuple[Anchor, ...]:
-    """Read a participant's anchor from a file of the server's admin.
+    """Read a participant's anchor from the server admin's file.
 
     Raises:
         SpecError: not such a file, or it lacks the participant.
@@ -140,7 +140,9 @@ def summarise_jobs(rows: list[dict[str, Any]]) -> list[LoggedJob]:
 
 
 def facts_text(entry: dict[str, Any], full: bool = False) -> str:
-    """Return an entry's facts as text, without time, person and kind.
+    """Return an entry's facts as text.
+
+    Time, person and kind are left out.
 
     Args:
         entry: of the log.

@@ -58,9 +58,8 @@ def _check_job(job: str, plan: Plan, datasets: Mapping[str, Path]) -> Check:
     name, folder = plan.data.dataset, datasets.get(plan.data.dataset)
     if folder is None:
         return Check(f"job {job}", "fail", f"site.yaml names no dataset {name}", f"name it there; {_REGISTER}")
-    labels = plan.build_task().label_kind
     try:
-        report = check_dataset(folder, plan.data, plan.task.vocabulary, plan.seed, labels)
+        report = check_dataset(folder, plan.data, plan.supervision(), plan.seed)
     except DataError as error:
         return Check(f"job {job}", "fail", str(error), _REGISTER)
     advice = f"{shlex.join(['oncofed', 'data', 'check', job, str(folder)])} says more"

@@ -1,4 +1,4 @@
-"""``oncofed site doctor``: is this machine ready? One result per check."""
+"""``oncofed site doctor``: checks whether this machine is ready."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _GOOD_FILES = 4096
 _GOOD_SHARED_MB = 512
 _LARGEST_CLOCK_SECONDS = 60.0
 _RENEW = "oncofed site renew FILE"
-# Versions that must be the same at all sites: else results differ, or messages cannot be read.
+# Versions that must be the same at all sites: otherwise results differ, or messages cannot be read.
 _SAME_EVERYWHERE = ("nvflare", "monai", "torch", "numpy")
 
 
@@ -59,7 +59,9 @@ def examine(
     jobs: Mapping[str, Plan] = MappingProxyType({}),
     proxy: str | None = None,
 ) -> list[Check]:
-    """Run all checks, in parallel as some wait for the network.
+    """Run all checks.
+
+    They run in parallel, as some wait for the network.
 
     Args:
         folder: the kit; None: no kit yet.
@@ -433,7 +435,7 @@ def _reached(
 
 
 def _handshake(connection: socket.socket, folder: Path, facts: KitFacts) -> Iterator[Check]:
-    """Do the site's TLS handshake with the server, and compare clocks."""
+    """Do a TLS handshake with the server; compare clocks."""
     context = ssl.create_default_context(cafile=str(folder / ROOT_FILE))
     context.check_hostname = False
     certificate = facts.certificate_file(folder)

@@ -1,4 +1,4 @@
-"""Checks of GPUs: each one offered to jobs computes, in a separate process."""
+"""Checks of GPUs: each computes in a separate process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRIAL = f"from oncofed.devices import why_unusable; print({_MARKER!r} + (why_un
 
 
 def check_gpus(lent: tuple[int, ...] | None = None) -> Iterator[Check]:
-    """Check each GPU, and compute on those that jobs may use.
+    """Check each GPU; compute on those for jobs.
 
     Args:
         lent: numbers of the GPUs that jobs may use; None: all.

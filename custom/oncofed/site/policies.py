@@ -1,4 +1,4 @@
-"""A site admin's policy: show, change with a reason, compare versions."""
+"""A site's policy: show, change, compare versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replace a kit by a newer one, even while it runs."""
+"""Replace a kit, even while it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REWRITTEN = "local/resources.json"
 
 
 def renew(folder: Path, open_into: Callable[[Path], object]) -> tuple[datetime, list[str]]:
-    """Replace a kit by a newer one of the same participant.
+    """Replace a kit by a newer one.
 
     The site's changes are kept.
 
@@ -68,7 +68,7 @@ def _require_successor(old: KitFacts, folder: Path, new: KitFacts, unfinished: P
 
 
 def _site_files(folder: Path, facts: KitFacts) -> set[str]:
-    """Return the files that the site may change and has changed."""
+    """Return the site's changed files that it may change."""
     changed = [problem for problem in changed_files(folder) if problem.endswith(" was changed")]
     rewritten = {_REWRITTEN} if facts.kind == "server" else set()
     return {problem.removesuffix(" was changed") for problem in changed if is_site_file(problem)} - rewritten

@@ -1,4 +1,7 @@
-"""A site or server as a service: starts, restarts and stops FLARE's process."""
+"""Run a site or server as a service.
+
+It starts, restarts and stops FLARE's process.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ _LOCK_FILE = "lock"
 _STATE_FILE = "service.json"
 _LONGEST_BACK_OFF_SECONDS = 60.0
 _HOUR = 3600.0
-# A process that ran this long did not fail for something missing at its start.
+# A process that ran this long did not fail for lack of something at its start.
 _STABLE_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _SECONDS_BETWEEN_CHECKS = 2.0
@@ -164,7 +167,7 @@ class Service:
         return None if renew else status
 
     def _compiled(self) -> Path:
-        """Return the cache folder of programs that PyTorch compiled.
+        """Return the cache folder of PyTorch's compiled programs.
 
         Each takes minutes.
 
@@ -290,7 +293,7 @@ def require_unchanged(folder: Path) -> None:
 
 
 def require_readable(folder: Path) -> None:
-    """Require that the site's own JSON files are valid.
+    """Require that the site's JSON files are valid.
 
     With a broken one FLARE's process would keep ending.
 
@@ -320,7 +323,7 @@ def require_free_server_port(facts: KitFacts) -> None:
 
 
 def readable_by_others(folder: Path) -> list[str]:
-    """Return the secrets of a kit that other users can read."""
+    """Return a kit's secrets that other users can read."""
     secrets = [folder / "startup", *sorted((folder / "startup").glob("*.key"))]
     exposed = [path for path in secrets if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO)]
     return [path.relative_to(folder).as_posix() for path in exposed]
@@ -335,7 +338,7 @@ def is_site_file(problem: str) -> bool:
 
 
 def prepare(folder: Path, facts: KitFacts, settings: SiteSettings) -> None:
-    """Write a site's settings in the files that FLARE's processes read."""
+    """Write a site's settings to FLARE's files."""
     if facts.kind == "site":
         datasets = {name: folder / path for name, path in settings.datasets.items()}
         write_private(folder / "local" / DATASETS_FILE, datasets_entry(facts.participant, datasets))

@@ -2,9 +2,9 @@
 
 Guo et al., ICML 2017: one temperature divides the logits.
 
-It is learned over the validation patients of all sites without any patient's score leaving one: each site sends the sum
-of its patients' negative log likelihoods at fixed temperatures, and the lowest point of the sum of all is looked for.
-Segmentations have none: a voxel's neighbours say what it says, and no number of voxels is a number of patients.
+It is learned over the validation patients of all sites without any patient's score leaving a site: each site sends the
+sum of its patients' negative log likelihoods at fixed temperatures, and the total is minimised. Segmentations have no
+calibration: neighbouring voxels are not independent, so voxels do not count as patients.
 """
 
 from __future__ import annotations
@@ -26,33 +26,41 @@ from oncofed.tasks.pooled import Reliability
 
 CALIBRATION_FILE = "calibration.json"
 TEMPERATURES = np.geomspace(1 / 4, 8, 21)
-# Sums are rounded to a tenth of what a patient adds whose likelihood is off by a factor of e. The rounded curve holds
-# about as much as four numbers would, of at least five patients: no patient's score follows from it.
+# Sums are rounded to a tenth of the change that a factor of e in one patient's likelihood makes. The rounded curve
+# holds about as much information as four numbers, of at least five patients: no patient's score follows from it.
 STEP = 0.1
 _NEIGHBOURS = 3
 _SMALLEST = 1e-300
 
 
 class Calibration(StrictModel):
-    """``calibration.json``: how sure a model should be."""
+    """``calibration.json``: a model's temperature or thresholds."""
 
     schema_: Literal[1] = Field(1, alias="schema")
-    temperature: float = Field(gt=0, description="that logits are divided by before the softmax")
+    temperature: float | None = Field(
+        None, gt=0, description="that logits are divided by before the softmax; null: none was learned"
+    )
     patients: int = Field(description="validation patients of whom it was learned")
     sites: list[str] = Field(description="whose patients they are")
-    log_loss: tuple[float, float] = Field(description="mean over these patients without temperature, and with it")
+    log_loss: tuple[float, float] | None = Field(
+        None, description="mean over these patients without temperature, and with it"
+    )
+    thresholds: dict[str, dict[str, float]] = Field(
+        {},
+        description="target -> finding -> threshold of the best F1 over these patients",
+    )
     before: Reliability | None = Field(None, description="of the test patients, without temperature")
     after: Reliability | None = Field(None, description="the same with it")
 
     def write(self, folder: Path) -> Path:
-        """Write ``folder/calibration.json`` whole or not at all, and return it."""
+        """Write ``folder/calibration.json`` in one step; return its path."""
         path = folder / CALIBRATION_FILE
         write_whole(path, json.dumps(self.model_dump(mode="json", by_alias=True), indent=2) + "\n")
         return path
 
 
 def read_calibration(folder: Path) -> Calibration | None:
-    """Return a model's calibration; None where unknown.
+    """Return a model's calibration, if known.
 
     Args:
         folder: of the model, such as ``RUN/model``.
@@ -75,9 +83,9 @@ def read_calibration(folder: Path) -> Calibration | None:
 
 
 def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
-    """Return probabilities, (image, class), as they are with logits divided by a temperature.
+    """Return probabilities (image, class) at a temperature.
 
-    The logarithm of a softmax differs from the logits by a constant, which the next softmax takes away.
+    The logarithm of a softmax differs from the logits by a constant, which the next softmax removes.
     """
     scaled = np.log(np.maximum(probabilities, _SMALLEST)) / temperature
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
@@ -95,12 +103,12 @@ def log_losses(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) ->
 def temperature_sums(
     probabilities: NDArray[np.float64], labels: NDArray[np.int64], patients: Sequence[str], step: float = STEP
 ) -> dict[str, Any] | None:
-    """Return a site's sums over validation patients; None for too few.
+    """Return sums over validation patients; None for too few.
 
     Args:
         probabilities: (image, class).
         labels: true classes, (image,).
-        patients: key of each image's patient, whose images weigh one in all.
+        patients: key of each image's patient; a patient's images together weigh one.
         step: that sums are rounded to; 0: not at all.
 
     Returns:
@@ -118,13 +126,13 @@ def temperature_sums(
 
 
 def learned(of_sites: Mapping[str, Mapping[str, Any]]) -> Calibration | None:
-    """Return the temperature at which all sites' patients are likeliest.
+    """Return the temperature that maximises all patients' likelihood.
 
-    None where no site's sums are there, or the best lies beyond the ends: a model that was right about everybody should
-    be surer without end, which nobody's few patients can tell.
+    None without sums of any site, or if the best lies beyond the ends: for a model that is always right it would be
+    zero, which a few patients cannot justify.
 
     Args:
-        of_sites: of each site, as ``temperature_sums`` makes it.
+        of_sites: of each site, from ``temperature_sums``.
     """
     if not of_sites:
         return None
@@ -134,7 +142,7 @@ def learned(of_sites: Mapping[str, Mapping[str, Any]]) -> Calibration | None:
     if found is None:
         return None
     temperature, least = found
-    # A mean of -log(p) is never below zero; rounded sums, and the curve through them, may be by less than their step.
+    # A mean of -log(p) is never below zero, but rounded sums and the curve through them may be, by less than the step.
     before = max(float(np.interp(0.0, np.log(TEMPERATURES), sums)), 0.0)
     least = min(max(least, 0.0), before)
     return Calibration(
@@ -146,12 +154,12 @@ def learned(of_sites: Mapping[str, Mapping[str, Any]]) -> Calibration | None:
 
 
 def lowest(sums: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Return position and value of a curve's minimum over ``TEMPERATURES``.
+    """Return position and value of a curve's minimum.
 
-    None at its ends.
+    The curve is over ``TEMPERATURES``; None if the minimum is at an end.
 
-    Between the temperatures a cubic in the logarithm of the temperature is laid through the points beside the lowest:
-    over several of them what rounding did to each evens out.
+    A cubic in the logarithm of the temperature is fitted to the points around the lowest: over several points the
+    rounding averages out.
     """
     places = np.log(TEMPERATURES)
     ties = np.flatnonzero(sums <= sums.min() + 1e-9)

@@ -53,10 +53,10 @@ class ClassCode(CodedTerm):
 
 
 def require_known(codes: Mapping[int, ClassCode], classes: Iterable[int]) -> None:
-    """Refuse codes of label values that no class has.
+    """Refuse codes of unknown label values.
 
     Raises:
-        ValueError: there are some.
+        ValueError: a code is of a value that no class has.
     """
     unknown = sorted(set(codes) - set(classes))
     if unknown:

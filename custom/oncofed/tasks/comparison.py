@@ -2,8 +2,8 @@
 
 The difference with its interval, and non-inferiority.
 
-Patients are drawn with replacement, each with what both models made of them (paired bootstrap; Efron and Tibshirani,
-1993, chapter 8). A model is not inferior where the whole 95 % interval of the difference lies above minus the margin
+Patients are drawn with replacement, each with the outcomes of both models (paired bootstrap; Efron and Tibshirani,
+1993, chapter 8). A model is not inferior if the whole 95 % interval of the difference lies above minus the margin
 (CONSORT for non-inferiority trials; Piaggio et al., JAMA 2012).
 """
 
@@ -17,9 +17,9 @@ from oncofed.errors import SpecError
 from oncofed.tasks.base import Task
 from oncofed.tasks.resampling import Patients, expanded_interval
 
-# Where differences are skewed an end misses the truth in one of 11 simulations with 10 patients, in one of 18 with 30.
+# With skewed differences an end misses the truth in 1 of 11 simulations with 10 patients, in 1 of 18 with 30.
 FEW_PATIENTS = 30
-_RESAMPLES = 2000  # the ends lie further out than those of other intervals
+_RESAMPLES = 2000  # the ends are further out than those of other intervals
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Comparison:
     """A model's score compared with another's.
 
     Attributes:
-        patients: on how many it rests: of whom both models tell something.
-        first: the model's metric; None where the cases cannot tell it.
+        patients: number of patients with outcomes of both models.
+        first: the model's metric; None if undefined for the cases.
         second: the other's.
-        interval: of the difference, 95 %; None of fewer than five patients.
-        margin: by how much the first may be worse, in units of the metric; None: none given.
+        interval: of the difference, 95 %; None for fewer than five patients.
+        margin: by how much the first may be worse, in units of the metric; None: not given.
     """
 
     patients: int
@@ -73,11 +73,11 @@ def compare(
         patients: key of each case's patient; a patient's cases are drawn together.
         first: the model's outcome of each case.
         second: the other's.
-        margin: by how much the first may be worse and still be called not inferior; above zero.
-        resamples: times that patients are drawn.
+        margin: by how much the first may be worse and still count as not inferior; above zero.
+        resamples: number of bootstrap samples.
 
     Raises:
-        SpecError: the margin is none.
+        SpecError: the margin is not a positive number.
     """
     if margin is not None and not 0 < margin < 1:
         raise SpecError(f"the margin is {margin:g}, expected a number above 0 and below 1, in units of the metric")

@@ -21,22 +21,22 @@ class DenseTask(Task[Outcome], Generic[Outcome, Found]):
     """A task with an answer for each voxel."""
 
     def inference_preparation(self) -> Preparation:
-        """Return how an image alone is read."""
+        """Return how an unlabelled image is read."""
         return Unreferenced(self.data)
 
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Found:
         """Return the answer on the target grid.
 
-        That is the label file's grid, or the image's own.
+        That is the label file's grid, or the image's.
         """
         return self._infer(network, prepared, device, entropy=False)
 
     def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Found:
-        """Return the same, and how unsure the network is of each voxel."""
-        if type(self).infer is not DenseTask.infer:  # a subclass changes what is found
+        """Return the same, with the entropy of each voxel."""
+        if type(self).infer is not DenseTask.infer:  # a subclass changes the answer
             return self.infer(network, prepared, device)
         return self._infer(network, prepared, device, entropy=True)
 
     @abstractmethod
     def _infer(self, network: nn.Module, prepared: Prepared, device: torch.device, entropy: bool) -> Found:
-        """Return the answer on the target grid, with entropy if asked."""
+        """Return the answer on the target grid, optionally with entropy."""

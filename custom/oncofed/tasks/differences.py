@@ -1,7 +1,7 @@
 """Differences of two models over several sites.
 
-A mean difference and its variance are all that is needed of each site: ``Part``. Where they are combined, sites are
-strata (Cochran, Sampling Techniques, 1977, chapter 5): each weighs as many patients as it has.
+Each site contributes a mean difference and its variance: ``Part``. When combined, sites are strata (Cochran, Sampling
+Techniques, 1977, chapter 5), weighted by their numbers of patients.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Part:
     """One site's differences between two models.
 
     Attributes:
-        patients: how many, each under both models.
+        patients: number of patients, each with both models.
         difference: mean over them.
-        variance: of that mean, not of a single patient's difference.
+        variance: of that mean, not of single differences.
     """
 
     patients: int
@@ -37,21 +37,21 @@ class Part:
 
     @classmethod
     def of_sums(cls, patients: int, total: float, squares: float) -> Part:
-        """Return it of the sum of the patients' differences, and of their squares."""
+        """Return it from sums of patients' differences and squares."""
         mean = total / patients
         spread = max(squares - patients * mean**2, 0.0) / max(patients - 1, 1)
         return cls(patients, mean, spread / patients)
 
     @classmethod
     def of_values(cls, values: Sequence[float] | NDArray[np.float64]) -> Part:
-        """Return it of the patients' own differences."""
+        """Return it from the patients' differences."""
         found = np.asarray(values, dtype=np.float64)
         spread = float(found.var(ddof=1)) if len(found) > 1 else 0.0
         return cls(len(found), float(found.mean()), spread / len(found))
 
 
 class Difference(StrictModel):
-    """By how much one model is better than another on the same patients."""
+    """The difference of two models on the same patients."""
 
     metric: str
     patients: int = Field(description="on whom it rests")
@@ -72,8 +72,8 @@ def combined_difference(parts: Mapping[str, Part], metric: str, margin: float | 
 
     Args:
         parts: by site; one alone is a plain paired t-test.
-        metric: what differs.
-        margin: by how much worse still counts as no worse.
+        metric: that is compared.
+        margin: by how much a model may be worse and still count as not inferior.
     """
     patients = sum(part.patients for part in parts.values())
     shares = {site: part.patients / patients for site, part in parts.items()}
@@ -113,8 +113,8 @@ def area_difference(
 
     DeLong et al. (1988).
 
-    What a patient's images add to the areas is added up before it is squared, since they are not independent
-    (Obuchowski, Biometrics, 1997).
+    The contributions of a patient's images are summed before squaring, since they are not independent (Obuchowski,
+    Biometrics, 1997).
 
     Args:
         first: probabilities, (image, class), of the first model.
@@ -123,7 +123,7 @@ def area_difference(
         patients: key of each image's patient.
 
     Raises:
-        ValueError: a class has nobody, or everybody.
+        ValueError: a class has no patient, or all of them.
     """
     area, influence = _mean_area(first, labels)
     other, of_other = _mean_area(second, labels)
@@ -136,7 +136,7 @@ def area_difference(
 def _mean_area(found: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, NDArray[np.float64]]:
     """Return the mean one-vs-rest AUROC, and each image's influence.
 
-    Of two classes it is that of the second: the other's is its mirror image.
+    With two classes it is that of the second, which equals the first's.
     """
     classes = [1] if found.shape[1] == 2 else list(range(found.shape[1]))
     influence, areas = np.zeros(len(labels)), []
@@ -159,7 +159,7 @@ def _mean_area(found: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[f
 def share_below(values: NDArray[np.float64], ordered: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the share of ordered values below each value.
 
-    Of equal values a half counts.
+    Equal values count half.
     """
     lower, upper = (np.searchsorted(ordered, values, side) for side in ("left", "right"))
     found: NDArray[np.float64] = (lower + upper) / 2 / len(ordered)

@@ -29,11 +29,11 @@ from oncofed.settings import StrictModel
 
 _LOG = logging.getLogger(__name__)
 
-# Tiles of a batch, and batches under way at a time: one is copied while the network sees to the other.
+# Tiles of a batch, and number of batches in flight: one is copied while the network works on the other.
 _AT_ONCE, _AT_ONCE_GPU = 64, 256
 _IN_FLIGHT_GPU = 2
 _HISTOGRAM_BINS = 8
-# ImageNet's, on which encoders are trained.
+# Of ImageNet, on which encoders are trained.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -52,21 +52,21 @@ class EncoderSpec(StrictModel):
 
 
 def feature_count(spec: EncoderSpec) -> int:
-    """Return how many features of a tile an encoder gives."""
+    """Return an encoder's number of features per tile."""
     sizes = {"resnet18": 512, "resnet50": 2048}
     return sizes.get(spec.network) or _colour_features(torch.zeros(1, 3, 16, 16)).shape[1]
 
 
 class Encoder:
-    """From tiles to features.
+    """Computes features of tiles.
 
     Args:
         spec: which one.
         device: where it runs.
 
     Attributes:
-        digest: of all that its features follow from.
-        size: features of a tile.
+        digest: of everything that determines the features.
+        size: number of features per tile.
         at_once: tiles of a batch; halved whenever a GPU runs out of memory.
 
     Raises:
@@ -103,22 +103,22 @@ class Encoder:
         except (TrainingError, RuntimeError):
             raise TrainingError(f"the encoder's weights {path.name} are not those of MONAI's {spec.network}") from None
         self._network = network.eval().to(device)
-        # Group norm would make each of its inputs contiguous again.
+        # Group norm would copy each input to contiguous memory.
         self._channels_last = cuda and norm == "batch"
         if self._channels_last:
             self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.digest = f"{spec.network} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
     def __call__(self, tiles: Sequence[Pixels]) -> Tensor:
-        """Return features (tile, feature) bfloat16 on the CPU of tiles (size, size, 3) uint8."""
+        """Return (tile, feature) bfloat16 of (size, size, 3) uint8 tiles."""
         return torch.cat(list(self.stream([tiles])))
 
     def stream(self, batches: Iterable[Sequence[Pixels]]) -> Iterator[Tensor]:
         """Yield the features of batches of tiles, in order.
 
-        Each batch's in one part or, above ``at_once``, in several.
+        Those of a batch come in one part or, above ``at_once`` tiles, in several.
 
-        On a GPU the next batch is asked for, and copied, while the network is busy with the one before.
+        On a GPU the next batch is requested and copied while the network works on the current one.
 
         Args:
             batches: of tiles (size, size, 3) uint8, all of one size.
@@ -150,7 +150,7 @@ class Encoder:
     def _tried(self, tiles: Sequence[Pixels]) -> Callable[[], Tensor] | None:
         """Return a future of a batch's features.
 
-        None where memory is too short for it.
+        None if memory is too short for it.
         """
         try:
             return self._begin(tiles)
@@ -175,14 +175,14 @@ class Encoder:
         if self._copies is None:
             features = self._features(torch.from_numpy(np.stack(tiles)).to(self._device)).cpu()
             return lambda: features
-        # Pinned memory that a copy still reads from is not handed out again.
+        # PyTorch does not reuse pinned memory while a copy reads from it.
         pinned = torch.empty((len(tiles), *tiles[0].shape), dtype=torch.uint8, pin_memory=True)
         np.stack(tiles, out=pinned.numpy())
         network = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._copies):
             batch = pinned.to(self._device, non_blocking=True)
         network.wait_stream(self._copies)
-        # Nor is memory of the GPU that the network still reads.
+        # The same for GPU memory that the network still reads.
         batch.record_stream(network)
         found = self._features(batch)
         back = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
@@ -198,7 +198,7 @@ class Encoder:
 
     @torch.no_grad()
     def _features(self, tiles: Tensor) -> Tensor:
-        """Return features (tile, feature) bfloat16 of tiles (tile, y, x, 3) uint8, on the device where they are."""
+        """Return (tile, feature) bfloat16 of (tile, y, x, 3) uint8."""
         batch = tiles.permute(0, 3, 1, 2).float() / 255
         if self._network is None:
             return _colour_features(batch).to(torch.bfloat16)
@@ -212,16 +212,14 @@ class Encoder:
 def extract(
     slides: Sequence[SlideTiles], encoder: Encoder, progress: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield slides' features (tile, feature) bfloat16 as they are done.
+    """Yield slides' features (tile, feature) bfloat16 when complete.
 
-    With each slide's number, as soon as its last tile is done.
-
-    Batches go across the ends of slides, and tiles are read ahead meanwhile.
+    Each comes with its slide's number. Batches may span slides, and tiles are read ahead.
 
     Args:
         slides: to read.
         encoder: makes the features.
-        progress: called with the tiles done so far.
+        progress: called with the number of tiles done.
 
     Raises:
         DataError: a tile cannot be read.
@@ -246,7 +244,7 @@ def extract(
 
 
 def _batches(runs: Iterable[Sequence[Pixels]], encoder: Encoder) -> Iterator[list[Pixels]]:
-    """Yield tiles in batches as large as the encoder takes at the time."""
+    """Yield tiles in batches of the encoder's current size."""
     batch: list[Pixels] = []
     for run in runs:
         for tile in run:
@@ -261,12 +259,12 @@ def _batches(runs: Iterable[Sequence[Pixels]], encoder: Encoder) -> Iterator[lis
 def _colour_features(tiles: Tensor) -> Tensor:
     """Return colour statistics and edge strength.
 
-    Means, spreads and histograms of each colour, and how strong its edges are at three scales.
+    Means, spreads and histograms of each colour, and its edge strength at three scales.
 
     Args:
         tiles: (tile, 3, x, y), 0 to 1.
     """
-    # At half the resolution they cost a quarter and tell the same.
+    # Half the resolution costs a quarter, and the features say the same.
     tiles = functional.avg_pool2d(tiles, 2)
     parts = [tiles.mean((2, 3)), tiles.std((2, 3))]
     bins = (tiles * _HISTOGRAM_BINS).to(torch.uint8).clamp_max(_HISTOGRAM_BINS - 1)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-# Entropy is held as a byte: this is the largest, of equally likely classes.
+# Largest entropy, stored as a byte, for equally likely classes.
 LARGEST = 255
 
 
@@ -15,7 +15,7 @@ def entropy_bytes(likely: Tensor) -> Tensor:
     """Return normalised entropy, (1, …) uint8 from 0 to ``LARGEST``.
 
     Args:
-        likely: of each class, (class, …) float32; (1, …): of the second of two classes.
+        likely: probability of each class, (class, …) float32; (1, …): of the second of two classes.
     """
     entropy: Tensor
     if len(likely) == 1:
@@ -28,12 +28,11 @@ def entropy_bytes(likely: Tensor) -> Tensor:
 def mean_entropy(found: Tensor, entropy: Tensor) -> float | None:
     """Return the mean entropy of findings, 0 to 1.
 
-    Over the voxels found, and those that share a face with them.
-
-    None where nothing was found: elsewhere nearly every voxel is background beyond doubt, which says nothing.
+    Over the voxels found, and those that share a face with them, as nearly all others are certain background. None if
+    nothing was found.
 
     Args:
-        found: labels or numbers of objects, (x, y[, z]); 0: nothing.
+        found: labels or numbers of objects, (x, y[, z]); 0: background.
         entropy: of the same voxels, uint8; see ``entropy_bytes``.
     """
     inside = found > 0

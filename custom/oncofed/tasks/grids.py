@@ -1,6 +1,6 @@
 """Resampling of planes to the label file's grid.
 
-They are taken from the working grid as they are finished.
+Planes come from the working grid as soon as they are finished.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.nn import functional
 from oncofed.data.grids import Affine, Axis, align, transfer
 from oncofed.tasks.windows import Planes
 
-# Values of the file's grid that are made at once, and voxels that are looked at at once where axes do not agree.
+# Values of the file's grid per step, or voxels per step if axes are oblique.
 _VALUES_AT_ONCE, _VALUES_AT_ONCE_GPU = 1 << 20, 1 << 25
 
 Decide = Callable[[Tensor], Tensor]
 
 
 class FileGrid:
-    """The grid of a label's file, seen from the working grid.
+    """A label file's grid, seen from the working grid.
 
     Args:
         image: affine of the working grid, (4, 4).
@@ -32,7 +32,7 @@ class FileGrid:
         axis: of the working grid along which planes come.
 
     Attributes:
-        whole: each of the file's voxels is one of the working grid's, so that nothing lies between two.
+        whole: each of the file's voxels is one of the working grid's, without interpolation.
     """
 
     def __init__(
@@ -90,20 +90,20 @@ def _aligned(planes: Iterable[Planes], axes: Sequence[Axis], device: torch.devic
                 moved = axis.of(moved, 2 + n)
             yield part, moved
         done = ready
-        # The planes that come may need it; what is between two whole places needs nothing of another plane.
+        # Needed to interpolate with the next planes; at whole positions nothing is interpolated.
         last = None if along.share is None else values[:, -1:].clone()
 
 
 def _oblique(
     planes: Iterable[Planes], matrix: Affine, shape: Sequence[int], file_shape: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield voxels' flat indices and values where no axes agree."""
+    """Yield voxels' flat indices and values for oblique axes."""
     last: Tensor | None = None
     for first, values in planes:
         held = values if last is None else torch.cat([last, values], 1)
         begun = first - (last is not None)
         stop = first + values.shape[1]
-        # Voxels past the last plane but one need the next plane, unless it was the last.
+        # Voxels beyond the last plane but one need the next plane, unless there is none.
         reach = (begun, stop - 1 if stop < shape[0] else np.inf)
         for places, indices in _within(matrix, shape, file_shape, reach, values.device):
             indices[0] -= begun
@@ -118,9 +118,9 @@ def _oblique(
 def _within(
     matrix: Affine, shape: Sequence[int], file_shape: Sequence[int], reach: tuple[float, float], device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield flat indices and positions of voxels between two planes.
+    """Yield indices and positions of voxels between two planes.
 
-    Indices are of the file's voxels, planes and positions of the working grid.
+    Flat indices are of the file's grid, planes and positions of the working grid.
     """
     step = max(1, _VALUES_AT_ONCE // int(np.prod(file_shape[1:])))
     limits = torch.tensor(shape, device=device, dtype=torch.float64)[:, None] - 1

@@ -28,7 +28,7 @@ def within_memory(compute: Callable[[Sequence[_Item]], list[_Result]], items: Se
                 "one case alone does not fit into memory while a model looks at it. Free the GPU of other programs "
                 "(nvidia-smi), or make data.patch smaller"
             ) from None
-    # Out of the except block: the error's traceback holds what the failed pass had in memory.
+    # Outside the except block, because the error's traceback holds the failed pass's memory.
     free_memory()
     middle = len(items) // 2
     return [*within_memory(compute, items[:middle]), *within_memory(compute, items[middle:])]

@@ -17,7 +17,7 @@ from oncofed.tasks.pictures import Picture
 
 
 class InferenceTask(ABC):
-    """A task's prediction half: a network's answers, and their pictures."""
+    """A task's prediction half: answers and their pictures."""
 
     def inference_preparation(self) -> Preparation:
         """Return the preparation of an unlabelled case for ``infer``.
@@ -41,7 +41,7 @@ class InferenceTask(ABC):
         raise self._only_scores()
 
     def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Inferred:
-        """Return ``infer``'s answer, of maps with their entropy.
+        """Return ``infer``'s answer; maps come with their entropy.
 
         A pack's task answers without it.
         """
@@ -52,13 +52,13 @@ class InferenceTask(ABC):
     ) -> list[Inferred]:
         """Return ``infer``'s answers for several cases.
 
-        They are taken in halves where memory is short.
+        They are processed in halves if memory is short.
 
         Args:
             network: on ``device``.
-            prepared: as ``infer`` takes it.
+            prepared: as for ``infer``.
             device: where the network is.
-            entropy: of maps also compute how unsure the network is of each voxel.
+            entropy: also compute the entropy of maps.
 
         Raises:
             TrainingError: one case alone does not fit into memory.

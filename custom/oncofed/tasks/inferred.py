@@ -1,10 +1,11 @@
 """A model's answer for one case.
 
-The same for scores, reports and predictions.
+Scores, reports and predictions share it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ Affine = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class TargetGrid:
-    """The grid of an answer: a label file's, or the image's.
+    """The grid of an answer, from label file or image.
 
     Attributes:
         affine: (4, 4), from voxels to RAS+ in mm; of a flat image its pixel sizes.
@@ -31,7 +32,7 @@ class TargetGrid:
 
 
 def target_grid(prepared: Prepared) -> TargetGrid:
-    """Return the grid on which a prepared case's answer is wanted."""
+    """Return the grid of a prepared case's answer."""
     if "label" in prepared:
         return TargetGrid(affine_of(prepared, "label"), tuple(prepared["label"].shape))
     return TargetGrid(affine_of(prepared, "file"), tuple(prepared["file.shape"].tolist()))
@@ -42,9 +43,9 @@ class LabelMap:
     """A segmentation.
 
     Attributes:
-        values: label values on the target grid, (x, y[, z]) uint8 or int16, on the device where they were decided.
+        values: label values on the target grid, (x, y[, z]) uint8 or int16, on the device that computed them.
         affine: (4, 4), from voxels to RAS+ in mm.
-        entropy: how unsure the network is of each voxel, (x, y[, z]) uint8; see ``tasks.entropy``; None: not asked for.
+        entropy: of each voxel, (x, y[, z]) uint8; see ``tasks.entropy``; None: not requested.
     """
 
     values: Tensor
@@ -59,7 +60,7 @@ class ObjectMap:
     Attributes:
         numbers: a number for each object on the target grid, zero elsewhere, (x, y[, z]) int32.
         affine: (4, 4); of a flat image its pixel sizes.
-        entropy: as that of ``LabelMap``, of whether there is an object.
+        entropy: as in ``LabelMap``, of object against background.
     """
 
     numbers: NDArray[np.int32]
@@ -72,13 +73,16 @@ class ClassScores:
     """A classifier's answer for an image or a slide.
 
     Attributes:
-        logits: one a class, (class,) float64, before any calibration.
+        logits: one per class, (class,) float64, before calibration.
     """
 
     logits: NDArray[np.float64]
 
     def probabilities(self, temperature: float = 1.0) -> NDArray[np.float64]:
-        """Return probabilities (class,) at a temperature (Guo et al., ICML 2017)."""
+        """Return probabilities (class,) at a temperature.
+
+        Guo et al., ICML 2017.
+        """
         scaled = self.logits / temperature
         powers = np.exp(scaled - scaled.max())
         found: NDArray[np.float64] = powers / powers.sum()
@@ -90,7 +94,7 @@ class SlideScores(ClassScores):
     """A classifier's answer for a slide, with its attention.
 
     Attributes:
-        attention: how much each tile counts, (tile,) float32, adding up to one; None: the network does not say.
+        attention: weight of each tile, (tile,) float32, with sum one; None: the network has none.
         places: corner of each tile, (tile, 2) int32: x and y in pixels of the finest level.
     """
 
@@ -98,4 +102,28 @@ class SlideScores(ClassScores):
     places: NDArray[np.int32]
 
 
-Inferred = LabelMap | ObjectMap | ClassScores
+@dataclass(frozen=True)
+class TargetScores:
+    """A network's outputs for one case, by target.
+
+    Attributes:
+        outputs: target -> (outputs,) float64, as the network gives them.
+    """
+
+    outputs: Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class SlideTargetScores(TargetScores):
+    """A network's outputs for a slide, with its attention.
+
+    Attributes:
+        attention: weight of each tile, (tile,) float32, with sum one; None: the network has none.
+        places: corner of each tile, (tile, 2) int32: x and y in pixels of the finest level.
+    """
+
+    attention: NDArray[np.float32] | None
+    places: NDArray[np.int32]
+
+
+Inferred = LabelMap | ObjectMap | ClassScores | TargetScores

@@ -1,6 +1,6 @@
 """Metrics that a task declares.
 
-A task's scores hold no others, and no others leave a site.
+A task's scores hold no others, so no others leave a site.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Metric:
-    """A further figure of a model's scores.
+    """An additional metric of a model.
 
-    It does not choose the best round.
+    It is not used to choose the best round.
 
     Attributes:
-        name: in ``Scores.extra_metrics`` and ``result.json``; that of a class is ``NAME.CLASS``.
+        name: in ``Scores.extra_metrics`` and ``result.json``; for a class ``NAME.CLASS``.
         title: for people; empty: the name.
         per_class: each class has its own value.
         unit: of the values; empty: none.
@@ -45,7 +45,7 @@ class Metric:
     def admits(self, value: float) -> bool:
         """Return whether a value lies within the bounds.
 
-        NaN, of what no case has, does; and rounding may go beyond them by a millionth.
+        NaN, for classes that no case has, is allowed; rounding may exceed the bounds by a millionth.
         """
         low, high = self.bounds
         return math.isnan(value) or low - _ROUNDING <= value <= high + _ROUNDING

@@ -1,7 +1,7 @@
-"""Instance segmentation of many small objects, such as nuclei: where they are, and where each one ends.
+"""Instance segmentation of many small objects, such as nuclei.
 
-The network says for each pixel its class, and how deep inside its object it lies; the innermost places are the seeds
-from which objects grow (after Naylor et al., IEEE TMI 2019).
+The network predicts each pixel's class and its depth inside its object; the innermost places are the seeds from which
+objects grow (after Naylor et al., IEEE TMI 2019).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
 
     @property
     def out_channels(self) -> int:
-        """Background, objects, and how deep inside an object a pixel lies."""
+        """Three: background, objects, and depth inside an object."""
         return 3
 
     def input(self, augmentation: Augmentation) -> BatchSource:
@@ -97,7 +97,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         """Return Dice with cross-entropy, plus the error of the depth."""
 
         def one(values: Tensor) -> Tensor:
-            # A depth exists only inside objects.
+            # Depth is defined only inside objects.
             inside = (batch["label"] > 0).to(values.dtype)
             wrong = functional.smooth_l1_loss(values[:, 2:], batch["distance"], reduction="none", beta=0.1) * inside
             places = list(range(1, wrong.ndim))
@@ -113,7 +113,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
     def predict(self, network: nn.Module, case: Case, device: torch.device) -> Numbers:
         """Return the objects of one case, (x, y[, z]).
 
-        Each has a number; background is zero. The grid is the label's.
+        Each has a number; background is zero. The grid is that of the label.
         """
         return self.infer(network, self.prepared(case), device).numbers
 
@@ -172,22 +172,22 @@ def separate(inside: NDArray[np.bool_], depth: NDArray[np.float32], seed_depth: 
 
     Args:
         inside: where objects are, (x, y[, z]).
-        depth: how deep inside its object a voxel lies, about 0 to 1.
-        seed_depth: where seeds begin.
+        depth: of a voxel inside its object, about 0 to 1.
+        seed_depth: least depth of seeds.
         smallest: objects of fewer voxels are dropped.
     """
-    # A depth that trembles about the threshold would sow many seeds in one object.
+    # A depth that fluctuates around the threshold would give many seeds in one object.
     smooth = ndimage.gaussian_filter(depth, _SMOOTHING)
     seeds, count = ndimage.label(inside & (smooth > seed_depth))
     pieces, _ = ndimage.label(inside)
-    # A piece without a seed is one object.
+    # A component without a seed is one object.
     seeded = np.zeros(pieces.max() + 1, bool)
     seeded[np.unique(pieces[seeds > 0])] = True
     rest, _ = ndimage.label(inside & ~seeded[pieces])
     seeds[rest > 0] = rest[rest > 0] + count
     if not seeds.any():
         return np.zeros(inside.shape, np.int32)
-    # A voxel belongs to the seed that is nearest: seeds have their objects' shape, so that this parts them half-way.
+    # A voxel belongs to the nearest seed: seeds have their objects' shape, so this divides objects half-way.
     nearest = ndimage.distance_transform_edt(seeds == 0, return_distances=False, return_indices=True)
     grown = np.where(inside, seeds[tuple(nearest)], 0)
     sizes = np.bincount(grown.ravel())
@@ -198,17 +198,17 @@ def separate(inside: NDArray[np.bool_], depth: NDArray[np.float32], seed_depth: 
 
 
 def object_scores(found: Numbers, reference: Numbers) -> dict[str, float]:
-    """Return how well objects were found.
+    """Return detection and overlap figures of objects.
 
-    Two objects are the same where they share more than half of their union, which at most one pair of each can.
+    Two objects match if they share more than half of their union, so each has at most one match.
 
     Args:
         found: a number for each object, (x, y[, z]).
         reference: the same.
 
     Returns:
-        pq: panoptic quality, the product of f1 and iou; f1: of finding objects; iou: mean over those found; dice: of
-        all objects together, whichever they are. NaN where there is nothing to be found and nothing was.
+        pq: panoptic quality, the product of f1 and iou; f1: of detecting objects; iou: mean over matches; dice: of
+        all objects together. NaN if there are no objects in either.
     """
     rows, columns = int(found.max()) + 1, int(reference.max()) + 1
     pairs = found.ravel().astype(np.int64) * columns + reference.ravel()

@@ -1,9 +1,11 @@
 """Overlap of two label volumes.
 
-All classes in one pass, on their device.
+All classes are counted in one pass, on their device.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 
 Labels = NDArray[np.unsignedinteger | np.signedinteger]
 
-# Voxels that are counted at once: as many as a processor's caches hold, and as a GPU has memory for.
+# Voxels counted at once: enough to fill a processor's caches, or as GPU memory allows.
 _VOXELS_AT_ONCE, _VOXELS_AT_ONCE_GPU = 1 << 20, 1 << 24
 _WORD = 8
 
@@ -28,7 +30,7 @@ def confusion(prediction: Tensor, reference: Tensor, classes: int, ignore: int |
         ignore: label value of voxels that do not count.
 
     Returns:
-        (classes + 1, classes): reference by prediction. The last row holds label values that are no class.
+        (classes + 1, classes): reference by prediction. The last row is for label values without a class.
     """
     found, expected = prediction.reshape(-1), reference.reshape(-1)
     count = _count_on_device if found.is_cuda else _count
@@ -65,21 +67,21 @@ def _count(found: Tensor, expected: Tensor, classes: int, ignore: int | None) ->
     return counts
 
 
-def dice(counts: NDArray[np.int64]) -> list[float]:
-    """Return Dice of each class from 1 on.
+def dice(counts: NDArray[np.int64], values: Sequence[int]) -> float:
+    """Return Dice of some label values together.
 
-    By counts of ``confusion``; NaN where the class is in neither volume.
+    From counts of ``confusion``; NaN if they are in neither volume.
     """
-    classes = counts.shape[1]
-    sizes = counts.sum(axis=0) + counts[:classes].sum(axis=1)
-    return [2.0 * int(counts[n, n]) / int(sizes[n]) if sizes[n] else float("nan") for n in range(1, classes)]
+    labels = list(values)
+    size = int(counts[:, labels].sum()) + int(counts[labels].sum())
+    return 2.0 * int(counts[np.ix_(labels, labels)].sum()) / size if size else float("nan")
 
 
 def keep_largest(labels: NDArray[np.uint8], value: int) -> None:
-    """Make all pieces of a label value but the largest background, in place.
+    """Keep only a label value's largest component, in place.
 
     Args:
-        labels: (x, y[, z]); voxels that share a face are of one piece.
+        labels: (x, y[, z]); voxels that share a face are of one component. The others become background.
         value: of the label.
     """
     mask = labels == value
@@ -94,7 +96,7 @@ def keep_largest(labels: NDArray[np.uint8], value: int) -> None:
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """Return a mask's bounding box; None where it is empty."""
+    """Return a mask's bounding box; None if it is empty."""
     box: list[slice] = []
     for axis in range(mask.ndim):
         # Earlier axes have cropped the mask already.

@@ -1,6 +1,6 @@
 """A task from a pack.
 
-The pack's class where its code runs; what the job declares of it everywhere else.
+It is the pack's class where its code runs, and the job's declaration of it elsewhere.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DeclaredTask(StrictModel):
 
     @classmethod
     def of(cls, task: Task[Any]) -> DeclaredTask:
-        """Return it of a task."""
+        """Return the declaration of a task."""
         return cls(
             metric=task.metric,
             metric_name=task.metric_name,
@@ -72,7 +72,7 @@ class PackedTask(Task[Any]):
 
     @classmethod
     def build(cls, settings: PackedTaskSpec, data: DataSpec, pack: str) -> Task[Any]:
-        """Return a pack's task, or what the job declares of it.
+        """Return a pack's task, or the job's declaration of it.
 
         Args:
             settings: the job's section ``task``.
@@ -80,7 +80,7 @@ class PackedTask(Task[Any]):
             pack: digest of the pack.
 
         Raises:
-            SpecError: the pack has no such task, or cannot make it so.
+            SpecError: the pack has no such task, or cannot build it.
         """
         maker = TASKS.get(settings.name, pack)
         if maker is None and settings.declared:
@@ -95,7 +95,7 @@ class PackedTask(Task[Any]):
             raise SpecError(f"task {settings.name!r} comes with a pack: {where}")
         try:
             task = maker(settings, data)
-        except Exception as error:  # whatever an engineer's code raises
+        except Exception as error:  # the pack's code may raise anything
             raise SpecError(f"the task {settings.name} cannot be made: {type(error).__name__}: {error}") from error
         if not isinstance(task, Task):
             raise SpecError(

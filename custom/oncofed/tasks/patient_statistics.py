@@ -26,26 +26,25 @@ Outcome = TypeVar("Outcome")
 class PatientStatistics(ABC, Generic[Outcome]):
     """Turns the outcomes of cases into figures over patients.
 
-    A task defines ``summarise``; the rest follows from it, and a task replaces what it can find faster or better.
+    A task defines ``summarise``; the other methods follow from it, and a task may replace them by better ones.
 
     Attributes:
-        averages: the metric is the mean over patients of each one's own. It holds for the class that defines
-            ``summarise`` too.
+        averages: the metric is the mean of the patients' metrics. Only valid in the class that defines ``summarise``.
     """
 
     averages = False
 
     @abstractmethod
     def summarise(self, outcomes: Sequence[tuple[str, Outcome]]) -> Scores:
-        """Return the scores over cases, each with its patient's key."""
+        """Return scores of cases, each with its patient's key."""
 
     def drawing(self, patients: Sequence[Sequence[Outcome]]) -> Callable[[NDArray[np.int64]], float | None]:
         """Return a function from drawn patients to the metric.
 
-        It takes their numbers; a patient drawn twice counts as two.
+        The function takes their numbers; a patient drawn twice counts as two.
 
         Args:
-            patients: the outcomes of each.
+            patients: the outcomes of each patient.
         """
 
         def metric(drawn: NDArray[np.int64]) -> float | None:
@@ -88,8 +87,8 @@ class PatientStatistics(ABC, Generic[Outcome]):
     def patients_behind(self, outcomes: Sequence[tuple[str, Outcome]]) -> dict[str, set[str]]:
         """Return the patients behind each figure.
 
-        By the names of ``Scores.by_class`` and ``Scores.extra_metrics``. Of a figure that compares two kinds of
-        patients it is the smaller group.
+        By the names of ``Scores.by_class`` and ``Scores.extra_metrics``. For a figure that compares two groups of
+        patients, the smaller group.
 
         Args:
             outcomes: of all cases, each with its patient's key.
@@ -105,13 +104,13 @@ class PatientStatistics(ABC, Generic[Outcome]):
     def pooled(
         self, outcomes: Sequence[tuple[str, Outcome]], temperature: float | None = None
     ) -> dict[str, Any] | None:
-        """Return counts and sums to add to other sites'.
+        """Return counts and sums that sites can add up.
 
-        None where they rest on fewer than five patients.
+        None if they rest on fewer than five patients.
 
         Args:
             outcomes: of all cases, each with its patient's key.
-            temperature: of the model, where the task knows of one.
+            temperature: of the model, if the task has one.
         """
         del temperature
         values: dict[str, dict[str, float]] = defaultdict(dict)
@@ -138,7 +137,7 @@ class PatientStatistics(ABC, Generic[Outcome]):
             others: of the second on the same cases, in the same order.
 
         Returns:
-            None where it rests on fewer than five patients.
+            None if it rests on fewer than five patients.
         """
         first, second = self._by_patient(outcomes), self._by_patient(others)
         pairs = [(scores.mean, second[patient].mean) for patient, scores in first.items()]
@@ -165,13 +164,13 @@ def confidence(
     Efron (1979), percentile method.
 
     Args:
-        statistics: of the task that the outcomes are of.
+        statistics: of the outcomes' task.
         outcomes: of all cases, each with its patient's key; a patient's cases are drawn together.
     """
     by_patient: dict[str, list[Outcome]] = defaultdict(list)
     for patient, outcome in outcomes:
         by_patient[patient].append(outcome)
-    # Fewer say nothing about how far a mean may be off, and the ends of an interval would nearly be their scores.
+    # Fewer tell nothing about the error of a mean, and the ends of an interval would nearly be single scores.
     if len(by_patient) < LEAST_PATIENTS:
         return None
     rng, metric = np.random.default_rng(0), statistics.drawing(list(by_patient.values()))
@@ -182,8 +181,8 @@ def confidence(
 def between(metrics: NDArray[np.float64], tail: float) -> tuple[float, float] | None:
     """Return the ends of a percentile interval; None without width.
 
-    A metric that is alike however patients are drawn, such as an AUROC of one, gives the bootstrap nothing to vary: its
-    interval would be a point, which says nothing of other patients (Obuchowski and Lieber, Academic Radiology 2002).
+    If a metric is the same for all draws, such as an AUROC of one, the bootstrap interval would be a point, which says
+    nothing about other patients (Obuchowski and Lieber, Academic Radiology 2002).
 
     Args:
         metrics: of each draw.

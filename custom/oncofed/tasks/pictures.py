@@ -15,14 +15,16 @@ Values = NDArray[Any]
 
 @dataclass(frozen=True)
 class Picture:
-    """One axial slice, (right, anterior), or one flat image, (right, down).
+    """An axial slice or a flat image.
+
+    Axes are (right, anterior) or (right, down).
 
     Attributes:
         image: grey (x, y) or colour (x, y, 3).
-        reference: label values (x, y); None where the image as a whole has a label.
+        reference: label values (x, y); None if the label is of the whole image.
         prediction: label values (x, y); None likewise.
-        heat: how much each place counts, from 0 to 1, (x, y); None where nothing is known of it.
-        caption: what was expected and what was found; empty where contours show it.
+        heat: weight of each place, from 0 to 1, (x, y); None if unknown.
+        caption: expected and found class; empty if contours show it.
         aspect: height of a pixel divided by its width.
         downwards: the second axis points down.
     """
@@ -41,7 +43,7 @@ def best_slice(
 ) -> Picture:
     """Return an image's best slice.
 
-    Of a volume the axial slice that shows most of the reference, in any orientation.
+    For a volume in any orientation, the axial slice with most of the reference.
 
     Args:
         values: (x, y[, z], channel).
@@ -72,7 +74,7 @@ def middle_slice(values: Values, affine: NDArray[np.float64], caption: str) -> P
 
 
 def flat(values: Values) -> Values:
-    """Return (x, y) or (x, y, 3) of (x, y, channel)."""
+    """Drop the channel axis of (x, y, channel) unless coloured."""
     return values if values.shape[-1] == 3 else values[..., 0]
 
 

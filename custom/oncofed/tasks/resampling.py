@@ -1,6 +1,6 @@
 """The bootstrap of a task's metric over patients.
 
-For intervals of groups, and of differences.
+For intervals of groups and of differences.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from oncofed.tasks.patient_statistics import RESAMPLES, TAIL, between
 
 
 class Patients:
-    """The outcomes of cases, put together by patient.
+    """The outcomes of cases, grouped by patient.
 
     Args:
-        task: that the outcomes are of.
+        task: of the outcomes.
         patients: key of each case's patient.
         outcomes: of each case.
     """
@@ -47,7 +47,7 @@ class Patients:
     def metrics(self, draws: NDArray[np.int64], only: Collection[int] | None = None) -> NDArray[np.float64]:
         """Return the metric of each draw, (times,).
 
-        NaN where it is not defined for the drawn patients.
+        NaN if it is undefined for the drawn patients.
 
         Args:
             draws: (times, patient); a patient drawn twice counts as two.
@@ -60,23 +60,50 @@ class Patients:
         return np.array([np.nan if mean is None else mean for mean in found])
 
 
+def figure_intervals(
+    task: Task[Any], outcomes: Sequence[tuple[str, Any]], times: int = RESAMPLES
+) -> dict[str, tuple[float, float]]:
+    """Return a 95 % bootstrap interval of each figure by class or target, over patients.
+
+    Those of fewer than five patients, or without width, have none.
+
+    Args:
+        task: of the outcomes.
+        outcomes: of all cases, each with its patient's key.
+        times: number of bootstrap samples.
+    """
+    groups: dict[str, list[Any]] = {}
+    for patient, outcome in outcomes:
+        groups.setdefault(patient, []).append(outcome)
+    behind = task.patients_behind(outcomes)
+    of_patients = list(groups.values())
+    draws = np.random.default_rng(0).integers(0, len(groups), (times, len(groups)))
+    values: dict[str, list[float]] = {}
+    for drawn in draws:
+        again = [(f"{n}", outcome) for n, number in enumerate(drawn) for outcome in of_patients[number]]
+        for name, value in task.summarise(again).by_class.items():
+            values.setdefault(name, []).append(value)
+    found = {name: interval(np.array(drawn), len(behind.get(name, ()))) for name, drawn in values.items()}
+    return {name: ends for name, ends in found.items() if ends}
+
+
 def interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float] | None:
-    """Return a 95 % bootstrap interval; None for too few patients.
+    """Return a 95 % bootstrap interval, unless patients are few.
 
     Efron (1979), percentile method.
 
     Args:
-        metrics: of each draw; those that are NaN are left out.
-        patients: how many stand behind it.
+        metrics: of each draw; NaN is left out.
+        patients: number of patients behind it.
     """
     return _between(metrics, patients, TAIL)
 
 
 def expanded_interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float] | None:
-    """Return an expanded percentile interval, for few patients too.
+    """Return an expanded percentile interval, for few patients.
 
-    The percentiles are those that a t-interval has in place of a normal one (Hesterberg, The American Statistician
-    2015): of ten patients 0.86 and 99.14 instead of 2.5 and 97.5. See ``interval``.
+    The percentiles are widened as a t-interval is against a normal one (Hesterberg, The American Statistician 2015):
+    for ten patients 0.86 and 99.14 instead of 2.5 and 97.5. See ``interval``.
     """
     if patients < LEAST_PATIENTS:
         return None

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a model does on some cases.
+    """A model's metrics on some cases.
 
     Attributes:
-        mean: the task's metric; None where the cases cannot tell it.
+        mean: the task's metric; None if undefined for the cases.
         by_class: the same for each class with enough cases.
         extra_metrics: other figures, by name.
     """
@@ -26,12 +26,12 @@ class Evaluation(Scores):
     """A model's scores on some cases of one site.
 
     Attributes:
-        cases: how many cases.
-        interval: in which the metric lies with 95 % confidence, over patients; None where it was not asked for, or
-            fewer than five patients stand behind it.
-        by_case: each case's name and figures, for the site's own eyes; empty where details were not asked for.
-        patients: keys of all patients who were looked at, for the site's own eyes.
-        behind: of each class and further figure the patients on whom it rests (``Task.patients_behind``), likewise.
+        cases: number of cases.
+        interval: 95 % confidence interval of the metric, over patients; None if not requested, or with fewer than five
+            patients.
+        by_case: each case's name and figures, for the site only; empty if details were not requested.
+        patients: keys of all patients of the cases, for the site only.
+        behind: patients behind each class and further figure (``Task.patients_behind``), for the site only.
     """
 
     cases: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -16,25 +16,61 @@ from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.tasks.halving import within_memory
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.patient_statistics import Outcome, PatientStatistics, confidence, defining_class
+from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 from oncofed.tasks.scores import Evaluation
+from oncofed.tasks.settings import TaskSettings
 
 
 class ScoringTask(PatientStatistics[Outcome]):
     """A task's scoring half: the evaluation of cases.
 
     Attributes:
-        metric: the figure that chooses the best round, as ``result.json`` names it.
+        metric: name in ``result.json`` of the metric that chooses the best round.
         metric_name: the same for people.
-        cases_at_once: cases that ``evaluate_cases`` is given.
-        extra_metrics: what ``Scores.extra_metrics`` may hold; nothing else leaves a site. The metric, and its value for
-            each class, are shares of one.
+        cases_at_once: number of cases for ``evaluate_cases``.
+        extra_metrics: metrics that ``Scores.extra_metrics`` may hold; no others leave a site. The metric, and its value
+            for each class, are from ``lowest_metric`` to 1.
+        lowest_metric: least value of ``metric``: 0 for a share, -1 for an agreement such as kappa.
     """
 
     metric: str
     metric_name: str
     extra_metrics: ClassVar[tuple[Metric, ...]] = ()
+    lowest_metric: ClassVar[float] = 0.0
     cases_at_once = 1
     _held: PreparedCases | None = None
+
+    @classmethod
+    def declared_metrics(cls, settings: TaskSettings) -> tuple[Metric, ...]:
+        """Return a job's extra metrics, with units and bounds.
+
+        Args:
+            settings: section ``task`` of the job.
+        """
+        del settings
+        return cls.extra_metrics
+
+    @classmethod
+    def declared_sums(cls, settings: TaskSettings) -> Mapping[str, TargetSums]:
+        """Return what checks each named target's sums; see ``pooled``.
+
+        Args:
+            settings: section ``task`` of the job.
+        """
+        del settings
+        return NO_TARGETS
+
+    @property
+    def chooses_thresholds(self) -> bool:
+        """Whether sums over validation patients choose thresholds."""
+        return False
+
+    def use_thresholds(self, thresholds: Mapping[str, Mapping[str, float]]) -> None:
+        """Use thresholds of probabilities; a task without targets has none.
+
+        Args:
+            thresholds: target -> member -> threshold.
+        """
 
     def scoring_preparation(self) -> Preparation | None:
         """Return the preparation of a case for ``evaluate_case``.
@@ -46,7 +82,7 @@ class ScoringTask(PatientStatistics[Outcome]):
     def prepared(self, case: Case) -> Prepared:
         """Return a case prepared by ``scoring_preparation``.
 
-        It is cached, read ahead, or made now.
+        It is cached, read ahead, or prepared now.
         """
         if self._held is not None and case in self._held:
             return self._held.of(case)
@@ -58,7 +94,7 @@ class ScoringTask(PatientStatistics[Outcome]):
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Outcome:
         """Evaluate a network on one case.
 
-        The network is in evaluation mode; ``detailed`` adds figures that take long.
+        The network is in evaluation mode; ``detailed`` adds slow figures.
         """
 
     def evaluate_cases(
@@ -70,6 +106,10 @@ class ScoringTask(PatientStatistics[Outcome]):
     @abstractmethod
     def case_metrics(self, outcome: Outcome) -> dict[str, float | str]:
         """Return one case's figures by name, for people."""
+
+    def case_score(self, outcome: Outcome) -> float | None:
+        """Return a single case's score, higher is better; None if undefined."""
+        return self.summarise([("", outcome)]).mean
 
     @torch.no_grad()
     def evaluate(
@@ -89,11 +129,11 @@ class ScoringTask(PatientStatistics[Outcome]):
             network: on ``device``; it is left in evaluation mode.
             cases: of one site.
             device: where the network is.
-            detailed: also compute figures that take long, and the confidence interval.
+            detailed: also compute slow figures, and the confidence interval.
             should_stop: called before each case; true ends the evaluation early.
-            held: the cases as ``scoring_preparation`` makes them, where a caller keeps them for several evaluations.
+            held: the prepared cases, if a caller keeps them for several evaluations.
             progress: called with (cases scored, cases in all).
-            keep: gets each case's outcome with its patient's key, for ``pooled`` and the like.
+            keep: called with each case's outcome and patient key, for ``pooled`` and the like.
         """
         network.eval()
         preparation = self.scoring_preparation()
@@ -122,7 +162,7 @@ class ScoringTask(PatientStatistics[Outcome]):
     def _evaluator(self) -> tuple[Callable[..., list[Outcome]], int]:
         """Return the function that evaluates cases, and its batch size.
 
-        One case at a time where a subclass replaced ``evaluate_case`` alone.
+        One case at a time if a subclass replaced only ``evaluate_case``.
         """
         batched, single = (defining_class(type(self), name) for name in ("evaluate_cases", "evaluate_case"))
         if issubclass(batched, single):

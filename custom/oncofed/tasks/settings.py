@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
+from oncofed.data.targets import Target
 from oncofed.plugins import read_section
 from oncofed.settings import StrictModel
 
@@ -20,6 +21,34 @@ class TaskSettings(StrictModel):
     def vocabulary(self) -> dict[int, str]:
         """Label values of a case, without a mask's background."""
         return self.classes
+
+    @property
+    def named_targets(self) -> tuple[Target, ...]:
+        """Named targets that the task learns; of masks and classes none."""
+        return ()
+
+    @property
+    def least_batch(self) -> int:
+        """Fewest samples that the loss needs at once; two where it compares them."""
+        return 1
+
+    @property
+    def may_lack_classes(self) -> bool:
+        """Whether masks may lack some of the classes."""
+        return False
+
+    @property
+    def label_regions(self) -> dict[str, tuple[int, ...]]:
+        """Regions that may name a dataset's label values.
+
+        Name -> the job's values.
+        """
+        return {}
+
+    @property
+    def figure_names(self) -> list[str]:
+        """Names of the figures by class; see ``Scores.by_class``."""
+        return list(self.classes.values())
 
 
 def _settings_by_type(value: Any) -> TaskSettings:

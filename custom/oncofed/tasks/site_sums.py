@@ -1,8 +1,6 @@
 """A site's counts and sums for pooled figures.
 
-Each is of at least five patients.
-
-Two numbers are also not sent where their difference would tell of fewer: of those it is the smaller one that stays.
+Each is of at least five patients. If the difference of two numbers would tell of fewer, the smaller one is not sent.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from oncofed.tasks.calibration import log_losses, tempered
 from oncofed.tasks.differences import share_below
 from oncofed.tasks.pooled import cells_of
 
-# More groups of equally sure patients than these make a diagram no clearer.
+# More groups of confidence would not make a diagram clearer.
 _MOST_GROUPS = 20
 # Further digits could carry hidden information.
 DIGITS, DIGITS_OF_FIGURES = 2, 4
@@ -70,8 +68,8 @@ def classification_sums(
         temperature: of the model; None: not known.
 
     Returns:
-        patients: how many; classes: name -> what ``ranking`` takes of a site; reliability: rows of
-        [patients, of whom it is right, sum of confidence, the same with temperature], and sums of Brier's score and
+        patients: their number; classes: name -> input of ``ranking`` for a site; reliability: rows of
+        [patients, correct ones, sum of confidence, the same with temperature], and sums of Brier's score and
         the negative log likelihood, without temperature and with it.
     """
     if len(set(patients)) < LEAST_PATIENTS:
@@ -92,11 +90,11 @@ def figure_sums(values: Mapping[str, Mapping[str, float]], whole: str) -> dict[s
 
     Args:
         values: name of a figure -> patient -> value.
-        whole: the figure that all patients have, a mean of the others. Of others that would tell of a few beside it
-            nothing is sent (``suppression.withheld_groups``).
+        whole: the figure that all patients have, a mean of the others. Others that would tell of few patients next to
+            it are not sent (``suppression.withheld_groups``).
 
     Returns:
-        patients: how many; figures: name -> [patients, sum, sum of squares].
+        patients: their number; figures: name -> [patients, sum, sum of squares].
     """
     people = len(values.get(whole, {}))
     if people < LEAST_PATIENTS:
@@ -122,7 +120,7 @@ def _by_class(
 ) -> dict[str, dict[str, Any]]:
     """Return cells of patients with and without each class.
 
-    Of two classes the second alone: the other is its mirror image.
+    Of two classes only the second: the first follows from it.
     """
     cells = {}
     hidden = _hidden(Counter(truth.tolist()))
@@ -131,22 +129,32 @@ def _by_class(
         ill, well = ([keys[index] for index in np.flatnonzero(kind).tolist()] for kind in (is_it, ~is_it))
         if value in hidden or any(0 < len(set(people)) < LEAST_PATIENTS for people in (ill, well)):
             continue
-        likely = found[:, value]
-        ahead = share_below(likely[is_it], np.sort(likely[~is_it])).sum() * len(well) if ill and well else 0.0
-        cells[classes[value]] = {
-            "with": cells_of(likely[is_it], ill),
-            "without": cells_of(likely[~is_it], well),
-            "pairs": round(float(ahead) * 2) / 2,
-        }
+        cells[classes[value]] = ranked(found[:, value], is_it, keys)
     return cells
+
+
+def ranked(likely: NDArray[np.float64], is_it: NDArray[np.bool_], keys: Sequence[str]) -> dict[str, Any]:
+    """Return the input of ``pooled.ranking`` for a site.
+
+    Args:
+        likely: probability of the class, (group,).
+        is_it: whether the group has it, (group,).
+        keys: key of each group's patient.
+    """
+    ill, well = ([keys[index] for index in np.flatnonzero(kind).tolist()] for kind in (is_it, ~is_it))
+    ahead = share_below(likely[is_it], np.sort(likely[~is_it])).sum() * len(well) if ill and well else 0.0
+    return {
+        "with": cells_of(likely[is_it], ill),
+        "without": cells_of(likely[~is_it], well),
+        "pairs": round(float(ahead) * 2) / 2,
+    }
 
 
 def _hidden(counts: Counter[int]) -> set[int]:
     """Return classes to withhold.
 
-    Those that too few patients have, and a next one that would give them away.
-
-    The others' counts and that of all patients tell what is left over (complementary suppression).
+    Those with too few patients, and a further one if the remainder would reveal them: it follows from the other counts
+    and the total (complementary suppression).
     """
     ordered = sorted((count, value) for value, count in counts.items())
     hidden: set[int] = set()
@@ -162,9 +170,9 @@ def _hidden(counts: Counter[int]) -> set[int]:
 def _sureness(
     found: Sequence[NDArray[np.float64]], truth: NDArray[np.int64], keys: Sequence[str]
 ) -> dict[str, list[Any]]:
-    """Return rows of patients grouped by confidence, and total sums.
+    """Return patients grouped by confidence, and total sums.
 
-    The same patients make a group with temperature as without: other groups would tell of those that moved.
+    Groups are the same with and without temperature: different ones would tell of patients that moved.
     """
     predicted = found[0].argmax(axis=1)
     places = np.arange(len(truth))

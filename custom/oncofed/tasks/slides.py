@@ -11,12 +11,13 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Generator, Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
-from oncofed.data.inputs import BatchSource, Preparation, Prepared
+from oncofed.data.inputs import BatchSource, Preparation, Prepared, class_label
 from oncofed.data.slides import TileReader
 from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import SlideTiles, read_tiles
@@ -52,22 +53,30 @@ class Bags(BatchSource):
         spec: the job's data: ``patch`` is a tile's size, ``spacing`` its resolution.
         encoder: makes features.
         most_tiles: drawn of a slide for a training step.
+        truth: from a case to its labels.
     """
 
     costly = True
 
-    def __init__(self, spec: DataSpec, encoder: Encoder, most_tiles: int) -> None:
+    def __init__(
+        self,
+        spec: DataSpec,
+        encoder: Encoder,
+        most_tiles: int,
+        truth: Callable[[Case], Prepared] = class_label,
+    ) -> None:
         super().__init__(spec, "none")
+        self._truth = truth
         self._encoder = encoder
         self._most_tiles = most_tiles
 
     @property
     def settings(self) -> str:
         """The encoder, and how slides are cut."""
-        return json.dumps(["Bags", 1, self._encoder.digest, self.spec.patch, self.spec.spacing])
+        return json.dumps(["Bags", 2, self._encoder.digest, self.spec.patch, self.spec.spacing])
 
     def prepare(self, case: Case) -> Prepared:
-        """Return a slide's features, its tiles' places, and its class."""
+        """Return a slide's features, and its tiles' places."""
         return next(self.prepare_all([case]))[1]
 
     def prepare_all(self, cases: Sequence[Case]) -> Iterator[tuple[int, Prepared]]:
@@ -76,7 +85,11 @@ class Bags(BatchSource):
         for number, features in extract(slides, self._encoder):
             slide = slides[number]
             places = torch.from_numpy(np.stack([slide.x, slide.y], axis=1))
-            yield number, {"bags": features, "places": places, "label": torch.tensor(cases[number].class_label)}
+            yield number, {"bags": features, "places": places}
+
+    def truth(self, case: Case) -> Prepared:
+        """Return a slide's labels."""
+        return self._truth(case)
 
     def size(self, case: Case) -> int | None:
         """Return a prepared case's size in bytes.
@@ -94,7 +107,7 @@ class Bags(BatchSource):
 
         Steps do not take all tiles.
         """
-        drawn = {"bags": prepared["bags"], "label": prepared["label"]}
+        drawn = {name: values for name, values in prepared.items() if name != "places"}
         if len(drawn["bags"]) > self._most_tiles:
             drawn["chosen"] = torch.randperm(len(drawn["bags"]), generator=generator)[: self._most_tiles]
         return drawn
@@ -115,7 +128,8 @@ class Bags(BatchSource):
             bag[count:] = 0
         lengths = _sent(torch.tensor(counts), like.device)
         present = torch.arange(bags.shape[1], device=like.device)[None] < lengths[:, None]
-        return {"bags": bags, "there": present, "label": torch.stack([part["label"] for part in parts])}
+        labels = {name: torch.stack([part[name] for part in parts]) for name in parts[0].keys() - {"bags", "chosen"}}
+        return {"bags": bags, "there": present, **labels}
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return the batch with float32 features.
@@ -148,6 +162,30 @@ def slide_tiles(case: Case, data: DataSpec) -> SlideTiles:
             f"its tiles have {tiles.spec.mpp:g} microns a pixel, expected {mpp:g}; register it with --mpp {mpp:g}"
         )
     return tiles
+
+
+def attention_picture(
+    case: Case, data: DataSpec, attention: NDArray[np.float32] | None, places: NDArray[np.int32] | None, caption: str
+) -> Picture:
+    """Return a slide, small, with attention as a heat map.
+
+    Args:
+        case: the slide.
+        data: of the job.
+        attention: how much each tile counts, (tile,); None: the network does not say.
+        places: corner of each tile, (tile, 2), in pixels of the finest level.
+        caption: in words.
+    """
+    tiles = slide_tiles(case, data)
+    with TileReader(case.image, tiles.spec) as reader:
+        overview, scale = reader.overview()
+        step = reader.step / scale
+    heat = np.zeros(overview.shape[:2], np.float32)
+    if attention is not None and places is not None:
+        for weight, (x, y) in zip(attention / attention.max(), places / scale, strict=True):
+            heat[int(y) : int(y + step) + 1, int(x) : int(x + step) + 1] = weight
+    shown = np.ascontiguousarray(overview.swapaxes(0, 1))
+    return Picture(shown, heat=heat.T, caption=caption, downwards=True)
 
 
 @register_task_type("slide_classification")
@@ -202,18 +240,8 @@ class SlideClassification(Classification):
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the slide, small, with its attention as a heat map."""
         found = self.infer(network, self.prepared(case), device)
-        tiles = slide_tiles(case, self.data)
-        with TileReader(case.image, tiles.spec) as reader:
-            overview, scale = reader.overview()
-            step = reader.step / scale
-        heat = np.zeros(overview.shape[:2], np.float32)
-        if found.attention is not None:
-            shares = found.attention / found.attention.max()
-            for weight, (x, y) in zip(shares, found.places / scale, strict=True):
-                heat[int(y) : int(y + step) + 1, int(x) : int(x + step) + 1] = weight
-        shown = np.ascontiguousarray(overview.swapaxes(0, 1))
         text = caption(Classified(found.probabilities(self.temperature), case.class_label), self.classes)
-        return Picture(shown, heat=heat.T, caption=text, downwards=True)
+        return attention_picture(case, self.data, found.attention, found.places, text)
 
     def _input(self, device: torch.device) -> Bags:
         if self._bags is None:

@@ -1,12 +1,12 @@
-"""Surface Dice and Hausdorff distance by class.
+"""Surface Dice and Hausdorff distance by class or region.
 
 The figures are those of MONAI's ``compute_surface_dice`` and ``compute_hausdorff_distance``. Here both come from the
-same distances, each class is looked at where it is, and several are at the same time.
+same distances, each class is cropped to its box, and classes run in parallel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -24,39 +24,51 @@ SURFACE_METRICS = (
     Metric("surface_dice", "surface Dice", per_class=True),
     Metric("hd95_mm", "95 % Hausdorff distance", per_class=True, unit="mm", bounds=(0.0, 100_000.0)),
 )
-# Built once for one query: larger leaves than scipy's own are faster.
+# For a tree with a single query, larger leaves than scipy's default are faster.
 _LEAF = 32
 
 
 def surface_figures(
-    prediction: Labels, reference: Labels, classes: dict[int, str], spacing: Sequence[float], tolerance: float
+    prediction: Labels,
+    reference: Labels,
+    structures: Mapping[str, Sequence[int]],
+    spacing: Sequence[float],
+    tolerance: float,
 ) -> dict[str, float]:
-    """Return surface Dice and hd95 in mm by class.
+    """Return surface Dice and hd95 in mm by name.
 
     Nikolov et al. (2018); the Hausdorff distance's 95th percentile.
 
-    Where a class is in one volume alone its surface Dice is zero and no distance is known; where it is in neither,
+    If a structure is in only one volume, its surface Dice is zero and its distance unknown; if it is in neither,
     surface Dice is NaN.
 
     Args:
         prediction: label values, (x, y[, z]).
         reference: label values, (x, y[, z]).
-        classes: label value -> name.
+        structures: name -> its label values.
         spacing: size of a voxel along each axis in mm.
-        tolerance: mm that count as equal.
+        tolerance: distance in mm that counts as equal.
     """
 
-    def of(value: int) -> tuple[float, float | None]:
-        return _one(prediction == value, reference == value, spacing, tolerance)
+    def of(values: Sequence[int]) -> tuple[float, float | None]:
+        return _one(_any(prediction, values), _any(reference, values), spacing, tolerance)
 
-    with ThreadPoolExecutor(min(len(classes), torch.get_num_threads())) as pool:
-        found = list(pool.map(of, classes))
+    with ThreadPoolExecutor(max(1, min(len(structures), torch.get_num_threads()))) as pool:
+        found = list(pool.map(of, structures.values()))
     figures = {}
-    for name, (share, distance) in zip(classes.values(), found, strict=True):
+    for name, (share, distance) in zip(structures, found, strict=True):
         figures[f"surface_dice.{name}"] = share
         if distance is not None:
             figures[f"hd95_mm.{name}"] = distance
     return figures
+
+
+def _any(labels: Labels, values: Sequence[int]) -> Mask:
+    """Return where a volume holds any of some label values."""
+    found: Mask = labels == values[0]
+    for value in values[1:]:
+        found |= labels == value
+    return found
 
 
 def _one(found: Mask, expected: Mask, spacing: Sequence[float], tolerance: float) -> tuple[float, float | None]:
@@ -81,6 +93,6 @@ def _edges(mask: Mask) -> NDArray[np.float64]:
 def _nearest(places: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return each point's distance to the nearest of others.
 
-    In float32, as MONAI compares them.
+    In float32, as in MONAI.
     """
     return np.asarray(KDTree(others, leafsize=_LEAF).query(places)[0], np.float32)

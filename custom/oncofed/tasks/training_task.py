@@ -19,11 +19,19 @@ class TrainingTask(ABC):
 
     Attributes:
         data: of the job.
-        loss_name: of what training minimises, for people.
+        loss_name: name of the loss, for people.
     """
 
     data: DataSpec
     loss_name = "the task's own"
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether ``loss`` takes a teacher's output.
+
+        Batches of a federation's rounds then hold ``teacher`` too: what the model that the round starts from says.
+        """
+        return False
 
     @property
     @abstractmethod

@@ -1,9 +1,9 @@
 """Sliding-window inference in slabs.
 
-No more of the output is held than the windows in progress cover.
+Only the part of the output that current windows cover is held.
 
-Windows, their places and their Gaussian weights are those of MONAI's ``sliding_window_inference``. They are taken along
-one axis of the image, so that planes which no later window touches are finished and handed on.
+Windows, their places and their Gaussian weights are those of MONAI's ``sliding_window_inference``. They proceed along
+one axis of the image, so that planes beyond the reach of later windows are finished and passed on.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from oncofed.data.spec import DataSpec
 from oncofed.devices import free_memory, inference_type, is_out_of_memory
 
 _LOG = logging.getLogger(__name__)
-# As many windows go through the network at once as give so much output, and no more than these: on a CPU as much as its
-# caches may still hold when it is weighed.
+# Limits of the windows that go through the network at once, by number and by bytes of output: on a CPU as much as its
+# caches may still hold when the output is weighted.
 _WINDOWS_AT_ONCE, _BYTES_AT_ONCE, _BYTES_AT_ONCE_GPU = 4, 1 << 24, 1 << 26
-# Values of finished planes that are handed on at once: on a CPU as many as its caches hold.
+# Values of finished planes that are passed on at once: on a CPU as many as its caches hold.
 _VALUES_AT_ONCE, _VALUES_AT_ONCE_GPU = 1 << 20, 1 << 25
 
-# The first plane's number, and values (out, planes, other axes), which the next planes overwrite.
+# The first plane's number, and values (out, planes, other axes), whose memory the next planes overwrite.
 Planes = tuple[int, Tensor]
 Result = TypeVar("Result")
 
@@ -40,9 +40,9 @@ class _Window:
     """One window of one mirroring.
 
     Attributes:
-        first: plane with which it begins.
-        corner: where it begins in the mirrored image, the slabs' axis first.
-        flips: axes that are mirrored, the slabs' axis being zero.
+        first: its first plane.
+        corner: its start in the mirrored image, the slabs' axis first.
+        flips: mirrored axes; 0 is the slabs' axis.
     """
 
     first: int
@@ -53,13 +53,13 @@ class _Window:
 class Windows:
     """Sliding-window inference with Gaussian weights.
 
-    On the mean over mirrorings where that is wanted.
+    Optionally the mean over mirrorings.
 
     Args:
-        data: of the job: windows are as large as patches.
-        overlap: share by which they overlap.
+        data: of the job; windows have the size of patches.
+        overlap: share by which windows overlap.
         mirror: average over all mirrorings.
-        out_channels: values that the network gives for each voxel.
+        out_channels: the network's values per voxel.
     """
 
     def __init__(self, data: DataSpec, overlap: float, mirror: bool, out_channels: int = 1) -> None:
@@ -108,10 +108,9 @@ class Windows:
             network: from (batch, channels, x, y[, z]) to (batch, out, x, y[, z]), on ``device``, in evaluation mode.
             image: (channel, x, y[, z]).
             device: where the network is, and by default the slab.
-            change: what is made of a window's output (out, …) float32 before it is weighed; it may write over it.
-            weighed: divide by the windows' weights. Where one value is only compared with another of the same voxel it
-                need not be.
-            spare: use little of the device's memory: the image and the slab stay on the CPU, a window is taken alone.
+            change: applied to a window's output (out, …) float32 before weighting, possibly in place.
+            weighed: divide by the windows' weights, which is not needed to compare values of the same voxel.
+            spare: use little of the device's memory: image and slab stay on the CPU, windows are processed one by one.
         """
         place = torch.device("cpu") if spare else device
         axis = self.axis(image.shape[1:])
@@ -137,18 +136,18 @@ class Windows:
                 found = values.float()
                 found = change(found) if change else found
                 slab.add(window, found.to(place).movedim(1 + axis, 1), len(flips))
-            del output, values, found  # else they are held while the network makes the next
+            del output, values, found  # free them before the network computes the next ones
         yield from slab.finished(layout.shape[0], weighed and len(flips) == 1)
 
     def within_memory(self, infer: Callable[[bool], Result], voxels: int) -> Result:
-        """Return ``infer(spare)``, retried sparing memory if it runs out.
+        """Return ``infer(spare)``, with ``spare`` if memory runs out.
 
         Args:
             infer: uses ``slabs``.
-            voxels: of the image. Those at least as large as one that did not fit spare memory at once.
+            voxels: of the image. Images at least as large as one that did not fit start with ``spare``.
 
         Raises:
-            torch.OutOfMemoryError: memory is too short all the same.
+            torch.OutOfMemoryError: memory is too short even then.
         """
         if self._too_large is None or voxels < self._too_large:
             try:
@@ -156,7 +155,7 @@ class Windows:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
-            # Out of the except block: the error's traceback holds what the failed pass had in memory.
+            # Outside the except block, because the error's traceback holds the failed pass's memory.
             free_memory()
             if self._too_large is None:
                 _LOG.warning(
@@ -178,23 +177,23 @@ class Windows:
 
 
 class _Layout:
-    """Where windows lie, the slabs' axis first.
+    """Places of windows, the slabs' axis first.
 
     Args:
         image: the image's shape.
         patch: of a window.
-        overlap: share by which they overlap.
+        overlap: share by which windows overlap.
         weights: of a window, as large as it.
 
     Attributes:
-        before: zeros before and after the image along each axis, so that a window fits.
-        shape: of the image with them.
+        before: padding before the image along each axis, so that a window fits.
+        shape: of the padded image.
     """
 
     def __init__(self, image: tuple[int, ...], patch: tuple[int, ...], overlap: float, weights: Tensor) -> None:
         self.image, self.patch, self.weights = image, patch, weights
         missing = [max(side - length, 0) for length, side in zip(image, patch, strict=True)]
-        # Alike on both sides, so that a mirrored image has as many before it.
+        # The same on both sides, so that a mirrored image has the same padding.
         self.before = [(number + 1) // 2 for number in missing]
         self.shape = tuple(length + 2 * side for length, side in zip(image, self.before, strict=True))
         self._starts = [
@@ -206,7 +205,7 @@ class _Layout:
     def windows(self, mirrorings: Sequence[tuple[int, ...]]) -> list[_Window]:
         """Return the windows of all mirrorings by first plane.
 
-        Those of one mirroring together.
+        Those of one mirroring come together.
         """
         found = [
             _Window(self._first(corner[0], 0 in flips), corner, flips)
@@ -227,10 +226,10 @@ class _Layout:
     def coverage(self, first: int, stop: int) -> Tensor:
         """Return the sum of windows' weights, without mirroring.
 
-        In planes (planes, other axes).
+        Shape (planes, other axes).
         """
         if self._across is None:
-            # Windows are a product of places along each axis: those that begin with one plane cover the others alike.
+            # Places of windows are a product over axes: windows with the same first plane cover the other axes alike.
             self._across = self.weights.new_zeros(self.patch[0], *self.shape[1:])
             for corner in itertools.product(*self._starts[1:]):
                 self._across[_box(corner, self.patch[1:])] += self.weights
@@ -245,11 +244,11 @@ class _Layout:
 class _Slab:
     """A ring buffer of the planes that windows cover.
 
-    Finished planes make room for the next.
+    Finished planes make room for the next ones.
 
     Args:
         layout: of the windows.
-        first: plane with which the first window begins.
+        first: first plane of the first window.
     """
 
     def __init__(self, layout: _Layout, first: int) -> None:
@@ -263,13 +262,13 @@ class _Slab:
         self._row: tuple[int, Tensor] | None = None
 
     def add(self, window: _Window, values: Tensor, mirrorings: int) -> None:
-        """Add a window's output (out, window), mirrored as its input was."""
+        """Add a window's mirrored output (out, window)."""
         layout = self._layout
         if self._values is None:
             self._values = values.new_zeros(len(values), self._depth, *layout.shape[1:])
         weights, box = layout.weights, _box(window.corner[1:], layout.patch[1:])
         if mirrorings > 1:
-            # Each mirroring counts alike, though its windows lie elsewhere.
+            # Mirrorings have equal weight, although their windows lie elsewhere.
             weights = weights / (self._coverage(window.corner[0])[box] * mirrorings)
         values, weights = (_mirrored(part, window.flips) for part in (values, weights[None]))
         at = window.first % self._depth
@@ -280,7 +279,7 @@ class _Slab:
                 self._values[inside].addcmul_(values[:, part], weights[:, part])
 
     def finished(self, stop: int, weighed: bool) -> Iterator[Planes]:
-        """Yield the planes before ``stop`` that were not yet, and make room."""
+        """Yield further planes before ``stop``, and make room."""
         while self._next < stop:
             assert self._values is not None
             at = self._next % self._depth
@@ -304,7 +303,7 @@ class _Slab:
 
 
 def _starts(length: int, side: int, overlap: float) -> list[int]:
-    """Return where windows begin along an axis, as MONAI places them."""
+    """Return windows' starts along an axis, as in MONAI."""
     step = side if length == side else max(int(side * (1 - overlap)), 1)
     return [min(n * step, length - side) for n in range(math.ceil((length - side) / step) + 1)]
 
@@ -314,5 +313,5 @@ def _box(corner: Sequence[int], sides: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _mirrored(values: Tensor, flips: tuple[int, ...]) -> Tensor:
-    """Return values (channel, axes) with some axes in opposite direction."""
+    """Return values (channel, axes) with some axes flipped."""
     return values.flip([1 + axis for axis in flips]) if flips else values

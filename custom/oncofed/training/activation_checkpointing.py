@@ -1,4 +1,4 @@
-"""Activation checkpointing: less memory for a step, blocks computed twice instead of kept.
+"""Activation checkpointing: recompute blocks to save memory.
 
 PyTorch's ``apply_activation_checkpointing`` puts a wrapper around each block: ``named_parameters`` of the network then
 gives other names, and blocks inside blocks are wrapped too, to be computed three times.
@@ -34,7 +34,7 @@ _BLOCKS = frozenset(
 
 
 def checkpoint_blocks(network: nn.Module) -> int:
-    """Recompute a network's blocks in the backward pass; return their number.
+    """Recompute blocks in the backward pass; return their number.
 
     Chen et al., 2016.
 

@@ -21,7 +21,7 @@ _KEY = "oncofed"
 
 
 def previous_of(path: Path) -> Path:
-    """Return where ``write_checkpoint`` keeps the state before the one in ``path``."""
+    """Return the path of the previous checkpoint."""
     return path.with_suffix(f".previous{path.suffix}")
 
 
@@ -30,7 +30,7 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> Non
 
     A reader of ``path`` finds the old state or the new one.
 
-    The old one is kept beside it (``previous_of``), and the next but one is written over it: on disk there are two.
+    The old one is kept next to it (``previous_of``), and its file is reused two writes later: on disk there are two.
 
     Args:
         path: of the file, which its owner alone can read.
@@ -38,7 +38,7 @@ def write_checkpoint(path: Path, tensors: Tensors, facts: dict[str, Any]) -> Non
         facts: plain values (JSON).
 
     Raises:
-        OSError: it could not be written, for example because the disk is full; the old state stands.
+        OSError: it could not be written, for example because the disk is full; the old state stays.
     """
     write_tensors(path, tensors, {_KEY: json.dumps(facts)}, previous_of(path))
 
@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> tuple[Tensors, dict[str, Any]]:
         StateError: the file is broken.
     """
     with _opened(path) as (file, facts):
-        # Copies: what the library returns is read from the file when it is looked at, where another state may be then.
+        # Copies: the library maps the file, which may hold another state later.
         return {name: file.get_tensor(name).clone() for name in file.keys()}, facts  # noqa: SIM118 - not a mapping
 
 
@@ -76,7 +76,10 @@ def _opened(path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 
 
 def is_whole(path: Path) -> bool:
-    """Return whether a file is a whole checkpoint, without reading its tensors."""
+    """Return whether a checkpoint is complete.
+
+    Its tensors are not read.
+    """
     try:
         with _opened(path):
             return True
@@ -102,7 +105,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
     """Restore an optimizer's state from ``optimizer_tensors``.
 
-    Laid out in memory as the parameters are.
+    With the parameters' memory layout.
 
     A file holds it in one layout. Fused steps on CUDA refuse state whose strides are not those of its parameter.
     """

@@ -1,7 +1,7 @@
 """Compilation of networks, and replay as CUDA graphs.
 
-Compiling takes one to three minutes, a step some milliseconds: it pays in long runs. Jobs that are to give the same
-bits again decide by what they ask for alone; others measure their first steps, and again what came of it.
+Compiling takes one to three minutes, a step some milliseconds: it pays off in long runs. Deterministic jobs
+decide by their settings alone; others measure their first steps, and then whether compiling made them faster.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ Form = Literal["eager", "compiled", "replayed"]
 CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 
 _LOG = logging.getLogger(__name__)
-# Of a step that compiling saves, cautiously: what memory-bound operations gain by fusion, in networks of convolutions.
+# Share of a step that compiling saves, at least: fusion of memory-bound operations in convolutional networks.
 _SAVED_SHARE = 0.25
-# The same of the fastest steps that are known, 20 ms; for jobs that must not decide by a clock.
+# The same share of the fastest known steps, 20 ms; for jobs that must not decide by a clock.
 _SAVED_SECONDS = 0.005
-# A step is bound by launches where the host, alone with an idle GPU, takes nearly as long to launch it as it takes.
+# A step is bound by launches if launching it on an idle GPU takes nearly as long as the step itself.
 _LAUNCHING_SHARE = 0.9
 # Smaller differences are noise of two measurements.
 _LEAST_SAVED_SHARE = 0.03
@@ -53,10 +53,11 @@ class Timing(NamedTuple):
 
 
 def cost_seconds(network: nn.Module, cached: bool) -> float:
-    """Return about how long compiling takes; not measured on a GPU.
+    """Estimate how long compiling takes.
 
-    Tracing took 2.6 s of a core for 52 layers and 10 s for 369; generating and compiling kernels takes by experience
-    one to three minutes for such networks, and next to nothing where an earlier process of the run has done it.
+    Not measured on a GPU. Tracing took 2.6 s of a core for 52 layers and 10 s for 369; generating and compiling kernels
+    takes by experience one to three minutes for such networks, and hardly any time if an earlier process of the run has
+    done it.
 
     Args:
         network: to be compiled.
@@ -69,17 +70,17 @@ def cost_seconds(network: nn.Module, cached: bool) -> float:
 def pays_by_plan(total_steps: int, cost: float) -> bool:
     """Return whether compiling pays in a run.
 
-    Steps are assumed as short as they are anywhere.
+    Steps are assumed as short as the fastest known ones.
 
     Args:
-        total_steps: of the whole run: a process that takes it up later decides the same.
+        total_steps: of the whole run, so a process that resumes it decides the same.
         cost: seconds; see ``cost_seconds``.
     """
     return total_steps * _SAVED_SECONDS > cost
 
 
 def choose(timing: Timing, steps_left: int, cost: float, replayable: bool) -> Form:
-    """Return the form in which the rest of a run takes least time.
+    """Return the fastest form for the rest of a run.
 
     Args:
         timing: of a step as it is.
@@ -125,7 +126,7 @@ def use_cache(folder: Path | None) -> bool:
 
     Unless its environment names another.
 
-    What lies there is run: it must be this user's alone.
+    The kernels are run, so only this user may write there.
 
     Args:
         folder: in which the cache's own folder is made; None: the user's folder of caches.
@@ -153,12 +154,12 @@ def use_cache(folder: Path | None) -> bool:
 
 
 def in_form(function: Callable[..., Any], form: Form, deterministic: bool) -> Callable[..., Any]:
-    """Return a network or another function of tensors in a form.
+    """Return a function of tensors in a form.
 
     Args:
         function: as it is.
         form: wanted.
-        deterministic: kernels are not chosen by how fast they are, which may differ the next time.
+        deterministic: kernels are not chosen by speed, which varies.
     """
     if form == "eager":
         return function
@@ -192,12 +193,12 @@ class Situation:
 
 
 class Compiling:
-    """Has a training take its steps in the form that saves most time.
+    """Switches a training to its fastest form.
 
     Args:
         situation: of the training.
         network: that is trained.
-        use: called with the form to go on with, where that changes.
+        use: called with each new form.
 
     Attributes:
         form: now.
@@ -218,7 +219,7 @@ class Compiling:
 
     @contextlib.contextmanager
     def step(self, steps_left: int) -> Iterator[None]:
-        """Take a step in the block; wait for the first ones and measure.
+        """Run a step, measuring the first ones.
 
         Args:
             steps_left: of the run.
@@ -244,14 +245,14 @@ class Compiling:
     def take_in_parts(self) -> None:
         """Turn CUDA graphs off for batches in parts.
 
-        Each part would write over the gradients of the one before.
+        Each part would overwrite the gradients of the previous one.
         """
         self._replayable = False
         if self.form == "replayed":
             self._change("compiled")
 
     def fall_back(self, error: Exception) -> None:
-        """Go on in a plainer form, since this one failed."""
+        """Fall back to a simpler form, since this one failed."""
         plainer: Form = "compiled" if self.form == "replayed" else "eager"
         form = "a step as CUDA graphs" if self.form == "replayed" else "torch.compile"
         _LOG.warning("%s failed (%s); training goes on without it", form, str(error).partition("\n")[0])

@@ -27,15 +27,15 @@ _LOG = logging.getLogger(__name__)
 def make_repeatable(seed: int, deterministic: bool) -> None:
     """Seed random generators, and choose deterministic or fastest kernels.
 
-    An operation that has no deterministic form still runs: a pack's network may have one, and so may what another part
-    of this process does. ``alerts_told`` names it.
+    An operation without a deterministic form still runs: a pack's network or another part of this process may have one.
+    ``alerts_told`` names it.
     """
     set_determinism(seed)
-    # That, torch's default, is to find errors: it writes to all memory before it is used.
+    # Torch's default is for finding errors: it fills all memory before use.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # ``use_deterministic_algorithms`` does both of these, and imports the compiler: 1.7 s and 73 MB in each process.
     torch.set_deterministic_debug_mode("warn" if deterministic else "default")
-    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(deterministic))  # looked at when it is imported
+    os.environ["TORCHINDUCTOR_DETERMINISTIC"] = str(int(deterministic))  # read when it is imported
     if compiler := sys.modules.get("torch._inductor.config"):
         compiler.deterministic = deterministic  # type: ignore[attr-defined]
     if not deterministic:
@@ -67,7 +67,7 @@ def alerts_told() -> Iterator[None]:
 def use_deterministic_forms(network: nn.Module) -> int:
     """Replace nondeterministic layers by equal ones; return their number.
 
-    Those whose gradients CUDA adds up in any order.
+    These are layers whose gradients CUDA sums in any order.
 
     Linear interpolation becomes a matrix product for each axis, and an average pool without overlap a mean. Neither has
     weights, so that those and their names stay as they are; values are equal within rounding.
@@ -109,7 +109,7 @@ class _Interpolation(nn.Module):
         self._again = layer.recompute_scale_factor
 
     def forward(self, values: Tensor) -> Tensor:
-        # Matrix products of half precision, which autocast would make of these, round weights and each axis' values.
+        # Autocast would compute these products in half precision, which rounds weights and each axis' values.
         with torch.autocast("cpu" if values.is_meta else values.device.type, enabled=False):
             moved = values.float()
             for axis in range(values.ndim - 1, 1, -1):
@@ -124,7 +124,7 @@ class _Interpolation(nn.Module):
     def _matrix(self, axis: int, values: Tensor) -> Tensor:
         """Return an axis's interpolation matrix (before, after).
 
-        What torch makes of each unit vector.
+        It holds torch's result for each unit vector.
         """
         size = self._size[axis - 2] if isinstance(self._size, tuple) else self._size
         factor = self._factor[axis - 2] if isinstance(self._factor, tuple) else self._factor
@@ -135,7 +135,7 @@ class _Interpolation(nn.Module):
 class _BlockMean(nn.Module):
     """Average pooling of (n, channel, x, y, z) without overlap.
 
-    What is left at the end of an axis is dropped.
+    The remainder at the end of an axis is dropped.
     """
 
     def __init__(self, block: tuple[int, ...]) -> None:

@@ -1,6 +1,6 @@
 """How an algorithm changes a client's gradients.
 
-The tensors of a round lie on the network's device from ``start`` on: a step copies nothing between a GPU and the CPU.
+The tensors of a round stay on the network's device from ``start`` on: a step copies nothing between GPU and CPU.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from oncofed.models.weights import Weights
 
 
 class GradientHook(ABC):
-    """Changes the gradients of each step. One object lives as long as its client's trainer.
+    """Changes the gradients of each step.
 
-    A round is ``start``, any number of ``apply``, ``finish``.
+    One object lives as long as its client's trainer. A round is ``start``, any number of ``apply``, ``finish``.
     """
 
     def start(self, network: nn.Module, from_server: Weights) -> None:
@@ -34,26 +34,32 @@ class GradientHook(ABC):
         """Change the gradients in place, before they are clipped."""
 
     def finish(self, network: nn.Module) -> Weights:
-        """End a round and return the extra tensors for the server (``Algorithm.from_clients``), on the CPU."""
+        """End a round; return extra tensors for the server.
+
+        They are those of ``Algorithm.from_clients``, on the CPU.
+        """
         del network
         return {}
 
     @property
     def state(self) -> Weights:
-        """Tensors that a later process needs between rounds, by name, on the CPU."""
+        """State to keep between rounds: CPU tensors by name."""
         return {}
 
     def restore(self, state: Weights) -> None:
-        """Go on from the state of an earlier process."""
+        """Resume from the state of an earlier process."""
         del state
 
     @property
     def round_state(self) -> Weights:
-        """Tensors that a later process needs within a round, in addition to what ``start`` receives, by name."""
+        """State to resume within a round, by name.
+
+        In addition to what ``start`` receives.
+        """
         return {}
 
     def restore_round(self, state: Weights) -> None:
-        """Go on within the round of an earlier process, after ``start``."""
+        """Resume an earlier process's round, after ``start``."""
         del state
 
 
@@ -75,13 +81,16 @@ def trained_parameters(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def reached_parameters(network: nn.Module) -> tuple[list[str], list[Tensor], list[Tensor]]:
-    """Return names, values and gradients of the weights that the last backward pass reached."""
+    """Return the parameters with gradients.
+
+    Names, values and gradients, as the last backward pass left them.
+    """
     reached = [(name, value, value.grad) for name, value in trained_parameters(network) if value.grad is not None]
     return [n for n, _, _ in reached], [v for _, v, _ in reached], [g for _, _, g in reached]
 
 
 def copies_on_device(parameters: list[tuple[str, Tensor]], values: Weights) -> Weights:
-    """Return copies of the values of parameters, each on its parameter's device and in its memory layout."""
+    """Copy parameters' values, keeping device and memory layout."""
     return {n: torch.empty_like(v, requires_grad=False).copy_(values[n]) for n, v in parameters if n in values}
 
 

@@ -1,6 +1,6 @@
 """Memory layout of activations, and in-place operations.
 
-Both follow from its normalisation, whose kernels decide what is copied in between.
+Both depend on the network's normalisation, whose kernels may copy their input.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def memory_format(network: nn.Module, axes: int) -> torch.memory_format:
-    """Return the format in which a network's convolutions are fastest on a GPU.
+    """Return a network's fastest memory format on a GPU.
 
     Tensor cores take channels last. Normalisation by batch keeps that; on CUDA that by instance and by group makes its
-    input contiguous and returns it so, and each convolution would turn it round again: a quarter more bytes in a step
+    input contiguous and returns it so, and each convolution would convert it again: a quarter more bytes in a step
     than contiguous throughout (https://github.com/pytorch/pytorch/issues/59168).
 
     Args:
@@ -39,8 +39,8 @@ def overwriting_activations(network: nn.Module) -> list[nn.Module]:
 
     See ``overwrite``.
 
-    What it gives is a view of another tensor: to write over it costs the backward pass of each activation three copies
-    of it, and to write beside it none. Other networks have none of these, whatever their activations do.
+    Instance normalisation returns a view of another tensor: overwriting it costs each activation's backward pass three
+    copies, a new tensor costs none. Other networks have no such activations.
     """
     modules = list(network.modules())
     if not any(isinstance(module, _InstanceNorm) for module in modules):
@@ -51,7 +51,7 @@ def overwriting_activations(network: nn.Module) -> list[nn.Module]:
 def overwrite(activations: list[nn.Module], wanted: bool) -> None:
     """Let activations write over their input.
 
-    Right without a backward pass, and takes no memory.
+    Valid without a backward pass, and takes no memory.
 
     Values and weights are the same either way.
     """

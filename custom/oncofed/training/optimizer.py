@@ -40,10 +40,10 @@ class _AdamW(_WithoutCompiler, torch.optim.AdamW):
 def build_optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optimizer:
     """Return the job's optimizer, its state initialised to zero.
 
-    Laid out in memory as the weights.
+    With the memory layout of the weights.
 
-    Torch makes it in the first step. Where memory ends then, the step is half taken; and where that step is left out,
-    SGD's momentum holds what was in its memory before.
+    Torch would create it in the first step. If memory runs out then, the step is half taken; and if that step is left
+    out, SGD's momentum holds uninitialised memory.
     """
     parameters = list(network.parameters())
     rate, decay = spec.learning_rate, spec.weight_decay
@@ -67,7 +67,7 @@ def build_optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optim
 class StepScaler(torch.amp.GradScaler):
     """Skips steps with non-finite gradients without the host waiting.
 
-    In float16 alone it scales the loss.
+    It scales the loss only in float16.
 
     Each step that is left out halves the scale. In float16 it stays above zero; otherwise it is one always, as a scale
     that nothing raises again would vanish over a long run, and its inverse would write NaN into the weights.

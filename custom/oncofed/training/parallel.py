@@ -2,7 +2,7 @@
 
 Each takes its share of every batch, and gradients are averaged.
 
-The process that everybody talks to is the first of the group; it starts the others, tells them when to train, and alone
+The first process of the group is the one that others call; it starts its peers, commands them to train, and alone
 scores and keeps the model. On machines without CUDA the group runs on CPU cores, through gloo.
 """
 
@@ -34,7 +34,7 @@ _LAST_WORDS_SECONDS = 2.0
 _STOP, _TRAIN, _PREPARE = 0, 1, 2
 
 # Runs in a worker process: from its group to the function that a command (steps, steps done before) calls. None instead
-# of steps: prepare, and no more.
+# of steps: only prepare.
 Follower = Callable[["Group"], Callable[[int | None, int], object]]
 
 
@@ -62,18 +62,18 @@ class Group:
         self._commands: Any = dist.new_group(backend="gloo", timeout=_WAIT_FOR_COMMANDS)
 
     def wrap(self, network: nn.Module) -> nn.Module:
-        """Return a network whose backward pass averages gradients over the group."""
+        """Return the network with gradients averaged over the group."""
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, devices)
 
     def command(self, steps: int, done: int) -> None:
-        """Tell the others to take steps; for the first process."""
+        """Command the others to take steps. For the first process."""
         self._tell(_TRAIN, steps, done)
 
     def command_preparing(self, done: int) -> None:
-        """Command the others to prepare their data; for the first process.
+        """Command the other processes to prepare their data.
 
-        Then all ``meet``.
+        Called by the first process. Then all ``meet``.
         """
         self._tell(_PREPARE, 0, done)
 
@@ -85,7 +85,10 @@ class Group:
         dist.barrier(self._commands)
 
     def commands(self) -> Iterator[tuple[int | None, int]]:
-        """Yield the first process's commands until it is done; for the others."""
+        """Yield the first process's commands until it is done.
+
+        Called by the other processes.
+        """
         while True:
             kind, steps, done = self._tell(_STOP, 0, 0)
             if kind == _STOP:
@@ -105,13 +108,13 @@ class Group:
         return bool(flag.item())
 
     def mean(self, value: Tensor) -> Tensor:
-        """Return the mean of a scalar over the group, on its device."""
+        """Return a scalar's mean over the group."""
         total = value.clone()
         dist.all_reduce(total)
         return total / self.size
 
     def leave(self) -> None:
-        """End this process's part; the first one lets the others go."""
+        """Leave the group; the first process releases the others."""
         if self.rank == 0:
             with contextlib.suppress(RuntimeError):  # they are gone already
                 self._tell(_STOP, 0, 0)
@@ -156,7 +159,10 @@ class WorkerProcesses:
         self.group = Group(0, size, _device(devices, 0), meeting)
 
     def require_alive(self) -> None:
-        """Raise where a process has ended, or ends within two seconds."""
+        """Raise if a process has ended.
+
+        Or ends within two seconds.
+        """
         for process in self._processes:
             process.join(_LAST_WORDS_SECONDS)
         ended = [process.exitcode for process in self._processes if process.exitcode is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from oncofed.data.augment import Augmentation
+from oncofed.data.label_mapping import Supervision, name_key
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
@@ -20,9 +21,11 @@ from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
-from oncofed.settings import RenamedSettings, StrictModel
+from oncofed.plugins import KINDS
+from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
+from oncofed.tasks.targets.section import TABLE_TARGETS
 
 
 class TrainingSpec(RenamedSettings):
@@ -103,8 +106,30 @@ class Plan(StrictModel):
     def _batch_can_be_shared(self) -> Plan:
         gpus = self.resources.gpus
         if self.training.batch_size % gpus:
+            raise SettingError(
+                f"found {self.training.batch_size}, expected a multiple of the {gpus} GPUs (resources.gpus)",
+                "training.batch_size",
+                "resources.gpus",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _loss_has_enough_at_once(self) -> Plan:
+        share = self.training.batch_size // self.resources.gpus
+        at_once, least = min(self.training.micro_batch or share, share), self.task.least_batch
+        if at_once < least:
             raise ValueError(
-                f"batch_size is {self.training.batch_size}, expected a multiple of the {gpus} GPUs (resources)"
+                f"the loss compares at least {least} samples, found {at_once} at once: make batch_size (of each GPU) "
+                "larger, and micro_batch too, which is how many of a batch are compared"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_alone(self) -> Plan:
+        if getattr(self.task, "distillation", 0) and self.resources.gpus > 1:
+            raise ValueError(
+                f"task.distillation is learned on one GPU, found resources.gpus: {self.resources.gpus}. Make it 1, or "
+                "leave distillation out"
             )
         return self
 
@@ -113,40 +138,76 @@ class Plan(StrictModel):
         try:
             kind, given = self.build_task().network_kind, self.model.kind
         except SpecError as error:
-            raise ValueError(str(error)) from None
+            raise SettingError(str(error), "task") from None
         if given != kind:
-            gives = {
-                "dense": "values for each voxel",
-                "image": "one class for an image",
-                "bag": "one class for a slide",
-            }
-            raise ValueError(
-                f"the task {self.task.type} needs a network that gives {gives[kind]}; {self.model.network} gives "
-                f"{gives[given]}. See: oncofed job networks"
+            raise SettingError(
+                f"the task {self.task.type} needs a network that gives {KINDS[kind]}; {self.model.network} gives "
+                f"{KINDS[given]}. See: oncofed job networks",
+                "model.network",
+                "task.type",
             )
         divisor = self.model.divisor
         if any(side % divisor for side in self.data.patch):
             resolutions = f" of {len(self.model.feature_maps)} resolutions" if self.model.feature_maps else ""
-            raise ValueError(
-                f"patch {list(self.data.patch)} does not fit a {self.model.network}{resolutions}: each side must be a "
-                f"multiple of {divisor}"
+            raise SettingError(
+                f"{list(self.data.patch)} does not fit a {self.model.network}{resolutions}: each side must be a "
+                f"multiple of {divisor}",
+                "data.patch",
+                "model.network",
             )
         return self
 
     @model_validator(mode="after")
-    def _pack_has_what_is_named(self) -> Plan:
-        named = (*self.training.transforms, *filter(None, [self.training.loss]))
-        if named and not self.model.code:
-            raise ValueError(f"{named[0]} comes with a pack: name it in model.code (oncofed job pack)")
-        if named and not self.model.declared:
-            try:
-                self.build_extensions()
-            except SpecError as error:
-                raise ValueError(str(error)) from None
+    def _covariates_can_be_used(self) -> Plan:
+        columns = self.data.covariates
+        if columns and not self.task.named_targets:
+            raise ValueError(
+                f"covariates are for jobs with targets, found the task {self.task.type}: declare what it learns under "
+                "targets, such as {name: outcome, kind: class, classes: [no, yes]}"
+            )
+        if self.model.kind == "table" and not columns:
+            raise ValueError("the network table learns from columns of a table: name them in data.covariates")
+        targets = {name_key(target.name) for target in self.task.named_targets}
+        for column in columns:
+            if name_key(column.name) in targets:
+                raise ValueError(f"the covariate {column.name} is a target of the job: leave it out of data.covariates")
         return self
 
+    @model_validator(mode="after")
+    def _pack_has_what_is_named(self) -> Plan:
+        transforms, loss = self.training.transforms, self.training.loss
+        if transforms:
+            self._require_brought(lambda pack: find_transforms(pack, transforms), transforms[0], "training.transforms")
+        if loss:
+            self._require_brought(lambda pack: find_loss(pack, loss), loss, "training.loss")
+        return self
+
+    def _require_brought(self, find: Callable[[str], object], name: str, place: str) -> None:
+        """Refuse a name that the pack does not bring.
+
+        A pack that is declared is not loaded here.
+        """
+        if not self.model.code:
+            raise SettingError(f"{name} comes with a pack: name it in model.code (oncofed job pack)", place)
+        if not self.model.declared:
+            try:
+                find(self.model.code)
+            except SpecError as error:
+                raise SettingError(str(error), place) from None
+
+    def of_table_alone(self) -> Plan | None:
+        """Return the same plan on the table alone; None where no image is seen beside a table.
+
+        What the columns tell by themselves is what an image's model must beat.
+        """
+        if not self.data.covariates or self.model.kind == "table":
+            return None
+        values = self.model_dump()
+        task = {"type": TABLE_TARGETS, "targets": values["task"]["targets"]}
+        return Plan.model_validate({**values, "task": task, "model": {"network": "table"}})
+
     def build_extensions(self) -> tuple[list[Transform], Loss | None]:
-        """Return the changes of batches and the loss that the plan's pack brings.
+        """Return the pack's changes of batches and the loss.
 
         Raises:
             SpecError: it has none of that name, or is not loaded.
@@ -162,16 +223,35 @@ class Plan(StrictModel):
         """
         return build_task(self.task, self.data, self.model.code or "")
 
+    def supervision(self) -> Supervision:
+        """Return what the plan learns from.
+
+        Raises:
+            SpecError: the task comes with a pack, which has none of that name.
+        """
+        kind, task = self.build_task().label_kind, self.task
+        return Supervision(
+            kind=kind,
+            classes=task.vocabulary,
+            targets=task.named_targets,
+            partial=task.may_lack_classes,
+            regions=task.label_regions,
+        )
+
     @property
     def network_request(self) -> NetworkRequest:
         """The arguments of the plan's network."""
         task = self.build_task()
-        return NetworkRequest(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
+        data = self.data
+        return NetworkRequest(
+            self.model, task.in_channels, task.out_channels, data.dimensions, data.patch, data.covariates
+        )
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
-        """Write ``folder/bundle``, the model as a MONAI bundle, and return it.
+        """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code does not come along: the bundle of its model holds the weights, and does not answer.
+        A pack's code is not included, and no bundle reads a table: the bundle of such a model holds the weights, and
+        gives no answers.
 
         Args:
             folder: where the bundle goes.
@@ -180,8 +260,8 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if self.model.code:
-            return write_bundle_without_code(folder, title, self.model.code, classes, weights, job)
+        if self.model.code or self.data.covariates:
+            return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job)
         answer = answer_of(self.task, self.data)
         return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
 
@@ -192,7 +272,7 @@ class Plan(StrictModel):
         return {"schema": 1, "name": name, "title": title, **values, "rounds": {"number": self.rounds}}
 
     def build_network(self) -> nn.Module:
-        """Return the plan's network with its initial weights, on the CPU.
+        """Return the network with initial weights, on the CPU.
 
         Raises:
             SpecError: no weight fits the patterns of those that are to be trained.
@@ -234,7 +314,7 @@ class Plan(StrictModel):
         return {name: value.clone() for name, value in weights_of(self.build_network()).items()}
 
     def try_network(self) -> nn.Module:
-        """Build the network, try it on a patch, and return it.
+        """Build the network, and try it on a patch.
 
         The patch is of noise.
 
@@ -247,6 +327,7 @@ class Plan(StrictModel):
             "image": torch.randn(shape),
             "bags": torch.randn(shape),
             "there": torch.ones(shape[:2], dtype=torch.bool),
+            "table": torch.zeros(1, len(self.data.covariates)),
         }
         try:
             with torch.no_grad():

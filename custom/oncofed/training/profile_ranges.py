@@ -1,4 +1,4 @@
-"""Names for the parts of a training step, as profilers show them."""
+"""Names of a training step's parts, for profilers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def profile_range(name: str, device: torch.device) -> contextlib.AbstractContext
 
     In PyTorch's own profiler, else on a GPU as an NVTX range, which Nsight shows.
 
-    A range costs a microsecond where nobody looks; on a CPU without a profiler there is none.
+    A range costs a microsecond without a profiler on a GPU; on a CPU there is none then.
 
     Args:
         name: of the part.

@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 class Resumption:
     """Keeps a training's state on disk, and resumes it.
 
-    A later process goes on to the same bits, also within a round; so does a retry of a round that failed.
+    A later process continues to the same bits, also within a round; so does a retry of a failed round.
 
     Args:
         path: of the checkpoint; None: nothing is kept on disk.
@@ -45,7 +45,7 @@ class Resumption:
     Attributes:
         loss_sum: of the round's steps, with those of earlier processes.
         unfinished: the round in which an earlier process ended, or which failed.
-        not_kept: why the checkpoint could not be written last time; None where it was.
+        not_kept: why the last checkpoint could not be written; None if it was.
     """
 
     def __init__(
@@ -153,9 +153,9 @@ class Resumption:
         }
 
     def _note_failure(self, write: Callable[[], None]) -> None:
-        """Write; where that fails, training goes on.
+        """Write; training goes on if that fails.
 
-        A full disk costs what a later crash would lose, not the training.
+        A full disk costs the progress that a later crash would lose, not the training.
         """
         try:
             write()

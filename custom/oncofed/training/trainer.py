@@ -50,9 +50,9 @@ class Trainer:
         cases: the site's cases.
         site: name of the site; it and the plan's seed decide all that is random.
         device: where to train; by default what ``training_device`` says.
-        checkpoint: file in which the state is kept, so that a later process goes on; the state before stays
-            next to it, by the name that ``previous_of`` gives. None: nowhere.
-        group: the processes that train together, of which this is one; None: this one alone.
+        checkpoint: file of the state, from which a later process resumes; the previous state stays next to it
+            (``previous_of``). None: nowhere.
+        group: of processes that train together, including this one; None: this one alone.
 
     Attributes:
         steps_done: optimizer steps since the start of the run.
@@ -120,13 +120,13 @@ class Trainer:
     def unfinished(self) -> str | None:
         """The round to resume with ``train``, if any.
 
-        An earlier process ended in it, as the checkpoint has it, or it failed.
+        An earlier process ended in it, by the checkpoint, or it failed.
         """
         return self._resumption.unfinished
 
     @property
     def not_kept(self) -> str | None:
-        """Why the last checkpoint is not on disk; None: it is."""
+        """Why the last checkpoint was not written, or None."""
         return self._resumption.not_kept
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> BatchStream:
@@ -143,7 +143,7 @@ class Trainer:
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
             self._training = prepared
             rank, size = (self._group.rank, self._group.size) if self._group else (0, 1)
-            # The others of a group restart where the first one resumes: their batches are new ones.
+            # The others of a group restart where the first one resumes, with new batches.
             seed = self._seed if rank == 0 else _site_seed(self._seed, f"{rank} {self.steps_done}")
             batch_size = self.plan.training.batch_size // size
             self._batches = BatchStream(prepared, self.input, batch_size, seed, self.device)
@@ -160,6 +160,18 @@ class Trainer:
     def weights(self) -> Weights:
         """Return a copy of the network's weights on the CPU."""
         return {name: value.detach().cpu().clone().contiguous() for name, value in weights_of(self.network).items()}
+
+    def hold_as_teacher(self) -> None:
+        """Hold the present weights as the teacher of the next steps.
+
+        In a federation that is the model that a round starts from. Of a task that learns from none nothing is held.
+        """
+        if not self.task.learns_from_teacher:
+            return
+        if self._gradients.teacher is None:
+            self._gradients.teacher = _network_on(self.device, self.plan)[0].requires_grad_(False)
+        teacher = self._gradients.teacher.eval()
+        teacher.load_state_dict(self.network.state_dict())
 
     def train(
         self,
@@ -178,8 +190,8 @@ class Trainer:
             steps: to take.
             on_step: called after each step.
             should_stop: called before each step; true ends the training early.
-            round_key: a name for these steps. Where it is that of the ``unfinished`` round, the steps that an earlier
-                process took in it count in its loss and its gradient hook too, and ``steps`` are what is left of it.
+            round_key: a name for these steps. If it is that of the ``unfinished`` round, its loss and its gradient hook
+                include the steps of an earlier process, and ``steps`` are the remaining ones.
             wait: until the checkpoint is on disk; otherwise ``settle`` does.
 
         Raises:
@@ -203,7 +215,7 @@ class Trainer:
         """Carry out a command of a group's first process.
 
         Args:
-            steps: to take with the others; None: prepare, and no more.
+            steps: to take with the others; None: only prepare.
             steps_done: before, since the start of the run.
         """
         self.steps_done = steps_done
@@ -225,7 +237,7 @@ class Trainer:
 
         Validation cases stay prepared for the next time.
         """
-        torch.cuda.empty_cache()  # scoring takes other, larger pieces than training left there
+        torch.cuda.empty_cache()  # scoring needs other, larger blocks than training left in the cache
         overwrite(self._activations, True)
         held = self._validation.prepared(cases, self._training.promised if self._training else 0, progress)
         return self.task.evaluate(self.network, cases, self.device, detailed, should_stop, held, progress, keep)

@@ -30,7 +30,7 @@ class ValidationCache:
     def prepared(
         self, cases: tuple[Case, ...], promised: int, progress: Callable[[int, int], None] | None
     ) -> PreparedCases | None:
-        """Return validation cases as they are held.
+        """Return the held validation cases.
 
         None for others, and for those outside the first evaluation.
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are written while the training goes on."""
+"""Checkpoints written while training continues."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ALIGNMENT = 64
 class CheckpointWriter:
     """Writes checkpoints one after the other.
 
-    A later one begins when the one before is on disk.
+    Each begins when the previous one is on disk.
 
-    From a GPU all tensors are copied in one go, into memory that it reaches by itself, and a thread waits for that and
-    writes: the training's next step changes nothing of what is written. That memory is kept for the next time. On the
-    CPU the copy alone would take longer than the writing, which is done at once.
+    From a GPU all tensors are copied at once, into pinned memory; a thread waits for the copy and writes, so the next
+    step does not change the checkpoint. That memory is kept for the next one. On the CPU the copy alone would take
+    longer than writing, which is done synchronously.
 
-    A thread lives from ``write`` to ``wait`` at most, and the process does not end before it.
+    A thread lives from ``write`` to ``wait`` at most, and the process waits for its end.
 
     Args:
         path: of the file; see ``write_checkpoint``.
@@ -45,10 +45,10 @@ class CheckpointWriter:
     def write(self, tensors: Tensors, facts: dict[str, Any]) -> None:
         """Write a snapshot of tensors, and facts.
 
-        Where a thread writes, ``wait`` tells whether it could.
+        If a thread writes, ``wait`` reports errors.
 
         Raises:
-            OSError: it, or the one before, could not be written; what was written last stands.
+            OSError: it, or the previous one, could not be written; the last one on disk stays.
         """
         self.wait()
         if not self._beside:
@@ -63,7 +63,7 @@ class CheckpointWriter:
         """Return when the last one is on disk.
 
         Raises:
-            OSError: it could not be written; the one before stands.
+            OSError: it could not be written; the previous one stays.
         """
         if self._thread:
             self._thread.join()
@@ -76,13 +76,13 @@ class CheckpointWriter:
             for event in events:
                 event.synchronize()
             write_checkpoint(self._path, tensors, facts)
-        except BaseException as error:  # noqa: BLE001 - whoever waits is told
+        except BaseException as error:  # noqa: BLE001 - ``wait`` raises it
             self._failed = error
 
     def _copied(self, tensors: Tensors) -> Tensors:
         """Return copies in one piece of memory.
 
-        Those of a GPU's tensors are complete once its stream has come so far.
+        Those of a GPU's tensors are complete once its stream reaches this point.
         """
         sizes = [-(-value.nbytes // _ALIGNMENT) * _ALIGNMENT for value in tensors.values()]
         if sum(sizes) > len(self._memory):
@@ -98,12 +98,12 @@ class CheckpointWriter:
 def _memory(size: int, pinned: bool) -> Tensor:
     try:
         return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-    except RuntimeError:  # the system lets this process have no more of it: a copy then takes longer
+    except RuntimeError:  # the limit of pinned memory is reached: a copy then takes longer
         return torch.empty(size, dtype=torch.uint8)
 
 
 def _now_on(device: torch.device) -> torch.cuda.Event:
-    """Return an event of all work given to a device so far."""
+    """Record an event after all work queued on a device."""
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event

@@ -1,4 +1,4 @@
-"""What is a copy: the same place and the same pixels, whatever UIDs say."""
+"""Copies share place and pixels, whatever their UIDs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_xrays_of_one_uid_are_all_kept(tmp_path: Path, patients: int) -> None:
 
 @pytest.mark.wild(REPORTS, "copies under UIDs of their own, in another syntax, with other texts")
 @pytest.mark.parametrize("renewed", ["as it was", "other UID", "compressed", "other description"])
-def test_a_copy_is_one_whatever_its_header_says(tmp_path: Path, renewed: str) -> None:
+def test_copies_are_found_despite_different_headers(tmp_path: Path, renewed: str) -> None:
     files = make_series(tmp_path / "in")
     for number in (0, 3):
         dataset = pydicom.dcmread(files[number])
@@ -67,7 +67,7 @@ def test_a_copy_is_one_whatever_its_header_says(tmp_path: Path, renewed: str) ->
 
 
 @pytest.mark.wild(REPORTS, "another image at the place and under the UID of a slice")
-def test_what_shares_place_and_uid_but_not_pixels_is_no_copy(tmp_path: Path) -> None:
+def test_equal_place_and_uid_with_other_pixels_is_no_copy(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     dataset = pydicom.dcmread(files[2])
     dataset.PixelData = volume(seed=9)[..., 5].T.tobytes()
@@ -77,8 +77,8 @@ def test_what_shares_place_and_uid_but_not_pixels_is_no_copy(tmp_path: Path) -> 
     assert "has 1 of 9 slices at positions of others, and no header tells them apart" in manifest.quarantine[0].reason
 
 
-def test_pixels_of_no_other_files_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second reading is of the files alone that may be copies, and once only."""
+def test_only_pixels_of_possible_copies_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only possible copies are read a second time, once."""
     read: list[str] = []
 
     def digest(path: Path, header: dict[str, object]) -> str:
@@ -102,7 +102,7 @@ def test_pixels_of_no_other_files_are_compared(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.wild(REPORTS, "UIDs that an anonymiser blanked, or renewed for each file")
 @pytest.mark.parametrize("uid", ["blank", "renewed"])
-def test_series_whose_uids_are_gone_are_read(tmp_path: Path, uid: str) -> None:
+def test_series_without_uids_are_read(tmp_path: Path, uid: str) -> None:
     def change(number: int, dataset: Dataset) -> None:
         dataset.SeriesInstanceUID = "" if uid == "blank" else generate_uid()
         dataset.SOPInstanceUID = ""
@@ -117,7 +117,7 @@ def test_series_whose_uids_are_gone_are_read(tmp_path: Path, uid: str) -> None:
 
 
 @pytest.mark.wild(REPORTS, "several patients under one UID of each kind and one PatientID")
-def test_volumes_in_folders_of_their_own_are_told_apart_where_no_header_does(tmp_path: Path) -> None:
+def test_folders_separate_volumes_that_headers_do_not(tmp_path: Path) -> None:
     def same(number: int, dataset: Dataset) -> None:
         dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.3", "1.2.4", "1.2.5"
         dataset.SOPInstanceUID = "1.2.6"

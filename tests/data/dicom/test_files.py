@@ -1,4 +1,7 @@
-"""DICOM that is not written as Part 10 wants it: without preamble, without group 0002, in either order of bytes."""
+"""DICOM that violates Part 10.
+
+Without preamble, without group 0002, in either byte order.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,7 @@ def bare(dataset: pydicom.FileDataset, implicit: bool, little: bool, start: str)
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_a_volume_is_read_however_its_files_begin(tmp_path: Path, implicit: bool, little: bool, start: str) -> None:
+def test_a_volume_is_read_with_any_preamble(tmp_path: Path, implicit: bool, little: bool, start: str) -> None:
     for number, file in enumerate(make_series(tmp_path / "whole")):
         dataset = pydicom.dcmread(file)
         dataset.RescaleSlope, dataset.RescaleIntercept = "0.5", "-3"
@@ -92,7 +95,7 @@ def test_a_volume_is_read_however_its_files_begin(tmp_path: Path, implicit: bool
 @pytest.mark.wild(REPORTS, "compressed pixels whose syntax no header names")
 @pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless])
 @pytest.mark.filterwarnings("ignore")
-def test_compressed_pixels_are_known_by_how_they_begin(tmp_path: Path, syntax: pydicom.uid.UID) -> None:
+def test_compression_is_recognised_by_the_first_bytes(tmp_path: Path, syntax: pydicom.uid.UID) -> None:
     values = np.random.default_rng(0).integers(0, 4000, (32, 40)).astype(np.uint16)
     dataset = pydicom.dcmread(make_xray(tmp_path / "whole", values))
     dataset.compress(syntax)

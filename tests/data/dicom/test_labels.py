@@ -1,4 +1,4 @@
-"""Labels from SEG and RT-STRUCT lie on their image, and there and back again."""
+"""SEG and RT-STRUCT labels match their image both ways."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_segmentation_lies_on_its_series(tmp_path: Path, orientation: tuple[fl
     np.testing.assert_array_equal(label == 2, _masks()["tumour"])
 
 
-def test_label_values_follow_what_the_user_says(tmp_path: Path) -> None:
+def test_label_values_follow_the_users_names(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     make_seg(tmp_path / "in" / "seg.dcm", files, _masks())
     manifest, _, label = _read(tmp_path / "in", tmp_path, labels={0: "background", 1: "tumour"})
@@ -85,7 +85,7 @@ def test_a_structure_set_is_filled_with_its_holes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(label, expected)
 
 
-def test_a_label_that_names_nothing_wanted_sets_the_case_aside(tmp_path: Path) -> None:
+def test_a_label_without_wanted_regions_sets_the_case_aside(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     make_seg(tmp_path / "in" / "seg.dcm", files, {"liver": _masks()["liver"]})
     manifest = register(

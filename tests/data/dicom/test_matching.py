@@ -1,4 +1,7 @@
-"""Labels find their image by what they name, else by the space they lie in; those that find none say why."""
+"""Labels are matched by reference, else by space.
+
+Those without an image say why.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def _register(tmp_path: Path, **more: object) -> Manifest:
 
 
 def _labelled(manifest: Manifest, tmp_path: Path) -> list[Entry]:
-    """Return the entries that have a label, which is where it was drawn."""
+    """Return labelled entries, after checking each label's place."""
     found = [entry for entry in manifest.entries if isinstance(entry.label, str)]
     for entry in found:
         drawn = np.asarray(nib.load(tmp_path / "out" / str(entry.label)).dataobj)
@@ -93,7 +96,10 @@ def _no_reference(dataset: Dataset) -> None:
 
 
 def _no_reference_at_all(dataset: Dataset) -> None:
-    """Structure sets whose sequence of frames of reference (type 3) is missing too."""
+    """Structure sets without any sequence of frames of reference.
+
+    The sequence is of type 3.
+    """
     _no_reference(dataset)
     if "ReferencedFrameOfReferenceSequence" in dataset:
         del dataset.ReferencedFrameOfReferenceSequence
@@ -148,7 +154,7 @@ def test_a_label_finds_its_image_by_what_it_names(tmp_path: Path, kind: str, way
 
 @pytest.mark.wild("rt-utils#82, OHIF#3537", "a label of a series that is not in the folder")
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
-def test_a_label_of_a_series_that_is_not_there_is_told(tmp_path: Path, kind: str) -> None:
+def test_a_label_of_a_missing_series_is_reported(tmp_path: Path, kind: str) -> None:
     absent = _series(tmp_path / "absent")
     frame = pydicom.dcmread(absent[0]).FrameOfReferenceUID
     _series(tmp_path / "in", lambda d: setattr(d, "FrameOfReferenceUID", frame))
@@ -160,7 +166,7 @@ def test_a_label_of_a_series_that_is_not_there_is_told(tmp_path: Path, kind: str
 
 @pytest.mark.wild("OHIF#3537", "the series of another phase in the same frame of reference")
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
-def test_a_label_of_one_series_lies_on_no_other_of_its_space(tmp_path: Path, kind: str) -> None:
+def test_a_label_of_one_series_is_not_matched_with_another(tmp_path: Path, kind: str) -> None:
     arterial = _series(tmp_path / "in" / "a")
     frame = pydicom.dcmread(arterial[0]).FrameOfReferenceUID
     _series(tmp_path / "in" / "v", lambda d: setattr(d, "FrameOfReferenceUID", frame))
@@ -185,7 +191,10 @@ def _two_phases(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _name_all(files: list[Path], also: bool) -> Change:
-    """Return a change that lists all of a series; ``also``: each contour and frame says its own image too."""
+    """Return a change that lists a whole series.
+
+    ``also``: each contour and frame names its image too.
+    """
     uids = _uids(files)
 
     def change(dataset: Dataset) -> None:
@@ -208,7 +217,7 @@ def _name_all(files: list[Path], also: bool) -> Change:
 @pytest.mark.wild("monai-deploy-app-sdk#535", "a label of one phase on all phases of its series")
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
 @pytest.mark.parametrize("lists", ["its own", "all, each region its own"])
-def test_a_label_of_one_phase_lies_on_that_alone(tmp_path: Path, kind: str, lists: str) -> None:
+def test_a_label_of_one_phase_is_matched_with_it_alone(tmp_path: Path, kind: str, lists: str) -> None:
     first, second = _two_phases(tmp_path / "in")
     files, also = (first, True) if lists == "its own" else ([*first, *second], True)
     _label(kind, tmp_path / "in" / "label.dcm", first, _name_all(files, also))
@@ -219,7 +228,7 @@ def test_a_label_of_one_phase_lies_on_that_alone(tmp_path: Path, kind: str, list
 @pytest.mark.wild("monai-deploy-app-sdk#535", "a label that names a series and none of its phases in particular")
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_label_of_no_phase_in_particular_lies_on_each_and_says_so(tmp_path: Path, kind: str, listed: bool) -> None:
+def test_a_label_without_a_phase_is_matched_with_each_and_noted(tmp_path: Path, kind: str, listed: bool) -> None:
     first, second = _two_phases(tmp_path / "in")
     change = _name_all([*first, *second] if listed else [], also=False)
     _label(kind, tmp_path / "in" / "label.dcm", first, change)
@@ -230,7 +239,7 @@ def test_a_label_of_no_phase_in_particular_lies_on_each_and_says_so(tmp_path: Pa
 
 @pytest.mark.wild("monai-deploy-app-sdk#535", "a label that names no image, and several share its space")
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
-def test_a_label_of_a_space_lies_on_each_image_that_it_reaches(tmp_path: Path, kind: str) -> None:
+def test_a_label_of_a_space_is_matched_with_each_image_it_overlaps(tmp_path: Path, kind: str) -> None:
     files = _series(tmp_path / "in" / "a")
     same = _in_the_study_of(files[0])
     _series(tmp_path / "in" / "b", same)
@@ -259,7 +268,7 @@ def _in_the_study_of(file: Path) -> Change:
 @pytest.mark.wild("matRad#273", "a label that names no image, on the images of all whom an anonymiser gave its space")
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
 @pytest.mark.parametrize("identity", ["ANON", ""])
-def test_a_label_of_a_space_lies_on_the_images_of_its_study(tmp_path: Path, kind: str, identity: str) -> None:
+def test_a_label_of_a_space_is_matched_within_its_study(tmp_path: Path, kind: str, identity: str) -> None:
     def anonymised(dataset: Dataset) -> None:
         dataset.FrameOfReferenceUID, dataset.PatientName, dataset.PatientBirthDate = "1.2.3.99", "", ""
 
@@ -279,7 +288,7 @@ def test_a_label_of_a_space_lies_on_the_images_of_its_study(tmp_path: Path, kind
 @pytest.mark.wild("healthcare-dicom-dicomweb-adapter#153", "one UID for the studies, series and images of all patients")
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
 @pytest.mark.parametrize("way", [_by_series, _no_reference])
-def test_a_label_of_uids_that_all_share_lies_on_the_image_of_its_folder(tmp_path: Path, kind: str, way: Change) -> None:
+def test_a_label_with_shared_uids_is_matched_within_its_folder(tmp_path: Path, kind: str, way: Change) -> None:
     series = []
     for number in range(3):
 
@@ -301,7 +310,7 @@ def test_a_label_of_uids_that_all_share_lies_on_the_image_of_its_folder(tmp_path
 
 
 @pytest.mark.wild("OHIF#4030", "a segmentation that names no image: the image of its grid, not all of its space")
-def test_a_segmentation_of_a_space_lies_on_the_image_of_its_grid(tmp_path: Path) -> None:
+def test_a_segmentation_of_a_space_is_matched_by_its_grid(tmp_path: Path) -> None:
     files = _series(tmp_path / "in" / "a")
     frame = pydicom.dcmread(files[0]).FrameOfReferenceUID
     make_series(
@@ -317,7 +326,7 @@ def test_a_segmentation_of_a_space_lies_on_the_image_of_its_grid(tmp_path: Path)
 
 @pytest.mark.wild("standard: PS3.3 C.7.4.1", "one frame of reference for all patients, which an anonymiser left")
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
-def test_a_space_of_another_patient_is_not_the_labels(tmp_path: Path, kind: str) -> None:
+def test_a_label_is_not_matched_with_another_patients_space(tmp_path: Path, kind: str) -> None:
     files = _series(tmp_path / "in" / "a", patient="A")
     frame = pydicom.dcmread(files[0]).FrameOfReferenceUID
     _series(tmp_path / "in" / "b", lambda d: setattr(d, "FrameOfReferenceUID", frame), patient="B")
@@ -370,7 +379,7 @@ def test_a_label_without_an_image_says_why(tmp_path: Path, kind: str, change: Ch
 
 
 @pytest.mark.wild("rt-utils#33", "a label that lies beside every image of its space")
-def test_a_label_beside_its_space_says_so(tmp_path: Path) -> None:
+def test_a_label_outside_its_images_is_reported(tmp_path: Path) -> None:
     files = _series(tmp_path / "in")
     far = [np.add(contour, [0, 0, 300]) for contour in _contours()]
     make_rtstruct(tmp_path / "in" / "label.dcm", files, {"liver": far}, change=_no_reference)
@@ -379,7 +388,7 @@ def test_a_label_beside_its_space_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.wild("rt-utils#33", "a label of a space, beside an image whose place only its frames say")
 @pytest.mark.parametrize("kind", ["seg", "rtstruct"])
-def test_an_image_of_many_frames_keeps_its_place_beside_a_label(tmp_path: Path, kind: str) -> None:
+def test_a_multiframe_image_keeps_its_place_next_to_a_label(tmp_path: Path, kind: str) -> None:
     files = _series(tmp_path / "plain")
     far = make_series(
         tmp_path / "far",
@@ -396,14 +405,14 @@ def test_an_image_of_many_frames_keeps_its_place_beside_a_label(tmp_path: Path, 
 
 
 @pytest.mark.wild("–", "a structure set of an X-ray")
-def test_a_structure_set_of_an_xray_says_so(tmp_path: Path) -> None:
+def test_a_structure_set_on_an_xray_is_reported(tmp_path: Path) -> None:
     xray = make_xray(tmp_path / "in", np.arange(1200, dtype=np.uint16).reshape(30, 40), FrameOfReferenceUID="1.2")
     make_rtstruct(tmp_path / "in" / "label.dcm", [xray], {"liver": _contours()})
     assert _register(tmp_path).left_out == {matching.CONTOURS_ON_FLAT: 1}
 
 
 @pytest.mark.wild("–", "a label that names another patient than its image")
-def test_a_label_that_names_another_patient_says_so(tmp_path: Path) -> None:
+def test_a_label_that_names_another_patient_is_noted(tmp_path: Path) -> None:
     files = _series(tmp_path / "in")
     _label("seg", tmp_path / "in" / "label.dcm", files, lambda d: setattr(d, "PatientID", "somebody else"))
     (entry,) = _labelled(_register(tmp_path), tmp_path)
@@ -411,7 +420,7 @@ def test_a_label_that_names_another_patient_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("healthcare-dicom-dicomweb-adapter#153", "one UID for the series and images of all patients")
-def test_a_label_of_a_series_that_two_patients_share_lies_on_its_own(tmp_path: Path) -> None:
+def test_a_label_of_a_shared_series_is_matched_by_patient(tmp_path: Path) -> None:
     stacks = []
     for patient in ("A", "B"):
         file = _series(tmp_path / patient, patient=patient)[3]
@@ -424,7 +433,7 @@ def test_a_label_of_a_series_that_two_patients_share_lies_on_its_own(tmp_path: P
 
 
 @pytest.mark.wild("–", "one file a region, and only some regions asked for")
-def test_of_several_files_those_without_a_wanted_region_are_left_out(tmp_path: Path) -> None:
+def test_files_without_a_wanted_region_are_left_out(tmp_path: Path) -> None:
     files = _series(tmp_path / "in")
     _label("seg", tmp_path / "in" / "liver.dcm", files)
     make_seg(tmp_path / "in" / "kidney.dcm", files, {"kidney": _mask()})
@@ -461,7 +470,7 @@ def test_a_segmentation_of_a_multiframe_image(tmp_path: Path) -> None:
         max_size=3,
     )
 )
-def test_every_label_file_lies_on_its_image_or_says_why(
+def test_every_label_file_is_matched_or_says_why(
     tmp_path_factory: pytest.TempPathFactory, labels: list[tuple[str, Change]]
 ) -> None:
     tmp_path = tmp_path_factory.mktemp("heap")

@@ -1,4 +1,7 @@
-"""Pixels of a radiograph: as large as in the patient where the header allows it, else said to be the detector's."""
+"""Pixel sizes of radiographs.
+
+In the patient if the header allows it, else on the detector, with a note.
+"""
 
 from __future__ import annotations
 

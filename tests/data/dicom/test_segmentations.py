@@ -1,4 +1,4 @@
-"""Segmentations of every kind lie on their image, frame by frame."""
+"""Segmentations of all kinds, placed frame by frame."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ def _read(tmp_path: Path) -> tuple[np.ndarray, Entry]:
 
 
 def _padded_by(value: int | None) -> Any:
-    """Return a change that gives a label map another background, or none that is said."""
+    """Return a change of a label map's background value.
+
+    Or one that states none.
+    """
 
     def change(dataset: Dataset) -> None:
         if value is None:
@@ -72,7 +75,7 @@ def _palette() -> PaletteColorLUTTransformation:
 @pytest.mark.wild("dcmqi#518, OHIF#4875, dcm4chee-arc-light#4572", "a Label Map Segmentation taken for an image")
 @pytest.mark.parametrize("orientation", [AXIAL, OBLIQUE], ids=["axial", "oblique"])
 @pytest.mark.parametrize("padding", ["0", "5", "not said", "palette"])
-def test_a_label_map_lies_on_its_series(tmp_path: Path, orientation: tuple[float, ...], padding: str) -> None:
+def test_a_label_map_is_drawn_on_its_series(tmp_path: Path, orientation: tuple[float, ...], padding: str) -> None:
     files = make_series(tmp_path / "in", orientation=orientation)
     change = {"0": None, "palette": None, "5": _padded_by(5), "not said": _padded_by(None)}[padding]
     more = {"palette_color_lut_transformation": _palette()} if padding == "palette" else {}
@@ -119,7 +122,7 @@ def test_no_segmentation_becomes_an_image(tmp_path: Path, sop_class: str) -> Non
 
 @pytest.mark.wild("dcmqi#157, dcmqi#439", "bits of frames that end in the middle of a byte")
 @pytest.mark.parametrize("shape", [(23, 38, 3), (24, 38, 3), (13, 7, 5)])
-def test_frames_need_not_end_at_bytes(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+def test_frames_need_not_end_at_byte_boundaries(tmp_path: Path, shape: tuple[int, int, int]) -> None:
     files = make_series(tmp_path / "in", volume(shape))
     masks = {name: np.random.default_rng(n).random(shape) < 0.4 for n, name in enumerate(("a", "b"))}
     make_seg(tmp_path / "in" / "seg.dcm", files, {"a": masks["a"], "b": masks["b"] & ~masks["a"]})
@@ -128,7 +131,7 @@ def test_frames_need_not_end_at_bytes(tmp_path: Path, shape: tuple[int, int, int
 
 
 @pytest.mark.wild("dcmqi#518", "segments that overlap")
-def test_segments_that_overlap_are_told(tmp_path: Path) -> None:
+def test_overlapping_segments_are_reported(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     other = _mask((slice(9, 12), slice(2, 14), slice(2, 7)))
     make_seg(tmp_path / "in" / "seg.dcm", files, {"liver": LIVER, "tumour": other})
@@ -152,7 +155,7 @@ def test_a_region_that_vanishes_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("–", "a fractional segmentation of 0 and 1, and one of values between")
-def test_a_fraction_of_a_half_counts_and_that_is_said(tmp_path: Path) -> None:
+def test_fractions_from_one_half_count_with_a_note(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     fractions = LIVER * np.linspace(0.1, 0.9, 12)[:, None, None]  # columns 6 to 10 hold 0.53 to 0.83
     fractions[8] *= 0.5
@@ -176,7 +179,7 @@ def test_a_segment_without_frames_and_sources_in_reverse_order(tmp_path: Path) -
 
 @pytest.mark.wild("dcmqi#518", "frames of few slices, far apart")
 @pytest.mark.parametrize("says_spacing", [True, False])
-def test_frames_of_few_slices_fill_these_alone(tmp_path: Path, says_spacing: bool) -> None:
+def test_frames_of_few_slices_fill_only_these(tmp_path: Path, says_spacing: bool) -> None:
     files = make_series(tmp_path / "in")
     sparse = np.zeros(SHAPE, bool)
     sparse[3:6, 4:9, [0, 4, 7]] = True
@@ -205,7 +208,7 @@ def test_a_segmentation_on_another_grid_is_sampled_at_the_voxels(
     sizes: tuple[float, float, float],
     shift: tuple[float, float, float],
 ) -> None:
-    """Its mask is a ball, so that what each voxel holds follows from its centre alone."""
+    """The mask is a ball, so centres determine all voxels."""
     tmp_path = tmp_path_factory.mktemp("grid")
     make_series(tmp_path / "in", volume((14, 15, 10)), spacing=(1, 1, 1.5), origin=(0, 0, 0), patient="P")
     image = pydicom.dcmread(tmp_path / "in" / "0000.dcm")
@@ -244,7 +247,7 @@ def _without_references(dataset: Dataset) -> None:
 # --- flat images
 
 
-# What highdicom asks of the image that a segmentation is drawn on.
+# Attributes that highdicom requires of a segmentation's source image.
 _ASKED = dict.fromkeys(
     (
         "PatientBirthDate",
@@ -276,7 +279,7 @@ def test_a_segmentation_of_an_xray_lies_pixel_for_pixel(tmp_path: Path, turned: 
     mask = np.zeros((30, 40), bool)
     mask[4:20, 5:15] = True
     mask[25, 38] = True
-    values = np.where(mask, 3000, 100).astype(np.uint16)  # what is marked is bright, however the image is turned
+    values = np.where(mask, 3000, 100).astype(np.uint16)  # marked pixels are bright, for any orientation
     xray = _xray(tmp_path / "in", values, PatientOrientation=turned)
     _xray_seg(tmp_path / "in" / "seg.dcm", xray, mask, kind=kind)
     manifest = _register(tmp_path)
@@ -288,7 +291,7 @@ def test_a_segmentation_of_an_xray_lies_pixel_for_pixel(tmp_path: Path, turned: 
 
 
 @pytest.mark.wild("ChestXRayAnatomySegmentation#11", "X-rays of one series, each with its segmentation, or one for all")
-def test_each_xray_of_a_series_has_its_own_frames(tmp_path: Path) -> None:
+def test_each_xray_of_a_series_gets_its_frames(tmp_path: Path) -> None:
     series = generate_uid()
     masks = [np.zeros((30, 40), bool) for _ in range(3)]
     xrays = []
@@ -343,7 +346,7 @@ def test_frames_without_a_place_are_refused_in_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("–", "a segment whose name is missing")
-def test_a_segment_without_a_label_has_another_name(tmp_path: Path) -> None:
+def test_an_unlabelled_segment_gets_another_name(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
 
     def change(dataset: Dataset) -> None:

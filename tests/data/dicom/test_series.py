@@ -1,4 +1,4 @@
-"""DICOM heaps against an independent reader, and each way in which a series can be wrong."""
+"""DICOM against an independent reader, and faulty series."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def read(source: Path, tmp_path: Path) -> Manifest:
 
 
 def reference(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return SimpleITK's reading of a folder with one series: (x, y, z) and its affine in RAS+."""
+    """Return SimpleITK's reading of a folder with one series.
+
+    (x, y, z), and its affine in RAS+.
+    """
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     image = reader.Execute()
@@ -41,7 +44,7 @@ def reference(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def require_equal_in_space(entry: Entry, out: Path, values: np.ndarray, affine: np.ndarray) -> None:
-    """The converted volume has the reference's value at the reference's place, whichever way its axes run."""
+    """Require equal values at equal places, for any axes."""
     image = nib.load(out / entry.images[0])
     mine = np.asarray(image.dataobj)
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in values.shape])).reshape(3, -1)
@@ -59,7 +62,7 @@ def require_equal_in_space(entry: Entry, out: Path, values: np.ndarray, affine: 
 @pytest.mark.parametrize(
     "orientation", [AXIAL, SAGITTAL, CORONAL, OBLIQUE], ids=["axial", "sagittal", "coronal", "oblique"]
 )
-def test_a_series_lies_where_simpleitk_says(tmp_path: Path, orientation: tuple[float, ...]) -> None:
+def test_a_series_has_the_place_that_simpleitk_gives(tmp_path: Path, orientation: tuple[float, ...]) -> None:
     make_series(tmp_path / "in", orientation=orientation)
     manifest = read(tmp_path / "in", tmp_path)
     (entry,) = manifest.entries
@@ -68,7 +71,7 @@ def test_a_series_lies_where_simpleitk_says(tmp_path: Path, orientation: tuple[f
     assert (entry.modality, entry.vendor, entry.dtype, entry.shape) == ("MR", "ACME", "int16", [12, 16, 8])
 
 
-def test_real_series_lie_where_simpleitk_says(real_data: Path, tmp_path: Path) -> None:
+def test_real_series_have_the_place_that_simpleitk_gives(real_data: Path, tmp_path: Path) -> None:
     manifest = read(real_data / "dicom", tmp_path)
     assert len(manifest.entries) == 3
     assert len({entry.patient for entry in manifest.entries}) == 1
@@ -90,7 +93,7 @@ def test_names_and_numbers_of_files_do_not_matter(tmp_path: Path) -> None:
     require_equal_in_space(entry, tmp_path / "out", *reference(tmp_path / "plain"))
 
 
-def test_a_heap_of_mixed_series_is_taken_apart(tmp_path: Path) -> None:
+def test_mixed_series_in_one_folder_are_separated(tmp_path: Path) -> None:
     for number in range(3):
         make_series(
             tmp_path / "in", volume(seed=number), patient=f"P{number % 2}", names=lambda n, k=number: f"{n}_{k}"
@@ -100,7 +103,7 @@ def test_a_heap_of_mixed_series_is_taken_apart(tmp_path: Path) -> None:
     assert len({entry.patient for entry in manifest.entries}) == 2
 
 
-def test_rescale_differs_by_slice_and_is_applied(tmp_path: Path) -> None:
+def test_rescaling_per_slice_is_applied(tmp_path: Path) -> None:
     def scale(number: int, dataset: Dataset) -> None:
         dataset.RescaleSlope, dataset.RescaleIntercept = 1.0 + number, -1000
 
@@ -184,7 +187,7 @@ def _edit(file: Path, change: Callable[[Dataset], object]) -> None:
         (_philips, "has Philips' private scaling that differs between slices"),
     ],
 )
-def test_each_fault_of_a_series_is_named_and_the_rest_goes_on(
+def test_each_fault_of_a_series_is_named_and_others_are_read(
     tmp_path: Path, damage: Callable[[list[Path]], None], message: str
 ) -> None:
     damage(make_series(tmp_path / "in" / "bad"))
@@ -197,7 +200,7 @@ def test_each_fault_of_a_series_is_named_and_the_rest_goes_on(
     assert str(tmp_path) not in next(iter(reasons))
 
 
-def test_slices_that_do_not_say_where_they_lie_are_flat_images_and_told(tmp_path: Path) -> None:
+def test_slices_without_a_place_are_flat_images_with_a_note(tmp_path: Path) -> None:
     def lose(number: int, dataset: Dataset) -> None:
         del dataset.ImagePositionPatient
 
@@ -211,7 +214,7 @@ def test_slices_that_do_not_say_where_they_lie_are_flat_images_and_told(tmp_path
     assert found.what.startswith(f"{len(flat)} slices (MR) have no place in space")
 
 
-def test_copies_of_a_slice_are_told_and_used_once(tmp_path: Path) -> None:
+def test_copies_of_a_slice_are_reported_and_used_once(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     (tmp_path / "in" / "copy.dcm").write_bytes(files[2].read_bytes())
     (entry,) = read(tmp_path / "in", tmp_path).entries
@@ -219,7 +222,7 @@ def test_copies_of_a_slice_are_told_and_used_once(tmp_path: Path) -> None:
     assert "1 files are copies of others of the series" in entry.notes
 
 
-def test_volumes_at_one_place_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+def test_volumes_at_one_place_are_separated_by_headers(tmp_path: Path) -> None:
     for echo in (10, 80):
         make_series(
             tmp_path / "in",
@@ -255,7 +258,7 @@ def test_localizers_and_mixed_orientations(tmp_path: Path) -> None:
 def test_a_tilted_gantry_is_straightened(tmp_path: Path) -> None:
     values = np.zeros((20, 40, 10), np.int16)
     spacing, tilt = (1.0, 1.0, 3.0), 1.0
-    # A bar along the axis of the body lies, in tilted slices, further back in each of them.
+    # In tilted slices, a bar along the body's axis moves further back in each slice.
     for number in range(10):
         values[8:12, 20 - number : 24 - number, number] = 1000
     make_series(tmp_path / "in", values, spacing=spacing, modality="CT", tilt=tilt)
@@ -279,9 +282,7 @@ def test_a_tilted_gantry_is_straightened(tmp_path: Path) -> None:
         (["H", "R"], "was stored sideways"),
     ],
 )
-def test_projections_come_upright_whatever_their_header_says(
-    tmp_path: Path, orientation: list[str], note: str | None
-) -> None:
+def test_projections_are_upright_for_any_orientation(tmp_path: Path, orientation: list[str], note: str | None) -> None:
     upright = np.zeros((30, 20), np.uint16)
     upright[2:5, 12:18] = 900  # above, on the patient's left
     upright[20, 3] = 50
@@ -350,7 +351,7 @@ def test_slices_are_sorted_along_their_normal(count: int, angles: tuple[float, f
         "examples_palette.dcm",
     ],
 )
-def test_pydicoms_own_files_are_read_whatever_their_syntax(tmp_path: Path, name: str) -> None:
+def test_pydicoms_test_files_are_read_in_every_syntax(tmp_path: Path, name: str) -> None:
     file = _pydicom_file(name)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / name).write_bytes(file.read_bytes())

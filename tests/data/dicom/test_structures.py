@@ -1,4 +1,4 @@
-"""Structure sets are drawn by their geometry: types of contours, holes, planes of any kind."""
+"""Structure sets: contour types, holes, planes of any direction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ few = settings(max_examples=20, deadline=None, suppress_health_check=[HealthChec
 
 
 def box(x0: float, x1: float, y0: float, y1: float, depth: float) -> np.ndarray:
-    """A rectangle from voxel x0 to x1 and y0 to y1, both drawn whole, at a depth in slices; LPS in mm."""
+    """Return a rectangle of whole voxels at a slice depth.
+
+    From voxel x0 to x1 and y0 to y1, inclusive; LPS in mm.
+    """
     corners = [(x0 - 0.5, y0 - 0.5), (x1 + 0.5, y0 - 0.5), (x1 + 0.5, y1 + 0.5), (x0 - 0.5, y1 + 0.5)]
     return np.array([(x, y, depth * STEP) for x, y in corners]) + ORIGIN
 
@@ -34,7 +37,7 @@ ONE = box(5, 24, 5, 20, 3)  # 20 x 16 voxels of slice 3
 
 
 def _draw(tmp_path: Path, regions: dict[str, list[np.ndarray]], **more: object) -> tuple[np.ndarray, list[str]]:
-    """Return the mask of a structure set, and the notes of its case."""
+    """Return a structure set's mask and its case's notes."""
     manifest = _register(tmp_path, regions, **more)
     assert [case.reason for case in manifest.quarantine] == []
     (entry,) = manifest.entries
@@ -63,7 +66,7 @@ def test_a_region_without_a_contour_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.wild("open-vv/vv#117, e0404/matRad#910", "a contour stored twice")
 @pytest.mark.parametrize("again", ["same", "turned", "backwards", "rounded", "finer"])
-def test_a_contour_that_is_there_twice_is_drawn_once(tmp_path: Path, again: str) -> None:
+def test_a_duplicate_contour_is_drawn_once(tmp_path: Path, again: str) -> None:
     middle = np.repeat((ONE + np.roll(ONE, -1, axis=0)) / 2, 1, axis=0)
     second = {
         "same": ONE,
@@ -79,14 +82,14 @@ def test_a_contour_that_is_there_twice_is_drawn_once(tmp_path: Path, again: str)
 
 @pytest.mark.wild("open-vv/vv#117", "contours that overlap, or touch")
 @pytest.mark.parametrize(("second", "voxels"), [((15, 29), 400), ((25, 29), 400), ((30, 34), 400), ((15, 24), 320)])
-def test_contours_that_overlap_are_one_region(tmp_path: Path, second: tuple[int, int], voxels: int) -> None:
+def test_overlapping_contours_are_one_region(tmp_path: Path, second: tuple[int, int], voxels: int) -> None:
     other = box(*second, 5, 20, 3) if second != (15, 24) else box(15, 24, 5, 20, 3) + np.array([0.3, 0, 0])
     mask, _ = _draw(tmp_path, {"Liver": [ONE, other]})
     assert _by_slice(mask)[3] == voxels
 
 
 @pytest.mark.wild("platipy#244, platipy#271, dcmrtstruct2nii#32, dcmrtstruct2nii#37", "a hole by a second contour")
-def test_a_contour_inside_another_is_a_hole_and_one_inside_that_an_island(tmp_path: Path) -> None:
+def test_nested_contours_are_holes_and_islands(tmp_path: Path) -> None:
     hole, island = box(8, 19, 8, 17, 3), box(11, 14, 11, 14, 3)
     mask, _ = _draw(tmp_path, {"Liver": [island, ONE, hole]})
     expected = np.zeros(SHAPE, bool)
@@ -107,7 +110,7 @@ def test_a_contour_inside_another_is_a_hole_and_one_inside_that_an_island(tmp_pa
         ([ONE, box(8, 13, 8, 13, 3), box(12, 34, 8, 10, 3)], 320 + 10 * 3 - 36 + 2 * 3),  # another organ over a hole
     ],
 )
-def test_holes_in_what_is_not_one_clean_outline(tmp_path: Path, contours: list[np.ndarray], voxels: int) -> None:
+def test_holes_in_overlapping_or_duplicate_outlines(tmp_path: Path, contours: list[np.ndarray], voxels: int) -> None:
     mask, _ = _draw(tmp_path, {"Liver": contours})
     assert _by_slice(mask)[3] == voxels
 
@@ -142,13 +145,13 @@ def test_open_contours_and_points_have_no_area(tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.wild("standard: PS3.3 C.8.8.6.1", "a structure set of points alone")
-def test_a_structure_set_of_points_alone_says_so(tmp_path: Path) -> None:
+def test_a_structure_set_with_only_points_is_reported(tmp_path: Path) -> None:
     manifest = _register(tmp_path, {"Marker": [ONE[:1]]}, kinds={"Marker": "POINT"})
     assert "points or open contours alone" in manifest.quarantine[0].reason
 
 
 @pytest.mark.wild("rt-utils#67, pydicom#1206, dcmrtstruct2nii#4", "a region without contours")
-def test_a_region_without_contours_leaves_the_others(tmp_path: Path) -> None:
+def test_a_region_without_contours_does_not_affect_others(tmp_path: Path) -> None:
     def change(dataset: Dataset) -> None:
         del dataset.ROIContourSequence[1].ContourSequence
         dataset.ROIContourSequence[1].ROIDisplayColor = [255, 0, 0]
@@ -178,8 +181,11 @@ def _corners(x0: float, x1: float, y0: float, y1: float) -> np.ndarray:
         max_size=5,
     )
 )
-def test_a_region_holds_what_its_outer_contours_hold_and_no_more(rectangles: list[tuple[int, int, int, int]]) -> None:
-    """Against a count by hand: a voxel is inside if the number of nested rectangles around it is odd, in some chain."""
+def test_regions_equal_a_count_of_nested_rectangles(rectangles: list[tuple[int, int, int, int]]) -> None:
+    """Compare with a count by hand.
+
+    A voxel is inside if the number of nested rectangles around it is odd, in some chain.
+    """
     outlines = [Outline(_corners(x, x + w, y, y + h) - 0.5, 0) for x, w, y, h in rectangles]
     region = Region(outlines)
     points = np.array([(x, y) for x in range(40) for y in range(40)], float)
@@ -212,14 +218,14 @@ def test_planes_finer_than_slices_leave_no_slice_empty(tmp_path: Path, planes: i
 
 
 @pytest.mark.wild("GDCM#57", "a cone on planes finer than slices: the plane of each slice counts, not all of them")
-def test_of_planes_finer_than_slices_the_nearest_counts(tmp_path: Path) -> None:
+def test_the_nearest_of_finer_planes_counts(tmp_path: Path) -> None:
     contours = [box(5, 34 - 2 * n, 5, 20, 2 + n / 2) for n in range(9)]
     mask, _ = _draw(tmp_path, {"Liver": contours})
     assert _by_slice(mask) == [0, 0, *[(30 - 4 * n) * 16 for n in range(5)], 0, 0, 0]
 
 
 @pytest.mark.wild("GDCM#57", "a piece that only a plane between slices shows")
-def test_a_piece_between_slices_does_not_vanish(tmp_path: Path) -> None:
+def test_a_part_between_slices_does_not_vanish(tmp_path: Path) -> None:
     lesion = box(30, 33, 22, 25, 3.45)
     mask, _ = _draw(tmp_path, {"Liver": [ONE, box(5, 24, 5, 20, 4), lesion]})
     assert _by_slice(mask) == [0, 0, 0, 320 + 16, 320, 0, 0, 0, 0, 0]
@@ -237,7 +243,7 @@ def test_planes_off_the_slices_fill_one_slice_each(
 
 
 @pytest.mark.wild("GDCM#57", "planes half way between slices")
-def test_planes_half_way_between_slices_fill_as_many_slices(tmp_path: Path) -> None:
+def test_planes_half_way_between_slices_fill_the_same_number(tmp_path: Path) -> None:
     mask, _ = _draw(tmp_path, {"Liver": [box(5, 24, 5, 20, k + 0.5) for k in range(2, 7)]})
     assert sorted(_by_slice(mask)) == [0] * 5 + [320] * 5
 
@@ -249,14 +255,14 @@ def test_pieces_of_one_slice_need_not_be_at_one_depth(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("standard: PS3.3 C.8.8.6", "contours on every third slice")
-def test_contours_on_every_third_slice_are_told(tmp_path: Path) -> None:
+def test_contours_on_every_third_slice_are_noted(tmp_path: Path) -> None:
     mask, notes = _draw(tmp_path, {"Liver": [box(5, 24, 5, 20, k) for k in (1, 4, 7)]})
     assert _by_slice(mask) == [0, 320, 0, 0, 320, 0, 0, 320, 0, 0]
     assert "Liver: contours lie 3 slices apart, those between are empty" in notes
 
 
 @pytest.mark.wild("z-rad#252, dcmrtstruct2nii#28", "contours that leave the image")
-def test_contours_that_leave_the_image_are_cut_and_told(tmp_path: Path) -> None:
+def test_contours_beyond_the_image_are_cut_with_a_note(tmp_path: Path) -> None:
     contours = [box(30, 60, 5, 14, 3), box(5, 24, 5, 20, 30), box(-30, -20, 5, 14, 4)]
     mask, notes = _draw(tmp_path, {"Liver": contours})
     assert _by_slice(mask) == [0, 0, 0, 100, 0, 0, 0, 0, 0, 0]
@@ -265,7 +271,7 @@ def test_contours_that_leave_the_image_are_cut_and_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("z-rad#252", "a structure set beside its image")
-def test_contours_that_all_lie_outside_set_the_case_aside(tmp_path: Path) -> None:
+def test_contours_wholly_outside_set_the_case_aside(tmp_path: Path) -> None:
     manifest = _register(tmp_path, {"Liver": [box(5, 24, 5, 20, 30)]})
     assert "its label lies outside the image, with all of its contours (1)" in manifest.quarantine[0].reason
 
@@ -290,7 +296,10 @@ def test_contours_of_an_oblique_image(tmp_path: Path) -> None:
 
 
 def _across(axes: Sequence[int], low: Sequence[float], high: Sequence[float], depth: float) -> np.ndarray:
-    """A rectangle in voxels across the slices, from low to high along two axes, at a depth along the third; in LPS."""
+    """Return a rectangle in voxels across the slices.
+
+    From low to high along two axes, at a depth along the third; in LPS.
+    """
     third = 3 - sum(axes)
     points = np.zeros((4, 3))
     points[:, axes[0]] = [low[0] - 0.5, high[0] + 0.5, high[0] + 0.5, low[0] - 0.5]
@@ -318,7 +327,10 @@ def test_contours_across_the_slices_are_cut_by_the_volume(tmp_path: Path, axes: 
 
 @pytest.mark.wild("standard: PS3.3 C.8.8.6", "contours of oblique planes")
 def test_contours_of_tilted_planes_are_cut_by_the_volume(tmp_path: Path) -> None:
-    """Planes tilted by 30 degrees about x, 1 mm apart, of a cuboid in their own axes."""
+    """A cuboid in planes tilted by 30 degrees about x.
+
+    The planes are 1 mm apart, the cuboid is parallel to them.
+    """
     angle = np.deg2rad(30)
     axes = np.array([[1, 0, 0], [0, np.cos(angle), np.sin(angle)], [0, -np.sin(angle), np.cos(angle)]])
     middle = ORIGIN + np.array([20, 15, 9])
@@ -337,7 +349,7 @@ def test_contours_of_tilted_planes_are_cut_by_the_volume(tmp_path: Path) -> None
 
 
 @pytest.mark.wild("standard: PS3.3 C.8.8.6", "closed contours that lie in no plane, or in planes of many directions")
-def test_contours_in_no_plane_are_refused_in_words(tmp_path: Path) -> None:
+def test_nonplanar_contours_are_refused_in_words(tmp_path: Path) -> None:
     bent = ONE + np.array([[0, 0, 0], [0, 0, 5], [0, 0, 0], [0, 0, 5]])
     assert "lies in no plane" in _register(tmp_path / "bent", {"Liver": [bent]}).quarantine[0].reason
     fan = []
@@ -401,7 +413,7 @@ def test_names_are_read_in_their_encoding(tmp_path: Path, encoding: str) -> None
 
 
 @pytest.mark.wild("fo-dicom#2029", "names asked for in another case")
-def test_names_that_the_user_says_are_found_in_any_case(tmp_path: Path) -> None:
+def test_the_users_names_match_in_any_case(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", volume(SHAPE), spacing=(1, 1, STEP), origin=ORIGIN, modality="CT")
     make_rtstruct(tmp_path / "in" / "rs.dcm", files, {"LIVER ": [ONE], "Other": [box(1, 2, 1, 2, 5)]})
     manifest = register(
@@ -414,7 +426,7 @@ def test_names_that_the_user_says_are_found_in_any_case(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("–", "two structure sets of one image")
-def test_two_structure_sets_of_one_image_are_joined_and_told(tmp_path: Path) -> None:
+def test_two_structure_sets_of_an_image_are_joined_with_a_note(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", volume(SHAPE), spacing=(1, 1, STEP), origin=ORIGIN, modality="CT")
     make_rtstruct(tmp_path / "in" / "rs1.dcm", files, {"Liver": [ONE]})
     make_rtstruct(tmp_path / "in" / "rs2.dcm", files, {"Liver": [box(15, 29, 5, 20, 3)]})
@@ -425,7 +437,7 @@ def test_two_structure_sets_of_one_image_are_joined_and_told(tmp_path: Path) -> 
 
 
 @pytest.mark.wild("dcmqi#518", "regions that overlap")
-def test_regions_that_overlap_are_told(tmp_path: Path) -> None:
+def test_overlapping_regions_are_noted(tmp_path: Path) -> None:
     mask, notes = _draw(tmp_path, {"Liver": [ONE], "Tumour": [box(15, 29, 5, 20, 3)]})
     assert ((mask == 1).sum(), (mask == 2).sum()) == (160, 240)
     assert "Liver and Tumour overlap in 160 voxels: they count as Tumour" in notes

@@ -1,4 +1,7 @@
-"""A slice that cannot be read, and leaves no gap, is told of the volume that it may belong to."""
+"""Unreadable slices are noted on their likely volume.
+
+They leave no gap.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def _named(number: int) -> str:
 @pytest.mark.parametrize("content", [b"\0" * 500, b"", b"DICM", None], ids=["zeros", "empty", "text", "half"])
 @pytest.mark.parametrize("suffix", [".dcm", ""])
 @pytest.mark.parametrize("last", [0, 7])
-def test_a_file_that_cannot_be_read_is_told_of_its_volume(
+def test_an_unreadable_file_is_noted_on_its_volume(
     tmp_path: Path, content: bytes | None, suffix: str, last: int
 ) -> None:
     files = make_series(tmp_path / "in" / "a", names=lambda number: f"{_named(number)}{suffix}")
@@ -41,7 +44,7 @@ def test_a_file_that_cannot_be_read_is_told_of_its_volume(
 
 
 @pytest.mark.wild("–", "a broken file among the slices of two series")
-def test_of_two_series_in_a_folder_that_of_the_files_name_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_noted_on_the_series_with_its_name(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", names=lambda number: f"CT{number}.dcm")
     make_series(tmp_path / "in", volume(seed=1), names=lambda number: f"MR{number}.dcm")
     files[-1].write_bytes(b"\0" * 300)

@@ -1,4 +1,4 @@
-"""Real values: what is written of an image is what its header makes of what is stored, as far as float32 holds it."""
+"""Written images hold the real values, within float32."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from dicoms import make_series, make_xray, volume
 from oncofed.data.cases import read_cases
 from oncofed.data.images import read_image
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Manifest
 from oncofed.data.mixtures import mixtures
 from oncofed.data.profile import make_profile
@@ -58,7 +59,7 @@ def test_flat_images_keep_their_real_values(
 
 
 @pytest.mark.wild(REPORTS, "a flat image whose slope was mended: the file of another format stays behind")
-def test_one_file_is_left_where_its_format_changes_and_others_read_it(tmp_path: Path) -> None:
+def test_a_format_change_leaves_one_readable_file(tmp_path: Path) -> None:
     stored = np.arange(240, dtype=np.uint16).reshape(12, 20)
     for slope, suffix in ((1, ".png"), (0.5, ".tif"), (1, ".png")):
         make_xray(tmp_path / "in", stored, RescaleSlope=slope, RescaleIntercept=0, SOPInstanceUID="1.2.3")
@@ -70,7 +71,7 @@ def test_one_file_is_left_where_its_format_changes_and_others_read_it(tmp_path: 
         np.testing.assert_array_equal(values_of(tmp_path, manifest), stored * slope)
         again = read(tmp_path, table=tmp_path / "t.csv", task="classification")
         assert again.entries == manifest.entries
-    cases = read_cases(tmp_path / "out", SplitSpec(), 0, labels="class")
+    cases = read_cases(tmp_path / "out", SplitSpec(), 0, Supervision("class"))
     assert {case.read_image().values.dtype.kind for case in cases} == {"u"}
 
 
@@ -169,7 +170,7 @@ def test_units_of_pet_are_kept_and_compared(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("standard: PS3.3 C.8.11.7.1.1", "raw mammograms beside processed ones")
-def test_raw_beside_processed_is_told(tmp_path: Path) -> None:
+def test_raw_next_to_processed_images_is_reported(tmp_path: Path) -> None:
     for number, intent in enumerate(("FOR PROCESSING", "FOR PRESENTATION")):
         values = volume(seed=number)[..., 2].astype(np.uint16)
         make_xray(tmp_path / "in", values, f"{number}.dcm", Modality="MG", PresentationIntentType=intent)

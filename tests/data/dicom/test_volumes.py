@@ -1,4 +1,4 @@
-"""Several volumes in one series: each slice goes to the volume that its headers say, or all are refused by name."""
+"""Several volumes in one series are separated or refused."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Tells = Callable[[int], dict[str, str]]
 def stack_of(
     name: str, depth: int, tells: Tells = lambda k: {}, *, gap: float = 2.0, start: float = 0.0, **changed: Any
 ) -> list[tuple[str, ImageHeader]]:
-    """Return (path, header) of one volume's slices along the axis of the body."""
+    """Return (path, header) of a volume's slices along the body."""
     return [(f"{name}/{k:03d}", slice_header((0, 0, start + gap * k), tells=tells(k), **changed)) for k in range(depth)]
 
 
 def found(*stacks: list[tuple[str, ImageHeader]], seed: int = 0) -> DicomIndex:
-    """Sort the slices of several volumes, in any order and with names that say nothing of where they belong."""
+    """Sort slices of several volumes, shuffled and renamed."""
     headers = [(path, header) for stack in stacks for path, header in stack]
     random.Random(seed).shuffle(headers)
     shuffled = [(f"{number:04d} {path}", header) for number, (path, header) in enumerate(headers)]
@@ -35,7 +35,7 @@ def found(*stacks: list[tuple[str, ImageHeader]], seed: int = 0) -> DicomIndex:
 
 
 def as_made(index: DicomIndex) -> list[list[str]]:
-    """Return the paths of each volume's slices in their order, as they were made."""
+    """Return the paths of each volume's slices in order."""
     assert [stack.reason for stack in index.stacks if stack.reason] == []
     return sorted([item.path.split(" ")[1] for item in stack.slices] for stack in index.stacks)
 
@@ -89,7 +89,7 @@ def test_two_thicknesses_are_two_volumes(start: float) -> None:
 
 
 @pytest.mark.wild("MultiVolumeImporter#14, dcm2niix#463", "times that differ from slice to slice")
-def test_times_of_slices_make_no_volumes_of_one_slice() -> None:
+def test_slice_times_do_not_make_volumes_of_one_slice() -> None:
     parts = [
         stack_of(
             f"t{t}", 10, lambda k, t=t: {"AcquisitionTime": f"1010{20 * t:02d}", "ContentTime": f"1010{20 * t + k}"}
@@ -101,7 +101,7 @@ def test_times_of_slices_make_no_volumes_of_one_slice() -> None:
 
 @pytest.mark.wild("MultiVolumeImporter#14", "times that differ from slice to slice, and nothing else that differs")
 @pytest.mark.parametrize("keyword", ["ContentTime", "InstanceNumber", "TriggerTime"])
-def test_volumes_that_follow_each_other_whole_are_told_apart_by_their_order(keyword: str) -> None:
+def test_consecutive_volumes_are_separated_by_order(keyword: str) -> None:
     rng = random.Random(1)
     orders = [rng.sample(range(10), 10) for _ in range(3)]
     parts = [stack_of(f"t{t}", 10, lambda k, t=t: {keyword: str(100 * t + orders[t][k])}) for t in range(3)]
@@ -109,7 +109,7 @@ def test_volumes_that_follow_each_other_whole_are_told_apart_by_their_order(keyw
 
 
 @pytest.mark.wild("dcm2niix#463", "two reconstructions whose images were made in turns")
-def test_volumes_whose_times_overlap_are_refused_with_what_differs() -> None:
+def test_volumes_with_overlapping_times_are_refused_with_differences() -> None:
     rng = random.Random(2)
     times = rng.sample(range(100, 200), 20)
     parts = [stack_of(f"r{r}", 10, lambda k, r=r: {"ContentTime": str(times[10 * r + k])}) for r in range(2)]
@@ -132,8 +132,11 @@ def test_two_headers_together_tell_volumes_apart() -> None:
 
 
 @pytest.mark.wild("dcm2niix#463", "odd and even slices acquired one after the other, twice")
-def test_halves_of_a_volume_are_no_volumes() -> None:
-    """Each package of slices has a time of its own: four packages are two volumes, not four of twice the distance."""
+def test_halves_of_a_volume_are_not_volumes() -> None:
+    """Packages of slices with different times are not volumes.
+
+    Four packages are two volumes, not four of twice the distance.
+    """
 
     def packages(*starts: int) -> list[list[tuple[str, ImageHeader]]]:
         return [
@@ -156,7 +159,7 @@ def test_headers_that_divide_slices_in_different_ways_are_refused() -> None:
 
 
 @pytest.mark.wild("monai-deploy-app-sdk#532", "one of two phases lacks a slice")
-def test_what_one_volume_lacks_is_said_of_that_one() -> None:
+def test_gaps_are_reported_for_the_volume_that_has_them() -> None:
     a, b = stack_of("a", 10, always(AcquisitionNumber="1")), stack_of("b", 10, always(AcquisitionNumber="2"))
     index = found(a, b[:4] + b[5:])
     assert sorted(stack.reason or "" for stack in index.stacks) == [
@@ -166,14 +169,14 @@ def test_what_one_volume_lacks_is_said_of_that_one() -> None:
 
 
 @pytest.mark.wild("standard: PS3.3 C.7.6.2", "two kernels whose slices lie between each other")
-def test_slices_of_two_kernels_are_not_one_volume_though_they_are_evenly_spaced() -> None:
+def test_evenly_spaced_slices_of_two_kernels_are_not_one_volume() -> None:
     a, b = stack_of("a", 6, always(ConvolutionKernel="B30f"), gap=4), stack_of("b", 6, gap=4, start=2)
     b = [(path, replace(header, tells={"ConvolutionKernel": "B70f"})) for path, header in b]
     assert as_made(found(a, b)) == paths(a, b)
 
 
 @pytest.mark.wild("OHIF#3537", "left and right of one body in one series")
-def test_volumes_beside_each_other_are_told_apart_by_their_place() -> None:
+def test_adjacent_volumes_are_separated_by_place() -> None:
     a, b = stack_of("a", 6), stack_of("b", 6)
     b = [(path, replace(header, position=[150.0, 3.0, header.position[2]])) for path, header in b]
     assert as_made(found(a, b)) == paths(a, b)
@@ -234,8 +237,11 @@ def test_directions_and_places_are_compared_with_tolerances(
 @pytest.mark.wild("highdicom#405", "directions that differ by more than rounding, and less than directions do")
 @settings(max_examples=60, deadline=None)
 @given(degrees=st.floats(0.0, 30.0), depth=st.integers(4, 20))
-def test_no_turn_splits_a_volume_in_silence(degrees: float, depth: int) -> None:
-    """Every other slice is turned: one volume, or refused, or beyond any doubt two volumes that are said to be two."""
+def test_no_rotation_splits_a_volume_silently(degrees: float, depth: int) -> None:
+    """Every other slice is turned, by any angle.
+
+    The result is one volume, a refusal, or clearly two volumes with a note.
+    """
     a, b = 0.0, np.deg2rad(degrees)
     headers = [
         (f"{k:03d}", slice_header((0, 0, 2.0 * k), (np.cos(t), np.sin(t), 0, -np.sin(t), np.cos(t), 0)))
@@ -270,7 +276,7 @@ def test_places_that_differ_by_rounding_are_one_place() -> None:
 @example(gap=0.61, start=0.05, count=3, lacks=False)
 @example(gap=0.42, start=1.75, count=4, lacks=True)
 @example(gap=0.3, start=0.05, count=5, lacks=True)
-def test_rounded_positions_are_even_and_a_missing_slice_is_still_missed(
+def test_rounded_positions_are_even_but_missing_slices_are_found(
     gap: float, start: float, count: int, lacks: bool
 ) -> None:
     # Three slices 0.4 mm apart that lack one may be rounded to the very positions of three even ones of 0.6 mm.
@@ -284,7 +290,7 @@ def test_rounded_positions_are_even_and_a_missing_slice_is_still_missed(
 
 
 @pytest.mark.wild("Slicer#4872", "a stack of few slices beside others, called a localizer")
-def test_only_headers_make_a_localizer() -> None:
+def test_localizers_are_recognised_by_headers_only() -> None:
     planes = [
         [(f"{n}/{k}", slice_header(np.cross(o[:3], o[3:]) * 4 * k, o)) for k in range(5)]
         for n, o in enumerate((AXIAL, SAGITTAL, CORONAL))
@@ -325,14 +331,14 @@ def test_two_pixel_sizes_are_two_volumes() -> None:
         {"position": [float("nan"), 0, 0]},
     ],
 )
-def test_headers_that_say_no_place_are_refused(wrong: dict[str, list[float]]) -> None:
+def test_headers_without_a_valid_place_are_refused(wrong: dict[str, list[float]]) -> None:
     broken = [(path, replace(header, **wrong)) for path, header in stack_of("a", 5)]
     (stack,) = found(broken).stacks
     assert "has directions or positions that are none" in (stack.reason or "")
 
 
 @pytest.mark.wild("Slicer#4019", "a dose report and screen saves in a heap of CT")
-def test_secondary_captures_beside_volumes_are_left_out() -> None:
+def test_secondary_captures_next_to_volumes_are_left_out() -> None:
     capture = slice_header((0, 0, 0), series="2", samples=3, modality="CT")
     capture = replace(
         capture,

@@ -1,4 +1,4 @@
-"""NRRD and MetaImage: units, compression of the whole file, files apart, and words."""
+"""NRRD and MetaImage: units, compression, detached files, errors."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_file_that_is_compressed_as_a_whole_is_unpacked(suffix: str, tmp_path:
         ),
     ],
 )
-def test_what_is_wrong_is_said_in_words(name: str, content: bytes, said: str, tmp_path: Path) -> None:
+def test_faults_are_described_in_words(name: str, content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said) as error:
         read_image(tmp_path / name)

@@ -1,4 +1,4 @@
-"""NIfTI by its bytes and its units; what is wrong with a file is said in words."""
+"""NIfTI: types, units, and errors in words."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_voxels_of_any_size_can_be_used(exponent: float, unit: str, tmp_path_fac
 
 @pytest.mark.wild("standard: nifti1.h", "an sform whose axes do not span space")
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e3])
-def test_axes_in_one_plane_are_refused_whatever_their_length(size: float, tmp_path: Path) -> None:
+def test_coplanar_axes_are_refused_at_any_length(size: float, tmp_path: Path) -> None:
     flat = np.array([[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1 / size]]) * size
     image = nib.Nifti1Image(VALUES, np.eye(4))
     image.header.set_sform(flat, 1)
@@ -83,9 +83,7 @@ def _with_header(image: nib.Nifti1Image, name: str, value: object) -> bytes:
 @pytest.mark.parametrize(
     ("change", "said"), [((1, 1, 1, 4), "by 4 voxels"), ((-1, 1, 1, 0), "mirror image"), ((1, 1, 1, 1e-4), None)]
 )
-def test_an_sform_that_the_qform_contradicts_is_told(
-    change: tuple[float, ...], said: str | None, tmp_path: Path
-) -> None:
+def test_contradicting_sform_and_qform_are_noted(change: tuple[float, ...], said: str | None, tmp_path: Path) -> None:
     image = nib.Nifti1Image(VALUES, None)
     image.set_sform(np.eye(4), 1)
     other = np.diag([*change[:3], 1.0])
@@ -97,7 +95,7 @@ def test_an_sform_that_the_qform_contradicts_is_told(
     assert [note for note in read.notes if said and said in note] if said else not read.notes
 
 
-def test_a_header_that_does_not_place_the_image_is_told(tmp_path: Path) -> None:
+def test_a_header_without_a_place_is_noted(tmp_path: Path) -> None:
     image = nib.Nifti1Image(VALUES, None)
     image.header["sform_code"] = image.header["qform_code"] = 0
     nib.save(image, tmp_path / "a.nii")
@@ -107,7 +105,7 @@ def test_a_header_that_does_not_place_the_image_is_told(tmp_path: Path) -> None:
 @pytest.mark.wild("nibabel#966, nibabel#898, kits19#39", "gzip by the name of a NIfTI instead of by its bytes")
 @pytest.mark.parametrize("layers", range(4))
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
-def test_compression_is_known_by_the_bytes(layers: int, name: str, tmp_path: Path) -> None:
+def test_compression_is_recognised_by_the_bytes(layers: int, name: str, tmp_path: Path) -> None:
     content = nib.Nifti1Image(VALUES, np.eye(4)).to_bytes()
     for _ in range(layers):
         content = gzip.compress(content)
@@ -148,7 +146,7 @@ def _changed(start: int, content: bytes) -> bytes:
     ],
 )
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
-def test_what_is_wrong_is_said_in_words(content: bytes, said: str, name: str, tmp_path: Path) -> None:
+def test_faults_are_described_in_words(content: bytes, said: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said) as error:
         read_image(tmp_path / name)
@@ -157,9 +155,7 @@ def test_what_is_wrong_is_said_in_words(content: bytes, said: str, name: str, tm
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_whatever_bytes_a_file_has_it_is_read_or_refused(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_bytes_are_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     content = _nifti()
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))

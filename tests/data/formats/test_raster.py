@@ -1,4 +1,4 @@
-"""PNG, JPEG, WebP and BMP: upright as viewers show them, refused in words."""
+"""PNG, JPEG, WebP and BMP: orientation, depth, errors."""
 
 from __future__ import annotations
 
@@ -67,14 +67,17 @@ def _bytes(image: Image.Image, kind: str, **more: object) -> bytes:
         ),
     ],
 )
-def test_what_is_wrong_is_said_in_words(content: bytes, said: str, tmp_path: Path) -> None:
+def test_faults_are_described_in_words(content: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(DataError, match=said):
         read_image(tmp_path / "a.png")
 
 
 def _png(values: np.ndarray, kind: int, filters: Sequence[int], interlaced: int = 0) -> bytes:
-    """Return a PNG of 16 bits written byte by byte, each row with one of the filters of the specification."""
+    """Return a 16-bit PNG written byte by byte.
+
+    Each row has one of the filters of the specification.
+    """
     height, width, channels = values.shape
     rows = values.astype(">u2").tobytes()
     step, length = 2 * channels, 2 * channels * width
@@ -142,7 +145,7 @@ def test_colours_of_a_mask_in_sixteen_bits_are_those_of_eight(tmp_path: Path) ->
     assert np.array_equal(read_mask(tmp_path / "16.png").values, read_mask(tmp_path / "8.png").values)
 
 
-def test_interlaced_sixteen_bits_of_colour_are_halved_and_told(tmp_path: Path) -> None:
+def test_interlaced_sixteen_bit_colour_is_halved_with_a_note(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(_png(np.full((1, 1, 3), 0x1234, np.uint16), 2, [0], interlaced=1))
     read = read_image(tmp_path / "a.png")
     assert read.values.tolist() == [[[0x12] * 3]]

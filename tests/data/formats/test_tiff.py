@@ -42,7 +42,7 @@ def test_colour_pages_are_the_slices_of_a_volume_in_colour(tmp_path: Path) -> No
 
 @pytest.mark.wild("CellProfiler#2071", "a smaller copy of an image taken for a page")
 @pytest.mark.parametrize("inside", [True, False])
-def test_smaller_copies_are_no_pages(inside: bool, tmp_path: Path) -> None:
+def test_smaller_copies_are_not_pages(inside: bool, tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(FLAT, subifds=1 if inside else 0, metadata=None)
         file.write(FLAT[::2, ::2], subfiletype=1, metadata=None)
@@ -51,7 +51,7 @@ def test_smaller_copies_are_no_pages(inside: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("CellProfiler#2071", "pages that are not alike: one of them, without a word")
-def test_pages_that_are_not_alike_are_refused(tmp_path: Path) -> None:
+def test_differing_pages_are_refused(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(FLAT, metadata=None)
         file.write(FLAT[:20], metadata=None)
@@ -83,20 +83,20 @@ def test_omes_units(unit: str | None, in_mm: float | None, tmp_path: Path) -> No
     assert read.shape == (40, 24, 8)
 
 
-def test_a_resolution_in_dots_per_inch_is_of_no_object(tmp_path: Path) -> None:
+def test_a_resolution_in_dots_per_inch_is_ignored(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", FLAT, resolution=(72, 72), resolutionunit="INCH")
     assert read_image(tmp_path / "a.tif").spacing is None
 
 
 @pytest.mark.parametrize("axes", ["ZCYX", "CZYX"])
-def test_channels_are_channels_wherever_they_stand(axes: str, tmp_path: Path) -> None:
+def test_channels_are_recognised_at_any_axis(axes: str, tmp_path: Path) -> None:
     values = RANDOM.integers(0, 4000, (3, 2, 24, 40) if axes == "ZCYX" else (2, 3, 24, 40)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.ome.tif", values, metadata={"axes": axes})
     order = (3, 2, 0, 1) if axes == "ZCYX" else (3, 2, 1, 0)
     assert np.array_equal(read_image(tmp_path / "a.ome.tif").values, values.transpose(order))
 
 
-def test_points_in_time_are_refused(tmp_path: Path) -> None:
+def test_time_points_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", STACK.reshape(2, 4, 24, 40), imagej=True, metadata={"axes": "TZYX"})
     with pytest.raises(DataError, match="2 points in time, expected one"):
         read_image(tmp_path / "a.tif")
@@ -105,7 +105,7 @@ def test_points_in_time_are_refused(tmp_path: Path) -> None:
 @pytest.mark.wild("standard: TIFF 6.0, PhotometricInterpretation", "white that is zero")
 @pytest.mark.parametrize("kind", [bool, np.uint8, np.uint16, np.uint32])
 @pytest.mark.parametrize("pages", [1, 3])
-def test_white_that_is_zero_is_inverted_at_every_depth(kind: type, pages: int, tmp_path: Path) -> None:
+def test_white_is_zero_is_inverted_at_every_depth(kind: type, pages: int, tmp_path: Path) -> None:
     top = 1 if kind is bool else np.iinfo(kind).max
     values = RANDOM.integers(0, top, (pages, 24, 40), endpoint=True).astype(kind)
     tifffile.imwrite(tmp_path / "a.tif", values if pages > 1 else values[0], photometric="miniswhite")
@@ -130,7 +130,7 @@ def test_compressions_and_channels(compression: str | None, channels: int, tmp_p
 
 
 @pytest.mark.wild("openslide#656", "a TIFF that nobody decodes: the last library's words")
-def test_what_cannot_be_decoded_is_named(tmp_path: Path) -> None:
+def test_undecodable_pixels_are_named(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", FLAT, compression="lzw")
     content = bytearray((tmp_path / "a.tif").read_bytes())
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
@@ -159,9 +159,7 @@ def test_the_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_whatever_bytes_a_file_has_it_is_read_or_refused(
-    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_any_bytes_are_read_or_refused(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("t") / "a.tif"
     tifffile.imwrite(path, FLAT, compression="zlib")
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Colours: what is decoded is red, green and blue, whatever a file says of how its components are stored."""
+"""Slides are decoded to RGB, whatever their files state."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _seen(path: Path) -> np.ndarray:
 
 
 def _is_right(path: Path, truth: np.ndarray) -> bool:
-    # What compression loses is below; a wrong colour space is 30 away and more.
+    # Losses of compression are below this; a wrong colour space differs by 30 and more.
     return bool(np.abs(_seen(path) - truth).mean() < 5)
 
 
@@ -61,7 +61,7 @@ J2K_MCT: Encode = partial(jpeg_2000, transformed=True)
         (J2K_RGB, 34712, RGB),
         (J2K_MCT, 33005, RGB),
         (J2K_MCT, 34712, RGB),
-        (J2K_MCT, 33003, RGB),  # what says YCbCr does not agree with its stream: the pixels are asked
+        (J2K_MCT, 33003, RGB),  # the declared YCbCr contradicts the stream, so the pixels decide
         (J2K_YCC, 33005, YCBCR),
         (J2K_RGB, 33005, YCBCR),
     ],
@@ -86,7 +86,7 @@ def test_an_aperio_slide_in_ycbcr_is_what_openslide_shows(tmp_path: Path) -> Non
 @pytest.mark.parametrize("photometric", [RGB, YCBCR])
 @pytest.mark.parametrize("suffix", [".svs", ".tif"])
 @pytest.mark.parametrize("space", ["rgb", "ycbcr"])
-def test_a_jpegs_own_markers_go_first(tmp_path: Path, space: str, suffix: str, photometric: int) -> None:
+def test_jpeg_markers_take_precedence(tmp_path: Path, space: str, suffix: str, photometric: int) -> None:
     pixels = stained(512, 512)
     encode = partial(jpeg, space=space, marked=True)
     path = bare_tiff(tmp_path / f"a{suffix}", pixels, encode, 7, photometric, APERIO if suffix == ".svs" else "")
@@ -98,7 +98,7 @@ def test_a_jpegs_own_markers_go_first(tmp_path: Path, space: str, suffix: str, p
     ("space", "subsampled", "photometric"),
     [("rgb", False, RGB), ("ycbcr", False, YCBCR), ("ycbcr", True, YCBCR), ("ycbcr", True, RGB)],
 )
-def test_a_jpeg_without_markers_is_what_its_page_says(
+def test_a_jpeg_without_markers_follows_its_page(
     tmp_path: Path, space: str, subsampled: bool, photometric: int
 ) -> None:
     pixels = stained(512, 512)
@@ -106,7 +106,7 @@ def test_a_jpeg_without_markers_is_what_its_page_says(
     assert _is_right(bare_tiff(tmp_path / "a.tif", pixels, encode, 7, photometric), pixels)
 
 
-def test_one_tile_may_be_marked_otherwise_than_the_first(tmp_path: Path) -> None:
+def test_tiles_may_have_different_markers(tmp_path: Path) -> None:
     pixels = stained(512, 512)
     spaces = iter(["ycbcr", "rgb", "rgb", "ycbcr"])
     path = bare_tiff(tmp_path / "a.tif", pixels, lambda tile: jpeg(tile, next(spaces), marked=True), 7, RGB)
@@ -124,7 +124,7 @@ def test_ycbcr_without_jpeg_is_turned_into_colours(tmp_path: Path, compression: 
     assert _is_right(path, pixels)
 
 
-def test_webp_and_jpeg_xl_are_colours_already(tmp_path: Path) -> None:
+def test_webp_and_jpeg_xl_decode_to_rgb(tmp_path: Path) -> None:
     pixels = stained(512, 512)
     for codec in ("webp", "jpegxl"):
         assert _is_right(tiled(tmp_path / f"{codec}.tif", pixels, compression=codec), pixels)
@@ -165,7 +165,7 @@ def test_a_dicom_slide_is_shown_in_its_colours(tmp_path: Path, encode: Encode, s
     assert _is_right(tmp_path / "in", pixels)
 
 
-def test_a_dicom_slide_in_runs_is_shown_in_its_colours(tmp_path: Path) -> None:
+def test_a_run_length_encoded_dicom_slide_is_shown_in_its_colours(tmp_path: Path) -> None:
     pixels = stained(512, 512)
     path = make_wsi(tmp_path / "in", pixels)
     dataset = pydicom.dcmread(path)
@@ -201,7 +201,7 @@ def test_ycbcr_and_back_is_the_same_colour(colours: list[tuple[int, int, int]]) 
     assert np.abs(to_rgb(ycbcr(pixels)).astype(int) - pixels).max() <= 3
 
 
-def test_where_nothing_says_its_colours_the_container_does() -> None:
+def test_the_container_decides_on_unmarked_colours() -> None:
     stream = jpeg(stained(64, 64), "ycbcr", marked=False)  # its components are numbered and have no letters
     assert jpeg_colours(stream, None, "RGB") == "RGB"
     assert jpeg_colours(stream, None, "YCbCr") == "YCbCr"

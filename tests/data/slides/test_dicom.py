@@ -1,4 +1,7 @@
-"""Slides in DICOM: a pyramid is one slide wherever its levels lie; labels and overviews are named for what they are."""
+"""DICOM slides: one pyramid is one slide.
+
+Levels may be in any series; labels and overviews are named as such.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ def registered(tmp_path: Path) -> Manifest:
 @pytest.mark.parametrize(
     "changes", [{}, {"ContainerIdentifier": ""}, {"FrameOfReferenceUID": ""}], ids=["both", "frame", "container"]
 )
-def test_levels_in_series_of_their_own_are_one_slide(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_levels_in_separate_series_are_one_slide(tmp_path: Path, changes: dict[str, Any]) -> None:
     instance(tmp_path / "in", halved(halved(PIXELS)), 2.0, tile=128, **changes)  # its tiles are smaller, too
     instance(tmp_path / "in", PIXELS, **changes)
     instance(tmp_path / "in", halved(PIXELS), 1.0, **changes)
@@ -93,7 +96,7 @@ def test_other_scans_and_other_slides_stay_apart(tmp_path: Path, changes: dict[s
     assert len(manifest.entries) + len(manifest.quarantine) == 2
 
 
-def test_another_area_of_the_glass_is_no_level(tmp_path: Path) -> None:
+def test_another_area_of_the_glass_is_not_a_level(tmp_path: Path) -> None:
     instance(tmp_path / "in", PIXELS)
     instance(tmp_path / "in", stained(512, 640))  # as many pixels as a level would have, of half the size in mm
     assert len(registered(tmp_path).entries) == 2
@@ -101,7 +104,7 @@ def test_another_area_of_the_glass_is_no_level(tmp_path: Path) -> None:
 
 @pytest.mark.wild("openslide#137", "label, overview and thumbnail of a slide")
 @pytest.mark.parametrize("series", ["own", "shared"])
-def test_what_is_beside_the_pyramid_is_left_out_by_name(tmp_path: Path, series: str) -> None:
+def test_images_outside_the_pyramid_are_left_out_by_name(tmp_path: Path, series: str) -> None:
     uid = {"SeriesInstanceUID": generate_uid()} if series == "shared" else {}
     instance(tmp_path / "in", PIXELS, **uid)
     for kind in ("LABEL", "OVERVIEW", "THUMBNAIL"):
@@ -129,7 +132,7 @@ def test_a_label_alone_is_named_as_such(tmp_path: Path, kind: str) -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(st.permutations(range(6)), st.integers(1, 3))
-def test_the_order_of_files_says_nothing_of_what_is_one_slide(order: list[int], slides: int) -> None:
+def test_grouping_does_not_depend_on_file_order(order: list[int], slides: int) -> None:
     headers = []
     for number in range(6):
         level, slide = number // slides, number % slides

@@ -1,4 +1,7 @@
-"""Regions: what a person drew is what tiles are labelled with, in any order, with holes, and what is odd is named."""
+"""Regions label tiles as drawn.
+
+In any order, with holes; invalid features are named.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ def box(cells: np.ndarray, left: int, top: int, right: int, bottom: int, value: 
 
 
 @pytest.mark.wild("qupath#972, HistoQC#258, HistoQC#306", "a hole that erases what was drawn before")
-def test_a_hole_erases_nothing_of_others(tmp_path: Path) -> None:
+def test_a_hole_does_not_erase_other_regions(tmp_path: Path) -> None:
     tumour, stroma = region("Tumor", ring(20, 16, 40, 32)), region("Stroma", ring(8, 4, 56, 44), ring(20, 16, 40, 32))
     truth = np.zeros(SIZE[::-1], int)
     box(truth, 8, 4, 56, 44, 1)
@@ -85,7 +88,7 @@ def test_islands_in_holes_stay_in_any_order(tmp_path_factory: pytest.TempPathFac
 def test_regions_that_do_not_overlap_are_drawn_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, chance: random.Random
 ) -> None:
-    """Cells of a chessboard, each with a hole in which another one lies."""
+    """A chessboard whose cells lie in each other's holes."""
     features, truth = [], np.zeros(SIZE[::-1], int)
     for top in range(0, 48, 16):
         for left in range(0, 64, 16):
@@ -103,7 +106,7 @@ def test_regions_that_do_not_overlap_are_drawn_in_any_order(
     assert not found.notes
 
 
-def test_a_cell_belongs_to_what_holds_its_centre(tmp_path: Path) -> None:
+def test_a_cell_belongs_to_the_region_with_its_centre(tmp_path: Path) -> None:
     triangle = [[0, 0], [40, 0], [0, 40], [0, 0]]
     cells = drawn(tmp_path, region("Tumor", triangle)).cells
     y, x = np.mgrid[:48, :64] + 0.5
@@ -111,7 +114,7 @@ def test_a_cell_belongs_to_what_holds_its_centre(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cells[np.abs(x + y - 40) > 0.01] == 2, inside[np.abs(x + y - 40) > 0.01])
 
 
-def test_of_regions_that_overlap_the_later_one_holds_and_it_is_said(tmp_path: Path) -> None:
+def test_the_later_of_overlapping_regions_wins_with_a_note(tmp_path: Path) -> None:
     found = drawn(tmp_path, [region("Stroma", ring(0, 0, 20, 20)), region("Tumor", ring(10, 10, 30, 30))])
     assert (found.cells[15, 15], found.cells[5, 5]) == (2, 1)
     assert "regions of two classes overlap" in found.notes[0]
@@ -145,7 +148,7 @@ SQUARE = polygon(ring(8, 8, 40, 40))
         {"type": "FeatureCollection", "features": [feature(None, "Tumor"), feature(SQUARE, "Tumor")]},
     ],
 )
-def test_what_other_tools_write_is_read(tmp_path: Path, content: Any) -> None:
+def test_files_of_other_tools_are_read(tmp_path: Path, content: Any) -> None:
     truth = np.zeros(SIZE[::-1], int)
     box(truth, 8, 8, 40, 40, 2)
     np.testing.assert_array_equal(drawn(tmp_path, content).cells, truth)
@@ -165,7 +168,7 @@ def test_regions_are_read_in_any_encoding(tmp_path: Path, encoding: str) -> None
 @pytest.mark.wild(
     "spatialdata-plot#430, HistoQC#180, pathology-whole-slide-data#42", "regions without an area or a class"
 )
-def test_what_has_no_area_or_no_class_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_regions_without_area_or_class_are_left_out_and_counted(tmp_path: Path) -> None:
     odd = [
         feature({"type": "LineString", "coordinates": [[0, 0], [9, 9]]}, {"name": "Tumor"}),
         feature({"type": "MultiPoint", "coordinates": [[0, 0]]}, {"name": "Tumor"}),
@@ -196,19 +199,19 @@ def test_what_has_no_area_or_no_class_is_left_out_and_counted(tmp_path: Path) ->
         (region("Tumor", ring(900, 900, 990, 990)), "its regions lie beside the slide: from"),
     ],
 )
-def test_an_odd_feature_is_named_by_its_number(tmp_path: Path, content: Any, words: str) -> None:
+def test_an_invalid_feature_is_named_by_number(tmp_path: Path, content: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         drawn(tmp_path, content)
 
 
 @pytest.mark.parametrize("text", ["", "{", "<ASAP_Annotations/>", "[" * 100_000])
-def test_what_is_no_json_is_refused_in_words(tmp_path: Path, text: str) -> None:
+def test_invalid_json_is_refused_in_words(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.geojson").write_text(text)
     with pytest.raises(DataError, match=r"its file of regions is (no JSON text|nested too deeply)"):
         read_regions(tmp_path / "r.geojson")
 
 
-def test_regions_that_reach_beyond_the_slide_are_said(tmp_path: Path) -> None:
+def test_regions_beyond_the_slide_are_noted(tmp_path: Path) -> None:
     found = drawn(tmp_path, region("Tumor", ring(32, 0, 128, 48)))
     assert found.cells.sum() == 2 * 32 * 48
     assert "reach beyond the slide: from (32, 0) to (128, 48), the slide has 64 x 48" in found.notes[0]
@@ -230,7 +233,7 @@ def _site(folder: Path, files: dict[str, list[dict[str, Any]]]) -> Path:
 
 
 @pytest.mark.wild("qupath#972", "two classes that both become value 1")
-def test_classes_without_values_are_told_apart_and_keep_their_names(tmp_path: Path) -> None:
+def test_classes_without_values_stay_separate_and_named(tmp_path: Path) -> None:
     files = {
         "a": [region("Tumor", ring(0, 0, 256, 512)), region("Stroma", ring(256, 0, 512, 512))],
         "b": [region("tumor", ring(0, 0, 512, 512)), region("Necrosis", ring(0, 256, 512, 512))],
@@ -252,7 +255,7 @@ def test_regions_without_any_class_are_one(tmp_path: Path) -> None:
     assert manifest.entries[0].label_values == {"0": 8, "1": 8}
 
 
-def test_names_of_the_user_go_first_and_left_out_regions_are_noted(tmp_path: Path) -> None:
+def test_the_users_names_take_precedence_and_others_are_noted(tmp_path: Path) -> None:
     source = _site(tmp_path / "in", {"a": [region("Tumor", ring(0, 0, 256, 512)), feature(SQUARE, None)]})
     request = RegisterOptions(
         source, "s", tmp_path / "out", "slides", parse_labels("7=tumor"), source / "t.csv", TileSpec(128)
@@ -262,13 +265,13 @@ def test_names_of_the_user_go_first_and_left_out_regions_are_noted(tmp_path: Pat
     assert any("left out: 1 without a class" in note for note in entry.notes)
 
 
-def test_names_of_files_that_cannot_be_read_are_no_names(tmp_path: Path) -> None:
+def test_unreadable_files_give_no_names(tmp_path: Path) -> None:
     (tmp_path / "a.geojson").write_text("{")
     (tmp_path / "b.geojson").write_text(json.dumps(region("Tumor", ring(0, 0, 9, 9))))
     assert label_values([tmp_path / "a.geojson", tmp_path / "b.geojson"]) == {"Tumor": 1}
 
 
-def test_a_mask_of_another_form_is_refused(tmp_path: Path) -> None:
+def test_a_mask_of_another_shape_is_refused(tmp_path: Path) -> None:
     tiled(tmp_path / "in" / "a.tif", noisy(np.full((512, 512, 3), (200, 90, 160))))
     Image.fromarray(np.ones((64, 256), np.uint8)).save(tmp_path / "in" / "m.png")
     (tmp_path / "in" / "t.csv").write_text("image,label\na.tif,m.png\n")

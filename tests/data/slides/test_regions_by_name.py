@@ -1,4 +1,4 @@
-"""Regions beside slides find theirs by name, and those that find none are told."""
+"""Regions are matched with slides by name, or reported."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_regions_find_their_slide(tmp_path: Path, slide: str, drawn: str) -> Non
 
 
 @pytest.mark.wild("standard: RFC 7946", "regions of one slide on another")
-def test_regions_of_no_slide_or_of_several_are_told(tmp_path: Path) -> None:
+def test_regions_of_no_slide_or_several_are_reported(tmp_path: Path) -> None:
     names = ["S1.svs", "S1_2.geojson", "T.geojson", "p/U.svs", "q/U.svs", "labels/U.geojson", "meta.json", "V.svs"]
     names += ["V.geojson", "labels/V.geojson"]
     layout = layout_of(tmp_path, names)
@@ -73,17 +73,17 @@ def test_regions_of_no_slide_or_of_several_are_told(tmp_path: Path) -> None:
     assert [bad.source for bad in layout.bad] == ["V.svs"]
 
 
-def test_of_two_slides_of_one_name_regions_are_of_the_one_called_as_they_are(tmp_path: Path) -> None:
+def test_regions_belong_to_the_slide_with_the_same_name(tmp_path: Path) -> None:
     layout = layout_of(tmp_path, ["A.svs", "A.ome.tif", "A.ome.geojson"])
     assert {item.images[0]: item.label for item in layout.items} == {"A.svs": None, "A.ome.tif": "A.ome.geojson"}
 
 
-def test_regions_where_slides_are_not_asked_for_are_told(tmp_path: Path) -> None:
+def test_unused_regions_are_reported_in_other_tasks(tmp_path: Path) -> None:
     layout = layout_of(tmp_path, ["A.tif", "A.geojson"], task=None)
     assert "register with --task slides" in layout.left_out["A.geojson"]
 
 
-def test_regions_beside_slides_become_labels_without_a_table(tmp_path: Path) -> None:
+def test_regions_next_to_slides_become_labels_without_a_table(tmp_path: Path) -> None:
     pixels = noisy(np.full((512, 512, 3), (200, 90, 160)))
     pixels[:64] = 245
     for name in ("A.ome", "B", "C"):

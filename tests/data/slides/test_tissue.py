@@ -1,4 +1,7 @@
-"""Tissue: pale beside dark, also on tinted glass and beside any pen; ink and glass are none."""
+"""Tissue is found, and ink and glass are not.
+
+Pale next to dark tissue, also on tinted glass and next to any pen.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ TISSUES = {
 
 
 def scene(tissue: Sequence[int], pen: Sequence[int] | None, glass: Sequence[int] = (245, 245, 245)) -> np.ndarray:
-    """Return 512 x 640 pixels: tissue at (128..384, 128..384), a stroke of a pen above it."""
+    """Return 512 x 640 pixels with tissue and a stroke.
+
+    Tissue is at (128..384, 128..384), a pen's stroke above it.
+    """
     pixels = np.full((512, 640, 3), glass)
     pixels[128:384, 128:384] = tissue
     if pen is not None:
@@ -46,7 +52,7 @@ def scene(tissue: Sequence[int], pen: Sequence[int] | None, glass: Sequence[int]
 
 
 def shares(pixels: np.ndarray) -> tuple[float, float, float]:
-    """Return the shares of tissue, of the pen and of the glass that are taken for tissue."""
+    """Return which shares of tissue, pen and glass are found."""
     mask = find_tissue(pixels).mask
     return mask[136:376, 136:376].mean(), mask[32:80, 50:600].mean(), mask[400:, :].mean()
 
@@ -65,7 +71,7 @@ def test_tissue_is_found_and_a_pen_is_not(tissue: str, pen: str) -> None:
 
 @pytest.mark.wild("CLAM#214, LazySlide#216, TRIDENT#17, hs2p#14", "pen marks taken for tissue, pale tissue for glass")
 @pytest.mark.parametrize("pen", MORE_PENS)
-def test_other_inks_of_a_colour_are_ink(pen: str) -> None:
+def test_other_shades_of_ink_are_ink(pen: str) -> None:
     inside, marked, around = shares(scene(TISSUES["pale"], MORE_PENS[pen]))
     assert inside > 0.97
     assert max(marked, around) < 0.01
@@ -84,7 +90,7 @@ def test_no_tissue_is_taken_for_ink(tissue: str) -> None:
     st.sampled_from([(245, 245, 245), (250, 248, 240), (236, 240, 236), (228, 232, 238), (215, 215, 215)]),
     st.sampled_from(sorted(TISSUES)),
 )
-def test_pale_tissue_is_found_beside_any_other_on_any_glass(glass: tuple[int, int, int], other: str) -> None:
+def test_pale_tissue_is_found_next_to_other_tissue_on_any_glass(glass: tuple[int, int, int], other: str) -> None:
     pixels = np.full((512, 640, 3), glass)
     light = np.array(glass) / 245
     pixels[64:448, 64:256] = np.array((230, 212, 226)) * light
@@ -99,12 +105,12 @@ def test_glass_alone_shows_no_tissue() -> None:
         assert find_tissue(noisy(np.full((256, 256, 3), glass), 6)).mask.mean() < 0.01
 
 
-def test_a_slide_of_tissue_alone_is_tissue() -> None:
+def test_a_slide_full_of_tissue_is_tissue() -> None:
     for colour in TISSUES.values():
         assert find_tissue(noisy(np.full((256, 256, 3), colour), 6)).mask.mean() > 0.97
 
 
-def test_the_scanners_fill_is_none() -> None:
+def test_the_scanners_fill_is_not_tissue() -> None:
     pixels = scene(TISSUES["eosin"], None)
     pixels[:, 500:] = 0
     found = find_tissue(pixels)

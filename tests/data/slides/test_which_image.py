@@ -1,4 +1,4 @@
-"""Which of a file's images is the slide, how large its pixels are, and in which words it is said that nobody knows."""
+"""A file's slide, its resolution, and unknown resolutions."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_levels_in_subifds_are_those_of_the_slide(tmp_path: Path) -> None:
 
 
 @pytest.mark.wild("openslide#511, tiffslide#22", "a pyramid over several images of one OME-TIFF")
-def test_levels_that_are_images_of_their_own_are_one_slide(tmp_path: Path) -> None:
+def test_levels_in_separate_images_are_one_slide(tmp_path: Path) -> None:
     path = tmp_path / "a.ome.tif"
     pixels = stained(1024, 1280)
     with tifffile.TiffWriter(path, ome=True) as writer:
@@ -78,7 +78,7 @@ def test_levels_that_are_images_of_their_own_are_one_slide(tmp_path: Path) -> No
     assert _shapes(path) == [(1280, 1024, 0.5), (640, 512, 1.0), (320, 256, 2.0)]
 
 
-def test_pages_of_a_plain_tiff_are_levels_where_their_resolutions_say_so(tmp_path: Path) -> None:
+def test_pages_of_a_plain_tiff_are_levels_by_resolution(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as writer:
         for values, mpp in ((halved(stained()), 1.0), (stained(), 0.5)):
@@ -86,7 +86,7 @@ def test_pages_of_a_plain_tiff_are_levels_where_their_resolutions_say_so(tmp_pat
     assert _shapes(path) == [(640, 512, 0.5), (320, 256, 1.0)]
 
 
-def test_openslide_does_not_show_a_macro_for_the_slide(tmp_path: Path) -> None:
+def test_openslide_does_not_show_a_macro_instead_of_the_slide(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     with tifffile.TiffWriter(path) as writer:
         writer.write(stained(300, 400), metadata=None, **OPTIONS)
@@ -128,7 +128,7 @@ MICRONS = {
 @pytest.mark.wild("bioformats#3676, ome-model#177, rse-panimg#107", "units of OME taken for microns")
 @settings(deadline=None, max_examples=30)
 @given(st.sampled_from(sorted(MICRONS)), st.floats(0.05, 4))
-def test_an_ome_unit_is_its_unit(unit: str, mpp: float) -> None:
+def test_units_of_ome_are_converted(unit: str, mpp: float) -> None:
     side = repr(mpp / MICRONS[unit])
     sizes = {"PhysicalSizeX": side, "PhysicalSizeXUnit": unit, "PhysicalSizeY": side, "PhysicalSizeYUnit": unit}
     assert math.isclose(OmeImage("", 1, 1, sizes).resolution().mpp, mpp, rel_tol=1e-9)
@@ -147,7 +147,7 @@ def test_an_ome_unit_is_its_unit(unit: str, mpp: float) -> None:
         ({}, 0, "has no PhysicalSizeX"),
     ],
 )
-def test_what_an_ome_image_says_of_its_pixels(sizes: dict[str, str], mpp: float, why: str) -> None:
+def test_pixel_sizes_of_ome_images(sizes: dict[str, str], mpp: float, why: str) -> None:
     found = OmeImage("", 1, 1, sizes).resolution()
     assert math.isclose(found.mpp, mpp)
     assert why in found.why
@@ -163,7 +163,7 @@ def test_pixels_that_are_not_square_are_refused(tmp_path: Path) -> None:
             open_slide(tmp_path / name)
 
 
-def test_the_sizes_of_the_slide_are_not_those_of_its_macro(tmp_path: Path) -> None:
+def test_the_slide_does_not_get_its_macros_size(tmp_path: Path) -> None:
     path = tmp_path / "a.ome.tif"
     with tifffile.TiffWriter(path, ome=True) as writer:
         writer.write(stained(300, 400), metadata=_size(20.0), **OPTIONS)
@@ -174,7 +174,7 @@ def test_the_sizes_of_the_slide_are_not_those_of_its_macro(tmp_path: Path) -> No
 @pytest.mark.wild("bioformats#3535", "resolution tags that software writes by default")
 @settings(deadline=None, max_examples=20)
 @given(st.sampled_from([72, 96, 150, 300, 600]), st.sampled_from([2, 3]))
-def test_a_screens_resolution_is_none(dpi: int, unit: int) -> None:
+def test_a_screen_resolution_is_ignored(dpi: int, unit: int) -> None:
     pixels = dpi if unit == 2 else dpi / 2.54
     found = of_tags(pixels, pixels, unit)
     assert found.mpp == 0
@@ -183,7 +183,7 @@ def test_a_screens_resolution_is_none(dpi: int, unit: int) -> None:
 
 @pytest.mark.wild("bioformats#3535", "resolution tags that software writes by default")
 @pytest.mark.parametrize("more", [{}, {"extrasamples": ["unassalpha"]}])
-def test_a_slide_of_72_dpi_says_so(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_a_slide_of_72_dpi_is_reported(tmp_path: Path, more: dict[str, Any]) -> None:
     pixels = stained()
     if more:  # four channels, which OpenSlide reads
         pixels = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
@@ -204,7 +204,7 @@ def test_resolutions_of_scanners_are_taken() -> None:
     assert "MPP = 0" in of_aperio("Aperio|MPP = 0").why
 
 
-def test_the_tags_are_asked_where_ome_says_nothing(tmp_path: Path) -> None:
+def test_tags_are_used_if_ome_states_nothing(tmp_path: Path) -> None:
     more = {"metadata": {"axes": "YXS"}, "ome": True}
     assert _shapes(tiled(tmp_path / "a.ome.tif", stained(), 0.25, **more)) == [(640, 512, 0.25)]
 
@@ -223,7 +223,7 @@ def test_the_tags_are_asked_where_ome_says_nothing(tmp_path: Path) -> None:
         (stained().astype(np.float32), {"photometric": "rgb"}, "3 channels of float32"),
     ],
 )
-def test_what_is_no_colour_slide_is_said_to_be_what_it_is(
+def test_images_other_than_colour_slides_are_described(
     tmp_path: Path, pixels: np.ndarray, options: dict[str, Any], words: str
 ) -> None:
     (tmp_path / "in").mkdir()
@@ -247,7 +247,7 @@ def test_what_is_no_colour_slide_is_said_to_be_what_it_is(
     ],
     ids=["empty", "garbage", "png", "mrxs", "tiff"],
 )
-def test_what_is_no_slide_is_refused_in_words(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+def test_files_without_a_slide_are_refused_in_words(tmp_path: Path, name: str, content: bytes, words: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError) as refused:
         open_slide(tmp_path / name)
@@ -264,7 +264,7 @@ def test_a_slide_that_is_cut_off_is_refused_in_words(tmp_path: Path) -> None:
         tiles.overview()
 
 
-def test_the_files_of_an_mrxs_slide_are_its_own(tmp_path: Path) -> None:
+def test_an_mrxs_slide_owns_its_files(tmp_path: Path) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     for name in ("a.mrxs", "a/Slidedat.ini", "a/Data0000.dat"):
         (tmp_path / "in" / name).write_bytes(b"\xff\xd8\xff\xe0 no slide")

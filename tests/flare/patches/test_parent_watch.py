@@ -32,7 +32,7 @@ runner.notify_job_status(client(10**9), "job", 2, timeout=0.1, retry_timeout=0.1
 
 
 def client(deaf: int) -> SimpleNamespace:
-    """A client whose parent does not hear so many messages."""
+    """A client whose parent ignores this many messages."""
 
     def send_request(**message: object) -> Message:
         asked.append(time.monotonic())
@@ -44,7 +44,7 @@ def client(deaf: int) -> SimpleNamespace:
     return SimpleNamespace(cell=SimpleNamespace(core_cell=core, send_request=send_request), asked=asked)
 
 
-def test_a_parent_that_does_not_hear_is_told_again_with_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_status_is_reported_until_the_parent_acknowledges(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr("nvflare.private.fed.client.client_app_runner.time.sleep", waits.append)
     hears = client(deaf=5)

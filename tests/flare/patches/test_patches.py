@@ -18,7 +18,7 @@ _FOLDER = Path(patches.__file__).parent
 
 
 @pytest.mark.parametrize("name", PATCHES)
-def test_flares_code_under_a_patch_is_the_code_it_was_written_for(name: str) -> None:
+def test_a_patch_matches_the_installed_flare(name: str) -> None:
     changed = []
     for code, digest in PATCHES[name].code.items():
         try:
@@ -34,18 +34,18 @@ def test_flares_code_under_a_patch_is_the_code_it_was_written_for(name: str) -> 
     )
 
 
-def test_the_table_lists_every_patch_and_each_says_which_flare_it_is_for() -> None:
+def test_every_patch_is_listed_with_its_flare_version() -> None:
     assert set(PATCHES) == {path.stem for path in _FOLDER.glob("*.py")} - {"__init__"}
     for name, patch in PATCHES.items():
         assert f"FLARE {patch.flare} " in ast.get_docstring(_tree(_FOLDER / f"{name}.py"))
 
 
 @pytest.mark.parametrize("name", PATCHES)
-def test_the_table_names_what_a_patch_replaces(name: str) -> None:
+def test_a_patch_lists_the_attributes_it_replaces(name: str) -> None:
     assert set(_replaced(_tree(_FOLDER / f"{name}.py"))) == PATCHES[name].replaces
 
 
-def test_nothing_else_replaces_a_part_of_flare() -> None:
+def test_only_patches_replace_parts_of_flare() -> None:
     found = {
         str(path.relative_to(_PACKAGE)): [name for name in _replaced(_tree(path), parameters=False) if _is_flares(name)]
         for path in _PACKAGE.rglob("*.py")

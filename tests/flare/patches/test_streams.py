@@ -40,7 +40,7 @@ def _task(retry: Callable[[], float | None]) -> SimpleNamespace:
     return Task(sid=object(), retry_task=retry, retry_timeout=60.0)
 
 
-def test_answers_that_were_not_acknowledged_are_looked_at_until_they_are(
+def test_unacknowledged_streams_are_checked_until_acknowledged(
     retries: byte_streamer.ReliableRetryScheduler,
 ) -> None:
     looked: list[float] = []
@@ -57,7 +57,7 @@ def test_answers_that_were_not_acknowledged_are_looked_at_until_they_are(
     assert len(looked) == seen
 
 
-def test_one_that_fails_or_takes_long_keeps_no_other_from_being_sent_again(
+def test_a_failing_or_slow_stream_does_not_block_retries(
     retries: byte_streamer.ReliableRetryScheduler,
 ) -> None:
     def fails() -> None:
@@ -76,7 +76,7 @@ def test_one_that_fails_or_takes_long_keeps_no_other_from_being_sent_again(
     assert len(begun) == 1, "a second one was begun beside the first"
 
 
-def test_one_that_cannot_be_sent_again_is_told_once(
+def test_a_failed_retry_is_logged_once(
     retries: byte_streamer.ReliableRetryScheduler, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = _task(lambda: time.sleep(0.6))
@@ -87,7 +87,7 @@ def test_one_that_cannot_be_sent_again_is_told_once(
     assert caplog.text.count("is being sent again") == 1
 
 
-def test_its_thread_ends_at_once_when_the_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_retry_thread_ends_with_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = byte_streamer.ReliableRetryScheduler()
     end = scheduler.shutdown  # as FLARE has it before anything is changed
     monkeypatch.setattr(streams, "_SECONDS_BETWEEN_LOOKS", 60.0)
@@ -102,7 +102,7 @@ def test_its_thread_ends_at_once_when_the_process_does(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("retries")
 @pytest.mark.parametrize(("size", "expected"), [(0, 1 << 20), (3, 3), (3 << 20, 1 << 20)])
-def test_a_message_is_given_no_more_room_than_it_needs(size: int, expected: int) -> None:
+def test_a_buffer_is_as_large_as_its_message(size: int, expected: int) -> None:
     stream = BlobStream(bytes(size), {})
     task = byte_streamer.TxTask(None, 1 << 20, "channel", "topic", "east", {}, stream, True, False, False)
     assert len(task.buffer) == expected
@@ -111,7 +111,7 @@ def test_a_message_is_given_no_more_room_than_it_needs(size: int, expected: int)
 
 @pytest.mark.usefixtures("retries")
 @pytest.mark.parametrize("size", [0, 3, 999, 1000, 1001, 3500])
-def test_a_message_arrives_whole_and_its_chunks_are_as_large_as_is_told(size: int) -> None:
+def test_a_message_arrives_whole_with_the_given_chunk_size(size: int) -> None:
     content, sent = bytes(number % 251 for number in range(size)), []
     cell = SimpleNamespace(fire_and_forget=lambda *arguments, **_: sent.append(arguments[3]))
     parts = [memoryview(content)[:700], memoryview(content)[700:]]

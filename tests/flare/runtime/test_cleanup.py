@@ -30,7 +30,7 @@ def _files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_is_for_people_stays(kit: Path) -> None:
+def test_cleanup_keeps_records_and_results(kit: Path) -> None:
     forget_job(kit, JOB)
     assert _files(kit / "oncofed" / JOB) == STAYS
     assert _files(kit / JOB) == {"log.txt"}
@@ -38,7 +38,7 @@ def test_what_is_for_people_stays(kit: Path) -> None:
     forget_job(kit, str(uuid.uuid4()))
 
 
-def test_a_link_is_removed_and_not_what_it_leads_to(kit: Path, tmp_path: Path) -> None:
+def test_cleanup_removes_a_link_but_not_its_target(kit: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "images"
     elsewhere.mkdir()
     (elsewhere / "a.nii").touch()
@@ -56,7 +56,7 @@ def _tell(kit: Path, told: Any, running: tuple[str, ...] = ()) -> Any:
     return SiteCleanup()._delete_ended("", Shareable({"jobs": told}), fl_ctx).get_header("oncofed.done")
 
 
-def test_a_job_whose_processes_still_end_is_not_forgotten_yet(kit: Path) -> None:
+def test_cleanup_skips_a_job_that_is_still_ending(kit: Path) -> None:
     before = _files(kit)
     assert _tell(kit, [JOB], running=(JOB,)) == []
     assert _files(kit) == before
@@ -70,7 +70,7 @@ def test_a_job_whose_processes_still_end_is_not_forgotten_yet(kit: Path) -> None
     logged="nowhere: nothing is done",
 )
 @pytest.mark.parametrize("told", [["../startup"], [".."], [""], ["/"], [f"{JOB}/.."], [7], "x", None, [JOB.upper()]])
-def test_only_jobs_are_forgotten(kit: Path, told: Any) -> None:
+def test_cleanup_removes_only_jobs(kit: Path, told: Any) -> None:
     before = _files(kit)
     assert _tell(kit, told) == []
     assert _files(kit) == before

@@ -34,13 +34,13 @@ sys.exit(3)
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of the driver and of modules that all processes find."""
+    """Folder of a stub driver and of importable modules."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(build_driver(tmp_path / "driver")))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
     return tmp_path
 
 
-def test_nothing_that_jobs_import_calls_the_driver(folder: Path) -> None:
+def test_preloading_does_not_call_the_driver(folder: Path) -> None:
     codec = folder / "nvidia" / "nvimgcodec"
     codec.mkdir(parents=True)
     (codec / "__init__.py").write_text(_INITIALISES)
@@ -53,7 +53,7 @@ def test_nothing_that_jobs_import_calls_the_driver(folder: Path) -> None:
     assert done.stderr.count("cuInit") == 1
 
 
-def test_a_driver_that_nobody_loaded_is_not_loaded_to_ask_it(folder: Path) -> None:
+def test_the_cuda_check_does_not_load_the_driver(folder: Path) -> None:
     script = (
         "from oncofed.gpus import cuda_is_initialised; from pathlib import Path; "
         "print(cuda_is_initialised(), 'libcuda' in Path('/proc/self/maps').read_text())"
@@ -64,7 +64,7 @@ def test_a_driver_that_nobody_loaded_is_not_loaded_to_ask_it(folder: Path) -> No
 
 @contextmanager
 def _fork_server(folder: Path, first: str) -> Iterator[ForkServer]:
-    """Start the fork server, whose Python runs ``first`` at its start."""
+    """Start a fork server whose Python first runs ``first``."""
     (folder / "sitecustomize.py").write_text(first)
     (folder / "job.py").write_text(_JOB)
     server = ForkServer(dict(os.environ))
@@ -76,7 +76,7 @@ def _fork_server(folder: Path, first: str) -> Iterator[ForkServer]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "spoilt"), [(_LOADS, False), (_INITIALISES, True)])
-def test_a_job_can_use_the_gpu_whatever_was_imported_before(
+def test_a_job_can_use_the_gpu_after_any_import(
     folder: Path, first: str, spoilt: bool, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with _fork_server(folder, first) as server:
@@ -90,6 +90,6 @@ def test_a_job_can_use_the_gpu_whatever_was_imported_before(
     assert "printed" in printed.out
     said = f"CUDA was initialised as {MODULES[0]} was imported" in printed.err
     assert said == spoilt
-    # A fork is the first to initialise it: in Python that runs anew whatever is imported did so in this very process.
+    # A fork is the first to initialise it: where Python starts again, it is this very process.
     assert f"DRIVER {fork.pid} cuInit" in printed.err
     assert (before, started) == ("0" if spoilt else "3", "0")

@@ -24,7 +24,7 @@ def _context(job_id: str, sent: list[str]) -> Any:
     return SimpleNamespace(get_job_id=lambda: job_id, get_engine=lambda: engine)
 
 
-def test_a_sign_is_sent_where_nothing_else_is_and_none_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_is_sent_without_other_messages_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "_SECONDS_BETWEEN", 1.0)
     sent: list[str] = []
     life = Heartbeat()
@@ -42,7 +42,7 @@ def test_a_sign_is_sent_where_nothing_else_is_and_none_after_the_end(monkeypatch
     assert len(sent) == number
 
 
-def test_where_flare_sends_signs_itself_no_others_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_heartbeats_where_flare_sends_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "_SECONDS_BETWEEN", 0.05)
     sent: list[str] = []
     Heartbeat().begin(_context("6a5c2bd1-0f60-4ffc-8a0f-3f0d7e1c3a55", sent))

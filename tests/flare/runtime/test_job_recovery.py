@@ -36,7 +36,7 @@ def _engine(manager: _Manager) -> Any:
     return SimpleNamespace(get_component=lambda name: manager, new_context=new_context)
 
 
-def test_a_job_of_ours_is_never_near_the_tries_after_which_flare_gives_it_up() -> None:
+def test_waiting_jobs_keep_a_low_schedule_count() -> None:
     ours = {JobMetaKey.CUSTOM_PROPS.value: job_mark(), COUNT: 9, HISTORY: [f"try {n}" for n in range(500)]}
     others = {COUNT: 9, HISTORY: ["try 9"]}
     manager = _Manager(ours, others)

@@ -41,7 +41,7 @@ def _command(folder: Path) -> JobCommand:
     return JobCommand("program", [str(folder / "out.json")], {"SECRET": "a-token-of-the-server"})
 
 
-def test_a_job_is_a_fork_that_becomes_what_it_is_told_and_shows_no_secret(launcher, tmp_path):
+def test_a_job_is_a_fork_whose_command_line_shows_no_secret(launcher, tmp_path):
     handle = launcher._start(_command(tmp_path))
     assert psutil.Process(handle.pid).ppid() == launcher._fork_server.pid
     assert handle.wait() == handle.poll() == 3
@@ -52,7 +52,7 @@ def test_a_job_is_a_fork_that_becomes_what_it_is_told_and_shows_no_secret(launch
     assert "a-token-of-the-server" not in seen["shown"]
 
 
-def test_a_job_that_is_killed_says_so_also_when_nobody_is_left_who_could_tell(launcher, tmp_path):
+def test_a_killed_job_has_a_status_even_without_its_fork_server(launcher, tmp_path):
     (tmp_path / "program.py").write_text("import time; time.sleep(60)")
     command = JobCommand("program", [], {})
     killed, orphan = launcher._start(command), launcher._start(command)
@@ -65,7 +65,7 @@ def test_a_job_that_is_killed_says_so_also_when_nobody_is_left_who_could_tell(la
     assert orphan.wait() == -signal.SIGKILL
 
 
-def test_a_process_that_is_started_again_numbers_its_streams_anew(launcher, tmp_path):
+def test_a_restarted_process_has_new_stream_numbers(launcher, tmp_path):
     """FLARE drops repeated numbers, and forks share its import's time."""
     program = "import sys; from nvflare.fuel.f3.streaming.stream_utils import gen_stream_id; from pathlib import Path\n"
     (tmp_path / "program.py").write_text(program + "Path(sys.argv[1]).write_text(str(gen_stream_id()))")
@@ -76,14 +76,14 @@ def test_a_process_that_is_started_again_numbers_its_streams_anew(launcher, tmp_
     assert abs(numbers[0] - numbers[1]) > 1000
 
 
-def test_a_fork_server_that_was_killed_costs_no_job(launcher, tmp_path):
+def test_jobs_start_after_the_fork_server_was_killed(launcher, tmp_path):
     before = launcher._fork_server.pid
     os.kill(before, signal.SIGKILL)
     assert launcher._start(_command(tmp_path)).wait() == 3
     assert launcher._fork_server.pid != before
 
 
-def test_participants_of_a_machine_share_a_fork_server_until_it_is_gone(tmp_path, monkeypatch):
+def test_participants_share_a_fork_server_until_it_ends(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     shared = ForkServer()
     monkeypatch.setenv("ONCOFED_FORK_SERVER", str(os.dup(shared.fileno())))
@@ -97,7 +97,7 @@ def test_participants_of_a_machine_share_a_fork_server_until_it_is_gone(tmp_path
     made.handle_event(EventType.SYSTEM_END, FLContext())
 
 
-def test_a_fork_computes_with_as_many_threads_as_its_own_environment_says(tmp_path):
+def test_a_fork_takes_its_thread_count_from_its_environment(tmp_path):
     (tmp_path / "threads.py").write_text(
         "import pathlib, sys, torch; pathlib.Path(sys.argv[1]).write_text(str(torch.get_num_threads()))"
     )
@@ -118,7 +118,7 @@ def test_a_fork_server_ends_with_its_parent():
     server.wait(60)
 
 
-def test_no_fork_server_waits_where_the_owner_wants_none(tmp_path, monkeypatch):
+def test_without_spare_no_fork_server_waits(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     made = SiteJobLauncher(spare=False)
     made.handle_event(EventType.SYSTEM_START, FLContext())

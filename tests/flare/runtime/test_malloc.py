@@ -32,6 +32,6 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
-def test_steps_of_a_training_use_the_same_memory_again() -> None:
+def test_training_steps_reuse_memory() -> None:
     done = subprocess.run([sys.executable, "-c", _STEPS], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 1000, "of 80 000 pages that ten steps write"

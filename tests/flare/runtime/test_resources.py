@@ -1,4 +1,4 @@
-"""A site's offer of GPUs: assigned, refused, and its hours kept."""
+"""A site's offer of GPUs: assignment, refusal and hours."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Site:
         self.manager.free_resources({"job": 1, GPUS: list(gpus)}, "", FLContext())
 
 
-def test_two_jobs_never_have_one_gpu(tmp_path: Path) -> None:
+def test_a_gpu_serves_one_job_at_a_time(tmp_path: Path) -> None:
     site = _Site(tmp_path, TWO)
     assert site.ask(**{GPUS: 1}) == [0]
     assert site.ask(**{GPUS: 1}) == [1]
@@ -67,7 +67,7 @@ def test_two_jobs_never_have_one_gpu(tmp_path: Path) -> None:
     assert site.ask() == []  # a federated profile needs none
 
 
-def test_a_reservation_that_is_not_taken_up_is_given_back(tmp_path: Path) -> None:
+def test_a_cancelled_reservation_frees_its_gpu(tmp_path: Path) -> None:
     site = _Site(tmp_path, TWO[:1])
     enough, token = site.manager.check_resources({GPUS: 1}, FLContext())
     assert enough
@@ -90,13 +90,13 @@ def test_a_reservation_that_is_not_taken_up_is_given_back(tmp_path: Path) -> Non
         ([], None, {GPUS: 1, GPU_MEMORY: 16}, "it has no GPU, and the job needs one with 16 GiB"),
     ],
 )
-def test_a_job_gets_what_is_lent_or_is_told_why_not(
+def test_a_job_gets_gpus_or_a_reason(
     tmp_path: Path, gpus: list[GPU], lending: SiteOffer | None, wanted: dict[str, float], answer: list[int] | str
 ) -> None:
     assert _Site(tmp_path, gpus, lending).ask(**wanted) == answer
 
 
-def test_slices_of_a_gpu_are_lent_each_to_one_job_of_one_gpu(tmp_path: Path) -> None:
+def test_a_gpu_slice_serves_one_single_gpu_job(tmp_path: Path) -> None:
     slices = [GPU(0, "A100 1g.5gb", "570", 5.0, 5.0, None, f"MIG-{name}", is_slice=True) for name in "ab"]
     site = _Site(tmp_path, slices)
     assert site.ask(**{GPUS: 2}) == "it lends 0 GPUs, and the job needs 2"
@@ -105,9 +105,7 @@ def test_slices_of_a_gpu_are_lent_each_to_one_job_of_one_gpu(tmp_path: Path) -> 
     assert site.ask(**{GPUS: 1}) == "0 of its GPUs are free now, and the job needs 1"
 
 
-def test_a_gpu_that_another_program_uses_is_lent_last_and_that_is_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_busy_gpu_is_assigned_last_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     site = _Site(tmp_path, [GPU(0, "H100", "570", 80.0, 3.0, 99), TWO[1]])
     assert site.ask(**{GPUS: 1}) == [1]
     assert not caplog.records
@@ -115,9 +113,7 @@ def test_a_gpu_that_another_program_uses_is_lent_last_and_that_is_told(
     assert "GPU 0 has 3 of 80 GiB free for the job: nvidia-smi shows what else uses it" in caplog.text
 
 
-def test_a_site_lends_what_its_own_environment_named_whatever_a_job_was_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_site_offers_the_gpus_of_its_initial_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path / "bin", monkeypatch, [row(number) for number in range(4)])
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
@@ -132,7 +128,7 @@ def test_a_site_lends_what_its_own_environment_named_whatever_a_job_was_given(
     assert [resources[GPUS] for resources in given] == [[2], [3]]
 
 
-def test_a_site_whose_gpus_cannot_be_asked_trains_nothing(
+def test_a_site_with_unreadable_gpus_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     install(tmp_path / "bin", monkeypatch, ["Unable to determine the device handle for GPU0000:3B:00.0"], status=255)
@@ -143,7 +139,7 @@ def test_a_site_whose_gpus_cannot_be_asked_trains_nothing(
     assert "no job is taken: nvidia-smi says: Unable to determine" in caplog.text
 
 
-def test_so_many_jobs_at_once_and_no_more(tmp_path: Path) -> None:
+def test_jobs_at_once_are_limited(tmp_path: Path) -> None:
     site = _Site(tmp_path, [], SiteOffer(jobs_at_once=1))
     assert site.ask(**{GPUS: 1}) == []
     assert site.ask(**{GPUS: 1}) == "it runs 1 of 1 jobs at once"
@@ -179,13 +175,13 @@ def test_the_sites_policy_has_windows_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"gpus": null}', '{"gpus": 3, "jobs_at_once": 1, "hours": null}'])
-def test_a_broken_file_lends_nothing(tmp_path: Path, text: str) -> None:
+def test_a_broken_offer_file_offers_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / LENDING_FILE).write_text(text)
     with pytest.raises(FederationError, match="is broken"):
         read_lending(tmp_path / LENDING_FILE)
 
 
-def test_a_jobs_process_sees_its_own_gpus_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jobs_process_sees_only_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "")
     GPUAssigner().consume({"job": 1, GPUS: [2, 3]})
@@ -201,7 +197,7 @@ def _hours(begins_in: float, ends_in: float) -> SiteOffer:
 
 @pytest.mark.slow
 @pytest.mark.federation
-def test_a_job_leaves_a_site_when_its_hours_are_over_and_comes_back_when_they_begin(tmp_path: Path) -> None:
+def test_a_job_stops_after_hours_and_resumes_when_they_begin(tmp_path: Path) -> None:
     datasets = {site: {"balls": make_site(tmp_path / site, 6, n)} for n, site in enumerate(("east", "west"))}
     job = write_job(tmp_path / "balls")
     job.write_text(job.read_text().replace("number: 2", "number: 3000, quorum: 1"))

@@ -77,7 +77,7 @@ def start(fork_server: ForkServer, tmp_path: Path) -> Callable[[float, int], For
     return start
 
 
-def test_a_site_runs_its_program_with_its_environment_and_says_how_it_ended(start, tmp_path: Path) -> None:
+def test_a_site_runs_with_its_environment_and_returns_its_status(start, tmp_path: Path) -> None:
     site = start(0, 3)
     assert site.wait(30) == 3
     assert site.poll() == site.returncode == 3
@@ -86,13 +86,13 @@ def test_a_site_runs_its_program_with_its_environment_and_says_how_it_ended(star
     assert pid == group == str(site.pid)
 
 
-def test_what_only_plots_need_is_imported_by_who_plots(fork_server: ForkServer) -> None:
+def test_plotting_libraries_are_imported_on_use(fork_server: ForkServer) -> None:
     command = [sys.executable, "-m", "program_of_plots"]
     assert start_site(fork_server.fork, command, env={}, shell=False, preexec_fn=os.setsid).wait(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_site_that_runs_on_is_waited_for_and_ended(start, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_running_site_can_be_awaited_and_ended(start, tmp_path: Path, number: signal.Signals) -> None:
     site = start(60, 0)
     wait_for((tmp_path / "out.txt").exists, "the site runs")
     assert site.poll() is None
@@ -100,7 +100,7 @@ def test_a_site_that_runs_on_is_waited_for_and_ended(start, tmp_path: Path, numb
         site.wait(0.1)
     {signal.SIGTERM: site.terminate, signal.SIGKILL: site.kill}[number]()
     assert site.wait(30) == -number
-    site.kill()  # it is gone: nobody else is hit who has its number by now
+    site.kill()  # it has ended: another process that got its number by now must not be hit
 
 
 @pytest.mark.parametrize("what", ["its parent ended before", "its parent ends", "its work is over"])
@@ -136,7 +136,7 @@ def test_sites_are_forks_of_one_process(start) -> None:
             site.wait(30)
 
 
-def test_sites_that_are_started_at_once_are_told_their_own_names() -> None:
+def test_sites_started_at_once_get_their_own_names() -> None:
     starter = SiteStarter("", SimpleNamespace(workspace="", set=None), [], None, None, {"rank": 1})
     both_wrote = threading.Barrier(2)
 
@@ -150,7 +150,7 @@ def test_sites_that_are_started_at_once_are_told_their_own_names() -> None:
     assert told == [{"rank": 1, "client_name": "north"}, {"rank": 1, "client_name": "south"}]
 
 
-def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_ports_are_unique(monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([[1], [1], [2], [2, 3], [4]])
     monkeypatch.setattr(simulator_sites, "get_open_ports", lambda number: next(found))
     ports = OpenPorts()

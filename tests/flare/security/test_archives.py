@@ -1,4 +1,4 @@
-"""Tests of what the server reads of a job's archive before the job is taken."""
+"""The server's checks of a submitted job's archive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oncofed.flare.security.archives import check_submissions, pack_of_submissio
 
 @pytest.fixture
 def taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a job's archive lies that FLARE finds no fault with."""
+    """Path of an archive that FLARE accepts."""
     monkeypatch.setattr(JobMetaValidator, "validate", lambda *_: (True, "", {}))
     check_submissions(pytest.fail)
     return tmp_path / "job.zip"
@@ -39,7 +39,7 @@ def test_the_one_pack_of_a_job_is_found(taken: Path) -> None:
     assert _take(taken, "app", "other") is None
 
 
-def test_a_pack_that_is_broken_in_its_archive_is_none(taken: Path) -> None:
+def test_a_broken_pack_in_an_archive_is_none(taken: Path) -> None:
     _take(taken, "app")
     taken.write_bytes(taken.read_bytes().replace(b"a pack, ", b"A PACK, ", 1))
     assert _taken(taken) is None

@@ -1,4 +1,4 @@
-"""Tests of what leaves a site, message by message, as FLARE sends it."""
+"""The outbound filter on FLARE's messages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _update(delta: Weights, extra: Weights | None = None) -> Shareable:
     return wire.to_shareable(TrainResult(delta=delta, extra=extra or {}, cases=4, steps=4, numbers=NUMBERS))
 
 
-def test_a_task_that_no_job_has_sends_nothing(spec: JobSpec) -> None:
+def test_an_unknown_task_sends_nothing(spec: JobSpec) -> None:
     with pytest.raises(PolicyError, match="no job of oncofed has a task 'submit_model'"):
         check_reply(policy_of(spec), "submit_model", _update(delta_of(spec)))
 
@@ -36,7 +36,7 @@ def test_a_malformed_reply_does_not_leave(spec: JobSpec) -> None:
         check_reply(policy_of(spec), "train", message)
 
 
-def test_an_update_leaves_as_it_is_and_is_described(spec: JobSpec) -> None:
+def test_an_update_leaves_unchanged_with_audit_facts(spec: JobSpec) -> None:
     delta = delta_of(spec)
     control = {f"control.{name}": value for name, value in delta.items()}
     message = _update(delta, control)
@@ -56,7 +56,7 @@ def test_an_update_leaves_as_it_is_and_is_described(spec: JobSpec) -> None:
     by="the outbound filter",
     logged="the site's audit log: message held back",
 )
-def test_a_collector_sends_a_mean_and_nothing_else(spec: JobSpec) -> None:
+def test_a_collector_sends_only_a_mean(spec: JobSpec) -> None:
     delta, swarm = delta_of(spec), {"strategy": {"name": "swarm"}}
     message = wire.to_shareable(CombineResult(mean=delta, cases=8, missing=[], left_out={}))
     assert check_reply(policy_of(spec, swarm), "combine", message)["tensors"] == len(delta)
@@ -70,7 +70,7 @@ def test_a_collector_sends_a_mean_and_nothing_else(spec: JobSpec) -> None:
             check_reply(policy_of(spec, swarm), "combine", wire.to_shareable(TrainResult(**values)))
 
 
-def test_scores_of_too_few_patients_are_taken_out_of_the_message_itself(spec: JobSpec) -> None:
+def test_scores_of_few_patients_are_removed_from_the_message(spec: JobSpec) -> None:
     policy = policy_of(spec, minimum_patients=10)
     update = _update(delta_of(spec))
     check_reply(policy, "train", update)
@@ -83,7 +83,7 @@ def test_scores_of_too_few_patients_are_taken_out_of_the_message_itself(spec: Jo
     assert from_shareable(score).data["evaluation"]["by_class"] == {}
 
 
-def test_what_stays_by_policy_is_taken_out_of_the_message_itself(spec: JobSpec) -> None:
+def test_values_kept_by_policy_are_removed_from_the_message(spec: JobSpec) -> None:
     policy = policy_of(spec, training_profile=False)
     told = {"channels": {"patients": 9, "counts": [9, 0, 0, 0, 0]}}
     message = wire.to_shareable(SiteFacts({**COUNTS, "profile": told}))

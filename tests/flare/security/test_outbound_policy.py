@@ -1,9 +1,10 @@
-"""Tests of what the outbound policy lets leave a site, result by result."""
+"""The outbound policy's decision on each kind of result."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from oncofed.messages.compression import Compressor, NotFiniteError
 from oncofed.messages.results import CombineResult, EvaluateResult, Result, SiteFacts, TrainResult
 from oncofed.models.weights import Weights
 from outbound_results import COUNTS, EVALUATION, NUMBERS, delta_of, policy_of
+from tabular import table_job
 
 
 def _update(delta: Mapping[str, torch.Tensor], extra: Weights | None = None, **numbers: Any) -> TrainResult:
@@ -28,7 +30,7 @@ def _check(policy: OutboundPolicy, result: Result) -> Approved:
 
 
 @pytest.mark.parametrize("kind", ["native", "bfloat16", "int8"])
-def test_an_update_as_the_job_declares_it_leaves_and_is_described(spec: JobSpec, kind: Any) -> None:
+def test_a_declared_update_leaves_with_audit_facts(spec: JobSpec, kind: Any) -> None:
     policy = policy_of(spec, {"exchange": {"update": kind}})
     sent = _update(Compressor(kind).compress(delta_of(spec)))
     approved = _check(policy, sent)
@@ -41,7 +43,7 @@ def test_an_update_as_the_job_declares_it_leaves_and_is_described(spec: JobSpec,
     assert other["digest"] != approved.facts["digest"]
 
 
-def test_what_scaffold_asks_for_leaves_with_scaffold_alone(spec: JobSpec) -> None:
+def test_control_variates_leave_only_with_scaffold(spec: JobSpec) -> None:
     delta = delta_of(spec)
     control = {f"control.{name}": value for name, value in delta.items()}
     _check(policy_of(spec, {"strategy": {"name": "scaffold"}}), _update(delta, control))
@@ -49,7 +51,7 @@ def test_what_scaffold_asks_for_leaves_with_scaffold_alone(spec: JobSpec) -> Non
         _check(policy_of(spec), _update(delta, control))
 
 
-def test_other_tensors_shapes_and_types_do_not_leave(spec: JobSpec) -> None:
+def test_undeclared_tensors_shapes_and_types_do_not_leave(spec: JobSpec) -> None:
     delta = delta_of(spec)
     first = next(iter(delta))
     for bad in (
@@ -66,7 +68,7 @@ def test_other_tensors_shapes_and_types_do_not_leave(spec: JobSpec) -> None:
         _check(policy_of(spec), _update({**delta, first: delta[first] * float("nan")}))
 
 
-def test_a_swarms_update_goes_to_its_peers_alone_and_their_mean_leaves(spec: JobSpec) -> None:
+def test_a_swarm_update_goes_to_peers_and_the_mean_leaves(spec: JobSpec) -> None:
     policy = policy_of(spec, {"strategy": {"name": "swarm"}})
     assert _check(policy, _update({}, update="f" * 64)).facts == {"bytes": 0}
     assert _check(policy, CombineResult(mean=delta_of(spec), cases=8)).facts["tensors"] == len(delta_of(spec))
@@ -80,12 +82,12 @@ def test_a_swarms_update_goes_to_its_peers_alone_and_their_mean_leaves(spec: Job
 @pytest.mark.parametrize(
     "counts", [{"cases": -4, "steps": 4}, {"cases": 4, "steps": 1 << 40}, {"cases": 4.5, "steps": 4}]
 )
-def test_counts_of_cases_and_steps_are_counts(spec: JobSpec, counts: dict[str, Any]) -> None:
+def test_counts_of_cases_and_steps_must_be_counts(spec: JobSpec, counts: dict[str, Any]) -> None:
     with pytest.raises(PolicyError, match="not within their bounds"):
         _check(policy_of(spec), TrainResult(delta=delta_of(spec), numbers=NUMBERS, **counts))
 
 
-def test_what_training_images_are_like_stays_where_the_policy_says_so(spec: JobSpec) -> None:
+def test_the_training_profile_stays_if_the_policy_says_so(spec: JobSpec) -> None:
     told = {"channels": {"patients": 9, "counts": [9, 0, 0, 0, 0]}}
     for allowed in (True, False):
         approved = _check(policy_of(spec, training_profile=allowed), SiteFacts({**COUNTS, "profile": told})).result
@@ -101,14 +103,14 @@ def test_what_training_images_are_like_stays_where_the_policy_says_so(spec: JobS
     by="the outbound guard, by the update's length; one as long as usual that is unlike those before it is flagged",
     logged="the site's audit log: message held back, or left and unusual",
 )
-def test_an_update_unlike_those_before_is_held_back_once_it_is_known_what_is_usual(spec: JobSpec) -> None:
+def test_an_unusual_update_is_held_back_after_some_rounds(spec: JobSpec) -> None:
     policy = policy_of(spec)
     for seed in range(3):
         _check(policy, _update(delta_of(spec, seed)))
     _check(policy, _update(delta_of(spec, 3, factor=5)))
     with pytest.raises(PolicyError, match="20 times as long as this job's usual one"):
         _check(policy, _update(delta_of(spec, 4, factor=20)))
-    # As long as an update, but with a picture in it.
+    # As long as an update, but it holds a picture.
     policy, way = policy_of(spec), delta_of(spec)
     for seed in range(1, 6):
         noise = delta_of(spec, seed)
@@ -143,7 +145,7 @@ def test_bytes_and_hours_are_limited(spec: JobSpec) -> None:
     by="the site's outbound check: after a few times they stay",
     logged="nowhere: the scores leave as before",
 )
-def test_sums_over_patients_leave_a_few_times_alone(spec: JobSpec) -> None:
+def test_sums_over_patients_leave_a_limited_number_of_times(spec: JobSpec) -> None:
     policy = policy_of(spec)
     sums = {"patients": 9, "difference": 0.1, "variance": 0.01}
     left = []
@@ -158,7 +160,21 @@ def test_sums_over_patients_leave_a_few_times_alone(spec: JobSpec) -> None:
     assert approved.numbers.keys() == {"evaluation"}
 
 
-def test_what_a_site_says_of_its_data_first(spec: JobSpec) -> None:
+@pytest.mark.attack("has a site tell sums of a column that the job does not name", "outbound filter", "audit log")
+def test_sums_of_the_table_leave_only_as_job_and_policy_say(tmp_path: Path) -> None:
+    spec, told = table_job(tmp_path), {"age": [9, 0.25, 0.5]}
+    facts = SiteFacts({**COUNTS, "covariates": told})
+    assert _check(policy_of(spec), facts).result is facts
+    for leaves, left in (({"pooled_figures": False}, None), ({"minimum_patients": 10}, {})):
+        approved = _check(policy_of(spec, **leaves), facts).result
+        assert isinstance(approved, SiteFacts)
+        assert approved.numbers.get("covariates") == left
+    for bad in ({"stage": [9, 0.25, 0.5]}, {"age": [4, 0.25, 0.5]}, {"age": [9, 0.25, 0.5001234]}):
+        with pytest.raises(PolicyError):
+            _check(policy_of(spec), SiteFacts({**COUNTS, "covariates": bad}))
+
+
+def test_a_sites_facts_are_counts_and_digests(spec: JobSpec) -> None:
     digests = {"dataset": "0" * 64, "policy": None}
     _check(policy_of(spec), SiteFacts({**COUNTS, **digests}))
     with pytest.raises(PolicyError):

@@ -1,4 +1,4 @@
-"""Direct connections of a server and some sites."""
+"""Direct connections between a server and some sites."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def exchange(kits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     """A server and its port; sites lose patience soon."""
     monkeypatch.setattr(client, "_FIRST_PATIENCE_SECONDS", 0.5)
     monkeypatch.setattr(client, "_SECONDS_BETWEEN_TRIES", 0.05)
-    # Deeper than an address of a socket is long.
+    # Deeper than a socket's address may be long.
     folder = tmp_path / ("deep" * 20) / ("deeper" * 20)
     folder.mkdir(parents=True)
     with open_exchange(kits, folder) as found:

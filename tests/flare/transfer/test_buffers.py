@@ -11,7 +11,7 @@ from oncofed.flare.transfer.buffers import BufferPool
 
 
 @pytest.mark.parametrize("in_file", [False, True])
-def test_room_is_used_again_once_nobody_looks_at_it(tmp_path: Path, in_file: bool) -> None:
+def test_a_buffer_is_reused_once_no_view_is_left(tmp_path: Path, in_file: bool) -> None:
     spaces = BufferPool(tmp_path if in_file else None)
     space = spaces.take(4096)
     space.add(bytes(range(256)) * 16)
@@ -33,7 +33,7 @@ def test_room_is_used_again_once_nobody_looks_at_it(tmp_path: Path, in_file: boo
     spaces.close()
 
 
-def test_room_of_another_size_is_given_back_to_the_system(tmp_path: Path) -> None:
+def test_a_buffer_of_another_size_is_freed(tmp_path: Path) -> None:
     spaces = BufferPool(tmp_path)
     spaces.give_back(spaces.take(4096))
     one = _open_in(tmp_path)
@@ -45,7 +45,7 @@ def test_room_of_another_size_is_given_back_to_the_system(tmp_path: Path) -> Non
     assert _open_in(tmp_path) == 0
 
 
-def test_nothing_is_left_in_the_folder_even_while_it_is_used(tmp_path: Path) -> None:
+def test_a_buffers_file_has_no_name(tmp_path: Path) -> None:
     spaces = BufferPool(tmp_path)
     space = spaces.take(4096)
     space.add(b"weights")
@@ -55,14 +55,14 @@ def test_nothing_is_left_in_the_folder_even_while_it_is_used(tmp_path: Path) -> 
     spaces.close()
 
 
-def test_a_disk_without_room_says_so_at_once(tmp_path: Path) -> None:
+def test_a_full_disk_raises_at_once(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"(?i)space|large"):
         BufferPool(tmp_path).take(1 << 60)
     assert _open_in(tmp_path) == 0
 
 
 def _open_in(folder: Path) -> int:
-    """Count a folder's files that this process has open, deleted ones too."""
+    """Count a folder's open files, including deleted ones."""
     found = 0
     for descriptor in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the one that lists them is closed by now

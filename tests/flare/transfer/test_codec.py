@@ -36,7 +36,7 @@ def read(content: bytes) -> Weights:
     return read_body(memoryview(bytearray(content)))
 
 
-def test_tensors_come_back_to_the_bit() -> None:
+def test_tensors_round_trip_to_the_bit() -> None:
     found = read(written(TENSORS))
     assert found.keys() == TENSORS.keys()
     for name, value in TENSORS.items():
@@ -51,7 +51,7 @@ def test_the_format_is_safetensors() -> None:
     assert all(torch.equal(found, TENSORS[name]) for name, found in read(theirs).items())
 
 
-def test_types_that_the_format_has_not_do_not_travel() -> None:
+def test_unsupported_types_do_not_travel() -> None:
     assert all(map(travels, TENSORS.values()))
     assert not travels(torch.zeros(1, dtype=torch.complex64))
 
@@ -95,6 +95,6 @@ def said(begin: int, end: int, shape: Any = (1,), dtype: str = "F32") -> dict[st
     ],
     ids=range(24),
 )
-def test_what_is_not_of_the_format_is_refused(content: bytes) -> None:
+def test_a_malformed_body_is_refused(content: bytes) -> None:
     with pytest.raises(TransferError, match="what arrived"):
         read(content)

@@ -35,7 +35,7 @@ def same(one: Weights | None, other: Weights) -> bool:
     return one is not None and one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in other)
 
 
-def test_a_site_fetches_what_is_offered_until_it_is_withdrawn(exchange: Exchange) -> None:
+def test_a_site_downloads_tensors_until_they_are_withdrawn(exchange: Exchange) -> None:
     exchange.server.publish("model", MODEL)
     north = exchange.client()
     assert same(north.fetch(ORIGIN, "model"), MODEL)
@@ -46,7 +46,7 @@ def test_a_site_fetches_what_is_offered_until_it_is_withdrawn(exchange: Exchange
     assert not exchange.others
 
 
-def test_a_site_brings_an_update_that_nobody_else_can_claim(exchange: Exchange) -> None:
+def test_an_upload_belongs_to_its_site(exchange: Exchange) -> None:
     exchange.client().publish("update", MODEL)
     assert exchange.server.fetch(f"south.{JOB}", "update") is None
     assert exchange.server.fetch(f"north.{JOB}", "another") is None
@@ -54,7 +54,7 @@ def test_a_site_brings_an_update_that_nobody_else_can_claim(exchange: Exchange) 
     assert exchange.server.fetch(f"north.{JOB}", "update") is None
 
 
-def test_an_update_was_looked_at_when_it_is_collected(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upload_is_inspected_before_it_is_fetched(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
     exchange.client().publish("update", MODEL)
     arrived = exchange.server.fetch(f"north.{JOB}", "update")
     monkeypatch.setattr("oncofed.messages.chunks.sum_of_squares", lambda value: pytest.fail("nobody looked before"))
@@ -62,7 +62,7 @@ def test_an_update_was_looked_at_when_it_is_collected(exchange: Exchange, monkey
     assert all(joined.look(name).finite for name in joined)
 
 
-def test_many_at_once(exchange: Exchange) -> None:
+def test_many_sites_at_once(exchange: Exchange) -> None:
     updates = {f"{number}": {"a": torch.full((300_000,), float(number))} for number in range(12)}
     exchange.server.publish("model", MODEL)
     fetched: list[bool] = []
@@ -83,7 +83,7 @@ def test_many_at_once(exchange: Exchange) -> None:
     assert fetched == [True] * 12
 
 
-def test_an_update_that_is_still_held_is_not_written_over(exchange: Exchange) -> None:
+def test_an_update_in_use_is_not_overwritten(exchange: Exchange) -> None:
     north = exchange.client()
     held = []
     for number in range(3):
@@ -93,7 +93,7 @@ def test_an_update_that_is_still_held_is_not_written_over(exchange: Exchange) ->
 
 
 @pytest.mark.parametrize("up", [False, True])
-def test_what_was_cut_goes_on_where_it_was(exchange: Exchange, cut_link: MakeLink, up: bool) -> None:
+def test_a_cut_transfer_resumes(exchange: Exchange, cut_link: MakeLink, up: bool) -> None:
     between = cut_link(MB, MB, 300_000, up=up)
     north = exchange.client(port=between.port)
     if up:
@@ -105,7 +105,7 @@ def test_what_was_cut_goes_on_where_it_was(exchange: Exchange, cut_link: MakeLin
     assert between.connections == 4
 
 
-def test_a_way_that_never_opens_is_given_up_soon(
+def test_a_blocked_connection_is_given_up_soon(
     exchange: Exchange, cut_link: MakeLink, caplog: pytest.LogCaptureFixture
 ) -> None:
     north = exchange.client(port=cut_link(*[0] * 1000).port)
@@ -113,7 +113,7 @@ def test_a_way_that_never_opens_is_given_up_soon(
     assert "goes through FLARE's messages" in caplog.text
 
 
-def test_where_there_is_no_room_for_another_connection_a_site_waits(
+def test_a_site_waits_while_the_server_has_too_many_connections(
     exchange: Exchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "_FIRST_PATIENCE_SECONDS", 20.0)
@@ -132,7 +132,7 @@ def test_where_there_is_no_room_for_another_connection_a_site_waits(
     assert left.is_set()
 
 
-def test_a_job_that_is_not_here_yet_is_waited_for(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_site_waits_for_a_job_that_has_not_started(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "_FIRST_PATIENCE_SECONDS", 20.0)
     folder = exchange.jobs.folders.pop(JOB)
     exchange.server.publish("model", MODEL)
@@ -140,7 +140,7 @@ def test_a_job_that_is_not_here_yet_is_waited_for(exchange: Exchange, monkeypatc
     assert same(exchange.client().fetch(ORIGIN, "model"), MODEL)
 
 
-def test_a_server_without_direct_connections_is_asked_once(
+def test_a_server_without_direct_connections_is_tried_once(
     kits: Path, caplog: pytest.LogCaptureFixture, exchange: Exchange
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -167,7 +167,7 @@ def test_a_server_without_direct_connections_is_asked_once(
     assert "does not take direct connections" in caplog.text
 
 
-def test_a_stopped_job_is_not_waited_for(exchange: Exchange) -> None:
+def test_an_aborted_transfer_ends_at_once(exchange: Exchange) -> None:
     exchange.server.publish("model", MODEL)
     stop = Signal()
     stop.trigger("stopped")
@@ -210,7 +210,7 @@ def test_a_person_is_no_site(exchange: Exchange) -> None:
 
 
 @pytest.mark.attack(ATTACK, by="a site that was revoked meanwhile", logged="the site's own log")
-def test_a_site_that_is_out_gets_nothing(exchange: Exchange, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_banned_site_gets_nothing(exchange: Exchange, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     exchange.server.publish("model", MODEL)
     exchange.participants.discard("north")
@@ -224,7 +224,7 @@ def test_a_site_that_is_out_gets_nothing(exchange: Exchange, caplog: pytest.LogC
 @pytest.mark.attack(
     "answering sites in the server's place", by="another member of the alliance", logged="the site's own log"
 )
-def test_a_site_gives_nothing_to_who_is_not_the_server(exchange: Exchange, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_site_sends_nothing_to_a_false_server(exchange: Exchange, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     exchange.client(server="federation.example.org").publish("update", MODEL)
     assert exchange.server.fetch(f"north.{JOB}", "update") is None
@@ -232,9 +232,7 @@ def test_a_site_gives_nothing_to_who_is_not_the_server(exchange: Exchange, caplo
 
 
 @pytest.mark.attack("filling the server's disk with an update", by="a site", logged="the site's own log")
-def test_an_update_that_is_too_large_is_refused_before_it_is_sent(
-    exchange: Exchange, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_too_large_update_is_refused_before_it_is_sent(exchange: Exchange, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     exchange.client().publish("update", {"a": torch.zeros(LARGEST // 4 + 1)})
     assert "Too Large" in caplog.text
@@ -259,7 +257,7 @@ def request(exchange: Exchange, method: str, ref: str, headers: dict[str, str], 
 
 
 @pytest.mark.attack("an update that is not tensors", by="a site", logged="the job's log at the server")
-def test_what_is_not_tensors_is_refused(exchange: Exchange) -> None:
+def test_a_body_without_tensors_is_refused(exchange: Exchange) -> None:
     assert request(exchange, "HEAD", "update", {LENGTH: "100"}) == http.HTTPStatus.ACCEPTED
     headers = {"Content-Range": "bytes 0-99/100"}
     assert request(exchange, "PUT", "update", headers, bytes(100)) == http.HTTPStatus.BAD_REQUEST
@@ -268,7 +266,7 @@ def test_what_is_not_tensors_is_refused(exchange: Exchange) -> None:
     assert same(exchange.server.fetch(f"north.{JOB}", "update"), MODEL)
 
 
-def test_a_part_that_does_not_go_on_is_refused(exchange: Exchange) -> None:
+def test_a_part_with_a_wrong_offset_is_refused(exchange: Exchange) -> None:
     headers, refused = {"Content-Range": "bytes 50-99/100"}, (http.HTTPStatus.CONFLICT, REFUSED_UNREAD)
     assert request(exchange, "PUT", "update", headers, bytes(50)) in refused
     assert request(exchange, "HEAD", "update", {LENGTH: "100"}) == http.HTTPStatus.ACCEPTED
@@ -281,7 +279,7 @@ def test_other_requests_are_answered(exchange: Exchange, method: str, path: str)
     assert request(exchange, method, path, {}) >= http.HTTPStatus.BAD_REQUEST
 
 
-def test_a_newer_update_takes_the_place_of_one_that_broke_off(exchange: Exchange) -> None:
+def test_a_newer_update_replaces_an_incomplete_one(exchange: Exchange) -> None:
     assert request(exchange, "HEAD", "older", {LENGTH: "100"}) == http.HTTPStatus.ACCEPTED
     exchange.client().publish("newer", MODEL)
     assert same(exchange.server.fetch(f"north.{JOB}", "newer"), MODEL)

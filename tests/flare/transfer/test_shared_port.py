@@ -25,7 +25,7 @@ def hello(context: ssl.SSLContext) -> bytes:
 
 
 def arrived(exchange: Exchange, count: int, seconds: float = 15.0) -> list[bytes]:
-    """Return what FLARE got, once it is so much."""
+    """Return what FLARE received, once it has this length."""
     deadline = time.monotonic() + seconds
     while len(exchange.others) < count and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -33,16 +33,14 @@ def arrived(exchange: Exchange, count: int, seconds: float = 15.0) -> list[bytes
 
 
 @pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"\x16", b"\x16\x03\x01\xff\xff", b"\x00" * 20, b"x"])
-def test_what_is_no_direct_connection_is_flares(
-    exchange: Exchange, sent: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_connections_go_to_flare(exchange: Exchange, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("oncofed.flare.transfer.shared_port._HELLO_SECONDS", 0.3)
     with socket.create_connection(("127.0.0.1", exchange.port)) as connection:
         connection.sendall(sent)
         assert arrived(exchange, 1) == [sent]
 
 
-def test_flares_own_connections_reach_it_whole(exchange: Exchange) -> None:
+def test_flares_connections_arrive_whole(exchange: Exchange) -> None:
     context = ssl.create_default_context()
     context.check_hostname = False
     first = hello(context)
@@ -51,7 +49,7 @@ def test_flares_own_connections_reach_it_whole(exchange: Exchange) -> None:
         assert arrived(exchange, 1) == [first]
 
 
-def test_who_says_nothing_holds_nobody_up(exchange: Exchange) -> None:
+def test_a_silent_connection_blocks_no_other(exchange: Exchange) -> None:
     exchange.server.publish("model", {"a": torch.ones(3)})
     with contextlib.ExitStack() as silent:
         for _ in range(20):
@@ -60,7 +58,9 @@ def test_who_says_nothing_holds_nobody_up(exchange: Exchange) -> None:
         assert not exchange.others
 
 
-def test_of_too_many_that_say_nothing_the_first_are_flares(exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_too_many_silent_connections_the_oldest_go_to_flare(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("oncofed.flare.transfer.shared_port._MOST_WAITING", 5)
     with contextlib.ExitStack() as silent:
         made = [silent.enter_context(socket.create_connection(("127.0.0.1", exchange.port))) for _ in range(8)]
@@ -68,7 +68,7 @@ def test_of_too_many_that_say_nothing_the_first_are_flares(exchange: Exchange, m
         assert b"a" in arrived(exchange, 1)
 
 
-def test_a_first_message_may_come_in_parts(exchange: Exchange) -> None:
+def test_a_client_hello_may_arrive_in_parts(exchange: Exchange) -> None:
     first = hello(tls_context(credentials(exchange.kits / "north"), JOB, False))
     with socket.create_connection(("127.0.0.1", exchange.port)) as connection:
         for start in range(0, len(first), 100):
@@ -80,7 +80,7 @@ def test_a_first_message_may_come_in_parts(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize("job", [JOB[:-1] + "f", "../../../etc", JOB.upper(), "x" * 36])
-def test_a_connection_for_no_job_of_this_server_leads_nowhere(exchange: Exchange, job: str, kits: Path) -> None:
+def test_a_connection_for_an_unknown_job_is_closed(exchange: Exchange, job: str, kits: Path) -> None:
     context = tls_context(credentials(kits / "north"), JOB, False)
     context.set_alpn_protocols([alpn_protocol(job)])
     with socket.create_connection(("127.0.0.1", exchange.port)) as connection:
@@ -90,7 +90,7 @@ def test_a_connection_for_no_job_of_this_server_leads_nowhere(exchange: Exchange
             assert connection.recv(1) == b""
 
 
-def test_a_port_that_is_taken_says_so_and_one_that_is_closed_is_free(exchange: Exchange) -> None:
+def test_a_taken_port_is_reported_and_a_closed_one_is_free(exchange: Exchange) -> None:
     with pytest.raises(OSError, match="in use"):
         SharedPort("127.0.0.1", exchange.port, Jobs())
     one = SharedPort("127.0.0.1", 0, Jobs())

@@ -1,4 +1,4 @@
-"""Coded terms of classes: those of the job, else of the name."""
+"""Coded terms of classes, by job or name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oncofed.tasks.segmentation import SegmentationSpec
 JOBS = Path(__file__).parents[3] / "jobs"
 
 
-def test_every_code_of_ours_is_one_of_the_standard_by_the_same_words() -> None:
+def test_every_code_is_in_the_standard_with_the_same_meaning() -> None:
     known = {term for code in known_codes() for term in (code.kind, code.category)}
     standard = {
         (code.value, code.scheme_designator, code.meaning)
@@ -65,7 +65,7 @@ def test_names_that_begin_alike_have_different_private_codes() -> None:
     assert one.kind.value != two.kind.value
 
 
-def test_the_jobs_codes_count() -> None:
+def test_a_jobs_codes_take_precedence() -> None:
     given = {"scheme": "SCT", "value": "10200004", "region": "SCT:39607008", "category": {"scheme": "L", "value": "1"}}
     code = segment_code("spleen", ClassCode.model_validate(given))
     assert (code.kind.value, code.kind.meaning) == ("10200004", "Liver")
@@ -87,7 +87,7 @@ def test_the_jobs_codes_count() -> None:
         ({1: {"scheme": "SCT", "value": "1", "word": "x"}}, "word"),
     ],
 )
-def test_codes_that_are_none_are_refused(codes: object, message: str) -> None:
+def test_invalid_codes_are_refused(codes: object, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SegmentationSpec(classes={1: "a", 2: "b"}, codes=codes)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""Objects of real series, read by programs that share no code with what wrote them.
+"""Independent programs read the objects of real series.
 
 dcmqi (QIICR) converts SEG and reads TID 1500; SimpleITK reads the series; dciodvfy (dicom3tools) checks objects against
 the standard, conditions included, where it is installed.

@@ -1,4 +1,4 @@
-"""``predict`` writes DICOM objects of DICOM images, which lie where its NIfTI lies."""
+"""DICOM objects of ``predict`` match its NIfTI files."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_objects_of_a_volume_hold_what_its_nifti_holds(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("tilt", [0.6, -1.7, 4.0])
-def test_of_a_tilted_gantry_all_that_is_written_is_of_the_acquired_pixels(
+def test_outputs_of_a_tilted_gantry_cover_acquired_pixels_only(
     tilt: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     everywhere = LabelMap(torch.full((1, 1, 1), 1, dtype=torch.uint8), np.eye(4))
@@ -115,7 +115,7 @@ def test_of_a_tilted_gantry_all_that_is_written_is_of_the_acquired_pixels(
     assert _volumes(report)[0] == pytest.approx(every * 0.8 * 0.7 * 2.5 / 1000, rel=1e-5)
 
 
-def test_of_an_x_ray_a_seg_is_written_and_no_contours(tmp_path: Path) -> None:
+def test_an_x_ray_gets_a_seg_and_no_contours(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 4000, (33, 21)).astype(np.uint16)
     make_xray(tmp_path / "in", pixels, PatientOrientation=["R", "H"], FrameOfReferenceUID="1.2.3")
     run = make_run(tmp_path / "run", XRAY)
@@ -146,7 +146,7 @@ def test_lengths_on_the_detector_are_not_reported_as_the_patients(
     assert sum(item.get("ValueType") == "NUM" for item in _items(report)) == expected
 
 
-def test_of_other_images_nothing_of_it_is_written(tmp_path: Path) -> None:
+def test_images_that_are_not_dicom_get_no_dicom_objects(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     nib.save(nib.Nifti1Image(volume(SHAPE), np.eye(4)), tmp_path / "in" / "a.nii")
     found, notes = _predict(make_run(tmp_path / "run"), tmp_path / "in", tmp_path / "out", structures=True)

@@ -1,4 +1,7 @@
-"""Measurements as a structured report, read back without the library that wrote it."""
+"""Measurements as a structured report.
+
+Read back without the library that wrote it.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ def _numbers(group: Dataset) -> dict[str, tuple[float, str]]:
     return found
 
 
-def test_figures_come_back_with_their_units_and_the_segments_that_they_are_of(tmp_path: Path) -> None:
+def test_figures_read_back_with_their_units_and_segments(tmp_path: Path) -> None:
     seg, report = _written(tmp_path)
     assert report.ContentTemplateSequence[0].TemplateIdentifier == "1500"
     groups = _named(report, "Measurement Group")
@@ -84,7 +87,7 @@ def test_figures_come_back_with_their_units_and_the_segments_that_they_are_of(tm
     assert _named(groups[1], "Finding Site")[0].ConceptCodeSequence[0].CodeMeaning == "Liver"
 
 
-def test_it_says_who_measured_and_of_whom_and_for_what(tmp_path: Path) -> None:
+def test_it_names_observer_patient_and_purpose(tmp_path: Path) -> None:
     seg, report = _written(tmp_path)
     assert report.SeriesDescription.startswith("RESEARCH")
     assert (report.VerificationFlag, report.PreliminaryFlag) == ("UNVERIFIED", "PRELIMINARY")
@@ -110,7 +113,7 @@ def test_it_says_who_measured_and_of_whom_and_for_what(tmp_path: Path) -> None:
             check_required_attributes(report, module["key"])
 
 
-def test_made_again_it_is_the_same_object(tmp_path: Path) -> None:
+def test_writing_it_again_gives_the_same_object(tmp_path: Path) -> None:
     _, first = _written(tmp_path)
     write_report(tmp_path / "seg.dcm", CLASSES, FIGURES, MODEL, tmp_path / "again.dcm", "MR")
     other = {**FIGURES, 2: {"volume_ml": 1.0}}

@@ -1,4 +1,7 @@
-"""A SEG lies on its series: read back by hand, with SimpleITK, and by registering it."""
+"""A SEG is on its series' grid.
+
+Read back by hand, with SimpleITK, and by registering it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ CLASSES = {1: "liver", 2: "left kidney", 3: "spot"}
 
 
 def _labels(shape: Sequence[int]) -> np.ndarray:
-    """Labels without any symmetry, on the border too, and a slice without any."""
+    """Asymmetric labels, also at borders, with an empty slice."""
     labels = np.zeros(shape, np.uint8)
     labels[np.random.default_rng(1).random(shape) > 0.9] = 1
     labels[: shape[0] // 2, 1:4, shape[2] // 2 :] = 2
@@ -49,14 +52,17 @@ def _register(folder: Path, out: Path) -> tuple[Path, Entry]:
 
 
 def _volume(folder: Path, tmp_path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape and affine of the volume that registering makes of a folder."""
+    """Shape and affine of a folder's volume when registered."""
     path, _ = _register(folder, tmp_path / "first")
     image = nib.load(path)
     return image.shape[:3], image.affine
 
 
 def _read_back(folder: Path, tmp_path: Path) -> np.ndarray:
-    """Labels of a folder's SEG, on the grid of its series, as registering reads them."""
+    """Labels of a folder's SEG, read as by registration.
+
+    On the grid of its series.
+    """
     _, entry = _register(folder, tmp_path / "second")
     found = np.asarray(nib.load(tmp_path / "second" / str(entry.label)).dataobj)
     names = {name: value for value, name in CLASSES.items()}
@@ -72,7 +78,10 @@ def register_labels(out: Path) -> dict[int, str]:
 
 
 def _frames(path: Path) -> list[tuple[int, np.ndarray, np.ndarray, str]]:
-    """Segment, place (4, 4) in LPS, mask (row, column) and source of each frame, from the file's own bytes."""
+    """Segment, pose (4, 4), mask and source of each frame.
+
+    From the file's bytes; the pose is in LPS, the mask (row, column).
+    """
     seg = pydicom.dcmread(path)
     size = seg.Rows * seg.Columns
     bits = np.unpackbits(np.frombuffer(seg.PixelData, np.uint8), bitorder="little")[: size * seg.NumberOfFrames]
@@ -92,7 +101,7 @@ def _frames(path: Path) -> list[tuple[int, np.ndarray, np.ndarray, str]]:
 
 
 def _by_positions(path: Path, affine: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """Labels (x, y, z) of a SEG by where its frames say that their pixels lie."""
+    """Labels (x, y, z) of a SEG, by frame position."""
     labels = np.zeros(shape, np.uint8)
     to_voxels = np.linalg.inv(affine) @ np.diag([-1.0, -1, 1, 1])
     for segment, place, mask, _ in _frames(path):
@@ -105,7 +114,10 @@ def _by_positions(path: Path, affine: np.ndarray, shape: Sequence[int]) -> np.nd
 
 
 def _conforms(path: Path) -> None:
-    """Every attribute of type 1 and 2 of the object's modules is there, by the standard's own tables."""
+    """Check that all attributes of type 1 and 2 exist.
+
+    By the standard's tables for the object's modules.
+    """
     dataset = pydicom.dcmread(path)
     for module in get_iod_module_map()[get_sop_class_iod_map()[dataset.SOPClassUID]]:
         # What is shared need not be in each frame's groups, which the tables cannot tell; the readers below see it.
@@ -114,7 +126,7 @@ def _conforms(path: Path) -> None:
 
 
 def _write(folder: Path, files: Sequence[Path], tmp_path: Path, **more: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Write a SEG beside a series, and return labels and affine."""
+    """Write a SEG for a series; return labels and affine."""
     shape, affine = _volume(folder, tmp_path)
     labels = _labels(shape)
     write_segmentation(LabelledSeries(labels, files, affine, CLASSES, {}, MODEL), folder / "seg.dcm", **more)
@@ -261,7 +273,7 @@ def test_a_volume_that_is_turned_over_is_put_back(tmp_path: Path) -> None:
     _same(tmp_path / "in", labels, affine, tmp_path)
 
 
-def test_of_two_volumes_in_a_series_the_labels_lie_on_their_own(tmp_path: Path) -> None:
+def test_with_two_volumes_in_a_series_labels_are_on_their_volume(tmp_path: Path) -> None:
     series = generate_uid()
 
     def echo(time: float) -> Callable[[int, Dataset], None]:
@@ -313,7 +325,7 @@ def _dirty(number: int, dataset: Dataset) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value", "ignore:The value length")
-def test_what_headers_lack_or_have_wrong_does_not_stop_it(tmp_path: Path) -> None:
+def test_missing_or_wrong_headers_are_tolerated(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", change=_dirty)
     shape, affine = _volume(tmp_path / "in", tmp_path)
     labels = _labels(shape)
@@ -333,7 +345,7 @@ def test_what_headers_lack_or_have_wrong_does_not_stop_it(tmp_path: Path) -> Non
     assert pydicom.dcmread(again).FrameOfReferenceUID == seg.FrameOfReferenceUID
 
 
-def test_slices_with_a_series_each_are_named_by_their_own(tmp_path: Path) -> None:
+def test_slices_in_separate_series_are_referenced_by_their_series(tmp_path: Path) -> None:
     uids = [generate_uid() for _ in range(8)]
 
     def apart(number: int, dataset: Dataset) -> None:
@@ -346,7 +358,7 @@ def test_slices_with_a_series_each_are_named_by_their_own(tmp_path: Path) -> Non
     np.testing.assert_array_equal(_by_positions(tmp_path / "in" / "seg.dcm", affine, labels.shape), labels)
 
 
-def test_files_that_no_object_can_name_are_refused(tmp_path: Path) -> None:
+def test_files_that_cannot_be_referenced_are_refused(tmp_path: Path) -> None:
     def change(number: int, dataset: Dataset) -> None:
         del dataset.StudyInstanceUID
 
@@ -416,7 +428,7 @@ def test_flat_images_of_other_kinds(tmp_path: Path, kind: str) -> None:
 # --- what it says
 
 
-def test_each_object_says_who_made_it_of_what_and_for_what(tmp_path: Path) -> None:
+def test_each_object_names_maker_source_and_purpose(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     shape, affine = _volume(tmp_path / "in", tmp_path)
     codes = {3: ClassCode.model_validate({"scheme": "SCT", "value": "5366008", "modifier": "SCT:255549009"})}
@@ -444,7 +456,7 @@ def test_each_object_says_who_made_it_of_what_and_for_what(tmp_path: Path) -> No
     assert named == {str(pydicom.dcmread(file).SOPInstanceUID) for file in files}
 
 
-def test_a_class_that_is_nowhere_is_described_and_has_no_frame(tmp_path: Path) -> None:
+def test_an_absent_class_is_described_without_a_frame(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     shape, affine = _volume(tmp_path / "in", tmp_path)
     labels = np.zeros(shape, np.uint8)
@@ -455,7 +467,7 @@ def test_a_class_that_is_nowhere_is_described_and_has_no_frame(tmp_path: Path) -
     assert [segment for segment, *_ in _frames(tmp_path / "seg.dcm")] == [3]
 
 
-def test_where_nothing_was_found_there_is_one_empty_frame_a_class(tmp_path: Path) -> None:
+def test_without_findings_each_class_has_one_empty_frame(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in", orientation=OBLIQUE)
     shape, affine = _volume(tmp_path / "in", tmp_path)
     write_segmentation(
@@ -471,7 +483,7 @@ def test_where_nothing_was_found_there_is_one_empty_frame_a_class(tmp_path: Path
     _conforms(tmp_path / "seg.dcm")
 
 
-def test_made_again_it_is_the_same_object_and_of_other_labels_another(tmp_path: Path) -> None:
+def test_the_same_labels_give_the_same_object_and_others_another(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     shape, affine = _volume(tmp_path / "in", tmp_path)
     labels = _labels(shape)
@@ -494,7 +506,7 @@ def test_made_again_it_is_the_same_object_and_of_other_labels_another(tmp_path: 
     assert third.SeriesInstanceUID != first.SeriesInstanceUID
 
 
-def test_a_file_that_is_there_stays_when_the_next_cannot_be_made(tmp_path: Path) -> None:
+def test_an_existing_file_stays_if_its_replacement_fails(tmp_path: Path) -> None:
     files = make_series(tmp_path / "in")
     shape, affine = _volume(tmp_path / "in", tmp_path)
     write_segmentation(LabelledSeries(_labels(shape), files, affine, CLASSES, {}, MODEL), tmp_path / "seg.dcm")

@@ -1,4 +1,7 @@
-"""Contours give each slice's mask back: filled by hand, by either rule, and by registering them."""
+"""Contours reproduce each slice's mask.
+
+Filled by hand, by either rule, and by registering them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ CLASSES = {1: "liver", 2: "left kidney", 3: "nowhere"}
 
 
 def _filled(closed: Sequence[np.ndarray], shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (row, column) inside closed contours of (column, row), by even-odd and by winding numbers."""
+    """Pixels inside closed contours, by both fill rules.
+
+    Pixels (row, column), contours (column, row); even-odd and winding numbers.
+    """
     rows, columns = np.indices(shape)
     odd, wound = np.zeros(shape, bool), np.zeros(shape, bool)
     for points in closed:
@@ -52,7 +58,10 @@ def test_outlines_of_any_mask_enclose_its_pixels_and_no_other(seed: int, rows: i
 
 
 def _steps(closed: Sequence[np.ndarray], shape: Sequence[int]) -> np.ndarray:
-    """How often closed contours go along each edge of a pixel: (right, down, left, up; row; column of its start)."""
+    """Number of passes along each pixel edge.
+
+    By (right, down, left, up; row; column of its start).
+    """
     counts = np.zeros((4, shape[0] + 1, shape[1] + 1), int)
     for points in closed:
         corners = (np.asarray(points) + 0.5).astype(int)
@@ -212,7 +221,7 @@ def test_it_conforms_and_says_what_it_is_for(tmp_path: Path) -> None:
 
 
 def test_long_contours_are_written_whole(tmp_path: Path) -> None:
-    """A comb has a contour of more text than explicit VR allows an element."""
+    """A comb's contour exceeds the element length of explicit VR."""
     files = make_series(tmp_path / "in", volume((256, 40, 4)))
     (entry,) = register(RegisterOptions(tmp_path / "in", "demo", tmp_path / "first")).entries
     affine = nib.load(tmp_path / "first" / str(entry.image)).affine

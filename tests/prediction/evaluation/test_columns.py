@@ -1,4 +1,7 @@
-"""What tells cases apart: a table as people write it, numbers in ranges, and what is known without a table."""
+"""Columns for subgroups.
+
+Tables as people write them, numbers in ranges, and values known without a table.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ def _sizes(wanted: ColumnChoice, values: list[str], parts: int = 4) -> dict[str,
     return {name: len(group) for name, group in column.groups.items()}
 
 
-def test_columns_and_their_ranges_are_told_apart() -> None:
+def test_columns_and_their_ranges_are_parsed() -> None:
     assert parse_column_choices(["Sex,age:0-40,40-60,60-", "stage"]) == [
         ColumnChoice("sex"),
         ColumnChoice("age", ((0, 40), (40, 60), (60, float("inf")))),
@@ -44,12 +47,12 @@ def test_columns_and_their_ranges_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("text", ["age:40-30", "age:-", "age:old", ",", "sex,,age", "age:30-40,50-45"])
-def test_a_range_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_range_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match="--by"):
         parse_column_choices([text])
 
 
-def test_the_end_of_a_range_is_the_next_ones() -> None:
+def test_the_end_of_a_range_belongs_to_the_next_one() -> None:
     [wanted] = parse_column_choices(["age:0-40,40-60"])
     assert _sizes(wanted, ["39.9", "40", "59", "60", "n/a", "old"]) == {
         "0 to below 40": 1,
@@ -89,7 +92,7 @@ def test_a_table_of_windows_with_semicolons_is_read(tmp_path: Path) -> None:
     assert unmatched == 1
 
 
-def test_a_row_of_a_patient_is_of_all_the_patients_cases(tmp_path: Path) -> None:
+def test_a_patients_row_applies_to_all_their_cases(tmp_path: Path) -> None:
     (tmp_path / SALT_FILE).write_bytes(b"salt")
     hashed = hashed_key(b"salt", "|P1")  # as registering hashes a DICOM patient without issuer
     cases = [_case("a", hashed), _case("b", hashed), _case("c", "p-007"), _case("d")]

@@ -1,4 +1,7 @@
-"""A model evaluated on a dataset: which cases, what of them is handed on, and what is refused."""
+"""Evaluation of a model on a dataset.
+
+Which cases are scored, what may be shared, and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ seed: 3
 
 
 def _run(folder: Path, text: str = JOB, dataset: Path | None = None) -> TrainedModel:
-    """Return the model of a run's folder, with the weights of the job's seed."""
+    """Return the model of an untrained run.
+
+    Its weights are those of the job's seed.
+    """
     job = parse_job(write_job(folder, text))
     weights = job.plan().initial_weights()
     (folder / "model").mkdir()
@@ -54,7 +60,10 @@ def _run(folder: Path, text: str = JOB, dataset: Path | None = None) -> TrainedM
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Twenty cases of fifteen patients, with a scanner's vendor and columns of a table."""
+    """Twenty cases of fifteen patients, with columns of a table.
+
+    Also with a scanner's vendor.
+    """
     folder = make_site(tmp_path / "data", 20)
     values = json.loads((folder / "dataset.json").read_text())
     for n, entry in enumerate(values["training"]):
@@ -72,7 +81,7 @@ def test_held_out_patients_have_the_scores_of_the_runs_own_test(tmp_path: Path, 
     model = _run(tmp_path / "run", dataset=data)
     found = _evaluate(model, data)
     plan = model.job.plan()
-    test = usable_cases(data, plan.data, plan.task.vocabulary, plan.seed, "here").cases.test
+    test = usable_cases(data, plan.data, plan.supervision(), plan.seed, "here").cases.test
     expected = model.task.evaluate(model.network(CPU), test, CPU, detailed=True)
     assert {one.case.name for one in found.scored_cases} == {case.name for case in test}
     assert found.scores.mean == pytest.approx(expected.mean, abs=1e-6)
@@ -115,7 +124,7 @@ def test_scores_by_subgroup_and_files_that_stay_or_may_go(tmp_path: Path, data: 
         assert source not in page
 
 
-def test_what_was_trained_on_is_said(tmp_path: Path, data: Path) -> None:
+def test_training_cases_are_reported(tmp_path: Path, data: Path) -> None:
     [known] = _evaluate(_run(tmp_path / "a", dataset=data), data, "stage", split="all").record.remarks[:1]
     assert re.search(r"1\d of 20 cases were trained on or chose the best round at east", known)
     other = make_site(tmp_path / "other", 6, seed=9)
@@ -124,7 +133,7 @@ def test_what_was_trained_on_is_said(tmp_path: Path, data: Path) -> None:
     assert "nothing says" in _evaluate(_run(tmp_path / "c"), data, split="all").record.remarks[0]
 
 
-def test_by_default_only_what_tells_cases_apart_is_shown(tmp_path: Path, data: Path) -> None:
+def test_by_default_only_columns_that_distinguish_cases_are_shown(tmp_path: Path, data: Path) -> None:
     found = _evaluate(_run(tmp_path / "run"), data, split="all")
     assert [column.column for column in found.record.subgroups] == ["vendor"]  # all slices are thin
     assert {"vendor", "slices", "size", "volume_ml", "stage"} <= set(found.columns)
@@ -186,7 +195,7 @@ def test_a_classification_is_evaluated_and_its_worst_are_the_least_sure(tmp_path
     assert write_page(found, _run(tmp_path / "b", XRAY), CPU, out, 1).read_text().count("<svg") == 1
 
 
-def test_labels_of_another_job_and_none_are_refused_in_words(tmp_path: Path, data: Path) -> None:
+def test_other_or_missing_labels_are_refused_with_a_reason(tmp_path: Path, data: Path) -> None:
     model = _run(tmp_path / "a")
     values = json.loads((data / "dataset.json").read_text())
     (data / "dataset.json").write_text(json.dumps({**values, "labels": {"0": "background", "1": "liver", "2": "core"}}))

@@ -1,4 +1,7 @@
-"""Scores by subgroup: each as the task scores it, none of few patients, and none that follows from others."""
+"""Scores by subgroup.
+
+Each as the task scores it, none of few patients, and none that can be derived from others.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ def test_all_patients_in_one_group_have_the_interval_of_all() -> None:
     assert _by(TASK, outcomes, _column(9)).differences == ()
 
 
-def test_groups_of_few_patients_are_withheld_with_what_gives_them_away() -> None:
+def test_small_groups_are_withheld_with_groups_that_reveal_them() -> None:
     found = _by(TASK, _outcomes([0.5] * 40), _column(20, 17, 3))
     assert [group.scores is None for group in found.groups] == [False, True, True]
     assert [group.reason for group in found.groups] == [
@@ -78,14 +81,14 @@ def test_groups_of_few_patients_are_withheld_with_what_gives_them_away() -> None
     assert "g2" not in record.model_dump_json()
 
 
-def test_it_is_patients_that_count_and_not_their_cases() -> None:
+def test_patients_count_not_cases() -> None:
     outcomes = _outcomes([0.5] * 20, patients=[*(f"p{n}" for n in range(10)), *["same"] * 10])
     found = _by(TASK, outcomes, _column(10, 10))
     assert [(group.patients, group.cases) for group in found.groups] == [(10, 10), (1, 10)]
     assert all(group.scores is None for group in found.groups)
 
 
-def test_a_class_that_few_of_a_group_have_has_no_figure_there_nor_where_it_would_follow() -> None:
+def test_a_rare_class_of_a_group_is_withheld_also_where_derivable() -> None:
     core = [0.4] * 20 + [NAN] * 9 + [0.9] * 3 + [0.6] * 8
     found = _by(TASK, _outcomes([0.5] * 40, core), _column(20, 12, 8))
     shown = [group.scores for group in found.groups]
@@ -94,7 +97,7 @@ def test_a_class_that_few_of_a_group_have_has_no_figure_there_nor_where_it_would
     assert ["hd95_mm.core" in scores.extra_metrics for scores in shown if scores] == [True, False, False]
 
 
-def test_a_class_in_no_case_and_a_metric_that_none_tells_are_left_out() -> None:
+def test_absent_classes_and_unreported_metrics_are_left_out() -> None:
     outcomes = _outcomes([NAN] * 12, [NAN] * 12)
     found = _by(TASK, outcomes, _column(6, 6))
     assert [(g.scores.mean, g.interval) for g in found.groups if g.scores] == [(None, None)] * 2
@@ -104,15 +107,18 @@ def test_a_class_in_no_case_and_a_metric_that_none_tells_are_left_out() -> None:
     assert subgroups_record(found).groups[0].mean is None
 
 
-def test_patients_of_whom_nothing_is_to_be_told_hide_nobody() -> None:
-    """Empty masks that were found to be empty have no Dice: the mean of such a group is that of the others."""
+def test_patients_without_a_figure_provide_no_cover() -> None:
+    """Correctly empty masks have no Dice.
+
+    So the mean of such a group is that of the others.
+    """
     values = [0.5] * 20 + [NAN] * 8 + [0.9] * 3
     found = _by(TASK, _outcomes(values), _column(14, 6, 11))
     assert [group.reason for group in found.groups] == ["", "it would give others away", "fewer than 5 patients"]
     assert scores_record(TASK, _outcomes(values[-11:]), None).model_dump(exclude_defaults=True) == {}
 
 
-def test_of_few_patients_nothing_is_handed_on() -> None:
+def test_nothing_about_few_patients_is_shared() -> None:
     outcomes = _outcomes([0.5] * 9, patients=["a", "b", "c", "d"] * 2 + ["a"])
     assert scores_record(TASK, outcomes, None).model_dump(exclude_defaults=True) == {}
 
@@ -132,7 +138,7 @@ def test_of_a_classification_a_class_needs_its_own_patients() -> None:
         assert group.interval[0] <= group.scores.mean <= group.interval[1]
 
 
-def test_one_class_alone_in_a_group_tells_no_area() -> None:
+def test_a_group_with_one_class_has_no_auc() -> None:
     names = tuple(str(n) for n in range(20))
     found = tuple(Classified(np.array([0.2, 0.3, 0.5]), n // 10) for n in range(20))
     column = Column("site", {"x": names[:10], "y": names[10:]})
@@ -141,7 +147,7 @@ def test_one_class_alone_in_a_group_tells_no_area() -> None:
     assert groups.differences == ()
 
 
-def test_one_patient_does_not_follow_from_groups_of_two_columns() -> None:
+def test_one_patient_cannot_be_derived_from_two_columns() -> None:
     values = np.random.default_rng(0).uniform(0.3, 0.95, 24).tolist()
     vendor, slices = _column(12, 12), Column("slices", _column(11, 13).groups)
     found = by_subgroup(TASK, _outcomes(values), [vendor, slices])
@@ -152,8 +158,11 @@ def test_one_patient_does_not_follow_from_groups_of_two_columns() -> None:
     assert subgroups_record(found[0]).withheld_groups == 2
 
 
-def test_a_patient_of_whom_a_group_has_one_image_more_does_not_follow() -> None:
-    """Of the same patients two groups tell; one has two images of the first, the other one of them."""
+def test_a_patient_with_one_more_image_in_a_group_cannot_be_derived() -> None:
+    """Two groups with the same patients differ by one image.
+
+    One patient has two images of the first group, and one of them is in the second.
+    """
     patients = [f"p{n % 20}" for n in range(21)]
     outcomes = _outcomes(np.random.default_rng(0).uniform(0.3, 0.95, 21).tolist(), patients=patients)
     names = outcomes.cases
@@ -164,7 +173,7 @@ def test_a_patient_of_whom_a_group_has_one_image_more_does_not_follow() -> None:
     assert told == [("b", "y")]
 
 
-def test_a_class_does_not_follow_from_groups_of_two_columns() -> None:
+def test_a_class_cannot_be_derived_from_two_columns() -> None:
     core = [0.5 if n < 10 or 12 <= n < 22 else NAN for n in range(24)]
     second = Column("slices", _column(6, 18).groups)
     both = by_subgroup(TASK, _outcomes([0.5] * 24, core), [_column(12, 12), second])

@@ -1,4 +1,7 @@
-"""Probabilities as tables; what spoke for a class lies at its place in the image; networks stay as they are."""
+"""Class probabilities and evidence maps.
+
+Tables, positions in the image, and networks that stay unchanged.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ RESNET = "{network: resnet18}"
 
 
 class Bright(nn.Module):
-    """Says class 1 the more bright pixels there are in the first quarter of an image."""
+    """Scores class 1 by bright pixels in the first quarter."""
 
     def __init__(self, dimensions: int, channels: int = 1, everywhere: bool = False) -> None:
         super().__init__()
@@ -55,7 +58,7 @@ class Bright(nn.Module):
 
 
 class Tokens(nn.Module):
-    """The same for a network that sees an image as a sequence: squares of 8 pixels, each of them a token."""
+    """The same for a network of tokens, 8 pixels square."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,7 +85,7 @@ def test_evidence_lies_in_the_quarter_that_the_answer_depends_on(dimensions: int
     assert (quarter > 0).all()
 
 
-def test_a_network_of_tokens_is_explained_by_covering_places() -> None:
+def test_a_network_of_tokens_is_explained_by_occlusion() -> None:
     image = torch.rand((1, 32, 32), generator=torch.Generator().manual_seed(0))
     found = Explainer(Tokens().eval()).explain(image, 1)
     assert found.method == OCCLUSION
@@ -92,7 +95,7 @@ def test_a_network_of_tokens_is_explained_by_covering_places() -> None:
     assert again.method == OCCLUSION
 
 
-def test_nothing_speaks_for_a_class_that_nothing_speaks_for() -> None:
+def test_a_class_without_support_has_no_evidence() -> None:
     found = Explainer(Bright(2).eval()).explain(torch.rand(1, 16, 16), 0)
     assert not found.heat.any()
 
@@ -108,7 +111,7 @@ def test_the_last_map_of_features_is_found_in_each_network(name: str, layer: str
     assert feature_layer(network, torch.zeros(1, 1, 128, 128)) == layer
 
 
-def test_a_branch_past_which_the_image_speaks_too_is_no_map_of_features() -> None:
+def test_a_feature_map_that_the_image_bypasses_is_not_used() -> None:
     class Branches(Bright):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + x.flatten(1).mean(1, keepdim=True)
@@ -134,7 +137,7 @@ def test_a_network_is_left_as_it_was() -> None:
     assert not network.training
 
 
-def test_where_gradients_find_no_memory_places_are_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_for_gradients_occlusion_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -171,7 +174,7 @@ def test_evidence_of_an_image_of_any_size_lies_on_its_own_pixels(tmp_path: Path,
     assert np.abs(found - box).max() <= max(1, max(size) / 64)
 
 
-def test_what_was_cut_off_before_the_network_saw_it_speaks_for_nothing(tmp_path: Path) -> None:
+def test_cropped_parts_of_the_image_have_no_evidence(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 100)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     source = made_source(tmp_path / "wide.png", spacing=[0.001, 0.001])
@@ -279,7 +282,7 @@ def test_a_model_that_keeps_its_temperature_predicts_by_it(tmp_path: Path) -> No
     assert odds["calibrated"] == pytest.approx(2 * odds["plain"])
 
 
-def test_images_of_a_folder_have_probabilities_and_what_spoke_for_them(tmp_path: Path) -> None:
+def test_images_of_a_folder_have_probabilities_and_evidence(tmp_path: Path) -> None:
     model = made_model(tmp_path / "run", CLASSES, RESNET, f"{COLOURS}, patch: [64, 64]")
     found = made_predictions(model, make_textures(tmp_path / "in", ["stripes", "waves"], 2, 100), tmp_path / "out")
     rows = list(csv.DictReader((tmp_path / "out" / "classes.csv").open()))

@@ -1,4 +1,7 @@
-"""Outlines of objects hold exactly their pixels, whatever their form, and other programs read them so."""
+"""Outlines of objects hold exactly their pixels.
+
+Whatever their form; other programs read the same.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ def area(ring: list[list[int]]) -> float:
 
 
 def filled(polygons: list[Polygon], shape: tuple[int, ...]) -> np.ndarray:
-    """Return which pixels' centres lie in polygons, (x, y), as matplotlib decides it."""
+    """Return which pixel centres are in polygons (x, y).
+
+    By matplotlib.
+    """
     centres = np.indices(shape).reshape(2, -1).T + 0.5
     inside = np.zeros(len(centres), bool)
     for rings in polygons:
@@ -103,7 +109,7 @@ def test_one_pixel_is_a_unit_square_at_its_place() -> None:
     assert sorted(map(tuple, ring[1:])) == [(3, 1), (3, 2), (4, 1), (4, 2)]
 
 
-def test_what_surrounds_another_object_has_a_hole_for_it() -> None:
+def test_a_surrounding_object_has_a_hole() -> None:
     found = object_polygons(RING)
     assert [len(rings) for rings in found[1]] == [2]
     assert [len(rings) for rings in found[2]] == [1]

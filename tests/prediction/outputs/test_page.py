@@ -35,7 +35,7 @@ def page_of(tmp_path: Path, inputs: Path, text: str | None = None, options: Opti
 
 
 class _Balanced(HTMLParser):
-    """Raises where a tag of a block is closed that is not open."""
+    """Raises if a closed block tag is not open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_a_volume_is_seen_in_three_planes_with_contour_letters_scale_and_figures
     assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org", "")
 
 
-def test_a_series_is_drawn_though_its_image_lies_in_the_hidden_folder(tmp_path: Path) -> None:
+def test_a_series_is_drawn_from_the_hidden_folder(tmp_path: Path) -> None:
     make_series(tmp_path / "pacs")
     html = page_of(tmp_path, tmp_path / "pacs")
     assert html.count("<svg") >= 3
@@ -118,7 +118,7 @@ def test_a_page_of_nothing_is_written(tmp_path: Path) -> None:
     assert "0 cases predicted" in html.read_text(encoding="utf-8")
 
 
-def test_evidence_has_a_caption_and_a_legend_and_stands_as_large_as_its_image(tmp_path: Path) -> None:
+def test_evidence_has_caption_legend_and_its_images_size(tmp_path: Path) -> None:
     html = page_of(tmp_path, make_textures(tmp_path / "in", ["broad"], 1, colours=1), CLASSIFIER)
     assert "1 case predicted; 1 shown" in html
     assert re.search(r"<figcaption>what spoke for (broad|narrow) \(Grad-CAM\)<br><span class=\"heat\"", html)
@@ -127,7 +127,7 @@ def test_evidence_has_a_caption_and_a_legend_and_stands_as_large_as_its_image(tm
     assert 'width="480" alt="evidence"' in html
 
 
-def test_a_verdict_has_words_of_its_own_and_what_most_have_stands_on_top(tmp_path: Path) -> None:
+def test_verdicts_are_in_words_and_common_reasons_come_first(tmp_path: Path) -> None:
     model = load_model(make_run(tmp_path / "run"))
     out = tmp_path / "out"
     sources = gather([make_site(tmp_path / "site", 3)], out, model.job, tmp_path / "datasets", workers=1)
@@ -141,7 +141,7 @@ def test_a_verdict_has_words_of_its_own_and_what_most_have_stands_on_top(tmp_pat
     assert "look closely: 2 of 3 cases: the network is unsure" in html
 
 
-def test_pictures_that_writers_left_are_shown(tmp_path: Path) -> None:
+def test_pictures_written_by_outputs_are_shown(tmp_path: Path) -> None:
     model = load_model(make_run(tmp_path / "run", CLASSIFIER))
     out = tmp_path / "out"
     folder = make_textures(tmp_path / "in", ["broad"], 1, colours=1)
@@ -173,7 +173,7 @@ def test_planes_without_a_label_go_through_the_body() -> None:
         assert _places(body, labels, True) == _places(body, labels, False) == (7, 1, 4)
 
 
-def test_what_is_found_in_the_air_does_not_choose_the_plane() -> None:
+def test_findings_in_air_do_not_choose_the_plane() -> None:
     body, labels = np.zeros((9, 12, 9), np.float32), np.zeros((9, 12, 9), np.uint8)
     body[6:9, 0:3, 2:7] = 100
     labels[7, 1, 4] = 1
@@ -183,8 +183,8 @@ def test_what_is_found_in_the_air_does_not_choose_the_plane() -> None:
     assert _places(body, labels, True) == (2, 8, 0)
 
 
-def test_each_plane_is_shown_by_its_own_values() -> None:
-    """What is bright in one plane leaves the others no darker than they are by themselves."""
+def test_each_plane_is_scaled_by_its_values() -> None:
+    """A bright plane does not darken the others."""
     values = np.random.default_rng(0).integers(50, 100, (20, 20, 20)).astype(np.float32)
     values[:5, :5, 9:12] *= 4
     image = LoadedImage(values[..., None], np.eye(4), "float32")

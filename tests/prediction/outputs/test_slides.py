@@ -1,4 +1,7 @@
-"""Attention lies on the slide at its place, in files that other programs open."""
+"""Attention maps of slides open in other programs.
+
+At the right place.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,10 @@ SIDE, BRIGHT = 1024, (640, 256)  # of the slide, and the corner of its bright re
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A slide of half a micron a pixel, with one bright square."""
+    """A slide with one bright square.
+
+    Half a micron a pixel.
+    """
     pixels = stained(SIDE, SIDE)
     x, y = BRIGHT
     pixels[y : y + 128, x : x + 128] = (30, 220, 40)
@@ -53,13 +59,16 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def reader(slide: Path) -> Iterator[TileReader]:
-    """Its tiles of 64 pixels of one micron, 128 of its own."""
+    """Reader of the slide's tiles.
+
+    64 pixels of one micron, 128 of the slide's.
+    """
     with TileReader(slide, TileSpec(64, 1.0)) as tiles:
         yield tiles
 
 
 def tile_heat(at: tuple[int, int] = BRIGHT) -> TileHeat:
-    """Return attention to each tile of the slide, nearly all of it to one."""
+    """Return attention to each tile, mostly to one."""
     places = np.array([(x, y) for y in range(0, SIDE, 128) for x in range(0, SIDE, 128)], np.int32)
     attention = np.where((places == at).all(axis=1), 0.9, 0.1 / (len(places) - 1)).astype(np.float32)
     return TileHeat(attention, places, 128.0)
@@ -71,7 +80,7 @@ def model(tmp_path: Path) -> TrainedModel:
 
 
 def cut_source(slide: Path, folder: Path, heat: TileHeat, mpp: float = 1.0) -> Source:
-    """Return a slide as registering leaves it, cut at a resolution."""
+    """Return a registered slide, cut at a resolution."""
     tiles = folder / "tiles.npz"
     np.savez(tiles, x=heat.places[:, 0], y=heat.places[:, 1], size=np.int32(64), mpp=np.float32(mpp))
     source = made_source(slide)
@@ -145,7 +154,7 @@ def test_the_picture_shows_attention_at_its_place(reader: TileReader, tmp_path: 
     assert differs.mean() < 0.1
 
 
-def test_the_tiles_that_spoke_most_are_written_as_the_network_saw_them(reader: TileReader, tmp_path: Path) -> None:
+def test_tiles_with_most_attention_are_written_as_the_network_saw_them(reader: TileReader, tmp_path: Path) -> None:
     table, *pictures = write_top_tiles(reader, tile_heat(), tmp_path, "case")
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 64

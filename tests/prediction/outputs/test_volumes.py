@@ -14,7 +14,10 @@ from oncofed.prediction.outputs.measurements import SegmentMeasurements, measure
 
 
 def turned(spacing: tuple[float, float, float], degrees: float = 0.0) -> np.ndarray:
-    """An affine of voxels of a size, turned about the axis from left to right, away from the origin."""
+    """An affine with voxel size, rotation and offset.
+
+    Rotated about the left-right axis.
+    """
     angle = math.radians(degrees)
     turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
     affine = np.eye(4)
@@ -23,7 +26,10 @@ def turned(spacing: tuple[float, float, float], degrees: float = 0.0) -> np.ndar
 
 
 def ellipsoid(radii: tuple[float, float, float], spacing: tuple[float, float, float]) -> np.ndarray:
-    """Voxels whose centres lie within an ellipsoid with these half axes in mm, along the axes of the voxels."""
+    """Voxels whose centres are within an ellipsoid.
+
+    Half axes in mm, along the voxels' axes.
+    """
     shape = [int(2 * radius / side) + 5 for radius, side in zip(radii, spacing, strict=True)]
     places = np.stack(np.meshgrid(*[np.arange(n) - (n - 1) / 2 for n in shape], indexing="ij"))
     scaled = places * np.reshape(spacing, (3, 1, 1, 1)) / np.reshape(radii, (3, 1, 1, 1))
@@ -57,7 +63,7 @@ def test_a_box_is_measured_on_the_surface_of_its_voxels() -> None:
     assert (found.longest_mm, found.short_mm, found.longest_3d_mm) == pytest.approx((7, 1, 7))
 
 
-def test_the_longest_diameter_lies_in_the_plane_nearest_to_axial_whatever_the_order_of_axes() -> None:
+def test_the_longest_diameter_is_in_the_most_axial_plane() -> None:
     long = ellipsoid((6, 10, 20), (1.0, 1.0, 1.0))
     upright = one(long, turned((1.0, 1.0, 1.0)))
     # The same body, stored with its axis from feet to head first.
@@ -69,7 +75,7 @@ def test_the_longest_diameter_lies_in_the_plane_nearest_to_axial_whatever_the_or
     assert turned_over.plane == upright.plane
 
 
-def test_the_ends_lie_as_far_apart_as_the_diameter_is_long_and_in_its_plane() -> None:
+def test_a_diameters_ends_have_its_distance_and_plane() -> None:
     affine = turned((0.8, 0.9, 2.5), 20)
     found = one(ellipsoid((15, 9, 12), (0.8, 0.9, 2.5)), affine)
     assert found.ends is not None

@@ -15,7 +15,7 @@ def _unsure(name: str, entropy: float) -> dict[str, Any]:
     return _record(name, "look", f"the network is unsure (entropy {entropy:.2f} of 1)")
 
 
-def test_one_case_is_told_by_itself_and_by_its_verdict() -> None:
+def test_a_single_case_is_named_with_its_verdict() -> None:
     far = _record("b", "outside", "voxels are 4 mm along superior, training had 0.917 to 1.09 mm")
     assert warning_lines([_record("a"), _unsure("c", 0.5), far, {"name": "d", "trust": None}]) == [
         ("look closely", "c: the network is unsure (entropy 0.50 of 1)"),
@@ -31,7 +31,7 @@ def test_several_are_one_line_with_the_range_of_their_values() -> None:
     assert common_warnings(records) == []
 
 
-def test_what_most_cases_have_is_said_once_with_a_likely_cause() -> None:
+def test_a_reason_of_most_cases_is_reported_once_with_a_likely_cause() -> None:
     records = [_unsure(f"case_{n}", 0.54 + n / 100) for n in range(4)] + [_record("sure")]
     words = "4 of 5 cases: the network is unsure (entropy 0.54 to 0.57 of 1); it may have been trained too briefly"
     assert warning_lines(records) == [("look closely", words)]

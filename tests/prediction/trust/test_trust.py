@@ -1,4 +1,7 @@
-"""What speaks against trusting a prediction: the image, the network's doubt, other models of the run."""
+"""Reasons not to trust a prediction.
+
+The image, the network's doubt, and other models of the run.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def test_thick_slices_are_outside_and_told_in_words() -> None:
     assert many.words == "it has 900 voxels along superior, training had 53.8 to 76.1"
 
 
-def test_what_the_job_says_holds_without_a_profile() -> None:
+def test_the_jobs_limits_apply_without_a_profile() -> None:
     assert _reasons(_entry(modality="CT"), CT, None) == {}
     assert _reasons(_entry(modality=None), CT, None) == {}, "NIfTI does not say"
     other = _reasons(_entry(modality="MR"), CT, None)["modality"]
@@ -128,7 +131,7 @@ def test_a_range_that_reaches_the_histograms_end_is_open() -> None:
     assert _reasons(_entry(1.0), MRI, profile)["spacing_superior"].words.endswith("training had at most 0.00106 mm")
 
 
-def test_entropy_is_0_of_the_sure_and_1_of_the_clueless() -> None:
+def test_entropy_is_0_if_certain_and_1_if_uniform() -> None:
     assert entropy_of(np.array([1.0, 0.0])) == 0
     assert entropy_of(np.array([0.25] * 4)) == pytest.approx(1)
     assert entropy_of(np.array([0.9, 0.1])) == pytest.approx(-(0.9 * math.log2(0.9) + 0.1 * math.log2(0.1)))
@@ -150,7 +153,7 @@ def test_disagreement_is_one_minus_dice_over_all_pairs() -> None:
     assert disagreement(_map(), {"east": _map(3)}, {1: "tumour"}).mean == 1
 
 
-def test_classes_at_odds_differ_by_one_and_equals_by_nothing() -> None:
+def test_disagreement_of_classes_is_1_if_opposed_and_0_if_equal() -> None:
     one, other = ClassScores(np.array([60.0, 0.0])), ClassScores(np.array([0.0, 60.0]))
     names = {0: "benign", 1: "malignant"}
     assert disagreement(one, {"east": one}, names).mean == pytest.approx(0, abs=1e-9)
@@ -164,7 +167,10 @@ def test_classes_at_odds_differ_by_one_and_equals_by_nothing() -> None:
 
 @pytest.fixture
 def model(tmp_path: Path) -> TrainedModel:
-    """A run with two sites' own models and a profile of volumes of 1 mm."""
+    """A run with two sites' models and a profile.
+
+    Of volumes of 1 mm.
+    """
     folder = tmp_path / "run"
     job = parse_job(write_job(folder))
     (folder / "model" / "baselines").mkdir(parents=True)
@@ -184,7 +190,7 @@ def _volume(path: Path, seed: int, spacing: float = 1.0) -> Path:
     return path
 
 
-def test_images_outside_are_left_to_a_person_where_that_is_asked(model: TrainedModel, tmp_path: Path) -> None:
+def test_an_option_leaves_images_outside_to_a_person(model: TrainedModel, tmp_path: Path) -> None:
     for seed in range(8):
         _volume(tmp_path / "images" / f"v{seed}.nii.gz", seed)
     out = tmp_path / "out"

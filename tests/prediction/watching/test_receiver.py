@@ -1,4 +1,7 @@
-"""What is sent to the port: who may, where it lies, and when a series is whole. Real associations."""
+"""Reception of DICOM over real associations.
+
+Who may send, where files are stored, when a series is complete.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def test_a_series_that_is_sent_lies_in_the_inbox_byte_for_byte(desk: Desk, tmp_p
     assert not Inbox.is_incomplete(desk.images[0].parent)
 
 
-def test_what_is_compressed_stays_so(desk: Desk, tmp_path: Path) -> None:
+def test_compressed_images_stay_compressed(desk: Desk, tmp_path: Path) -> None:
     dataset = pydicom.dcmread(make_series(tmp_path / "scan")[0])
     dataset.compress(RLELossless, generate_instance_uid=False)
     entity = AE(SCANNER)
@@ -92,7 +95,7 @@ def test_two_send_at_once(tmp_path: Path) -> None:
         assert sorted(len(list(folder.glob("*.dcm"))) for folder in series) == [8, 8]
 
 
-def test_a_series_that_broke_off_is_open_until_another_association_ends_well(desk: Desk, tmp_path: Path) -> None:
+def test_an_interrupted_series_stays_open_until_an_association_completes(desk: Desk, tmp_path: Path) -> None:
     files = make_series(tmp_path / "scan")
     association = call(desk)
     send(association, files[:3])
@@ -111,7 +114,7 @@ def test_a_series_that_broke_off_is_open_until_another_association_ends_well(des
     assert len(desk.images) == len(files)
 
 
-def test_the_same_again_changes_nothing_and_another_one_takes_its_place(desk: Desk, tmp_path: Path) -> None:
+def test_resending_changes_nothing_and_another_version_replaces_it(desk: Desk, tmp_path: Path) -> None:
     file = make_series(tmp_path / "scan")[0]
     for _ in range(2):
         association = call(desk)
@@ -143,7 +146,7 @@ def test_an_object_that_is_half_sent_leaves_nothing(desk: Desk, tmp_path: Path) 
     assert not desk.images
 
 
-def test_no_image_is_refused(desk: Desk, tmp_path: Path) -> None:
+def test_objects_that_are_no_images_are_refused(desk: Desk, tmp_path: Path) -> None:
     association = call(desk, classes=[MRImageStorage, RTPlanStorage, SegmentationStorage])
     accepted = {context.abstract_syntax for context in association.accepted_contexts}
     assert accepted == {Verification, MRImageStorage}

@@ -1,4 +1,7 @@
-"""What a peer that means harm achieves at the port: nothing outside of the inbox, and nothing for long."""
+"""Attacks by a malicious peer at the port.
+
+Nothing is written outside the inbox, and nothing blocked for long.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 @pytest.mark.attack(
     "sending images under an AE title that is not on the list", by="a machine of the network", logged="the watch's own"
 )
-def test_who_is_not_on_the_list_is_rejected_for_that(desk: Desk) -> None:
+def test_unlisted_peers_are_rejected(desk: Desk) -> None:
     association = call(desk, "STRANGER")
     assert association.is_rejected
     answer = association.acceptor.primitive
@@ -114,7 +117,7 @@ def test_an_object_that_is_too_large_is_not_kept(tmp_path: Path) -> None:
 @pytest.mark.attack(
     "writing outside of the inbox by identifiers that are paths", by="a machine that may send", logged="nowhere"
 )
-def test_identifiers_that_are_paths_lead_nowhere(desk: Desk, tmp_path: Path) -> None:
+def test_path_like_identifiers_do_not_escape_the_inbox(desk: Desk, tmp_path: Path) -> None:
     outside = {path for path in tmp_path.rglob("*") if not path.is_relative_to(desk.inbox.folder)}
     dataset = pydicom.dcmread(make_series(tmp_path / "scan")[0])
     outside |= {tmp_path / "scan", *(tmp_path / "scan").rglob("*")}
@@ -134,7 +137,7 @@ def test_identifiers_that_are_paths_lead_nowhere(desk: Desk, tmp_path: Path) -> 
 
 
 @pytest.mark.attack("an image that is something else than announced", by="a machine that may send", logged="the watch")
-def test_what_is_not_as_announced_is_refused(desk: Desk, tmp_path: Path) -> None:
+def test_data_that_differ_from_the_announcement_are_refused(desk: Desk, tmp_path: Path) -> None:
     scan = pydicom.dcmread(make_series(tmp_path / "scan")[0])
     xray = pydicom.dcmread(make_xray(tmp_path, volume()[..., 0].astype("uint16")))
     peer = Bare(desk)
@@ -146,7 +149,7 @@ def test_what_is_not_as_announced_is_refused(desk: Desk, tmp_path: Path) -> None
 
 @pytest.mark.filterwarnings("ignore:The value length")
 @pytest.mark.attack("names of patients in what is printed", by="a scanner's images", logged="where it must not be")
-def test_nothing_that_is_told_or_named_knows_the_patient(
+def test_messages_and_file_names_hold_no_patient_data(
     desk: Desk, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     files = make_series(tmp_path / "scan", patient="CanaryMRN")
@@ -177,9 +180,7 @@ def test_nothing_that_is_told_or_named_knows_the_patient(
     ],
     ids=["4 GiB", "no association", "no such message", "noise", "another protocol"],
 )
-def test_what_no_peer_sends_ends_its_connection_alone(
-    desk: Desk, sent: bytes, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_messages_end_only_their_connection(desk: Desk, sent: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     good = call(desk)
     peer = Bare(desk)
     peer.send(sent)
@@ -191,14 +192,16 @@ def test_what_no_peer_sends_ends_its_connection_alone(
 
 @pytest.mark.attack(FILLING, by="a machine that may send", logged="nowhere: the association is aborted")
 @pytest.mark.parametrize("control", [1, 0], ids=["a command without an end", "data without a command"])
-def test_memory_is_not_filled_by_what_never_ends(desk: Desk, control: int) -> None:
+def test_endless_messages_do_not_fill_memory(desk: Desk, control: int) -> None:
     peer = Bare(desk)
     peer.associate()
     assert peer.send_until_ended(peer.data(bytes(60_000), control)) < 1000
 
 
 @pytest.mark.attack(FILLING, by="a machine that may send", logged="nowhere: the association is aborted")
-def test_objects_that_wait_for_no_answer_are_few(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objects_sent_without_waiting_for_responses_are_limited(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = pydicom.dcmread(make_series(tmp_path / "scan")[0])
     keep = desk.inbox.keep
     monkeypatch.setattr(desk.inbox, "keep", lambda *given: time.sleep(1) or keep(*given))
@@ -221,7 +224,7 @@ def test_deflated_data_sets_are_not_taken(desk: Desk) -> None:
 
 
 @pytest.mark.attack("holding all connections open", by="whoever reaches the port", logged="nowhere: they are closed")
-def test_connections_that_say_nothing_are_few_and_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_connections_are_few_and_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_scp, "_NEGOTIATION_SECONDS", 1.0)
     desk = opened(tmp_path / "inbox")
     with desk.receiver:

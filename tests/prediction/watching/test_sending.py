@@ -1,4 +1,4 @@
-"""Results are sent until they are acknowledged, to a receiver of the test's own."""
+"""Results are sent until acknowledged, to a test receiver."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def place(tmp_path: Path) -> Place:
 def archive(
     port: int, statuses: list[int] | None = None, takes: str = "1.2.840.10008.5.1.4.1.1.66.4"
 ) -> Iterator[list]:
-    """Listen as an archive does, and yield what it got; it answers with these statuses, then with success."""
+    """Listen like an archive, and yield what it received.
+
+    It answers with these statuses, then with success.
+    """
     got: list = []
     answers = list(statuses or [])
 
@@ -89,14 +92,14 @@ def test_a_result_is_kept_until_the_receiver_is_there(place: Place, port: int) -
     assert sent.Modality == "SEG"
 
 
-def test_a_receiver_whose_name_is_not_known_is_away(tmp_path: Path) -> None:
+def test_a_receiver_with_an_unknown_host_counts_as_absent(tmp_path: Path) -> None:
     seg = make_seg(tmp_path / "seg.dcm", make_series(tmp_path / "scan"), {"x": volume() > 100})
     gone = tmp_path / "gone.dcm"
     replies = send([gone, seg], ApplicationEntity("ARCHIVE", Address("no-such-host.invalid", 104)), "ONCOFED")
     assert [reply.sent for reply in replies] == [SendStatus.NEVER, SendStatus.AWAY]
 
 
-def test_a_receiver_that_is_away_is_asked_less_and_less(place: Place, port: int) -> None:
+def test_an_absent_receiver_is_tried_less_and_less_often(place: Place, port: int) -> None:
     watch = sender(place, port)
     watch.run(once=True)
     times = []
@@ -109,7 +112,7 @@ def test_a_receiver_that_is_away_is_asked_less_and_less(place: Place, port: int)
     assert times == [10, 30, 70, 150]
 
 
-def test_a_receiver_that_refuses_gets_it_again_and_in_the_end_no_more(place: Place, port: int) -> None:
+def test_a_refused_result_is_retried_and_then_given_up(place: Place, port: int) -> None:
     with archive(port, [0xA700, 0xA700]) as got:
         watch = sender(place, port)
         for _ in range(3):
@@ -124,7 +127,7 @@ def test_a_receiver_that_refuses_gets_it_again_and_in_the_end_no_more(place: Pla
     [([0xC000] * 9, "1.2.840.10008.5.1.4.1.1.66.4", "0xC000"), ([], "1.2.840.10008.5.1.4.1.1.2", "of this kind")],
     ids=["refused", "another kind"],
 )
-def test_what_a_receiver_never_takes_does_not_stop_the_rest(
+def test_a_result_refused_for_good_does_not_block_the_rest(
     place: Place, port: int, statuses: list[int], takes: str, why: str
 ) -> None:
     with archive(port, statuses, takes):

@@ -1,4 +1,7 @@
-"""Each thing that arrives is worked off once, whatever comes between; results are sent until they are acknowledged."""
+"""Each arriving input is processed once.
+
+Despite interruptions; results are sent until they are acknowledged.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ SETTLE = 10.0
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Two folders, still empty; what fails is tried again at once."""
+    """Two empty folders; failures are retried at once."""
     monkeypatch.setattr("oncofed.prediction.watching.watcher._SECONDS_BETWEEN_TRIES", 0.0)
     monkeypatch.setattr("oncofed.prediction.watching.watcher._SECONDS_WHEN_FULL", 0.0)
     return Place(tmp_path)
@@ -40,7 +43,7 @@ def names(scanner: FolderScanner) -> list[str]:
 # What arrived, and when it is whole.
 
 
-def test_what_still_changes_is_not_whole(place: Place) -> None:
+def test_a_changing_input_is_not_complete(place: Place) -> None:
     scanner = FolderScanner(place.folder, SETTLE, place.clock)
     file = place.folder / "a.nii"
     file.write_bytes(b"1")
@@ -55,7 +58,7 @@ def test_what_still_changes_is_not_whole(place: Place) -> None:
     assert (names(scanner), scanner.unsettled) == (["a.nii"], [])
 
 
-def test_a_file_whose_old_time_came_along_is_still_being_copied(place: Place) -> None:
+def test_a_copy_with_an_old_mtime_is_not_complete(place: Place) -> None:
     scanner = FolderScanner(place.folder, SETTLE, place.clock)
     file = place.folder / "a.nii"
     for _ in range(3):
@@ -68,7 +71,7 @@ def test_a_file_whose_old_time_came_along_is_still_being_copied(place: Place) ->
     assert names(scanner) == ["a.nii"]
 
 
-def test_names_of_what_is_being_written_wait_and_hidden_ones_are_nothing(place: Place) -> None:
+def test_partial_names_wait_and_hidden_files_are_ignored(place: Place) -> None:
     scanner = FolderScanner(place.folder, 0.0, place.clock)
     for name in ("a.nii.part", "b.nii.TMP", ".hidden.nii", "case/one.nii", "case/two.nii.part", ".d/x.nii"):
         path = place.folder / name
@@ -83,7 +86,7 @@ def test_names_of_what_is_being_written_wait_and_hidden_ones_are_nothing(place: 
     assert scanner.open == ["b.nii.TMP"]
 
 
-def test_loose_dicom_files_are_one_thing_a_series(place: Place) -> None:
+def test_loose_dicom_files_are_one_input_per_series(place: Place) -> None:
     make_series(place.folder, names=lambda number: f"a{number}")
     make_series(place.folder, names=lambda number: f"b{number}")
     (place.folder / "note.txt").write_text("x")
@@ -94,7 +97,7 @@ def test_loose_dicom_files_are_one_thing_a_series(place: Place) -> None:
         assert "MRN" not in item.name
 
 
-def test_a_folder_is_one_thing_and_another_one_when_it_changes(place: Place) -> None:
+def test_a_folder_is_one_input_and_a_new_one_when_it_changes(place: Place) -> None:
     make_series(place.folder / "case" / "series")
     scanner = FolderScanner(place.folder, 0.0, place.clock)
     (before,) = scanner.ready_items()
@@ -109,7 +112,7 @@ def test_a_folder_is_one_thing_and_another_one_when_it_changes(place: Place) -> 
 # Each thing once.
 
 
-def test_each_thing_is_worked_off_once_also_by_the_next_process(place: Place) -> None:
+def test_each_input_is_processed_once_across_processes(place: Place) -> None:
     for name in ("a.nii", "b.nii"):
         (place.folder / name).write_bytes(b"1")
     counts = place.watch().run(once=True)
@@ -133,7 +136,7 @@ def test_each_thing_is_worked_off_once_also_by_the_next_process(place: Place) ->
     ],
     ids=["data", "memory", "away", "disk", "unforeseen"],
 )
-def test_one_that_fails_is_set_aside_and_the_next_is_done(
+def test_a_failed_input_is_set_aside_and_the_next_processed(
     place: Place, raised: Exception, tries: int, told: str
 ) -> None:
     (place.folder / "bad.nii").write_bytes(b"1")
@@ -156,9 +159,7 @@ def test_one_that_fails_is_set_aside_and_the_next_is_done(
     assert place.watch(process_item).run(once=True).failed == 1
 
 
-def test_a_failure_that_may_pass_is_tried_again_later_and_the_next_thing_first(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_temporary_failure_is_retried_after_the_next_input(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("oncofed.prediction.watching.watcher._SECONDS_BETWEEN_TRIES", 0.1)
     (place.folder / "a.nii").write_bytes(b"1")
     time.sleep(0.01)
@@ -180,7 +181,7 @@ def test_one_without_a_result_says_why(place: Place) -> None:
     assert ("failed", "a.nii is set aside: a colour image for a grey model") in place.told
 
 
-def test_a_full_disk_is_waited_for_and_costs_no_try(place: Place) -> None:
+def test_a_full_disk_is_waited_for_without_counting_an_attempt(place: Place) -> None:
     (place.folder / "a.nii").write_bytes(b"1")
     full = [OSError(errno.ENOSPC, "No space left on device")] * 5
 
@@ -229,7 +230,7 @@ def test_a_folder_that_is_away_for_a_while_is_looked_at_again(place: Place) -> N
     assert place.kinds() == ["later", "begun", "done"]
 
 
-def test_a_stop_lets_the_thing_at_hand_end_and_begins_no_other(place: Place) -> None:
+def test_a_stop_finishes_the_current_input_and_begins_no_other(place: Place) -> None:
     for name in ("a.nii", "b.nii"):
         (place.folder / name).write_bytes(b"1")
 
@@ -242,7 +243,7 @@ def test_a_stop_lets_the_thing_at_hand_end_and_begins_no_other(place: Place) -> 
     assert place.hand.seen == ["a.nii"]
 
 
-def test_an_interrupted_thing_is_begun_anew_without_a_try(place: Place) -> None:
+def test_an_interrupted_input_is_restarted_without_counting_an_attempt(place: Place) -> None:
     (place.folder / "a.nii").write_bytes(b"1")
     for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
@@ -303,7 +304,7 @@ def process(place: Place, *more: str, poison: str = "-") -> subprocess.Popen[str
 
 
 @pytest.mark.slow
-def test_what_kills_the_process_is_tried_three_times_and_the_rest_is_done(place: Place) -> None:
+def test_an_input_that_kills_the_process_is_tried_three_times(place: Place) -> None:
     (place.folder / "a.nii").write_bytes(b"1")
     time.sleep(0.01)
     (place.folder / "b.nii").write_bytes(b"1")
@@ -319,7 +320,7 @@ def test_what_kills_the_process_is_tried_three_times_and_the_rest_is_done(place:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_the_thing_at_hand_end_and_says_so(place: Place, number: signal.Signals) -> None:
+def test_a_signal_finishes_the_current_input_and_reports_it(place: Place, number: signal.Signals) -> None:
     (place.out / "slow").touch()
     for name in ("a.nii", "b.nii"):
         (place.folder / name).write_bytes(b"1")

@@ -1,4 +1,7 @@
-"""``oncofed predict --listen`` and ``--watch`` as a site runs them: a process of its own, a real model, real peers."""
+"""``oncofed predict --listen`` and ``--watch`` as a site runs them.
+
+A separate process, a real model, real peers.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,7 @@ def test_a_series_whose_first_half_came_before_the_process_was_killed_is_predict
 
 
 @network
-def test_who_sends_a_series_gets_objects_back_that_say_what_they_are_for(
+def test_the_sender_of_a_series_gets_objects_with_their_purpose(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, out, files = make_run(tmp_path / "run"), tmp_path / "out", scan(tmp_path / "scan")
@@ -138,7 +141,7 @@ def test_who_sends_a_series_gets_objects_back_that_say_what_they_are_for(
     assert "RESEARCH" in seg.ContentLabel
 
 
-def test_a_folder_is_worked_off_once(tmp_path: Path, run: Run) -> None:
+def test_a_folder_is_processed_once(tmp_path: Path, run: Run) -> None:
     model, out, folder = make_run(tmp_path / "run"), tmp_path / "out", tmp_path / "in"
     scan(folder / "case")
     nib.save(nib.Nifti1Image(make_volume(1)[0], np.eye(4)), folder / "flat.nii.gz")
@@ -168,7 +171,7 @@ def test_results_of_another_model_are_left_alone(tmp_path: Path, run: Run) -> No
     assert "holds results of another model" in outcome.text
 
 
-def test_either_inputs_or_a_folder_that_is_watched(tmp_path: Path, run: Run) -> None:
+def test_inputs_and_a_watched_folder_exclude_each_other(tmp_path: Path, run: Run) -> None:
     model = make_run(tmp_path / "run")
     for more in ((), (str(tmp_path), "--watch", str(tmp_path / "run"))):
         outcome = run("predict", model, *more, "--out", tmp_path / "out", "--workspace", tmp_path)

@@ -1,4 +1,7 @@
-"""A Flower app whose sites return what they were sent. It runs in Flower's environment, not in oncofed's."""
+"""A Flower app whose sites return their input.
+
+It runs in Flower's environment, not in oncofed's.
+"""
 
 import json
 import time
@@ -16,7 +19,10 @@ client = ClientApp()
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the rounds, and write when each ended into the file that the run was told."""
+    """Run the rounds, and write when each ended.
+
+    The run's configuration names the file.
+    """
     settings = context.run_config
     ends: list[float] = []
 

@@ -1,4 +1,4 @@
 """DICOM: from any files to volumes, flat images and labels.
 
-Nothing outside this folder knows a tag.
+DICOM tags are used in this folder alone.
 """

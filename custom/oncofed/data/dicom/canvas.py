@@ -19,11 +19,11 @@ class OutsideError(DataError):
 
 
 class Canvas:
-    """A mask; of overlapping regions the higher value stays.
+    """A mask; where regions overlap, the higher value stays.
 
     Args:
         shape: of the image, without channels.
-        names: label value -> name of what is drawn.
+        names: label value -> name of its region.
 
     Attributes:
         values: label values, uint8, or uint16 where a value needs it.
@@ -35,7 +35,7 @@ class Canvas:
         self._shared: Counter[tuple[int, int]] = Counter()
 
     def draw(self, where: Index, value: int) -> None:
-        """Set a label value at voxels, each at most once in ``where``."""
+        """Set a label value at distinct voxels."""
         before = self.values[where]
         other = before[(before != 0) & (before != value)]
         for earlier, count in zip(*np.unique(other, return_counts=True), strict=True):
@@ -45,7 +45,7 @@ class Canvas:
     def overlaps(self) -> Iterator[str]:
         """Yield a note on overlapping regions, the largest first.
 
-        Of more than three pairs, one note with their number.
+        More than three pairs give one note with their number.
         """
         for (low, high), count in self._shared.most_common(3):
             lower, higher = self.names[low], self.names[high]

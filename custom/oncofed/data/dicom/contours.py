@@ -1,7 +1,7 @@
 """The area that closed contours of one plane enclose.
 
-The region holds what any contour encloses: a contour that is there twice, or overlaps another, takes nothing away. One
-that lies wholly inside another is a hole in it, and one inside a hole an island again. Contours of the type
+The region is the union of the contours: a duplicate, or an overlap with another contour, takes nothing away. A contour
+wholly inside another one is a hole in it, and one inside a hole is an island. Contours of the type
 CLOSEDPLANAR_XOR are combined by exclusive or (DICOM PS3.3, C.8.8.6.3).
 """
 
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-# Outlines are in voxels or in mm, one as good as the other here. What lies no farther out than this lies inside: a hole
-# may share a piece of its organ's outline, and text has few decimals.
+# In voxels or mm, which makes no difference here. Points no farther out than this count as inside: a hole may share a
+# piece of its organ's outline, and coordinates stored as text have few decimals.
 _ON_OUTLINE = 0.05
-# Outlines that are nowhere farther apart are one, drawn twice: no voxel fits between them.
+# Outlines that are nowhere farther apart than this are duplicates: no voxel fits between them.
 _TWICE = 0.2
 _STEP = 0.25
-# A point that lies on an outline to the last bit is inside or out by the direction in which the outline is drawn, so
-# that a keyhole's channel, drawn there and back, would cut it out.
+# Whether a point exactly on an outline is inside depends on the drawing direction, so that points on a keyhole's
+# channel, drawn there and back, would be cut out. This shift avoids it.
 _NUDGE = np.array([1e-5, 7e-6])
 
 
@@ -35,7 +35,7 @@ class Outline:
     Attributes:
         points: (n, 2) in the plane's coordinates.
         depth: of the plane.
-        xor: whether it is one of those that exclusive or combines.
+        xor: whether it is combined by exclusive or.
     """
 
     points: Floats
@@ -76,7 +76,7 @@ class Outline:
     def encloses(self, points: Floats) -> Mask:
         """Return which of (n, 2) points lie inside.
 
-        A point on the outline belongs to what is above it along both axes.
+        A point on the outline belongs to the area above it along both axes.
         """
         return np.asarray(self._path.contains_points(points + _NUDGE))
 
@@ -93,7 +93,7 @@ class Outline:
         return self._farthest(other._walk) < _TWICE and other._farthest(self._walk) < _TWICE
 
     def _farthest(self, points: Floats) -> float:
-        """Return the largest distance of (n, 2) points to the outline."""
+        """Return the largest distance of points (n, 2) from it."""
         starts, ways = self.points, np.roll(self.points, -1, axis=0) - self.points
         lengths = np.maximum((ways**2).sum(axis=1), 1e-12)
         farthest = 0.0
@@ -115,7 +115,7 @@ class Region:
 
     Attributes:
         depth: of the plane.
-        doubled: how many contours are there twice, and drawn once.
+        doubled: number of duplicate contours, which are drawn once.
         low: lowest corner of all.
         high: highest corner of all.
     """
@@ -131,14 +131,14 @@ class Region:
         self._holes = _holes(self._closed)
 
     def parts(self, points: Floats) -> Iterator[Mask]:
-        """Yield which of (n, 2) points each part holds.
+        """Yield each part's mask of (n, 2) points.
 
         A part is an outer contour without its holes, with their islands.
         """
         if self._xor:
             yield np.logical_xor.reduce([outline.encloses(points) for outline in self._xor])
         filled: dict[int, Mask] = {}
-        for number in reversed(range(len(self._closed))):  # the smallest first: a hole is ready before what it is in
+        for number in reversed(range(len(self._closed))):  # the smallest first: holes before the outlines around them
             filled[number] = self._closed[number].encloses(points)
             for hole in self._holes[number]:
                 filled[number] &= ~filled[hole]
@@ -147,7 +147,7 @@ class Region:
 
 
 def _once(outlines: Sequence[Outline]) -> list[Outline]:
-    """Return outlines without duplicates; they come by falling size."""
+    """Return outlines without duplicates; given by falling size."""
     if len(outlines) < 2:
         return list(outlines)
     boxes = _boxes(outlines)
@@ -162,7 +162,7 @@ def _once(outlines: Sequence[Outline]) -> list[Outline]:
 def _holes(outlines: Sequence[Outline]) -> list[list[int]]:
     """Return the direct children of each outline.
 
-    They lie inside it, and inside no other one that does; outlines come by falling size.
+    They lie inside it, and in no other outline inside it. Outlines are given by falling size.
     """
     inside: list[set[int]] = [set() for _ in outlines]
     if len(outlines) > 1:
@@ -177,6 +177,6 @@ def _holes(outlines: Sequence[Outline]) -> list[list[int]]:
 def _boxes(outlines: Sequence[Outline]) -> Floats:
     """Return (outline, 4): lowest corner, and negated highest one.
 
-    Outlines come by falling size.
+    Outlines are given by falling size.
     """
     return np.array([[*outline.low, *-outline.high] for outline in outlines])

@@ -1,7 +1,7 @@
 """Group slices by direction, size and pixel size, with tolerances.
 
-No limit is drawn through values that lie close together: what differs by less than ``_APART`` belongs together, and is
-refused where it then differs by more than a volume may.
+No limit cuts through values that are close together: slices that differ by less than ``_APART`` are one group, and the
+group is refused if it then varies by more than a volume may.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from oncofed.data.dicom.stacks import Slice
 
-# Of direction cosines: as much as slices of one volume may differ, and as much as lets directions be two.
+# Differences of direction cosines: most within one volume, and least between two directions.
 _SAME_DIRECTION, _APART = 5e-3, 0.05
-# Of the logarithms of pixel sizes.
+# The same for logarithms of pixel sizes.
 _SAME_SIZE, _OTHER_SIZE = 1e-3, 0.01
 _UNIT = 0.01
 
@@ -35,7 +35,7 @@ def direction(item: Slice) -> list[float]:
 def by_plane(slices: Sequence[Slice]) -> list[tuple[list[Slice], str | None]]:
     """Group slices that may be one volume.
 
-    Of groups that are ambiguous, also why they are none.
+    Ambiguous groups come with the reason why they are not.
     """
     sizes: dict[Any, list[Slice]] = defaultdict(list)
     wrong: list[Slice] = []
@@ -61,7 +61,7 @@ def together(values: Values, near: float) -> NDArray[np.int64]:
 
     Rows nearer than ``near`` share a group, however long the chain.
 
-    Rows within a quarter of ``near`` of one that stands for them are compared through it.
+    Rows within a quarter of ``near`` of a representative are compared through it.
     """
     rows, inverse = np.unique(values, axis=0, return_inverse=True)
     leaders: list[Values] = []
@@ -116,7 +116,7 @@ def _by_direction(group: list[Slice]) -> list[tuple[list[Slice], str | None]]:
 def _are_volumes_apart(parts: Sequence[tuple[list[Slice], Values]], turned: Values) -> bool:
     """Return whether parts are volumes that do not interleave.
 
-    Each has one direction, as discs of a spine.
+    Each has one direction, as with stacks for the discs of a spine.
     """
     mean = turned.mean(axis=0)
     normal = np.cross(mean[:3], mean[3:])

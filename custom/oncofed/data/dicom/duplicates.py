@@ -1,6 +1,6 @@
 """Find copies of files: the same place and pixels.
 
-UIDs prove nothing, for anonymisers repeat and renew them.
+UIDs prove nothing, as anonymisers repeat and renew them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _NOT_TELLING = {"InstanceNumber"}
 
 
 def place_tolerance(slices: Iterable[Slice]) -> float:
-    """Return the tolerance of a place in mm.
+    """Return the tolerance of positions in mm.
 
-    It is less where pixels are very small.
+    It is smaller for very small pixels.
     """
     sides = [side for item in slices for side in item.header.spacing or () if side > 0]
     return min(SAME_PLACE_MM, 0.1 * min(sides)) if sides else SAME_PLACE_MM
 
 
 def suspects(series: Sequence[Slice]) -> list[list[Slice]]:
-    """Return groups of files that may be copies of each other.
+    """Return groups of files that may be copies.
 
-    A slice may be one of another at its place of which no header differs; any other image of one of its UID. That
-    their pixels are alike is still to be seen.
+    Slices with a place may be copies if place and headers are the same, other images if their UIDs are. Their pixels
+    are not compared yet.
     """
     groups: dict[Any, list[Slice]] = defaultdict(list)
     for item in series:
@@ -58,7 +58,7 @@ def is_placed(header: ImageHeader) -> bool:
 def at_one_place(group: Sequence[Slice]) -> list[list[Slice]]:
     """Return groups of slices with one place and direction."""
     places = np.array([[*item.header.position, *item.header.orientation] for item in group])
-    # A direction that no axis of a scanner is likely to be: few slices that lie elsewhere have the same distance along.
+    # An unlikely scanner axis, so that few slices at other places have the same distance along it.
     along = places[:, :3] @ np.array([0.48, 0.62, 0.62])
     order = np.argsort(along, kind="stable")
     reach = place_tolerance(group)
@@ -88,7 +88,7 @@ def _alike(group: Sequence[Slice], places: Any, run: list[int], reach: float) ->
 
 
 def copies_among(groups: Sequence[Sequence[Slice]], digests: Mapping[str, str]) -> set[str]:
-    """Return the paths of files that copy another one of their group."""
+    """Return paths of files that copy another in their group."""
     copies: set[str] = set()
     for group in groups:
         seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""Read elements of a DICOM header, and no more than wanted."""
+"""Read only the wanted elements of a DICOM header."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ _BINARY = {"FD": "f8", "FL": "f4", "US": "u2", "UL": "u4", "SS": "i2", "SL": "i4
 def walked(file: BinaryIO, wanted: list[BaseTag | int]) -> Elements:
     """Return the wanted elements of a Part 10 file.
 
-    Meta information too; empty where the file is unusual.
+    Meta information too; empty if the file is unusual.
 
-    This is the walk of pydicom's ``dcmread`` without the data sets that it builds for each file, which take four times
-    as long as the walk.
+    This walks as pydicom's ``dcmread`` does, but builds no data sets, which take four times as long as the walk.
     """
     if file.read(132)[128:] != b"DICM":
         return {}
@@ -46,19 +45,19 @@ def walked(file: BinaryIO, wanted: list[BaseTag | int]) -> Elements:
         implicit = syntax == ImplicitVRLittleEndian
         first = file.read(6)
         file.seek(-len(first), 1)
-        # Two capitals, the type of the first element, stand there only where types are explicit: PS3.5, section 7.1.
+        # The first element has a VR of two capitals only where VRs are explicit: PS3.5, section 7.1.
         if first[4:].isupper() == implicit:
             return {}
         walk = data_element_generator(file, implicit, True, stop_when=_at_pixels, specific_tags=wanted)
         elements |= {int(e.tag): e for e in walk}
-    except Exception:  # noqa: BLE001 - whatever a broken header leads to: dcmread copes with more, or says what it is
+    except Exception:  # noqa: BLE001 - a broken header raises any type of error; dcmread copes with more, or names the fault
         return {}
-    # Where it is missing, the file may be written in another syntax than it states.
+    # If it is missing, the file may not have the syntax that it states.
     return elements if tag_of("SOPClassUID") in elements else {}
 
 
 def any_elements(file: BinaryIO, wanted: list[BaseTag | int]) -> tuple[Elements, str]:
-    """Return a file's wanted elements and transfer syntax, by pydicom.
+    """Return wanted elements and transfer syntax, by pydicom.
 
     The syntax is "" where it is unknown.
     """
@@ -71,7 +70,7 @@ def any_elements(file: BinaryIO, wanted: list[BaseTag | int]) -> tuple[Elements,
 
 
 def syntax_of(dataset: Any) -> str:
-    """Return the transfer syntax that an uncompressed data set has."""
+    """Return the transfer syntax of an uncompressed data set."""
     implicit, little = dataset.original_encoding
     if implicit is None or little is None:
         return ""
@@ -81,7 +80,7 @@ def syntax_of(dataset: Any) -> str:
 def text(elements: Elements, tag: int) -> str:
     """Return an element as text.
 
-    Its bytes are taken as they are, for pydicom's conversion takes ten times as long.
+    Its bytes are decoded here, because pydicom's conversion takes ten times as long.
     """
     element = elements.get(tag)
     if element is None or not element.value:
@@ -99,10 +98,10 @@ def texts(elements: Elements, keyword: str) -> list[str]:
 
 
 def floats(elements: Elements, keyword: str, count: int) -> list[float]:
-    """Return numbers stored as text (DS); empty for another count.
+    """Return ``count`` numbers stored as text (DS), else none.
 
     Raises:
-        DataError: one is no number.
+        DataError: a value is not a number.
     """
     values = texts(elements, keyword)
     return [_decimal(value, keyword) for value in values] if len(values) == count else []
@@ -112,7 +111,7 @@ def number(elements: Elements, keyword: str, default: float) -> float:
     """Return a number that is stored as text (DS, IS).
 
     Raises:
-        DataError: it is no number.
+        DataError: it is not a number.
     """
     values = texts(elements, keyword)
     return _decimal(values[0], keyword) if values and values[0] else default
@@ -128,7 +127,7 @@ def _decimal(value: str, keyword: str) -> float:
 
 
 def integer(elements: Elements, keyword: str, default: int) -> int:
-    """Return a number stored in binary (US), or as pydicom converted it."""
+    """Return a binary number (US), or pydicom's conversion of it."""
     element = elements.get(tag_of(keyword))
     if element is None or element.value in {None, b"", ""}:
         return default

@@ -19,8 +19,8 @@ from pydicom.uid import (
 from oncofed.data.dicom.elements import syntax_of
 from oncofed.errors import DataError
 
-# How a compressed frame begins that no header names: the marker of a JPEG's frame after its first segments (ISO/IEC
-# 10918-1, table B.1; 14495-1), of a JPEG 2000 code stream (15444-1).
+# First bytes of compressed frames, for files that do not state the compression: markers of JPEG frames after the first
+# segments (ISO/IEC 10918-1, table B.1; 14495-1), and of JPEG 2000 code streams (15444-1).
 _JPEG_FRAMES = {0xC0: JPEGBaseline8Bit, 0xC1: JPEGExtended12Bit, 0xC3: JPEGLosslessSV1, 0xF7: JPEGLSNearLossless}
 _ITEM = b"\xfe\xff\x00\xe0"
 
@@ -29,7 +29,7 @@ def read_file(path: Path) -> FileDataset:
     """Read a DICOM file, with or without meta information.
 
     Raises:
-        DataError: how its pixels are compressed is said nowhere.
+        DataError: the compression of its pixels is unknown.
         Exception: pydicom cannot read it.
     """
     dataset = pydicom.dcmread(path, force=True)
@@ -52,19 +52,19 @@ def _syntax(dataset: FileDataset) -> UID:
 
 
 def _compression(data: bytes) -> UID | None:
-    """Return the syntax of encapsulated pixels by their first frame.
+    """Return encapsulated pixels' syntax, by their first frame.
 
     PS3.5, section A.4.
     """
     if data[:4] != _ITEM:
         return None
-    at = 8 + int.from_bytes(data[4:8], "little")  # after the table of offsets
+    at = 8 + int.from_bytes(data[4:8], "little")  # after the offset table
     frame = data[at + 8 :]
     if frame[:4] == b"\xff\x4f\xff\x51":
         return JPEG2000
     if frame[:2] == b"\xff\xd8":
         return _jpeg(frame)
-    # A header of 64 bytes: how many segments, and where each begins; the first right after it.
+    # RLE has a header of 64 bytes: the number of segments and their offsets; the first one follows it.
     return RLELossless if len(frame) > 64 and frame[4:8] == (64).to_bytes(4, "little") else None
 
 

@@ -1,4 +1,4 @@
-"""The place of a frame: from pixels to LPS in mm.
+"""A frame's place: from pixels to LPS in mm.
 
 DICOM PS3.3, equation C.7.6.2.1-1.
 """
@@ -35,7 +35,7 @@ def frame_affine(orientation: Sequence[float], spacing: Sequence[float], positio
 def mean_orientation(slices: Iterable[Slice]) -> Floats:
     """Return the (6,) mean direction cosines of slices.
 
-    Slices of one volume differ by rounding at most.
+    Within one volume they differ at most by rounding.
     """
     every = np.array([item.header.orientation for item in slices])
     mean: Floats = every[0] if (every == every[0]).all() else every.mean(axis=0)

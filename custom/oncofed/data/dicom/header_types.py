@@ -1,7 +1,7 @@
-"""The headers of DICOM files, one class a kind of object.
+"""Headers of DICOM files, one class per kind of object.
 
-All values are plain, so that a header fits into the index of what was read; ``to_json`` and ``from_json`` are its two
-ways. UIDs and codes are as the standard has them (PS3.3); a text that a header does not have is empty.
+All values are plain, so that the index can store headers, by ``to_json`` and ``from_json``. UIDs and codes are those of
+the standard (PS3.3); missing texts are empty.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _shared = sys.intern
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectHeader:
-    """A DICOM object, whatever it shows.
+    """A DICOM object of any kind.
 
     Attributes:
         patient: key of the patient, by PatientID, name and birth date, or study: see ``headers.read_header``.
         syntax: the transfer syntax.
-        stamp: of the file: changes when the file does.
-        person: key of whom registering takes the object to be of: see ``patients.person``.
+        stamp: of the file; changes when the file does.
+        person: key of the patient according to registering: see ``patients.person``.
     """
 
     sop_class: str
@@ -51,14 +51,14 @@ class ImageHeader(ObjectHeader):
         orientation: direction cosines of rows and columns; empty: not stated.
         spacing: mm between rows and between columns; empty: not stated.
         magnified: see ``projections.pixel_size``.
-        thickness: mm between slices, else of one; 0: not stated.
-        turned: where the patient's rows and columns run to (PatientOrientation).
+        thickness: mm between slices, else slice thickness; 0: not stated.
+        turned: directions of rows and columns in the patient (PatientOrientation).
         plain_values: the image has no table from stored to real values.
-        padding: smallest and largest stored value that is no pixel; None: not stated.
-        enhanced: its frames have places of their own.
+        padding: smallest and largest stored value of padding; None: not stated.
+        enhanced: each frame has a place.
         mosaic: many slices are tiles of one flat image, as Siemens writes them.
         intent: PresentationIntentType.
-        tells: keyword -> value of what tells volumes of one series apart.
+        tells: keyword -> value of headers that tell the volumes of a series apart.
         has_slope: whether slope and intercept are in the header.
         philips_scale: Philips' private ScaleSlope; None: not Philips' MR.
         pixels_at: byte of the file at which the pixels begin.
@@ -110,13 +110,13 @@ class LabelHeader(ObjectHeader):
     """A segmentation (SEG) or a structure set (RT-STRUCT).
 
     Attributes:
-        kind: which of both.
+        kind: which of the two.
         labels: number of a region -> its name.
-        refers_to: UID of a series -> the instances of it that the file names.
-        refers_to_images: instances that it names without their series.
-        frames_of_reference: number of a region -> UID of the space that it is drawn in.
-        series_frames: series -> the space that the file says it is in.
-        box: lowest and highest corner of all regions, LPS in mm; None where the file names series, or places nothing.
+        refers_to: UID of a series -> its instances that the file names.
+        refers_to_images: instances named without their series.
+        frames_of_reference: number of a region -> UID of its frame of reference.
+        series_frames: series -> its frame of reference, according to the file.
+        box: lowest and highest corner of all regions, LPS in mm; None if the file names series, or has no places.
         grid: of a segmentation that names no series.
     """
 
@@ -158,9 +158,9 @@ class Directory:
 
 @dataclass(frozen=True, slots=True)
 class BrokenFile:
-    """A file that should be DICOM and cannot be read.
+    """A DICOM file that cannot be read.
 
-    ``series`` is empty where that cannot be read either.
+    ``series`` is empty if it cannot be read either.
     """
 
     reason: str
@@ -190,9 +190,9 @@ def to_json(header: Header) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any]) -> Header:
-    """Return the header that ``to_json`` made values of.
+    """Return the header from the values of ``to_json``.
 
-    Equal texts are held once for all files: a folder has many thousands of them.
+    Equal texts are held once in memory: a folder has many thousands of files.
     """
     known: dict[str, Any] = {key: _shared(v) if isinstance(v, str) else v for key, v in values.items()}
     kind = _TYPES[known.pop("type")]

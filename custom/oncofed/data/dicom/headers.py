@@ -84,8 +84,8 @@ _TEXTS = {
     "photometric": "PhotometricInterpretation",
     "burned_in": "BurnedInAnnotation",
 }
-# A code string (CS) and a long string (LO) of PS3.5, table 6.2-1. What a damaged header holds in their place may be the
-# elements after it, with the patient's name.
+# A code string (CS) and a long string (LO) of PS3.5, table 6.2-1. A damaged header may hold the following elements in
+# their place, with the patient's name.
 _CODE = re.compile(r"[A-Za-z0-9_ ]{0,16}")
 _LONGEST_TEXT = 64
 _TEXT_TAGS = {name: int(tag_for_keyword(keyword) or 0) for name, keyword in _TEXTS.items()}
@@ -100,8 +100,8 @@ def looks_like_dicom(path: Path) -> bool:
         head = file.read(132)
     if head[128:132] == b"DICM":
         return True
-    # Without a preamble a data set starts with group 0002 or 0008 and an element of few bytes; where the larger byte
-    # comes first, the element's type is always there: PS3.5, sections 7.1 and 7.3.
+    # Without a preamble a data set starts with group 0002 or 0008 and a short element; in big endian the VR is always
+    # explicit: PS3.5, sections 7.1 and 7.3.
     little = head[:2] in {b"\x02\x00", b"\x08\x00"} and head[3:4] == b"\x00"
     big = head[:3] in {b"\x00\x02\x00", b"\x00\x08\x00"} and head[4:6].isalpha() and head[4:6].isupper()
     return len(head) > 8 and (little or big)
@@ -110,7 +110,7 @@ def looks_like_dicom(path: Path) -> bool:
 def read_header(path: Path) -> Header:
     """Read one file's header.
 
-    A file that cannot be read is a ``BrokenFile``, no error.
+    An unreadable file gives a ``BrokenFile``, not an error.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -119,12 +119,12 @@ def read_header(path: Path) -> Header:
                 elements, syntax = walked(file, _WANTED), ""
                 if not elements:
                     elements, syntax = any_elements(file, _WANTED)
-                # pydicom leaves off where the pixels begin.
+                # pydicom stops where the pixels begin.
                 header = _header(elements, file.tell(), syntax)
                 return read_references(file, header) if isinstance(header, LabelHeader) else header
         except DataError as error:
             return BrokenFile(reason=str(error))
-        except Exception:  # noqa: BLE001 - a broken header raises whatever its bytes lead to
+        except Exception:  # noqa: BLE001 - a broken header raises any type of error
             size = path.stat().st_size
             reason = f"its header cannot be read: the file of {size} bytes is cut off or damaged. Copy it anew"
             return BrokenFile(reason=reason)
@@ -148,9 +148,9 @@ def _header(elements: Elements, pixels_at: int, syntax: str = "") -> Header:
 
 
 def _of_kind(elements: Elements, common: dict[str, Any], pixels_at: int) -> Header:
-    """Return the header of an object by SOP class and modality."""
+    """Return an object's header, by SOP class and modality."""
     sop_class, modality = common["sop_class"], text(elements, tag_of("Modality"))
-    # A segmentation of a kind yet to come is no image either.
+    # Future kinds of segmentation are no images either.
     if sop_class in _SEG or modality == "SEG":
         return LabelHeader(**common, kind="seg")
     if sop_class == RTStructureSetStorage:

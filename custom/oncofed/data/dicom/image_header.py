@@ -56,7 +56,7 @@ _SIEMENS_MOSAIC_IMAGES = Tag(0x0019, 0x100A)
 _PHILIPS = 0x2005
 _PHILIPS_CREATOR = "Philips MR Imaging DD 001"
 _PHILIPS_BLOCKS = range(0x10, 0x16)
-# Of the block: intercept and slope of the values shown, and the slope from values measured to values shown.
+# Elements of the private block: intercept and slope of displayed values, and slope from measured to displayed values.
 _PHILIPS_INTERCEPT, _PHILIPS_SLOPE, _PHILIPS_SCALE = 0x09, 0x0A, 0x0E
 PRIVATE = (
     _SIEMENS_MOSAIC_IMAGES,
@@ -81,11 +81,11 @@ def image_header(elements: Elements, common: Mapping[str, str], pixels_at: int) 
 
     Args:
         elements: of its file.
-        common: the texts of every object, by field.
+        common: texts that all objects have, by field.
         pixels_at: byte of the file at which the pixels begin.
 
     Raises:
-        DataError: a number is none.
+        DataError: a value is not a number.
     """
     image_type = texts(elements, "ImageType")
     texts_by_keyword = {keyword: shown(elements, keyword) for tag, keyword in _TELLING_TAGS.items() if tag in elements}
@@ -144,10 +144,10 @@ class _Scaling(NamedTuple):
 def _scaling(elements: Elements) -> _Scaling:
     """Return slope and intercept from stored to real values.
 
-    PS3.3, section C.11.1, or as Philips' MR means them.
+    PS3.3, section C.11.1, or Philips' definition for MR.
 
-    Philips' scanners store (measured x ScaleSlope - RescaleIntercept / RescaleSlope), with a scale of each image's own;
-    measured values alone can be compared between images (Chenevert et al., Translational Oncology 2014).
+    Philips' scanners store (measured x ScaleSlope - RescaleIntercept / RescaleSlope), with a scale for each image; only
+    measured values can be compared between images (Chenevert et al., Translational Oncology 2014).
     """
     has_slope = bool(text(elements, tag_of("RescaleSlope")))
     slope, intercept = number(elements, "RescaleSlope", 1), number(elements, "RescaleIntercept", 0)
@@ -168,7 +168,7 @@ def _scaling(elements: Elements) -> _Scaling:
 def _private(elements: Elements, element: int, block: int | None = None) -> float | None:
     """Return a number of Philips' private block.
 
-    The block is where its creator's name stands; the first one without names.
+    The block is found by its creator's name; without names it is the first one.
     """
     names = {b: text(elements, int(Tag(_PHILIPS, b))) for b in _PHILIPS_BLOCKS}
     own = [b for b, name in names.items() if name.startswith(_PHILIPS_CREATOR)]
@@ -178,7 +178,7 @@ def _private(elements: Elements, element: int, block: int | None = None) -> floa
     found = elements.get(int(Tag(_PHILIPS, where << 8 | element)))
     if found is None or not found.value:
         return None
-    # A binary number (FL) of four bytes, or text (DS); where values have no type in the file (implicit VR), FL.
+    # A binary number (FL) of four bytes, or text (DS); FL if the file states no types (implicit VR).
     if isinstance(found.value, bytes) and len(found.value) == 4 and found.VR != "DS":
         order = "<f4" if getattr(found, "is_little_endian", True) else ">f4"
         return float(np.frombuffer(found.value, order)[0])
@@ -190,7 +190,7 @@ def _private(elements: Elements, element: int, block: int | None = None) -> floa
 def slide_header(elements: Elements, common: Mapping[str, str]) -> SlideHeader:
     """Return the header of one instance of a whole slide.
 
-    ``common`` are the texts of every object, by field.
+    ``common`` are texts that all objects have, by field.
     """
     width, height, columns, rows = (_single_number(elements, keyword) for keyword in SLIDE_TAGS[1:])
     return SlideHeader(

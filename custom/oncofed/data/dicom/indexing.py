@@ -23,7 +23,7 @@ from oncofed.data.layouts.tables import WORKBOOKS
 from oncofed.data.register_options import Progress
 from oncofed.data.workers import Workers
 
-# Raised when a header's fields change: what an older version remembered is read again.
+# Increase when a header's fields change: files indexed by an older version are read again.
 _HEADER = "header 4"
 _NO_CASE = (
     ".json",
@@ -51,10 +51,10 @@ def index_folder(
 
     Args:
         source: the folder.
-        files: paths inside it; those that are images of another format by their names are not opened.
-        rule: what tells patients apart.
-        index: of what was read before.
-        progress: called with (what is done, how many, of how many).
+        files: paths inside it; files named as images of another format are not opened.
+        rule: how to tell patients apart.
+        index: of files that were read before.
+        progress: called with (step, number done, number in all).
         workers: processes that read.
     """
     candidates = [f for f in files if not image_format(Path(f)) and not f.lower().endswith((*_NO_CASE, *SLIDES))]
@@ -95,10 +95,10 @@ def completed(path: str, header: Header, stamp: str = "", rule: PatientFrom = "i
     """Complete a header: stamp, patient, series.
 
     Args:
-        path: of the file; without a series' UID, what lies in one folder is looked at as one series.
+        path: of the file; without a series UID, the files of one folder count as one series.
         header: as it was read.
         stamp: of the file.
-        rule: what tells patients apart.
+        rule: how to tell patients apart.
     """
     if not isinstance(header, ObjectHeader):
         return header

@@ -1,4 +1,4 @@
-"""Labels from SEG and RT-STRUCT, on the grid of an image."""
+"""Labels from SEG and RT-STRUCT, on an image's grid."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Label:
     Attributes:
         image: label values (x, y, z, 1), or (x, y, 1) of a flat image; uint8, or uint16 where a value needs it. None
             where no file reaches the image.
-        notes: what was seen and done, for people.
+        notes: observations and steps, for people.
         not_drawn: paths of the files that lie outside the image, though they share its frame of reference.
     """
 
@@ -49,8 +49,8 @@ def read_labels(
         values: name of a region -> label value; others are left out.
 
     Returns:
-        The mask; where two regions overlap, the one with the higher value. A file that does not name the image, and
-        lies outside, is passed over with a note.
+        The mask; where two regions overlap, the higher value. A file that does not name the image, and lies outside, is
+        skipped with a note.
 
     Raises:
         DataError: a file cannot be read or drawn, or none of its names is in ``values``.
@@ -112,7 +112,7 @@ def _draw(
             raise
         except (MemoryError, OSError):
             raise
-        except Exception:  # noqa: BLE001 - a broken file raises whatever its bytes lead to
+        except Exception:  # noqa: BLE001 - a broken file raises any type of error
             kind = "segmentation (SEG)" if label.header.kind == "seg" else "structure set (RT-STRUCT)"
             raise DataError(
                 f"its label file {path.name} cannot be read: it is cut off or no {kind} as DICOM describes it. "
@@ -121,7 +121,7 @@ def _draw(
 
 
 def _space_note(label: PlacedLabel, stack: Stack) -> list[str]:
-    """Return a note where a label states another space than its image."""
+    """Return a note if a label is in another space."""
     own = {label.header.frame_of_reference, *label.header.frames_of_reference.values()} - {""}
     space = stack.header.frame_of_reference
     if stack.kind == "flat" or not own or not space or space in own:
@@ -130,7 +130,7 @@ def _space_note(label: PlacedLabel, stack: Stack) -> list[str]:
 
 
 def _joined(labels: Sequence[PlacedLabel], stack: Stack, values: Mapping[str, int]) -> list[str]:
-    """Return a note where several files label one image."""
+    """Return a note if several files label one image."""
     if len(labels) < 2:
         return []
     files = ", ".join(label.path for label in labels)

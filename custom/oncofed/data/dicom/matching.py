@@ -1,9 +1,9 @@
 """Match label files with images.
 
-By the instances that a file names, else their series, else its frame of reference.
+By the instances that a file names, else by their series, else by its frame of reference.
 
 References of segmentations: DICOM PS3.3, A.51.5; of structure sets: C.8.8.5. Two objects with one frame of reference
-share one space (C.7.4.1), so that a file which names no image lies on each image of its space that it reaches.
+share one space (C.7.4.1), so a file that names no image belongs to each image of its space that it overlaps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from oncofed.data.dicom.references import read_sources, regions_on, wanted_regio
 from oncofed.data.dicom.stacks import LabelFile, Stack
 from oncofed.data.dicom.volumes import FOLDER
 
-# Why a label file is left out.
+# Reasons for leaving out a label file.
 NO_REGION = "label that names no region: nothing in it can be drawn"
 SURFACE = "surface segmentation: surfaces are not read. Export it as a segmentation of pixels (SEG)"
 ON_SLIDE = "segmentation of a slide: regions of slides are read from GeoJSON. Export it as that"
@@ -61,8 +61,8 @@ class PlacedLabel(LabelFile):
     """A label file on one image.
 
     Attributes:
-        named: whether the file names the image, and does not only share its space.
-        notes: how it came to lie there, for people.
+        named: whether the file names the image, instead of only sharing its space.
+        notes: how it was matched, for people.
     """
 
     named: bool = True
@@ -76,17 +76,17 @@ def match_labels(
     wanted: Mapping[str, int] | None = None,
     slides: Container[str] = (),
 ) -> tuple[list[tuple[PlacedLabel, ...]], dict[str, str]]:
-    """Find the images that label files lie on.
+    """Find the images that label files belong to.
 
     Args:
         root: folder that the files' paths start from.
         stacks: the images.
         labels: SEG and RT-STRUCT files.
-        wanted: name of a region -> label value, where the user says which are wanted.
+        wanted: name of a region -> label value, if the user chose regions.
         slides: series of whole slides.
 
     Returns:
-        The labels of each image, in the order of ``stacks``; and path -> reason of each file that lies on none.
+        The labels of each image, in the order of ``stacks``; and path -> reason of each file that matches none.
     """
     if not labels:
         return [()] * len(stacks), {}
@@ -111,7 +111,7 @@ def match_labels(
 def _wanted(labels: list[PlacedLabel], wanted: Mapping[str, int]) -> list[PlacedLabel]:
     """Return the files with a wanted region.
 
-    All of them where none has one, so that the image is set aside.
+    All of them if none has one, so that the image is set aside.
     """
     return [label for label in labels if wanted_regions(label.header.labels, wanted)] or labels
 
@@ -178,9 +178,9 @@ class _Images:
         return found or reason
 
     def _by_regions(self, label: LabelFile, numbers: Sequence[int], named: bool) -> tuple[list[int], list[int]]:
-        """Return the images that a label's regions reach, and those it names.
+        """Return the images that regions overlap, and those named.
 
-        Where a label lists the whole series, what each of its regions was drawn on may say more.
+        If a label lists the whole series, the source images of its regions may say more.
         """
         sources, box = read_sources(self._root / label.path, label.header.kind)
         volumes = [n for n in numbers if self._stacks[n].kind != "flat"] if box else []
@@ -192,9 +192,9 @@ class _Images:
         return [n for n in numbers if n in named]
 
     def _placed(self, label: LabelFile, numbers: Sequence[int], notes: tuple[str, ...] = ()) -> dict[int, PlacedLabel]:
-        """Return the label on images of its patient.
+        """Return the label on images of the same patient.
 
-        On another patient's only where none of its own has them.
+        On another patient's images only if none are of the same patient.
         """
         patient = label.header.patient
         own = [n for n in numbers if self._stacks[n].header.patient == patient]
@@ -219,7 +219,7 @@ class _Images:
         numbers = [n for n in numbers if regions_on(header, self._stacks[n].header)]
         if not numbers:
             return BESIDE
-        # An anonymiser may have given all patients one frame of reference.
+        # Anonymisers may give all patients the same frame of reference.
         own = [n for n in numbers if header.study and self._stacks[n].header.study == header.study]
         numbers = own or numbers
         numbers = [n for n in numbers if _same_grid(header.grid, self._stacks[n])] or numbers
@@ -234,7 +234,7 @@ class _Images:
     def _in_its_folder(self, label: LabelFile, found: dict[int, PlacedLabel]) -> dict[int, PlacedLabel] | str:
         """Return the image in a label's folder.
 
-        Only where nothing but the folder tells images apart.
+        Only if nothing but the folder tells images apart.
         """
         if len(found) < 2 or not all(any(FOLDER in note for note in self._stacks[n].notes) for n in found):
             return found
@@ -250,7 +250,7 @@ class _Images:
 
 
 def _which(named: Sequence[int], numbers: Sequence[int], lists_images: bool) -> tuple[str, ...]:
-    """Return a note where a label's volume is ambiguous."""
+    """Return a note if a label's volume is ambiguous."""
     if len(numbers) == 1 and not named and lists_images:
         return ("its label names other images of its series, which are not in the folder",)
     if len(named or numbers) < 2:
@@ -263,7 +263,7 @@ def _which(named: Sequence[int], numbers: Sequence[int], lists_images: bool) -> 
 def _is_identified(patient: str) -> bool:
     """Return whether a patient's key identifies somebody.
 
-    It comes from a PatientID or a name then, and not from the study.
+    That is, it comes from a PatientID or a name, not from the study.
     """
     return not patient.startswith("study|")
 
@@ -271,7 +271,7 @@ def _is_identified(patient: str) -> bool:
 def _reaches(box: Sequence[Sequence[float]] | None, stack: Stack) -> bool:
     """Return whether a label's box touches an image's.
 
-    True where a place is only known from inside the file.
+    True if a place is unknown without reading the whole file.
     """
     header = stack.header
     if box is None or not header.position or not header.orientation or not header.spacing:

@@ -1,6 +1,6 @@
 """The patient of an image.
 
-By its PatientID, or by what else tells patients apart where an anonymiser gave all one.
+By its PatientID or, if an anonymiser gave all patients the same one, by study, series or folder.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def person(path: str, header: ObjectHeader, rule: PatientFrom) -> str:
     Args:
         path: of the file, inside the registered folder.
         header: of the file.
-        rule: "id": PatientID, as it is. "study", "series": each is a patient, and no two PatientIDs are one. "folder":
-            each folder at the top is a patient; a file outside of all goes by its PatientID.
+        rule: "id": PatientID. "study", "series": each study or series of a PatientID is a patient. "folder": each
+            top-level folder is a patient; a file outside them goes by its PatientID.
     """
     patient: str = header.patient
     if rule == "folder":

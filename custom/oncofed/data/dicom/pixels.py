@@ -1,4 +1,4 @@
-"""Read the pixels of a stack, and their place in space.
+"""Read a stack's pixels and their place in space.
 
 Patient orientation of projections: DICOM PS3.3, section C.7.6.1.1.1.
 """
@@ -38,8 +38,8 @@ class Pixels:
     """An image read from DICOM.
 
     Attributes:
-        image: values with their place; of a flat image its affine holds pixel sizes alone.
-        notes: what was done, for people.
+        image: values with their place; a flat image's affine holds only pixel sizes.
+        notes: steps taken, for people.
     """
 
     image: LoadedImage
@@ -51,7 +51,7 @@ def read_stack(root: Path, stack: Stack) -> Pixels:
 
     Args:
         root: folder that the slices' paths start from.
-        stack: as ``group_series`` returns it.
+        stack: from ``group_series``.
 
     Returns:
         A volume (column, row, slice, 1) or a flat image (column, row, channel), rescaled; int16, int32 or float32.
@@ -82,9 +82,7 @@ def read_stack(root: Path, stack: Stack) -> Pixels:
 def digest(path: Path, header: ImageHeader) -> str:
     """Return a digest of an image's real values.
 
-    It is the same however they are stored.
-
-    Of several frames, and where pixels cannot be read, what is stored.
+    It does not depend on how they are stored, except for several frames and pixels that cannot be read.
     """
     found = hashlib.sha256()
     values = _lone_frame(path, header)
@@ -100,9 +98,9 @@ def digest(path: Path, header: ImageHeader) -> str:
 
 
 def _lone_frame(path: Path, header: ImageHeader) -> NDArray[Any] | None:
-    """Return a single frame's values; None where there is none.
+    """Return a single frame's values, if there is one.
 
-    Also None where they cannot be read.
+    None also if they cannot be read.
     """
     if header.frames > 1:
         return None
@@ -115,7 +113,7 @@ def _lone_frame(path: Path, header: ImageHeader) -> NDArray[Any] | None:
 
 
 def _why(error: Exception, header: ImageHeader) -> str:
-    """Return in words why pixels cannot be decoded."""
+    """Return why pixels cannot be decoded."""
     message = str(error)
     if _CUT_OFF.search(message):
         return "the file is cut off: it holds fewer bytes of pixels than its header says. Copy it anew"
@@ -129,7 +127,7 @@ def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
     notes: list[str] = []
     headers = [item.header for item in stack.slices]
     first = _frame(paths[0], notes, headers[0])
-    # Slice by slice in memory, as the frames come and as NIfTI wants them: anything else takes several times as long.
+    # Slice by slice in memory, the order of the frames and of NIfTI: others take several times as long.
     frames = np.empty((len(paths), *first.shape), first.dtype)
     frames[0] = first
     for number, path in enumerate(paths[1:], start=1):
@@ -151,7 +149,7 @@ def _volume(paths: Sequence[Path], stack: Stack) -> Pixels:
 def _affine(stack: Stack) -> NDArray[np.float64]:
     """Return (column, row, slice) -> LPS in mm.
 
-    PS3.3, equation C.7.6.2.1-1, with the slices' own positions.
+    PS3.3, equation C.7.6.2.1-1, with the slices' positions.
     """
     header = stack.header
     row, column = _directions(stack)
@@ -170,7 +168,7 @@ def _affine(stack: Stack) -> NDArray[np.float64]:
 def _directions(stack: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the directions of rows and columns in LPS.
 
-    Their mean, made perpendicular, where slices differ by rounding.
+    If slices differ by rounding, their mean, made perpendicular.
     """
     mean = mean_orientation(stack.slices)
     row, column = mean[:3], mean[3:]
@@ -184,15 +182,15 @@ def _directions(stack: Stack) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 def _straighten(values: NDArray[Any], affine: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Straighten a tilted gantry's slices.
 
-    Each is moved over the first one, onto a grid with right angles.
+    Each is shifted to lie above the first one, on a grid with right angles.
     """
-    from scipy import ndimage  # noqa: PLC0415 - takes a fifth of a second, which processes that do not need it spare
+    from scipy import ndimage  # noqa: PLC0415 - takes 0.2 s to import, and is seldom needed
 
     units = affine[:3, :2] / np.linalg.norm(affine[:3, :2], axis=0)
     normal = np.cross(units[:, 0], units[:, 1])
     step = affine[:3, 2]
     sizes = np.linalg.norm(affine[:3, :2], axis=0)
-    shift = units.T @ step / sizes  # pixels a slice, along columns and rows
+    shift = units.T @ step / sizes  # pixels per slice, along columns and rows
     depth = values.shape[2]
     reach = shift * (depth - 1)
     before = np.ceil(np.maximum(-reach, 0)).astype(int)
@@ -219,9 +217,9 @@ def _frame(path: Path, notes: list[str], header: ImageHeader) -> NDArray[Any]:
 
 
 def _plain_frame(path: Path, notes: list[str], header: ImageHeader) -> NDArray[Any] | None:
-    """Return a frame of 16-bit grey without parsing; None: no such.
+    """Return a 16-bit grey frame without parsing, if possible.
 
-    Parsing a header a second time takes longer than all else about a slice that is not compressed.
+    Parsing the header a second time takes longer than the rest of reading an uncompressed slice.
     """
     plain = header.syntax in _PLAIN_SYNTAXES and header.bits == 16 and header.samples == 1
     if not plain or header.photometric != "MONOCHROME2" or header.frames != 1 or not header.plain_values:
@@ -233,14 +231,14 @@ def _plain_frame(path: Path, notes: list[str], header: ImageHeader) -> NDArray[A
         file.seek(header.pixels_at)
         head = file.read(12 if header.syntax == ExplicitVRLittleEndian else 8)
         content = file.read(size)
-    # Tag (7FE0,0010), its VR where the syntax has one, and its length: PS3.5, section 7.1.
+    # Tag (7FE0,0010), the VR if it is explicit, and the length: PS3.5, section 7.1.
     length = int.from_bytes(head[-4:], "little")
     if head[:4] != b"\xe0\x7f\x10\x00" or length != size or len(content) != size:
         return None
     stored = np.frombuffer(content, "<i2" if header.signed else "<u2").reshape(header.rows, header.columns)
     bits = header.bits_stored - (1 if header.signed else 0)
     if stored.max() >= 1 << bits or stored.min() < (-(1 << bits) if header.signed else 0):
-        return None  # something else stands in the bits that are not stored: pydicom knows what to do
+        return None  # the unused bits hold something else: leave it to pydicom
     return smallest(rescaled(stored, header, None, notes))
 
 
@@ -259,7 +257,7 @@ def _multiframe(path: Path) -> Pixels:
 
 
 def _no_volume(image: Dataset) -> str:
-    """Return in words why frames are not one volume."""
+    """Return why frames are not one volume."""
     frames = image.get("PerFrameFunctionalGroupsSequence", [])
     places = [
         tuple(np.round([float(v) for v in frame.PlanePositionSequence[0].ImagePositionPatient], 2))

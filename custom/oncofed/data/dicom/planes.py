@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-# Of a voxel: less than that is rounding in a file's text.
+# Share of a voxel below which differences are rounding of numbers stored as text.
 ROUNDING = 1e-3
 
 
 def voxels_near(
     to_plane: Floats, shape: Sequence[int], low: Floats, high: Floats
 ) -> Iterator[tuple[tuple[Ints, Ints, Ints], Floats]]:
-    """Yield the voxels in a box around a plane, by slice.
+    """Yield voxels in a box around a plane, by slice.
 
     Args:
-        to_plane: (4, 4), from voxels to the plane's coordinates: two in it, and the distance from it.
+        to_plane: (4, 4), from voxels to the plane's coordinates: two in the plane, and the distance from it.
         shape: of the image, three axes.
         low: (3,) the box's lowest corner, in the plane's coordinates, inclusive.
         high: (3,) its highest corner, exclusive.
 
     Yields:
-        Their indices, one array an axis; and (voxel, 2) their coordinates in the plane.
+        Their indices, one array per axis, and their coordinates in the plane, (voxel, 2).
     """
     corners = np.array([*product(*zip(low, high, strict=True))])
     inverse = np.linalg.inv(to_plane)
@@ -48,8 +48,8 @@ def voxels_near(
 def reaches(depths: Floats, half: float) -> list[tuple[float, float]]:
     """Return how far each plane reaches, below and above itself.
 
-    Half way to its neighbours, so that what lies between two planes belongs to the nearest one and to no other;
-    ``half`` where the neighbour is not the next one.
+    Half way to its neighbours, so that each point between two planes belongs to the nearest one alone; ``half`` if the
+    neighbour is not the next plane.
 
     Args:
         depths: of the planes, ascending.

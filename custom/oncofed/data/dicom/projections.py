@@ -1,8 +1,8 @@
 """Pixel sizes in the patient and on a detector.
 
-PS3.3, section 10.7 (Basic Pixel Spacing Calibration Macro): Imager Pixel Spacing is measured on the detector, where
-what lies before it appears larger. Pixel Spacing is in the patient where its calibration type says how (GEOMETRY,
-FIDUCIAL), or where it differs from Imager Pixel Spacing; where both are the same without a type, nothing was corrected.
+PS3.3, section 10.7 (Basic Pixel Spacing Calibration Macro): Imager Pixel Spacing is measured on the detector, where the
+patient appears magnified. Pixel Spacing is in the patient if it has a calibration type (GEOMETRY, FIDUCIAL) or differs
+from Imager Pixel Spacing; if both are the same without a type, nothing was corrected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from oncofed.data.dicom.elements import Elements, floats, number, tag_of, text
 from oncofed.errors import DataError
 
-# Needed besides the spacings.
+# Needed in addition to the spacings.
 SIZE_TAGS = ("PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor")
 _OF_DETECTOR = (
     "its header says how large pixels are on the detector alone: lengths are those of the shadow there, larger than in "
@@ -24,12 +24,12 @@ _OF_DETECTOR = (
 
 
 class PixelSize(NamedTuple):
-    """How large pixels are.
+    """The size of pixels.
 
     Attributes:
         spacing: mm between rows and between columns; empty: not stated.
-        magnified: by how much the detector's spacing was divided; 0 where nothing says it; None where the spacing is
-            not the detector's.
+        magnified: factor by which the detector's spacing was divided; 0: unknown; None: the spacing is not the
+            detector's.
     """
 
     spacing: list[float]
@@ -40,7 +40,7 @@ def pixel_size(elements: Elements) -> PixelSize:
     """Return the size of an image's pixels.
 
     Raises:
-        DataError: the spacing is no number.
+        DataError: the spacing is not a number.
     """
     own = floats(elements, "PixelSpacing", 2)
     try:
@@ -55,7 +55,7 @@ def pixel_size(elements: Elements) -> PixelSize:
     factor = 0.0
     with contextlib.suppress(DataError):
         factor = number(elements, SIZE_TAGS[1], 0)
-    if not math.isfinite(factor) or factor < 1:  # less than the detector's own size is none
+    if not math.isfinite(factor) or factor < 1:  # nothing appears smaller than it is
         return PixelSize(imager, 0.0)
     return PixelSize([side / factor for side in imager], factor)
 
@@ -70,5 +70,5 @@ def size_notes(magnified: float | None) -> list[str]:
 
 
 def is_of_detector(notes: Iterable[str]) -> bool:
-    """Return whether lengths are the detector's, by notes."""
+    """Return whether lengths are the detector's, by the notes."""
     return _OF_DETECTOR in notes

@@ -45,13 +45,13 @@ _PLACES: dict[str, list[BaseTag | int]] = {
 
 
 def read_references(file: BinaryIO, header: LabelHeader) -> LabelHeader:
-    """Return a label file's header with its regions and references.
+    """Return a label file's header, with regions and references.
 
-    Only a file that names no series is read as far as its regions.
+    The regions' places are read only if the file names no series.
 
     Args:
         file: open, at any position.
-        header: what every object says.
+        header: with the fields of every object.
     """
     dataset = _read(file, _TAGS)
     header = _of_segmentation(dataset, header) if header.kind == "seg" else _of_structures(dataset, header)
@@ -68,7 +68,7 @@ def read_references(file: BinaryIO, header: LabelHeader) -> LabelHeader:
 
 
 def read_sources(path: Path, kind: str) -> tuple[set[str], list[list[float]] | None]:
-    """Return the source images of a label's regions, and their box."""
+    """Return the regions' source images and their box."""
     with path.open("rb") as file:
         dataset = _read(file, _PLACES[kind])
     instances, points = (_frames if kind == "seg" else _contours)(dataset)
@@ -78,7 +78,7 @@ def read_sources(path: Path, kind: str) -> tuple[set[str], list[list[float]] | N
 def read_whole(path: Path) -> Dataset:
     """Return a whole label file.
 
-    Without the preamble of Part 10, its encoding is the one that pydicom saw.
+    Without the preamble of Part 10, the encoding is the one that pydicom detected.
     """
     dataset = pydicom.dcmread(path, force=True)
     if "TransferSyntaxUID" not in dataset.file_meta:
@@ -90,7 +90,7 @@ def read_whole(path: Path) -> Dataset:
 def wanted_regions(labels: Mapping[str, str], values: Mapping[str, int]) -> dict[int, int]:
     """Return number of a region -> its label value.
 
-    Names are compared as written, else without case and spaces around.
+    Names are compared as written, else without case and surrounding spaces.
 
     Args:
         labels: number of a region -> its name.
@@ -102,17 +102,17 @@ def wanted_regions(labels: Mapping[str, str], values: Mapping[str, int]) -> dict
 
 
 def region_key(name: str) -> str:
-    """Return a region's name for comparison: no case, no spaces around."""
+    """Return a region's name without case and surrounding spaces."""
     return name.strip().casefold()
 
 
 def named_twice(labels: Iterable[LabelHeader], image: ImageHeader, values: Mapping[str, int]) -> list[str]:
-    """Return the regions that several label files hold.
+    """Return regions that several label files hold.
 
     Args:
         labels: headers of the files.
         image: the image's header.
-        values: name -> label value; regions of other names do not count.
+        values: name -> label value; other regions do not count.
     """
     files: Counter[str] = Counter()
     written: dict[str, str] = {}
@@ -125,7 +125,7 @@ def named_twice(labels: Iterable[LabelHeader], image: ImageHeader, values: Mappi
 
 
 def regions_on(label: LabelHeader, image: ImageHeader) -> dict[str, str]:
-    """Return number -> name of the regions in an image's space.
+    """Return number -> name of regions in an image's space.
 
     A structure set may hold regions in several frames of reference: PS3.3, C.8.8.5 (Referenced Frame of Reference UID).
     """
@@ -208,7 +208,7 @@ def _of_structures(dataset: Dataset, header: LabelHeader) -> LabelHeader:
 def _space_of(region: Dataset, listed: set[str]) -> str:
     """Return a region's frame of reference.
 
-    As it states, unless the file lists one space only and that is another.
+    As stated, unless the file lists only one space and it is another.
     """
     own = str(region.get("ReferencedFrameOfReferenceUID") or "")
     return next(iter(listed)) if len(listed) == 1 and own not in listed else own
@@ -219,7 +219,7 @@ def _instances(items: Iterable[Dataset]) -> list[str]:
 
 
 def _frames(dataset: Dataset) -> tuple[set[str], list[NDArray[np.float64]]]:
-    """Return a segmentation's source images, and its frames' corners."""
+    """Return a segmentation's source images and frames' corners."""
     instances: set[str] = set()
     corners = []
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
@@ -233,7 +233,7 @@ def _frames(dataset: Dataset) -> tuple[set[str], list[NDArray[np.float64]]]:
 
 
 def frame_place(frame: Dataset, shared: Dataset) -> NDArray[np.float64] | None:
-    """Return a frame's affine to LPS in mm; None without a place.
+    """Return a frame's affine to LPS in mm, if any.
 
     Args:
         frame: its functional groups.
@@ -271,12 +271,12 @@ def _group(frame: Dataset, shared: Dataset, sequence: str, keyword: str) -> Any:
 
 
 def frame_measure(frame: Dataset, shared: Dataset, keyword: str) -> float:
-    """Return a number of a frame's PixelMeasuresSequence; 0 without it."""
+    """Return a number of PixelMeasuresSequence; 0 without it."""
     return float(_group(frame, shared, "PixelMeasuresSequence", keyword) or 0)
 
 
 def _contours(dataset: Dataset) -> tuple[set[str], list[NDArray[np.float64]]]:
-    """Return a structure set's source images, and its contours' points."""
+    """Return a structure set's source images and contour points."""
     instances: set[str] = set()
     points = []
     for region in dataset.get("ROIContourSequence") or ():
@@ -291,10 +291,10 @@ def _contours(dataset: Dataset) -> tuple[set[str], list[NDArray[np.float64]]]:
 def contour_data(contour: Dataset) -> NDArray[np.float64]:
     """Return the coordinates of a contour, in mm.
 
-    pydicom makes an object of each, which takes longer than all else about a structure set.
+    pydicom makes an object of each, which takes longer than the rest of reading a structure set.
 
     Raises:
-        ValueError: one is no number.
+        ValueError: a coordinate is not a number.
     """
     element = contour.get_item("ContourData")
     value = None if element is None else element.value

@@ -1,7 +1,7 @@
-"""Check that slices are one volume: even, or a tilted gantry's.
+"""Check that slices form one volume.
 
-Positions and orientation: DICOM PS3.3, section C.7.6.2. Whether positions are those of a volume is decided by
-highdicom (``get_volume_positions``).
+They are evenly spaced, or of a tilted gantry. Positions and orientation: DICOM PS3.3, section C.7.6.2. highdicom
+(``get_volume_positions``) decides whether positions are those of a volume.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from oncofed.data.dicom.stacks import Slice, Stack, refused
 _SMALLEST_TILT_DEGREES = 0.5
 _SMALLEST_TILT = math.cos(math.radians(_SMALLEST_TILT_DEGREES))
 _EXACT = 1e-3  # of the distance between slices
-# Positions in tenths of a millimetre: both ends of the line and the slice are off by up to half of a tenth, ties by
-# exactly that, and the sums of such numbers by a little more.
+# Positions in tenths of a millimetre: both ends of the line and the slice are off by up to half of a tenth, and sums of
+# floats by a little more.
 _TENTHS_MM = 0.1 + 1e-6
 _TENTHS_SHARE = 0.2  # of the distance between slices
 _STRAIGHTENED = ": straightened"  # ends the note of a tilted gantry
-EVEN = 0.02  # of the typical distance, by which distances may differ
+EVEN = 0.02  # share of the typical distance by which distances may differ
 
 
 def as_volume(group: list[Slice]) -> Stack:
-    """Return slices as a volume, or why they are none.
+    """Return slices as a volume, or the reason against it.
 
-    They have one direction and size, and no two are at one place.
+    The slices have one direction and size, and distinct places.
     """
     header = group[0].header
     if not header.spacing or min(header.spacing) <= 0:
@@ -56,9 +56,9 @@ def as_volume(group: list[Slice]) -> Stack:
 
 
 def _is_plain(positions: NDArray[np.float64], along: NDArray[np.float64]) -> bool:
-    """Return whether slices lie evenly on a line along their normal.
+    """Return whether slices lie evenly along their normal.
 
-    As far as rounded positions tell.
+    Within the rounding of positions.
     """
     step = (positions[-1] - positions[0]) / (len(positions) - 1)
     depth = float(along[-1] - along[0]) / (len(along) - 1)
@@ -101,9 +101,9 @@ def _irregular(
 
 
 def is_straightened(notes: Iterable[str]) -> bool:
-    """Return whether slices were moved, by a volume's notes.
+    """Return whether slices were moved, by the notes.
 
-    Its voxels are not all pixels of a slice then.
+    Then not all voxels are pixels of a slice.
     """
     return any(note.endswith(_STRAIGHTENED) for note in notes)
 

@@ -1,6 +1,6 @@
 """Draw DICOM segmentations on an image, frame by frame.
 
-DICOM PS3.3, sections A.51 and C.8.20; frames of an image without a frame of reference lie pixel for pixel (A.51.5.1).
+DICOM PS3.3, sections A.51 and C.8.20; without a frame of reference, frames match their image by pixels (A.51.5.1).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from oncofed.data.images import LoadedImage
 from oncofed.errors import DataError
 
 _UNCOMPRESSED = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
-# Of the distance between two slices: frames that are no farther from slices lie on them.
+# Frames no farther from a slice than this share of the slice distance lie on it.
 _ON_SLICES = 0.1
 _PARALLEL = 1 - 1e-4  # cosine of 0.8 degrees
 
@@ -38,10 +38,10 @@ class _Frame:
 
     Attributes:
         number: in the file, from 0.
-        segment: its number; None in a label map, whose pixels say it.
-        place: (column, row, mm along the normal) -> LPS in mm; all zero where the file does not say it.
-        spacing: between frames in mm; 0 where the file does not say it.
-        thickness: of the frame in mm; 0 where the file does not say it.
+        segment: its number; None in a label map, whose pixels hold it.
+        place: (column, row, mm along the normal) -> LPS in mm; all zero if not stated.
+        spacing: between frames in mm; 0 if not stated.
+        thickness: of the frame in mm; 0 if not stated.
         sources: images that it was derived from.
     """
 
@@ -62,7 +62,7 @@ def draw_segmentation(
         path: the file.
         canvas: to draw on.
         wanted: number of a segment -> label value.
-        image: as read from ``stack``; its place in space counts.
+        image: as read from ``stack``, with its place in space.
         stack: the image's files.
         label: how the file refers to them.
 
@@ -71,7 +71,7 @@ def draw_segmentation(
 
     Raises:
         DataError: its frames cannot be placed.
-        OutsideError: they are placed outside the image.
+        OutsideError: they lie outside the image.
     """
     dataset = read_whole(path)
     if "PixelData" not in dataset:
@@ -84,7 +84,7 @@ def draw_segmentation(
     if reader.filled and not drawn:
         raise OutsideError("its label lies outside the image: none of its pixels is on a voxel")
     if stack.kind != "flat" and (bare := sorted(set(wanted.values()) - reader.filled - reader.faint)):
-        # Of several flat images, one need not show every region.
+        # With several flat images, not each need show every region.
         notes.append(f"named without a pixel, not drawn: {', '.join(canvas.names[value] for value in bare)}")
     if faint := sorted(reader.faint - reader.filled):
         names = ", ".join(canvas.names[value] for value in faint)
@@ -100,8 +100,8 @@ class _Reader:
     """The frames of a segmentation as label values.
 
     Attributes:
-        filled: label values that some frame holds.
-        faint: those that some frame holds a fraction of.
+        filled: label values that occur in a frame.
+        faint: those that occur as fractions.
     """
 
     def __init__(self, dataset: Dataset, wanted: Mapping[int, int]) -> None:
@@ -113,7 +113,7 @@ class _Reader:
         self._size = int(dataset.Rows) * int(dataset.Columns)
         self.filled: set[int] = set()
         self.faint: set[int] = set()
-        self._values = np.zeros(max(wanted) + 2, np.uint16)  # the last one is for all that is higher
+        self._values = np.zeros(max(wanted) + 2, np.uint16)  # the last one stands for all higher numbers
         self._values[list(wanted)] = list(wanted.values())
 
     def frame(self, frame: _Frame) -> NDArray[np.uint16]:
@@ -135,7 +135,7 @@ class _Reader:
         return filled
 
     def notes(self) -> Iterator[str]:
-        """Yield notes on decisions of the reading."""
+        """Yield notes on decisions made when reading."""
         if self._partial:
             kind = str(self._dataset.get("SegmentationFractionalType", "")).lower() or "fraction"
             yield f"its label is fractional ({kind}): from a half on a voxel counts as the region's"
@@ -143,7 +143,7 @@ class _Reader:
     def _stored(self, number: int) -> NDArray[np.unsignedinteger]:
         """Return one frame as stored.
 
-        Bits of binary frames follow each other without a gap (PS3.5, section 8.1.1).
+        Bits of binary frames are packed without gaps (PS3.5, section 8.1.1).
         """
         dataset = self._dataset
         if dataset.BitsAllocated == 1 and dataset.file_meta.TransferSyntaxUID in _UNCOMPRESSED:
@@ -268,7 +268,7 @@ def _slabs(
 ) -> Iterator[tuple[_Frame, tuple[float, float], Floats]]:
     """Yield each frame, its reach, and its transform.
 
-    It reaches below and above itself in mm; the transform is voxel -> (column, row, mm).
+    The reach is below and above in mm; the transform is voxel -> (column, row, mm).
     """
     if not all(frame.place.any() for frame in frames):
         raise DataError(
@@ -298,16 +298,16 @@ def _by_direction(frames: list[_Frame]) -> list[list[_Frame]]:
 
 
 def _distinct(depths: Floats, tolerance: float) -> Floats:
-    """Return the depths that differ by more than ``tolerance``, ascending."""
+    """Return depths that differ by more than ``tolerance``, ascending."""
     ordered = np.sort(depths)
     distinct: Floats = ordered[np.concatenate([[True], np.diff(ordered) > tolerance])]
     return distinct
 
 
 def _half(frame: _Frame, planes: Floats, normal: Floats, to_lps: Floats, label: PlacedLabel) -> float:
-    """Return the reach of a frame without neighbours in mm.
+    """Return the reach of an isolated frame in mm.
 
-    Frames that lie on the slices of the image that they name are those slices alone: some were left out as empty.
+    Frames on the slices of the image that they name cover those slices alone: empty frames were left out.
     """
     step = float(normal @ to_lps[:3, 2])
     across = np.cross(to_lps[:3, 0], to_lps[:3, 1])

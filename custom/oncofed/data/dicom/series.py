@@ -1,6 +1,6 @@
 """Group slices into images.
 
-Slices that belong together, in their order, or why they do not.
+Slices of an image are sorted; slices that form none come with the reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from oncofed.data.dicom.regular import as_volume
 from oncofed.data.dicom.stacks import Digests, LabelFile, Slice, SlideFile, Stack, refused
 from oncofed.data.dicom.volumes import volumes
 
-# A note on a slice of CT, MR or the like, which is no volume, and taken as a flat image.
+# Note on a slice of CT, MR or the like that is taken as a flat image.
 WITHOUT_PLACE = "no place in space (ImagePositionPatient, ImageOrientationPatient)"
 COPY = "copy of another file of its series (the same place and pixels)"
 LOCALIZER = "localizer"
@@ -66,7 +66,7 @@ class DicomIndex:
 
     @property
     def headers(self) -> Iterator[ImageHeader | SlideHeader]:
-        """Of each image and each file of a slide."""
+        """Yield the header of each image and slide file."""
         yield from (stack.header for stack in self.stacks)
         yield from (item.header for instances in self.slides.values() for item in instances)
 
@@ -76,7 +76,7 @@ def group_series(headers: Iterable[tuple[str, Header]], digests: Digests | None 
 
     Args:
         headers: path and header of each file, in any order.
-        digests: called with the files that may be copies of others alone; None: no file is a copy.
+        digests: called only with files that may be copies of others; None: no file is a copy.
     """
     index = DicomIndex()
     by_series: dict[str, list[Slice]] = defaultdict(list)
@@ -112,9 +112,8 @@ def group_series(headers: Iterable[tuple[str, Header]], digests: Digests | None 
 def _joined(by_series: Mapping[str, list[Slice]]) -> Iterator[list[Slice]]:
     """Yield the slices of each series.
 
-    Slices that have a series each, as some anonymisers leave them, are joined.
-
-    They are one where they are evenly spaced slices of one study, of which no header but UIDs differs.
+    Some anonymisers give each slice another series. Such slices are joined if they are evenly spaced, of one study, and
+    only their UIDs differ.
     """
     alone: dict[Any, list[Slice]] = defaultdict(list)
     for series in by_series.values():
@@ -136,7 +135,7 @@ def _joined(by_series: Mapping[str, list[Slice]]) -> Iterator[list[Slice]]:
 def _leave_out_captures(by_series: dict[str, list[Slice]], index: DicomIndex) -> None:
     """Leave out screenshots and reports next to volumes.
 
-    Alone they may be what is meant.
+    Without volumes they are kept, as they may be the dataset.
     """
     placed = [
         item.header
@@ -164,7 +163,7 @@ def _is_capture(header: ImageHeader) -> bool:
 
 
 def _stacks(series: list[Slice], copies: set[str], digests: Digests) -> tuple[list[Stack], dict[str, str]]:
-    """Return a series' images, and its other files: path -> kind."""
+    """Return a series' images, and kinds of its other files."""
     left_out = {item.path: COPY for item in series if item.path in copies}
     stacks: list[Stack] = []
     classic: list[Slice] = []
@@ -208,7 +207,7 @@ def _stacks(series: list[Slice], copies: set[str], digests: Digests) -> tuple[li
 
 
 def _single(item: Slice) -> Stack | None:
-    """Return an image of one file; None for a slice of a volume."""
+    """Return a file's image; None for slices of volumes."""
     header = item.header
     if header.mosaic:
         reason = "is a Siemens mosaic: many slices in one flat image. Convert it with dcm2niix, register the NIfTI"

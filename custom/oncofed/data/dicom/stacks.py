@@ -38,10 +38,10 @@ class Stack:
 
     Attributes:
         slices: in the order of their positions along the normal, or the one file of a flat or multi-frame image.
-        kind: "volume" of classic slices, "multiframe", or "flat".
-        reason: why it cannot be read; None where it can.
+        kind: "volume" (classic slices), "multiframe", or "flat".
+        reason: why it cannot be read; None if it can.
         tilt: of the gantry in degrees.
-        notes: what was seen, for people.
+        notes: observations, for people.
         part: number within its series, from 0.
     """
 
@@ -58,7 +58,7 @@ class Stack:
         return self.slices[0].header
 
 
-# Returns path -> what is alike for files whose pixels are.
+# Returns path -> digest, equal for files with equal pixels.
 Digests = Callable[[Sequence[Slice]], Mapping[str, str]]
 
 

@@ -1,8 +1,8 @@
 """Draw structure sets (RT-STRUCT) on a volume.
 
-DICOM PS3.3, C.8.8.6. Contours of one plane and type CLOSED_PLANAR: the region holds what any of them encloses. One that
-lies wholly inside another one is a hole in it, as workstations draw holes; the standard's own ways, keyholes and
-CLOSEDPLANAR_XOR, are followed to the letter (C.8.8.6.3). Open contours and points have no area (C.8.8.6.1).
+DICOM PS3.3, C.8.8.6. Of contours of type CLOSED_PLANAR in one plane, the region is the union. One wholly inside another
+is a hole in it, as workstations draw holes; the standard's ways, keyholes and CLOSEDPLANAR_XOR, are followed to the
+letter (C.8.8.6.3). Open contours and points have no area (C.8.8.6.1).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from oncofed.errors import DataError
 
 _XOR = "CLOSEDPLANAR_XOR"
 _NO_AREA = {"POINT": "points", "OPEN_PLANAR": "open contours", "OPEN_NONPLANAR": "open contours"}
-# Contours nearer to each other than this, in slices and in mm, lie in one plane.
+# Contours nearer than this, in slices and in mm, lie in one plane.
 _SAME_PLANE_SLICES, _SAME_PLANE_MM = 0.1, 0.2
 _PARALLEL = 0.9998  # cosine of one degree
 _MOST_DIRECTIONS = 3
@@ -39,7 +39,7 @@ _MOST_DIRECTIONS = 3
 class _Contour:
     """A closed contour: points (n, 3) LPS in mm.
 
-    ``xor``: XOR combines it with others.
+    ``xor``: it is combined with others by exclusive or.
     """
 
     points: Floats
@@ -55,14 +55,14 @@ def draw_structures(
         path: the file.
         canvas: to draw on.
         wanted: number of a region -> label value.
-        image: the volume; its place in space counts.
+        image: the volume, with its place in space.
         label: how the file refers to it.
 
     Returns:
         Notes for people.
 
     Raises:
-        DataError: a contour is no contour, or lies in no plane, or all of them enclose no voxel.
+        DataError: a contour is invalid or not planar, or the contours enclose no voxel.
         OutsideError: all contours lie outside the image.
     """
     dataset = pydicom.dcmread(path, force=True, specific_tags=[Tag("ROIContourSequence")])
@@ -193,9 +193,9 @@ def _draw_region(
 
 
 def _look_outside(voxels: Floats, shape: Sequence[int], name: str, seen: _Observations) -> None:
-    """Count a contour that leaves the image by more than a voxel.
+    """Count a contour more than a voxel outside the image.
 
-    A drawing at the image's border may end within one.
+    Drawings at the image's border may end within one voxel outside.
     """
     last = np.array(shape)
     low, high = voxels.min(axis=0), voxels.max(axis=0)
@@ -250,9 +250,9 @@ def _planes(outlines: list[Outline], tolerance: float) -> list[Region]:
 def _fill_slice(mask: NDArray[np.bool_], plane: Region, only_new: bool = False) -> None:
     """Fill the area of a plane's contours.
 
-    ``only_new``: of its parts, those that touch nothing filled before.
+    ``only_new``: only those of its parts that touch nothing filled before.
 
-    Planes finer than slices leave out those between. A part that only such a plane shows would vanish.
+    Planes between slices are not drawn otherwise, so a part that only such a plane shows would vanish.
     """
     low = np.maximum(np.floor(plane.low).astype(int), 0)
     high = np.minimum(np.ceil(plane.high).astype(int) + 1, mask.shape)
@@ -266,7 +266,7 @@ def _fill_slice(mask: NDArray[np.bool_], plane: Region, only_new: bool = False) 
             window |= part
 
 
-# --- contours across them
+# --- contours across slices
 
 
 def _draw_across(
@@ -274,7 +274,7 @@ def _draw_across(
 ) -> None:
     """Fill the voxels that contours across slices enclose.
 
-    Half way to the next plane of their direction.
+    A plane's contours reach half way to the next parallel plane.
     """
     to_lps = LPS_TO_RAS @ image.affine
     smallest = float(np.linalg.norm(to_lps[:3, :3], axis=0).min())
@@ -300,7 +300,7 @@ def _draw_across(
 
 
 def _by_normal(contours: list[_Contour], tolerance: float, name: str) -> list[tuple[Floats, list[_Contour]]]:
-    """Return the contours by the direction of their planes."""
+    """Return contours by the direction of their planes."""
     groups: list[tuple[Floats, list[_Contour]]] = []
     for contour in contours:
         centred = contour.points - contour.points.mean(axis=0)

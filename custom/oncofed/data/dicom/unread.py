@@ -1,8 +1,7 @@
 """Report unreadable files that may be slices of a series.
 
-A missing last slice leaves no gap.
-
-Nothing in such a file says of which series it was; those of its folder whose files are named alike are the likeliest.
+A missing last slice leaves no gap, and an unreadable file does not tell its series. The likeliest series are those in
+its folder with similar file names.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from oncofed.data.grouping import named
 
 
 def note_unread(stacks: Sequence[Stack], broken: Iterable[str], foreign: Iterable[str]) -> list[Stack]:
-    """Return images, with notes where a last slice may lack.
+    """Return images, with notes where a slice may be missing.
 
     Args:
         stacks: the images.
-        broken: paths of files that should be DICOM and cannot be read.
-        foreign: paths of files that are no DICOM by their first bytes: those that are named as slices are, count.
+        broken: paths of DICOM files that cannot be read.
+        foreign: paths of files that are no DICOM by their first bytes; those named like slices count.
     """
     files = {path: True for path in broken if PurePosixPath(path).name.upper() != "DICOMDIR"}
     files |= dict.fromkeys(foreign, False)

@@ -20,12 +20,12 @@ _PHILIPS_NOTE = "values as measured: Philips' private ScaleSlope was read"
 
 
 def meant(dataset: Dataset, header: ImageHeader, notes: list[str]) -> Values:
-    """Return the values that the device meant by a frame.
+    """Return the real values of a frame.
 
     Args:
         dataset: with its pixels.
         header: of the same file.
-        notes: gains what was done, for people.
+        notes: to which steps taken are added, for people.
 
     Returns:
         (row, column) or (row, column, 3); whole numbers as int16 or int32, others as float32, colours as uint8.
@@ -67,11 +67,10 @@ def rescaled(values: Values, header: ImageHeader, dataset: Dataset | None, notes
 
 
 def bright_padding(header: ImageHeader) -> list[int] | None:
-    """Return the range of bright padding; None: no such.
+    """Return the range of bright padding, if any.
 
-    Padding is bright where it lies above half of all values.
-
-    Padding that is darker than tissue, as in CT, does no harm; what is bright would be the brightest of all.
+    Padding is bright if it lies in the upper half of the values. Padding darker than tissue, as in CT, does no harm;
+    bright padding would be the brightest part of the image.
     """
     padding: list[int] | None = header.padding
     if not padding:
@@ -97,7 +96,7 @@ def smallest(values: Values) -> Values:
 
 
 def _unpadded(values: Values, pad: Values | None, notes: list[str]) -> Values:
-    """Return values with padding as dark as the darkest pixel."""
+    """Return values with padding set to the darkest pixel."""
     if pad is None or not pad.any() or pad.all():
         return values
     notes.append(f"PixelPaddingValue: {pad.mean():.0%} of it is padding, made as dark as the darkest pixel")
@@ -107,7 +106,7 @@ def _unpadded(values: Values, pad: Values | None, notes: list[str]) -> Values:
 
 
 def _eight_bits(colours: Values) -> NDArray[np.uint8]:
-    """Return colours in eight bits, the upper ones of more."""
+    """Return the upper eight bits of colours."""
     if colours.dtype == np.uint8:
         return colours
     bits = max(8, int(colours.max()).bit_length())

@@ -1,8 +1,8 @@
 """Tell the volumes of one series apart, by their headers.
 
-Scanners put time points, echoes, b-values, phases, kernels into one series. A header, or two of them together, tells
-volumes apart where each of its values holds slices at places of their own, evenly spaced, and no two values hold the
-slices between each other's. What no header tells apart is refused with what differs.
+Scanners put time points, echoes, b-values, phases, kernels into one series. A header, or a pair of headers, tells
+volumes apart if the slices with each value have distinct, evenly spaced places, and the slices of no two values
+interleave. Slices that no header tells apart are refused, with the headers that differ.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from oncofed.data.dicom.regular import EVEN, as_volume, rounding
 from oncofed.data.dicom.stacks import Digests, Slice, Stack, refused
 
 IN_PLANE = "place in the plane (ImagePositionPatient)"
-FOLDER = "the folder of the files"  # where an anonymiser left nothing else
-# Times are the last resort: in many series each slice has another one.
+FOLDER = "the folder of the files"  # if an anonymiser left nothing else
+# Times are the last resort: in many series each slice has a different one.
 _TIMES = ("AcquisitionDateTime", "AcquisitionDate", "AcquisitionTime", "TriggerTime", "SeriesTime", "ContentTime")
-_ORDER = (*_TIMES, "FrameReferenceTime", "InstanceNumber")  # in which volumes may follow each other
+_ORDER = (*_TIMES, "FrameReferenceTime", "InstanceNumber")  # headers by which volumes may be ordered
 _KEYS = tuple(keyword for keyword in TELLING if keyword not in {*_TIMES, "InstanceNumber"})
 _NUMBERS = {
     "EchoTime",
@@ -36,7 +36,7 @@ _NUMBERS = {
     "KVP",
     "ReconstructionDiameter",
 }
-# Slices that differ in one of these are not of one image, wherever they lie.
+# Slices that differ in one of these are of different images, wherever they lie.
 _PHYSICAL = (
     "EchoTime",
     "InversionTime",
@@ -45,7 +45,7 @@ _PHYSICAL = (
     "ComplexImageComponent",
     "Units",
 )
-# The same, where slices are not one volume anyway.
+# The same, for slices that do not form one volume.
 _IMAGED = {*_PHYSICAL, "SliceThickness", "KVP", "FlipAngle"}
 _SHOWN = {*_IMAGED, "TemporalPositionIdentifier", "AcquisitionNumber"}
 # Independent of the acquisition, and changed when an image is sent again.
@@ -60,7 +60,7 @@ _OF_SENDING = {
 }
 _SAME_NUMBER = 1e-3
 _FEWEST_PLACES = 3
-_FEWEST_OF_TWO = 4  # slices of two volumes
+_FEWEST_OF_TWO = 4  # least number of slices of two volumes
 _LONGEST_VALUE = 24
 
 Labels = NDArray[np.int64]
@@ -75,7 +75,7 @@ class Partition:
 
     @property
     def count(self) -> int:
-        """Volumes."""
+        """Number of volumes."""
         return int(self.labels.max()) + 1
 
 
@@ -86,7 +86,7 @@ def volumes(group: list[Slice], digests: Digests) -> tuple[list[Stack], set[str]
 
     Args:
         group: the slices, in any order.
-        digests: asked for slices at one place that no header tells apart.
+        digests: called for slices at one place that no header tells apart.
     """
     places = _Places(group)
     if places.is_free(np.arange(len(group))):
@@ -139,7 +139,7 @@ class _Places:
         return bool(off <= max(EVEN * gap, rounding(gap)))
 
     def values(self, keyword: str) -> Labels:
-        """Return the number of each slice's value of a header.
+        """Return each slice's value of a header, as a number.
 
         Numbers that differ by rounding are one value.
         """
@@ -151,7 +151,7 @@ class _Places:
         return _numbered(_rounded(texts) if keyword in _NUMBERS else texts)
 
     def moments(self, keyword: str) -> list[float] | None:
-        """Return each slice's time or number; None if one lacks."""
+        """Return all slices' times or numbers; None if incomplete."""
         try:
             return [float(item.header.tells[keyword]) for item in self.group]
         except (KeyError, ValueError):
@@ -181,7 +181,7 @@ def _rounded(values: Sequence[str]) -> list[object]:
 def _without_collision(group: list[Slice], places: _Places) -> list[Stack]:
     """Return the volumes of slices at distinct places.
 
-    One, unless headers say that they are several.
+    A single one, unless headers tell several apart.
     """
     stack = as_volume(group)
     physical = [Partition((key,), places.values(key)) for key in _PHYSICAL]
@@ -200,7 +200,7 @@ def _without_collision(group: list[Slice], places: _Places) -> list[Stack]:
 
 
 def _divide(places: _Places) -> tuple[Partition | None, str]:
-    """Return a partition of slices that share places, or why none."""
+    """Return a partition of slices sharing places, or a reason."""
     keys, times = _single(places, (*_KEYS, IN_PLANE)), _single(places, _TIMES)
     for candidates in (
         keys,
@@ -226,8 +226,8 @@ def _divide(places: _Places) -> tuple[Partition | None, str]:
 def _copied(places: _Places, partition: Partition | None, digests: Digests) -> set[str]:
     """Return the paths of copies among slices that share places.
 
-    Of slices that are divided into volumes, few may have been sent again under another description or time: one of
-    them is compared with those at its place, and the rest where it is a copy.
+    If slices are divided into volumes, some may have been sent again under another description or time: one of them is
+    compared with the slices at its place, and the rest only if it is a copy.
     """
     group = places.group
     if partition is not None:
@@ -264,8 +264,8 @@ def _pairs(first: Sequence[Partition], second: Sequence[Partition]) -> Iterator[
 def _in_order(places: _Places) -> Iterator[Partition]:
     """Yield partitions by order, in time or number.
 
-    Each place has as many slices; the first of each place are the first volume, and so on. All of a volume come before
-    all of the next one.
+    Each place has the same number of slices; the first of each place form the first volume, and so on. All slices of a
+    volume come before those of the next one.
     """
     counts = np.bincount(places.level)
     if places.count < _FEWEST_PLACES or counts.min() != counts.max():
@@ -295,7 +295,7 @@ def _fits(partition: Partition, places: _Places, whole: bool = True) -> bool:
     Args:
         partition: the partition.
         places: of its slices.
-        whole: each part is evenly spaced; else one of them is, and what the others lack will be said of them.
+        whole: require each part to be evenly spaced; else one is enough, and gaps of the others are reported later.
     """
     parts = _parts_of(partition)
     single = places.count > 1 and min(map(len, parts)) < 2
@@ -329,7 +329,7 @@ def _do_not_interleave(partition: Partition, places: _Places) -> bool:
 
 
 def _chosen(fitting: Sequence[Partition]) -> tuple[Partition | None, str]:
-    """Return the partition into fewest volumes, or a contradiction."""
+    """Return the partition with fewest volumes, or a contradiction."""
     if not fitting:
         return None, ""
     best = min(fitting, key=lambda p: p.count)
@@ -359,8 +359,8 @@ def _divided(group: list[Slice], partition: Partition) -> list[Stack]:
 
 
 def _values_of(keys: Iterable[str], tells: Mapping[str, str]) -> list[str]:
-    """Return a volume's values of the keys.
+    """Return a volume's values of headers.
 
-    Numbers and codes only: free text may name somebody.
+    Only numbers and codes: free text may name somebody.
     """
     return [f"{key} {tells[key][:_LONGEST_VALUE]}" for key in keys if key in _SHOWN and tells.get(key)]

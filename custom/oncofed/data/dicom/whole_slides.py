@@ -2,8 +2,8 @@
 
 A pyramid's levels may lie in several series (PS3.3, C.8.12).
 
-Levels of one slide have one frame of reference and one container, show one area, and differ in their number of pixels.
-Two scans of one slide, which have the same sizes, stay two.
+Levels of one slide share frame of reference, container and area, and differ in their number of pixels. Two scans of a
+slide, which have the same sizes, stay two.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class WholeSlide:
 
     Attributes:
         series: UID of the series of its finest level.
-        instances: of its pyramid; where it has none, its label and overview alone.
+        instances: of its pyramid; without one, its label and overview.
     """
 
     series: str
@@ -35,7 +35,7 @@ class WholeSlide:
 
 
 def image_kind(image_type: Sequence[str]) -> str:
-    """Return an instance's kind by ImageType's third value.
+    """Return an instance's kind, by ImageType's third value.
 
     VOLUME, LABEL, OVERVIEW or THUMBNAIL.
     """
@@ -44,7 +44,7 @@ def image_kind(image_type: Sequence[str]) -> str:
 
 
 def whole_slides(by_series: Mapping[str, Sequence[SlideFile]]) -> tuple[list[WholeSlide], dict[str, str]]:
-    """Return a folder's slides, and path -> reason of the rest.
+    """Return slides, and path -> reason for other files.
 
     Args:
         by_series: whole-slide instances by series.
@@ -108,7 +108,7 @@ def _same_slide(first: SlideHeader, second: SlideHeader) -> bool:
 
 
 def _same_area(level: SlideHeader, finest: SlideHeader) -> bool:
-    """Return whether a level shows the finest one's area, smaller."""
+    """Return whether a level shows the finest one's area."""
     (width, height), (full_width, full_height) = _size(level), _size(finest)
     if not (0 < width < full_width and 0 < height < full_height):
         return False

@@ -1,1 +1,1 @@
-"""Readers of image files, one module a format."""
+"""Readers of image files, one module per format."""

@@ -1,4 +1,4 @@
-"""Shared by the readers of all formats."""
+"""Code shared by the readers of all formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oncofed.errors import DataError
 Values = NDArray[Any]
 Affine = NDArray[np.float64]
 
-# From DICOM's and ITK's world (left, posterior, superior) to NIfTI's (right, anterior, superior), and back.
+# From DICOM's and ITK's coordinates (left, posterior, superior) to NIfTI's (right, anterior, superior), and back.
 LPS_TO_RAS: Affine = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 # Exif and TIFF tag 0x0112: 1 is upright; these swap rows and columns.
@@ -55,7 +55,7 @@ _MAGIC = (
     (b"-----BEGIN PGP", "an encrypted file"),
     (b"age-encryption.org", "an encrypted file"),
 )
-# Least volume of a voxel, as a share of the box of the same sides: below it two axes are one to float32.
+# Least volume of a voxel, as a share of a box with its sides; below it axes coincide in float32.
 _LEAST_VOLUME = 1e-5
 
 
@@ -65,20 +65,20 @@ class LoadedImage:
 
     Attributes:
         values: (x, y, z, channel) of a volume, (x, y, channel) of a flat image; scale and intercept are applied.
-        affine: (4, 4), from voxels to RAS+ in mm; of a flat image what it says of the first two axes.
+        affine: (4, 4), from voxels to RAS+ in mm; of a flat image only the first two axes count.
         stored: type in the file, such as "int16".
-        calibrated: whether the file says how large its pixels are.
-        oriented: whether the file says where a volume's axes point in the patient.
-        placed: whether the file says where its voxels lie; else a convention does.
-        texts: header fields that hold text of their own, beyond what software writes of itself.
-        notes: what was seen while reading, for people.
-        palette: (n, 3) uint8: ``values`` are rows of this table of colours; None: they are no such numbers.
+        calibrated: whether the file states the size of its pixels.
+        oriented: whether the file states the directions of a volume's axes in the patient.
+        placed: whether the file states where its voxels lie; otherwise by convention.
+        texts: header fields with text beyond what software writes by itself.
+        notes: observations while reading, for people.
+        palette: (n, 3) uint8: colour table indexed by ``values``; None: they are no indices.
         colour: the channels are red, green and blue.
         alpha: the last channel is opacity.
-        lossy: name of the compression that changed the values, such as "JPEG"; None: none did.
-        exif: the file's Exif orientation, from which it was turned upright; 1: it lay so.
+        lossy: name of a compression that changed the values, such as "JPEG"; None: none.
+        exif: the file's Exif orientation, from which it was turned upright; 1: upright.
         colours: of a mask read from a palette: label value -> "#rrggbb".
-        by_colour: the mask's values stand for the palette's colours, not for its numbers.
+        by_colour: the mask's values stand for colours of the palette, not for its numbers.
     """
 
     values: Values
@@ -126,12 +126,12 @@ class LoadedImage:
 
 
 def farthest_corner(one: LoadedImage, other: LoadedImage) -> float:
-    """Return the largest distance of corners of two grids.
+    """Return the largest distance between corners of two grids.
 
     In voxels of the first.
 
     Args:
-        one: its affine can be inverted.
+        one: with an invertible affine.
         other: has as many voxels along each axis.
     """
     return farthest(one.affine, other.affine, one.shape)
@@ -140,7 +140,7 @@ def farthest_corner(one: LoadedImage, other: LoadedImage) -> float:
 def farthest(one: Affine, other: Affine, shape: tuple[int, ...]) -> float:
     """Return ``farthest_corner`` of two affines (4, 4).
 
-    Of a grid with the sides ``shape``.
+    For grids of size ``shape``.
     """
     if np.array_equal(one, other):
         return 0.0
@@ -159,13 +159,13 @@ def is_invertible(affine: Affine) -> bool:
 
 
 def looks_like(path: Path) -> str | None:
-    """Return what a file is by its first bytes; None: unknown."""
+    """Return a file's type by its first bytes, if known."""
     with path.open("rb") as file:
         return kind_of(file.read(132))
 
 
 def kind_of(head: bytes) -> str | None:
-    """Return what a file is by its first 132 bytes; None: unknown."""
+    """Return a file's type by 132 bytes, if known."""
     if head[128:132] == b"DICM":
         return "a DICOM file"
     if not head:
@@ -181,8 +181,8 @@ def unreadable(path: Path, name: str, reason: str, expected: tuple[str, ...] = (
     Args:
         path: of the file.
         name: of the format, such as "NIfTI".
-        reason: what is wrong and, as a sentence of its own, what to do.
-        expected: what ``looks_like`` may say of such a file.
+        reason: what is wrong and, in a further sentence, what to do.
+        expected: results of ``looks_like`` that fit the format.
     """
     found = looks_like(path)
     seen = f"; it looks like {found}" if found and found not in expected else ""
@@ -191,14 +191,14 @@ def unreadable(path: Path, name: str, reason: str, expected: tuple[str, ...] = (
 
 
 def require_memory(size: int, what: str = "declares") -> None:
-    """Refuse an image larger than half of this machine's memory.
+    """Refuse an image larger than half of the memory.
 
     Args:
         size: bytes.
         what: verb of the message.
 
     Raises:
-        DataError: it would not.
+        DataError: it is too large.
     """
     limit = _memory() // 2
     if size > limit:

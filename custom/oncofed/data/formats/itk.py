@@ -18,11 +18,11 @@ from oncofed.errors import DataError
 
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 
-# Headers that state a voxel size: ITK assumes a millimetre otherwise.
+# Headers that state a voxel size; ITK assumes 1 mm otherwise.
 _SAYS_SPACING = re.compile(r"^(space directions:.*\(|spacings:.*\d|Element(Spacing|Size)\s*=)", re.M)
 _LONGEST_HEADER = 1 << 16
 _CHUNK = 1 << 22
-# Bytes of a voxel, by its type with "signed ", " int" and "_t" taken off.
+# Bytes of a voxel, by its type without "signed ", " int" and "_t".
 _NRRD_SIZES = {
     1: "char int8 uchar unsigned-char uint8",
     2: "short int16 ushort unsigned-short uint16",
@@ -42,7 +42,7 @@ def read_itk(path: Path) -> LoadedImage:
     """Read an NRRD or MetaImage file, also a compressed one.
 
     Raises:
-        DataError: it is broken, says something that cannot be used, or SimpleITK is not installed.
+        DataError: it is broken or has an unusable header, or SimpleITK is not installed.
     """
     if importlib.util.find_spec("SimpleITK") is None:
         raise DataError(f"is {path.suffix}, for which SimpleITK is needed: pip install 'oncofed[radiology]'")
@@ -102,7 +102,7 @@ def _read(path: Path) -> LoadedImage:
     factors = _factors(fields, dimensions)
     affine[:dimensions] *= factors[:, None]
     if dimensions == 3:
-        affine = LPS_TO_RAS @ affine  # ITK's world is LPS+
+        affine = LPS_TO_RAS @ affine  # ITK uses LPS+
     if not is_invertible(affine):
         raise DataError(
             "has axes that do not point in different directions: its header does not say where it lies. Export it again"
@@ -114,7 +114,7 @@ def _read(path: Path) -> LoadedImage:
 def _factors(fields: dict[str, str], dimensions: int) -> Any:
     """Return the millimetres of one unit along each axis.
 
-    Of NRRD's ``space units``, or of ``units``.
+    From NRRD's ``space units`` or ``units``.
     """
     text = fields.get("space units") or fields.get("units") or ""
     named = re.findall(r'"([^"]*)"', text)
@@ -140,7 +140,7 @@ def _meta_fields(head: bytes) -> tuple[dict[str, str], int]:
 
 
 def _bytes_of(kind: str, name: str) -> int | None:
-    """Return the bytes of a voxel by its type's name, or None."""
+    """Return a voxel's bytes by its type's name, if known."""
     sizes = _META_SIZES
     if name == "NRRD":
         sizes = _NRRD_SIZES

@@ -1,4 +1,4 @@
-"""Read NIfTI-1 and NIfTI-2 in one file.
+"""Read single-file NIfTI-1 and NIfTI-2.
 
 nifti1.h and nifti2.h of nifti.nimh.nih.gov, compressed or not.
 """
@@ -32,33 +32,33 @@ from oncofed.errors import DataError
 
 NIFTI = (".nii", ".nii.gz")
 
-# gzip cannot make anything smaller than by this factor: a header that declares more is false.
+# Largest compression factor of gzip: a header that declares more data is false.
 _GZIP_LIMIT = 1032
 _GZIP = b"\x1f\x8b"
 _MOST_LAYERS = 4
-# FSL, SPM, FreeSurfer, ANTs, ITK, dcm2niix and nibabel write versions and sequence parameters.
+# Versions and sequence parameters from FSL, SPM, FreeSurfer, ANTs, ITK, dcm2niix and nibabel.
 _SOFTWARE_TEXT = re.compile(
     r"(FSL|SPM|FreeSurfer|ITK|ANTs|dcm2nii|NiBabel|nifti|TE=|TR=|\d{1,4}(\.\d{1,4}){1,3}(:[0-9a-f]+)?$|none$|None$)",
     re.I,
 )
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _LONGEST_HEADER = 541
-# xyzt_units & 7 -> millimetres; what is not here is taken for millimetres, as ITK does.
+# xyzt_units & 7 -> millimetres; all others count as millimetres, as in ITK.
 _UNITS = {1: ("metres", 1e3), 3: ("microns", 1e-3)}
-# Two affines of one header that place a corner farther apart than this, in voxels, contradict each other.
+# Two affines of a header contradict each other if a corner's places differ by more than this, in voxels.
 _SAME_PLACE = 0.25
 _LOOKS = ("gzip data", "a NIfTI or Analyze file")
 
-# nibabel logs oddities of headers without the file's name; errors are raised, and reported with it.
+# nibabel logs oddities of headers without the file's name; errors are raised and reported with the name.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 
 
 @contextmanager
 def open_nifti(path: Path) -> Iterator[tuple[Any, int]]:
-    """Open a NIfTI file, compressed or not, whatever its name.
+    """Open a NIfTI file, compressed or not, under any name.
 
     Yields:
-        The file as it is without compression, and the most bytes that it can hold.
+        The uncompressed file, and an upper bound of its size in bytes.
     """
     opened: list[Any] = [path.open("rb")]
     limit = path.stat().st_size
@@ -66,7 +66,7 @@ def open_nifti(path: Path) -> Iterator[tuple[Any, int]]:
         for _ in range(_MOST_LAYERS):
             if opened[-1].peek(2)[:2] != _GZIP:
                 break
-            # ISA-L unpacks twice as fast as zlib, which nibabel uses.
+            # ISA-L decompresses twice as fast as zlib, which nibabel uses.
             opened.append(igzip.open(opened[-1]))  # type: ignore[no-untyped-call]
             limit *= _GZIP_LIMIT
         yield opened[-1], limit
@@ -79,7 +79,7 @@ def read_nifti(path: Path) -> LoadedImage:
     """Read a NIfTI file.
 
     Raises:
-        DataError: it is broken, or says something that cannot be used.
+        DataError: it is broken, or has an unusable header.
     """
     try:
         with open_nifti(path) as (file, limit):
@@ -128,7 +128,7 @@ def _parse(path: Path, file: Any, limit: int) -> LoadedImage:
 def beginning(file: Any) -> bytes:
     """Return an open file's header bytes, and one more."""
     head = bytes(file.peek(_LONGEST_HEADER)[:_LONGEST_HEADER])
-    if len(head) < _LONGEST_HEADER:  # a buffer may end anywhere
+    if len(head) < _LONGEST_HEADER:  # the buffer may have ended
         head = file.read(_LONGEST_HEADER)
         file.seek(0)
     return head
@@ -142,7 +142,7 @@ def nifti_header(path: Path, head: bytes) -> Any:
         head: the file's beginning.
 
     Raises:
-        DataError: it is no header of NIfTI in one file.
+        DataError: it is no header of single-file NIfTI.
     """
     sizes = [int.from_bytes(head[:4], order) for order in ("little", "big")]
     kind: Any = next((_HEADERS[size] for size in sizes if size in _HEADERS), None)
@@ -200,7 +200,7 @@ def _disagreement(header: Any, shape: tuple[int, ...]) -> list[str]:
     try:
         qform = np.asarray(header.get_qform(), dtype=np.float64)
         apart = farthest(sform, qform, shape)
-    except Exception:  # noqa: BLE001 - a quaternion that is none
+    except Exception:  # noqa: BLE001 - an invalid quaternion
         return ["its qform cannot be read: its sform is used"]
     if not apart > _SAME_PLACE:
         return []
@@ -210,7 +210,7 @@ def _disagreement(header: Any, shape: tuple[int, ...]) -> list[str]:
 
 
 def _require_voxel_size(header: Any, shape: tuple[int, ...]) -> None:
-    """Refuse a volume without voxel sizes: nibabel takes 1 mm."""
+    """Refuse a volume without voxel sizes: nibabel assumes 1 mm."""
     sizes = np.abs(np.asarray(header["pixdim"][1:4], dtype=np.float64))
     unknown = [not (np.isfinite(size) and size > 0) and n > 1 for size, n in zip(sizes, shape, strict=False)]
     if header["sform_code"] <= 0 and any(unknown):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from oncofed.data.formats.common import LoadedImage
 
-# Pillow logs oddities of headers without the file's name; errors are raised, and reported with it.
+# Pillow logs oddities of headers without the file's name; errors are raised and reported with the name.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _SHOWN_IN = {"CMYK": "RGB", "YCbCr": "RGB", "HSV": "RGB", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "PA": "RGBA"}
 

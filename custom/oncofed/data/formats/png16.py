@@ -1,4 +1,4 @@
-"""Read PNG of 16 bits, which Pillow halves.
+"""Read 16-bit PNG, which Pillow reduces to 8 bits.
 
 PNG specification, third edition, sections 7 and 9.
 """
@@ -22,11 +22,11 @@ _CHANNELS = {2: 3, 4: 2, 6: 4}
 def read_sixteen_bits(path: Path) -> NDArray[np.uint16] | None:
     """Return a 16-bit PNG's (row, column, channel); None: interlaced.
 
-    A filter predicts a byte from the same byte of pixels beside and above it, so that each of a pixel's bytes makes a
-    picture of 8 bits of its own, which Pillow decodes.
+    Filters predict a byte from the same byte of the pixels to the left and above, so that each byte of the pixels forms
+    a separate 8-bit image, which Pillow decodes.
 
     Args:
-        path: of a file that Pillow has read without a fault.
+        path: of a file that Pillow can read.
     """
     header, packed = b"", []
     with path.open("rb") as file:

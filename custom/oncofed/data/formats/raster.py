@@ -1,6 +1,6 @@
 """Read PNG, JPEG, BMP and WebP through Pillow.
 
-By their first bytes; TIFF has a module of its own.
+The format is told by the first bytes; TIFF is in module ``tiff``.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ RASTER = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "PPM")
 _NAMES = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "bmp": "BMP", "webp": "WebP", "tif": "TIFF", "tiff": "TIFF"}
 _ORIENTATION = 0x0112
-# Raw modes of Pillow's decoders that drop the lower half of 16 bits.
+# Raw modes of Pillow's decoders that drop the lower 8 of 16 bits.
 _HALVED = ("RGB;16B", "RGBA;16B", "LA;16B")
 
-# Memory is checked before any pixel is read: a mask of a slide may be huge.
+# Memory is checked before pixels are read instead: a mask of a slide may be huge.
 Image.MAX_IMAGE_PIXELS = None
 
 
 def read_raster(path: Path) -> LoadedImage:
-    """Read a flat image or a TIFF's pages, upright by Exif.
+    """Read a flat image or TIFF pages, upright by Exif.
 
     Raises:
         DataError: it is broken, or of a kind that cannot be read.
@@ -57,7 +57,7 @@ def read_raster(path: Path) -> LoadedImage:
 def _read(path: Path, image: Image.Image) -> LoadedImage:
     require_memory(image.width * image.height * 4)
     frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a camera's second picture is a preview, or for the other eye
+    if frames > 1 and image.format != "MPO":  # MPO: a camera's second picture is a preview, or for the other eye
         raise DataError(f"holds {frames} pictures one after another, expected one")
     notes = []
     is_halved = any(tile[3] in _HALVED for tile in getattr(image, "tile", ()))
@@ -78,7 +78,7 @@ def _read(path: Path, image: Image.Image) -> LoadedImage:
 
 
 def _of_sixteen_bits(pixels: Values, orientation: int) -> LoadedImage:
-    """Return (row, column, channel) of 16 bits as an image."""
+    """Return 16-bit (row, column, channel) as an image."""
     values = upright(pixels, orientation).swapaxes(0, 1)
     channels = pixels.shape[-1]
     return LoadedImage(values, np.eye(4), "uint16", calibrated=False, colour=channels > 2, alpha=channels in {2, 4})
@@ -90,5 +90,5 @@ def _lossy(path: Path, image: Image.Image) -> str | None:
     if image.format != "WEBP":
         return None
     with path.open("rb") as file:
-        # Of WebP's two coders, VP8L is lossless; its chunk comes first, or behind those of metadata.
+        # VP8L is WebP's lossless coder; its chunk comes first, or after those of metadata.
         return None if b"VP8L" in file.read(1 << 16) else "WebP"

@@ -2,7 +2,7 @@
 
 TIFF 6.0, BigTIFF, OME-TIFF, ImageJ's.
 
-tifffile tells pages, axes and units, and decodes; Pillow what tifffile has no decoder for.
+tifffile finds pages, axes and units, and decodes; Pillow decodes the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from oncofed.errors import DataError
 
 IS_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-_PAGES = "ZIQ"  # axes of slices: depth, and what nobody named
+_PAGES = "ZIQ"  # axes of slices: depth, and unnamed ones
 # PhotometricInterpretation.
 _WHITE_IS_ZERO, _RGB, _PALETTE, _YCBCR = 0, 2, 3, 6
 _KNOWN = (_WHITE_IS_ZERO, 1, _RGB, _PALETTE)
@@ -38,22 +38,22 @@ _APERIO_YCC = 33003  # JPEG 2000 with YCbCr components, whatever its photometric
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION = 274, 282, 283  # tags
 _REDUCED, _IS_MASK = 1, 4  # bits of NewSubfileType
 _LOOKS = ("a TIFF image",)
-# A screen's resolution, which programs write where they know none.
+# Screen resolutions, which programs write by default.
 _SCREEN_DPI = (72, 96)
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 
 def read_tiff(path: Path) -> LoadedImage:
-    """Read a TIFF: one page is a flat image, several a volume.
+    """Read a TIFF as a flat image or a volume.
 
-    Smaller copies of a page and transparency masks are no pages. Pixel sizes are those of OME's or ImageJ's metadata;
-    a resolution in dots per inch is of no object.
+    One page is a flat image, several are a volume; smaller copies of a page and transparency masks do not count. Pixel
+    sizes are those of OME's or ImageJ's metadata; a resolution in dots per inch says nothing about the object.
 
     Raises:
-        DataError: it is broken, or holds what is neither one image nor one volume.
+        DataError: it is broken, or holds neither one image nor one volume.
     """
-    import tifffile  # noqa: PLC0415 - takes a tenth of a second, for TIFF alone
+    import tifffile  # noqa: PLC0415 - takes 0.1 s to import, and only TIFF needs it
 
     try:
         with tifffile.TiffFile(path) as file:
@@ -98,7 +98,7 @@ def _read(path: Path, file: Any) -> LoadedImage:
 
 
 def _one_series(file: Any) -> Any:
-    """Return the pages of one image, if there are no others."""
+    """Return the pages of the only image."""
     if not len(file.pages):
         raise DataError("is a TIFF without a page. Copy it again")
     all_series = [s for s in file.series if not int(s.keyframe.subfiletype) & (_REDUCED | _IS_MASK)]
@@ -130,7 +130,7 @@ def _decoded(path: Path, series: Any, page: Any, axes: str) -> LoadedImage:
     """Return the upright pixels, by the first able decoder."""
     by_tifffile = partial(_by_tifffile, series, page, axes)
     by_pillow = partial(_by_pillow, path, page, len(series.pages), axes)
-    # Pillow scales grey of 2 and 4 bits to 8 as every viewer does, and turns colours of print to those of a screen.
+    # Pillow scales 2-bit and 4-bit grey to 8 bits as every viewer does, and converts print colours to screen colours.
     ways = [by_tifffile, by_pillow] if page.photometric in _KNOWN and page.bitspersample not in {2, 4} else [by_pillow]
     if page.photometric == _YCBCR and int(page.compression) in _LOSSY:
         ways = [by_pillow, by_tifffile]
@@ -146,7 +146,7 @@ def _tried(way: Callable[[], LoadedImage]) -> LoadedImage | None:
         return way()
     except MemoryError:
         raise
-    except Exception:  # noqa: BLE001 - either library raises many types for what it cannot decode
+    except Exception:  # noqa: BLE001 - both libraries raise many types if they cannot decode
         return None
 
 
@@ -195,7 +195,7 @@ def _by_tifffile(series: Any, page: Any, axes: str) -> LoadedImage:
 def _palette(page: Any) -> Any:
     """Return a colour map as (n, 3) uint8.
 
-    TIFF's has 16 bits, though some programs write 8.
+    TIFF specifies 16 bits, but some programs write 8.
     """
     if page.photometric != _PALETTE:
         return None
@@ -204,7 +204,7 @@ def _palette(page: Any) -> Any:
 
 
 def _inverted(values: Values, bits: int) -> Values:
-    """Return pixels with black as zero, stored with white as zero.
+    """Return pixels stored with white as zero, inverted.
 
     TIFF 6.0, PhotometricInterpretation 0.
     """
@@ -218,7 +218,7 @@ def _inverted(values: Values, bits: int) -> Values:
 
 
 def upright(values: Values, orientation: int) -> Values:
-    """Return (row, column, …) turned as TIFF's tag Orientation says."""
+    """Return (row, column, …) turned by TIFF's tag Orientation."""
     if orientation in SWAPPED:
         values = values.swapaxes(0, 1)
     rows = slice(None, None, -1 if orientation in {3, 4, 7, 8} else 1)
@@ -243,7 +243,7 @@ def _by_pillow(path: Path, page: Any, pages: int, axes: str) -> LoadedImage:
 
 
 def _pixel_sizes(file: Any, page: Any) -> tuple[float | None, float | None, float | None]:
-    """Return pixel sizes along x, y, z in mm; None: not stated."""
+    """Return pixel sizes (x, y, z) in mm, if stated."""
     if file.is_ome:
         found = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", file.ome_metadata or "")
         text = found[0] if found else ""

@@ -19,7 +19,7 @@ _BY_NAME = {name: size for names, size in _IN_MM.items() for name in names}
 
 def millimetres(unit: str) -> float | None:
     """Return the millimetres of a unit of length, or None."""
-    # ImageJ escapes the micro sign; Unicode has it twice, as a sign and as a Greek letter.
+    # ImageJ escapes the micro sign, and Unicode has two: the sign and the Greek letter.
     text = unit.strip().strip("\"'").replace("\\u00B5", "µ").replace("\\u00b5", "µ").replace("\u03bc", "µ")
     text = text.replace("\u212b", "å").lower()
     return _BY_NAME.get(text) or _BY_NAME.get(text.removesuffix("s"))

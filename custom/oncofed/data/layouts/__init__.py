@@ -1,14 +1,14 @@
 """Find the cases of a folder, by its layout.
 
 Decathlon: Antonelli et al. 2022. nnU-Net raw: Isensee et al., Nature Methods 2021. BIDS names a patient ``sub-X``, TCGA
-by the first twelve letters of its barcodes. No pixel is read here but of a few files whose names leave open whether
-they are masks.
+by the first twelve letters of its barcodes. Pixels are read only of a few files whose names do not tell whether they
+are masks.
 """
 
 from __future__ import annotations
 
 from oncofed.data.layouts.base import FolderLayout, Item, Part, patient_of
-from oncofed.data.layouts.class_table import ClassTable, lists_images
+from oncofed.data.layouts.class_table import ClassTable, Stated, lists_images
 from oncofed.data.layouts.find import find_layout
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts
 from oncofed.data.layouts.slides import SLIDES
@@ -22,6 +22,7 @@ __all__ = [
     "FolderLayout",
     "Item",
     "Part",
+    "Stated",
     "find_layout",
     "kept_parts",
     "lists_images",

@@ -1,10 +1,10 @@
-"""The cases of a folder, as its layout has them."""
+"""The cases of a folder, by its layout."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -12,11 +12,12 @@ from pathlib import Path
 from oncofed.data.images import stem
 from oncofed.data.layouts.kinds import LayoutKind
 from oncofed.data.manifest import Quarantined, Split
+from oncofed.data.targets import DatasetTarget, TargetValue
 
 _PATIENT_PATTERNS = (
     r"(?:^|/)(sub-[A-Za-z0-9]+)",
     r"(TCGA-[A-Z0-9]{2}-[A-Z0-9]{4})",
-    r"(BraTS-[A-Za-z]+(?:-[A-Za-z]+)?-\d{4,5})(?=-\d)",  # what follows counts the patient's scans
+    r"(BraTS-[A-Za-z]+(?:-[A-Za-z]+)?-\d{4,5})(?=-\d)",  # followed by the number of the scan
     r"^((?:[^/]+/)*(?i:patient|subject|subj|case|pat)[ _-]?\d+)/",
 )
 SPLIT_NAMES: dict[str, Split] = {
@@ -41,9 +42,9 @@ class Part:
 
     Attributes:
         path: inside the folder.
-        value: label value of every voxel that is not zero; None: ``values`` says it.
-        values: value in the file -> label value; what is not named keeps its number.
-        name: of what it shows, for messages.
+        value: label value of every voxel that is not zero; None: by ``values``.
+        values: value in the file -> label value; others keep their number.
+        name: of its content, for messages.
     """
 
     path: str
@@ -58,13 +59,15 @@ class Item:
 
     Attributes:
         name: unique in the dataset.
-        patient: as the source names it; it is hashed before it is written anywhere. Empty: the case is one of its own.
-        images: paths inside the folder, one a channel.
-        label: path of a mask inside the folder, the files that a mask is put together from, or number of a class.
-        split: where the layout says it.
-        modality: where the layout says it.
+        patient: as the source names it; hashed before it is written anywhere. Empty: the case is a separate patient.
+        images: paths inside the folder, one per channel.
+        label: path of a mask inside the folder, the files that a mask is composed of, or number of a class.
+        split: if the layout states it.
+        modality: if the layout states it.
         tags: other columns of a table.
-        notes: what the layout saw, for people.
+        notes: observations of the layout, for people.
+        targets: that a table or manifest states.
+        looked_for: names of the mask's classes that were looked for; None: not stated.
     """
 
     name: str
@@ -75,6 +78,8 @@ class Item:
     modality: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    targets: Mapping[str, TargetValue] = field(default_factory=dict)
+    looked_for: tuple[str, ...] | None = None
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -91,14 +96,15 @@ class FolderLayout:
     Attributes:
         kind: the layout.
         items: its cases.
-        labels: label value -> name, as far as the layout says.
-        modality: channel -> name, as far as the layout says.
-        task: what the layout is for; None where it does not say.
+        labels: label value -> name, as far as stated by the layout.
+        modality: channel -> name, as far as stated by the layout.
+        task: type of task that the layout is for; None: not stated.
         bad: cases that cannot be used.
-        left_out: path of a file that is no case -> why it is not.
-        unlabelled: path of a case's first image -> why it has no label, where more is known than that none was found.
-        tables: paths of the tables and manifests that it is read from.
-        remarks: what was seen of the folder as a whole, for people.
+        left_out: path of a file that belongs to no case -> reason.
+        unlabelled: path of a case's first image -> why it has no label, if that is known.
+        tables: paths of the tables and manifests that were read.
+        remarks: observations on the whole folder, for people.
+        targets: name -> declaration, of targets that cases state.
     """
 
     kind: LayoutKind
@@ -111,6 +117,7 @@ class FolderLayout:
     unlabelled: dict[str, str] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    targets: Mapping[str, DatasetTarget] = field(default_factory=dict)
 
 
 def patient_of(path: str, default: str = "") -> str:
@@ -126,14 +133,14 @@ def patient_of(path: str, default: str = "") -> str:
 
 
 def name_of(path: str) -> str:
-    """Return the name of a case by its image's path."""
+    """Return a case's name from its image's path."""
     return stem(Path(path.replace("/", "_"))) if path.count("/") != 1 else stem(Path(path))
 
 
 def unique(items: Sequence[Item]) -> list[Item]:
     """Return items with distinct names.
 
-    A name given twice takes its folder along; an item without a patient is one by its name.
+    Duplicate names get their folder added; an item without a patient gets its name as patient.
     """
     names = distinct_names([(item.name, _longer(item.images[0])) for item in items])
     return [replace(item, name=name, patient=item.patient or name) for item, name in zip(items, names, strict=True)]
@@ -142,7 +149,7 @@ def unique(items: Sequence[Item]) -> list[Item]:
 def with_distinct_cases(layout: FolderLayout) -> FolderLayout:
     """Return a layout with distinct names of cases.
 
-    Those that cannot be used included.
+    Including cases that cannot be used.
     """
     layout.items = unique(layout.items)
     taken = {item.name for item in layout.items}
@@ -160,7 +167,7 @@ def with_distinct_cases(layout: FolderLayout) -> FolderLayout:
 def distinct_names(names: Sequence[tuple[str, str]]) -> list[str]:
     """Return a distinct name for each (name, longer name).
 
-    The first where it is given once, else the longer one, numbered.
+    The first if it is unique, else the longer one, numbered.
     """
     counts = Counter(name for name, _ in names)
     taken = {name for name, times in counts.items() if times == 1}

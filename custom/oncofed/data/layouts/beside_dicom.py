@@ -18,12 +18,12 @@ _LOOKED_AT = 64
 def without_pictures(root: Path, files: Sequence[str], layout: FolderLayout) -> FolderLayout | None:
     """Return a layout without its unlabelled pictures.
 
-    None where it has none, or the folder is one of pictures.
+    None if it has none, or the folder is a dataset of pictures.
 
     Args:
         root: the folder.
         files: all of it.
-        layout: of its images that are files of their own.
+        layout: of its images in files other than DICOM.
     """
     pictures = [path for path in files if path.lower().endswith(_PICTURES)]
     if not pictures or len(pictures) > _count_dicom(root, files, len(pictures)):
@@ -41,7 +41,7 @@ def without_pictures(root: Path, files: Sequence[str], layout: FolderLayout) -> 
 def _count_dicom(root: Path, files: Sequence[str], fewest: int) -> float:
     """Estimate how many files are DICOM, from a sample.
 
-    0 where they are fewer than ``fewest``.
+    0 if they are fewer than ``fewest``.
     """
     others = [path for path in files if not image_format(Path(path))]
     if len(others) < fewest:

@@ -1,4 +1,4 @@
-"""One folder a class, also below ``train``, ``val``, ``test``."""
+"""One folder per class, also below ``train``, ``val``, ``test``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from oncofed.data.layouts.base import SPLIT_NAMES, FolderLayout, Item, name_of, 
 from oncofed.data.layouts.kinds import CLASS_FOLDERS
 from oncofed.data.layouts.names import Named
 
-# Share of images outside all class folders that is tolerated.
+# Tolerated share of images outside all class folders.
 _STRAY = 0.05
 _MOST = 1000
 _MOST_WORDS = 20
@@ -20,7 +20,7 @@ MASK_BESIDE = "mask beside an image that is one of a class: to learn from masks,
 def is_class_folders(images: Sequence[str]) -> bool:
     """Return whether images lie in folders of classes.
 
-    One in twenty may lie outside, and one always.
+    One in twenty may lie outside, but at least one.
 
     Args:
         images: paths of the images.
@@ -36,7 +36,7 @@ def is_class_folders(images: Sequence[str]) -> bool:
 def look_like_classes(images: Sequence[str]) -> list[str]:
     """Return top folders that may be classes.
 
-    The folder is read as something else.
+    For a folder that is read in another way.
     """
     inside = [f for f in images if "/" in f]
     tops = sorted({f.split("/", 1)[0] for f in inside})
@@ -51,7 +51,7 @@ def class_folders(images: Sequence[str], masks: Sequence[str]) -> FolderLayout:
 
     Args:
         images: paths of the images.
-        masks: paths of masks that lie among them.
+        masks: paths of masks among them.
     """
     layout = FolderLayout(CLASS_FOLDERS, task="classification")
     tops = sorted({f.split("/", 1)[0] for f in images if "/" in f})

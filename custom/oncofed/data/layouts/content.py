@@ -1,6 +1,6 @@
-"""Look into files where names leave open what they are.
+"""Inspect files whose names do not tell their role.
 
-Which are masks, and which lie on one grid; only a sample is read.
+It finds masks, and files on one grid; only a sample is read.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from oncofed.data.layouts.names import Named, Words, has_mask_word, says_image
 from oncofed.data.masks import NEARLY_WHOLE, as_mask
 from oncofed.errors import DataError
 
-# Number of files that are read of those whose names differ from their neighbours' alike.
+# Number of files to read from those whose names differ from their neighbours' in the same way.
 _LOOKED_AT = 2
 _MOST_VALUES = 64
 _VOXELS_A_VALUE = 16
 _SURELY_FEW = 4
 _LEAST_EVEN = 0.5
 _SAMPLED = 4096
-# Of a mask with soft edges at least this share of the pixels is near zero or the highest value.
+# Least share of pixels near zero or the highest value in a mask with soft edges.
 _AT_LEVEL = 0.05
 _LEAST_AT_LEVELS = 0.5
 _MOST_FOLDERS = 12
@@ -44,10 +44,10 @@ Grid = tuple[tuple[int, ...], tuple[float, ...]]
 def looks_like_mask(image: LoadedImage) -> bool:
     """Return whether an image holds few whole numbers.
 
-    As labels are read; see ``few_whole_numbers``.
+    After reading it as a label; see ``few_whole_numbers``.
 
     Args:
-        image: as ``read_stored`` or ``read_image`` returns it.
+        image: from ``read_stored`` or ``read_image``.
     """
     if not _may_be_mask(image):
         return False
@@ -58,9 +58,9 @@ def looks_like_mask(image: LoadedImage) -> bool:
 
 
 def _may_be_mask(image: LoadedImage) -> bool:
-    """Return whether a sample of pixels may be a mask's.
+    """Return whether sampled pixels may be a mask's.
 
-    Few values, or soft edges.
+    That is, they have few values, or soft edges.
     """
     values = image.values
     step = max(1, values[..., 0].size // _SAMPLED)
@@ -82,7 +82,7 @@ def _may_be_mask(image: LoadedImage) -> bool:
 
 
 def few_whole_numbers(values: NDArray[Any]) -> bool:
-    """Return whether an image is few whole numbers in even areas.
+    """Return whether an image has few values in even areas.
 
     Args:
         values: (x, y[, z], channel).
@@ -97,12 +97,12 @@ def few_whole_numbers(values: NDArray[Any]) -> bool:
     found, counts = np.unique(flat, return_counts=True)
     if len(found) > most or not _are_integers(found):
         return False
-    # No image has so few levels; one of some dozens is noisy where it is not empty.
+    # No image has so few levels; an image with some dozens is noisy except in the background.
     return len(found) <= _SURELY_FEW or _even_share(values, found[counts.argmax()]) >= _LEAST_EVEN
 
 
 def _even_share(values: NDArray[Any], background: Any) -> float:
-    """Return the share of neighbours with equal values, pairs of background aside."""
+    """Return the share of equal neighbours outside the background."""
     equal = pairs = 0
     for axis in (0, 1):
         here, next_to = (
@@ -120,14 +120,14 @@ def _are_integers(values: NDArray[Any]) -> bool:
 
 
 def masks_among(root: Path, files: Sequence[Named]) -> set[str]:
-    """Return the paths of masks that no name calls so.
+    """Return the paths of masks not named as such.
 
     Files are compared with a neighbour of the same case: ``7/ct`` and ``7/tumour``, ``scan_7`` and ``scan_7_liver``,
-    ``a/7`` and ``b/7``. Of each way in which they differ a few are read.
+    ``a/7`` and ``b/7``. For each difference of names a few files are read.
 
     Args:
         root: the folder.
-        files: whose names do not call them masks.
+        files: not named as masks.
     """
     found: set[str] = set()
     look = Look(root)
@@ -136,7 +136,7 @@ def masks_among(root: Path, files: Sequence[Named]) -> set[str]:
         if looked and all(looked):
             found |= {mask.path for _, mask in pairs}
     for group in _by_word([named for named in files if named.path not in found]):
-        # The name is half the evidence: one that looks like a mask, wherever it lies, is enough.
+        # With the word in the name, a single file that looks like a mask is enough.
         if any(look.is_mask(named) for named in group[:_LOOKED_AT]):
             found |= {named.path for named in group}
     return found
@@ -145,7 +145,7 @@ def masks_among(root: Path, files: Sequence[Named]) -> set[str]:
 def _by_word(files: Sequence[Named]) -> Iterable[list[Named]]:
     """Yield files with a word of masks inside their names.
 
-    By the words from there on: seg_liver.
+    Grouped by the words from there on, such as seg_liver.
     """
     groups: dict[Words, list[Named]] = defaultdict(list)
     for named in files:
@@ -153,14 +153,14 @@ def _by_word(files: Sequence[Named]) -> Iterable[list[Named]]:
             groups[words].append(named)
     if len(groups) <= _MOST_GROUPS:
         return groups.values()
-    merged: dict[str, list[Named]] = defaultdict(list)  # names of cases follow the word, not of what is drawn
+    merged: dict[str, list[Named]] = defaultdict(list)  # case names, not content, follow the word
     for words, group in groups.items():
         merged[words[0]] += group
     return merged.values()
 
 
 def _by_ending(files: Sequence[Named]) -> Iterable[list[tuple[Named, Named]]]:
-    """Yield pairs of files whose names differ alike."""
+    """Yield pairs of files whose names differ the same way."""
     folders: dict[str, list[Named]] = defaultdict(list)
     for named in files:
         folders[named.folder].append(named)
@@ -222,7 +222,7 @@ class Look:
         return self._holds_few(named.path)
 
     def is_mask_of(self, image: Named, mask: Named) -> bool:
-        """Return whether the second file is a mask of the first."""
+        """Return whether ``mask`` is a mask of ``image``."""
         if not on_one_grid(self._root, [image.path, mask.path]):
             return False
         return self._holds_few(mask.path) and not self._holds_few(image.path)
@@ -231,13 +231,13 @@ class Look:
         if path not in self._few:
             try:
                 self._few[path] = looks_like_mask(read_stored(self._root / path))
-            except (DataError, MemoryError):  # reported when it is read as a case
+            except (DataError, MemoryError):  # reported when the case is read
                 self._few[path] = False
         return self._few[path]
 
 
 def grid(path: Path) -> Grid | None:
-    """Return shape and affine by a file's header; None: unreadable."""
+    """Return a file's shape and affine; None: unreadable."""
     kind = image_format(path)
     try:
         if kind == "nifti":
@@ -249,7 +249,7 @@ def grid(path: Path) -> Grid | None:
         return _itk_grid(path)
     except (OSError, ValueError, ImageFileError, Image.DecompressionBombError):
         return None
-    except Exception:  # noqa: BLE001 - readers raise many types for a broken file; reading it says what is wrong
+    except Exception:  # noqa: BLE001 - readers raise many types for a broken file; reading the case reports it
         return None
 
 

@@ -21,6 +21,7 @@ from oncofed.data.layouts.slides import SLIDES_ALONE, slides, unread_regions
 from oncofed.data.layouts.tables import TABLES, WORKBOOKS, columns_of, expected_columns
 from oncofed.data.layouts.unclassified import unclassified
 from oncofed.data.manifest import MANIFEST_FILE
+from oncofed.data.target_columns import TableTargets
 from oncofed.errors import DataError
 
 _OF_PATIENTS = (
@@ -35,25 +36,27 @@ def find_layout(
     task: str | None,
     names: Mapping[int, str] | None = None,
     classes: Collection[str] | None = None,
+    targets: TableTargets | None = None,
 ) -> FolderLayout:
     """Return the layout of ``root``.
 
-    "nothing" where it has neither a known layout nor an image file.
+    The layout "nothing" has no known structure and no image file.
 
     Args:
         root: the folder.
-        files: as ``find_files`` finds them.
+        files: from ``find_files``.
         table: a CSV or TSV file with a column ``image``; None looks for one in the folder.
-        task: "segmentation", "classification" or "slides", where the user says it.
-        names: label value -> name, where the user says it.
-        classes: of a classification, where images need no class: names of those that folders may be called as.
+        task: "segmentation", "classification" or "slides", if the user states it.
+        names: label value -> name, if the user states it.
+        classes: of a classification whose images need no class: class names that folders may have.
+        targets: definitions of the table's targets.
 
     Raises:
-        DataError: a manifest or table is there and cannot be used.
+        DataError: there is a manifest or table that cannot be used.
     """
     names = names or {}
     tables, others = _tables(root, files)
-    folder = _Folder(root, files, tables, table=table, task=task, names=names, classes=classes)
+    folder = _Folder(root, files, tables, table=table, task=task, names=names, classes=classes, targets=targets)
     layout = next(filter(None, (find(folder) for find in _FINDERS)), None) or FolderLayout(NOTHING)
     for path, reason in others.items():
         if path not in layout.tables:
@@ -72,7 +75,7 @@ class _Folder:
     With the user's statements; see ``find_layout``.
 
     Attributes:
-        tables: paths of the tables of images that lie beside the images.
+        tables: paths of tables of images in the folder.
     """
 
     root: Path
@@ -82,6 +85,7 @@ class _Folder:
     task: str | None
     names: Mapping[int, str]
     classes: Collection[str] | None
+    targets: TableTargets | None
 
     @cached_property
     def images(self) -> list[str]:
@@ -95,17 +99,17 @@ class _Folder:
 
     @cached_property
     def loose(self) -> FolderLayout:
-        """The images by their names and places alone."""
+        """Layout by names and places of the images alone."""
         return loose_images(self.root, self.files, *self.separated)
 
     @cached_property
     def masks_beside(self) -> list[str]:
-        """Paths of masks that are no images of a class."""
+        """Paths of masks that are not images of a class."""
         return _masks_beside(*self.separated, self.loose)
 
 
 def _table(folder: _Folder) -> FolderLayout | None:
-    return None if folder.table is None else listed(folder.root, folder.table, folder.files)
+    return None if folder.table is None else listed(folder.root, folder.table, folder.files, folder.targets)
 
 
 def _manifest(folder: _Folder) -> FolderLayout | None:
@@ -118,7 +122,7 @@ def _own_table(folder: _Folder) -> FolderLayout | None:
         raise DataError(
             f"{folder.root}: found {len(tables)} tables ({', '.join(tables)}). Say which with --labels FILE."
         )
-    return listed(folder.root, folder.root / tables[0], folder.files) if tables else None
+    return listed(folder.root, folder.root / tables[0], folder.files, folder.targets) if tables else None
 
 
 def _slides(folder: _Folder) -> FolderLayout | None:
@@ -129,7 +133,7 @@ def _slides(folder: _Folder) -> FolderLayout | None:
 def _unclassified(folder: _Folder) -> FolderLayout | None:
     """Images whose class is to be predicted.
 
-    A class may have a mask's name: "seg" of blood cells.
+    A class may be named like a mask: "seg" of blood cells.
     """
     if not folder.images or folder.task != "classification" or folder.classes is None:
         return None
@@ -146,9 +150,9 @@ def _beside_dicom(folder: _Folder) -> FolderLayout | None:
 
 
 def _class_folders(folder: _Folder) -> FolderLayout | None:
-    """One folder a class.
+    """One folder per class.
 
-    A folder with a mask's name is a class where none of its files is an image's mask.
+    A folder named like masks is a class if none of its files is an image's mask.
     """
     masks = folder.masks_beside if folder.images else []
     is_requested = folder.task == "classification" and bool(folder.images)
@@ -169,7 +173,7 @@ def _loose(folder: _Folder) -> FolderLayout | None:
     return layout
 
 
-# The first that knows a folder decides.
+# The first that recognises a folder decides.
 _FINDERS: tuple[Callable[[_Folder], FolderLayout | None], ...] = (
     _table,
     _manifest,
@@ -183,14 +187,14 @@ _FINDERS: tuple[Callable[[_Folder], FolderLayout | None], ...] = (
 
 
 def _masks_beside(masks: Sequence[Named], images: Sequence[Named], layout: FolderLayout) -> list[str]:
-    """Return the masks that are no images of a class.
+    """Return masks that are not images of a class.
 
-    All of them where one has an image, used or set aside.
+    All of them if one has an image, used or set aside.
     """
     alone = {path for path, reason in layout.left_out.items() if reason in {NO_IMAGE, LOOKS_LIKE_MASK}}
     if any(mask.path not in alone for mask in masks):
         return [mask.path for mask in masks]
-    # Of those without an image: by their own names, or in a folder next to one of images.
+    # Without images: those named as masks, or in a folder next to one of images.
     image_parents = {image.folder.rpartition("/")[0] for image in images if image.says_last == "image"}
     return [
         mask.path

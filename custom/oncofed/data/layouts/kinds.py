@@ -13,10 +13,10 @@ class LayoutKind:
     """A layout.
 
     Attributes:
-        name: for people, as in the dataset's description.
+        name: for people, in the dataset's description.
         no_label: why a case has no label; ``{labels}`` stands for the folder of labels.
-        no_regions: the same of a slide.
-        lists_cases: a table or manifest lists the cases; names alone pair nothing.
+        no_regions: the same for slides.
+        lists_cases: a table or manifest lists the cases; files are not paired by name.
         may_hold_dicom: files that the layout does not use may be DICOM.
         unread_regions: why regions that no case uses are not read; empty: by the task.
     """

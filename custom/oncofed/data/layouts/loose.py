@@ -25,7 +25,7 @@ _COUNTED = re.compile(r"\d{4}")
 
 
 def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], others: Sequence[Named]) -> FolderLayout:
-    """Return the cases of a folder by names and places alone.
+    """Return a folder's cases by names and places alone.
 
     Args:
         root: the folder.
@@ -53,7 +53,7 @@ def loose_images(root: Path, files: Sequence[str], masks: Sequence[Named], other
 def separate(root: Path, named: Sequence[Named]) -> tuple[list[Named], list[Named]]:
     """Return masks and images.
 
-    By their names, or by a look at a few where these do not tell.
+    By their names, or by inspecting a few if names do not tell.
     """
     named = with_quiet_folders(root, named)
     others = [n for n in named if n.role != "mask"]
@@ -72,10 +72,10 @@ class _Cases:
     """The images of a folder by case.
 
     Attributes:
-        good: cases that have the channels that most have.
-        bad: those that lack one, and which.
+        good: cases with the channels that most have.
+        bad: cases that lack channels, and which.
         spare: files of channels that most cases lack.
-        channels: names of the channels, where cases have several.
+        channels: names of the channels, if cases have several.
     """
 
     good: list[Candidate] = field(default_factory=list)
@@ -87,12 +87,12 @@ class _Cases:
 def _by_case(root: Path, images: Sequence[Named], masks: Sequence[Named]) -> _Cases:
     """Return the cases of a folder.
 
-    Files of one folder whose names differ by the sequence alone (``X_t1``, ``X_flair``) are one case, where they lie on
-    one grid; so are ``X_0000`` and ``X_0001`` where a mask is called ``X``.
+    Files of a folder whose names differ only by the sequence (``X_t1``, ``X_flair``) are one case if they lie on one
+    grid; so are ``X_0000`` and ``X_0001`` if a mask is named ``X``.
     """
     groups: dict[tuple[object, ...], list[Named]] = defaultdict(list)
     of_masks = {mask.key for mask in masks}
-    of_cases = {mask.key for mask in masks if not mask.channel}  # one mask of all sequences
+    of_cases = {mask.key for mask in masks if not mask.channel}  # one mask for all sequences
     for image in images:
         folder = image.folder
         if (
@@ -123,7 +123,7 @@ def _by_case(root: Path, images: Sequence[Named], masks: Sequence[Named]) -> _Ca
     found = _Cases(channels=usual if not usual[0].isdigit() else ())
     for case in cases:
         has = _channels(case)
-        if has and not case.numbered and not set(has) & set(usual):  # a sequence apart, of another grid or folder
+        if has and not case.numbered and not set(has) & set(usual):  # a separate sequence, of another grid or folder
             found.spare += case.images
             continue
         if has and not set(has) >= set(usual):
@@ -139,7 +139,7 @@ def _by_case(root: Path, images: Sequence[Named], masks: Sequence[Named]) -> _Ca
 def _of_one_channel(cases: Sequence[Candidate], single: Counter[Words]) -> _Cases:
     """Return cases of one channel.
 
-    Of cases with several, the channel that most have.
+    From cases with several channels, the one that most have.
     """
     found = _Cases()
     for case in cases:

@@ -28,7 +28,7 @@ def from_manifest(root: Path, files: Sequence[str], names: Mapping[int, str]) ->
     Args:
         root: the folder.
         files: all of it.
-        names: label value -> name, where the user says it.
+        names: label value -> name, if the user states it.
 
     Raises:
         DataError: it is no manifest, or its labels overlap.
@@ -49,12 +49,13 @@ def from_manifest(root: Path, files: Sequence[str], names: Mapping[int, str]) ->
 def _decathlon(files: Sequence[str], manifest: Manifest) -> FolderLayout:
     layout = FolderLayout(DECATHLON, modality=manifest.modality, task=manifest.task, tables=[MANIFEST_FILE])
     layout.labels = {int(float(k)): v for k, v in manifest.labels.items()}
+    layout.targets = manifest.targets
     known = set(files)
     channels = _channel_files(files)
     bare = [os.path.normpath(entry) for entry in manifest.test if isinstance(entry, str)]
     labels = {stem(Path(f)): f for f in files if f.startswith("labelsTs/") and image_format(Path(f))}
     tests = {path: labels[stem(Path(path))] for path in bare if stem(Path(path)) in labels}
-    # Where nothing but "training" is filled, nobody has dealt the patients yet.
+    # If only "training" is filled, the patients are not split yet.
     dealt = bool(manifest.validation or tests) or any(not isinstance(e, str) and e.label for e in manifest.test)
     entries: list[tuple[Split, Entry]] = [
         *manifest.by_split(),
@@ -68,7 +69,7 @@ def _decathlon(files: Sequence[str], manifest: Manifest) -> FolderLayout:
         if outside:
             layout.bad.append(Quarantined(name=name, reason="it lies outside the folder. Expected a path inside it"))
             continue
-        if len(images) == 1 and images[0] not in known:  # nnU-Net 1 lists X where the files are X_0000, X_0001
+        if len(images) == 1 and images[0] not in known:  # nnU-Net 1 lists X for the files X_0000, X_0001
             folder = images[0].rpartition("/")[0]
             images = tuple(channels.get((folder, stem(Path(images[0]))), images))
         patient = entry.patient or patient_of(images[0])
@@ -82,6 +83,8 @@ def _decathlon(files: Sequence[str], manifest: Manifest) -> FolderLayout:
                 split=listed,
                 modality=entry.modality,
                 tags=entry.tags,
+                targets=entry.targets,
+                looked_for=None if entry.looked_for is None else tuple(entry.looked_for),
             )
         )
     layout.items = unique(layout.items)
@@ -150,7 +153,7 @@ def _add(layout: FolderLayout, name: str, images: tuple[str, ...], label: str | 
 
 
 def _channel_files(files: Sequence[str]) -> dict[tuple[str, str], list[str]]:
-    """Return (folder, name) -> files ``name_0000``, ``name_0001`` in their order."""
+    """Return (folder, name) -> sorted files ``name_0000``, ``name_0001``."""
     channels: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path in files:
         folder, _, name = path.rpartition("/")

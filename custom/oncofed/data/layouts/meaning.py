@@ -20,8 +20,8 @@ def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: 
     Args:
         root: the folder.
         files: all of it.
-        layout: as names and places tell it.
-        names: label value -> name, where the user says it; goes before all else where all files agree on their numbers.
+        layout: by names and places.
+        names: label value -> name, if the user states it; takes precedence if all files agree on the numbers.
     """
     beside = NamingFiles(root, files)
     names_of = _stated_names(root, layout, beside)
@@ -33,7 +33,7 @@ def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: 
     agree = all(target.get(name_key(name)) == value for each in found.values() for value, name in each.names.items())
     spoken_for = bool(set(names) - {0})
     if spoken_for and not agree and _consistent(found.values()):
-        target, agree = _numbering(found.values(), {}), True  # the user names the values in words of their own
+        target, agree = _numbering(found.values(), {}), True  # the user's names differ from the files'
     unknown = set() if not spoken_for or agree else set(target) - {name_key(name) for name in names.values()}
     kept = []
     for item in layout.items:
@@ -53,7 +53,7 @@ def with_meaning(root: Path, files: Sequence[str], layout: FolderLayout, names: 
 
 
 def _stated_names(root: Path, layout: FolderLayout, beside: NamingFiles) -> dict[str, ValueNames | None]:
-    """Return mask -> names stated by it or a file next to it."""
+    """Return mask -> names in it or a nearby file."""
     masks = [item.label for item in layout.items if isinstance(item.label, str)]
     return {mask: in_file(root / mask) or beside.find(mask) for mask in masks}
 
@@ -61,7 +61,7 @@ def _stated_names(root: Path, layout: FolderLayout, beside: NamingFiles) -> dict
 def _numbering(found: Iterable[ValueNames], given: Mapping[int, str]) -> dict[str, int]:
     """Return name -> label value.
 
-    As given, else as the files number it where they agree, else by the alphabet.
+    As given, else as numbered by the files if they agree, else alphabetical.
     """
     target = {name_key(name): value for value, name in given.items() if value}
     each = list(found)
@@ -91,7 +91,7 @@ def _renumbered(
     spoken_for: bool,
     agree: bool,
 ) -> tuple[str | int | tuple[Part, ...] | None, str]:
-    """Return an item's label in the dataset's numbering, or why not."""
+    """Return an item's label renumbered, or why that fails."""
     if not isinstance(item.label, str):
         return item.label, ""
     values = said.get(item.label)

@@ -21,7 +21,7 @@ Role = Literal["image", "mask"]
 
 IMAGE_FOLDERS = ("images", "imagesTr", "imgs", "image", "imagesVa", "imagesVal", "imagesTs")
 LABEL_FOLDERS = ("labels", "labelsTr", "masks", "annotations", "label", "mask", "labelsVa", "labelsVal", "labelsTs")
-# Words that call files and folders masks, anywhere in the field.
+# Words for masks in names of files and folders, across the field.
 _MASK_WORDS = frozenset(
     [
         "seg",
@@ -57,10 +57,10 @@ _MASK_WORDS = frozenset(
         "ptv",
     ]
 )
-# Words next to such a word that add nothing: ground_truth, manual_seg, label-lesion_desc-T1_mask.
+# Words next to such a word without further meaning: ground_truth, manual_seg, label-lesion_desc-T1_mask.
 _BESIDE_MASK = frozenset(["ground", "final", "manual", "human", "expert", "consensus", "merged", "derivatives"])
 _DRAWN = frozenset(["manual", "gt", "gts", "groundtruth", "groundtruths", "truth", "annotation", "annotations"])
-# Names of folders of masks that files may have, too.
+# Names of mask folders that files may have, too.
 _MASK_FOLDER_WORDS = frozenset(["rois", "organs", "delineations", "gtvs"])
 _IMAGE_WORDS = frozenset(
     [
@@ -148,7 +148,7 @@ class Named:
 
     Attributes:
         path: inside the folder.
-        quiet: words of folders that say no role, though they hold a word of one.
+        quiet: words of folders that state no role although they contain such a word.
     """
 
     path: str
@@ -215,7 +215,7 @@ class Named:
 
     @cached_property
     def place(self) -> Words:
-        """Words of the folders that say no role."""
+        """Words of the folders that state no role."""
         drop = _ROLE_WORDS | _MASK_FOLDER_WORDS | _BESIDE_MASK
         return tuple(word for folder in self.folders for word in folder if word not in drop)
 
@@ -233,26 +233,26 @@ class Named:
     def case(self) -> Words:
         """Words of the case, without channels and lists.
 
-        Of ``21_training`` the number.
+        For ``21_training`` the number.
         """
         found = tuple(word for word in self.key if word not in CHANNEL_WORDS)
         return tuple(word for word in found if word not in SPLIT_NAMES) or found
 
     @cached_property
     def scan(self) -> Words:
-        """BIDS's entities of a scan: ``sub-01_ses-1``."""
+        """BIDS entities of a scan: ``sub-01_ses-1``."""
         pairs = dict(part.split("-", 1) for part in stem(Path(self.path)).split("_") if "-" in part)
         keys = ("sub", "ses", "acq", "rec", "run", "echo", "chunk") if "sub" in pairs else ()
         return tuple(f"{key}-{pairs[key]}" for key in keys if key in pairs)
 
     @property
     def is_drawn(self) -> bool:
-        """Whether name or folder call a mask the truth."""
+        """Whether name or folder say that people drew it."""
         return bool(_DRAWN & {*self.bare, *(self.folders[-1] if self.folders else ())})
 
     @cached_property
     def channel(self) -> str | None:
-        """Sequence or tracer, where one word of the name is such."""
+        """Sequence or tracer, if exactly one is named."""
         found = [word for word in self.bare if word in CHANNEL_WORDS]
         return found[0] if len(found) == 1 else None
 
@@ -273,37 +273,37 @@ def words(text: str) -> Words:
     for chunk in filter(None, _SEPARATOR.split(normalize("NFC", text))):
         lower = chunk.lower()
         parts = [part.lower() for part in _CASE.findall(chunk)]
-        # A word of roles inside another is one only where capitals or digits set it apart.
+        # A role word inside another word counts only if capitals or digits separate it.
         apart = lower not in _ROLE_WORDS | CHANNEL_WORDS and "".join(parts) == lower
         found += parts if apart and set(parts) & _ROLE_WORDS else [lower]
     return tuple(found)
 
 
 def says_mask(name: Words) -> bool:
-    """Return whether a name calls its file a mask.
+    """Return whether a name marks its file as a mask.
 
-    By its last word but for a number, or its first.
+    By its last word that is no number, or its first.
     """
     last = next((word for word in reversed(name) if not word.isdigit()), "")
     first = name[0] if name else ""
     before = name[-2] if len(name) > 1 else ""
-    # As BIDS puts it: key-value, seg-vert, label-lesion; and the Spinal Cord Toolbox: seg-manual, lesion-manual.
+    # BIDS writes key-value, seg-vert, label-lesion; the Spinal Cord Toolbox seg-manual, lesion-manual.
     return last in _MASK_WORDS or first in _MASK_WORDS or (before in _MASK_WORDS and last in _BESIDE_MASK)
 
 
 def has_mask_word(name: Words) -> Words:
-    """Return the words that call a file a mask.
+    """Return the words that mark a file as a mask.
 
-    From the first of them on, without numbers; empty where none does.
+    All words from the first of them on, without numbers; empty if there is none.
     """
     at = next((place for place, word in enumerate(name) if word in _MASK_WORDS), len(name))
     return tuple(word for word in name[at:] if not word.isdigit())
 
 
 def says_image(name: Words) -> bool:
-    """Return whether a name calls its file an image.
+    """Return whether a name marks its file as an image.
 
-    By its last word but for a number.
+    By its last word that is no number.
     """
     return next((word for word in reversed(name) if not word.isdigit()), "") in _IMAGE_WORDS
 
@@ -314,7 +314,7 @@ def without_mask_words(name: Words) -> Words:
 
 
 def without_numbers(name: Words) -> Words:
-    """Return the words of a name that are no numbers."""
+    """Return a name's words without numbers."""
     return tuple(word for word in name if not word.isdigit())
 
 
@@ -324,11 +324,11 @@ def without_zeros(name: Words) -> Words:
 
 
 def is_place(word: str) -> bool:
-    """Return whether a word names a list or kind of folder."""
+    """Return whether a word names a split or folder kind."""
     return word in _PLACES
 
 
-# --- words of a name that are no case
+# --- words of a name that do not identify the case
 
 _WORD = "|".join(sorted(_MASK_WORDS | CHANNEL_WORDS, key=len, reverse=True))
 _AFTER = re.compile(rf"(?:[_.-](?:{_WORD}))*(?:[_-]\d{{4}})?$", re.IGNORECASE)
@@ -336,7 +336,7 @@ _BEFORE = re.compile(rf"^(?:{'|'.join(sorted(_ROLE_WORDS, key=len, reverse=True)
 
 
 def kept_parts(name: str) -> tuple[str, str, str]:
-    """Split a name into prefix, case and suffix.
+    """Divide a name into prefix, case and suffix.
 
     Prefix and suffix say what the file is.
 

@@ -15,21 +15,21 @@ from oncofed.data.manifest import Quarantined
 _MOST_TOLD = 4
 _NOT_DRAWN = "mask of an image that has another one, which is called the one drawn by hand or the truth"
 _SEVERAL = "mask that may be of several images: list both in a table (image, label)"
-# Of more images no header is read to find the one on a mask's grid.
+# Largest number of images whose headers are read to find the one on a mask's grid.
 _MOST_ASKED = 24
 _ANOTHER = "mask of an image that has another one, whose name is more like its own"
 
 
 @dataclass
 class Candidate:
-    """A case: its channels, and masks that may be its own.
+    """A case: its channels and possible masks.
 
     Attributes:
         images: by channel.
         numbered: the last word of their names counts the channels (nnU-Net's ``_0000``).
-        masks: those whose names fit, with what their names say beyond the case's: what they show.
+        masks: those whose names fit, with their words beyond the case's, which say what they show.
         loose: masks whose names fit less well.
-        shared: masks that may as well be another's, and are nobody's.
+        shared: masks that fit another case as well, so are not used.
     """
 
     images: list[Named]
@@ -51,26 +51,26 @@ class Candidate:
         found = [*self.masks, *(pair for pair in self.loose if not _class(pair[1]))]
         if any(_class(extra) for _, extra in found):
             return found
-        # Of several without a class, those that people drew: mask/7 may be of the field of view where manual/7 exists.
+        # Of several without a class, those that people drew: next to manual/7, mask/7 may be of the field of view.
         return [pair for pair in found if pair[0].is_drawn] or found
 
     @property
     def exact(self) -> Words:
-        """Words of its name; of channels the shared ones."""
+        """Words of its name; with several channels, the shared ones."""
         if self.numbered:
             return self.first.exact[:-1]
         return self.first.exact if len(self.images) == 1 else self.first.case
 
     @property
     def key(self) -> Words:
-        """Words of its name that are the case's."""
+        """Words of its name that identify the case."""
         if self.numbered:
             return self.first.key[:-1]
         return self.first.key if len(self.images) == 1 else self.first.case
 
     @property
     def case(self) -> Words:
-        """Words of its name that are the case's, without channels."""
+        """Words that identify the case, without channels."""
         return self.first.case[:-1] if self.numbered else self.first.case
 
 
@@ -78,12 +78,12 @@ Fits = Callable[[Candidate, Named], bool]
 
 
 def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) -> list[tuple[Named, str]]:
-    """Assign masks to cases, and return the others with reasons.
+    """Assign masks to cases; return the others with reasons.
 
     Args:
         cases: the images.
         masks: files that are masks.
-        on_one_grid: whether a mask lies on a case's grid; asked only where names leave several.
+        on_one_grid: whether a mask lies on a case's grid; called only if several names fit.
     """
     lost = []
     masks = list(masks)
@@ -116,13 +116,13 @@ def pair(cases: Sequence[Candidate], masks: Iterable[Named], on_one_grid: Fits) 
 def _on_its_grid(found: list[Candidate], like: list[Candidate], mask: Named, on_one_grid: Fits) -> list[Candidate]:
     """Return the images on a mask's grid.
 
-    Of those whose names fit, else of others of the case, else the former.
+    Among those whose names fit, else among others of the case; if none, those whose names fit.
 
     Args:
         found: images whose names fit.
         like: images of the same case, which differ by the sequence.
-        mask: theirs.
-        on_one_grid: as of ``pair``.
+        mask: to find the image of.
+        on_one_grid: see ``pair``.
     """
     if len(found) == 1 and len(like) <= 1:
         return found
@@ -151,9 +151,9 @@ class _Nearby:
                 self._below[folder].append(case)
 
     def like(self, found: Sequence[Candidate], mask: Named) -> list[Candidate]:
-        """Return the images of a mask's place and case.
+        """Return the images with a mask's place and case.
 
-        Unless its name is an image's to the word: mr_seg, mr.
+        None of them if its name equals an image's: mr_seg, mr.
         """
         case = found[0]
         return self._like[case.first.place, case.case] if not mask.exact or mask.exact != case.exact else []
@@ -161,11 +161,11 @@ class _Nearby:
     def find(self, mask: Named, again: bool) -> tuple[list[Candidate], Words, bool] | None:
         """Return the images around a mask without a case's name.
 
-        Segmentation.seg.nrrd, 7/a and 7/tumour.
+        Such as Segmentation.seg.nrrd, or 7/a and 7/tumour.
 
         Args:
             mask: that no name fits.
-            again: a mask of another folder is called so, too: the name is of what it shows.
+            again: a mask in another folder has this name too, so it names the content.
         """
         inside = self._inside.get(mask.folder, [])
         if inside and (not mask.key or (mask.folder and again)) and (len(inside) == 1 or not mask.key):
@@ -184,13 +184,13 @@ class _Nearby:
 
 @dataclass(frozen=True)
 class _Key:
-    """How an image and its mask are compared.
+    """How the names of image and mask are compared.
 
     Attributes:
         of_case: words of an image's name that count.
-        of_mask: words of a mask's.
-        placed: their folders count, too.
-        prefix: the mask's name says more than the image's; one whose name does not goes before it.
+        of_mask: words of a mask's name that count.
+        placed: folders count, too.
+        prefix: the mask's name has more words than the image's; an equal name takes precedence.
     """
 
     of_case: Callable[[Candidate], Words]
@@ -230,7 +230,7 @@ class _Finder:
                 self._cases[words].append(case)
 
     def find(self, mask: Named) -> tuple[list[Candidate], Words, bool] | None:
-        """Return the images that fit a mask, its extra words, and how well."""
+        """Return fitting images, a mask's extra words, and the quality."""
         key = self._key
         words = key.of_mask(mask)
         place = _place(mask)
@@ -251,7 +251,7 @@ class _Finder:
 def _place(named: Named) -> Words:
     """Return the words of folders that tell cases apart.
 
-    The name of a list counts, a kind of folder does not.
+    Names of lists count, kinds of folder do not.
     """
     return tuple(word for word in named.place if named.split is not None or not is_place(word))
 
@@ -299,14 +299,14 @@ def as_layout(
                 f"its mask may be of several images: {', '.join(mask.path for mask in case.shared[:3])}. "
                 "List both in a table (image, label)"
             )
-    if all(item.split in {"validation", "test"} for item in layout.items):  # a folder called test is no list
+    if all(item.split in {"validation", "test"} for item in layout.items):  # a folder named test is no list
         layout.items = [replace(item, split=None) for item in layout.items]
     layout.items = unique(layout.items)
     return layout
 
 
 def _one_file_a_class(cases: Sequence[Candidate]) -> set[str]:
-    """Return the classes where images have a mask a class."""
+    """Return the classes if images have a mask per class."""
     several = [case for case in cases if len(case.fitting) > 1]
     plain = [case for case in several if "" in {_class(extra) for _, extra in case.fitting}]
     # Where most images have a single mask, an image with several is an exception.
@@ -322,7 +322,7 @@ def _one_file_a_class(cases: Sequence[Candidate]) -> set[str]:
 
 
 def _lacking(case: Candidate, cases: Sequence[Candidate], classes: set[str]) -> tuple[str, ...]:
-    """Return notes on classes that this image lacks a mask of."""
+    """Return notes on classes without a mask for this image."""
     others = [{_class(extra) for _, extra in other.fitting} for other in cases if other is not case and other.fitting]
     has = {_class(extra) for _, extra in case.fitting}
     counts = {name: sum(name in of for of in others) for name in sorted(classes - has)}
@@ -351,13 +351,13 @@ def _class(extra: Words) -> str:
 def case_name(case: Candidate) -> str:
     """Return a case's name by its first file.
 
-    Of several channels what they share.
+    With several channels, from what their names share.
     """
     path = case.first.path
     top = path.split("/", 1)[0]
     if top in IMAGE_FOLDERS and "/" in path:
         path = path[len(top) + 1 :]
-    if not case.key and "/" in path:  # the name states the role, the folder the case: case_7/imaging.nii.gz
+    if not case.key and "/" in path:  # the file names the role, the folder the case: case_7/imaging.nii.gz
         return path.rsplit("/", 1)[0].replace("/", "_")
     name = name_of(path)
     if len(case.images) == 1 and not case.numbered:
@@ -369,7 +369,7 @@ def case_name(case: Candidate) -> str:
 def _patient(case: Candidate) -> str:
     """Return the default patient; empty where none is implied.
 
-    Files whose names differ by a channel only are one patient's.
+    Files whose names differ only by a channel are of one patient.
     """
     named = case.first
     if not named.case and named.folder:

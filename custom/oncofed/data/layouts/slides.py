@@ -1,4 +1,4 @@
-"""Whole slides, with regions of the same name.
+"""Whole slides, with regions by name.
 
 ``A.geojson`` or ``labels/A.geojson`` of ``A.svs``.
 """
@@ -50,7 +50,7 @@ def slides(root: Path, files: Sequence[str]) -> FolderLayout:
     layout.left_out = {drawn.path: _OF_NO_SLIDE if reason == NO_IMAGE else _OF_SEVERAL for drawn, reason in lost}
     for case in cases:
         path = case.first.path
-        # A name that has another number beyond the slide's is another slide's.
+        # A name with a number beyond the slide's name belongs to another slide.
         fitting = case.masks or [found for found in case.loose if not _is_number(found[1])]
         others = [drawn.path for drawn, _ in (*case.masks, *case.loose) if (drawn, _) not in fitting]
         layout.left_out |= dict.fromkeys(others, _OTHERS if fitting else _OF_NO_SLIDE)
@@ -96,7 +96,7 @@ def _holds_regions(root: Path, path: str) -> bool:
 
 
 def _is_called_as(case: Candidate, regions: Named) -> bool:
-    """Return whether regions have a slide's name.
+    """Return whether regions are named as a slide.
 
     With its suffix, or without the last one.
     """

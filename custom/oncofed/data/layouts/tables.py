@@ -1,7 +1,7 @@
-"""Read tables: CSV and TSV, in any usual encoding and separator.
+"""Read CSV and TSV tables in any usual encoding.
 
-Excel writes UTF-8 with a byte order mark, UTF-16 ("Unicode text", with tabs), or the code page of its machine, and may
-put ``sep=;`` before the columns.
+Excel writes UTF-8 with a byte order mark, UTF-16 ("Unicode text", with tabs), or the machine's code page, and may put
+``sep=;`` before the columns.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from oncofed.data.targets import DatasetTarget, TargetValue
 from oncofed.errors import DataError
 
 TABLES = (".csv", ".tsv", ".tab", ".txt")
@@ -39,28 +40,41 @@ class Row:
 
     Attributes:
         line: in the file, from 1.
-        cells: column -> text without spaces around it.
-        fault: why it cannot be used; empty where it can.
+        cells: column -> text without surrounding spaces.
+        fault: why it cannot be used; empty if it can.
+        targets: stated values, by name.
+        looked_for: names of the mask's classes that were looked for; None: not stated.
     """
 
     line: int
     cells: dict[str, str]
     fault: str = ""
+    targets: Mapping[str, TargetValue] = field(default_factory=dict)
+    looked_for: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table's columns, in lower case, and its rows."""
+    """A table's columns, in lower case, and its rows.
+
+    Attributes:
+        columns: without those of targets.
+        rows: with the targets that they state.
+        targets: name -> declaration.
+        dates: columns that are left out because they hold dates.
+    """
 
     columns: list[str]
     rows: list[Row]
+    targets: Mapping[str, DatasetTarget] = field(default_factory=dict)
+    dates: Sequence[str] = ()
 
 
 def read_table(path: Path) -> Table:
     """Read a table.
 
     Raises:
-        DataError: it cannot be read as one; the message says what was found.
+        DataError: it cannot be read as a table.
     """
     return _parse(path, _decode(path, _contents(path)))
 
@@ -103,7 +117,7 @@ def _decode(path: Path, data: bytes, cut: bool = False) -> str:
     if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
         raise DataError(f"{path}: is a workbook. Save it as CSV (UTF-8).")
     if zeros := data.count(0):
-        # Of text in Latin letters every other byte is zero: the first of two where the larger byte comes first.
+        # In UTF-16, every other byte of Latin text is zero: the first of each two in big endian.
         first = data[::2].count(0)
         if 3 * zeros < len(data):
             raise DataError(f"{path}: holds bytes that are no text. Save it as CSV (UTF-8).")
@@ -136,7 +150,7 @@ def _parse(path: Path, text: str, strict: bool = True) -> Table:
         rows = []
         line = reader.line_num
         for cells in reader if strict else ():
-            # A row may go over several lines: it is known by its first.
+            # A row may span several lines; its first one counts.
             rows += _row(columns, [cell.strip() for cell in cells], line + 1 + skipped)
             line = reader.line_num
     except csv.Error:
@@ -144,7 +158,7 @@ def _parse(path: Path, text: str, strict: bool = True) -> Table:
             f"{path}: cannot be read as a table: a field has no end. Close the quote, or save it again as CSV (UTF-8)."
         ) from None
     while rows and not any(rows[-1].cells.values()):
-        rows.pop()  # Excel leaves them where there was something once
+        rows.pop()  # Excel leaves empty rows where cells were cleared
     return Table(columns, rows)
 
 
@@ -160,7 +174,7 @@ def _row(columns: Sequence[str], cells: Sequence[str], line: int) -> list[Row]:
 def _separator(text: str) -> str:
     """Return the separator of columns.
 
-    The one that gives the wanted columns, else the most.
+    The one that gives the wanted columns, else the most columns.
     """
     first = re.split(r"[\r\n]", text, maxsplit=1)[0]
 

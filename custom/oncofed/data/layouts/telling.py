@@ -1,4 +1,4 @@
-"""Tell folders of masks from folders with such a name."""
+"""Tell folders of masks from misleading folder names."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _MOST_KINDS = 24
 def with_quiet_folders(root: Path, named: Sequence[Named]) -> list[Named]:
     """Return files, with misleading folders' words ignored.
 
-    A folder's word counts where the files below it have images of their names or places elsewhere: ``labels/7`` and
-    ``images/7``, ``7/segmentations/liver`` and ``7/ct``. Of others, as of ``Brain_Seg_Challenge/7`` beside
-    ``Brain_Seg_Challenge/7_seg``, a few files are looked at.
+    A folder's word counts if the files below it match images elsewhere by name or place: ``labels/7`` and ``images/7``,
+    ``7/segmentations/liver`` and ``7/ct``. In other folders, such as ``Brain_Seg_Challenge`` with ``7`` and ``7_seg``,
+    a few files are inspected.
 
     Args:
         root: the folder.
@@ -29,7 +29,7 @@ def with_quiet_folders(root: Path, named: Sequence[Named]) -> list[Named]:
     named = list(named)
     look = Look(root)
     quiet: frozenset[Words] = frozenset()
-    for _ in range(_MOST_ROUNDS):  # where an inner folder's word is misleading, an outer one's may count
+    for _ in range(_MOST_ROUNDS):  # if an inner folder's word is misleading, an outer one's may count
         more = _quiet(look, named)
         if not more:
             break
@@ -56,7 +56,7 @@ def _quiet(look: Look, named: Sequence[Named]) -> frozenset[Words]:
         if elsewhere * 2 < len(files) or both * 2 > len(files):
             unsure[kind] = files
     groups = [([kind], files) for kind, files in unsure.items()]
-    if len(groups) > _MOST_KINDS:  # a folder for each patient
+    if len(groups) > _MOST_KINDS:  # one folder per patient
         groups = [(list(unsure), [each for files in unsure.values() for each in files])]
     return frozenset(kind for kinds, files in groups if not any(map(look.is_mask, _some(files))) for kind in kinds)
 
@@ -66,7 +66,7 @@ def _some(files: Sequence[Named]) -> Iterable[Named]:
 
 
 def all_taken_for_masks(left_out: dict[str, str]) -> str:
-    """Return a message where all images were taken for masks.
+    """Return a message if all images were taken for masks.
 
     Args:
         left_out: path of a file -> why it is not used.

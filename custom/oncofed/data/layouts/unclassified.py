@@ -1,4 +1,4 @@
-"""Images whose class is to be predicted, anywhere in a folder."""
+"""Images in a folder whose class is to be predicted."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def unclassified(
 ) -> FolderLayout:
     """Return each image as a case.
 
-    Its label is the class that one of its folders is called as, if one is.
+    Its label is the class with the name of one of its folders, if any.
 
     Args:
         root: the folder.
         files: all of it.
         images: its images, loose or in folders of any depth.
-        masks: paths of masks that lie among them.
+        masks: paths of masks among them.
         classes: names of the classes.
     """
     layout = loose_images(root, files, [], images)
@@ -34,12 +34,12 @@ def unclassified(
     layout.labels = dict(enumerate(sorted({name for name in found.values() if name})))
     numbers = {name: number for number, name in layout.labels.items()}
     layout.items = [replace(item, label=numbers.get(found[item.images[0]])) for item in layout.items]
-    alone = not layout.items  # reported where all images were taken for masks
+    alone = not layout.items  # reported if all images were taken for masks
     layout.left_out |= dict.fromkeys(masks, NO_IMAGE if alone else MASK_BESIDE)
     return layout
 
 
 def _class_of(item: Item, known: Mapping[str, str]) -> str:
-    """Return the class of the innermost matching folder; empty: none."""
+    """Return the class of the innermost matching folder, if any."""
     folders = reversed(Path(item.images[0]).parts[:-1])
     return next((known[name_key(folder)] for folder in folders if name_key(folder) in known), "")

@@ -1,4 +1,4 @@
-"""Names of label values, in a mask's file or next to it.
+"""Names of label values, in or next to masks.
 
 3D Slicer writes them into the header of its ``.seg.nrrd`` (``SegmentN_Name``, ``SegmentN_LabelValue``,
 ``SegmentN_Layer``; Slicer's documentation, Segmentations, file format), TotalSegmentator and Connectome Workbench into
@@ -29,7 +29,7 @@ _XML_LABEL = re.compile(rb"<Label\b[^>]*?\bKey=\"(\d+)\"[^>]*>(?:<!\[CDATA\[(.*?
 _SNAP = re.compile(r'^\s*(\d+)(?:\s+[\d.]+){6}\s+"(.*)"\s*$')
 _COLOURS = re.compile(r"^\s*(\d+)\s+(\S+)\s+\d+\s+\d+\s+\d+\s+\d+\s*$")
 _TEXTS = (".txt", ".label", ".ctbl", ".lut")
-_BEFORE_VOXELS = 352  # bytes of a NIfTI-1 header; extensions lie between these and vox_offset
+_BEFORE_VOXELS = 352  # bytes of a NIfTI-1 header; extensions follow, up to vox_offset
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ValueNames:
 
     Attributes:
         names: value -> name.
-        overlapping: names of segments that share voxels with others, which one number a voxel cannot say.
+        overlapping: names of segments that share voxels with others, which a single number per voxel cannot express.
     """
 
     names: dict[int, str]
@@ -52,7 +52,7 @@ def in_file(path: Path) -> ValueNames | None:
         if lower.endswith(_NRRD):
             return _of_slicer(path)
         return _of_extension(path) if lower.endswith(NIFTI) else None
-    except (OSError, EOFError, ValueError):  # reported when it is read
+    except (OSError, EOFError, ValueError):  # reported when the case is read
         return None
 
 
@@ -104,8 +104,8 @@ class _FolderNames:
     """The names that one folder's files agree on.
 
     Attributes:
-        by_stem: a file's name without its suffix -> its path, and value -> name.
-        all: of all of them.
+        by_stem: file name without suffix -> path, and value -> name.
+        all: the same for all files together.
     """
 
     by_stem: dict[str, tuple[str, dict[int, str]]]
@@ -115,10 +115,10 @@ class _FolderNames:
 class NamingFiles:
     """Files that name the values of masks.
 
-    Each is of the mask with its name, or of all in its folder.
+    Each applies to the mask with its name, or to all masks in its folder.
 
     Attributes:
-        used: paths of those that were read.
+        used: paths of files that were read.
     """
 
     def __init__(self, root: Path, files: Sequence[str]) -> None:
@@ -134,17 +134,17 @@ class NamingFiles:
     def find(self, mask: str) -> ValueNames | None:
         """Return the names next to a mask.
 
-        Its own file goes before its folder's, an inner folder before an outer.
+        A file with its name goes before others of a folder, an inner folder before an outer one.
 
         Raises:
-            DataError: they are of regions that overlap.
+            DataError: the regions overlap.
         """
         folder, _, name = mask.rpartition("/")
         bare = stem(Path(name))
         while self._files:
             if folder in self._files:
                 inside = self._inside(folder)
-                # Two files that disagree are of two kinds of masks, and nothing tells which is of this one.
+                # Files that disagree are for different kinds of masks, and nothing tells which fits this mask.
                 for agreed in (inside.by_stem.get(bare), inside.all):
                     if agreed:
                         self.used.add(agreed[0])
@@ -174,14 +174,14 @@ class NamingFiles:
 
 
 def _agreed(named: Sequence[tuple[str, dict[int, str]]]) -> tuple[str, dict[int, str]] | None:
-    """Return the first of agreeing files; None where they differ."""
+    """Return the first of agreeing files; None if they differ."""
     return named[0] if named and all(names == named[0][1] for _, names in named) else None
 
 
 def _of_manifest(path: Path) -> dict[int, str]:
     """Return the labels of a nested ``dataset.json``.
 
-    The Decathlon's tasks have one each.
+    Each task of the Decathlon has one.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -1,6 +1,6 @@
 """Look up names as people write them in tables.
 
-Programs drop suffixes (ISIC), leading zeros (Excel) and the case of letters, and write paths of other machines.
+Programs drop suffixes (ISIC), leading zeros (Excel) and case, and write paths of other machines.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _OUTSIDE = "lies outside the folder. Expected a path inside it"
 
 
 class Files:
-    """A folder's files by the names that a table may use.
+    """A folder's files, by names that tables may use.
 
     Args:
         root: the folder.
         paths: inside it.
-        folders: in which a name without one is looked for first.
+        folders: searched first for names without a folder.
     """
 
     def __init__(self, root: Path, paths: Sequence[str], folders: Sequence[str] = ()) -> None:
@@ -39,9 +39,9 @@ class Files:
             self._by.append((form, named))
 
     def look(self, text: str) -> tuple[str | None, str]:
-        """Return the file that is meant, or None and why.
+        """Return the file with a name, or None and why.
 
-        "file is missing", to be said after "its image ".
+        The reason, such as "file is missing", follows "its image ".
         """
         path, foreign = self._inside(text)
         for folder in ("", *self._folders):
@@ -65,13 +65,13 @@ class Files:
     def is_exact(self, text: str, found: str) -> bool:
         """Return whether a file's name is exactly the text.
 
-        Case and leading zeros too; folders and suffix may lack.
+        With case and leading zeros; folders and suffix may be missing.
         """
         path = self._inside(text)[0]
         return any(form(path) == form(found) for form in _EXACT)
 
     def _inside(self, text: str) -> tuple[str, bool]:
-        """Return a path inside the folder, and whether it was outside."""
+        """Return a path inside the folder; whether it was outside."""
         if PureWindowsPath(text).drive:
             return PureWindowsPath(text).name, True
         path = os.path.normpath(text.replace("\\", "/"))
@@ -122,7 +122,7 @@ _EXACT: tuple[Callable[[str], str], ...] = (
     lambda path: _exact(path.rsplit("/", 1)[-1]),
     lambda path: _exact_bare(path).rsplit("/", 1)[-1],
 )
-# From the narrowest to the widest; the first that finds something decides: A3 is A3.png and not a3.png.
+# From strict to loose; the first that finds something decides: A3 is A3.png and not a3.png.
 _FORMS: tuple[Callable[[str], str], ...] = (
     *_EXACT,
     _plain,

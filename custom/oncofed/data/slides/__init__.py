@@ -1,7 +1,7 @@
 """Whole slides: levels, tissue, tiles at a resolution.
 
-OpenSlide reads what scanners write, tifffile decodes the tiles of tiled TIFF and SVS files without assembling regions,
-wsidicom reads DICOM's slides (PS3.3, section A.32.8). All of them read and decode from several threads at once.
+OpenSlide reads scanners' formats, tifffile decodes the tiles of tiled TIFF and SVS files without assembling regions,
+wsidicom reads DICOM slides (PS3.3, section A.32.8). All of them read and decode from several threads at once.
 Resolutions are in microns per pixel; 0.25 is about 40x, 0.5 about 20x.
 """
 
@@ -52,7 +52,7 @@ def open_slide(path: Path) -> Slide:
         path: a slide's file, or a folder of DICOM whole-slide instances.
 
     Raises:
-        DataError: no reader that is installed can; the message names no path.
+        DataError: no installed reader can open it; the message names no path.
     """
     if path.is_dir():
         _require("wsidicom", "imagecodecs")
@@ -92,13 +92,13 @@ def _open_tiff(path: Path) -> Slide:
         reason, pyramid = str(left), left.pyramid
     except (DataError, MemoryError):
         raise
-    except Exception:  # noqa: BLE001, S110 - tifffile raises many types for a broken file; the other reader is asked
+    except Exception:  # noqa: BLE001, S110 - tifffile raises many types for a broken file; the other reader is tried
         pass
     slide = _openslide(path, pyramid.resolution if pyramid else None)
     if slide is None:
         raise DataError(reason)
     finest = slide.levels[0]
-    if pyramid and (finest.width, finest.height) != pyramid.size:  # a macro or label that comes first
+    if pyramid and (finest.width, finest.height) != pyramid.size:  # a macro or label comes first
         slide.close()
         raise DataError(reason)
     return slide
@@ -121,7 +121,7 @@ def _openslide(path: Path, known: Resolution | None = None) -> OpenSlideFile | N
         return OpenSlideFile(path, known)
     except (DataError, MemoryError):
         raise
-    except Exception:  # noqa: BLE001 - what it says is told by those who ask, in words
+    except Exception:  # noqa: BLE001 - the callers report it in words
         return None
 
 
@@ -145,7 +145,7 @@ class TileReader:
         self.vendor = self._slide.vendor
         self._lock = threading.Lock()
         self._closed = False
-        self._users = 1  # who opened it, and each thread that reads
+        self._users = 1  # the owner, and each reading thread
         finest = self.levels[0].mpp
         if finest <= 0:
             why = self._slide.unknown
@@ -187,13 +187,13 @@ class TileReader:
 
     @property
     def step(self) -> float:
-        """Pixels of the finest level a tile."""
+        """Pixels of the finest level per tile."""
         return self.spec.size * self._scale * self.levels[self.level].mpp / self.levels[0].mpp
 
     def read(self, x: int, y: int) -> Pixels:
-        """Return the tile (size, size, 3) uint8 at pixel (x, y).
+        """Return the tile (size, size, 3) uint8 at (x, y).
 
-        Of the finest level; its corner lies there.
+        These are its corner, in pixels of the finest level.
 
         Raises:
             DataError: the slide was closed, or its bytes are missing.
@@ -212,7 +212,7 @@ class TileReader:
     def overview(self) -> tuple[Pixels, float]:
         """Return an overview of the slide, and its scale.
 
-        Pixels of the finest level per pixel of it.
+        The scale is in pixels of the finest level per pixel of the overview.
         """
         number = next(
             (n for n, lv in enumerate(self.levels) if lv.width * lv.height <= _OVERVIEW_PIXELS * 4),
@@ -232,7 +232,7 @@ class TileReader:
     def _kept_open(self) -> Iterator[None]:
         """Defer closing while the slide is read.
 
-        A file descriptor that was closed may be another file's by then.
+        After closing, the file descriptor may belong to another file.
         """
         with self._lock:
             if self._closed:

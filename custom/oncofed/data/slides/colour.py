@@ -1,6 +1,6 @@
 """Colour spaces of decoded components.
 
-What a stream says of itself goes before what its container says.
+A stream's statements take precedence over its container's.
 
 JPEG: JFIF (ITU-T T.871) and Adobe's marker (ITU-T T.872, 6.5.3), in the order of libjpeg. JPEG 2000: the multiple
 component transformation of the codestream (ITU-T T.800, A.6.1 and annex G).
@@ -20,11 +20,11 @@ from oncofed.data.slides.levels import Pixels
 ColourSpace = Literal["RGB", "YCbCr"]
 
 _IN_GAMUT = 0.98
-_SLACK = 12  # of 255: compression leaves colours a little outside
+_SLACK = 12  # of 255: by which compression may move colours out of range
 
 
 def to_rgb(values: Pixels) -> Pixels:
-    """Return RGB of (row, column, 3) uint8 YCbCr in full range.
+    """Convert (row, column, 3) uint8 full-range YCbCr to RGB.
 
     ITU-T T.871, 7.
     """
@@ -34,12 +34,12 @@ def to_rgb(values: Pixels) -> Pixels:
 
 
 def jpeg_colours(stream: bytes, tables: bytes | None, declared: ColourSpace) -> ColourSpace:
-    """Return a JPEG stream's colour space, of three components.
+    """Return the colour space of a three-component JPEG stream.
 
     Args:
         stream: of one tile or frame.
-        tables: what TIFF keeps once for all tiles (JPEGTables), where there is such a thing.
-        declared: by the container; it holds where the stream says nothing.
+        tables: TIFF's tables for all tiles (JPEGTables), if present.
+        declared: by the container; used if the stream states nothing.
     """
     markers = _jpeg_markers(stream)
     if tables:
@@ -50,7 +50,7 @@ def jpeg_colours(stream: bytes, tables: bytes | None, declared: ColourSpace) -> 
         return "YCbCr" if markers["adobe"] else "RGB"
     if markers.get("letters"):
         return "RGB"
-    # Nobody stores red, green or blue with fewer pixels than the others.
+    # Subsampled components are not red, green and blue.
     return "YCbCr" if markers.get("subsampled") else declared
 
 
@@ -84,7 +84,7 @@ def is_transformed(stream: bytes) -> bool:
     at = at + 2 if at >= 0 else len(stream)
     while at + 4 <= len(stream):
         marker, length = struct.unpack_from(">HH", stream, at)
-        if marker == 0xFF52:  # coding style: its length, Scod, order and layers stand before the transformation
+        if marker == 0xFF52:  # coding style: length, Scod, order and layers precede the transformation
             return stream[at + 8 : at + 9] != b"\0"
         if marker == 0xFF90:
             break
@@ -95,9 +95,7 @@ def is_transformed(stream: bytes) -> bool:
 def looks_like_ycbcr(tiles: Sequence[Pixels]) -> bool:
     """Return whether components are plausible YCbCr.
 
-    Most that are RGB are no colours then.
-
-    Glass that is white in RGB is far outside of what red, green and blue can be if it is taken for YCbCr.
+    Most RGB components are not: white glass in RGB, taken for YCbCr, is far outside the range of colours.
     """
     values = np.concatenate([tile.reshape(-1, 3) for tile in tiles]).astype(np.float32)
     luma, blue, red = values[:, 0], values[:, 1] - 128, values[:, 2] - 128

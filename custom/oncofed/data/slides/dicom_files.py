@@ -1,6 +1,6 @@
 """Read DICOM slides through wsidicom.
 
-PS3.3, section A.32.8: one folder a slide, in one or several series.
+PS3.3, section A.32.8: one folder per slide, with one or several series.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TAGS = [
     "TotalPixelMatrixRows",
 ]
 
-# wsidicom logs the paths of files that it leaves out; oncofed reports them itself.
+# wsidicom logs the paths of files that it skips; oncofed reports them itself.
 logging.getLogger("wsidicom").setLevel(logging.CRITICAL)
 
 
@@ -50,7 +50,7 @@ class DicomSlideFile:
         from wsidicom.errors import WsiDicomNoResolutionError, WsiDicomNotFoundError  # noqa: PLC0415 - optional
 
         files = _volumes(folder)
-        # A pyramid's levels may be cut into tiles of several sizes.
+        # A pyramid's levels may have different tile sizes.
         try:
             self._slide = WsiDicom.open(files, settings=Settings(strict_tile_size_check=False))
         except WsiDicomNotFoundError:
@@ -68,10 +68,10 @@ class DicomSlideFile:
             self.unknown = "" if mpp else "it has no PixelSpacing"
             self._numbers = [level.level for level in self._slide.levels]
             images = [i.image_data for level in self._slide.levels for i in level.instances.values()]
-            # wsidicom locks what it shares, but for the decoder of uncompressed pixels, which keeps a frame in itself.
+            # wsidicom locks shared objects except the decoder of uncompressed pixels, which keeps a frame.
             shared = any(isinstance(image.decoder, PydicomDecoder) for image in images)
             for image in images:
-                image._decoder = _InRgb(image)  # it takes components for colours as they are decoded
+                image._decoder = _InRgb(image)  # it takes decoded components for colours
         except BaseException:
             self._slide.close()
             raise
@@ -93,7 +93,7 @@ class DicomSlideFile:
                     part = self._slide.read_region((x0, y0), self._numbers[level], (x1 - x0, y1 - y0))
             except MemoryError:
                 raise
-            except Exception:  # noqa: BLE001 - each codec has errors of its own
+            except Exception:  # noqa: BLE001 - codecs raise different errors
                 raise DataError("is damaged: a frame cannot be decoded. Copy it again from its source") from None
             region[y0 - y : y1 - y, x0 - x : x1 - x] = np.asarray(part.convert("RGB"))
         return region
@@ -106,7 +106,7 @@ class DicomSlideFile:
 class _InRgb:
     """A decoder of wsidicom that gives RGB.
 
-    Whatever frames are stored as: PS3.5, section 8.2.
+    For any storage of frames: PS3.5, section 8.2.
     """
 
     def __init__(self, image: Any) -> None:
@@ -126,7 +126,7 @@ class _InRgb:
     def _is_ycbcr(self, frame: bytes) -> bool:
         if self._declared in {"YBR_FULL", "YBR_FULL_422"}:
             return not is_transformed(frame) if _is_jpeg_2000(frame) else True
-        # Its transformation is that of the codestream, unless the codestream has none: then nothing undid it.
+        # The decoder undoes the codestream's transformation. If the codestream has none, it must be undone here.
         return self._declared == "YBR_ICT" and _is_jpeg_2000(frame) and not is_transformed(frame)
 
 
@@ -153,7 +153,7 @@ def _volumes(folder: Path) -> list[Path]:
     """Return a slide's pyramid files, without label and overview.
 
     Raises:
-        DataError: there is none, or it is of a kind that is not read.
+        DataError: there is none, or its kind is not supported.
     """
     headers = {path: _header(path) for path in sorted(folder.iterdir())}
     slides = {
@@ -181,7 +181,7 @@ def _volumes(folder: Path) -> list[Path]:
 def _header(path: Path) -> Dataset | None:
     try:
         return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-    except Exception:  # noqa: BLE001 - a broken header raises whatever its bytes lead to
+    except Exception:  # noqa: BLE001 - a broken header raises any type of error
         return None
 
 

@@ -15,7 +15,7 @@ WHITE = 255
 
 @dataclass(frozen=True)
 class TileSpec:
-    """How a slide is cut.
+    """How a slide is cut into tiles.
 
     Attributes:
         size: side of a tile in pixels.
@@ -29,7 +29,7 @@ class TileSpec:
 
     @property
     def bytes(self) -> int:
-        """Of one tile's pixels."""
+        """Size of one tile's pixels."""
         return 3 * self.size**2
 
 
@@ -37,7 +37,7 @@ class TileSpec:
 class Level:
     """One level of a slide.
 
-    Its size in pixels, and microns per pixel (0: not known).
+    With its size in pixels, and microns per pixel (0: unknown).
     """
 
     width: int
@@ -46,13 +46,13 @@ class Level:
 
 
 class Slide(Protocol):
-    """An open slide, for several threads until it is closed.
+    """An open slide, usable from several threads.
 
     Attributes:
         levels: the finest first.
-        vendor: who made it, where it says so.
-        unknown: why its resolution is not known; empty where it is.
-        notes: what a person should know of how it was read.
+        vendor: of the scanner, if stated.
+        unknown: why its resolution is unknown; empty if it is known.
+        notes: on how it was read, for people.
     """
 
     levels: list[Level]
@@ -61,9 +61,9 @@ class Slide(Protocol):
     notes: tuple[str, ...]
 
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        """Return (height, width, 3) uint8 at a level's pixel (x, y).
+        """Return (height, width, 3) uint8 at (x, y).
 
-        White where nothing is stored.
+        In pixels of the level; white where nothing is stored.
         """
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ _MOST_TILE = 4  # times the slide's longer side: a larger tile is a wrong resolu
 def measure(
     path: Path, spec: TileSpec, region: Path | None, names: Mapping[str, int]
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Return a slide's facts, as fields of an ``Entry``, and tiles.
+    """Return a slide's facts and tiles.
 
     Args:
         path: of the slide.
@@ -37,8 +37,8 @@ def measure(
         names: name of a region -> label value, for GeoJSON; empty: every region is 1.
 
     Returns:
-        facts, and arrays by tile: ``x`` and ``y`` (pixels of the finest level, int32), ``tissue`` (share, float32),
-        ``label`` (int16; with a region), beside ``size`` and ``mpp``.
+        Facts, as fields of an ``Entry``, and arrays by tile: ``x``, ``y`` (pixels of the finest level, int32),
+        ``tissue`` (share, float32), ``label`` (int16; with a region), plus ``size`` and ``mpp``.
 
     Raises:
         DataError: the slide or its region cannot be used.
@@ -100,7 +100,7 @@ def _by_tile(values: NDArray[np.float32], scale: float, step: float, full: Level
     y = np.minimum(np.rint(np.arange(rows + 1) * step / scale).astype(int), values.shape[0])
     x = np.minimum(np.rint(np.arange(columns + 1) * step / scale).astype(int), values.shape[1])
     total = sums[y[1:]][:, x[1:]] - sums[y[:-1]][:, x[1:]] - sums[y[1:]][:, x[:-1]] + sums[y[:-1]][:, x[:-1]]
-    # A tile that hangs over the edge is white there.
+    # Parts of a tile beyond the edge are white.
     area = (step / scale) ** 2
     share: NDArray[np.float32] = (total / area).clip(0, 1).astype(np.float32)
     return share
@@ -111,7 +111,7 @@ def _region_labels(
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Return the label of each tile, and notes.
 
-    The value that covers most of it; 0 where none covers half.
+    The value that covers most of it; 0 if none covers half.
     """
     cell = step / _MASK_CELLS_PER_TILE
     size = shape[0] * _MASK_CELLS_PER_TILE, shape[1] * _MASK_CELLS_PER_TILE

@@ -1,6 +1,6 @@
 """Read slides through OpenSlide.
 
-What scanners write (SVS, NDPI, MRXS, SCN, BIF), and tiled TIFF that tifffile leaves.
+Scanners' formats (SVS, NDPI, MRXS, SCN, BIF), and tiled TIFF that tifffile cannot decode.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from oncofed.data.slides.levels import WHITE, Level, Pixels
 from oncofed.data.slides.resolution import Resolution
 from oncofed.errors import DataError
 
-# These state their resolution in TIFF's tags only.
+# Formats that state their resolution only in TIFF's tags.
 _PLAIN_TIFF = {"generic-tiff"}
 
 
@@ -24,7 +24,7 @@ class OpenSlideFile:
 
     Args:
         path: of the file.
-        known: its resolution, where more is known of it than OpenSlide tells.
+        known: its resolution, if more is known than OpenSlide tells.
     """
 
     def __init__(self, path: Path, known: Resolution | None = None) -> None:
@@ -49,14 +49,14 @@ class OpenSlideFile:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         """Return (height, width, 3) uint8, white where transparent.
 
-        OpenSlide makes what lies outside transparent.
+        OpenSlide makes areas outside transparent.
         """
         origin = (round(x * self._downsamples[level]), round(y * self._downsamples[level]))
         try:
             region = self._slide.read_region(origin, level, (width, height))
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - what it says is of its own inside
+        except Exception:  # noqa: BLE001 - its message is about OpenSlide's internals
             raise DataError("is damaged: a part of it cannot be decoded. Copy it again from its source") from None
         white = Image.new("RGB", region.size, (WHITE,) * 3)
         white.paste(region, mask=region.getchannel("A"))

@@ -3,7 +3,7 @@
 GeoJSON (RFC 7946) in pixels of the finest level.
 
 QuPath writes a FeatureCollection, a list of features or one feature, with the class in ``properties.classification``;
-other tools write it as a text, or as ``name`` or ``label``.
+other tools write it as text, or as ``name`` or ``label``.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class Region:
 
     Attributes:
         number: in its file, from 1.
-        name: of its class; None where it has none.
-        title: what QuPath shows beside a region, which may be its class or nothing like it.
-        polygons: the rings of each, the outer one first and then its holes, (point, 2) in pixels.
-        left_out: what there is without an area, such as "line".
+        name: of its class, if any.
+        title: text that QuPath shows at a region, which may or may not be its class.
+        polygons: rings of each, the outer one first, then its holes, (point, 2) in pixels.
+        left_out: kinds of geometry without an area, such as "line".
     """
 
     number: int
@@ -56,8 +56,8 @@ class Drawn:
     """Regions on a grid of cells.
 
     Attributes:
-        cells: (row, column) label values, 0 where there is none.
-        notes: what a person should know.
+        cells: (row, column) label values, 0 outside.
+        notes: for people.
     """
 
     cells: NDArray[np.int64]
@@ -72,9 +72,7 @@ def is_regions(path: Path) -> bool:
 def label_values(paths: Iterable[Path]) -> dict[str, int]:
     """Return class -> label value of files of regions.
 
-    From 1 in the order of the alphabet.
-
-    A file that cannot be read is passed over: reading its slide tells why.
+    From 1, in alphabetical order. Unreadable files are skipped: reading their slides reports them.
     """
     regions: list[Region] = []
     for path in paths:
@@ -91,7 +89,7 @@ def read_regions(path: Path) -> list[Region]:
     A FeatureCollection, a Feature, a geometry, or a list of these.
 
     Raises:
-        DataError: it is none of them, or one of its features is odd; the message gives the feature's number.
+        DataError: it is none of them, or one of its features is invalid; the message gives the feature's number.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -110,19 +108,18 @@ def draw(
 ) -> Drawn:
     """Draw regions into a grid of cells.
 
-    A cell belongs to a region if its centre does; of two regions, to the later one.
-
-    A hole is no part of its polygon, and says nothing of others: RFC 7946, section 3.1.6.
+    A cell belongs to a region if its centre does; of two regions, to the later one. A hole is no part of its polygon,
+    but may be covered by others: RFC 7946, section 3.1.6.
 
     Args:
-        regions: as ``read_regions`` returns them.
+        regions: from ``read_regions``.
         names: class -> label value; empty: every region is 1.
         cell: side of a cell in pixels of the slide.
         shape: rows and columns of cells.
         size: width and height of the slide in pixels.
 
     Raises:
-        DataError: a class is not among ``names``, or no region has one, or all lie beside the slide.
+        DataError: a class is not among ``names``, or no region has one, or all lie outside the slide.
     """
     values = _values(regions, names)
     notes = _left_out(regions, values)
@@ -143,7 +140,7 @@ def draw(
     return Drawn(cells, notes)
 
 
-# --- what a file holds
+# --- reading a file
 
 
 def _features(content: Any) -> Iterator[Any]:
@@ -204,10 +201,10 @@ def _add(region: Region, geometry: Any) -> None:
 
 
 def _ring(points: Any) -> Ring:
-    """Return a ring without the point that closes it.
+    """Return a ring without its closing point.
 
     Raises:
-        ValueError: a coordinate is no finite number.
+        ValueError: a coordinate is not a finite number.
     """
     ring = np.array([(float(point[0]), float(point[1])) for point in points], np.float64).reshape(-1, 2)
     if not np.isfinite(ring).all():
@@ -225,14 +222,14 @@ def _class_of(number: int, feature: Mapping[str, Any]) -> tuple[str | None, str 
     name, title = (
         next(filter(None, (_name(properties.get(key)) for key in keys)), None) for keys in (_CLASS_KEYS, _TITLE_KEYS)
     )
-    # Other tools than QuPath, which writes objectType, have a class in mind.
+    # In files of tools other than QuPath, which writes objectType, the title is the class.
     return (name, title) if name or "objectType" in properties else (title, None)
 
 
 def _name(value: Any) -> str | None:
     """Return a class's name, or None.
 
-    A text, a number, or an object that has it.
+    From a text, a number, or an object that holds it.
     """
     if isinstance(value, dict):
         parts = value.get("names")
@@ -243,11 +240,11 @@ def _name(value: Any) -> str | None:
     return value.strip() or None if isinstance(value, str) else None
 
 
-# --- what its regions are worth
+# --- label values of regions
 
 
 def _values(regions: Sequence[Region], names: Mapping[str, int]) -> dict[int, int]:
-    """Return number of a region -> label value, of classified ones."""
+    """Return number -> label value of classified regions."""
     found = sorted({region.name for region in regions if region.name and region.polygons})
     if not names:
         if len({_key(name) for name in found}) > 1:
@@ -299,7 +296,7 @@ def _require_on_slide(regions: Sequence[Region], size: tuple[int, int], notes: l
 
 
 def _fill(rings: Sequence[Ring], cell: float, shape: tuple[int, int]) -> tuple[tuple[slice, slice], Any] | None:
-    """Return a polygon's box of cells, and its cells; None: empty."""
+    """Return a polygon's box and cells; None: empty."""
     outer = rings[0] / cell
     first = np.maximum(np.floor(outer.min(axis=0)), 0).astype(int)
     last = np.minimum(np.ceil(outer.max(axis=0)).astype(int), shape[::-1])
@@ -316,10 +313,10 @@ def _fill(rings: Sequence[Ring], cell: float, shape: tuple[int, int]) -> tuple[t
 def _inside(ring: Ring, width: int, height: int) -> NDArray[np.bool_]:
     """Return the cells whose centres a ring encloses.
 
-    Its line goes around them once or more.
+    Those with a winding number other than zero.
     """
     start, end = ring, np.roll(ring, -1, axis=0)
-    # The rows whose centres an edge crosses, its lower end included and its upper one not.
+    # Rows whose centres an edge crosses, with its lower end and without its upper one.
     low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
     first = np.clip(np.ceil(low - 0.5), 0, height).astype(int)
     counts = np.maximum(np.clip(np.ceil(high - 0.5), 0, height).astype(int) - first, 0)

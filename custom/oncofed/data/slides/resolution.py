@@ -13,9 +13,9 @@ from typing import Any
 
 from oncofed.errors import DataError
 
-# A level whose resolution differs by less than this is read as it is.
+# A level whose resolution differs by less than this is not resampled.
 SAME_RESOLUTION = 0.02
-# Pixels wider than high by less than this are taken for square.
+# Pixels whose sides differ by less than this count as square.
 _SQUARE = 0.05
 _POWERS = {"Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "da": 1, "": 0, "d": -1}
 _POWERS |= {"c": -2, "m": -3, "µ": -6, "n": -9, "p": -12, "f": -15, "a": -18, "z": -21, "y": -24}
@@ -31,30 +31,30 @@ _MICRONS = {
     "mi": 1_609_344_000.0,
     "pt": 25_400 / 72,
 }
-# What screens and printers have, and software writes where it knows nothing; no microscope.
+# Resolutions of screens and printers, which software writes by default; no microscope has them.
 _DEFAULT_DPI = (1, 72, 75, 90, 96, 100, 120, 144, 150, 180, 200, 240, 300, 360, 400, 600, 720, 1200)
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """Microns per pixel; 0 and ``why`` where unknown."""
+    """Microns per pixel; if unknown, 0 and ``why``."""
 
     mpp: float
     why: str = ""
 
 
 def unknown(why: str) -> Resolution:
-    """Return a resolution that is not known."""
+    """Return an unknown resolution."""
     return Resolution(0.0, why)
 
 
 def square(x: float, y: float) -> Resolution:
     """Return the resolution of pixels of ``x`` by ``y`` microns.
 
-    0 stands for a side that is not known.
+    0 stands for an unknown side.
 
     Raises:
-        DataError: they are not square, so that no square tile of them is square on the slide.
+        DataError: they are not square, so square tiles would not be square on the slide.
     """
     sides = [side for side in (x, y) if side > 0]
     if not sides:
@@ -65,7 +65,7 @@ def square(x: float, y: float) -> Resolution:
 
 
 def number(text: Any) -> float:
-    """Return a positive finite size, decimal comma or not; else 0."""
+    """Parse a positive finite size; 0 for other text."""
     try:
         value = float(str(text).strip().replace(",", "."))
     except ValueError:
@@ -74,7 +74,7 @@ def number(text: Any) -> float:
 
 
 def of_aperio(description: str) -> Resolution:
-    """Return an Aperio description's fields: ``... |MPP = 0.2520| ...``."""
+    """Return an Aperio description's resolution: ``... |MPP = 0.2520| ...``."""
     for part in description.split("|"):
         key, _, value = part.partition("=")
         if key.strip() == "MPP":
@@ -93,7 +93,7 @@ class OmeImage:
     sizes: dict[str, str]
 
     def resolution(self) -> Resolution:
-        """Return the resolution that it states.
+        """Return the stated resolution.
 
         Raises:
             DataError: its pixels are not square.
@@ -132,7 +132,7 @@ def of_tags(x: float, y: float, unit: int) -> Resolution:
     """Return the resolution of TIFF's tags.
 
     Args:
-        x: XResolution, pixels per unit; 0: not there.
+        x: XResolution, pixels per unit; 0: missing.
         y: YResolution.
         unit: ResolutionUnit; 1 is none.
 
@@ -146,7 +146,7 @@ def of_tags(x: float, y: float, unit: int) -> Resolution:
         return unknown("its XResolution has no unit")
     found = square(per_unit / x, per_unit / y)
     dots = 25_400 / found.mpp
-    # 2.54: one pixel a centimetre, which is written where nothing is known.
+    # 2.54: one pixel per centimetre, another default.
     default = next((dpi for dpi in (*_DEFAULT_DPI, 2.54) if abs(dots / dpi - 1) < 0.005), None)
     if default is not None:
         return unknown(f"its resolution tags say {default:g} pixels per inch, which software writes by default")

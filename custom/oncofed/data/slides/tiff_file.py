@@ -23,11 +23,11 @@ Decoder = Callable[[bytes, int], Pixels]
 _JPEG = {6, 7, 33007, 34892}
 _JPEG_2000 = {33003, 33004, 33005, 34712}
 _APERIO_YCBCR, _APERIO_RGB = 33003, 33005
-# WebP, JPEG XL and JPEG XR: their decoders return red, green and blue.
+# WebP, JPEG XL and JPEG XR, whose decoders return RGB.
 _ALWAYS_RGB = {22610, 34927, 34933, 34934, 50001, 50002, 52546}
 _BLACK_IS_ZERO, _RGB, _YCBCR = 1, 2, 6
 _PHOTOMETRIC = {0: "WhiteIsZero", 1: "BlackIsZero", 2: "RGB", 3: "a palette", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
-# RGB (also with a fourth channel, of 16 bits or in planes), a palette, CMYK, YCbCr with its subsampling, CIELab.
+# RGB (also with a fourth channel, 16 bits or planes), palette, CMYK, YCbCr with subsampling, CIELab.
 _BY_LIBTIFF = {2, 3, 5, 6, 8}
 _NO_PYRAMID = ("label", "macro", "overview", "thumbnail")
 _TILES_ASKED = 8
@@ -39,7 +39,7 @@ class Pyramid:
     """The slide of a TIFF file.
 
     Attributes:
-        pages: tifffile's, the finest first.
+        pages: of tifffile, the finest first.
         resolution: of the finest.
     """
 
@@ -53,10 +53,10 @@ class Pyramid:
 
 
 class LeftToOpenSlideError(DataError):
-    """A file for OpenSlide, and what it is otherwise.
+    """A file that only OpenSlide can read.
 
     Attributes:
-        pyramid: the slide in it; None: as its scanner's format says.
+        pyramid: the slide in it; None: as defined by the scanner's format.
     """
 
     def __init__(self, reason: str, pyramid: Pyramid | None = None) -> None:
@@ -67,7 +67,7 @@ class LeftToOpenSlideError(DataError):
 class TiffSlideFile:
     """A tiled TIFF, OME-TIFF or SVS through tifffile.
 
-    Each tile is decoded from its own bytes.
+    Each tile is decoded separately.
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,7 +82,7 @@ class TiffSlideFile:
             _require_colour(self._file, pyramid)
             self._pages = [page for page in pyramid.pages if _is_alike(page, first)]
             self._descriptor = self._file.filehandle.fileno()
-            # Made at first use, which is here: threads only read them.
+            # Created here, so that threads only read them.
             self._decoders = [_decoder(page, _stored_tiles(self._descriptor, page)) for page in self._pages]
             self._require_tiles(pyramid)
         except BaseException:
@@ -99,7 +99,7 @@ class TiffSlideFile:
     def read(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         """Return (height, width, 3) uint8.
 
-        One aligned tile is decoded and nothing else.
+        For one aligned tile, only that tile is decoded.
         """
         page = self._pages[level]
         tile_width, tile_height = page.tilewidth, page.tilelength
@@ -133,7 +133,7 @@ class TiffSlideFile:
             raise DataError("is cut off: a tile's bytes are missing. Copy it again from its source")
         tile = self._decoded(level, data, number)
         used = (min(whole[0], height - row * whole[0]), min(whole[1], width - column * whole[1]))
-        if tile.shape != whole or used != whole[:2]:  # what hangs over the edge of the image is white
+        if tile.shape != whole or used != whole[:2]:  # parts beyond the image's edge are white
             padded = np.full(whole, WHITE, np.uint8)
             padded[: min(used[0], tile.shape[0]), : min(used[1], tile.shape[1])] = tile[: used[0], : used[1]]
             return padded
@@ -144,14 +144,14 @@ class TiffSlideFile:
             tile = self._decoders[level](data, number)
         except MemoryError:
             raise
-        except Exception:  # noqa: BLE001 - each codec has errors of its own
+        except Exception:  # noqa: BLE001 - codecs raise different errors
             tile = None
         if tile is None or tile.ndim != 3 or tile.shape[-1] != 3:
             raise DataError("is damaged: a tile cannot be decoded. Copy it again from its source")
         return tile
 
     def _require_tiles(self, pyramid: Pyramid) -> None:
-        """Refuse a slide that cannot be decoded, early."""
+        """Refuse early a slide that cannot be decoded."""
         for level, page in enumerate(self._pages):
             number = next((n for n, size in enumerate(page.databytecounts) if size), None)
             if number is not None:
@@ -165,10 +165,10 @@ class TiffSlideFile:
 def find_pyramid(file: Any) -> Pyramid:
     """Return the slide of a TIFF file.
 
-    Its largest image, with its levels and its resolution.
+    It is the largest image, with its levels and resolution.
 
     Args:
-        file: tifffile's.
+        file: of tifffile.
 
     Raises:
         DataError: it holds no image, or its pixels are not square.
@@ -198,7 +198,7 @@ def ome_images_of(file: Any) -> list[OmeImage]:
 
 
 def describe(file: Any) -> str:
-    """Return in words what a TIFF file's largest image is."""
+    """Describe a TIFF file's largest image."""
     page = max((candidate.keyframe for candidate in file.series if candidate.keyframe is not None), key=_area)
     photometric = _PHOTOMETRIC.get(int(page.photometric), f"of PhotometricInterpretation {int(page.photometric)}")
     channels = _channels(file, page)
@@ -212,11 +212,11 @@ def _channels(file: Any, page: Any) -> int:
 
 
 def _require_colour(file: Any, pyramid: Pyramid) -> None:
-    """Refuse an image without coloured tiles, in words.
+    """Refuse an image without coloured tiles.
 
     Raises:
-        LeftToOpenSlideError: it is one that libtiff, which OpenSlide uses, turns into red, green and blue.
-        DataError: it is none.
+        LeftToOpenSlideError: it is one that libtiff, which OpenSlide uses, converts to RGB.
+        DataError: nothing converts it to RGB.
     """
     page = pyramid.pages[0]
     if page.parent is not file:
@@ -235,9 +235,9 @@ def _require_colour(file: Any, pyramid: Pyramid) -> None:
 
 
 def _is_contradictory(file: Any, page: Any) -> bool:
-    """Return whether a JPEG and its page state other colours.
+    """Return whether a JPEG and its page contradict each other.
 
-    OpenSlide takes what the page says.
+    On colours; OpenSlide follows the page.
     """
     if page.compression not in _JPEG or page.samplesperpixel != 3:
         return False
@@ -276,7 +276,7 @@ def _is_level(
 ) -> bool:
     """Return whether an image is a level of the slide.
 
-    It shows the same, coarser, and says so.
+    It shows the same area, coarser, and is marked as a level.
     """
     page, full = other.keyframe, main.keyframe
     stated = _stated(images, series.index(other), other)
@@ -295,7 +295,7 @@ def _is_level(
 def _stated(images: Sequence[OmeImage], number: int, series: Any) -> OmeImage | None:
     """Return the OME-XML of a series.
 
-    At its place, else the only image of its size.
+    By its position, else the only image of its size.
     """
     page = series.keyframe
     size = _size(page)
@@ -308,7 +308,7 @@ def _stated(images: Sequence[OmeImage], number: int, series: Any) -> OmeImage | 
 def _resolution(file: Any, page: Any, stated: OmeImage | None) -> Resolution:
     """Return a page's resolution, by description or tags.
 
-    OME's or Aperio's description goes first.
+    OME's or Aperio's description takes precedence.
     """
     found = Resolution(0.0)
     if file.is_svs:
@@ -365,7 +365,7 @@ def _jpeg_decoder(page: Any) -> Decoder:
     declared = _declared(page)
     tables, header, shape = page.jpegtables, page.jpegheader, (page.tilelength, page.tilewidth)
 
-    known: dict[bytes, str] = {}  # the tiles of a page have few headers
+    known: dict[bytes, str] = {}  # by header: the tiles of a page have few different ones
 
     def jpeg(data: bytes, number: int) -> Pixels:
         stream = header or data
@@ -388,7 +388,7 @@ def _jpeg_decoder(page: Any) -> Decoder:
 def _jpeg_2000_decoder(page: Any, tiles: Iterator[tuple[bytes, int]]) -> Decoder:
     """Return a decoder of JPEG 2000.
 
-    Where a file's statements on its colours disagree, its pixels decide.
+    If a file's statements on its colours disagree, its pixels decide.
     """
     import imagecodecs  # noqa: PLC0415 - optional
 

@@ -1,7 +1,7 @@
 """Find tissue: more saturated than glass, and not ink.
 
-A threshold of the whole slide's saturation (Otsu 1979) falls between pen marks and pale tissue, or between two stains,
-so that it loses the paler one; here it comes from the glass. Inks have hues that stains with haematoxylin, eosin or DAB
+A threshold of the whole slide's saturation (Otsu 1979) may fall between pen marks and pale tissue, or between two
+stains, and lose the paler one; here it comes from the glass. Inks have hues that stains with haematoxylin, eosin or DAB
 do not have.
 """
 
@@ -19,14 +19,14 @@ from oncofed.data.slides.levels import Pixels
 
 Mask = NDArray[np.bool_]
 
-_FILL = 20  # the scanner's black where it did not look
+_FILL = 20  # the scanner's black in areas that it skipped
 _SMOOTHED = 5
 _LEAST_SATURATION, _MOST_SATURATION = 0.025, 0.06
-# Of bright pixels: glass, and what is as pale.
+# Limits for bright pixels: glass, and anything as pale.
 _BRIGHT, _TINT, _NEAR_GLASS = 180, 0.08, 4
 _LEAST_GLASS, _GLASS_SAMPLES = 0.002, 200_000
 _LEAST_INK = 2e-4
-_INK_EDGE = 8  # pixels over which a mark fades
+_INK_EDGE = 8  # width in pixels over which a mark fades
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ _INKS = (
     Ink("yellow", 42, 70, 0.6, 120),
     Ink("violet", 250, 345, 0.9, 60),
 )
-_DARK, _COLOURLESS = 100, 25  # of black ink: brighter or more coloured than this is none
+_DARK, _COLOURLESS = 100, 25  # upper limits of brightness and colour of black ink
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class Tissue:
 
     Attributes:
         mask: (height, width).
-        inks: colours of marks that look like a pen's or a dye's, and are not in ``mask``.
-        ink_share: of the overview that these cover.
+        inks: colours of marks like those of pens or dyes, which are not in ``mask``.
+        ink_share: of the overview covered by these.
     """
 
     mask: Mask
@@ -82,12 +82,12 @@ class Tissue:
 
 
 def tissue_mask(overview: Pixels) -> Mask:
-    """Return where an overview (height, width, 3) shows tissue."""
+    """Return the tissue of an overview (height, width, 3)."""
     return find_tissue(overview).mask
 
 
 def find_tissue(overview: Pixels) -> Tissue:
-    """Return the tissue and ink of an overview (height, width, 3)."""
+    """Find tissue and ink in an overview (height, width, 3)."""
     planes = _Planes.of(overview)
     usable = planes.high > _FILL
     inks = _find_inks(planes, usable)
@@ -119,7 +119,7 @@ class _Planes:
         return cls(red, green, blue, high, high - np.minimum(np.minimum(red, green), blue))
 
     def saturated(self, least: float) -> Mask:
-        """Return where the saturation is above ``least``."""
+        """Return pixels with a saturation above ``least``."""
         mask: Mask = self.chroma > self.high * np.float32(least)
         return mask
 
@@ -162,7 +162,7 @@ def _glass(smooth: Pixels, clear: Mask) -> tuple[NDArray[np.float32], float]:
     around = pixels[np.abs(grey - level) < _NEAR_GLASS]
     colour: NDArray[np.float32] = np.median(around, axis=0)
     red, green, blue = colour
-    if green < min(red, blue) - 2:  # pink or violet is no tint of glass: the slide shows none, but pale tissue
+    if green < min(red, blue) - 2:  # glass is not pink or violet: the slide shows only pale tissue
         return neutral, _LEAST_SATURATION
     found = _saturation(np.minimum(around / colour, 1))
     middle = np.median(found)

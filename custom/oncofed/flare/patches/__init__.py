@@ -1,7 +1,7 @@
 """All run-time changes to FLARE, one module each.
 
 ``PATCHES`` lists what each replaces, and digests of the FLARE code that it was written against. A test compares them
-with the installed FLARE, so that an upgrade which changes such code names the patches to look at.
+with the installed FLARE: an upgrade that changes such code names the patches to review.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Patch:
     Attributes:
         flare: version of FLARE that it was written for.
         replaces: attributes that are set, each with its module or class.
-        code: ``source_digest`` of FLARE's code that is replaced, or that uses what is, by ``module:name``.
+        code: ``source_digest`` of the FLARE code that is replaced or uses the replaced attribute, by ``module:name``.
     """
 
     flare: str

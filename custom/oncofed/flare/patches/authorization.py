@@ -1,6 +1,6 @@
 """Add checks to FLARE's authorizer.
 
-FLARE 2.9.0 keeps one authorizer for the process and lets nobody choose it: replaces
+FLARE 2.9.0 keeps one authorizer for the process and offers no setting for it: replaces
 ``AuthorizationService.the_authorizer``.
 """
 

@@ -18,12 +18,12 @@ from nvflare.private.fed.server.client_manager import ClientManager
 def check_clients(
     manager: ClientManager, may_enter: Callable[[str, bool, FLContext], bool], entered: Callable[[str, bool], bool]
 ) -> None:
-    """Ask before FLARE admits a client.
+    """Check clients before FLARE admits them.
 
     Args:
         manager: of the server.
-        may_enter: given a name, whether it comes as a person, and FLARE's context: whether it may.
-        entered: called with the same two when FLARE has admitted one; it is turned away where this is false.
+        may_enter: takes a name, whether it logs in as a person, and FLARE's context; returns whether it may.
+        entered: called with the first two when FLARE has admitted one; where it returns False the client is rejected.
     """
     authenticate, heartbeat = manager.authenticate, manager.heartbeat
 

@@ -35,8 +35,8 @@ def use_own_loopback() -> bool:
     """Connect within this machine over an address that it has.
 
     Returns:
-        Whether that needed a change: not where the machine has 127.0.0.1 and ``localhost`` resolves to an address of
-        it.
+        Whether that needed a change. It needs none where the machine has 127.0.0.1 and ``localhost`` resolves to one of
+        its addresses.
     """
     found = loopback_addresses()
     if not found or (IPV4 in found and _named() & set(found)):
@@ -50,8 +50,8 @@ def use_own_loopback() -> bool:
 
 
 def simulate_over_own_loopback() -> None:
-    """Do so in FLARE's simulator and its sites."""
-    # Imported here: it does much that other processes do not need. It uses Python's sockets, too.
+    """Connect FLARE's simulator and its sites over that address."""
+    # Imported here: it imports much that other processes do not need. It uses Python's sockets, too.
     from nvflare.private.fed.app.simulator import simulator_runner  # noqa: PLC0415
 
     if use_own_loopback():

@@ -1,7 +1,7 @@
 """End a site's process together with its parent.
 
-FLARE 2.9.0 looks every second whether the parent lives, which costs 64 waiting sites some percent of two cores, and a
-job's process whose parent ended before the job began waits for ever. Replaces ``check_parent_alive``, and ``stop`` and
+FLARE 2.9.0 checks every second whether the parent lives, which costs 64 waiting sites some percent of two cores. A job
+process whose parent ended before the job began waits for ever. Replaces ``check_parent_alive``, and ``stop`` and
 ``notify_job_status`` of ``ClientAppRunner``.
 """
 
@@ -34,7 +34,7 @@ def end_with_parent(parent: int, over: Event) -> None:
     except ProcessLookupError:
         over.set()
     except (AttributeError, OSError):
-        pass  # older than Linux 5.3: FLARE's own loop looks
+        pass  # older than Linux 5.3: FLARE's own loop checks the parent
     else:
         Thread(target=_set_at_end, args=(over, descriptor), daemon=True).start()
         over.wait()
@@ -50,7 +50,7 @@ def _set_at_end(over: Event, process: int) -> None:
 def notify_parent(runner: ClientAppRunner, *message: Any, retry_timeout: float | None = None, **options: Any) -> None:
     """Report the job's status until the parent acknowledges it.
 
-    It retries twice a second. FLARE's own retries without a pause once ``retry_timeout`` is over, and no longer looks
+    It retries twice a second. FLARE's own retries without a pause once ``retry_timeout`` is over, and no longer checks
     whether the parent lives.
     """
     _notifying.set()
@@ -59,7 +59,7 @@ def notify_parent(runner: ClientAppRunner, *message: Any, retry_timeout: float |
 
 
 def stop_without_parent(runner: ClientAppRunner) -> None:
-    """Stop a job whose parent ended, begun or not."""
+    """Stop a job whose parent ended, even before it began."""
     if _notifying.is_set():
         os._exit(1)
     _stop(runner)

@@ -1,4 +1,4 @@
-"""Start the simulator's sites another way, and all at once.
+"""Start the simulator's sites differently, and all at once.
 
 FLARE 2.9.0 starts a program for each site with ``subprocess.Popen``: replaces ``subprocess`` in its simulator. Two of
 its faults show when many sites start at the same time: replaces ``SimulatorClientRunner`` and ``get_open_ports``, see
@@ -20,7 +20,7 @@ from nvflare.private.fed.app.simulator import simulator_runner
 class SiteStarter(simulator_runner.SimulatorClientRunner):
     """Keeps each thread's site apart from the others.
 
-    FLARE's threads write their site's name into one dictionary, then send it: of two threads at the same time, one
+    FLARE's threads write their site's name into one shared dictionary, then send it: of two concurrent threads, one
     sends the other's name.
     """
 

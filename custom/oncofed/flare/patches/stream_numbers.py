@@ -1,7 +1,7 @@
 """Give each forked process its own stream numbers.
 
 FLARE 2.9.0 numbers its streams from the time of its import, and drops a number that it has seen. Forks share that time:
-a restarted process would not be heard until it had sent as many streams as the one before. Replaces
+messages of a restarted process would be dropped until it had sent as many streams as the one before. Replaces
 ``stream_utils.sid_base``.
 """
 
@@ -12,7 +12,7 @@ import time
 
 from nvflare.fuel.f3.streaming import stream_utils
 
-# Microseconds by which numbers differ of processes that start at the same time.
+# Microseconds between the numbers of processes that start at the same time.
 _SPREAD = 1_000_000
 
 

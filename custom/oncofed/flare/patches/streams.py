@@ -1,8 +1,8 @@
 """Send FLARE's messages with less work for each.
 
-FLARE 2.9.0 sends every message as a stream. For each it clears a buffer of a megabyte, runs through all streams that
-are not acknowledged yet, and formats all received bytes for a line of its log that is hardly ever written: 10 ms a
-megabyte. Replaces ``TxTask``, the class of ``reliable_retry_scheduler``, and ``ConsumableBufferList.__repr__``.
+FLARE 2.9.0 sends every message as a stream. For each it clears a buffer of a megabyte, scans all streams that are not
+acknowledged yet, and formats all received bytes for a debug log line that is rarely written: 10 ms a megabyte. Replaces
+``TxTask``, the class of ``reliable_retry_scheduler``, and ``ConsumableBufferList.__repr__``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 from nvflare.fuel.f3.streaming import byte_streamer
 from nvflare.fuel.utils.buffer_list import ConsumableBufferList
 
-# FLARE sends a stream again when it was not acknowledged for seconds.
+# FLARE sends a stream again once it has been unacknowledged for seconds.
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class _RetryScheduler(byte_streamer.ReliableRetryScheduler):
-    """Looks once a second for streams to send again.
+    """Checks once a second for streams to send again.
 
-    FLARE's own looks at all of them whenever one is sent or acknowledged, on a pool of threads: about n² times for n
-    sites that are answered at the same time. None is due before seconds have passed.
+    FLARE's own scans all of them whenever one is sent or acknowledged, on a pool of threads: about n² times for n sites
+    that are answered at the same time. None is due before seconds have passed.
     """
 
     over: threading.Event
@@ -64,7 +64,7 @@ class _SmallTxTask(byte_streamer.TxTask):
     ) -> None:
         room = min(chunk_size, stream.get_size() or chunk_size)
         super().__init__(cell, room, channel, topic, target, headers, stream, *more)
-        # The receiver reckons from it how many chunks may be on their way.
+        # The receiver derives from it how many chunks may be in flight.
         self.chunk_size = chunk_size
 
 

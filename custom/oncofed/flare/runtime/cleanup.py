@@ -1,8 +1,8 @@
 """Delete what ended jobs kept in order to resume.
 
-At a site that is several times the size of its model. The server knows from FLARE's record when a job has ended, and
-notifies the sites; one that was away is notified when it is back. The record of a job's rounds stays, and so does what
-a site keeps for itself.
+At a site this is several times the size of its model. The server knows from FLARE's record when a job has ended, and
+notifies the sites; one that was away is notified when it is back. The record of a job's rounds and a site's local
+results stay.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 class JobCommand:
     """The program that a fork runs.
 
-    It is sent, so that the system's list of processes shows no credentials.
+    It is sent over a socket, so that the system's list of processes shows no credentials.
 
     Attributes:
         module: run as the main program.
@@ -56,7 +56,7 @@ class JobCommand:
 
 
 class ForkServer:
-    """A preloaded process that others are forks of.
+    """A preloaded process that forks on request.
 
     It ends once no process can reach it and its forks have ended.
 
@@ -70,7 +70,7 @@ class ForkServer:
             self._process = subprocess.Popen(
                 [sys.executable, "-u", "-m", "oncofed.flare.runtime.forkserver_process"],
                 stdin=theirs.fileno(),
-                # PyTorch's usual way to look for a GPU would keep the forks from using one.
+                # PyTorch's usual check for a GPU would keep the forks from using one.
                 env={**(environment or os.environ), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"},
                 start_new_session=True,
             )
@@ -85,18 +85,18 @@ class ForkServer:
         return request_fork(self._requests, command)
 
     def close(self) -> None:
-        """Request no more forks."""
+        """Stop requesting forks."""
         self._requests.close()
 
     def kill(self) -> None:
-        """Kill the server; its forks go on."""
+        """Kill the server; its forks keep running."""
         self.close()
         self._process.kill()
         self._process.wait()
 
 
 def request_fork(server: socket.socket, command: JobCommand) -> ForkedProcess:
-    """Request a fork, which prints where this process prints.
+    """Request a fork, with this process's output streams.
 
     Args:
         server: a fork server's socket.
@@ -157,7 +157,7 @@ class ForkedProcess:
             if left <= 0:
                 raise subprocess.TimeoutExpired(JOB_PROCESS, timeout or 0.0)
             with contextlib.suppress(OSError, ValueError):  # another thread received the status and closed it
-                # The end that a killed server left behind is always ready to be read.
+                # The end of the pipe that a killed server left is always readable.
                 if self._status_of.poll(left) and self.poll() is None:
                     time.sleep(left)
         return status

@@ -4,8 +4,8 @@
 socket. A message carries three descriptors: the connection on which the fork receives its ``JobCommand``, and its
 standard output and error. On the same connection the server sends the fork's process id and, later, its exit status.
 
-CUDA works in no fork of a process that has initialised it. Where an import does so in spite of ``preload``, the server
-reports it, and each fork starts Python again: that takes seconds longer, and can use the GPU.
+CUDA does not work in a fork of a process that has initialised it. Where an import does so in spite of ``preload``, the
+server reports it, and each fork starts Python again: that takes seconds longer, but can use the GPU.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Server:
         self._replies: dict[int, Connection] = {}
         self._woken, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._waker)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # its number is written to the pipe
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # the signal's number is written to the pipe
 
     def serve(self) -> bool:
         """Return True in a fork, False at the server's end."""
@@ -90,10 +90,13 @@ class _Server:
         return False
 
     def _fork(self, connection: int, output: int, errors: int) -> bool:
-        """Return True in the fork, with the connection as standard input."""
+        """Return True in the fork.
+
+        Its standard input is the connection.
+        """
         pid = os.fork()
         with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)  # in both, so that neither is ever killed with the other's process group
+            os.setpgid(pid, pid)  # in both processes, so that neither is killed with the other's process group
         if pid:
             self._replies[pid] = Connection(connection)
             os.close(output)

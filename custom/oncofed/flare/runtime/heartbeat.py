@@ -1,7 +1,7 @@
 """Send heartbeats of simulated sites.
 
-FLARE's job processes send one every ten seconds, those of its simulator none: the server would take a site that
-computes, or waits for a compute slot, for lost.
+FLARE's job processes send one every ten seconds, its simulator's send none: a site that computes, or waits for a
+compute slot, would count as lost.
 """
 
 from __future__ import annotations

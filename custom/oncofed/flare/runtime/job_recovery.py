@@ -34,7 +34,7 @@ _MOST_TRIES = 5
 _SECONDS_BETWEEN_LOOKS_AT_WAITING = 20.0
 _TRIES_TO_COUNT = 4
 _KEPT_HISTORY = 20
-# How often ended jobs are cleaned up. A site that fails to do so is notified again, at growing intervals.
+# How often ended jobs are cleaned up. A site that fails is notified again, at growing intervals.
 _SECONDS_BETWEEN_CLEANUPS = 20.0
 _FIRST_SECONDS_BETWEEN_NOTICES, _LAST_SECONDS_BETWEEN_NOTICES = 3.0, 600.0
 # FLARE's status of a dead server's job, or of one that was not started because a site still ran it.
@@ -48,7 +48,7 @@ class JobRecovery(FLComponent):
 
     FLARE lists a job as running for ever when its server is killed, ends a job when one site's process fails, and gives
     a job only to the sites that are connected when it starts. Only oncofed's jobs are resumed: their metadata has a
-    mark, and their controllers know how to resume. What they kept for that is deleted when they have ended.
+    mark, and their controllers know how to resume. Their resume state is deleted once they have ended.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class JobRecovery(FLComponent):
     def _requeue(self, engine: Any) -> None:
         """Queue a dead server's jobs once no site runs them.
 
-        FLARE gives up a job that a site still runs. Where one comes back that does, the job is queued again.
+        FLARE gives up a job that a site still runs. Where such a site comes back, the job is queued again.
         """
         manager = engine.get_component(SystemComponents.JOB_MANAGER)
         for job_id, tries in list(self._interrupted.items()):
@@ -98,7 +98,7 @@ class JobRecovery(FLComponent):
                     continue
                 if not self._is_free(engine, job_id, fl_ctx):
                     continue
-                # FLARE passes over jobs that it has scheduled before.
+                # FLARE skips jobs that it has scheduled before.
                 never = {JobMetaKey.SCHEDULE_COUNT.value: 0, JobMetaKey.LAST_SCHEDULE_TIME.value: 0.0}
                 manager.update_meta(job_id, never, fl_ctx)
                 (Path(manager.job_uri(job_id)) / "scheduled").unlink(missing_ok=True)
@@ -128,7 +128,10 @@ class JobRecovery(FLComponent):
         self._pause = min(2 * self._pause, _LAST_SECONDS_BETWEEN_NOTICES)
 
     def _is_free(self, engine: Any, job_id: str, fl_ctx: FLContext) -> bool:
-        """Return whether no connected site runs a job; abort others."""
+        """Return whether no connected site runs a job.
+
+        The job is aborted where one still does.
+        """
         running = _sites_that_run(engine, job_id)
         busy = [site for site, runs in running.items() if runs]
         if busy:
@@ -190,13 +193,13 @@ class JobRecovery(FLComponent):
             app = next((a for a, sites in job.get_deployment().items() if is_for(sites, site)), None)
             if app is None:
                 return
-            # What still runs there belongs to a server or a parent that is gone.
+            # What still runs there belongs to a server or a parent that has ended.
             runner.abort_client_run(job.job_id, [site], fl_ctx)
             meta = {**job.meta, JobMetaKey.RESOURCE_SPEC.value: job.resource_spec}
             wanted = get_resource_manager_spec(meta, site)
             answer = engine.check_client_resources(job, {site: wanted}, fl_ctx).get(site, (False, ""))
             if not answer[0]:
-                # It offers nothing now: that is no miss.
+                # It offers no resources now: that is no miss.
                 self._missed.pop((job.job_id, site), None)
                 return
             message = runner._make_deploy_message(job, job.get_application(app, fl_ctx), app, fl_ctx)
@@ -236,7 +239,7 @@ def _is_ours(job: Job) -> bool:
 
 
 def is_for(sites: Any, site: str) -> bool:
-    """Return whether an app of a job is for a site.
+    """Return whether an app is for a site.
 
     Args:
         sites: the app's entry in the job's metadata.

@@ -1,8 +1,8 @@
 """Start job processes fast, and restart killed ones.
 
 Startup kits name these launchers in ``local/resources.json``. FLARE ends a job when a job process of one site ends by
-itself. All that a process of ours needs to go on is on disk, so its parent restarts it, and only the run's record shows
-it.
+itself. Our processes keep all that they need to resume on disk, so the parent restarts them, and only the run's record
+shows it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from oncofed.flare.patches.proxy import use_proxy_of_environment
 from oncofed.flare.runtime.forkserver import FORK_SERVER_VARIABLE, ForkedProcess, ForkServer, JobCommand, request_fork
 from oncofed.flare.transfer.shared_port import share_port
 
-# A process that dies more often within this time has a reason that restarting does not mend.
+# A process that dies more often within this time has a cause that a restart does not fix.
 _MOST_RESTARTS = 5
 _WITHIN_SECONDS = 600.0
 _SECONDS_BEFORE_RESTART = 0.2
@@ -63,13 +63,13 @@ class RestartedProcess(JobHandleSpec):
             self._handle.terminate()
 
     def poll(self) -> JobReturnCode:
-        """Return how the process ended; unknown before that or a restart."""
+        """Return how the process ended; unknown until then."""
         with self._lock:
             code = self._handle.poll()
             return code if not self._is_to_restart() else JobReturnCode.UNKNOWN
 
     def wait(self) -> None:
-        """Wait for the end; restart the process if it was killed."""
+        """Wait for the end, restarting a killed process."""
         while self._wait_for_end():
             self._logger.warning("the job's process was killed and is started again (%d)", len(self._restarts))
             time.sleep(_SECONDS_BEFORE_RESTART)
@@ -104,7 +104,7 @@ class _ReadyLauncher(ProcessJobLauncher):
     """Starts jobs as forks of a fork server.
 
     Args:
-        spare: start the fork server before there is a job. Without it a job starts some seconds later, and an idle
+        spare: start the fork server before the first job. Without it that job starts some seconds later, and an idle
             participant takes 0.4 GB less memory.
     """
 
@@ -112,7 +112,7 @@ class _ReadyLauncher(ProcessJobLauncher):
 
     def __init__(self, spare: bool = True) -> None:
         super().__init__()
-        # FLARE creates this component before it connects, and none other of ours.
+        # FLARE creates this component before it connects, and no other of ours.
         use_proxy_of_environment()
         use_own_loopback()
         self._keeps_spare = spare
@@ -148,7 +148,7 @@ class _ReadyLauncher(ProcessJobLauncher):
             if self._shared:
                 with contextlib.suppress(OSError):
                     return request_fork(self._shared, job)
-                self._shared.close()  # its server is gone: start one for this participant
+                self._shared.close()  # its server has ended: start one for this participant
                 self._shared = None
             if self._fork_server:
                 with contextlib.suppress(OSError):
@@ -169,7 +169,7 @@ class SiteJobLauncher(_ReadyLauncher, ClientProcessJobLauncher):
 class ServerJobLauncher(_ReadyLauncher, ServerProcessJobLauncher):
     """Starts the server's job processes; restarts killed and failed ones.
 
-    FLARE ends one with status 1 when an update breaks off on its way, whichever site's link it was.
+    FLARE ends one with status 1 when an update breaks off in transit, whichever site's link it was.
     """
 
     restart_after = frozenset({1})

@@ -34,7 +34,7 @@ _JOB = "job"
 
 @dataclass(frozen=True)
 class SiteOffer:
-    """What a site offers.
+    """A site's resources for jobs.
 
     Attributes:
         gpus: their numbers; None: all.
@@ -74,13 +74,15 @@ def read_lending(file: Path) -> SiteOffer:
 
 
 class SiteResources(AutoCleanResourceManager):
-    """Gives each GPU to one job, and ends jobs after hours.
+    """Assigns GPUs to jobs, and ends jobs after hours.
 
-    A job that is ended resumes when the hours begin again: the server offers it until then. A site without a GPU trains
-    on its CPU, unless a job states how much GPU memory it needs; one whose GPUs cannot be queried trains nothing.
+    Each GPU serves one job at a time.
+
+    A job that is ended resumes when the hours begin again: until then the server keeps offering it. A site without a
+    GPU trains on its CPU, unless a job requires GPU memory; one whose GPUs cannot be queried trains nothing.
 
     Args:
-        gpus: returns this machine's; None: those that the environment named when this was created.
+        gpus: returns this machine's; None: those that the environment named when this object was created.
         now: returns the time of day.
     """
 
@@ -109,7 +111,7 @@ class SiteResources(AutoCleanResourceManager):
             self._closed.set()
 
     def check_resources(self, resource_requirement: dict[str, Any], fl_ctx: FLContext) -> tuple[bool, str]:
-        """Reserve what a job requests, or tell its engineer why not."""
+        """Reserve a job's resources, or return why not."""
         enough, token = super().check_resources(resource_requirement, fl_ctx)
         return bool(enough), str(token) if enough else self._refusal
 

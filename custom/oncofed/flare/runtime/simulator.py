@@ -39,7 +39,10 @@ class _Simulator(simulator_runner.SimulatorRunner):
     """FLARE's simulator with its server in this process."""
 
     def run(self) -> int:
-        """Simulate here: one of FLARE's own two processes outlives a killed parent."""
+        """Simulate in this process.
+
+        FLARE uses two processes, one of which outlives a killed parent.
+        """
         ended: dict[str, int] = {}
         self.run_process(ended)
         return ended["run_status"]

@@ -1,1 +1,1 @@
-"""Checks of what enters and leaves: admission, outbound filter, revocation, submissions."""
+"""Admission, outbound filter, revocation and checks of submissions."""

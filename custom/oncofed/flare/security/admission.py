@@ -1,4 +1,7 @@
-"""Admission of a job by a site's policy, before data is read."""
+"""Admission of a job by a site's policy.
+
+It is checked before any data is read.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from oncofed.flare.folders import kit_folder, local_folder
 from oncofed.flare.security.recording import name_and_person, record
 from oncofed.packs.approvals import made_by, refusal_at_site
 from oncofed.packs.pack import Pack
-from oncofed.privacy.policy import JobFacts, Policy, read_policy
+from oncofed.privacy.policy import Policy, ProposedJob, read_policy
 
 
 def admit_job(
@@ -31,7 +34,7 @@ def admit_job(
 
     Args:
         fl_ctx: of the job's process.
-        dataset: that it asks for.
+        dataset: that it requests.
         network: of the job; None where nothing is trained.
         strategy: of the job.
         pack: the code that it brings.
@@ -44,7 +47,7 @@ def admit_job(
     if policy is None:
         return None
     name, person = name_and_person(fl_ctx)
-    facts = JobFacts(name=name, person=person, dataset=dataset, network=network, strategy=strategy)
+    facts = ProposedJob(name=name, person=person, dataset=dataset, network=network, strategy=strategy)
     reason = policy.refusal(facts)
     if pack and not reason:
         reason = refusal_at_site(kit_folder(fl_ctx), pack, partial(record, fl_ctx))
@@ -67,7 +70,7 @@ def admit_job(
 
 
 def dataset_digest(fl_ctx: FLContext, dataset: str) -> str | None:
-    """Return the digest of a registered dataset's manifest; None where it is missing."""
+    """Return the digest of a dataset's manifest, if any."""
     try:
         folder = dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, fl_ctx.get_identity_name(), dataset)
         return hashlib.sha256((folder / "dataset.json").read_bytes()).hexdigest()

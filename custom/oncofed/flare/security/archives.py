@@ -1,4 +1,7 @@
-"""Checks of a submitted job's archive, at the server, before it is unpacked."""
+"""Checks of a submitted job's archive on the server.
+
+They run before it is unpacked.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,14 @@ _LARGEST_BYTES = 16 << 30
 # Text and numbers shrink to a tenth; weights hardly at all.
 _LARGEST_RATIO, _ALWAYS_FINE_BYTES = 100, 64 << 20
 _LARGEST_PACK_BYTES = 16 << 20
-# The archive that this thread accepts: FLARE validates it, then fires an event for the job that does not name it.
+# The archive that this thread accepts: FLARE's event for a validated job does not name it.
 _ACCEPTED: ContextVar[str | None] = ContextVar("accepted", default=None)
 
 
 def archive_problem(path: str) -> str | None:
-    """Return why an archive is refused; None where it is sound.
+    """Return why an archive is refused, if it is.
 
-    FLARE checks names and links itself where it unpacks, but no sizes.
+    FLARE checks names and links itself when it unpacks, but no sizes.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -48,7 +51,7 @@ def archive_problem(path: str) -> str | None:
 def pack_of_submission() -> bytes | None:
     """Return the pack of the job that this thread accepts.
 
-    It is None without one that can be read. Only its size was checked.
+    It is None where there is no readable one. Only its size was checked.
     """
     path = _ACCEPTED.get()
     if path is None:
@@ -64,7 +67,7 @@ def pack_of_submission() -> bytes | None:
 
 
 def check_submissions(refused: Callable[[str], None]) -> None:
-    """Have the server refuse jobs with an unsound archive.
+    """Have the server refuse jobs with an invalid archive.
 
     Args:
         refused: called with the reason.

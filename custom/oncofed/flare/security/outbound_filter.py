@@ -1,4 +1,7 @@
-"""At a site: each result is checked and recorded before it leaves. One that cannot be recorded does not leave."""
+"""Check and record each result before it leaves a site.
+
+A result that cannot be recorded does not leave.
+"""
 
 from __future__ import annotations
 
@@ -32,10 +35,12 @@ _SECONDS_PER_HOUR = 3600.0
 
 
 class OutboundFilter(FLComponent):
-    """Checks each result before it leaves a site, after all other filters.
+    """Checks each result before it leaves a site.
 
-    One that may not leave is replaced by a refusal. A site's kit names it, not a job. An error in it holds a result
-    back, too.
+    It runs after all other filters.
+
+    A result that may not leave is replaced by a refusal. The filter is configured by a site's kit, not by a job. An
+    error in it holds a result back, too.
     """
 
     def __init__(self) -> None:
@@ -52,7 +57,7 @@ class OutboundFilter(FLComponent):
             return  # FLARE sends an error in its place
         try:
             self._check(reply, fl_ctx)
-        except Exception as error:  # noqa: BLE001 - whatever it is, nothing leaves
+        except Exception as error:  # noqa: BLE001 - on any error nothing leaves
             self.log_error(fl_ctx, f"a message was held back: {type(error).__name__}: {error}", fire_event=False)
             _replace(reply, wire.to_shareable(self._refusal(error)))
             self._record_held_back(str(error), fl_ctx)
@@ -77,7 +82,7 @@ class OutboundFilter(FLComponent):
     def _refusal(self, error: Exception) -> Refusal:
         """Return the refusal for a result that was held back.
 
-        Where the policy held it back, the job sends nothing more.
+        If the policy held it back, the job sends nothing more.
         """
         if isinstance(error, NotFiniteError):
             return Refusal(str(error))
@@ -94,12 +99,12 @@ class OutboundFilter(FLComponent):
 
 
 def policy_of_job(fl_ctx: FLContext) -> OutboundPolicy:
-    """Return the outbound policy for the job of this process.
+    """Return the outbound policy for this process's job.
 
     It follows the configuration that the site received.
 
     Raises:
-        PolicyError: the site has no policy, or the job is none of oncofed's.
+        PolicyError: the site has no policy, or the job is not one of oncofed's.
     """
     policy = read_policy(local_folder(fl_ctx))
     if policy is None:
@@ -125,7 +130,7 @@ def policy_of_job(fl_ctx: FLContext) -> OutboundPolicy:
 
 
 def check_reply(policy: OutboundPolicy, task: str, reply: Shareable) -> dict[str, object]:
-    """Check a reply, and remove numbers from it that may not leave.
+    """Check a reply; remove numbers that may not leave.
 
     Args:
         policy: of the job.
@@ -158,9 +163,9 @@ def _read(task: str, reply: Shareable) -> Result:
 
 
 def _require_mean_alone(reply: Shareable) -> None:
-    """Refuse a collector's reply that holds more than a mean.
+    """Refuse a collector's reply with more than a mean.
 
-    Its message has room for all that an update has.
+    Its message could hold all parts of an update.
     """
     update = wire.read_result(TrainRequest.task, reply)
     if not isinstance(update, TrainResult) or update.extra or update.numbers or update.steps != 1:
@@ -177,7 +182,10 @@ def _replace_numbers(reply: Shareable, result: Result) -> None:
 
 
 def _replace(reply: Shareable, other: Shareable) -> None:
-    """Replace a reply's content: FLARE sends the object that it has."""
+    """Replace a reply's content in place.
+
+    FLARE sends the object that it has.
+    """
     task = reply.get_header(ReservedHeaderKey.TASK_NAME)
     reply.clear()
     reply.update(other)

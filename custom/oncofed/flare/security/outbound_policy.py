@@ -1,4 +1,7 @@
-"""What one job may send from one site, and what it sent. Knows nothing of FLARE."""
+"""Outbound policy of one job at one site.
+
+It also counts what was sent, and does not depend on FLARE.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,26 @@ from torch import Tensor
 import oncofed
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.training_profile import bins_of
+from oncofed.data.moments import numbers_of
 from oncofed.errors import PolicyError
 from oncofed.messages.compression import ReceivedUpdate, travelling_bytes
 from oncofed.messages.results import CombineResult, EvaluateResult, Result, SiteFacts, TrainResult
 from oncofed.models.weights import Digest, Weights, sum_of_squares
+from oncofed.privacy.covariates import withhold_sums
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
-from oncofed.tasks import metrics_that_may_leave
+from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.training import Plan
 
-# Earlier rounds without which no update is unusual.
+# With fewer earlier rounds no update counts as unusual.
 _FEWEST_ROUNDS = 3
-# An update is unlike the job's others here when it points far less in its predecessor's direction than they do. It is
-# recorded, not held back: a learning rate that changes makes honest ones like that, too.
+# An update is unusual when it is far less similar to its predecessor than the job's earlier updates here. It is
+# recorded, not held back: a change of the learning rate makes honest updates look like that, too.
 _LEAST_SIMILARITY, _FAR_LESS = 0.05, 0.2
 _SAMPLED_NUMBERS = 1 << 18
 _ALLOWANCE = 1.1
-# A job asks for sums twice; once more each time that its server was killed meanwhile.
+# A job requests sums twice, and once more each time that its server was killed meanwhile.
 _MOST_SUMS = 6
 # Names, framing and numbers of a message, in addition to its tensors.
 _FRAMING_BYTES = 1 << 20
@@ -44,7 +49,7 @@ class Approved:
     """A result that may leave.
 
     Attributes:
-        result: with the numbers that may leave. The very object that was checked where all may.
+        result: with the numbers that may leave; the checked object itself where all may.
         facts: for the audit log.
     """
 
@@ -53,13 +58,13 @@ class Approved:
 
 
 class OutboundPolicy:
-    """Checks each result of a job at a site before it leaves.
+    """Checks a job's results before they leave a site.
 
     Args:
         plan: of the job.
         federation: of the job.
         policy: of the site.
-        ends: when the job's hours here are over, as ``time.time``; None: never.
+        ends: when the job's hours at this site end, as ``time.time``; None: never.
         sent: bytes that left before, in an earlier process.
     """
 
@@ -70,9 +75,11 @@ class OutboundPolicy:
         self._ends, self._sent = ends, sent
         self._exchange = federation.exchange
         self._algorithm = federation.algorithm()
-        self._classes = list(plan.task.classes.values())
+        self._classes = plan.task.figure_names
         self._metrics = metrics_that_may_leave(plan.task)
-        self._bins = bins_of(plan.data)
+        self._lowest = task_class(plan.task.type).lowest_metric
+        self._targets = sums_that_may_leave(plan.task)
+        self._bins, self._covariates = bins_of(plan.data), numbers_of(plan.data.covariates)
         layout = plan.layout()
         self._like: Weights = layout.sent
         self._extra: Weights = self._algorithm.from_clients(layout)
@@ -102,18 +109,22 @@ class OutboundPolicy:
 
     @_check.register
     def _(self, result: SiteFacts) -> Approved:
-        check_counts(result.numbers, oncofed.__version__, self._bins)
+        check_counts(result.numbers, oncofed.__version__, self._bins, self._covariates)
         self._most_cases = most_scored(result.numbers)
-        if "profile" in result.numbers and not self._leaves.training_profile:
-            numbers = {name: value for name, value in result.numbers.items() if name != "profile"}
-            return Approved(SiteFacts(numbers), {})
-        return Approved(result, {})
+        numbers = dict(result.numbers)
+        if not self._leaves.training_profile:
+            numbers.pop("profile", None)
+        if not self._leaves.pooled_figures:
+            numbers.pop("covariates", None)
+        if "covariates" in numbers:
+            numbers["covariates"] = withhold_sums(numbers["covariates"], self._leaves.minimum_patients)
+        return Approved(SiteFacts(numbers) if numbers != result.numbers else result, {})
 
     @_check.register
     def _(self, result: EvaluateResult) -> Approved:
         self._check_numbers(result.numbers, sums=True)
         numbers = self._without_extra_sums(result.numbers)
-        withheld = withhold(numbers, self._leaves.minimum_patients)
+        withheld = withhold(numbers, self._leaves.minimum_patients, self._targets)
         changed = withheld or numbers.keys() != result.numbers.keys()
         return Approved(EvaluateResult(numbers) if changed else result, {})
 
@@ -143,12 +154,20 @@ class OutboundPolicy:
         return Approved(result, self._check_update(update, largest))
 
     def _check_numbers(self, numbers: Mapping[str, Any], sums: bool = False) -> None:
-        check_numbers(numbers, self._classes, sums=sums, most=self._most_cases, metrics=self._metrics)
+        check_numbers(
+            numbers,
+            self._classes,
+            sums=sums,
+            most=self._most_cases,
+            metrics=self._metrics,
+            lowest=self._lowest,
+            targets=self._targets,
+        )
 
     def _without_extra_sums(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
-        """Return numbers without sums that stay, or left often enough.
+        """Return numbers without sums beyond the allowed count.
 
-        Those of one model show nobody; those of many models, or at many temperatures, would.
+        Sums of one model reveal nobody; those of many models, or at many temperatures, would.
         """
         sums = SUMS & numbers.keys()
         self._sums_sent += bool(sums)
@@ -157,7 +176,10 @@ class OutboundPolicy:
         return {name: value for name, value in numbers.items() if name not in sums}
 
     def _check_update(self, update: ReceivedUpdate, largest: int) -> dict[str, Any]:
-        """Check an update's bytes, norm and direction; return facts for the audit log."""
+        """Check an update's size, norm and direction.
+
+        Returns facts for the audit log.
+        """
         allowed = (self._leaves.mb_a_round or 0) * 1e6 or largest * _ALLOWANCE + _FRAMING_BYTES
         if update.nbytes > allowed:
             raise PolicyError(f"{update.nbytes / 1e6:.1f} MB, expected at most {allowed / 1e6:.1f}")
@@ -191,7 +213,7 @@ class UsualUpdates:
         """Compare an update's norm with those before it.
 
         Raises:
-            PolicyError: it is many times as long.
+            PolicyError: it is many times the usual norm.
         """
         usual = statistics.median(self._norms) if len(self._norms) >= _FEWEST_ROUNDS else 0.0
         if usual and norm > usual * self._largest_norm:
@@ -201,8 +223,8 @@ class UsualUpdates:
     def compare_direction(self, sample: Tensor) -> dict[str, Any]:
         """Compare an update's direction with the one before.
 
-        Returns ``similarity``, the cosine, and ``unusual`` where it is far lower than before. A picture in the place of
-        an update, though it be as long as one, has another direction.
+        Returns ``similarity``, the cosine, and ``unusual`` where it is far lower than before. A picture in place of an
+        update has another direction, even at the same norm.
 
         Args:
             sample: of the update's numbers.
@@ -225,10 +247,10 @@ def _check_count(count: Any) -> None:
 
 
 def _read_through(update: ReceivedUpdate) -> tuple[float, str, Tensor]:
-    """Return an update's norm, its digest, and a sample of its numbers.
+    """Return an update's norm, digest and sample.
 
-    One tensor is held at a time. The sample is evenly spaced, as float32: enough to know the update's direction, and
-    little to keep.
+    One tensor is held at a time. The sample is evenly spaced, as float32: enough to estimate the update's direction,
+    and little to keep.
     """
     stride = max(1, update.floats // _SAMPLED_NUMBERS)
     squares, digest, sample = 0.0, Digest(), []

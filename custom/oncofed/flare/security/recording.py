@@ -1,4 +1,4 @@
-"""Entries of a participant's audit log, as its job processes write them."""
+"""Entries that job processes write to the audit log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def audit_log(fl_ctx: FLContext) -> AuditLog:
 
 
 def record(fl_ctx: FLContext, what: str, **facts: Any) -> Anchor:
-    """Write an entry, in the name of the person that submitted the job.
+    """Write an entry in the name of the job's submitter.
 
     Raises:
         AuditError: it cannot be written.
@@ -30,11 +30,13 @@ def record(fl_ctx: FLContext, what: str, **facts: Any) -> Anchor:
 
 
 def keep_anchor(site: str, reported: str | None, fl_ctx: FLContext) -> None:
-    """At the server: record the anchor of a site's audit log.
+    """Record the anchor of a site's audit log.
+
+    Runs on the server.
 
     Args:
         site: its name.
-        reported: the log's last line, as a result reports it. Anything else is ignored: a site may send anything.
+        reported: the log's last line, as a result reports it. Invalid values are ignored: a site may send anything.
         fl_ctx: of the server's job.
     """
     try:
@@ -48,7 +50,7 @@ def keep_anchor(site: str, reported: str | None, fl_ctx: FLContext) -> None:
 
 
 def name_and_person(fl_ctx: FLContext) -> tuple[str, str | None]:
-    """Return a job's name, and who submitted it, if known."""
+    """Return a job's name and, if known, its submitter."""
     meta = fl_ctx.get_prop(FLContextKey.JOB_META) or {}
     person = meta.get(JobMetaKey.SUBMITTER_NAME.value)
     return str(meta.get(JobMetaKey.JOB_NAME.value, "")), str(person) if person else None

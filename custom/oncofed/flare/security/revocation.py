@@ -44,7 +44,7 @@ _SUBMITTER: ContextVar[str | None] = ContextVar("submitter", default=None)
 
 
 def submitter() -> str | None:
-    """Return who submits the job that this thread accepts, if known."""
+    """Return who submits this thread's job, if known."""
     return _SUBMITTER.get()
 
 
@@ -72,7 +72,7 @@ def revoked_file(revoked: Revoked, signature: bytes) -> bytes:
 
 
 def read_revoked(path: Path, root: x509.Certificate) -> Revoked:
-    """Return the list in a file; an empty one without a file.
+    """Return the list in a file; empty without a file.
 
     Raises:
         AllianceError: it is broken, or not signed by the alliance.
@@ -97,11 +97,14 @@ def list_and_root(fl_ctx: FLContext) -> tuple[Path, Path]:
 
 
 class RevocationList(FLComponent):
-    """Enforces the alliance's list of revoked names, in the server's main process.
+    """Enforces the alliance's list of revoked names.
 
-    Sites are disabled as by FLARE's own command, which ends their session and refuses the next; a running job's own
+    Runs in the server's main process.
+
+    Sites are disabled as by FLARE's own command, which ends their session and refuses the next; a running job's
     process excludes them itself. FLARE has no such command for people, so their rights are denied here. A list that is
-    older, broken or not the alliance's changes nothing. Certificates are bound to a role, too: ``bind_certificates``.
+    older, invalid or not signed by the alliance changes nothing. Certificates are also bound to a role:
+    ``bind_certificates``.
     """
 
     def __init__(self) -> None:
@@ -127,7 +130,10 @@ class RevocationList(FLComponent):
             self._stop.set()
 
     def is_revoked(self, name: str) -> bool:
-        """Return whether a name is on the list. FLARE converts names of people to lower case."""
+        """Return whether a name is on the list.
+
+        FLARE converts names of people to lower case.
+        """
         return name.lower() in {revoked.lower() for revoked in self._revoked.names}
 
     def _watch(self, engine: Any, path: Path, root: x509.Certificate) -> None:
@@ -155,11 +161,11 @@ class RevocationList(FLComponent):
 
 
 def bind_certificates(manager: ClientManager, audit: AuditLog) -> None:
-    """Bind certificates to a role, and record who enters.
+    """Bind certificates to a role, and record logins.
 
     Nobody joins as a site with a person's certificate, or logs in with a site's. FLARE checks a certificate's signature
     and name, but not its role: an engineer's key would receive the model, and send updates, as one more site. Names of
-    people are e-mail addresses, those of sites and relays never are. FLARE checks that a name is the certificate's.
+    people are e-mail addresses, those of sites and relays never are. FLARE checks that a name matches the certificate.
 
     Args:
         manager: of the server.
@@ -176,7 +182,7 @@ def bind_certificates(manager: ClientManager, audit: AuditLog) -> None:
         _written(audit, "refused to let in", name, why=why)
         return False
 
-    # Nobody enters unrecorded.
+    # Nobody enters without an entry in the log.
     check_clients(manager, may_enter, lambda name, as_person: _written(audit, LET_IN, name, person=as_person))
 
 
@@ -191,7 +197,9 @@ def _written(audit: AuditLog, what: str, who: str, **facts: Any) -> bool:
 
 
 class _WithoutRevoked(Authorizer):
-    """FLARE's authorizer, without revoked people. It records each command that does more than show something.
+    """FLARE's authorizer, which denies revoked people.
+
+    It records each command that changes something.
 
     Args:
         inner: decides about everybody else.
@@ -212,7 +220,7 @@ class _WithoutRevoked(Authorizer):
         return str(self._inner.load_policy(policy_config))
 
     def authorize(self, ctx: AuthzContext) -> tuple[bool, str]:
-        """Return whether a person may run a command, and why not."""
+        """Return whether a command is allowed, and why not."""
         if ctx and self._revocation.is_revoked(ctx.user.name):
             return False, f"{ctx.user.name} is revoked by the alliance"
         allowed, why = self._inner.authorize(ctx)

@@ -28,7 +28,7 @@ from oncofed.flare.security.recording import audit_log
 from oncofed.flare.security.revocation import submitter
 from oncofed.packs.approvals import refusal_at_site
 from oncofed.packs.pack import read_pack
-from oncofed.privacy.policy import JobFacts, read_policy
+from oncofed.privacy.policy import ProposedJob, read_policy
 
 # In a job's meta data: what it declares.
 ASKS = "oncofed.asks"
@@ -42,7 +42,7 @@ _LONGEST = 200
 def job_asks(
     dataset: str, network: str | None = None, strategy: str | None = None, pack: str | None = None, quorum: int = 0
 ) -> dict[str, Any]:
-    """Return the meta data in which a job declares what it asks for.
+    """Return the meta data that declares a job's requests.
 
     Args:
         dataset: that it reads.
@@ -55,7 +55,10 @@ def job_asks(
 
 
 class SubmissionCheck(FLComponent):
-    """At the server: refuses jobs that too few sites would run."""
+    """Refuses jobs that too few sites would run.
+
+    Runs on the server.
+    """
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
         """Query the sites about a submitted job."""
@@ -91,13 +94,13 @@ class SubmissionCheck(FLComponent):
 
 
 class SubmissionReplies(FLComponent):
-    """At a site: replies whether it would run a job.
+    """Replies whether a site would run a job.
 
-    That depends on its policy and its decisions about code.
+    Runs on the site. The reply depends on its policy and its decisions about code.
     """
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
-        """Reply from the start of the site on."""
+        """Reply to queries once the site has started."""
         if event_type == EventType.SYSTEM_START:
             engine: Any = fl_ctx.get_engine()
             engine.register_aux_message_handler(_TOPIC, self._reply)
@@ -105,7 +108,7 @@ class SubmissionReplies(FLComponent):
     def _reply(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         del topic
         reply = make_reply(ReturnCode.OK)
-        facts = JobFacts(
+        facts = ProposedJob(
             name=_text(request.get("name")) or "",
             person=_text(request.get("person")),
             dataset=_text(request.get("dataset")) or "",
@@ -137,7 +140,7 @@ class SubmissionReplies(FLComponent):
 
 
 def _refusal_of_code(kit: Path, digest: str, content: Any, record: Callable[..., object]) -> str | None:
-    """Return why a job's pack may not run; None where it may.
+    """Return why a job's pack may not run, if so.
 
     The text may leave the site.
     """

@@ -1,4 +1,4 @@
-"""Reuse memory and files for what arrives.
+"""Reuse memory and files for received tensors.
 
 New pages cost the system more time than writing to them.
 """
@@ -22,14 +22,14 @@ _CHUNK = 1 << 18
 class Buffer:
     """A buffer for one body, in memory or on disk.
 
-    The file has no name: nothing of it stays when its process is killed.
+    The file has no name: nothing of it is left when its process is killed.
 
     Args:
         size: bytes, at least one.
         folder: of its file; None: in memory.
 
     Attributes:
-        filled: bytes that have arrived, from its beginning on.
+        filled: bytes that have arrived, counted from the start.
 
     Raises:
         OSError: memory or disk is full.
@@ -56,7 +56,7 @@ class Buffer:
         self._write(memoryview(data))
 
     def receive(self, connection: ssl.SSLSocket) -> int:
-        """Append what arrives next; return its size, 0 at the end.
+        """Append received bytes; return their count, 0 at the end.
 
         Raises:
             OSError: nothing arrives.
@@ -67,7 +67,7 @@ class Buffer:
                 count = _fill(connection, target)
             self.filled += count
             return count
-        # Through the file: the system looks up each mapped page before it is written.
+        # Through the file: with a mapping the system would look up each page before it is written.
         chunk = memoryview(self._chunk)[:wanted]
         count = _fill(connection, chunk)
         self._write(chunk[:count])
@@ -135,14 +135,14 @@ class BufferPool:
         return Buffer(size, self._folder)
 
     def read(self, buffer: Buffer) -> memoryview:
-        """Return a view, after which the buffer comes back by itself."""
+        """Return a view that releases the buffer when dropped."""
         view = buffer.view()
         weakref.finalize(view, self.give_back, buffer).atexit = False
         return view
 
     def give_back(self, buffer: Buffer) -> None:
         """Take back a buffer whose content is no longer needed."""
-        # No lock: Python may call this at any time, in the middle of ``take`` too.
+        # No lock: Python may call this at any time, also in the middle of ``take``.
         if self._closed:
             buffer.close()
         else:

@@ -25,8 +25,8 @@ from oncofed.models.serialized import Serialized
 from oncofed.models.weights import Weights
 from oncofed.proxy import PROXY_VARIABLE, open_tunnel
 
-# A cut link may be mended: FLARE moves the tensors after this long without progress. Where nothing was ever
-# transferred, as with a firewall in between that forbids it, much sooner.
+# A broken link may recover: FLARE transfers the tensors after this long without progress. Much sooner if nothing was
+# ever transferred, as with a firewall that forbids it.
 _PATIENCE_SECONDS, _FIRST_PATIENCE_SECONDS = 60.0, 5.0
 _SECONDS_BETWEEN_TRIES = 1.0
 _log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class TransferClient:
         self._buffers.close()
 
     def fetch(self, origin: str, ref: str, abort: Any = None) -> Weights | None:
-        """Download what the server published; None: FLARE moves it.
+        """Download what the server published; None: through FLARE.
 
         Args:
             origin: FLARE's name of the process that published it.
@@ -143,7 +143,7 @@ class TransferClient:
 
 
 class _Download:
-    """A download that goes on where a connection broke.
+    """A download that resumes after a broken connection.
 
     Args:
         ref: name of the tensors.
@@ -195,7 +195,7 @@ class _Download:
 
 
 class _Upload:
-    """An upload that goes on where a connection broke.
+    """An upload that resumes after a broken connection.
 
     Args:
         ref: name of the tensors.
@@ -239,7 +239,7 @@ def _accepted(connection: HTTPConnection) -> HTTPResponse:
     response = connection.getresponse()
     response.read()
     if response.status == http.HTTPStatus.CONFLICT:
-        raise ConnectionResetError  # the server has not noticed yet that an earlier connection is gone
+        raise ConnectionResetError  # the server has not noticed yet that an earlier connection is closed
     if response.status >= http.HTTPStatus.BAD_REQUEST:
         raise _RefusedError(response.reason)
     return response

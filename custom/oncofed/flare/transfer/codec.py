@@ -1,6 +1,6 @@
 """Read tensors from the body of a request.
 
-A body is a file of the format safetensors; its tensors stay where it lies in memory.
+A body is a safetensors file; its tensors are views of the body's memory.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from oncofed.flare.transfer.protocol import tls_context
 from oncofed.models.serialized import Serialized
 from oncofed.models.weights import Weights
 
-# Smaller models arrive sooner within FLARE's messages. Without direct connections those below the second size do, too;
+# Smaller models arrive sooner within FLARE's messages. Without direct connections this holds up to the second size;
 # FLARE fetches larger ones in chunks.
 SMALLEST_BYTES, LARGEST_WHOLE_BYTES = 4 << 20, 32 << 20
 _TRANSFER = "oncofed.transfer"
@@ -72,8 +72,8 @@ def end_transfer(cell: Cell | None) -> None:
 class DirectTensors(TensorDecomposer):
     """FLARE's decomposer, but large tensors are transferred directly.
 
-    FLARE puts a reference into a message, and the receiver fetches the tensors in chunks. The reference stays, and so
-    does what it refers to: if the direct transfer fails, FLARE's is used.
+    FLARE puts a reference into a message, and the receiver fetches the tensors in chunks. The reference is kept, and
+    so are the tensors behind it: if the direct transfer fails, FLARE's is used.
     """
 
     def decompose(self, target: Any, manager: DatumManager | None = None) -> Any:
@@ -128,7 +128,7 @@ class _Published(TensorDownloadable):
         transfer: of the process.
 
     Attributes:
-        transfer: that they take; None: they go through FLARE only.
+        transfer: that they use; None: FLARE only.
         ref: their name.
     """
 
@@ -139,7 +139,7 @@ class _Published(TensorDownloadable):
         self.ref = ""
 
     def release(self) -> None:
-        """Withdraw them: all receivers have them, or time is up."""
+        """Withdraw them once all have them, or at the timeout."""
         if self.transfer:
             self.transfer.withdraw(self.ref)
         super().release()
@@ -148,7 +148,7 @@ class _Published(TensorDownloadable):
 def _confirm(cell: Cell, origin: str, ref: str, abort: Any) -> None:
     """Confirm to FLARE's download service that tensors arrived.
 
-    It is sent what a receiver of the last chunk sends. If that is lost, FLARE withdraws the tensors some minutes later.
+    It sends the reply of a receiver of the last chunk. If that is lost, FLARE withdraws the tensors some minutes later.
     """
     keys = download_service._PropKey
     end = {cacheable._StateKey.START: sys.maxsize, cacheable._StateKey.COUNT: 0}
@@ -184,7 +184,7 @@ def cell_tls_context(cell: Cell | None, job_id: str, server: bool) -> ssl.SSLCon
 
 
 def new_transfer_client(cell: Cell | None, job_id: str) -> TransferClient | None:
-    """Return a site's end for a job; None behind a relay."""
+    """Return a site's client; None behind a relay."""
     context = cell_tls_context(cell, job_id, server=False)
     if not cell or not context:
         return None

@@ -1,4 +1,4 @@
-"""What both ends of a direct connection agree on."""
+"""Shared definitions for both ends of a direct connection."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _IN_HELLO = re.compile(re.escape(_PREFIX).encode() + rb"([0-9a-f]{8}(?:-[0-9a-f]
 
 
 def message_timeout(size: int) -> float:
-    """Return how long to wait for FLARE to answer a message.
+    """Return FLARE's timeout for a message.
 
     Args:
         size: of the message, in bytes.
@@ -44,7 +44,7 @@ def message_timeout(size: int) -> float:
 def alpn_protocol(job_id: str) -> str:
     """Return the ALPN protocol of a job's connections (RFC 7301).
 
-    It is readable before keys are agreed on.
+    It is readable before keys are negotiated.
     """
     return _PREFIX + job_id
 
@@ -64,11 +64,11 @@ def tls_context(credentials: dict[str, Any], job_id: str, server: bool) -> ssl.S
         server: whether it is the server's end.
 
     Raises:
-        TransferError: FLARE's own connections are not protected so either.
+        TransferError: FLARE's own connections are not protected like this either.
     """
     try:
         context: ssl.SSLContext | None = get_ssl_context({**credentials, DriverParams.SCHEME.value: "https"}, server)
-    except Exception as error:  # noqa: BLE001 - FLARE's helper raises whatever it likes
+    except Exception as error:  # noqa: BLE001 - FLARE's helper raises errors of any kind
         raise TransferError(f"no certificates for direct connections ({type(error).__name__})") from None
     if context is None or context.verify_mode != ssl.CERT_REQUIRED:
         raise TransferError("FLARE's connections do not ask for certificates")
@@ -83,10 +83,10 @@ def peer_name(connection: ssl.SSLSocket) -> str:
 
 @contextlib.contextmanager
 def handoff_socket(folder: Path) -> Iterator[str]:
-    """Yield the address at which a job's process receives connections.
+    """Yield the address where a job's process receives connections.
 
     Args:
-        folder: the job's own. Through a descriptor of it the address is short: the system allows 107 bytes.
+        folder: of the job. Through its file descriptor the address is short: the system allows 107 bytes.
     """
     number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -34,7 +34,7 @@ class _Upload:
 
     Args:
         ref: its name.
-        buffer: where it goes. Writing to it, or giving it back, needs the lock.
+        buffer: where it is written. Writing to it, or giving it back, needs the lock.
     """
 
     def __init__(self, ref: str, buffer: Buffer) -> None:
@@ -46,7 +46,7 @@ class TransferServer:
     """Sends sites what is published, and receives their updates.
 
     Args:
-        folder: the job's own: of the buffers' files, and where the server's main process hands off connections.
+        folder: of the job, for the buffers' files and the socket on which the main process hands off connections.
         context: TLS settings.
         is_participant: given the name in a certificate, returns whether that site takes part.
         max_bytes: of an update.
@@ -196,7 +196,7 @@ class _Requests(BaseHTTPRequestHandler):
         super().__init__(connection, (site, 0), None)  # type: ignore[arg-type]
 
     def parse_request(self) -> bool:
-        """Refuse every request of others than participants."""
+        """Refuse requests of anybody but participants."""
         if not super().parse_request():
             return False
         if self._transfers.is_participant(self._site) and self.path.startswith(PATH):

@@ -21,10 +21,10 @@ from oncofed.flare.transfer.protocol import handoff_socket, job_in_hello
 from oncofed.loopback import free_port, is_loopback, require_loopback
 
 _BACKLOG = 128
-# A silent connection is FLARE's after this time, which closes it.
+# After this time a silent connection goes to FLARE, which closes it.
 _HELLO_SECONDS = 10.0
 _SECONDS_BETWEEN_LOOKS = 0.01
-# If more connections are silent, the oldest are FLARE's.
+# If more connections are silent, the oldest go to FLARE.
 _MOST_WAITING = 256
 # A TLS record: type, version, length.
 _RECORD_HEAD, _HANDSHAKE, _LARGEST_RECORD = 5, b"\x16", 1 << 14
@@ -32,7 +32,7 @@ _RECORD_HEAD, _HANDSHAKE, _LARGEST_RECORD = 5, b"\x16", 1 << 14
 
 @dataclass
 class Jobs:
-    """Where running jobs receive connections: folders by id."""
+    """Folders where running jobs receive connections, by id."""
 
     folders: dict[str, Path] = field(default_factory=dict)
 
@@ -52,7 +52,7 @@ class Jobs:
 
 
 def share_port() -> Jobs:
-    """Share FLARE's port from now on; return its jobs, none yet."""
+    """Share FLARE's port from now on; return its jobs."""
     jobs = Jobs()
     listen_with(lambda host, port: SharedPort(host, port, jobs))
     return jobs

@@ -1,31 +1,36 @@
 """Forms of a bundle's answer, as plain values.
 
-Tasks, which know more, lie above.
+Tasks, which know more, are in a layer above.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from oncofed.models.answers import TargetAnswer
+
 
 @dataclass(frozen=True)
 class LabelledVoxels:
-    """A label for each voxel on the grid of the image's file.
+    """A label per voxel on the file's grid.
 
     Attributes:
         overlap: share by which windows overlap.
         mirror: the mean over all mirrorings is taken.
-        keep_largest: label values of which only the largest piece is kept.
+        keep_largest: label values that keep only their largest component.
+        regions: label value that each output is written with, in this order, where outputs are regions that may
+            overlap; empty: they are classes.
     """
 
     overlap: float = 0.25
     mirror: bool = False
     keep_largest: tuple[int, ...] = ()
+    regions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class NumberedObjects:
-    """A number for each object on the grid of the image's file.
+    """An object's number per pixel on the file's grid.
 
     Attributes:
         overlap: share by which windows overlap.
@@ -46,11 +51,11 @@ class ImageClasses:
 
 
 @dataclass(frozen=True)
-class SlideClasses:
-    """A probability for each class of a slide, whose tiles' features are given.
+class OfSlide:
+    """Where the features of a slide's tiles come from.
 
     Attributes:
-        encoder: digest of what makes the features.
+        encoder: digest of the features' encoder.
         tile: side of a tile in pixels.
         microns: of a tile's pixels along each side; None: as the slides were cut when they were registered.
     """
@@ -60,4 +65,36 @@ class SlideClasses:
     microns: float | None = None
 
 
-Answer = LabelledVoxels | NumberedObjects | ImageClasses | SlideClasses
+@dataclass(frozen=True)
+class SlideClasses(OfSlide):
+    """Probabilities of a slide's classes, from given features."""
+
+
+@dataclass(frozen=True)
+class ImageTargets:
+    """An answer for each named target of an image.
+
+    Attributes:
+        targets: in the order of the network's outputs.
+    """
+
+    targets: tuple[TargetAnswer, ...]
+
+
+@dataclass(frozen=True)
+class SlideTargets(OfSlide):
+    """An answer for each named target of a slide, from given features.
+
+    Attributes:
+        targets: in the order of the network's outputs.
+    """
+
+    targets: tuple[TargetAnswer, ...] = ()
+
+
+Answer = LabelledVoxels | NumberedObjects | ImageClasses | SlideClasses | ImageTargets | SlideTargets
+
+
+def targets_of(answer: Answer) -> tuple[TargetAnswer, ...]:
+    """Return the named targets of an answer; empty for others."""
+    return answer.targets if isinstance(answer, ImageTargets | SlideTargets) else ()

@@ -1,6 +1,6 @@
 """Expressions of a bundle's configuration.
 
-They are written here alone: nothing that a job says becomes one.
+All are written here: no text of a job becomes one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def plain(text: str) -> str:
 
 
 def literal(value: object) -> str:
-    """Return a number, or a list of numbers, as an expression holds it.
+    """Return numbers as an expression.
 
     Raises:
         TypeError: it holds anything else.
@@ -40,7 +40,7 @@ def literal(value: object) -> str:
 
 
 def of_image(function: str) -> Config:
-    """Return a step that applies a function of the configuration to an image."""
+    """Return a step that applies a configured function."""
     return {"_target_": "Lambdad", "keys": "image", "func": function}
 
 

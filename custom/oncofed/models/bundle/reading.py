@@ -1,6 +1,6 @@
 """A bundle's preprocessing, equal to ``data.transforms``.
 
-Steps are MONAI's own transforms; what it has no transform for is an expression of one line.
+Steps are MONAI's transforms, or expressions of one line where it has none.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from oncofed.models.foreign import VOXEL_SIZE
 
 _VOLUMES, _FLAT = (".nii", ".nii.gz"), (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _FORMATS = ["PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "PPM", "TIFF"]
-# Pillow's modes, and in which an image of each is read: without a palette, opacity or colours of print.
+# Pillow's mode -> the mode for reading it: without a palette, opacity or CMYK.
 _MODES = {mode: mode for mode in ("1", "L", "I", "F", "I;16", "I;16B", "RGB")}
 _MODES |= dict.fromkeys(("P", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"), "RGB") | {"LA": "L"}
-# Where a reader refuses, LoadImaged tries all others.
+# If a reader refuses a file, LoadImaged tries all others.
 _LOADED = "$lambda path: monai.transforms.LoadImage(image_only=True)(path, reader=@reader)"
 # NIfTI's numbers of complex types, and of millimetres among the units of length; 0: unknown.
 _STORED = [
@@ -63,7 +63,7 @@ class Reading:
         imports: what its expressions import.
         entries: functions that its steps refer to.
         steps: transforms of {"image": path}.
-        moved: the image does not lie on its file's grid.
+        moved: the image is not on its file's grid.
         packages: that it needs in addition to MONAI.
     """
 

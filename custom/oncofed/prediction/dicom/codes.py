@@ -329,7 +329,7 @@ def _table() -> dict[_Key, SegmentCode]:
 @cache
 def _categories() -> dict[tuple[str, str], Term]:
     """Map (value, scheme) of a property type to its category."""
-    return {code.kind[:2]: code.category for code in _table().values()}
+    return {code.kind[:2]: code.category for code in known_codes()}
 
 
 @cache

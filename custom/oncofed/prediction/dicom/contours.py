@@ -4,8 +4,8 @@ A keyhole joins a hole to the outer contour by a channel of zero width (DICOM PS
 structure sets supports it, and filling by the even-odd or the winding rule gives the mask exactly. CLOSEDPLANAR_XOR is
 newer: readers that do not know it drop such contours or fill the hole.
 
-Time and memory are linear in the number of pixels, whatever the number of holes: each unit edge knows its successor,
-and a channel changes two successors. ``prediction/outputs/polygons.py`` traces many objects at once: it skips unit
+Time and memory are linear in the number of pixels, regardless of holes: each unit edge knows its successor, and a
+channel changes two successors. ``prediction/outputs/polygons.py`` traces many objects at once: it skips unit
 edges and splits rings that touch themselves, as contours here may.
 """
 
@@ -87,9 +87,9 @@ def _cycles(following: Ints) -> tuple[Ints, Ints]:
 def _channels(starts: Ints, directions: Ints, leaving: Ints, order: Ints, lengths: Ints) -> tuple[Ints, Ints]:
     """Return where each hole's channel starts and ends.
 
-    It leaves from the upper end of a hole's rightmost edge and runs level to the next edge. What it meets is another
-    loop of the same piece, which reaches further to the right: so channels never lead in a circle. Both ends are
-    corners that one edge alone leaves, since the pixels on both sides of a channel are the mask's.
+    It leaves from the upper end of a hole's rightmost edge and runs level to the next edge. That edge belongs to
+    another loop of the same piece, which reaches further to the right: so channels never form a cycle. Both ends are
+    corners that only one edge leaves, since the pixels on both sides of a channel are in the mask.
 
     Returns:
         (hole,) the edges that leave the one end; those that leave the other.

@@ -46,6 +46,6 @@ class LabelledSeries:
         """Return the series, and (frame, row, column) label values.
 
         Raises:
-            DataError: the files are no image, or the labels do not lie on it.
+            DataError: the files are no image, or the labels do not fit it.
         """
         return read_series(self.files, self.labels, self.affine)

@@ -70,7 +70,7 @@ def write_segmentation(labelled: LabelledSeries, path: Path, kind: SegmentationK
         Notes for people.
 
     Raises:
-        DataError: the files are no image, or the labels do not lie on it.
+        DataError: the files are no image, or the labels do not fit it.
     """
     source, placed = labelled.read()
     write_dataset(make_segmentation(placed, source, labelled, kind), path)

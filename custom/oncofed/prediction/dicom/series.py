@@ -97,7 +97,7 @@ def read_series(files: Sequence[Path], labels: NDArray[Any], affine: Floats) -> 
         The series, and (frame, row, column) label values.
 
     Raises:
-        DataError: the files are no image, or the labels do not lie on it.
+        DataError: the files are no image, or the labels do not fit it.
     """
     stacks = _stacks(files)
     problem = "the labels do not lie on the grid of the series. Predict on these files"

@@ -76,7 +76,7 @@ def write_structures(labelled: LabelledSeries, path: Path) -> list[str]:
         Notes for people.
 
     Raises:
-        DataError: the files are no volume, or the labels do not lie on it.
+        DataError: the files are no volume, or the labels do not fit it.
     """
     source, placed = labelled.read()
     if source.is_flat:

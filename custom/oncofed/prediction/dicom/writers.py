@@ -25,7 +25,7 @@ def write_dicom(prediction: CasePrediction, model: TrainedModel, folder: Path) -
     """Write ``NAME_seg.dcm`` and ``NAME_sr.dcm``.
 
     Raises:
-        DataError: the labels do not lie on the image's files.
+        DataError: the labels do not fit the image's files.
     """
     from oncofed.prediction.dicom.report import write_report  # noqa: PLC0415
     from oncofed.prediction.dicom.segmentation import write_segmentation  # noqa: PLC0415
@@ -44,7 +44,7 @@ def write_structure_set(prediction: CasePrediction, model: TrainedModel, folder:
     """Write ``NAME_rtstruct.dcm``.
 
     Raises:
-        DataError: the image is flat, or the labels do not lie on its files.
+        DataError: the image is flat, or the labels do not fit its files.
     """
     from oncofed.prediction.dicom.structures import write_structures  # noqa: PLC0415
 

@@ -98,11 +98,11 @@ def _range(text: str) -> tuple[float, float]:
     return low, high
 
 
-# --- what is known of cases
+# --- facts of cases
 
 
 def known_columns(cases: Sequence[Case], classes: Mapping[int, str]) -> dict[str, Values]:
-    """Return what is known of cases without a table.
+    """Return cases' known values, without a table.
 
     Scanner, image and reference.
 
@@ -293,7 +293,7 @@ def _in_ranges(bins: Bins, texts: Values, numbers: Mapping[str, float]) -> dict[
 
 def _in_parts(numbers: Mapping[str, float], parts: int) -> dict[str, tuple[str, ...]]:
     cuts = np.quantile(list(numbers.values()), np.arange(1, parts) / parts)
-    # Rounded, so that an edge reveals less of the case it lies at.
+    # Rounded, so that an edge reveals less of the case that it comes from.
     edges = [-math.inf, *sorted({float(f"{cut:.2g}") for cut in cuts}), math.inf]
     bins = tuple(pairwise(edges))
     return {name: cases for name, cases in _in_ranges(bins, {}, numbers).items() if cases}

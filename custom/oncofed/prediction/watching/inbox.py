@@ -21,14 +21,15 @@ from typing import BinaryIO
 
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
-from oncofed.atomic import flush_to_disk, write_whole
+from oncofed.atomic import flush_to_disk
 from oncofed.data.dicom.header_types import BrokenFile, ImageHeader, SlideHeader
 from oncofed.data.dicom.headers import read_header
+from oncofed.private_files import random_secret
 
 KEY_FILE = ".key"  # of the hashes; also marks a folder as an inbox
 _COMING = ".coming"  # holds files while they are received
 _OPEN = ".open-"  # in a series: an association that sends it was not released yet
-_KEY_BYTES, _NAME_BYTES = 32, 12
+_NAME_BYTES = 12
 _BUFFER = 1 << 20
 _BETWEEN_LOOKS = 16 << 20  # bytes received between two checks of free space
 _FEWEST_FILES = 1_000
@@ -80,7 +81,7 @@ class Inbox:
         self._coming.mkdir(mode=0o700, exist_ok=True)
         for left in self._coming.iterdir():
             left.unlink()
-        self._key = _key(folder)
+        self._key = random_secret(folder / KEY_FILE)
 
     def full_reason(self) -> str:
         """Return why nothing more is accepted; empty: space is left."""
@@ -291,10 +292,3 @@ def _make_private_folder(folder: Path) -> None:
     if not folder.is_dir():
         folder.mkdir(mode=0o700, exist_ok=True)
         flush_to_disk(folder.parent)
-
-
-def _key(folder: Path) -> bytes:
-    path = folder / KEY_FILE
-    if not path.is_file():
-        write_whole(path, secrets.token_bytes(_KEY_BYTES), 0o600)
-    return path.read_bytes()[:_KEY_BYTES]

@@ -351,7 +351,7 @@ class _BoundedMessages(DIMSEServiceProvider):
         """Process received fragments; abort on invalid ones."""
         try:
             valid = all(self._take(value) for value in primitive.presentation_data_value_list)
-        except Exception:  # noqa: BLE001 - what is no message raises whatever its bytes lead to
+        except Exception:  # noqa: BLE001 - bytes that are no message may raise anything
             valid = False
         if not valid:
             self.dul.event_queue.put(_INVALID_PDU)

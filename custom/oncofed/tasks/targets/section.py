@@ -1,0 +1,52 @@
+"""The section ``targets`` of a job, as the section ``task`` that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from oncofed.errors import SpecError
+from oncofed.models.networks import find_network
+
+# Kind of network -> the task that has its input.
+TABLE_TARGETS = "table_targets"
+_TYPES = {"bag": "slide_targets", "table": TABLE_TARGETS}
+# Targets that a network answers for each voxel; a job learns one of them alone.
+_DENSE = {"mask": "segmentation", "objects": "objects"}
+
+
+def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
+    """Return the section ``task`` of a job that names its targets.
+
+    One target of kind ``mask`` or ``objects`` is a segmentation, whose settings it gives. Others are learned together,
+    of what the job's network takes: images, bags of a slide's tiles, or rows of a table.
+
+    Args:
+        targets: section of the job.
+        task: section of the job with further settings, or None.
+        model: section of the job, or None.
+
+    Raises:
+        ValueError: a target of voxels is joined with others.
+    """
+    if task is not None and not isinstance(task, Mapping):
+        raise ValueError(f"task: found {task!r}, expected settings")
+    more = dict(task or {})
+    kinds = [target.get("kind") if isinstance(target, Mapping) else None for target in targets or ()]
+    dense = [kind for kind in kinds if kind in _DENSE]
+    if dense and len(kinds) > 1:
+        raise ValueError(
+            f"a target of kind {dense[0]} is learned alone, found {len(kinds)} targets: make it another job"
+        )
+    if dense:
+        settings = {name: value for name, value in targets[0].items() if name not in ("name", "kind", "weight")}
+        return {"type": _DENSE[dense[0]], **more, **settings}
+    return {"type": _TYPES.get(_input_kind(model), "targets"), **more, "targets": targets}
+
+
+def _input_kind(model: Any) -> str:
+    name = model.get("network") if isinstance(model, Mapping) else None
+    try:
+        return find_network(name, str(model.get("code") or "")).kind if isinstance(name, str) else ""
+    except SpecError:  # which reading the section model reports
+        return ""
