@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from oncofed.data import case_facts
 from oncofed.data.cases import Case, _deal, check_case, check_cases, pool_cases, read_cases
-from oncofed.data.label_mapping import Supervision
 from oncofed.data.spec import SplitSpec
 from oncofed.errors import DataError
 
@@ -71,7 +70,7 @@ def test_a_manifest_may_not_point_out_of_its_folder_but_files_may_be_links(site:
     image = site / "imagesTr" / "case_0.nii.gz"
     image.rename(tmp_path / "elsewhere.nii.gz")
     image.symlink_to(tmp_path / "elsewhere.nii.gz")
-    assert check_cases(read_cases(site, SPLIT, 1), Supervision(classes=CLASSES)) == []
+    assert check_cases(read_cases(site, SPLIT, 1), CLASSES) == []
     (site / "dataset.json").write_text(json.dumps({"training": [{"image": "../elsewhere.nii.gz", "label": "x"}]}))
     with pytest.raises(DataError, match="lies outside the folder"):
         read_cases(site, SPLIT, 1)
@@ -202,7 +201,7 @@ def test_one_case_that_cannot_be_read_keeps_no_other_from_training(
         return original(images, label, *more)
 
     monkeypatch.setattr(case_facts, "read_case", read_case)
-    (problem,) = check_cases(read_cases(site, SPLIT, 1), Supervision(classes=CLASSES))
+    (problem,) = check_cases(read_cases(site, SPLIT, 1), CLASSES)
     assert (problem.case, problem.what) == ("case_2", said)
 
 
