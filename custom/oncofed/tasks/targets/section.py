@@ -15,8 +15,8 @@ _DENSE = {"mask": "segmentation", "objects": "objects"}
 def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
     """Return the section ``task`` of a job that names its targets.
 
-    One target of kind ``mask`` or ``objects`` is a segmentation, whose settings it gives. Others are learned together,
-    of images, or of slides where the job's network takes bags.
+    One target of kind ``mask`` or ``objects`` is a segmentation, whose settings it gives; with
+    ``regions`` these may overlap. Others are learned together, of images, or of slides where the job's network takes bags.
 
     Args:
         targets: section of the job.
@@ -37,7 +37,7 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
         )
     if dense:
         settings = {name: value for name, value in targets[0].items() if name not in ("name", "kind", "weight")}
-        return {"type": _DENSE[dense[0]], **more, **settings}
+        return {"type": "regions" if "regions" in settings else _DENSE[dense[0]], **more, **settings}
     return {"type": "slide_targets" if _takes_bags(model) else "targets", **more, "targets": targets}
 
 
