@@ -16,7 +16,8 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
     """Return the section ``task`` of a job that names its targets.
 
     One target of kind ``mask`` or ``objects`` is a segmentation, whose settings it gives; with
-    ``regions`` these may overlap. Others are learned together, of images, or of slides where the job's network takes bags.
+    ``regions`` these may overlap. Others are learned together, of images, or of slides where the job's network takes
+    bags.
 
     Args:
         targets: section of the job.
