@@ -7,11 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from oncofed.data import case_facts
-from oncofed.data.cases import Case, _deal, check_case, check_cases, pool_cases, read_cases
+from oncofed.data.cases import check_case, check_cases, pool_cases, read_cases
 from oncofed.data.spec import SplitSpec
 from oncofed.errors import DataError
 
@@ -26,26 +24,6 @@ def test_every_patient_is_on_one_side_of_the_split(site: Path) -> None:
     assert cases.validation
     assert cases.test
     assert check_cases(cases, CLASSES) == []
-
-
-@given(
-    patients=st.lists(st.integers(0, 40), min_size=1, max_size=60),
-    share=st.floats(0, 0.9),
-    seed=st.integers(0, 99),
-)
-def test_dealing_is_complete_and_disjoint_by_patient(patients: list[int], share: float, seed: int) -> None:
-    cases = [Case(f"case{i}", f"patient{p}", Path("image"), Path("label")) for i, p in enumerate(patients)]
-    chosen, rest = _deal(cases, share, seed, "test", 0)
-    assert sorted(c.name for c in (*chosen, *rest)) == sorted(c.name for c in cases)
-    assert not {c.patient for c in chosen} & {c.patient for c in rest}
-    assert rest
-
-
-def test_a_patient_keeps_its_side_when_another_is_added() -> None:
-    cases = [Case(f"c{i}", f"p{i}", Path("i"), Path("l")) for i in range(40)]
-    order = [c.patient for c in _deal(cases, 0.5, 1, "test", 0)[0]]
-    more = [c.patient for c in _deal([*cases, Case("new", "new", Path("i"), Path("l"))], 0.5, 1, "test", 0)[0]]
-    assert len(set(order) ^ set(more)) <= 2
 
 
 def test_lists_of_the_file_are_kept_and_unlabelled_test_images_ignored(site: Path) -> None:

@@ -6,8 +6,8 @@ split; otherwise each case is a patient.
 
 from __future__ import annotations
 
-import hashlib
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,8 @@ import numpy as np
 from scipy import ndimage
 
 from oncofed.data import case_facts
+from oncofed.data.covariates import row_faults
+from oncofed.data.dealing import Stratum, deal, deal_by_stratum, strata_of
 from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
 from oncofed.data.grouping import finding_lines, millimetres
@@ -36,7 +38,7 @@ from oncofed.data.manifest import (
 from oncofed.data.masks import read_mask, value_name
 from oncofed.data.same_grid import turned_onto
 from oncofed.data.spec import DataSpec, SplitSpec
-from oncofed.data.targets import Encoded, declared_target, is_known, stated_value, unknown
+from oncofed.data.targets import Encoded, TargetValue, declared_target, is_known, stated_value, unknown
 from oncofed.errors import DataError
 
 
@@ -307,7 +309,8 @@ def read_cases(
     """Read ``folder/dataset.json`` and split its patients.
 
     The lists ``validation`` and ``test`` of the file are used where they hold labelled cases; what they lack is dealt
-    from ``training`` by a hash of patient and seed, so that adding a patient moves nobody else.
+    from ``training`` by a hash of patient and seed, so that adding a patient moves few others; if the job
+    learns targets, in proportion to their values (``dealing.strata_of``).
 
     Args:
         folder: a dataset.
@@ -346,14 +349,21 @@ def deal_cases(
         if case:
             lists[key].append(case)
     train = lists["training"]
+    strata = _strata(train, manifest, wanted)
     parts: dict[str, list[Case]] = {}
     for purpose, share in (("test", split.test), ("validation", split.validation)):
         if lists[purpose]:
             parts[purpose] = lists[purpose]
         else:
             # A share is of all patients, so the second deal takes it from what the first one left.
-            taken = len({c.patient for c in lists["training"]}) - len({c.patient for c in train})
-            parts[purpose], train = _deal(train, share, seed, purpose, taken)
+            left = {case.patient for case in train}
+            taken = len({case.patient for case in lists["training"]}) - len(left)
+            if strata:
+                chosen = deal_by_stratum({patient: strata[patient] for patient in left}, share, seed, purpose, taken)
+            else:
+                chosen = deal(left, share, seed, purpose, taken)
+            parts[purpose] = [case for case in train if case.patient in chosen]
+            train = [case for case in train if case.patient not in chosen]
     cases = Cases(tuple(train), tuple(parts["validation"]), tuple(parts["test"]))
     _refuse_shared_patients(folder, cases)
     return cases
@@ -368,10 +378,10 @@ def _wanted_case(
     values: tuple[tuple[int, int], ...] | None,
 ) -> Case | None:
     """Return an entry as a case; None where it lacks what is learned."""
-    if wanted.kind == "targets":
-        return _with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
-    if not isinstance(entry.label, str if wanted.kind == "mask" else int):
+    if not wanted.of_entry(manifest, entry):
         return None
+    if wanted.kind == "targets":
+        return with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
     if wanted.kind == "class" and values is not None and entry.label not in dict(values):
         return None
     case = case_of(folder, manifest, entry, values)
@@ -411,7 +421,7 @@ def _with_looked_for(
     )
 
 
-def _with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervision) -> Case | None:
+def with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervision) -> Case | None:
     """Return a case with its targets; None where it states none."""
     found: dict[str, Encoded] = {}
     faults = []
@@ -471,7 +481,8 @@ def check_case(
             known[case] = entry
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
         return Problem(case.name, case_facts.reason_of(error))
-    found = [*contract_faults(entry, data or DataSpec(dataset="any")), *case_facts.faults(entry)]
+    data = data or DataSpec(dataset="any")
+    found = [*contract_faults(entry, data), *row_faults(entry, data.covariates), *case_facts.faults(entry)]
     found += [case.target_fault] if case.target_fault else []
     if not case.targets and not entry.label_problem:
         found += label_faults(case, entry, classes)
@@ -593,15 +604,14 @@ def case_of(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[
     )
 
 
-def _deal(cases: list[Case], share: float, seed: int, purpose: str, taken: int) -> tuple[list[Case], list[Case]]:
-    patients = sorted(
-        {c.patient for c in cases}, key=lambda p: hashlib.sha256(f"{seed}:{purpose}:{p}".encode()).digest()
-    )
-    everyone = len(patients) + taken
-    count = round(everyone * share) if len(patients) > 2 else 0
-    count = min(max(count, 1 if share > 0 and len(patients) > 2 else 0), max(len(patients) - 1, 0))
-    chosen = set(patients[:count])
-    return [c for c in cases if c.patient in chosen], [c for c in cases if c.patient not in chosen]
+def _strata(cases: Sequence[Case], manifest: Manifest, wanted: Supervision) -> dict[str, Stratum]:
+    """Return patient -> stratum by the targets; empty for masks and classes."""
+    stated: dict[str, list[list[TargetValue | None]]] = defaultdict(list)
+    for case in cases if wanted.kind == "targets" else ():
+        assert case.entry is not None
+        said, label = case.entry.targets, case.entry.label
+        stated[case.patient].append([stated_value(said, label, manifest.labels, target) for target in wanted.targets])
+    return strata_of(stated)
 
 
 def _refuse_shared_patients(folder: Path, cases: Cases) -> None:

@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 from oncofed.data.augment import Augment, Augmentation, Batch, strength
 from oncofed.data.case_facts import Values
 from oncofed.data.cases import Case
+from oncofed.data.covariates import table_row
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_pair, load_whole
 
@@ -51,11 +52,15 @@ class Preparation(ABC):
         self.spec = spec
 
     def truth(self, case: Case) -> Prepared:
-        """Return what a case is labelled with, apart from its image.
-
-        It is added to what was prepared, and not cached: a corrected label needs no image read again.
-        """
+        """Return what a case is labelled with, apart from its image."""
         return {}
+
+    def beside_image(self, case: Case) -> Prepared:
+        """Return a case's row of the table (``table``, (column,) float32) and what it is labelled with.
+
+        It is added to what was prepared, and not cached: a corrected table needs no image read again.
+        """
+        return {**table_row(case.entry, self.spec.covariates), **self.truth(case)}
 
     @property
     def settings(self) -> str:
@@ -239,6 +244,41 @@ class WholeImages(BatchSource):
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return a batch whose images are changed at random."""
         super().change({"image": batch["image"]}, generator)
+        return batch
+
+
+class TableRows(BatchSource):
+    """Rows of the table alone; no image is read.
+
+    A batch holds table (batch, column) float32, and what ``truth`` returns of each case.
+
+    Args:
+        spec: the job's data.
+        truth: from a case to its labels.
+    """
+
+    def __init__(self, spec: DataSpec, truth: Callable[[Case], Prepared]) -> None:
+        super().__init__(spec, "none")
+        self._truth = truth
+
+    def prepare(self, case: Case) -> Prepared:
+        """Return nothing: a row is not cached."""
+        return {}
+
+    def truth(self, case: Case) -> Prepared:
+        """Return a case's labels."""
+        return self._truth(case)
+
+    def size(self, case: Case) -> int | None:
+        """Return how many bytes a row takes."""
+        return 4 * len(self.spec.covariates)
+
+    def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
+        """Return the row."""
+        return prepared
+
+    def change(self, batch: Batch, generator: Generator) -> Batch:
+        """Return the batch as it is."""
         return batch
 
 

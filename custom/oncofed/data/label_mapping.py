@@ -8,7 +8,7 @@ from typing import Literal
 
 from oncofed.data.label_names import OVERLAP
 from oncofed.data.manifest import Entry, Manifest
-from oncofed.data.targets import Target
+from oncofed.data.targets import Target, declared_target, stated_value
 from oncofed.errors import DataError
 
 # The kind of label that a job learns from: a mask of each image, its class, or named targets of the case.
@@ -38,6 +38,30 @@ class Supervision:
     targets: tuple[Target, ...] = ()
     partial: bool = False
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def of_entry(self, manifest: Manifest, entry: Entry) -> bool:
+        """Return whether an entry states what is learned.
+
+        Args:
+            manifest: of the dataset.
+            entry: of it.
+
+        Raises:
+            DataError: the dataset declares a target of another kind under a target's name.
+        """
+        if self.kind != "targets":
+            return isinstance(entry.label, str if self.kind == "mask" else int)
+        return any(
+            declared_target(manifest.targets, manifest.labels, target) is not None
+            and stated_value(entry.targets, entry.label, manifest.labels, target) is not None
+            for target in self.targets
+        )
+
+    @property
+    def in_words(self) -> str:
+        """What an entry must state."""
+        words = {"mask": "a mask as label", "class": "the number of a class as label"}
+        return words.get(self.kind) or f"any of the targets {', '.join(target.name for target in self.targets)}"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,11 @@ class TaskSettings(StrictModel):
         return ()
 
     @property
+    def least_batch(self) -> int:
+        """Fewest samples that the loss needs at once; two where it compares them."""
+        return 1
+
+    @property
     def may_lack_classes(self) -> bool:
         """Whether masks may lack some of the classes."""
         return False

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from oncofed.data.augment import Augmentation
-from oncofed.data.label_mapping import Supervision
+from oncofed.data.label_mapping import Supervision, name_key
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
@@ -21,9 +21,11 @@ from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
+from oncofed.plugins import KINDS
 from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
+from oncofed.tasks.targets.section import TABLE_TARGETS
 
 
 class TrainingSpec(RenamedSettings):
@@ -112,6 +114,17 @@ class Plan(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _loss_has_enough_at_once(self) -> Plan:
+        share = self.training.batch_size // self.resources.gpus
+        at_once, least = min(self.training.micro_batch or share, share), self.task.least_batch
+        if at_once < least:
+            raise ValueError(
+                f"the loss compares at least {least} samples, found {at_once} at once: make batch_size (of each GPU) "
+                "larger, and micro_batch too, which is how many of a batch are compared"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teacher_is_alone(self) -> Plan:
         if getattr(self.task, "distillation", 0) and self.resources.gpus > 1:
             raise ValueError(
@@ -127,14 +140,9 @@ class Plan(StrictModel):
         except SpecError as error:
             raise SettingError(str(error), "task") from None
         if given != kind:
-            gives = {
-                "dense": "values for each voxel",
-                "image": "one class for an image",
-                "bag": "one class for a slide",
-            }
             raise SettingError(
-                f"the task {self.task.type} needs a network that gives {gives[kind]}; {self.model.network} gives "
-                f"{gives[given]}. See: oncofed job networks",
+                f"the task {self.task.type} needs a network that gives {KINDS[kind]}; {self.model.network} gives "
+                f"{KINDS[given]}. See: oncofed job networks",
                 "model.network",
                 "task.type",
             )
@@ -147,6 +155,22 @@ class Plan(StrictModel):
                 "data.patch",
                 "model.network",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _covariates_can_be_used(self) -> Plan:
+        columns = self.data.covariates
+        if columns and not self.task.named_targets:
+            raise ValueError(
+                f"covariates are for jobs with targets, found the task {self.task.type}: declare what it learns under "
+                "targets, such as {name: outcome, kind: class, classes: [no, yes]}"
+            )
+        if self.model.kind == "table" and not columns:
+            raise ValueError("the network table learns from columns of a table: name them in data.covariates")
+        targets = {name_key(target.name) for target in self.task.named_targets}
+        for column in columns:
+            if name_key(column.name) in targets:
+                raise ValueError(f"the covariate {column.name} is a target of the job: leave it out of data.covariates")
         return self
 
     @model_validator(mode="after")
@@ -170,6 +194,17 @@ class Plan(StrictModel):
                 find(self.model.code)
             except SpecError as error:
                 raise SettingError(str(error), place) from None
+
+    def of_table_alone(self) -> Plan | None:
+        """Return the same plan on the table alone; None where no image is seen beside a table.
+
+        What the columns tell by themselves is what an image's model must beat.
+        """
+        if not self.data.covariates or self.model.kind == "table":
+            return None
+        values = self.model_dump()
+        task = {"type": TABLE_TARGETS, "targets": values["task"]["targets"]}
+        return Plan.model_validate({**values, "task": task, "model": {"network": "table"}})
 
     def build_extensions(self) -> tuple[list[Transform], Loss | None]:
         """Return the pack's changes of batches and the loss.
@@ -207,12 +242,16 @@ class Plan(StrictModel):
     def network_request(self) -> NetworkRequest:
         """The arguments of the plan's network."""
         task = self.build_task()
-        return NetworkRequest(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
+        data = self.data
+        return NetworkRequest(
+            self.model, task.in_channels, task.out_channels, data.dimensions, data.patch, data.covariates
+        )
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code is not included: the bundle of its model holds the weights, and gives no answers.
+        A pack's code is not included, and no bundle reads a table: the bundle of such a model holds the weights, and
+        gives no answers.
 
         Args:
             folder: where the bundle goes.
@@ -221,7 +260,7 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if self.model.code or self.task.named_targets:
+        if self.model.code or self.data.covariates:
             return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job)
         answer = answer_of(self.task, self.data)
         return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
@@ -288,6 +327,7 @@ class Plan(StrictModel):
             "image": torch.randn(shape),
             "bags": torch.randn(shape),
             "there": torch.ones(shape[:2], dtype=torch.bool),
+            "table": torch.zeros(1, len(self.data.covariates)),
         }
         try:
             with torch.no_grad():

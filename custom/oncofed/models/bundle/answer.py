@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from oncofed.models.answers import TargetAnswer
+
 
 @dataclass(frozen=True)
 class LabelledVoxels:
@@ -49,8 +51,8 @@ class ImageClasses:
 
 
 @dataclass(frozen=True)
-class SlideClasses:
-    """Probabilities of a slide's classes, from given features.
+class OfSlide:
+    """Where the features of a slide's tiles come from.
 
     Attributes:
         encoder: digest of the features' encoder.
@@ -63,4 +65,36 @@ class SlideClasses:
     microns: float | None = None
 
 
-Answer = LabelledVoxels | NumberedObjects | ImageClasses | SlideClasses
+@dataclass(frozen=True)
+class SlideClasses(OfSlide):
+    """Probabilities of a slide's classes, from given features."""
+
+
+@dataclass(frozen=True)
+class ImageTargets:
+    """An answer for each named target of an image.
+
+    Attributes:
+        targets: in the order of the network's outputs.
+    """
+
+    targets: tuple[TargetAnswer, ...]
+
+
+@dataclass(frozen=True)
+class SlideTargets(OfSlide):
+    """An answer for each named target of a slide, from given features.
+
+    Attributes:
+        targets: in the order of the network's outputs.
+    """
+
+    targets: tuple[TargetAnswer, ...] = ()
+
+
+Answer = LabelledVoxels | NumberedObjects | ImageClasses | SlideClasses | ImageTargets | SlideTargets
+
+
+def targets_of(answer: Answer) -> tuple[TargetAnswer, ...]:
+    """Return the named targets of an answer; empty for others."""
+    return answer.targets if isinstance(answer, ImageTargets | SlideTargets) else ()
