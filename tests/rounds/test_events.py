@@ -64,7 +64,7 @@ LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
     (Returned, "returned", {"site": "a"}),
     (NotKept, "not_kept", {"round": 1, "reason": "disk full"}),
     (SiteNotKept, "site_not_kept", {"site": "a", "round": 1, "reason": "disk full"}),
-    (Validated, "validation", {"round": 1, "mean": None, "sites": {"a": None}}),
+    (Validated, "validation", {"round": 1, "mean": None, "sites": {"a": None}, "by_class": {"a": {"b": 0.5}}}),
     (
         RoundEnded,
         "round",

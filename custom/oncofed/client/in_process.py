@@ -152,6 +152,7 @@ class InProcessTraining:
         numbers = self._evaluate("validation", weights, stop)
         if self._gradient_hook:
             self._gradient_hook.start(trainer.network, dict(request.extra))
+        trainer.hold_as_teacher()
         first_step = (request.round - 1) * self._plan.training.steps_per_round
         if halfway:
             trainer.load_weights(halfway)
@@ -229,6 +230,7 @@ class InProcessTraining:
         """Score the model."""
         weights = self._weights_here({name: _full_precision(value) for name, value in request.weights.items()})
         outcomes: Outcomes = []
+        self.trainer.task.use_thresholds(request.sums.thresholds if request.sums else {})
         numbers, patients = self._evaluate(request.split, weights, stop, outcomes), []
         if request.sums and not stop():
             sums = self._sums(request.split, outcomes, weights, request.sums, stop)

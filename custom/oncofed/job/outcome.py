@@ -14,7 +14,8 @@ from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteR
 from oncofed.tasks import Evaluation
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
-from oncofed.tasks.pooled import PooledTest
+from oncofed.tasks.over_sites import PooledTest
+from oncofed.tasks.targets import details_of
 
 # Site or "pooled" -> site whose test cases they are -> scores.
 Scores = dict[str, dict[str, Evaluation]]
@@ -37,6 +38,7 @@ def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result
         metric=task.metric,
         metric_name=task.metric_name,
         classes=list(spec.task.classes.values()),
+        targets=details_of(spec.task),
         seed=spec.seed,
         data_note=data_note,
         environment=environment(),

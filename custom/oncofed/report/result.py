@@ -12,7 +12,8 @@ from oncofed.errors import DataError
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
-from oncofed.tasks.pooled import PooledTest
+from oncofed.tasks.over_sites import PooledTest
+from oncofed.tasks.targets import TargetDetails
 
 Backend = Literal["federation", "simulate"]
 
@@ -98,6 +99,7 @@ class Result(_Part):
     metric: str = "dice"
     metric_name: str = Field("Dice", description="name of the metric for people")
     classes: list[str] = []
+    targets: dict[str, TargetDetails] = Field({}, description="of a job with named targets, by name")
     seed: int
     data_note: str = ""
     sites: dict[str, SiteResult] = {}

@@ -336,6 +336,7 @@ class Validated(Event):
         round: number of the round, 0 before the first.
         mean: over the sites that have a score; None where none has.
         sites: score by site.
+        by_class: site -> class or target -> score, of those that at least five patients tell.
     """
 
     kind = "validation"
@@ -343,6 +344,7 @@ class Validated(Event):
     round: int
     mean: float | None
     sites: dict[str, float | None]
+    by_class: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
+from oncofed.plugins import KINDS
 from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
@@ -113,21 +114,35 @@ class Plan(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _loss_has_enough_at_once(self) -> Plan:
+        share = self.training.batch_size // self.resources.gpus
+        at_once, least = min(self.training.micro_batch or share, share), self.task.least_batch
+        if at_once < least:
+            raise ValueError(
+                f"the loss compares at least {least} samples, found {at_once} at once: make batch_size (of each GPU) "
+                "larger, and micro_batch too, which is how many of a batch are compared"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_alone(self) -> Plan:
+        if getattr(self.task, "distillation", 0) and self.resources.gpus > 1:
+            raise ValueError(
+                f"task.distillation is learned on one GPU, found resources.gpus: {self.resources.gpus}. Make it 1, or "
+                "leave distillation out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _network_fits(self) -> Plan:
         try:
             kind, given = self.build_task().network_kind, self.model.kind
         except SpecError as error:
             raise SettingError(str(error), "task") from None
         if given != kind:
-            gives = {
-                "dense": "values for each voxel",
-                "image": "one class for an image",
-                "bag": "one class for a slide",
-                "table": "values for a table's row",
-            }
             raise SettingError(
-                f"the task {self.task.type} needs a network that gives {gives[kind]}; {self.model.network} gives "
-                f"{gives[given]}. See: oncofed job networks",
+                f"the task {self.task.type} needs a network that gives {KINDS[kind]}; {self.model.network} gives "
+                f"{KINDS[given]}. See: oncofed job networks",
                 "model.network",
                 "task.type",
             )
@@ -215,7 +230,13 @@ class Plan(StrictModel):
             SpecError: the task comes with a pack, which has none of that name.
         """
         kind, task = self.build_task().label_kind, self.task
-        return Supervision(kind=kind, classes=task.vocabulary, targets=task.named_targets, partial=task.partial)
+        return Supervision(
+            kind=kind,
+            classes=task.vocabulary,
+            targets=task.named_targets,
+            partial=task.may_lack_classes,
+            regions=task.label_regions,
+        )
 
     @property
     def network_request(self) -> NetworkRequest:
@@ -229,7 +250,8 @@ class Plan(StrictModel):
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code is not included: the bundle of its model holds the weights, and gives no answers.
+        A pack's code is not included, and no bundle reads a table: the bundle of such a model holds the weights, and
+        gives no answers.
 
         Args:
             folder: where the bundle goes.
@@ -238,7 +260,7 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if self.model.code or self.task.named_targets:
+        if self.model.code or self.data.covariates:
             return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job)
         answer = answer_of(self.task, self.data)
         return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)

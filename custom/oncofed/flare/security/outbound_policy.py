@@ -28,7 +28,7 @@ from oncofed.privacy.covariates import withhold_sums
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
-from oncofed.tasks import metrics_that_may_leave, task_class
+from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.training import Plan
 
 # With fewer earlier rounds no update counts as unusual.
@@ -75,9 +75,10 @@ class OutboundPolicy:
         self._ends, self._sent = ends, sent
         self._exchange = federation.exchange
         self._algorithm = federation.algorithm()
-        self._classes = list(plan.task.classes.values())
+        self._classes = plan.task.figure_names
         self._metrics = metrics_that_may_leave(plan.task)
         self._lowest = task_class(plan.task.type).lowest_metric
+        self._targets = sums_that_may_leave(plan.task)
         self._bins, self._covariates = bins_of(plan.data), numbers_of(plan.data.covariates)
         layout = plan.layout()
         self._like: Weights = layout.sent
@@ -123,7 +124,7 @@ class OutboundPolicy:
     def _(self, result: EvaluateResult) -> Approved:
         self._check_numbers(result.numbers, sums=True)
         numbers = self._without_extra_sums(result.numbers)
-        withheld = withhold(numbers, self._leaves.minimum_patients)
+        withheld = withhold(numbers, self._leaves.minimum_patients, self._targets)
         changed = withheld or numbers.keys() != result.numbers.keys()
         return Approved(EvaluateResult(numbers) if changed else result, {})
 
@@ -160,6 +161,7 @@ class OutboundPolicy:
             most=self._most_cases,
             metrics=self._metrics,
             lowest=self._lowest,
+            targets=self._targets,
         )
 
     def _without_extra_sums(self, numbers: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,16 @@ from oncofed.prediction.outputs.classes import write_classes, write_saliency
 from oncofed.prediction.outputs.labels import write_labels
 from oncofed.prediction.outputs.objects import write_objects
 from oncofed.prediction.outputs.slides import write_slide
-from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap, SlideScores
+from oncofed.prediction.outputs.targets import write_targets
+from oncofed.tasks.inferred import (
+    ClassScores,
+    Inferred,
+    LabelMap,
+    ObjectMap,
+    SlideScores,
+    SlideTargetScores,
+    TargetScores,
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class Output:
     of_dicom: bool = False
 
 
-# SlideScores is a ClassScores: the first matching kind counts.
+# A slide's scores are scores too: the first matching kind counts.
 OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
     LabelMap: (
         Output("labels", write_labels),
@@ -42,6 +51,8 @@ OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
     ObjectMap: (Output("objects", write_objects),),
     SlideScores: (Output("classes", write_classes), Output("slide", write_slide)),
     ClassScores: (Output("classes", write_classes), Output("evidence", write_saliency)),
+    SlideTargetScores: (Output("targets", write_targets), Output("slide", write_slide)),
+    TargetScores: (Output("targets", write_targets),),
 }
 
 

@@ -65,10 +65,7 @@ class ImageTargets(TargetsTask):
     ) -> list[TargetOutcome]:
         """Evaluate a network on several cases, as one batch."""
         found = self._infer_images(network, [self.prepared(case) for case in cases], device)
-        return [
-            TargetOutcome(self.answers(one), {name: case.targets[name] for name in self.heads})
-            for one, case in zip(found, cases, strict=True)
-        ]
+        return [self.outcome(one, case) for one, case in zip(found, cases, strict=True)]
 
     @torch.no_grad()
     def _infer_images(

@@ -54,10 +54,7 @@ class TableTargets(TargetsTask):
     ) -> list[TargetOutcome]:
         """Evaluate a network on several rows, as one batch."""
         found = self._infer_rows(network, [self.prepared(case) for case in cases], device)
-        return [
-            TargetOutcome(self.answers(one), {name: case.targets[name] for name in self.heads})
-            for one, case in zip(found, cases, strict=True)
-        ]
+        return [self.outcome(one, case) for one, case in zip(found, cases, strict=True)]
 
     @torch.no_grad()
     def _infer_rows(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[TargetScores]:
