@@ -76,13 +76,19 @@ def networks(json: Json = False) -> None:
         ]
         typer.echo(jsonlib.dumps(rows, indent=2))
         return
-    gives = {"dense": "values for each voxel", "image": "one class for an image", "bag": "one class for a slide"}
+    gives = {
+        "dense": "values for each voxel",
+        "image": "one class for an image",
+        "bag": "one class for a slide",
+        "table": "values for a table's row",
+    }
+    of = {"bag": "tiles of slides", "table": "none"}
     table = Table()
     for heading in ("network", "gives", "images", "sides are multiples of", "its own channels"):
         table.add_column(heading)
     for network in found:
-        axes = " and ".join(f"{axes}D" for axes in network.dimensions) if network.kind != "bag" else "tiles of slides"
-        sides = str(network.divisor or 2 ** (len(network.channels) - 1)) if network.kind != "bag" else "–"
+        axes = of.get(network.kind) or " and ".join(f"{axes}D" for axes in network.dimensions)
+        sides = "–" if network.kind in of else str(network.divisor or 2 ** (len(network.channels) - 1))
         table.add_row(network.name, gives[network.kind], axes, sides, ", ".join(map(str, network.channels)))
     show_table(table)
 
