@@ -111,6 +111,23 @@ def test_covariates_are_for_jobs_with_targets(tmp_path: Path) -> None:
         table_job(tmp_path, text)
 
 
+def test_a_covariate_that_tells_the_outcome_is_named(tmp_path: Path) -> None:
+    folder = make_table_site(tmp_path / "set", 40)
+    entries = read_entries(folder)
+    for entry in entries:
+        tags, targets = entry["tags"], entry["targets"]
+        assert isinstance(tags, dict)
+        assert isinstance(targets, dict)
+        tags["Stage"] = {"no": "I", "yes": "III"}[targets["outcome"]]
+    write_entries(folder, entries)
+    spec = table_job(tmp_path)
+    report = check_dataset(folder, spec.data, spec.plan().supervision(), spec.seed)
+    assert not report.clean
+    (leak,) = (found for found in report.findings if found.kind == "column that tells the outcome")
+    assert "column Stage" in leak.what
+    assert "outcome" in leak.what
+
+
 def test_check_tells_of_each_column_without_telling_of_few(tmp_path: Path) -> None:
     folder = make_table_site(tmp_path / "set", 40, missing=10)
     text = JOB.replace(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from oncofed.data import case_facts
 from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faults, read_cases
-from oncofed.data.covariate_report import CovariateReport, covariate_reports, covariate_warnings
+from oncofed.data.covariate_report import CovariateReport, columns_used, covariate_reports, covariate_warnings
 from oncofed.data.decisions import decided, in_words, is_labelled, name_of
 from oncofed.data.grouping import counted, millimetres
 from oncofed.data.images import stem
@@ -99,7 +99,8 @@ def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) 
     report.rows = [_modality(manifest, data), *_rows(manifest, data, wanted, vocabulary, report)]
     report.findings = find_all(manifest, data)
     of_kind = {found.name for found in report.targets}
-    leaks = unsettled(manifest, outcome_columns(manifest, [t for t in wanted.targets if t.name in of_kind]))
+    used = columns_used(manifest.entries, data.covariates)
+    leaks = unsettled(manifest, outcome_columns(manifest, [t for t in wanted.targets if t.name in of_kind], used))
     report.findings += [leak for leak in leaks if leak.severe]
     report.warnings += [leak for leak in leaks if not leak.severe]
     mixed = (Finding(kind, None, what, severe=False) for kind, what in mixtures(manifest))

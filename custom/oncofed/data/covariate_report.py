@@ -10,6 +10,7 @@ import numpy as np
 
 from oncofed.data.covariates import Covariate, row_faults, row_of
 from oncofed.data.decisions import name_of
+from oncofed.data.label_mapping import name_key
 from oncofed.data.manifest import Entry
 from oncofed.data.quality import Finding
 from oncofed.suppression import LEAST_PATIENTS, withheld_counts
@@ -82,6 +83,12 @@ def covariate_reports(entries: Sequence[Entry], columns: Sequence[Covariate]) ->
                 values.setdefault(entry.patient or name_of(entry), value)
         found.append(CovariateReport(column, tuple(values.values()), len(patients)))
     return found
+
+
+def columns_used(entries: Sequence[Entry], columns: Sequence[Covariate]) -> set[str]:
+    """Return the dataset's names of the columns that a job uses."""
+    wanted = {name_key(column.name) for column in columns}
+    return {name for entry in entries for name in entry.tags if name_key(name) in wanted}
 
 
 def covariate_warnings(entries: Sequence[Entry], reports: Sequence[CovariateReport]) -> Iterator[Finding]:

@@ -63,3 +63,23 @@ def test_a_job_with_a_table_is_read_back_the_same(tmp_path: Path) -> None:
     spec = table_job(tmp_path / "first")
     assert table_job(tmp_path / "again", spec.to_yaml()) == spec
     assert Plan.model_validate(spec.plan().model_dump()) == spec.plan()
+
+
+SLIDES = (
+    JOB.replace("modality: xray", "modality: microscopy")
+    .replace("channels: [grey]", "channels: [red, green, blue]")
+    .replace(IMAGE, "network: attention_mil, fusion: film")
+)
+
+
+def test_a_slides_bag_is_seen_with_its_row_and_keeps_its_attention(tmp_path: Path) -> None:
+    plan = table_job(tmp_path, SLIDES).plan()
+    assert plan.task.type == "slide_targets"
+    task, network = plan.build_task(), plan.try_network().eval()
+    bags = torch.rand(5, task.in_channels)
+    prepared = {"bags": bags, "places": torch.zeros(5, 2, dtype=torch.int32)}
+    rows = [torch.tensor([60.0, 0.0]), torch.tensor([20.0, 2.0])]
+    first, second = (task.infer(network, {**prepared, "table": row}, torch.device("cpu")) for row in rows)
+    assert first.attention is not None
+    assert float(first.attention.sum()) == pytest.approx(1, rel=1e-5)
+    assert (first.outputs["outcome"] != second.outputs["outcome"]).all()
