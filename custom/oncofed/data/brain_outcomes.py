@@ -22,7 +22,7 @@ from oncofed.data.workers import Workers
 # Radius of a lesion of size 0, and of one more.
 _MEAN_MM, _STEP_MM = 14.0, 5.0
 # Coarse voxels: lesions stay visible, and a patient is made in a moment.
-_VOXEL_MM = (4.0, 4.0, 4.0)
+_VOXEL_MM = (6.0, 6.0, 6.0)
 # Patients of each hospital: training, validation, test.
 SIZES = ((90, 12, 24), (50, 12, 24), (30, 8, 24), (20, 8, 24))
 
