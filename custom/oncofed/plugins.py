@@ -234,6 +234,13 @@ def _import(module: str) -> None:
 
 # A network's output: values for each voxel, for an image as a whole, for a bag of features, or for a row of a table.
 Kind = Literal["dense", "image", "bag", "table"]
+# The same for people.
+KINDS: dict[Kind, str] = {
+    "dense": "values for each voxel",
+    "image": "values for an image as a whole",
+    "bag": "values for a slide as a whole",
+    "table": "values for a row of the table",
+}
 
 
 @dataclass(frozen=True)

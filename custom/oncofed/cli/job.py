@@ -67,6 +67,7 @@ def list_(json: Json = False) -> None:
 def networks(json: Json = False) -> None:
     """List networks for jobs."""
     from oncofed.models import list_networks
+    from oncofed.plugins import KINDS
 
     found = list_networks()
     if json:
@@ -76,20 +77,15 @@ def networks(json: Json = False) -> None:
         ]
         typer.echo(jsonlib.dumps(rows, indent=2))
         return
-    gives = {
-        "dense": "values for each voxel",
-        "image": "one class for an image",
-        "bag": "one class for a slide",
-        "table": "values for a table's row",
-    }
-    of = {"bag": "tiles of slides", "table": "none"}
     table = Table()
     for heading in ("network", "gives", "images", "sides are multiples of", "its own channels"):
         table.add_column(heading)
+    without_grid = {"bag": "tiles of slides", "table": "none"}
     for network in found:
-        axes = of.get(network.kind) or " and ".join(f"{axes}D" for axes in network.dimensions)
-        sides = "–" if network.kind in of else str(network.divisor or 2 ** (len(network.channels) - 1))
-        table.add_row(network.name, gives[network.kind], axes, sides, ", ".join(map(str, network.channels)))
+        axes = without_grid.get(network.kind, " and ".join(f"{axes}D" for axes in network.dimensions))
+        has_sides = network.kind not in without_grid
+        sides = str(network.divisor or 2 ** (len(network.channels) - 1)) if has_sides else "–"
+        table.add_row(network.name, KINDS[network.kind], axes, sides, ", ".join(map(str, network.channels)))
     show_table(table)
 
 

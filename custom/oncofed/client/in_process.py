@@ -152,6 +152,7 @@ class InProcessTraining:
         numbers = self._evaluate("validation", weights, stop)
         if self._gradient_hook:
             self._gradient_hook.start(trainer.network, dict(request.extra))
+        trainer.hold_as_teacher()
         first_step = (request.round - 1) * self._plan.training.steps_per_round
         if halfway:
             trainer.load_weights(halfway)

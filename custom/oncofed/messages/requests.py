@@ -65,7 +65,7 @@ class SumsAsked:
 
     Attributes:
         temperature: of the model, for calibrated probabilities; None where unknown.
-        thresholds: target -> finding -> probability from which it is said; empty where unknown.
+        thresholds: target -> finding -> threshold of its probability; empty if unknown.
     """
 
     temperature: float | None = None

@@ -191,7 +191,7 @@ def _calibration(scores: Quantitative) -> list[str]:
     if found.log_loss:
         rows.append(("Log loss", f"{found.log_loss[0]:.3f} before, {found.log_loss[1]:.3f} after"))
     rows += [
-        (f"{target}: {name} is said from", f"{threshold:.3g}")
+        (f"Threshold of {target}, {name}", f"{threshold:.3g}")
         for target, of_target in found.thresholds.items()
         for name, threshold in of_target.items()
     ]

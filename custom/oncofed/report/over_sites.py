@@ -1,4 +1,4 @@
-"""Plots of figures over all sites: ROC, precision-recall, reliability, and a target's own."""
+"""Plots over all sites: ROC, precision-recall, reliability, targets' own."""
 
 from __future__ import annotations
 

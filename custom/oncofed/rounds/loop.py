@@ -181,7 +181,7 @@ class RoundLoop:
         intake = UpdateIntake(
             federation=federation,
             layout=layout,
-            classes=list(plan.task.classes.values()),
+            classes=plan.task.figure_names,
             metrics=metrics_that_may_leave(plan.task),
             lowest=task_class(plan.task.type).lowest_metric,
             targets=sums_that_may_leave(plan.task),

@@ -29,7 +29,7 @@ class OverSites:
 def calibration_of(
     answers: Mapping[str, Mapping[str, Any]], targets: Mapping[str, TargetSums] = NO_TARGETS
 ) -> Calibration | None:
-    """Return the temperature or the thresholds that follow from the sites' sums; None without any.
+    """Return temperature or thresholds from sites' sums, or None.
 
     Args:
         answers: numbers by site, over its validation patients.

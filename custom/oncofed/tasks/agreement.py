@@ -1,4 +1,4 @@
-"""Agreement of two scales: quadratic weighted kappa and Lin's concordance correlation coefficient.
+"""Agreement: quadratic weighted kappa and Lin's concordance correlation.
 
 With squared distances as weights both are the same: twice the covariance by the sum of the variances and the squared
 difference of the means (Cohen, 1968; Lin, Biometrics 1989; Fleiss and Cohen, 1973). Means, variances and the covariance
@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over pairs of a stated and a told number.
+    """Sums over pairs of a stated and a predicted number.
 
     Attributes:
         count: pairs.
         x: sum of the stated numbers.
-        y: of the told ones.
+        y: of the predicted ones.
         xx: of the stated ones' squares.
-        yy: of the told ones' squares.
+        yy: of the predicted ones' squares.
         xy: of the products.
     """
 
@@ -36,11 +36,11 @@ class Moments:
 
     @classmethod
     def of(
-        cls, stated: NDArray[np.float64], told: NDArray[np.float64], weights: NDArray[np.float64] | None = None
+        cls, stated: NDArray[np.float64], predicted: NDArray[np.float64], weights: NDArray[np.float64] | None = None
     ) -> Moments:
         """Return the sums of pairs, each counted by its weight."""
         w = np.ones(len(stated)) if weights is None else weights
-        parts = (w, w * stated, w * told, w * stated**2, w * told**2, w * stated * told)
+        parts = (w, w * stated, w * predicted, w * stated**2, w * predicted**2, w * stated * predicted)
         return cls(*(float(part.sum()) for part in parts))
 
     def __add__(self, other: Moments) -> Moments:
@@ -53,7 +53,7 @@ class Moments:
 
     @property
     def agreement(self) -> float | None:
-        """Quadratic weighted kappa, or Lin's concordance; None where neither number varies."""
+        """Quadratic weighted kappa, or Lin's concordance; None without variance."""
         mean_x, mean_y = self.x / self.count, self.y / self.count
         spread = self.xx / self.count - mean_x**2 + self.yy / self.count - mean_y**2 + (mean_x - mean_y) ** 2
         if spread < 1e-12:
@@ -67,18 +67,18 @@ class Moments:
 
     @property
     def bias(self) -> float:
-        """Mean of told less stated."""
+        """Mean of predicted less stated."""
         return (self.y - self.x) / self.count
 
     @property
     def spread_of_difference(self) -> float:
-        """Standard deviation of told less stated, with one degree of freedom less than there are pairs."""
+        """Sample standard deviation of predicted less stated."""
         if self.count < 2:
             return math.nan
         return math.sqrt(max(self.squared_error - self.bias**2, 0.0) * self.count / (self.count - 1))
 
     @property
     def explained(self) -> float | None:
-        """R², the share of the stated numbers' variance that is explained; None where they do not vary."""
+        """R², the explained share of variance; None without variance."""
         variance = self.xx / self.count - (self.x / self.count) ** 2
         return 1 - self.squared_error / variance if variance > 1e-12 else None

@@ -20,6 +20,7 @@ from oncofed.settings import StrictModel
 from oncofed.tasks.classification import ClassificationSpec
 from oncofed.tasks.encoder import EncoderSpec
 from oncofed.tasks.objects import ObjectsSpec
+from oncofed.tasks.regions import RegionsSpec
 from oncofed.tasks.segmentation import SegmentationSpec
 from oncofed.tasks.slides import SlideClassificationSpec
 from oncofed.tasks.targets import SlideTargetsSpec, TargetsSpec, target_answers
@@ -36,7 +37,8 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
         SpecError: the task comes with a pack, and bundles cannot hold its code.
     """
     if isinstance(task, SegmentationSpec):
-        return LabelledVoxels(task.overlap, task.mirror, task.keep_largest)
+        order = task.order if isinstance(task, RegionsSpec) else ()
+        return LabelledVoxels(task.overlap, task.mirror, task.keep_largest, order)
     if isinstance(task, ObjectsSpec):
         return NumberedObjects(task.overlap, task.mirror, task.seed_depth, task.smallest)
     if isinstance(task, ClassificationSpec):

@@ -34,7 +34,7 @@ _SMALLEST = 1e-300
 
 
 class Calibration(StrictModel):
-    """``calibration.json``: how sure a model should be, and from when it says a finding."""
+    """``calibration.json``: a model's temperature or thresholds."""
 
     schema_: Literal[1] = Field(1, alias="schema")
     temperature: float | None = Field(
@@ -47,7 +47,7 @@ class Calibration(StrictModel):
     )
     thresholds: dict[str, dict[str, float]] = Field(
         {},
-        description="target -> finding -> probability from which it is said: that of the best F1 over these patients",
+        description="target -> finding -> threshold of the best F1 over these patients",
     )
     before: Reliability | None = Field(None, description="of the test patients, without temperature")
     after: Reliability | None = Field(None, description="the same with it")

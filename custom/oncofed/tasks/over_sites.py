@@ -42,11 +42,11 @@ def pooled_test(
 ) -> PooledTest | None:
     """Return a model's test figures over all sites.
 
-    None where no site sent numbers.
+    None if no site sent numbers.
 
     Args:
-        of_sites: what each site sent, as ``Task.pooled`` makes it.
-        asked: sites that answered, also without such numbers.
+        of_sites: numbers of each site, from ``Task.pooled``.
+        asked: sites that answered, with or without such numbers.
         targets: of the job, by name.
     """
     if not of_sites:
@@ -78,7 +78,7 @@ def pooled_test(
 
 
 def figure(sums: Iterable[Sequence[float]]) -> Figure | None:
-    """Return mean and spread of a figure; None of fewer than two patients.
+    """Return a figure's mean and spread; None below two patients.
 
     Args:
         sums: of each site [patients, sum, sum of squares].
@@ -93,7 +93,7 @@ def figure(sums: Iterable[Sequence[float]]) -> Figure | None:
 
 
 def _targets(sent: Sequence[Mapping[str, Any]], targets: Mapping[str, TargetSums]) -> dict[str, PooledTarget]:
-    """Return each target's figures over all sites, where they can be told."""
+    """Return each target's figures over all sites, where known."""
     found = {}
     for name, target in targets.items():
         told = [one["targets"][name] for one in sent if name in one.get("targets", {})]
@@ -104,6 +104,9 @@ def _targets(sent: Sequence[Mapping[str, Any]], targets: Mapping[str, TargetSums
 
 
 def _of_all(sure: Sequence[Mapping[str, Any]], which: int) -> Reliability | None:
-    """Return the reliability of all sites, without temperature (0) or with it (1)."""
+    """Return the reliability of all sites.
+
+    ``which``: 0 without temperature, 1 with it.
+    """
     rows = [[row[0], row[1], row[2 + which]] for one in sure for row in one["cells"]]
     return reliability(rows, *(sum(one[name][which] for one in sure) for name in ("brier", "log_loss")))

@@ -2,10 +2,10 @@
 
 They come from counts and sums of at least five patients each.
 
-How likely a class is for a patient stays at the site. What leaves are counts of patients between fixed edges, which a
-site makes coarser until nobody stands alone: from the highest bin down, each cell reaches as far as it needs to hold
-five patients. Beside them goes what a site's own patients tell exactly: in how many pairs the one who has the class is
-ahead. The area under the ROC curve over all sites is then known between bounds, which are told with it.
+A patient's probabilities stay at the site. The site sends counts of patients between fixed edges, which it coarsens:
+from the highest bin down, each cell reaches as far as it needs to hold five patients. It also sends an exact number for
+its patients: in how many pairs the one with the class is ranked first. The area under the ROC curve over all sites is
+then known between bounds, which are reported with it.
 
 How far the estimate is off, measured on normal log odds of which four tenths are positive: at three sites of 500 to
 1200 patients at most 0.001; of 150 to 400, 0.002 on average and at most 0.004; of 30 to 110, 0.006 on average. Not the
@@ -28,7 +28,7 @@ from oncofed.suppression import LEAST_PATIENTS
 # Key of the task's metric, next to a patient's figures by class.
 MEAN = "mean"
 BINS = 200
-# On the scale of log odds, which resolves 0.999 to 1 as finely as 0.5 to 0.9.
+# In log odds, which resolve 0.999 to 1 as finely as 0.5 to 0.9.
 _EDGES = np.linspace(-9.9, 9.9, BINS - 1)
 _WIDTH, FURTHEST = 0.1, 10.0
 _MIDDLES = np.linspace(-9.95, 9.95, BINS)
@@ -255,8 +255,8 @@ def _curve(
 ) -> tuple[list[tuple[float, float, float, float]], float]:
     """Return ROC and precision-recall curves, and average precision.
 
-    From the highest threshold down. Within a bin the precision is that of its middle, where half of its patients are
-    said to have the class.
+    From the highest threshold down. Within a bin the precision is that of its middle, with half of its patients
+    counted as positive.
     """
     right, wrong = np.cumsum(hits[::-1]), np.cumsum(misses[::-1])
     sensitivity, missed = right / right[-1], wrong / wrong[-1]
@@ -273,12 +273,12 @@ def _curve(
 
 
 def best_threshold(ranking: Ranking) -> float:
-    """Return the probability from which a class is said with the highest F1, of those where a bin begins."""
+    """Return the threshold with the highest F1, of the bins' edges."""
     return max(ranking.curve, key=lambda point: _f1(point[1], point[3]))[0]
 
 
 def f1_at(ranking: Ranking, threshold: float) -> float:
-    """Return the F1 where a class is said from a probability on."""
+    """Return the F1 at a threshold, by the nearest edge above it."""
     said = [point for point in ranking.curve if point[0] >= threshold - _SAME]
     return _f1(said[-1][1], said[-1][3]) if said else 0.0
 

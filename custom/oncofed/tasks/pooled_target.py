@@ -63,12 +63,12 @@ class PooledTarget(StrictModel):
     figures: dict[str, TargetFigure] = Field({}, description="by METRIC or METRIC.MEMBER; the target's own first")
     classes: dict[str, Ranking] = Field({}, description="of each class or finding that the sites could judge")
     reliability: dict[str, Reliability] = Field({}, description="by class or finding; empty name: of the target")
-    tables: list[Table] = Field([], description="such as grades told by grades stated")
+    tables: list[Table] = Field([], description="such as predicted grades by stated ones")
     plots: list[Plot] = Field([], description="beside ROC and reliability, which follow from the others")
 
 
 class TargetSums(Protocol):
-    """What sites, their checks and the server know of a target's sums.
+    """A target's sums: their form, suppression and figures.
 
     Every sum over a target holds ``patients``, how many of the site state it, and rests on at least five of them.
     """
@@ -93,24 +93,24 @@ class TargetSums(Protocol):
         """
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
-        """Return the figures over all sites; None: they cannot be told.
+        """Return the figures over all sites; None: they cannot be known.
 
         Args:
             of_sites: sums of each.
         """
 
     def thresholds(self, of_sites: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return from which probability each finding is said; empty: nothing is to be chosen.
+        """Return each finding's threshold; empty if none is chosen.
 
         Args:
             of_sites: sums of each, over its validation patients.
         """
 
     def use_thresholds(self, thresholds: Mapping[str, float]) -> None:
-        """Say findings from these probabilities on; empty: none are known.
+        """Use thresholds of probabilities.
 
         Args:
-            thresholds: by finding.
+            thresholds: by finding; empty: none are known.
         """
 
 

@@ -61,7 +61,7 @@ def metrics_that_may_leave(settings: TaskSettings | None = None) -> tuple[Metric
 
 
 def sums_that_may_leave(settings: TaskSettings) -> Mapping[str, TargetSums]:
-    """Return who knows the form of a job's sums, by target.
+    """Return what checks a job's sums, by target.
 
     Args:
         settings: its section ``task``; only an installed class declares targets.

@@ -52,7 +52,7 @@ class ScoringTask(PatientStatistics[Outcome]):
 
     @classmethod
     def declared_sums(cls, settings: TaskSettings) -> Mapping[str, TargetSums]:
-        """Return who knows the form of each named target's sums; see ``pooled``.
+        """Return what checks each named target's sums; see ``pooled``.
 
         Args:
             settings: section ``task`` of the job.
@@ -62,14 +62,14 @@ class ScoringTask(PatientStatistics[Outcome]):
 
     @property
     def chooses_thresholds(self) -> bool:
-        """Whether sums over validation patients choose from which probability something is said."""
+        """Whether sums over validation patients choose thresholds."""
         return False
 
     def use_thresholds(self, thresholds: Mapping[str, Mapping[str, float]]) -> None:
-        """Say what a target's members are from these probabilities on; a task without targets has none.
+        """Use thresholds of probabilities; a task without targets has none.
 
         Args:
-            thresholds: target -> member -> probability.
+            thresholds: target -> member -> threshold.
         """
 
     def scoring_preparation(self) -> Preparation | None:

@@ -134,11 +134,11 @@ def _by_class(
 
 
 def ranked(likely: NDArray[np.float64], is_it: NDArray[np.bool_], keys: Sequence[str]) -> dict[str, Any]:
-    """Return what ``pooled.ranking`` takes of a site.
+    """Return the input of ``pooled.ranking`` for a site.
 
     Args:
-        likely: probability of something, (group,).
-        is_it: whether it is so, (group,).
+        likely: probability of the class, (group,).
+        is_it: whether the group has it, (group,).
         keys: key of each group's patient.
     """
     ill, well = ([keys[index] for index in np.flatnonzero(kind).tolist()] for kind in (is_it, ~is_it))

@@ -1,4 +1,4 @@
-"""Forms of a site's counts and sums, and coarser ones where its policy wants more patients behind a number.
+"""Forms of a site's counts and sums, and coarser ones.
 
 Each covers five patients or more. Numbers have limited digits, and values that the number of patients allows.
 """
@@ -45,7 +45,7 @@ def is_classification(value: Any, classes: Sequence[str], most: int = MOST_PATIE
 
 
 def coarser_classification(sums: Mapping[str, Any], minimum: int) -> dict[str, Any]:
-    """Return sums of classes with at least ``minimum`` patients behind each number."""
+    """Return sums with at least ``minimum`` patients behind each number."""
     by_class = {}
     fewer = {name: min(_in(one["with"]), _in(one["without"])) for name, one in sums["classes"].items()}
     # A class that nobody or everybody has discloses nobody.
@@ -63,7 +63,7 @@ def coarser_classification(sums: Mapping[str, Any], minimum: int) -> dict[str, A
 
 
 def is_ranked(value: Any) -> bool:
-    """Return whether a value is what ``pooled.ranking`` takes of a site."""
+    """Return whether a value is an input of ``pooled.ranking``."""
     if not isinstance(value, Mapping) or set(value) != {"with", "without", "pairs"}:
         return False
     if not all(are_cells(value[kind]) for kind in ("with", "without")):
@@ -98,7 +98,7 @@ def _is_cell(value: Any) -> bool:
 
 
 def is_reliability(value: Any) -> bool:
-    """Return whether a value is what ``pooled.reliability`` takes of a site."""
+    """Return whether a value is an input of ``pooled.reliability``."""
     if not isinstance(value, Mapping) or set(value) != {"cells", "brier", "log_loss"}:
         return False
     rows, brier, loss = value["cells"], value["brier"], value["log_loss"]

@@ -50,7 +50,10 @@ class BatchGradients:
         precision: in which the network runs.
         scaler: of the loss; it skips steps whose gradients are not finite.
         compiling: chooses the form of a step.
+        teacher: whose output each batch gets as ``teacher``; None: no one's.
     """
+
+    teacher: nn.Module | None = None
 
     def __init__(
         self,
@@ -149,6 +152,9 @@ class BatchGradients:
                     profile_range("forward", self._device),
                     torch.autocast(self._device.type, self.precision, enabled=half),
                 ):
+                    if self.teacher is not None:
+                        with torch.no_grad():
+                            part["teacher"] = self._task.forward(self.teacher, part).float()
                     output = self._task.forward(self.forward, part)
                 with profile_range("loss", self._device):
                     loss = self._loss(output.float(), part) * share

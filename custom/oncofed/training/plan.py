@@ -21,6 +21,7 @@ from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
+from oncofed.plugins import KINDS
 from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
@@ -124,21 +125,24 @@ class Plan(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _teacher_is_alone(self) -> Plan:
+        if getattr(self.task, "distillation", 0) and self.resources.gpus > 1:
+            raise ValueError(
+                f"task.distillation is learned on one GPU, found resources.gpus: {self.resources.gpus}. Make it 1, or "
+                "leave distillation out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _network_fits(self) -> Plan:
         try:
             kind, given = self.build_task().network_kind, self.model.kind
         except SpecError as error:
             raise SettingError(str(error), "task") from None
         if given != kind:
-            gives = {
-                "dense": "values for each voxel",
-                "image": "one class for an image",
-                "bag": "one class for a slide",
-                "table": "values for a table's row",
-            }
             raise SettingError(
-                f"the task {self.task.type} needs a network that gives {gives[kind]}; {self.model.network} gives "
-                f"{gives[given]}. See: oncofed job networks",
+                f"the task {self.task.type} needs a network that gives {KINDS[kind]}; {self.model.network} gives "
+                f"{KINDS[given]}. See: oncofed job networks",
                 "model.network",
                 "task.type",
             )
@@ -226,7 +230,13 @@ class Plan(StrictModel):
             SpecError: the task comes with a pack, which has none of that name.
         """
         kind, task = self.build_task().label_kind, self.task
-        return Supervision(kind=kind, classes=task.vocabulary, targets=task.named_targets, partial=task.partial)
+        return Supervision(
+            kind=kind,
+            classes=task.vocabulary,
+            targets=task.named_targets,
+            partial=task.may_lack_classes,
+            regions=task.label_regions,
+        )
 
     @property
     def network_request(self) -> NetworkRequest:

@@ -64,9 +64,26 @@ def test_concordance_and_auc_are_near_those_of_all_patients_in_one_place(
         assert exact
         assert exact_area
         off += [abs(concordance.value - exact), abs(area.value - exact_area)]
-        for found, true in ((concordance, exact), (area, exact_area)):
-            assert found.bounds[0] <= true <= found.bounds[1]
+        assert concordance.bounds
+        assert concordance.bounds[0] <= exact <= concordance.bounds[1]
     assert max(off) <= most
+
+
+def test_intervals_cover_the_figures_of_the_law() -> None:
+    whole = together([site(20_000, 100), site(20_000, 101)])
+    laws = [one(*whole, HORIZON) for one in (figures.concordance, figures.auc_at)]
+    covered, widths, values = np.zeros(2), [], []
+    for draw in range(100):
+        sites = [site(150, 2 * draw), site(150, 2 * draw + 1)]
+        cells = JointCells.of_sites([sums_of(one) for one in sites], tuple(ENDS))
+        found = [cells.concordance(), cells.auc()]
+        ends = np.array([one.interval for one in found if one and one.interval])
+        covered += (ends[:, 0] <= laws) & (laws <= ends[:, 1])
+        widths.append(ends[:, 1] - ends[:, 0])
+        values.append([one.value for one in found if one])
+    assert (covered >= 90).all()
+    spread = 2 * 1.96 * np.std(values, axis=0)
+    assert np.mean(widths, axis=0) == pytest.approx(spread, rel=0.2)
 
 
 def test_brier_curves_and_calibration_are_near_those_of_all_patients_in_one_place() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -13,7 +13,7 @@ from oncofed.data.targets import DatasetTarget
 from oncofed.errors import DataError, SpecError
 from oncofed.tasks.agreement import Moments
 from oncofed.tasks.classification import ranking_scores
-from oncofed.tasks.targets.grade import reach, told_grades
+from oncofed.tasks.targets.grade import predicted_grades, reach
 from oncofed.tasks.targets.grade_table import pooled_table
 from target_heads import keys, make_head, settings_of
 
@@ -59,7 +59,7 @@ def test_probabilities_never_rise_with_the_grade_whatever_the_outputs(outputs: l
     assert answer.min() >= 0
     reached = [float(reach(answer, step)[0]) for step in range(1, 5)]
     assert reached == sorted(reached, reverse=True)
-    assert int(told_grades(answer)[0]) == sum(one > 0.5 for one in reached)
+    assert int(predicted_grades(answer)[0]) == sum(one > 0.5 for one in reached)
 
 
 def test_the_loss_is_the_sum_of_binary_cross_entropies_of_what_is_answered() -> None:
@@ -92,10 +92,10 @@ def test_training_on_it_finds_an_order() -> None:
     assert figures.extra["within_one"] == 1.0
 
 
-def test_its_figures_are_those_of_the_told_grades() -> None:
+def test_its_figures_are_those_of_the_predicted_grades() -> None:
     answers, truths, patients = _made(1, 200)
     figures = HEAD.figures(answers, truths, patients)
-    stated, told = truths[:, 0].astype(int), told_grades(answers)
+    stated, told = truths[:, 0].astype(int), predicted_grades(answers)
     assert figures.primary == pytest.approx(_weighted_kappa(stated, told, 5))
     assert figures.extra["accuracy"] == np.mean([a == b for a, b in zip(stated, told, strict=True)])
     assert figures.extra["within_one"] == np.mean([abs(a - b) <= 1 for a, b in zip(stated, told, strict=True)])
@@ -153,6 +153,24 @@ def test_a_table_that_is_told_whole_is_what_it_was() -> None:
     told = pooled_table([{"cells": cells, "rest": [[0, 6]]}])
     assert told.sum() == 10 + 7 + 8 + 20 + 9 + 6 + 12 + 6
     assert told[0, 2] + told[2, 0] == pytest.approx(6)
+
+
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 30) | st.just(500), min_size=16, max_size=16), st.booleans())
+def test_whatever_sites_report_the_table_is_finite_and_complete(counts: list[int], diagonal: bool) -> None:
+    cells = np.array(counts).reshape(4, 4) * (np.eye(4, dtype=int) if diagonal else 1)
+    hidden = cells < 5
+    rest = int(cells[hidden].sum()) + 5
+    rows = [
+        [None if hide else int(cell) for cell, hide in zip(*row, strict=True)]
+        for row in zip(cells, hidden, strict=True)
+    ]
+    rest = rest if hidden.any() else 0
+    table = pooled_table([{"cells": rows, "rest": [[0, rest]]}])
+    assert np.isfinite(table).all()
+    assert table.min() >= 0
+    assert table.sum() == pytest.approx(cells[~hidden].sum() + rest)
 
 
 @pytest.mark.attack(

@@ -151,7 +151,7 @@ def test_thresholds_come_from_validation_sums_and_raise_f1_of_a_rare_finding() -
     assert found.calibration == calibration
     figures = found.pooled.targets["it"].figures
     assert figures["f1"].value > at_half.targets["it"].figures["f1"].value + 0.03
-    assert "no threshold known" in at_half.targets["it"].figures["f1.Mass"].title
+    assert "none was learned" in at_half.targets["it"].figures["f1.Mass"].title
     head.use_thresholds(chosen)
     everybody = (
         np.concatenate([m[0] for m in made]), np.concatenate([m[1] for m in made]), keys(450)

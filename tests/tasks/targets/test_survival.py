@@ -17,6 +17,7 @@ from oncofed.data.targets import DatasetTarget, FollowUp, TargetValue
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.tasks.targets.base import TargetFigures
+from oncofed.tasks.targets.outcome import TargetOutcome
 from oncofed.tasks.targets.survival import SurvivalHead, SurvivalTarget
 from oncofed.training import Trainer
 
@@ -160,7 +161,10 @@ def test_follow_ups_that_cannot_be_are_named(stated: TargetValue, unit: str, mes
     [
         ({"intervals": (6.0, 12.0)}, "intervals: found 6, 12, expected ascending times above zero of which the last"),
         ({"intervals": (12.0, 6.0, 24.0)}, "ascending"),
-        ({"intervals": 0}, "greater than or equal to 1"),
+        ({"intervals": 0}, "expected their number, 1 to 100, or as many times at which they end"),
+        ({"intervals": "ten"}, "expected their number"),
+        ({"intervals": ()}, "expected their number"),
+        ({"intervals": (12.0, "end")}, "expected their number"),
         ({"horizon": 0}, "greater than 0"),
         ({"unit": "hours"}, "days"),
     ],
@@ -200,6 +204,21 @@ def test_too_few_or_all_alike_have_no_concordance(truths: list[tuple[float, floa
     found = figures_of(truths, model=model)
     assert found.primary is None
     assert "auc_at_horizon" not in found.extra
+
+
+def test_draws_of_patients_are_scored_as_their_cases_are(tmp_path: Path) -> None:
+    task = job(tmp_path).plan().build_task()
+    rng = np.random.default_rng(2)
+    patients = [
+        [
+            TargetOutcome({"os": rng.uniform(size=4)}, {"os": (float(rng.uniform(1, 40)), float(rng.integers(2)))})
+            for _ in range(1 + number % 2)
+        ]
+        for number in range(30)
+    ]
+    drawn = rng.integers(0, 30, 30)
+    outcomes = [(f"{n}", outcome) for n, number in enumerate(drawn) for outcome in patients[number]]
+    assert task.drawing(patients)(drawn) == task.summarise(outcomes).mean
 
 
 def test_behind_a_figure_are_the_patients_it_compares() -> None:

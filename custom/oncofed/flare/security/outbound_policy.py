@@ -75,7 +75,7 @@ class OutboundPolicy:
         self._ends, self._sent = ends, sent
         self._exchange = federation.exchange
         self._algorithm = federation.algorithm()
-        self._classes = list(plan.task.classes.values())
+        self._classes = plan.task.figure_names
         self._metrics = metrics_that_may_leave(plan.task)
         self._lowest = task_class(plan.task.type).lowest_metric
         self._targets = sums_that_may_leave(plan.task)

@@ -18,11 +18,14 @@ class LabelledVoxels:
         overlap: share by which windows overlap.
         mirror: the mean over all mirrorings is taken.
         keep_largest: label values that keep only their largest component.
+        regions: label value that each output is written with, in this order, where outputs are regions that may
+            overlap; empty: they are classes.
     """
 
     overlap: float = 0.25
     mirror: bool = False
     keep_largest: tuple[int, ...] = ()
+    regions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

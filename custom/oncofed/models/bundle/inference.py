@@ -48,6 +48,11 @@ _KEPT = (
     "$lambda pred: monai.utils.convert_to_dst_type(functools.reduce(@largest, @keep_largest, pred[0].numpy())[None], "
     "pred)[0]"
 )
+_IN_ORDER = (
+    "$lambda pred: monai.utils.convert_to_dst_type(functools.reduce(lambda labels, region: "
+    "numpy.where(region[0] > 0.5, region[1], labels), zip(pred.numpy(), @region_values), "
+    "numpy.zeros(pred.shape[1:], dtype=numpy.float32))[None], pred)[0]"
+)
 # Seeds are where objects are deepest; a piece without one is a seed; each voxel belongs to the nearest.
 _SEPARATED: Config = {
     "sown": "$lambda inside, depth: ndimage.label(inside & (ndimage.gaussian_filter(depth, 1.0) > @seed_depth))",
@@ -176,8 +181,14 @@ def _of_voxels(
         ending = ".nii.gz" if data.dimensions == 3 else ".tif"
     else:
         # Resampling needs probabilities; without it the largest logit is the largest probability too.
-        likely = [{"_target_": "Activationsd", "keys": "pred", "softmax": True}] if data.spacing else []
-        steps = [*likely, *steps, {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}]
+        kind_of_output = "sigmoid" if answer.regions else "softmax"
+        likely = {"_target_": "Activationsd", "keys": "pred", kind_of_output: True}
+        decided = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+        if answer.regions:
+            literal(answer.regions)
+            config |= {"region_values": list(answer.regions), "in_order": _IN_ORDER}
+            decided, imports = _of_prediction("@in_order"), ["import functools"]
+        steps = [*([likely] if data.spacing or answer.regions else []), *steps, decided]
         if answer.keep_largest:
             literal(answer.keep_largest)
             config |= {"keep_largest": list(answer.keep_largest), "largest": _LARGEST, "kept": _KEPT}

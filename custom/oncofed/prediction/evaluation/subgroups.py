@@ -138,7 +138,7 @@ def by_subgroup(
 
 def shareable_scores(task: Task[Any], outcomes: Outcomes) -> Scores:
     """Return overall scores, without classes of few patients."""
-    with_it = {name: outcomes.cases_by_patient(_showing(task, outcomes, name)) for name in task.classes.values()}
+    with_it = {name: outcomes.cases_by_patient(_showing(task, outcomes, name)) for name in task.figure_names}
     small_groups = {name for name, patients in with_it.items() if len(patients) < LEAST_PATIENTS}
     behind = task.patients_behind(outcomes.patient_outcomes())
     few = {name for name, patients in behind.items() if len(patients) < LEAST_PATIENTS}
@@ -155,7 +155,7 @@ def _told(task: Task[Any], outcomes: Outcomes, groups: Sequence[Sequence[int]]) 
     nothing = {number for number, patients in enumerate(behind) if not patients and number not in small_groups}
     shown = nothing | releasable_groups(outcomes.cases_by_patient(telling), behind, LEAST_PATIENTS, small_groups)
     silent: list[set[str]] = [set() for _ in groups]
-    for name in task.classes.values():
+    for name in task.figure_names:
         cases = _showing(task, outcomes, name)
         with_it = [outcomes.cases_by_patient(cases.intersection(own)) for own in groups]
         hidden = frozenset(range(len(groups))) - shown

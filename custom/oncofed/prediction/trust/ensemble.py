@@ -117,7 +117,8 @@ def _labels(found: Inferred) -> Tensor:
 
 def _distances(one: Tensor, other: Tensor, classes: Mapping[int, str]) -> list[float]:
     """Return each class's one minus Dice, NaN if absent."""
-    return [1 - float(value) for value in dice(confusion(one, other, len(classes) + 1))]
+    counts = confusion(one, other, len(classes) + 1)
+    return [1 - dice(counts, (value,)) for value in range(1, len(classes) + 1)]
 
 
 def _mean(values: list[float]) -> float | None:

@@ -1,1 +1,1 @@
-"""Statistics of survival: losses, figures over patients, and what sites tell one another."""
+"""Statistics of survival: losses, figures, sums over sites."""

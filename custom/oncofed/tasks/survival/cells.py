@@ -1,4 +1,6 @@
-"""What a site tells of its patients' follow-ups: counts of cells of at least five.
+"""What a site tells of its patients' follow-ups.
+
+Counts of cells of at least five patients.
 
 Each patient is in one cell, with others whose event, or whose end of follow-up without one, came in the same intervals,
 and whose predicted risk is about the same. Intervals are the job's, so that no time leaves, and a cell reaches over as
@@ -68,7 +70,9 @@ def survival_sums(risks: Floats, known: FollowUps, patients: Sequence[str], ends
 def _spans(
     members: NDArray[np.int64], interval: NDArray[np.int64], risks: Floats
 ) -> list[tuple[int, int, NDArray[np.int64]]]:
-    """Return groups of at least five patients, each with its first and last interval.
+    """Return groups of patients by interval.
+
+    Each has five at least, and comes with its first and last interval.
 
     Too few patients of an interval are joined with as many of the next as make five, those of the nearest risks: the
     others' intervals stay known.
@@ -100,7 +104,10 @@ def _spans(
 def _joined(
     few: NDArray[np.int64], others: NDArray[np.int64], risks: Floats
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return few patients with as many others as make five, and the others who are left: none, or five at least."""
+    """Return few patients joined with others, and who is left.
+
+    As many join as make five; none are left, or five at least.
+    """
     order = others[np.argsort(np.abs(risks[others] - risks[few].mean()), kind="stable")]
     needed = LEAST_PATIENTS - len(few)
     if len(others) - needed < LEAST_PATIENTS:
@@ -148,7 +155,7 @@ def _are_spans(value: Any, last: int) -> bool:
 
 
 def coarser_survival(sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
-    """Return sums with at least ``minimum`` patients in each cell; None: too few.
+    """Return sums of larger cells; None: too few patients.
 
     Each cell is made of whole ones, so that no difference of the two tells of fewer than five.
     """
@@ -170,7 +177,10 @@ def coarser_survival(sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | 
 
 
 def _together(one: Span, other: Span) -> Span:
-    """Return two spans as one, of a single cell: whose risk was which is no longer told."""
+    """Return two spans as one, of a single cell.
+
+    Whose risk was which is no longer told.
+    """
     cells: Cells = [*one[2], *other[2]]
     sums = [round(float(sum(cell[part] for cell in cells)), DIGITS_OF_ODDS) for part in (2, 3)]
     return [min(one[0], other[0]), max(one[1], other[1]), [[0, _in([one, other]), *sums]]]

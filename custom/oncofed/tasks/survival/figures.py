@@ -20,7 +20,9 @@ GROUPS = 5
 
 
 def pairs_ahead(risks: Floats, known: FollowUps) -> tuple[Floats, Floats]:
-    """Return of each patient the comparable pairs in which the risk is larger, and all of them.
+    """Return each patient's comparable pairs, and those ranked right.
+
+    Right are those in which the risk is larger; they come first.
 
     A pair is comparable where the patient had the event and the other was still without: followed longer, or as long
     and censored. Equal risks count as half.
@@ -66,7 +68,9 @@ def concordance(risks: Floats, known: FollowUps, horizon: float) -> float | None
 
 
 def uno_concordance(risks: Floats, known: FollowUps, horizon: float) -> float | None:
-    """Return the concordance that does not depend on when patients are censored.
+    """Return Uno's concordance.
+
+    It does not depend on when patients are censored.
 
     Uno et al., Statistics in Medicine, 2011: pairs weighted by the inverse square of the share not yet censored.
     """
@@ -77,7 +81,9 @@ def uno_concordance(risks: Floats, known: FollowUps, horizon: float) -> float | 
 
 
 def auc_at(risks: Floats, known: FollowUps, horizon: float) -> float | None:
-    """Return the area under the ROC curve of events by the horizon, against patients without event then.
+    """Return the time-dependent AUC at the horizon.
+
+    Of events by then against patients without.
 
     Cumulative cases and dynamic controls; Uno et al., JASA, 2007; Hung and Chiang, 2010.
     """
@@ -90,7 +96,7 @@ def auc_at(risks: Floats, known: FollowUps, horizon: float) -> float | None:
 
 
 def brier_at(survival: Floats, known: FollowUps, time: float) -> float | None:
-    """Return the mean squared error of predicted survival at a time.
+    """Return the mean squared error of survival at a time.
 
     Graf et al., Statistics in Medicine, 1999. None where nobody is followed up to it.
 
@@ -108,7 +114,9 @@ def brier_at(survival: Floats, known: FollowUps, time: float) -> float | None:
 
 
 def integrated_brier(survival: Floats, known: FollowUps, times: Floats) -> float | None:
-    """Return the mean over time of ``brier_at``, from zero to the last of the times.
+    """Return the mean of ``brier_at`` over time.
+
+    From zero to the last of the times.
 
     At zero, where all survive, it is zero; between the times it is taken to be linear.
 
@@ -125,7 +133,9 @@ def integrated_brier(survival: Floats, known: FollowUps, times: Floats) -> float
 
 
 def calibration_error(risks: Floats, known: FollowUps, horizon: float) -> float | None:
-    """Return the mean distance of predicted and observed risk at the horizon, over risk groups.
+    """Return the mean distance of predicted and observed risk.
+
+    At the horizon, over risk groups.
 
     Observed is one minus Kaplan and Meier's survival of the group. Of groups in which nobody is followed up to the
     horizon it is not known; they are left out.
@@ -146,7 +156,10 @@ def calibration_error(risks: Floats, known: FollowUps, horizon: float) -> float 
 
 
 def risk_groups(risks: Floats) -> list[NDArray[np.int64]]:
-    """Return patients by predicted risk in groups of equal size, of five at least."""
+    """Return patients in groups by predicted risk.
+
+    Groups are of equal size, of five patients at least.
+    """
     number = max(1, min(GROUPS, len(risks) // LEAST_PATIENTS))
     return list(np.array_split(np.argsort(risks, kind="stable"), number)) if len(risks) else []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +34,14 @@ class FollowUps:
         return self.events & (self.times <= horizon)
 
     def free_at(self, horizon: float) -> NDArray[np.bool_]:
-        """Return who is known to have had no event by a time, (patient,)."""
+        """Return who had no event by a time, (patient,)."""
         free: NDArray[np.bool_] = (self.times > horizon) | ((self.times == horizon) & ~self.events)
         return free
 
     def survival(self, at: Floats) -> Floats:
-        """Return the share without event up to and including times, by Kaplan and Meier, JASA, 1958.
+        """Return the share without event, by Kaplan and Meier.
+
+        JASA, 1958. Up to and including the times.
 
         NaN beyond the last follow-up, unless it ended with an event of all who were left.
 
@@ -47,25 +50,28 @@ class FollowUps:
         """
         if not len(self.times):
             return np.full(len(at), np.nan)
-        times, events, _, at_risk = self._counts()
+        times, events, _, at_risk = self._counts
         left = np.append(1.0, np.cumprod(1 - events / at_risk))
         found = left[np.searchsorted(times, at, side="right")]
         return np.where((at > times[-1]) & (left[-1] > 0), np.nan, found)
 
     def uncensored(self, before: Floats) -> Floats:
-        """Return the share that is not censored before times, by Kaplan and Meier.
+        """Return the share not censored before times.
+
+        By Kaplan and Meier.
 
         Args:
             before: (time,).
         """
-        times, events, censored, at_risk = self._counts()
+        times, events, censored, at_risk = self._counts
         exposed = np.maximum(at_risk - events, 1)
         left = np.append(1.0, np.cumprod(1 - censored / exposed))
         found: Floats = left[np.searchsorted(times, before, side="left")]
         return found
 
+    @cached_property
     def _counts(self) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Return distinct times, with events, censored and patients at risk at each."""
+        """Distinct times, with events, censored and at risk."""
         times, place, of_time = np.unique(self.times, return_inverse=True, return_counts=True)
         events = np.bincount(place[self.events], minlength=len(times))
         at_risk = of_time[::-1].cumsum()[::-1]

@@ -1,4 +1,4 @@
-"""Survival curves and their comparison from counts by interval (actuarial life tables)."""
+"""Actuarial life tables, and their comparison."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from oncofed.tasks.survival.follow_up import Floats
 
 @dataclass(frozen=True)
 class LifeTable:
-    """Counts of a group of patients; who is censored within an interval is taken to be at risk for half of it.
+    """Counts of a group of patients by interval.
+
+    Who is censored within one is taken to be at risk for half of it.
 
     Cutler and Ederer, Journal of Chronic Diseases, 1958.
 
@@ -29,7 +31,10 @@ class LifeTable:
 
     @property
     def at_risk(self) -> Floats:
-        """Patients at the start of each interval, and at the end of the last, (interval + 1,)."""
+        """Patients at the start of each interval.
+
+        And at the end of the last, (interval + 1,).
+        """
         gone = np.append(0.0, np.cumsum(self.events + self.censored))
         left: Floats = np.maximum(self.patients - gone, 0.0)
         return left
@@ -41,7 +46,10 @@ class LifeTable:
 
     @property
     def survival(self) -> Floats:
-        """Share without event at the end of each interval, (interval,); NaN from where nobody was at risk."""
+        """Share without event at each interval's end, (interval,).
+
+        NaN from where nobody was at risk.
+        """
         exposed = self.exposed
         with np.errstate(divide="ignore", invalid="ignore"):
             left = np.clip(1 - self.events / exposed, 0, 1)
@@ -49,7 +57,10 @@ class LifeTable:
 
     @property
     def uncensored(self) -> Floats:
-        """Share not yet censored in the middle of each interval, and at the end of the last, (interval + 1,)."""
+        """Share not yet censored in each interval's middle.
+
+        And at the end of the last, (interval + 1,).
+        """
         exposed = np.maximum(self.at_risk[:-1] - self.events / 2, 1e-9)
         factors = np.clip(1 - self.censored / exposed, 0, 1)
         left = np.cumprod(factors)
@@ -57,7 +68,9 @@ class LifeTable:
 
 
 def logrank_p(tables: Sequence[LifeTable]) -> float | None:
-    """Return how probable survival this different is if groups are alike.
+    """Return the log-rank test's p.
+
+    How probable survival this different is if groups are alike.
 
     Mantel, Cancer Chemotherapy Reports, 1966. None of a single group, or without events.
     """

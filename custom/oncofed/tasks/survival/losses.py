@@ -33,7 +33,7 @@ def discrete_loss(output: Tensor, truth: Tensor, ends: Tensor) -> Tensor:
 
 
 def cox_loss(log_risk: Tensor, truth: Tensor) -> Tensor:
-    """Return each sample's part of the negative log partial likelihood, (batch,).
+    """Return samples' parts of Cox's negative log likelihood, (batch,).
 
     Cox, JRSS B, 1972; tied events by Efron, JASA, 1977. The risk set of an event is made of the batch's samples that
     were followed up to its time. Samples without an event have no part of their own.

@@ -1,4 +1,4 @@
-"""A survival model on the test patients of all sites together: figures, curves of risk groups, calibration."""
+"""A survival model on all sites' test patients together."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def pooled_survival(
 def _figure(title: str, found: Estimate | float | None, patients: int) -> TargetFigure | None:
     if found is None:
         return None
-    value, bounds = (found.value, found.bounds) if isinstance(found, Estimate) else (found, None)
-    return TargetFigure(title=title, value=value, patients=patients, bounds=bounds)
+    one = found if isinstance(found, Estimate) else Estimate(found, None)
+    return TargetFigure(title=title, value=one.value, patients=patients, interval=one.interval, bounds=one.bounds)
 
 
 def _at_risk(groups: Sequence[LifeTable], times: Sequence[float], unit: str) -> Table:
@@ -82,7 +82,10 @@ def _curves(groups: Sequence[LifeTable], ends: Sequence[float], unit: str, p: fl
 
 
 def _calibration(cells: JointCells) -> Floats:
-    """Return predicted risk, observed risk and patients of risk groups, (3, group)."""
+    """Return predicted and observed risk of groups, (3, group).
+
+    And the patients of each.
+    """
     number = max(1, min(GROUPS, int(cells.count.sum()) // (2 * LEAST_PATIENTS)))
     found = []
     for parts, predicted in zip(cells.groups(number), cells.mean_risks(number), strict=True):

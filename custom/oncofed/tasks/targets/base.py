@@ -95,8 +95,8 @@ class TargetHead(ABC, Generic[Target]):
         Settings: of the target in a job.
         primary: the figure that stands for the target.
         metrics: further figures; ``per_class`` ones are of members.
-        chooses_thresholds: sums over validation patients choose from which probability something is said.
-        known_thresholds: member -> that probability, where it is known.
+        chooses_thresholds: members have thresholds, chosen by sums over validation patients.
+        known_thresholds: member -> threshold of its probability, if known.
     """
 
     Settings: ClassVar[type[TargetSettings]]
@@ -170,7 +170,7 @@ class TargetHead(ABC, Generic[Target]):
         """
 
     def kinds(self, truths: NDArray[np.float64], patients: Sequence[str]) -> dict[str, set[str]]:
-        """Return the patients whom a sum of ``site_sums`` may tell apart, such as those of each class.
+        """Return groups of patients that ``site_sums`` may distinguish.
 
         Args:
             truths: (case, width), of cases whose target is known.
@@ -178,6 +178,12 @@ class TargetHead(ABC, Generic[Target]):
         """
         del truths
         return {"": set(patients)}
+
+    def primary_figure(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> float | None:
+        """Return the primary one of ``figures``, which an interval needs of hundreds of draws."""
+        return self.figures(answers, truths, patients).primary
 
     def site_sums(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
@@ -219,7 +225,7 @@ class TargetHead(ABC, Generic[Target]):
         return None
 
     def thresholds(self, of_sites: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return from which probability each member is said; see ``chooses_thresholds``.
+        """Return the threshold of each member; see ``chooses_thresholds``.
 
         Args:
             of_sites: what ``site_sums`` made of the validation patients of each.
@@ -228,7 +234,7 @@ class TargetHead(ABC, Generic[Target]):
         return {}
 
     def use_thresholds(self, thresholds: Mapping[str, float]) -> None:
-        """Say members from these probabilities on.
+        """Use thresholds of probabilities.
 
         Args:
             thresholds: by member; empty: none are known.

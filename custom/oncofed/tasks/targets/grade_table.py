@@ -1,8 +1,8 @@
-"""A site's table of stated and told grades, without cells of few patients.
+"""A site's table of grades, without cells of few patients.
 
-Grades lie in steps: neighbouring ones that hold enough patients together, as the counts of at least each grade tell.
-Within a step a cell of few patients is not told, nor the smallest other one where too few would be left (complementary
-suppression): what is not told holds five patients or more, or nobody.
+Grades are grouped into steps: neighbouring ones with enough patients together, whose total the counts of at least each
+grade reveal. Within a step a cell of few patients is hidden, and the next smallest ones until the hidden cells hold
+five patients or more, or nobody (complementary suppression).
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from oncofed.tasks.pooled import coarser
 from oncofed.tasks.sum_forms import is_count, is_part, is_patients, is_ranked
 from oncofed.tasks.targets.base import patients_where
 
-_FITTING_STEPS = 50
+# Of the fit: most steps, and the change of a cell, in patients, at which it ends.
+_FITTING_STEPS, _CONVERGED = 50, 0.01
 # Patients that the fit adds to each row and column, so that an empty one does not end it.
 _LEAST_COUNT = 0.1
+_LARGEST_EXPONENT = 30.0
 
 
-def told_steps(stated: NDArray[np.int64], patients: Sequence[str], grades: int) -> list[int]:
-    """Return the grades from which patients may be told apart from those below.
+def separable_steps(stated: NDArray[np.int64], patients: Sequence[str], grades: int) -> list[int]:
+    """Return the grades at which steps may begin, without the lowest.
 
-    Between two of them, below the first and from the last on are at least five patients.
+    There are at least five patients in each step.
 
     Args:
         stated: number of each group's grade, (group,).
@@ -46,23 +48,23 @@ def told_steps(stated: NDArray[np.int64], patients: Sequence[str], grades: int) 
 
 
 def table_of(
-    stated: NDArray[np.int64], told: NDArray[np.int64], patients: Sequence[str], steps: Sequence[int], grades: int
+    stated: NDArray[np.int64], predicted: NDArray[np.int64], patients: Sequence[str], steps: Sequence[int], grades: int
 ) -> dict[str, list[Any]]:
-    """Return the table that may leave.
+    """Return the table that may leave the site.
 
     Args:
         stated: number of each group's grade, (group,).
-        told: the same, as the model tells it.
+        predicted: the model's, (group,).
         patients: key of each group's patient.
-        steps: where steps of grades begin, without the lowest.
+        steps: as of ``separable_steps``.
         grades: how many there are.
 
     Returns:
-        cells: of each stated grade how many were told each, or None; rest: of each step [first grade, patients in the
-        cells that are None].
+        cells: patients by stated and predicted grade, None of hidden cells; rest: of each step [first grade, patients
+        in hidden cells].
     """
     counts = np.zeros((grades, grades), dtype=np.int64)
-    np.add.at(counts, (stated, told), 1)
+    np.add.at(counts, (stated, predicted), 1)
     starts = [0, *steps]
     cells: list[list[int | None]] = []
     rest = []
@@ -71,7 +73,7 @@ def table_of(
         hidden = inside < LEAST_PATIENTS
         while True:
             in_step = np.flatnonzero((stated >= start) & (stated < end))
-            people = {patients[int(i)] for i in in_step if hidden[stated[i] - start, told[i]]}
+            people = {patients[int(i)] for i in in_step if hidden[stated[i] - start, predicted[i]]}
             if not people or len(people) >= LEAST_PATIENTS or hidden.all():
                 break
             hidden |= inside == inside[~hidden].min()
@@ -84,10 +86,10 @@ def table_of(
 
 
 def pooled_table(tables: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
-    """Return the whole table of all sites, (grade, grade), with what is not told spread over its cells.
+    """Return the estimated table of all sites, (grade, grade).
 
-    As a table of ordered grades has it in which the odds of neighbouring ones are alike (uniform association; Goodman,
-    Journal of the American Statistical Association 1979), fitted by expectation and maximisation to what is told.
+    Patients of hidden cells are spread by a model of ordered tables, uniform association (Goodman, Journal of the
+    American Statistical Association 1979), which is fitted to the reported cells by expectation maximisation.
 
     Args:
         tables: of each site.
@@ -98,13 +100,16 @@ def pooled_table(tables: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
     whole: NDArray[np.float64] = model
     association = 0.0
     for _ in range(_FITTING_STEPS):
+        before = whole
         whole = np.sum([_filled(own, table["rest"], model) for own, table in zip(cells, tables, strict=True)], axis=0)
+        if np.abs(whole - before).max() < _CONVERGED:
+            break
         model, association = _uniform_association(whole, association)
     return whole
 
 
-def share_told(tables: Sequence[Mapping[str, Any]]) -> float:
-    """Return which share of all sites' patients is in cells that are told."""
+def share_reported(tables: Sequence[Mapping[str, Any]]) -> float:
+    """Return the share of all sites' patients in reported cells."""
     rest = sum(row[1] for table in tables for row in table["rest"])
     whole = sum(sum(_totals(table)) for table in tables)
     return float(1 - rest / whole)
@@ -113,7 +118,7 @@ def share_told(tables: Sequence[Mapping[str, Any]]) -> float:
 def _filled(
     cells: NDArray[np.float64], rest: Sequence[Sequence[int]], model: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return a site's table with the rest of each step spread as the model says."""
+    """Return a site's table with hidden patients spread by the model."""
     hidden = np.isnan(cells)
     found: NDArray[np.float64] = np.nan_to_num(cells)
     ends = [*(start for start, _ in rest[1:]), len(cells)]
@@ -125,7 +130,9 @@ def _filled(
 
 
 def _uniform_association(table: NDArray[np.float64], association: float) -> tuple[NDArray[np.float64], float]:
-    """Return a table's fit, log m(i, j) = row(i) + column(j) + association i j, and the association.
+    """Return a table's fit by uniform association, and the association.
+
+    log m(i, j) = row(i) + column(j) + association i j
 
     Args:
         table: (grade, grade).
@@ -137,6 +144,8 @@ def _uniform_association(table: NDArray[np.float64], association: float) -> tupl
     rows, columns = table.sum(axis=1) + _LEAST_COUNT, table.sum(axis=0) + _LEAST_COUNT
     columns *= rows.sum() / columns.sum()
     wanted = float((table * products).sum())
+    # Without errors the association has no end: it stops where no float overflows.
+    largest = _LARGEST_EXPONENT / products.max()
     fit: NDArray[np.float64] = np.exp(association * products)
     for _ in range(_FITTING_STEPS):
         for _ in range(5):
@@ -145,6 +154,7 @@ def _uniform_association(table: NDArray[np.float64], association: float) -> tupl
         mean = (fit * products).sum() / fit.sum()
         variance = (fit * (products - mean) ** 2).sum()
         step = float(np.clip((wanted - mean * fit.sum()) / variance, -0.2, 0.2))
+        step = float(np.clip(association + step, -largest, largest)) - association
         association += step
         fit = fit * np.exp(step * products)
         if abs(step) < 1e-4:
@@ -153,7 +163,10 @@ def _uniform_association(table: NDArray[np.float64], association: float) -> tupl
 
 
 def coarser_table(sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
-    """Return a grade's sums with at least ``minimum`` patients behind each number; None: nothing is left."""
+    """Return sums with at least ``minimum`` patients behind each number.
+
+    None: nothing is left.
+    """
     if sums["patients"] < minimum:
         return None
     table = sums["table"]
@@ -228,7 +241,7 @@ def _are_cells(value: Any, grades: int, most: int) -> bool:
 
 
 def _are_rests(value: Any, grades: int, most: int) -> bool:
-    """Return whether a value says of steps how many patients are in no told cell: enough, or nobody."""
+    """Return whether a value counts hidden patients by step: enough or none."""
     if not isinstance(value, list) or not value:
         return False
     if not all(isinstance(row, list) and len(row) == 2 and is_count(row[0], grades - 1) for row in value):
@@ -242,7 +255,7 @@ def _are_rests(value: Any, grades: int, most: int) -> bool:
 
 
 def _have_places(table: Mapping[str, Any]) -> bool:
-    """Return whether each step whose cells are not all told has such cells."""
+    """Return whether steps with hidden patients have hidden cells."""
     starts = [row[0] for row in table["rest"]]
     return all(
         not rest or any(cell is None for row in table["cells"][start:end] for cell in row)
@@ -251,7 +264,7 @@ def _have_places(table: Mapping[str, Any]) -> bool:
 
 
 def _totals(table: Mapping[str, Any]) -> list[int]:
-    """Return how many patients each step holds."""
+    """Return the number of patients of each step."""
     starts = [row[0] for row in table["rest"]]
     ends = [*starts[1:], len(table["cells"])]
     return [

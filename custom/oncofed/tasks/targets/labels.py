@@ -1,4 +1,4 @@
-"""Targets of kind ``labels``: findings of which several may hold; what was not looked for is unknown."""
+"""Targets of kind ``labels``: findings, of which several may hold."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from oncofed.tasks.sum_forms import are_named, coarser_classification, is_classi
 from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings, patients_where
 from oncofed.tasks.targets.rankings import ranked_figures, rankings_of, reliability_of
 
-# From which probability a finding is said where no validation patients chose it.
+# Threshold of a finding for which no validation patients chose one.
 UNKNOWN_THRESHOLD = 0.5
 
 
@@ -70,7 +70,7 @@ class LabelsTarget(TargetSettings):
         return self.findings
 
     def encode(self, stated: TargetValue, declared: DatasetTarget) -> Encoded:
-        """Return 1 or 0 of each finding; NaN of one that was not looked for.
+        """Return 1 or 0 of each finding, NaN if not looked for.
 
         Findings that the job does not name are left out.
         """
@@ -87,9 +87,9 @@ class LabelsTarget(TargetSettings):
 class LabelsHead(TargetHead[LabelsTarget]):
     """Binary cross-entropy of each finding; scored by the mean AUROC.
 
-    The mean is over the findings that the cases can judge: of which some have it and some have it not. A finding is
-    said from the probability that gives the best F1 over the validation patients of all sites, or from 0.5 where none
-    is known. How sure the model should be is not learned: probabilities are as the network gives them.
+    The mean is over findings that some cases have and some have not. The threshold of a finding is that of the best F1
+    over the validation patients of all sites, 0.5 if unknown. Federated calibration is not there: probabilities are as
+    the network gives them.
     """
 
     Settings: ClassVar[type[TargetSettings]] = LabelsTarget
@@ -140,7 +140,7 @@ class LabelsHead(TargetHead[LabelsTarget]):
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> TargetFigures:
-        """Return AUROC and others; a patient's cases with a finding, and those without it, count as one."""
+        """Return figures; of each finding a patient's alike cases count once."""
         members: dict[str, float] = {}
         of_each: dict[str, dict[str, float]] = {"auprc": {}, "f1": {}}
         behind: dict[str, set[str]] = {}
@@ -207,16 +207,16 @@ class LabelsHead(TargetHead[LabelsTarget]):
         return {**sums, "findings": {name: coarser_classification(one, minimum) for name, one in enough.items()}}
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
-        """Return each finding's figures, and their means over those that the sites could judge.
+        """Return each finding's figures, and means over judged findings.
 
         F1 follows from the cells, as AUROC between sites does: no site counts patients by a threshold.
         """
         rankings: dict[str, Ranking] = {}
         reliability: dict[str, Reliability] = {}
         for name in self.settings.findings:
-            told = _told(of_sites, name)
-            rankings |= rankings_of(told, [name])
-            sure = reliability_of(told)
+            sums = _of_finding(of_sites, name)
+            rankings |= rankings_of(sums, [name])
+            sure = reliability_of(sums)
             if sure:
                 reliability[name] = sure
         figures = ranked_figures(rankings, self.settings.findings)
@@ -225,8 +225,8 @@ class LabelsHead(TargetHead[LabelsTarget]):
         if f1:
             figures["f1"] = TargetFigure(title="F1", value=float(np.mean(list(f1.values()))), patients=fewest)
         for name, value in f1.items():
-            chosen = "" if name in self.known_thresholds else ", no threshold known"
-            title = f"F1 of {name}, said from {self._threshold(name):.3g}{chosen}"
+            chosen = "" if name in self.known_thresholds else " (none was learned)"
+            title = f"F1 of {name} at threshold {self._threshold(name):.3g}{chosen}"
             figures[f"f1.{name}"] = TargetFigure(title=title, value=value, patients=figures[f"auroc.{name}"].patients)
         for name, sure in reliability.items():
             counted = sum(part.patients for part in sure.bins)
@@ -242,8 +242,8 @@ class LabelsHead(TargetHead[LabelsTarget]):
         )
 
     def thresholds(self, of_sites: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return from which probability each finding is said: that of the best F1 over all sites' patients."""
-        rankings = [rankings_of(_told(of_sites, name), [name]) for name in self.settings.findings]
+        """Return each finding's threshold of the best F1."""
+        rankings = [rankings_of(_of_finding(of_sites, name), [name]) for name in self.settings.findings]
         return {name: best_threshold(one) for of_finding in rankings for name, one in of_finding.items()}
 
     def described_truth(self, truth: Encoded) -> str:
@@ -261,7 +261,10 @@ class LabelsHead(TargetHead[LabelsTarget]):
     def _of_finding(
         self, name: str, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], list[str]]:
-        """Return (group, 2) probabilities, labels and patients of those in whom a finding was looked for."""
+        """Return probabilities (group, 2), labels and patients of a finding.
+
+        Of cases in which it was looked for.
+        """
         number = self.settings.findings.index(name)
         known = np.flatnonzero(~np.isnan(truths[:, number]))
         likely = answers[known, number]
@@ -269,7 +272,7 @@ class LabelsHead(TargetHead[LabelsTarget]):
         return grouped(both, truths[known, number].astype(np.int64), [patients[int(i)] for i in known])
 
 
-def _told(of_sites: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+def _of_finding(of_sites: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
     return [one["findings"][name] for one in of_sites if name in one["findings"]]
 
 

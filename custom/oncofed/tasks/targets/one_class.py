@@ -55,7 +55,10 @@ class ClassTarget(TargetSettings):
 
 @TARGET_KINDS.register("class")
 class ClassHead(TargetHead[ClassTarget]):
-    """Cross-entropy over classes; scored by AUROC."""
+    """Cross-entropy over classes; scored by AUROC.
+
+    Federated calibration is not there: a temperature is learned for tasks of one classification alone.
+    """
 
     Settings: ClassVar[type[TargetSettings]] = ClassTarget
     primary: ClassVar[Metric] = Metric("auroc", "AUROC")
@@ -95,7 +98,7 @@ class ClassHead(TargetHead[ClassTarget]):
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> TargetFigures:
-        """Return AUROC and others; a patient's cases of one class count as one."""
+        """Return figures; a patient's cases of one class count once."""
         found, labels, people = grouped(answers, truths[:, 0].astype(np.int64), patients)
         scores = class_scores(found, labels, self._names)
         of_class = [patients_where(labels == value, people) for value in range(self.outputs)]
@@ -128,10 +131,7 @@ class ClassHead(TargetHead[ClassTarget]):
         return coarser_classification(sums, minimum) if sums["patients"] >= minimum else None
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
-        """Return AUROC, average precision and calibration.
-
-        Without a temperature: how sure the model should be is learned for a job of one class alone.
-        """
+        """Return AUROC, average precision and calibration."""
         rankings = rankings_of(of_sites, self.settings.classes)
         sure = reliability_of(of_sites)
         figures = ranked_figures(rankings, self.settings.members)

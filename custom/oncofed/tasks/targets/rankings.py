@@ -1,4 +1,4 @@
-"""AUROC, average precision and reliability over sites, of targets that say how likely something is."""
+"""AUROC, average precision and reliability over sites."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rankings_of(of_sites: Sequence[Mapping[str, Any]], names: Iterable[str]) -> 
 
 
 def reliability_of(of_sites: Sequence[Mapping[str, Any]]) -> Reliability | None:
-    """Return whether a model is as sure as it is right, over all sites.
+    """Return the reliability over all sites; None if unknown.
 
     Args:
         of_sites: of each, as ``site_sums.classification_sums`` makes them.
@@ -34,7 +34,7 @@ def reliability_of(of_sites: Sequence[Mapping[str, Any]]) -> Reliability | None:
 
 
 def ranked_figures(rankings: Mapping[str, Ranking], members: Sequence[str]) -> dict[str, TargetFigure]:
-    """Return AUROC and average precision: their means, and those of each member.
+    """Return AUROC and average precision: means, and by member.
 
     Args:
         rankings: of each class or finding that the sites could judge.

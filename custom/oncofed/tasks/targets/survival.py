@@ -1,15 +1,18 @@
-"""Targets of kind ``survival``: how long until an event, of patients who were partly not followed up to it."""
+"""Targets of kind ``survival``: how long until an event.
+
+Some patients were not followed up to it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from scipy.special import expit
 from torch import Tensor
 from typing_extensions import Self
@@ -35,8 +38,7 @@ from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, 
 
 # Nobody was followed longer: the unit must be another.
 _LONGEST_YEARS = 130
-_Intervals = Annotated[int, Field(ge=1, le=100)] | Annotated[tuple[float, ...], Field(min_length=1, max_length=100)]
-
+_MOST_INTERVALS = 100
 _UNO = Metric("concordance_uno", "concordance (Uno)")
 _AUC = Metric("auc_at_horizon", "AUC at the horizon")
 _BRIER = Metric("integrated_brier", "integrated Brier score")
@@ -44,7 +46,9 @@ _CALIBRATION = Metric("calibration_at_horizon", "calibration error at the horizo
 
 
 class SurvivalTarget(TargetSettings):
-    """A time until an event, in one unit at all sites.
+    """A time until an event.
+
+    In one unit at all sites.
 
     An event at time zero counts, in the first interval. Who is censored at a time had no event by then.
     """
@@ -57,9 +61,19 @@ class SurvivalTarget(TargetSettings):
         description="discrete: a hazard for each interval, and so the risk of an event by the horizon; cox: a relative "
         "risk alone, from comparisons within what a step computes at once: let that be as large as memory allows",
     )
-    intervals: _Intervals = Field(
+    intervals: int | tuple[float, ...] = Field(
         10, description="up to the horizon: their number, or the time at which each ends; sites count by them"
     )
+
+    @field_validator("intervals", mode="before")
+    @classmethod
+    def _are_a_number_or_ends(cls, value: Any) -> Any:
+        ends = value if isinstance(value, list | tuple) else [value]
+        number = len(ends) if ends is value else value
+        numeric = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
+        if not numeric or not isinstance(number, int) or not 1 <= number <= _MOST_INTERVALS:
+            raise ValueError(f"expected their number, 1 to {_MOST_INTERVALS}, or as many times at which they end")
+        return value
 
     @model_validator(mode="after")
     def _intervals_reach_the_horizon(self) -> Self:
@@ -78,18 +92,18 @@ class SurvivalTarget(TargetSettings):
 
     @property
     def least_batch(self) -> int:
-        """Two for Cox's model, of whose risk sets one alone tells nothing."""
+        """Two for Cox's model: one alone tells nothing."""
         return 2 if self.model == "cox" else 1
 
     @property
     def ends(self) -> tuple[float, ...]:
-        """When each interval ends, in the unit; it holds that time."""
+        """When each interval ends; it holds that time."""
         if isinstance(self.intervals, int):
             return (*(self.horizon * part / self.intervals for part in range(1, self.intervals)), self.horizon)
         return self.intervals
 
     def encode(self, stated: TargetValue, declared: DatasetTarget) -> Encoded:
-        """Return time in the job's unit, and one for an event or zero."""
+        """Return time in the job's unit, and the event."""
         if isinstance(stated, dict) and "event" in stated and "time" not in stated:
             raise DataError(f"target {self.name}: found an event without its time; state both, or neither")
         if not isinstance(stated, FollowUp):
@@ -168,7 +182,10 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> TargetFigures:
-        """Return concordance and others; a patient's images count as one, by their mean answer."""
+        """Return concordance and others.
+
+        A patient's images count as one, by their mean answer.
+        """
         means, known, people = by_patient(answers, truths, patients)
         horizon, risks = self.settings.horizon, self._risks(means)
         found = {"": concordance(risks, known, horizon), _UNO.name: uno_concordance(risks, known, horizon)}
@@ -185,6 +202,13 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
         told = {name: value for name, value in found.items() if value is not None}
         return TargetFigures(told.pop("", None), {}, told, {name: behind[name] for name in ("", *told)})
 
+    def primary_figure(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> float | None:
+        """Return the concordance."""
+        means, known, _ = by_patient(answers, truths, patients)
+        return concordance(self._risks(means), known, self.settings.horizon)
+
     def site_sums(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> dict[str, Any] | None:
@@ -198,11 +222,14 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
         return is_survival_sums(value, len(self.settings.ends), most)
 
     def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
-        """Return sums of coarser cells, where a site's policy wants more patients in each."""
+        """Return sums of coarser cells.
+
+        Where a site's policy wants more patients in each.
+        """
         return coarser_survival(sums, minimum)
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
-        """Return figures over the patients of all sites, with curves of risk groups."""
+        """Return figures over all sites, and curves."""
         return pooled_survival(of_sites, self.settings.ends, self.settings.unit, self._is_discrete)
 
     def described_truth(self, truth: Encoded) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -41,7 +41,7 @@ class TargetsSpec(TaskSettings):
     Its classes are the names of its figures: each target's, and those of its members.
     """
 
-    targets: tuple[TargetSection, ...] = Field(min_length=1, max_length=32, description="what is learned")
+    targets: tuple[TargetSection, ...] = Field(max_length=32, description="what is learned")
     classes: dict[int, str] = Field(
         default_factory=dict, description="names of the figures; they follow from the targets"
     )
@@ -49,6 +49,9 @@ class TargetsSpec(TaskSettings):
     @field_validator("targets")
     @classmethod
     def _have_names_of_their_own(cls, targets: tuple[Target, ...]) -> tuple[Target, ...]:
+        # A least length of the field would be missed, too, where a target has a mistake.
+        if not targets:
+            raise ValueError("name at least one target")
         names = [target.name for target in targets]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -129,11 +132,11 @@ class TargetsTask(Task[TargetOutcome]):
 
     @property
     def chooses_thresholds(self) -> bool:
-        """Whether some target is said from a probability that validation patients choose."""
+        """Whether some target has thresholds that validation patients choose."""
         return any(head.chooses_thresholds for head in self.heads.values())
 
     def use_thresholds(self, thresholds: Mapping[str, Mapping[str, float]]) -> None:
-        """Say findings from these probabilities on."""
+        """Use thresholds of the targets' probabilities."""
         for name, head in self.heads.items():
             head.use_thresholds(thresholds.get(name, {}))
 
@@ -217,6 +220,24 @@ class TargetsTask(Task[TargetOutcome]):
             by_class |= {f"{name}.{member}": value for member, value in figures.members.items()}
             extra |= {figure_name(name, metric): value for metric, value in figures.extra.items()}
         return Scores(float(np.mean(primaries)) if primaries else None, by_class, extra)
+
+    def drawing(self, patients: Sequence[Sequence[TargetOutcome]]) -> Callable[[NDArray[np.int64]], float | None]:
+        """Return a function from drawn patients to the metric."""
+        parts = {
+            name: [self._stacked(name, [("", outcome) for outcome in own]) for own in patients] for name in self.heads
+        }
+
+        def metric(drawn: NDArray[np.int64]) -> float | None:
+            found = []
+            for name, head in self.heads.items():
+                chosen = [parts[name][number] for number in drawn]
+                answers, truths = (np.concatenate([part[which] for part in chosen]) for which in (0, 1))
+                people = [f"{number}" for number, part in enumerate(chosen) for _ in part[2]]
+                found.append(head.primary_figure(answers, truths, people))
+            known = [value for value in found if value is not None]
+            return float(np.mean(known)) if known else None
+
+        return metric
 
     def patients_behind(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> dict[str, set[str]]:
         """Return the patients behind each figure, by its name."""

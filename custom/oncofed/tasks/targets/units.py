@@ -46,7 +46,7 @@ _OTHER_NAMES = {
 
 
 def conversion_factor(given: str, wanted: str) -> float:
-    """Return by what a value in one unit is multiplied to be in another.
+    """Return the factor from one unit to another.
 
     Args:
         given: unit that the value has.
@@ -71,6 +71,6 @@ def conversion_factor(given: str, wanted: str) -> float:
 
 
 def _named(unit: str) -> str:
-    """Return a unit as it is listed; one that is not listed as it is written."""
+    """Return a unit by its listed name, if it has one."""
     plain = unit.strip().lower()
     return _OTHER_NAMES.get(plain, plain)

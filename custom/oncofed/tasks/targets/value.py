@@ -27,7 +27,7 @@ from oncofed.tasks.targets.units import conversion_factor
 # Of a normal distribution: 90 % and 95 % lie within so many standard deviations.
 _WITHIN_90, _WITHIN_95 = float(stats.norm.ppf(0.95)), float(stats.norm.ppf(0.975))
 # Sums are of values as shares of the range; further digits could carry hidden information.
-_DIGITS = 4
+_DIGITS = 5
 _LEAST_LOG_SPREAD, _MOST_LOG_SPREAD = -7.0, 7.0
 
 
@@ -85,7 +85,7 @@ class ValueHead(TargetHead[ValueTarget]):
     are needed for it; its answers are bounded by the range. The loss ``gaussian`` has a second output, the logarithm of
     the variance, and is the beta-NLL of Seitzer et al. (ICLR 2022): the likelihood alone neglects cases that it takes
     to be uncertain. Federated calibration of the spread is not there; how many true values lie within its 90 %
-    interval is told.
+    interval is reported.
     """
 
     Settings: ClassVar[type[TargetSettings]] = ValueTarget
@@ -114,13 +114,13 @@ class ValueHead(TargetHead[ValueTarget]):
         """Return each sample's loss on the scale from -1 to 1."""
         known = ~truth[:, 0].isnan()
         stated = ((truth[:, 0] - self._middle) / self._half).nan_to_num(0)
-        told = output[:, 0]
+        predicted = output[:, 0]
         if self.settings.loss == "huber":
-            return functional.huber_loss(told, stated, reduction="none", delta=self.settings.huber_from) * known
+            return functional.huber_loss(predicted, stated, reduction="none", delta=self.settings.huber_from) * known
         if not self._has_spread:
-            return functional.mse_loss(told, stated, reduction="none") * known
+            return functional.mse_loss(predicted, stated, reduction="none") * known
         log_variance = output[:, 1].clamp(_LEAST_LOG_SPREAD, _MOST_LOG_SPREAD)
-        likelihood = 0.5 * (log_variance + (told - stated).square() * (-log_variance).exp())
+        likelihood = 0.5 * (log_variance + (predicted - stated).square() * (-log_variance).exp())
         return likelihood * (self.settings.beta * log_variance).exp().detach() * known
 
     @property
@@ -152,15 +152,15 @@ class ValueHead(TargetHead[ValueTarget]):
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> TargetFigures:
-        """Return agreement and errors; a patient's cases count as one, by their means."""
-        told, stated, people = _by_patient(answers, truths, patients)
+        """Return agreement and errors over patients' mean values."""
+        predicted, stated, people = _by_patient(answers, truths, patients)
         if not people:
             return TargetFigures(None)
-        x, y = self._shares(stated), self._shares(told[:, 0])
+        x, y = self._shares(stated), self._shares(predicted[:, 0])
         moments = Moments.of(x, y)
         extra = self._errors(moments, float(np.abs(x - y).mean()))
         if self._has_spread:
-            extra["coverage_90"] = float(_inside(told, stated).mean())
+            extra["coverage_90"] = float(_inside(predicted, stated).mean())
         behind = {name: set(people) for name in ("", *extra)}
         return TargetFigures(moments.agreement, {}, extra, behind)
 
@@ -170,15 +170,15 @@ class ValueHead(TargetHead[ValueTarget]):
         """Return sums over patients, of values as shares of the range.
 
         Returns:
-            patients: how many; sums: of stated values, told ones, both's squares, squared and absolute differences;
-            inside: in how many the stated value lies within the 90 % interval, None where that tells of a few or the
-            target has no spread.
+            patients: their number; sums: of stated values, predictions, squares of both, squared and absolute
+            differences; inside: number of stated values within the 90 % interval, None if that tells of few patients
+            or the target has no spread.
         """
-        told, stated, people = _by_patient(answers, truths, patients)
+        predicted, stated, people = _by_patient(answers, truths, patients)
         if len(people) < LEAST_PATIENTS:
             return None
-        x, y = self._shares(stated), self._shares(told[:, 0])
-        inside = int(_inside(told, stated).sum()) if self._has_spread else None
+        x, y = self._shares(stated), self._shares(predicted[:, 0])
+        inside = int(_inside(predicted, stated).sum()) if self._has_spread else None
         if inside is not None and not _tells_of_enough(inside, len(people)):
             inside = None
         # Products follow from the squared differences, and lose more digits where those are small.
@@ -211,7 +211,7 @@ class ValueHead(TargetHead[ValueTarget]):
         return dict(sums) if enough else {**sums, "inside": None}
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
-        """Return agreement and errors over all sites' patients: exact up to the sums' digits."""
+        """Return agreement and errors, exact up to the sums' digits."""
         people = sum(one["patients"] for one in of_sites)
         x, y, xx, yy, squares, absolute = (sum(one["sums"][n] for one in of_sites) for n in range(6))
         shares = Moments(people, x, y, xx, yy, (xx + yy - squares) / 2)
@@ -223,10 +223,10 @@ class ValueHead(TargetHead[ValueTarget]):
             for name, value in values.items()
             if value is not None
         }
-        told = [one for one in of_sites if one["inside"] is not None]
-        if told:
-            counted = sum(one["patients"] for one in told)
-            share = sum(one["inside"] for one in told) / counted
+        counting = [one for one in of_sites if one["inside"] is not None]
+        if counting:
+            counted = sum(one["patients"] for one in counting)
+            share = sum(one["inside"] for one in counting) / counted
             title = known["coverage_90"].title
             figures["coverage_90"] = TargetFigure(title=title, value=share, patients=counted)
         return PooledTarget(kind=self.settings.kind, patients=people, figures=figures)
@@ -248,7 +248,7 @@ class ValueHead(TargetHead[ValueTarget]):
         return float(self.settings.range[1] - self.settings.range[0]) / 2
 
     def _shares(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return values as shares of the range, from 0 to 1; agreement is the same on any scale."""
+        """Return values as shares of the range, from 0 to 1."""
         found: NDArray[np.float64] = (values - self.settings.range[0]) / (2 * self._half)
         return found
 
@@ -256,7 +256,7 @@ class ValueHead(TargetHead[ValueTarget]):
         """Return the errors, in the unit.
 
         Args:
-            moments: of stated and told values as shares of the range.
+            moments: of stated and predicted values as shares of the range.
             absolute: mean absolute difference of the shares.
         """
         width = 2 * self._half
@@ -276,22 +276,25 @@ class ValueHead(TargetHead[ValueTarget]):
 def _by_patient(
     answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[str]]:
-    """Return mean answers, (patient, values), mean stated values, (patient,), and the patients."""
+    """Return mean answers and stated values by patient.
+
+    (patient, values), (patient,), and the patients' keys.
+    """
     people = list(dict.fromkeys(patients))
     number = {patient: index for index, patient in enumerate(people)}
     of_case = [number[patient] for patient in patients]
     counts = np.bincount(of_case, minlength=len(people)) if people else np.ones(0)
-    told, stated = np.zeros((len(people), answers.shape[1])), np.zeros(len(people))
-    np.add.at(told, of_case, answers)
+    predicted, stated = np.zeros((len(people), answers.shape[1])), np.zeros(len(people))
+    np.add.at(predicted, of_case, answers)
     np.add.at(stated, of_case, truths[:, 0])
-    return told / counts[:, None], stated / counts, people
+    return predicted / counts[:, None], stated / counts, people
 
 
-def _inside(told: NDArray[np.float64], stated: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _inside(predicted: NDArray[np.float64], stated: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return whether stated values lie within the 90 % interval, (patient,)."""
-    return np.asarray(np.abs(told[:, 0] - stated) <= _WITHIN_90 * told[:, 1])
+    return np.asarray(np.abs(predicted[:, 0] - stated) <= _WITHIN_90 * predicted[:, 1])
 
 
 def _tells_of_enough(count: int, whole: int, least: int = LEAST_PATIENTS) -> bool:
-    """Return whether a count and what is left are of nobody, or of enough patients."""
+    """Return whether count and remainder are zero or large enough."""
     return all(part == 0 or part >= least for part in (count, whole - count))
