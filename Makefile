@@ -5,6 +5,9 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
+# Compiled modules are kept, whatever the environment says: each process of a federation would compile oncofed anew, and
+# each of the tests' workers all tests.
+unexport PYTHONDONTWRITEBYTECODE
 CONSTRAINTS := provisioning/constraints.txt
 REQUIREMENTS := provisioning/requirements.txt
 TORCH := 2.13.0

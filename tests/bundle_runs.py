@@ -25,12 +25,16 @@ from oncofed.training.plan import Plan
 CPU = torch.device("cpu")
 
 _CHILD = """
-import json, os, sys
-sys.modules["oncofed"] = None
+import gc, json, os, sys
+# Nor does it need libraries for plots, which MONAI imports if they are there.
+sys.modules.update(dict.fromkeys(("oncofed", "matplotlib", "pandas", "sklearn")))
+gc.disable()
 import torch
 torch.set_num_threads(1)
 from monai.bundle import ConfigWorkflow
 from safetensors.numpy import save_file
+gc.freeze()
+gc.enable()
 
 for run in json.load(open(sys.argv[1])):
     config = os.path.join(run["bundle"], "configs", "inference.json")

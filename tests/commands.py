@@ -12,10 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 
 class Outcome:
@@ -32,7 +34,6 @@ class Outcome:
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["oncofed.cli.main", "oncofed.job.run", "oncofed.job.remote", "torch._dynamo"])
 
 
 def oncofed(*arguments: str | Path, home: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -46,7 +47,7 @@ def oncofed(*arguments: str | Path, home: Path, timeout: float = 240) -> subproc
         output, errors = Path(folder) / "output", Path(folder) / "errors"
         environment = {**ENVIRONMENT, "HOME": str(home), "TMPDIR": str(home)}
         process = _FORKS.Process(target=_be_command, args=(words, home, environment, output, errors))
-        process.start()
+        _start(process)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
@@ -63,7 +64,7 @@ class Forked:
     def __init__(self, arguments: tuple[str | Path, ...], log: Path) -> None:
         words = ["oncofed", *map(str, arguments)]
         self._process = _FORKS.Process(target=_lead_group, args=(words, Path.cwd(), ENVIRONMENT, log, log))
-        self._process.start()
+        _start(self._process)
         self.pid = self._process.pid or 0
         self.kill = self._process.kill
 
@@ -93,6 +94,17 @@ def forked(*arguments: str | Path, log: Path) -> Iterator[Forked]:
         yield process
     finally:
         _end(process)
+
+
+def _start(process: BaseProcess) -> None:
+    """Start a process as a fork.
+
+    The first one starts the server that all are forked from, which looks for modules here, too.
+    """
+    _FORKS.set_forkserver_preload(["preloaded"])
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        process.start()
 
 
 def _lead_group(*values: Any) -> None:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Tests run side by side, and each starts processes of its own: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from commands import Outcome
 from oncofed.cli import main as entry
-from oncofed.job.spec import JobSpec, parse_job
 from synthetic import make_site, write_job
+
+if TYPE_CHECKING:
+    # Imported where it is needed: the process that only deals out tests begins seconds sooner.
+    from oncofed.job.spec import JobSpec
 
 _ROOT = Path(__file__).parents[1]
 # Marker -> what its summary calls a test that passed, and the summary's columns: the marker's arguments, in order.
@@ -30,8 +34,9 @@ _TABLES = {"attack": ("stopped", ("what", "by", "logged")), "wild": ("right", ("
 def pytest_configure() -> None:
     """Heed signals that a shell's ``&`` or ``nohup`` ignores.
 
-    Some tests stop processes by them.
+    Some tests stop processes by them. And no garbage is collected while the tests are imported.
     """
+    gc.disable()
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
@@ -58,6 +63,8 @@ def job(tmp_path: Path) -> Path:
 @pytest.fixture
 def spec(job: Path) -> JobSpec:
     """The same job, read."""
+    from oncofed.job.spec import parse_job  # noqa: PLC0415 - takes seconds
+
     return parse_job(job)
 
 
@@ -104,6 +111,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Tests marked ``gpu`` are skipped without one; those that share a fixture stay with one worker. Slow tests that share
     nothing with their file's others go to any worker, so that no worker ends long after the rest.
     """
+    import torch  # noqa: PLC0415 - takes seconds
+
     items.sort(key=lambda item: "slow" not in item.keywords)
     for item in items:
         for name, (_, columns) in _TABLES.items():
@@ -115,6 +124,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(_ROOT))))
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; torch finds none"))
+
+
+def pytest_collection_finish() -> None:
+    """Collect from now on what tests leave.
+
+    What was imported stays to the end: the collector would go through it again every few tests, and find nothing.
+    """
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -91,6 +91,11 @@ def process_environment(temporary: Path, processes: int, mark: Path | None = Non
     }
 
 
+def takes_sockets(folder: Path) -> bool:
+    """Return whether multiprocessing can have sockets in a folder."""
+    return len(os.fsencode(folder.absolute())) <= _LONGEST_TEMPORARY
+
+
 @contextlib.contextmanager
 def short_path(folder: Path) -> Iterator[Path]:
     """Yield a path of ``folder`` short enough for sockets.
@@ -98,7 +103,7 @@ def short_path(folder: Path) -> Iterator[Path]:
     The folder itself, or a temporary link.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if len(os.fsencode(folder.absolute())) <= _LONGEST_TEMPORARY:
+    if takes_sockets(folder):
         yield folder
         return
     # TMPDIR may be as deep as the folder.

@@ -17,6 +17,13 @@ from oncofed.plugins import registering
 
 PACKAGE = Path(oncofed.__file__).parent
 
+# In the time that a job's process takes; nothing is looked up by that.
+_IMPORTED = """
+from oncofed.lean_imports import lean_imports
+with lean_imports():
+    import oncofed.algorithms
+"""
+
 _OF_PACKAGE = '''
 from typing import Literal
 
@@ -68,7 +75,7 @@ def test_an_installed_package_brings_an_algorithm(tmp_path: Path, job: Path) -> 
     (info / "entry_points.txt").write_text("[oncofed.algorithms]\nhalf = half_updates\n")
     path = f"{tmp_path}:{PACKAGE.parent}"
     found = subprocess.run(
-        [sys.executable, "-c", _USES_IT, str(job)],
+        [sys.executable, "-c", _IMPORTED + _USES_IT, str(job)],
         env={"PYTHONPATH": path},
         capture_output=True,
         text=True,
@@ -89,7 +96,11 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     program = "from oncofed.algorithms import algorithm_names; algorithm_names()"
     path = f"{tmp_path}:{PACKAGE.parent}"
     found = subprocess.run(
-        [sys.executable, "-c", program], env={"PYTHONPATH": path}, capture_output=True, text=True, check=False
+        [sys.executable, "-c", _IMPORTED + program],
+        env={"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "the package of the strategy 'broken' (no_such_module) cannot be imported" in found.stderr
 
@@ -110,7 +121,7 @@ for name in ("no_such", "no_such", "krum"):
         print(error)
 """
     found = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", _IMPORTED + program],
         env={"PYTHONPATH": f"{tmp_path}:{PACKAGE.parent}"},
         capture_output=True,
         text=True,
@@ -136,7 +147,7 @@ threads = [threading.Thread(target=look) for _ in range(8)]
 print(found)
 """
     found = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", _IMPORTED + program],
         env={"PYTHONPATH": str(PACKAGE.parent)},
         capture_output=True,
         text=True,
@@ -153,7 +164,7 @@ with registering("0" * 64):
     print("krum" in algorithm_names())
 """
     found = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", _IMPORTED + program],
         env={"PYTHONPATH": str(PACKAGE.parent)},
         capture_output=True,
         text=True,

@@ -127,12 +127,14 @@ def test_a_case_that_cannot_be_read_is_told_when_it_is_wanted(dataset: Path) -> 
 def test_a_process_that_ends_waits_for_no_more_than_its_threads_do(dataset: Path) -> None:
     program = """
 import sys, time
-import torch
 from pathlib import Path
-from oncofed.data.cases import read_cases
-from oncofed.data.inputs import Patches
-from oncofed.data.prepared import PreparedCases
-from oncofed.data.spec import DataSpec
+from oncofed.lean_imports import lean_imports
+with lean_imports():
+    import torch
+    from oncofed.data.cases import read_cases
+    from oncofed.data.inputs import Patches
+    from oncofed.data.prepared import PreparedCases
+    from oncofed.data.spec import DataSpec
 
 class Slow(Patches):
     def prepare(self, case):

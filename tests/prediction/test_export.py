@@ -187,7 +187,7 @@ def test_models_that_cannot_be_exported_are_reported(tmp_path: Path, monkeypatch
 
 
 @needs_onnx
-@pytest.mark.parametrize("name", ["volumes", "slides"])
+@pytest.mark.parametrize("name", ["volumes", "slides", "targets"])
 def test_onnx_runtime_answers_as_pytorch_for_any_batch(tmp_path: Path, name: str) -> None:
     onnxruntime = importlib.import_module("onnxruntime")
     model = _model(name, tmp_path)
@@ -205,6 +205,10 @@ def test_onnx_runtime_answers_as_pytorch_for_any_batch(tmp_path: Path, name: str
     said = json.loads((done.folder / "model.json").read_text())
     assert said["weights"] == model.digest
     assert "Research only" in said["intended_use"]
+    if name == "targets":
+        assert said["targets"]["age"]["numbers"]["value_years"]["unit"] == "years"
+        assert [step["operation"] for step in said["targets"]["death"]["steps"]][-1] == "cumulative_product"
+        assert said["output"].startswith("the outputs of all targets side by side")
 
 
 def test_the_command_says_what_it_wrote(tmp_path: Path) -> None:

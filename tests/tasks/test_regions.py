@@ -118,6 +118,11 @@ def test_regions_that_cannot_be_told_apart_are_refused(
         job(tmp_path, task)
 
 
+def test_a_target_of_kind_mask_may_have_regions(tmp_path: Path) -> None:
+    targets = TASK.replace("task: {type: regions,", "targets: [{name: ball, kind: mask,") + "]"
+    assert job(tmp_path, targets).task == job(tmp_path).task
+
+
 def test_nnunets_regions_name_the_values_of_a_dataset(tmp_path: Path) -> None:
     spec, folder = job(tmp_path), named(make_site(tmp_path / "set"), NNUNET)
     plan = spec.plan()

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from oncofed.data.cases import pool_cases, read_cases
@@ -33,3 +34,12 @@ def test_baselines_take_the_same_steps_and_score_on_each_sites_test_cases(
     assert scores["pooled"]["west"].cases == len(tests["west"])
     assert load_file(tmp_path / "pooled.safetensors").keys() == load_file(tmp_path / "east.safetensors").keys()
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize(("folder", "way"), [("/tmp", "forkserver"), ("/tmp/" + "deep/" * 20, "spawn")])
+def test_where_the_temporary_folder_is_too_deep_for_sockets_nothing_is_forked(
+    spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, way: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("tempfile.tempdir", folder)
+    assert BaselinePool(spec.plan(), tmp_path)._context.get_start_method() == way

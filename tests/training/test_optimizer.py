@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -95,6 +96,17 @@ def test_steps_are_those_of_torchs_own_optimizer_to_the_bit(name: str) -> None:
     _steps(ours, build_optimizer(spec, ours), 8)
     _steps(theirs, optimizer, 8)
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", _OPTIMIZERS)
+def test_torchs_compiler_is_not_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # whoever imports it fails
+    network = _network()
+    optimizer = build_optimizer(TrainingSpec.model_validate({"optimizer": name}), network)
+    _steps(network, optimizer, 2)
+    optimizer.load_state_dict(optimizer.state_dict())
+    with pytest.raises(ImportError):
+        torch.optim.SGD(network.parameters()).step()
 
 
 class _Made(TorchDispatchMode):

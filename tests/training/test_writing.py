@@ -21,8 +21,10 @@ from oncofed.training.writing import CheckpointWriter
 SCRIPT = """
 import sys
 from pathlib import Path
-from oncofed.data.cases import read_cases
-from oncofed.training import Plan, Trainer
+from oncofed.lean_imports import lean_imports
+with lean_imports():
+    from oncofed.data.cases import read_cases
+    from oncofed.training import Plan, Trainer
 
 plan = Plan.model_validate_json(Path(sys.argv[1]).read_text())
 cases = read_cases(Path(sys.argv[2]), plan.data.split, plan.seed)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import oncofed
 from oncofed.client.sandbox_channel import failure, receive, send
+from oncofed.lean_imports import lean_imports
 from oncofed.processes import end_with_parent, name_process
 from oncofed.sandbox import restrict_files
 
@@ -43,7 +44,8 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - the job's process must learn of any error
         send(commands, failure(error), b"")
         return
-    from oncofed.client.sandbox_worker import work  # noqa: PLC0415 - it starts threads
+    with lean_imports():
+        from oncofed.client.sandbox_worker import work  # noqa: PLC0415 - it starts threads
 
     work(commands, facts, content)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -13,6 +14,27 @@ from oncofed.training.plan import TrainingSpec
 _FIRST_SCALE, _STEPS_BETWEEN_GROWTHS = 2.0**16, 2000
 # Below it float16 keeps none of a usual gradient, and from 2 ** -128 on the inverse is infinite.
 _LEAST_SCALE = 2.0**-16
+
+
+class _WithoutCompiler(torch.optim.Optimizer):
+    """Does what torch's optimizers do, without torch's compiler.
+
+    They import it to keep it from compiling them. That takes as long as all else of torch, and nothing of ours compiles
+    an optimizer.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class _SGD(_WithoutCompiler, torch.optim.SGD):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class _AdamW(_WithoutCompiler, torch.optim.AdamW):
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 def build_optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optimizer:
@@ -28,10 +50,10 @@ def build_optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optim
     optimizer: torch.optim.Optimizer
     names: tuple[str, ...]
     if spec.optimizer == "sgd":
-        optimizer = torch.optim.SGD(parameters, rate, momentum=0.99, nesterov=True, weight_decay=decay, fused=True)
+        optimizer = _SGD(parameters, rate, momentum=0.99, nesterov=True, weight_decay=decay, fused=True)
         names = ("momentum_buffer",)
     else:
-        optimizer = torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+        optimizer = _AdamW(parameters, rate, weight_decay=decay, fused=True)
         names = ("exp_avg", "exp_avg_sq")
     for parameter in parameters:
         if parameter.requires_grad:

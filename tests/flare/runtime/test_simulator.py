@@ -72,7 +72,7 @@ def start(fork_server: ForkServer, tmp_path: Path) -> Callable[[float, int], For
 
     def start(seconds: float, status: int) -> ForkedProcess:
         command = [sys.executable, "-m", "program_of_site", str(tmp_path / "out.txt"), str(seconds), str(status)]
-        return start_site(fork_server, command, env={"COLOUR": "blue"}, shell=False, preexec_fn=os.setsid)
+        return start_site(fork_server.fork, command, env={"COLOUR": "blue"}, shell=False, preexec_fn=os.setsid)
 
     return start
 
@@ -88,7 +88,7 @@ def test_a_site_runs_with_its_environment_and_returns_its_status(start, tmp_path
 
 def test_plotting_libraries_are_imported_on_use(fork_server: ForkServer) -> None:
     command = [sys.executable, "-m", "program_of_plots"]
-    assert start_site(fork_server, command, env={}, shell=False, preexec_fn=os.setsid).wait(60) == 0
+    assert start_site(fork_server.fork, command, env={}, shell=False, preexec_fn=os.setsid).wait(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -110,7 +110,7 @@ def test_a_site_ends_with_its_parent_or_its_work(fork_server: ForkServer, tmp_pa
         parent.kill()
         parent.wait()
     command = [sys.executable, "-m", "program_of_flare", str(parent.pid), str(tmp_path / "begun"), what]
-    site = start_site(fork_server, command, env={}, shell=False, preexec_fn=os.setsid)
+    site = start_site(fork_server.fork, command, env={}, shell=False, preexec_fn=os.setsid)
     try:
         wait_for((tmp_path / "begun").exists, "the site runs")
         if what == "its parent ends":

@@ -30,13 +30,14 @@ from oncofed.processes import JOB_PROCESS, THREADS_VARIABLE, name_process
 
 # The argument of this module in a job's process that started Python again.
 _IS_JOB = "job"
+SPARE_PROCESS = "oncofed spare"
 
 
 def main() -> None:
     """Serve forks; in a fork, run its command."""
     share_one_heap()
     is_job = _IS_JOB in sys.argv[1:]
-    name_process(JOB_PROCESS if is_job else "oncofed spare")
+    name_process(JOB_PROCESS if is_job else SPARE_PROCESS)
     cuda_initialised = import_all()
     if not is_job:
         if cuda_initialised:
@@ -46,6 +47,15 @@ def main() -> None:
         if cuda_initialised:
             os.execv(sys.executable, [sys.executable, "-u", "-m", __spec__.name, _IS_JOB])  # noqa: S606 - no shell
     _run(_receive_command())
+
+
+def serve(requests: socket.socket) -> None:
+    """Serve forks until nobody can request more.
+
+    In a fork, run its command.
+    """
+    if _Server(requests).serve():
+        _run(_receive_command())
 
 
 class _Server:

@@ -18,8 +18,9 @@ _DENSE = {"mask": "segmentation", "objects": "objects"}
 def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
     """Return the section ``task`` of a job that names its targets.
 
-    One target of kind ``mask`` or ``objects`` is a segmentation, whose settings it gives. Others are learned together,
-    of what the job's network takes: images, bags of a slide's tiles, or rows of a table.
+    One target of kind ``mask`` or ``objects`` is a segmentation, whose settings it gives; a mask's ``regions`` may
+    overlap. Others are learned together, of what the job's network takes: images, bags of a slide's tiles, or rows of a
+    table.
 
     Args:
         targets: section of the job.
@@ -40,7 +41,7 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
         )
     if dense:
         settings = {name: value for name, value in targets[0].items() if name not in ("name", "kind", "weight")}
-        return {"type": _DENSE[dense[0]], **more, **settings}
+        return {"type": "regions" if "regions" in settings else _DENSE[dense[0]], **more, **settings}
     return {"type": _TYPES.get(_input_kind(model), "targets"), **more, "targets": targets}
 
 

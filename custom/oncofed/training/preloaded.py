@@ -1,0 +1,8 @@
+"""What baselines need, imported once for all forks."""
+
+from __future__ import annotations
+
+from oncofed.lean_imports import lean_imports
+
+with lean_imports():
+    import oncofed.training.baselines  # noqa: F401
