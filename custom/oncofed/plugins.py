@@ -232,8 +232,15 @@ def _import(module: str) -> None:
 
 # --- networks
 
-# A network's output: values for each voxel, for an image as a whole, or for a bag of features.
-Kind = Literal["dense", "image", "bag"]
+# A network's output: values for each voxel, for an image as a whole, for a bag of features, or boxes.
+Kind = Literal["dense", "image", "bag", "boxes"]
+# The same for people.
+KINDS: dict[Kind, str] = {
+    "dense": "values for each voxel",
+    "image": "one class for an image",
+    "bag": "one class for a slide",
+    "boxes": "boxes around objects",
+}
 
 
 @dataclass(frozen=True)

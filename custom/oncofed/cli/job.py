@@ -66,6 +66,7 @@ def list_(json: Json = False) -> None:
 def networks(json: Json = False) -> None:
     """List networks for jobs."""
     from oncofed.models import list_networks
+    from oncofed.plugins import KINDS
 
     found = list_networks()
     if json:
@@ -75,14 +76,13 @@ def networks(json: Json = False) -> None:
         ]
         typer.echo(jsonlib.dumps(rows, indent=2))
         return
-    gives = {"dense": "values for each voxel", "image": "one class for an image", "bag": "one class for a slide"}
     table = Table()
     for heading in ("network", "gives", "images", "sides are multiples of", "its own channels"):
         table.add_column(heading)
     for network in found:
         axes = " and ".join(f"{axes}D" for axes in network.dimensions) if network.kind != "bag" else "tiles of slides"
         sides = str(network.divisor or 2 ** (len(network.channels) - 1)) if network.kind != "bag" else "–"
-        table.add_row(network.name, gives[network.kind], axes, sides, ", ".join(map(str, network.channels)))
+        table.add_row(network.name, KINDS[network.kind], axes, sides, ", ".join(map(str, network.channels)))
     show_table(table)
 
 

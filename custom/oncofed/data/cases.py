@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from oncofed.data import case_facts
+from oncofed.data import boxes, case_facts
 from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
 from oncofed.data.grouping import finding_lines, millimetres
@@ -59,6 +59,8 @@ class Case:
         folder: of the registered dataset, where prepared cases may be kept; None where nobody has registered it.
         targets: of a job that learns targets, name -> numbers; NaN: unknown.
         target_fault: why a target cannot be used; empty where all can.
+        boxes: of a job that looks for objects, those that the dataset states; None: its mask shows them.
+        may_be_empty: a mask without any object is fine.
     """
 
     name: str
@@ -75,6 +77,8 @@ class Case:
     folder: Path | None = field(default=None, compare=False, repr=False)
     targets: Mapping[str, Encoded] = field(default_factory=dict, compare=False, repr=False)
     target_fault: str = field(default="", compare=False, repr=False)
+    boxes: tuple[boxes.Box, ...] | None = field(default=None, compare=False, repr=False)
+    may_be_empty: bool = False
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -361,10 +365,12 @@ def _wanted_case(
     folder: Path, manifest: Manifest, entry: Entry, wanted: Supervision, values: tuple[tuple[int, int], ...] | None
 ) -> Case | None:
     """Return an entry as a case; None where it lacks what is learned."""
+    if not wanted.of_entry(manifest, entry):
+        return None
     if wanted.kind == "targets":
         return _with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
-    if not isinstance(entry.label, str if wanted.kind == "mask" else int):
-        return None
+    if wanted.kind == "boxes":
+        return _with_boxes(case_of(folder, manifest, entry, values), entry)
     if wanted.kind == "class" and values is not None and entry.label not in dict(values):
         return None
     return case_of(folder, manifest, entry, values)
@@ -387,6 +393,12 @@ def _with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervis
     if not faults and not any(map(is_known, found.values())):
         return None
     return replace(case, targets=found, target_fault="; ".join(faults))
+
+
+def _with_boxes(case: Case, entry: Entry) -> Case:
+    """Return a case with the boxes that its entry states."""
+    case = replace(case, may_be_empty=True)
+    return case if entry.boxes is None else replace(case, label=0, boxes=tuple(entry.boxes))
 
 
 def check_cases(
@@ -430,9 +442,12 @@ def check_case(
             known[case] = entry
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
         return Problem(case.name, case_facts.reason_of(error))
-    found = [*contract_faults(entry, data or DataSpec(dataset="any")), *case_facts.faults(entry)]
+    found = [*contract_faults(entry, data or DataSpec(dataset="any")), *case_facts.faults(entry, case.may_be_empty)]
     if case.targets:
         found += [case.target_fault] if case.target_fault else []
+    elif case.boxes is not None:
+        fault = boxes.fault(case.boxes, entry.shape or [], dict(case.label_values or ((c, c) for c in classes)))
+        found += [fault] if fault else []
     elif not entry.label_problem:
         found += label_faults(case, entry, classes)
     return Problem(case.name, "; ".join(found)) if found else None

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from oncofed.data.manifest import Manifest
-from oncofed.data.targets import Target
+from oncofed.data.manifest import Entry, Manifest
+from oncofed.data.targets import Target, declared_target, stated_value
 
-# The kind of label that a job learns from: a mask of each image, its class, or named targets of the case.
-LabelKind = Literal["mask", "class", "targets"]
+# The kind of label that a job learns from: a mask of each image, its class, named targets of the case, or boxes around
+# its objects.
+LabelKind = Literal["mask", "class", "targets", "boxes"]
 # Name of the label of voxels that nobody labelled; a dataset need not have it.
 IGNORED = "ignore"
 
@@ -22,7 +23,7 @@ class Supervision:
     Attributes:
         kind: of the labels.
         classes: label value -> name, without a mask's background; empty for targets.
-        targets: named ones; empty for masks and classes.
+        targets: named ones; empty for others.
         partial: a dataset may lack some of a mask's classes, which are then unknown in its cases.
     """
 
@@ -30,6 +31,32 @@ class Supervision:
     classes: Mapping[int, str] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
     partial: bool = False
+
+    def of_entry(self, manifest: Manifest, entry: Entry) -> bool:
+        """Return whether an entry states what is learned.
+
+        Args:
+            manifest: of the dataset.
+            entry: of it.
+
+        Raises:
+            DataError: the dataset declares a target of another kind under a target's name.
+        """
+        if self.kind == "boxes":
+            return entry.boxes is not None or isinstance(entry.label, str)
+        if self.kind != "targets":
+            return isinstance(entry.label, str if self.kind == "mask" else int)
+        return any(
+            declared_target(manifest.targets, manifest.labels, target) is not None
+            and stated_value(entry.targets, entry.label, manifest.labels, target) is not None
+            for target in self.targets
+        )
+
+    @property
+    def in_words(self) -> str:
+        """What an entry must state."""
+        words = {"mask": "a mask as label", "class": "the number of a class as label", "boxes": "boxes or a mask"}
+        return words.get(self.kind) or f"any of the targets {', '.join(target.name for target in self.targets)}"
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,8 @@ def build_network(request: NetworkRequest, seed: int) -> nn.Module:
 
     Returns:
         On the CPU, float32: of the kind "dense" from (batch, channel, x, y[, z]) to (batch, out, x, y[, z]), "image"
-        from the same to (batch, out), "bag" from (batch, tile, feature) and a mask (batch, tile) to (batch, out).
+        from the same to (batch, out), "bag" from (batch, tile, feature) and a mask (batch, tile) to (batch, out),
+        "boxes" from an image to (batch, out, anchor), as ``RetinaNetBoxes`` has them.
 
     Raises:
         SpecError: it cannot be built so.
@@ -444,6 +445,15 @@ def _attention_mil(request: NetworkRequest) -> dict[str, Any]:
     return {"_target_": "oncofed.models.mil.AttentionMIL", **_channels(request)}
 
 
+# --- boxes
+
+
+def _retinanet(request: NetworkRequest) -> dict[str, Any]:
+    own = {"channels": list(request.spec.feature_maps), "norm": request.norm}
+    target = {"_target_": "oncofed.models.retinanet.RetinaNetBoxes", **_channels(request)}
+    return {**target, "spatial_dims": request.dimensions, **own}
+
+
 for _network in (
     Network("unet", "dense", _unet, (16, 32, 64, 128), "instance"),
     Network("dynunet", "dense", _dynunet, (32, 64, 128, 256, 320), "instance"),
@@ -457,5 +467,6 @@ for _network in (
     Network("resnet50", "image", _resnet(50), divisor=32),
     Network("vit", "image", _vit, divisor=16),
     Network("attention_mil", "bag", _attention_mil, divisor=1),
+    Network("retinanet", "boxes", _retinanet, (16, 32, 64, 128)),
 ):
     NETWORKS.register(_network.name)(_network)

@@ -21,6 +21,7 @@ from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
+from oncofed.plugins import KINDS
 from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
@@ -118,14 +119,9 @@ class Plan(StrictModel):
         except SpecError as error:
             raise SettingError(str(error), "task") from None
         if given != kind:
-            gives = {
-                "dense": "values for each voxel",
-                "image": "one class for an image",
-                "bag": "one class for a slide",
-            }
             raise SettingError(
-                f"the task {self.task.type} needs a network that gives {gives[kind]}; {self.model.network} gives "
-                f"{gives[given]}. See: oncofed job networks",
+                f"the task {self.task.type} needs a network that gives {KINDS[kind]}; {self.model.network} gives "
+                f"{KINDS[given]}. See: oncofed job networks",
                 "model.network",
                 "task.type",
             )
@@ -197,7 +193,8 @@ class Plan(StrictModel):
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code is not included: the bundle of its model holds the weights, and gives no answers.
+        A pack's code is not included, nor what joins the boxes of windows: the bundle of such a model holds the
+        weights, and gives no answers.
 
         Args:
             folder: where the bundle goes.
@@ -206,7 +203,7 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if self.model.code or self.task.named_targets:
+        if self.model.code or self.task.named_targets or self.model.kind == "boxes":
             return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job)
         answer = answer_of(self.task, self.data)
         return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
@@ -283,6 +280,8 @@ class Plan(StrictModel):
                 f"{str(error).splitlines()[0]}"
             ) from None
         expected = (1, task.out_channels, *(self.data.patch if task.network_kind == "dense" else ()))
+        if task.network_kind == "boxes":
+            output = output[..., 0]  # of the first anchor: how many there are is the network's own choice
         found = tuple(output[:, 0].shape if output.ndim > len(expected) else output.shape)
         if found != expected:
             raise SpecError(f"{self.model.network} answers with the shape {found}, the task expects {expected}")

@@ -1,4 +1,4 @@
-"""The bundle of a model that needs a pack's code.
+"""The bundle of a model that needs code beyond MONAI's.
 
 It holds weights and facts, and gives no answer.
 """
@@ -9,8 +9,8 @@ from oncofed.models.bundle.expressions import REFUSE, Config
 
 # The digest alone comes from the job, 64 hexadecimal digits: no text of a job's author is part of this.
 _WHY = (
-    "This model answers only with the code of the pack {}, which no bundle holds: "
-    "predict with oncofed, from the folder of the run, where the pack is."
+    "This model answers only with the code of {}, which no bundle holds: "
+    "predict with oncofed, from the folder of the run{}."
 )
 
 
@@ -18,9 +18,9 @@ def reason(pack: str) -> str:
     """Return why such a bundle does not answer.
 
     Args:
-        pack: digest, 64 hexadecimal digits.
+        pack: digest, 64 hexadecimal digits; empty: the code is oncofed's own.
     """
-    return _WHY.format(pack)
+    return _WHY.format(f"the pack {pack}", ", where the pack is") if pack else _WHY.format("oncofed", "")
 
 
 def refusing_inference(pack: str) -> Config:

@@ -227,15 +227,13 @@ def _dealt(request: EvaluationRequest, manifest: Manifest) -> tuple[dict[str, st
     Raises:
         DataError: none has a label that the job can be scored by.
     """
-    job, task = request.model.job, request.model.task
-    kind, noun = (str, "a mask") if task.label_kind == "mask" else (int, "the number of a class")
-    labelled = [entry for key, entry in manifest.by_split() if key in job.data.splits and isinstance(entry.label, kind)]
-    if not labelled:
-        raise DataError(
-            f"{request.folder}: none of its {counted(len(manifest.entries), 'case')} has {noun} as label, by which the "
-            f"job {job.name} is scored. Register labels with the images, or name another dataset"
-        )
+    job = request.model.job
     supervision = job.plan().supervision()
+    if not any(key in job.data.splits and supervision.of_entry(manifest, entry) for key, entry in manifest.by_split()):
+        raise DataError(
+            f"{request.folder}: none of its {counted(len(manifest.entries), 'case')} has {supervision.in_words}, by "
+            f"which the job {job.name} is scored. Register labels with the images, or name another dataset"
+        )
     cases = deal_cases(manifest, request.folder, job.data.split, job.seed, supervision, job.data.splits)
     if request.split != "all" and not _by_list(cases)[request.split]:
         found = ", ".join(f"{len(part)} {name}" for name, part in _by_list(cases).items())
