@@ -34,6 +34,10 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"arguments": SMALL_DENSENET},
     },
     "slide_classification": {"data": {"patch": [64, 64]}},
+    "lung_nodule_detection": {
+        "data": {"patch": [16, 16, 8], "minimum_cases": 2, "spacing": [1.5, 1.5, 2], "max_bad_share": 1},
+        "model": {"channels": [8, 16], "arguments": {"features": 8}},
+    },
     "ct_organ_segmentation": {
         "data": {"patch": [16, 16, 16]},
         "model": {"channels": [4, 8, 16], "deep_supervision": 1},

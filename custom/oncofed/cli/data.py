@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from oncofed.cli.boxes import boxes
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
@@ -41,6 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command()(resolve)
+app.command()(boxes)
 
 Dataset = Annotated[str, typer.Argument(help="A registered dataset's name, or its folder with dataset.json.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
