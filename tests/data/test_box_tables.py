@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     source = tmp_path / "in"
     source.mkdir()
     places = apply_affine(AFFINE, np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1))
-    ball = np.linalg.norm(places - apply_affine(AFFINE, [12, 9, 7]), axis=-1) < 5
+    ball = np.linalg.norm(places - apply_affine(AFFINE, [12, 9, 7]), axis=-1) < 5.01
     for number in range(2):
         values = np.random.default_rng(number).normal(0, 1, SHAPE) + (50 * ball if number == 0 else 0)
         nib.save(nib.Nifti1Image(values.astype(np.float32), AFFINE), source / f"1.3.6.{number}.nii.gz")

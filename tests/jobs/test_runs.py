@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from commands import oncofed
+from oncofed.data.box_tables import state_boxes
 from oncofed.data.cases import usable_cases
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec, ProfileJobSpec, list_jobs, parse_any_job, read_job
 from oncofed.tasks.calibration import TEMPERATURES, read_calibration
 from oncofed.training import Trainer
-from synthetic import make_nuclei, make_site, make_slides, make_textures
+from synthetic import make_lesions, make_nuclei, make_site, make_slides, make_textures
 
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
@@ -47,7 +48,7 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
 # Enough for a model that is sure of something.
 LONGER = {"xray_classification": {"training": {"steps_per_round": 40, "batch_size": 8}}}
 # One of each task goes all the way through the simulator, which takes most of a minute.
-IN_SIMULATOR = {"nuclei_segmentation", "xray_classification", "slide_classification"}
+IN_SIMULATOR = {"nuclei_segmentation", "xray_classification", "slide_classification", "lung_nodule_detection"}
 
 
 def _site(spec: JobSpec, source: Path, out: Path) -> Path:
@@ -57,6 +58,7 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
         "tile_classification": lambda: make_textures(source, names, 4),
         "xray_classification": lambda: _mislabel(make_textures(source, names, 40, colours=1)),
         "slide_classification": lambda: make_slides(source, 10, side=512),
+        "lung_nodule_detection": lambda: _as_table(make_lesions(source, 8)),
     }
     makers.get(spec.name, lambda: make_site(source, 6))()
     table = source / "labels.csv"
@@ -66,7 +68,21 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
     task = "slides" if spec.name == "slide_classification" else None
     labels = {} if task or "classification" in spec.name or "nuclei" in spec.name else spec.task.classes
     register(RegisterOptions(source, spec.data.dataset, out, task, labels, table if table.is_file() else None, tiles))
+    if spec.name == "lung_nodule_detection":
+        state_boxes(out, source.with_suffix(".csv"), "voxels", names[0], rest_has_none=True)
     return out
+
+
+def _as_table(folder: Path) -> None:
+    """Put the boxes of a folder's list into a table beside the folder, as LUNA16 has them."""
+    listed = folder / "dataset.json"
+    ends = [(end, axis) for end in ("low", "high") for axis in range(3)]
+    lines = [",".join(["image", *(f"{end}_{'xyz'[axis]}" for end, axis in ends)])]
+    for entry in json.loads(listed.read_text())["training"]:
+        name = Path(entry["image"]).name
+        lines += [",".join([name, *(str(box[end][axis]) for end, axis in ends)]) for box in entry["boxes"]]
+    folder.with_suffix(".csv").write_text("\n".join(lines))
+    listed.unlink()
 
 
 def _mislabel(folder: Path) -> None:

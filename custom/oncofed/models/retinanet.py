@@ -109,7 +109,7 @@ class RetinaNetBoxes(nn.Module):
                 for n, part in enumerate(maps[:levels])
             ]
         )
-        fixed = torch.cat([anchors, level], dim=1).expand(len(x), -1, -1)
+        fixed = torch.cat([anchors, level], dim=1).expand(x.shape[0], -1, -1)
         return torch.cat([logits.float(), offsets.float(), fixed], dim=2).transpose(1, 2)
 
 
@@ -120,5 +120,5 @@ def _of_anchors(values: Tensor, anchors: int) -> Tensor:
         values: (batch, anchor and value, x, y[, z]).
         anchors: at each place.
     """
-    split = values.view(len(values), anchors, -1, values[0, 0].numel())
+    split = values.view(values.shape[0], anchors, -1, values[0, 0].numel())
     return split.permute(0, 3, 1, 2).flatten(1, 2)

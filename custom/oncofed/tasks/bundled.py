@@ -10,6 +10,7 @@ from oncofed.errors import SpecError
 from oncofed.models.bundle import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
 from oncofed.settings import StrictModel
 from oncofed.tasks.classification import ClassificationSpec
+from oncofed.tasks.detection import DetectionSpec
 from oncofed.tasks.encoder import EncoderSpec
 from oncofed.tasks.objects import ObjectsSpec
 from oncofed.tasks.segmentation import SegmentationSpec
@@ -24,7 +25,7 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
         data: section of the job.
 
     Raises:
-        SpecError: the task comes with a pack, and bundles cannot hold its code.
+        SpecError: it takes code that bundles cannot hold: a pack's, or what joins the boxes of windows.
     """
     if isinstance(task, SegmentationSpec):
         return LabelledVoxels(task.overlap, task.mirror, task.keep_largest)
@@ -35,6 +36,10 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
     if isinstance(task, SlideClassificationSpec):
         microns = data.spacing[0] * 1000 if data.spacing else None
         return SlideClasses(_digest(task.encoder), data.patch[0], microns)
+    if isinstance(task, DetectionSpec):
+        raise SpecError(
+            "the boxes of windows are joined by code of oncofed, which no bundle holds: use the run's folder"
+        )
     raise SpecError("the task comes with a pack, whose code no bundle holds")
 
 

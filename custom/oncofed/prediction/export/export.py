@@ -31,6 +31,7 @@ from oncofed.models.bundle import BUNDLE_NAME
 from oncofed.prediction.export.to_onnx import ONNX_NAME, require_onnx, write_onnx
 from oncofed.prediction.model import MODEL_FOLDER, TrainedModel
 from oncofed.report.card import CARD_JSON, CARD_MARKDOWN
+from oncofed.tasks.bundled import answer_of
 from oncofed.tasks.inferred import ClassScores, LabelMap, ObjectMap, TargetScores
 from oncofed.tasks.targets import TargetsTask
 
@@ -95,6 +96,7 @@ def export(model: TrainedModel, form: Format, out: Path, progress: Progress = la
             "run's folder together with the pack"
         )
     if form == "onnx":
+        answer_of(model.job.task, model.job.data)
         require_onnx()
     with _whole(out / (BUNDLE_NAME if form == "bundle" else ONNX_NAME)) as folder:
         agreement = _export_bundle(model, folder, progress) if form == "bundle" else write_onnx(model, folder, progress)

@@ -50,7 +50,7 @@ class Detection(Task[DetectionOutcome]):
 
     Settings = DetectionSpec
     metric = "cpm"
-    metric_name = "CPM (mean sensitivity at 1/8 to 8 false positives an image)"
+    metric_name = "CPM (FROC)"
     extra_metrics = (*SENSITIVITIES, MEAN_PRECISION, PRECISION)
     loss_name = "focal loss, and smooth L1 of the boxes"
     label_kind: LabelKind = "boxes"
