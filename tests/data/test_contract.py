@@ -131,9 +131,9 @@ def test_class_0_of_whole_images_is_shown() -> None:
     manifest = Manifest.model_validate(
         {"task": "classification", "labels": {"0": "benign", "1": "malignant"}, "training": []}
     )
-    row = _labels(manifest, {0: "benign", 1: "malignant"}, Vocabulary(), "class")
+    row = _labels(manifest, Supervision("class", {0: "benign", 1: "malignant"}), Vocabulary())
     assert (row.found, row.expected) == ("0 benign, 1 malignant", "0 benign, 1 malignant")
-    assert _labels(manifest, {1: "malignant"}, Vocabulary(), "mask").found == "1 malignant"
+    assert _labels(manifest, Supervision(classes={1: "malignant"}), Vocabulary()).found == "1 malignant"
 
 
 @pytest.mark.wild("standard: NIfTI-1, xyzt_units", "a volume of microns that calls them millimetres")

@@ -376,6 +376,8 @@ def test_a_buffer_fills_with_updates_of_any_round(tmp_path: Path) -> None:
     paced = {"fast": _slow(sites["fast"], 1.0, every), "slow": _slow(sites["slow"], 7.0, every)}
     run = _run(tmp_path, paced, {"rounds": {"number": 5}, "strategy": {"name": "fedbuff", "buffer": 2}})
     assert run.of(RoundEnded)[0].seconds == pytest.approx(2, abs=0.1), "the fast one twice"
+    repeats = [request.repeat for request in sites["fast"].requests if isinstance(request, TrainRequest)]
+    assert repeats[:2] == [0, 1], "the second time it trains on from its next batches"
     assert any("slow" in who["late"] for who in run.rounds)
     assert 0 < sum(len(who["late"]) for who in run.rounds) <= len(run.of(Late))
 

@@ -40,11 +40,11 @@ class FedBuff(Algorithm[FedBuffSettings]):
         return Buffered(self.settings.buffer)
 
     def check_sites(self, sites: int) -> None:
-        """Refuse a buffer that so many sites do not fill."""
+        """Refuse a buffer that needs two updates of one site."""
         if sites < self.settings.buffer:
             raise SpecError(
-                f"strategy.buffer is {self.settings.buffer}, found {sites} sites that train, each once from the same "
-                f"model: it is never full. Lower it to {max(sites, 1)}, or name more sites."
+                f"strategy.buffer is {self.settings.buffer}, found {sites} sites that train, of which one would count "
+                f"twice in every step. Lower it to {max(sites, 1)}, or name more sites."
             )
 
     def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:

@@ -137,7 +137,7 @@ class InProcessTraining:
     def train(self, request: TrainRequest, stop: Stop) -> TrainResult:
         """Train the global model, unless its result is kept."""
         received = {name: _full_precision(value) for name, value in request.weights.items()}
-        turn_key = f"{request.round} {digest_of(received)}"
+        turn_key = f"{request.round} {digest_of(received)}" + (f" {request.repeat}" if request.repeat else "")
         earlier = self._state.result_of(turn_key)
         if earlier:
             return earlier

@@ -159,7 +159,12 @@ def _execute(
         request = EvaluateRequest(weights=weights, round=facts["round"], split=facts["split"], sums=sums)
         score = training.validate(request, stop, facts["keep_as"])
         return {"numbers": score.numbers, "patient_groups": score.patient_groups}, {}
-    train_request = TrainRequest(weights=weights, round=facts["round"], extra=without_prefix(tensors, "extra"))
+    train_request = TrainRequest(
+        weights=weights,
+        round=facts["round"],
+        extra=without_prefix(tensors, "extra"),
+        repeat=facts["repeat"],
+    )
     result = training.train(train_request, stop)
     counts = {"turn_key": result.turn_key, "cases": result.cases, "steps": result.steps, "numbers": result.numbers}
     return counts, {**prefixed("delta", result.delta), **prefixed("extra", result.extra)}

@@ -101,7 +101,9 @@ class SandboxedTraining:
     def train(self, request: TrainRequest, stop: Stop) -> TrainResult:
         """Have it train."""
         tensors = {**prefixed("weights", request.weights), **prefixed("extra", request.extra)}
-        facts, found = self._command({"command": TRAIN, "round": request.round}, tensors, stop)
+        facts, found = self._command(
+            {"command": TRAIN, "round": request.round, "repeat": request.repeat}, tensors, stop
+        )
         try:
             return TrainResult(
                 turn_key=str(facts["turn_key"]),

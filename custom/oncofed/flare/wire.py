@@ -51,6 +51,7 @@ _ROUND = "oncofed.round"
 _REFUSED = "oncofed.refused"
 _STEPS = "oncofed.steps"
 _COLLECTOR = "oncofed.collector"
+_REPEAT = "oncofed.repeat"
 _MISSING = "oncofed.missing"
 _LEFT_OUT = "oncofed.left_out"
 _WAIT = "oncofed.wait"
@@ -96,6 +97,8 @@ def _(message: TrainRequest) -> Shareable:
         shareable.set_header(_REFUSED, message.refusal)
     if message.collector is not None:
         shareable.set_header(_COLLECTOR, message.collector)
+    if message.repeat:
+        shareable.set_header(_REPEAT, message.repeat)
     return shareable
 
 
@@ -184,6 +187,7 @@ def _train_request(shareable: Shareable) -> TrainRequest:
         extra=dict(extra),
         refusal=str(refusal) if refusal else None,
         collector=collector or None,
+        repeat=int(shareable.get_header(_REPEAT, 0)),
     )
 
 

@@ -45,6 +45,7 @@ class TrainRequest(Request):
         extra: tensors of ``Algorithm.for_clients``, by name.
         refusal: why this site's last update did not count; None where it did.
         collector: site to send the update to; None for the server.
+        repeat: updates that the site has given from this very model; it trains on from its next batches.
     """
 
     task = "train"
@@ -54,6 +55,7 @@ class TrainRequest(Request):
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     refusal: str | None = None
     collector: str | None = None
+    repeat: int = 0
 
 
 @dataclass(frozen=True)

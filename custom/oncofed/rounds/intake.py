@@ -130,6 +130,11 @@ class UpdateIntake:
             self._record(SiteNotKept(site=site, round=expected.round, reason=str(numbers["not_kept"])))
         self._record(Answered(site=site, task=TrainRequest.task, round=expected.round))
 
+    def updates_from(self, site: str, current: RoundState) -> int:
+        """Return how many updates a site has given to a round's model."""
+        with self._lock:
+            return sum(update.site == site and not update.staleness for update in current.updates)
+
     def _read(self, site: str, result: TrainResult, expected: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
         self._declared(result.numbers, most=most_scored(self._cases().get(site)))
         kind = self._federation.exchange.update

@@ -117,7 +117,8 @@ class Training(Goal):
     def _make_request(self, request: TrainRequest, site: str) -> TrainRequest:
         refusal = self._context.intake.reasons.pop(site, None) if self._reports_refusals else None
         self._context.record(TaskSent(task=TrainRequest.task, round=request.round, split="validation", sites=[site]))
-        return dataclasses.replace(request, refusal=refusal)
+        repeat = self._context.intake.updates_from(site, self._current)
+        return dataclasses.replace(request, refusal=refusal, repeat=repeat)
 
     def _on_result(self, site: str, result: Result | Refusal, task: SiteTask) -> None:
         self._context.intake.accept(site, result, task, self._current, self._expected)

@@ -1,0 +1,45 @@
+"""Local training in one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from oncofed.algorithms.plan import FederationPlan
+from oncofed.client.in_process import InProcessTraining
+from oncofed.client.local_training import SiteContext
+from oncofed.job.spec import read_job
+from oncofed.messages.requests import TrainRequest
+from oncofed.messages.results import TrainResult
+from synthetic import make_site, write_job
+
+
+class _Quiet:
+    """Receives progress and log lines, and drops them."""
+
+    def progress(self, **values: object) -> None:
+        """Drop progress."""
+
+    def note(self, text: str, level: int) -> None:
+        """Drop a line."""
+
+
+def test_another_update_from_the_same_model_is_trained_and_not_the_kept_one(tmp_path: Path) -> None:
+    plan = read_job(write_job(tmp_path / "job")).plan()
+    context = SiteContext(site="east", data=make_site(tmp_path / "east"), state=tmp_path / "state")
+    training = InProcessTraining(plan=plan, federation=FederationPlan(), context=context, reporter=_Quiet())
+    training.prepare()
+    weights = plan.initial_weights()
+
+    def trained(repeat: int) -> TrainResult:
+        return training.train(TrainRequest(weights=weights, round=1, repeat=repeat), lambda: False)
+
+    first, again, second = trained(0), trained(0), trained(1)
+    training.close()
+    assert _equal(first, again), "an answer that was lost is sent once more"
+    assert not _equal(first, second), "its next batches"
+
+
+def _equal(one: TrainResult, other: TrainResult) -> bool:
+    return all(torch.equal(value, other.delta[name]) for name, value in one.delta.items())
