@@ -70,6 +70,9 @@ class RetinaNetBoxes(nn.Module):
         features: int = 64,
     ) -> None:
         super().__init__()
+        classes = out_channels - 4 * spatial_dims - 1
+        if classes < 1:
+            raise ValueError(f"out_channels is {out_channels}, expected at least {4 * spatial_dims + 2}")
         if not 0 <= finest < len(channels):
             raise ValueError(f"finest is {finest}, expected the number of one of {len(channels)} resolutions")
         if not sides or min(sides) < 2:
@@ -79,7 +82,7 @@ class RetinaNetBoxes(nn.Module):
         pyramid = _Pyramid(spatial_dims, in_channels, channels, norm, finest, features)
         self.network = RetinaNet(
             spatial_dims,
-            num_classes=out_channels - 4 * spatial_dims - 1,
+            num_classes=classes,
             num_anchors=len(sides),
             feature_extractor=pyramid,
             size_divisible=2 ** (len(channels) - 1),

@@ -74,9 +74,10 @@ class Detection(Task[DetectionOutcome]):
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the focal loss of classes plus the error of boxes."""
-        return detection_loss(
+        loss: Tensor = detection_loss(
             output, batch["boxes"], batch["classes"], self._columns, self.spec.candidates, self.spec.box_weight
         )
+        return loss
 
     def scoring_preparation(self) -> Preparation:
         """Return how image and objects are read."""
