@@ -93,6 +93,18 @@ def test_predict_writes_tables_markups_and_labels(model: TrainedModel, tmp_path:
     assert (counted["name"], counted["objects"]) == ("lesion", len(likely))
 
 
+def test_predict_writes_a_table_and_labels_of_flat_images(tmp_path: Path) -> None:
+    flat = JOB.replace("patch: [16, 16, 8]", "modality: xray, patch: [16, 16]")
+    model = load_model(make_run(tmp_path / "run", flat))
+    images, out = make_lesions(tmp_path / "set", 2, side=24, axes=2) / "imagesTr", tmp_path / "out"
+    sources = gather([images], out, model.job, tmp_path / "datasets", workers=1)
+    (first, _) = predict(model, sources, out, torch.device("cpu")).now
+    assert first["files"] == {"boxes": ["case_0_boxes.csv"], "labels": ["case_0_seg.png"]}
+    assert (
+        (out / "cases" / "case_0" / "case_0_boxes.csv").read_text().startswith("number,class,score,low_x_px,low_y_px")
+    )
+
+
 def test_a_bundle_of_boxes_says_why_it_does_not_answer(model: TrainedModel, tmp_path: Path) -> None:
     done = export(model, "bundle", tmp_path / "exported")
     assert "joined by code of oncofed" in done.agreement
