@@ -11,6 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from commands import Outcome, left_running, started, wait_for
 from dicoms import make_series
@@ -58,6 +59,47 @@ def test_a_dataset_that_fits_is_found_by_name(run: Run, job: Path, workspace: Pa
     unknown = run("data", "check", job, "bals")
     assert unknown.status == 3
     assert f"Registered in {workspace / 'datasets'}: balls" in unknown.text
+
+
+TARGETS = """\
+schema: 1
+name: two_targets
+title: Two targets of one image
+data: {dataset: flat, modality: xray, channels: [grey], patch: [32, 32]}
+targets:
+  - {name: lump, kind: class, classes: [absent, present]}
+  - {name: site, kind: class, classes: [left, right]}
+model: {network: densenet121, arguments: {init_features: 16, growth_rate: 16, block_config: [2, 2]}}
+training: {steps_per_round: 1, batch_size: 2, learning_rate: 0.003, warmup_steps: 0}
+rounds: {number: 1}
+"""
+
+
+def test_a_table_of_targets_becomes_a_job(run: Run, workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    rows = ["File;MRN;Lump;Stage"]
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 32), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{number}.png")
+        lump = "n.a." if number > 37 else ("yes", "no")[number % 3 > 0]
+        rows.append(f"{number}.png;M{number};{lump};{'T1' if lump == 'yes' else 'T2'}")
+    (tmp_path / "clinic.csv").write_text("\n".join(rows))
+    (tmp_path / "targets.yaml").write_text(
+        'columns: {image: File, patient: MRN}\ntargets: {lump: {kind: class, values: {"yes": present, "no": absent}}}\n'
+    )
+    (tmp_path / "job.yaml").write_text(TARGETS)
+    table = ["--labels", tmp_path / "clinic.csv", "--targets", tmp_path / "targets.yaml"]
+    shown = run("data", "register", tmp_path / "in", "--dataset", "flat", *table)
+    assert shown.status == 0, shown.text
+    assert "labels: 38 of 40 patients (95 %)" in shown.text
+    checked = run("data", "check", tmp_path / "job.yaml", "flat")
+    assert "38 of 40 patients have it; present 13, absent 25" in " ".join(checked.text.split())
+    assert "site: no patient has it: nothing is learned of it here" in checked.text
+    assert "column stage (2 texts) tells in all 38 patients the value of lump" in checked.text
+    found = json.loads(run("data", "check", tmp_path / "job.yaml", "flat", "--json").output)
+    assert found["may_train"]
+    assert found["targets"][0]["cells"] == {"": {"present": 13, "absent": 25}}
+    assert found["cases"] == {"training": 24, "validation": 6, "test": 8}
 
 
 def test_a_bad_case_is_shown_with_its_reason_and_sets_the_exit_status(

@@ -7,12 +7,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from oncofed.data import case_facts
-from oncofed.data.cases import Case, _deal, check_case, check_cases, pool_cases, read_cases
-from oncofed.data.label_mapping import Supervision
+from oncofed.data.cases import check_case, check_cases, pool_cases, read_cases
 from oncofed.data.spec import SplitSpec
 from oncofed.errors import DataError
 
@@ -27,26 +24,6 @@ def test_every_patient_is_on_one_side_of_the_split(site: Path) -> None:
     assert cases.validation
     assert cases.test
     assert check_cases(cases, CLASSES) == []
-
-
-@given(
-    patients=st.lists(st.integers(0, 40), min_size=1, max_size=60),
-    share=st.floats(0, 0.9),
-    seed=st.integers(0, 99),
-)
-def test_dealing_is_complete_and_disjoint_by_patient(patients: list[int], share: float, seed: int) -> None:
-    cases = [Case(f"case{i}", f"patient{p}", Path("image"), Path("label")) for i, p in enumerate(patients)]
-    chosen, rest = _deal(cases, share, seed, "test", 0)
-    assert sorted(c.name for c in (*chosen, *rest)) == sorted(c.name for c in cases)
-    assert not {c.patient for c in chosen} & {c.patient for c in rest}
-    assert rest
-
-
-def test_a_patient_keeps_its_side_when_another_is_added() -> None:
-    cases = [Case(f"c{i}", f"p{i}", Path("i"), Path("l")) for i in range(40)]
-    order = [c.patient for c in _deal(cases, 0.5, 1, "test", 0)[0]]
-    more = [c.patient for c in _deal([*cases, Case("new", "new", Path("i"), Path("l"))], 0.5, 1, "test", 0)[0]]
-    assert len(set(order) ^ set(more)) <= 2
 
 
 def test_lists_of_the_file_are_kept_and_unlabelled_test_images_ignored(site: Path) -> None:
@@ -71,7 +48,7 @@ def test_a_manifest_may_not_point_out_of_its_folder_but_files_may_be_links(site:
     image = site / "imagesTr" / "case_0.nii.gz"
     image.rename(tmp_path / "elsewhere.nii.gz")
     image.symlink_to(tmp_path / "elsewhere.nii.gz")
-    assert check_cases(read_cases(site, SPLIT, 1), Supervision(classes=CLASSES)) == []
+    assert check_cases(read_cases(site, SPLIT, 1), CLASSES) == []
     (site / "dataset.json").write_text(json.dumps({"training": [{"image": "../elsewhere.nii.gz", "label": "x"}]}))
     with pytest.raises(DataError, match="lies outside the folder"):
         read_cases(site, SPLIT, 1)
@@ -202,7 +179,7 @@ def test_one_case_that_cannot_be_read_keeps_no_other_from_training(
         return original(images, label, *more)
 
     monkeypatch.setattr(case_facts, "read_case", read_case)
-    (problem,) = check_cases(read_cases(site, SPLIT, 1), Supervision(classes=CLASSES))
+    (problem,) = check_cases(read_cases(site, SPLIT, 1), CLASSES)
     assert (problem.case, problem.what) == ("case_2", said)
 
 

@@ -355,5 +355,5 @@ def test_numbered_objects_become_one_class(tmp_path: Path) -> None:
     values = {"labels": {"0": "background", "1": "1"}, "label_kind": "instances", "training": []}
     (tmp_path / "dataset.json").write_text(json.dumps(values))
     manifest = read_manifest(tmp_path)
-    assert match_labels(manifest, {1: "nucleus"}).values == {1: 1}
-    assert "number objects of one kind" in match_labels(manifest, {1: "a", 2: "b"}).problems[0]
+    assert match_labels(manifest, Supervision(classes={1: "nucleus"})).values == {1: 1}
+    assert "number objects of one kind" in match_labels(manifest, Supervision(classes={1: "a", 2: "b"})).problems[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from oncofed.data.label_names import named_values
 from oncofed.data.manifest import Manifest
 from oncofed.data.register import RegisterOptions, parse_labels, register
 from oncofed.data.spec import DataSpec, SplitSpec
-from oncofed.errors import DataError
 
 _SHAPE = (16, 16, 8)
 _JOB = {1: "anterior", 2: "posterior"}
@@ -265,15 +265,19 @@ def nnunet_site(folder: Path, labels: object, mask: np.ndarray) -> Path:
     [
         (
             {"background": 0, "whole_tumor": [1, 2], "tumor_core": [2]},
-            r"tumor_core \(2\), whole_tumor \(1, 2\)\. No task learns overlapping classes yet\..*labels 1=NAME,2=NAME",
+            r"2 is of whole_tumor and tumor_core\. Let the job learn regions .*--labels 2=NAME",
         ),
-        ({"background": 0, "anterior": [1, 2], "posterior": 2}, r"anterior \(1, 2\), posterior \(2\)"),
+        ({"background": 0, "anterior": [1, 2], "posterior": 2}, "2 is of anterior and posterior"),
     ],
 )
-def test_regions_that_overlap_are_refused_by_name(tmp_path: Path, labels: dict[str, Any], said: str) -> None:
+def test_regions_that_overlap_are_refused_by_a_job_of_classes(
+    tmp_path: Path, labels: dict[str, Any], said: str
+) -> None:
     source = nnunet_site(tmp_path / "in", labels, _areas(1, 2))
-    with pytest.raises(DataError, match=f"its labels are regions that overlap: {said}"):
-        read(source, tmp_path / "out")
+    read(source, tmp_path / "out")
+    report = check(tmp_path / "out")
+    assert not report.may_train
+    assert any(re.search(f"its labels are regions that overlap: {said}", reason) for reason in report.why_not)
     manifest = read(source, tmp_path / "out", labels=parse_labels("1=anterior,2=posterior"))
     assert manifest.labels == {"0": "background", "1": "anterior", "2": "posterior"}
     assert check(tmp_path / "out").may_train
@@ -314,14 +318,9 @@ def test_unlabelled_values_must_be_stated_in_the_job(tmp_path: Path) -> None:
     )
 )
 def test_regions_are_classes_only_if_no_value_is_shared(regions: dict[str, list[int]]) -> None:
-    values = [value for those in regions.values() for value in those]
-    path = Path("dataset.json")
-    if len(set(values)) < len(values):
-        with pytest.raises(DataError, match="regions that overlap"):
-            named_values(regions, path)
-    else:
-        expected = {str(value): name for name, those in regions.items() for value in those}
-        assert named_values(regions, path) == expected
+    values = {value for those in regions.values() for value in those}
+    expected = {str(v): " + ".join(name for name, those in regions.items() if v in those) for v in values}
+    assert named_values(regions, Path("dataset.json")) == expected
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from oncofed.rounds.events import (
     Ready,
     RoundEnded,
     SiteProgress,
+    Standardised,
     Started,
     TaskSent,
     Unknown,
@@ -45,7 +46,7 @@ EVENTS: list[Event] = [
         participation={"in_time": ["east"]},
     ),
     TaskSent(time=108.0, task="train", round=2, split="validation", sites=["east"]),
-    Validated(time=109.0, round=1, mean=0.4, sites={"east": 0.4}),
+    Validated(time=109.0, round=1, mean=0.4, sites={"east": 0.4}, by_class={"east": {"lump": 0.3, "size": 0.5}}),
 ]
 
 
@@ -70,9 +71,9 @@ def test_the_state_follows_from_the_events(tmp_path: Path) -> None:
 
 def test_every_kind_of_event_is_taken_into_account() -> None:
     handlers = RunProgress.__dict__["_take"].dispatcher.registry
-    # The scores of sites' own models are in the last event too.
+    # The scores of sites' own models are in the last event too, a table's mean and spread in the model.
     passed_over = {event for event in TRAINING_EVENTS if event not in handlers and not issubclass(event, Incident)}
-    assert passed_over == {CrossSite}
+    assert passed_over == {CrossSite, Standardised}
     assert set(handlers) <= {*TRAINING_EVENTS, object}
 
 
@@ -161,5 +162,6 @@ def test_curves_are_tensorboard_files(tmp_path: Path) -> None:
         view.update(EVENTS)
     east = EventAccumulator(str(tmp_path / "east")).Reload()
     assert [(e.step, round(e.value, 3)) for e in east.Scalars("train/loss")] == [(2, 0.9)]
+    assert [one.value for one in east.Scalars("validation_by_class/size")] == [0.5]
     mean = EventAccumulator(str(tmp_path / "mean")).Reload()
     assert [e.step for e in mean.Scalars("validation/dice")] == [0, 1]

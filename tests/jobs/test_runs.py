@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from commands import oncofed
@@ -44,11 +46,32 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"channels": [4, 8, 16], "deep_supervision": 1},
         "task": {"classes": {1: "spleen", 2: "core"}},
     },
+    "partial_organs_segmentation": {
+        "data": {"patch": [16, 16, 16]},
+        "model": {"channels": [4, 8, 16], "deep_supervision": 1},
+    },
+    "brain_tumour_regions": {
+        "data": {"patch": [16, 16, 16]},
+        "model": {"channels": [4, 8, 16], "deep_supervision": 1},
+    },
 }
 # Enough for a model that is sure of something.
 LONGER = {"xray_classification": {"training": {"steps_per_round": 40, "batch_size": 8}}}
 # One of each task goes all the way through the simulator, which takes most of a minute.
-IN_SIMULATOR = {"nuclei_segmentation", "xray_classification", "slide_classification", "lung_nodule_detection"}
+IN_SIMULATOR = {
+    "nuclei_segmentation",
+    "xray_classification",
+    "slide_classification",
+    "partial_organs_segmentation",
+    "brain_tumour_regions",
+    "lung_nodule_detection",
+}
+FIGURES = {
+    "partial_organs_segmentation": {"liver", "pancreas"},
+    "brain_tumour_regions": {"whole tumour", "tumour core", "enhancing tumour"},
+}
+# Of these classes alone there are labels at the site.
+LABELLED = {"partial_organs_segmentation": {1: "liver", 2: "pancreas"}}
 
 
 def _site(spec: JobSpec, source: Path, out: Path) -> Path:
@@ -59,6 +82,7 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
         "xray_classification": lambda: _mislabel(make_textures(source, names, 40, colours=1)),
         "slide_classification": lambda: make_slides(source, 10, side=512),
         "lung_nodule_detection": lambda: _as_table(make_lesions(source, 8)),
+        "brain_tumour_regions": lambda: _as_tumours(make_site(source, 6)),
     }
     makers.get(spec.name, lambda: make_site(source, 6))()
     table = source / "labels.csv"
@@ -66,7 +90,8 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
         _deal_both_classes(table)
     tiles = TileSpec(64, 1.0, 0.25)
     task = "slides" if spec.name == "slide_classification" else None
-    labels = {} if task or "classification" in spec.name or "nuclei" in spec.name else spec.task.classes
+    labels = LABELLED.get(spec.name, spec.task.classes)
+    labels = {} if task or "classification" in spec.name or "nuclei" in spec.name else labels
     register(RegisterOptions(source, spec.data.dataset, out, task, labels, table if table.is_file() else None, tiles))
     if spec.name == "lung_nodule_detection":
         state_boxes(out, source.with_suffix(".csv"), "voxels", names[0], rest_has_none=True)
@@ -83,6 +108,17 @@ def _as_table(folder: Path) -> None:
         lines += [",".join([name, *(str(box[end][axis]) for end, axis in ends)]) for box in entry["boxes"]]
     folder.with_suffix(".csv").write_text("\n".join(lines))
     listed.unlink()
+
+
+def _as_tumours(folder: Path) -> None:
+    """Give each volume four channels, and its core an enhancing half."""
+    for path in sorted((folder / "imagesTr").iterdir()):
+        image, mask = nib.load(path), nib.load(folder / "labelsTr" / path.name)
+        channels = np.stack([np.asarray(image.dataobj) + n for n in range(4)], -1)
+        label = np.asarray(mask.dataobj).copy()
+        label[10:][label[10:] == 2] = 3
+        nib.save(nib.Nifti1Image(channels, image.affine), path)
+        nib.save(nib.Nifti1Image(label, mask.affine), folder / "labelsTr" / path.name)
 
 
 def _mislabel(folder: Path) -> None:
@@ -149,6 +185,8 @@ def test_a_job_runs_from_images_to_a_report(name: str, tmp_path: Path) -> None:
     assert report.count("<svg") == 2 + bool(told["classes"] or told["reliability"])
     calibration = read_calibration(out / "model")
     assert (calibration is None) == (result["calibration"] is None)
+    if name in FIGURES:
+        assert set(result["sites"]["east"]["by_class"]["federated"]) <= FIGURES[name]
     if name == "xray_classification":
         assert calibration
         assert calibration.after

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from oncofed.data.covariates import Covariate
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network, list_networks
 from oncofed.models.mil import AttentionMIL
@@ -27,14 +28,17 @@ def _request(name: str, axes: int) -> NetworkRequest:
         spec = ModelSpec(network=name, arguments={"feature_size": 12, "depths": [1, 1, 1, 1]})
     least = {"swinunetr": 64}.get(name, 32)
     side = max(least, 2 * spec.divisor if name in SMALL else spec.divisor)
+    columns = (Covariate(name="age", range=(0, 1)),) if spec.kind == "table" else ()
     # Of boxes, three classes and what it takes to place them.
     outputs = 3 + 4 * axes + 1 if spec.kind == "boxes" else 3
-    return NetworkRequest(spec, 8 if spec.kind == "bag" else 1, outputs, axes, (side,) * axes)
+    return NetworkRequest(spec, 8 if spec.kind == "bag" else 1, outputs, axes, (side,) * axes, columns)
 
 
 def _answer(request: NetworkRequest, network: nn.Module) -> torch.Tensor:
     if request.spec.kind == "bag":
         return network(torch.rand(2, 5, request.in_channels), torch.ones(2, 5, dtype=torch.bool))
+    if request.spec.kind == "table":
+        return network(torch.rand(2, 1))
     return network(torch.randn(2, request.in_channels, *request.patch))
 
 

@@ -52,6 +52,22 @@ JOBS: dict[str, dict[str, Any]] = {
         "data": {"patch": [64, 64], "channels": ["red", "green", "blue"], "modality": "microscopy"},
         "model": {"network": "attention_mil"},
     },
+    "targets": {
+        "targets": [
+            {"name": "lump", "kind": "class", "classes": ["absent", "present"]},
+            {"name": "findings", "kind": "labels", "findings": ["mass", "$effusion"], "weight": 0.5},
+            {"name": "grade", "kind": "grade", "grades": ["low", "middle", "high"]},
+            {"name": "age", "kind": "value", "unit": "years", "range": [0, 120], "loss": "gaussian"},
+            {"name": "death", "kind": "survival", "unit": "months", "horizon": 24},
+        ],
+        "data": {"patch": [32, 32], "modality": "xray"},
+        "model": {"network": "resnet18"},
+    },
+    "slides_with_targets": {
+        "targets": [{"name": "lump", "kind": "class", "classes": ["absent", "present"]}],
+        "data": {"patch": [64, 64], "channels": ["red", "green", "blue"], "modality": "microscopy"},
+        "model": {"network": "attention_mil"},
+    },
 }
 
 
@@ -63,7 +79,7 @@ def _model(name: str, folder: Path) -> TrainedModel:
     return TrainedModel(folder, job, weights, digest_of(weights, hashlib.sha256).hexdigest())
 
 
-@pytest.mark.parametrize("name", ["classes", "slides"])
+@pytest.mark.parametrize("name", ["classes", "slides", "targets", "slides_with_targets"])
 def test_a_bundle_is_tried_with_monai_alone_and_read_back(tmp_path: Path, name: str) -> None:
     model = _model(name, tmp_path)
     done = export(model, "bundle", tmp_path / "out")

@@ -79,7 +79,7 @@ def _at(numbers: dict[str, Any], path: str) -> tuple[Any, Any]:
         ("pooled/classes/pneumonia", {}),
         ("pooled/classes/pneumonia/with/0/1", 1),  # a cell of one patient
         ("pooled/classes/pneumonia/with/0/1", True),
-        ("pooled/classes/pneumonia/with/0/0", 100),
+        ("pooled/classes/pneumonia/with/0/0", 200),
         ("pooled/classes/pneumonia/with/-1/0", 3),  # where the lowest patient lies
         ("pooled/classes/pneumonia/without/0", [50, 5, 1.2, 3.4, 0.731]),
         ("pooled/classes/pneumonia/without/0", [50, 5]),

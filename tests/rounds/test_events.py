@@ -23,6 +23,7 @@ from oncofed.rounds.events import (
     Late,
     Lost,
     NotKept,
+    NotStandardised,
     ProfileFinished,
     ProfileStarted,
     Ready,
@@ -32,6 +33,7 @@ from oncofed.rounds.events import (
     RoundEnded,
     SiteNotKept,
     SiteProgress,
+    Standardised,
     Started,
     Stopped,
     TaskSent,
@@ -47,6 +49,8 @@ LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
     (Joined, "joined", {"site": "a", "cases": {"train": 4}, "started": 1.5}),
     (Excluded, "excluded", {"site": "a", "reason": "no data"}),
     (Ready, "ready", {"seconds": 2.0, "sites": {"a": {"train": 4}}}),
+    (Standardised, "standardised", {"columns": {"age": [63.0, 9.5]}}),
+    (NotStandardised, "not_standardised", {"columns": "age, psa"}),
     (TaskSent, "task", {"task": "train", "round": 1, "split": "validation", "sites": ["a"]}),
     (SiteProgress, "progress", {"site": "a", "phase": "training", "round": 1, "step": 2, "steps": 3, "loss": 0.5}),
     (SiteProgress, "progress", {"site": "a", "phase": "loading data"}),
@@ -60,7 +64,7 @@ LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
     (Returned, "returned", {"site": "a"}),
     (NotKept, "not_kept", {"round": 1, "reason": "disk full"}),
     (SiteNotKept, "site_not_kept", {"site": "a", "round": 1, "reason": "disk full"}),
-    (Validated, "validation", {"round": 1, "mean": None, "sites": {"a": None}}),
+    (Validated, "validation", {"round": 1, "mean": None, "sites": {"a": None}, "by_class": {"a": {"b": 0.5}}}),
     (
         RoundEnded,
         "round",
@@ -111,7 +115,7 @@ def test_every_class_of_events_has_a_line_above() -> None:
 def test_an_incident_is_a_sentence(event: type[Incident], values: dict[str, Any]) -> None:
     text = str(event(**values))
     assert not set("{}") & set(text)
-    assert str(values.get("site", values.get("round"))) in text
+    assert str(values.get("site", values.get("round", values.get("columns")))) in text
 
 
 def test_a_line_of_another_version_is_read_as_far_as_possible() -> None:

@@ -13,6 +13,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Classification, ClassificationSpec, Segmentation, SegmentationSpec
 from oncofed.tasks.classification import Classified, class_scores, ranking_scores
+from oncofed.tasks.over_sites import figure, pooled_test
 from oncofed.tasks.pooled import (
     BINS,
     area_interval,
@@ -20,9 +21,7 @@ from oncofed.tasks.pooled import (
     cells_of,
     coarser,
     coarser_rows,
-    figure,
     log_odds,
-    pooled_test,
     ranking,
 )
 from oncofed.tasks.site_sums import classification_sums, figure_sums
@@ -145,6 +144,33 @@ def test_the_estimate_is_near_the_truth_and_the_interval_covers_it() -> None:
     assert max(off) < 0.03
     assert np.mean(widths) < 0.3
     assert covered >= 54
+
+
+@pytest.mark.parametrize(
+    ("sizes", "mean", "most"), [((500, 800, 1200), 0.001, 0.002), ((150, 250, 400), 0.0025, 0.006)]
+)
+def test_the_area_of_large_sites_is_off_by_at_most_two_thousandths(
+    sizes: tuple[int, ...], mean: float, most: float
+) -> None:
+    rng = np.random.default_rng(1)
+    areas, precisions = [], []
+    for _ in range(12):
+        sites = []
+        for count in sizes:
+            truth = rng.random(count) < 0.4
+            odds = rng.normal(np.where(truth, 1.2, -0.2) + rng.normal(0, 0.3), 1.3)
+            sites.append(list(zip(1 / (1 + np.exp(-odds)), truth.tolist(), strict=True)))
+        every = [one for site in sites for one in site]
+        exact = ranking_scores(np.array([p for p, _ in every]), np.array([t for _, t in every], dtype=bool))
+        test = pooled_test(_of(sites), [])
+        assert test
+        found = test.classes["pneumonia"]
+        areas.append(abs(found.auroc - exact[0]))
+        precisions.append(abs(found.average_precision - exact[1]))
+    assert BINS == 200
+    assert np.mean(areas) < mean
+    assert max(areas) < most
+    assert max(precisions) < 0.015
 
 
 def test_the_interval_of_a_perfect_area_has_a_width() -> None:

@@ -112,7 +112,7 @@ def test_labels_and_scores_are_those_of_the_whole_output(
     tied = (top[0] - top[1] < 1e-4).numpy()
     assert np.array_equal(found.prediction[~tied], expected[~tied])
     if np.array_equal(found.prediction, expected):
-        scores = task.evaluate_case(network, None, _CPU, False)  # type: ignore[arg-type]
+        scores = task.evaluate_case(network, Case("case", "patient", Path("image"), Path("label")), _CPU, False)
         for value, name in names.items():
             p, r = expected == value, found.reference == value
             size = int(p.sum()) + int(r.sum())

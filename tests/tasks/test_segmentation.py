@@ -144,8 +144,8 @@ def test_surfaces_are_measured_in_mm(site: Path) -> None:
     reference = np.zeros((10, 10, 10), np.uint8)
     reference[2:6, 2:6, 2:6] = 1
     moved = np.roll(reference, 2, axis=0)
-    shifted = surface_figures(moved, reference, task.classes, (3.0, 1, 1), 1.0)
+    shifted = surface_figures(moved, reference, task.spec.structures, (3.0, 1, 1), 1.0)
     assert shifted["hd95_mm.shell"] == pytest.approx(6)
-    missed = surface_figures(np.zeros_like(reference), reference, task.classes, (1, 1, 1), 1.0)
+    missed = surface_figures(np.zeros_like(reference), reference, task.spec.structures, (1, 1, 1), 1.0)
     assert missed["surface_dice.shell"] == 0
     assert "hd95_mm.shell" not in missed

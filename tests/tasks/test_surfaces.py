@@ -15,6 +15,7 @@ from scipy import ndimage
 from oncofed.tasks.surfaces import surface_figures
 
 _CLASSES = {1: "shell", 2: "core"}
+_STRUCTURES = {name: (value,) for value, name in _CLASSES.items()}
 
 
 def _blobs(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -31,7 +32,7 @@ def test_figures_equal_monais(seed: int, dimensions: int, at_a_voxel: bool) -> N
     spacing = rng.uniform(0.5, 3, dimensions).tolist()
     # A tolerance of one voxel, which many distances equal.
     tolerance = spacing[0] if at_a_voxel else float(rng.uniform(0.3, 4))
-    figures = surface_figures(prediction, reference, _CLASSES, spacing, tolerance)
+    figures = surface_figures(prediction, reference, _STRUCTURES, spacing, tolerance)
     for value, name in _CLASSES.items():
         masks = [torch.from_numpy(labels == value)[None, None] for labels in (prediction, reference)]
         same = {"include_background": True, "spacing": spacing}
@@ -44,7 +45,7 @@ def test_figures_equal_monais(seed: int, dimensions: int, at_a_voxel: bool) -> N
 def test_a_class_that_is_missing_has_no_distance() -> None:
     labels = np.zeros((6, 6), np.uint8)
     labels[2:4, 2:4] = 1
-    figures = surface_figures(labels, np.zeros_like(labels), _CLASSES, (1, 1), 1.0)
+    figures = surface_figures(labels, np.zeros_like(labels), _STRUCTURES, (1, 1), 1.0)
     assert figures.keys() == {"surface_dice.shell", "surface_dice.core"}
     assert figures["surface_dice.shell"] == 0
     assert math.isnan(figures["surface_dice.core"])

@@ -11,6 +11,7 @@ from oncofed.artifacts.kept_job import BESIDE_MODEL
 from oncofed.artifacts.provenance import PROVENANCE_FILE, read_provenance
 from oncofed.atomic import write_whole
 from oncofed.models.bundle import JOB_IN_BUNDLE
+from oncofed.models.bundle.targets import use_thresholds
 from oncofed.tasks.calibration import read_calibration
 
 _INFERENCE = Path("configs", "inference.json")
@@ -19,7 +20,7 @@ _INFERENCE = Path("configs", "inference.json")
 def complete_bundle(bundle: Path, folders: Sequence[Path]) -> None:
     """Copy a model's small files into its bundle.
 
-    These are its calibration, whose temperature becomes the default of ``configs/inference.json``; its training
+    These are its calibration, whose temperature and thresholds become those of ``configs/inference.json``; its training
     profile; and its provenance, if it is of the bundle's weights.
 
     Args:
@@ -37,8 +38,12 @@ def complete_bundle(bundle: Path, folders: Sequence[Path]) -> None:
             write_whole(bundle / name, found.read_bytes())
     calibration = read_calibration(bundle)
     inference: dict[str, Any] = json.loads((bundle / _INFERENCE).read_text(encoding="utf-8"))
-    if calibration and "temperature" in inference:
+    if not calibration:
+        return
+    if calibration.temperature is not None and "temperature" in inference:
         inference["temperature"] = calibration.temperature
+    use_thresholds(inference, calibration.thresholds)
+    if calibration.temperature is not None or calibration.thresholds:
         write_whole(bundle / _INFERENCE, json.dumps(inference, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -247,11 +247,18 @@ def _over_sites(result: Result) -> list[str]:
     lines = []
     pooled, pair, known = result.pooled_test, result.paired_test, result.calibration
     if pooled:
-        figures = [(n, found.auroc, found.interval) for n, found in pooled.classes.items()]
+        figures: list[tuple[str, float, tuple[float, float] | None]] = [
+            (n, found.auroc, found.interval) for n, found in pooled.classes.items()
+        ]
         figures += [(n, found.mean, found.interval) for n, found in pooled.figures.items()]
-        values = ", ".join(f"{name} {value:.3f} ({low:.2f} to {high:.2f})" for name, value, (low, high) in figures)
+        figures += [
+            (f"{n}, {one.title}", one.value, one.interval)
+            for n, target in pooled.targets.items()
+            for one in list(target.figures.values())[:1]
+        ]
+        values = ", ".join(_figure(*one) for one in figures)
         lines.append(f"all sites together, {pooled.patients} patients: {values or 'too few of any class'}")
-    if known:
+    if known and known.temperature is not None:
         errors = [f"{found.calibration_error:.3f}" for found in (known.before, known.after) if found]
         change = f"; calibration error {' without it, '.join(errors)} with it" if len(errors) == 2 else ""
         lines.append(f"temperature {known.temperature:.2f}, of {known.patients} validation patients{change}")
@@ -268,12 +275,17 @@ def _over_sites(result: Result) -> list[str]:
     return lines
 
 
+def _figure(name: str, value: float, interval: tuple[float, float] | None) -> str:
+    """Return a figure in words, with its 95 % interval where there is one."""
+    return f"{name} {value:.3f}" + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+
+
 def result_table(result: Result) -> Table:
     """Return a result's table.
 
     A row is a site, a column a model.
     """
-    models = [m for m in ("alone", "federated", "pooled") if getattr(result.mean, m) is not None]
+    models = [m for m in ("alone", "federated", "pooled", "table") if getattr(result.mean, m) is not None]
     table = Table(title=f"{result.title}: {result.metric_name} on held-out patients", title_justify="left")
     table.add_column("site")
     for heading in ("train", "test", *models, *(["gain"] if "alone" in models else [])):

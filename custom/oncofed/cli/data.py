@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from oncofed.cli import overlap
 from oncofed.cli.boxes import boxes
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.command()(resolve)
 app.command()(boxes)
+app.add_typer(overlap.app, name="overlap")
 
 Dataset = Annotated[str, typer.Argument(help="A registered dataset's name, or its folder with dataset.json.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
@@ -82,6 +84,15 @@ def register(
             "patient, study or series in place of image.",
         ),
     ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=KIND:COLUMN|FILE",
+            help="What columns of the table state: survival=survival:time_days,event, grade=grade:isup:1<2<3, "
+            "findings=labels:edema,effusion, volume=value:volume:ml, type=class:histology; or targets.yaml. May be "
+            "given several times.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The dataset's folder; by default datasets/NAME in the workspace.")
     ] = None,
@@ -110,6 +121,7 @@ def register(
     from oncofed.data.register import RegisterOptions, parse_labels
     from oncofed.data.register import register as read_folder
     from oncofed.data.slides import TileSpec
+    from oncofed.data.target_columns import parse_targets
 
     name = dataset or _name_of(folder)
     target = out or datasets_folder(workspace) / name
@@ -125,6 +137,7 @@ def register(
         TileSpec(tile, mpp, tissue),
         workers,
         patient_from.value if patient_from else None,
+        targets=parse_targets(targets or ()),
     )
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         manifest = read_folder(request, advance)
@@ -403,7 +416,18 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         }
         for split, entry in manifest.by_split()
     ]
-    kept = ("schema", "task", "modality", "labels", "label_kind", "quarantine", "files", "left_out", "remarks")
+    kept = (
+        "schema",
+        "task",
+        "modality",
+        "labels",
+        "label_kind",
+        "targets",
+        "quarantine",
+        "files",
+        "left_out",
+        "remarks",
+    )
     return {
         "dataset": manifest.name,
         "folder": str(folder),

@@ -146,7 +146,8 @@ def _show(found: EvaluationResult) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row("all", str(found.patients), _number(found.scores.mean), _range(found.interval))
     for name, value in found.scores.by_class.items():
-        table.add_row(escape(name), "", _number(value), "")
+        known = _range(found.intervals.get(name)) if found.intervals else ""
+        table.add_row(escape(name), "", _number(value), known)
     show_table(table, console)
     for column in found.subgroups:
         show_table(_groups(column, record.metric_name), console)

@@ -31,7 +31,7 @@ def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
         dataset: its name as the user types it.
     """
     from oncofed.data.accounts import advice, by_weight, labelled_share
-    from oncofed.data.decisions import decided, in_words
+    from oncofed.data.decisions import decided, in_words, is_labelled
     from oncofed.data.files import FILES_TABLE, read_examples
     from oncofed.data.grouping import EXAMPLES, counted, named
 
@@ -53,7 +53,7 @@ def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
     check = shlex.join(["oncofed", "data", "check", "JOB", dataset, *typed_workspace()])
     console.print(f"Next:     {check}", markup=False)
     share, manifest = labelled_share(manifest), decided(manifest)
-    without = sum(entry.label is None for entry in manifest.entries)
+    without = sum(not is_labelled(entry) for entry in manifest.entries)
     why = f"; {counted(without, 'image')} without: {check} says why" if without else ""
     aside = f"; {counted(len(manifest.quarantine), 'more case')} set aside" if manifest.quarantine else ""
     console.print(f"{share}{aside}{why}", markup=False)

@@ -29,6 +29,7 @@ from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
     from oncofed.data.planning import PlanFile
+    from oncofed.job.compare import Paired
     from oncofed.job.spec import JobSpec, ProfileJobSpec
     from oncofed.packs.pack import Pack
 
@@ -79,9 +80,11 @@ def networks(json: Json = False) -> None:
     table = Table()
     for heading in ("network", "gives", "images", "sides are multiples of", "its own channels"):
         table.add_column(heading)
+    without_grid = {"bag": "tiles of slides", "table": "none"}
     for network in found:
-        axes = " and ".join(f"{axes}D" for axes in network.dimensions) if network.kind != "bag" else "tiles of slides"
-        sides = str(network.divisor or 2 ** (len(network.channels) - 1)) if network.kind != "bag" else "–"
+        axes = without_grid.get(network.kind, " and ".join(f"{axes}D" for axes in network.dimensions))
+        has_sides = network.kind not in without_grid
+        sides = str(network.divisor or 2 ** (len(network.channels) - 1)) if has_sides else "–"
         table.add_row(network.name, KINDS[network.kind], axes, sides, ", ".join(map(str, network.channels)))
     show_table(table)
 
@@ -370,7 +373,14 @@ def run(
 @app.command()
 def compare(
     job: Job,
-    strategies: Annotated[str, typer.Option(help="Comma-separated names, such as fedavg,fedprox,scaffold.")],
+    strategies: Annotated[str, typer.Option(help="Comma-separated names, such as fedavg,fedprox,scaffold.")] = "",
+    fusions: Annotated[
+        str,
+        typer.Option(
+            help="Instead: ways to use the table (data.covariates), such as none,concat,film,table; each is compared "
+            "with the first on the same patients."
+        ),
+    ] = "",
     site: Annotated[
         list[str] | None,
         typer.Option("--site", help="NAME=DATASET, once for each site; else the job's registered dataset is split."),
@@ -390,17 +400,18 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print comparison.json to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Run a job with several strategies over the same sites and seeds: one table and one plot."""
+    """Run a job with several strategies or fusions over the same sites and seeds: one table and one plot."""
     keep_caches_in(workspace)
-    from oncofed.job.compare import Compare, with_strategies
+    from oncofed.job.compare import Compare, with_fusions, with_strategies
     from oncofed.job.spec import read_job
 
     require_posix()
     spec = read_job(job, with_code=True)
     spec = spec.with_rounds(rounds) if rounds else spec
-    specs = list(with_strategies(spec, [name.strip() for name in strategies.split(",") if name.strip()]))
-    if not specs:
-        raise SpecError("--strategies is empty. Expected names such as fedavg,fedprox.")
+    if bool(strategies) == bool(fusions):
+        raise SpecError("expected either --strategies, such as fedavg,fedprox, or --fusions, such as none,concat,table")
+    names = [name.strip() for name in (strategies or fusions).split(",") if name.strip()]
+    specs = with_strategies(spec, names) if strategies else with_fusions(spec, names)
     try:
         numbers = [int(text) for text in seeds.split(",") if text.strip()] or [spec.seed]
     except ValueError:
@@ -417,13 +428,14 @@ def compare(
             folder=folder,
             console=console,
             baselines=baselines,
+            paired=bool(fusions),
         ).execute()
     if json:
         echo_json(found.model_dump_json(indent=2))
         return
     table = Table(title=f"{spec.title}: {found.metric_name} on held-out patients", title_justify="left")
-    table.add_column("strategy", no_wrap=True)
-    for heading in ("mean", "worst site", "spread", "s a round"):
+    table.add_column("strategy" if strategies else "fusion", no_wrap=True)
+    for heading in ("mean", "worst site", "spread", "s a round", *([] if strategies else [f"less {names[0]}"])):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in found.rows:
         if row.mean is None or row.worst is None or row.spread is None or row.rounds_s is None:
@@ -432,11 +444,19 @@ def compare(
             continue
         worst = min(row.sites, key=lambda name: row.sites[name])
         columns = (f"{row.mean:.3f}", f"{row.worst:.3f} {worst}", f"{row.spread:.3f}", f"{row.rounds_s:.1f}")
-        table.add_row(row.strategy, *columns)
+        table.add_row(row.strategy, *columns, *([] if strategies else [_paired(row.paired)]))
     show_table(table)
     if found.alone is not None and found.pooled is not None:
         console.print(f"alone {found.alone:.3f}, pooled {found.pooled:.3f}")
     console.print(f"Figures: {folder / 'comparison.json'}\nPlot:    {folder / 'comparison.svg'}", soft_wrap=True)
+
+
+def _paired(found: Paired | None) -> str:
+    """Return a difference on the same patients, with its interval, in words."""
+    if found is None or found.difference is None:
+        return "–"
+    ends = f" ({found.interval[0]:+.3f} to {found.interval[1]:+.3f})" if found.interval else ""
+    return f"{found.difference:+.3f}{ends}, {found.patients} patients"
 
 
 def _compared_sites(

@@ -70,6 +70,10 @@ def predict(
             help="Only cases whose name, or path in INPUT, matches a pattern such as 'liver_1*'. May be repeated."
         ),
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="CSV or TSV with the covariates of a model that reads them, by case, image or patient."),
+    ] = None,
     ensemble: Annotated[
         bool,
         typer.Option(help="If the run kept other models (of its sites, folds), report how far they differ."),
@@ -81,8 +85,8 @@ def predict(
     without: Annotated[
         list[str] | None,
         typer.Option(
-            help="Skip an output: boxes, classes, dicom, evidence, labels, objects, slide or structures; evidence "
-            "takes long on a CPU for some networks. May be repeated."
+            help="Skip an output: boxes, classes, dicom, evidence, labels, objects, slide, structures or targets; "
+            "evidence takes long on a CPU for some networks. May be repeated."
         ),
     ] = None,
     structures: Annotated[
@@ -128,15 +132,16 @@ def predict(
     from oncofed.prediction.results_folder import RESEARCH_ONLY
     from oncofed.prediction.run import Options
     from oncofed.prediction.run import predict as predict_all
-    from oncofed.prediction.sources import gather
+    from oncofed.prediction.sources import gather, table_notes, with_table
     from oncofed.prediction.trust.ensemble import ensemble_members
     from oncofed.prediction.watching.predictor import Predictor
 
     watched = watching(out, watch, listen, ae_title, callers, send_to, settle, once)
     if bool(inputs) == bool(watched):
         raise SpecError("expected INPUT, or --watch FOLDER or --listen PORT in its place: exactly one of them")
-    if watched and only:
-        raise SpecError("--only: of use with INPUT alone. Leave it out: what arrives is predicted")
+    if watched and (only or table):
+        name = "--only" if only else "--table"
+        raise SpecError(f"{name}: of use with INPUT alone. Leave it out: what arrives is predicted")
     outputs = select_outputs(["structures"] if structures else (), without or ())
     trained = load_model(model)
     if ensemble and (members := ensemble_members(trained)):
@@ -153,6 +158,9 @@ def predict(
     assert inputs is not None
     with _explained_full_disk(out), ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
+        if table:
+            sources = with_table(sources, table, trained.job.data.covariates)
+        sources.notes += table_notes(sources, trained.job.data.covariates)
         sources.notes += coding_notes(trained, sources.cases)
         found = predict_all(
             trained, sources, out, training_device(device), options, lambda *counts: advance("predicting", *counts)
@@ -204,17 +212,18 @@ def _values(found: Predictions, page: Path | None) -> dict[str, Any]:
 
 def _show(found: Predictions, page: Path | None) -> None:
     from oncofed.data.grouping import finding_lines
-    from oncofed.prediction.outputs.case_rows import display_table
+    from oncofed.prediction.outputs.case_rows import display_table, short_rows
     from oncofed.prediction.predictions import MEASUREMENTS_FILE, PREDICTIONS_FILE, SET_ASIDE_FILE, describe_source
     from oncofed.prediction.trust.summary import warning_lines
 
     console = plain_console()
     records = found.now
     shown = records[:_MOST_SHOWN]
-    headings, cells = display_table(row for record in shown for row in record["figures"])
-    names = [record["name"] if number == 0 else "" for record in shown for number in range(len(record["figures"]))]
+    rows = [(record, number, row) for record in shown for number, row in enumerate(short_rows(record))]
+    headings, cells = display_table(row for *_, row in rows)
+    names = [record["name"] if number == 0 else "" for record, number, _ in rows]
     table = Table(title=f"{len(records)} of {len(records) + len(found.set_aside)} cases", title_justify="left")
-    sources = [describe_source(record) for record in shown for _ in record["figures"]]
+    sources = [describe_source(record) for record, *_ in rows]
     more = ["source"] if any(record.get("series") for record in shown) else []
     for number, heading in enumerate(["case", *headings, *more]):
         right = 1 < number <= len(headings)

@@ -22,13 +22,15 @@ def sums_of(
 
     Args:
         task: the job's.
-        split: "validation", whose cases give a temperature, or "test", whose cases give pooled figures.
+        split: "validation", whose cases give a temperature and thresholds, or "test", whose cases give pooled figures.
         outcomes: patient and outcome of each case.
         against: the same of another model, where the job compares two.
         asked: the server's request.
     """
     if split != "test":
         sums = {"temperature": task.temperature_sums(outcomes)}
+        if task.chooses_thresholds:
+            sums["pooled"] = task.pooled(outcomes)
     else:
         sums = {"pooled": task.pooled(outcomes, asked.temperature)}
         part = task.paired(outcomes, against) if against is not None else None

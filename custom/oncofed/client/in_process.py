@@ -19,12 +19,13 @@ from oncofed.client.case_sums import patients_of_sums, sums_of
 from oncofed.client.case_table import write_case_table
 from oncofed.client.folder import CASES_FILE, OWN_MODEL, sole_owner
 from oncofed.client.kept_model import keep_model
-from oncofed.client.local_training import LocalScore, ProgressReporter, SiteContext, Stop
+from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, ProgressReporter, SiteContext, Stop
 from oncofed.client.personal import PersonalModel
 from oncofed.client.preparation import check_cases, draw_validation_cases, set_broken_files_aside, untrained_weights
 from oncofed.client.progress import SECONDS_BETWEEN_REPORTS, ThrottledProgress
 from oncofed.client.state import SiteState
 from oncofed.data.cases import Case
+from oncofed.data.moments import site_sums
 from oncofed.data.prepared import plan_cache
 from oncofed.messages.compression import Compressor
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked, TrainRequest
@@ -64,6 +65,7 @@ class InProcessTraining:
         self._state = SiteState()
         self._validation_cases: tuple[Case, ...] = ()
         self._profile: dict[str, Any] = {}
+        self._table_sums: dict[str, Any] = {}
         self._untrained: Weights = {}
         self._kept_locally: Weights = {}
         # Duration of the last score: phases shorter than a report's interval are not reported.
@@ -85,7 +87,7 @@ class InProcessTraining:
             except BaseException:
                 self._resources.close()
                 raise
-        return {**_counts(self._trainer), "profile": self._profile}
+        return {**_counts(self._trainer), "profile": self._profile, **self._table_sums}
 
     def close(self) -> None:
         """Release memory and the job's folder."""
@@ -105,6 +107,9 @@ class InProcessTraining:
         trainer = self._resources.enter_context(start_trainer(plan, usable.cases, context.site, checkpoint))
         images = ((case.patient, usable.facts.get(case)) for case in usable.cases.train)
         self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
+        if plan.data.covariates:
+            sums, patients = site_sums(usable.cases.train, plan.data.covariates)
+            self._table_sums = {"covariates": sums, PATIENTS_OF_SUMS: patients}
         self._reporter.note(plan_cache(usable.cases.train, trainer.input, trainer.device).note, logging.INFO)
         trainer.prepare(self._progress.counter("loading data"))
         trainer.gradient_hook = self._gradient_hook
@@ -147,6 +152,7 @@ class InProcessTraining:
         numbers = self._evaluate("validation", weights, stop)
         if self._gradient_hook:
             self._gradient_hook.start(trainer.network, dict(request.extra))
+        trainer.hold_as_teacher()
         first_step = (request.round - 1) * self._plan.training.steps_per_round
         if halfway:
             trainer.load_weights(halfway)
@@ -224,6 +230,7 @@ class InProcessTraining:
         """Score the model."""
         weights = self._weights_here({name: _full_precision(value) for name, value in request.weights.items()})
         outcomes: Outcomes = []
+        self.trainer.task.use_thresholds(request.sums.thresholds if request.sums else {})
         numbers, patients = self._evaluate(request.split, weights, stop, outcomes), []
         if request.sums and not stop():
             sums = self._sums(request.split, outcomes, weights, request.sums, stop)

@@ -14,6 +14,8 @@ from oncofed.messages.requests import EvaluateRequest, TrainRequest
 from oncofed.messages.results import TrainResult
 
 Stop = Callable[[], bool]
+# Key of the patients behind the sums that ``prepare`` tells.
+PATIENTS_OF_SUMS = "patients_of_sums"
 
 
 class ProgressReporter(Protocol):
@@ -70,8 +72,9 @@ class LocalTraining(Protocol):
         """Check and load the cases, unless that was done.
 
         Returns:
-            Numbers of cases, device and version; and ``profile`` (``artifacts.training_profile``), which leaves the
-            site only where the server wants it.
+            Numbers of cases, device and version; and ``profile`` (``artifacts.training_profile``) and ``covariates``
+            (``data.moments``), which leave the site only where the server wants them. ``PATIENTS_OF_SUMS`` are the keys
+            of the patients behind the latter, and stay at the site.
         """
 
     def train(self, request: TrainRequest, stop: Stop) -> TrainResult:

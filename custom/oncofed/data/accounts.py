@@ -11,7 +11,7 @@ from unicodedata import normalize
 
 from oncofed.data.absent import absences
 from oncofed.data.case_readers import StackWork, Work, is_dicom
-from oncofed.data.decisions import decided, name_of
+from oncofed.data.decisions import decided, is_labelled, name_of
 from oncofed.data.dicom.matching import BESIDE, ON_EACH
 from oncofed.data.dicom.references import named_twice, region_key
 from oncofed.data.dicom.series import DicomIndex
@@ -143,7 +143,7 @@ def labelled_share(manifest: Manifest) -> str:
     """Return in words the share of labelled patients."""
     manifest = decided(manifest)
     everyone = {entry.patient or name_of(entry) for entry in manifest.entries}
-    labelled = {entry.patient or name_of(entry) for entry in manifest.entries if entry.label is not None}
+    labelled = {entry.patient or name_of(entry) for entry in manifest.entries if is_labelled(entry)}
     share = f" ({len(labelled) / len(everyone):.0%})" if everyone else ""
     share = share.replace("%", " %")
     # 99.6 % must not be rounded to 100 %.
@@ -187,7 +187,7 @@ def _inside(path: Path | None, folder: Path) -> list[str]:
 def _annotated(entry: Entry | str, unlabelled: Mapping[str, str], lacks: Mapping[str, list[str]]) -> Entry | str:
     if isinstance(entry, str):
         return entry
-    if entry.label is not None:
+    if is_labelled(entry):
         notes = lacks.get(name_of(entry))
         return entry.model_copy(update={"notes": [*entry.notes, *notes]}) if notes else entry
     return entry.model_copy(update={"unlabelled": unlabelled.get(name_of(entry))})

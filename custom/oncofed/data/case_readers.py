@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +22,7 @@ from oncofed.data.dicom.pixels import read_stack
 from oncofed.data.dicom.stacks import Stack
 from oncofed.data.files import Use
 from oncofed.data.images import LoadedImage
-from oncofed.data.layouts import Item
+from oncofed.data.layouts import Item, Stated
 from oncofed.data.layouts.base import first_free
 from oncofed.data.layouts.content import looks_like_mask
 from oncofed.data.manifest import Entry, Split
@@ -118,7 +118,7 @@ class FileWork:
             found = case_facts.measure(image, mask)
             found["checksum"] = case_facts.checksum(images)
             found["notes"] = [*case_facts.notes(image, mask), *item.notes]
-            alone = item.label is None and len(images) == 1
+            alone = item.label is None and not item.targets and len(images) == 1
             may_be_mask = alone and looks_like_mask(image)
         except Exception as error:  # noqa: BLE001 - readers raise any type of error for a malformed file
             return self.set_aside(case_facts.reason_of(error))
@@ -133,6 +133,8 @@ class FileWork:
             split=item.split,
             modality=item.modality,
             tags=item.tags,
+            targets=dict(item.targets),
+            looked_for=None if item.looked_for is None else list(item.looked_for),
             stamp=case_facts.stamp([*images, *self._label_files(mask)]),
             source=item.images[0],
         )
@@ -184,6 +186,7 @@ class StackWork:
     values: Mapping[str, int]
     class_label: int | None
     split: Split | None
+    stated: Stated = field(default_factory=Stated)
 
     @property
     def key(self) -> str:
@@ -202,6 +205,7 @@ class StackWork:
         placed = [(label.path, label.named, label.notes) for label in self.labels]
         text = f"{_FACTS_VERSION} {files} {placed} {sorted(self.values.items())} {self.class_label} {self.split}"
         text += f" {self.stack.header.person} {self.stack.notes}"
+        text += f" {self.stated!r}" if self.stated != Stated() else ""
         is_written = all(is_there(self.out / path) for path in self._written())
         return hashlib.sha256(text.encode()).hexdigest() + ("" if is_written else " not written")
 
@@ -234,6 +238,9 @@ class StackWork:
             vendor=header.vendor or None,
             checksum=case_facts.checksum(written[:1]),
             stamp=case_facts.stamp(written),
+            targets=dict(self.stated.targets),
+            looked_for=None if self.stated.looked_for is None else list(self.stated.looked_for),
+            tags=dict(self.stated.tags),
             notes=[*self.stack.notes, *pixels.notes, *_header_notes(header), *(label.notes if label else ())],
             source=self.stack.slices[0].path,
         )
@@ -321,6 +328,8 @@ class SlideWork:
             split=item.split,
             modality="SM",
             tags=item.tags,
+            targets=dict(item.targets),
+            looked_for=None if item.looked_for is None else list(item.looked_for),
             tiles=self._tiles_path,
             stamp=case_facts.stamp([path]),
             source=item.images[0],

@@ -6,8 +6,8 @@ split; otherwise each case is a patient.
 
 from __future__ import annotations
 
-import hashlib
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,11 +17,13 @@ import numpy as np
 from scipy import ndimage
 
 from oncofed.data import boxes, case_facts
+from oncofed.data.covariates import row_faults
+from oncofed.data.dealing import Stratum, deal, deal_by_stratum, strata_of
 from oncofed.data.decisions import decided
 from oncofed.data.formats.common import LoadedImage
 from oncofed.data.grouping import finding_lines, millimetres
 from oncofed.data.images import stem
-from oncofed.data.label_mapping import Supervision, match
+from oncofed.data.label_mapping import IGNORED, Supervision, Vocabulary, looked_for, match
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -36,7 +38,7 @@ from oncofed.data.manifest import (
 from oncofed.data.masks import read_mask, value_name
 from oncofed.data.same_grid import turned_onto
 from oncofed.data.spec import DataSpec, SplitSpec
-from oncofed.data.targets import Encoded, declared_target, is_known, stated_value, unknown
+from oncofed.data.targets import Encoded, TargetValue, declared_target, is_known, stated_value, unknown
 from oncofed.errors import DataError
 
 
@@ -58,7 +60,8 @@ class Case:
         tiles: file with the places of a slide's tiles.
         folder: of the registered dataset, where prepared cases may be kept; None where nobody has registered it.
         targets: of a job that learns targets, name -> numbers; NaN: unknown.
-        target_fault: why a target cannot be used; empty where all can.
+        target_fault: why its targets, or what was looked for in its mask, cannot be used; empty where they can.
+        looked_for: the job's classes that were looked for in the mask; None: all.
         boxes: of a job that looks for objects, those that the dataset states; None: its mask shows them.
         may_be_empty: a mask without any object is fine.
     """
@@ -77,6 +80,7 @@ class Case:
     folder: Path | None = field(default=None, compare=False, repr=False)
     targets: Mapping[str, Encoded] = field(default_factory=dict, compare=False, repr=False)
     target_fault: str = field(default="", compare=False, repr=False)
+    looked_for: frozenset[int] | None = None
     boxes: tuple[boxes.Box, ...] | None = field(default=None, compare=False, repr=False)
     may_be_empty: bool = False
 
@@ -309,7 +313,8 @@ def read_cases(
     """Read ``folder/dataset.json`` and split its patients.
 
     The lists ``validation`` and ``test`` of the file are used where they hold labelled cases; what they lack is dealt
-    from ``training`` by a hash of patient and seed, so that adding a patient moves nobody else.
+    from ``training`` by a hash of patient and seed, so that adding a patient moves few others; if the job
+    learns targets, in proportion to their values (``dealing.strata_of``).
 
     Args:
         folder: a dataset.
@@ -344,39 +349,85 @@ def deal_cases(
     for key, entry in manifest.by_split():
         if key not in splits:
             continue
-        case = _wanted_case(folder, manifest, entry, wanted, values)
+        case = _wanted_case(folder, manifest, entry, wanted, vocabulary, values)
         if case:
             lists[key].append(case)
     train = lists["training"]
+    strata = _strata(train, manifest, wanted)
     parts: dict[str, list[Case]] = {}
     for purpose, share in (("test", split.test), ("validation", split.validation)):
         if lists[purpose]:
             parts[purpose] = lists[purpose]
         else:
             # A share is of all patients, so the second deal takes it from what the first one left.
-            taken = len({c.patient for c in lists["training"]}) - len({c.patient for c in train})
-            parts[purpose], train = _deal(train, share, seed, purpose, taken)
+            left = {case.patient for case in train}
+            taken = len({case.patient for case in lists["training"]}) - len(left)
+            if strata:
+                chosen = deal_by_stratum({patient: strata[patient] for patient in left}, share, seed, purpose, taken)
+            else:
+                chosen = deal(left, share, seed, purpose, taken)
+            parts[purpose] = [case for case in train if case.patient in chosen]
+            train = [case for case in train if case.patient not in chosen]
     cases = Cases(tuple(train), tuple(parts["validation"]), tuple(parts["test"]))
     _refuse_shared_patients(folder, cases)
     return cases
 
 
 def _wanted_case(
-    folder: Path, manifest: Manifest, entry: Entry, wanted: Supervision, values: tuple[tuple[int, int], ...] | None
+    folder: Path,
+    manifest: Manifest,
+    entry: Entry,
+    wanted: Supervision,
+    vocabulary: Vocabulary,
+    values: tuple[tuple[int, int], ...] | None,
 ) -> Case | None:
     """Return an entry as a case; None where it lacks what is learned."""
     if not wanted.of_entry(manifest, entry):
         return None
     if wanted.kind == "targets":
-        return _with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
+        return with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
     if wanted.kind == "boxes":
         return _with_boxes(case_of(folder, manifest, entry, values), entry)
     if wanted.kind == "class" and values is not None and entry.label not in dict(values):
         return None
-    return case_of(folder, manifest, entry, values)
+    case = case_of(folder, manifest, entry, values)
+    if wanted.kind == "mask" and wanted.classes and (wanted.partial or entry.looked_for is not None):
+        return _with_looked_for(case, manifest, entry, wanted, vocabulary)
+    return case
 
 
-def _with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervision) -> Case | None:
+def _with_looked_for(
+    case: Case, manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary: Vocabulary
+) -> Case | None:
+    """Return a case with the classes looked for in its mask.
+
+    None where none of the job's were. What is drawn of another class is as unknown as the voxels around it.
+    """
+    try:
+        known = looked_for(manifest, entry, wanted, vocabulary)
+    except DataError as error:
+        return replace(case, target_fault=str(error))
+    if known is None:
+        return case
+    if not wanted.partial:
+        missing = ", ".join(name for value, name in wanted.classes.items() if value not in known and name != IGNORED)
+        return replace(
+            case,
+            target_fault=f"nobody looked for {missing} in its mask, and the job takes what is not drawn for "
+            "background. Say in the job that masks may lack classes: task.partial: true",
+        )
+    if not known:
+        return None
+    kept = {*known, *(value for value, name in wanted.classes.items() if name == IGNORED)}
+    pairs = case.label_values or tuple((value, value) for value in wanted.classes)
+    return replace(
+        case,
+        looked_for=known,
+        label_values=tuple((value, target if target in kept else 0) for value, target in pairs),
+    )
+
+
+def with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervision) -> Case | None:
     """Return a case with its targets; None where it states none."""
     found: dict[str, Encoded] = {}
     faults = []
@@ -442,13 +493,14 @@ def check_case(
             known[case] = entry
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
         return Problem(case.name, case_facts.reason_of(error))
-    found = [*contract_faults(entry, data or DataSpec(dataset="any")), *case_facts.faults(entry, case.may_be_empty)]
-    if case.targets:
-        found += [case.target_fault] if case.target_fault else []
-    elif case.boxes is not None:
+    data = data or DataSpec(dataset="any")
+    found = [*contract_faults(entry, data), *row_faults(entry, data.covariates)]
+    found += case_facts.faults(entry, case.may_be_empty)
+    found += [case.target_fault] if case.target_fault else []
+    if case.boxes is not None:
         fault = boxes.fault(case.boxes, entry.shape or [], dict(case.label_values or ((c, c) for c in classes)))
         found += [fault] if fault else []
-    elif not entry.label_problem:
+    elif not case.targets and not entry.label_problem:
         found += label_faults(case, entry, classes)
     return Problem(case.name, "; ".join(found)) if found else None
 
@@ -568,15 +620,14 @@ def case_of(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[
     )
 
 
-def _deal(cases: list[Case], share: float, seed: int, purpose: str, taken: int) -> tuple[list[Case], list[Case]]:
-    patients = sorted(
-        {c.patient for c in cases}, key=lambda p: hashlib.sha256(f"{seed}:{purpose}:{p}".encode()).digest()
-    )
-    everyone = len(patients) + taken
-    count = round(everyone * share) if len(patients) > 2 else 0
-    count = min(max(count, 1 if share > 0 and len(patients) > 2 else 0), max(len(patients) - 1, 0))
-    chosen = set(patients[:count])
-    return [c for c in cases if c.patient in chosen], [c for c in cases if c.patient not in chosen]
+def _strata(cases: Sequence[Case], manifest: Manifest, wanted: Supervision) -> dict[str, Stratum]:
+    """Return patient -> stratum by the targets; empty for masks and classes."""
+    stated: dict[str, list[list[TargetValue | None]]] = defaultdict(list)
+    for case in cases if wanted.kind == "targets" else ():
+        assert case.entry is not None
+        said, label = case.entry.targets, case.entry.label
+        stated[case.patient].append([stated_value(said, label, manifest.labels, target) for target in wanted.targets])
+    return strata_of(stated)
 
 
 def _refuse_shared_patients(folder: Path, cases: Cases) -> None:

@@ -109,6 +109,7 @@ def compose(
         modality=layout.modality or _modality(usable),
         labels={str(value): name for value, name in sorted(labels.items())},
         label_kind=kind,
+        targets=dict(layout.targets),
         label_map=before.label_map if before else {},
         patient_from=(options.patient_from if dicom.stacks or dicom.slides else None) or "id",
         reviewed=before.reviewed if before else [],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,16 +12,19 @@ from typing import Any, Literal
 
 from oncofed.data import case_facts
 from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faults, read_cases
-from oncofed.data.decisions import decided, in_words, name_of
+from oncofed.data.covariate_report import CovariateReport, covariate_reports, covariate_warnings
+from oncofed.data.decisions import decided, in_words, is_labelled, name_of
 from oncofed.data.grouping import counted, millimetres
 from oncofed.data.images import stem
-from oncofed.data.label_mapping import Supervision, Vocabulary, match
+from oncofed.data.label_mapping import IGNORED, Supervision, Vocabulary, looked_for, match
+from oncofed.data.leaks import outcome_columns
 from oncofed.data.manifest import SPLITS, Entry, Manifest, inside, read_manifest
 from oncofed.data.masks import value_name
 from oncofed.data.mixtures import mixtures
 from oncofed.data.quality import Finding, find_all, loose_slices, phi_warnings, unsettled
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
-from oncofed.data.targets import Target, declared_target, stated_value
+from oncofed.data.target_report import TargetReport, report_target
+from oncofed.data.targets import Target, declared_target
 from oncofed.errors import DataError
 
 _MOST_VALUES = 8
@@ -53,6 +56,7 @@ class Report:
         unlabelled: usable cases without a label, and why they have none.
         remarks: observations on the whole folder, from registering.
         decided: people's decisions about findings, in words.
+        targets: of a job that learns targets: patients and distribution of each.
         cases: number of usable cases by list.
         may_train: the job would start here.
         why_not: the reason if not.
@@ -65,6 +69,7 @@ class Report:
     unlabelled: list[Problem] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     decided: list[str] = field(default_factory=list)
+    targets: list[TargetReport] = field(default_factory=list)
     cases: dict[str, int] = field(default_factory=dict)
     may_train: bool = True
     why_not: list[str] = field(default_factory=list)
@@ -90,15 +95,22 @@ def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) 
     listed = read_manifest(folder)
     manifest = with_facts(folder, decided(listed))
     vocabulary = match(manifest, wanted)
-    report = Report(rows=[_modality(manifest, data), *_rows(manifest, data, wanted, vocabulary)])
+    report = Report()
+    report.rows = [_modality(manifest, data), *_rows(manifest, data, wanted, vocabulary, report)]
     report.findings = find_all(manifest, data)
+    of_kind = {found.name for found in report.targets}
+    leaks = unsettled(manifest, outcome_columns(manifest, [t for t in wanted.targets if t.name in of_kind]))
+    report.findings += [leak for leak in leaks if leak.severe]
+    report.warnings += [leak for leak in leaks if not leak.severe]
     mixed = (Finding(kind, None, what, severe=False) for kind, what in mixtures(manifest))
-    report.warnings = unsettled(manifest, (*loose_slices(manifest), *mixed, *phi_warnings(manifest)))
+    report.warnings += unsettled(manifest, (*loose_slices(manifest), *mixed, *phi_warnings(manifest)))
+    entries = [entry for split, entry in manifest.by_split() if split in data.splits]
+    covariates = covariate_reports(entries, data.covariates)
+    report.rows += [_covariate(found) for found in covariates]
+    report.warnings += covariate_warnings(entries, covariates)
     report.remarks = manifest.remarks
     report.unlabelled = [
-        Problem(name_of(entry), entry.unlabelled or _NO_LABEL)
-        for entry in manifest.entries
-        if entry.label is None and entry.boxes is None
+        Problem(name_of(entry), entry.unlabelled or _NO_LABEL) for entry in manifest.entries if not is_labelled(entry)
     ]
     report.decided = in_words(listed)
     report.set_aside = [Problem(q.name, q.reason) for q in manifest.quarantine]
@@ -172,6 +184,12 @@ def with_facts(folder: Path, manifest: Manifest) -> Manifest:
     return manifest.model_copy(update=lists)
 
 
+def _covariate(found: CovariateReport) -> Row:
+    """Return a covariate's row; where nobody has it, the network is told that it is missing."""
+    how = "missing everywhere" if found.is_missing else ""
+    return Row(found.column.name, found.found, found.expected, "converted" if how else "fits", how)
+
+
 def _modality(manifest: Manifest, data: DataSpec) -> Row:
     names = {entry.modality for entry in manifest.entries if entry.modality} or set(manifest.modality.values())
     found = ", ".join(sorted(names)) or "not known"
@@ -181,10 +199,13 @@ def _modality(manifest: Manifest, data: DataSpec) -> Row:
     return Row("modality", found, data.modality, "fits" if fits else "does not fit")
 
 
-def _rows(manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: Vocabulary) -> list[Row]:
+def _rows(manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: Vocabulary, report: Report) -> list[Row]:
     entries = [entry for split, entry in manifest.by_split() if split in data.splits]
     known = [entry for entry in entries if entry.shape]
-    rows = _label_rows(manifest, data, wanted, vocabulary, entries)
+    if wanted.kind == "targets":
+        rows = _target_rows(manifest, wanted.targets, entries, report)
+    else:
+        rows = _label_rows(manifest, data, wanted, vocabulary, entries)
     if not known:
         return rows
     return [_dimensions(known, data), _channels(known, data), _spacing(known, data), _orientation(known, data), *rows]
@@ -193,9 +214,7 @@ def _rows(manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: V
 def _label_rows(
     manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: Vocabulary, entries: Sequence[Entry]
 ) -> list[Row]:
-    """Return the rows on labels, or one a target."""
-    if wanted.kind == "targets":
-        return [_target(manifest, target, entries) for target in wanted.targets]
+    """Return the rows on masks, classes or boxes."""
     word = {"mask": "a mask", "class": "a class", "boxes": "boxes or a mask"}[wanted.kind]
     labelled = [entry for entry in entries if wanted.of_entry(manifest, entry)]
     return [
@@ -206,26 +225,49 @@ def _label_rows(
             f"at least {data.minimum_cases}",
             "fits" if len(labelled) >= data.minimum_cases else "does not fit",
         ),
+        *(_looked_for(manifest, wanted, vocabulary, labelled) if wanted.partial and not vocabulary.problems else ()),
     ]
 
 
-def _target(manifest: Manifest, target: Target, entries: Sequence[Entry]) -> Row:
-    """Return a target's row: how many patients have it."""
-    expected = f"a target of kind {target.kind}"
-    try:
-        declared = declared_target(manifest.targets, manifest.labels, target)
-    except DataError as error:
-        return Row(target.name, "another kind", expected, "does not fit", str(error))
-    having = {
-        entry.patient or name_of(entry)
-        for entry in entries
-        if declared and stated_value(entry.targets, entry.label, manifest.labels, target) is not None
-    }
-    everyone = {entry.patient or name_of(entry) for entry in entries}
-    found = f"{len(having)} of {len(everyone)} patients have it"
-    return Row(
-        target.name, found, expected, "fits" if having else "does not fit", "" if having else "no patient has it"
-    )
+def _looked_for(
+    manifest: Manifest, wanted: Supervision, vocabulary: Vocabulary, labelled: Sequence[Entry]
+) -> Iterator[Row]:
+    """Yield each class's row: patients in whom it was looked for."""
+    patients: dict[int, set[str]] = {value: set() for value, name in wanted.classes.items() if name != IGNORED}
+    for entry in labelled:
+        try:
+            known = looked_for(manifest, entry, wanted, vocabulary)
+        except DataError:  # which sets the case aside, with this reason
+            continue
+        for value in patients if known is None else known:
+            patients[value].add(entry.patient or name_of(entry))
+    everyone = len({entry.patient or name_of(entry) for entry in labelled})
+    for value, having in patients.items():
+        found = f"looked for in {len(having)} of {everyone} patients"
+        how = "unknown in the others" if len(having) < everyone else ""
+        yield Row(f"{wanted.classes[value]} ({value})", found, "any number", "converted" if how else "fits", how)
+
+
+def _target_rows(manifest: Manifest, targets: Sequence[Target], entries: Sequence[Entry], report: Report) -> list[Row]:
+    """Return a row per target; its distribution and its warnings go into the report.
+
+    A site needs one of the job's targets: what it lacks counts in neither loss nor score.
+    """
+    rows = []
+    for target in targets:
+        expected = f"a target of kind {target.kind}"
+        try:
+            declared = declared_target(manifest.targets, manifest.labels, target)
+        except DataError as error:
+            rows.append(Row(target.name, "another kind", expected, "does not fit", str(error)))
+            continue
+        found = report_target(manifest, target, declared, entries)
+        report.targets.append(found)
+        report.warnings += [Finding("target", None, f"{target.name}: {what}", severe=False) for what in found.warnings]
+        rows.append(Row(target.name, str(found), expected, "fits"))
+    if any(found.patients for found in report.targets):
+        return rows
+    return [replace(row, verdict="does not fit", how=row.how or "no patient has it") for row in rows]
 
 
 def _dimensions(entries: Sequence[Entry], data: DataSpec) -> Row:

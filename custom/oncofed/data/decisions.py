@@ -46,7 +46,7 @@ def in_force(manifest: Manifest, decision: Decision) -> Manifest:
 
 def contradiction(copies: Iterable[Entry]) -> tuple[Entry, Entry] | None:
     """Return two copies with different labels, if any."""
-    labelled = [entry for entry in copies if entry.label is not None]
+    labelled = [entry for entry in copies if is_labelled(entry)]
     return next(((labelled[0], other) for other in labelled[1:] if _differ(labelled[0], other)), None)
 
 
@@ -94,6 +94,11 @@ def name_of(entry: Entry) -> str:
     return entry.name or entry.images[0]
 
 
+def is_labelled(entry: Entry) -> bool:
+    """Return whether a case has a label, or states a target or boxes."""
+    return entry.label is not None or bool(entry.targets) or entry.boxes is not None
+
+
 def content_of(entry: Entry, finding: str) -> str:
     """Return a fingerprint of a case for a finding.
 
@@ -103,7 +108,7 @@ def content_of(entry: Entry, finding: str) -> str:
     if finding != "conflicting":
         return image
     label = entry.label if isinstance(entry.label, int) else sorted((entry.label_values or {}).items())
-    return f"{image} {label}"
+    return f"{image} {label}" + (f" {sorted(entry.targets.items())}" if entry.targets else "")
 
 
 def by_worth(cases: Iterable[tuple[Split, Entry]]) -> list[tuple[Split, Entry]]:
@@ -111,14 +116,16 @@ def by_worth(cases: Iterable[tuple[Split, Entry]]) -> list[tuple[Split, Entry]]:
 
     Labelled ones first, then those of the test list, else in the given order.
     """
-    return sorted(cases, key=lambda case: (case[1].label is None, _BY_WORTH.index(case[0])))
+    return sorted(cases, key=lambda case: (not is_labelled(case[1]), _BY_WORTH.index(case[0])))
 
 
 _Group = list[tuple[Split, Entry]]
 
 
 def _differ(first: Entry, second: Entry) -> bool:
-    """Return whether the labels of two copies contradict."""
+    """Return whether the labels or targets of two copies contradict."""
+    if any(first.targets[name] != second.targets[name] for name in first.targets.keys() & second.targets.keys()):
+        return True
     if isinstance(first.label, int) or isinstance(second.label, int):
         return first.label != second.label and isinstance(first.label, int) and isinstance(second.label, int)
     if first.label_values is None or second.label_values is None:

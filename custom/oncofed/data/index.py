@@ -9,6 +9,7 @@ import os
 import sqlite3
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -58,6 +59,11 @@ class Index:
             self._go_on_without(error)
             return None
         return json.loads(row[1]) if row and row[0] == stamp else None
+
+    def values(self) -> Iterator[Any]:
+        """Yield every value, whatever became of its files."""
+        for (value,) in self._connection.execute("SELECT value FROM seen"):
+            yield json.loads(value)
 
     def put(self, key: str, stamp: str, value: Any) -> None:
         """Remember a JSON value.

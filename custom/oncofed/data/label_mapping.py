@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from oncofed.data.label_names import OVERLAP
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.targets import Target, declared_target, stated_value
+from oncofed.errors import DataError
 
 # The kind of label that a job learns from: a mask of each image, its class, named targets of the case, or boxes around
 # its objects.
 LabelKind = Literal["mask", "class", "targets", "boxes"]
 # Name of the label of voxels that nobody labelled; a dataset need not have it.
 IGNORED = "ignore"
+_UNNAMED = (
+    "its labels have no names, and sites of this job may lack some of {} (task.partial): nothing tells which this one "
+    'has. Name them in dataset.json ("labels"), or register the folder again with --labels VALUE=NAME'
+)
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,14 @@ class Supervision:
         classes: label value -> name, without a mask's background; empty for targets.
         targets: named ones; empty for others.
         partial: a dataset may lack some of a mask's classes, which are then unknown in its cases.
+        regions: of a mask, name -> label values; by them a dataset may name its values instead (nnU-Net's regions).
     """
 
     kind: LabelKind = "mask"
     classes: Mapping[int, str] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
     partial: bool = False
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def of_entry(self, manifest: Manifest, entry: Entry) -> bool:
         """Return whether an entry states what is learned.
@@ -83,10 +91,12 @@ def match(manifest: Manifest, wanted: Supervision) -> Vocabulary:
     """
     if wanted.kind == "targets":
         return Vocabulary()
-    return (match_classes if wanted.kind == "class" else match_labels)(manifest, wanted.classes)
+    if wanted.kind == "class":
+        return match_classes(manifest, wanted.classes)
+    return match_labels(manifest, wanted)
 
 
-def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
+def match_labels(manifest: Manifest, wanted: Supervision) -> Vocabulary:
     """Match a dataset's labels with a job's.
 
     Names are compared without regard to case, and spaces, _ and - are the same; ``label_map`` of the manifest goes
@@ -94,13 +104,19 @@ def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
 
     Args:
         manifest: the dataset.
-        classes: the job's label values and names, without background.
+        wanted: what the job learns from. Where it is partial, the dataset may lack some classes, but not all, and has
+            to name those that it has.
     """
+    classes, partial = wanted.classes, wanted.partial
     instances = manifest.label_kind == "instances"
-    names = {int(float(value)): name for value, name in manifest.labels.items() if int(float(value)) != 0}
+    names = _label_names(manifest)
     if not manifest.label_map and all(_is_unnamed(value, name) for value, name in names.items()):
+        if partial:
+            return Vocabulary(instances=instances, problems=[_UNNAMED.format(", ".join(classes.values()))])
         return _by_value(names, classes, instances)
-    matched, how, problems = _by_name(names, manifest, classes, "label", "becomes background", "for background")
+    matched, how, problems = _by_name(
+        names, manifest, classes, "label", "becomes background", "for background", wanted.regions
+    )
     values = {value: target or 0 for value, target in matched.items()}
     unknown = sorted(set(map(name_key, manifest.label_map)) - set(map(name_key, names.values())))
     if unknown:
@@ -109,15 +125,50 @@ def match_labels(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
             f"{', '.join(sorted(names.values()))}"
         )
     missing = [name for value, name in classes.items() if value not in values.values() and name != IGNORED]
-    if missing and not problems:
+    if missing and partial and len(missing) < len([name for name in classes.values() if name != IGNORED]):
+        how.append(f"nobody looked for {', '.join(missing)} here, which stays unknown")
+    elif missing and not problems:
         problems.append(
             f"no label of the dataset stands for {', '.join(missing)}; say which one does in dataset.json: "
             f'"label_map": {{"NAME": "{missing[0]}"}}'
         )
     if instances:
         how.append("every numbered object becomes its class")
-    same = not instances and all(value == target for value, target in values.items())
+    # A value that the job alone has would else pass for its class.
+    same = not instances and not (partial and missing) and all(value == target for value, target in values.items())
     return Vocabulary(values=None if same else values, instances=instances, how=how, problems=problems)
+
+
+def looked_for(manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary: Vocabulary) -> frozenset[int] | None:
+    """Return the job's classes looked for in a case.
+
+    None: all. A class that several of the dataset's labels stand for was looked for where all of them were.
+
+    Args:
+        manifest: the dataset.
+        entry: one of its cases.
+        wanted: what the job learns from.
+        vocabulary: of the dataset, without problems.
+
+    Raises:
+        DataError: the entry looked for a label that the dataset does not name.
+    """
+    classes = {value for value, name in wanted.classes.items() if name != IGNORED}
+    names = _label_names(manifest)
+    values = {value: value for value in names} if vocabulary.values is None else vocabulary.values
+    if entry.looked_for is None:
+        known = classes & set(values.values()) if wanted.partial else classes
+    else:
+        keys = set(map(name_key, entry.looked_for))
+        strange = sorted(name for name in entry.looked_for if name_key(name) not in set(map(name_key, names.values())))
+        if strange:
+            raise DataError(
+                f"looked_for names {', '.join(strange)}, which no label of the dataset is called: known are "
+                f"{', '.join(sorted(names.values())) or 'none'}"
+            )
+        missed = {values.get(value) for value, name in names.items() if name_key(name) not in keys}
+        known = (classes & set(values.values())) - missed
+    return None if known == classes else frozenset(known)
 
 
 def match_classes(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
@@ -133,7 +184,7 @@ def match_classes(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
         own, jobs = (", ".join(map(str, sorted(values))) for values in (unknown, classes))
         problems = [f"its classes {own} are none of the job's, {jobs}"] if unknown else []
         return Vocabulary(problems=problems)
-    matched, how, problems = _by_name(names, manifest, classes, "class", "is left out", "leaves its images out")
+    matched, how, problems = _by_name(names, manifest, classes, "class", "is left out", "leaves its images out", {})
     values = {value: target for value, target in matched.items() if target is not None}
     absent = [name for value, name in classes.items() if value not in values.values()]
     if absent and not problems:
@@ -142,7 +193,13 @@ def match_classes(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
 
 
 def _by_name(
-    names: Mapping[int, str], manifest: Manifest, classes: Mapping[int, str], noun: str, dropped: str, null: str
+    names: Mapping[int, str],
+    manifest: Manifest,
+    classes: Mapping[int, str],
+    noun: str,
+    dropped: str,
+    null: str,
+    regions: Mapping[str, Sequence[int]],
 ) -> tuple[dict[int, int | None], list[str], list[str]]:
     """Match names with a job's.
 
@@ -153,12 +210,14 @@ def _by_name(
         noun: what the names are of, for messages.
         dropped: what happens to a name that the map says null of, or that is of the background of a mask.
         null: what null is for, in the map.
+        regions: of the job, name -> values.
 
     Returns:
         value -> the job's, or None for what is dropped; what is converted; what does not fit.
     """
     wanted = {name_key(name): value for value, name in classes.items()}
     mapping = {name_key(name): target for name, target in manifest.label_map.items()}
+    of_regions = {_region_key(name for name, of in regions.items() if value in of): value for value in classes}
     values: dict[int, int | None] = {}
     problems, how = [], []
     for value, name in sorted(names.items()):
@@ -170,7 +229,10 @@ def _by_name(
             found = values[value] = wanted[name_key(target)]
             if found != value or name_key(target) != name_key(name):
                 how.append(f"{name} ({value}) becomes {classes[found]} ({found})")
-        elif hint := _ignore_hint(name, value, classes, noun):
+        elif found_value := of_regions.get(_region_key(target.split(OVERLAP))):
+            values[value] = found_value
+            how.append(f"{name} ({value}) becomes {classes[found_value]} ({found_value})")
+        elif hint := _ignore_hint(name, value, classes, noun) or _overlap_hint(name, value):
             problems.append(hint)
         else:
             problems.append(
@@ -200,6 +262,26 @@ def _ignore_hint(name: str, value: int, classes: Mapping[int, str], noun: str) -
         f"its label {name!r} ({value}) marks voxels that nobody labelled, and the job would learn from them. Say in "
         f"the job, under task, that they are left out: ignore: {max(classes, default=0) + 1}"
         + ("" if name_key(name) == IGNORED else f', and in dataset.json: "label_map": {{"{name}": "{IGNORED}"}}')
+    )
+
+
+def _label_names(manifest: Manifest) -> dict[int, str]:
+    """Return the names of a dataset's label values, without background."""
+    return {int(float(value)): name for value, name in manifest.labels.items() if int(float(value)) != 0}
+
+
+def _region_key(names: Iterable[str]) -> frozenset[str]:
+    return frozenset(map(name_key, names))
+
+
+def _overlap_hint(name: str, value: int) -> str:
+    """Return advice on a value that several regions share."""
+    if OVERLAP not in name:
+        return ""
+    return (
+        f"its labels are regions that overlap: {value} is of {name.replace(OVERLAP, ' and ')}. Let the job learn "
+        "regions of these names (task.type: regions), or name each single value instead: register the folder with "
+        f"--labels {value}=NAME,..."
     )
 
 

@@ -310,6 +310,11 @@ def _explain(error: ValidationError, values: dict[str, Any]) -> str:
     where = [str(part) for part in problem["loc"]]
     if len(where) > 1 and where[0] in SPLITS:
         entry = values[where[0]][int(where[1])]
+        if where[2:3] == ["targets"] and len(where) > 3:
+            return (
+                f'entry {where[1]} of "{where[0]}" states {json.dumps(entry["targets"][where[3]])[:80]} of target '
+                f'{where[3]}, expected a name, a number, {{"finding": true}}, or {{"time": 12.5, "event": true}}.'
+            )
         return (
             f'entry {where[1]} of "{where[0]}" is {json.dumps(entry)[:80]}, '
             'expected {"image": "imagesTr/NAME.nii.gz", "label": "labelsTr/NAME.nii.gz"}.'

@@ -326,15 +326,15 @@ def prepare_all(
         if found is None:
             missing.append((number, path))
         else:
-            yield number, found | how.truth(case)
+            yield number, found | how.beside_image(case)
     if not missing:
         return
     for index, prepared in how.prepare_all([cases[number] for number, _ in missing]):
         number, path = missing[index]
-        if path:
+        if path and prepared:
             _write(path, prepared)
         found = (_read(path, mapped) if path and mapped else None) or prepared
-        yield number, found | how.truth(cases[number])
+        yield number, found | how.beside_image(cases[number])
 
 
 def prepare_one(case: Case, how: Preparation, keep: bool = True, mapped: bool = False) -> Prepared:

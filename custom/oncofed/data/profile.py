@@ -18,7 +18,7 @@ from oncofed.data.case_facts import tissue_density
 from oncofed.data.contract import with_facts
 from oncofed.data.decisions import decided
 from oncofed.data.images import read_image
-from oncofed.data.label_mapping import match_labels
+from oncofed.data.label_mapping import Supervision, match_labels
 from oncofed.data.manifest import Entry, Manifest, inside, read_manifest
 from oncofed.data.spec import Modality
 from oncofed.errors import DataError
@@ -141,7 +141,7 @@ def case_values(
         DataError: there is no dataset in ``folder``, or its labels do not fit ``classes``.
     """
     manifest = with_facts(folder, decided(read_manifest(folder)))
-    vocabulary = match_labels(manifest, classes) if classes else None
+    vocabulary = match_labels(manifest, Supervision(classes=classes)) if classes else None
     if vocabulary and vocabulary.problems:
         raise DataError(f"{folder}: {'; '.join(vocabulary.problems)}")
     targets = dict(vocabulary.values) if vocabulary and vocabulary.values is not None else {v: v for v in classes}

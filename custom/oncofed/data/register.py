@@ -26,7 +26,7 @@ from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.folder import Found, find_files
 from oncofed.data.index import Index
 from oncofed.data.layouts import ClassTable, FolderLayout, Item, find_layout, lists_images
-from oncofed.data.layouts.kinds import DICOM, NOTHING
+from oncofed.data.layouts.kinds import DICOM, NOTHING, TABLE
 from oncofed.data.layouts.telling import all_taken_for_masks
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -46,7 +46,7 @@ from oncofed.private_files import random_secret
 __all__ = ["Progress", "RegisterOptions", "dataset_folder", "parse_labels", "register", "which_is_taken"]
 
 SOURCE_LINK = "source"
-_INDEX_FILE = ".index.sqlite"
+INDEX_FILE = ".index.sqlite"
 
 
 def register(options: RegisterOptions, progress: Progress | None = None) -> Manifest:
@@ -78,20 +78,21 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     progress("looking for files", 0, 0)
     found = _files_to_read(source, out)
     files = found.files
-    with Index(out / _INDEX_FILE) as index, Workers(options.workers) as workers:
-        listing = options.table if lists_images(options.table) else None
-        layout = find_layout(source, files, listing, options.task, options.labels, options.classes)
+    with Index(out / INDEX_FILE) as index, Workers(options.workers) as workers:
+        listing = options.table if lists_images(options.table, options.targets) else None
+        layout = find_layout(source, files, listing, options.task, options.labels, options.classes, options.targets)
         dicom = DicomIndex()
         if layout.kind.may_hold_dicom:
             dicom = index_folder(source, files, options.patient_from or "id", index, progress, workers)
         if layout.kind is NOTHING and (dicom.stacks or dicom.slides or dicom.broken):
             layout.kind = DICOM
         task = cast("Task", options.task or layout.task or ("slides" if dicom.slides else "segmentation"))
-        table = ClassTable(options.table, dicom.headers)
-        if options.table and not listing and not (dicom.stacks or dicom.slides):
-            raise DataError(
-                f"{options.table}: it names no image, and {options.source} holds no DICOM. Add a column image."
-            )
+        table = ClassTable(None if listing else options.table, dicom.headers, options.targets, layout.items)
+        _require_table(options, listing, layout, dicom, table)
+        if options.table and not listing:
+            layout.items = [table.with_patient(item) for item in layout.items]
+            layout.targets = {**layout.targets, **table.targets}
+            layout.remarks += table.remarks
         labels = _match_labels(dicom, options)
         work = [
             *_file_work(layout, options, prefix),
@@ -123,6 +124,33 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     became.write(out)
     _remove_stale(out, manifest)
     return manifest
+
+
+def _require_table(
+    options: RegisterOptions, listing: Path | None, layout: FolderLayout, dicom: DicomIndex, table: ClassTable
+) -> None:
+    """Refuse a table that says nothing of the folder, and targets without a table.
+
+    Raises:
+        DataError: see there.
+    """
+    if options.targets and not options.table and layout.kind is not TABLE:
+        raise DataError("--targets names columns, and no table was found. Name it: --labels TABLE")
+    if not options.table or listing or dicom.stacks or dicom.slides:
+        return
+    if options.targets is None:
+        raise DataError(f"{options.table}: it names no image, and {options.source} holds no DICOM. Add a column image.")
+    if table.classes:
+        raise DataError(
+            f"{options.table}: its column label is that of patients, and {options.source} holds no DICOM. Name it as a "
+            "target, such as --targets diagnosis=class:label, or add a column image."
+        )
+    if not any(table.knows(item) for item in layout.items):
+        patients = ", ".join(repr(item.patient) for item in layout.items[:3])
+        raise DataError(
+            f"{options.table}: no row is of a patient of {options.source}, whose images are of {patients}. Expected "
+            "these in the column patient; or add a column image"
+        )
 
 
 def _files_to_read(source: Path, out: Path) -> Found:
@@ -212,6 +240,7 @@ def _dicom_work(
         if stack.kind == "flat":
             name += f"-{hashed_key(salt, header.instance or stack.slices[0].path, 6)}"
         number, split = table.find(header)
+        stated = table.stated(header)
         yield StackWork(
             root=options.source.resolve(),
             out=options.out.resolve(),
@@ -221,6 +250,7 @@ def _dicom_work(
             values=values,
             class_label=number,
             split=split,
+            stated=stated,
         )
 
 
@@ -234,12 +264,23 @@ def _slide_work(dicom: DicomIndex, options: RegisterOptions, salt: bytes, table:
         name = f"{hashed_key(salt, header.patient, 8)}-{hashed_key(salt, slide.series, 8)}"
         rows = [table.find(instance.header) for instance in slide.instances]
         label, split = next((row for row in rows if row != (None, None)), (None, None))
+        stated = table.stated(header)
         files = tuple(instance.path for instance in slide.instances)
         yield SlideWork(
             root=source,
             prefix=f"{SOURCE_LINK}/",
             out=out,
-            item=Item(name=name, patient=header.person, images=files[:1], label=label, split=split, modality="SM"),
+            item=Item(
+                name=name,
+                patient=header.person,
+                images=files[:1],
+                label=label,
+                split=split,
+                modality="SM",
+                tags=dict(stated.tags),
+                targets=stated.targets,
+                looked_for=stated.looked_for,
+            ),
             tiles=options.tiles,
             names=names,
             instances=files,

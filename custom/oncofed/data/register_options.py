@@ -10,6 +10,7 @@ from oncofed.data.dicom.patients import PatientFrom
 from oncofed.data.manifest import Task
 from oncofed.data.masks import value_of
 from oncofed.data.slides import TileSpec
+from oncofed.data.target_columns import TableTargets
 from oncofed.errors import DataError
 
 # Called with (step, number done, number in all).
@@ -32,6 +33,7 @@ class RegisterOptions:
         patient_from: how to tell DICOM patients apart; None: as when last registered, else by their IDs.
         classes: of a classification whose images need no class: class names that folders may have. None: images lie in
             one folder per class, or in a table with their classes.
+        targets: definitions of the table's targets; None: none.
     """
 
     source: Path
@@ -44,6 +46,7 @@ class RegisterOptions:
     workers: int | None = None
     patient_from: PatientFrom | None = None
     classes: tuple[str, ...] | None = None
+    targets: TableTargets | None = None
 
 
 def parse_labels(text: str) -> dict[int, str]:

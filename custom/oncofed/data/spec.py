@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from oncofed.data.covariates import Covariate
+from oncofed.data.label_mapping import name_key
 from oncofed.data.manifest import SPLITS, Split
 from oncofed.settings import SettingError, StrictModel
 
@@ -76,6 +78,18 @@ class DataSpec(StrictModel):
         description="where prepared training cases are held; auto: on the GPU where they fit, else in memory, else on "
         "disk. Each is also kept on disk for the next run",
     )
+
+    covariates: tuple[Covariate, ...] = Field(
+        (), max_length=64, description="columns of the dataset's table that the network sees too, such as age"
+    )
+
+    @model_validator(mode="after")
+    def _columns_have_names_of_their_own(self) -> DataSpec:
+        keys = [name_key(column.name) for column in self.covariates]
+        twice = [column.name for column in self.covariates if keys.count(name_key(column.name)) > 1]
+        if twice:
+            raise ValueError(f"two covariates are called {twice[0]}; name each column once")
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> DataSpec:

@@ -6,7 +6,7 @@ unknown, and never negative.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
@@ -65,6 +65,10 @@ class Target(Protocol):
     @property
     def width(self) -> int:
         """Numbers that encode it."""
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What is asked: its settings, without how much it counts in training."""
 
     def encode(self, stated: TargetValue, declared: DatasetTarget) -> Encoded:
         """Return a case's value as the job's numbers.

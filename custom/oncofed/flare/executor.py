@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.client.folder import OWN_MODEL
 from oncofed.client.in_process import InProcessTraining
 from oncofed.client.kept_model import add_artifacts
-from oncofed.client.local_training import LocalScore, LocalTraining, SiteContext, Stop
+from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, LocalTraining, SiteContext, Stop
 from oncofed.client.reported_patients import refuse_overlap
 from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.client.status_file import ENDED, WAITING
@@ -171,8 +171,11 @@ class SiteExecutor(Executor):
     def _prepare(self, request: PrepareRequest, fl_ctx: FLContext, stop: Stop) -> SiteFacts:
         del stop
         numbers = self._trained_here(fl_ctx).prepare()
+        groups = numbers.pop(PATIENTS_OF_SUMS, ())
         if not request.profile:
             numbers.pop("profile", None)
+        if not request.profile or (numbers.get("covariates") and self._overlap(groups, fl_ctx)):
+            numbers.pop("covariates", None)
         forget_what_stays()
         policy = self._policy.digest if self._policy else None
         return SiteFacts({**numbers, "dataset": dataset_digest(fl_ctx, self._plan.data.dataset), "policy": policy})
@@ -239,19 +242,23 @@ class SiteExecutor(Executor):
         no hospitals.
         """
         sums = SUMS & score.numbers.keys()
-        if not sums or not self._policy:
+        if not sums or not self._overlap(score.patient_groups, fl_ctx):
             return score.numbers
+        return {name: value for name, value in score.numbers.items() if name not in sums}
+
+    def _overlap(self, groups: Sequence[Sequence[str]], fl_ctx: FLContext) -> bool:
+        """Return whether sums of these patients would reveal few, and log it."""
+        if not self._policy:
+            return False
         try:
             why = "of whom sums are is not known"
-            if score.patient_groups:
-                folder = state_folder(fl_ctx).parent
-                why = refuse_overlap(folder, self._plan.data.dataset, score.patient_groups)
+            if groups:
+                why = refuse_overlap(state_folder(fl_ctx).parent, self._plan.data.dataset, groups)
         except StateError as error:
             why = str(error)
-        if not why:
-            return score.numbers
-        self.log_warning(fl_ctx, why, fire_event=False)
-        return {name: value for name, value in score.numbers.items() if name not in sums}
+        if why:
+            self.log_warning(fl_ctx, why, fire_event=False)
+        return bool(why)
 
     def _keep_artifacts(self, files: Mapping[str, str], fl_ctx: FLContext) -> None:
         """Write a kept model's small files next to it."""

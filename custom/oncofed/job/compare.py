@@ -1,31 +1,50 @@
-"""Compares strategies over the same sites and seeds."""
+"""Compares strategies, or ways to use a table, over the same sites and seeds."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from rich.console import Console
+from safetensors.torch import load_file
 
-from oncofed.errors import FederationError
+from oncofed.data.cases import pool_cases, usable_cases
+from oncofed.errors import FederationError, SpecError
 from oncofed.job.checks import check_sites, check_strategy
+from oncofed.job.outcome import TABLE
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec
 from oncofed.report.compare import write_plot
 from oncofed.report.result import Backend, Result, read_result
+from oncofed.tasks.comparison import compare
+from oncofed.training import Trainer
 
 COMPARISON_FILE = "comparison.json"
 
 
-class Row(BaseModel):
-    """Figures of one strategy.
+class Paired(BaseModel):
+    """A variant less the first one on the same patients.
 
     Attributes:
-        strategy: its name.
+        patients: on whom it rests.
+        difference: in the metric.
+        interval: 95 %, paired bootstrap; None: too few patients.
+    """
+
+    patients: int
+    difference: float | None
+    interval: tuple[float, float] | None
+
+
+class Row(BaseModel):
+    """Figures of one variant.
+
+    Attributes:
+        strategy: name of the variant: of a strategy, or of a fusion.
         mean: over sites and seeds, of the metric on test patients.
         by_seed: mean over sites, by seed.
         sites: mean over seeds, by site.
@@ -35,6 +54,7 @@ class Row(BaseModel):
         best_round: by seed.
         curve: mean validation score by round, of the first seed.
         failed: why it has no figures.
+        paired: this variant less the first, on the same test patients of the first seed; None: not compared.
     """
 
     strategy: str
@@ -47,6 +67,7 @@ class Row(BaseModel):
     best_round: dict[str, int] = {}
     curve: dict[str, float] = {}
     failed: str | None = None
+    paired: Paired | None = None
 
 
 class Comparison(BaseModel):
@@ -66,37 +87,39 @@ class Comparison(BaseModel):
 
 @dataclass
 class Compare:
-    """Runs a job with several strategies.
+    """Runs variants of a job.
 
     Attributes:
-        specs: the job with each strategy.
+        specs: variant -> the job so changed.
         sites: site name -> folder.
-        seeds: each strategy runs once with each.
+        seeds: each variant runs once with each.
         backend: of the runs.
         folder: holds one folder a run; complete runs in it are not repeated.
         console: where progress is shown.
         baselines: also train each site alone and all data pooled, once.
+        paired: also compare each variant's model with the first one's on the same patients.
     """
 
-    specs: Sequence[JobSpec]
+    specs: Mapping[str, JobSpec]
     sites: dict[str, Path]
     seeds: Sequence[int]
     backend: Backend
     folder: Path
     console: Console
     baselines: bool = True
+    paired: bool = False
 
     def execute(self) -> Comparison:
         """Run what is missing; write ``comparison.json`` and ``comparison.svg``.
 
         Raises:
-            SpecError: a strategy does not fit the job.
+            SpecError: a variant does not fit the job.
             FederationError: no run was completed.
         """
-        for spec in self.specs:
+        for spec in self.specs.values():
             check_strategy(spec, spec.plan().build_network())
             check_sites(spec, len(self.sites))
-        first = self.specs[0]
+        first = next(iter(self.specs.values()))
         task = first.plan().build_task()
         comparison = Comparison(
             job=first.name,
@@ -106,42 +129,68 @@ class Compare:
             rounds=first.rounds.number,
             seeds=list(self.seeds),
         )
-        for spec in self.specs:
-            results, failed = self._all_seeds(spec)
-            comparison.rows.append(_row(spec.strategy.name, results, failed))
+        for name, spec in self.specs.items():
+            results, failed = self._all_seeds(name, spec)
+            comparison.rows.append(_row(name, results, failed))
             for result in results.values():
                 comparison.environment = result.environment
                 if result.mean.alone is not None:
                     comparison.alone, comparison.pooled = result.mean.alone, result.mean.pooled
             self._write(comparison)
+        if self.paired:
+            self._pair(comparison)
+            self._write(comparison)
         if all(row.mean is None for row in comparison.rows):
-            raise FederationError(f"no strategy was completed. Logs: {self.folder}")
+            raise FederationError(f"no variant was completed. Logs: {self.folder}")
         write_plot(comparison.model_dump(), self.folder / "comparison.svg")
         return comparison
 
-    def _all_seeds(self, spec: JobSpec) -> tuple[dict[int, Result], str | None]:
+    def _pair(self, comparison: Comparison) -> None:
+        """Compare each variant's model with the first one's, by the first seed's runs."""
+        outcomes: dict[str, list[tuple[str, Any]]] = {}
+        for row in comparison.rows:
+            folder = self._completed(f"{row.strategy}-seed-{self.seeds[0]}")
+            if folder is not None:
+                spec = self.specs[row.strategy].with_seed(self.seeds[0])
+                outcomes[row.strategy] = outcomes_of_test(spec, self.sites, folder / "model" / "model.safetensors")
+        first = outcomes.get(comparison.rows[0].strategy)
+        for row in comparison.rows[1:]:
+            other = outcomes.get(row.strategy)
+            if first is None or other is None:
+                continue
+            task = self.specs[row.strategy].plan().build_task()
+            patients = [patient for patient, _ in other]
+            found = compare(task, patients, [one for _, one in other], [one for _, one in first])
+            row.paired = Paired(patients=found.patients, difference=found.difference, interval=found.interval)
+
+    def _completed(self, name: str) -> Path | None:
+        """Return the folder of a completed run, which may be a repetition."""
+        folders = [self.folder / name, *sorted(self.folder.glob(f"{name}-*"))]
+        done = (f for f in folders if (f / "result.json").is_file() and read_result(f).status == "completed")
+        return next(done, None)
+
+    def _all_seeds(self, name: str, spec: JobSpec) -> tuple[dict[int, Result], str | None]:
         """Return results by seed, and why a later run failed."""
         results: dict[int, Result] = {}
         try:
             for seed in self.seeds:
-                results[seed] = self._run(spec, seed)
+                results[seed] = self._run(name, spec, seed)
         except FederationError as error:
             return results, str(error)
         return results, None
 
-    def _run(self, spec: JobSpec, seed: int) -> Result:
-        folder = self.folder / f"{spec.strategy.name}-seed-{seed}"
+    def _run(self, name: str, spec: JobSpec, seed: int) -> Result:
+        folder = self.folder / f"{name}-seed-{seed}"
         if (folder / "result.json").is_file():
             result = read_result(folder)
             if result.status == "completed":
                 self.console.print(f"{folder.name}: completed before")
                 return result
             folder = next(f for n in range(2, 1000) if not (f := folder.with_name(f"{folder.name}-{n}")).exists())
-        baselines = self.baselines and spec is self.specs[0] and seed == self.seeds[0]
-        self.console.rule(f"{spec.strategy.name}, seed {seed}")
-        seeded = JobSpec.model_validate({**spec.model_dump(by_alias=True), "seed": seed})
+        baselines = self.baselines and name == next(iter(self.specs)) and seed == self.seeds[0]
+        self.console.rule(f"{name}, seed {seed}")
         return Run(
-            spec=seeded,
+            spec=spec.with_seed(seed),
             sites=self.sites,
             backend=self.backend,
             folder=folder,
@@ -154,17 +203,48 @@ class Compare:
         (self.folder / COMPARISON_FILE).write_text(comparison.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def with_strategies(spec: JobSpec, names: Sequence[str]) -> Iterator[JobSpec]:
-    """Yield the job with each strategy.
+def with_strategies(spec: JobSpec, names: Sequence[str]) -> dict[str, JobSpec]:
+    """Return the job with each strategy, by its name.
 
     The job's own strategy keeps its settings.
 
     Raises:
         SpecError: a strategy is not known, or does not fit the job's rounds.
     """
-    for name in names:
-        changes: dict[str, dict[str, Any]] = {"strategy": {"name": name}}
-        yield spec.changed(changes)
+    return {name: spec.changed({"strategy": {"name": name}}) for name in names}
+
+
+def with_fusions(spec: JobSpec, names: Sequence[str]) -> dict[str, JobSpec]:
+    """Return the job with each way to use its table: ``none``, ``concat``, ``film``, or the ``table`` alone.
+
+    Raises:
+        SpecError: the job has no covariates, or a way is not known.
+    """
+    table = spec.plan().of_table_alone()
+    if table is None:
+        raise SpecError(
+            f"{spec.name} has no image beside a table: name columns in data.covariates, and a network of images"
+        )
+    alone = JobSpec.model_validate({**spec.model_dump(by_alias=True), "task": table.task, "model": table.model})
+    return {name: alone if name == TABLE else spec.changed({"model": {"fusion": name}}) for name in names}
+
+
+def outcomes_of_test(spec: JobSpec, sites: Mapping[str, Path], model: Path) -> list[tuple[str, Any]]:
+    """Return patient and outcome of each site's test cases.
+
+    Args:
+        spec: of the model.
+        sites: site name -> folder.
+        model: its weights.
+    """
+    plan, found = spec.plan(), list[tuple[str, Any]]()
+    trainer = None
+    for site, folder in sites.items():
+        cases = pool_cases({site: usable_cases(folder, plan.data, plan.supervision(), plan.seed, site).cases})
+        trainer = trainer or Trainer(plan, cases, site)
+        trainer.load_weights(load_file(model))
+        trainer.evaluate(cases.test, keep=found)
+    return found
 
 
 def _row(strategy: str, results: dict[int, Result], failed: str | None) -> Row:

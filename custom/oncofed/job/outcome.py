@@ -14,12 +14,15 @@ from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteR
 from oncofed.tasks import Evaluation
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
-from oncofed.tasks.pooled import PooledTest
+from oncofed.tasks.over_sites import PooledTest
+from oncofed.tasks.targets import details_of
 
 # Site or "pooled" -> site whose test cases they are -> scores.
 Scores = dict[str, dict[str, Evaluation]]
 
 POOLED = "pooled"
+# The table alone, of all sites: what every model of images must beat.
+TABLE = "table"
 
 
 def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result:
@@ -35,6 +38,7 @@ def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result
         metric=task.metric,
         metric_name=task.metric_name,
         classes=list(spec.task.classes.values()),
+        targets=details_of(spec.task),
         seed=spec.seed,
         data_note=data_note,
         environment=environment(),
@@ -88,7 +92,8 @@ def note_scores(
         federated = state.finished.test.get(site, {"mean": None, "by_class": {}})
         alone = scores.get(site, {}).get(site)
         pooled = scores.get(POOLED, {}).get(site)
-        compared = {name: e for name, e in (("alone", alone), ("pooled", pooled)) if e}
+        table = scores.get(TABLE, {}).get(site)
+        compared = {name: e for name, e in (("alone", alone), ("pooled", pooled), ("table", table)) if e}
         by_class = {"federated": federated["by_class"], **{name: e.by_class for name, e in compared.items()}}
         more = {"federated": federated.get("more", {}), **{name: e.extra_metrics for name, e in compared.items()}}
         intervals = {"federated": federated.get("interval"), **{n: e.interval for n, e in compared.items()}}
@@ -100,6 +105,7 @@ def note_scores(
             alone=alone.mean if alone else None,
             federated=federated["mean"],
             pooled=pooled.mean if pooled else None,
+            table=table.mean if table else None,
             personal=(state.finished.personal or {}).get(site, {}).get("mean"),
             by_class=by_class,
             more=more,
@@ -119,6 +125,7 @@ def note_scores(
         alone=_mean(site.alone for site in result.sites.values()),
         federated=_mean(site.federated for site in result.sites.values()),
         pooled=_mean(site.pooled for site in result.sites.values()),
+        table=_mean(site.table for site in result.sites.values()),
     )
 
 

@@ -24,7 +24,7 @@ from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.card import write_cards
 from oncofed.job.flare import export_job
-from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_rounds, note_scores
+from oncofed.job.outcome import POOLED, TABLE, Scores, begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import Curves, RunView, progress_bar
 from oncofed.processes import short_path
@@ -32,7 +32,7 @@ from oncofed.report.html import write_report
 from oncofed.report.result import Backend, Result
 from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER, EventReader
 from oncofed.tasks.pictures import Picture
-from oncofed.training import Trainer
+from oncofed.training import Plan, Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
 
 _POLL_SECONDS = 0.2
@@ -230,9 +230,13 @@ class Run:
         # Pooled first: it takes the longest.
         trained = {POOLED: (pool_cases(self._cases), tests)}
         trained |= {site: (cases, {site: cases.test}) for site, cases in self._cases.items()}
+        plans: dict[str, Plan | None] = dict.fromkeys(trained)
+        table = self.spec.plan().of_table_alone()
+        if table:
+            trained[TABLE], plans[TABLE] = trained[POOLED], table
         most = self.spec.evaluation.most_cases
         return [
-            Baseline(name, cases, scored_on, sample_cases(cases.validation, most, self.spec.seed))
+            Baseline(name, cases, scored_on, sample_cases(cases.validation, most, self.spec.seed), plans[name])
             for name, (cases, scored_on) in trained.items()
         ]
 

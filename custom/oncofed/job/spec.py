@@ -128,6 +128,10 @@ class JobSpec(StrictModel):
         """Return the same job with another number of rounds."""
         return self.changed({"rounds": {"number": rounds}})
 
+    def with_seed(self, seed: int) -> JobSpec:
+        """Return the same job with another seed."""
+        return JobSpec.model_validate({**self.model_dump(by_alias=True), "seed": seed})
+
     def changed(self, sections: dict[str, dict[str, Any]]) -> JobSpec:
         """Return the job with changed settings, validated."""
         values = self.model_dump(by_alias=True)

@@ -266,6 +266,8 @@ class Curves:
             for site, score in event.sites.items():
                 if score is not None:
                     self._of(site).add_scalar(self._validation, score, event.round)
+                for name, value in event.by_class.get(site, {}).items():
+                    self._of(site).add_scalar(f"validation_by_class/{name}", value, event.round)
             if event.mean is not None:
                 self._of("mean").add_scalar(self._validation, event.mean, event.round)
         elif isinstance(event, RoundEnded):

@@ -27,7 +27,8 @@ class PrepareRequest(Request):
     """Load the data and report facts about it.
 
     Attributes:
-        profile: add histograms of the training images (``artifacts.training_profile``).
+        profile: add histograms of the training images (``artifacts.training_profile``), and sums of the table's numbers
+            (``data.moments``).
     """
 
     task = "prepare"
@@ -64,9 +65,11 @@ class SumsAsked:
 
     Attributes:
         temperature: of the model, for calibrated probabilities; None where unknown.
+        thresholds: target -> finding -> threshold of its probability; empty if unknown.
     """
 
     temperature: float | None = None
+    thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

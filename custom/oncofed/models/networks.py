@@ -8,7 +8,7 @@ between scanners, and averaging them over sites makes a model that fits none. A 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,8 +16,11 @@ from monai.bundle import ConfigParser
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
+from oncofed.data.covariates import Covariate
 from oncofed.errors import SpecError
 from oncofed.models.foreign import EXPRESSIONS, Bundle, load_bundle_weights, read_bundle
+from oncofed.models.fusion import IMAGE_FEATURES, Fusion
+from oncofed.models.table import column_settings
 from oncofed.models.weights import WeightLayout
 from oncofed.plugins import MODULES_VARIABLE, NETWORKS, Kind, Network, is_loaded, register_network
 from oncofed.settings import StrictModel
@@ -122,6 +125,11 @@ class ModelSpec(StrictModel):
     residual_units: int = Field(2, ge=0, le=4, description="convolutions with a skip at each resolution (unet)")
     norm: Literal["instance", "group", "batch"] | None = Field(None, description="null: the network's own, never batch")
     deep_supervision: int = Field(0, ge=0, le=4, description="coarser outputs that are learned from too (dynunet)")
+    fusion: Fusion = Field(
+        "concat",
+        description="how the table's columns (data.covariates) join the image's features; film: they scale and shift "
+        "them; none: they are left out",
+    )
     arguments: dict[str, float | int | str | bool | list[int]] = Field(
         default_factory=dict, description="further arguments of the network, as MONAI names them"
     )
@@ -215,6 +223,7 @@ class NetworkRequest:
         out_channels: values for each voxel, image or bag.
         dimensions: 3 for volumes, 2 for flat images.
         patch: sides of the input.
+        columns: of the job's table.
     """
 
     spec: ModelSpec
@@ -222,6 +231,7 @@ class NetworkRequest:
     out_channels: int
     dimensions: int
     patch: tuple[int, ...]
+    columns: tuple[Covariate, ...] = ()
 
     @property
     def norm(self) -> Any:
@@ -243,7 +253,19 @@ def network_config(request: NetworkRequest) -> dict[str, Any]:
         raise SpecError(
             f"{network.name} is for images of {axes} axes, the job's have {request.dimensions} (data.patch)"
         )
-    config = network.config(request)
+    if not request.columns or network.kind == "table":
+        return _with_arguments(network.config(request), request)
+    features = replace(request, out_channels=IMAGE_FEATURES)
+    return {
+        "_target_": "oncofed.models.fusion.FusedNetwork",
+        "network": _with_arguments(network.config(features), request),
+        "columns": column_settings(request.columns),
+        "out_channels": request.out_channels,
+        "fusion": request.spec.fusion,
+    }
+
+
+def _with_arguments(config: dict[str, Any], request: NetworkRequest) -> dict[str, Any]:
     return config if "network" in config else {**config, **request.spec.arguments}
 
 
@@ -257,7 +279,8 @@ def build_network(request: NetworkRequest, seed: int) -> nn.Module:
     Returns:
         On the CPU, float32: of the kind "dense" from (batch, channel, x, y[, z]) to (batch, out, x, y[, z]), "image"
         from the same to (batch, out), "bag" from (batch, tile, feature) and a mask (batch, tile) to (batch, out),
-        "boxes" from an image to (batch, out, anchor), as ``RetinaNetBoxes`` has them.
+        "table" from (batch, column) to (batch, out), "boxes" from an image to (batch, out, anchor), as
+        ``RetinaNetBoxes`` has them. With columns, "image" and "bag" take (batch, column) as well.
 
     Raises:
         SpecError: it cannot be built so.
@@ -445,6 +468,16 @@ def _attention_mil(request: NetworkRequest) -> dict[str, Any]:
     return {"_target_": "oncofed.models.mil.AttentionMIL", **_channels(request)}
 
 
+# --- values for a table's row
+
+
+def _table(request: NetworkRequest) -> dict[str, Any]:
+    if not request.columns:
+        raise SpecError(f"{request.spec.network} learns from columns of a table: name them in data.covariates")
+    columns, values = column_settings(request.columns), request.out_channels
+    return {"_target_": "oncofed.models.table.TableNetwork", "columns": columns, "out_channels": values}
+
+
 # --- boxes
 
 
@@ -467,6 +500,7 @@ for _network in (
     Network("resnet50", "image", _resnet(50), divisor=32),
     Network("vit", "image", _vit, divisor=16),
     Network("attention_mil", "bag", _attention_mil, divisor=1),
+    Network("table", "table", _table, divisor=1),
     Network("retinanet", "boxes", _retinanet, (16, 32, 64, 128)),
 ):
     NETWORKS.register(_network.name)(_network)

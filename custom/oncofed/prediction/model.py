@@ -20,7 +20,7 @@ from oncofed.job.spec import JOB_FILE, JobSpec, parse_job
 from oncofed.models.weights import Weights, digest_of, load_weights
 from oncofed.prediction.bundles import is_bundle, read_own_bundle
 from oncofed.tasks import Task
-from oncofed.tasks.calibration import read_calibration
+from oncofed.tasks.calibration import Calibration, read_calibration
 
 WEIGHTS_FILE = "model.safetensors"
 MODEL_FOLDER = "model"
@@ -51,20 +51,30 @@ class TrainedModel:
 
     @cached_property
     def task(self) -> Task[Any]:
-        """The job's task, with the model's temperature."""
+        """The job's task, with the model's temperature and thresholds."""
         task = self.job.plan().build_task()
         task.temperature = self.temperature or 1.0
+        task.use_thresholds(self.thresholds)
         return task
 
-    @cached_property
+    @property
     def temperature(self) -> float | None:
         """Calibration temperature of a classifier's logits; None if unknown.
 
         Raises:
             SpecError: the calibration file is broken.
         """
+        return self._calibration.temperature if self._calibration else None
+
+    @property
+    def thresholds(self) -> Mapping[str, Mapping[str, float]]:
+        """Target -> finding -> probability from which it is said; empty if unknown."""
+        return self._calibration.thresholds if self._calibration else {}
+
+    @cached_property
+    def _calibration(self) -> Calibration | None:
         found = (read_calibration(folder) for folder in (self.folder / MODEL_FOLDER, self.folder))
-        return next((calibration.temperature for calibration in found if calibration), None)
+        return next((calibration for calibration in found if calibration), None)
 
     def network(self, device: torch.device) -> nn.Module:
         """Return the network on a device, in evaluation mode."""

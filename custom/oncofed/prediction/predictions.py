@@ -11,6 +11,7 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.classes import class_rows
 from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.outputs.tables import write_table
+from oncofed.prediction.outputs.targets import target_table
 from oncofed.prediction.results_folder import CASES_FOLDER, RESEARCH_ONLY, SCHEMA, Record, ResultsFolder
 from oncofed.prediction.sources import SetAside
 from oncofed.private_files import write_private
@@ -19,6 +20,7 @@ PREDICTIONS_FILE = "predictions.json"
 SET_ASIDE_FILE = "set_aside.csv"
 MEASUREMENTS_FILE = "measurements.csv"
 CLASSES_FILE = "classes.csv"
+TARGETS_FILE = "targets.csv"
 _UNFINISHED = f"not finished: {CASES_FOLDER}/ may hold more than is listed; the same command goes on"
 
 
@@ -81,9 +83,12 @@ class Predictions:
             for r in self.done
             for row in r["figures"]
         ]
-        write_table(self.folder / MEASUREMENTS_FILE, rows, ("case", "value", "name"))
+        first = ("case", "target", "name") if any("target" in row for row in rows) else ("case", "value", "name")
+        write_table(self.folder / MEASUREMENTS_FILE, rows, first)
         if classes := class_rows(self.done):
             write_table(self.folder / CLASSES_FILE, classes, ("case", "value", "name"))
+        if targets := target_table(self.done):
+            write_table(self.folder / TARGETS_FILE, targets, ("case",))
 
 
 def describe_source(record: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.atomic import flush_to_disk, write_whole
+from oncofed.data.covariates import Covariate, stated
 from oncofed.errors import DataError, SpecError
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.dicom.series_label import series_label
@@ -102,13 +103,23 @@ class ResultsFolder:
                     f"{digest[:12]}…). Name another --out"
                 )
 
-    def is_done(self, source: Source, digest: str, settings: Mapping[str, Any]) -> bool:
-        """Return whether a case is predicted with these settings."""
+    def is_done(
+        self, source: Source, digest: str, settings: Mapping[str, Any], columns: Sequence[Covariate] = ()
+    ) -> bool:
+        """Return whether a case is predicted with these settings, from the same row of a table.
+
+        Args:
+            source: the case.
+            digest: of the model.
+            settings: that determine a case's files.
+            columns: of a table that the model reads.
+        """
         folder = self.cases / source.name
         known = _read_record(folder / CASE_FILE)
         if known is None:
             return False
         same = (known["model"], known["settings"], known["checksum"]) == (digest, settings, source.entry.checksum)
+        same = same and known.get("covariates", {}) == _row(source, columns)
         return same and all((folder / name).is_file() for names in known["files"].values() for name in names)
 
     def records(self) -> list[Record]:
@@ -136,6 +147,7 @@ class ResultsFolder:
                 "files": files,
                 "missing": missing,
                 "figures": prediction.figures,
+                "covariates": _row(source, model.job.data.covariates),
                 "notes": list(source.entry.notes),
                 "trust": prediction.trust.to_json() if prediction.trust else None,
             }
@@ -150,6 +162,11 @@ class ResultsFolder:
 
     def _record_files(self) -> Iterator[Path]:
         return self.cases.glob(f"*/{CASE_FILE}")
+
+
+def _row(source: Source, columns: Sequence[Covariate]) -> dict[str, str]:
+    """Return what a case states in each column; empty text where nothing."""
+    return {column.name: stated(source.entry, column) for column in columns}
 
 
 def _read_record(path: Path) -> Record | None:

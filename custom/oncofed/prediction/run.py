@@ -77,7 +77,7 @@ def predict(
             sources = _without_outside(sources, checks, folder, found)
         todo = []
         for source in sources.cases:
-            if folder.is_done(source, model.digest, settings):
+            if folder.is_done(source, model.digest, settings, model.job.data.covariates):
                 found.kept.append(source.name)
             else:
                 todo.append(source)
@@ -145,4 +145,5 @@ def _settings(model: TrainedModel, options: Options, checks: TrustChecks) -> dic
         "outputs": list(options.outputs),
         "members": list(checks.members),
         "temperature": model.temperature,
+        "thresholds": model.thresholds,
     }

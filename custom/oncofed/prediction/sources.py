@@ -12,21 +12,26 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from oncofed.atomic import write_whole
 from oncofed.data import case_facts
 from oncofed.data.accounts import by_weight
-from oncofed.data.cases import Case, case_of, contract_faults, known_facts, label_faults
+from oncofed.data.cases import Case, case_of, contract_faults, known_facts, label_faults, with_targets
+from oncofed.data.covariates import Covariate, row_faults, stated
 from oncofed.data.decisions import decided
 from oncofed.data.files import image_files
-from oncofed.data.label_mapping import LabelKind, match
+from oncofed.data.grouping import counted
+from oncofed.data.label_mapping import LabelKind, Supervision, match, name_key
 from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
 from oncofed.data.slides import TileSpec
+from oncofed.data.targets import declared_target
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
+from oncofed.prediction.evaluation.subgroup_columns import table_columns
 from oncofed.prediction.inputs import HIDDEN_FOLDER, PredictionInput, resolve_inputs
 from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.permissions import make_private
@@ -45,7 +50,7 @@ class Source:
 
     Attributes:
         name: unique; names the output files.
-        case: its label is the reference if the job can use it, else 0.
+        case: its label is the reference if the job can use it, else 0, and so are its targets, else none.
         entry: facts from registration.
         series: DICOM files of the image by path; empty for other formats.
         labelled: whether the job can use its label.
@@ -136,6 +141,11 @@ class _JobRequirements:
         kind: Task = "segmentation" if task.label_kind in ("mask", "boxes") else "classification"
         return cls(job, task.label_kind, "slides" if task.network_kind == "bag" else kind)
 
+    @cached_property
+    def supervision(self) -> Supervision:
+        """What the job learns from."""
+        return self.job.plan().supervision()
+
     @property
     def tiles(self) -> TileSpec:
         """Tiling of slides; defaults as in registration."""
@@ -185,7 +195,7 @@ def _register(
         requirements.kind,
         tiles=requirements.tiles,
         workers=workers,
-        classes=tuple(requirements.job.task.vocabulary.values()) if requirements.label_kind == "class" else None,
+        classes=None if requirements.label_kind == "mask" else tuple(requirements.job.task.vocabulary.values()),
     )
     manifest = register(request, progress)
     if user_input.named:
@@ -205,6 +215,8 @@ def _take(
     found, refused = [], list[Path]()
     for entry in (*manifest.entries, *(Entry(image=path) for path in manifest.test if isinstance(path, str))):
         case = case_of(folder, manifest, entry, values)
+        if labelled and requirements.label_kind == "targets":
+            case = with_targets(case, manifest, entry, requirements.supervision) or case
         found.append(Source(case.name, case, entry, _series(entry, folder, series), labelled))
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         for source, reason in pool.map(lambda one: _checked(one, requirements), found):
@@ -229,9 +241,15 @@ def _labels(
     manifest: Manifest, requirements: _JobRequirements, user_input: PredictionInput
 ) -> tuple[tuple[tuple[int, int], ...] | None, bool, list[str]]:
     """Return how labels map to the job's, and notes otherwise."""
-    if not any(entry.label is not None for entry in manifest.entries):
-        return None, False, []
-    vocabulary = match(manifest, requirements.job.plan().supervision())
+    wanted = requirements.supervision
+    try:
+        for target in wanted.targets:
+            declared_target(manifest.targets, manifest.labels, target)
+        if not any(wanted.of_entry(manifest, entry) for entry in manifest.entries):
+            return None, False, []
+    except DataError as error:
+        return None, False, [f"targets of {user_input.name} are not used: {error}"]
+    vocabulary = match(manifest, wanted)
     if vocabulary.problems:
         why = vocabulary.problems[0]
         if user_input.dataset is None:  # its hidden dataset.json is rewritten by each call
@@ -242,7 +260,7 @@ def _labels(
 
 def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, str]:
     """Return a case with its facts, and any problem."""
-    bare = replace(source.case, label=0)
+    bare = replace(source.case, label=0, targets={}, target_fault="")
     try:
         try:
             entry, labelled = known_facts(source.case), source.labelled
@@ -256,7 +274,8 @@ def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, st
     faults = case_facts.faults(image)
     labelled = labelled and _is_usable(source.case, entry, requirements) and case_facts.faults(entry) == faults
     entry = entry.model_copy(update={"notes": [*entry.notes, *_conversions(entry, requirements)]})
-    found = [*([] if entry.tiles else contract_faults(image, requirements.job.data)), *faults]
+    data = requirements.job.data
+    found = [*([] if entry.tiles else contract_faults(image, data)), *row_faults(entry, data.covariates), *faults]
     case = replace(source.case if labelled else bare, entry=entry)
     return replace(source, case=case, entry=entry, labelled=labelled), "; ".join(found)
 
@@ -282,6 +301,8 @@ def _is_usable(case: Case, entry: Entry, requirements: _JobRequirements) -> bool
     """Return whether the job can use the case's label."""
     if requirements.label_kind in ("mask", "boxes"):
         return isinstance(entry.label, str) and not label_faults(case, entry, list(requirements.job.task.vocabulary))
+    if requirements.label_kind == "targets":
+        return bool(case.targets) and not case.target_fault
     known = isinstance(entry.label, int) and (case.label_values is None or entry.label in dict(case.label_values))
     return known and case.label in requirements.job.task.vocabulary
 
@@ -314,6 +335,54 @@ def file_name(name: str) -> str:
     """
     safe = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name).strip(" .")
     return safe[:120] or "case"
+
+
+def with_table(sources: Sources, path: Path, columns: Sequence[Covariate]) -> Sources:
+    """Return sources with a table's values of the job's columns.
+
+    Args:
+        sources: as gathered.
+        path: of the table, with a column case (or image), study or patient.
+        columns: of the job (``data.covariates``).
+
+    Raises:
+        DataError: it is no table, or names none of the cases.
+        SpecError: the job reads no columns, or the table has none of them.
+    """
+    names = {name_key(column.name) for column in columns}
+    if not names:
+        raise SpecError(f"--table {path}: the job reads no columns of a table (data.covariates). Leave it out")
+    cases = [replace(source.case, name=source.name) for source in sources.cases]
+    if not cases:
+        return sources
+    found, unmatched = table_columns(path, cases, cases[0].folder or path.parent)
+    read = {column: values for column, values in found.items() if name_key(column) in names}
+    if not read:
+        wanted = ", ".join(column.name for column in columns)
+        raise SpecError(f"{path}: found the columns {', '.join(found)}, expected some of {wanted}")
+    if unmatched:
+        sources.notes.append(f"{counted(unmatched, 'row')} of {path.name} are of no case that is predicted")
+    kept, aside = [], list(sources.set_aside)
+    for source in sources.cases:
+        tags = {column: values[source.name] for column, values in read.items() if values.get(source.name)}
+        known = {name_key(column) for column in tags}
+        own = {name: text for name, text in source.entry.tags.items() if name_key(name) not in known}
+        entry = source.entry.model_copy(update={"tags": {**own, **tags}})
+        faults = row_faults(entry, columns)
+        if faults:
+            aside.append(SetAside(source.name, "; ".join(faults), source.entry.source or ""))
+        else:
+            kept.append(replace(source, entry=entry, case=replace(source.case, entry=entry)))
+    return replace(sources, cases=kept, set_aside=aside)
+
+
+def table_notes(sources: Sources, columns: Sequence[Covariate]) -> list[str]:
+    """Return how many cases state none of the columns that the job reads; empty where all do."""
+    bare = [one for one in sources.cases if columns and not any(stated(one.entry, column) for column in columns)]
+    if not bare:
+        return []
+    names = ", ".join(column.name for column in columns)
+    return [f"{len(bare)} of {counted(len(sources.cases), 'case')} state none of {names}: taken as missing (--table)"]
 
 
 def _only(sources: Sources, patterns: Sequence[str]) -> Sources:

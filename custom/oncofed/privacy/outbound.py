@@ -9,15 +9,17 @@ installed class declares them. Text leaves only if it is in a short list.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from errno import errorcode
 from typing import Any
 
 from oncofed.errors import PolicyError
+from oncofed.privacy.covariates import are_sums
 from oncofed.privacy.evaluations import is_evaluation, is_number, withhold_evaluation
 from oncofed.privacy.pooled import SUMS, is_paired, is_pooled, is_temperature_sums, keep_back_small
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 
 Check = Callable[[Any], bool]
 
@@ -28,14 +30,20 @@ _DIGITS = 4
 _SYSTEM_ERRORS = frozenset(os.strerror(number) for number in errorcode)
 
 
-def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, int] | None = None) -> None:
+def check_counts(
+    numbers: Mapping[str, Any],
+    version: str,
+    bins: Mapping[str, int] | None = None,
+    covariates: Collection[str] = (),
+) -> None:
     """Check a site's data counts before the first round.
 
     Args:
         numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset`` and ``policy``;
-            ``profile``, histograms of what its training images are like.
+            ``profile``, histograms of what its training images are like; ``covariates``, sums of its table's numbers.
         version: of oncofed.
         bins: of each such histogram, by name.
+        covariates: names of the job's numbers.
 
     Raises:
         PolicyError: something else is in it, or a count is missing.
@@ -51,6 +59,7 @@ def check_counts(numbers: Mapping[str, Any], version: str, bins: Mapping[str, in
             "dataset": lambda value: value is None or _is_digest(value),
             "policy": lambda value: value is None or _is_digest(value),
             "profile": lambda value: is_profile(value, bins or {}, numbers.get("train")),
+            "covariates": lambda value: are_sums(value, covariates, numbers.get("train")),
         },
     )
     if not {"train", "validation", "test"} <= numbers.keys():
@@ -64,6 +73,7 @@ def check_numbers(
     most: int | None = None,
     metrics: Sequence[Metric] | None = None,
     lowest: float = 0.0,
+    targets: Mapping[str, TargetSums] = NO_TARGETS,
 ) -> None:
     """Check the numbers of an update or a score.
 
@@ -74,13 +84,14 @@ def check_numbers(
         most: cases that the site has to score a model on, by its first message; None: unknown.
         metrics: extra ones that the job's task declares; None: those of any installed task.
         lowest: value of its metric.
+        targets: its named targets, whose sums have a form of their own.
 
     Raises:
         PolicyError: a name, a value or a type that the job does not declare.
     """
     most = _MOST_CASES if most is None else most
     of_patients: dict[str, Check] = {
-        "pooled": lambda value: is_pooled(value, classes, most),
+        "pooled": lambda value: is_pooled(value, classes, most, targets),
         "temperature": lambda value: is_temperature_sums(value, most),
         "paired": lambda value: is_paired(value, most),
     }
@@ -124,14 +135,15 @@ def progress_that_may_leave(values: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def withhold(numbers: dict[str, Any], minimum: int) -> bool:
+def withhold(numbers: dict[str, Any], minimum: int, targets: Mapping[str, TargetSums] = NO_TARGETS) -> bool:
     """Withhold scores of too few patients; return whether any.
 
     Args:
         numbers: as sent; changed in place.
         minimum: fewest patients.
+        targets: the job's, by name.
     """
-    withheld = keep_back_small(numbers, minimum)
+    withheld = keep_back_small(numbers, minimum, targets)
     for name in ("evaluation", "personal"):
         evaluation = numbers.get(name)
         left = withhold_evaluation(evaluation, minimum) if evaluation else evaluation

@@ -46,7 +46,12 @@ class LeavesSpec(StrictModel):
     pooled_figures: bool = Field(
         True,
         description="counts and sums over at least five patients, for figures over all sites such as AUROC with its "
-        "curves, and for how sure a classifier should be",
+        "curves, for how sure a classifier should be, and for mean and spread of a table's numbers such as age",
+    )
+    patient_overlap: bool = Field(
+        False,
+        description="fingerprints of patients' IDs and images under a key that the sites share and the server has not, "
+        "to count patients whom two sites have: oncofed data overlap",
     )
     largest_norm: float = Field(
         10.0, gt=1, le=1000, description="an update this many times as long as the job's usual one here is held back"

@@ -22,7 +22,8 @@ from oncofed.report.result import Result, SiteResult
 from oncofed.signing import signer
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.calibration import Calibration
-from oncofed.tasks.pooled import PooledTest
+from oncofed.tasks.over_sites import PooledTest
+from oncofed.tasks.targets import TargetDetails, details_of
 from oncofed.training import Plan
 
 CARD_JSON, CARD_MARKDOWN = "card.json", "card.md"
@@ -43,7 +44,9 @@ class ModelDetails(_Part):
     name: str
     title: str
     task: str = Field(description="type of the job's task")
-    classes: dict[str, str] = Field(description="value of the output -> name")
+    classes: dict[str, str] = Field(description="value of the output -> name; empty for named targets")
+    targets: dict[str, TargetDetails] = Field({}, description="named targets that it answers")
+    stated_by: dict[str, int] = Field({}, description="target -> test patients of all sites who state it, where known")
     codes: dict[str, str] = Field({}, description="value of the output -> its code, such as SCT:78961009")
     network: str
     parameters: int = Field(description="number of values of all weights, with normalisation")
@@ -167,12 +170,16 @@ def make_card(
     """
     provenance: Mapping[str, Any] = signed.get("provenance", {})
     environment = {**result.environment, **provenance.get("versions", {})}
-    scores = _quantitative(result, evaluation)
+    scores, targets = _quantitative(result, evaluation), details_of(plan.task)
     details = ModelDetails(
         name=result.job,
         title=result.title,
         task=plan.task.type,
-        classes={str(value): name for value, name in plan.task.classes.items()},
+        classes={} if targets else {str(value): name for value, name in plan.task.classes.items()},
+        targets=targets,
+        stated_by={name: one.patients for name, one in result.pooled_test.targets.items()}
+        if result.pooled_test
+        else {},
         codes={str(value): _code(code) for value, code in (getattr(plan.task, "codes", None) or {}).items()},
         network=plan.model.network,
         parameters=sum(values.numel() for values in plan.layout().weights.values()),
@@ -308,7 +315,7 @@ def _caveats(result: Result, plan: Plan, scores: Quantitative) -> list[str]:
     sites = len(result.sites)
     found = [
         f"It knows images of {counted(sites, 'site')}. Elsewhere it may do worse: evaluate it there.",
-        f"It tells {', '.join(plan.task.classes.values())} apart, and nothing else that an image may show.",
+        _answers_alone(plan),
     ]
     if plan.data.size_range or plan.data.spacing_range:
         ranges = (("voxels a side", plan.data.size_range), ("mm a voxel", plan.data.spacing_range))
@@ -324,6 +331,19 @@ def _caveats(result: Result, plan: Plan, scores: Quantitative) -> list[str]:
     return found
 
 
+def _answers_alone(plan: Plan) -> str:
+    targets = details_of(plan.task)
+    if not targets:
+        return f"It tells {', '.join(plan.task.classes.values())} apart, and nothing else that an image may show."
+    asked = "; ".join(f"{name} ({one.kind}): {one.asks}" for name, one in targets.items())
+    likely = (
+        " What it says of the future holds for patients like those of the sites, treated as they were."
+        if any(one.kind == "survival" for one in targets.values())
+        else ""
+    )
+    return f"It answers {asked}; and nothing else that an image may show.{likely}"
+
+
 def _monai(details: ModelDetails, plan: Plan, scores: Quantitative, environment: Mapping[str, str]) -> dict[str, Any]:
     names = {"monai_version": "monai", "pytorch_version": "torch", "numpy_version": "numpy"}
     return {
@@ -334,6 +354,7 @@ def _monai(details: ModelDetails, plan: Plan, scores: Quantitative, environment:
         "intended_use": INTENDED_USE,
         "data_source": plan.data.dataset,
         "data_type": plan.data.modality,
-        "pred_classes": ", ".join(f"{value}: {name}" for value, name in details.classes.items()),
+        "pred_classes": ", ".join(f"{value}: {name}" for value, name in details.classes.items())
+        or "; ".join(f"{name}: {one.asks}" for name, one in details.targets.items()),
         "eval_metrics": {scores.metric: scores.mean},
     }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from oncofed.report.card import Card, Interval, Quantitative
 from oncofed.report.evaluation import EvaluationRecord
+from oncofed.tasks.targets import figure_titles
 
 # Characters with a meaning in a line of Markdown (CommonMark, GitHub's), and those that make an address a link.
 _MARKS = re.compile(r"([\\`*_\[\]|~#!^$@])")
@@ -43,8 +44,9 @@ def to_markdown(card: Card) -> str:
         _training_table(card),
         "## Training\n",
         _list(_training(card)),
+        _targets_table(card),
         f"## {md(_capital(card.quantitative_analyses.metric_name))} on each site's held-out patients\n",
-        _scores_table(card.quantitative_analyses),
+        _scores_table(card.quantitative_analyses, figure_titles(details.targets)),
         _list(_fairness(card.quantitative_analyses)),
         *_calibration(card.quantitative_analyses),
         *(_evaluation(card.quantitative_analyses.evaluation) if card.quantitative_analyses.evaluation else []),
@@ -62,7 +64,7 @@ def front_matter(card: Card) -> dict[str, Any]:
     Tags, and the scores as a ``model-index``.
     """
     details, scores, data = card.model_details, card.quantitative_analyses, card.training_data
-    kind = "class" if "classification" in details.task else "mask"
+    kind = "class" if "classification" in details.task or details.targets else "mask"
     task = {"type": _HF_TASKS.get(details.task, _HF_TASKS[kind]), "name": details.title}
 
     def told(name: str, split: str, value: float, interval: Interval | None) -> dict[str, Any]:
@@ -88,7 +90,8 @@ def _details(card: Card) -> Iterator[tuple[str, object]]:
     yield "Job", details.name
     yield "Task", details.task
     coded = {value: f" ({details.codes[value]})" if value in details.codes else "" for value in details.classes}
-    yield "Classes", ", ".join(f"{value}: {name}{coded[value]}" for value, name in details.classes.items())
+    if details.classes:
+        yield "Classes", ", ".join(f"{value}: {name}{coded[value]}" for value, name in details.classes.items())
     yield "Network", f"{details.network}, {details.parameters:,} parameters"
     yield "Weights (SHA-256)", details.digest or "nothing vouches for them"
     yield "Provenance", f"signed by {details.signed_by}" if details.signed_by else "not signed"
@@ -127,7 +130,17 @@ def _training(card: Card) -> Iterator[tuple[str, object]]:
     yield "Seed", one.seed
 
 
-def _scores_table(scores: Quantitative) -> str:
+def _targets_table(card: Card) -> str:
+    details = card.model_details
+    rows = [
+        (name, one.kind, one.asks, one.metric_name, details.stated_by.get(name, "not told"))
+        for name, one in details.targets.items()
+    ]
+    table = _table(("Target", "Kind", "Answer", "Metric", "Test patients who state it"), rows)
+    return f"## Targets\n\n{table}" if table else ""
+
+
+def _scores_table(scores: Quantitative, titles: Mapping[str, str]) -> str:
     classes = list(dict.fromkeys(name for site in scores.sites.values() for name in site.by_class))
     rows = [
         (
@@ -140,7 +153,16 @@ def _scores_table(scores: Quantitative) -> str:
         for name, site in scores.sites.items()
     ]
     rows.append(("mean of these sites", "", _number(scores.mean), "", *("" for _ in classes)))
-    return _table(("Site", "Test cases", _capital(scores.metric_name), "95 % interval", *classes), rows)
+    return _table(
+        (
+            "Site",
+            "Test cases",
+            _capital(scores.metric_name),
+            "95 % interval",
+            *(titles.get(one, one) for one in classes),
+        ),
+        rows,
+    )
 
 
 def _privacy(card: Card) -> Iterator[tuple[str, object]]:
@@ -162,9 +184,16 @@ def _calibration(scores: Quantitative) -> list[str]:
     if found is None:
         return []
     rows: list[tuple[str, object]] = [
-        ("Temperature", f"{found.temperature:.3g}"),
-        ("Learned of", f"{found.patients} validation patients of {', '.join(found.sites)}"),
-        ("Log loss", f"{found.log_loss[0]:.3f} before, {found.log_loss[1]:.3f} after"),
+        ("Learned of", f"{found.patients} validation patients of {', '.join(found.sites)}")
+    ]
+    if found.temperature is not None:
+        rows.insert(0, ("Temperature", f"{found.temperature:.3g}"))
+    if found.log_loss:
+        rows.append(("Log loss", f"{found.log_loss[0]:.3f} before, {found.log_loss[1]:.3f} after"))
+    rows += [
+        (f"Threshold of {target}, {name}", f"{threshold:.3g}")
+        for target, of_target in found.thresholds.items()
+        for name, threshold in of_target.items()
     ]
     return ["## Calibration\n", _list(rows)]
 

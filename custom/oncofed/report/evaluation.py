@@ -29,6 +29,7 @@ class ScoresRecord(_Part):
     interval: Interval | None = Field(None, description="of the metric, 95 %, bootstrap over patients")
     by_class: dict[str, float] = {}
     more: dict[str, float] = Field({}, description="further figures by name")
+    intervals: dict[str, Interval] = Field({}, description="target or member -> 95 % interval, bootstrap over patients")
 
 
 class GroupRecord(ScoresRecord):

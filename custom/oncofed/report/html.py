@@ -10,10 +10,11 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from oncofed.report.over_sites import over_sites
+from oncofed.report.over_sites import of_target, over_sites
 from oncofed.report.pages import render
 from oncofed.report.result import Result
 from oncofed.tasks.pictures import Picture
+from oncofed.tasks.targets import figure_titles
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -33,13 +34,21 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         folder: of the run.
     """
     together = over_sites(result.pooled_test)
+    targets = result.pooled_test.targets if result.pooled_test else {}
     html = render(
         "report.html",
         result=result,
         classes=line_styles(result.classes),
-        models=[name for name in ("alone", "federated", "pooled") if getattr(result.mean, name) is not None],
+        models=[name for name in ("alone", "federated", "pooled", "table") if getattr(result.mean, name) is not None],
         curves=svg(_curves(result)),
         over_sites=svg(together) if together else "",
+        target_plots={name: [svg(plot) for plot in of_target(target)] for name, target in targets.items()},
+        by_class=[
+            name
+            for name in result.classes
+            if result.targets and any(name in s.by_class.get("federated", {}) for s in result.sites.values())
+        ],
+        titles=figure_titles(result.targets),
         figures=sorted({name for site in result.sites.values() for name in site.more.get("federated", {})}),
         intervals=any(site.interval for site in result.sites.values()),
         pictures=svg(_slices(pictures)) if pictures else "",
@@ -84,11 +93,16 @@ def _curves(result: Result) -> Figure:
                 by_site.setdefault(site, []).append((int(number), score))
     for site, points in sorted(by_site.items()):
         left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
+    known = [score for points in by_site.values() for _, score in points]
+    low = 0 if min(known, default=0) >= 0 else -1  # of an agreement such as kappa
     mean = sorted((int(k), v) for k, v in result.curves.get("validation", {}).items())
     if mean:
         left.plot(*zip(*mean, strict=True), color="black", linewidth=2, label="mean")
     left.set(
-        xlabel="round", ylabel=result.metric_name, title="Global model on each site's validation patients", ylim=(0, 1)
+        xlabel="round",
+        ylabel=result.metric_name,
+        title="Global model on each site's validation patients",
+        ylim=(low, 1),
     )
     if left.lines:
         left.legend(fontsize=7)

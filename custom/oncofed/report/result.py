@@ -12,7 +12,8 @@ from oncofed.errors import DataError
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
-from oncofed.tasks.pooled import PooledTest
+from oncofed.tasks.over_sites import PooledTest
+from oncofed.tasks.targets import TargetDetails
 
 Backend = Literal["federation", "simulate"]
 
@@ -31,6 +32,7 @@ class SiteResult(_Part):
     alone: float | None = None
     federated: float | None = None
     pooled: float | None = None
+    table: float | None = Field(None, description="of the covariates alone, trained on all sites' patients")
     personal: float | None = Field(None, description="of the site's own model, where the strategy trains one (Ditto)")
     by_class: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="model -> class -> mean over test patients"
@@ -53,6 +55,7 @@ class Means(_Part):
     alone: float | None = None
     federated: float | None = None
     pooled: float | None = None
+    table: float | None = None
 
 
 class Fairness(_Part):
@@ -96,6 +99,7 @@ class Result(_Part):
     metric: str = "dice"
     metric_name: str = Field("Dice", description="name of the metric for people")
     classes: list[str] = []
+    targets: dict[str, TargetDetails] = Field({}, description="of a job with named targets, by name")
     seed: int
     data_note: str = ""
     sites: dict[str, SiteResult] = {}

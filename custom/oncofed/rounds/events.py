@@ -151,6 +151,32 @@ class Ready(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Standardised(Event):
+    """The model has the mean and spread of the table's numbers.
+
+    Attributes:
+        columns: column -> mean and spread over the sites' training patients.
+    """
+
+    kind = "standardised"
+    in_digest = InDigest.START
+
+    columns: dict[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotStandardised(Incident):
+    """No site told the sums of some of the table's numbers."""
+
+    kind = "not_standardised"
+    message = (
+        "no site told sums of {columns}: the middle and a quarter of the plausible range stand for mean and spread"
+    )
+
+    columns: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaskSent(Event):
     """Sites were sent a task.
 
@@ -310,6 +336,7 @@ class Validated(Event):
         round: number of the round, 0 before the first.
         mean: over the sites that have a score; None where none has.
         sites: score by site.
+        by_class: site -> class or target -> score, of those that at least five patients tell.
     """
 
     kind = "validation"
@@ -317,6 +344,7 @@ class Validated(Event):
     round: int
     mean: float | None
     sites: dict[str, float | None]
+    by_class: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -457,6 +485,8 @@ TRAINING_EVENTS: tuple[type[Event], ...] = (
     Joined,
     Excluded,
     Ready,
+    Standardised,
+    NotStandardised,
     TaskSent,
     SiteProgress,
     Answered,

@@ -28,6 +28,7 @@ from oncofed.rounds.run_state import RunState
 from oncofed.rounds.site_task import SiteTask
 from oncofed.rounds.transport import REVOKED
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 
 T = TypeVar("T")
 ResultT = TypeVar("ResultT", bound=Result)
@@ -60,6 +61,7 @@ class UpdateIntake:
         classes: names of the job's classes.
         metrics: extra ones that its task declares; None: those of any installed task.
         lowest: value of its metric.
+        targets: its named targets.
         cases: returns numbers of cases by site, as each reported them when it joined.
         record: writes an event to the run's record.
         banned: returns the sites that were revoked.
@@ -77,6 +79,7 @@ class UpdateIntake:
         classes: Sequence[str],
         metrics: Sequence[Metric] | None = None,
         lowest: float = 0.0,
+        targets: Mapping[str, TargetSums] = NO_TARGETS,
         cases: Callable[[], Mapping[str, dict[str, Any]]],
         record: Record,
         banned: Callable[[], frozenset[str]] = frozenset,
@@ -88,7 +91,7 @@ class UpdateIntake:
         self._layout = layout
         self._extra = self._algorithm.from_clients(layout)
         self._outliers = OutlierFilter(federation.exchange, layout.trained)
-        self._declared = partial(check_numbers, classes=classes, metrics=metrics, lowest=lowest)
+        self._declared = partial(check_numbers, classes=classes, metrics=metrics, lowest=lowest, targets=targets)
         self._cases = cases
         self._record = record
         self._banned = banned
@@ -276,27 +279,32 @@ class UpdateIntake:
             return list(current.updates)
 
 
-def counts(result: Result | Refusal, bins: Mapping[str, int] | None = None) -> dict[str, Any]:
+def counts(
+    result: Result | Refusal, bins: Mapping[str, int] | None = None, covariates: Collection[str] = ()
+) -> dict[str, Any]:
     """Return a site's report of its data.
 
     Args:
         result: its result.
         bins: of each histogram that may be in it, by name.
+        covariates: names of the job's numbers, whose sums may be in it.
 
     Raises:
         UpdateRejectedError: the site failed, runs another version of oncofed, or reports something else.
     """
-    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins))
+    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins, covariates))
 
 
-def _read_counts(numbers: dict[str, Any], bins: Mapping[str, int] | None) -> dict[str, Any]:
+def _read_counts(
+    numbers: dict[str, Any], bins: Mapping[str, int] | None, covariates: Collection[str]
+) -> dict[str, Any]:
     theirs = numbers.get("version")
     if isinstance(theirs, str) and theirs != oncofed.__version__:
         raise UpdateRejectedError(
             f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the same "
             "version at both: rounding and file formats may differ"
         )
-    check_counts(numbers, oncofed.__version__, bins)
+    check_counts(numbers, oncofed.__version__, bins, covariates)
     return numbers
 
 

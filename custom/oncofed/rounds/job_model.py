@@ -24,6 +24,11 @@ class JobModel:
     def __init__(self, plan: Plan, initial: Path | None = None, against: Path | None = None) -> None:
         self._plan, self._initial, self._against = plan, initial, against
 
+    @property
+    def is_brought(self) -> bool:
+        """Whether the job brings the initial weights."""
+        return self._initial is not None
+
     def layout(self) -> WeightLayout:
         """Return the layout of its weights."""
         return self._plan.layout()

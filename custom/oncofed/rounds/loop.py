@@ -16,6 +16,7 @@ from typing import Any
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.training_profile import bins_of, combined_profile
+from oncofed.data.moments import numbers_of
 from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
 from oncofed.models.weights import Weights
@@ -41,9 +42,10 @@ from oncofed.rounds.run_state import RunState
 from oncofed.rounds.schedules import runner_for
 from oncofed.rounds.selection import has_stalled, selected_score
 from oncofed.rounds.sites import Sites
+from oncofed.rounds.standardisation import standardise
 from oncofed.rounds.store import RunStore
 from oncofed.rounds.transport import Transport
-from oncofed.tasks import metrics_that_may_leave, task_class
+from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.tasks.calibration import Calibration
 from oncofed.training import Plan
 
@@ -149,6 +151,9 @@ class RoundLoop:
             self._write_provenance(state.model, 0, 0)
             self._test(state.model, 0, None)
             return
+        if not state.round and not self._model.is_brought:
+            columns = self._plan.data.covariates
+            state.model = standardise(state.model, columns, self._sites.sums, self._record)
         for number in range(state.round + 1, self._federation.rounds.number + 1):
             if has_stalled(self._federation.evaluation, state):
                 self._record(EarlyStop(round=state.round, best_round=state.best_round))
@@ -176,9 +181,10 @@ class RoundLoop:
         intake = UpdateIntake(
             federation=federation,
             layout=layout,
-            classes=list(plan.task.classes.values()),
+            classes=plan.task.figure_names,
             metrics=metrics_that_may_leave(plan.task),
             lowest=task_class(plan.task.type).lowest_metric,
+            targets=sums_that_may_leave(plan.task),
             cases=lambda: self._sites.cases,
             record=record,
             banned=lambda: self._transport.banned,
@@ -220,7 +226,13 @@ class RoundLoop:
 
     def _prepare(self) -> None:
         """Wait for the sites that the job starts with."""
-        Preparation(self._context, profile=not self._evaluate_only, bins=bins_of(self._plan.data)).run()
+        data = self._plan.data
+        Preparation(
+            self._context,
+            profile=not self._evaluate_only,
+            bins=bins_of(data),
+            covariates=numbers_of(data.covariates),
+        ).run()
         self._server.free_memory()
 
     def _run_round(self, number: int, state: RunState) -> None:
@@ -285,7 +297,8 @@ class RoundLoop:
         scores = {site: e["mean"] for site, e in evaluations.items()}
         known = {site: score for site, score in scores.items() if score is not None}
         mean = sum(known.values()) / len(known) if known else None
-        self._record(Validated(round=number, mean=mean, sites=scores))
+        by_class = {site: e["by_class"] for site, e in evaluations.items() if e["by_class"]}
+        self._record(Validated(round=number, mean=mean, sites=scores, by_class=by_class))
         if number == 0:
             return
         score = selected_score(self._federation.evaluation.select, known, self._sites.cases)
@@ -308,9 +321,10 @@ class RoundLoop:
         return matrix
 
     def _calibrate(self, model: Weights, number: int) -> None:
-        """Calibrate a classifier on the sites' validation patients."""
-        if self._task.label_kind == "class":
-            self._keep_calibration(calibration_of(self._score(model, number, "validation", SumsAsked()).numbers))
+        """Calibrate a classifier, or choose thresholds, on the sites' validation patients."""
+        if self._task.label_kind == "class" or self._task.chooses_thresholds:
+            numbers = self._score(model, number, "validation", SumsAsked()).numbers
+            self._keep_calibration(calibration_of(numbers, sums_that_may_leave(self._plan.task)))
 
     def _test(self, weights: Weights, number: int, score: float | None, matrix: dict[str, Any] | None = None) -> None:
         """Score the job's model on test cases.
@@ -318,9 +332,12 @@ class RoundLoop:
         This ends the run.
         """
         against = self._model.against()
-        asked = SumsAsked(self._calibration.temperature if self._calibration else None)
+        known = self._calibration
+        asked = SumsAsked(known.temperature, known.thresholds) if known else SumsAsked()
         numbers = self._score(weights, number, "test", asked, keep=not self._evaluate_only).numbers
-        found = together(numbers, self._calibration, self._task.metric, self._federation.evaluation.margin, against)
+        targets = sums_that_may_leave(self._plan.task)
+        margin = self._federation.evaluation.margin
+        found = together(numbers, known, self._task.metric, margin, against, targets)
         self._keep_calibration(found.calibration)
         self._record(
             Finished(

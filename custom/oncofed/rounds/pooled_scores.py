@@ -8,7 +8,8 @@ from typing import Any
 
 from oncofed.tasks.calibration import Calibration, learned
 from oncofed.tasks.differences import Difference, Part, combined_difference
-from oncofed.tasks.pooled import PooledTest, pooled_test
+from oncofed.tasks.over_sites import PooledTest, pooled_test
+from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,23 @@ class OverSites:
         return {n: part.model_dump(mode="json", by_alias=True) if part else None for n, part in parts.items()}
 
 
-def calibration_of(answers: Mapping[str, Mapping[str, Any]]) -> Calibration | None:
-    """Return the temperature from the sites' sums, if any.
+def calibration_of(
+    answers: Mapping[str, Mapping[str, Any]], targets: Mapping[str, TargetSums] = NO_TARGETS
+) -> Calibration | None:
+    """Return temperature or thresholds from sites' sums, or None.
 
     Args:
-        answers: numbers by site.
+        answers: numbers by site, over its validation patients.
+        targets: the job's, by name.
     """
-    return learned(_part(answers, "temperature"))
+    pooled = _part(answers, "pooled")
+    sums = {name: [one["targets"][name] for one in pooled.values() if name in one["targets"]] for name in targets}
+    chosen = {name: target.thresholds(sums[name]) for name, target in targets.items() if sums[name]}
+    thresholds = {name: of_target for name, of_target in chosen.items() if of_target}
+    if not thresholds:
+        return learned(_part(answers, "temperature"))
+    patients = sum(one["patients"] for one in pooled.values())
+    return Calibration(patients=patients, sites=sorted(pooled), thresholds=thresholds)
 
 
 def together(
@@ -40,20 +51,24 @@ def together(
     metric: str,
     margin: float | None,
     against: str | None,
+    targets: Mapping[str, TargetSums] = NO_TARGETS,
 ) -> OverSites:
     """Return the figures over all sites.
 
     Args:
         answers: numbers by site.
-        calibration: of the model; the reliability of these patients is added to it.
+        calibration: of the model; the reliability of these patients is added to it, and its thresholds are used.
         metric: the job's.
         margin: by how much it may be worse than the other model and still count as no worse.
         against: digest of the other model.
+        targets: the job's, by name.
     """
-    pooled = pooled_test(_part(answers, "pooled"), answers)
+    for name, target in targets.items():
+        target.use_thresholds(calibration.thresholds.get(name, {}) if calibration else {})
+    pooled = pooled_test(_part(answers, "pooled"), answers, targets)
     parts = {site: Part(**sums) for site, sums in _part(answers, "paired").items()}
     paired = combined_difference(parts, metric, margin).model_copy(update={"against": against}) if parts else None
-    if calibration and pooled:
+    if calibration and pooled and calibration.temperature is not None:
         reliability = {"before": pooled.reliability, "after": pooled.calibrated}
         calibration = calibration.model_copy(update=reliability)
     return OverSites(pooled, paired, calibration)

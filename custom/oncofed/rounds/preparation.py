@@ -27,14 +27,17 @@ class Preparation(Goal):
         context: of the run.
         profile: request histograms of training images.
         bins: of each such histogram, by name.
+        covariates: names of the job's numbers, whose sums are requested with them.
     """
 
     description = "before the first round"
 
-    def __init__(self, context: RoundContext, *, profile: bool, bins: Mapping[str, int]) -> None:
+    def __init__(
+        self, context: RoundContext, *, profile: bool, bins: Mapping[str, int], covariates: Collection[str] = ()
+    ) -> None:
         self._context = context
         self._request = PrepareRequest(profile=profile)
-        self._bins = bins
+        self._bins, self._covariates = bins, covariates
         self._expected = set(context.sites.all)
         self._started = context.clock()
 
@@ -56,12 +59,13 @@ class Preparation(Goal):
         del task
         context = self._context
         try:
-            numbers = counts(result, self._bins)
+            numbers = counts(result, self._bins, self._covariates)
         except UpdateRejectedError as error:
             context.intake.reasons[site] = str(error)
             context.record(Excluded(site=site, reason=str(error)))
             return
-        context.sites.join(site, numbers, numbers.pop("profile", {}))
+        profile, sums = numbers.pop("profile", {}), numbers.pop("covariates", {})
+        context.sites.join(site, numbers, profile, sums)
         context.record(Joined(site=site, cases=numbers, started=context.clock() - self._started))
 
     def is_reached(self) -> bool:

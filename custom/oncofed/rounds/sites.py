@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from oncofed.artifacts.training_profile import SiteProfile
+from oncofed.data.moments import Sums
 from oncofed.rounds.events import Lost, Returned
 from oncofed.rounds.intake import Record
 from oncofed.rounds.transport import Transport
@@ -21,8 +22,8 @@ class StoppedError(Exception):
 class Sites:
     """Watches which sites are present.
 
-    Sites join on the transport's threads. ``cases`` and ``profiles`` are replaced then, never changed, so that the
-    round loop can iterate over them.
+    Sites join on the transport's threads. ``cases``, ``profiles`` and ``sums`` are replaced then, never changed, so
+    that the round loop can iterate over them.
 
     Args:
         transport: to the sites.
@@ -35,6 +36,7 @@ class Sites:
     Attributes:
         cases: numbers of cases by site that joined.
         profiles: histograms of their training images.
+        sums: of their tables' numbers (``data.moments``).
         earlier: sites that took part in an earlier process of the server.
     """
 
@@ -50,6 +52,7 @@ class Sites:
     ) -> None:
         self.cases: Mapping[str, dict[str, Any]] = {}
         self.profiles: Mapping[str, SiteProfile] = {}
+        self.sums: Mapping[str, Mapping[str, Sums]] = {}
         self.earlier: set[str] = set()
         self._transport = transport
         self._registered = registered
@@ -61,16 +64,24 @@ class Sites:
         self._synchronized: float | None = None
         self._lock = threading.Lock()
 
-    def join(self, site: str, cases: dict[str, Any], profile: SiteProfile) -> None:
+    def join(
+        self,
+        site: str,
+        cases: dict[str, Any],
+        profile: SiteProfile,
+        sums: Mapping[str, Sums] | None = None,
+    ) -> None:
         """Note that a site has loaded its data.
 
         Args:
             site: its name.
             cases: its numbers of cases.
             profile: histograms of its training images.
+            sums: of its table's numbers.
         """
         with self._lock:
             self.profiles = {**self.profiles, site: profile}
+            self.sums = {**self.sums, site: sums or {}}
             self.cases = {**self.cases, site: cases}
 
     @property

@@ -9,7 +9,14 @@ from oncofed.tasks.classification import Classification, ClassificationSpec
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.objects import Objects, ObjectsSpec
 from oncofed.tasks.packed import DeclaredTask, PackedTaskSpec
-from oncofed.tasks.registry import build_task, metrics_that_may_leave, register_task_type, task_class, task_types
+from oncofed.tasks.registry import (
+    build_task,
+    metrics_that_may_leave,
+    register_task_type,
+    sums_that_may_leave,
+    task_class,
+    task_types,
+)
 from oncofed.tasks.scores import Evaluation, Scores
 from oncofed.tasks.segmentation import Segmentation, SegmentationSpec
 from oncofed.tasks.settings import TaskSection, TaskSettings
@@ -36,6 +43,7 @@ __all__ = [
     "metrics_that_may_leave",
     "register_task",
     "register_task_type",
+    "sums_that_may_leave",
     "task_class",
     "task_types",
 ]

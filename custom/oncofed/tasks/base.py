@@ -46,6 +46,11 @@ class Task(TrainingTask, InferenceTask, ScoringTask[Outcome]):
         self.data = data
         self.classes = classes
 
+    @property
+    def figure_names(self) -> list[str]:
+        """Names of the figures by class; see ``Scores.by_class``."""
+        return list(self.classes.values())
+
     @classmethod
     def build(cls, settings: Any, data: DataSpec, pack: str) -> Task[Any]:
         """Return the task of a job.

@@ -7,14 +7,24 @@ from pathlib import Path
 
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
-from oncofed.models.bundle import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
+from oncofed.models.bundle import (
+    Answer,
+    ImageClasses,
+    ImageTargets,
+    LabelledVoxels,
+    NumberedObjects,
+    SlideClasses,
+    SlideTargets,
+)
 from oncofed.settings import StrictModel
 from oncofed.tasks.classification import ClassificationSpec
 from oncofed.tasks.detection import DetectionSpec
 from oncofed.tasks.encoder import EncoderSpec
 from oncofed.tasks.objects import ObjectsSpec
+from oncofed.tasks.regions import RegionsSpec
 from oncofed.tasks.segmentation import SegmentationSpec
 from oncofed.tasks.slides import SlideClassificationSpec
+from oncofed.tasks.targets import SlideTargetsSpec, TargetsSpec, target_answers
 
 
 def answer_of(task: StrictModel, data: DataSpec) -> Answer:
@@ -28,13 +38,19 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
         SpecError: it takes code that bundles cannot hold: a pack's, or what joins the boxes of windows.
     """
     if isinstance(task, SegmentationSpec):
-        return LabelledVoxels(task.overlap, task.mirror, task.keep_largest)
+        order = task.order if isinstance(task, RegionsSpec) else ()
+        return LabelledVoxels(task.overlap, task.mirror, task.keep_largest, order)
     if isinstance(task, ObjectsSpec):
         return NumberedObjects(task.overlap, task.mirror, task.seed_depth, task.smallest)
     if isinstance(task, ClassificationSpec):
         return ImageClasses()
+    microns = data.spacing[0] * 1000 if data.spacing else None
+    if isinstance(task, SlideTargetsSpec):
+        targets = target_answers(task)
+        return SlideTargets(_digest(task.encoder), data.patch[0], microns, targets)
+    if isinstance(task, TargetsSpec):
+        return ImageTargets(target_answers(task))
     if isinstance(task, SlideClassificationSpec):
-        microns = data.spacing[0] * 1000 if data.spacing else None
         return SlideClasses(_digest(task.encoder), data.patch[0], microns)
     if isinstance(task, DetectionSpec):
         raise SpecError(

@@ -34,13 +34,21 @@ _SMALLEST = 1e-300
 
 
 class Calibration(StrictModel):
-    """``calibration.json``: a model's temperature."""
+    """``calibration.json``: a model's temperature or thresholds."""
 
     schema_: Literal[1] = Field(1, alias="schema")
-    temperature: float = Field(gt=0, description="that logits are divided by before the softmax")
+    temperature: float | None = Field(
+        None, gt=0, description="that logits are divided by before the softmax; null: none was learned"
+    )
     patients: int = Field(description="validation patients of whom it was learned")
     sites: list[str] = Field(description="whose patients they are")
-    log_loss: tuple[float, float] = Field(description="mean over these patients without temperature, and with it")
+    log_loss: tuple[float, float] | None = Field(
+        None, description="mean over these patients without temperature, and with it"
+    )
+    thresholds: dict[str, dict[str, float]] = Field(
+        {},
+        description="target -> finding -> threshold of the best F1 over these patients",
+    )
     before: Reliability | None = Field(None, description="of the test patients, without temperature")
     after: Reliability | None = Field(None, description="the same with it")
 

@@ -198,6 +198,10 @@ class Classification(Task[Classified]):
         figures = {f"probability.{name}": float(outcome.probabilities[value]) for value, name in self.classes.items()}
         return {"class": self.classes[outcome.label], **figures}
 
+    def case_score(self, outcome: Classified) -> float | None:
+        """Return the probability of the case's class."""
+        return float(outcome.probabilities[outcome.label])
+
     def drawing(self, patients: Sequence[Sequence[Classified]]) -> Callable[[NDArray[np.int64]], float | None]:
         """Return a function from drawn patients to the metric.
 

@@ -108,13 +108,22 @@ class TargetScores:
 
     Attributes:
         outputs: target -> (outputs,) float64, as the network gives them.
-        attention: of a slide how much each tile counts, (tile,) float32; None: the network does not say.
-        places: of a slide the corner of each tile, (tile, 2) int32: x and y in pixels of the finest level.
     """
 
     outputs: Mapping[str, NDArray[np.float64]]
-    attention: NDArray[np.float32] | None = None
-    places: NDArray[np.int32] | None = None
+
+
+@dataclass(frozen=True)
+class SlideTargetScores(TargetScores):
+    """A network's outputs for a slide, with its attention.
+
+    Attributes:
+        attention: weight of each tile, (tile,) float32, with sum one; None: the network has none.
+        places: corner of each tile, (tile, 2) int32: x and y in pixels of the finest level.
+    """
+
+    attention: NDArray[np.float32] | None
+    places: NDArray[np.int32]
 
 
 @dataclass(frozen=True)

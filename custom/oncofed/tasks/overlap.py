@@ -5,6 +5,8 @@ All classes are counted in one pass, on their device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -65,14 +67,14 @@ def _count(found: Tensor, expected: Tensor, classes: int, ignore: int | None) ->
     return counts
 
 
-def dice(counts: NDArray[np.int64]) -> list[float]:
-    """Return Dice of each class from 1 on.
+def dice(counts: NDArray[np.int64], values: Sequence[int]) -> float:
+    """Return Dice of some label values together.
 
-    From counts of ``confusion``; NaN if the class is in neither volume.
+    From counts of ``confusion``; NaN if they are in neither volume.
     """
-    classes = counts.shape[1]
-    sizes = counts.sum(axis=0) + counts[:classes].sum(axis=1)
-    return [2.0 * int(counts[n, n]) / int(sizes[n]) if sizes[n] else float("nan") for n in range(1, classes)]
+    labels = list(values)
+    size = int(counts[:, labels].sum()) + int(counts[labels].sum())
+    return 2.0 * int(counts[np.ix_(labels, labels)].sum()) / size if size else float("nan")
 
 
 def keep_largest(labels: NDArray[np.uint8], value: int) -> None:

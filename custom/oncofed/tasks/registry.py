@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from oncofed.data.spec import DataSpec
 from oncofed.plugins import Registry
 from oncofed.tasks.base import Task
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 from oncofed.tasks.settings import TaskSettings
 
 TASK_TYPES: Registry[type[Task[Any]]] = Registry(
@@ -56,3 +58,13 @@ def metrics_that_may_leave(settings: TaskSettings | None = None) -> tuple[Metric
     if settings and task and task.is_installed:
         return task.declared_metrics(settings)
     return tuple(dict.fromkeys(metric for kind in own for metric in kind.extra_metrics))
+
+
+def sums_that_may_leave(settings: TaskSettings) -> Mapping[str, TargetSums]:
+    """Return what checks a job's sums, by target.
+
+    Args:
+        settings: its section ``task``; only an installed class declares targets.
+    """
+    task = task_class(settings.type)
+    return task.declared_sums(settings) if task.is_installed else NO_TARGETS

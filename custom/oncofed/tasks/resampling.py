@@ -60,6 +60,33 @@ class Patients:
         return np.array([np.nan if mean is None else mean for mean in found])
 
 
+def figure_intervals(
+    task: Task[Any], outcomes: Sequence[tuple[str, Any]], times: int = RESAMPLES
+) -> dict[str, tuple[float, float]]:
+    """Return a 95 % bootstrap interval of each figure by class or target, over patients.
+
+    Those of fewer than five patients, or without width, have none.
+
+    Args:
+        task: of the outcomes.
+        outcomes: of all cases, each with its patient's key.
+        times: number of bootstrap samples.
+    """
+    groups: dict[str, list[Any]] = {}
+    for patient, outcome in outcomes:
+        groups.setdefault(patient, []).append(outcome)
+    behind = task.patients_behind(outcomes)
+    of_patients = list(groups.values())
+    draws = np.random.default_rng(0).integers(0, len(groups), (times, len(groups)))
+    values: dict[str, list[float]] = {}
+    for drawn in draws:
+        again = [(f"{n}", outcome) for n, number in enumerate(drawn) for outcome in of_patients[number]]
+        for name, value in task.summarise(again).by_class.items():
+            values.setdefault(name, []).append(value)
+    found = {name: interval(np.array(drawn), len(behind.get(name, ()))) for name, drawn in values.items()}
+    return {name: ends for name, ends in found.items() if ends}
+
+
 def interval(metrics: NDArray[np.float64], patients: int) -> tuple[float, float] | None:
     """Return a 95 % bootstrap interval, unless patients are few.
 

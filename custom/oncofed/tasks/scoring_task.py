@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -16,6 +16,7 @@ from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.tasks.halving import within_memory
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.patient_statistics import Outcome, PatientStatistics, confidence, defining_class
+from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 from oncofed.tasks.scores import Evaluation
 from oncofed.tasks.settings import TaskSettings
 
@@ -48,6 +49,28 @@ class ScoringTask(PatientStatistics[Outcome]):
         """
         del settings
         return cls.extra_metrics
+
+    @classmethod
+    def declared_sums(cls, settings: TaskSettings) -> Mapping[str, TargetSums]:
+        """Return what checks each named target's sums; see ``pooled``.
+
+        Args:
+            settings: section ``task`` of the job.
+        """
+        del settings
+        return NO_TARGETS
+
+    @property
+    def chooses_thresholds(self) -> bool:
+        """Whether sums over validation patients choose thresholds."""
+        return False
+
+    def use_thresholds(self, thresholds: Mapping[str, Mapping[str, float]]) -> None:
+        """Use thresholds of probabilities; a task without targets has none.
+
+        Args:
+            thresholds: target -> member -> threshold.
+        """
 
     def scoring_preparation(self) -> Preparation | None:
         """Return the preparation of a case for ``evaluate_case``.
@@ -83,6 +106,10 @@ class ScoringTask(PatientStatistics[Outcome]):
     @abstractmethod
     def case_metrics(self, outcome: Outcome) -> dict[str, float | str]:
         """Return one case's figures by name, for people."""
+
+    def case_score(self, outcome: Outcome) -> float | None:
+        """Return a single case's score, higher is better; None if undefined."""
+        return self.summarise([("", outcome)]).mean
 
     @torch.no_grad()
     def evaluate(

@@ -6,9 +6,9 @@ Dice with cross-entropy, sliding windows, scores on the label file's grid.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, ItemsView, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,11 +25,11 @@ from oncofed.data.label_mapping import IGNORED
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec
 from oncofed.tasks.codes import ClassCode, require_known
+from oncofed.tasks.decisions import LIKELIEST, TWO_CLASSES, Decision
 from oncofed.tasks.dense import DenseTask
-from oncofed.tasks.entropy import entropy_bytes
-from oncofed.tasks.grids import Decide, FileGrid
+from oncofed.tasks.grids import FileGrid
 from oncofed.tasks.inferred import LabelMap, TargetGrid, target_grid
-from oncofed.tasks.losses import dice_ce
+from oncofed.tasks.losses import conditional_divergence, dice_ce
 from oncofed.tasks.overlap import confusion, dice, keep_largest
 from oncofed.tasks.patient_statistics import mean_over_patients
 from oncofed.tasks.pictures import Picture, best_slice
@@ -37,7 +37,7 @@ from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.surfaces import SURFACE_METRICS, surface_figures
-from oncofed.tasks.windows import Planes, Windows
+from oncofed.tasks.windows import Windows
 
 
 class SegmentationSpec(TaskSettings):
@@ -47,6 +47,18 @@ class SegmentationSpec(TaskSettings):
     classes: dict[int, str] = Field(min_length=1, description="label value -> name, without background (0)")
     ignore: int | None = Field(
         None, ge=1, le=255, description="label value of voxels that nobody labelled; its name in dataset.json: ignore"
+    )
+    partial: bool = Field(
+        False,
+        description="masks may lack classes: what nobody looked for there is unknown, and not background. dataset.json "
+        "names the classes that a site has, looked_for those of one case",
+    )
+    distillation: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="with partial: weight at which a site keeps what the round's model knows of classes that the site "
+        "does not label",
     )
     overlap: float = Field(0.25, ge=0, lt=0.95, description="share by which inference windows overlap")
     mirror: bool = Field(False, description="inference is the mean over all mirrorings; takes 4 or 8 times as long")
@@ -70,6 +82,22 @@ class SegmentationSpec(TaskSettings):
     def _codes_of_classes(self) -> Self:
         require_known(self.codes, self.classes)
         return self
+
+    @model_validator(mode="after")
+    def _distilled_where_partial(self) -> Self:
+        if self.distillation and not self.partial:
+            raise ValueError("distillation is of classes that a site lacks: say partial: true, or leave it out")
+        return self
+
+    @property
+    def may_lack_classes(self) -> bool:
+        """Whether masks may lack some of the classes."""
+        return self.partial
+
+    @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """What is scored: name -> its label values."""
+        return {name: (value,) for value, name in self.classes.items()}
 
     @property
     def vocabulary(self) -> dict[int, str]:
@@ -112,7 +140,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         True
     """
 
-    Settings = SegmentationSpec
+    Settings: ClassVar[type[TaskSettings]] = SegmentationSpec
     metric = "dice"
     metric_name = "Dice"
     extra_metrics = SURFACE_METRICS
@@ -127,20 +155,34 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
     @property
     def out_channels(self) -> int:
         """Classes with background."""
-        return len(self.spec.classes) + 1
+        return self._labels_with_background
+
+    @property
+    def figure_names(self) -> list[str]:
+        """Names of what is scored."""
+        return self.spec.figure_names
+
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether the loss takes what the round's model says."""
+        return self.spec.distillation > 0
 
     def input(self, augmentation: Augmentation) -> BatchSource:
         """Return patches around voxels of each class."""
-        return Patches(self.data, augmentation, self.out_channels)
+        return Patches(self.data, augmentation, self._labels_with_background, partial=self.spec.partial)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Return Dice with cross-entropy over all outputs.
 
-        A coarser output counts half as much as the next finer one.
+        A coarser output counts half as much as the next finer one. With a teacher's output in the batch
+        (``learns_from_teacher``) its divergence is added.
         """
-        return deep_supervision(
-            lambda logits: dice_ce(logits, batch["label"], self.spec.ignore), output, batch["label"]
-        )
+        label, known, teacher = batch["label"], batch.get("known"), batch.get("teacher")
+        loss = deep_supervision(lambda logits: dice_ce(logits, label, self.spec.ignore, known), output, label)
+        if teacher is None or known is None:
+            return loss
+        finest = output if output.ndim == label.ndim else output[:, 0]
+        return loss + self.spec.distillation * conditional_divergence(finest, teacher, label, known)
 
     def scoring_preparation(self) -> Preparation:
         """Return how image and reference are read."""
@@ -166,9 +208,10 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
             found = _Found(
                 torch.from_numpy(predicted.prediction), torch.from_numpy(predicted.reference), predicted.affine
             )
-        counts = confusion(found.prediction, found.reference, self.out_channels, self.spec.ignore)
-        figures = {f"dice.{k}": v for k, v in zip(self.classes.values(), dice(counts), strict=True)}
-        return figures | (self._surfaces(found) if detailed else {})
+        counts = confusion(found.prediction, found.reference, self._labels_with_background, self.spec.ignore)
+        known = self._known(case)
+        figures = {f"dice.{name}": dice(counts, v) if name in known else math.nan for name, v in self._structures()}
+        return figures | (self._surfaces(found, known) if detailed else {})
 
     @torch.no_grad()
     def _infer(self, network: nn.Module, prepared: Prepared, device: torch.device, entropy: bool) -> LabelMap:
@@ -202,37 +245,26 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
 
         With their entropy on request, (2, …). The class is chosen slab by slab, so no volume of all classes is held.
         """
-        two, image, shape = self.out_channels == 2, prepared["image"], target.shape
+        decision, image, shape = self._decision, prepared["image"], target.shape
         grid = file_grid(self.data, image, (affine_of(prepared, "image"), target.affine), shape, self._windows)
-        change, weighed = _difference if two else None, entropy or not grid.whole
-        planes = self._windows.slabs(network, image, device, change, weighed=weighed, spare=spare)
-        labels = torch.empty(
-            1 + entropy, *shape, dtype=_type_of(self.out_channels), device=torch.device("cpu") if spare else device
-        )
-        decorate = _with_entropy(grid.whole) if entropy else _alone
-        # Probabilities are needed only for interpolation; at a voxel the largest logit is also the largest probability.
-        if two:
-            limit = 0.0 if grid.whole else 0.5
-            # A bool is a byte of 0 or 1, so a view is a label without a copy.
-            decide = decorate(lambda v: (v > limit).view(torch.uint8))
-            grid.fill(planes if grid.whole else _sigmoid(planes), labels, decide)
-        else:
-            # Like argmax, also for ties, in a seventh of the time on a CPU.
-            decide = decorate(lambda v: v.max(0, keepdim=True).indices)
-            grid.fill(planes if grid.whole else _softmax(planes), labels, decide)
+        weighed = entropy or not grid.whole
+        planes = self._windows.slabs(network, image, device, decision.change, weighed=weighed, spare=spare)
+        place = torch.device("cpu") if spare else device
+        labels = torch.empty(1 + entropy, *shape, dtype=_type_of(self._labels_with_background), device=place)
+        grid.fill(planes if grid.whole else decision.planes(planes), labels, decision.of(grid.whole, entropy))
         return labels
 
     def score(self, prediction: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
-        """Return Dice by class name.
+        """Return Dice by name.
 
-        NaN for a class in neither volume.
+        NaN for what is in neither volume.
 
         Args:
             prediction: label values, (x, y[, z]).
             reference: label values, (x, y[, z]).
         """
-        counts = confusion(torch.from_numpy(prediction), torch.from_numpy(reference), self.out_channels)
-        return dict(zip(self.classes.values(), dice(counts), strict=True))
+        counts = confusion(torch.from_numpy(prediction), torch.from_numpy(reference), self._labels_with_background)
+        return {name: dice(counts, values) for name, values in self._structures()}
 
     def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:
         """Return mean Dice over patients, and further figures.
@@ -244,7 +276,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
             dice = [v for k, v in figures.items() if k.startswith("dice.") and not math.isnan(v)]
             with_mean.append((patient, {**figures, "": float(np.mean(dice)) if dice else float("nan")}))
         means = mean_over_patients(with_mean)
-        by_class = {name: means[f"dice.{name}"] for name in self.classes.values() if f"dice.{name}" in means}
+        by_class = {name: means[f"dice.{name}"] for name, _ in self._structures() if f"dice.{name}" in means}
         more = {name: v for name, v in means.items() if name and not name.startswith("dice.")}
         return Scores(means.get(""), by_class, more)
 
@@ -255,16 +287,35 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the slice with most of the reference, with contours."""
         found = self.predict(network, case, device)
-        return best_slice(case.read_image().values, found.reference, found.prediction, found.affine)
+        prediction = found.prediction
+        if case.looked_for is not None:  # of other classes nobody knows whether they are right
+            prediction = np.where(np.isin(prediction, list(case.looked_for)), prediction, 0).astype(prediction.dtype)
+        return best_slice(case.read_image().values, found.reference, prediction, found.affine)
 
-    def _surfaces(self, found: _Found) -> dict[str, float]:
+    @property
+    def _labels_with_background(self) -> int:
+        return len(self.spec.classes) + 1
+
+    @property
+    def _decision(self) -> Decision:
+        return TWO_CLASSES if self.out_channels == 2 else LIKELIEST
+
+    def _structures(self) -> ItemsView[str, tuple[int, ...]]:
+        return self.spec.structures.items()
+
+    def _known(self, case: Case) -> dict[str, tuple[int, ...]]:
+        """Return structures whose classes were all looked for."""
+        known = case.looked_for
+        return {name: values for name, values in self._structures() if known is None or known.issuperset(values)}
+
+    def _surfaces(self, found: _Found, structures: dict[str, tuple[int, ...]]) -> dict[str, float]:
         """Return surface Dice and hd95; see ``surface_figures``."""
         prediction, reference = found.prediction.cpu().numpy(), found.reference.cpu().numpy()
         if self.spec.ignore:
             unlabelled = reference == self.spec.ignore
             prediction, reference = np.where(unlabelled, 0, prediction), np.where(unlabelled, 0, reference)
         spacing = voxel_sizes(found.affine)[: reference.ndim].tolist()
-        return surface_figures(prediction, reference, self.classes, spacing, self.spec.surface_tolerance)
+        return surface_figures(prediction, reference, structures, spacing, self.spec.surface_tolerance)
 
 
 def deep_supervision(loss: Callable[[Tensor], Tensor], output: Tensor, label: Tensor) -> Tensor:
@@ -305,43 +356,6 @@ def file_grid(
     # Flat images and their masks coincide, whatever their files state.
     same = data.dimensions == 2 and not data.spacing
     return FileGrid(affines[1] if same else affines[0], working, affines[1], shape, windows.axis(working))
-
-
-def _alone(decide: Decide) -> Decide:
-    return decide
-
-
-def _with_entropy(logits: bool) -> Callable[[Decide], Decide]:
-    """Return a decorator of decisions that adds the entropy.
-
-    From probabilities, or from ``logits``.
-    """
-
-    def with_it(decide: Decide) -> Decide:
-        def both(values: Tensor) -> Tensor:
-            labels = decide(values)
-            likely = values if not logits else values.sigmoid() if len(values) == 1 else values.softmax(0)
-            return torch.cat([labels, entropy_bytes(likely).to(labels.dtype)])
-
-        return both
-
-    return with_it
-
-
-def _difference(logits: Tensor) -> Tensor:
-    """Return the second class's logits minus the first's.
-
-    Half the values give the same decision.
-    """
-    return logits[1:].sub_(logits[:1])
-
-
-def _sigmoid(planes: Iterable[Planes]) -> Iterable[Planes]:
-    return ((first, values.sigmoid()) for first, values in planes)
-
-
-def _softmax(planes: Iterable[Planes]) -> Iterable[Planes]:
-    return ((first, values.softmax(0)) for first, values in planes)
 
 
 def _type_of(classes: int) -> torch.dtype:

@@ -28,9 +28,27 @@ class TaskSettings(StrictModel):
         return ()
 
     @property
-    def partial(self) -> bool:
-        """Whether sites may lack some of a mask's classes."""
+    def least_batch(self) -> int:
+        """Fewest samples that the loss needs at once; two where it compares them."""
+        return 1
+
+    @property
+    def may_lack_classes(self) -> bool:
+        """Whether masks may lack some of the classes."""
         return False
+
+    @property
+    def label_regions(self) -> dict[str, tuple[int, ...]]:
+        """Regions that may name a dataset's label values.
+
+        Name -> the job's values.
+        """
+        return {}
+
+    @property
+    def figure_names(self) -> list[str]:
+        """Names of the figures by class; see ``Scores.by_class``."""
+        return list(self.classes.values())
 
 
 def _settings_by_type(value: Any) -> TaskSettings:

@@ -129,14 +129,25 @@ def _by_class(
         ill, well = ([keys[index] for index in np.flatnonzero(kind).tolist()] for kind in (is_it, ~is_it))
         if value in hidden or any(0 < len(set(people)) < LEAST_PATIENTS for people in (ill, well)):
             continue
-        likely = found[:, value]
-        ahead = share_below(likely[is_it], np.sort(likely[~is_it])).sum() * len(well) if ill and well else 0.0
-        cells[classes[value]] = {
-            "with": cells_of(likely[is_it], ill),
-            "without": cells_of(likely[~is_it], well),
-            "pairs": round(float(ahead) * 2) / 2,
-        }
+        cells[classes[value]] = ranked(found[:, value], is_it, keys)
     return cells
+
+
+def ranked(likely: NDArray[np.float64], is_it: NDArray[np.bool_], keys: Sequence[str]) -> dict[str, Any]:
+    """Return the input of ``pooled.ranking`` for a site.
+
+    Args:
+        likely: probability of the class, (group,).
+        is_it: whether the group has it, (group,).
+        keys: key of each group's patient.
+    """
+    ill, well = ([keys[index] for index in np.flatnonzero(kind).tolist()] for kind in (is_it, ~is_it))
+    ahead = share_below(likely[is_it], np.sort(likely[~is_it])).sum() * len(well) if ill and well else 0.0
+    return {
+        "with": cells_of(likely[is_it], ill),
+        "without": cells_of(likely[~is_it], well),
+        "pairs": round(float(ahead) * 2) / 2,
+    }
 
 
 def _hidden(counts: Counter[int]) -> set[int]:

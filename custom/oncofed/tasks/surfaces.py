@@ -1,4 +1,4 @@
-"""Surface Dice and Hausdorff distance by class.
+"""Surface Dice and Hausdorff distance by class or region.
 
 The figures are those of MONAI's ``compute_surface_dice`` and ``compute_hausdorff_distance``. Here both come from the
 same distances, each class is cropped to its box, and classes run in parallel.
@@ -6,7 +6,7 @@ same distances, each class is cropped to its box, and classes run in parallel.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -29,34 +29,46 @@ _LEAF = 32
 
 
 def surface_figures(
-    prediction: Labels, reference: Labels, classes: dict[int, str], spacing: Sequence[float], tolerance: float
+    prediction: Labels,
+    reference: Labels,
+    structures: Mapping[str, Sequence[int]],
+    spacing: Sequence[float],
+    tolerance: float,
 ) -> dict[str, float]:
-    """Return surface Dice and hd95 in mm by class.
+    """Return surface Dice and hd95 in mm by name.
 
     Nikolov et al. (2018); the Hausdorff distance's 95th percentile.
 
-    If a class is in only one volume, its surface Dice is zero and its distance unknown; if it is in neither, surface
-    Dice is NaN.
+    If a structure is in only one volume, its surface Dice is zero and its distance unknown; if it is in neither,
+    surface Dice is NaN.
 
     Args:
         prediction: label values, (x, y[, z]).
         reference: label values, (x, y[, z]).
-        classes: label value -> name.
+        structures: name -> its label values.
         spacing: size of a voxel along each axis in mm.
         tolerance: distance in mm that counts as equal.
     """
 
-    def of(value: int) -> tuple[float, float | None]:
-        return _one(prediction == value, reference == value, spacing, tolerance)
+    def of(values: Sequence[int]) -> tuple[float, float | None]:
+        return _one(_any(prediction, values), _any(reference, values), spacing, tolerance)
 
-    with ThreadPoolExecutor(min(len(classes), torch.get_num_threads())) as pool:
-        found = list(pool.map(of, classes))
+    with ThreadPoolExecutor(max(1, min(len(structures), torch.get_num_threads()))) as pool:
+        found = list(pool.map(of, structures.values()))
     figures = {}
-    for name, (share, distance) in zip(classes.values(), found, strict=True):
+    for name, (share, distance) in zip(structures, found, strict=True):
         figures[f"surface_dice.{name}"] = share
         if distance is not None:
             figures[f"hd95_mm.{name}"] = distance
     return figures
+
+
+def _any(labels: Labels, values: Sequence[int]) -> Mask:
+    """Return where a volume holds any of some label values."""
+    found: Mask = labels == values[0]
+    for value in values[1:]:
+        found |= labels == value
+    return found
 
 
 def _one(found: Mask, expected: Mask, spacing: Sequence[float], tolerance: float) -> tuple[float, float | None]:

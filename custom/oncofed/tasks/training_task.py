@@ -26,6 +26,14 @@ class TrainingTask(ABC):
     loss_name = "the task's own"
 
     @property
+    def learns_from_teacher(self) -> bool:
+        """Whether ``loss`` takes a teacher's output.
+
+        Batches of a federation's rounds then hold ``teacher`` too: what the model that the round starts from says.
+        """
+        return False
+
+    @property
     @abstractmethod
     def out_channels(self) -> int:
         """Output channels: values for each voxel, image or bag."""

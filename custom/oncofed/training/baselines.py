@@ -23,7 +23,9 @@ import torch
 from safetensors.torch import save_file
 
 from oncofed.data.cases import Case, Cases
+from oncofed.data.moments import own_moments
 from oncofed.errors import TrainingError
+from oncofed.models.table import standardised
 from oncofed.models.weights import Weights
 from oncofed.packs.load import load_packs, loaded_packs
 from oncofed.packs.pack import Pack
@@ -42,12 +44,14 @@ class Baseline:
         cases: what it trains on.
         tests: site -> test cases that it is scored on.
         validation: cases that choose its best round.
+        plan: what to train; None: as the federation does.
     """
 
     name: str
     cases: Cases
     tests: dict[str, tuple[Case, ...]]
     validation: tuple[Case, ...]
+    plan: Plan | None = None
 
 
 def train_baseline(
@@ -67,6 +71,10 @@ def train_baseline(
     if threads:
         torch.set_num_threads(threads)
     trainer = Trainer(plan, baseline.cases, baseline.name)
+    columns = plan.data.covariates
+    if columns:
+        moments = own_moments(baseline.cases.train, columns)
+        trainer.load_weights(standardised(trainer.weights(), columns, moments))
     best: Weights = trainer.weights()
     best_score = -math.inf
     for _ in range(plan.rounds):
@@ -134,7 +142,8 @@ class BaselinePool:
         )
         with block_interrupts():
             for baseline in baselines:
-                job = self._pool.submit(_train, self._plan, baseline, self._out, self._threads)
+                plan = baseline.plan or self._plan
+                job = self._pool.submit(_train, plan, baseline, self._out, self._threads)
                 self._futures[baseline.name] = job
 
     def collect(self, progress: Callable[[int], None] | None = None) -> dict[str, dict[str, Evaluation]]:

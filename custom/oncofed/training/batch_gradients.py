@@ -50,7 +50,10 @@ class BatchGradients:
         precision: in which the network runs.
         scaler: of the loss; it skips steps whose gradients are not finite.
         compiling: chooses the form of a step.
+        teacher: whose output each batch gets as ``teacher``; None: no one's.
     """
+
+    teacher: nn.Module | None = None
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class BatchGradients:
         self._in_group = group is not None
         self._wrapped = group.wrap(network) if group else network
         batch_size = plan.training.batch_size // (group.size if group else 1)
+        self._least = plan.task.least_batch
         self.micro_batch = min(plan.training.micro_batch or batch_size, batch_size)
         self.precision = training_precision(plan.training, device)
         self.scaler = StepScaler(device.type, self.precision)
@@ -150,6 +154,9 @@ class BatchGradients:
                     profile_range("forward", self._device),
                     torch.autocast(self._device.type, self.precision, enabled=half),
                 ):
+                    if self.teacher is not None:
+                        with torch.no_grad():
+                            part["teacher"] = self._task.forward(self.teacher, part).float()
                     output = self._task.forward(self.forward, part)
                 with profile_range("loss", self._device):
                     loss = self._loss(output.float(), part) * share
@@ -172,9 +179,10 @@ class BatchGradients:
                 "a GPU ran out of memory while several train together. Set training.micro_batch to less than "
                 f"{self.micro_batch}, or training.recompute_activations: true"
             ) from None
-        if self.micro_batch == 1:
+        if self.micro_batch <= self._least:
+            few = "one sample alone does" if self._least == 1 else f"{self._least} samples, which the loss compares, do"
             raise TrainingError(
-                "one sample alone does not fit into the GPU's memory. Make data.patch smaller, or set "
+                f"{few} not fit into the GPU's memory. Make data.patch smaller, or set "
                 "training.recompute_activations: true"
             ) from None
         self.micro_batch = math.ceil(self.micro_batch / 2)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from oncofed.data.augment import Augmentation
-from oncofed.data.label_mapping import Supervision
+from oncofed.data.label_mapping import Supervision, name_key
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
@@ -25,6 +25,7 @@ from oncofed.plugins import KINDS
 from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
+from oncofed.tasks.targets.section import TABLE_TARGETS
 
 
 class TrainingSpec(RenamedSettings):
@@ -113,6 +114,26 @@ class Plan(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _loss_has_enough_at_once(self) -> Plan:
+        share = self.training.batch_size // self.resources.gpus
+        at_once, least = min(self.training.micro_batch or share, share), self.task.least_batch
+        if at_once < least:
+            raise ValueError(
+                f"the loss compares at least {least} samples, found {at_once} at once: make batch_size (of each GPU) "
+                "larger, and micro_batch too, which is how many of a batch are compared"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_alone(self) -> Plan:
+        if getattr(self.task, "distillation", 0) and self.resources.gpus > 1:
+            raise ValueError(
+                f"task.distillation is learned on one GPU, found resources.gpus: {self.resources.gpus}. Make it 1, or "
+                "leave distillation out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _network_fits(self) -> Plan:
         try:
             kind, given = self.build_task().network_kind, self.model.kind
@@ -137,6 +158,22 @@ class Plan(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _covariates_can_be_used(self) -> Plan:
+        columns = self.data.covariates
+        if columns and not self.task.named_targets:
+            raise ValueError(
+                f"covariates are for jobs with targets, found the task {self.task.type}: declare what it learns under "
+                "targets, such as {name: outcome, kind: class, classes: [no, yes]}"
+            )
+        if self.model.kind == "table" and not columns:
+            raise ValueError("the network table learns from columns of a table: name them in data.covariates")
+        targets = {name_key(target.name) for target in self.task.named_targets}
+        for column in columns:
+            if name_key(column.name) in targets:
+                raise ValueError(f"the covariate {column.name} is a target of the job: leave it out of data.covariates")
+        return self
+
+    @model_validator(mode="after")
     def _pack_has_what_is_named(self) -> Plan:
         transforms, loss = self.training.transforms, self.training.loss
         if transforms:
@@ -157,6 +194,17 @@ class Plan(StrictModel):
                 find(self.model.code)
             except SpecError as error:
                 raise SettingError(str(error), place) from None
+
+    def of_table_alone(self) -> Plan | None:
+        """Return the same plan on the table alone; None where no image is seen beside a table.
+
+        What the columns tell by themselves is what an image's model must beat.
+        """
+        if not self.data.covariates or self.model.kind == "table":
+            return None
+        values = self.model_dump()
+        task = {"type": TABLE_TARGETS, "targets": values["task"]["targets"]}
+        return Plan.model_validate({**values, "task": task, "model": {"network": "table"}})
 
     def build_extensions(self) -> tuple[list[Transform], Loss | None]:
         """Return the pack's changes of batches and the loss.
@@ -182,19 +230,28 @@ class Plan(StrictModel):
             SpecError: the task comes with a pack, which has none of that name.
         """
         kind, task = self.build_task().label_kind, self.task
-        return Supervision(kind=kind, classes=task.vocabulary, targets=task.named_targets, partial=task.partial)
+        return Supervision(
+            kind=kind,
+            classes=task.vocabulary,
+            targets=task.named_targets,
+            partial=task.may_lack_classes,
+            regions=task.label_regions,
+        )
 
     @property
     def network_request(self) -> NetworkRequest:
         """The arguments of the plan's network."""
         task = self.build_task()
-        return NetworkRequest(self.model, task.in_channels, task.out_channels, self.data.dimensions, self.data.patch)
+        data = self.data
+        return NetworkRequest(
+            self.model, task.in_channels, task.out_channels, data.dimensions, data.patch, data.covariates
+        )
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code is not included, nor what joins the boxes of windows: the bundle of such a model holds the
-        weights, and gives no answers.
+        A pack's code is not included, nor what joins the boxes of windows, and no bundle reads a table: the bundle of
+        such a model holds the weights, and gives no answers.
 
         Args:
             folder: where the bundle goes.
@@ -203,8 +260,9 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if self.model.code or self.task.named_targets or self.model.kind == "boxes":
-            return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job)
+        if self.model.code or self.data.covariates or self.model.kind == "boxes":
+            table = bool(self.data.covariates)
+            return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job, table)
         answer = answer_of(self.task, self.data)
         return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
 
@@ -270,6 +328,7 @@ class Plan(StrictModel):
             "image": torch.randn(shape),
             "bags": torch.randn(shape),
             "there": torch.ones(shape[:2], dtype=torch.bool),
+            "table": torch.zeros(1, len(self.data.covariates)),
         }
         try:
             with torch.no_grad():

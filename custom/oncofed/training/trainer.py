@@ -161,6 +161,18 @@ class Trainer:
         """Return a copy of the network's weights on the CPU."""
         return {name: value.detach().cpu().clone().contiguous() for name, value in weights_of(self.network).items()}
 
+    def hold_as_teacher(self) -> None:
+        """Hold the present weights as the teacher of the next steps.
+
+        In a federation that is the model that a round starts from. Of a task that learns from none nothing is held.
+        """
+        if not self.task.learns_from_teacher:
+            return
+        if self._gradients.teacher is None:
+            self._gradients.teacher = _network_on(self.device, self.plan)[0].requires_grad_(False)
+        teacher = self._gradients.teacher.eval()
+        teacher.load_state_dict(self.network.state_dict())
+
     def train(
         self,
         steps: int,

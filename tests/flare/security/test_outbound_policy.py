@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from oncofed.messages.compression import Compressor, NotFiniteError
 from oncofed.messages.results import CombineResult, EvaluateResult, Result, SiteFacts, TrainResult
 from oncofed.models.weights import Weights
 from outbound_results import COUNTS, EVALUATION, NUMBERS, delta_of, policy_of
+from tabular import table_job
 
 
 def _update(delta: Mapping[str, torch.Tensor], extra: Weights | None = None, **numbers: Any) -> TrainResult:
@@ -156,6 +158,20 @@ def test_sums_over_patients_leave_a_limited_number_of_times(spec: JobSpec) -> No
     approved = _check(policy_of(spec, pooled_figures=False), result).result
     assert isinstance(approved, EvaluateResult)
     assert approved.numbers.keys() == {"evaluation"}
+
+
+@pytest.mark.attack("has a site tell sums of a column that the job does not name", "outbound filter", "audit log")
+def test_sums_of_the_table_leave_only_as_job_and_policy_say(tmp_path: Path) -> None:
+    spec, told = table_job(tmp_path), {"age": [9, 0.25, 0.5]}
+    facts = SiteFacts({**COUNTS, "covariates": told})
+    assert _check(policy_of(spec), facts).result is facts
+    for leaves, left in (({"pooled_figures": False}, None), ({"minimum_patients": 10}, {})):
+        approved = _check(policy_of(spec, **leaves), facts).result
+        assert isinstance(approved, SiteFacts)
+        assert approved.numbers.get("covariates") == left
+    for bad in ({"stage": [9, 0.25, 0.5]}, {"age": [4, 0.25, 0.5]}, {"age": [9, 0.25, 0.5001234]}):
+        with pytest.raises(PolicyError):
+            _check(policy_of(spec), SiteFacts({**COUNTS, "covariates": bad}))
 
 
 def test_a_sites_facts_are_counts_and_digests(spec: JobSpec) -> None:

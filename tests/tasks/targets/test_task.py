@@ -112,6 +112,7 @@ def test_another_kind_under_the_same_name_is_refused(spec: JobSpec, tmp_path: Pa
     [
         (("name: striped", "name: lump"), "two targets are called lump"),
         (("kind: class", "kind: colour"), "colour"),
+        ((JOB[JOB.index("targets:") : JOB.index("model:")], "targets: []\n"), "name at least one target"),
         (("weight: 0.5", "weight: -1"), r"job.yaml:7: targets.1.weight"),
     ],
 )

@@ -8,7 +8,7 @@ are masks.
 from __future__ import annotations
 
 from oncofed.data.layouts.base import FolderLayout, Item, Part, patient_of
-from oncofed.data.layouts.class_table import ClassTable, lists_images
+from oncofed.data.layouts.class_table import ClassTable, Stated, lists_images
 from oncofed.data.layouts.find import find_layout
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, kept_parts
 from oncofed.data.layouts.slides import SLIDES
@@ -22,6 +22,7 @@ __all__ = [
     "FolderLayout",
     "Item",
     "Part",
+    "Stated",
     "find_layout",
     "kept_parts",
     "lists_images",

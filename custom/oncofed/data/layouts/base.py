@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 from oncofed.data.images import stem
 from oncofed.data.layouts.kinds import LayoutKind
 from oncofed.data.manifest import Quarantined, Split
+from oncofed.data.targets import DatasetTarget, TargetValue
 
 _PATIENT_PATTERNS = (
     r"(?:^|/)(sub-[A-Za-z0-9]+)",
@@ -65,6 +66,8 @@ class Item:
         modality: if the layout states it.
         tags: other columns of a table.
         notes: observations of the layout, for people.
+        targets: that a table or manifest states.
+        looked_for: names of the mask's classes that were looked for; None: not stated.
     """
 
     name: str
@@ -75,6 +78,8 @@ class Item:
     modality: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    targets: Mapping[str, TargetValue] = field(default_factory=dict)
+    looked_for: tuple[str, ...] | None = None
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -99,6 +104,7 @@ class FolderLayout:
         unlabelled: path of a case's first image -> why it has no label, if that is known.
         tables: paths of the tables and manifests that were read.
         remarks: observations on the whole folder, for people.
+        targets: name -> declaration, of targets that cases state.
     """
 
     kind: LayoutKind
@@ -111,6 +117,7 @@ class FolderLayout:
     unlabelled: dict[str, str] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    targets: Mapping[str, DatasetTarget] = field(default_factory=dict)
 
 
 def patient_of(path: str, default: str = "") -> str:

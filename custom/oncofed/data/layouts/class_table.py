@@ -1,30 +1,49 @@
-"""A table of the classes of DICOM patients, studies, series."""
+"""A table of classes and targets of patients, studies, series."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from oncofed.data.dicom.header_types import ObjectHeader
-from oncofed.data.layouts.base import SPLIT_NAMES
-from oncofed.data.layouts.tables import Row, Table, expected_columns, read_table
+from oncofed.data.layouts.base import SPLIT_NAMES, Item
+from oncofed.data.layouts.tables import WANTED, Row, Table, expected_columns
+from oncofed.data.layouts.targets import dates_left_out, differing_targets, read_renamed, read_with_targets
 from oncofed.data.layouts.written import without_zeros
 from oncofed.data.manifest import Quarantined, Split
+from oncofed.data.target_columns import TableTargets
+from oncofed.data.targets import TargetValue
 from oncofed.errors import DataError
 
 _KEYS = ("series", "study", "patient")
 
 
-def lists_images(table: Path | None) -> bool:
+def lists_images(table: Path | None, targets: TableTargets | None = None) -> bool:
     """Return whether a table lists images.
 
-    A table of patients or series belongs to DICOM.
+    A table of patients or series belongs to DICOM, or gives targets of images by patient.
 
     Raises:
         DataError: it cannot be read.
     """
-    return table is not None and "image" in read_table(table).columns
+    return table is not None and "image" in read_renamed(table, targets).columns
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What rows say of an image beside its class and list.
+
+    Attributes:
+        targets: name -> value.
+        tags: other columns.
+        looked_for: names of the mask's classes that were looked for; None: not said.
+    """
+
+    targets: Mapping[str, TargetValue] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    looked_for: tuple[str, ...] | None = None
 
 
 class ClassTable:
@@ -35,23 +54,38 @@ class ClassTable:
 
     Args:
         path: of the table; None or a table of images gives an empty one.
-        headers: of all images.
+        headers: of all DICOM images.
+        targets: definitions of the table's targets.
+        items: cases of other files, whose patients the table may name.
 
     Attributes:
         classes: class -> number, in alphabetical order.
         faults: unusable rows and why, by line, without patients' names.
+        targets: name -> declaration.
+        remarks: observations on the table, for people.
 
     Raises:
         DataError: it cannot be read, or lacks the columns.
     """
 
-    def __init__(self, path: Path | None, headers: Iterable[ObjectHeader] = ()) -> None:
-        table = Table([], []) if path is None else read_table(path)
+    def __init__(
+        self,
+        path: Path | None,
+        headers: Iterable[ObjectHeader] = (),
+        targets: TableTargets | None = None,
+        items: Iterable[Item] = (),
+    ) -> None:
+        table = Table([], []) if path is None else read_with_targets(path, targets)
         columns = set(table.columns)
-        if path and "image" not in columns and (not set(_KEYS) & columns or "label" not in columns):
+        states = "label" in columns or targets is not None
+        if path and "image" not in columns and not (set(_KEYS) & columns and states):
             raise DataError(
-                f"{path}: {expected_columns(table.columns)}; for DICOM label, and one of patient, study, series."
+                f"{path}: {expected_columns(table.columns)}; for DICOM label (or --targets), and one of patient, "
+                "study, series. Where they are called otherwise, say so in --targets FILE: columns: {patient: MRN}"
             )
+        own = "image" not in columns
+        self.targets = table.targets if own else {}
+        self.remarks = dates_left_out(table) if own else []
         self.faults: list[Quarantined] = []
         rows = [] if "image" in columns else [row for row in table.rows if self._is_sound(row)]
         self.classes = {
@@ -69,6 +103,8 @@ class ClassTable:
         for header in headers if rows else ():
             for key, text in _identities(header):
                 self._there[key, without_zeros(text)].add(text)
+        for item in items if rows else ():
+            self._there["patient", without_zeros(item.patient)].add(item.patient)
 
     def find(self, header: ObjectHeader) -> tuple[int | None, Split | None]:
         """Return an image's class number and split; None: not stated."""
@@ -76,6 +112,29 @@ class ClassTable:
         self._matched |= {row.line for row in rows}
         cells = rows[0].cells if rows else {}
         return self.classes.get(cells.get("label", "")), SPLIT_NAMES.get(cells.get("split", "").lower())
+
+    def stated(self, header: ObjectHeader) -> Stated:
+        """Return what the rows of an image say beside its class and list."""
+        return _merged([row for key, text in _identities(header) if (row := self._row(key, text))])
+
+    def knows(self, item: Item) -> bool:
+        """Return whether a row is of a case's patient."""
+        return self._row("patient", item.patient) is not None
+
+    def with_patient(self, item: Item) -> Item:
+        """Return a case of other files with what its patient's row says."""
+        row = self._row("patient", item.patient)
+        if row is None:
+            return item
+        self._matched.add(row.line)
+        found = _merged([row])
+        return replace(
+            item,
+            split=item.split or SPLIT_NAMES.get(row.cells.get("split", "").lower()),
+            targets={**item.targets, **found.targets},
+            tags={**item.tags, **found.tags},
+            looked_for=found.looked_for or item.looked_for,
+        )
 
     def doubt(self, header: ObjectHeader) -> str:
         """Return why a likely row gives no class, if so."""
@@ -106,13 +165,22 @@ class ClassTable:
 
     def _add(self, key: str, text: str, row: Row) -> None:
         before = self._rows.setdefault((key, text), row)
+        # Of what rows say otherwise nothing is believed, neither of the other columns.
+        same = {k: v for k, v in before.cells.items() if k in {*WANTED, *_KEYS} or row.cells.get(k) == v}
+        before = replace(before, cells=same)
         self._alike[key, without_zeros(text)].add(text)
         for what in ("label", "split"):
             if before.cells.get(what) != row.cells.get(what):
                 reason = f"lines {before.line} and {row.line} of the table name one {key} and say another {what} each"
                 self.faults.append(Quarantined(name=f"line {row.line}", reason=f"{reason}. Keep one row a {key}"))
                 # Contradicting values are both dropped.
-                self._rows[key, text] = Row(before.line, {k: v for k, v in before.cells.items() if k != what})
+                before = replace(before, cells={k: v for k, v in before.cells.items() if k != what})
+        if what := differing_targets(before, row):
+            reason = f"lines {before.line} and {row.line} of the table name one {key} and say another {what} each"
+            self.faults.append(Quarantined(name=f"line {row.line}", reason=f"{reason}. Keep one row a {key}"))
+            disputed = set(what.split(" and "))
+            before = replace(before, targets={k: v for k, v in before.targets.items() if k not in disputed})
+        self._rows[key, text] = before
 
     def _is_sound(self, row: Row) -> bool:
         reason = row.fault
@@ -124,6 +192,16 @@ class ClassTable:
         if reason:
             self.faults.append(Quarantined(name=f"line {row.line}", reason=reason))
         return not reason
+
+
+def _merged(rows: list[Row]) -> Stated:
+    """Return what rows say together, the narrowest first."""
+    targets: dict[str, TargetValue] = {}
+    tags: dict[str, str] = {}
+    for row in reversed(rows):
+        targets |= row.targets
+        tags |= {column: text for column, text in row.cells.items() if text and column not in {*WANTED, *_KEYS}}
+    return Stated(targets, tags, next((row.looked_for for row in rows if row.looked_for), None))
 
 
 def _identities(header: ObjectHeader) -> tuple[tuple[str, str], ...]:

@@ -21,6 +21,7 @@ from oncofed.data.layouts.slides import SLIDES_ALONE, slides, unread_regions
 from oncofed.data.layouts.tables import TABLES, WORKBOOKS, columns_of, expected_columns
 from oncofed.data.layouts.unclassified import unclassified
 from oncofed.data.manifest import MANIFEST_FILE
+from oncofed.data.target_columns import TableTargets
 from oncofed.errors import DataError
 
 _OF_PATIENTS = (
@@ -35,6 +36,7 @@ def find_layout(
     task: str | None,
     names: Mapping[int, str] | None = None,
     classes: Collection[str] | None = None,
+    targets: TableTargets | None = None,
 ) -> FolderLayout:
     """Return the layout of ``root``.
 
@@ -47,13 +49,14 @@ def find_layout(
         task: "segmentation", "classification" or "slides", if the user states it.
         names: label value -> name, if the user states it.
         classes: of a classification whose images need no class: class names that folders may have.
+        targets: definitions of the table's targets.
 
     Raises:
         DataError: there is a manifest or table that cannot be used.
     """
     names = names or {}
     tables, others = _tables(root, files)
-    folder = _Folder(root, files, tables, table=table, task=task, names=names, classes=classes)
+    folder = _Folder(root, files, tables, table=table, task=task, names=names, classes=classes, targets=targets)
     layout = next(filter(None, (find(folder) for find in _FINDERS)), None) or FolderLayout(NOTHING)
     for path, reason in others.items():
         if path not in layout.tables:
@@ -82,6 +85,7 @@ class _Folder:
     task: str | None
     names: Mapping[int, str]
     classes: Collection[str] | None
+    targets: TableTargets | None
 
     @cached_property
     def images(self) -> list[str]:
@@ -105,7 +109,7 @@ class _Folder:
 
 
 def _table(folder: _Folder) -> FolderLayout | None:
-    return None if folder.table is None else listed(folder.root, folder.table, folder.files)
+    return None if folder.table is None else listed(folder.root, folder.table, folder.files, folder.targets)
 
 
 def _manifest(folder: _Folder) -> FolderLayout | None:
@@ -118,7 +122,7 @@ def _own_table(folder: _Folder) -> FolderLayout | None:
         raise DataError(
             f"{folder.root}: found {len(tables)} tables ({', '.join(tables)}). Say which with --labels FILE."
         )
-    return listed(folder.root, folder.root / tables[0], folder.files) if tables else None
+    return listed(folder.root, folder.root / tables[0], folder.files, folder.targets) if tables else None
 
 
 def _slides(folder: _Folder) -> FolderLayout | None:

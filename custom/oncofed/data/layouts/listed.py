@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from oncofed.data.images import image_format
@@ -14,24 +15,33 @@ from oncofed.data.layouts.kinds import TABLE
 from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named
 from oncofed.data.layouts.pairing import Candidate, pair
 from oncofed.data.layouts.slides import SLIDES_ALONE
-from oncofed.data.layouts.tables import WANTED, Row, Table, expected_columns, read_table
+from oncofed.data.layouts.tables import WANTED, Row, Table, expected_columns
+from oncofed.data.layouts.targets import dates_left_out, differing_targets, read_with_targets
 from oncofed.data.layouts.written import Files
 from oncofed.data.manifest import Quarantined
+from oncofed.data.target_columns import TableTargets
 from oncofed.errors import DataError
 
 _ONE_HOT = re.compile(r"[01](\.0+)?")
 
 
-def listed(root: Path, path: Path, files: Sequence[str]) -> FolderLayout:
+def listed(root: Path, path: Path, files: Sequence[str], targets: TableTargets | None = None) -> FolderLayout:
     """Return the cases that a table lists.
 
+    Args:
+        root: the folder.
+        path: of the table.
+        files: all of the folder.
+        targets: what the user says of the table's targets.
+
     Raises:
-        DataError: it has no column ``image``.
+        DataError: it has no column ``image``, or a target's column cannot be read.
     """
-    table = read_table(path)
+    table = read_with_targets(path, targets)
     if "image" not in table.columns:
         raise DataError(f"{path}: {expected_columns(table.columns)}.")
-    layout = FolderLayout(TABLE, tables=[name for name in files if root / name == path])
+    layout = FolderLayout(TABLE, tables=[name for name in files if root / name == path], targets=table.targets)
+    layout.remarks += dates_left_out(table)
     table = _with_classes(table)
     rows = _Rows(root, files, table)
     layout.labels = {number: name for name, number in rows.classes.items() if name != str(number)}
@@ -53,6 +63,8 @@ def listed(root: Path, path: Path, files: Sequence[str]) -> FolderLayout:
         else:
             layout.items.append(_once(several))
     layout.items = unique(layout.items)
+    if table.targets and not any(item.masks for item in layout.items):
+        layout.task = "classification"
     if layout.items and all(item.images[0].lower().endswith(SLIDES_ALONE) for item in layout.items):
         layout.task = "slides"
     used = {i for item in layout.items for i in (*item.images, *item.masks)}
@@ -121,7 +133,7 @@ class _Rows:
         notes: tuple[str, ...] = ()
         if text:
             label = self.classes[text] if text in self.classes else self._file(row, "label", self._masks, self._labels)
-        elif "label" not in self._table.columns and label is None:
+        elif "label" not in self._table.columns and label is None and not self._table.targets:
             others = [column for column in self._table.columns if column not in WANTED]
             found = f" (but {', '.join(others[:6])})" if others else ""
             notes = (f"the table has no column label{found}",)
@@ -143,6 +155,8 @@ class _Rows:
             modality=row.cells.get("modality") or None,
             tags=tags,
             notes=notes,
+            targets=row.targets,
+            looked_for=row.looked_for,
         )
 
     def _file(self, row: Row, column: str, *places: Files) -> str:
@@ -195,8 +209,9 @@ def _with_classes(table: Table) -> Table:
     for row in table.rows:
         kept = {column: text for column, text in row.cells.items() if column in WANTED}
         marked = next((column for column in columns if row.cells.get(column, "").startswith("1")), "")
-        rows.append(Row(row.line, {**kept, "label": marked}, row.fault))
-    return Table([*(column for column in table.columns if column in WANTED), "label"], rows)
+        rows.append(replace(row, cells={**kept, "label": marked}))
+    columns = [*(column for column in table.columns if column in WANTED), "label"]
+    return replace(table, columns=columns, rows=rows)
 
 
 def _contradiction(rows: Sequence[tuple[Row, Item]]) -> str:
@@ -209,6 +224,10 @@ def _contradiction(rows: Sequence[tuple[Row, Item]]) -> str:
             return (
                 f"lines {lines} of the table name one image and say another {what} each{values}. Keep one row an image"
             )
+    first = rows[0][0]
+    for row, _ in rows[1:]:
+        if other := differing_targets(first, row):
+            return f"lines {lines} of the table name one image and say another {other} each. Keep one row an image"
     return ""
 
 

@@ -49,6 +49,7 @@ def from_manifest(root: Path, files: Sequence[str], names: Mapping[int, str]) ->
 def _decathlon(files: Sequence[str], manifest: Manifest) -> FolderLayout:
     layout = FolderLayout(DECATHLON, modality=manifest.modality, task=manifest.task, tables=[MANIFEST_FILE])
     layout.labels = {int(float(k)): v for k, v in manifest.labels.items()}
+    layout.targets = manifest.targets
     known = set(files)
     channels = _channel_files(files)
     bare = [os.path.normpath(entry) for entry in manifest.test if isinstance(entry, str)]
@@ -82,6 +83,8 @@ def _decathlon(files: Sequence[str], manifest: Manifest) -> FolderLayout:
                 split=listed,
                 modality=entry.modality,
                 tags=entry.tags,
+                targets=entry.targets,
+                looked_for=None if entry.looked_for is None else tuple(entry.looked_for),
             )
         )
     layout.items = unique(layout.items)

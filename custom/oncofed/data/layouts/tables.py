@@ -10,10 +10,11 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from oncofed.data.targets import DatasetTarget, TargetValue
 from oncofed.errors import DataError
 
 TABLES = (".csv", ".tsv", ".tab", ".txt")
@@ -41,19 +42,32 @@ class Row:
         line: in the file, from 1.
         cells: column -> text without surrounding spaces.
         fault: why it cannot be used; empty if it can.
+        targets: stated values, by name.
+        looked_for: names of the mask's classes that were looked for; None: not stated.
     """
 
     line: int
     cells: dict[str, str]
     fault: str = ""
+    targets: Mapping[str, TargetValue] = field(default_factory=dict)
+    looked_for: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table's columns, in lower case, and its rows."""
+    """A table's columns, in lower case, and its rows.
+
+    Attributes:
+        columns: without those of targets.
+        rows: with the targets that they state.
+        targets: name -> declaration.
+        dates: columns that are left out because they hold dates.
+    """
 
     columns: list[str]
     rows: list[Row]
+    targets: Mapping[str, DatasetTarget] = field(default_factory=dict)
+    dates: Sequence[str] = ()
 
 
 def read_table(path: Path) -> Table:

@@ -19,14 +19,16 @@ from torch import Tensor
 import oncofed
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.training_profile import bins_of
+from oncofed.data.moments import numbers_of
 from oncofed.errors import PolicyError
 from oncofed.messages.compression import ReceivedUpdate, travelling_bytes
 from oncofed.messages.results import CombineResult, EvaluateResult, Result, SiteFacts, TrainResult
 from oncofed.models.weights import Digest, Weights, sum_of_squares
+from oncofed.privacy.covariates import withhold_sums
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
-from oncofed.tasks import metrics_that_may_leave, task_class
+from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.training import Plan
 
 # With fewer earlier rounds no update counts as unusual.
@@ -73,10 +75,11 @@ class OutboundPolicy:
         self._ends, self._sent = ends, sent
         self._exchange = federation.exchange
         self._algorithm = federation.algorithm()
-        self._classes = list(plan.task.classes.values())
+        self._classes = plan.task.figure_names
         self._metrics = metrics_that_may_leave(plan.task)
         self._lowest = task_class(plan.task.type).lowest_metric
-        self._bins = bins_of(plan.data)
+        self._targets = sums_that_may_leave(plan.task)
+        self._bins, self._covariates = bins_of(plan.data), numbers_of(plan.data.covariates)
         layout = plan.layout()
         self._like: Weights = layout.sent
         self._extra: Weights = self._algorithm.from_clients(layout)
@@ -106,18 +109,22 @@ class OutboundPolicy:
 
     @_check.register
     def _(self, result: SiteFacts) -> Approved:
-        check_counts(result.numbers, oncofed.__version__, self._bins)
+        check_counts(result.numbers, oncofed.__version__, self._bins, self._covariates)
         self._most_cases = most_scored(result.numbers)
-        if "profile" in result.numbers and not self._leaves.training_profile:
-            numbers = {name: value for name, value in result.numbers.items() if name != "profile"}
-            return Approved(SiteFacts(numbers), {})
-        return Approved(result, {})
+        numbers = dict(result.numbers)
+        if not self._leaves.training_profile:
+            numbers.pop("profile", None)
+        if not self._leaves.pooled_figures:
+            numbers.pop("covariates", None)
+        if "covariates" in numbers:
+            numbers["covariates"] = withhold_sums(numbers["covariates"], self._leaves.minimum_patients)
+        return Approved(SiteFacts(numbers) if numbers != result.numbers else result, {})
 
     @_check.register
     def _(self, result: EvaluateResult) -> Approved:
         self._check_numbers(result.numbers, sums=True)
         numbers = self._without_extra_sums(result.numbers)
-        withheld = withhold(numbers, self._leaves.minimum_patients)
+        withheld = withhold(numbers, self._leaves.minimum_patients, self._targets)
         changed = withheld or numbers.keys() != result.numbers.keys()
         return Approved(EvaluateResult(numbers) if changed else result, {})
 
@@ -154,6 +161,7 @@ class OutboundPolicy:
             most=self._most_cases,
             metrics=self._metrics,
             lowest=self._lowest,
+            targets=self._targets,
         )
 
     def _without_extra_sums(self, numbers: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,25 @@ from typing import Any
 import torch
 
 from oncofed.data.spec import DataSpec
-from oncofed.models.bundle.answer import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
+from oncofed.models.bundle.answer import (
+    Answer,
+    ImageClasses,
+    ImageTargets,
+    LabelledVoxels,
+    NumberedObjects,
+    SlideClasses,
+    SlideTargets,
+)
 from oncofed.models.bundle.inference import inference
 from oncofed.models.bundle.metadata import metadata, metadata_without_code, readme
 from oncofed.models.bundle.networks import exported
-from oncofed.models.bundle.without_code import refusing_definition, refusing_inference, refusing_readme
+from oncofed.models.bundle.without_code import (
+    OF_TABLE,
+    reason,
+    refusing_definition,
+    refusing_inference,
+    refusing_readme,
+)
 from oncofed.models.networks import NetworkRequest, build_network
 from oncofed.models.weights import Weights, digest_of, load_weights
 
@@ -29,9 +43,11 @@ __all__ = [
     "WEIGHTS_IN_BUNDLE",
     "Answer",
     "ImageClasses",
+    "ImageTargets",
     "LabelledVoxels",
     "NumberedObjects",
     "SlideClasses",
+    "SlideTargets",
     "write_bundle",
     "write_bundle_without_code",
 ]
@@ -93,26 +109,28 @@ def write_bundle_without_code(
     classes: dict[int, str],
     weights: Weights,
     job: Mapping[str, Any] | None = None,
+    reads_table: bool = False,
 ) -> Path:
-    """Write ``folder/bundle`` of a pack's model, and return it.
+    """Write ``folder/bundle`` of a model that MONAI alone cannot run, and return it.
 
-    It holds weights and facts. Instead of an answer MONAI ends with one line that names the pack: a bundle never brings
-    code that its user would have to trust.
+    It holds weights and facts. Instead of an answer MONAI ends with one line that says what the model needs: a bundle
+    never brings code that its user would have to trust.
 
     Args:
         folder: where the bundle goes.
         title: of the model.
-        pack: digest of the pack.
+        pack: digest of the pack whose code it needs; empty: none.
         classes: label values and names that it learned.
         weights: of the network.
         job: that trained it, as ``job.yaml`` holds it; None: unknown.
+        reads_table: it reads columns of a table.
     """
-    bundle = _folders(folder)
+    bundle, why = _folders(folder), OF_TABLE if reads_table and not pack else reason(pack)
     torch.save(dict(weights), bundle / WEIGHTS_IN_BUNDLE)
-    _write(bundle / "configs" / "metadata.json", metadata_without_code(title, pack, classes))
-    _write(bundle / "configs" / "inference.json", refusing_inference(pack))
-    _write(bundle / "configs" / "train.json", refusing_definition(pack))
-    (bundle / "docs" / "README.md").write_text(refusing_readme(title, pack), encoding="utf-8")
+    _write(bundle / "configs" / "metadata.json", metadata_without_code(title, pack, classes, why))
+    _write(bundle / "configs" / "inference.json", refusing_inference(why))
+    _write(bundle / "configs" / "train.json", refusing_definition(why))
+    (bundle / "docs" / "README.md").write_text(refusing_readme(title, why), encoding="utf-8")
     _write_job(bundle, weights, job)
     return bundle
 

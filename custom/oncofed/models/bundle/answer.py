@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from oncofed.models.answers import TargetAnswer
+
 
 @dataclass(frozen=True)
 class LabelledVoxels:
@@ -16,11 +18,14 @@ class LabelledVoxels:
         overlap: share by which windows overlap.
         mirror: the mean over all mirrorings is taken.
         keep_largest: label values that keep only their largest component.
+        regions: label value that each output is written with, in this order, where outputs are regions that may
+            overlap; empty: they are classes.
     """
 
     overlap: float = 0.25
     mirror: bool = False
     keep_largest: tuple[int, ...] = ()
+    regions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,8 @@ class ImageClasses:
 
 
 @dataclass(frozen=True)
-class SlideClasses:
-    """Probabilities of a slide's classes, from given features.
+class OfSlide:
+    """Where the features of a slide's tiles come from.
 
     Attributes:
         encoder: digest of the features' encoder.
@@ -60,4 +65,36 @@ class SlideClasses:
     microns: float | None = None
 
 
-Answer = LabelledVoxels | NumberedObjects | ImageClasses | SlideClasses
+@dataclass(frozen=True)
+class SlideClasses(OfSlide):
+    """Probabilities of a slide's classes, from given features."""
+
+
+@dataclass(frozen=True)
+class ImageTargets:
+    """An answer for each named target of an image.
+
+    Attributes:
+        targets: in the order of the network's outputs.
+    """
+
+    targets: tuple[TargetAnswer, ...]
+
+
+@dataclass(frozen=True)
+class SlideTargets(OfSlide):
+    """An answer for each named target of a slide, from given features.
+
+    Attributes:
+        targets: in the order of the network's outputs.
+    """
+
+    targets: tuple[TargetAnswer, ...] = ()
+
+
+Answer = LabelledVoxels | NumberedObjects | ImageClasses | SlideClasses | ImageTargets | SlideTargets
+
+
+def targets_of(answer: Answer) -> tuple[TargetAnswer, ...]:
+    """Return the named targets of an answer; empty for others."""
+    return answer.targets if isinstance(answer, ImageTargets | SlideTargets) else ()

@@ -8,10 +8,11 @@ from __future__ import annotations
 import itertools
 
 from oncofed.data.spec import DataSpec
-from oncofed.models.bundle.answer import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
+from oncofed.models.bundle.answer import Answer, LabelledVoxels, NumberedObjects, OfSlide, targets_of
 from oncofed.models.bundle.expressions import REFUSE, Config, literal, plain
 from oncofed.models.bundle.networks import Exported
 from oncofed.models.bundle.reading import Reading, reading
+from oncofed.models.bundle.targets import IMPORTS, of_targets
 
 _WEIGHTS = "$torch.load(os.path.join(@bundle_root, 'models', 'model.pt'), map_location=@device, weights_only=True)"
 _FOUND = (
@@ -46,6 +47,11 @@ _LARGEST = (
 _KEPT = (
     "$lambda pred: monai.utils.convert_to_dst_type(functools.reduce(@largest, @keep_largest, pred[0].numpy())[None], "
     "pred)[0]"
+)
+_IN_ORDER = (
+    "$lambda pred: monai.utils.convert_to_dst_type(functools.reduce(lambda labels, region: "
+    "numpy.where(region[0] > 0.5, region[1], labels), zip(pred.numpy(), @region_values), "
+    "numpy.zeros(pred.shape[1:], dtype=numpy.float32))[None], pred)[0]"
 )
 # Seeds are where objects are deepest; a piece without one is a seed; each voxel belongs to the nearest.
 _SEPARATED: Config = {
@@ -96,15 +102,21 @@ def inference(network: Exported, data: DataSpec, answer: Answer, classes: dict[i
         answer: form of the answer.
         classes: label values and names.
     """
-    if isinstance(answer, SlideClasses):
-        read = Reading((".npy",), ["import numpy"], [])
-        answered, imports = _of_bags(network, classes), ["import json", "import pathlib"]
-    elif isinstance(answer, ImageClasses):
-        read = reading(data, whole=True)
-        answered, imports = _of_images(classes), ["import json", "import pathlib"]
-    else:
+    targets = targets_of(answer)
+    if isinstance(answer, LabelledVoxels | NumberedObjects):
         read = reading(data, whole=False)
         answered, imports = _of_voxels(data, answer, read.moved, len(classes))
+    else:
+        outputs = "@predictor({})" if targets else _PROBABILITIES
+        if isinstance(answer, OfSlide):
+            read = Reading((".npy",), ["import numpy"], [])
+            found = _of_bags(network, outputs)
+        else:
+            read = reading(data, whole=True)
+            found = _of_images(outputs)
+        answered, imports = (
+            (found | of_targets(targets), IMPORTS) if targets else (_of_classes(found, classes), IMPORTS[1:])
+        )
     steps = {"preprocessing": {"_target_": "Compose", "transforms": read.steps}} if read.steps else {}
     config: Config = {
         "imports": [f"${line}" for line in sorted({"import glob", "import os", *imports, *read.imports})],
@@ -169,8 +181,14 @@ def _of_voxels(
         ending = ".nii.gz" if data.dimensions == 3 else ".tif"
     else:
         # Resampling needs probabilities; without it the largest logit is the largest probability too.
-        likely = [{"_target_": "Activationsd", "keys": "pred", "softmax": True}] if data.spacing else []
-        steps = [*likely, *steps, {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}]
+        kind_of_output = "sigmoid" if answer.regions else "softmax"
+        likely = {"_target_": "Activationsd", "keys": "pred", kind_of_output: True}
+        decided = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+        if answer.regions:
+            literal(answer.regions)
+            config |= {"region_values": list(answer.regions), "in_order": _IN_ORDER}
+            decided, imports = _of_prediction("@in_order"), ["import functools"]
+        steps = [*([likely] if data.spacing or answer.regions else []), *steps, decided]
         if answer.keep_largest:
             literal(answer.keep_largest)
             config |= {"keep_largest": list(answer.keep_largest), "largest": _LARGEST, "kept": _KEPT}
@@ -188,27 +206,27 @@ def _of_prediction(function: str) -> Config:
     return {"_target_": "Lambdad", "keys": "pred", "func": function}
 
 
-def _of_images(classes: dict[int, str]) -> Config:
-    batch = _PROBABILITIES.format("image[None].to(@device)")
+def _of_images(outputs: str) -> Config:
     return {
         "inferer": {"_target_": "SimpleInferer"},
-        "temperature": 1.0,
-        "classes": [plain(name) for name in classes.values()],
-        "infer": f"$torch.no_grad()(lambda image: {batch}[0])",
-        "probabilities": "$lambda case: @infer(@preprocessing(case)['image'].as_tensor())",
-        "run": [_WRITTEN],
+        "infer": f"$torch.no_grad()(lambda image: {outputs.format('image[None].to(@device)')}[0])",
+        "outputs": "$lambda case: @infer(@preprocessing(case)['image'].as_tensor())",
     }
 
 
-def _of_bags(network: Exported, classes: dict[int, str]) -> Config:
+def _of_bags(network: Exported, outputs: str) -> Config:
     features = network.definition["network_def"]["modules"]["embed"]["modules"]["0"]["normalized_shape"]
     return {
         "inferer": {"_target_": "SimpleInferer"},
-        "temperature": 1.0,
-        "classes": [plain(name) for name in classes.values()],
         "features": features,
         "preprocessing": _BAG,
-        "infer": f"$torch.no_grad()(lambda bag: {_PROBABILITIES.format('bag')})",
-        "probabilities": "$lambda case: @infer(@preprocessing(case['image']))",
-        "run": [_WRITTEN],
+        "infer": f"$torch.no_grad()(lambda bag: {outputs.format('bag')})",
+        "outputs": "$lambda case: @infer(@preprocessing(case['image']))",
     }
+
+
+def _of_classes(found: Config, classes: dict[int, str]) -> Config:
+    """Return the entries that write each case's probabilities, which ``outputs`` gives."""
+    probabilities = found.pop("outputs")
+    names = [plain(name) for name in classes.values()]
+    return {**found, "temperature": 1.0, "classes": names, "probabilities": probabilities, "run": [_WRITTEN]}

@@ -12,9 +12,10 @@ import torch
 
 from oncofed.data.spec import DataSpec, Modality
 from oncofed.data.transforms import intensity_range
-from oncofed.models.bundle.answer import Answer, ImageClasses, LabelledVoxels, NumberedObjects, SlideClasses
+from oncofed.models.answers import TargetAnswer
+from oncofed.models.bundle import targets as of_targets
+from oncofed.models.bundle.answer import Answer, LabelledVoxels, NumberedObjects, OfSlide, targets_of
 from oncofed.models.bundle.expressions import Config, plain
-from oncofed.models.bundle.without_code import reason
 from oncofed.models.networks import NetworkRequest
 
 _SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
@@ -61,33 +62,40 @@ def metadata(
         packages: that it needs in addition to MONAI.
         module: of the network; empty: MONAI's.
     """
-    slides = isinstance(answer, SlideClasses)
+    slides, targets = isinstance(answer, OfSlide), targets_of(answer)
+    output = _outputs_of_targets(request, targets) if targets else _output(request, data, classes)
     found: Config = {
         **_of_any(title, packages),
         "limits": [*limits(data, answer), *([_OF_MODULE.format(module)] if module else [])],
         "network_data_format": {
             "inputs": {"bag" if slides else "image": _bag(request) if slides else _image(data)},
-            "outputs": {"pred": _output(request, data, classes)},
+            "outputs": {"pred": output},
         },
     }
-    if isinstance(answer, SlideClasses):
+    if targets:
+        found["targets"] = of_targets.described(targets)
+    if isinstance(answer, OfSlide):
         found["encoder"] = {"digest": plain(answer.encoder), "features": request.in_channels}
         found["tiling"] = {"tile_size_pixels": answer.tile, "microns_per_pixel": answer.microns}
     return found
 
 
-def metadata_without_code(title: str, pack: str, classes: dict[int, str]) -> Config:
-    """Return metadata of a model that needs a pack.
+def metadata_without_code(title: str, pack: str, classes: dict[int, str], why: str) -> Config:
+    """Return metadata of a model that MONAI alone cannot run.
 
     Args:
         title: of the model.
-        pack: digest.
+        pack: digest of the pack that it needs; empty: none.
         classes: label values and names that it learned.
+        why: it cannot.
     """
     return {
         **_of_any(title, []),
-        "required_code": {"pack": pack, "classes": {str(value): plain(name) for value, name in classes.items()}},
-        "limits": [reason(pack)],
+        "required_code": {
+            **({"pack": pack} if pack else {}),
+            "classes": {str(value): plain(name) for value, name in classes.items()},
+        },
+        "limits": [why],
         "network_data_format": {"inputs": {}, "outputs": {}},
     }
 
@@ -115,7 +123,7 @@ def limits(data: DataSpec, answer: Answer) -> list[str]:
 
     Its inference refuses input beyond them.
     """
-    if isinstance(answer, SlideClasses):
+    if isinstance(answer, OfSlide):
         return [_OF_SLIDES]
     if data.dimensions == 3:
         found = ["Volumes are read from NIfTI alone, of real numbers, with lengths in millimetres where they count."]
@@ -133,11 +141,13 @@ def readme(title: str, data: DataSpec, classes: dict[int, str], answer: Answer) 
     dense = isinstance(answer, LabelledVoxels | NumberedObjects)
     names = {0: "background", **classes} if dense else classes
     labels = "\n".join(f"- {value}: {name}" for value, name in names.items())
+    targets = targets_of(answer)
+    what = f"Targets:\n\n{of_targets.in_words(targets)}" if targets else f"Labels:\n\n{labels}"
     grid = f"{list(data.spacing)} mm" if data.spacing else "the image's own"
     axes = f", axes {data.orientation}" if data.dimensions == 3 else ""
     more = "".join(f"- {limit}\n" for limit in limits(data, answer))
     return (
-        f"# {title}\n\nTrained by oncofed in a federation of sites. {_USE}\n\nLabels:\n\n{labels}\n\n"
+        f"# {title}\n\nTrained by oncofed in a federation of sites. {_USE}\n\n{what}\n\n"
         f"Input: {', '.join(data.channels)}; {data.modality.upper()}, voxel size {grid}{axes}.\n\n"
         f"{_answers(answer, data)}\n\n"
         "```sh\npip install monai fire\npython -m monai.bundle run --config_file configs/inference.json "
@@ -156,7 +166,12 @@ def _answers(answer: Answer, data: DataSpec) -> str:
     if isinstance(answer, NumberedObjects):
         ending = ".nii.gz" if data.dimensions == 3 else ".tif"
         return f"Each image of a folder gets a file with a number for each object, `NAME_seg{ending}`:"
-    what = "image" if isinstance(answer, ImageClasses) else "slide's bag of features"
+    what = "slide's bag of features" if isinstance(answer, OfSlide) else "image"
+    if targets_of(answer):
+        return (
+            f"The answers of each {what} of a folder are written into `predictions.json`, by target and number. The "
+            "network's outputs become them by the steps that `configs/metadata.json` names under `targets`:"
+        )
     return (
         f"The probabilities of each {what} of a folder are written into `predictions.json`. Logits are divided by "
         "`temperature` of `configs/inference.json`, which `calibration.json` explains where there is one:"
@@ -207,6 +222,21 @@ def _output(request: NetworkRequest, data: DataSpec, classes: dict[int, str]) ->
         "value_range": [],
         "is_patch_data": dense,
         "channel_def": {str(number): plain(name) for number, name in sorted(names.items())},
+    }
+
+
+def _outputs_of_targets(request: NetworkRequest, targets: Sequence[TargetAnswer]) -> dict[str, Any]:
+    names = {str(number): plain(name) for number, name in enumerate(of_targets.output_names(targets))}
+    return {
+        "type": "tuples",
+        "format": "raw",
+        "modality": "n/a",
+        "num_channels": request.out_channels,
+        "spatial_shape": [],
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": False,
+        "channel_def": names,
     }
 
 

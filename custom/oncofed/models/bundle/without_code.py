@@ -1,4 +1,4 @@
-"""The bundle of a model that needs code beyond MONAI's.
+"""The bundle of a model that MONAI alone cannot run: of code beyond MONAI's, or over a table's columns.
 
 It holds weights and facts, and gives no answer.
 """
@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from oncofed.models.bundle.expressions import REFUSE, Config
 
+OF_TABLE = (
+    "This model reads columns of a table beside the image, which no bundle does: predict with oncofed, from the folder "
+    "of the run."
+)
 # The digest alone comes from the job, 64 hexadecimal digits: no text of a job's author is part of this.
 _WHY = (
     "This model answers only with the code of {}, which no bundle holds: "
@@ -23,24 +27,24 @@ def reason(pack: str) -> str:
     return _WHY.format(f"the pack {pack}", ", where the pack is") if pack else _WHY.format("oncofed", "")
 
 
-def refusing_inference(pack: str) -> Config:
-    """Return an ``inference.json`` that only reports ``reason``."""
+def refusing_inference(why: str) -> Config:
+    """Return an ``inference.json`` that only reports why."""
     # An exception would end in a traceback of MONAI's parser.
     refused = ["$sys.exit(@why)"]
-    return {"imports": ["$import sys"], "bundle_root": ".", "why": reason(pack), "initialize": refused, "run": refused}
+    return {"imports": ["$import sys"], "bundle_root": ".", "why": why, "initialize": refused, "run": refused}
 
 
-def refusing_definition(pack: str) -> Config:
+def refusing_definition(why: str) -> Config:
     """Return a ``train.json`` whose network raises ``ValueError``.
 
     ``monai.bundle.load`` builds it.
     """
-    return {"why": reason(pack), "refuse": REFUSE, "network_def": "$@refuse(@why)"}
+    return {"why": why, "refuse": REFUSE, "network_def": "$@refuse(@why)"}
 
 
-def refusing_readme(title: str, pack: str) -> str:
+def refusing_readme(title: str, why: str) -> str:
     """Return the bundle's description for people."""
     return (
         f"# {title}\n\nTrained by oncofed in a federation of sites. Research only. Not a medical device.\n\n"
-        f"{reason(pack)}\n\nThe weights are in `models/model.pt`, the job in `oncofed.json`.\n"
+        f"{why}\n\nThe weights are in `models/model.pt`, the job in `oncofed.json`.\n"
     )

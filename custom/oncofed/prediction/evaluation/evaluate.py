@@ -37,6 +37,7 @@ from oncofed.prediction.outputs.tables import write_rows
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.comparison import Comparison, compare
+from oncofed.tasks.resampling import figure_intervals
 
 CASES_FILE = "cases.csv"  # names cases, so it stays at the site
 Lists = Literal["test", "validation", "training", "all"]
@@ -95,6 +96,7 @@ class EvaluationResult:
         record: what may leave the site.
         scores: over all cases; they stay at the site.
         interval: 95 % interval of the metric.
+        intervals: the same of each named target and its members.
         patients: number of patients.
         scored_cases: all cases, worst first; those without a score last.
         subgroups: by column.
@@ -106,6 +108,7 @@ class EvaluationResult:
     record: EvaluationRecord
     scores: Scores
     interval: tuple[float, float] | None
+    intervals: Mapping[str, tuple[float, float]]
     patients: int
     scored_cases: tuple[ScoredCase, ...]
     subgroups: tuple[Subgroups, ...] = ()
@@ -139,6 +142,7 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
     scored = task.evaluate(network, cases, device, True, progress=partial(progress, "scoring"), keep=kept)
     found = [outcome for _, outcome in kept]
     outcomes = Outcomes(tuple(c.name for c in cases), tuple(c.patient for c in cases), tuple(found))
+    intervals = figure_intervals(task, kept) if task.label_kind == "targets" else {}
     subgroups = _by_columns(task, outcomes, wanted, known, progress)
     if not request.by:
         subgroups = [one for one in subgroups if len(one.groups) > 1]
@@ -153,7 +157,8 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
     if comparison and request.against:
         remarks += caveats.of_comparison(model.job, request.against.job, comparison)
     scored_cases = [
-        ScoredCase(c, lists[c.name], task.case_metrics(o), _score(task, o)) for c, o in zip(cases, found, strict=True)
+        ScoredCase(c, lists[c.name], task.case_metrics(o), task.case_score(o))
+        for c, o in zip(cases, found, strict=True)
     ]
     record = EvaluationRecord(
         job=model.job.name,
@@ -166,7 +171,7 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
         metric_name=task.metric_name,
         temperature=model.temperature if task.label_kind == "class" else None,
         set_aside=len(aside),
-        scores=scores_record(task, outcomes, scored.interval),
+        scores=scores_record(task, outcomes, scored.interval, intervals),
         subgroups=[subgroups_record(one) for one in subgroups],
         comparison=comparison_record(comparison, request.against.digest) if comparison and request.against else None,
         remarks=remarks,
@@ -177,6 +182,7 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
         record=record,
         scores=scored,
         interval=scored.interval,
+        intervals=intervals,
         patients=len(set(outcomes.patients)),
         scored_cases=tuple(
             sorted(scored_cases, key=lambda one: (math.inf if one.score is None else one.score, one.case.name))
@@ -320,6 +326,15 @@ def _require_comparable(request: EvaluationRequest) -> None:
             f"({mine.task.metric_name}), {its.job.name} {', '.join(its.task.classes.values())} "
             f"({its.task.metric_name}). Expected two models of one task and the same classes"
         )
+    targets, others = (model.job.task.named_targets for model in (mine, its))
+    if [target.question for target in targets] != [target.question for target in others]:
+        named = [
+            target.name for target, other in zip(targets, others, strict=True) if target.question != other.question
+        ]
+        raise SpecError(
+            f"the models answer {', '.join(named)} otherwise: unit, range, horizon or another setting differs. "
+            "Expected two models whose jobs set their targets alike"
+        )
     if mine.digest == its.digest:
         raise SpecError(
             f"--against {its.folder}: it is the same model (weights {its.digest[:12]}…). Name another model's folder"
@@ -337,16 +352,3 @@ def _compare(
     theirs = [outcome for _, outcome in kept]
     margin = request.margin if request.margin is not None else request.model.job.evaluation.margin
     return compare(task, outcomes.patients, outcomes.found, theirs, margin)
-
-
-def _score(task: Task[Any], outcome: Any) -> float | None:
-    """Return a single case's score.
-
-    For a classification, the probability of the true class.
-    """
-    mean = task.summarise([("", outcome)]).mean
-    if mean is not None:
-        return mean
-    figures = task.case_metrics(outcome)
-    share = figures.get(f"probability.{figures.get('class')}")
-    return share if isinstance(share, float) else None

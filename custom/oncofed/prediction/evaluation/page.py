@@ -18,6 +18,7 @@ from oncofed.report.html import line_styles, picture_svg
 from oncofed.report.pages import render
 from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.pictures import Picture
+from oncofed.tasks.targets import details_of, figure_titles
 
 PAGE_FILE = "evaluation.html"
 _LABELS = {metric.name: metric.label for metric in metrics_that_may_leave()}
@@ -44,6 +45,7 @@ def write_page(
     shown = [one for one in evaluated.scored_cases if one.score is not None][:worst]
     pictures = _pictures(shown, model, device, progress or (lambda what, done, total: None))
     drawn = [picture_svg(picture) for picture in pictures]
+    titles = figure_titles(details_of(model.job.task))
     html = render(
         "evaluation.html",
         found=evaluated,
@@ -52,7 +54,8 @@ def write_page(
         contours=any(picture.reference is not None for picture in pictures),
         heat=any(picture.heat is not None for picture in pictures),
         classes=line_styles(list(model.task.classes.values())),
-        figure_name=figure_name,
+        figure_name=lambda name: titles.get(name) or figure_name(name),
+        titles=titles,
         counted=counted,
     )
     path = folder / PAGE_FILE

@@ -6,6 +6,8 @@ Each number covers five patients or more, and no case is named.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, shareable_scores
@@ -15,12 +17,26 @@ from oncofed.tasks import Scores, Task
 from oncofed.tasks.comparison import Comparison
 
 
-def scores_record(task: Task[Any], outcomes: Outcomes, interval: tuple[float, float] | None) -> ScoresRecord:
-    """Return the scores over all cases."""
+def scores_record(
+    task: Task[Any],
+    outcomes: Outcomes,
+    interval: tuple[float, float] | None,
+    intervals: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+) -> ScoresRecord:
+    """Return the scores over all cases.
+
+    Args:
+        task: the model's.
+        outcomes: of all cases.
+        interval: of the metric.
+        intervals: of figures by class or target; those of figures that are told are told.
+    """
     patients = len(set(outcomes.patients))
     if patients < LEAST_PATIENTS or 0 < len(outcomes.contributing_patients(task)) < LEAST_PATIENTS:
         return ScoresRecord()
-    return ScoresRecord(patients=patients, cases=len(outcomes), **_figures(shareable_scores(task, outcomes), interval))
+    scores = shareable_scores(task, outcomes)
+    told = {name: ends for name, ends in intervals.items() if name in scores.by_class}
+    return ScoresRecord(patients=patients, cases=len(outcomes), intervals=told, **_figures(scores, interval))
 
 
 def subgroups_record(found: Subgroups) -> SubgroupsRecord:

@@ -138,9 +138,11 @@ def by_subgroup(
 
 def shareable_scores(task: Task[Any], outcomes: Outcomes) -> Scores:
     """Return overall scores, without classes of few patients."""
-    with_it = {name: outcomes.cases_by_patient(_showing(task, outcomes, name)) for name in task.classes.values()}
+    with_it = {name: outcomes.cases_by_patient(_showing(task, outcomes, name)) for name in task.figure_names}
     small_groups = {name for name, patients in with_it.items() if len(patients) < LEAST_PATIENTS}
-    return without_classes(task.summarise(outcomes.patient_outcomes()), small_groups)
+    behind = task.patients_behind(outcomes.patient_outcomes())
+    few = {name for name, patients in behind.items() if len(patients) < LEAST_PATIENTS}
+    return without_classes(task.summarise(outcomes.patient_outcomes()), small_groups | few)
 
 
 def _told(task: Task[Any], outcomes: Outcomes, groups: Sequence[Sequence[int]]) -> tuple[set[int], list[set[str]]]:
@@ -153,7 +155,7 @@ def _told(task: Task[Any], outcomes: Outcomes, groups: Sequence[Sequence[int]]) 
     nothing = {number for number, patients in enumerate(behind) if not patients and number not in small_groups}
     shown = nothing | releasable_groups(outcomes.cases_by_patient(telling), behind, LEAST_PATIENTS, small_groups)
     silent: list[set[str]] = [set() for _ in groups]
-    for name in task.classes.values():
+    for name in task.figure_names:
         cases = _showing(task, outcomes, name)
         with_it = [outcomes.cases_by_patient(cases.intersection(own)) for own in groups]
         hidden = frozenset(range(len(groups))) - shown
@@ -171,7 +173,9 @@ def _showing(task: Task[Any], outcomes: Outcomes, name: str) -> set[int]:
 
 def without_classes(scores: Scores, names: set[str]) -> Scores:
     """Return scores without some classes."""
-    more = {name: value for name, value in scores.extra_metrics.items() if name.partition(".")[2] not in names}
+    more = {
+        n: value for n, value in scores.extra_metrics.items() if n not in names and n.partition(".")[2] not in names
+    }
     return replace(scores, by_class={k: v for k, v in scores.by_class.items() if k not in names}, extra_metrics=more)
 
 

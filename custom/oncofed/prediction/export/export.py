@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ from oncofed.tasks.targets import TargetsTask
 
 Format = Literal["bundle", "onnx"]
 Progress = Callable[[str], None]
+# Target -> what is told of it -> number or words.
+Answers = Mapping[str, Mapping[str, float | str]]
 
 EXAMPLE_NAME = "example"
 PROBABILITY_TOLERANCE = 1e-5
@@ -95,6 +97,11 @@ def export(model: TrainedModel, form: Format, out: Path, progress: Progress = la
             f"the job {model.job.name} trains a pack's code ({code[:12]}…), which ONNX cannot vouch for. Hand on the "
             "run's folder together with the pack"
         )
+    if form == "onnx" and model.job.data.covariates:
+        raise SpecError(
+            f"the job {model.job.name} reads columns of a table beside the image, whose mean, spread and vocabulary an "
+            "ONNX file of the network would not say. Hand on the run's folder"
+        )
     if form == "onnx":
         answer_of(model.job.task, model.job.data)
         require_onnx()
@@ -139,6 +146,8 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
             f"it holds the weights and answers nothing: it needs the pack {model.job.model.code[:12]}…, whose code no "
             "bundle holds. Hand on the run's folder together with the pack"
         )
+    if model.job.data.covariates:
+        return "it holds the weights and answers nothing: no bundle reads a table. Hand on the run's folder"
     images, answers = folder / EXAMPLE_NAME / "images", folder / EXAMPLE_NAME / "answers"
     images.mkdir(parents=True)
     progress("answering for the example")
@@ -180,20 +189,17 @@ def _run_alone(bundle: Path, images: Path, answers: Path, more: dict[str, Any]) 
         raise TrainingError(f"the bundle does not run with MONAI alone: {last.partition(': ')[2] or last}")
 
 
-def _compared(expected: NDArray[Any], answers: Path) -> str:
+def _compared(expected: NDArray[Any] | Answers, answers: Path) -> str:
     """Return the agreement in words; raise if the answers differ."""
     files = sorted(answers.iterdir())
     if not files:
         raise TrainingError("the bundle wrote no answer for its example")
+    if not isinstance(expected, np.ndarray):
+        (found,) = json.loads(files[0].read_text())["answers"].values()
+        return _of_numbers(*_numbers(expected, found), "the targets' numbers")
     if files[0].name == _PREDICTIONS:
-        found = np.array(next(iter(json.loads(files[0].read_text())["probabilities"].values())))
-        apart = float(np.abs(found - expected).max())
-        if not apart <= PROBABILITY_TOLERANCE:
-            raise TrainingError(
-                f"the bundle's probabilities differ by {apart:.2g} on the example, expected {PROBABILITY_TOLERANCE:g} "
-                "or less"
-            )
-        return f"probabilities on the example differ by {apart:.1e} at most"
+        (found,) = json.loads(files[0].read_text())["probabilities"].values()
+        return _of_numbers(expected, np.array(found), "probabilities")
     flat = files[0].suffix in {".png", ".tif"}
     labels = np.asarray(Image.open(files[0])).T if flat else np.asarray(nib.load(files[0]).dataobj)
     wrong = int((labels != expected).sum()) if labels.shape == expected.shape else labels.size
@@ -204,26 +210,53 @@ def _compared(expected: NDArray[Any], answers: Path) -> str:
     return f"all {labels.size} voxels of the example get the same answer"
 
 
-def _example(model: TrainedModel, folder: Path) -> tuple[NDArray[Any], dict[str, Any]]:
+def _of_numbers(expected: NDArray[Any], found: NDArray[Any], what: str) -> str:
+    """Return how well numbers agree, in words; raise if they differ."""
+    apart = float((np.abs(found - expected) / np.maximum(1, np.abs(expected))).max())
+    if not apart <= PROBABILITY_TOLERANCE:
+        raise TrainingError(
+            f"the bundle's {what.removeprefix('the ')} differ by {apart:.2g} on the example, expected "
+            f"{PROBABILITY_TOLERANCE:g} or less"
+        )
+    return f"{what} on the example differ by {apart:.1e} at most"
+
+
+def _numbers(expected: Answers, found: Answers) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the numbers of two answers side by side; raise if their words differ."""
+    sides = [
+        [(name, key, one) for name, of in answers.items() for key, one in of.items()] for answers in (expected, found)
+    ]
+    ours, theirs = ([one for *_, one in side if not isinstance(one, str)] for side in sides)
+    # A bundle writes some names of a job with a space more, lest MONAI's parser evaluates them.
+    words = [
+        ["".join(f"{name} {key} {one if isinstance(one, str) else ''}".split()) for name, key, one in side]
+        for side in sides
+    ]
+    if words[0] != words[1]:
+        apart = next((pair for pair in zip(*words, strict=False) if pair[0] != pair[1]), words)
+        raise TrainingError(f"the bundle says {apart[1]!r} of its targets, expected {apart[0]!r}")
+    return np.array(ours, np.float64), np.array(theirs, np.float64)
+
+
+def _example(model: TrainedModel, folder: Path) -> tuple[NDArray[Any] | Answers, dict[str, Any]]:
     """Write a noise image; return its prediction and extra settings."""
     data, task = model.job.data, model.task
     rng = np.random.default_rng(0)
-    network = model.network(_CPU)
+    more: dict[str, Any] = {}
     if task.network_kind == "bag":
         bag = rng.normal(size=(64, task.in_channels)).astype(np.float32)
         np.save(folder / "example.npy", bag)
-        with torch.no_grad():
-            logits = network(torch.from_numpy(bag)[None], torch.ones(1, len(bag), dtype=torch.bool))[0]
-        return ClassScores(logits.double().numpy()).probabilities(task.temperature), {}
-    path, sides = _write_example(data, folder, rng)
-    case = Case("example", "example", path, 0, spacing=sides)
-    found = task.infer(network, task.inference_preparation().prepare(case), _CPU)
-    more = {"pixel_size": list(sides)} if sides else {}
+        prepared = {"bags": torch.from_numpy(bag), "places": torch.zeros(len(bag), 2, dtype=torch.int32)}
+    else:
+        path, sides = _write_example(data, folder, rng)
+        more = {"pixel_size": list(sides)} if sides else {}
+        prepared = task.inference_preparation().prepare(Case("example", "example", path, 0, spacing=sides))
+    found = task.infer(model.network(_CPU), prepared, _CPU)
     if isinstance(found, LabelMap):
         return found.values.numpy(), more
     if isinstance(found, TargetScores):
         assert isinstance(task, TargetsTask)
-        return np.concatenate(list(task.answers(found).values())), more
+        return task.described(found), more
     assert isinstance(found, ClassScores | ObjectMap)
     return (found.probabilities(task.temperature) if isinstance(found, ClassScores) else found.numbers), more
 

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from torch import Tensor, nn
 
 from oncofed.errors import SpecError, TrainingError
+from oncofed.models.bundle.answer import targets_of
 from oncofed.models.bundle.metadata import metadata
 from oncofed.prediction.model import TrainedModel
 from oncofed.tasks.bundled import answer_of
@@ -29,6 +30,11 @@ TOLERANCE = 1e-4
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Limit of a protocol buffer, which an ONNX file is.
 _LARGEST = 1 << 31
+_LOGITS = "logits: neither temperature nor softmax nor anything after them is part of this file"
+_OF_TARGETS = (
+    "the outputs of all targets side by side: the steps that make each target's numbers of its outputs (targets, from "
+    "the first of outputs up to the one before the last) are not part of this file"
+)
 _BATCHES, _TILES = 1 << 16, 1 << 20
 
 
@@ -141,13 +147,14 @@ def _describe(model: TrainedModel, folder: Path, shape: tuple[int, ...]) -> None
     job, plan = model.job, model.job.plan()
     answer = answer_of(job.task, job.data)
     described = metadata(job.title, plan.network_request, job.data, model.task.classes, answer, [])
-    kept = ("task", "description", "intended_use", "network_data_format", "encoder", "tiling")
+    targets = targets_of(answer)
+    kept = ("task", "description", "intended_use", "network_data_format", "targets", "encoder", "tiling")
     form = {
         **{name: described[name] for name in kept if name in described},
         "weights": model.digest,
         "example": {"file": EXAMPLE_FILE, "shape": list(shape)},
         "preprocessing": "not part of this file: as configs/inference.json of the model's bundle does it",
-        "output": "logits: neither temperature nor softmax nor anything after them is part of this file",
+        "output": _OF_TARGETS if targets else _LOGITS,
     }
     if model.temperature is not None:
         form["temperature"] = model.temperature  # not applied to the logits yet

@@ -10,10 +10,17 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.boxes import LIKELY
 from oncofed.prediction.outputs.measurements import measure
 from oncofed.prediction.outputs.objects import measure as measure_objects
-from oncofed.tasks.inferred import ClassScores, FoundBoxes, Inferred, LabelMap, ObjectMap
+from oncofed.prediction.outputs.targets import target_rows
+from oncofed.tasks.inferred import ClassScores, FoundBoxes, Inferred, LabelMap, ObjectMap, TargetScores
 
 # Key -> heading and number format.
 _SHOWN = {
+    "target": ("target", ""),
+    "answer": ("answer", ""),
+    "stated": ("stated", ""),
+    "title": ("number", ""),
+    "number": ("value", ".3g"),
+    "unit": ("unit", ""),
     "name": ("class", ""),
     "probability": ("probability", ".3f"),
     "objects": ("objects", "d"),
@@ -40,10 +47,20 @@ def case_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[str,
     return figures(prediction, model)
 
 
+def short_rows(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the rows of a ``case.json`` that short tables show."""
+    return [row for row in record["figures"] if not row.get("detail")]
+
+
 def display_table(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and formatted cells; the class comes first."""
+    """Return headings and formatted cells; the class or target comes first.
+
+    Args:
+        rows: as ``short_rows`` returns them.
+    """
     rows = list(rows)
-    names = [name for name in _SHOWN if any(name in row for row in rows)]
+    hidden = {"name"} if any("target" in row for row in rows) else set()
+    names = [name for name in _SHOWN if name not in hidden and any(row.get(name) not in (None, "") for row in rows)]
     return [_SHOWN[name][0] for name in names], [
         [_cell(row.get(name), _SHOWN[name][1]) for name in names] for row in rows
     ]
@@ -96,4 +113,5 @@ _FIGURES: dict[type[Inferred], Callable[[CasePrediction, TrainedModel], list[dic
     ObjectMap: _count,
     FoundBoxes: _boxes,
     ClassScores: _probabilities,
+    TargetScores: target_rows,
 }

@@ -16,7 +16,7 @@ from PIL import Image
 
 from oncofed.data.register_options import Progress
 from oncofed.prediction.model import TrainedModel
-from oncofed.prediction.outputs.case_rows import display_table
+from oncofed.prediction.outputs.case_rows import display_table, short_rows
 from oncofed.prediction.outputs.heatmap import css_gradient
 from oncofed.prediction.predictions import Predictions, describe_source
 from oncofed.prediction.results_folder import CASES_FOLDER, RESEARCH_ONLY
@@ -115,7 +115,7 @@ def _drawing(source: Source, record: Mapping[str, Any], model: TrainedModel, out
 
 
 def _shown(record: Mapping[str, Any], drawn: Drawn | None, model: TrainedModel, out: Path) -> _Shown:
-    headings, rows = display_table(record["figures"])
+    headings, rows = display_table(short_rows(record))
     trust = record["trust"] or {}
     folder = out / CASES_FOLDER / record["name"]
     return _Shown(

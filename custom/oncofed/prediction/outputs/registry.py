@@ -13,7 +13,17 @@ from oncofed.prediction.outputs.classes import write_classes, write_saliency
 from oncofed.prediction.outputs.labels import write_labels
 from oncofed.prediction.outputs.objects import write_objects
 from oncofed.prediction.outputs.slides import write_slide
-from oncofed.tasks.inferred import ClassScores, FoundBoxes, Inferred, LabelMap, ObjectMap, SlideScores
+from oncofed.prediction.outputs.targets import write_targets
+from oncofed.tasks.inferred import (
+    ClassScores,
+    FoundBoxes,
+    Inferred,
+    LabelMap,
+    ObjectMap,
+    SlideScores,
+    SlideTargetScores,
+    TargetScores,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,7 @@ class Output:
     of_dicom: bool = False
 
 
-# SlideScores is a ClassScores: the first matching kind counts.
+# A slide's scores are scores too: the first matching kind counts.
 OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
     LabelMap: (
         Output("labels", write_labels),
@@ -44,6 +54,8 @@ OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
     FoundBoxes: (Output("boxes", write_boxes), Output("labels", write_box_labels)),
     SlideScores: (Output("classes", write_classes), Output("slide", write_slide)),
     ClassScores: (Output("classes", write_classes), Output("evidence", write_saliency)),
+    SlideTargetScores: (Output("targets", write_targets), Output("slide", write_slide)),
+    TargetScores: (Output("targets", write_targets),),
 }
 
 

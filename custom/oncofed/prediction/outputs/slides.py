@@ -28,7 +28,8 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
 from oncofed.prediction.outputs.heatmap import COLOURS, overlay_heatmap
 from oncofed.prediction.outputs.tables import write_rows
-from oncofed.tasks.inferred import SlideScores
+from oncofed.prediction.outputs.targets import in_short, target_rows, with_unit
+from oncofed.tasks.inferred import SlideScores, SlideTargetScores
 from oncofed.tasks.slides import slide_tiles
 
 TOP_TILES = 12
@@ -102,33 +103,41 @@ def write_slide(prediction: CasePrediction, model: TrainedModel, folder: Path) -
 
 def _write_slide(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
     found, source = prediction.found, prediction.source
-    assert isinstance(found, SlideScores)
-    assert prediction.probabilities is not None
+    assert isinstance(found, SlideScores | SlideTargetScores)
     tiles, name = slide_tiles(source.case, model.job.data), source.name
-    shares = {model.task.classes[n]: float(p) for n, p in enumerate(prediction.probabilities)}
-    value = int(prediction.probabilities.argmax())
+    category, numbers, caption = _words(prediction, model)
     key = f"{source.entry.checksum or name}/{model.digest}"
     paths = [folder / f"{name}_slide.geojson"]
     with TileReader(source.case.image, tiles.spec) as reader:
         heat = None if found.attention is None else TileHeat(found.attention, found.places, reader.step)
         finest = reader.levels[0]
-        category = (value + 1, model.task.classes[value])
-        features = slide_features(heat, (finest.width, finest.height), category, shares, key)
+        features = slide_features(heat, (finest.width, finest.height), category, numbers, key)
         paths[0].write_text(geojson.collection(features), encoding="utf-8")
         if heat is not None:
             paths += [folder / f"{name}_attention.png", folder / f"{name}_attention.tif"]
-            caption = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
             write_picture(reader, heat, caption, paths[1])
             write_overlay(reader, heat, paths[2])
             paths += write_top_tiles(reader, heat, folder, name)
     return paths
 
 
+def _words(prediction: CasePrediction, model: TrainedModel) -> tuple[tuple[int, str], dict[str, float], str]:
+    """Return a slide's category with its number, its numbers by name, and a caption."""
+    if prediction.probabilities is None:
+        rows = target_rows(prediction, model)
+        numbers = {f"{row['target']}, {with_unit(row['title'], row['unit'])}": row["number"] for row in rows}
+        return (1, in_short(rows)), numbers, in_short(rows)
+    shares = {model.task.classes[n]: float(p) for n, p in enumerate(prediction.probabilities)}
+    value = int(prediction.probabilities.argmax())
+    caption = ", ".join(f"{name} {share:.3f}" for name, share in shares.items())
+    return (value + 1, model.task.classes[value]), {f"Probability {n}": p for n, p in shares.items()}, caption
+
+
 def slide_features(
     heat: TileHeat | None,
     size: tuple[int, int],
     category: tuple[int, str],
-    shares: Mapping[str, float],
+    numbers: Mapping[str, float],
     key: str,
 ) -> Iterator[dict[str, Any]]:
     """Yield a slide annotation, and each tile as a detection.
@@ -136,13 +145,12 @@ def slide_features(
     Args:
         heat: attention of the tiles; None: the network has none.
         size: width and height of the slide.
-        category: colour index and name of the slide's class.
-        shares: class -> probability.
+        category: colour index and name of the slide's class, or its answers.
+        numbers: of the slide, by name.
         key: determines the features' identifiers.
     """
-    probabilities = {f"Probability {name}": share for name, share in shares.items()}
     whole = geojson.rectangle(0, 0, *size)
-    yield geojson.feature([whole], "annotation", f"{key}/slide", category, probabilities)
+    yield geojson.feature([whole], "annotation", f"{key}/slide", category, numbers)
     if heat is None:
         return
     ends = np.minimum(np.rint(heat.places + heat.step), size).astype(int).tolist()

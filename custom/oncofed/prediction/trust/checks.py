@@ -26,16 +26,24 @@ from oncofed.data.traits import intensity_of_image, traits_of
 from oncofed.errors import DataError
 from oncofed.prediction.model import MODEL_FOLDER, TrainedModel, network_of, read_weights
 from oncofed.prediction.sources import Source
-from oncofed.prediction.trust.ensemble import Disagreement, disagreement, ensemble_members, shannon_entropy
+from oncofed.prediction.trust.ensemble import (
+    Disagreement,
+    disagreement,
+    disagreement_of_targets,
+    ensemble_members,
+    shannon_entropy,
+)
 from oncofed.prediction.trust.out_of_distribution import Deviation, find_deviations
 from oncofed.tasks.entropy import mean_entropy
 from oncofed.tasks.inferred import ClassScores, FoundBoxes, Inferred, LabelMap, TargetScores
+from oncofed.tasks.targets import TargetsTask
 
 Verdict = Literal["ok", "look", "outside"]
 
 # Thresholds of the verdict "look". A map's entropy includes edges, where it is never small.
 LOOK_ENTROPY_CLASSES, LOOK_ENTROPY_MAPS = 0.8, 0.5
-# One minus Dice for maps; for classes the ensemble's entropy minus its members' mean entropy.
+# One minus Dice for maps; for targets the difference of a number, as a share of its scale; for classes the ensemble's
+# entropy minus its members' mean entropy.
 LOOK_DISAGREEMENT_MAPS, LOOK_DISAGREEMENT_CLASSES = 0.3, 0.2
 
 
@@ -50,7 +58,7 @@ class Trust:
         not_known: traits that could not be checked: missing in the file, or too few training patients.
         entropy: mean predictive entropy, 0 (certain) to 1; None if nothing was found, or the task has none.
         disagreement: of an ensemble, 0 (equal) to 1; None without one.
-        disagreement_by_class: the same for each class of a segmentation.
+        disagreement_by_class: the same for each class of a segmentation, or each target.
         members: names of the further models.
         outside_members: members whose disagreement reaches the threshold.
         unsure: the entropy reaches its threshold.
@@ -171,6 +179,10 @@ class TrustChecks:
             return None
         task, device = self._model.task, self._device
         others = {name: task.infer(network, prepared, device) for name, network in self._networks.items()}
+        if isinstance(found, TargetScores):
+            assert isinstance(task, TargetsTask)
+            answered = {"": found, **{name: one for name, one in others.items() if isinstance(one, TargetScores)}}
+            return disagreement_of_targets({name: task.shares(one) for name, one in answered.items()})
         return disagreement(found, others, task.classes, self._temperature)
 
 

@@ -88,6 +88,26 @@ def disagreement(
     )
 
 
+def disagreement_of_targets(shares: Mapping[str, Mapping[str, NDArray[np.float64]]]) -> Disagreement:
+    """Return how far a model and its ensemble members differ in named targets.
+
+    Of a target: the mean over all pairs of models of the largest difference between its numbers.
+
+    Args:
+        shares: model, the predicting one first, -> target -> numbers as shares of what they may span, (number,).
+    """
+    own = next(iter(shares))
+    apart = {
+        (a, b): {name: float(np.abs(shares[a][name] - shares[b][name]).max()) for name in shares[own]}
+        for a, b in itertools.combinations(shares, 2)
+    }
+    if not shares[own]:
+        return Disagreement(None)
+    by_target = {name: float(np.mean([of[name] for of in apart.values()])) for name in shares[own]}
+    from_model = {b: float(np.mean(list(of.values()))) for (a, b), of in apart.items() if a == own}
+    return Disagreement(float(np.mean(list(by_target.values()))), by_target, from_model)
+
+
 def _labels(found: Inferred) -> Tensor:
     if isinstance(found, LabelMap):
         return found.values.cpu()
@@ -97,7 +117,8 @@ def _labels(found: Inferred) -> Tensor:
 
 def _distances(one: Tensor, other: Tensor, classes: Mapping[int, str]) -> list[float]:
     """Return each class's one minus Dice, NaN if absent."""
-    return [1 - float(value) for value in dice(confusion(one, other, len(classes) + 1))]
+    counts = confusion(one, other, len(classes) + 1)
+    return [1 - dice(counts, (value,)) for value in range(1, len(classes) + 1)]
 
 
 def _mean(values: list[float]) -> float | None:

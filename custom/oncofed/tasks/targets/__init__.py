@@ -5,9 +5,11 @@ Each kind of target is one file: its settings, how a case's value becomes number
 
 from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
+from oncofed.tasks.targets.details import TargetDetails, details_of, figure_titles
 from oncofed.tasks.targets.images import ImageTargets, ImageTargetsSpec
 from oncofed.tasks.targets.slides import SlideTargets, SlideTargetsSpec
-from oncofed.tasks.targets.task import TargetsSpec, TargetsTask
+from oncofed.tasks.targets.table import TableTargets, TableTargetsSpec
+from oncofed.tasks.targets.task import TargetsSpec, TargetsTask, target_answers
 
 __all__ = [
     "TARGET_KINDS",
@@ -15,10 +17,16 @@ __all__ = [
     "ImageTargetsSpec",
     "SlideTargets",
     "SlideTargetsSpec",
+    "TableTargets",
+    "TableTargetsSpec",
+    "TargetDetails",
     "TargetFigures",
     "TargetHead",
     "TargetScores",
     "TargetSettings",
     "TargetsSpec",
     "TargetsTask",
+    "details_of",
+    "figure_titles",
+    "target_answers",
 ]

@@ -9,18 +9,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
+from oncofed.models.answers import Step, TargetAnswer, Told, Verdict, applied, told_numbers, told_words
 from oncofed.plugins import Registry, read_section
 from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.pooled_target import PooledTarget
 
 # Kinds of target, a module each; installed packages may bring others.
 TARGET_KINDS: Registry[type[TargetHead[Any]]] = Registry(
@@ -41,9 +45,19 @@ class TargetSettings(StrictModel):
         return 1
 
     @property
+    def question(self) -> dict[str, Any]:
+        """The settings, without how much the target counts in training."""
+        return self.model_dump(exclude={"weight"})
+
+    @property
     def members(self) -> tuple[str, ...]:
         """Names of parts with a figure each, such as findings."""
         return ()
+
+    @property
+    def least_batch(self) -> int:
+        """Fewest samples that the loss needs at once; two where it compares them."""
+        return 1
 
     def encode(self, stated: TargetValue, declared: DatasetTarget) -> Encoded:
         """Return a case's value as ``width`` numbers; see ``data.targets.Target``."""
@@ -81,11 +95,15 @@ class TargetHead(ABC, Generic[Target]):
         Settings: of the target in a job.
         primary: the figure that stands for the target.
         metrics: further figures; ``per_class`` ones are of members.
+        chooses_thresholds: members have thresholds, chosen by sums over validation patients.
+        known_thresholds: member -> threshold of its probability, if known.
     """
 
     Settings: ClassVar[type[TargetSettings]]
     primary: ClassVar[Metric]
     metrics: ClassVar[tuple[Metric, ...]] = ()
+    chooses_thresholds: ClassVar[bool] = False
+    known_thresholds: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, settings: Target) -> None:
         self.settings = settings
@@ -109,13 +127,35 @@ class TargetHead(ABC, Generic[Target]):
             truth: (batch, width) float32, NaN where unknown.
         """
 
+    @property
     @abstractmethod
+    def steps(self) -> tuple[Step, ...]:
+        """How outputs become an answer's values, such as probabilities."""
+
+    @property
+    @abstractmethod
+    def told(self) -> tuple[Told, ...]:
+        """The numbers that people and files are told of an answer."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What an answer says in words; None: nothing."""
+        return None
+
+    @property
+    def target_answer(self) -> TargetAnswer:
+        """How outputs become what is told, as plain values."""
+        settings = self.settings
+        return TargetAnswer(settings.name, settings.kind, self.outputs, self.steps, self.told, self.verdict)
+
     def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return answers, (case, values), such as probabilities.
+        """Return answers, (case, values).
 
         Args:
             outputs: (case, outputs).
         """
+        found: NDArray[np.float64] = applied(self.steps, torch.from_numpy(outputs)).numpy()
+        return found
 
     @abstractmethod
     def figures(
@@ -129,12 +169,29 @@ class TargetHead(ABC, Generic[Target]):
             patients: key of each case's patient.
         """
 
+    def kinds(self, truths: NDArray[np.float64], patients: Sequence[str]) -> dict[str, set[str]]:
+        """Return groups of patients that ``site_sums`` may distinguish.
+
+        Args:
+            truths: (case, width), of cases whose target is known.
+            patients: key of each case's patient.
+        """
+        del truths
+        return {"": set(patients)}
+
+    def primary_figure(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> float | None:
+        """Return the primary one of ``figures``, which an interval needs of hundreds of draws."""
+        return self.figures(answers, truths, patients).primary
+
     def site_sums(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> dict[str, Any] | None:
         """Return counts and sums for figures over all sites; None for too few.
 
-        Each rests on at least five patients; see ``figures`` for the arguments.
+        Each rests on at least five patients; ``patients`` says how many of the site state the target. See ``figures``
+        for the arguments.
         """
         del answers, truths, patients
         return None
@@ -158,7 +215,7 @@ class TargetHead(ABC, Generic[Target]):
         """
         return dict(sums) if minimum <= LEAST_PATIENTS else None
 
-    def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> StrictModel | None:
+    def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
         """Return figures over the patients of all sites; None: they cannot be told.
 
         Args:
@@ -167,9 +224,51 @@ class TargetHead(ABC, Generic[Target]):
         del of_sites
         return None
 
+    def thresholds(self, of_sites: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        """Return the threshold of each member; see ``chooses_thresholds``.
+
+        Args:
+            of_sites: what ``site_sums`` made of the validation patients of each.
+        """
+        del of_sites
+        return {}
+
+    def use_thresholds(self, thresholds: Mapping[str, float]) -> None:
+        """Use thresholds of probabilities.
+
+        Args:
+            thresholds: by member; empty: none are known.
+        """
+        self.known_thresholds = dict(thresholds)
+
     def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
-        """Return one case's answer by name, for people."""
-        return {str(number): float(value) for number, value in enumerate(answer)}
+        """Return one case's answer by name, for people; ``answer`` is what it says in words."""
+        words = {"answer": self.said(answer)} if self.verdict else {}
+        return {**words, **told_numbers(self.target_answer, answer.tolist())}
+
+    def shares(self, answer: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the bounded numbers of one case's answer as shares of what they may span, (number,)."""
+        numbers = told_numbers(self.target_answer, answer.tolist())
+        return np.array([numbers[told.name] / told.span for told in self.told if told.span], np.float64)
+
+    def said(self, answer: NDArray[np.float64]) -> str:
+        """Return what one case's answer says in words; empty without a verdict."""
+        return told_words(self.verdict, answer.tolist())
+
+    def in_short(self, answer: NDArray[np.float64]) -> str:
+        """Return one case's answer in a few words: what it says, or its first number."""
+        if self.verdict:
+            return self.said(answer) or "none"
+        first = self.told[0]
+        return f"{first.title} {self.described(answer)[first.name]:.3g} {first.unit}".strip()
+
+    def members_told(self, truth: Encoded) -> set[str]:
+        """Return the members that one case has, such as findings that hold.
+
+        Args:
+            truth: one number a member, 1 where the case has it.
+        """
+        return {member for member, value in zip(self.settings.members, truth, strict=False) if value == 1}
 
     def described_truth(self, truth: Encoded) -> str:
         """Return one case's stated value in words; empty where unknown."""
@@ -195,6 +294,16 @@ TargetSection = Annotated[SerializeAsAny[TargetSettings], BeforeValidator(_setti
 def known_rows(truths: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Return which cases state any number of a target, (case,)."""
     return np.asarray(~np.isnan(truths).all(axis=1))
+
+
+def patients_where(which: NDArray[np.bool_], patients: Sequence[str]) -> set[str]:
+    """Return the patients of some cases.
+
+    Args:
+        which: (case,).
+        patients: key of each case's patient.
+    """
+    return {patients[int(index)] for index in np.flatnonzero(which)}
 
 
 def named_figures(target: str, figures: TargetFigures) -> Mapping[str, float]:

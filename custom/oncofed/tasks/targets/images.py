@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from oncofed.data.augment import Augmentation
+from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.cases import Case
 from oncofed.data.inputs import BatchSource, Preparation, Prepared, WholeImages
 from oncofed.data.spec import DataSpec
@@ -48,6 +48,10 @@ class ImageTargets(TargetsTask):
         """Return whole images with their targets."""
         return WholeImages(self.data, augmentation, self.truth)
 
+    def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
+        """Return outputs of a batch of images, with their rows of the table."""
+        return network(batch["image"], *self.row(batch))
+
     def scoring_preparation(self) -> Preparation:
         """Return whole images, as training has them."""
         return WholeImages(self.data, "none", lambda case: {})
@@ -61,19 +65,17 @@ class ImageTargets(TargetsTask):
     ) -> list[TargetOutcome]:
         """Evaluate a network on several cases, as one batch."""
         found = self._infer_images(network, [self.prepared(case) for case in cases], device)
-        return [
-            TargetOutcome(self.answers(one), {name: case.targets[name] for name in self.heads})
-            for one, case in zip(found, cases, strict=True)
-        ]
+        return [self.outcome(one, case) for one, case in zip(found, cases, strict=True)]
 
     @torch.no_grad()
     def _infer_images(
         self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device
     ) -> list[TargetScores]:
-        images = torch.stack([case["image"] for case in prepared]).to(device)
+        names = ["image", *(["table"] if self.data.covariates else [])]
+        images, *rows = (torch.stack([case[name] for case in prepared]).to(device) for name in names)
         with torch.autocast(device.type, inference_type(device), enabled=device.type == "cuda"):
-            outputs = network(images)
-        return [TargetScores(rows) for rows in self._scores(outputs)]
+            outputs = network(images, *rows)
+        return [TargetScores(found) for found in self._scores(outputs)]
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the image with what it states and the answers."""

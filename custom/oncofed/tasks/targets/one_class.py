@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,14 @@ from torch.nn import functional
 from oncofed.data.label_mapping import name_key
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
 from oncofed.errors import DataError
+from oncofed.models.answers import Step, Told, Verdict, told_probabilities
 from oncofed.tasks.classification import class_scores
 from oncofed.tasks.metrics import Metric
-from oncofed.tasks.site_sums import grouped
-from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
+from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
+from oncofed.tasks.site_sums import classification_sums, grouped
+from oncofed.tasks.sum_forms import coarser_classification, is_classification
+from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings, patients_where
+from oncofed.tasks.targets.rankings import ranked_figures, rankings_of, reliability_of
 
 
 class ClassTarget(TargetSettings):
@@ -51,7 +55,10 @@ class ClassTarget(TargetSettings):
 
 @TARGET_KINDS.register("class")
 class ClassHead(TargetHead[ClassTarget]):
-    """Cross-entropy over classes; scored by AUROC."""
+    """Cross-entropy over classes; scored by AUROC.
+
+    Federated calibration is not there: a temperature is learned for tasks of one classification alone.
+    """
 
     Settings: ClassVar[type[TargetSettings]] = ClassTarget
     primary: ClassVar[Metric] = Metric("auroc", "AUROC")
@@ -73,19 +80,28 @@ class ClassHead(TargetHead[ClassTarget]):
         target = stated.nan_to_num(0).long()
         return functional.cross_entropy(output, target, reduction="none") * known
 
-    def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return probabilities, (case, class)."""
-        powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-        found: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-        return found
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """To the probability of each class."""
+        return (Step("softmax"),)
+
+    @property
+    def told(self) -> tuple[Told, ...]:
+        """The probability of each class."""
+        return told_probabilities(self.settings.classes)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The most probable class."""
+        return Verdict("largest", self.settings.classes)
 
     def figures(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> TargetFigures:
-        """Return AUROC and others; a patient's cases of one class count as one."""
+        """Return figures; a patient's cases of one class count once."""
         found, labels, people = grouped(answers, truths[:, 0].astype(np.int64), patients)
-        scores = class_scores(found, labels, dict(enumerate(self.settings.classes)))
-        of_class = [{people[i] for i in np.flatnonzero(labels == value)} for value in range(self.outputs)]
+        scores = class_scores(found, labels, self._names)
+        of_class = [patients_where(labels == value, people) for value in range(self.outputs)]
         everyone = set(people)
         smaller = [min(own, everyone - own, key=len) for own in of_class]
         fewest = min((own for own in of_class if own), key=len, default=set[str]())
@@ -94,9 +110,51 @@ class ClassHead(TargetHead[ClassTarget]):
         behind |= {name: smaller[self.settings.classes.index(name)] for name in members}
         return TargetFigures(scores.mean, members, scores.extra_metrics, behind)
 
-    def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
-        """Return the probability of each class."""
-        return {f"probability.{name}": float(p) for name, p in zip(self.settings.classes, answer, strict=True)}
+    def kinds(self, truths: NDArray[np.float64], patients: Sequence[str]) -> dict[str, set[str]]:
+        """Return the patients of each class."""
+        return {
+            name: patients_where(truths[:, 0] == value, patients) for value, name in enumerate(self.settings.classes)
+        }
+
+    def site_sums(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> dict[str, Any] | None:
+        """Return counts by predicted probability, and sums for calibration."""
+        return classification_sums(answers, truths[:, 0].astype(np.int64), patients, self._names)
+
+    def is_site_sums(self, value: Any, most: int) -> bool:
+        """Return whether a value has their form."""
+        return is_classification(value, self.settings.classes, most)
+
+    def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
+        """Return coarser sums."""
+        return coarser_classification(sums, minimum) if sums["patients"] >= minimum else None
+
+    def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
+        """Return AUROC, average precision and calibration."""
+        rankings = rankings_of(of_sites, self.settings.classes)
+        sure = reliability_of(of_sites)
+        figures = ranked_figures(rankings, self.settings.members)
+        if sure:
+            patients = sum(part.patients for part in sure.bins)
+            figures["calibration_error"] = TargetFigure(
+                title="calibration error", value=sure.calibration_error, patients=patients
+            )
+        return PooledTarget(
+            kind=self.settings.kind,
+            patients=sum(one["patients"] for one in of_sites),
+            figures=figures,
+            classes=rankings,
+            reliability={"": sure} if sure else {},
+        )
+
+    @property
+    def _names(self) -> dict[int, str]:
+        return dict(enumerate(self.settings.classes))
+
+    def members_told(self, truth: Encoded) -> set[str]:
+        """Return the stated class, where there are more than two."""
+        return {self.settings.classes[int(truth[0])]} if self.settings.members and not np.isnan(truth[0]) else set()
 
     def described_truth(self, truth: Encoded) -> str:
         """Return the stated class."""

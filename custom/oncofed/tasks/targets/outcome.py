@@ -18,7 +18,9 @@ class TargetOutcome:
     Attributes:
         answers: target -> (values,), see ``TargetHead.answer``.
         truths: target -> (width,), NaN where unknown.
+        loss: of the case, by the targets' weights; None: it states no target.
     """
 
     answers: Mapping[str, NDArray[np.float64]]
     truths: Mapping[str, Encoded]
+    loss: float | None = None

@@ -8,6 +8,9 @@ from typing import Any
 from oncofed.errors import SpecError
 from oncofed.models.networks import find_network
 
+# Kind of network -> the task that has its input.
+TABLE_TARGETS = "table_targets"
+_TYPES = {"bag": "slide_targets", "table": TABLE_TARGETS}
 # Targets that a network answers for places of an image; a job learns one of them alone.
 _DENSE = {"mask": "segmentation", "objects": "objects", "boxes": "detection"}
 
@@ -16,7 +19,7 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
     """Return the section ``task`` of a job that names its targets.
 
     One target of kind ``mask``, ``objects`` or ``boxes`` is a segmentation or a detection, whose settings it gives.
-    Others are learned together, of images, or of slides where the job's network takes bags.
+    Others are learned together, of what the job's network takes: images, bags of a slide's tiles, or rows of a table.
 
     Args:
         targets: section of the job.
@@ -38,12 +41,12 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
     if dense:
         settings = {name: value for name, value in targets[0].items() if name not in ("name", "kind", "weight")}
         return {"type": _DENSE[dense[0]], **more, **settings}
-    return {"type": "slide_targets" if _takes_bags(model) else "targets", **more, "targets": targets}
+    return {"type": _TYPES.get(_input_kind(model), "targets"), **more, "targets": targets}
 
 
-def _takes_bags(model: Any) -> bool:
+def _input_kind(model: Any) -> str:
     name = model.get("network") if isinstance(model, Mapping) else None
     try:
-        return isinstance(name, str) and find_network(name, str(model.get("code") or "")).kind == "bag"
+        return find_network(name, str(model.get("code") or "")).kind if isinstance(name, str) else ""
     except SpecError:  # which reading the section model reports
-        return False
+        return ""

@@ -14,14 +14,13 @@ from oncofed.data.cases import Case
 from oncofed.data.inputs import BatchSource, Preparation, Prepared
 from oncofed.data.spec import DataSpec
 from oncofed.devices import training_device
-from oncofed.models.mil import AttentionMIL
+from oncofed.models.fusion import tile_attention
 from oncofed.plugins import Kind
 from oncofed.tasks.encoder import Encoder, EncoderSpec, feature_count
-from oncofed.tasks.inferred import TargetScores
+from oncofed.tasks.inferred import SlideTargetScores
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.slides import Bags, attention_picture
-from oncofed.tasks.targets.outcome import TargetOutcome
 from oncofed.tasks.targets.task import TargetsSpec, TargetsTask
 
 
@@ -59,27 +58,27 @@ class SlideTargets(TargetsTask):
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return outputs of a batch of bags."""
-        return network(batch["bags"], batch["there"])
+        return network(batch["bags"], batch["there"], *self.row(batch))
 
     def scoring_preparation(self) -> Preparation:
         """Return bags of features, as training has them."""
         return self.input("none")
 
     @torch.no_grad()
-    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> TargetScores:
+    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> SlideTargetScores:
         """Return a network's outputs for one slide, with attention."""
         bags = prepared["bags"].to(device).float()[None]
         present = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
-        outputs = self._scores(network(bags, present))[0]
-        attention = None
-        if isinstance(network, AttentionMIL):
-            attention = network.attention(bags, present)[0].float().cpu().numpy()
-        return TargetScores(outputs, attention, prepared["places"].cpu().numpy())
+        rows = [row.to(device)[None] for row in self.row(prepared)]
+        outputs = self._scores(network(bags, present, *rows))[0]
+        attention = tile_attention(network, bags, present)
+        told = None if attention is None else attention[0].float().cpu().numpy()
+        return SlideTargetScores(outputs, told, prepared["places"].cpu().numpy())
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the slide, small, with its attention as a heat map."""
         found = self.infer(network, self.prepared(case), device)
-        outcome = TargetOutcome(self.answers(found), {name: case.targets[name] for name in self.heads})
+        outcome = self.outcome(found, case)
         return attention_picture(case, self.data, found.attention, found.places, self.caption(outcome))
 
     def _truth_if_stated(self, case: Case) -> Prepared:

@@ -1,0 +1,124 @@
+"""Dates of a column, in one format that all its cells have.
+
+Dates stay in the table: only the days between two of them become data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date, timedelta
+from functools import lru_cache
+
+from oncofed.data.target_columns.cells import shown
+from oncofed.errors import DataError
+
+EXCEL = "excel"
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_TOKENS = {"YYYY": r"(?P<y>\d{4})", "MMM": r"(?P<n>[A-Za-z]{3,9})\.?", "MM": r"(?P<m>\d{1,2})", "DD": r"(?P<d>\d{1,2})"}
+_TIME = r"(?:[T ]\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?(?:Z|[-+]\d{2}:?\d{2})?)?"
+# Tried in this order where the user says none. Day and month with / or - may be either way round.
+_FORMATS: tuple[str, ...] = ("YYYY-MM-DD", "YYYY/MM/DD", "YYYY.MM.DD", "YYYYMMDD", "DD.MM.YYYY")
+_FORMATS += ("DD MMM YYYY", "DD-MMM-YYYY")
+_FORMATS += ("MMM DD, YYYY", "DD/MM/YYYY", "MM/DD/YYYY", "DD-MM-YYYY", "MM-DD-YYYY")
+# Days that Excel counts, of the years 1954 to 2064: the number of a day since the end of 1899.
+_SERIAL = re.compile(r"[2-5]\d{4}(?:[.,]\d+)?")
+_FIRST_SERIAL = date(1899, 12, 30)
+_WRITTEN = re.compile(r"\d{1,4}[-/. ](?:\d{1,2}|[A-Za-z]{3,9})[-/. ]\d{1,4}" + _TIME)
+
+
+def is_date(text: str) -> bool:
+    """Return whether a cell is a whole date, in any format that is read."""
+    return bool(_WRITTEN.fullmatch(text)) and any(_read(text, form) for form in _FORMATS)
+
+
+def read_dates(cells: Sequence[tuple[int, str]], column: str, said: str = "") -> Mapping[int, date | None]:
+    """Return line -> date; None: a cell that is none in the column's format.
+
+    Args:
+        cells: line and text of each cell that is known.
+        column: its name, for messages.
+        said: the format, where the user says it, such as DD/MM/YYYY; "excel": numbers of days.
+
+    Raises:
+        DataError: the cells have two formats, or one that may be read in two ways.
+    """
+    if said:
+        return {line: _read(text, said) for line, text in cells}
+    serial = [line for line, text in cells if _SERIAL.fullmatch(text)]
+    if serial and len(serial) == len(cells):
+        return {line: _read(text, EXCEL) for line, text in cells}
+    if serial:
+        other = next(line for line, text in cells if not _SERIAL.fullmatch(text))
+        raise DataError(
+            f"column {column} has Excel's numbers of days (line {serial[0]}) beside dates in letters (line {other}). "
+            "Excel turned those into numbers that it could read, perhaps with day for month: write all dates alike, "
+            "as YYYY-MM-DD, from the source"
+        )
+    fitting: dict[str, list[int]] = {}
+    for form in _FORMATS:
+        if lines := [line for line, text in cells if _read(text, form)]:
+            fitting[form] = lines
+    if not fitting:
+        return {line: None for line, _ in cells}
+    most = max(map(len, fitting.values()))
+    best = [form for form, lines in fitting.items() if len(lines) == most]
+    fits = set(fitting[best[0]])
+    others = {line: form for form, lines in fitting.items() for line in lines if line not in fits}
+    if others:
+        line, form = next(iter(others.items()))
+        first = fitting[best[0]][0]
+        raise DataError(
+            f"column {column} has dates in two formats: {best[0]} (line {first}) and {form} (line {line}). "
+            f"Write them alike, or name the one that holds, which leaves the other cells out: dates: {best[0]}"
+        )
+    if len(best) > 1:
+        line = fitting[best[0]][0]
+        raise DataError(
+            f"column {column}: the dates (line {line} is the first) may be {' or '.join(best)}, and no cell tells "
+            f"which. Say it: dates: {best[0]}"
+        )
+    return {line: _read(text, best[0]) for line, text in cells}
+
+
+def check_format(said: str) -> str:
+    """Return a format of dates.
+
+    Raises:
+        ValueError: it is none.
+    """
+    left = _letters(said)
+    if said == EXCEL or (re.fullmatch(r"[-/., ]*", left) and "YYYY" in said and "DD" in said and "MM" in said):
+        return said
+    raise ValueError(f"found {shown(said)}, expected YYYY, MM (or MMM: Jan) and DD, such as DD/MM/YYYY, or excel")
+
+
+def _letters(form: str) -> str:
+    for token in _TOKENS:
+        form = form.replace(token, "", 1)
+    return form
+
+
+@lru_cache(maxsize=1 << 16)  # a table has many rows, and few days
+def _read(text: str, form: str) -> date | None:
+    if form == EXCEL:
+        days = text.replace(",", ".")
+        return _FIRST_SERIAL + timedelta(days=int(float(days))) if _SERIAL.fullmatch(text) else None
+    pattern = re.escape(form)
+    for token, expression in _TOKENS.items():
+        pattern = pattern.replace(token, expression, 1) if f"P<{expression[4:5]}>" not in pattern else pattern
+    if form == "YYYYMMDD":
+        pattern = r"(?P<y>\d{4})(?P<m>\d{2})(?P<d>\d{2})"
+    match = re.fullmatch(pattern + _TIME, text.strip())
+    if match is None:
+        return None
+    found = match.groupdict()
+    month = int(found["m"]) if found.get("m") else _month(found.get("n") or "")
+    try:
+        return date(int(found["y"]), month, int(found["d"]))
+    except ValueError:
+        return None
+
+
+def _month(name: str) -> int:
+    return _MONTHS.index(name[:3].lower()) + 1 if name[:3].lower() in _MONTHS else 0

@@ -1,0 +1,62 @@
+"""An image's or a slide's features and those of a table's row, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from oncofed.models.mil import AttentionMIL
+from oncofed.models.table import RowFeatures
+
+Fusion = Literal["concat", "film", "none"]
+# Features that the image's network gives, and those of a row.
+IMAGE_FEATURES, ROW_FEATURES = 64, 16
+
+
+class FusedNetwork(nn.Module):
+    """A network over an image, or a bag, and a row.
+
+    Of the image's features and the row's, ``concat`` gives the head both; ``film`` scales and shifts the image's by the
+    row's (Perez et al., AAAI 2018); ``none`` leaves the row out, for comparison.
+
+    Args:
+        network: from the image, or the bag, to ``IMAGE_FEATURES`` values.
+        columns: of the row; see ``models.table.column_settings``.
+        out_channels: values.
+        fusion: as above.
+    """
+
+    def __init__(self, network: nn.Module, columns: Sequence[Any], out_channels: int, fusion: Fusion) -> None:
+        super().__init__()
+        self.network = network
+        self._fusion = fusion
+        if fusion != "none":
+            self.row = RowFeatures(columns, ROW_FEATURES)
+        if fusion == "film":
+            self.scale_and_shift = nn.Linear(ROW_FEATURES, 2 * IMAGE_FEATURES)
+        self.head = nn.Linear(IMAGE_FEATURES + (ROW_FEATURES if fusion == "concat" else 0), out_channels)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return values (batch, out).
+
+        Args:
+            inputs: the network's own, and rows (batch, column).
+        """
+        *image, table = inputs
+        features = torch.relu(self.network(*image))
+        if self._fusion == "concat":
+            features = torch.cat([features, self.row(table)], dim=1)
+        elif self._fusion == "film":
+            scale, shift = self.scale_and_shift(self.row(table)).chunk(2, dim=1)
+            features = features * (1 + scale) + shift
+        values: Tensor = self.head(features)
+        return values
+
+
+def tile_attention(network: nn.Module, bags: Tensor, there: Tensor) -> Tensor | None:
+    """Return attention (batch, tile) that sums to one per bag; None where a network has none."""
+    inner = network.network if isinstance(network, FusedNetwork) else network
+    return inner.attention(bags, there) if isinstance(inner, AttentionMIL) else None

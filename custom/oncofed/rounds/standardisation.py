@@ -1,0 +1,36 @@
+"""A new model gets the mean and spread of the table's numbers, over all sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from oncofed.data.covariates import Covariate
+from oncofed.data.moments import Sums, moments_of, numbers_of
+from oncofed.models.table import standardised
+from oncofed.models.weights import Weights
+from oncofed.rounds.events import NotStandardised, Standardised
+from oncofed.rounds.intake import Record
+
+
+def standardise(
+    model: Weights, columns: Sequence[Covariate], sums: Mapping[str, Mapping[str, Sums]], record: Record
+) -> Weights:
+    """Return a model's weights with mean and spread of its numbers.
+
+    They stay for the whole run, whoever joins later: they travel with the model, and nobody trains them.
+
+    Args:
+        model: with its initial weights.
+        columns: of the job's table.
+        sums: of the sites' numbers, by site.
+        record: writes an event to the run's record.
+    """
+    numbers = numbers_of(columns)
+    if not numbers:
+        return model
+    moments = moments_of([sums[site] for site in sorted(sums)], columns)
+    record(Standardised(columns={name: list(found) for name, found in moments.items()}))
+    missing = [name for name in numbers if name not in moments]
+    if missing:
+        record(NotStandardised(columns=", ".join(missing)))
+    return standardised(model, columns, moments)

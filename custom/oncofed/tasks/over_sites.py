@@ -1,0 +1,112 @@
+"""A model's test figures over the patients of all sites together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from pydantic import Field
+from scipy import stats
+
+from oncofed.settings import StrictModel
+from oncofed.tasks.pooled import Ranking, Reliability, ranking, reliability
+from oncofed.tasks.pooled_target import NO_TARGETS, PooledTarget, TargetSums
+
+
+class Figure(StrictModel):
+    """A figure that each patient has."""
+
+    patients: int
+    mean: float
+    sd: float
+    interval: tuple[float, float] = Field(description="95 % interval of the mean, Student's t")
+
+
+class PooledTest(StrictModel):
+    """A model on the test patients of all sites together."""
+
+    patients: int
+    sites: dict[str, int] = Field(description="site -> patients that its numbers rest on")
+    withheld: list[str] = Field([], description="sites that sent no such numbers: too few patients, or their policy")
+    auroc: float | None = Field(None, description="of two classes that of the second, of more the mean")
+    classes: dict[str, Ranking] = Field({}, description="of two classes the second alone")
+    reliability: Reliability | None = None
+    calibrated: Reliability | None = Field(None, description="the same with the model's temperature")
+    figures: dict[str, Figure] = Field({}, description="the job's metric (mean), and the same of each class")
+    targets: dict[str, PooledTarget] = Field({}, description="of a job with named targets")
+
+
+def pooled_test(
+    of_sites: Mapping[str, Mapping[str, Any]], asked: Iterable[str], targets: Mapping[str, TargetSums] = NO_TARGETS
+) -> PooledTest | None:
+    """Return a model's test figures over all sites.
+
+    None if no site sent numbers.
+
+    Args:
+        of_sites: numbers of each site, from ``Task.pooled``.
+        asked: sites that answered, with or without such numbers.
+        targets: of the job, by name.
+    """
+    if not of_sites:
+        return None
+    sent = [of_sites[site] for site in sorted(of_sites)]
+    classes = {}
+    for name in dict.fromkeys(name for one in sent for name in one.get("classes", {})):
+        told = [one["classes"][name] for one in sent if name in one.get("classes", {})]
+        found = ranking(told)
+        if found:
+            classes[name] = found
+    sums = {}
+    for name in dict.fromkeys(name for one in sent for name in one.get("figures", {})):
+        of_all = figure(one["figures"][name] for one in sent if name in one.get("figures", {}))
+        if of_all:
+            sums[name] = of_all
+    sure = [one["reliability"] for one in sent if one.get("reliability")]
+    return PooledTest(
+        patients=sum(one["patients"] for one in sent),
+        sites={site: of_sites[site]["patients"] for site in sorted(of_sites)},
+        withheld=sorted(set(asked) - set(of_sites)),
+        auroc=sum(one.auroc for one in classes.values()) / len(classes) if classes else None,
+        classes=classes,
+        reliability=_of_all(sure, 0),
+        calibrated=_of_all(sure, 1) if all(len(one["brier"]) > 1 for one in sure) else None,
+        figures=sums,
+        targets=_targets(sent, targets),
+    )
+
+
+def figure(sums: Iterable[Sequence[float]]) -> Figure | None:
+    """Return a figure's mean and spread; None below two patients.
+
+    Args:
+        sums: of each site [patients, sum, sum of squares].
+    """
+    patients, total, squares = (sum(parts) for parts in zip(*sums, strict=True))
+    if patients < 2:
+        return None
+    mean = total / patients
+    sd = math.sqrt(max(squares - patients * mean**2, 0.0) / (patients - 1))
+    reach = float(stats.t.ppf(0.975, patients - 1)) * sd / math.sqrt(patients)
+    return Figure(patients=int(patients), mean=mean, sd=sd, interval=(mean - reach, mean + reach))
+
+
+def _targets(sent: Sequence[Mapping[str, Any]], targets: Mapping[str, TargetSums]) -> dict[str, PooledTarget]:
+    """Return each target's figures over all sites, where known."""
+    found = {}
+    for name, target in targets.items():
+        told = [one["targets"][name] for one in sent if name in one.get("targets", {})]
+        of_all = target.over_sites(told) if told else None
+        if of_all:
+            found[name] = of_all
+    return found
+
+
+def _of_all(sure: Sequence[Mapping[str, Any]], which: int) -> Reliability | None:
+    """Return the reliability of all sites.
+
+    ``which``: 0 without temperature, 1 with it.
+    """
+    rows = [[row[0], row[1], row[2 + which]] for one in sure for row in one["cells"]]
+    return reliability(rows, *(sum(one[name][which] for one in sure) for name in ("brier", "log_loss")))

@@ -1,0 +1,1 @@
+"""Statistics of survival: losses, figures, sums over sites."""

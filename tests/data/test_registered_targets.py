@@ -1,0 +1,288 @@
+"""Registering a folder with a table of targets: images, DICOM, slides, masks; no date and no identity goes along."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dicoms import make_wsi, make_xray
+from oncofed.cli.main import app
+from oncofed.data.manifest import Manifest
+from oncofed.data.target_columns import TableTargets, parse_targets
+from oncofed.data.targets import DatasetTarget, FollowUp
+from oncofed.errors import DataError
+from pictures import pictures, read
+from slide_files import noisy, stained, tiled
+from synthetic import make_site
+
+
+def targets(*options: str) -> TableTargets:
+    found = parse_targets(options)
+    assert found is not None
+    return found
+
+
+def by_source(manifest: Manifest) -> dict[str, dict[str, object]]:
+    return {entry.source or "": dict(entry.targets) for entry in manifest.entries}
+
+
+OS = "os=survival:days,status"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "cp1252"])
+def test_a_hospitals_table_needs_no_editing(tmp_path: Path, encoding: str) -> None:
+    source = pictures(tmp_path / "in", *(f"p{n}.png" for n in range(4)))
+    rows = ["Bild;MRN;OP-Datum;Letzter Kontakt;Status;Größe;Geschlecht;Geboren"]
+    rows += [
+        "p0;M0;01.02.2020;01.02.2021;verstorben;3,5;w;13.01.1950",
+        "p1;M1;02.02.2020;02.02.2022;lebt;4,25 cm;m;1950",
+    ]
+    rows += ["p2;M2;03.02.2020;k.A.;k.A.;k.A.;m;", "p3;M3;04.02.2020;03.02.2019;lebt;2;w;"]
+    (tmp_path / "t.csv").write_bytes("\n".join(rows).encode(encoding))
+    (tmp_path / "t.yaml").write_text(
+        """\
+columns: {image: Bild, patient: MRN}
+targets:
+  os: {kind: survival, start: OP-Datum, end: Letzter Kontakt, event: Status, unit: months,
+       events: [verstorben], censored: [lebt], unknown: [k.A.]}
+  size: {kind: value, column: Größe, unit: cm, unknown: [k.A.]}
+""",
+        encoding="utf-8",
+    )
+    manifest = read(source, tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml")))
+    assert manifest.targets == {
+        "os": DatasetTarget(kind="survival", unit="months"),
+        "size": DatasetTarget(kind="value", unit="cm"),
+    }
+    assert by_source(manifest) == {
+        "p0.png": {"os": FollowUp(time=12.0246, event=True), "size": 3.5},
+        "p1.png": {"os": FollowUp(time=24.0164, event=False), "size": 4.25},
+        "p2.png": {},
+    }
+    assert [(bad.name, bad.reason) for bad in manifest.quarantine] == [
+        ("p3", "line 5: target os: ends before it starts (columns op-datum, letzter kontakt, status)")
+    ]
+    assert manifest.entries[0].tags == {"geschlecht": "w"}
+    assert manifest.remarks == ["columns of the table that hold dates, which are left out of the dataset: geboren"]
+    text = (tmp_path / "out" / "dataset.json").read_text()
+    assert not any(date in text for date in ("2020", "2021", "2022", "2019", "1950", "M0", "M1"))
+
+
+def test_findings_are_no_classes_where_the_user_says_so(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", "a.png", "b.png")
+    (source / "t.csv").write_text("image,edema,mass\na.png,1,0\nb.png,0,1\n")
+    assert read(source, tmp_path / "one").labels == {"0": "edema", "1": "mass"}
+    manifest = read(source, tmp_path / "two", targets=targets("findings=labels:edema,mass"))
+    assert manifest.labels == {}
+    assert by_source(manifest)["a.png"] == {"findings": {"edema": True, "mass": False}}
+    assert manifest.task == "classification"
+    assert all(entry.unlabelled is None for entry in manifest.entries)
+
+
+def test_a_label_may_be_a_target_as_well(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", "a.png", "b.png")
+    (tmp_path / "t.csv").write_text("image,diagnosis,grade\na.png,naevus,1\nb.png,melanoma,2\n")
+    (tmp_path / "t.yaml").write_text(
+        "columns: {label: diagnosis}\ntargets: {type: {kind: class, column: diagnosis}, grade: {kind: grade}}\n"
+    )
+    manifest = read(source, tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml")))
+    assert manifest.labels == {"0": "melanoma", "1": "naevus"}
+    assert [(entry.label, entry.targets) for entry in manifest.entries] == [
+        (1, {"type": "naevus", "grade": "1"}),
+        (0, {"type": "melanoma", "grade": "2"}),
+    ]
+
+
+def test_lines_of_one_patient_that_contradict_each_other(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", *(f"{n}.png" for n in range(6)))
+    rows = ["0,A,10,1", "1,A,10,0", "2,B,20,1", "3,B,20,1", "4,C,5,0", "4,C,6,0", "5,,7,1"]
+    (source / "t.csv").write_text("\n".join(["image,patient,days,status", *rows]))
+    manifest = read(source, tmp_path / "out", targets=targets(OS))
+    assert sorted(by_source(manifest)) == ["2.png", "3.png", "5.png"]
+    assert {bad.reason for bad in manifest.quarantine} == {
+        "line 2: target os: lines 2 and 3 are of one patient and contradict each other",
+        "line 3: target os: lines 2 and 3 are of one patient and contradict each other",
+        "line 6: target os: lines 6 and 7 are of one patient and contradict each other",
+        "line 7: target os: lines 6 and 7 are of one patient and contradict each other",
+    }
+
+
+def test_images_of_several_times_agree_on_the_end(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", *(f"{n}.png" for n in range(4)))
+    rows = ["0,A,2020-01-01,2020-03-01,1", "1,A,2020-02-01,2020-03-01,1", "2,B,2020-01-01,2020-03-01,1"]
+    (source / "t.csv").write_text("\n".join(["image,patient,scan,end,dead", *rows, "3,B,2020-01-01,2020-03-02,1"]))
+    manifest = read(source, tmp_path / "out", targets=targets("os=survival:scan,end,dead"))
+    assert [entry.targets["os"] for entry in manifest.entries] == [
+        FollowUp(time=60, event=True),
+        FollowUp(time=29, event=True),
+    ]
+    assert len(manifest.quarantine) == 2
+
+
+def test_one_image_twice_with_other_targets(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", "a.png", "b.png")
+    (source / "t.csv").write_text("image,grade\na.png,1\na.png,2\nb.png,1\nb.png,1\n")
+    manifest = read(source, tmp_path / "out", targets=targets("grade=grade"))
+    assert list(by_source(manifest)) == ["b.png"]
+    assert [bad.reason for bad in manifest.quarantine] == [
+        "lines 2 and 3 of the table name one image and say another grade each. Keep one row an image"
+    ]
+
+
+def test_dicom_by_patient_and_study(tmp_path: Path) -> None:
+    values = np.ones((30, 20), np.uint16) * np.arange(20, dtype=np.uint16)
+    for number, patient in enumerate(("P1", "P2", "P3", "P4")):
+        make_xray(
+            tmp_path / "in",
+            values + np.uint16(number),
+            f"{number}.dcm",
+            PatientID=patient,
+            StudyInstanceUID=f"1.2.{number}",
+        )
+    rows = ["P1;;100;dead;II;f", "P2;;200;alive;I;m", "P2;;200;alive;I;m", "P3;;300;alive;I;m", "P3;;301;alive;I;f"]
+    rows += ["P4;;400;alive;;m", ";1.2.3;;;III;", "P9;;1;1;I;", "P8;;-4;1;I;"]
+    (tmp_path / "t.csv").write_text("\n".join(["MRN;study;days;status;grade;sex", *rows]))
+    (tmp_path / "t.yaml").write_text("""\
+columns: {patient: MRN}
+targets:
+  os: {kind: survival, time: days, event: status}
+  grade: {kind: grade, grades: [I, II, III]}
+""")
+    manifest = read(
+        tmp_path / "in", tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml"))
+    )
+    assert by_source(manifest) == {
+        "0.dcm": {"os": FollowUp(time=100, event=True), "grade": "II"},
+        "1.dcm": {"os": FollowUp(time=200, event=False), "grade": "I"},
+        "2.dcm": {},
+        "3.dcm": {"os": FollowUp(time=400, event=False), "grade": "III"},
+    }
+    assert {entry.source: entry.tags.get("sex") for entry in manifest.entries}["1.dcm"] == "m"
+    reasons = {bad.name: bad.reason for bad in manifest.quarantine}
+    assert reasons["line 10"] == "line 10: target os: has a negative time (columns days, status)"
+    assert "lines 5 and 6 are of one patient and contradict each other" in reasons["line 6"]
+    assert any("match no image of the folder" in remark and "line 9" in remark for remark in manifest.remarks)
+    again = read(tmp_path / "in", tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml")))
+    assert again.targets == manifest.targets
+    assert again.entries == manifest.entries
+
+
+def test_masks_have_targets_of_their_patients(tmp_path: Path) -> None:
+    source = make_site(tmp_path / "in", 6)
+    named = sorted(path.name.removesuffix(".nii.gz") for path in (source / "imagesTr").iterdir())
+    (source / "dataset.json").unlink()
+    rows = [f"{name},{100 + n},{n % 2},liver|tumour" for n, name in enumerate(named)]
+    (tmp_path / "t.csv").write_text("\n".join(["case,days,status,looked_for", *rows]))
+    (tmp_path / "t.yaml").write_text(
+        "columns: {patient: case}\ntargets: {os: {kind: survival, time: days, event: status}}\n"
+    )
+    manifest = read(source, tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml")))
+    assert manifest.task == "segmentation"
+    assert all(isinstance(entry.label, str) for entry in manifest.entries)
+    assert [entry.targets["os"] for entry in manifest.entries] == [
+        FollowUp(time=100 + n, event=bool(n % 2)) for n in range(6)
+    ]
+    assert manifest.entries[0].looked_for == ["liver", "tumour"]
+    (tmp_path / "t.csv").write_text("case,days,status\nX,1,1\n")
+    with pytest.raises(DataError, match=r"t.csv: no row is of a patient of .*, whose images are of 'case_0'"):
+        read(source, tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml")))
+
+
+def test_a_table_of_covariates_alone(tmp_path: Path) -> None:
+    source = make_site(tmp_path / "in", 3)
+    (source / "dataset.json").unlink()
+    (tmp_path / "t.csv").write_text("MRN;Age\ncase_0;61\ncase_1;70\n")
+    (tmp_path / "t.yaml").write_text("columns: {patient: MRN}\n")
+    manifest = read(source, tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml")))
+    assert [entry.tags for entry in manifest.entries] == [{"age": "61"}, {"age": "70"}, {}]
+    assert all(isinstance(entry.label, str) for entry in manifest.entries)
+
+
+def test_slides_in_a_table_and_of_dicom(tmp_path: Path) -> None:
+    tiled(tmp_path / "in" / "s1.tif", noisy(stained()))
+    (tmp_path / "t.csv").write_text("image,days,status\ns1.tif,12,1\n")
+    manifest = read(tmp_path / "in", tmp_path / "out", table=tmp_path / "t.csv", task="slides", targets=targets(OS))
+    assert by_source(manifest) == {"s1.tif": {"os": FollowUp(time=12, event=True)}}
+    make_wsi(tmp_path / "dicom", noisy(stained()), patient="MRN-3")
+    (tmp_path / "p.csv").write_text("patient,days,status\nMRN-3,12,0\n")
+    manifest = read(tmp_path / "dicom", tmp_path / "out2", table=tmp_path / "p.csv", targets=targets(OS))
+    assert [entry.targets for entry in manifest.entries] == [{"os": FollowUp(time=12, event=False)}]
+
+
+def test_a_registered_dataset_is_registered_again_with_its_targets(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", "a.png", "b.png")
+    entries = [
+        {"image": "a.png", "targets": {"os": {"time": 3, "event": True}}, "looked_for": ["x"]},
+        {"image": "b.png"},
+    ]
+    declared = {"os": {"kind": "survival", "unit": "days"}}
+    (source / "dataset.json").write_text(json.dumps({"targets": declared, "training": entries}))
+    manifest = read(source, tmp_path / "out")
+    assert manifest.targets == {"os": DatasetTarget(kind="survival", unit="days")}
+    assert [entry.targets for entry in manifest.entries] == [{"os": FollowUp(time=3, event=True)}, {}]
+    assert manifest.entries[0].looked_for == ["x"]
+
+
+def test_a_split_by_date_keeps_patients_whole_and_no_date(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", *(f"{n}.png" for n in range(7)))
+    rows = [
+        "0,A,2019-05-01",
+        "1,B,2020-06-01",
+        "2,C,2021-12-31",
+        "3,D,2022-01-01",
+        "4,A,2022-03-01",
+        "5,E,",
+        "6,B,2020-02-01",
+    ]
+    (source / "t.csv").write_text("\n".join(["image,patient,exam,days,status", *(f"{row},{10},1" for row in rows)]))
+    (tmp_path / "t.yaml").write_text("""\
+targets: {os: {kind: survival, time: days, event: status}}
+split: {column: exam, validation_from: 2021-01-01, test_from: 2022-01-01}
+""")
+    manifest = read(source, tmp_path / "out", targets=targets(str(tmp_path / "t.yaml")))
+    lists = {split: [entry.name for s, entry in manifest.by_split() if s == split] for split, _ in manifest.by_split()}
+    assert lists == {"training": ["1", "6"], "validation": ["2"], "test": ["0", "3", "4"]}
+    assert [bad.reason for bad in manifest.quarantine] == [
+        "line 7: column exam has no date, by which it is dealt to a list"
+    ]
+    assert "2022" not in (tmp_path / "out" / "dataset.json").read_text()
+    (source / "t.csv").write_text("image,patient,exam,days,status,split\n0,A,2019-05-01,1,1,train\n")
+    with pytest.raises(DataError, match=r"has a column split, and --targets deals by exam. Leave one of them out"):
+        read(source, tmp_path / "out", targets=targets(str(tmp_path / "t.yaml")))
+
+
+@pytest.mark.parametrize(
+    ("header", "options", "message"),
+    [
+        ("image,days,status", ["os=survival:time,status"], r"target os: has no column time, found image, days, status"),
+        ("image,days,status", ["os=survival:status,days"], r"t.csv: target os: line 2: column days has other numbers"),
+        ("file,days,status", [OS], r"found the columns file; expected image.*columns: .patient: MRN"),
+    ],
+)
+def test_a_table_that_does_not_fit(tmp_path: Path, header: str, options: list[str], message: str) -> None:
+    source = pictures(tmp_path / "in", "a.png", "b.png")
+    (tmp_path / "t.csv").write_text(f"{header}\na.png,12,1\nb.png,13,0\n")
+    with pytest.raises(DataError, match=message):
+        read(source, tmp_path / "out", table=tmp_path / "t.csv", targets=targets(*options))
+
+
+def test_targets_without_a_table_are_asked_for(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", "a.png", "b.png")
+    with pytest.raises(DataError, match=r"--targets names columns, and no table was found. Name it: --labels TABLE"):
+        read(source, tmp_path / "out", targets=targets(OS))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", *(f"{n}.png" for n in range(6)))
+    (tmp_path / "t.csv").write_text("\n".join(["image,days,status,grade", *(f"{n},{n},1,{n % 3}" for n in range(6))]))
+    arguments = ["data", "register", str(source), "--dataset", "d", "--labels", str(tmp_path / "t.csv"), "--json"]
+    arguments += ["--targets", OS, "--targets", "grade=grade", "--workspace", str(tmp_path / "w")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["targets"]["grade"] == {"kind": "grade", "unit": "", "names": ["0", "1", "2"]}
+    assert found["labelled"] == "labels: 6 of 6 patients (100 %)"

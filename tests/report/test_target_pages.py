@@ -1,0 +1,82 @@
+"""A run's report and card name targets with their kinds, units and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from oncofed.job.card import write_cards
+from oncofed.job.outcome import begin_result
+from oncofed.job.spec import parse_job
+from oncofed.report.html import write_report
+from oncofed.report.result import Result, SiteResult, read_result
+from oncofed.tasks.over_sites import PooledTest
+from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
+from synthetic import write_job
+from targets_made import JOB
+
+
+def made_result(folder: Path) -> Result:
+    spec = parse_job(write_job(folder, JOB))
+    result = begin_result(spec, "simulate")
+    result.status, result.best_round = "completed", 2
+    figures = {"lump": 0.9, "findings": 0.8, "findings.striped": 0.8, "grade": -0.1, "size": 0.7, "death": 0.66}
+    result.sites["east"] = SiteResult(
+        train_cases=40,
+        validation_cases=9,
+        test_cases=12,
+        federated=0.6,
+        by_class={"federated": figures},
+        more={"federated": {"mae.size": 3.25, "auprc.findings.striped": 0.71}},
+        interval={"federated": (0.5, 0.7)},
+        patients={"train": 40, "validation": 9, "test": 12},
+        patients_behind={**dict.fromkeys(figures, 12), "mae.size": 12, "auprc.findings.striped": 3},
+    )
+    result.mean.federated = 0.6
+    figure = TargetFigure(title="concordance", value=0.66, patients=12)
+    death = PooledTarget(kind="survival", patients=12, figures={"concordance": figure})
+    result.pooled_test = PooledTest(patients=12, sites={"east": 12}, targets={"death": death})
+    return result
+
+
+def test_a_result_names_what_each_target_asks(tmp_path: Path) -> None:
+    made_result(tmp_path).write(tmp_path)
+    found = read_result(tmp_path).targets
+    assert {name: one.kind for name, one in found.items()}["findings"] == "labels"
+    assert found["grade"].asks == "one of low, middle, high"
+    assert found["findings"].asks == "any of striped, bright"
+    assert found["size"].asks == "value (mm)"
+    assert found["death"].asks == "risk of the event by 24 months"
+    assert found["size"].figures["mae.size"] == "mean absolute error of size (mm)"
+
+
+def test_the_report_has_a_row_for_each_target_and_figure(tmp_path: Path) -> None:
+    html = write_report(made_result(tmp_path), {}, tmp_path).read_text()
+    for words in (
+        "<td>risk of the event by 24 months</td>",
+        "size, Lin&#39;s concordance",
+        "findings: striped, AUROC",
+        "mean absolute error of size (mm)",
+        "12 patients state it",
+    ):
+        assert words in html
+
+
+def test_the_card_says_what_is_answered_and_of_how_many_it_is_known(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    result = made_result(tmp_path)
+    write_cards(parse_job(tmp_path / "job.yaml"), result, tmp_path)
+    card = (tmp_path / "model" / "card.md").read_text()
+    front = yaml.safe_load(card.split("---")[1])
+    assert front["pipeline_tag"] == "image-classification"
+    assert "| death | survival | risk of the event by 24 months | concordance | 12 |" in card
+    assert "| lump | class | one of absent, present | AUROC | not told |" in card
+    assert "It answers lump (class): one of absent, present; findings" in card
+    assert "apart, and nothing else" not in card
+    assert "for patients like those of the sites" in card
+    assert "Classes" not in card
+    assert "| east | 12 | 0.600 |" in card
+    values = (tmp_path / "model" / "card.json").read_text()
+    assert '"mae.size": 3.25' in values
+    assert "auprc.findings.striped" not in values.partition('"quantitative_analyses"')[2], "of three patients"
