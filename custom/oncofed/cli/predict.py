@@ -85,8 +85,8 @@ def predict(
     without: Annotated[
         list[str] | None,
         typer.Option(
-            help="Skip an output: classes, dicom, evidence, labels, objects, slide, structures or targets; evidence "
-            "takes long on a CPU for some networks. May be repeated."
+            help="Skip an output: boxes, classes, dicom, evidence, labels, objects, slide, structures or targets; "
+            "evidence takes long on a CPU for some networks. May be repeated."
         ),
     ] = None,
     structures: Annotated[

@@ -136,7 +136,7 @@ class _JobRequirements:
     @classmethod
     def by(cls, job: JobSpec) -> _JobRequirements:
         task = job.plan().build_task()
-        kind: Task = "segmentation" if task.label_kind == "mask" else "classification"
+        kind: Task = "segmentation" if task.label_kind in ("mask", "boxes") else "classification"
         return cls(job, task.label_kind, "slides" if task.network_kind == "bag" else kind)
 
     @cached_property
@@ -297,7 +297,7 @@ def _with_checksum(source: Source, entry: Entry) -> Entry:
 
 def _is_usable(case: Case, entry: Entry, requirements: _JobRequirements) -> bool:
     """Return whether the job can use the case's label."""
-    if requirements.label_kind == "mask":
+    if requirements.label_kind in ("mask", "boxes"):
         return isinstance(entry.label, str) and not label_faults(case, entry, list(requirements.job.task.vocabulary))
     if requirements.label_kind == "targets":
         return bool(case.targets) and not case.target_fault
