@@ -180,3 +180,35 @@ class Voice:
         """Keep a line of the log."""
         del level
         self.notes.append(text)
+
+
+def make_lesions(folder: Path, cases: int = 12, side: int = 40, seed: int = 0, axes: int = 3) -> Path:
+    """Write noisy images with up to three bright balls each, whose boxes are stated; return the folder.
+
+    Volumes have voxels of 1 x 1 x 2 mm, so that balls are half as high in voxels; every fourth image has no ball.
+    """
+    rng = np.random.default_rng(seed)
+    spacing = np.array([1.0, 1.0, 2.0][:axes])
+    shape = np.rint(side / spacing).astype(int)
+    (folder / "imagesTr").mkdir(parents=True)
+    entries = []
+    places = np.stack(
+        np.meshgrid(*[(np.arange(n) + 0.5) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1
+    )
+    for number in range(cases):
+        values, boxes = rng.normal(0, 1, shape), []
+        for _ in range(number % 4):
+            radius = rng.uniform(3, 5)
+            centre = rng.uniform(radius, side - radius, axes)
+            values[np.linalg.norm(places - centre, axis=-1) < radius] += 4
+            corners = {"low": (centre - radius) / spacing, "high": (centre + radius) / spacing}
+            boxes.append({name: corner.round(3).tolist() for name, corner in corners.items()})
+        if axes == 3:
+            name = f"imagesTr/case_{number}.nii.gz"
+            nib.save(nib.Nifti1Image(values.astype(np.float32), np.diag([*spacing, 1.0])), folder / name)
+        else:
+            name = f"imagesTr/case_{number}.png"
+            Image.fromarray((values * 20 + 80).clip(0, 255).astype(np.uint8).T).save(folder / name)
+        entries.append({"image": name, "boxes": boxes})
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"1": "lesion"}, "training": entries}))
+    return folder

@@ -232,14 +232,16 @@ def _import(module: str) -> None:
 
 # --- networks
 
-# A network's output: values for each voxel, for an image as a whole, for a bag of features, or for a row of a table.
-Kind = Literal["dense", "image", "bag", "table"]
+# A network's output: values for each voxel, for an image as a whole, for a bag of features, for a row of a table, or
+# boxes.
+Kind = Literal["dense", "image", "bag", "table", "boxes"]
 # The same for people.
 KINDS: dict[Kind, str] = {
     "dense": "values for each voxel",
     "image": "values for an image as a whole",
     "bag": "values for a slide as a whole",
     "table": "values for a row of the table",
+    "boxes": "boxes around objects",
 }
 
 

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 
 from commands import oncofed
+from oncofed.data.box_tables import state_boxes
 from oncofed.data.cases import usable_cases
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec, ProfileJobSpec, list_jobs, parse_any_job, read_job
 from oncofed.tasks.calibration import TEMPERATURES, read_calibration
 from oncofed.training import Trainer
-from synthetic import make_nuclei, make_site, make_slides, make_textures
+from synthetic import make_lesions, make_nuclei, make_site, make_slides, make_textures
 
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
@@ -36,6 +37,10 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"arguments": SMALL_DENSENET},
     },
     "slide_classification": {"data": {"patch": [64, 64]}},
+    "lung_nodule_detection": {
+        "data": {"patch": [16, 16, 8], "minimum_cases": 2, "spacing": [1.5, 1.5, 2], "max_bad_share": 1},
+        "model": {"channels": [8, 16], "arguments": {"features": 8}},
+    },
     "ct_organ_segmentation": {
         "data": {"patch": [16, 16, 16]},
         "model": {"channels": [4, 8, 16], "deep_supervision": 1},
@@ -59,6 +64,7 @@ IN_SIMULATOR = {
     "slide_classification",
     "partial_organs_segmentation",
     "brain_tumour_regions",
+    "lung_nodule_detection",
 }
 FIGURES = {
     "partial_organs_segmentation": {"liver", "pancreas"},
@@ -75,6 +81,7 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
         "tile_classification": lambda: make_textures(source, names, 4),
         "xray_classification": lambda: _mislabel(make_textures(source, names, 40, colours=1)),
         "slide_classification": lambda: make_slides(source, 10, side=512),
+        "lung_nodule_detection": lambda: _as_table(make_lesions(source, 8)),
         "brain_tumour_regions": lambda: _as_tumours(make_site(source, 6)),
     }
     makers.get(spec.name, lambda: make_site(source, 6))()
@@ -86,7 +93,21 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
     labels = LABELLED.get(spec.name, spec.task.classes)
     labels = {} if task or "classification" in spec.name or "nuclei" in spec.name else labels
     register(RegisterOptions(source, spec.data.dataset, out, task, labels, table if table.is_file() else None, tiles))
+    if spec.name == "lung_nodule_detection":
+        state_boxes(out, source.with_suffix(".csv"), "voxels", names[0], rest_has_none=True)
     return out
+
+
+def _as_table(folder: Path) -> None:
+    """Put the boxes of a folder's list into a table beside the folder, as LUNA16 has them."""
+    listed = folder / "dataset.json"
+    ends = [(end, axis) for end in ("low", "high") for axis in range(3)]
+    lines = [",".join(["image", *(f"{end}_{'xyz'[axis]}" for end, axis in ends)])]
+    for entry in json.loads(listed.read_text())["training"]:
+        name = Path(entry["image"]).name
+        lines += [",".join([name, *(str(box[end][axis]) for end, axis in ends)]) for box in entry["boxes"]]
+    folder.with_suffix(".csv").write_text("\n".join(lines))
+    listed.unlink()
 
 
 def _as_tumours(folder: Path) -> None:

@@ -29,7 +29,9 @@ def _request(name: str, axes: int) -> NetworkRequest:
     least = {"swinunetr": 64}.get(name, 32)
     side = max(least, 2 * spec.divisor if name in SMALL else spec.divisor)
     columns = (Covariate(name="age", range=(0, 1)),) if spec.kind == "table" else ()
-    return NetworkRequest(spec, 8 if spec.kind == "bag" else 1, 3, axes, (side,) * axes, columns)
+    # Of boxes, three classes and what it takes to place them.
+    outputs = 3 + 4 * axes + 1 if spec.kind == "boxes" else 3
+    return NetworkRequest(spec, 8 if spec.kind == "bag" else 1, outputs, axes, (side,) * axes, columns)
 
 
 def _answer(request: NetworkRequest, network: nn.Module) -> torch.Tensor:
@@ -45,7 +47,8 @@ def test_each_network_answers_in_the_shape_of_its_kind_and_learns(name: str, axe
     request = _request(name, axes)
     network = build_network(request, seed=1)
     output = _answer(request, network)
-    assert output.shape == (2, 3, *(request.patch if request.spec.kind == "dense" else ()))
+    of_one = output[..., 0] if request.spec.kind == "boxes" else output
+    assert of_one.shape == (2, request.out_channels, *(request.patch if request.spec.kind == "dense" else ()))
     output.square().mean().backward()
     grads = [p.grad for p in network.parameters() if p.requires_grad]
     assert all(g is not None and torch.isfinite(g).all() for g in grads)

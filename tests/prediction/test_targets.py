@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from made import COLOURS, made_model, made_predictions
 from oncofed.errors import DataError, SpecError
+from oncofed.prediction.covariate_table import table_notes, with_table
 from oncofed.prediction.evaluation.evaluate import EvaluationRequest, evaluate, write_cases
 from oncofed.prediction.evaluation.page import write_page
 from oncofed.prediction.export.export import export
@@ -20,7 +21,7 @@ from oncofed.prediction.model import TrainedModel, load_model
 from oncofed.prediction.outputs.page import write_page as write_predictions_page
 from oncofed.prediction.predictions import Predictions
 from oncofed.prediction.run import Options, predict
-from oncofed.prediction.sources import Sources, gather, table_notes, with_table
+from oncofed.prediction.sources import Sources, gather
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.targets import TargetsTask
 from synthetic import make_slides

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from oncofed.cli import overlap
+from oncofed.cli.boxes import boxes
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
@@ -42,6 +43,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command()(resolve)
+app.command()(boxes)
 app.add_typer(overlap.app, name="overlap")
 
 Dataset = Annotated[str, typer.Argument(help="A registered dataset's name, or its folder with dataset.json.")]

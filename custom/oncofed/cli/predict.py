@@ -85,8 +85,8 @@ def predict(
     without: Annotated[
         list[str] | None,
         typer.Option(
-            help="Skip an output: classes, dicom, evidence, labels, objects, slide, structures or targets; evidence "
-            "takes long on a CPU for some networks. May be repeated."
+            help="Skip an output: boxes, classes, dicom, evidence, labels, objects, slide, structures or targets; "
+            "evidence takes long on a CPU for some networks. May be repeated."
         ),
     ] = None,
     structures: Annotated[
@@ -125,6 +125,7 @@ def predict(
     keep_caches_in(workspace)
     from oncofed.data.grouping import counted
     from oncofed.devices import training_device
+    from oncofed.prediction.covariate_table import table_notes, with_table
     from oncofed.prediction.dicom.writers import coding_notes
     from oncofed.prediction.model import load_model
     from oncofed.prediction.outputs.page import write_page
@@ -132,7 +133,7 @@ def predict(
     from oncofed.prediction.results_folder import RESEARCH_ONLY
     from oncofed.prediction.run import Options
     from oncofed.prediction.run import predict as predict_all
-    from oncofed.prediction.sources import gather, table_notes, with_table
+    from oncofed.prediction.sources import gather
     from oncofed.prediction.trust.ensemble import ensemble_members
     from oncofed.prediction.watching.predictor import Predictor
 

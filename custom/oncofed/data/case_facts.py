@@ -102,8 +102,13 @@ def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> 
     return facts
 
 
-def faults(entry: Entry) -> list[str]:
-    """Return why no job can use a case, if so."""
+def faults(entry: Entry, may_be_empty: bool = False) -> list[str]:
+    """Return why no job can use a case, if so.
+
+    Args:
+        entry: of the case.
+        may_be_empty: a mask without any voxel of a class is fine.
+    """
     found = []
     if entry.finite is False:
         found.append("its image holds values that are not finite (NaN or infinity). Replace them, or export it again")
@@ -111,7 +116,9 @@ def faults(entry: Entry) -> list[str]:
         found.append(f"its image is constant (every voxel is {entry.intensity.median:g})")
     if entry.label_problem:
         found.append(entry.label_problem)
-    elif entry.label_values is not None and not any(int(float(v)) != 0 for v in entry.label_values):
+    elif (
+        entry.label_values is not None and not may_be_empty and not any(int(float(v)) != 0 for v in entry.label_values)
+    ):
         found.append("its label is empty: no voxel of any class")
     return found
 

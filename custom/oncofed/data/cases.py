@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from oncofed.data import case_facts
+from oncofed.data import boxes, case_facts
 from oncofed.data.covariates import row_faults
 from oncofed.data.dealing import Stratum, deal, deal_by_stratum, strata_of
 from oncofed.data.decisions import decided
@@ -62,6 +62,8 @@ class Case:
         targets: of a job that learns targets, name -> numbers; NaN: unknown.
         target_fault: why its targets, or what was looked for in its mask, cannot be used; empty where they can.
         looked_for: the job's classes that were looked for in the mask; None: all.
+        boxes: of a job that looks for objects, those that the dataset states; None: its mask shows them.
+        may_be_empty: a mask without any object is fine.
     """
 
     name: str
@@ -79,6 +81,8 @@ class Case:
     targets: Mapping[str, Encoded] = field(default_factory=dict, compare=False, repr=False)
     target_fault: str = field(default="", compare=False, repr=False)
     looked_for: frozenset[int] | None = None
+    boxes: tuple[boxes.Box, ...] | None = field(default=None, compare=False, repr=False)
+    may_be_empty: bool = False
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -382,6 +386,8 @@ def _wanted_case(
         return None
     if wanted.kind == "targets":
         return with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
+    if wanted.kind == "boxes":
+        return _with_boxes(case_of(folder, manifest, entry, values), entry)
     if wanted.kind == "class" and values is not None and entry.label not in dict(values):
         return None
     case = case_of(folder, manifest, entry, values)
@@ -440,6 +446,12 @@ def with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervisi
     return replace(case, targets=found, target_fault="; ".join(faults))
 
 
+def _with_boxes(case: Case, entry: Entry) -> Case:
+    """Return a case with the boxes that its entry states."""
+    case = replace(case, may_be_empty=True)
+    return case if entry.boxes is None else replace(case, label=0, boxes=tuple(entry.boxes))
+
+
 def check_cases(
     cases: Iterable[Case],
     classes: Sequence[int],
@@ -482,9 +494,13 @@ def check_case(
     except Exception as error:  # noqa: BLE001 - one case that cannot be read does not keep the others from training
         return Problem(case.name, case_facts.reason_of(error))
     data = data or DataSpec(dataset="any")
-    found = [*contract_faults(entry, data), *row_faults(entry, data.covariates), *case_facts.faults(entry)]
+    found = [*contract_faults(entry, data), *row_faults(entry, data.covariates)]
+    found += case_facts.faults(entry, case.may_be_empty)
     found += [case.target_fault] if case.target_fault else []
-    if not case.targets and not entry.label_problem:
+    if case.boxes is not None:
+        fault = boxes.fault(case.boxes, entry.shape or [], dict(case.label_values or ((c, c) for c in classes)))
+        found += [fault] if fault else []
+    elif not case.targets and not entry.label_problem:
         found += label_faults(case, entry, classes)
     return Problem(case.name, "; ".join(found)) if found else None
 

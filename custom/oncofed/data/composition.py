@@ -90,7 +90,7 @@ def compose(
     # Numbered objects keep their numbers, with a palette or without.
     if not (own_colours(entries) and _label_kind(entries, layout, options) == "instances"):
         entries = one_palette(entries)
-    entries = by_siblings(entries)
+    entries = _with_boxes(by_siblings(entries), before)
     kind = "classes" if dicom.labels else _label_kind(entries, layout, options)
     if kind == "instances":
         entries = [_as_one_class(entry) for entry in entries]
@@ -124,6 +124,12 @@ def compose(
 def _pseudonymous(entry: Entry, salt: bytes) -> Entry:
     known = {"patient": entry.patient, "study": entry.study}
     return entry.model_copy(update={key: hashed_key(salt, text) for key, text in known.items() if text})
+
+
+def _with_boxes(entries: Sequence[Entry], before: Manifest | None) -> list[Entry]:
+    """Return entries with the boxes that were stated of the same images."""
+    stated = {(entry.source, entry.checksum): entry.boxes for entry in (before.entries if before else ())}
+    return [entry.model_copy(update={"boxes": stated.get((entry.source, entry.checksum))}) for entry in entries]
 
 
 def _taken_for_images(results: Iterable[CaseResult]) -> dict[str, str]:

@@ -165,13 +165,14 @@ def with_facts(folder: Path, manifest: Manifest) -> Manifest:
     """
 
     def known(entry: Entry | str) -> Entry | str:
-        if isinstance(entry, str) or entry.shape or not isinstance(entry.label, str):
+        if isinstance(entry, str) or entry.shape or not (isinstance(entry.label, str) or entry.boxes is not None):
             return entry
         images = [inside(folder, image) for image in entry.images]
         name = entry.name or stem(images[0])
         by_colour, named = manifest.reading(entry)
         try:
-            image, label = case_facts.read_case(images, inside(folder, entry.label), by_colour, named)
+            mask = inside(folder, entry.label) if isinstance(entry.label, str) else None
+            image, label = case_facts.read_case(images, mask, by_colour, named)
             found = {**case_facts.measure(image, label), "label_named": list(named) or None}
             found["checksum"] = case_facts.checksum(images)
             found["notes"] = case_facts.notes(image, label)
@@ -214,14 +215,14 @@ def _rows(manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: V
 def _label_rows(
     manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: Vocabulary, entries: Sequence[Entry]
 ) -> list[Row]:
-    """Return the rows on masks or classes."""
-    kind, word = (str, "mask") if wanted.kind == "mask" else (int, "class")
-    labelled = [entry for entry in entries if isinstance(entry.label, kind)]
+    """Return the rows on masks, classes or boxes."""
+    word = {"mask": "a mask", "class": "a class", "boxes": "boxes or a mask"}[wanted.kind]
+    labelled = [entry for entry in entries if wanted.of_entry(manifest, entry)]
     return [
         _labels(manifest, wanted, vocabulary),
         Row(
             "cases",
-            f"{len(labelled)} with a {word} of {len(entries)}",
+            f"{len(labelled)} with {word} of {len(entries)}",
             f"at least {data.minimum_cases}",
             "fits" if len(labelled) >= data.minimum_cases else "does not fit",
         ),

@@ -95,8 +95,8 @@ def name_of(entry: Entry) -> str:
 
 
 def is_labelled(entry: Entry) -> bool:
-    """Return whether a case has a label or states a target."""
-    return entry.label is not None or bool(entry.targets)
+    """Return whether a case has a label, or states a target or boxes."""
+    return entry.label is not None or bool(entry.targets) or entry.boxes is not None
 
 
 def content_of(entry: Entry, finding: str) -> str:

@@ -11,8 +11,9 @@ from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.targets import Target, declared_target, stated_value
 from oncofed.errors import DataError
 
-# The kind of label that a job learns from: a mask of each image, its class, or named targets of the case.
-LabelKind = Literal["mask", "class", "targets"]
+# The kind of label that a job learns from: a mask of each image, its class, named targets of the case, or boxes around
+# its objects.
+LabelKind = Literal["mask", "class", "targets", "boxes"]
 # Name of the label of voxels that nobody labelled; a dataset need not have it.
 IGNORED = "ignore"
 _UNNAMED = (
@@ -28,7 +29,7 @@ class Supervision:
     Attributes:
         kind: of the labels.
         classes: label value -> name, without a mask's background; empty for targets.
-        targets: named ones; empty for masks and classes.
+        targets: named ones; empty for others.
         partial: a dataset may lack some of a mask's classes, which are then unknown in its cases.
         regions: of a mask, name -> label values; by them a dataset may name its values instead (nnU-Net's regions).
     """
@@ -49,6 +50,8 @@ class Supervision:
         Raises:
             DataError: the dataset declares a target of another kind under a target's name.
         """
+        if self.kind == "boxes":
+            return entry.boxes is not None or isinstance(entry.label, str)
         if self.kind != "targets":
             return isinstance(entry.label, str if self.kind == "mask" else int)
         return any(
@@ -60,7 +63,7 @@ class Supervision:
     @property
     def in_words(self) -> str:
         """What an entry must state."""
-        words = {"mask": "a mask as label", "class": "the number of a class as label"}
+        words = {"mask": "a mask as label", "class": "the number of a class as label", "boxes": "boxes or a mask"}
         return words.get(self.kind) or f"any of the targets {', '.join(target.name for target in self.targets)}"
 
 

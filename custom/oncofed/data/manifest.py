@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from oncofed.atomic import write_whole
+from oncofed.data.boxes import Box
 from oncofed.data.label_names import named_values
 from oncofed.data.targets import DatasetTarget, TargetValue
 from oncofed.errors import DataError
@@ -101,6 +102,9 @@ class Entry(_Part):
     tiles: str | None = Field(None, description="path of a slide's tiles (npz)")
     targets: dict[str, TargetValue] = Field(
         default_factory=dict, description="target -> what the case states of it; a target left out is unknown"
+    )
+    boxes: list[Box] | None = Field(
+        None, description="objects of the case, instead of those of its mask; empty: none was found; null: not stated"
     )
     looked_for: list[str] | None = Field(
         None, description="names of the mask's classes that were looked for; null: all that the dataset names"

@@ -14,6 +14,7 @@ from oncofed.models.table import RowFeatures
 Fusion = Literal["concat", "film", "none"]
 # Features that the image's network gives, and those of a row.
 IMAGE_FEATURES, ROW_FEATURES = 64, 16
+_SMALL = 0.01
 
 
 class FusedNetwork(nn.Module):
@@ -36,7 +37,10 @@ class FusedNetwork(nn.Module):
         if fusion != "none":
             self.row = RowFeatures(columns, ROW_FEATURES)
         if fusion == "film":
+            # It begins near the identity: a row that tells nothing is not to disturb the image's features.
             self.scale_and_shift = nn.Linear(ROW_FEATURES, 2 * IMAGE_FEATURES)
+            nn.init.normal_(self.scale_and_shift.weight, std=_SMALL)
+            nn.init.zeros_(self.scale_and_shift.bias)
         self.head = nn.Linear(IMAGE_FEATURES + (ROW_FEATURES if fusion == "concat" else 0), out_channels)
 
     def forward(self, *inputs: Tensor) -> Tensor:

@@ -279,7 +279,8 @@ def build_network(request: NetworkRequest, seed: int) -> nn.Module:
     Returns:
         On the CPU, float32: of the kind "dense" from (batch, channel, x, y[, z]) to (batch, out, x, y[, z]), "image"
         from the same to (batch, out), "bag" from (batch, tile, feature) and a mask (batch, tile) to (batch, out),
-        "table" from (batch, column) to (batch, out). With columns, "image" and "bag" take (batch, column) as well.
+        "table" from (batch, column) to (batch, out), "boxes" from an image to (batch, out, anchor), as
+        ``RetinaNetBoxes`` has them. With columns, "image" and "bag" take (batch, column) as well.
 
     Raises:
         SpecError: it cannot be built so.
@@ -477,6 +478,15 @@ def _table(request: NetworkRequest) -> dict[str, Any]:
     return {"_target_": "oncofed.models.table.TableNetwork", "columns": columns, "out_channels": values}
 
 
+# --- boxes
+
+
+def _retinanet(request: NetworkRequest) -> dict[str, Any]:
+    own = {"channels": list(request.spec.feature_maps), "norm": request.norm}
+    target = {"_target_": "oncofed.models.retinanet.RetinaNetBoxes", **_channels(request)}
+    return {**target, "spatial_dims": request.dimensions, **own}
+
+
 for _network in (
     Network("unet", "dense", _unet, (16, 32, 64, 128), "instance"),
     Network("dynunet", "dense", _dynunet, (32, 64, 128, 256, 320), "instance"),
@@ -491,5 +501,6 @@ for _network in (
     Network("vit", "image", _vit, divisor=16),
     Network("attention_mil", "bag", _attention_mil, divisor=1),
     Network("table", "table", _table, divisor=1),
+    Network("retinanet", "boxes", _retinanet, (16, 32, 64, 128)),
 ):
     NETWORKS.register(_network.name)(_network)

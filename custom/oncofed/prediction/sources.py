@@ -19,11 +19,10 @@ from oncofed.atomic import write_whole
 from oncofed.data import case_facts
 from oncofed.data.accounts import by_weight
 from oncofed.data.cases import Case, case_of, contract_faults, known_facts, label_faults, with_targets
-from oncofed.data.covariates import Covariate, row_faults, stated
+from oncofed.data.covariates import row_faults
 from oncofed.data.decisions import decided
 from oncofed.data.files import image_files
-from oncofed.data.grouping import counted
-from oncofed.data.label_mapping import LabelKind, Supervision, match, name_key
+from oncofed.data.label_mapping import LabelKind, Supervision, match
 from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
@@ -31,7 +30,6 @@ from oncofed.data.slides import TileSpec
 from oncofed.data.targets import declared_target
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
-from oncofed.prediction.evaluation.subgroup_columns import table_columns
 from oncofed.prediction.inputs import HIDDEN_FOLDER, PredictionInput, resolve_inputs
 from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.permissions import make_private
@@ -138,7 +136,7 @@ class _JobRequirements:
     @classmethod
     def by(cls, job: JobSpec) -> _JobRequirements:
         task = job.plan().build_task()
-        kind: Task = "segmentation" if task.label_kind == "mask" else "classification"
+        kind: Task = "segmentation" if task.label_kind in ("mask", "boxes") else "classification"
         return cls(job, task.label_kind, "slides" if task.network_kind == "bag" else kind)
 
     @cached_property
@@ -299,7 +297,7 @@ def _with_checksum(source: Source, entry: Entry) -> Entry:
 
 def _is_usable(case: Case, entry: Entry, requirements: _JobRequirements) -> bool:
     """Return whether the job can use the case's label."""
-    if requirements.label_kind == "mask":
+    if requirements.label_kind in ("mask", "boxes"):
         return isinstance(entry.label, str) and not label_faults(case, entry, list(requirements.job.task.vocabulary))
     if requirements.label_kind == "targets":
         return bool(case.targets) and not case.target_fault
@@ -335,54 +333,6 @@ def file_name(name: str) -> str:
     """
     safe = "".join(c if c.isprintable() and c not in '/\\:*?"<>|' else "_" for c in name).strip(" .")
     return safe[:120] or "case"
-
-
-def with_table(sources: Sources, path: Path, columns: Sequence[Covariate]) -> Sources:
-    """Return sources with a table's values of the job's columns.
-
-    Args:
-        sources: as gathered.
-        path: of the table, with a column case (or image), study or patient.
-        columns: of the job (``data.covariates``).
-
-    Raises:
-        DataError: it is no table, or names none of the cases.
-        SpecError: the job reads no columns, or the table has none of them.
-    """
-    names = {name_key(column.name) for column in columns}
-    if not names:
-        raise SpecError(f"--table {path}: the job reads no columns of a table (data.covariates). Leave it out")
-    cases = [replace(source.case, name=source.name) for source in sources.cases]
-    if not cases:
-        return sources
-    found, unmatched = table_columns(path, cases, cases[0].folder or path.parent)
-    read = {column: values for column, values in found.items() if name_key(column) in names}
-    if not read:
-        wanted = ", ".join(column.name for column in columns)
-        raise SpecError(f"{path}: found the columns {', '.join(found)}, expected some of {wanted}")
-    if unmatched:
-        sources.notes.append(f"{counted(unmatched, 'row')} of {path.name} are of no case that is predicted")
-    kept, aside = [], list(sources.set_aside)
-    for source in sources.cases:
-        tags = {column: values[source.name] for column, values in read.items() if values.get(source.name)}
-        known = {name_key(column) for column in tags}
-        own = {name: text for name, text in source.entry.tags.items() if name_key(name) not in known}
-        entry = source.entry.model_copy(update={"tags": {**own, **tags}})
-        faults = row_faults(entry, columns)
-        if faults:
-            aside.append(SetAside(source.name, "; ".join(faults), source.entry.source or ""))
-        else:
-            kept.append(replace(source, entry=entry, case=replace(source.case, entry=entry)))
-    return replace(sources, cases=kept, set_aside=aside)
-
-
-def table_notes(sources: Sources, columns: Sequence[Covariate]) -> list[str]:
-    """Return how many cases state none of the columns that the job reads; empty where all do."""
-    bare = [one for one in sources.cases if columns and not any(stated(one.entry, column) for column in columns)]
-    if not bare:
-        return []
-    names = ", ".join(column.name for column in columns)
-    return [f"{len(bare)} of {counted(len(sources.cases), 'case')} state none of {names}: taken as missing (--table)"]
 
 
 def _only(sources: Sources, patterns: Sequence[str]) -> Sources:

@@ -15,7 +15,7 @@ from oncofed.tasks.targets import figure_titles
 # Characters with a meaning in a line of Markdown (CommonMark, GitHub's), and those that make an address a link.
 _MARKS = re.compile(r"([\\`*_\[\]|~#!^$@])")
 _ADDRESS = re.compile(r":(?=//)|(?<=\bwww)\.", re.IGNORECASE)
-_HF_TASKS = {"class": "image-classification", "mask": "image-segmentation"}
+_HF_TASKS = {"class": "image-classification", "mask": "image-segmentation", "detection": "object-detection"}
 
 
 def md(text: object) -> str:
@@ -65,7 +65,7 @@ def front_matter(card: Card) -> dict[str, Any]:
     """
     details, scores, data = card.model_details, card.quantitative_analyses, card.training_data
     kind = "class" if "classification" in details.task or details.targets else "mask"
-    task = {"type": _HF_TASKS[kind], "name": details.title}
+    task = {"type": _HF_TASKS.get(details.task, _HF_TASKS[kind]), "name": details.title}
 
     def told(name: str, split: str, value: float, interval: Interval | None) -> dict[str, Any]:
         metric: dict[str, Any] = {"type": scores.metric, "name": scores.metric_name, "value": value}

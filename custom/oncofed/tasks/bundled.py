@@ -18,6 +18,7 @@ from oncofed.models.bundle import (
 )
 from oncofed.settings import StrictModel
 from oncofed.tasks.classification import ClassificationSpec
+from oncofed.tasks.detection import DetectionSpec
 from oncofed.tasks.encoder import EncoderSpec
 from oncofed.tasks.objects import ObjectsSpec
 from oncofed.tasks.regions import RegionsSpec
@@ -34,7 +35,7 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
         data: section of the job.
 
     Raises:
-        SpecError: the task comes with a pack, and bundles cannot hold its code.
+        SpecError: it takes code that bundles cannot hold: a pack's, or what joins the boxes of windows.
     """
     if isinstance(task, SegmentationSpec):
         order = task.order if isinstance(task, RegionsSpec) else ()
@@ -51,6 +52,10 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
         return ImageTargets(target_answers(task))
     if isinstance(task, SlideClassificationSpec):
         return SlideClasses(_digest(task.encoder), data.patch[0], microns)
+    if isinstance(task, DetectionSpec):
+        raise SpecError(
+            "the boxes of windows are joined by code of oncofed, which no bundle holds: use the run's folder"
+        )
     raise SpecError("the task comes with a pack, whose code no bundle holds")
 
 

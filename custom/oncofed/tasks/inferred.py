@@ -126,4 +126,23 @@ class SlideTargetScores(TargetScores):
     places: NDArray[np.int32]
 
 
-Inferred = LabelMap | ObjectMap | ClassScores | TargetScores
+@dataclass(frozen=True)
+class FoundBoxes:
+    """Objects found as boxes, the likeliest first.
+
+    Attributes:
+        corners: (box, 2 * axes) float64, low corner first, in voxels of the image's file from its edge.
+        scores: of each, from 0 to 1, (box,) float64.
+        classes: label value of each, (box,) int64.
+        affine: of the file, (4, 4), from voxels' centres to RAS+ in mm; of a flat image its pixel sizes.
+        shape: of the file.
+    """
+
+    corners: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    classes: NDArray[np.int64]
+    affine: Affine
+    shape: tuple[int, ...]
+
+
+Inferred = FoundBoxes | LabelMap | ObjectMap | ClassScores | TargetScores

@@ -43,7 +43,8 @@ def best_slice(
 ) -> Picture:
     """Return an image's best slice.
 
-    For a volume in any orientation, the axial slice with most of the reference.
+    For a volume in any orientation, the axial slice with most of the reference; of the prediction where the reference
+    is empty.
 
     Args:
         values: (x, y[, z], channel).
@@ -55,7 +56,8 @@ def best_slice(
         return Picture(flat(values), reference, prediction, downwards=True)
     turned, aspect = _upright((values[..., 0].astype(np.float32), reference, prediction), affine)
     image, reference, prediction = turned
-    index = int(np.argmax((reference > 0).sum(axis=(0, 1))))
+    shown = reference if reference.any() else prediction
+    index = int(np.argmax((shown > 0).sum(axis=(0, 1))))
     return Picture(image[..., index], reference[..., index], prediction[..., index], aspect=aspect)
 
 

@@ -197,7 +197,7 @@ class _Layout:
         self.before = [(number + 1) // 2 for number in missing]
         self.shape = tuple(length + 2 * side for length, side in zip(image, self.before, strict=True))
         self._starts = [
-            [number % 2] if number else _starts(length, side, overlap)
+            [number % 2] if number else window_starts(length, side, overlap)
             for number, length, side in zip(missing, image, patch, strict=True)
         ]
         self._across: Tensor | None = None
@@ -302,7 +302,7 @@ class _Slab:
         return self._row[1]
 
 
-def _starts(length: int, side: int, overlap: float) -> list[int]:
+def window_starts(length: int, side: int, overlap: float) -> list[int]:
     """Return windows' starts along an axis, as in MONAI."""
     step = side if length == side else max(int(side * (1 - overlap)), 1)
     return [min(n * step, length - side) for n in range(math.ceil((length - side) / step) + 1)]

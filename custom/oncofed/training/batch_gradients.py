@@ -84,7 +84,9 @@ class BatchGradients:
             deterministic=self._deterministic,
             total_steps=plan.total_steps,
             device=device,
-            replayable=group is None and plan.model.kind != "bag" and not plan.training.recompute_activations,
+            replayable=group is None
+            and plan.model.kind in ("dense", "image")
+            and not plan.training.recompute_activations,
             cache=cache,
             agree=group.agree if group else None,
         )

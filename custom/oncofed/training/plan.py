@@ -250,8 +250,8 @@ class Plan(StrictModel):
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code is not included, and no bundle reads a table: the bundle of such a model holds the weights, and
-        gives no answers.
+        A pack's code is not included, nor what joins the boxes of windows, and no bundle reads a table: the bundle of
+        such a model holds the weights, and gives no answers.
 
         Args:
             folder: where the bundle goes.
@@ -260,8 +260,9 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if self.model.code or self.data.covariates:
-            return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job)
+        if self.model.code or self.data.covariates or self.model.kind == "boxes":
+            table = bool(self.data.covariates)
+            return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job, table)
         answer = answer_of(self.task, self.data)
         return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
 
@@ -338,6 +339,8 @@ class Plan(StrictModel):
                 f"{str(error).splitlines()[0]}"
             ) from None
         expected = (1, task.out_channels, *(self.data.patch if task.network_kind == "dense" else ()))
+        if task.network_kind == "boxes":
+            output = output[..., 0]  # of the first anchor: how many there are is the network's own choice
         found = tuple(output[:, 0].shape if output.ndim > len(expected) else output.shape)
         if found != expected:
             raise SpecError(f"{self.model.network} answers with the shape {found}, the task expects {expected}")

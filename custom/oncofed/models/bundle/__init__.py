@@ -109,6 +109,7 @@ def write_bundle_without_code(
     classes: dict[int, str],
     weights: Weights,
     job: Mapping[str, Any] | None = None,
+    reads_table: bool = False,
 ) -> Path:
     """Write ``folder/bundle`` of a model that MONAI alone cannot run, and return it.
 
@@ -118,12 +119,13 @@ def write_bundle_without_code(
     Args:
         folder: where the bundle goes.
         title: of the model.
-        pack: digest of the pack whose code it needs; empty: it reads a table's columns.
+        pack: digest of the pack whose code it needs; empty: none.
         classes: label values and names that it learned.
         weights: of the network.
         job: that trained it, as ``job.yaml`` holds it; None: unknown.
+        reads_table: it reads columns of a table.
     """
-    bundle, why = _folders(folder), reason(pack) if pack else OF_TABLE
+    bundle, why = _folders(folder), OF_TABLE if reads_table and not pack else reason(pack)
     torch.save(dict(weights), bundle / WEIGHTS_IN_BUNDLE)
     _write(bundle / "configs" / "metadata.json", metadata_without_code(title, pack, classes, why))
     _write(bundle / "configs" / "inference.json", refusing_inference(why))

@@ -1,4 +1,4 @@
-"""The bundle of a model that MONAI alone cannot run: of a pack's code, or over a table's columns.
+"""The bundle of a model that MONAI alone cannot run: of code beyond MONAI's, or over a table's columns.
 
 It holds weights and facts, and gives no answer.
 """
@@ -13,8 +13,8 @@ OF_TABLE = (
 )
 # The digest alone comes from the job, 64 hexadecimal digits: no text of a job's author is part of this.
 _WHY = (
-    "This model answers only with the code of the pack {}, which no bundle holds: "
-    "predict with oncofed, from the folder of the run, where the pack is."
+    "This model answers only with the code of {}, which no bundle holds: "
+    "predict with oncofed, from the folder of the run{}."
 )
 
 
@@ -22,9 +22,9 @@ def reason(pack: str) -> str:
     """Return why such a bundle does not answer.
 
     Args:
-        pack: digest, 64 hexadecimal digits.
+        pack: digest, 64 hexadecimal digits; empty: the code is oncofed's own.
     """
-    return _WHY.format(pack)
+    return _WHY.format(f"the pack {pack}", ", where the pack is") if pack else _WHY.format("oncofed", "")
 
 
 def refusing_inference(why: str) -> Config:

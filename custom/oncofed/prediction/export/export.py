@@ -31,7 +31,8 @@ from oncofed.models.bundle import BUNDLE_NAME
 from oncofed.prediction.export.to_onnx import ONNX_NAME, require_onnx, write_onnx
 from oncofed.prediction.model import MODEL_FOLDER, TrainedModel
 from oncofed.report.card import CARD_JSON, CARD_MARKDOWN
-from oncofed.tasks.inferred import ClassScores, LabelMap, TargetScores
+from oncofed.tasks.bundled import answer_of
+from oncofed.tasks.inferred import ClassScores, LabelMap, ObjectMap, TargetScores
 from oncofed.tasks.targets import TargetsTask
 
 Format = Literal["bundle", "onnx"]
@@ -106,6 +107,7 @@ def export(model: TrainedModel, form: Format, out: Path, progress: Progress = la
             "ONNX file of the network would not say. Hand on the run's folder"
         )
     if form == "onnx":
+        answer_of(model.job.task, model.job.data)
         require_onnx()
     with _whole(out / (BUNDLE_NAME if form == "bundle" else ONNX_NAME)) as folder:
         agreement = _export_bundle(model, folder, progress) if form == "bundle" else write_onnx(model, folder, progress)
@@ -138,6 +140,11 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
         path.rename(folder / path.name)
     written.rmdir()
     _take_along(model, folder)
+    if model.job.model.kind == "boxes":
+        return (
+            "it holds the weights and answers nothing: the boxes of windows are joined by code of oncofed, which no "
+            "bundle holds. Hand on the run's folder"
+        )
     if model.job.model.code:
         return (
             f"it holds the weights and answers nothing: it needs the pack {model.job.model.code[:12]}…, whose code no "
@@ -254,6 +261,7 @@ def _example(model: TrainedModel, folder: Path) -> tuple[NDArray[Any] | Answers,
     if isinstance(found, TargetScores):
         assert isinstance(task, TargetsTask)
         return task.described(found), more
+    assert isinstance(found, ClassScores | ObjectMap)
     return (found.probabilities(task.temperature) if isinstance(found, ClassScores) else found.numbers), more
 
 

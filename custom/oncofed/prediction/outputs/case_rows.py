@@ -7,10 +7,11 @@ from typing import Any
 
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs.boxes import LIKELY
 from oncofed.prediction.outputs.measurements import measure
 from oncofed.prediction.outputs.objects import measure as measure_objects
 from oncofed.prediction.outputs.targets import target_rows
-from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap, TargetScores
+from oncofed.tasks.inferred import ClassScores, FoundBoxes, Inferred, LabelMap, ObjectMap, TargetScores
 
 # Key -> heading and number format.
 _SHOWN = {
@@ -88,6 +89,15 @@ def _count(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, An
     return [table.summary(model.task.classes[1])]
 
 
+def _boxes(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
+    found = prediction.found
+    assert isinstance(found, FoundBoxes)
+    likely = found.classes[found.scores >= LIKELY].tolist()
+    return [
+        {"value": value, "name": name, "objects": likely.count(value)} for value, name in model.task.classes.items()
+    ]
+
+
 def _probabilities(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
     assert prediction.probabilities is not None
     shares = zip(model.task.classes.items(), prediction.probabilities.tolist(), strict=True)
@@ -101,6 +111,7 @@ def _probabilities(prediction: CasePrediction, model: TrainedModel) -> list[dict
 _FIGURES: dict[type[Inferred], Callable[[CasePrediction, TrainedModel], list[dict[str, Any]]]] = {
     LabelMap: _sizes,
     ObjectMap: _count,
+    FoundBoxes: _boxes,
     ClassScores: _probabilities,
     TargetScores: target_rows,
 }

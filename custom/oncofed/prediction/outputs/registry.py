@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from oncofed.errors import SpecError
 from oncofed.prediction.case_prediction import Writer
 from oncofed.prediction.dicom.writers import write_dicom, write_structure_set
+from oncofed.prediction.outputs.boxes import write_box_labels, write_boxes
 from oncofed.prediction.outputs.classes import write_classes, write_saliency
 from oncofed.prediction.outputs.labels import write_labels
 from oncofed.prediction.outputs.objects import write_objects
@@ -15,6 +16,7 @@ from oncofed.prediction.outputs.slides import write_slide
 from oncofed.prediction.outputs.targets import write_targets
 from oncofed.tasks.inferred import (
     ClassScores,
+    FoundBoxes,
     Inferred,
     LabelMap,
     ObjectMap,
@@ -49,6 +51,7 @@ OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
         Output("structures", write_structure_set, default=False, of_dicom=True),
     ),
     ObjectMap: (Output("objects", write_objects),),
+    FoundBoxes: (Output("boxes", write_boxes), Output("labels", write_box_labels)),
     SlideScores: (Output("classes", write_classes), Output("slide", write_slide)),
     ClassScores: (Output("classes", write_classes), Output("evidence", write_saliency)),
     SlideTargetScores: (Output("targets", write_targets), Output("slide", write_slide)),

@@ -11,16 +11,16 @@ from oncofed.models.networks import find_network
 # Kind of network -> the task that has its input.
 TABLE_TARGETS = "table_targets"
 _TYPES = {"bag": "slide_targets", "table": TABLE_TARGETS}
-# Targets that a network answers for each voxel; a job learns one of them alone.
-_DENSE = {"mask": "segmentation", "objects": "objects"}
+# Targets that a network answers for places of an image; a job learns one of them alone.
+_DENSE = {"mask": "segmentation", "objects": "objects", "boxes": "detection"}
 
 
 def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
     """Return the section ``task`` of a job that names its targets.
 
-    One target of kind ``mask`` or ``objects`` is a segmentation, whose settings it gives; a mask's ``regions`` may
-    overlap. Others are learned together, of what the job's network takes: images, bags of a slide's tiles, or rows of a
-    table.
+    One target of kind ``mask``, ``objects`` or ``boxes`` is a segmentation or a detection, whose settings it gives; a
+    mask's ``regions`` may overlap. Others are learned together, of what the job's network takes: images, bags of a
+    slide's tiles, or rows of a table.
 
     Args:
         targets: section of the job.
@@ -28,7 +28,7 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
         model: section of the job, or None.
 
     Raises:
-        ValueError: a target of voxels is joined with others.
+        ValueError: a target of places is joined with others.
     """
     if task is not None and not isinstance(task, Mapping):
         raise ValueError(f"task: found {task!r}, expected settings")

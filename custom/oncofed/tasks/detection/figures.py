@@ -1,0 +1,69 @@
+"""Figures of detection: FROC and average precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed.tasks.detection.outcome import Matched
+from oncofed.tasks.metrics import Metric
+
+# False positives an image at which the competition performance metric looks (van Ginneken et al., Medical Image
+# Analysis 2010).
+FALSE_POSITIVES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
+_NAMES = ("1_8", "1_4", "1_2", "1", "2", "4", "8")
+_RECALLS = np.linspace(0, 1, 101)
+
+SENSITIVITIES = tuple(
+    Metric(f"sensitivity_{name}", f"sensitivity at {name.replace('_', '/')} false positives an image")
+    for name in _NAMES
+)
+PRECISION = Metric("ap", "average precision", per_class=True)
+MEAN_PRECISION = Metric("map", "mean average precision")
+
+
+def sensitivities(cases: Sequence[Matched]) -> NDArray[np.float64] | None:
+    """Return the sensitivity at each of ``FALSE_POSITIVES``; None without objects.
+
+    The share of objects found at the lowest score with no more false positives an image (free-response ROC, Bunch et
+    al. 1977). Scores that are equal are told apart by nothing: they count together.
+
+    Args:
+        cases: boxes of one class, an image each.
+    """
+    objects = sum(case.objects for case in cases)
+    if not objects:
+        return None
+    scores, hits = _by_score(cases)
+    last = np.append(scores[1:] != scores[:-1], True)[: len(scores)]
+    true, false = np.cumsum(hits)[last], np.cumsum(~hits)[last]
+    # The first point is that of no box at all.
+    true, false = np.insert(true, 0, 0), np.insert(false, 0, 0)
+    reached = np.searchsorted(false / len(cases), FALSE_POSITIVES, side="right") - 1
+    return np.asarray(true[reached] / objects, np.float64)
+
+
+def average_precision(cases: Sequence[Matched]) -> float | None:
+    """Return the mean precision at 101 recalls, as COCO has it; None without objects.
+
+    Args:
+        cases: boxes of one class, an image each.
+    """
+    objects = sum(case.objects for case in cases)
+    if not objects:
+        return None
+    _, hits = _by_score(cases)
+    true = np.cumsum(hits)
+    precision = true / np.arange(1, len(hits) + 1)
+    # At a recall counts the best precision at this recall or a higher one.
+    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return float(best[np.searchsorted(true / objects, _RECALLS, side="left")].mean())
+
+
+def _by_score(cases: Sequence[Matched]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return scores, falling, and hits of all cases together."""
+    scores = np.concatenate([case.scores for case in cases])
+    order = np.argsort(-scores, kind="stable")
+    return scores[order], np.concatenate([case.hits for case in cases])[order]

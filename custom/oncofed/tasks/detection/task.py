@@ -1,0 +1,167 @@
+"""The task of detection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from oncofed.data.augment import Augmentation, Batch
+from oncofed.data.boxes import Boxes, filled
+from oncofed.data.cases import Case
+from oncofed.data.inputs import BatchSource, Preparation, Prepared
+from oncofed.data.label_mapping import LabelKind
+from oncofed.data.located import BoxPatches, Located, of_file
+from oncofed.data.references import Unreferenced, affine_of
+from oncofed.data.spec import DataSpec
+from oncofed.plugins import Kind
+from oncofed.tasks.base import Task
+from oncofed.tasks.detection.figures import (
+    MEAN_PRECISION,
+    PRECISION,
+    SENSITIVITIES,
+    average_precision,
+    sensitivities,
+)
+from oncofed.tasks.detection.finding import Finder
+from oncofed.tasks.detection.loss import Columns, detection_loss
+from oncofed.tasks.detection.outcome import DetectionOutcome, matched
+from oncofed.tasks.detection.spec import DetectionSpec
+from oncofed.tasks.differences import Part
+from oncofed.tasks.inferred import FoundBoxes
+from oncofed.tasks.pictures import Picture, best_slice
+from oncofed.tasks.registry import register_task_type
+from oncofed.tasks.scores import Scores
+
+_HIT_OVERLAP = {2: 0.5, 3: 0.1}
+# From this score on a box is told of in a case's figures.
+_LIKELY = 0.5
+
+
+@register_task_type("detection")
+class Detection(Task[DetectionOutcome]):
+    """Detection of objects as boxes, scored by FROC.
+
+    The metric is the mean sensitivity at 1/8 to 8 false positives an image (CPM), a mean over classes.
+    """
+
+    Settings = DetectionSpec
+    metric = "cpm"
+    metric_name = "CPM (FROC)"
+    extra_metrics = (*SENSITIVITIES, MEAN_PRECISION, PRECISION)
+    loss_name = "focal loss, and smooth L1 of the boxes"
+    label_kind: LabelKind = "boxes"
+    network_kind: Kind = "boxes"
+
+    def __init__(self, spec: DetectionSpec, data: DataSpec) -> None:
+        super().__init__(data, spec.classes)
+        self.spec = spec
+        self._columns = Columns(len(spec.classes), data.dimensions)
+        self._find = Finder(data, spec, self._columns)
+        self._hit = spec.hit_overlap or _HIT_OVERLAP[data.dimensions]
+
+    @property
+    def out_channels(self) -> int:
+        """Values of each anchor; see ``RetinaNetBoxes``."""
+        return self._columns.number
+
+    def input(self, augmentation: Augmentation) -> BatchSource:
+        """Return patches around objects and elsewhere."""
+        return BoxPatches(self.data, augmentation, list(self.classes))
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the focal loss of classes plus the error of boxes."""
+        loss: Tensor = detection_loss(
+            output, batch["boxes"], batch["classes"], self._columns, self.spec.candidates, self.spec.box_weight
+        )
+        return loss
+
+    def scoring_preparation(self) -> Preparation:
+        """Return how image and objects are read."""
+        return Located(self.data, list(self.classes))
+
+    def inference_preparation(self) -> Preparation:
+        """Return how an unlabelled image is read."""
+        return Unreferenced(self.data)
+
+    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> FoundBoxes:
+        """Return the boxes found, in voxels of the image's file."""
+        boxes, scores, classes = self._find(network, prepared["image"], device)
+        return FoundBoxes(
+            of_file(boxes.double().numpy(), prepared, self.data),
+            scores.double().numpy(),
+            np.array(list(self.classes))[classes.numpy()],
+            affine_of(prepared, "file"),
+            tuple(prepared["file.shape"].tolist()),
+        )
+
+    def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> DetectionOutcome:
+        """Return the case's boxes, held against its objects."""
+        prepared = self.prepared(case)
+        return matched(self.infer(network, prepared, device), _reference(prepared), self.classes, self._hit)
+
+    def summarise(self, outcomes: Sequence[tuple[str, DetectionOutcome]]) -> Scores:
+        """Return FROC and average precision over all cases.
+
+        Of classes that have objects, and their means.
+        """
+        by_class, curves, precisions = {}, [], {}
+        for name in self.classes.values():
+            cases = [outcome[name] for _, outcome in outcomes]
+            curve, precision = sensitivities(cases), average_precision(cases)
+            if curve is not None and precision is not None:
+                by_class[name] = float(curve.mean())
+                curves.append(curve)
+                precisions[name] = precision
+        if not curves:
+            return Scores(None)
+        mean = np.mean(curves, axis=0)
+        extra = {metric.name: float(value) for metric, value in zip(SENSITIVITIES, mean, strict=True)}
+        extra[MEAN_PRECISION.name] = float(np.mean(list(precisions.values())))
+        extra |= {f"{PRECISION.name}.{name}": value for name, value in precisions.items()}
+        return Scores(float(mean.mean()), by_class, extra)
+
+    def pooled(
+        self, outcomes: Sequence[tuple[str, DetectionOutcome]], temperature: float | None = None
+    ) -> dict[str, Any] | None:
+        """Return None: no sums of patients give a curve over sites."""
+        del outcomes, temperature
+        return None
+
+    def paired(
+        self, outcomes: Sequence[tuple[str, DetectionOutcome]], others: Sequence[tuple[str, DetectionOutcome]]
+    ) -> Part | None:
+        """Return None: no sum over patients gives a difference of curves."""
+        del outcomes, others
+        return None
+
+    def case_metrics(self, outcome: DetectionOutcome) -> dict[str, float | str]:
+        """Return each class's objects, and boxes that are likely ones."""
+        found: dict[str, float | str] = {}
+        for name, boxes in outcome.items():
+            likely = boxes.hits[boxes.scores >= _LIKELY]
+            found |= {f"objects.{name}": float(boxes.objects), f"hits.{name}": float(likely.sum())}
+            found[f"false_positives.{name}"] = float((~likely).sum())
+        return found
+
+    def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
+        """Return the slice with most of the objects, with boxes.
+
+        As many of the likeliest boxes as there are objects, one at least.
+        """
+        prepared = self.prepared(case)
+        found, reference = self.infer(network, prepared, device), _reference(prepared)
+        shown = slice(max(1, len(reference.labels)))
+        return best_slice(
+            case.read_image().values,
+            filled(reference.corners, reference.labels, found.shape),
+            filled(found.corners[shown], found.classes[shown], found.shape),
+            found.affine,
+        )
+
+
+def _reference(prepared: Prepared) -> Boxes:
+    return Boxes(prepared["boxes"].cpu().numpy(), prepared["classes"].cpu().numpy())

@@ -1,0 +1,118 @@
+"""Boxes from a table: LUNA16's columns, corners, classes, and what cannot be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.affines import apply_affine
+
+from commands import oncofed
+from oncofed.data.box_tables import state_boxes
+from oncofed.data.manifest import read_manifest
+from oncofed.data.register import RegisterOptions, register
+from oncofed.errors import DataError
+
+SHAPE = (30, 26, 20)
+# Axes in another order than the patient's, and turned.
+AFFINE = np.array([[0, -1.5, 0, 40], [0.8, 0, 0, -10], [0, 0, 2.5, -100], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a registered dataset of two volumes; the first has a bright ball around voxel (12, 9, 7)."""
+    source = tmp_path / "in"
+    source.mkdir()
+    places = apply_affine(AFFINE, np.stack(np.meshgrid(*map(np.arange, SHAPE), indexing="ij"), -1))
+    ball = np.linalg.norm(places - apply_affine(AFFINE, [12, 9, 7]), axis=-1) < 5.01
+    for number in range(2):
+        values = np.random.default_rng(number).normal(0, 1, SHAPE) + (50 * ball if number == 0 else 0)
+        nib.save(nib.Nifti1Image(values.astype(np.float32), AFFINE), source / f"1.3.6.{number}.nii.gz")
+    register(RegisterOptions(source, "nodules", tmp_path / "set", "segmentation"))
+    return tmp_path / "set"
+
+
+def table(folder: Path, text: str) -> Path:
+    path = folder.parent / "annotations.csv"
+    path.write_text(text)
+    return path
+
+
+def test_centre_and_diameter_become_the_box_of_the_ball(folder: Path) -> None:
+    """In mm as DICOM and as NIfTI have them; the box ends where the ball does."""
+    x, y, z = apply_affine(AFFINE, [12, 9, 7])
+    rows = {"lps": f"1.3.6.0,{-x},{-y},{z},10", "ras": f"1.3.6.0,{x},{y},{z},10"}
+    found = {}
+    for coordinates in ("lps", "ras"):
+        path = table(folder, f"seriesuid,coordX,coordY,coordZ,diameter_mm\n{rows[coordinates]}\n9.9,1,1,1,4\n")
+        told = state_boxes(folder, path, coordinates, "nodule")
+        assert (told.cases, told.none, told.boxes, told.unknown) == (1, 0, 1, 1)
+        manifest = read_manifest(folder)
+        assert manifest.labels["1"] == "nodule"
+        one, other = sorted(manifest.entries, key=lambda entry: entry.name or "")
+        assert other.boxes is None
+        assert one.boxes
+        (found[coordinates],) = one.boxes
+    assert found["lps"] == found["ras"]
+    values = np.asarray(nib.load(next((folder.parent / "in").glob("*.0.nii.gz"))).dataobj)
+    bright = np.argwhere(values > 25)
+    low, high = np.array(found["lps"].low), np.array(found["lps"].high)
+    # The first voxel that is bright is the first whose centre lies in the box, and so is the last.
+    assert np.ceil(low - 0.5).tolist() == bright.min(axis=0).tolist()
+    assert np.floor(high - 0.5).tolist() == bright.max(axis=0).tolist()
+    assert ((high - low) * [0.8, 1.5, 2.5]).tolist() == pytest.approx([10, 10, 10], abs=0.01)
+
+
+def test_corners_in_voxels_and_classes(folder: Path) -> None:
+    text = "image\tlow_x\tlow_y\tlow_z\thigh_x\thigh_y\thigh_z\tclass\n"
+    text += "1.3.6.0.nii.gz\t1\t2\t3\t4\t5\t6\tnodule\n1.3.6.0.nii.gz\t7\t2\t3\t9\t5\t6\tnode\n"
+    told = state_boxes(folder, table(folder, text), "voxels", rest_has_none=True)
+    assert (told.cases, told.none, told.boxes, told.unknown) == (1, 1, 2, 0)
+    manifest = read_manifest(folder)
+    assert {manifest.labels["1"], manifest.labels["2"]} == {"nodule", "node"}
+    one, other = sorted(manifest.entries, key=lambda entry: entry.name or "")
+    assert one.boxes
+    assert [(box.low, box.high, box.label) for box in one.boxes] == [
+        ((1, 2, 3), (4, 5, 6), 1),
+        ((7, 2, 3), (9, 5, 6), 2),
+    ]
+    assert other.boxes == []
+
+
+def test_boxes_stay_when_the_folder_is_registered_again(folder: Path) -> None:
+    path = table(folder, "case,low_x,low_y,low_z,high_x,high_y,high_z\n1.3.6.0,1,2,3,4,5,6\n")
+    state_boxes(folder, path, "voxels")
+    before = [entry.boxes for entry in read_manifest(folder).entries]
+    register(RegisterOptions(folder.parent / "in", "nodules", folder, "segmentation"))
+    assert [entry.boxes for entry in read_manifest(folder).entries] == before
+    assert any(before)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seriesuid,x\n1.3.6.0,4\n", "found the columns seriesuid, x; expected one of"),
+        ("seriesuid,coordX,coordY,coordZ,diameter_mm\n7.7,1,1,1,4\n", "none of its 1 rows is of a case of set"),
+        ("seriesuid,coordX,coordY,coordZ,diameter_mm\n1.3.6.0,1,one,1,4\n", r"line 2: coordy is 'one', expected a num"),
+        ("seriesuid,coordX,coordY,coordZ,diameter_mm\n1.3.6.0,1,1,1,\n", r"line 2: diameter_mm is '', expected a num"),
+        ("seriesuid,coordX,coordY,coordZ,diameter_mm\n1.3.6.0,999,1,1,4\n", r"line 2: the box .* lies outside .*lps\)"),
+        ("seriesuid,coordX,coordY,diameter_mm\n1.3.6.0,1,1,4\n", r"line 2: has 2 coordinates, and the image 3 axes"),
+        (
+            "case,low_x,low_y,low_z,high_x,high_y,high_z\n1.3.6.0,0,0,-90,0,9,-80\n",
+            r"line 2: the box .* is empty",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_told_with_its_line(folder: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        state_boxes(folder, table(folder, text), "lps")
+    assert all(entry.boxes is None for entry in read_manifest(folder).entries), "nothing is written"
+
+
+def test_the_command(folder: Path) -> None:
+    path = table(folder, "case,low_x,low_y,low_z,high_x,high_y,high_z\n1.3.6.0,1,2,3,4,5,6\n")
+    done = oncofed("data", "boxes", folder, path, "--coordinates", "voxels", "--rest-has-none", home=folder.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "1 boxes of 1 cases are written; 1 cases are known to have none."
