@@ -30,8 +30,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 help: ## list what can be done
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/demo.installed ## four hospitals train one model, on this machine (about 3 minutes)
-	@$(BIN)/oncofed demo
+demo: $(VENV)/demo.installed ## four hospitals train one model, on this machine (about 3 minutes); TARGET=survival for outcomes
+	@$(BIN)/oncofed demo $(if $(TARGET),--target $(TARGET))
 
 test: $(VENV)/dev.installed ## all tests, real federations among them
 	@$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --no-loadscope-reorder

@@ -54,6 +54,18 @@ class DemoData(str, Enum):
     nuclei = "nuclei"
 
 
+class DemoTarget(str, Enum):
+    """What the demo's model learns."""
+
+    tissue = "tissue"
+    survival = "survival"
+
+
+_SURVIVAL_JOB = "brain_survival"
+SURVIVAL_NOTE = (
+    "Real anatomy, simulated patients: the ICBM152 average brain with a lesion, deformed and scanned at random. No outcome "
+    "is real: the hazard of the event follows from the lesion's size and from age, by a law that the code states."
+)
 _JOBS = {
     DemoData.brain: "brain_tissue_segmentation",
     DemoData.hippocampus: "hippocampus_segmentation",
@@ -82,6 +94,10 @@ def demo(
             "images/, labels/ and a table of image and stain."
         ),
     ] = None,
+    target: Annotated[
+        DemoTarget,
+        typer.Option(help="With --data brain: tissue: a segmentation; survival: made outcomes, with their curves."),
+    ] = DemoTarget.tissue,
     port: Port = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep images, startup kits and FLARE's own files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print result.json to stdout, progress to stderr.")] = False,
@@ -99,7 +115,10 @@ def demo(
     require_posix()
     if data in _NEEDED and data_root is None:
         raise SpecError(f"--data {data.value} needs --data-root DIR: {_NEEDED[data]}")
-    spec = read_job(_JOBS[data])
+    survival = target is DemoTarget.survival
+    if survival and data is not DemoData.brain:
+        raise SpecError(f"--target survival goes with --data brain, found --data {data.value}")
+    spec = read_job(_SURVIVAL_JOB if survival else _JOBS[data])
     if rounds:
         spec = spec.with_rounds(rounds)
     console = progress_console(json)
@@ -107,7 +126,7 @@ def demo(
     images = folder / "data"
     try:
         with ended_by_signals():
-            sites = _images(spec, data, data_root, images, console)
+            sites = _outcomes(images, console) if survival else _images(spec, data, data_root, images, console)
             run = Run(
                 spec=spec,
                 sites=sites,
@@ -116,10 +135,10 @@ def demo(
                 console=console,
                 port=port,
                 keep=keep,
-                data_note=_NOTES[data],
+                data_note=SURVIVAL_NOTE if survival else _NOTES[data],
             )
             result = run.execute()
-            example = _example(sites, folder) if data is DemoData.brain else None
+            example = _example(sites, folder) if data is DemoData.brain and not survival else None
     finally:
         if not keep:
             shutil.rmtree(images, ignore_errors=True)
@@ -143,6 +162,17 @@ def _example(sites: dict[str, Path], folder: Path) -> Path:
     patient = next(entry for split, entry in manifest.by_split() if split == "test")
     write_series(case_of(site, manifest, patient).image, folder / "example")
     return folder / "example"
+
+
+def _outcomes(images: Path, console: Console) -> dict[str, Path]:
+    from oncofed.data.brain_outcomes import SIZES, make_outcome_hospitals
+    from oncofed.job.watch import progress_bar
+
+    patients = sum(map(sum, SIZES))
+    console.print(f"making {patients} patients of {len(SIZES)} hospitals (real anatomy, made outcomes) …")
+    with progress_bar(console) as bar:
+        task = bar.add_task("patients", total=patients)
+        return make_outcome_hospitals(images, _DATA_SEED, progress=lambda done, _: bar.update(task, completed=done))
 
 
 def _images(spec: JobSpec, data: DemoData, root: Path | None, images: Path, console: Console) -> dict[str, Path]:

@@ -27,7 +27,7 @@ from oncofed.errors import DataError
 CLASSES = {1: "grey matter", 2: "white matter"}
 _FIELD_OF_VIEW_MARGIN_MM = 6.0
 # Of a lesion, where white matter is about one.
-_LESION_BRIGHTNESS = 1.6
+_LESION_BRIGHTNESS = 2.5
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,8 @@ def _lesion(
     """
     places = np.argwhere(white > 0.5)
     centre = places[rng.integers(len(places))]
-    grid = np.meshgrid(*[(np.arange(n) - c) * mm for n, c, mm in zip(white.shape, centre, voxel_mm)], indexing="ij")
+    axes = [(np.arange(n) - c) * mm for n, c, mm in zip(white.shape, centre, voxel_mm, strict=True)]
+    grid = np.meshgrid(*axes, indexing="ij")
     beyond = np.sqrt(np.square(grid).sum(axis=0)) - radius_mm
     filled: NDArray[np.float32] = np.clip(0.5 - beyond / min(voxel_mm), 0, 1).astype(np.float32)
     return filled

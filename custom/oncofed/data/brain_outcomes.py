@@ -1,8 +1,8 @@
 """Four simulated hospitals whose patients' outcomes follow a stated law.
 
-Anatomy and scanners are those of ``data.brain``. Each patient has a bright lesion; the hazard of the event grows with its
-size and with the patient's age. What a model can learn is known exactly, so that a figure can be compared with the law's
-own.
+Anatomy and scanners are those of ``data.brain``, with less noise. Each patient has a bright lesion; the hazard of the
+event grows with its size and with the patient's age. What a model can learn is known exactly, so that a figure can be
+compared with the law's own.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from oncofed.data.workers import Workers
 
 # Radius of a lesion of size 0, and of one more.
 _MEAN_MM, _STEP_MM = 14.0, 5.0
-# Coarse voxels: lesions stay visible, and a patient is made in a moment.
-_VOXEL_MM = (6.0, 6.0, 6.0)
+# Coarse voxels in mm: lesions stay visible, and a patient is made in a moment.
+_VOXEL_MM = (5.0, 5.0, 5.0)
+# Share of the scanners' bias and noise: as much as they have hides a lesion from so few patients.
+_QUIET = 1 / 3
 # Patients of each hospital: training, validation, test.
 SIZES = ((90, 12, 24), (50, 12, 24), (30, 8, 24), (20, 8, 24))
 
@@ -31,8 +33,8 @@ SIZES = ((90, 12, 24), (50, 12, 24), (30, 8, 24), (20, 8, 24))
 class Law:
     """How outcomes follow from a patient.
 
-    The hazard is ``rate * exp(per_size * s + per_decade * (age - 60) / 10)``, constant in time, with s the lesion's size: its
-    radius less 14 mm, in steps of 5 mm. Follow-up ends between ``shortest`` and ``longest`` months.
+    The hazard is ``rate * exp(per_size * s + per_decade * (age - 60) / 10)``, constant in time, with s the lesion's size:
+    its radius less 14 mm, in steps of 5 mm. Follow-up ends between ``shortest`` and ``longest`` months.
     """
 
     rate: float = 0.02
@@ -66,7 +68,7 @@ class _Patient:
 def make_outcome_hospitals(
     out: Path,
     seed: int,
-    law: Law = Law(),  # noqa: B008 - frozen
+    law: Law = Law(),
     sizes: tuple[tuple[int, int, int], ...] = SIZES,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
@@ -88,7 +90,12 @@ def make_outcome_hospitals(
     for number, (hospital, counts) in enumerate(zip(HOSPITALS, sizes, strict=False), start=1):
         folder = out / hospital.name
         (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
-        scanner = replace(hospital.scanner, voxel_mm=_VOXEL_MM)
+        scanner = replace(
+            hospital.scanner,
+            voxel_mm=_VOXEL_MM,
+            bias=_QUIET * hospital.scanner.bias,
+            noise=_QUIET * hospital.scanner.noise,
+        )
         names = [f"{hospital.name}_{case:03d}" for case in range(1, sum(counts) + 1)]
         patients += [_Patient(folder, name, scanner, (seed, number, n), law) for n, name in enumerate(names)]
         first, second = counts[0], counts[0] + counts[1]
