@@ -33,6 +33,10 @@ _NO_CLAIMS = (
     "a laptop without a GPU: two minutes",
     "a laptop without a GPU: about two minutes",
     "neither the images nor a GPU were available",
+    "neither the images nor a GPU were at hand",
+    "neither LUNA16 nor a GPU was available",
+    "a GPU for these rounds (not confirmed)",
+    "divided by the GPUs: let it be as large as memory allows",
     # How benchmarks/README.md says that it measures.
     "measures the CPU of a machine that has a GPU",
     "Other work on GPU or processor is reported",

@@ -164,7 +164,7 @@ def test_an_unknown_job_is_answered_with_the_known_ones(run: Callable[..., Outco
         outcome = run("job", command[0], "hipocampus", *command[1:])
         assert outcome.status == 2
         assert "unknown job 'hipocampus'" in outcome.text
-        assert "Known jobs: brain_tissue_segmentation, ct_organ_segmentation, federated_profile" in outcome.text
+        assert "Known jobs: brain_survival, brain_tissue_segmentation, brain_tumour_regions, " in outcome.text
 
 
 def test_a_taken_port_is_named(
@@ -307,18 +307,22 @@ def test_every_command_explains_itself(command: list[str]) -> None:
 def test_jobs_are_listed_shown_checked_and_exported(run: Callable[..., Outcome], tmp_path: Path) -> None:
     names = [row["name"] for row in json.loads(run("job", "list", "--json").output)]
     assert names == [
+        "brain_survival",
         "brain_tissue_segmentation",
+        "brain_tumour_regions",
         "ct_organ_segmentation",
         "federated_profile",
         "hippocampus_segmentation",
+        "lung_nodule_detection",
         "nuclei_segmentation",
+        "partial_organs_segmentation",
         "slide_classification",
         "tile_classification",
         "xray_classification",
     ]
     shown = json.loads(run("job", "show", names[0], "--json").output)
     assert shown["training"]["optimizer"] == "adamw"
-    checked = json.loads(run("job", "check", names[0], "--json").output)
+    checked = json.loads(run("job", "check", names[1], "--json").output)
     assert checked["ok"]
     assert checked["parameters"] > 100_000
     exported = run("job", "export", names[0], "--out", tmp_path / "job")

@@ -79,7 +79,7 @@ def test_outputs_are_left_out_by_name(run: Run, tmp_path: Path) -> None:
     assert names == ["0-0_classes.json", "case.json"]
     shown = run("predict", trained, images, "--out", tmp_path / "other", "--without", "tarot")
     assert shown.status == 2
-    assert "tarot: no such output. Known: classes, dicom, evidence, " in shown.text
+    assert "tarot: no such output. Known: boxes, classes, dicom, evidence, " in shown.text
 
 
 def test_no_predictable_input_is_an_error(run: Run, trained: Path, tmp_path: Path) -> None:

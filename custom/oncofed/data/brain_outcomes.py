@@ -33,8 +33,8 @@ SIZES = ((90, 12, 24), (50, 12, 24), (30, 8, 24), (20, 8, 24))
 class Law:
     """How outcomes follow from a patient.
 
-    The hazard is ``rate * exp(per_size * s + per_decade * (age - 60) / 10)``, constant in time, with s the lesion's size:
-    its radius less 14 mm, in steps of 5 mm. Follow-up ends between ``shortest`` and ``longest`` months.
+    The hazard is ``rate * exp(per_size * s + per_decade * (age - 60) / 10)``, constant in time; s is the lesion's
+    size, its radius less 14 mm, in steps of 5 mm. Follow-up ends between ``shortest`` and ``longest`` months.
     """
 
     rate: float = 0.02
