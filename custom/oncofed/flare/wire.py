@@ -107,7 +107,8 @@ def _(message: EvaluateRequest) -> Shareable:
     shareable = _weights(message.weights, {}, message.round, message.split)
     if message.sums:
         thresholds = {target: dict(of) for target, of in message.sums.thresholds.items()}
-        shareable.set_header(_SUMS, {"temperature": message.sums.temperature, "thresholds": thresholds})
+        known = {"thresholds": thresholds} if thresholds else {}
+        shareable.set_header(_SUMS, {"temperature": message.sums.temperature, **known})
     if message.keep:
         shareable.set_header(_KEEP, True)
         shareable.set_header(_BESIDE, json.dumps(dict(message.artifacts)))
