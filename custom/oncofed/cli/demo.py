@@ -63,8 +63,8 @@ class DemoTarget(str, Enum):
 
 _SURVIVAL_JOB = "brain_survival"
 SURVIVAL_NOTE = (
-    "Real anatomy, simulated patients: the ICBM152 average brain with a lesion, deformed and scanned at random. No "
-    "outcome is real: the hazard of the event follows from the lesion's size and from age, by a law that the code states."
+    "Real anatomy, simulated patients: the ICBM152 average brain with a lesion, deformed and scanned at random. "
+    "No outcome is real: the hazard follows from the lesion's size and from age, by a law that the code states."
 )
 _JOBS = {
     DemoData.brain: "brain_tissue_segmentation",
