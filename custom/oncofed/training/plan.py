@@ -125,15 +125,6 @@ class Plan(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _teacher_is_alone(self) -> Plan:
-        if getattr(self.task, "distillation", 0) and self.resources.gpus > 1:
-            raise ValueError(
-                f"task.distillation is learned on one GPU, found resources.gpus: {self.resources.gpus}. Make it 1, or "
-                "leave distillation out"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _network_fits(self) -> Plan:
         try:
             kind, given = self.build_task().network_kind, self.model.kind
@@ -171,6 +162,15 @@ class Plan(StrictModel):
         for column in columns:
             if name_key(column.name) in targets:
                 raise ValueError(f"the covariate {column.name} is a target of the job: leave it out of data.covariates")
+        return self
+
+    @model_validator(mode="after")
+    def _teacher_is_alone(self) -> Plan:
+        if self.resources.gpus > 1 and self.build_task().learns_from_teacher:
+            raise ValueError(
+                f"task.distillation is learned on one GPU, found resources.gpus: {self.resources.gpus}. Make it 1, or "
+                "leave distillation out"
+            )
         return self
 
     @model_validator(mode="after")
