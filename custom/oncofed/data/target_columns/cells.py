@@ -6,25 +6,17 @@ What could mean two things is not guessed: the rest of the column decides, or th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
 
+from oncofed.data.time_units import DAYS, TIME_UNITS
 from oncofed.errors import DataError
 
 Mark = Literal[",", "."]
 
-# Days of each unit of time: a month is a twelfth of the Julian year of 365.25 days.
-DAYS = {"days": 1.0, "weeks": 7.0, "months": 30.4375, "years": 365.25}
-_TIME_NAMES = {
-    "days": ("d", "day", "days"),
-    "weeks": ("w", "wk", "wks", "week", "weeks"),
-    "months": ("mo", "mos", "mon", "mth", "mths", "month", "months"),
-    "years": ("y", "yr", "yrs", "a", "year", "years"),
-}
-TIME_UNITS = {name: unit for unit, names in _TIME_NAMES.items() for name in names}
 # Other units that stand in one column, each in its family's smallest.
-_SCALES: tuple[dict[str, float], ...] = (
+_SCALES: tuple[Mapping[str, float], ...] = (
     DAYS,
     {"um": 1e-3, "µm": 1e-3, "mm": 1.0, "cm": 10.0, "dm": 100.0, "m": 1000.0},
     {"mm2": 1.0, "mm²": 1.0, "cm2": 100.0, "cm²": 100.0},

@@ -15,9 +15,7 @@ from typing_extensions import Self
 
 from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns, Text, each_cell, lower
 from oncofed.data.target_columns.cells import (
-    DAYS,
     NO,
-    TIME_UNITS,
     YES,
     Mark,
     Notation,
@@ -30,6 +28,7 @@ from oncofed.data.target_columns.cells import (
 from oncofed.data.target_columns.dates import check_format, read_dates
 from oncofed.data.target_columns.names import Column
 from oncofed.data.targets import DatasetTarget, FollowUp
+from oncofed.data.time_units import DAYS, TIME_UNITS
 from oncofed.errors import DataError
 
 # cBioPortal writes 1:DECEASED and 0:LIVING.
