@@ -48,10 +48,18 @@ def test_every_command_is_one_that_oncofed_has(words: list[str]) -> None:
 
 
 def test_the_job_is_valid_and_exports(tmp_path: Path) -> None:
-    [block] = _blocks("yaml")
+    block, _ = _blocks("yaml")
     file = tmp_path / "my_lesions.yaml"
     file.write_text(block)
     export_job(parse_job(file), tmp_path / "exported")
+
+
+def test_the_targets_are_those_of_a_valid_job(tmp_path: Path) -> None:
+    _, targets = _blocks("yaml")
+    file = tmp_path / "outcomes.yaml"
+    head = "schema: 1\nname: outcomes\ntitle: Outcomes\ndata: {dataset: chest, modality: xray, patch: [64, 64]}\n"
+    file.write_text(f"{head}model: {{network: densenet121}}\n{targets}")
+    assert [target.kind for target in parse_job(file).task.named_targets] == ["labels", "grade", "value", "survival"]
 
 
 def test_the_script_trains_and_scores(
