@@ -11,7 +11,7 @@ import torch
 
 from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.label_mapping import Supervision
-from oncofed.data.prepared import CACHE_FOLDER, plan_cache
+from oncofed.data.prepared import CACHE_FOLDER, plan_cache, prepare_all
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.data.spec import DataSpec
@@ -175,7 +175,7 @@ def test_the_bytes_of_bags_are_known_before_a_tile_is_read(
 ) -> None:
     cases = _cases(slides[0]).train[:3]
     bags = SlideClassification(SlideClassificationSpec(classes=CLASSES), DATA).input("none")
-    prepared = dict(bags.prepare_all(cases))
+    prepared = dict(prepare_all(cases, bags, keep=False))
     whole = sum(values.nbytes for one in prepared.values() for values in one.values())
     monkeypatch.setattr("oncofed.tasks.encoder.stream_tiles", lambda *a: pytest.fail("a tile was read"))
     assert sum(bags.size(case) or 0 for case in cases) == whole

@@ -18,8 +18,8 @@ from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap
 from oncofed.tasks.overlap import confusion, dice
 
 _KEPT = ("baselines", "folds")
-# Trained on all sites' data, as the model itself.
-_NO_MEMBER = "pooled"
+# Trained on all sites' data, as the model itself; and a model of the table alone, which sees no image.
+_NO_MEMBERS = frozenset({"pooled", "table"})
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def ensemble_members(model: TrainedModel) -> dict[str, Path]:
     if model.members:
         return dict(model.members)
     files = [file for kept in _KEPT for file in sorted((model.folder / MODEL_FOLDER / kept).glob("*.safetensors"))]
-    return {file.stem: file for file in files if file.stem != _NO_MEMBER}
+    return {file.stem: file for file in files if file.stem not in _NO_MEMBERS}
 
 
 def disagreement(
