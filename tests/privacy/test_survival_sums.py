@@ -73,9 +73,11 @@ def test_what_a_site_makes_passes_and_survives_its_way() -> None:
         ("others", {"MRN-0001": 1}),
         ("pairs/0", 0.25),
         ("pairs/0", 1e9),
+        ("pairs/0", -0.5),
         ("pairs/1", 10_000_000),
-        ("pairs/2", float("nan")),
-        ("pairs", [1.0, 2]),
+        ("pairs/1", float("nan")),
+        ("pairs", [1.0]),
+        ("pairs", [1.0, 2.0, 3.0, 4.0]),
     ],
 )
 def test_another_shape_is_held_back_and_the_reason_repeats_none_of_it(path: str, value: Any) -> None:
@@ -165,7 +167,30 @@ def test_cells_do_not_change_with_times_within_their_intervals() -> None:
     people = [f"p{n}" for n in range(150)]
     told = [HEAD.site_sums(survival, np.stack([times, known.events], axis=1), people) for times in (known.times, moved)]
     assert told[0]
-    assert told[1]
-    assert {kind: told[0][kind] for kind in ("events", "others")} == {
-        kind: told[1][kind] for kind in ("events", "others")
-    }
+    assert told[0] == told[1]
+
+
+@pytest.mark.attack(
+    "reading how many of one to four events came in an interval out of the pairs",
+    by="the cells: pairs are counted between spans alone, whose numbers the cells tell",
+    logged="not at all: there is nothing to hold back",
+)
+@pytest.mark.parametrize("kind", ["events", "reached the horizon"])
+def test_pairs_do_not_tell_counts_below_five(kind: str) -> None:
+    told = []
+    for few in range(1, 5):
+        if kind == "events":
+            times, events = [3.0] * few + [20.0] * (12 - few) + [9.0] * 10 + [40.0] * 10, [1] * 12 + [0] * 20
+        else:
+            times, events = [20.0] * 12 + [40.0] * few + [34.0] * (20 - few), [1] * 12 + [0] * 20
+        # Of equal risks no pair's order tells who is where.
+        truths = np.stack([times, events], axis=1)
+        told.append(HEAD.site_sums(np.full((32, 10), 0.5), truths, [f"p{n}" for n in range(32)]))
+    assert told[0]
+    assert all(one == told[0] for one in told)
+
+
+def test_coarser_cells_come_without_pairs_of_the_smaller_ones() -> None:
+    numbers: dict[str, Any] = {"pooled": {"patients": 120, "targets": {"os": sums_of(120)}}}
+    assert withhold(numbers, 10, TARGETS)
+    assert numbers["pooled"]["targets"]["os"]["pairs"] == []
