@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from follow_ups import drawn
+from oncofed.client.reported_patients import refuse_overlap
 from oncofed.errors import PolicyError
 from oncofed.privacy.outbound import check_numbers, withhold
 from oncofed.tasks.targets.survival import SurvivalHead, SurvivalTarget
@@ -194,3 +196,29 @@ def test_coarser_cells_come_without_pairs_of_the_smaller_ones() -> None:
     numbers: dict[str, Any] = {"pooled": {"patients": 120, "targets": {"os": sums_of(120)}}}
     assert withhold(numbers, 10, TARGETS)
     assert numbers["pooled"]["targets"]["os"]["pairs"] == []
+
+
+def groups_of(intervals: Any, horizon: float = 24) -> list[list[str]]:
+    """Return the groups that a job tells of: ten events by 12 months, one soon after, and others."""
+    head = SurvivalHead(SurvivalTarget(name="os", unit="months", horizon=horizon, intervals=intervals))
+    times = [*np.linspace(1, 11, 10), 12.05, *np.linspace(14, 23, 10), *np.full(39, 40.0)]
+    truths = np.stack([times, [1] * 21 + [0] * 39], axis=1)
+    return [sorted(group) for group in head.kinds(truths, [f"p{n}" for n in range(60)]).values() if len(group) >= 5]
+
+
+@pytest.mark.attack(
+    "the time of one patient's event, by two jobs whose intervals or horizons lie around it",
+    by="the site's record of whose sums left: whose event came by each end is a group of it",
+    logged="the site's log: sums over the group stay here",
+)
+@pytest.mark.parametrize("later", [((12.06, 24), 24), ((12.06,), 12.06), ((5.0, 12.06, 24), 24)])
+def test_intervals_of_two_jobs_do_not_tell_when_an_event_came(tmp_path: Path, later: tuple[Any, float]) -> None:
+    assert refuse_overlap(tmp_path, "lives", groups_of((12.04, 24))) == ""
+    assert "would tell of 1" in refuse_overlap(tmp_path, "lives", groups_of(*later))
+    assert refuse_overlap(tmp_path, "lives", groups_of((12.04, 24))) == "", "the same again tells nothing new"
+    assert refuse_overlap(tmp_path, "lives", groups_of((6.0, 12.04, 24))) == "", "apart by five"
+
+
+def test_ends_that_no_cell_tells_are_not_noted() -> None:
+    fine, coarse = groups_of((12.04, 12.06, 24)), groups_of((12.04, 24))
+    assert fine == coarse

@@ -63,6 +63,23 @@ def survival_sums(risks: Floats, known: FollowUps, patients: Sequence[str], ends
     return {**found, "pairs": ordered}
 
 
+def told_groups(known: FollowUps, ends: Floats) -> dict[str, NDArray[np.int64]]:
+    """Return whose event, or end of follow-up, came by each time that spans tell.
+
+    Two jobs' spans may tell of a few patients by their difference. A time that a span reaches across is not told; any
+    two of a kind's groups differ by five patients at least.
+    """
+    interval, of_kinds = _kinds(known, ends)
+    found = {}
+    for kind, members in zip(KINDS, of_kinds, strict=True):
+        # Where spans begin and end does not depend on risks.
+        spans = _spans(members, interval, np.zeros(len(interval)))
+        for number, (_, last, _) in enumerate(spans, 1):
+            if all(first > last for first, _, _ in spans[number:]):
+                found[f"{kind} by interval {last + 1}"] = members[interval[members] <= last]
+    return found
+
+
 def certain_pairs(sums: Mapping[str, Any], intervals: int) -> tuple[int, int]:
     """Return how many pairs are ordered in time by their spans.
 
