@@ -191,12 +191,13 @@ class TargetsTask(Task[TargetOutcome]):
             head.settings.weight
             * float(head.loss(torch.tensor(found.outputs[name])[None], torch.tensor([truths[name]])))
             for name, head in self.heads.items()
-            if is_known(truths[name])
+            # A loss that compares cases tells nothing of one.
+            if is_known(truths[name]) and head.settings.least_batch == 1
         ]
         return TargetOutcome(self.answers(found), truths, sum(losses) if losses else None)
 
     def case_score(self, outcome: TargetOutcome) -> float | None:
-        """Return minus a case's loss; None where it states no target."""
+        """Return minus a case's loss; None where it states no target that has one."""
         return None if outcome.loss is None else -outcome.loss
 
     def shares(self, found: TargetScores) -> dict[str, NDArray[np.float64]]:
