@@ -94,9 +94,9 @@ class JointCells:
         whole = [part.astype(np.int64) for part in columns[[0, 2, 3, 4, 5]]]
         pairs = np.zeros((len(of_sites), 4))
         counts = np.array([bool(sums["pairs"]) for sums in of_sites], dtype=bool)
-        for number in np.flatnonzero(counts):
-            pairs[number, ::2] = of_sites[number]["pairs"]
-            pairs[number, 1::2] = certain_pairs(of_sites[number], len(ends))
+        for own, sums in zip(pairs, of_sites, strict=True):
+            if sums["pairs"]:
+                own[::2], own[1::2] = sums["pairs"], certain_pairs(sums, len(ends))
         return cls(np.array(ends), pairs, counts, whole[0], columns[1] > 0, *whole[1:], *columns[6:])
 
     @property
