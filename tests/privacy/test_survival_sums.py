@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from follow_ups import drawn
+from oncofed.client.reported_patients import refuse_overlap
 from oncofed.errors import PolicyError
 from oncofed.privacy.outbound import check_numbers, withhold
 from oncofed.tasks.targets.survival import SurvivalHead, SurvivalTarget
@@ -73,9 +75,11 @@ def test_what_a_site_makes_passes_and_survives_its_way() -> None:
         ("others", {"MRN-0001": 1}),
         ("pairs/0", 0.25),
         ("pairs/0", 1e9),
+        ("pairs/0", -0.5),
         ("pairs/1", 10_000_000),
-        ("pairs/2", float("nan")),
-        ("pairs", [1.0, 2]),
+        ("pairs/1", float("nan")),
+        ("pairs", [1.0]),
+        ("pairs", [1.0, 2.0, 3.0, 4.0]),
     ],
 )
 def test_another_shape_is_held_back_and_the_reason_repeats_none_of_it(path: str, value: Any) -> None:
@@ -165,7 +169,56 @@ def test_cells_do_not_change_with_times_within_their_intervals() -> None:
     people = [f"p{n}" for n in range(150)]
     told = [HEAD.site_sums(survival, np.stack([times, known.events], axis=1), people) for times in (known.times, moved)]
     assert told[0]
-    assert told[1]
-    assert {kind: told[0][kind] for kind in ("events", "others")} == {
-        kind: told[1][kind] for kind in ("events", "others")
-    }
+    assert told[0] == told[1]
+
+
+@pytest.mark.attack(
+    "reading how many of one to four events came in an interval out of the pairs",
+    by="the cells: pairs are counted between spans alone, whose numbers the cells tell",
+    logged="not at all: there is nothing to hold back",
+)
+@pytest.mark.parametrize("kind", ["events", "reached the horizon"])
+def test_pairs_do_not_tell_counts_below_five(kind: str) -> None:
+    told = []
+    for few in range(1, 5):
+        if kind == "events":
+            times, events = [3.0] * few + [20.0] * (12 - few) + [9.0] * 10 + [40.0] * 10, [1] * 12 + [0] * 20
+        else:
+            times, events = [20.0] * 12 + [40.0] * few + [34.0] * (20 - few), [1] * 12 + [0] * 20
+        # Of equal risks no pair's order tells who is where.
+        truths = np.stack([times, events], axis=1)
+        told.append(HEAD.site_sums(np.full((32, 10), 0.5), truths, [f"p{n}" for n in range(32)]))
+    assert told[0]
+    assert all(one == told[0] for one in told)
+
+
+def test_coarser_cells_come_without_pairs_of_the_smaller_ones() -> None:
+    numbers: dict[str, Any] = {"pooled": {"patients": 120, "targets": {"os": sums_of(120)}}}
+    assert withhold(numbers, 10, TARGETS)
+    assert numbers["pooled"]["targets"]["os"]["pairs"] == []
+
+
+def groups_of(intervals: Any, horizon: float = 24) -> list[list[str]]:
+    """Return the groups that a job tells of: ten events by 12 months, one soon after, and others."""
+    head = SurvivalHead(SurvivalTarget(name="os", unit="months", horizon=horizon, intervals=intervals))
+    times = [*np.linspace(1, 11, 10), 12.05, *np.linspace(14, 23, 10), *np.full(39, 40.0)]
+    truths = np.stack([times, [1] * 21 + [0] * 39], axis=1)
+    return [sorted(group) for group in head.kinds(truths, [f"p{n}" for n in range(60)]).values() if len(group) >= 5]
+
+
+@pytest.mark.attack(
+    "the time of one patient's event, by two jobs whose intervals or horizons lie around it",
+    by="the site's record of whose sums left: whose event came by each end is a group of it",
+    logged="the site's log: sums over the group stay here",
+)
+@pytest.mark.parametrize("later", [((12.06, 24), 24), ((12.06,), 12.06), ((5.0, 12.06, 24), 24)])
+def test_intervals_of_two_jobs_do_not_tell_when_an_event_came(tmp_path: Path, later: tuple[Any, float]) -> None:
+    assert refuse_overlap(tmp_path, "lives", groups_of((12.04, 24))) == ""
+    assert "would tell of 1" in refuse_overlap(tmp_path, "lives", groups_of(*later))
+    assert refuse_overlap(tmp_path, "lives", groups_of((12.04, 24))) == "", "the same again tells nothing new"
+    assert refuse_overlap(tmp_path, "lives", groups_of((6.0, 12.04, 24))) == "", "apart by five"
+
+
+def test_ends_that_no_cell_tells_are_not_noted() -> None:
+    fine, coarse = groups_of((12.04, 12.06, 24)), groups_of((12.04, 24))
+    assert fine == coarse

@@ -74,7 +74,7 @@ class BatchGradients:
         self._in_group = group is not None
         self._wrapped = group.wrap(network) if group else network
         batch_size = plan.training.batch_size // (group.size if group else 1)
-        self._least = plan.task.least_batch
+        self._batch_size, self._least = batch_size, plan.task.least_batch
         self.micro_batch = min(plan.training.micro_batch or batch_size, batch_size)
         self.precision = training_precision(plan.training, device)
         self.scaler = StepScaler(device.type, self.precision)
@@ -179,13 +179,21 @@ class BatchGradients:
                 "a GPU ran out of memory while several train together. Set training.micro_batch to less than "
                 f"{self.micro_batch}, or training.recompute_activations: true"
             ) from None
-        if self.micro_batch <= self._least:
-            few = "one sample alone does" if self._least == 1 else f"{self._least} samples, which the loss compares, do"
+        smaller = math.ceil(self.micro_batch / 2)
+        # Of no part of a batch the loss has too few to compare.
+        while smaller < self._least or 0 < self._batch_size % smaller < self._least:
+            smaller += 1
+        if smaller >= self.micro_batch:
+            few = (
+                f"{self.micro_batch} samples, which the loss compares, do"
+                if self._least > 1
+                else "one sample alone does"
+            )
             raise TrainingError(
                 f"{few} not fit into the GPU's memory. Make data.patch smaller, or set "
                 "training.recompute_activations: true"
             ) from None
-        self.micro_batch = math.ceil(self.micro_batch / 2)
+        self.micro_batch = smaller
         _LOG.warning("out of memory: %d samples at once from now on; gradients are added up", self.micro_batch)
 
 

@@ -122,6 +122,12 @@ class Plan(StrictModel):
                 f"the loss compares at least {least} samples, found {at_once} at once: make batch_size (of each GPU) "
                 "larger, and micro_batch too, which is how many of a batch are compared"
             )
+        if 0 < share % at_once < least:
+            raise ValueError(
+                f"the loss compares at least {least} samples, found {share % at_once} in the last part of a batch of "
+                f"{share} in parts of {at_once}: choose a micro_batch that leaves none or {least} of batch_size (of "
+                "each GPU)"
+            )
         return self
 
     @model_validator(mode="after")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from monai.apps.detection.metrics.coco import COCOMetric
@@ -91,8 +93,11 @@ def test_the_curve_goes_through_the_points_of_monai() -> None:
 
 
 @pytest.mark.parametrize("overlap", [0.1, 0.5])
-def test_average_precision_is_that_of_coco(overlap: float) -> None:
-    cases = drawn(3)
+@pytest.mark.parametrize("seed", [3, 4])
+def test_average_precision_of_scores_that_differ_is_that_of_coco(seed: int, overlap: float) -> None:
+    rng = np.random.default_rng(seed)
+    # COCO takes equal scores in the order of cases.
+    cases = [(replace(f, scores=f.scores + rng.uniform(0, 1e-4, len(f.scores))), r) for f, r in drawn(seed)]
     coco = COCOMetric(["none", "one", "two"], [overlap], (overlap, overlap, 0.05), [100], verbose=False)
     parts = zip(*[(f.corners, f.classes, f.scores, r.corners, r.labels) for f, r in cases], strict=True)
     figures, _ = coco(matching_batch(box_iou, [overlap], *map(list, parts), max_detections=100))
@@ -110,3 +115,15 @@ def test_perfect_none_and_no_objects() -> None:
         assert average_precision(cases) == pytest.approx(expected)
     assert sensitivities(perfect[1:]) is None
     assert average_precision(perfect[1:]) is None
+
+
+def test_figures_of_equal_scores_do_not_depend_on_the_order_of_cases() -> None:
+    hit, miss = (Matched(np.array([0.5]), np.array([value]), 1) for value in (True, False))
+    assert average_precision([hit, miss]) == average_precision([miss, hit]) == pytest.approx(0.5 * 51 / 101)
+    # Of one image, too, and beside other scores.
+    one = Matched(np.array([0.9, 0.5, 0.5]), np.array([True, True, False]), 2)
+    other = Matched(np.array([0.9, 0.5, 0.5]), np.array([True, False, True]), 2)
+    assert average_precision([one]) == average_precision([other])
+    cases = matches(drawn(5), 0.3)
+    values = {average_precision([cases[n] for n in np.random.default_rng(seed).permutation(12)]) for seed in range(20)}
+    assert len(values) == 1

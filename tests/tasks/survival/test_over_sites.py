@@ -47,7 +47,7 @@ def together(sites: Sequence[Site]) -> Site:
     return np.concatenate([risks for risks, _ in sites]), FollowUps(times, events)
 
 
-@pytest.mark.parametrize(("sizes", "most"), [((400, 400), 0.002), ((200, 300), 0.004), ((60, 60, 60, 60), 0.015)])
+@pytest.mark.parametrize(("sizes", "most"), [((400, 400), 0.006), ((200, 300), 0.009), ((60, 60, 60, 60), 0.04)])
 @pytest.mark.parametrize("kind", [{}, {"whole_months": True}])
 def test_concordance_and_auc_are_near_those_of_all_patients_in_one_place(
     sizes: tuple[int, ...], most: float, kind: dict[str, bool]
@@ -180,6 +180,19 @@ def test_bounds_hold_the_concordance_and_nothing_fails(sites: list[list[tuple[fl
     assert found.bounds[0] - 1e-9 <= exact <= found.bounds[1] + 1e-9
     for one in test.figures.values():
         assert 0 <= one.value <= 1
+
+
+def test_a_site_of_coarser_cells_joins_others() -> None:
+    sites = [site(400, 1), site(300, 2)]
+    fine, other = (sums_of(one) for one in sites)
+    coarse = coarser_survival(other, 10)
+    assert coarse
+    found = JointCells.of_sites([fine, coarse], tuple(ENDS)).concordance()
+    exact = figures.concordance(*together(sites), HORIZON)
+    assert found
+    assert found.bounds
+    assert exact == pytest.approx(found.value, abs=0.02)
+    assert found.bounds[0] <= exact <= found.bounds[1]
 
 
 def test_all_censored_are_counted_and_have_no_figures_but_no_failure() -> None:

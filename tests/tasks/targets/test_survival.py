@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from oncofed.data.cases import usable_cases
+from oncofed.data.cases import Case, usable_cases
 from oncofed.data.targets import DatasetTarget, FollowUp, TargetValue
-from oncofed.errors import DataError, SpecError
+from oncofed.errors import DataError, SpecError, TrainingError
 from oncofed.job.spec import JobSpec, read_job
+from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.targets.base import TargetFigures
 from oncofed.tasks.targets.outcome import TargetOutcome
 from oncofed.tasks.targets.survival import SurvivalHead, SurvivalTarget
@@ -231,8 +232,33 @@ def test_behind_a_figure_are_the_patients_it_compares() -> None:
 def test_coxs_model_needs_two_samples_at_once(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"compares at least 2 samples, found 1 at once: make batch_size.*micro_batch"):
         job(tmp_path, ("batch_size: 16", "batch_size: 16, micro_batch: 1"), model="cox")
+    with pytest.raises(SpecError, match=r"found 1 in the last part of a batch of 16 in parts of 5: choose"):
+        job(tmp_path, ("batch_size: 16", "batch_size: 16, micro_batch: 5"), model="cox")
+    job(tmp_path, ("batch_size: 16", "batch_size: 16, micro_batch: 5"))
+    job(tmp_path, ("batch_size: 16", "batch_size: 16, micro_batch: 6"), model="cox")
     job(tmp_path, ("batch_size: 16", "batch_size: 16, micro_batch: 1"))
     job(tmp_path, ("batch_size: 16", "batch_size: 16, micro_batch: 8"), model="cox")
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(18, [18, 9, 5, 3, 2]), (17, [17, 9, 5, 3]), (3, [3])])
+def test_where_memory_is_short_every_part_of_coxs_batch_has_two(tmp_path: Path, batch: int, sizes: list[int]) -> None:
+    plan = job(tmp_path, ("batch_size: 16", f"batch_size: {batch}"), model="cox").plan()
+    cases = usable_cases(make_site(tmp_path / "set", 10), plan.data, plan.supervision(), plan.seed, "here").cases
+    gradients = Trainer(plan, cases, "here")._gradients
+    for size in sizes[1:]:
+        gradients._halve()
+        assert gradients.micro_batch == size
+    with pytest.raises(TrainingError, match=f"{sizes[-1]} samples, which the loss compares, do not fit"):
+        gradients._halve()
+
+
+@pytest.mark.parametrize("model", ["discrete", "cox"])
+def test_one_case_has_a_score_where_its_loss_compares_no_others(tmp_path: Path, model: str) -> None:
+    task = job(tmp_path, model=model).plan().build_task()
+    scored = TargetScores({"os": np.zeros(4 if model == "discrete" else 1)})
+    case = Case("one", "p1", tmp_path / "one.png", 0, targets={"os": (9.0, 1.0)})
+    score = task.case_score(task.outcome(scored, case))
+    assert (score is None) == (model == "cox")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from oncofed.data.cases import Cases, usable_cases
+from oncofed.data.cases import Case, Cases, usable_cases
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec, read_job
+from oncofed.tasks.inferred import TargetScores
+from oncofed.tasks.scores import Scores
+from oncofed.tasks.targets.outcome import TargetOutcome
 from oncofed.training import Trainer
 
 JOB = """\
@@ -120,3 +123,41 @@ def test_mistakes_in_targets_are_named(tmp_path: Path, change: tuple[str, str], 
     (tmp_path / "job.yaml").write_text(JOB.replace(*change))
     with pytest.raises(SpecError, match=message):
         read_job(tmp_path / "job.yaml")
+
+
+KINDS = {
+    "class": ("kind: class, classes: [a, b]", lambda n: (float(n % 2),)),
+    "labels": ("kind: labels, findings: [a, b]", lambda n: (float(n % 2), float(n % 3 == 0))),
+    "grade": ("kind: grade, grades: [a, b, c]", lambda n: (float(n % 3),)),
+    "value": ("kind: value, unit: mm, range: [0, 40]", lambda n: (float(n),)),
+    "survival": ("kind: survival, unit: months, horizon: 24, intervals: 6", lambda n: (float(n), float(n % 2))),
+    "cox": ("kind: survival, unit: months, horizon: 24, model: cox", lambda n: (float(n), float(n % 2))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_that_diverged_has_no_figures_and_no_sums(tmp_path: Path, kind: str) -> None:
+    section, truth = KINDS[kind]
+    text = JOB.replace('name: striped, kind: class, classes: ["no", "yes"]', f"name: other, {section}")
+    (tmp_path / "job.yaml").write_text(text)
+    task = read_job(tmp_path / "job.yaml").plan().build_task()
+    rng, outputs = np.random.default_rng(0), task.heads["other"].outputs
+
+    def outcomes(diverged: int) -> list[tuple[str, TargetOutcome]]:
+        found = []
+        for number in range(36):
+            scores = {"lump": rng.normal(size=2), "other": rng.normal(size=outputs)}
+            if number == diverged:
+                scores["other"][-1] = np.nan
+            case = Case("", f"p{number}", tmp_path, 0, targets={"lump": (float(number % 2),), "other": truth(number)})
+            found.append((case.patient, task.outcome(TargetScores(scores), case)))
+        return found
+
+    sound, broken = outcomes(-1), outcomes(7)
+    assert task.summarise(sound).mean is not None
+    assert set(task.pooled(sound)["targets"]) == {"lump", "other"}
+    assert task.summarise(broken) == Scores(None)
+    assert task.pooled(broken) is None
+    assert task.paired(broken, sound) is None
+    everybody = [[outcome] for _, outcome in broken]
+    assert task.drawing(everybody)(np.arange(36)) is None

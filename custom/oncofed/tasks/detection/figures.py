@@ -36,9 +36,7 @@ def sensitivities(cases: Sequence[Matched]) -> NDArray[np.float64] | None:
     objects = sum(case.objects for case in cases)
     if not objects:
         return None
-    scores, hits = _by_score(cases)
-    last = np.append(scores[1:] != scores[:-1], True)[: len(scores)]
-    true, false = np.cumsum(hits)[last], np.cumsum(~hits)[last]
+    true, false = _by_score(cases)
     # The first point is that of no box at all.
     true, false = np.insert(true, 0, 0), np.insert(false, 0, 0)
     reached = np.searchsorted(false / len(cases), FALSE_POSITIVES, side="right") - 1
@@ -48,22 +46,26 @@ def sensitivities(cases: Sequence[Matched]) -> NDArray[np.float64] | None:
 def average_precision(cases: Sequence[Matched]) -> float | None:
     """Return the mean precision at 101 recalls, as COCO has it; None without objects.
 
+    But where COCO takes boxes of equal scores in the order of cases, they count together here, as above: the value does
+    not depend on that order. Of scores that all differ it is COCO's.
+
     Args:
         cases: boxes of one class, an image each.
     """
     objects = sum(case.objects for case in cases)
     if not objects:
         return None
-    _, hits = _by_score(cases)
-    true = np.cumsum(hits)
-    precision = true / np.arange(1, len(hits) + 1)
+    true, false = _by_score(cases)
+    precision = true / (true + false)
     # At a recall counts the best precision at this recall or a higher one.
     best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     return float(best[np.searchsorted(true / objects, _RECALLS, side="left")].mean())
 
 
-def _by_score(cases: Sequence[Matched]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return scores, falling, and hits of all cases together."""
+def _by_score(cases: Sequence[Matched]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return hits and false positives down to each distinct score, falling."""
     scores = np.concatenate([case.scores for case in cases])
     order = np.argsort(-scores, kind="stable")
-    return scores[order], np.concatenate([case.hits for case in cases])[order]
+    scores, hits = scores[order], np.concatenate([case.hits for case in cases])[order]
+    last = np.append(scores[1:] != scores[:-1], True)[: len(scores)]
+    return np.cumsum(hits)[last], np.cumsum(~hits)[last]

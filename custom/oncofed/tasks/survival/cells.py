@@ -4,8 +4,8 @@ Counts of cells of at least five patients.
 
 Each patient is in one cell, with others whose event, or whose end of follow-up without one, came in the same intervals,
 and whose predicted risk is about the same. Intervals are the job's, so that no time leaves, and a cell reaches over as
-many as it needs. Beside the cells goes what the site's own patients tell exactly: in how many pairs the one with the
-earlier event had the larger risk.
+many as it needs. Beside the cells goes in how many pairs of the site's own patients the one with the earlier event had
+the larger risk: of pairs alone whose order in time the cells tell, so that their number tells nothing more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.pooled import DIGITS_OF_ODDS, Cells, cells_of, coarser
 from oncofed.tasks.sum_forms import are_cells, is_count, is_patients, is_sum
-from oncofed.tasks.survival.figures import pairs_ahead
 from oncofed.tasks.survival.follow_up import Floats, FollowUps
 
 # The two kinds of patients: the event came by the horizon, or was not seen by then.
@@ -41,10 +40,68 @@ def survival_sums(risks: Floats, known: FollowUps, patients: Sequence[str], ends
         ends: of the intervals; the last is the horizon.
 
     Returns:
-        patients: how many; events, others: spans of intervals with their cells; pairs: in how many comparable pairs of
-        patients the risks are ordered as the times, and how many there are; the same of pairs of one who had the event
-        by the horizon and one who is known to have had none.
+        patients: how many; events, others: spans of intervals with their cells; pairs: in how many pairs of
+        ``certain_pairs`` the risks are ordered as the times, and the same of those with one who reached the horizon.
     """
+    interval, of_kinds = _kinds(known, ends)
+    if len(risks) < LEAST_PATIENTS or any(0 < len(members) < LEAST_PATIENTS for members in of_kinds):
+        return None
+    spans = {kind: _spans(members, interval, risks) for kind, members in zip(KINDS, of_kinds, strict=True)}
+    found: dict[str, Any] = {"patients": len(risks)}
+    for kind, groups in spans.items():
+        found[kind] = [
+            [first, last, cells_of(risks[group], [patients[number] for number in group])]
+            for first, last, group in groups
+        ]
+    ordered = [0.0, 0.0]
+    for _, last, ill in spans["events"]:
+        for first, _, others in (*spans["events"], *spans["others"]):
+            if first > last:
+                alike = _ordered(risks[ill], risks[others])
+                ordered[0] += alike
+                ordered[1] += alike * (first == len(ends))
+    return {**found, "pairs": ordered}
+
+
+def told_groups(known: FollowUps, ends: Floats) -> dict[str, NDArray[np.int64]]:
+    """Return whose event, or end of follow-up, came by each time that spans tell.
+
+    Two jobs' spans may tell of a few patients by their difference. A time that a span reaches across is not told; any
+    two of a kind's groups differ by five patients at least.
+    """
+    interval, of_kinds = _kinds(known, ends)
+    found = {}
+    for kind, members in zip(KINDS, of_kinds, strict=True):
+        # Where spans begin and end does not depend on risks.
+        spans = _spans(members, interval, np.zeros(len(interval)))
+        for number, (_, last, _) in enumerate(spans, 1):
+            if all(first > last for first, _, _ in spans[number:]):
+                found[f"{kind} by interval {last + 1}"] = members[interval[members] <= last]
+    return found
+
+
+def certain_pairs(sums: Mapping[str, Any], intervals: int) -> tuple[int, int]:
+    """Return how many pairs are ordered in time by their spans.
+
+    Those of an event and a span that begins after the event's has ended, and of them those of a patient who reached the
+    horizon.
+
+    Args:
+        sums: of ``survival_sums``.
+        intervals: of the job.
+    """
+    found = [0, 0]
+    for event in sums["events"]:
+        for other in (*sums["events"], *sums["others"]):
+            if other[0] > event[1]:
+                number = _in([event]) * _in([other])
+                found[0] += number
+                found[1] += number * (other[0] == intervals)
+    return found[0], found[1]
+
+
+def _kinds(known: FollowUps, ends: Floats) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+    """Return each patient's interval, and the patients of each of ``KINDS``."""
     ill = known.events_by(float(ends[-1]))
     interval = np.where(
         ill,
@@ -52,19 +109,13 @@ def survival_sums(risks: Floats, known: FollowUps, patients: Sequence[str], ends
         # Who is censored at the end of an interval lived through it.
         np.searchsorted(ends, np.where(known.events, ends[-1], known.times), side="right"),
     )
-    found: dict[str, Any] = {"patients": len(risks)}
-    for kind, members in zip(KINDS, (np.flatnonzero(ill), np.flatnonzero(~ill)), strict=True):
-        if 0 < len(members) < LEAST_PATIENTS:
-            return None
-        found[kind] = [
-            [first, last, cells_of(risks[group], [patients[number] for number in group])]
-            for first, last, group in _spans(members, interval, risks)
-        ]
-    ahead, comparable = (float(part[ill].sum()) for part in pairs_ahead(risks, known))
-    free = np.sort(risks[interval == len(ends)])
-    of_free = sum(np.searchsorted(free, risks[ill], side=side).sum() for side in ("left", "right")) / 2
-    pairs = [ahead, int(comparable), float(of_free), int(ill.sum()) * len(free)]
-    return {**found, "pairs": pairs} if len(risks) >= LEAST_PATIENTS else None
+    return interval, [np.flatnonzero(ill), np.flatnonzero(~ill)]
+
+
+def _ordered(earlier: Floats, later: Floats) -> float:
+    """Return in how many pairs the earlier has the larger risk; equal ones count as half."""
+    ranks = np.sort(later)
+    return float(sum(np.searchsorted(ranks, earlier, side=side).sum() for side in ("left", "right")) / 2)
 
 
 def _spans(
@@ -130,14 +181,15 @@ def is_survival_sums(value: Any, intervals: int, most: int) -> bool:
     last = {"events": intervals - 1, "others": intervals}
     if not all(_are_spans(value[kind], last[kind]) for kind in KINDS):
         return False
-    ill, well = (_in(value[kind]) for kind in KINDS)
     pairs = value["pairs"]
-    if ill + well != value["patients"] or not isinstance(pairs, list) or len(pairs) != 4:
+    if sum(_in(value[kind]) for kind in KINDS) != value["patients"] or not isinstance(pairs, list):
         return False
-    counts = zip(pairs[::2], pairs[1::2], (ill * well + ill * (ill - 1) // 2, ill * well), strict=True)
-    return all(
-        is_count(number, largest) and is_sum(alike, 0, number, 1) and float(2 * alike).is_integer()
-        for alike, number, largest in counts
+    if not pairs:
+        return True
+    numbers = certain_pairs(value, intervals)
+    return len(pairs) == len(numbers) and all(
+        is_sum(alike, 0, number, 1) and float(2 * alike).is_integer()
+        for alike, number in zip(pairs, numbers, strict=True)
     )
 
 
@@ -157,9 +209,10 @@ def _are_spans(value: Any, last: int) -> bool:
 def coarser_survival(sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
     """Return sums of larger cells; None: too few patients.
 
-    Each cell is made of whole ones, so that no difference of the two tells of fewer than five.
+    Each cell is made of whole ones, so that no difference of the two tells of fewer than five. Pairs of the smaller
+    cells would tell these apart: none are left.
     """
-    found = dict(sums)
+    found = {**sums, "pairs": []}
     for kind in KINDS:
         spans: list[Span] = []
         rest: Span | None = None

@@ -1,9 +1,9 @@
 """Figures from cells of all sites.
 
-Pairs of one site were counted there. Those of two sites follow from cells: within one, log odds of the risk are taken
-to be normal with the mean and spread that its sums tell, and times to be even over its intervals. By how much that errs
-the pairs of one site tell, of which both is known, and the others are put right by it. Where cells do not overlap, the
-order is certain; the bounds of the concordance hold whatever the order of the others.
+Pairs of one site were counted there, where the cells tell who was first. All others follow from cells: within one, log
+odds of the risk are taken to be normal with the mean and spread that its sums tell, and times to be even over its
+intervals. By how much that errs the counted pairs tell, of which both is known, and the others are put right by it.
+Where cells do not overlap, the order is certain; the bounds of the concordance hold whatever the order of the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, ndtr, ndtri
 
 from oncofed.tasks.pooled import BINS
-from oncofed.tasks.survival.cells import KINDS
+from oncofed.tasks.survival.cells import KINDS, certain_pairs
 from oncofed.tasks.survival.follow_up import Floats
 from oncofed.tasks.survival.life_table import LifeTable
 
@@ -54,7 +54,8 @@ class JointCells:
 
     Attributes:
         ends: of the job's intervals, (interval,).
-        pairs: of each site [pairs ordered alike, comparable pairs].
+        pairs: counted at each site [ordered alike, all, ordered alike and all with one who reached the horizon].
+        counts: whether a site counted pairs, (site,).
         site: number of the site.
         event: whether its patients had the event by the horizon.
         first, last: intervals; the number of intervals stands for those who reached the horizon.
@@ -65,6 +66,7 @@ class JointCells:
 
     ends: Floats
     pairs: Floats
+    counts: NDArray[np.bool_]
     site: NDArray[np.int64]
     event: NDArray[np.bool_]
     first: NDArray[np.int64]
@@ -90,8 +92,12 @@ class JointCells:
                         top = lowest - 1
         columns = np.array(rows, np.float64).reshape(-1, 9).T
         whole = [part.astype(np.int64) for part in columns[[0, 2, 3, 4, 5]]]
-        pairs = np.array([sums["pairs"] for sums in of_sites], np.float64).reshape(-1, 4)
-        return cls(np.array(ends), pairs, whole[0], columns[1] > 0, *whole[1:], *columns[6:])
+        pairs = np.zeros((len(of_sites), 4))
+        counts = np.array([bool(sums["pairs"]) for sums in of_sites], dtype=bool)
+        for own, sums in zip(pairs, of_sites, strict=True):
+            if sums["pairs"]:
+                own[::2], own[1::2] = sums["pairs"], certain_pairs(sums, len(ends))
+        return cls(np.array(ends), pairs, counts, whole[0], columns[1] > 0, *whole[1:], *columns[6:])
 
     @property
     def is_free(self) -> NDArray[np.bool_]:
@@ -147,16 +153,18 @@ class JointCells:
 
         None without a comparable pair.
         """
-        found = np.zeros((2, 2))  # of one site, of two: pairs ordered alike, and comparable ones
-        sure, unsure = np.zeros(2), np.zeros(2)  # of two sites: ordered alike, and unlike
+        found = np.zeros((2, 2))  # of counted pairs and of others: ordered alike, and comparable ones
+        sure, unsure = np.zeros(2), np.zeros(2)  # of others: ordered alike, and unlike
         of_cell = np.zeros((len(_NODES) + 1, len(self.count)))
         for rows in self._blocks():
-            pairs, other = self.count[rows, None] * self.count, self.site[rows, None] != self.site
+            # Nobody makes a pair with themselves.
+            pairs = self.count[rows, None] * (self.count - (rows[:, None] == np.arange(len(self.count))))
             before = pairs * self._before(rows)
             alike = before * self._ahead(rows)
-            found += _by_site(alike, before, other)
-            self._add(of_cell, before, rows)
             surely_before = self.last[rows, None] < self.first
+            other = ~(self._counted(rows) & surely_before)
+            found += _parted(alike, before, other)
+            self._add(of_cell, before, rows)
             open_ = ~surely_before & (self.first[rows, None] <= self.last)
             # Of two events in one interval either may be the first; the pair is met twice.
             share = np.where(self.event, 0.5, 1.0) * open_
@@ -172,6 +180,9 @@ class JointCells:
         value = (own[0] + found[1, 0] + _off(own, found) * found[1, 1]) / (own[1] + found[1, 1])
         low = alike / max(alike + unlike + unsure[1], 1e-9)
         high = (alike + unsure[0]) / max(alike + unsure[0] + unlike, 1e-9)
+        if not alike + unlike:
+            # Of no pair it is certain that it is comparable: nothing bounds the share.
+            low, high = 0.0, 1.0
         interval = self._interval(value, of_cell)
         return Estimate(float(min(max(value, low), high)), interval, (float(low), float(high)))
 
@@ -185,9 +196,9 @@ class JointCells:
         weights, found, weighted = self.weights(), np.zeros((2, 2)), np.zeros(2)
         of_cell = np.zeros((len(_NODES) + 1, len(self.count)))
         for rows in self._blocks():
-            pairs, other = self.count[rows, None] * (self.count * self.is_free), self.site[rows, None] != self.site
+            pairs = self.count[rows, None] * (self.count * self.is_free)
             alike = pairs * self._ahead(rows)
-            found += _by_site(alike, pairs, other)
+            found += _parted(alike, pairs, ~self._counted(rows))
             weighted += [(weights[rows] @ part).sum() for part in (alike, pairs)]
             self._add(of_cell, pairs * weights[rows, None], rows)
         value = float(min(max(weighted[0] / weighted[1] + _off(self.pairs.sum(axis=0)[2:], found), 0.0), 1.0))
@@ -297,6 +308,10 @@ class JointCells:
         """Return whose risk is certainly larger, and smaller, (row, cell)."""
         return self.lowest[rows, None] > self.highest, self.highest[rows, None] < self.lowest
 
+    def _counted(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether pairs are of one site that counted them, (row, cell)."""
+        return np.asarray((self.site[rows, None] == self.site) & self.counts[self.site])
+
     def _blocks(self) -> Iterator[NDArray[np.int64]]:
         """Yield some cells of events after the others."""
         events = np.flatnonzero(self.event)
@@ -304,8 +319,8 @@ class JointCells:
             yield events[begin : begin + _ROWS]
 
 
-def _by_site(alike: Floats, pairs: Floats, other: NDArray[np.bool_]) -> Floats:
-    """Return sums of pairs of one site, and of two.
+def _parted(alike: Floats, pairs: Floats, other: NDArray[np.bool_]) -> Floats:
+    """Return sums of counted pairs, and of others.
 
     [ordered alike, all] of each.
     """
@@ -315,10 +330,10 @@ def _by_site(alike: Floats, pairs: Floats, other: NDArray[np.bool_]) -> Floats:
 def _off(own: Floats, found: Floats) -> float:
     """Return by how much cells tell too small a share.
 
-    Of pairs ordered alike, by those of one site, which were counted.
+    Of pairs ordered alike, by those that were counted.
 
     Args:
         own: [ordered alike, all] of pairs of one site, as counted.
-        found: the same as cells tell it, of pairs of one site and of two.
+        found: the same as cells tell it, of counted pairs and of others.
     """
     return float(own[0] / own[1] - found[0, 0] / found[0, 1]) if own[1] and found[0, 1] else 0.0

@@ -18,7 +18,7 @@ class TargetOutcome:
     Attributes:
         answers: target -> (values,), see ``TargetHead.answer``.
         truths: target -> (width,), NaN where unknown.
-        loss: of the case, by the targets' weights; None: it states no target.
+        loss: of the case, by the targets' weights; None: it states none that has a loss of its own.
     """
 
     answers: Mapping[str, NDArray[np.float64]]

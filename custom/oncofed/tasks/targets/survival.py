@@ -23,7 +23,7 @@ from oncofed.errors import DataError
 from oncofed.models.answers import Step, Told
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled_target import PooledTarget
-from oncofed.tasks.survival.cells import coarser_survival, is_survival_sums, survival_sums
+from oncofed.tasks.survival.cells import coarser_survival, is_survival_sums, survival_sums, told_groups
 from oncofed.tasks.survival.figures import (
     auc_at,
     calibration_error,
@@ -201,6 +201,12 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
         behind |= {metric.name: set(people) for metric in (_BRIER, _CALIBRATION)}
         told = {name: value for name, value in found.items() if value is not None}
         return TargetFigures(told.pop("", None), {}, told, {name: behind[name] for name in ("", *told)})
+
+    def kinds(self, truths: NDArray[np.float64], patients: Sequence[str]) -> dict[str, set[str]]:
+        """Return all patients, and those of each interval's end that cells tell."""
+        _, known, people = by_patient(np.zeros((len(truths), 1)), truths, patients)
+        told = told_groups(known, np.array(self.settings.ends))
+        return {"": set(people)} | {name: {people[number] for number in group} for name, group in told.items()}
 
     def primary_figure(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]

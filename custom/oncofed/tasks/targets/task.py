@@ -191,12 +191,13 @@ class TargetsTask(Task[TargetOutcome]):
             head.settings.weight
             * float(head.loss(torch.tensor(found.outputs[name])[None], torch.tensor([truths[name]])))
             for name, head in self.heads.items()
-            if is_known(truths[name])
+            # A loss that compares cases tells nothing of one.
+            if is_known(truths[name]) and head.settings.least_batch == 1
         ]
         return TargetOutcome(self.answers(found), truths, sum(losses) if losses else None)
 
     def case_score(self, outcome: TargetOutcome) -> float | None:
-        """Return minus a case's loss; None where it states no target."""
+        """Return minus a case's loss; None where it states no target that has one."""
         return None if outcome.loss is None else -outcome.loss
 
     def shares(self, found: TargetScores) -> dict[str, NDArray[np.float64]]:
@@ -226,6 +227,9 @@ class TargetsTask(Task[TargetOutcome]):
         parts = {
             name: [self._stacked(name, [("", outcome) for outcome in own]) for own in patients] for name in self.heads
         }
+
+        if not all(_are_numbers(answers) for of_target in parts.values() for answers, *_ in of_target):
+            return lambda drawn: None
 
         def metric(drawn: NDArray[np.int64]) -> float | None:
             found = []
@@ -295,8 +299,8 @@ class TargetsTask(Task[TargetOutcome]):
         """Return counts and sums of each target, to add to other sites'."""
         del temperature
         found = {}
-        for name, head in self.heads.items():
-            sums = head.site_sums(*self._stacked(name, outcomes))
+        for name, of_target in (self._told_of(outcomes) or {}).items():
+            sums = self.heads[name].site_sums(*of_target)
             if sums:
                 found[name] = sums
         return {"patients": len({patient for patient, _ in outcomes}), "targets": found} if found else None
@@ -318,7 +322,21 @@ class TargetsTask(Task[TargetOutcome]):
         return "\n".join(lines)
 
     def _figures(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> dict[str, TargetFigures]:
-        return {name: head.figures(*self._stacked(name, outcomes)) for name, head in self.heads.items()}
+        told = self._told_of(outcomes)
+        if told is None:
+            return dict.fromkeys(self.heads, TargetFigures(None))
+        return {name: self.heads[name].figures(*of_target) for name, of_target in told.items()}
+
+    def _told_of(
+        self, outcomes: Sequence[tuple[str, TargetOutcome]]
+    ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64], list[str]]] | None:
+        """Return ``_stacked`` of each target; None where a network diverged.
+
+        An answer that is no number has no place among others: as a risk it would rank, as a grade be the lowest. One
+        such answer leaves no target a figure, so that the others' mean does not stand for the model.
+        """
+        found = {name: self._stacked(name, outcomes) for name in self.heads}
+        return found if all(_are_numbers(answers) for answers, *_ in found.values()) else None
 
     def _stacked(
         self, name: str, outcomes: Sequence[tuple[str, TargetOutcome]]
@@ -343,3 +361,7 @@ class TargetsTask(Task[TargetOutcome]):
         """
         parts = [part.float().double().cpu().numpy() for part in self._by_head(outputs)]
         return [dict(zip(self.heads, rows, strict=True)) for rows in zip(*parts, strict=True)]
+
+
+def _are_numbers(answers: NDArray[np.float64]) -> bool:
+    return bool(np.isfinite(answers).all())
