@@ -135,6 +135,7 @@ class Target:
     """What the data side needs to know of a target."""
 
     width = 1
+    names: tuple[str, ...] = ()
 
     def __init__(self, name: str, kind: str) -> None:
         self.name, self.kind = name, kind

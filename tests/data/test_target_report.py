@@ -30,20 +30,24 @@ class Wanted:
 
     width = 1
 
-    def __init__(self, name: str, kind: str) -> None:
-        self.name, self.kind = name, kind
+    def __init__(self, name: str, kind: str, names: Sequence[str] = ()) -> None:
+        self.name, self.kind, self.names = name, kind, tuple(names)
 
     def encode(self, stated: TargetValue, declared: DatasetTarget) -> tuple[float, ...]:
         return (1.0,)
 
 
-def report(kind: str, values: Sequence[TargetValue | None], **declared: Any) -> TargetReport:
+def report(
+    kind: str, values: Sequence[TargetValue | None], wanted: Sequence[str] | None = None, **declared: Any
+) -> TargetReport:
+    """Return the report of a job's target that names what the dataset does, or what is ``wanted``."""
     entries = [
         Entry(image=f"{n}.png", name=str(n), targets={} if value is None else {"t": value})
         for n, value in enumerate(values)
     ]
     found = DatasetTarget(kind=kind, **declared)  # type: ignore[arg-type]
-    return report_target(Manifest(training=entries, targets={"t": found}), Wanted("t", kind), found, entries)
+    wanted_target = Wanted("t", kind, found.names if wanted is None else wanted)
+    return report_target(Manifest(training=entries, targets={"t": found}), wanted_target, found, entries)
 
 
 def follow_ups(*pairs: tuple[float, bool]) -> list[TargetValue | None]:
@@ -67,8 +71,20 @@ def test_findings_positive_negative_and_unknown() -> None:
     assert found.cells["mass"] == {"positive": None, "negative": 17, "unknown": None}
     assert found.warnings == [
         "mass: no patient is positive: figures that compare need both",
-        "gas: unknown in all patients: nothing is learned of it here",
+        "gas: nobody was looked at; the dataset has edema, mass",
     ]
+
+
+def test_what_only_the_job_names_is_told_with_what_the_dataset_has() -> None:
+    both: list[TargetValue | None] = [{"edema": True, "Effusion": False}] * 8 + [{"edema": False, "Effusion": True}] * 9
+    found = report("labels", both, wanted=["oedema", "effusion"], names=["edema", "Effusion"])
+    assert list(found.cells) == ["oedema", "effusion"]
+    assert found.cells["effusion"]["positive"] == 9
+    assert found.warnings == ["oedema: nobody was looked at; the dataset has Effusion, edema"]
+    for kind in ("class", "grade"):
+        found = report(kind, ["Edema"] * 8 + ["none"] * 9, wanted=["none", "edema", "oedema"], names=["none", "Edema"])
+        assert found.cells == {"": {"none": 9, "Edema": 8}}
+        assert found.warnings == ["oedema: nobody was looked at; the dataset has none, Edema"]
 
 
 def test_events_and_follow_up() -> None:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from matplotlib import pyplot as plt
 
-from oncofed.report.html import write_report
+from oncofed.report.html import _slices, write_report
 from oncofed.report.result import Means, Result, SiteResult, Timing, read_result
 from oncofed.tasks.pictures import Picture, best_slice
 
@@ -74,3 +76,14 @@ def test_the_report_is_one_file_that_needs_no_network_and_escapes_names(tmp_path
     assert "-0.050" in html
     for source in ("<script", "<link", "src=", "@import"):
         assert source not in html
+
+
+def test_captions_of_the_grid_do_not_overlap() -> None:
+    caption = "overall_survival, model: probability of an event within five years 0.512\nlump, model: present"
+    image = np.random.default_rng(1).random((32, 32))
+    figure = _slices({f"site-{n}": Picture(image, caption=caption) for n in range(4)})
+    figure.canvas.draw()
+    spans = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(left.x1 < right.x0 for left, right in pairwise(spans))
+    assert "\nlump, model: present" in figure.axes[0].title.get_text()
+    plt.close(figure)

@@ -21,6 +21,8 @@ from oncofed.suppression import LEAST_PATIENTS, withheld_counts
 _MOST_BINS = 8
 # Patients of a cell; None: too few, or others would tell them.
 Cells = dict[str, int | None]
+# What each patient's cases state.
+Stated = Sequence[Sequence[TargetValue]]
 
 
 @dataclass
@@ -82,13 +84,13 @@ def report_target(
     kind, unit = (declared.kind, declared.unit) if declared else (target.kind, "")
     report = TargetReport(target.name, kind, unit, len(stated), len(everyone))
     if declared and stated:
-        _FILL[declared.kind](report, declared, list(stated.values()))
+        _FILL[declared.kind](report, target, declared, list(stated.values()))
     else:
         report.warnings.append("no patient has it: nothing is learned of it here")
     return report
 
 
-def _names(report: TargetReport, declared: DatasetTarget, stated: Sequence[Sequence[TargetValue]]) -> None:
+def _names(report: TargetReport, target: Target, declared: DatasetTarget, stated: Stated) -> None:
     """Count each name's patients; one with several counts for each."""
     known = {name_key(name): name for name in declared.names}
     counts: Counter[str] = Counter(dict.fromkeys(declared.names, 0))
@@ -98,31 +100,43 @@ def _names(report: TargetReport, declared: DatasetTarget, stated: Sequence[Seque
     had = [name for name, count in counts.items() if count]
     if len(had) == 1:
         report.warnings.append(f"all its patients are of one {declared.kind}, {had[0]}: figures that compare need two")
+    # Only names that the dataset lacks: that a name of its own has nobody may tell how few have another.
+    theirs = {name_key(name) for name in counts}
+    for name in target.names:
+        if name_key(name) not in theirs:
+            report.warnings.append(_nobody(name, counts))
 
 
-def _findings(report: TargetReport, declared: DatasetTarget, stated: Sequence[Sequence[TargetValue]]) -> None:
-    found = {name for values in stated for value in values if isinstance(value, dict) for name in value}
-    for name in [*declared.names, *sorted(found - set(declared.names))]:
+def _findings(report: TargetReport, target: Target, declared: DatasetTarget, stated: Stated) -> None:
+    """Count the patients of each finding of the job."""
+    held = [[value for value in values if isinstance(value, dict)] for values in stated]
+    looked_for = sorted({name for values in held for value in values for name in value})
+    for name in target.names:
         counts = Counter({"positive": 0, "negative": 0, "unknown": report.of - len(stated)})
-        for values in stated:
-            said = {value.get(name) for value in values if isinstance(value, dict)} - {None}
+        for values in held:
+            said = {holds for value in values for other, holds in value.items() if name_key(other) == name_key(name)}
             counts["positive" if True in said else "negative" if said else "unknown"] += 1
         report.cells[name] = _shown(counts, report.of)
         lacking = [cell for cell in ("positive", "negative") if not counts[cell]]
         if len(lacking) == 1:
             report.warnings.append(f"{name}: no patient is {lacking[0]}: figures that compare need both")
         elif lacking:
-            report.warnings.append(f"{name}: unknown in all patients: nothing is learned of it here")
+            report.warnings.append(_nobody(name, looked_for))
 
 
-def _values(report: TargetReport, declared: DatasetTarget, stated: Sequence[Sequence[TargetValue]]) -> None:
+def _nobody(name: str, others: Iterable[str]) -> str:
+    """Return a warning: the job names what the dataset may call otherwise."""
+    return f"{name}: nobody was looked at; the dataset has {', '.join(others) or 'none'}"
+
+
+def _values(report: TargetReport, _: Target, declared: DatasetTarget, stated: Stated) -> None:
     numbers = [np.mean([float(v) for v in values if isinstance(v, (int, float))]) for values in stated]
     report.cells[""] = _binned([float(number) for number in numbers], declared.unit)
     if len(set(numbers)) == 1 and len(numbers) > 1:
         report.warnings.append("all its patients have one value")
 
 
-def _follow_ups(report: TargetReport, declared: DatasetTarget, stated: Sequence[Sequence[TargetValue]]) -> None:
+def _follow_ups(report: TargetReport, _: Target, declared: DatasetTarget, stated: Stated) -> None:
     """Count events and times; of a patient's cases the longest follow-up counts."""
     longest = [max((v for v in values if isinstance(v, FollowUp)), key=lambda v: v.time) for values in stated]
     events = sum(value.event for value in longest)

@@ -63,6 +63,10 @@ class Target(Protocol):
         """A ``TargetKind``."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Classes, findings or grades that it names; of other kinds none."""
+
+    @property
     def width(self) -> int:
         """Numbers that encode it."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -23,6 +25,9 @@ from matplotlib.figure import Figure
 
 _REFERENCE, _PREDICTION = "#2ca02c", "#ff7f0e"
 _STYLES = {"solid": "-", "dashed": "--", "dotted": ":", "dash-dotted": "-."}
+
+# Letters of a caption that fit over a picture.
+_CAPTION_WIDTH = 40
 
 
 def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> Path:
@@ -134,10 +139,16 @@ def _slices(pictures: dict[str, Picture]) -> Figure:
             _contours(axes, picture.reference, picture.prediction)
         if picture.heat is not None:
             axes.imshow(picture.heat.T, cmap="inferno", origin=origin, alpha=0.7 * picture.heat.T, vmin=0, vmax=1)
-        title = f"{site}\n{picture.caption}" if picture.caption else site
+        title = "\n".join(_wrapped(site, picture.caption)) if picture.caption else site
         axes.set_title(title, fontsize=8 if picture.caption else 10)
         axes.axis("off")
     return figure
+
+
+def _wrapped(*texts: str) -> Iterator[str]:
+    """Yield lines that fit over a picture of the grid."""
+    for line in (line for text in texts for line in text.splitlines()):
+        yield from textwrap.wrap(line, _CAPTION_WIDTH)
 
 
 def _contours(axes: Axes, reference: NDArray[np.uint8], prediction: NDArray[np.uint8]) -> None:

@@ -304,3 +304,13 @@ def test_losses_of_the_two_models_are_of_each_sample() -> None:
         assert found.shape == (3,)
         assert found[0] > 0
         assert found[2] == 0
+
+
+def test_a_caption_tells_no_follow_up(tmp_path: Path) -> None:
+    task = job(tmp_path).plan().build_task()
+    answer = {"os": task.heads["os"].answer(np.zeros((1, task.out_channels)))[0]}
+    caption = task.caption(TargetOutcome(answer, {"os": (1234.0, 1.0)}))
+    assert caption.startswith("os, model: ")
+    assert "1234" not in caption
+    assert "event at" not in caption
+    assert caption == task.caption(TargetOutcome(answer, {"os": (7.0, 0.0)}))

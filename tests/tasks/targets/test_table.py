@@ -56,7 +56,7 @@ def test_the_table_alone_is_a_job(told_by_table: Path, told_by_image: Path, tmp_
     assert _figure(spec, table_cases(spec, told_by_image), tmp_path) < 0.9
     case = table_cases(spec, told_by_table).test[0]
     task, network = spec.plan().build_task(), spec.plan().build_network().eval()
-    assert task.picture(network, case, torch.device("cpu")).caption.startswith("outcome: ")
+    assert task.picture(network, case, torch.device("cpu")).caption.startswith("outcome, model: ")
 
 
 def test_a_job_with_a_table_is_read_back_the_same(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_one_network_learns_two_targets(spec: JobSpec, tmp_path: Path) -> None:
     assert min(evaluation.by_class.values()) > 0.9
     assert evaluation.mean == pytest.approx(np.mean(list(evaluation.by_class.values())))
     assert len(evaluation.behind["striped"]) < len(evaluation.behind["lump"]), "some do not state their stripes"
-    assert trainer.task.picture(trainer.network, next(iter(cases)), trainer.device).caption.startswith("lump: ")
+    assert trainer.task.picture(trainer.network, next(iter(cases)), trainer.device).caption.startswith("lump, model: ")
 
 
 def test_what_is_not_known_counts_in_no_loss(spec: JobSpec) -> None:

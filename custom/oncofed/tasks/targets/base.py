@@ -50,6 +50,11 @@ class TargetSettings(StrictModel):
         return self.model_dump(exclude={"weight"})
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Classes, findings or grades; see ``data.targets.Target``."""
+        return ()
+
+    @property
     def members(self) -> tuple[str, ...]:
         """Names of parts with a figure each, such as findings."""
         return ()

@@ -53,6 +53,11 @@ class GradeTarget(TargetSettings):
             raise ValueError(f"two grades have one name: {', '.join(grades)}")
         return grades
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The grades."""
+        return self.grades
+
     def encode(self, stated: TargetValue, declared: DatasetTarget) -> Encoded:
         """Return the number of a stated grade, from 0 for the lowest.
 

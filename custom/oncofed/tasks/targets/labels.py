@@ -65,6 +65,11 @@ class LabelsTarget(TargetSettings):
         return len(self.findings)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The findings."""
+        return self.findings
+
+    @property
     def members(self) -> tuple[str, ...]:
         """The findings."""
         return self.findings

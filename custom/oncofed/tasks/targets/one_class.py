@@ -41,6 +41,11 @@ class ClassTarget(TargetSettings):
         return classes
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.classes
+
+    @property
     def members(self) -> tuple[str, ...]:
         """The classes, where there are more than two."""
         return self.classes if len(self.classes) > 2 else ()

@@ -314,12 +314,11 @@ class TargetsTask(Task[TargetOutcome]):
         return found
 
     def caption(self, outcome: TargetOutcome) -> str:
-        """Return a case's answers and what it states, a line for each target."""
-        lines = []
-        for name, head in self.heads.items():
-            stated = head.described_truth(outcome.truths[name]) or "not known"
-            lines.append(f"{name}: {stated}; model: {head.in_short(outcome.answers[name])}")
-        return "\n".join(lines)
+        """Return a case's answers, a line for each target.
+
+        What the case states stays away: pictures are shown around, and an event's time tells who the patient is.
+        """
+        return "\n".join(f"{name}, model: {head.in_short(outcome.answers[name])}" for name, head in self.heads.items())
 
     def _figures(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> dict[str, TargetFigures]:
         told = self._told_of(outcomes)
