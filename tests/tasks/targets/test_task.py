@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from oncofed.data.cases import Cases, usable_cases
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.training import Trainer
+from target_heads import settings_of
 
 JOB = """\
 schema: 1
@@ -120,3 +123,12 @@ def test_mistakes_in_targets_are_named(tmp_path: Path, change: tuple[str, str], 
     (tmp_path / "job.yaml").write_text(JOB.replace(*change))
     with pytest.raises(SpecError, match=message):
         read_job(tmp_path / "job.yaml")
+
+
+@pytest.mark.parametrize(("kind", "names"), [("grade", "grades"), ("class", "classes"), ("labels", "findings")])
+def test_names_may_be_whole_numbers_and_else_need_quotes(kind: str, names: str) -> None:
+    assert getattr(settings_of(kind, **{names: [1, "2", 3]}), names) == ("1", "2", "3")
+    for strange in (True, 1.1, None, date(2026, 1, 1)):
+        with pytest.raises(ValidationError, match="Write each in quotes") as caught:
+            settings_of(kind, **{names: ["no", strange, strange]})
+        assert caught.value.error_count() == 1
