@@ -37,6 +37,19 @@ def test_what_is_missing_is_nan(text: str) -> None:
     assert math.isnan(row_of(Entry(image="a.png"), (AGE,))[0])
 
 
+def test_the_case_of_a_columns_name_does_not_matter() -> None:
+    age = Covariate(name="Age", range=(0, 120))
+    assert age.name == "age"
+    assert stated(Entry(image="a.png", tags={"AGE": "63"}), age) == "63"
+
+
+@pytest.mark.parametrize("name", ["", "Age (years)", "1st", "Größe", "a" * 41, "age\n"])
+def test_a_strange_name_of_a_column_is_told_in_words(name: str) -> None:
+    with pytest.raises(ValidationError, match="Rename the column in the table") as caught:
+        Covariate(name=name, range=(0, 120))
+    assert caught.value.error_count() == 1
+
+
 def test_a_category_may_be_called_none() -> None:
     assert STAGE.encode("None") == 2.0
 
@@ -95,7 +108,8 @@ def test_mistakes_of_a_job_are_named(values: dict[str, object], message: str) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("name: stage", "name: Age"), "data.covariates"),
+        (("name: stage", "name: Stage (TNM)"), r"data.covariates.*found .Stage \(TNM\).*Rename the column"),
+        (("name: stage", "name: Age"), "two covariates are called age"),
         (("name: stage", "name: outcome"), "is a target of the job"),
         (("{name: stage, categories: [I, II, III]}", "{name: age, range: [0, 1]}"), "two covariates are called age"),
     ],

@@ -6,6 +6,7 @@ A case's values are the other columns of the table that it was registered from, 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import torch
@@ -24,15 +25,27 @@ _MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "unknown", "missin
 _OF_HEADER = ("modality", "vendor")
 # A plausible range is far wider than the patients are: a quarter of it stands for their spread.
 _SHARE_OF_RANGE = 0.25
+# Of a column, in lower case.
+_NAME = re.compile(r"[a-z][a-z0-9_ .-]{0,39}\Z")
 
 
 class Covariate(StrictModel):
     """A column: a number within a plausible range, or one of several categories."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_ .-]{0,39}$", description="of the column, in lower case")
+    name: str = Field(description="of the column; case does not matter")
     unit: str = Field("", max_length=20, description="of a number, such as years")
     range: tuple[float, float] | None = Field(None, description="of a number: lowest and highest plausible value")
     categories: tuple[str, ...] = Field((), max_length=64, description="the vocabulary; a value outside it is refused")
+
+    @field_validator("name")
+    @classmethod
+    def _is_plain(cls, name: str) -> str:
+        if not _NAME.match(name.lower()):
+            raise ValueError(
+                f"found {name!r}, expected a letter from a to z, then up to 39 of a to z, 0 to 9, space, '_', '.' and "
+                "'-'. Rename the column in the table, and register it again"
+            )
+        return name.lower()
 
     @field_validator("categories")
     @classmethod

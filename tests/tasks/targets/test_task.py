@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from oncofed.data.cases import Case, Cases, usable_cases
 from oncofed.errors import DataError, SpecError
@@ -17,6 +19,7 @@ from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.targets.outcome import TargetOutcome
 from oncofed.training import Trainer
+from target_heads import settings_of
 
 JOB = """\
 schema: 1
@@ -161,3 +164,12 @@ def test_a_network_that_diverged_has_no_figures_and_no_sums(tmp_path: Path, kind
     assert task.paired(broken, sound) is None
     everybody = [[outcome] for _, outcome in broken]
     assert task.drawing(everybody)(np.arange(36)) is None
+
+
+@pytest.mark.parametrize(("kind", "names"), [("grade", "grades"), ("class", "classes"), ("labels", "findings")])
+def test_names_may_be_whole_numbers_and_else_need_quotes(kind: str, names: str) -> None:
+    assert getattr(settings_of(kind, **{names: [1, "2", 3]}), names) == ("1", "2", "3")
+    for strange in (True, 1.1, None, date(2026, 1, 1)):
+        with pytest.raises(ValidationError, match="Write each in quotes") as caught:
+            settings_of(kind, **{names: ["no", strange, strange]})
+        assert caught.value.error_count() == 1

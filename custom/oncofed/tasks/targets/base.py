@@ -32,6 +32,25 @@ TARGET_KINDS: Registry[type[TargetHead[Any]]] = Registry(
 )
 
 
+def _as_names(value: Any) -> Any:
+    """Return whole numbers of a list as the texts that they are written as.
+
+    Raises:
+        ValueError: YAML read another entry as something else than text, such as yes, 1.10 or a date: how it was
+            written is no longer known.
+    """
+    if not isinstance(value, list | tuple):
+        return value
+    strange = [name for name in value if isinstance(name, bool) or not isinstance(name, str | int)]
+    if strange:
+        raise ValueError(f'found {strange[0]!r}, expected names. Write each in quotes, such as "yes" or "1.10"')
+    return tuple(str(name) for name in value)
+
+
+# Of classes, findings or grades.
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_names)]
+
+
 class TargetSettings(StrictModel):
     """A target, as a job declares it; ``kind`` names its kind."""
 

@@ -23,7 +23,7 @@ from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled import ranking
 from oncofed.tasks.pooled_target import PooledTarget, Table, TargetFigure
 from oncofed.tasks.site_sums import grouped, ranked
-from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings, patients_where
+from oncofed.tasks.targets.base import TARGET_KINDS, Names, TargetFigures, TargetHead, TargetSettings, patients_where
 from oncofed.tasks.targets.grade_table import (
     coarser_table,
     is_table,
@@ -41,7 +41,7 @@ class GradeTarget(TargetSettings):
     """A target with grades in an order."""
 
     kind: Literal["grade"] = "grade"
-    grades: tuple[str, ...] = Field(
+    grades: Names = Field(
         min_length=3, max_length=32, description="names, from the lowest to the highest; of two the kind is class"
     )
 

@@ -24,7 +24,7 @@ from oncofed.tasks.pooled import Ranking, Reliability, best_threshold, f1_at
 from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
 from oncofed.tasks.site_sums import classification_sums, grouped
 from oncofed.tasks.sum_forms import are_named, coarser_classification, is_classification, is_patients
-from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings, patients_where
+from oncofed.tasks.targets.base import TARGET_KINDS, Names, TargetFigures, TargetHead, TargetSettings, patients_where
 from oncofed.tasks.targets.rankings import ranked_figures, rankings_of, reliability_of
 
 # Threshold of a finding for which no validation patients chose one.
@@ -35,7 +35,7 @@ class LabelsTarget(TargetSettings):
     """A target of which several findings may hold."""
 
     kind: Literal["labels"] = "labels"
-    findings: tuple[str, ...] = Field(min_length=1, max_length=256, description="names")
+    findings: Names = Field(min_length=1, max_length=256, description="names")
     positive_weight: dict[str, float] = Field(
         {},
         description="finding -> how much a case that has it counts beside one that has not; the share of cases without "

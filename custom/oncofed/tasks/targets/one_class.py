@@ -20,7 +20,7 @@ from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
 from oncofed.tasks.site_sums import classification_sums, grouped
 from oncofed.tasks.sum_forms import coarser_classification, is_classification
-from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings, patients_where
+from oncofed.tasks.targets.base import TARGET_KINDS, Names, TargetFigures, TargetHead, TargetSettings, patients_where
 from oncofed.tasks.targets.rankings import ranked_figures, rankings_of, reliability_of
 
 
@@ -28,9 +28,7 @@ class ClassTarget(TargetSettings):
     """A target of which one class holds."""
 
     kind: Literal["class"] = "class"
-    classes: tuple[str, ...] = Field(
-        min_length=2, max_length=256, description="names; the second of two is the positive"
-    )
+    classes: Names = Field(min_length=2, max_length=256, description="names; the second of two is the positive")
 
     @field_validator("classes")
     @classmethod
