@@ -14,8 +14,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from carded import CARDED, register_by_card
 from commands import oncofed
 from oncofed.data.box_tables import state_boxes
+from oncofed.data.brain_outcomes import make_outcome_hospitals
 from oncofed.data.cases import usable_cases
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
@@ -27,6 +29,7 @@ from synthetic import make_lesions, make_nuclei, make_site, make_slides, make_te
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 SMALL_DENSENET = {"init_features": 16, "growth_rate": 16, "block_config": [2, 2]}
+ENOUGH_TO_TEST = {"validation": 0.2, "test": 0.4}
 # What makes a job small enough for seconds; its own settings otherwise.
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "hippocampus_segmentation": {"data": {"patch": [16, 16, 16]}, "model": {"channels": [4, 8]}},
@@ -54,6 +57,17 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"patch": [16, 16, 16]},
         "model": {"channels": [4, 8, 16], "deep_supervision": 1},
     },
+    "brain_survival": {},
+    "chest_findings": {
+        "data": {"patch": [32, 32], "split": ENOUGH_TO_TEST},
+        "model": {"arguments": SMALL_DENSENET},
+    },
+    "grade_tiles": {"data": {"patch": [32, 32], "split": ENOUGH_TO_TEST}},
+    "survival_ct": {
+        "data": {"patch": [32, 32, 32], "spacing": [1, 1, 1], "split": ENOUGH_TO_TEST},
+        "model": {"arguments": SMALL_DENSENET},
+    },
+    "survival_slides": {"data": {"patch": [64, 64], "split": ENOUGH_TO_TEST}},
 }
 # Enough for a model that is sure of something.
 LONGER = {"xray_classification": {"training": {"steps_per_round": 40, "batch_size": 8}}}
@@ -65,16 +79,26 @@ IN_SIMULATOR = {
     "partial_organs_segmentation",
     "brain_tumour_regions",
     "lung_nodule_detection",
+    *CARDED,
 }
 FIGURES = {
     "partial_organs_segmentation": {"liver", "pancreas"},
     "brain_tumour_regions": {"whole tumour", "tumour core", "enhancing tumour"},
+    # Of the other eleven findings the made table states nothing.
+    "chest_findings": {f"findings.{name}" for name in ("atelectasis", "effusion", "pleural thickening")},
+    "grade_tiles": {"isup"},
+    "survival_ct": {"survival"},
+    "survival_slides": {"survival"},
 }
 # Of these classes alone there are labels at the site.
 LABELLED = {"partial_organs_segmentation": {1: "liver", 2: "pancreas"}}
 
 
 def _site(spec: JobSpec, source: Path, out: Path) -> Path:
+    if spec.name in CARDED:
+        return register_by_card(spec.name, source, out)
+    if spec.name == "brain_survival":
+        return next(iter(make_outcome_hospitals(out, 1, sizes=((8, 4, 12),)).values()))
     names = list(spec.task.classes.values())
     makers: dict[str, Callable[[], object]] = {
         "nuclei_segmentation": lambda: make_nuclei(source, 8, 96),
@@ -181,8 +205,9 @@ def test_a_job_runs_from_images_to_a_report(name: str, tmp_path: Path) -> None:
     assert (result["status"], result["metric"]) == ("completed", spec.plan().build_task().metric)
     assert result["sites"]["east"]["federated"] is not None
     report = (out / "report.html").read_text()
-    told = result["pooled_test"] or {"classes": {}, "reliability": None}
-    assert report.count("<svg") == 2 + bool(told["classes"] or told["reliability"])
+    told = result["pooled_test"] or {"classes": {}, "reliability": None, "targets": {}}
+    # Rounds, pictures, what is known over the sites, and a plot of each target.
+    assert report.count("<svg") == 2 + bool(told["classes"] or told["reliability"]) + len(told["targets"])
     calibration = read_calibration(out / "model")
     assert (calibration is None) == (result["calibration"] is None)
     if name in FIGURES:
