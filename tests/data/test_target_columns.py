@@ -47,7 +47,9 @@ def values(settings: dict[str, Any], *texts: str) -> list[Any]:
         (["1 234", "1\u00a0234,5", "1'234"], [1234, 1234.5, 1234]),
         (["-3", "−3", "+3", "1.5e-3"], [-3, -3, 3, 0.0015]),
         (["0,123", "0.123"], [0.123, 0.123]),
+        (["1.234e3", "1.234", ".5"], [1234, 1.234, 0.5]),
         (["<5", "5-7", "5 of 7", "about 5", "3 5"], ["!", "!", "!", "!", "!"]),
+        (["1,2,3", "5..6", "1.2.3", "12,34.5", "1,23,456"], ["!", "!", "!", "!", "!"]),
     ],
 )
 def test_numbers_as_people_write_them(texts: list[str], numbers: list[Any]) -> None:
@@ -59,6 +61,9 @@ def test_a_number_that_may_be_two_is_asked_about() -> None:
         values({"kind": "value"}, "12", "1,234")
     assert values({"kind": "value", "decimal": ","}, "12", "1,234") == [12, 1.234]
     assert values({"kind": "value", "decimal": "."}, "12", "1,234") == [12, 1234]
+    with pytest.raises(DataError, match=r"line 2: column t .* may be thousands or a fraction"):
+        values({"kind": "value"}, "1.234", "2.500", "12.345", "850")
+    assert values({"kind": "value", "decimal": ","}, "1.234", "850") == [1234, 850]
     with pytest.raises(DataError, match="line 4"):
         values({"kind": "value"}, "3,5", "3.5", "1.234")
 

@@ -42,8 +42,12 @@ UNKNOWN = frozenset(
 YES = frozenset(("1", "yes", "y", "true", "t", "positive", "pos", "present", "+"))
 NO = frozenset(("0", "no", "n", "false", "f", "negative", "neg", "absent"))
 _SPACES = "\u00a0\u202f\u2009 "
-_QUANTITY = re.compile(rf"([-+−]?\d(?:[\d.,'’{_SPACES}]*\d)?(?:[eE][-+]?\d+)?)[{_SPACES}]*([^\W\d_]\S*|%)?")
+_QUANTITY = re.compile(rf"([-+−]?[.,]?\d(?:[\d.,'’{_SPACES}]*\d)?(?:[eE][-+]?\d+)?)[{_SPACES}]*([^\W\d_]\S*|%)?")
 _GROUPED = re.compile(rf"(\d)['’{_SPACES}](?=\d{{3}}(?!\d))")
+# Whole, with a decimal mark, or with marks between each three digits: 1,2,3 and 5..6 are no number.
+_NUMBER = re.compile(
+    r"(?:\d*[.,]?\d+|[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?)(?:[eE][-+]?\d+)?"
+)
 _ONE_MARK = re.compile(r"[1-9]\d{0,2}[.,]\d{3}")
 _DATE_WITHIN = re.compile(r"\d{1,4}([-/. ])(?:\d{1,2}|[A-Za-z]{3,9})\1\d{1,4}")
 _UNIT_IN_NAME = re.compile(r"[a-zµ]+")
@@ -94,7 +98,7 @@ def factor(found: str, wanted: str) -> float | None:
 class Notation:
     """How a column writes numbers: which of comma and point is the decimal mark.
 
-    Of "1,234" nobody can say alone what it is; another cell of the column may.
+    Of "1,234" and "1.234" nobody can say alone what they are; another cell of the column may.
 
     Args:
         texts: the column's known cells.
@@ -109,11 +113,9 @@ class Notation:
         numbers = [(line, parts[0]) for line, text in texts if (parts := _parts(text))]
         evidence = {found for _, number in numbers if (found := _decimal_mark(number))}
         unclear = [(line, number) for line, number in numbers if _ONE_MARK.fullmatch(number.lstrip("-+−"))]
-        commas = [line for line, number in unclear if "," in number]
-        if mark is None and unclear and (len(evidence) > 1 or (commas and not evidence)):
-            line = (commas or [unclear[0][0]])[0]
+        if mark is None and unclear and len(evidence) != 1:
             raise DataError(
-                f"line {line}: column {column} has a number with one mark before three digits, which may be thousands "
+                f"line {unclear[0][0]}: column {column} has a number with one mark before three digits, which may be thousands "
                 'or a fraction, and other cells do not tell. Say which: decimal: "," or decimal: "."'
             )
         self._mark: str = mark or (next(iter(evidence)) if len(evidence) == 1 else ".")
@@ -142,12 +144,12 @@ def _parts(text: str) -> tuple[str, str] | None:
     if match is None:
         return None
     number = _GROUPED.sub(r"\1", match[1])
-    return (number, (match[2] or "").strip()) if not re.search(rf"['’{_SPACES}]", number) else None
+    return (number, (match[2] or "").strip()) if _NUMBER.fullmatch(number.lstrip("-+−")) else None
 
 
 def _decimal_mark(number: str) -> str | None:
     """Return the decimal mark that a number shows beyond doubt."""
-    number = re.split("[eE]", number.lstrip("-+−"))[0]
+    number, *power = re.split("[eE]", number.lstrip("-+−"))
     marks = [letter for letter in number if letter in ",."]
     if not marks:
         return None
@@ -155,4 +157,4 @@ def _decimal_mark(number: str) -> str | None:
         return marks[-1]
     if len(marks) > 1:  # 1,234,567
         return "." if marks[0] == "," else ","
-    return None if _ONE_MARK.fullmatch(number) else marks[0]
+    return None if _ONE_MARK.fullmatch(number) and not power else marks[0]
