@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from oncofed.data.target_columns import parse_targets
 from oncofed.data.target_columns.base import ReadTarget
 from oncofed.data.target_columns.cells import Notation, is_unknown
-from oncofed.data.target_columns.dates import is_date, read_dates
+from oncofed.data.target_columns.dates import hold_dates, is_date, read_dates
 from oncofed.data.target_columns.section import TableTargets
 from oncofed.data.targets import FollowUp
 from oncofed.errors import DataError, SpecError
@@ -306,6 +306,25 @@ def test_any_date_is_known_as_one(day: Any, form: str) -> None:
     text = day.strftime(form)
     assert is_date(text)
     assert read_dates([(2, text)], "t") == {2: day}
+
+
+@pytest.mark.parametrize(
+    ("texts", "dates"),
+    [
+        (["20210403", "", "19991231", "alive"], True),
+        (["44289", "NA", "39814.5"], True),
+        (["alive", "03.04.21"], True),
+        (["3-Apr-21"], True),
+        (["21-04-03"], True),
+        (["20210403", "20219999"], False),
+        (["44289", "12"], False),
+        (["44289 /µl"], False),
+        (["31.32.33", "1.2.84.0", "63", "I"], False),
+        ([], False),
+    ],
+)
+def test_columns_that_hold_dates(texts: list[str], dates: bool) -> None:
+    assert hold_dates(texts) is dates
 
 
 @pytest.mark.parametrize("text", ["12.5", "1-2-3", "T1-2", "45123", "1.2.840.10008", "2021"])
