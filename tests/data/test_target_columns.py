@@ -56,6 +56,20 @@ def test_numbers_as_people_write_them(texts: list[str], numbers: list[Any]) -> N
     assert values({"kind": "value"}, *texts) == numbers
 
 
+@pytest.mark.parametrize(
+    ("unit", "cell", "number"),
+    [
+        ("g/l", "2 g/dl", 20),
+        ("mm", "500 \u03bcm", 0.5),
+        ("mm", "500 \u00b5m", 0.5),
+        ("days", "12 hours", 0.5),
+        ("cm²", "3 cm2", 3),
+    ],
+)
+def test_a_table_knows_the_units_of_jobs(unit: str, cell: str, number: float) -> None:
+    assert values({"kind": "value", "unit": unit}, cell) == [number]
+
+
 def test_a_number_that_may_be_two_is_asked_about() -> None:
     with pytest.raises(DataError, match=r"line 3: column t .* may be thousands or a fraction.*decimal: \",\""):
         values({"kind": "value"}, "12", "1,234")

@@ -74,8 +74,8 @@ def state_boxes(
     columns = _Columns.of(read, table)
     if coordinates == "voxels" and columns.diameter == "diameter_mm":
         raise DataError(
-            f"{table}: found the column diameter_mm, expected numbers in voxels (--coordinates voxels). Give lps or ras "
-            "with centres in mm; or call the column diameter, with numbers in voxels"
+            f"{table}: found the column diameter_mm, expected numbers in voxels (--coordinates voxels). Give lps or "
+            "ras with centres in mm; or call the column diameter, with numbers in voxels"
         )
     entries: dict[str, list[Entry]] = defaultdict(list)
     for entry in manifest.entries:
@@ -95,8 +95,8 @@ def state_boxes(
         if len(called) > 1:
             names = [_only(entry, entries) for entry in called[:3]]
             raise DataError(
-                f"{where}: {len(called)} cases are called {row.cells[columns.case]!r}, expected one. Write in the column "
-                f"{columns.case} which it is: {', '.join(names)}{', …' if len(called) > 3 else ''}"
+                f"{where}: {len(called)} cases are called {row.cells[columns.case]!r}, expected one. Write in the "
+                f"column {columns.case} which it is: {', '.join(names)}{', …' if len(called) > 3 else ''}"
             )
         (entry,) = called
         label = _label(row.cells.get(columns.label, "") or name, labels)

@@ -10,28 +10,11 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal
 
+from oncofed.data.time_units import TIME_UNITS
 from oncofed.errors import DataError
 
 Mark = Literal[",", "."]
 
-# Days of each unit of time: a month is a twelfth of the Julian year of 365.25 days.
-DAYS = {"days": 1.0, "weeks": 7.0, "months": 30.4375, "years": 365.25}
-_TIME_NAMES = {
-    "days": ("d", "day", "days"),
-    "weeks": ("w", "wk", "wks", "week", "weeks"),
-    "months": ("mo", "mos", "mon", "mth", "mths", "month", "months"),
-    "years": ("y", "yr", "yrs", "a", "year", "years"),
-}
-TIME_UNITS = {name: unit for unit, names in _TIME_NAMES.items() for name in names}
-# Other units that stand in one column, each in its family's smallest.
-_SCALES: tuple[dict[str, float], ...] = (
-    DAYS,
-    {"um": 1e-3, "µm": 1e-3, "mm": 1.0, "cm": 10.0, "dm": 100.0, "m": 1000.0},
-    {"mm2": 1.0, "mm²": 1.0, "cm2": 100.0, "cm²": 100.0},
-    {"mm3": 1e-3, "mm³": 1e-3, "cm3": 1.0, "cm³": 1.0, "cc": 1.0, "ml": 1.0, "dl": 100.0, "l": 1000.0},
-    {"mg": 1e-3, "g": 1.0, "kg": 1000.0},
-    {"ng/ml": 1.0, "µg/l": 1.0, "ug/l": 1.0, "µg/ml": 1000.0, "ug/ml": 1000.0, "mg/l": 1000.0},
-)
 UNKNOWN = frozenset(
     (
         *("", "-", "--", "'--", "---", "–", "—", ".", "?", "na", "n.a.", "n.a", "n/a", "#n/a", "<na>", "nan", "null"),
@@ -83,18 +66,6 @@ def time_unit_of(column: str) -> str | None:
     return next(iter(found)) if len(found) == 1 else None
 
 
-def factor(found: str, wanted: str) -> float | None:
-    """Return what a number in one unit is multiplied by to be in another; None: they do not compare."""
-    one, other = (TIME_UNITS.get(unit.strip().lower(), unit.strip()) for unit in (found, wanted))
-    if one.lower() == other.lower():
-        return 1.0
-    for scale in _SCALES:
-        known = {name.lower(): size for name, size in scale.items()}
-        if one.lower() in known and other.lower() in known:
-            return known[one.lower()] / known[other.lower()]
-    return None
-
-
 class Notation:
     """How a column writes numbers: which of comma and point is the decimal mark.
 
@@ -115,8 +86,8 @@ class Notation:
         unclear = [(line, number) for line, number in numbers if _ONE_MARK.fullmatch(number.lstrip("-+−"))]
         if mark is None and unclear and len(evidence) != 1:
             raise DataError(
-                f"line {unclear[0][0]}: column {column} has a number with one mark before three digits, which may be thousands "
-                'or a fraction, and other cells do not tell. Say which: decimal: "," or decimal: "."'
+                f"line {unclear[0][0]}: column {column} has a number with one mark before three digits, which may be "
+                'thousands or a fraction, and other cells do not tell. Say which: decimal: "," or decimal: "."'
             )
         self._mark: str = mark or (next(iter(evidence)) if len(evidence) == 1 else ".")
         self._said = mark is not None

@@ -15,13 +15,10 @@ from typing_extensions import Self
 
 from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns, Text, each_cell, lower
 from oncofed.data.target_columns.cells import (
-    DAYS,
     NO,
-    TIME_UNITS,
     YES,
     Mark,
     Notation,
-    factor,
     is_unknown,
     plain,
     shown,
@@ -30,6 +27,8 @@ from oncofed.data.target_columns.cells import (
 from oncofed.data.target_columns.dates import check_format, read_dates
 from oncofed.data.target_columns.names import Column
 from oncofed.data.targets import DatasetTarget, FollowUp
+from oncofed.data.time_units import DAYS, TIME_UNITS
+from oncofed.data.units import factor
 from oncofed.errors import DataError
 
 # cBioPortal writes 1:DECEASED and 0:LIVING.
