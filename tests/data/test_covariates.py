@@ -30,23 +30,34 @@ def test_values_become_numbers() -> None:
     assert stated(entry.model_copy(update={"tags": {"vendor": "Other"}}), vendor) == "Other", "the table goes first"
 
 
-@pytest.mark.parametrize("text", ["", "NA", "n/a", "NaN", " unknown "])
+@pytest.mark.parametrize("text", ["", "NA", "n/a", "NaN", " unknown ", "?", "--", "not available", "[Unknown]"])
 def test_what_is_missing_is_nan(text: str) -> None:
     assert math.isnan(AGE.encode(text))
     assert math.isnan(STAGE.encode(text))
     assert math.isnan(row_of(Entry(image="a.png"), (AGE,))[0])
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("65,5", 65.5), ("63 y", 63), ("063Y", 63), ("18 months", 1.5), ("6.5e1", 65), ("12.345", 12.345), ("0,5", 0.5)],
+)
+def test_a_number_is_read_as_targets_are_and_in_the_jobs_unit(text: str, number: float) -> None:
+    assert AGE.encode(text) == number
+
+
 def test_a_category_may_be_called_none() -> None:
     assert STAGE.encode("None") == 2.0
+    assert math.isnan(AGE.encode("None")), "else it says that nothing is known"
 
 
 @pytest.mark.parametrize(
     ("column", "text", "message"),
     [
         (AGE, "130", "column age: found 130, expected 0 to 120 years"),
-        (AGE, "63 y", "column age: found '63 y', expected 0 to 120 years as a plain number"),
-        (AGE, "inf", "column age: found inf"),
+        (AGE, "63 kg", "column age: found '63 kg', expected 0 to 120 years as a plain number, or with a unit"),
+        (AGE, "inf", "column age: found 'inf'"),
+        (AGE, "1_0", "column age: found '1_0'"),
+        (AGE, "1,234", "column age: found '1,234', which may be thousands or a fraction, .* with a point"),
         (STAGE, "IV", "column tumour stage: found 'IV', expected one of I, II, none"),
     ],
 )
