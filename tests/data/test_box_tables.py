@@ -129,6 +129,13 @@ def test_a_name_of_two_cases_is_refused(tmp_path: Path) -> None:
     assert "p1" in (one.source or one.images[0])
 
 
+def test_a_box_stated_twice_is_refused(folder: Path) -> None:
+    text = "case,low_x,low_y,low_z,high_x,high_y,high_z,class\n1.3.6.0,1,2,3,4,5,6,a\n"
+    path = table(folder, text + "1.3.6.1,1,2,3,4,5,6,a\n1.3.6.0,1,2,3,4,5,6,b\n")
+    with pytest.raises(DataError, match="line 4: the box is that of an earlier row"):
+        state_boxes(folder, path, "voxels")
+
+
 def test_a_diameter_in_mm_is_none_in_voxels(folder: Path) -> None:
     path = table(folder, "case,coordX,coordY,coordZ,diameter_mm\n1.3.6.0,12,9,7,10\n")
     with pytest.raises(DataError, match=r"diameter_mm, expected numbers in voxels.*Give lps or ras"):

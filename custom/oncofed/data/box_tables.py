@@ -107,7 +107,10 @@ def state_boxes(
         box = boxes.rounded(corners)[0].model_copy(update={"label": label})
         if fault := boxes.fault([box], entry.shape or [], [label]):
             raise DataError(f"{where}: {fault.replace('its box 1', 'the box')} (--coordinates {coordinates})")
-        found[_identity(entry)].append(box)
+        own = found[_identity(entry)]
+        if any((box.low, box.high) == (other.low, other.high) for other in own):
+            raise DataError(f"{where}: the box is that of an earlier row, expected one for each object: leave one out")
+        own.append(box)
     if not found:
         raise DataError(
             f"{table}: none of its {len(read.rows)} rows is of a case of {folder.name}; its cases are called "
