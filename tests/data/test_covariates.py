@@ -163,3 +163,15 @@ def test_check_tells_of_each_column_without_telling_of_few(tmp_path: Path) -> No
         "no case has a value in column psa; the table's columns are Stage, age"
     )
     assert report.may_train
+
+
+def test_few_who_have_a_column_are_not_counted(tmp_path: Path) -> None:
+    folder, spec = make_table_site(tmp_path / "set", 40), table_job(tmp_path)
+    entries = read_entries(folder)
+    for entry in entries[3:]:
+        tags = entry["tags"]
+        assert isinstance(tags, dict)
+        del tags["age"]
+    write_entries(folder, entries)
+    report = check_dataset(folder, spec.data, spec.plan().supervision(), spec.seed)
+    assert {row.aspect: row.found for row in report.rows}["age"] == "fewer than 5 of 40 patients have it"

@@ -122,6 +122,14 @@ def test_a_patient_counts_once() -> None:
     assert found.cells == {"": {"all values": None}}
 
 
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [(0, "0"), (1, "fewer than 5"), (4, "fewer than 5"), (5, "5"), (30, "30")],
+)
+def test_few_who_have_a_target_are_not_counted(stated: int, told: str) -> None:
+    assert str(TargetReport("t", "value", "", stated, 30)) == f"{told} of 30 patients have it"
+
+
 # --- columns that tell the outcome
 
 
