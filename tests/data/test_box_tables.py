@@ -11,7 +11,7 @@ from nibabel.affines import apply_affine
 
 from commands import oncofed
 from oncofed.data.box_tables import state_boxes
-from oncofed.data.manifest import read_manifest
+from oncofed.data.manifest import read_manifest, write_manifest
 from oncofed.data.register import RegisterOptions, register
 from oncofed.errors import DataError
 
@@ -94,11 +94,14 @@ def test_boxes_stay_when_the_folder_is_registered_again(folder: Path) -> None:
     ("text", "message"),
     [
         ("seriesuid,x\n1.3.6.0,4\n", "found the columns seriesuid, x; expected one of"),
-        ("seriesuid,coordX,coordY,coordZ,diameter_mm\n7.7,1,1,1,4\n", "none of its 1 rows is of a case of set"),
+        (
+            "seriesuid,coordX,coordY,coordZ,diameter_mm\n7.7,1,1,1,4\n",
+            r"none of its 1 rows is of a case of set\. Expected in the column seriesuid .*: 1\.3\.6\.0, 1\.3\.6\.1$",
+        ),
         ("seriesuid,coordX,coordY,coordZ,diameter_mm\n1.3.6.0,1,one,1,4\n", r"line 2: coordy is 'one', expected a num"),
         ("seriesuid,coordX,coordY,coordZ,diameter_mm\n1.3.6.0,1,1,1,\n", r"line 2: diameter_mm is '', expected a num"),
         ("seriesuid,coordX,coordY,coordZ,diameter_mm\n1.3.6.0,999,1,1,4\n", r"line 2: the box .* lies outside .*lps\)"),
-        ("seriesuid,coordX,coordY,diameter_mm\n1.3.6.0,1,1,4\n", r"line 2: has 2 coordinates, and the image 3 axes"),
+        ("seriesuid,coordX,coordY,diameter_mm\n1.3.6.0,1,1,4\n", r"line 2: has 2 coordinates, and the image 3 axes: e"),
         (
             "case,low_x,low_y,low_z,high_x,high_y,high_z\n1.3.6.0,0,0,-90,0,9,-80\n",
             r"line 2: the box .* is empty",
@@ -142,6 +145,16 @@ def test_a_diameter_in_mm_is_none_in_voxels(folder: Path) -> None:
         state_boxes(folder, path, "voxels")
     path.write_text(path.read_text().replace("diameter_mm", "diameter"))
     assert state_boxes(folder, path, "voxels").boxes == 1
+
+
+def test_an_affine_of_no_volume_is_told(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    none = {"affine": [[0.0] * 4] * 3 + [[0.0, 0.0, 0.0, 1.0]]}
+    flat = [entry.model_copy(update=none) for entry in manifest.training]
+    write_manifest(folder, manifest.model_copy(update={"training": flat}))
+    path = table(folder, "seriesuid,coordX,coordY,coordZ,diameter_mm\n1.3.6.0,1,1,1,4\n")
+    with pytest.raises(DataError, match=r"line 2: its image's affine in dataset.json .* register the folder again"):
+        state_boxes(folder, path, "lps")
 
 
 def test_the_command(folder: Path) -> None:

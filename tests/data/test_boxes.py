@@ -84,7 +84,7 @@ def test_a_small_box_inside_a_large_one_is_kept() -> None:
 @pytest.mark.parametrize(
     ("box", "fault"),
     [
-        ({"low": [1, 2], "high": [3, 4]}, "has not 3 numbers a corner"),
+        ({"low": [1, 2], "high": [3, 4]}, "has not 3 numbers a corner: expected one for each axis"),
         ({"low": [1, 2, 5], "high": [3, 4, 5]}, "is empty, or not finite"),
         ({"low": [1, 2, float("nan")], "high": [3, 4, 5]}, "is empty, or not finite"),
         ({"low": [-80, 2, 3], "high": [-70, 4, 5]}, "lies outside the image of 10x10x10 voxels"),

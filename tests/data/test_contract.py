@@ -356,4 +356,5 @@ def test_numbered_objects_become_one_class(tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(json.dumps(values))
     manifest = read_manifest(tmp_path)
     assert match_labels(manifest, Supervision(classes={1: "nucleus"})).values == {1: 1}
+    assert match_labels(manifest, Supervision()) == Vocabulary(instances=True), "a job without classes converts nothing"
     assert "number objects of one kind" in match_labels(manifest, Supervision(classes={1: "a", 2: "b"})).problems[0]

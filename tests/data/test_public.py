@@ -99,8 +99,8 @@ def test_without_a_network_it_says_where_to_put_the_file(tmp_path: Path, monkeyp
     monkeypatch.setitem(public.PUBLIC, "spleen", replace(PUBLIC["spleen"], url="http://127.0.0.1:9/Task09_Spleen.tar"))
     with pytest.raises(DataError, match=r"put the file there yourself: .*out/Task09_Spleen.tar"):
         get("spleen", tmp_path / "out")
-    with pytest.raises(DataError, match="unknown public dataset 'liver'; known are hippocampus"):
-        get("liver", tmp_path / "out")
+    with pytest.raises(DataError, match="unknown public dataset 'kidney'; known are brain_tumour, hippocampus, liver"):
+        get("kidney", tmp_path / "out")
 
 
 def test_an_archive_writes_nothing_outside_its_folder(

@@ -102,7 +102,7 @@ def state_boxes(
         label = _label(row.cells.get(columns.label, "") or name, labels)
         try:
             corners = _corners(row, columns, entry, coordinates)
-        except ValueError as error:
+        except DataError as error:
             raise DataError(f"{where}: {error}") from None
         box = boxes.rounded(corners)[0].model_copy(update={"label": label})
         if fault := boxes.fault([box], entry.shape or [], [label]):
@@ -112,9 +112,10 @@ def state_boxes(
             raise DataError(f"{where}: the box is that of an earlier row, expected one for each object: leave one out")
         own.append(box)
     if not found:
+        cases = sorted(_identity(entry) for entry in manifest.entries)
         raise DataError(
-            f"{table}: none of its {len(read.rows)} rows is of a case of {folder.name}; its cases are called "
-            f"{', '.join(sorted(_identity(entry) for entry in manifest.entries)[:3])}, …"
+            f"{table}: none of its {len(read.rows)} rows is of a case of {folder.name}. Expected in the column "
+            f"{columns.case} what its cases are called: {', '.join(cases[:3])}{', …' if len(cases) > 3 else ''}"
         )
     changed = _with(manifest, found, rest_has_none).model_copy(update={"labels": labels})
     write_manifest(folder, changed)
@@ -189,23 +190,36 @@ def _label(name: str, labels: dict[str, str]) -> int:
 
 
 def _corners(row: Row, columns: _Columns, entry: Entry, coordinates: Coordinates) -> Corners:
-    """Return a row's box in voxels of the stored image, (1, 2 * axes)."""
+    """Return a row's box in voxels of the stored image, (1, 2 * axes).
+
+    Raises:
+        DataError: the row or its image does not say where the box is.
+    """
     axes = len(entry.shape or ())
     if len(columns.low) != axes:
-        raise ValueError(f"has {len(columns.low)} coordinates, and the image {axes or 'no registered'} axes")
+        raise DataError(
+            f"has {len(columns.low)} coordinates, and the image {axes or 'no registered'} axes: expected a coordinate "
+            "for each axis"
+        )
     low = _numbers(row, columns.low)
     high = _numbers(row, columns.high) if columns.high else low
     if coordinates == "voxels":
         radius = _radius(row, columns)
         return np.array([[*(low - radius), *(high + radius)]])
     if entry.affine is None:
-        raise ValueError("its image does not say where it lies, so that mm lead nowhere: give --coordinates voxels")
+        raise DataError("its image does not say where it lies, so that mm lead nowhere: give --coordinates voxels")
     to_ras, affine = _TO_RAS[coordinates], np.array(entry.affine, np.float64)
+    try:
+        to_voxels = np.asarray(np.linalg.inv(affine), np.float64)
+    except np.linalg.LinAlgError:
+        raise DataError(
+            "its image's affine in dataset.json is none of a volume: register the folder again, or give --coordinates "
+            "voxels"
+        ) from None
     ends = apply_affine(to_ras, np.stack([low, high]))
     enclosing = np.array([[*ends.min(axis=0), *ends.max(axis=0)]], np.float64)
     radius = _radius(row, columns) / voxel_sizes(affine)
     # Boxes count from a voxel's edge, mm from its centre.
-    to_voxels = np.asarray(np.linalg.inv(affine), np.float64)
     found: Corners = boxes.moved(enclosing + 0.5, to_voxels) + np.concatenate([-radius, radius])
     return found
 
@@ -223,7 +237,7 @@ def _numbers(row: Row, columns: Sequence[str]) -> NDArray[np.float64]:
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise ValueError(f"{column} is {text!r}, expected a number")
+            raise DataError(f"{column} is {text!r}, expected a number")
         found.append(value)
     return np.array(found)
 

@@ -91,7 +91,7 @@ def fault(boxes: Sequence[Box], shape: Sequence[int], labels: Collection[int]) -
     for number, box in enumerate(boxes, start=1):
         what = f"its box {number} from {_written(box.low)} to {_written(box.high)}"
         if len(box.low) != len(shape) or len(box.high) != len(shape):
-            return f"{what} has not {len(shape)} numbers a corner, one for each axis of the image"
+            return f"{what} has not {len(shape)} numbers a corner: expected one for each axis of the image"
         if not all(low < high for low, high in zip(box.low, box.high, strict=True)):
             return f"{what} is empty, or not finite: expected the low corner first"
         centre = [(low + high) / 2 for low, high in zip(box.low, box.high, strict=True)]

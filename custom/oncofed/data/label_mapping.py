@@ -100,7 +100,8 @@ def match_labels(manifest: Manifest, wanted: Supervision) -> Vocabulary:
     """Match a dataset's labels with a job's.
 
     Names are compared without regard to case, and spaces, _ and - are the same; ``label_map`` of the manifest goes
-    before them. Where nobody named the dataset's labels, values are taken for what they are.
+    before them. Where nobody named the dataset's labels, values are taken for what they are;
+    of numbered objects without a class to learn, too.
 
     Args:
         manifest: the dataset.
@@ -232,8 +233,10 @@ def _by_name(
         elif found_value := of_regions.get(_region_key(target.split(OVERLAP))):
             values[value] = found_value
             how.append(f"{name} ({value}) becomes {classes[found_value]} ({found_value})")
-        elif hint := _ignore_hint(name, value, classes, noun) or _overlap_hint(name, value):
-            problems.append(hint)
+        elif ignored := _ignore_hint(name, value, classes, noun):
+            problems.append(ignored)
+        elif overlapping := _overlap_hint(name, value):
+            problems.append(overlapping)
         else:
             problems.append(
                 f"its {noun} {name!r} is none of the job's; say in dataset.json which it is: "
@@ -243,8 +246,8 @@ def _by_name(
 
 
 def _by_value(names: Mapping[int, str], classes: Mapping[int, str], instances: bool) -> Vocabulary:
-    if not instances:
-        return Vocabulary()
+    if not instances or not classes:
+        return Vocabulary(instances=instances)
     if len(classes) > 1:
         return Vocabulary(
             instances=True,

@@ -116,7 +116,10 @@ def shared_patients(sites: Sequence[SitePatients]) -> dict[tuple[str, str], int 
     if len(sites) < 2 or len(set(names)) < len(names):
         raise DataError(f"found files of {', '.join(names) or 'no site'}, expected those of two sites or more")
     if len({site.key for site in sites}) > 1:
-        raise DataError("the files were written with different keys: nothing can be compared. Agree on one key")
+        raise DataError(
+            f"the files of {', '.join(names)} were written with different keys, expected one: nothing can be compared. "
+            "Agree on one key, and write the files anew with: oncofed data overlap write"
+        )
     found: dict[tuple[str, str], int | None] = {}
     for first, second in combinations(sites, 2):
         counts = [_of_first(first, second), _of_first(second, first)]

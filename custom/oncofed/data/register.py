@@ -146,7 +146,7 @@ def _require_table(
             "target, such as --targets diagnosis=class:label, or add a column image."
         )
     if not any(table.knows(item) for item in layout.items):
-        patients = ", ".join(repr(item.patient) for item in layout.items[:3])
+        patients = ", ".join(f"{item.patient!r}" for item in layout.items[:3])
         raise DataError(
             f"{options.table}: no row is of a patient of {options.source}, whose images are of {patients}. Expected "
             "these in the column patient; or add a column image"

@@ -137,9 +137,10 @@ def _in_short(text: str) -> tuple[str, Any]:
     try:
         values = make(columns, more)
         target = TableTargets.model_validate({"targets": {name.strip(): {"kind": kind.strip(), **values}}})
-    except (ValidationError, ValueError, IndexError) as error:
-        why = first_problem(error) if isinstance(error, ValidationError) else str(error)
-        why = why.rpartition("Value error, ")[2]
+    except SpecError as error:
+        raise SpecError(f"--targets {text}: {error}; {_EXPECTED}") from None
+    except ValidationError as error:
+        why = first_problem(error).rpartition("Value error, ")[2]
         raise SpecError(f"--targets {text}: {why}; {_EXPECTED}") from None
     return name.strip(), target.targets[name.strip()]
 
@@ -165,13 +166,13 @@ def _survival(columns: Sequence[str], more: str) -> dict[str, Any]:
     if len(columns) == 3:
         return {"start": columns[0], "end": columns[1], "event": columns[2], "unit": more}
     if len(columns) != 2:
-        raise ValueError("survival needs two columns, time and event, or three: start and end (dates) and event")
+        raise SpecError("survival needs two columns, time and event, or three: start and end (dates) and event")
     return {"time": columns[0], "event": columns[1], "unit": more}
 
 
 def _one(columns: Sequence[str]) -> str:
     if len(columns) > 1:
-        raise ValueError(f"found {len(columns)} columns, expected one")
+        raise SpecError(f"found {len(columns)} columns, expected one")
     return columns[0] if columns else ""
 
 
