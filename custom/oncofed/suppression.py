@@ -58,3 +58,8 @@ def withheld_counts(counts: Mapping[str, int], whole: int, least: int) -> set[st
             break
         hidden.add(name)
     return hidden
+
+
+def told_count(patients: int) -> str:
+    """Return a count in words; of one to four only that."""
+    return f"fewer than {LEAST_PATIENTS}" if 0 < patients < LEAST_PATIENTS else str(patients)

@@ -114,6 +114,39 @@ def test_what_cannot_be_used_is_told_with_its_line(folder: Path, text: str, mess
     assert all(entry.boxes is None for entry in read_manifest(folder).entries), "nothing is written"
 
 
+def test_a_name_of_two_cases_is_refused(tmp_path: Path) -> None:
+    """Files are often called alike in each patient's folder: a box goes to the one that is meant."""
+    for number in (1, 2):
+        (tmp_path / f"in/p{number}").mkdir(parents=True)
+        values = np.random.default_rng(number).normal(0, 1, SHAPE).astype(np.float32)
+        nib.save(nib.Nifti1Image(values, AFFINE), tmp_path / f"in/p{number}/ct.nii.gz")
+    folder = tmp_path / "set"
+    register(RegisterOptions(tmp_path / "in", "nodules", folder, "segmentation"))
+    text = "case,low_x,low_y,low_z,high_x,high_y,high_z\n{},1,2,3,4,5,6\n"
+    with pytest.raises(DataError, match=r"line 2: 2 cases are called 'ct', expected one.*p1.*p2") as refused:
+        state_boxes(folder, table(folder, text.format("ct")), "voxels")
+    assert all(entry.boxes is None for entry in read_manifest(folder).entries)
+    advised = str(refused.value).rpartition(": ")[2].split(", ")[0]
+    state_boxes(folder, table(folder, text.format(advised)), "voxels")
+    (one,) = [entry for entry in read_manifest(folder).entries if entry.boxes]
+    assert "p1" in (one.source or one.images[0])
+
+
+def test_a_box_stated_twice_is_refused(folder: Path) -> None:
+    text = "case,low_x,low_y,low_z,high_x,high_y,high_z,class\n1.3.6.0,1,2,3,4,5,6,a\n"
+    path = table(folder, text + "1.3.6.1,1,2,3,4,5,6,a\n1.3.6.0,1,2,3,4,5,6,b\n")
+    with pytest.raises(DataError, match="line 4: the box is that of an earlier row"):
+        state_boxes(folder, path, "voxels")
+
+
+def test_a_diameter_in_mm_is_none_in_voxels(folder: Path) -> None:
+    path = table(folder, "case,coordX,coordY,coordZ,diameter_mm\n1.3.6.0,12,9,7,10\n")
+    with pytest.raises(DataError, match=r"diameter_mm, expected numbers in voxels.*Give lps or ras"):
+        state_boxes(folder, path, "voxels")
+    path.write_text(path.read_text().replace("diameter_mm", "diameter"))
+    assert state_boxes(folder, path, "voxels").boxes == 1
+
+
 def test_an_affine_of_no_volume_is_told(folder: Path) -> None:
     manifest = read_manifest(folder)
     none = {"affine": [[0.0] * 4] * 3 + [[0.0, 0.0, 0.0, 1.0]]}

@@ -97,6 +97,14 @@ def test_a_box_that_cannot_be_used_is_told(box: dict[str, object], fault: str) -
     assert re.search(fault, found), found
 
 
+def test_two_objects_of_one_box_are_told() -> None:
+    """Only one of them could be learned, as both have the same voxels."""
+    one, other = Box(low=(1, 2, 3), high=(3, 4, 5)), Box(low=(1, 2, 3), high=(3, 4, 6))
+    found = boxes.fault([one, other, one.model_copy(update={"label": 2})], (10, 10, 10), [1, 2])
+    assert found == "its boxes 1 and 3 are the same, expected one for each object: leave one of them out"
+    assert boxes.fault([one, other], (10, 10, 10), [1, 2]) == ""
+
+
 def make_set(folder: Path, states: bool) -> tuple[Path, np.ndarray]:
     """Write a volume of odd axes with one object: as a box, or as a mask; a second case has none."""
     (folder / "imagesTr").mkdir(parents=True)

@@ -30,7 +30,7 @@ def test_values_become_numbers() -> None:
     assert stated(entry.model_copy(update={"tags": {"vendor": "Other"}}), vendor) == "Other", "the table goes first"
 
 
-@pytest.mark.parametrize("text", ["", "NA", "n/a", "NaN", " unknown "])
+@pytest.mark.parametrize("text", ["", "NA", "n/a", "NaN", " unknown ", "?", "--", "not available", "[Unknown]"])
 def test_what_is_missing_is_nan(text: str) -> None:
     assert math.isnan(AGE.encode(text))
     assert math.isnan(STAGE.encode(text))
@@ -50,16 +50,27 @@ def test_a_strange_name_of_a_column_is_told_in_words(name: str) -> None:
     assert caught.value.error_count() == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("65,5", 65.5), ("63 y", 63), ("063Y", 63), ("18 months", 1.5), ("6.5e1", 65), ("12.345", 12.345), ("0,5", 0.5)],
+)
+def test_a_number_is_read_as_targets_are_and_in_the_jobs_unit(text: str, number: float) -> None:
+    assert AGE.encode(text) == number
+
+
 def test_a_category_may_be_called_none() -> None:
     assert STAGE.encode("None") == 2.0
+    assert math.isnan(AGE.encode("None")), "else it says that nothing is known"
 
 
 @pytest.mark.parametrize(
     ("column", "text", "message"),
     [
         (AGE, "130", "column age: found 130, expected 0 to 120 years"),
-        (AGE, "63 y", "column age: found '63 y', expected 0 to 120 years as a plain number"),
-        (AGE, "inf", "column age: found inf"),
+        (AGE, "63 kg", "column age: found '63 kg', expected 0 to 120 years as a plain number, or with a unit"),
+        (AGE, "inf", "column age: found 'inf'"),
+        (AGE, "1_0", "column age: found '1_0'"),
+        (AGE, "1,234", "column age: found '1,234', which may be thousands or a fraction, .* with a point"),
         (STAGE, "IV", "column tumour stage: found 'IV', expected one of I, II, none"),
     ],
 )
@@ -166,3 +177,15 @@ def test_check_tells_of_each_column_without_telling_of_few(tmp_path: Path) -> No
         "no case has a value in column psa; the table's columns are Stage, age"
     )
     assert report.may_train
+
+
+def test_few_who_have_a_column_are_not_counted(tmp_path: Path) -> None:
+    folder, spec = make_table_site(tmp_path / "set", 40), table_job(tmp_path)
+    entries = read_entries(folder)
+    for entry in entries[3:]:
+        tags = entry["tags"]
+        assert isinstance(tags, dict)
+        del tags["age"]
+    write_entries(folder, entries)
+    report = check_dataset(folder, spec.data, spec.plan().supervision(), spec.seed)
+    assert {row.aspect: row.found for row in report.rows}["age"] == "fewer than 5 of 40 patients have it"

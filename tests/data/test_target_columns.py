@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from oncofed.data.target_columns import parse_targets
 from oncofed.data.target_columns.base import ReadTarget
 from oncofed.data.target_columns.cells import Notation, is_unknown
-from oncofed.data.target_columns.dates import is_date, read_dates
+from oncofed.data.target_columns.dates import hold_dates, is_date, read_dates
 from oncofed.data.target_columns.section import TableTargets
 from oncofed.data.targets import FollowUp
 from oncofed.errors import DataError, SpecError
@@ -47,11 +47,27 @@ def values(settings: dict[str, Any], *texts: str) -> list[Any]:
         (["1 234", "1\u00a0234,5", "1'234"], [1234, 1234.5, 1234]),
         (["-3", "−3", "+3", "1.5e-3"], [-3, -3, 3, 0.0015]),
         (["0,123", "0.123"], [0.123, 0.123]),
+        (["1.234e3", "1.234", ".5"], [1234, 1.234, 0.5]),
         (["<5", "5-7", "5 of 7", "about 5", "3 5"], ["!", "!", "!", "!", "!"]),
+        (["1,2,3", "5..6", "1.2.3", "12,34.5", "1,23,456"], ["!", "!", "!", "!", "!"]),
     ],
 )
 def test_numbers_as_people_write_them(texts: list[str], numbers: list[Any]) -> None:
     assert values({"kind": "value"}, *texts) == numbers
+
+
+@pytest.mark.parametrize(
+    ("unit", "cell", "number"),
+    [
+        ("g/l", "2 g/dl", 20),
+        ("mm", "500 \u03bcm", 0.5),
+        ("mm", "500 \u00b5m", 0.5),
+        ("days", "12 hours", 0.5),
+        ("cm²", "3 cm2", 3),
+    ],
+)
+def test_a_table_knows_the_units_of_jobs(unit: str, cell: str, number: float) -> None:
+    assert values({"kind": "value", "unit": unit}, cell) == [number]
 
 
 def test_a_number_that_may_be_two_is_asked_about() -> None:
@@ -59,6 +75,9 @@ def test_a_number_that_may_be_two_is_asked_about() -> None:
         values({"kind": "value"}, "12", "1,234")
     assert values({"kind": "value", "decimal": ","}, "12", "1,234") == [12, 1.234]
     assert values({"kind": "value", "decimal": "."}, "12", "1,234") == [12, 1234]
+    with pytest.raises(DataError, match=r"line 2: column t .* may be thousands or a fraction"):
+        values({"kind": "value"}, "1.234", "2.500", "12.345", "850")
+    assert values({"kind": "value", "decimal": ","}, "1.234", "850") == [1234, 850]
     with pytest.raises(DataError, match="line 4"):
         values({"kind": "value"}, "3,5", "3.5", "1.234")
 
@@ -301,6 +320,25 @@ def test_any_date_is_known_as_one(day: Any, form: str) -> None:
     text = day.strftime(form)
     assert is_date(text)
     assert read_dates([(2, text)], "t") == {2: day}
+
+
+@pytest.mark.parametrize(
+    ("texts", "dates"),
+    [
+        (["20210403", "", "19991231", "alive"], True),
+        (["44289", "NA", "39814.5"], True),
+        (["alive", "03.04.21"], True),
+        (["3-Apr-21"], True),
+        (["21-04-03"], True),
+        (["20210403", "20219999"], False),
+        (["44289", "12"], False),
+        (["44289 /µl"], False),
+        (["31.32.33", "1.2.84.0", "63", "I"], False),
+        ([], False),
+    ],
+)
+def test_columns_that_hold_dates(texts: list[str], dates: bool) -> None:
+    assert hold_dates(texts) is dates
 
 
 @pytest.mark.parametrize("text", ["12.5", "1-2-3", "T1-2", "45123", "1.2.840.10008", "2021"])

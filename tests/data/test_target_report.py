@@ -138,6 +138,14 @@ def test_a_patient_counts_once() -> None:
     assert found.cells == {"": {"all values": None}}
 
 
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [(0, "0"), (1, "fewer than 5"), (4, "fewer than 5"), (5, "5"), (30, "30")],
+)
+def test_few_who_have_a_target_are_not_counted(stated: int, told: str) -> None:
+    assert str(TargetReport("t", "value", "", stated, 30)) == f"{told} of 30 patients have it"
+
+
 # --- columns that tell the outcome
 
 
@@ -181,6 +189,39 @@ def test_a_column_that_is_the_grade_in_other_words() -> None:
         "stage": [("a", "b")[n % 2] for n in range(30)],
     }
     assert list(told(columns, list(values), "grade")) == ["points"]
+
+
+def test_a_column_that_only_one_outcome_has_is_named() -> None:
+    """The commonest leak: a network is told what is missing, and so who died."""
+    values = [FollowUp(time=int(n * 37 % 101), event=n % 3 == 0) for n in range(30)]
+    columns = {
+        "cause": [f"cause {n}" if value.event else "" for n, value in enumerate(values)],
+        "last_visit": ["NA" if value.event else "clinic" for value in values],
+        "biopsy": [("done", "")[n % 2] for n in range(30)],
+    }
+    told_by = f"tells, by where it is absent, in all 30 patients a value of t (event). {UNUSED}"
+    assert told(columns, list(values), "survival") == {
+        "cause": f"column cause {told_by}",
+        # Of texts that stand with one value each, the unknown one is one.
+        "last_visit": f"column last_visit (2 texts) tells in all 30 patients the value of t (event). {UNUSED}",
+    }
+    grades = [["I", "II", "III"][n % 3] for n in range(30)]
+    only_highest = {"reoperation": ["yes" if grade == "III" else "" for grade in grades]}
+    assert list(told(only_highest, grades, "grade")) == ["reoperation"]
+
+
+def test_a_number_that_separates_the_classes_is_named() -> None:
+    values = [("benign", "malignant")[n % 2] for n in range(30)]
+    apart = [str(n + 100 * (value == "malignant")) for n, value in enumerate(values)]
+    columns = {"score": apart, "shared": [*apart[:-2], "50", "50"], "age": [str(40 + n * 7 % 41) for n in range(30)]}
+    assert told(columns, values, "class") == {
+        "score": f"column score (numbers) separates in all 30 patients the values of t. {UNUSED}"
+    }
+    grades = [["I", "II", "III"][n % 3] for n in range(30)]
+    points = [f"{100 - n - 30 * (n % 3):.1f}".replace(".", ",") for n in range(30)]
+    assert list(told({"points": points}, grades, "grade")) == ["points"]
+    few = [("a", "b")[n >= 7] for n in range(10)]
+    assert told({"score": [str(n) for n in range(10)]}, few, "class") == {}, "of so few it happens by chance"
 
 
 def test_few_patients_tell_nothing() -> None:

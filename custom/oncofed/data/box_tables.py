@@ -72,7 +72,15 @@ def state_boxes(
     """
     manifest, read = read_manifest(folder), read_table(table)
     columns = _Columns.of(read, table)
-    entries = {key: entry for entry in manifest.entries for key in _keys(entry)}
+    if coordinates == "voxels" and columns.diameter == "diameter_mm":
+        raise DataError(
+            f"{table}: found the column diameter_mm, expected numbers in voxels (--coordinates voxels). Give lps or "
+            "ras with centres in mm; or call the column diameter, with numbers in voxels"
+        )
+    entries: dict[str, list[Entry]] = defaultdict(list)
+    for entry in manifest.entries:
+        for key in _keys(entry):
+            entries[key].append(entry)
     labels = dict(manifest.labels)
     found: dict[str, list[Box]] = defaultdict(list)
     unknown = 0
@@ -80,10 +88,17 @@ def state_boxes(
         where = f"{table}: line {row.line}"
         if row.fault:
             raise DataError(f"{where} {row.fault}")
-        entry = entries.get(row.cells.get(columns.case, ""))
-        if entry is None:
+        called = entries.get(row.cells.get(columns.case, ""), [])
+        if not called:
             unknown += 1
             continue
+        if len(called) > 1:
+            names = [_only(entry, entries) for entry in called[:3]]
+            raise DataError(
+                f"{where}: {len(called)} cases are called {row.cells[columns.case]!r}, expected one. Write in the "
+                f"column {columns.case} which it is: {', '.join(names)}{', …' if len(called) > 3 else ''}"
+            )
+        (entry,) = called
         label = _label(row.cells.get(columns.label, "") or name, labels)
         try:
             corners = _corners(row, columns, entry, coordinates)
@@ -92,7 +107,10 @@ def state_boxes(
         box = boxes.rounded(corners)[0].model_copy(update={"label": label})
         if fault := boxes.fault([box], entry.shape or [], [label]):
             raise DataError(f"{where}: {fault.replace('its box 1', 'the box')} (--coordinates {coordinates})")
-        found[_identity(entry)].append(box)
+        own = found[_identity(entry)]
+        if any((box.low, box.high) == (other.low, other.high) for other in own):
+            raise DataError(f"{where}: the box is that of an earlier row, expected one for each object: leave one out")
+        own.append(box)
     if not found:
         cases = sorted(_identity(entry) for entry in manifest.entries)
         raise DataError(
@@ -148,6 +166,11 @@ def _keys(entry: Entry) -> set[str]:
     for ending in (".gz", ".nii", path.suffix):
         stem = stem.removesuffix(ending)
     return {entry.name or stem, path.name, str(path), stem}
+
+
+def _only(entry: Entry, entries: Mapping[str, Sequence[Entry]]) -> str:
+    """Return the shortest name by which a table may call this case alone."""
+    return min((key for key in _keys(entry) if len(entries[key]) == 1), key=len, default=_identity(entry))
 
 
 def _identity(entry: Entry) -> str:

@@ -102,6 +102,16 @@ def fault(boxes: Sequence[Box], shape: Sequence[int], labels: Collection[int]) -
             )
         if box.label not in labels:
             return f"its box {number} is of the label {box.label}, expected one of {sorted(labels)}"
+    return _twice(boxes)
+
+
+def _twice(boxes: Sequence[Box]) -> str:
+    """Return which box is stated twice: of two objects in one place only one could be learned."""
+    first: dict[tuple[tuple[float, ...], tuple[float, ...]], int] = {}
+    for number, box in enumerate(boxes, start=1):
+        other = first.setdefault((box.low, box.high), number)
+        if other != number:
+            return f"its boxes {other} and {number} are the same, expected one for each object: leave one of them out"
     return ""
 
 

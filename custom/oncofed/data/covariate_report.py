@@ -13,7 +13,7 @@ from oncofed.data.decisions import name_of
 from oncofed.data.label_mapping import name_key
 from oncofed.data.manifest import Entry
 from oncofed.data.quality import Finding
-from oncofed.suppression import LEAST_PATIENTS, withheld_counts
+from oncofed.suppression import LEAST_PATIENTS, told_count, withheld_counts
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class CovariateReport:
     @property
     def found(self) -> str:
         """How many patients have it, and how it is distributed where five or more are behind a number."""
-        having = f"{len(self.values)} of {self.patients} patients have it"
+        having = f"{told_count(len(self.values))} of {self.patients} patients have it"
         if len(self.values) < LEAST_PATIENTS:
             return having
         if self.column.range:

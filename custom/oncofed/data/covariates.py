@@ -16,11 +16,15 @@ from typing_extensions import Self
 
 from oncofed.data.label_mapping import name_key
 from oncofed.data.manifest import Entry
+from oncofed.data.target_columns.cells import Notation, is_unknown
+from oncofed.data.units import factor
 from oncofed.errors import DataError
 from oncofed.settings import StrictModel
 
-# What tables write where nothing is known; an empty cell is no value either.
-_MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "unknown", "missing", "-", "."})
+# Says that nothing is known, unless it is a category.
+_NONE = ("none",)
+# A case is read without its column: a point is a decimal mark, as programs write it.
+_READ, _COMMA = Notation((), ""), Notation((), "", ",")
 # Facts of an image's header that stand for a column of that name, where the table has none.
 _OF_HEADER = ("modality", "vendor")
 # A plausible range is far wider than the patients are: a quarter of it stands for their spread.
@@ -78,24 +82,39 @@ class Covariate(StrictModel):
             A number as it is, of a category its index; NaN where it is missing.
 
         Raises:
-            DataError: it is no number, out of range, or no category of the job.
+            DataError: it is no number, may be two, is in another unit or out of range, or is no category of the job.
         """
         keys = [name_key(name) for name in self.categories]
         if name_key(text) in keys:
             return float(keys.index(name_key(text)))
-        if text.strip().lower() in _MISSING:
+        if is_unknown(text, _NONE):
             return math.nan
         if not self.range:
             raise DataError(f"column {self.name}: found {text!r}, expected one of {', '.join(self.categories)}")
         low, high = self.range
         expected = f"expected {low:g} to {high:g}{f' {self.unit}' if self.unit else ''}"
-        try:
-            number = float(text)
-        except ValueError:
-            raise DataError(f"column {self.name}: found {text!r}, {expected} as a plain number") from None
+        number = self._number(text, expected)
         if not low <= number <= high:
             raise DataError(f"column {self.name}: found {text}, {expected}. Correct the table, or widen the range")
         return number
+
+    def _number(self, text: str, expected: str) -> float:
+        """Return a cell's number in the job's unit.
+
+        Raises:
+            DataError: it is none, may be two, or has a unit that does not become the job's.
+        """
+        found = _READ.read(text)
+        times = factor(found[1], self.unit) if found and found[1] else 1.0
+        if found is None or times is None:
+            of_unit = f", or with a unit that becomes {self.unit}" if self.unit else ""
+            raise DataError(f"column {self.name}: found {text!r}, {expected} as a plain number{of_unit}")
+        if "," in text and _COMMA.read(text) not in (None, found):
+            raise DataError(
+                f"column {self.name}: found {text!r}, which may be thousands or a fraction, {expected}. Write it with "
+                "a point, or without a mark between thousands"
+            )
+        return found[0] * times
 
 
 def stated(entry: Entry, column: Covariate) -> str:

@@ -5,8 +5,10 @@ A model that gets such a column learns nothing else, and no new patient has it.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -14,11 +16,14 @@ from oncofed.data.decisions import name_of
 from oncofed.data.label_mapping import name_key
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.quality import Finding
+from oncofed.data.target_columns.cells import is_unknown
 from oncofed.data.targets import DatasetTarget, FollowUp, Target, declared_target, stated_value
 
 # Fewest patients of whom a column tells the outcome; of fewer it does so by chance.
 _FEWEST = 10
 _FEWEST_A_SIDE = 3
+# Numbers separate the values by chance less often than this.
+_LEAST_CHANCE = 1e-3
 _CORRELATED = 0.9999
 # A column of more texts than this share of the patients names patients, not outcomes.
 _MOST_TEXTS = 0.34
@@ -28,7 +33,8 @@ Outcome = dict[str, str | float]
 def outcome_columns(manifest: Manifest, targets: Iterable[Target], used: Collection[str] = ()) -> Iterator[Finding]:
     """Yield each column that tells a target of all patients.
 
-    Numbers that correlate by one with it, and texts each of which stands with one value alone.
+    Numbers that correlate by one with it, or lie apart for each value; texts each of which stands with one value alone;
+    and columns that the patients of one value alone have, or lack.
 
     Args:
         manifest: the dataset; other columns of its table are its cases' tags.
@@ -89,20 +95,55 @@ def _parts(
 
 def _told(texts: Mapping[str, str], outcome: Outcome) -> str:
     """Return in words how a column tells an outcome; empty: it does not."""
-    both = [(texts[patient], outcome[patient]) for patient in outcome if patient in texts]
-    if len(both) < _FEWEST:
-        return ""
-    values = [value for _, value in both]
-    if all(isinstance(value, float) for value in values):
-        return _correlates([_number(text) for text, _ in both], [float(value) for value in values])
+    both = [(texts[patient], value) for patient, value in outcome.items() if patient in texts]
+    if all(isinstance(value, float) for value in outcome.values()):
+        return _correlates([_number(text) for text, _ in both], [float(value) for _, value in both])
+    return _texts_tell(both) or _numbers_tell(both) or _absence_tells(texts, outcome)
+
+
+def _texts_tell(both: Sequence[tuple[str, str | float]]) -> str:
     by_text: dict[str, set[str | float]] = defaultdict(set)
     for text, value in both:
         by_text[name_key(text)].add(value)
-    sides = sorted(values.count(value) for value in set(values))
     few = len(by_text) <= _MOST_TEXTS * len(both)
-    if len(sides) < 2 or sides[-2] < _FEWEST_A_SIDE or not few or any(len(found) > 1 for found in by_text.values()):
+    if not few or not _enough([value for _, value in both]) or any(len(found) > 1 for found in by_text.values()):
         return ""
     return f"({len(by_text)} texts) tells in all {len(both)} patients the value of"
+
+
+def _numbers_tell(both: Sequence[tuple[str, str | float]]) -> str:
+    """Tell of numbers that lie apart for each value: too many for chance, each may be of one patient alone."""
+    known = sorted((number, str(value)) for text, value in both if (number := _number(text)) is not None)
+    values = [value for _, value in known]
+    if not _enough(values):
+        return ""
+    kinds = set(values)
+    if sum(one != other for one, other in pairwise(values)) >= len(kinds):
+        return ""
+    # A number at a border that two values share does not tell them apart.
+    if any(one[0] == other[0] and one[1] != other[1] for one, other in pairwise(known)):
+        return ""
+    orders = math.factorial(len(values)) // math.prod(math.factorial(values.count(kind)) for kind in kinds)
+    by_chance = math.factorial(len(kinds)) / orders
+    return f"(numbers) separates in all {len(known)} patients the values of" if by_chance < _LEAST_CHANCE else ""
+
+
+def _absence_tells(texts: Mapping[str, str], outcome: Outcome) -> str:
+    """Tell of a column that one value's patients alone have, or lack: a network sees what is missing, too."""
+    there = {patient for patient in outcome if not is_unknown(texts.get(patient, ""))}
+    absent = set(outcome) - there
+    if len(outcome) < _FEWEST or min(len(there), len(absent)) < _FEWEST_A_SIDE:
+        return ""
+    for value in sorted(set(map(str, outcome.values()))):
+        if {patient for patient, own in outcome.items() if str(own) == value} in (there, absent):
+            return f"tells, by where it is absent, in all {len(outcome)} patients a value of"
+    return ""
+
+
+def _enough(values: Sequence[str | float]) -> bool:
+    """Return whether patients are enough, and two values have some each, so that no chance tells them."""
+    sides = sorted(Counter(values).values())
+    return len(values) >= _FEWEST and len(sides) > 1 and sides[-2] >= _FEWEST_A_SIDE
 
 
 def _correlates(column: list[float | None], outcome: list[float]) -> str:

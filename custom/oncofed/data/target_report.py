@@ -1,6 +1,6 @@
 """What a dataset has of a job's targets: patients, distributions, oddities.
 
-Each count rests on at least five patients, so that the report may be shown around.
+No count is of one to four patients who state something, so that the report may be shown around.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from oncofed.data.decisions import name_of
 from oncofed.data.label_mapping import name_key
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.targets import DatasetTarget, FollowUp, Target, TargetValue, stated_value
-from oncofed.suppression import LEAST_PATIENTS, withheld_counts
+from oncofed.suppression import LEAST_PATIENTS, told_count, withheld_counts
 
 _MOST_BINS = 8
 # Patients of a cell; None: too few, or others would tell them.
@@ -51,7 +51,7 @@ class TargetReport:
     warnings: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        parts = [f"{self.patients} of {self.of} patients have it"]
+        parts = [f"{told_count(self.patients)} of {self.of} patients have it"]
         for part, cells in self.cells.items():
             counts = ", ".join(f"{name} {f'below {LEAST_PATIENTS}*' if n is None else n}" for name, n in cells.items())
             parts.append(f"{part}: {counts}" if part else counts)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from oncofed.data.targets import DatasetTarget
+from oncofed.data.units import conversion_factor
 from oncofed.errors import DataError, SpecError
-from oncofed.tasks.targets.units import conversion_factor
 from target_heads import keys, make_head, settings_of
 
 RANGE = (0.0, 120.0)
@@ -38,6 +38,13 @@ def _made(seed: int, count: int) -> tuple[NDArray[np.float64], NDArray[np.float6
         ("mg/dl", "g/l", 0.01),
         ("mm³", "ml", 1e-3),
         ("%", "share", 0.01),
+        ("cc", "ml", 1),
+        ("dl", "ml", 100),
+        ("dm", "cm", 10),
+        ("yrs", "years", 1),
+        ("ug/ml", "mg/l", 1),
+        ("\u00b5m", "\u03bcm", 1),
+        ("hours", "days", 1 / 24),
         ("", "", 1),
         ("HU", "hu", 1),
     ],

@@ -12,7 +12,7 @@ from oncofed.data.layouts.tables import Row, Table, read_table
 from oncofed.data.target_columns import TableTargets
 from oncofed.data.target_columns.base import ReadTarget
 from oncofed.data.target_columns.cells import is_unknown
-from oncofed.data.target_columns.dates import is_date, read_dates
+from oncofed.data.target_columns.dates import hold_dates, read_dates
 from oncofed.data.target_columns.section import SplitByDate
 from oncofed.errors import DataError
 
@@ -162,8 +162,8 @@ def _contradictions(read: ReadTarget, rows: Mapping[int, Row]) -> dict[int, str]
 
 def _with_dates(table: Table, used: set[str]) -> list[str]:
     """Return the other columns that hold dates."""
-    columns = {column for row in table.rows for column, text in row.cells.items() if is_date(text)}
-    return [column for column in table.columns if column in columns - used and column not in _NO_DATES]
+    others = [column for column in table.columns if column not in used and column not in _NO_DATES]
+    return [column for column in others if hold_dates(row.cells.get(column, "") for row in table.rows)]
 
 
 _NO_DATES = {"image", "label", "patient", "study", "series", "split", "modality"}

@@ -6,24 +6,15 @@ What could mean two things is not guessed: the rest of the column decides, or th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal
 
-from oncofed.data.time_units import DAYS, TIME_UNITS
+from oncofed.data.time_units import TIME_UNITS
 from oncofed.errors import DataError
 
 Mark = Literal[",", "."]
 
-# Other units that stand in one column, each in its family's smallest.
-_SCALES: tuple[Mapping[str, float], ...] = (
-    DAYS,
-    {"um": 1e-3, "µm": 1e-3, "mm": 1.0, "cm": 10.0, "dm": 100.0, "m": 1000.0},
-    {"mm2": 1.0, "mm²": 1.0, "cm2": 100.0, "cm²": 100.0},
-    {"mm3": 1e-3, "mm³": 1e-3, "cm3": 1.0, "cm³": 1.0, "cc": 1.0, "ml": 1.0, "dl": 100.0, "l": 1000.0},
-    {"mg": 1e-3, "g": 1.0, "kg": 1000.0},
-    {"ng/ml": 1.0, "µg/l": 1.0, "ug/l": 1.0, "µg/ml": 1000.0, "ug/ml": 1000.0, "mg/l": 1000.0},
-)
 UNKNOWN = frozenset(
     (
         *("", "-", "--", "'--", "---", "–", "—", ".", "?", "na", "n.a.", "n.a", "n/a", "#n/a", "<na>", "nan", "null"),
@@ -34,8 +25,12 @@ UNKNOWN = frozenset(
 YES = frozenset(("1", "yes", "y", "true", "t", "positive", "pos", "present", "+"))
 NO = frozenset(("0", "no", "n", "false", "f", "negative", "neg", "absent"))
 _SPACES = "\u00a0\u202f\u2009 "
-_QUANTITY = re.compile(rf"([-+−]?\d(?:[\d.,'’{_SPACES}]*\d)?(?:[eE][-+]?\d+)?)[{_SPACES}]*([^\W\d_]\S*|%)?")
+_QUANTITY = re.compile(rf"([-+−]?[.,]?\d(?:[\d.,'’{_SPACES}]*\d)?(?:[eE][-+]?\d+)?)[{_SPACES}]*([^\W\d_]\S*|%)?")
 _GROUPED = re.compile(rf"(\d)['’{_SPACES}](?=\d{{3}}(?!\d))")
+# Whole, with a decimal mark, or with marks between each three digits: 1,2,3 and 5..6 are no number.
+_NUMBER = re.compile(
+    r"(?:\d*[.,]?\d+|[1-9]\d{0,2}(?:,\d{3})+(?:\.\d+)?|[1-9]\d{0,2}(?:\.\d{3})+(?:,\d+)?)(?:[eE][-+]?\d+)?"
+)
 _ONE_MARK = re.compile(r"[1-9]\d{0,2}[.,]\d{3}")
 _DATE_WITHIN = re.compile(r"\d{1,4}([-/. ])(?:\d{1,2}|[A-Za-z]{3,9})\1\d{1,4}")
 _UNIT_IN_NAME = re.compile(r"[a-zµ]+")
@@ -71,22 +66,10 @@ def time_unit_of(column: str) -> str | None:
     return next(iter(found)) if len(found) == 1 else None
 
 
-def factor(found: str, wanted: str) -> float | None:
-    """Return what a number in one unit is multiplied by to be in another; None: they do not compare."""
-    one, other = (TIME_UNITS.get(unit.strip().lower(), unit.strip()) for unit in (found, wanted))
-    if one.lower() == other.lower():
-        return 1.0
-    for scale in _SCALES:
-        known = {name.lower(): size for name, size in scale.items()}
-        if one.lower() in known and other.lower() in known:
-            return known[one.lower()] / known[other.lower()]
-    return None
-
-
 class Notation:
     """How a column writes numbers: which of comma and point is the decimal mark.
 
-    Of "1,234" nobody can say alone what it is; another cell of the column may.
+    Of "1,234" and "1.234" nobody can say alone what they are; another cell of the column may.
 
     Args:
         texts: the column's known cells.
@@ -101,12 +84,10 @@ class Notation:
         numbers = [(line, parts[0]) for line, text in texts if (parts := _parts(text))]
         evidence = {found for _, number in numbers if (found := _decimal_mark(number))}
         unclear = [(line, number) for line, number in numbers if _ONE_MARK.fullmatch(number.lstrip("-+−"))]
-        commas = [line for line, number in unclear if "," in number]
-        if mark is None and unclear and (len(evidence) > 1 or (commas and not evidence)):
-            line = (commas or [unclear[0][0]])[0]
+        if mark is None and unclear and len(evidence) != 1:
             raise DataError(
-                f"line {line}: column {column} has a number with one mark before three digits, which may be thousands "
-                'or a fraction, and other cells do not tell. Say which: decimal: "," or decimal: "."'
+                f"line {unclear[0][0]}: column {column} has a number with one mark before three digits, which may be "
+                'thousands or a fraction, and other cells do not tell. Say which: decimal: "," or decimal: "."'
             )
         self._mark: str = mark or (next(iter(evidence)) if len(evidence) == 1 else ".")
         self._said = mark is not None
@@ -134,12 +115,12 @@ def _parts(text: str) -> tuple[str, str] | None:
     if match is None:
         return None
     number = _GROUPED.sub(r"\1", match[1])
-    return (number, (match[2] or "").strip()) if not re.search(rf"['’{_SPACES}]", number) else None
+    return (number, (match[2] or "").strip()) if _NUMBER.fullmatch(number.lstrip("-+−")) else None
 
 
 def _decimal_mark(number: str) -> str | None:
     """Return the decimal mark that a number shows beyond doubt."""
-    number = re.split("[eE]", number.lstrip("-+−"))[0]
+    number, *power = re.split("[eE]", number.lstrip("-+−"))
     marks = [letter for letter in number if letter in ",."]
     if not marks:
         return None
@@ -147,4 +128,4 @@ def _decimal_mark(number: str) -> str | None:
         return marks[-1]
     if len(marks) > 1:  # 1,234,567
         return "." if marks[0] == "," else ","
-    return None if _ONE_MARK.fullmatch(number) else marks[0]
+    return None if _ONE_MARK.fullmatch(number) and not power else marks[0]

@@ -6,7 +6,7 @@ Dates stay in the table: only the days between two of them become data.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from functools import lru_cache
 
@@ -25,11 +25,33 @@ _FORMATS += ("MMM DD, YYYY", "DD/MM/YYYY", "MM/DD/YYYY", "DD-MM-YYYY", "MM-DD-YY
 _SERIAL = re.compile(r"[2-5]\d{4}(?:[.,]\d+)?")
 _FIRST_SERIAL = date(1899, 12, 30)
 _WRITTEN = re.compile(r"\d{1,4}[-/. ](?:\d{1,2}|[A-Za-z]{3,9})[-/. ]\d{1,4}" + _TIME)
+# With two digits of the year no order is sure, and so none is read; yet it is a date.
+_SHORT_YEAR = re.compile(r"(\d{1,2})([-/. ])(\d{1,2}|[A-Za-z]{3,9})\2(\d{2})" + _TIME)
+_NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)?")
+_YEARS = range(1900, 2101)
 
 
 def is_date(text: str) -> bool:
-    """Return whether a cell is a whole date, in any format that is read."""
-    return bool(_WRITTEN.fullmatch(text)) and any(_read(text, form) for form in _FORMATS)
+    """Return whether a cell is a whole date, in any format that people write."""
+    written = bool(_WRITTEN.fullmatch(text)) and any(_read(text, form) for form in _FORMATS)
+    return written or _has_short_year(text)
+
+
+def hold_dates(texts: Iterable[str]) -> bool:
+    """Return whether cells of a column hold dates.
+
+    One that is written as a date is enough. Numbers hold dates if all of them may be days: 20210403, or Excel's 44289.
+
+    Args:
+        texts: the column's cells; those that say nothing do not count.
+    """
+    cells = {text.strip() for text in texts}
+    numbers = [text for text in cells if _NUMBER.fullmatch(text)]
+    in_digits = bool(numbers) and (
+        all(_SERIAL.fullmatch(text) for text in numbers)
+        or all((day := _read(text, "YYYYMMDD")) and day.year in _YEARS for text in numbers)
+    )
+    return in_digits or any(map(is_date, cells))
 
 
 def read_dates(cells: Sequence[tuple[int, str]], column: str, said: str = "") -> Mapping[int, date | None]:
@@ -118,6 +140,14 @@ def _read(text: str, form: str) -> date | None:
         return date(int(found["y"]), month, int(found["d"]))
     except ValueError:
         return None
+
+
+def _has_short_year(text: str) -> bool:
+    match = _SHORT_YEAR.fullmatch(text)
+    if match is None:
+        return False
+    first, middle, last = int(match[1]), int(match[3]) if match[3].isdigit() else _month(match[3]), int(match[4])
+    return any(1 <= month <= 12 and 1 <= day <= 31 for day, month in ((first, middle), (middle, first), (last, middle)))
 
 
 def _month(name: str) -> int:

@@ -19,7 +19,6 @@ from oncofed.data.target_columns.cells import (
     YES,
     Mark,
     Notation,
-    factor,
     is_unknown,
     plain,
     shown,
@@ -29,6 +28,7 @@ from oncofed.data.target_columns.dates import check_format, read_dates
 from oncofed.data.target_columns.names import Column
 from oncofed.data.targets import DatasetTarget, FollowUp
 from oncofed.data.time_units import DAYS, TIME_UNITS
+from oncofed.data.units import factor
 from oncofed.errors import DataError
 
 # cBioPortal writes 1:DECEASED and 0:LIVING.

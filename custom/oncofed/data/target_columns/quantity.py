@@ -8,9 +8,10 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns, each_cell
-from oncofed.data.target_columns.cells import Mark, Notation, factor, is_unknown, shown
+from oncofed.data.target_columns.cells import Mark, Notation, is_unknown, shown
 from oncofed.data.target_columns.names import Column
 from oncofed.data.targets import DatasetTarget
+from oncofed.data.units import factor
 from oncofed.errors import DataError
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
+from oncofed.data.units import conversion_factor
 from oncofed.errors import DataError
 from oncofed.models.answers import Step, Told
 from oncofed.suppression import LEAST_PATIENTS
@@ -22,7 +23,6 @@ from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
 from oncofed.tasks.sum_forms import is_count, is_patients, is_sum
 from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
-from oncofed.tasks.targets.units import conversion_factor
 
 # Of a normal distribution: 90 % and 95 % lie within so many standard deviations.
 _WITHIN_90, _WITHIN_95 = float(stats.norm.ppf(0.95)), float(stats.norm.ppf(0.975))
