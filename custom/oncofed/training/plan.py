@@ -160,7 +160,7 @@ class Plan(StrictModel):
         if columns and not self.task.named_targets:
             raise ValueError(
                 f"covariates are for jobs with targets, found the task {self.task.type}: declare what it learns under "
-                "targets, such as {name: outcome, kind: class, classes: [no, yes]}"
+                "targets, such as {name: outcome, kind: class, classes: [absent, present]}"
             )
         if self.model.kind == "table" and not columns:
             raise ValueError("the network table learns from columns of a table: name them in data.covariates")
