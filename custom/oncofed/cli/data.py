@@ -493,7 +493,10 @@ def _show_report(report: Report, name: str, job: str, dataset: str) -> None:
     cases = ", ".join(f"{n} {split}" for split, n in report.cases.items())
     if report.may_train:
         aside = f", without the {len(report.set_aside)} set aside" if report.set_aside else ""
-        console.print(f"[green]The job may train here[/]: {cases}{aside}.", soft_wrap=True)
+        # What concerns the dataset as a whole, such as a covariate that is the outcome, sets no case aside.
+        but = "".join(f" But: {escape(finding.what)}." for finding in report.findings)
+        colour = "yellow" if but else "green"
+        console.print(f"[{colour}]The job may train here[/]: {cases}{aside}.{but}", soft_wrap=True)
     else:
         console.print("[red]The job does not train here[/]:", soft_wrap=True)
         for reason in report.why_not:

@@ -98,14 +98,12 @@ def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) 
     report = Report()
     report.rows = [_modality(manifest, data), *_rows(manifest, data, wanted, vocabulary, report)]
     report.findings = find_all(manifest, data)
-    of_kind = {found.name for found in report.targets}
-    used = columns_used(manifest.entries, data.covariates)
-    leaks = unsettled(manifest, outcome_columns(manifest, [t for t in wanted.targets if t.name in of_kind], used))
+    leaks = _leaks(manifest, data, wanted, report)
     report.findings += [leak for leak in leaks if leak.severe]
     report.warnings += [leak for leak in leaks if not leak.severe]
     mixed = (Finding(kind, None, what, severe=False) for kind, what in mixtures(manifest))
     report.warnings += unsettled(manifest, (*loose_slices(manifest), *mixed, *phi_warnings(manifest)))
-    entries = [entry for split, entry in manifest.by_split() if split in data.splits]
+    entries = _used_entries(manifest, data)
     covariates = covariate_reports(entries, data.covariates)
     report.rows += [_covariate(found) for found in covariates]
     report.warnings += covariate_warnings(entries, covariates)
@@ -140,6 +138,33 @@ def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) 
         report.why_not.append(f"{counted(len(odd), 'case')} with findings")
     report.may_train = not report.why_not
     return report
+
+
+def doubts(folder: Path, data: DataSpec, wanted: Supervision) -> list[Finding]:
+    """Return what a person should know of a job's targets before it trains.
+
+    Severe findings on columns that tell an outcome, and warnings of targets. No image is read.
+
+    Args:
+        folder: the dataset.
+        data: the job's contract.
+        wanted: what the job learns from.
+    """
+    manifest, report = decided(read_manifest(folder)), Report()
+    _target_rows(manifest, wanted.targets, _used_entries(manifest, data), report)
+    return [leak for leak in _leaks(manifest, data, wanted, report) if leak.severe] + report.warnings
+
+
+def _leaks(manifest: Manifest, data: DataSpec, wanted: Supervision, report: Report) -> list[Finding]:
+    """Return the columns that tell an outcome, of targets that are in the report."""
+    of_kind = {found.name for found in report.targets}
+    used = columns_used(manifest.entries, data.covariates)
+    return unsettled(manifest, outcome_columns(manifest, [t for t in wanted.targets if t.name in of_kind], used))
+
+
+def _used_entries(manifest: Manifest, data: DataSpec) -> list[Entry]:
+    """Return the entries in lists that the job uses."""
+    return [entry for split, entry in manifest.by_split() if split in data.splits]
 
 
 def _deal(report: Report, folder: Path, data: DataSpec, wanted: Supervision, seed: int) -> None:
@@ -201,7 +226,7 @@ def _modality(manifest: Manifest, data: DataSpec) -> Row:
 
 
 def _rows(manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: Vocabulary, report: Report) -> list[Row]:
-    entries = [entry for split, entry in manifest.by_split() if split in data.splits]
+    entries = _used_entries(manifest, data)
     known = [entry for entry in entries if entry.shape]
     if wanted.kind == "targets":
         rows = _target_rows(manifest, wanted.targets, entries, report)

@@ -16,6 +16,7 @@ from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.artifacts.provenance import PROVENANCE_FILE
 from oncofed.data.cases import Case, Cases, Usable, pool_cases, usable_cases
+from oncofed.data.contract import doubts
 from oncofed.data.grouping import finding_lines
 from oncofed.data.sample import sample_cases
 from oncofed.devices import require_named_gpu
@@ -135,8 +136,15 @@ class Run:
             self._skipped[site] = len(usable.set_aside)
             for line in finding_lines((problem.case, problem.what) for problem in usable.set_aside):
                 self.console.print(f"set aside {site}: {line}", markup=False, highlight=False)
+            self._tell_doubts(site, folder)
         if refused:
             raise DataError("\n".join(refused))
+
+    def _tell_doubts(self, site: str, folder: Path) -> None:
+        plan = self.spec.plan()
+        for doubt in doubts(folder, plan.data, plan.supervision()):
+            label = f"found {site}: {doubt.kind}" if doubt.severe else f"warning {site}"
+            self.console.print(f"{label}: {doubt.what}", markup=False, highlight=False, soft_wrap=True)
 
     def _usable(self, site: str, folder: Path) -> Usable:
         plan = self.spec.plan()

@@ -67,6 +67,7 @@ def _check_job(job: str, plan: Plan, datasets: Mapping[str, Path]) -> Check:
         return Check(f"job {job}", "fail", f"{name}: {'; '.join(report.why_not[:2])}", advice)
     cases = ", ".join(f"{number} {split}" for split, number in report.cases.items())
     if not report.clean:
-        aside = len(report.set_aside)
-        return Check(f"job {job}", "warn", f"{name} fits: {cases}; {aside} cases are set aside", advice)
+        but = [f"{len(report.set_aside)} cases are set aside"] if report.set_aside else []
+        but += [finding.what for finding in report.findings]
+        return Check(f"job {job}", "warn", f"{name} fits: {cases}; {'; '.join(but)}", advice)
     return Check(f"job {job}", "ok", f"{name} fits: {cases}")
