@@ -25,6 +25,7 @@ from oncofed.tasks.base import Task
 from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.parts import Parts
 from oncofed.tasks.pooled_target import TargetSums
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.settings import TaskSettings
@@ -129,6 +130,11 @@ class TargetsTask(Task[TargetOutcome]):
     def declared_sums(cls, settings: TargetsSpec) -> Mapping[str, TargetSums]:  # type: ignore[override]
         """Return the heads of a job's targets, by name."""
         return {target.name: head_of(target) for target in settings.targets}
+
+    @property
+    def parts(self) -> Parts:
+        """The targets, with their members."""
+        return {name: head.members for name, head in self.heads.items()}
 
     @property
     def chooses_thresholds(self) -> bool:
