@@ -11,6 +11,9 @@ import pytest
 
 from oncofed.data.spec import DataSpec
 from oncofed.errors import PolicyError
+from oncofed.prediction.evaluation.shareable import scores_record
+from oncofed.prediction.evaluation.subgroup_columns import Column
+from oncofed.prediction.evaluation.subgroups import Outcomes, by_subgroup, shareable_scores
 from oncofed.privacy.evaluations import evaluation_numbers
 from oncofed.privacy.outbound import check_numbers, withhold
 from oncofed.tasks import metrics_that_may_leave
@@ -167,3 +170,46 @@ def test_a_mean_follows_from_what_is_sent(path: str, value: Any) -> None:
     inner[last] = value
     with pytest.raises(PolicyError, match="evaluation is not within its bounds"):
         check(task, {"evaluation": other}, 60)
+
+
+def outcomes_in_file(outcomes: list[tuple[str, TargetOutcome]]) -> Outcomes:
+    patients = tuple(patient for patient, _ in outcomes)
+    return Outcomes(patients, patients, tuple(outcome for _, outcome in outcomes))
+
+
+@pytest.mark.attack(
+    "the same from the file of an evaluation that is given away, at full precision, or from its subgroups",
+    by="the file: its means are made of figures that it tells, each of five patients at least",
+    logged="nowhere: the others are told",
+)
+def test_a_file_tells_no_mean_of_few_patients() -> None:
+    task = task_of(FINDINGS)
+    outcomes = outcomes_in_file(outcomes_of(task, {"findings": findings(1)}))
+    record = scores_record(task, outcomes, (0.4, 0.6))
+    told = shareable_scores(task, outcomes).by_class
+    assert "findings.Hernia" not in told
+    members = [value for name, value in told.items() if "." in name]
+    assert record.mean == pytest.approx(np.mean(members))
+    assert record.interval is None
+    task = task_of(DEATH)
+    outcomes = outcomes_in_file(outcomes_of(task, {"death": follow_ups(1, 30)}))
+    assert shareable_scores(task, outcomes).mean is None
+
+
+def test_a_subgroup_tells_no_mean_of_few_events() -> None:
+    task = task_of(DEATH)
+    # Of eight patients of one vendor one has the event.
+    truths = [*follow_ups(1, 8), *follow_ups(10, 30)]
+    outcomes = outcomes_in_file(outcomes_of(task, {"death": truths}))
+    names = outcomes.cases
+    [found] = by_subgroup(task, outcomes, [Column("vendor", {"A": names[:8], "B": names[8:]})])
+    first, second = found.groups
+    assert first.scores is None or (first.scores.mean, first.scores.by_class, first.scores.extra_metrics) == (
+        None,
+        {},
+        {},
+    )
+    assert first.interval is None
+    assert second.scores
+    assert second.scores.mean is not None
+    assert found.differences == ()
