@@ -139,6 +139,29 @@ def test_what_is_no_table_of_targets_is_held_back(targets: Any) -> None:
 
 
 @pytest.mark.attack(
+    "how many patients have a rare finding, from the wrong answers among those that the model says are without it",
+    by="the site before it sends: the reliability of a finding that few have stays, too",
+    logged="nowhere: there is nothing to leave",
+)
+def test_rows_of_reliability_do_not_count_a_rare_finding() -> None:
+    head, truths = HEADS["findings"], np.zeros((COUNT, 2))
+    truths[0], truths[::2, 1] = [1, 0], 1
+    truths[:12, 0] = np.arange(12) < 1
+    answers = np.full((COUNT, 2), 0.1)
+    sums = head.site_sums(answers, truths, keys(COUNT))
+    assert sums
+    assert sums["findings"]["Effusion"] == {"patients": COUNT, "classes": {}, "reliability": None}
+    common = sums["findings"]["Mass"]
+    assert common["reliability"]
+    kept = head.withhold(sums, 40)
+    assert kept
+    assert (kept["findings"]["Mass"]["classes"], kept["findings"]["Mass"]["reliability"]) == ({}, None)
+    sums["findings"]["Effusion"]["reliability"] = common["reliability"]
+    with pytest.raises(PolicyError):
+        _check({"pooled": {"patients": COUNT, "targets": {"findings": sums}}})
+
+
+@pytest.mark.attack(
     "outcomes of four patients",
     by="the site before it sends: a target's sums rest on five patients or more",
     logged="nowhere: there is nothing to leave",
