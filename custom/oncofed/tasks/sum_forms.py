@@ -149,9 +149,9 @@ def _in(cells: Sequence[Sequence[int]]) -> int:
     return sum(cell[1] for cell in cells)
 
 
-def is_part(count: int, whole: int) -> bool:
+def is_part(count: int, whole: int, least: int = LEAST_PATIENTS) -> bool:
     """Return whether a count is all, or omits enough patients."""
-    return count == whole or 0 <= count <= whole - LEAST_PATIENTS
+    return count == whole or 0 <= count <= whole - least
 
 
 def is_patients(value: Any, most: int = MOST_PATIENTS) -> bool:

@@ -27,6 +27,7 @@ from oncofed.tasks.sum_forms import (
     are_named,
     coarser_classification,
     is_classification,
+    is_part,
     is_patients,
     without_telling_rows,
 )
@@ -179,7 +180,7 @@ class LabelsHead(TargetHead[LabelsTarget]):
     ) -> dict[str, Any] | None:
         """Return of each finding what ``site_sums.classification_sums`` makes of two classes.
 
-        A finding that was looked for in too few patients is left out.
+        A finding that was looked for in too few patients, or in all but too few, is left out.
         """
         people = len(set(patients))
         if people < LEAST_PATIENTS:
@@ -188,7 +189,7 @@ class LabelsHead(TargetHead[LabelsTarget]):
         for name in self.settings.findings:
             probabilities, labels, keys = self._of_finding(name, answers, truths, patients)
             sums = classification_sums(probabilities, labels, keys, {0: f"no {name}", 1: name})
-            if sums:
+            if sums and is_part(sums["patients"], people):
                 found[name] = without_telling_rows(sums, 2)
         return {"patients": people, "findings": found} if found else None
 
@@ -201,7 +202,7 @@ class LabelsHead(TargetHead[LabelsTarget]):
             and are_named(value["findings"], self.settings.findings)
             and all(
                 is_classification(sums, [name], most)
-                and sums["patients"] <= value["patients"]
+                and is_part(sums["patients"], value["patients"])
                 and sums == without_telling_rows(sums, 2)
                 for name, sums in value["findings"].items()
             )
@@ -211,7 +212,11 @@ class LabelsHead(TargetHead[LabelsTarget]):
         """Return coarser sums of the findings that enough patients state."""
         if sums["patients"] < minimum:
             return None
-        enough = {name: one for name, one in sums["findings"].items() if one["patients"] >= minimum}
+        enough = {
+            name: one
+            for name, one in sums["findings"].items()
+            if one["patients"] >= minimum and is_part(one["patients"], sums["patients"], minimum)
+        }
         coarse = {name: coarser_classification(one, minimum) for name, one in enough.items()}
         return {**sums, "findings": {name: without_telling_rows(one, 2) for name, one in coarse.items()}}
 

@@ -29,6 +29,7 @@ from oncofed.tasks.parts import Parts
 from oncofed.tasks.pooled_target import TargetSums
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.settings import TaskSettings
+from oncofed.tasks.sum_forms import is_part
 from oncofed.tasks.targets.base import TargetFigures, TargetHead, TargetSection, figure_name, head_of, known_rows
 from oncofed.tasks.targets.outcome import TargetOutcome
 
@@ -298,14 +299,17 @@ class TargetsTask(Task[TargetOutcome]):
     def pooled(
         self, outcomes: Sequence[tuple[str, TargetOutcome]], temperature: float | None = None
     ) -> dict[str, Any] | None:
-        """Return counts and sums of each target, to add to other sites'."""
+        """Return counts and sums of each target, to add to other sites'.
+
+        A target that one to four patients lack is left out: its number would tell of them.
+        """
         del temperature
-        found = {}
+        found, everybody = {}, len({patient for patient, _ in outcomes})
         for name, head in self.heads.items():
             sums = head.site_sums(*self._stacked(name, outcomes))
-            if sums:
+            if sums and is_part(sums["patients"], everybody):
                 found[name] = sums
-        return {"patients": len({patient for patient, _ in outcomes}), "targets": found} if found else None
+        return {"patients": everybody, "targets": found} if found else None
 
     def case_metrics(self, outcome: TargetOutcome) -> dict[str, float | str]:
         """Return a case's answers and what it states, by target."""
