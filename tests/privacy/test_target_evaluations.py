@@ -172,6 +172,37 @@ def test_a_mean_follows_from_what_is_sent(path: str, value: Any) -> None:
         check(task, {"evaluation": other}, 60)
 
 
+@pytest.mark.attack(
+    "that one patient's grade is two off, which the table's suppression hides, from the share within one grade",
+    by="the site before it sends: those who are off are five at least, or none",
+    logged="nowhere: other figures leave",
+)
+@pytest.mark.parametrize(
+    ("off", "told"),
+    [
+        ((0, 0), {"accuracy", "within_one", "mae_grades"}),
+        ((3, 0), {"within_one"}),
+        ((8, 0), {"accuracy", "within_one", "mae_grades"}),
+        ((8, 1), {"accuracy"}),
+        ((8, 6), {"accuracy", "within_one", "mae_grades"}),
+    ],
+)
+def test_shares_of_grades_do_not_count_few_patients(off: tuple[int, int], told: set[str]) -> None:
+    task = task_of({"name": "grade", "kind": "grade", "grades": ["low", "middle", "high"]})
+    stated = np.arange(90) % 3
+    predicted = stated.copy()
+    one, two = off
+    lows = np.flatnonzero(stated == 0)
+    predicted[lows[:one]] = 1
+    predicted[lows[one : one + two]] = 2
+    outcomes = [
+        (f"p{number}", TargetOutcome({"grade": 0.9 * np.eye(3)[said] + 0.033}, {"grade": (float(is_it),)}))
+        for number, (said, is_it) in enumerate(zip(predicted, stated, strict=True))
+    ]
+    shares = {name.partition(".")[0] for name in sent(task, outcomes)["more"]} - {"auroc_from_1", "auroc_from_2"}
+    assert shares == told
+
+
 def outcomes_in_file(outcomes: list[tuple[str, TargetOutcome]]) -> Outcomes:
     patients = tuple(patient for patient, _ in outcomes)
     return Outcomes(patients, patients, tuple(outcome for _, outcome in outcomes))
