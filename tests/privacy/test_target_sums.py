@@ -139,6 +139,58 @@ def test_what_is_no_table_of_targets_is_held_back(targets: Any) -> None:
 
 
 @pytest.mark.attack(
+    "how many patients have a rare finding, from the wrong answers among those that the model says are without it",
+    by="the site before it sends: the reliability of a finding that few have stays, too",
+    logged="nowhere: there is nothing to leave",
+)
+def test_rows_of_reliability_do_not_count_a_rare_finding() -> None:
+    head, truths = HEADS["findings"], np.zeros((COUNT, 2))
+    truths[0], truths[::2, 1] = [1, 0], 1
+    truths[:12, 0] = np.arange(12) < 1
+    answers = np.full((COUNT, 2), 0.1)
+    sums = head.site_sums(answers, truths, keys(COUNT))
+    assert sums
+    assert sums["findings"]["Effusion"] == {"patients": COUNT, "classes": {}, "reliability": None}
+    common = sums["findings"]["Mass"]
+    assert common["reliability"]
+    kept = head.withhold(sums, 40)
+    assert kept
+    assert (kept["findings"]["Mass"]["classes"], kept["findings"]["Mass"]["reliability"]) == ({}, None)
+    sums["findings"]["Effusion"]["reliability"] = common["reliability"]
+    with pytest.raises(PolicyError):
+        _check({"pooled": {"patients": COUNT, "targets": {"findings": sums}}})
+
+
+@pytest.mark.attack(
+    "in which few patients a finding was not looked for, or a target is not known, from two numbers of patients",
+    by="the site before it sends, its outbound check, and the server's: nothing that all but one to four state leaves",
+    logged="nowhere; the site's audit log where it is sent anyway",
+)
+def test_what_one_patient_lacks_does_not_leave() -> None:
+    head, (answers, _) = HEADS["findings"], _made()["findings"]
+    truths = (np.arange(2 * COUNT).reshape(COUNT, 2) % 3 == 0).astype(float)
+    full = head.site_sums(answers, truths, keys(COUNT))
+    of_others = head.site_sums(np.delete(answers, 3, 0), np.delete(truths, 3, 0), keys(COUNT - 1))
+    truths[3, 1] = np.nan
+    sums = head.site_sums(answers, truths, keys(COUNT))
+    assert full
+    assert of_others
+    assert sums
+    assert set(sums["findings"]) == {"Effusion"}
+    full["findings"]["Mass"] = of_others["findings"]["Mass"]
+    with pytest.raises(PolicyError):
+        _check({"pooled": {"patients": COUNT, "targets": {"findings": full}}})
+    numbers = {"pooled": {"patients": COUNT, "targets": {"findings": sums}}}
+    _check(numbers)
+    with pytest.raises(PolicyError):
+        _check({"pooled": {**numbers["pooled"], "patients": COUNT + 1}}, COUNT + 1)
+    numbers["pooled"]["patients"] = COUNT + 8
+    _check(numbers, COUNT + 8)
+    assert withhold(numbers, 10, HEADS), "a policy wants ten"
+    assert "pooled" not in numbers
+
+
+@pytest.mark.attack(
     "outcomes of four patients",
     by="the site before it sends: a target's sums rest on five patients or more",
     logged="nowhere: there is nothing to leave",

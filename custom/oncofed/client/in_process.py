@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -68,6 +68,7 @@ class InProcessTraining:
         self._table_sums: dict[str, Any] = {}
         self._untrained: Weights = {}
         self._kept_locally: Weights = {}
+        self._thresholds: Mapping[str, Mapping[str, float]] = {}
         # Duration of the last score: phases shorter than a report's interval are not reported.
         self._evaluation_seconds = math.inf
 
@@ -230,7 +231,7 @@ class InProcessTraining:
         """Score the model."""
         weights = self._weights_here({name: _full_precision(value) for name, value in request.weights.items()})
         outcomes: Outcomes = []
-        self.trainer.task.use_thresholds(request.sums.thresholds if request.sums else {})
+        self.trainer.task.use_thresholds(self._accepted_thresholds(request.sums))
         numbers, patients = self._evaluate(request.split, weights, stop, outcomes), []
         if request.sums and not stop():
             sums = self._sums(request.split, outcomes, weights, request.sums, stop)
@@ -241,6 +242,16 @@ class InProcessTraining:
         if keep_as and not stop():
             self._keep_model(keep_as)
         return LocalScore(numbers, patients)
+
+    def _accepted_thresholds(self, asked: SumsAsked | None) -> Mapping[str, Mapping[str, float]]:
+        """Return the thresholds to count by: the first that the job gave, for good.
+
+        By others and others again, exact figures would tell single patients' probabilities.
+        """
+        if asked is None or not asked.thresholds:
+            return {}
+        self._thresholds = self._thresholds or asked.thresholds
+        return self._thresholds
 
     def _sums(self, split: Split, outcomes: Outcomes, weights: Weights, asked: SumsAsked, stop: Stop) -> dict[str, Any]:
         against = self._outcomes_of_other(stop) if split == "test" else None

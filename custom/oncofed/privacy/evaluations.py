@@ -4,6 +4,8 @@ Figures of classes and further ones rest on at least five patients each.
 
 A mean over all patients leaves as the site's policy says. Together with it another figure could reveal fewer patients
 than are behind either: then that figure stays, too.
+
+The mean of a job with targets is one of other figures. It is made of those that leave, and tells nothing beside them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 from oncofed.suppression import LEAST_PATIENTS, withheld_counts, withheld_groups
 from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.parts import NO_PARTS, Parts, told_parts
 from oncofed.tasks.scores import Evaluation
 
 # Further digits could carry hidden information.
@@ -28,8 +31,11 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
     Means, their interval, and the numbers of cases and patients behind them.
 
     ``patients`` holds the number of patients (``all``), of those behind the mean (``mean``: for a classifier of two
-    classes those of the rarer one), and of those behind each other reported figure.
+    classes those of the rarer one; with targets the fewest behind one of its parts), and of those behind each other
+    reported figure.
     """
+    if evaluation.parts:
+        return _told_of_parts(evaluation)
     behind = evaluation.behind
     groups = {name: set(behind[name]) for name in evaluation.by_class if behind.get(name)}
     mean = set[str]().union(*groups.values()) or set(evaluation.patients)
@@ -56,13 +62,51 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def withhold_evaluation(numbers: Mapping[str, Any], minimum: int) -> dict[str, Any]:
+def _told_of_parts(evaluation: Evaluation) -> dict[str, Any]:
+    behind, everybody = evaluation.behind, len(evaluation.patients)
+    counts = {name: len(behind.get(name, ())) for name in (*evaluation.by_class, *evaluation.extra_metrics)}
+    numbers = {
+        "by_class": _rounded(evaluation.by_class),
+        "more": _rounded(evaluation.extra_metrics),
+        "interval": [round_figure(end) for end in evaluation.interval] if evaluation.interval else None,
+        "cases": evaluation.cases,
+        "patients": {"all": everybody, "by_class": counts, "more": counts},
+    }
+    return _of_enough(numbers, evaluation.parts, LEAST_PATIENTS)
+
+
+def _of_enough(numbers: Mapping[str, Any], parts: Parts, least: int) -> dict[str, Any]:
+    """Return an evaluation of a job with targets without figures of few patients, and means of the others."""
+    patients = numbers["patients"]
+    everybody = patients["all"]
+    told = told_parts(parts, numbers["by_class"], patients["by_class"], everybody, least)
+    more = {
+        name
+        for name in numbers["more"]
+        if name.partition(".")[2] in told.by_class
+        and not withheld_counts(_of({name}, patients["more"]), everybody, least)
+    }
+    return {
+        **numbers,
+        "mean": None if told.mean is None else round_figure(told.mean),
+        "by_class": _rounded(told.by_class),
+        "more": _of(more, numbers["more"]),
+        # Draws have the figures that are left out, too.
+        "interval": numbers["interval"] if told.mean is not None and told.is_whole else None,
+        "patients": {**patients, "mean": told.fewest, "by_class": told.patients, "more": _of(more, patients["more"])},
+    }
+
+
+def withhold_evaluation(numbers: Mapping[str, Any], minimum: int, parts: Parts = NO_PARTS) -> dict[str, Any]:
     """Return an evaluation without what a policy withholds.
 
     Args:
         numbers: as ``evaluation_numbers`` makes them.
         minimum: fewest patients behind a figure.
+        parts: of the mean, in a job with targets.
     """
+    if parts:
+        return _of_enough(numbers, parts, max(minimum, LEAST_PATIENTS))
     patients = numbers["patients"]
     if patients["mean"] < minimum:
         return {
@@ -99,6 +143,7 @@ def is_evaluation(
     known: int = _MOST_CASES,
     metrics: Sequence[Metric] | None = None,
     lowest: float = 0.0,
+    parts: Parts = NO_PARTS,
 ) -> bool:
     """Return whether a value is a valid evaluation.
 
@@ -110,13 +155,14 @@ def is_evaluation(
         known: cases that the site has at most.
         metrics: extra ones that the job's task declares; None: those of any installed task.
         lowest: value of the task's metric.
+        parts: of the mean, in a job with targets.
     """
     if not isinstance(value, Mapping) or set(value) != {"mean", "by_class", "more", "interval", "cases", "patients"}:
         return False
     by_class, more, interval = value["by_class"], value["more"], value["interval"]
     if not isinstance(by_class, Mapping) or not isinstance(more, Mapping) or not _is_count(value["cases"], known):
         return False
-    if not _are_patients(value["patients"], by_class, more, value["cases"]):
+    if not _are_patients(value["patients"], by_class, more, value["cases"], parts):
         return False
     metrics = metrics_that_may_leave() if metrics is None else metrics
     enough = value["patients"]["mean"] >= LEAST_PATIENTS
@@ -125,6 +171,7 @@ def is_evaluation(
         and all(name in classes and is_share(share, lowest) for name, share in by_class.items())
         and all(_is_figure(name, number, by_class, metrics) for name, number in more.items())
         and (interval is None or (enough and isinstance(interval, list) and _are_ends(interval, lowest)))
+        and (not parts or _has_no_more(value, parts))
     )
 
 
@@ -148,7 +195,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, float | int) and not isinstance(value, bool)
 
 
-def _are_patients(value: Any, by_class: Mapping[str, Any], more: Mapping[str, Any], cases: int) -> bool:
+def _are_patients(value: Any, by_class: Mapping[str, Any], more: Mapping[str, Any], cases: int, parts: Parts) -> bool:
     """Return whether patient counts are consistent and large enough.
 
     No class may be of few patients, or of all but a few.
@@ -160,17 +207,32 @@ def _are_patients(value: Any, by_class: Mapping[str, Any], more: Mapping[str, An
         return False
     if set(counts) != set(by_class) or set(of_more) != set(more):
         return False
+    # Of a mean over all patients, classes are parts; targets are of all patients.
+    whole = value["all"] if parts else value["mean"]
     return (
         _is_count(value["all"], cases)
         and _is_count(value["mean"], value["all"])
         and bool(value["all"]) == bool(cases)
         and all(
-            _is_count(count, value["mean"])
-            and count >= LEAST_PATIENTS
-            and not 0 < value["mean"] - count < LEAST_PATIENTS
+            _is_count(count, whole) and count >= LEAST_PATIENTS and not 0 < whole - count < LEAST_PATIENTS
             for count in counts.values()
         )
         and all(_is_count(count, value["all"]) and count >= LEAST_PATIENTS for count in of_more.values())
+    )
+
+
+def _has_no_more(value: Mapping[str, Any], parts: Parts) -> bool:
+    """Return whether means and numbers of a job with targets follow from the figures that were sent."""
+    expected = _of_enough(value, parts, LEAST_PATIENTS)
+    return all(_same(value[name], expected[name]) for name in ("mean", "by_class", "more", "interval", "patients"))
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Return whether values are equal, those that are NaN included."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return first.keys() == second.keys() and all(_same(first[name], second[name]) for name in first)
+    return bool(first == second) or (
+        is_number(first) and is_number(second) and math.isnan(first) and math.isnan(second)
     )
 
 

@@ -19,6 +19,7 @@ from oncofed.privacy.evaluations import is_evaluation, is_number, withhold_evalu
 from oncofed.privacy.pooled import SUMS, is_paired, is_pooled, is_temperature_sums, keep_back_small
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.parts import Parts
 from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 
 Check = Callable[[Any], bool]
@@ -84,12 +85,13 @@ def check_numbers(
         most: cases that the site has to score a model on, by its first message; None: unknown.
         metrics: extra ones that the job's task declares; None: those of any installed task.
         lowest: value of its metric.
-        targets: its named targets, whose sums have a form of their own.
+        targets: its named targets, whose sums have a form of their own and whose figures make the mean.
 
     Raises:
         PolicyError: a name, a value or a type that the job does not declare.
     """
     most = _MOST_CASES if most is None else most
+    parts = _parts(targets)
     of_patients: dict[str, Check] = {
         "pooled": lambda value: is_pooled(value, classes, most, targets),
         "temperature": lambda value: is_temperature_sums(value, most),
@@ -102,8 +104,8 @@ def check_numbers(
             "loss": is_number,
             "train_s": _is_seconds,
             "validate_s": _is_seconds,
-            "evaluation": lambda value: is_evaluation(value, classes, most, metrics, lowest),
-            "personal": lambda value: is_evaluation(value, classes, most, metrics, lowest),
+            "evaluation": lambda value: is_evaluation(value, classes, most, metrics, lowest, parts),
+            "personal": lambda value: is_evaluation(value, classes, most, metrics, lowest, parts),
             "update": lambda value: value is None or _is_digest(value),
             "not_kept": lambda value: value in _SYSTEM_ERRORS,
         },
@@ -146,7 +148,7 @@ def withhold(numbers: dict[str, Any], minimum: int, targets: Mapping[str, Target
     withheld = keep_back_small(numbers, minimum, targets)
     for name in ("evaluation", "personal"):
         evaluation = numbers.get(name)
-        left = withhold_evaluation(evaluation, minimum) if evaluation else evaluation
+        left = withhold_evaluation(evaluation, minimum, _parts(targets)) if evaluation else evaluation
         if left != evaluation:
             numbers[name] = left
             withheld = True
@@ -170,6 +172,10 @@ def is_profile(value: Any, bins: Mapping[str, int], cases: Any = _MOST_CASES) ->
         and all(one["patients"] <= cases for one in value.values())
         and _differ_by_enough({one["patients"] for one in value.values()})
     )
+
+
+def _parts(targets: Mapping[str, TargetSums]) -> Parts:
+    return {name: target.members for name, target in targets.items()}
 
 
 def _differ_by_enough(counts: set[int]) -> bool:

@@ -100,7 +100,11 @@ def keep_back_small(numbers: dict[str, Any], minimum: int, targets: Mapping[str,
     if pooled is None or minimum <= LEAST_PATIENTS:
         return changed
     if "targets" in pooled:
-        left = {name: targets[name].withhold(sums, minimum) for name, sums in pooled["targets"].items()}
+        left = {
+            name: targets[name].withhold(sums, minimum)
+            for name, sums in pooled["targets"].items()
+            if is_part(sums["patients"], pooled["patients"], minimum)
+        }
         told = {name: sums for name, sums in left.items() if sums}
         numbers["pooled"] = {**pooled, "targets": told}
         if not told:
@@ -121,6 +125,7 @@ def _are_of_targets(value: Any, targets: Mapping[str, TargetSums], patients: int
     return are_named(value, list(targets)) and all(
         isinstance(sums, Mapping)
         and is_patients(sums.get("patients"), patients)
+        and is_part(sums["patients"], patients)
         and targets[name].is_site_sums(sums, most)
         for name, sums in value.items()
     )

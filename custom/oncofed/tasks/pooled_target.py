@@ -73,6 +73,10 @@ class TargetSums(Protocol):
     Every sum over a target holds ``patients``, how many of the site state it, and rests on at least five of them.
     """
 
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of parts with a figure each, such as findings."""
+
     def is_site_sums(self, value: Any, most: int) -> bool:
         """Return whether a value has the form of the target's sums.
 

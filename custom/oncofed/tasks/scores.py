@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from oncofed.tasks.parts import NO_PARTS, Parts
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -32,6 +34,7 @@ class Evaluation(Scores):
         by_case: each case's name and figures, for the site only; empty if details were not requested.
         patients: keys of all patients of the cases, for the site only.
         behind: patients behind each class and further figure (``Task.patients_behind``), for the site only.
+        parts: of the mean (``Task.parts``), if it is one of several figures.
     """
 
     cases: int = 0
@@ -39,3 +42,4 @@ class Evaluation(Scores):
     by_case: tuple[tuple[str, dict[str, float | str]], ...] = ()
     patients: frozenset[str] = frozenset()
     behind: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    parts: Parts = field(default_factory=lambda: NO_PARTS)

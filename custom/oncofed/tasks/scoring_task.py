@@ -15,6 +15,7 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.tasks.halving import within_memory
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.parts import NO_PARTS, Parts
 from oncofed.tasks.patient_statistics import Outcome, PatientStatistics, confidence, defining_class
 from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 from oncofed.tasks.scores import Evaluation
@@ -59,6 +60,11 @@ class ScoringTask(PatientStatistics[Outcome]):
         """
         del settings
         return NO_TARGETS
+
+    @property
+    def parts(self) -> Parts:
+        """The figures whose mean the metric is; none if it is one of all patients."""
+        return NO_PARTS
 
     @property
     def chooses_thresholds(self) -> bool:
@@ -181,4 +187,5 @@ class ScoringTask(PatientStatistics[Outcome]):
             by_case=tuple((case.name, self.case_metrics(outcome)) for case, outcome in results if detailed),
             patients=frozenset(patient for patient, _ in outcomes),
             behind={name: frozenset(patients) for name, patients in self.patients_behind(outcomes).items()},
+            parts=self.parts,
         )

@@ -62,6 +62,19 @@ def coarser_classification(sums: Mapping[str, Any], minimum: int) -> dict[str, A
     return {**sums, "classes": by_class, "reliability": {**sure, "cells": coarse_rows} if coarse_rows else None}
 
 
+def without_telling_rows(sums: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    """Return a target's sums without reliability where a class is withheld.
+
+    Of a class of few, which no patient is said to have, the wrong answers would be its patients.
+
+    Args:
+        sums: of ``site_sums.classification_sums``.
+        classes: number of them; of two, cells are of one.
+    """
+    cells = 1 if classes == 2 else classes
+    return dict(sums) if len(sums["classes"]) == cells else {**sums, "reliability": None}
+
+
 def is_ranked(value: Any) -> bool:
     """Return whether a value is an input of ``pooled.ranking``."""
     if not isinstance(value, Mapping) or set(value) != {"with", "without", "pairs"}:
@@ -136,9 +149,9 @@ def _in(cells: Sequence[Sequence[int]]) -> int:
     return sum(cell[1] for cell in cells)
 
 
-def is_part(count: int, whole: int) -> bool:
+def is_part(count: int, whole: int, least: int = LEAST_PATIENTS) -> bool:
     """Return whether a count is all, or omits enough patients."""
-    return count == whole or 0 <= count <= whole - LEAST_PATIENTS
+    return count == whole or 0 <= count <= whole - least
 
 
 def is_patients(value: Any, most: int = MOST_PATIENTS) -> bool:

@@ -134,7 +134,7 @@ class OutboundPolicy:
         _check_count(result.cases)
         _check_count(result.steps)
         numbers = dict(result.numbers)
-        if withhold(numbers, self._leaves.minimum_patients):
+        if withhold(numbers, self._leaves.minimum_patients, self._targets):
             result = replace(result, numbers=numbers)
         if not self._algorithm.schedule.reaches_server and not result.delta and not result.extra:
             return Approved(result, {})

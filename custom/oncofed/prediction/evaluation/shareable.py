@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, shareable_scores
+from oncofed.prediction.evaluation.subgroups import Outcomes, Subgroups, shareable_interval, shareable_scores
 from oncofed.report.evaluation import ComparisonRecord, DifferenceRecord, GroupRecord, ScoresRecord, SubgroupsRecord
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Scores, Task
@@ -36,7 +36,8 @@ def scores_record(
         return ScoresRecord()
     scores = shareable_scores(task, outcomes)
     told = {name: ends for name, ends in intervals.items() if name in scores.by_class}
-    return ScoresRecord(patients=patients, cases=len(outcomes), intervals=told, **_figures(scores, interval))
+    own = shareable_interval(task, outcomes, interval)
+    return ScoresRecord(patients=patients, cases=len(outcomes), intervals=told, **_figures(scores, own))
 
 
 def subgroups_record(found: Subgroups) -> SubgroupsRecord:

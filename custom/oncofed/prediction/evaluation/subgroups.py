@@ -17,6 +17,7 @@ from oncofed.prediction.evaluation.subgroup_columns import Column
 from oncofed.privacy.differencing import releasable_groups
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Scores, Task
+from oncofed.tasks.parts import told_parts
 from oncofed.tasks.resampling import Patients, expanded_interval, interval
 
 Interval = tuple[float, float] | None
@@ -123,8 +124,10 @@ def by_subgroup(
         for number, (name, own) in enumerate(zip(column.groups, of_column, strict=True), first):
             count, telling = len({outcomes.patients[n] for n in own}), outcomes.contributing_patients(task, own)
             if number in shown:
-                metrics.append(patients.metrics(draws, own))
-                scores = without_classes(task.summarise(outcomes.patient_outcomes(own)), silent[number])
+                scores, is_whole = _without(task, outcomes.patient_outcomes(own), silent[number])
+                drawn = patients.metrics(draws, own)
+                # Draws have the parts of the mean that are left out, too.
+                metrics.append(drawn if is_whole else np.full_like(drawn, np.nan))
                 groups.append(Group(name, count, len(own), scores, interval(metrics[-1], len(telling))))
             elif own:
                 is_small = len(telling) < LEAST_PATIENTS
@@ -138,11 +141,39 @@ def by_subgroup(
 
 def shareable_scores(task: Task[Any], outcomes: Outcomes) -> Scores:
     """Return overall scores, without classes of few patients."""
+    return _shareable(task, outcomes)[0]
+
+
+def shareable_interval(task: Task[Any], outcomes: Outcomes, found: Interval) -> Interval:
+    """Return the metric's interval; None where it tells of figures that are left out of its mean."""
+    return found if _shareable(task, outcomes)[1] else None
+
+
+def _shareable(task: Task[Any], outcomes: Outcomes) -> tuple[Scores, bool]:
     with_it = {name: outcomes.cases_by_patient(_showing(task, outcomes, name)) for name in task.figure_names}
     small_groups = {name for name, patients in with_it.items() if len(patients) < LEAST_PATIENTS}
     behind = task.patients_behind(outcomes.patient_outcomes())
     few = {name for name, patients in behind.items() if len(patients) < LEAST_PATIENTS}
-    return without_classes(task.summarise(outcomes.patient_outcomes()), small_groups | few)
+    return _without(task, outcomes.patient_outcomes(), small_groups | few)
+
+
+def _without(task: Task[Any], own: Sequence[tuple[str, Any]], names: set[str]) -> tuple[Scores, bool]:
+    """Return scores without some classes, and whether the mean is still that of all.
+
+    A mean over targets is made of those that are left, each of enough patients.
+    """
+    whole = task.summarise(own)
+    scores = without_classes(whole, names)
+    if not task.parts:
+        return scores, True
+    behind = {name: len(patients) for name, patients in task.patients_behind(own).items()}
+    told = told_parts(task.parts, scores.by_class, behind, len({patient for patient, _ in own}), LEAST_PATIENTS)
+    more = {
+        name: value
+        for name, value in scores.extra_metrics.items()
+        if name.partition(".")[2] in told.by_class and behind.get(name, 0) >= LEAST_PATIENTS
+    }
+    return Scores(told.mean, told.by_class, more), told.by_class.keys() == whole.by_class.keys()
 
 
 def _told(task: Task[Any], outcomes: Outcomes, groups: Sequence[Sequence[int]]) -> tuple[set[int], list[set[str]]]:
@@ -181,7 +212,11 @@ def without_classes(scores: Scores, names: set[str]) -> Scores:
 
 def _differences(groups: Sequence[Group], metrics: Sequence[NDArray[np.float64]]) -> tuple[Difference, ...]:
     shown = [(group, found) for group, found in zip((g for g in groups if g.scores), metrics, strict=True)]
-    known = [(g, g.scores.mean, found) for g, found in shown if g.scores and g.scores.mean is not None]
+    known = [
+        (g, g.scores.mean, found)
+        for g, found in shown
+        if g.scores and g.scores.mean is not None and not np.isnan(found).all()
+    ]
     if len(known) < 2:
         return ()
     reference, its_mean, its_draws = max(known, key=lambda item: item[0].patients)

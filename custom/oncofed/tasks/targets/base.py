@@ -133,6 +133,12 @@ class TargetHead(ABC, Generic[Target]):
         self.settings = settings
 
     @property
+    def members(self) -> tuple[str, ...]:
+        """Names of parts with a figure each, such as findings."""
+        members: tuple[str, ...] = self.settings.members
+        return members
+
+    @property
     @abstractmethod
     def outputs(self) -> int:
         """Outputs of the network that are this target's."""

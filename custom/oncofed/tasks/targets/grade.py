@@ -167,11 +167,17 @@ class GradeHead(TargetHead[GradeTarget]):
         """Return figures; a patient's cases of one grade count once."""
         found, stated, people = grouped(answers, truths[:, 0].astype(np.int64), patients)
         everybody = set(people)
-        behind = dict.fromkeys(("", "accuracy", "within_one", "mae_grades"), everybody)
         if not everybody:
             return TargetFigures(None)
         predicted = predicted_grades(found)
         distance = np.abs(predicted - stated)
+        # A share of patients is a count of those that are off, and of the others.
+        exact, near = (
+            min(filter(None, (patients_where(off == value, people) for value in (False, True))), key=len)
+            for off in (distance > 0, distance > 1)
+        )
+        # With the number that are off, the mean error tells how many are far off.
+        behind = {"": everybody, "accuracy": exact, "within_one": near, "mae_grades": min(exact, near, key=len)}
         extra = {
             "accuracy": float((distance == 0).mean()),
             "within_one": float((distance <= 1).mean()),

@@ -23,7 +23,14 @@ from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled import Ranking, Reliability, best_threshold, f1_at
 from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
 from oncofed.tasks.site_sums import classification_sums, grouped
-from oncofed.tasks.sum_forms import are_named, coarser_classification, is_classification, is_patients
+from oncofed.tasks.sum_forms import (
+    are_named,
+    coarser_classification,
+    is_classification,
+    is_part,
+    is_patients,
+    without_telling_rows,
+)
 from oncofed.tasks.targets.base import TARGET_KINDS, Names, TargetFigures, TargetHead, TargetSettings, patients_where
 from oncofed.tasks.targets.rankings import ranked_figures, rankings_of, reliability_of
 
@@ -178,7 +185,7 @@ class LabelsHead(TargetHead[LabelsTarget]):
     ) -> dict[str, Any] | None:
         """Return of each finding what ``site_sums.classification_sums`` makes of two classes.
 
-        A finding that was looked for in too few patients is left out.
+        A finding that was looked for in too few patients, or in all but too few, is left out.
         """
         people = len(set(patients))
         if people < LEAST_PATIENTS:
@@ -187,8 +194,8 @@ class LabelsHead(TargetHead[LabelsTarget]):
         for name in self.settings.findings:
             probabilities, labels, keys = self._of_finding(name, answers, truths, patients)
             sums = classification_sums(probabilities, labels, keys, {0: f"no {name}", 1: name})
-            if sums:
-                found[name] = sums
+            if sums and is_part(sums["patients"], people):
+                found[name] = without_telling_rows(sums, 2)
         return {"patients": people, "findings": found} if found else None
 
     def is_site_sums(self, value: Any, most: int) -> bool:
@@ -199,7 +206,9 @@ class LabelsHead(TargetHead[LabelsTarget]):
             and is_patients(value["patients"], most)
             and are_named(value["findings"], self.settings.findings)
             and all(
-                is_classification(sums, [name], most) and sums["patients"] <= value["patients"]
+                is_classification(sums, [name], most)
+                and is_part(sums["patients"], value["patients"])
+                and sums == without_telling_rows(sums, 2)
                 for name, sums in value["findings"].items()
             )
         )
@@ -208,8 +217,13 @@ class LabelsHead(TargetHead[LabelsTarget]):
         """Return coarser sums of the findings that enough patients state."""
         if sums["patients"] < minimum:
             return None
-        enough = {name: one for name, one in sums["findings"].items() if one["patients"] >= minimum}
-        return {**sums, "findings": {name: coarser_classification(one, minimum) for name, one in enough.items()}}
+        enough = {
+            name: one
+            for name, one in sums["findings"].items()
+            if one["patients"] >= minimum and is_part(one["patients"], sums["patients"], minimum)
+        }
+        coarse = {name: coarser_classification(one, minimum) for name, one in enough.items()}
+        return {**sums, "findings": {name: without_telling_rows(one, 2) for name, one in coarse.items()}}
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
         """Return each finding's figures, and means over judged findings.

@@ -19,7 +19,7 @@ from oncofed.tasks.classification import class_scores
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
 from oncofed.tasks.site_sums import classification_sums, grouped
-from oncofed.tasks.sum_forms import coarser_classification, is_classification
+from oncofed.tasks.sum_forms import coarser_classification, is_classification, without_telling_rows
 from oncofed.tasks.targets.base import TARGET_KINDS, Names, TargetFigures, TargetHead, TargetSettings, patients_where
 from oncofed.tasks.targets.rankings import ranked_figures, rankings_of, reliability_of
 
@@ -123,15 +123,20 @@ class ClassHead(TargetHead[ClassTarget]):
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> dict[str, Any] | None:
         """Return counts by predicted probability, and sums for calibration."""
-        return classification_sums(answers, truths[:, 0].astype(np.int64), patients, self._names)
+        sums = classification_sums(answers, truths[:, 0].astype(np.int64), patients, self._names)
+        return without_telling_rows(sums, self.outputs) if sums else None
 
     def is_site_sums(self, value: Any, most: int) -> bool:
         """Return whether a value has their form."""
-        return is_classification(value, self.settings.classes, most)
+        return is_classification(value, self.settings.classes, most) and value == without_telling_rows(
+            value, self.outputs
+        )
 
     def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
         """Return coarser sums."""
-        return coarser_classification(sums, minimum) if sums["patients"] >= minimum else None
+        if sums["patients"] < minimum:
+            return None
+        return without_telling_rows(coarser_classification(sums, minimum), self.outputs)
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
         """Return AUROC, average precision and calibration."""

@@ -25,9 +25,11 @@ from oncofed.tasks.base import Task
 from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.metrics import Metric
+from oncofed.tasks.parts import Parts
 from oncofed.tasks.pooled_target import TargetSums
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.settings import TaskSettings
+from oncofed.tasks.sum_forms import is_part
 from oncofed.tasks.targets.base import TargetFigures, TargetHead, TargetSection, figure_name, head_of, known_rows
 from oncofed.tasks.targets.outcome import TargetOutcome
 
@@ -129,6 +131,11 @@ class TargetsTask(Task[TargetOutcome]):
     def declared_sums(cls, settings: TargetsSpec) -> Mapping[str, TargetSums]:  # type: ignore[override]
         """Return the heads of a job's targets, by name."""
         return {target.name: head_of(target) for target in settings.targets}
+
+    @property
+    def parts(self) -> Parts:
+        """The targets, with their members."""
+        return {name: head.members for name, head in self.heads.items()}
 
     @property
     def chooses_thresholds(self) -> bool:
@@ -296,14 +303,17 @@ class TargetsTask(Task[TargetOutcome]):
     def pooled(
         self, outcomes: Sequence[tuple[str, TargetOutcome]], temperature: float | None = None
     ) -> dict[str, Any] | None:
-        """Return counts and sums of each target, to add to other sites'."""
+        """Return counts and sums of each target, to add to other sites'.
+
+        A target that one to four patients lack is left out: its number would tell of them.
+        """
         del temperature
-        found = {}
+        found, everybody = {}, len({patient for patient, _ in outcomes})
         for name, of_target in (self._told_of(outcomes) or {}).items():
             sums = self.heads[name].site_sums(*of_target)
-            if sums:
+            if sums and is_part(sums["patients"], everybody):
                 found[name] = sums
-        return {"patients": len({patient for patient, _ in outcomes}), "targets": found} if found else None
+        return {"patients": everybody, "targets": found} if found else None
 
     def case_metrics(self, outcome: TargetOutcome) -> dict[str, float | str]:
         """Return a case's answers and what it states, by target."""

@@ -1,0 +1,65 @@
+"""Means of a job's targets, made of what may be told of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from oncofed.suppression import withheld_counts
+
+# The targets whose figures make a task's mean, with the members whose figures make a target's.
+Parts = Mapping[str, Sequence[str]]
+NO_PARTS: Parts = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ToldParts:
+    """What may be told of a mean's parts.
+
+    Attributes:
+        by_class: figures of members, of targets without members, and their means: of targets with members.
+        patients: number behind each; of a mean, the fewest behind one of its parts.
+        mean: of the targets' figures; None without any.
+        fewest: patients behind a part of the mean; zero without any.
+        is_whole: nothing was left out.
+    """
+
+    by_class: dict[str, float]
+    patients: dict[str, int]
+    mean: float | None
+    fewest: int
+    is_whole: bool
+
+
+def told_parts(
+    parts: Parts, by_class: Mapping[str, float], patients: Mapping[str, int], everybody: int, least: int
+) -> ToldParts:
+    """Return the figures that enough patients are behind, and means of those alone.
+
+    A mean of other figures, too, would give one away to whoever knows the rest.
+
+    Args:
+        parts: of the mean.
+        by_class: figures by target, or by ``TARGET.MEMBER``.
+        patients: number behind each figure.
+        everybody: number of all patients; a part that one to a few of them lack is left out, too.
+        least: fewest patients.
+    """
+    told: dict[str, float] = {}
+    behind: dict[str, int] = {}
+    targets, hidden = [], 0
+    for target, members in parts.items():
+        names = [f"{target}.{member}" for member in members] or [target]
+        counts = {name: patients.get(name, 0) for name in names if name in by_class}
+        withheld = withheld_counts(counts, everybody, least)
+        hidden += len(withheld)
+        kept = [name for name in counts if name not in withheld]
+        if kept:
+            targets.append(target)
+            told[target] = sum(by_class[name] for name in kept) / len(kept)
+            behind[target] = min(counts[name] for name in kept)
+            told |= {name: by_class[name] for name in kept}
+            behind |= {name: counts[name] for name in kept}
+    mean = sum(told[target] for target in targets) / len(targets) if targets else None
+    return ToldParts(told, behind, mean, min((behind[target] for target in targets), default=0), not hidden)
