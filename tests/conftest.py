@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[1]
 # Marker -> what its summary calls a test that passed, and the summary's columns: the marker's arguments, in order.
 _TABLES = {"attack": ("stopped", ("what", "by", "logged")), "wild": ("right", ("report", "kind", "test"))}
+
+
+# How long an example takes depends on what else the machine does: no test asserts a time.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:

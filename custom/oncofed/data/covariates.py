@@ -61,11 +61,11 @@ class Covariate(StrictModel):
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Self:
         if bool(self.categories) == (self.range is not None):
-            raise ValueError(f"the covariate {self.name} needs either a range (a number) or categories")
+            raise ValueError(f"the covariate {self.name}: expected either a range, of a number, or categories")
         if self.range and not (math.isfinite(self.range[0]) and self.range[0] < self.range[1] < math.inf):
             raise ValueError(f"range is {self.range[0]:g} to {self.range[1]:g}, expected the smaller number first")
         if self.categories and self.unit:
-            raise ValueError(f"the covariate {self.name} has categories, and so no unit")
+            raise ValueError(f"the covariate {self.name} has categories and a unit, expected no unit: leave it out")
         return self
 
     @property
@@ -92,13 +92,15 @@ class Covariate(StrictModel):
         if not self.range:
             raise DataError(f"column {self.name}: found {text!r}, expected one of {', '.join(self.categories)}")
         low, high = self.range
-        expected = f"expected {low:g} to {high:g}{f' {self.unit}' if self.unit else ''}"
-        number = self._number(text, expected)
+        wanted = f"{low:g} to {high:g}{f' {self.unit}' if self.unit else ''}"
+        number = self._number(text, wanted)
         if not low <= number <= high:
-            raise DataError(f"column {self.name}: found {text}, {expected}. Correct the table, or widen the range")
+            raise DataError(
+                f"column {self.name}: found {text}, expected {wanted}. Correct the table, or widen the range"
+            )
         return number
 
-    def _number(self, text: str, expected: str) -> float:
+    def _number(self, text: str, wanted: str) -> float:
         """Return a cell's number in the job's unit.
 
         Raises:
@@ -108,10 +110,10 @@ class Covariate(StrictModel):
         times = factor(found[1], self.unit) if found and found[1] else 1.0
         if found is None or times is None:
             of_unit = f", or with a unit that becomes {self.unit}" if self.unit else ""
-            raise DataError(f"column {self.name}: found {text!r}, {expected} as a plain number{of_unit}")
+            raise DataError(f"column {self.name}: found {text!r}, expected {wanted} as a plain number{of_unit}")
         if "," in text and _COMMA.read(text) not in (None, found):
             raise DataError(
-                f"column {self.name}: found {text!r}, which may be thousands or a fraction, {expected}. Write it with "
+                f"column {self.name}: found {text!r}, which may be thousands or a fraction, expected {wanted}. Write it with "
                 "a point, or without a mark between thousands"
             )
         return found[0] * times
