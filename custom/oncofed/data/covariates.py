@@ -113,8 +113,8 @@ class Covariate(StrictModel):
             raise DataError(f"column {self.name}: found {text!r}, expected {wanted} as a plain number{of_unit}")
         if "," in text and _COMMA.read(text) not in (None, found):
             raise DataError(
-                f"column {self.name}: found {text!r}, which may be thousands or a fraction, expected {wanted}. Write it with "
-                "a point, or without a mark between thousands"
+                f"column {self.name}: found {text!r}, which may be thousands or a fraction, expected {wanted}. "
+                "Write it with a point, or without a mark between thousands"
             )
         return found[0] * times
 
