@@ -85,7 +85,10 @@ FIGURES = {
     "partial_organs_segmentation": {"liver", "pancreas"},
     "brain_tumour_regions": {"whole tumour", "tumour core", "enhancing tumour"},
     # Of the other eleven findings the made table states nothing.
-    "chest_findings": {f"findings.{name}" for name in ("atelectasis", "effusion", "pleural thickening")},
+    "chest_findings": {
+        "findings",
+        *(f"findings.{name}" for name in ("atelectasis", "effusion", "pleural thickening")),
+    },
     "grade_tiles": {"isup"},
     "survival_ct": {"survival"},
     "survival_slides": {"survival"},
