@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from pathlib import Path
 
 import nibabel as nib
@@ -21,6 +22,7 @@ from oncofed.data.inputs import Prepared
 from oncofed.data.spec import DataSpec
 from oncofed.tasks import Segmentation, SegmentationSpec, segmentation
 from oncofed.tasks.entropy import mean_entropy
+from oncofed.tasks.scores import Evaluation
 from oncofed.tasks.segmentation import Segmented
 from oncofed.tasks.windows import Windows
 
@@ -245,3 +247,8 @@ def test_the_mean_entropy_covers_findings_and_their_neighbours() -> None:
     assert mean_entropy(found, entropy) == pytest.approx((255 + 105 + 3 * 10) / 5 / 255)
     found[:] = 1
     assert mean_entropy(found, torch.full((5, 5), 255, dtype=torch.uint8)) == 1
+
+
+def test_an_evaluation_travels_between_processes() -> None:
+    evaluation = Evaluation(0.5)
+    assert pickle.loads(pickle.dumps(evaluation)) == evaluation

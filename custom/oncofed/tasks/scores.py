@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from oncofed.tasks.parts import NO_PARTS, Parts
+from oncofed.tasks.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -42,4 +42,4 @@ class Evaluation(Scores):
     by_case: tuple[tuple[str, dict[str, float | str]], ...] = ()
     patients: frozenset[str] = frozenset()
     behind: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    parts: Parts = field(default_factory=lambda: NO_PARTS)
+    parts: Parts = field(default_factory=dict)

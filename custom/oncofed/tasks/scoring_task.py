@@ -15,7 +15,7 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
 from oncofed.tasks.halving import within_memory
 from oncofed.tasks.metrics import Metric
-from oncofed.tasks.parts import NO_PARTS, Parts
+from oncofed.tasks.parts import Parts
 from oncofed.tasks.patient_statistics import Outcome, PatientStatistics, confidence, defining_class
 from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 from oncofed.tasks.scores import Evaluation
@@ -64,7 +64,7 @@ class ScoringTask(PatientStatistics[Outcome]):
     @property
     def parts(self) -> Parts:
         """The figures whose mean the metric is; none if it is one of all patients."""
-        return NO_PARTS
+        return {}
 
     @property
     def chooses_thresholds(self) -> bool:
