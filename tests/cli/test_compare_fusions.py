@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 @pytest.mark.timeout(400)
 def test_image_and_table_are_compared_with_the_table_alone(tmp_path: Path) -> None:
-    sites = {name: make_table_site(tmp_path / name, 40, seed, 50.0 + 5 * seed) for seed, name in enumerate(("a", "b"))}
+    sites = {name: make_table_site(tmp_path / name, 80, seed, 50.0 + 5 * seed) for seed, name in enumerate(("a", "b"))}
     job = tmp_path / "job" / "job.yaml"
     job.parent.mkdir()
     job.write_text(JOB.replace("steps_per_round: 30", "steps_per_round: 5"))
@@ -28,7 +28,7 @@ def test_image_and_table_are_compared_with_the_table_alone(tmp_path: Path) -> No
     concat, table = json.loads(done.stdout)["rows"]
     assert [row["strategy"] for row in (concat, table)] == ["concat", "table"]
     assert concat["paired"] is None
-    assert table["paired"]["patients"] == 16
+    assert table["paired"]["patients"] == 32
     low, high = table["paired"]["interval"] or (-1, 1)  # two models that make no mistake differ in no draw
     assert low <= table["paired"]["difference"] <= high
 
