@@ -114,6 +114,20 @@ class BatchSource(Preparation):
         return Augment(self._strength, generator)(batch)
 
 
+def working_voxels(case: Case, spec: DataSpec) -> float | None:
+    """Return about how many voxels a case has on a job's grid.
+
+    None: nobody registered its size.
+    """
+    entry = case.entry
+    if entry is None or not entry.shape:
+        return None
+    shape = np.array(entry.shape, dtype=np.float64)
+    if spec.spacing and entry.spacing:
+        shape = shape * np.array(entry.spacing) / np.array(spec.spacing)
+    return float(np.prod(np.maximum(np.ceil(shape), spec.patch[: len(shape)])))
+
+
 class Patches(BatchSource):
     """Patches for segmentation.
 
@@ -165,13 +179,9 @@ class Patches(BatchSource):
 
     def size(self, case: Case) -> int | None:
         """Return about how many bytes the prepared case takes."""
-        entry = case.entry
-        if entry is None or not entry.shape:
+        voxels = working_voxels(case, self.spec)
+        if voxels is None:
             return None
-        shape = np.array(entry.shape, dtype=np.float64)
-        if self.spec.spacing and entry.spacing:
-            shape = shape * np.array(entry.spacing) / np.array(self.spec.spacing)
-        voxels = float(np.prod(np.maximum(np.ceil(shape), self.spec.patch[: len(shape)])))
         each = 4 * len(self.spec.channels) + (5 if self._objects else 1)
         return int(voxels * each) + self._classes * 8 * _CENTRES_PER_CLASS
 

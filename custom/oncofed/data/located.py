@@ -21,7 +21,7 @@ from oncofed.data.augment import Augment, Augmentation, Batch
 from oncofed.data.boxes import Boxes
 from oncofed.data.cases import Case
 from oncofed.data.grids import transfer
-from oncofed.data.inputs import BatchSource, Prepared
+from oncofed.data.inputs import BatchSource, Prepared, working_voxels
 from oncofed.data.references import Unreferenced, affine_of
 from oncofed.data.spec import DataSpec
 
@@ -109,13 +109,9 @@ class BoxPatches(BatchSource):
 
     def size(self, case: Case) -> int | None:
         """Return about how many bytes the prepared case takes."""
-        entry = case.entry
-        if entry is None or not entry.shape:
+        voxels = working_voxels(case, self.spec)
+        if voxels is None:
             return None
-        shape = np.array(entry.shape, dtype=np.float64)
-        if self.spec.spacing and entry.spacing:
-            shape = shape * np.array(entry.spacing) / np.array(self.spec.spacing)
-        voxels = float(np.prod(np.maximum(np.ceil(shape), self.spec.patch[: len(shape)])))
         return int(voxels * (4 * len(self.spec.channels) + 2))
 
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:

@@ -336,14 +336,6 @@ def patients_where(which: NDArray[np.bool_], patients: Sequence[str]) -> set[str
     return {patients[int(index)] for index in np.flatnonzero(which)}
 
 
-def named_figures(target: str, figures: TargetFigures) -> Mapping[str, float]:
-    """Return a target's further figures as ``Scores.extra_metrics`` names them.
-
-    ``METRIC.TARGET``, and ``METRIC.TARGET.MEMBER``.
-    """
-    return {figure_name(target, name): value for name, value in figures.extra.items()}
-
-
 def figure_name(target: str, name: str) -> str:
     """Return ``METRIC.TARGET[.MEMBER]`` of ``METRIC[.MEMBER]``."""
     metric, _, member = name.partition(".")
