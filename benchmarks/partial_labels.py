@@ -21,7 +21,8 @@ import nibabel as nib
 import numpy as np
 
 from harness.bench import Bench, Settings
-from oncofed.data.cases import Case, Cases, pool_cases, read_cases
+from oncofed.data.case import Case
+from oncofed.data.cases import Cases, pool_cases, read_cases
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.models.weights import Weights
 from oncofed.tasks import Evaluation

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from harness.bench import Bench, Settings
 from harness.results import Limit, Target
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.prepared import CachePlan, PreparedCases
 from oncofed.data.spec import DataSpec
 from oncofed.tasks import Evaluation, Segmentation, SegmentationSpec

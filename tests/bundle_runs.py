@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import Prepared
 from oncofed.tasks.inferred import ClassScores, LabelMap
 from oncofed.training.plan import Plan

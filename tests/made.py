@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.manifest import Entry
 from oncofed.prediction.model import TrainedModel, load_model
 from oncofed.prediction.outputs.registry import select_outputs

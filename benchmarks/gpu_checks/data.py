@@ -11,7 +11,8 @@ import nibabel as nib
 import numpy as np
 
 from gpu_checks.context import Context
-from oncofed.data.cases import Case, Cases, read_cases
+from oncofed.data.case import Case
+from oncofed.data.cases import Cases, read_cases
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec, read_job

@@ -14,7 +14,8 @@ from scipy import ndimage
 
 from oncofed.data import boxes
 from oncofed.data.boxes import Box
-from oncofed.data.cases import check_cases, read_cases
+from oncofed.data.case_checks import check_cases
+from oncofed.data.cases import read_cases
 from oncofed.data.contract import check_dataset
 from oncofed.data.label_mapping import Supervision
 from oncofed.data.located import BoxPatches, Located, boxes_of, of_file

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from oncofed.data.brain import HOSPITALS, make_hospitals, make_patient
-from oncofed.data.cases import check_cases, read_cases
+from oncofed.data.case_checks import check_cases
+from oncofed.data.cases import read_cases
 from oncofed.data.spec import SplitSpec
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from oncofed.data import case_facts
-from oncofed.data.cases import check_case, check_cases, pool_cases, read_cases
+from oncofed.data.case_checks import check_case, check_cases
+from oncofed.data.cases import pool_cases, read_cases
 from oncofed.data.spec import SplitSpec
 from oncofed.errors import DataError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.covariates import Covariate
 from oncofed.data.manifest import Entry
 from oncofed.data.moments import moments_of, own_moments, site_sums

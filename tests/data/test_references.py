@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.manifest import Entry
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.sample import sample_cases
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.images import read_image
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import as_tensor, darken, load_image, load_pair

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import Prepared
 from oncofed.data.spec import DataSpec
 from oncofed.tasks import Segmentation, SegmentationSpec

@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 
 from dicoms import make_series
-from oncofed.data.cases import Case, Cases
+from oncofed.data.case import Case
+from oncofed.data.cases import Cases
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
 from oncofed.prediction import results_folder

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from commands import Outcome
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.look import look
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec

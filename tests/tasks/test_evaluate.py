@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oncofed.data.cases import Case, Cases, usable_cases
+from oncofed.data.case import Case
+from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.inputs import WholeImages
 from oncofed.data.label_mapping import Supervision
 from oncofed.data.register import RegisterOptions, register

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from oncofed.data.cases import Case, Cases, usable_cases
+from oncofed.data.case import Case
+from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.contract import check_dataset
 from oncofed.data.manifest import read_manifest
 from oncofed.data.register import RegisterOptions, register

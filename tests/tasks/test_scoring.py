@@ -17,7 +17,7 @@ from monai.inferers import sliding_window_inference
 from monai.transforms import SpatialResample
 from torch import Tensor, nn
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import Prepared
 from oncofed.data.spec import DataSpec
 from oncofed.tasks import Segmentation, SegmentationSpec, segmentation

@@ -153,7 +153,7 @@ def _example(sites: dict[str, Path], folder: Path) -> Path:
 
     Returns its folder.
     """
-    from oncofed.data.cases import case_of
+    from oncofed.data.case import case_of
     from oncofed.data.example_series import write_series
     from oncofed.data.manifest import read_manifest
 

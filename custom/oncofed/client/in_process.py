@@ -24,7 +24,7 @@ from oncofed.client.personal import PersonalModel
 from oncofed.client.preparation import check_cases, draw_validation_cases, set_broken_files_aside, untrained_weights
 from oncofed.client.progress import SECONDS_BETWEEN_REPORTS, ThrottledProgress
 from oncofed.client.state import SiteState
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.moments import site_sums
 from oncofed.data.prepared import plan_cache
 from oncofed.messages.compression import Compressor

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from oncofed.client.local_training import ProgressReporter, SiteContext
 from oncofed.client.progress import ThrottledProgress
-from oncofed.data.cases import Case, Usable, usable_cases
+from oncofed.data.case import Case
+from oncofed.data.cases import Usable, usable_cases
 from oncofed.data.grouping import finding_lines
 from oncofed.data.sample import sample_cases
 from oncofed.models.weights import Weights, exchanged_names

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oncofed.data import case_facts
-from oncofed.data.cases import Problem, channels_fit, check_cases, contract_faults, read_cases
+from oncofed.data.case_checks import Problem, channels_fit, check_cases, contract_faults
+from oncofed.data.cases import read_cases
 from oncofed.data.covariate_report import CovariateReport, columns_used, covariate_reports, covariate_warnings
 from oncofed.data.decisions import decided, in_words, is_labelled, name_of
 from oncofed.data.grouping import counted, millimetres

@@ -20,8 +20,8 @@ from scipy import ndimage
 from torch import Generator, Tensor
 
 from oncofed.data.augment import Augment, Augmentation, Batch, strength
+from oncofed.data.case import Case
 from oncofed.data.case_facts import Values
-from oncofed.data.cases import Case
 from oncofed.data.covariates import table_row
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_pair, load_whole

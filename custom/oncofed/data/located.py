@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from oncofed.data import boxes
 from oncofed.data.augment import Augment, Augmentation, Batch
 from oncofed.data.boxes import Boxes
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.grids import transfer
 from oncofed.data.inputs import BatchSource, Prepared, working_voxels
 from oncofed.data.references import Unreferenced, affine_of

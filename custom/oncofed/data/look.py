@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from oncofed.data.cases import Case, case_of
+from oncofed.data.case import Case, case_of
 from oncofed.data.contract import with_facts
 from oncofed.data.decisions import decided
 from oncofed.data.manifest import Entry, Manifest, Split, read_manifest

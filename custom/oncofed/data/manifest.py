@@ -66,6 +66,22 @@ _LabelValue = Annotated[str, AfterValidator(_require_number)]
 _Channels = Annotated[list[str], Field(min_length=1)]
 
 
+class FeatureFacts(_Part):
+    """A slide's features, as an encoder made them.
+
+    ``tiles`` is the number of vectors: 1 for an encoder of whole slides.
+    """
+
+    file: str = Field(description="path inside the folder")
+    encoder: str = Field(description="name of the encoder, as oncofed data encoders lists it, or its maker's")
+    digest: str | None = Field(None, description="of the encoder's weights (see oncofed data encoders); null: unknown")
+    level: Literal["tile", "slide"] = Field("tile", description="what a vector describes")
+    size: int = Field(ge=1, description="numbers of a vector")
+    tiles: int = Field(ge=1)
+    tile: int | None = Field(None, description="pixels a side of a tile, as the encoder saw it; null: unknown")
+    mpp: float | None = Field(None, description="microns per pixel of a tile; null: unknown")
+
+
 class Entry(_Part):
     """One case."""
 
@@ -100,6 +116,7 @@ class Entry(_Part):
     label_problem: str | None = Field(None, description="why the label does not lie on the image")
     thumbnail: str | None = Field(None, description="8x8x8 or 16x16 means, base64: finds copies of the same image")
     tiles: str | None = Field(None, description="path of a slide's tiles (npz)")
+    features: FeatureFacts | None = Field(None, description="of a slide that brings features instead of tiles")
     targets: dict[str, TargetValue] = Field(
         default_factory=dict, description="target -> what the case states of it; a target left out is unknown"
     )

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.covariates import Covariate, row_of
 from oncofed.suppression import LEAST_PATIENTS
 

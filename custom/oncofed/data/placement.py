@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from oncofed.data import case_facts
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.images import LoadedImage
 
 Points = NDArray[np.float32]

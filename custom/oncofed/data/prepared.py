@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 
 from oncofed.data import case_facts
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.devices import free_memory, is_out_of_memory
 from oncofed.errors import DataError, UnreadableError

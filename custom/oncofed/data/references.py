@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import ReadCase, load_image, to_working_grid

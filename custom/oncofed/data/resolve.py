@@ -20,7 +20,7 @@ from oncofed.data.answers import (
     answer_to,
     kind_of_reason,
 )
-from oncofed.data.cases import Problem
+from oncofed.data.case_checks import Problem
 from oncofed.data.copies import CopyGroup, copy_groups
 from oncofed.data.decisions import content_of, decided, in_force, in_words, name_of
 from oncofed.data.grouping import EXAMPLES, counted

@@ -6,7 +6,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 
 # Least number of cases of a rare class, if present: fewer would not show how well it is found.
 _LEAST_OF_A_CLASS = 10

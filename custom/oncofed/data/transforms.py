@@ -23,8 +23,8 @@ from monai.transforms import (
 )
 from monai.utils.enums import MetaKeys, SpaceKeys
 
+from oncofed.data.case import Case
 from oncofed.data.case_facts import Values
-from oncofed.data.cases import Case
 from oncofed.data.grids import in_larger_units, is_same, resampled
 from oncofed.data.images import LoadedImage
 from oncofed.data.spec import DataSpec

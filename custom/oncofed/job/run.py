@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.artifacts.provenance import PROVENANCE_FILE
-from oncofed.data.cases import Case, Cases, Usable, pool_cases, usable_cases
+from oncofed.data.case import Case
+from oncofed.data.cases import Cases, Usable, pool_cases, usable_cases
 from oncofed.data.contract import doubts
 from oncofed.data.grouping import finding_lines
 from oncofed.data.sample import sample_cases

@@ -18,7 +18,8 @@ from pathlib import Path
 from oncofed.atomic import write_whole
 from oncofed.data import case_facts
 from oncofed.data.accounts import by_weight
-from oncofed.data.cases import Case, case_of, contract_faults, known_facts, label_faults, with_targets
+from oncofed.data.case import Case, case_of, with_targets
+from oncofed.data.case_checks import contract_faults, known_facts, label_faults
 from oncofed.data.covariates import row_faults
 from oncofed.data.decisions import decided
 from oncofed.data.files import image_files

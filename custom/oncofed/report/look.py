@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from oncofed.atomic import write_whole
-from oncofed.data.cases import case_of
+from oncofed.data.case import case_of
 from oncofed.data.look import Look, Seen
 from oncofed.data.manifest import Manifest
 from oncofed.report.pages import render

@@ -20,7 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from oncofed.data import case_facts
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.images import LoadedImage
 from oncofed.data.placement import is_oblique, upright
 from oncofed.data.register_options import Progress

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Preparation, Prepared, WholeImages
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.errors import SpecError
 from oncofed.tasks.halving import within_memory

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.spec import DataSpec

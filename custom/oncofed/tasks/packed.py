@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from oncofed.data.cases import Case, Cases
+from oncofed.data.case import Case
+from oncofed.data.cases import Cases
 from oncofed.data.moments import own_moments
 from oncofed.errors import TrainingError
 from oncofed.models.table import standardised

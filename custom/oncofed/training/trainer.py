@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from oncofed.data.augment import Batch
 from oncofed.data.batches import BatchStream
-from oncofed.data.cases import Case, Cases
+from oncofed.data.case import Case
+from oncofed.data.cases import Cases
 from oncofed.data.prepared import PreparedCases
 from oncofed.devices import fitting, training_device
 from oncofed.errors import TrainingError

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.prepared import PreparedCases, plan_cache
 from oncofed.tasks import Task
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.composition import hashed_key
 from oncofed.data.manifest import SALT_FILE, Entry
 from oncofed.errors import DataError, SpecError

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dicoms import make_series
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.images import LoadedImage
 from oncofed.prediction.model import load_model
 from oncofed.prediction.outputs.page import write_page

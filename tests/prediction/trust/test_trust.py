@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 
 from commands import Outcome
 from oncofed.artifacts.training_profile import TrainingProfile, combined_profile, site_profile, write_training_profile
+from oncofed.data.case import Case
 from oncofed.data.case_facts import measure
-from oncofed.data.cases import Case
 from oncofed.data.images import read_image
 from oncofed.data.manifest import Entry, Intensity
 from oncofed.data.spec import DataSpec

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from oncofed.data.cases import Case, usable_cases
+from oncofed.data.case import Case
+from oncofed.data.cases import usable_cases
 from oncofed.data.targets import DatasetTarget, FollowUp, TargetValue
 from oncofed.errors import DataError, SpecError, TrainingError
 from oncofed.job.spec import JobSpec, read_job

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from oncofed.data.cases import Case, Cases, usable_cases
+from oncofed.data.case import Case
+from oncofed.data.cases import Cases, usable_cases
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.tasks.inferred import TargetScores

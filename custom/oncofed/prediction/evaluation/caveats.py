@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.grouping import counted
 from oncofed.job.spec import JobSpec
 from oncofed.prediction.evaluation.subgroups import Subgroups

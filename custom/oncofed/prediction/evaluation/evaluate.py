@@ -14,7 +14,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from oncofed.data.cases import Case, Cases, Problem, check_cases, deal_cases
+from oncofed.data.case import Case
+from oncofed.data.case_checks import Problem, check_cases
+from oncofed.data.cases import Cases, deal_cases
 from oncofed.data.decisions import decided
 from oncofed.data.grouping import counted, finding_lines
 from oncofed.data.layouts.base import distinct_names

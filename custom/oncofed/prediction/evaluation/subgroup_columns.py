@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from oncofed.data import case_facts
-from oncofed.data.cases import Case, known_facts
+from oncofed.data.case import Case
+from oncofed.data.case_checks import known_facts
 from oncofed.data.composition import hashed_key
 from oncofed.data.grouping import counted
 from oncofed.data.label_mapping import IGNORED, name_key

@@ -24,7 +24,7 @@ from PIL import Image
 from scipy import ndimage
 
 from oncofed.artifacts.kept_bundle import complete_bundle
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError, TrainingError
 from oncofed.models.bundle import BUNDLE_NAME

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.images import LoadedImage
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_whole

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.boxes import Boxes, filled
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Preparation, Prepared
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.located import BoxPatches, Located, of_file

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Preparation, Prepared, WholeImages
 from oncofed.data.spec import DataSpec
 from oncofed.devices import inference_type

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from oncofed.data.augment import Augmentation, Batch
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Preparation, Prepared, TableRows
 from oncofed.plugins import Kind
 from oncofed.tasks.inferred import TargetScores

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from oncofed.data.augment import Batch
-from oncofed.data.cases import Case
+from oncofed.data.case import Case
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec

@@ -1,0 +1,1 @@
+"""Features of slides' tiles, in files of this and of other tools."""
