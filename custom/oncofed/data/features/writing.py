@@ -15,7 +15,7 @@ from oncofed.data.features import trident
 from oncofed.data.features.bag import FeatureBag
 from oncofed.errors import DataError
 
-_UMASK_KEPT = 0o600  # of a patient's slide
+_MODE = 0o600  # of a patient's slide
 _OBJECTIVE = 10.0  # microns per pixel at 1x, by convention: 0.5 at 20x
 
 
@@ -58,7 +58,7 @@ def write_features(path: Path, bag: FeatureBag) -> None:
                 coords.attrs.update({"name": path.stem, "overlap": 0, **_of_tiles(bag)})
             elif bag.tile is not None:
                 features.attrs[trident.PATCH_SIZE] = bag.tile
-        Path(name).chmod(_UMASK_KEPT)
+        Path(name).chmod(_MODE)
         flush_to_disk(Path(name))
         Path(name).replace(path)
     finally:
