@@ -152,6 +152,7 @@ def _cut(path: Path) -> Path:
         ("list.pt", lambda path: made.tensor(path, [torch.zeros(2)]), "holds a list"),
         ("names.pt", lambda path: made.tensor(path, {"x": torch.zeros(2, 2)}), "holds x, expected one tensor"),
         ("tiles.h5", lambda path: made.hdf5(path, {"coords": made.grid()}), "coordinates of tiles alone"),
+        ("all.h5", made.stamp_together, "a vector of each of 12 slides"),
         ("other.h5", lambda path: made.hdf5(path, {"imgs": made.grid()}), "it holds imgs"),
         ("whole.h5", lambda path: made.clam(path, made.vectors().astype(int)), "type int64"),
         ("four.h5", lambda path: made.clam(path, made.vectors().reshape(2, 6, 8)), "shape 2 x 6 x 8"),

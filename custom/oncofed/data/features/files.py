@@ -91,6 +91,10 @@ def _read(group: Group, path: Path, encoder: str | None) -> Stored:
     if found:
         return found
     names = ", ".join(sorted(group)[:6]) or "nothing"
+    if count := stamp.slides_together(group):
+        raise DataError(
+            f"it holds a vector of each of {count} slides, as older versions of STAMP write them. Write a file a slide"
+        )
     if "coords" in group:
         raise NoFeaturesError(f"it holds the coordinates of tiles alone ({names}), {_EXPECTED}")
     raise DataError(f"it holds {names}, {_EXPECTED}")
