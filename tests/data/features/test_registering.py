@@ -246,6 +246,13 @@ def test_a_table_of_slides_and_one_of_patients(folder: Path) -> None:
     assert any("match no image" in remark for remark in manifest.remarks)
 
 
+def test_targets_of_the_folders_own_table(folder: Path) -> None:
+    (folder / "slides.csv").write_text("slide_id,case_id,days,dead\ns0,p1,100,1\ns1,p2,250,0\ns2,p3,40,1\n")
+    manifest = read(folder, targets=parse_targets(["survival=survival:days,dead"]))
+    assert [entry.targets["survival"] for entry in manifest.entries if "survival" in entry.targets]
+    assert len({entry.patient for entry in manifest.entries}) == 3
+
+
 def test_only_what_changed_is_read_again(folder: Path) -> None:
     before = read(folder)
     shutil.copy(folder / "s0.h5", folder / "s3.h5")
