@@ -43,18 +43,25 @@ class EncoderSpec(StrictModel):
     It is not trained: each slide's features are computed once and kept.
     """
 
-    network: Literal["colour", "resnet18", "resnet50"] = Field(
+    network: str = Field(
         "colour", description="colour: histograms and contrasts, without weights; others: MONAI's ResNet with weights"
     )
     weights: str | None = Field(
         None, description="safetensors that every site has under this path, such as those of a tile_classification job"
     )
+    digest: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of the weights that count; null: any")
+    features: int | None = Field(None, ge=1, description="numbers of a vector of features from elsewhere")
+
+
+def has_weights(spec: EncoderSpec) -> bool:
+    """Return whether an encoder has weights, by which two of one name may differ."""
+    return spec.network != "colour"
 
 
 def feature_count(spec: EncoderSpec) -> int:
     """Return an encoder's number of features per tile."""
     sizes = {"resnet18": 512, "resnet50": 2048}
-    return sizes.get(spec.network) or _colour_features(torch.zeros(1, 3, 16, 16)).shape[1]
+    return spec.features or sizes.get(spec.network) or _colour_features(torch.zeros(1, 3, 16, 16)).shape[1]
 
 
 class Encoder:
