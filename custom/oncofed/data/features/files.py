@@ -1,0 +1,128 @@
+"""Read a file of features, whichever tool wrote it."""
+
+from __future__ import annotations
+
+import importlib.util
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from oncofed.data.features import hest, lazyslide, stamp, tensors, trident
+from oncofed.data.features.bag import FeatureBag
+from oncofed.data.features.stored import Group, Stored
+from oncofed.errors import DataError
+
+_HDF5, _ZIP, _PICKLE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80"
+_ZARR = ("zarr.json", ".zgroup")
+_EXPECTED = (
+    "expected features as TRIDENT, CLAM, STAMP, HEST or LazySlide write them: HDF5 with features, feats or embeddings, "
+    "Zarr with tables, or a tensor of torch"
+)
+
+
+def read_features(path: Path, encoder: str | None = None, finest: float | None = None) -> FeatureBag:
+    """Return a slide's features.
+
+    Args:
+        path: of the file, or of a Zarr store.
+        encoder: whose features to read, of a file that holds those of several.
+        finest: microns per pixel of the slide's finest level, for coordinates in microns: without it, they are left
+            out where the file does not say.
+
+    Raises:
+        DataError: it is missing, damaged, of a kind not known here, or its arrays do not fit together; the message
+            says "its" or "it", and names no path.
+    """
+    with open_features(path, encoder) as found:
+        return found.completed(finest=finest).bag()
+
+
+@contextmanager
+def open_features(path: Path, encoder: str | None = None) -> Iterator[Stored]:
+    """Open a slide's features, whose rows are read one part after another.
+
+    Args:
+        path: of the file, or of a Zarr store.
+        encoder: whose features to read, of a file that holds those of several.
+
+    Raises:
+        DataError: see ``read_features``.
+    """
+    kind = _kind(path)
+    if kind == "torch":
+        yield tensors.read(path)
+    elif kind == "hdf5":
+        _require("h5py")
+        import h5py  # noqa: PLC0415 - optional
+
+        try:
+            file = h5py.File(path, "r")
+        except OSError:
+            raise DataError("it is damaged or cut off: it cannot be read as HDF5. Copy it again") from None
+        with file:
+            yield _read(file, path, encoder)
+    else:
+        _require("zarr")
+        yield _read(_zarr(path), path, encoder)
+
+
+def _zarr(path: Path) -> Group:
+    import zarr  # noqa: PLC0415 - optional
+
+    try:
+        store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else path
+        group: Group = zarr.open_group(store, mode="r")
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        raise DataError("it is damaged: it cannot be read as Zarr. Copy it again") from None
+    return group
+
+
+def _read(group: Group, path: Path, encoder: str | None) -> Stored:
+    try:
+        found = trident.read(group) or stamp.read(group) or hest.read(group) or lazyslide.read(group, path, encoder)
+    except (OSError, KeyError, RuntimeError) as error:
+        raise DataError(f"its arrays cannot be read ({type(error).__name__}). Copy it again") from None
+    if found:
+        return found
+    names = ", ".join(sorted(group)[:6]) or "nothing"
+    if "coords" in group:
+        raise DataError(f"it holds the coordinates of tiles alone ({names}), {_EXPECTED}")
+    raise DataError(f"it holds {names}, {_EXPECTED}")
+
+
+def _kind(path: Path) -> str:
+    """Return the family of a file's format, by its content."""
+    if path.is_dir():
+        if not any((path / name).is_file() for name in _ZARR):
+            raise DataError("it is a folder, and no Zarr store: it holds neither zarr.json nor .zgroup")
+        return "zarr"
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except FileNotFoundError:
+        raise DataError("it is missing. Copy it there again, or register the folder anew") from None
+    except OSError as error:
+        raise DataError(f"it cannot be read ({error.strerror})") from None
+    if not head:
+        raise DataError("it is empty (0 bytes). Copy it again")
+    if head == _HDF5:
+        return "hdf5"
+    if head.startswith(_ZIP):
+        return "zarr" if _is_zipped_zarr(path) else "torch"
+    if head.startswith(_PICKLE):
+        return "torch"
+    raise DataError(f"its first bytes are those of no file of features, {_EXPECTED}")
+
+
+def _is_zipped_zarr(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as file:
+            return any(name in _ZARR for name in file.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _require(name: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise DataError(f"it needs {name} to be read: pip install 'oncofed[pathology]'")

@@ -1,0 +1,192 @@
+"""Features of each tool are read with what their file says, and nothing is guessed."""
+
+from __future__ import annotations
+
+import pickle
+import tracemalloc
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+import feature_files as made
+from oncofed.data.features import FeatureBag, open_features, read_features, write_features
+from oncofed.data.features.lazyslide import corners
+from oncofed.data.features.names import same_encoder, standard_name
+from oncofed.errors import DataError
+
+
+def test_tridents_tiles_are_stated_and_its_resolution_is_not(tmp_path: Path) -> None:
+    bag = read_features(made.trident(tmp_path / "a.h5"))
+    assert (bag.features == made.vectors()).all()
+    assert bag.places is not None
+    assert bag.places.dtype == np.int32
+    assert (bag.places == made.grid()).all()
+    assert (bag.tile, bag.step, bag.mpp, bag.encoder, bag.level) == (256, 512, None, "uni_v1", "tile")
+
+
+def test_tridents_resolution_follows_from_the_slides(tmp_path: Path) -> None:
+    assert read_features(made.trident(tmp_path / "a.h5"), finest=0.2627).mpp == pytest.approx(0.5254)
+
+
+def test_one_vector_of_a_slide_has_no_places_though_its_tiles_are_kept(tmp_path: Path) -> None:
+    path = made.trident(tmp_path / "a.h5", made.vectors()[0], made.grid(12), "titan")
+    bag = read_features(path)
+    assert (bag.level, bag.features.shape, bag.places) == ("slide", (1, 8), None)
+
+
+@pytest.mark.parametrize("write", [made.clam, made.hest])
+def test_tools_that_state_nothing_are_read_without_it(tmp_path: Path, write: object) -> None:
+    bag = read_features(write(tmp_path / "a.h5"))  # type: ignore[operator]
+    assert (bag.features == made.vectors()).all()
+    assert (bag.places == made.grid()).all()
+    assert (bag.tile, bag.step, bag.mpp, bag.encoder) == (None, None, None, None)
+
+
+def test_a_batch_of_one_slide_is_its_tiles(tmp_path: Path) -> None:
+    path = made.hdf5(tmp_path / "a.h5", {"features": made.vectors()[None], "coords": made.grid()[None]})
+    assert (read_features(path).features == made.vectors()).all()
+
+
+def test_stamps_microns_become_pixels_where_the_slides_resolution_is_known(tmp_path: Path) -> None:
+    path = made.stamp(tmp_path / "a.h5", "2.1")
+    bag = read_features(path)
+    assert (bag.features.dtype, bag.places, bag.tile) == (np.float16, None, 224)
+    assert bag.mpp == pytest.approx(256 / 224)
+    assert bag.encoder == "mahmood-uni"
+    bag = read_features(path, finest=0.25)
+    assert (bag.places == made.grid(step=1024)).all()
+    assert bag.step == 1024
+
+
+def test_stamps_older_versions_leave_open_what_they_do_not_say(tmp_path: Path) -> None:
+    with open_features(made.stamp(tmp_path / "a.h5", "2.0")) as found:
+        assert (found.side, found.tile, found.mpp) == (256, None, None)
+        assert found.completed(tile=224).mpp == pytest.approx(256 / 224)
+        assert found.completed(mpp=1.0).tile == 256
+    with open_features(made.stamp(tmp_path / "b.h5", "1")) as found:
+        assert (found.encoder, found.tile, found.mpp) == ("xiyuewang-ctranspath-7c998680", None, None)
+        known = found.completed(224, 256 / 224, 0.25)
+        assert (known.pixels() == np.rint(made.grid(step=1024))).all()
+
+
+@pytest.mark.parametrize("kind", ["slide", "patient"])
+def test_stamps_vectors_of_slides_and_patients_are_one(tmp_path: Path, kind: str) -> None:
+    bag = read_features(made.stamp(tmp_path / "a.h5", kind))
+    assert (bag.level, bag.encoder, len(bag.features)) == ("slide", "titan", 1)
+
+
+def test_lazyslides_table_of_an_encoder_is_chosen_by_any_of_its_names(tmp_path: Path) -> None:
+    path = made.lazyslide(tmp_path / "a.zarr", {"uni": made.vectors(), "gigapath": made.vectors(seed=1)})
+    bag = read_features(path, "prov-gigapath")
+    assert (bag.features == made.vectors(seed=1)).all()
+    assert (bag.encoder, bag.tile, bag.step, bag.mpp) == ("gigapath", 256, 512, 0.5)
+    with pytest.raises(DataError, match=r"features of gigapath, uni, expected one: say which with --encoder"):
+        read_features(path)
+    with pytest.raises(DataError, match="expected those of virchow2"):
+        read_features(path, "Virchow2")
+
+
+def test_lazyslides_exported_table_has_its_places(tmp_path: Path) -> None:
+    bag = read_features(made.anndata(tmp_path / "a.h5ad"))
+    assert (bag.places == made.grid()).all()
+    assert (bag.tile, bag.step, bag.mpp) == (256, 512, 0.5)
+
+
+def test_outlines_of_tiles_give_their_corners() -> None:
+    outlines = [made.outline(x, y, 512) for x, y in made.grid()]
+    assert (corners(outlines) == made.grid()).all()
+    with pytest.raises(DataError, match="no rectangles"):
+        corners([outlines[0][:-16]])
+
+
+def test_tensors_are_read_in_any_precision(tmp_path: Path) -> None:
+    values = torch.from_numpy(made.vectors())
+    for dtype, expected in ((torch.float16, np.float16), (torch.bfloat16, np.float32), (torch.float64, np.float32)):
+        bag = read_features(made.tensor(tmp_path / "a.pt", values.to(dtype)))
+        assert bag.features.dtype == expected
+        assert np.allclose(bag.features, values, atol=0.02)
+    made.tensor(tmp_path / "b.pt", {"features": values, "coords": torch.from_numpy(made.grid())})
+    assert (read_features(tmp_path / "b.pt").places == made.grid()).all()
+    torch.save(values, tmp_path / "c.pt", _use_new_zipfile_serialization=False)
+    assert (read_features(tmp_path / "c.pt").features == made.vectors()).all()
+
+
+def test_what_is_written_is_read_again_and_by_tridents_readers(tmp_path: Path) -> None:
+    places = made.grid().astype(np.int32)
+    bag = FeatureBag(made.vectors(dtype="float16"), places, 512.0, 256, 0.5, "uni", "ab" * 32)
+    write_features(tmp_path / "a.h5", bag)
+    again = read_features(tmp_path / "a.h5")
+    assert (again.features == bag.features).all()
+    assert (again.places == places).all()
+    assert (again.step, again.tile, again.mpp, again.encoder, again.digest) == (512, 256, 0.5, "uni", "ab" * 32)
+    with h5py.File(tmp_path / "a.h5") as file:  # what TRIDENT's encoders of slides ask for
+        assert file["features"].shape == (12, 8)
+        assert file["coords"].attrs["patch_size_level0"] == 512
+        assert (file["coords"].attrs["level0_magnification"], file["coords"].attrs["target_magnification"]) == (40, 20)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+
+
+def test_a_slides_vector_is_written_as_one(tmp_path: Path) -> None:
+    write_features(tmp_path / "a.h5", FeatureBag(made.vectors(1), encoder="titan", level="slide"))
+    bag = read_features(tmp_path / "a.h5")
+    assert (bag.level, bag.encoder, bag.features.shape) == ("slide", "titan", (1, 8))
+
+
+def _cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:900])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "reason"),
+    [
+        ("cut.h5", lambda path: _cut(made.trident(path)), "damaged or cut off"),
+        ("cut.pt", lambda path: _cut(made.tensor(path)), "damaged or cut off"),
+        ("none.h5", lambda path: path.write_bytes(b""), "empty"),
+        ("text.h5", lambda path: path.write_text("slide,patient"), "first bytes"),
+        ("objects.pt", lambda path: made.tensor(path, {"features": Path("x")}), "could run code"),
+        ("plain.pt", lambda path: path.write_bytes(pickle.dumps(Path("x"))), "could run code"),
+        ("list.pt", lambda path: made.tensor(path, [torch.zeros(2)]), "holds a list"),
+        ("names.pt", lambda path: made.tensor(path, {"x": torch.zeros(2, 2)}), "holds x, expected one tensor"),
+        ("tiles.h5", lambda path: made.hdf5(path, {"coords": made.grid()}), "coordinates of tiles alone"),
+        ("other.h5", lambda path: made.hdf5(path, {"imgs": made.grid()}), "it holds imgs"),
+        ("whole.h5", lambda path: made.clam(path, made.vectors().astype(int)), "type int64"),
+        ("four.h5", lambda path: made.clam(path, made.vectors().reshape(2, 6, 8)), "shape 2 x 6 x 8"),
+        ("empty.h5", lambda path: made.clam(path, np.zeros((0, 8), "float32"), made.grid(0)), "no features"),
+        ("count.h5", lambda path: made.clam(path, None, made.grid(11)), "12 x 8 features and 11 coordinates"),
+        ("turned.h5", lambda path: made.clam(path, made.vectors().T, made.grid()), "features lie turned"),
+        ("depth.h5", lambda path: made.clam(path, None, np.zeros((12, 3))), "shape 12 x 3"),
+        ("many.h5", lambda path: made.hdf5(path, {"feats": made.vectors()}, {"": {"feat_type": "slide"}}), "holds 12"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, name: str, write: object, reason: str) -> None:
+    write(tmp_path / name)  # type: ignore[operator]
+    with pytest.raises(DataError, match=reason) as caught:
+        read_features(tmp_path / name)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_a_folder_without_zarr_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.zarr").mkdir()
+    with pytest.raises(DataError, match="no Zarr store"):
+        read_features(tmp_path / "a.zarr")
+
+
+def test_a_large_bag_is_passed_through_in_parts(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("features", (100_000, 1536), "float16", fillvalue=1)
+    tracemalloc.start()
+    with open_features(path) as found:
+        assert sum(len(part) for part in found.rows.parts()) == 100_000
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20  # of 307 MB
+    tracemalloc.stop()
+
+
+def test_names_of_one_encoder_are_one() -> None:
+    assert standard_name("UNI_v2") == standard_name("mahmood-uni2") == standard_name("uni2") == "uni2-h"
+    assert same_encoder("hoptimus0", "H-Optimus-0")
+    assert not same_encoder("conch_v1", "conch_v15")
