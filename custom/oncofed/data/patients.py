@@ -53,7 +53,7 @@ def join(slides: Sequence[Case]) -> Case:
         first,
         name=f"{first.name}_and_{len(slides) - 1}_more",
         parts=tuple(slides),
-        targets={name: _known([slide.targets[name] for slide in slides]) for name in names},
+        targets={name: _known([slide.targets[name] for slide in slides if name in slide.targets]) for name in names},
         entry=joined_entry([slide.entry for slide in slides if slide.entry]),
     )
 
@@ -79,7 +79,7 @@ def _differences(slides: Sequence[Case], columns: Sequence[Covariate], classes: 
     if len(labels) > 1:
         yield f"classes ({', '.join(classes.get(label, str(label)) for label in sorted(labels))})"
     for name in dict.fromkeys(name for slide in slides for name in slide.targets):
-        if _contradict([slide.targets[name] for slide in slides]):
+        if _contradict([slide.targets[name] for slide in slides if name in slide.targets]):
             yield f"values of {name}"
     rows = [row_of(slide.entry, columns) for slide in slides]
     for column, *values in zip(columns, *rows, strict=True):

@@ -40,8 +40,9 @@ def check_counts(
     """Check a site's data counts before the first round.
 
     Args:
-        numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset``, ``policy`` and ``encoder``;
-            ``profile``, histograms of what its training images are like; ``covariates``, sums of its table's numbers.
+        numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset``, ``policy`` and
+            ``encoder``; ``profile``, histograms of what its training images are like; ``covariates``, sums of its
+            table's numbers.
         version: of oncofed.
         bins: of each such histogram, by name.
         covariates: names of the job's numbers.

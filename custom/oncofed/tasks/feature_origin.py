@@ -5,11 +5,11 @@ A slide may bring features that another tool made. They count where encoder, siz
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from oncofed.data.case import Case
+from oncofed.data.features.names import same_encoder
 from oncofed.data.grouping import counted
 from oncofed.data.manifest import FeatureFacts
 from oncofed.data.spec import DataSpec
@@ -18,17 +18,6 @@ from oncofed.tasks.encoder import EncoderSpec, feature_count
 
 _SHOWN = 12  # characters of a digest that tell it from others
 _SAME_RESOLUTION = 0.02
-
-
-def is_by_name(name: str, other: str) -> bool:
-    """Return whether two names of an encoder are one, whatever their case and marks between words.
-
-    Example:
-        >>> is_by_name("UNI2_h", "uni2-h"), is_by_name("uni", "uni2-h")
-        (True, False)
-    """
-    plain, others = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (name, other))
-    return plain == others
 
 
 def feature_faults(facts: FeatureFacts, encoder: EncoderSpec, data: DataSpec) -> Iterator[str]:
@@ -40,7 +29,7 @@ def feature_faults(facts: FeatureFacts, encoder: EncoderSpec, data: DataSpec) ->
         data: the job's, for tile and resolution, where both are known.
     """
     size = feature_count(encoder)
-    if not is_by_name(facts.encoder, encoder.network):
+    if not same_encoder(facts.encoder, encoder.network):
         yield f"features are of the encoder {facts.encoder}, the job's is {encoder.network} (task.encoder.network)"
         return
     if facts.size != size:

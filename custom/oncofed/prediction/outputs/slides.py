@@ -108,9 +108,7 @@ def _names(source: Source) -> list[str]:
     return names
 
 
-def _write_slide(
-    prediction: CasePrediction, model: TrainedModel, number: int, name: str, folder: Path
-) -> list[Path]:
+def _write_slide(prediction: CasePrediction, model: TrainedModel, number: int, name: str, folder: Path) -> list[Path]:
     found, source = prediction.found, prediction.source
     assert isinstance(found, SlideScores | SlideTargetScores)
     category, numbers, caption = _words(prediction, model)
