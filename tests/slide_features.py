@@ -19,7 +19,7 @@ def made_bag(tiles: int = 12, size: int = 8, seed: int = 0, columns: int = 4) ->
     """Return random features of tiles, row by row on a grid of half a micron a pixel."""
     features = np.random.default_rng(seed).normal(size=(tiles, size)).astype(np.float32)
     places = np.array([(n % columns * STEP, n // columns * STEP) for n in range(tiles)], np.int32)
-    return FeatureBag(features, places, STEP, TILE, MPP, "resnet18", WEIGHTS)
+    return FeatureBag(features, places, STEP, TILE, MPP, "lab-encoder", WEIGHTS)
 
 
 def made_slide(

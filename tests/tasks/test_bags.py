@@ -31,7 +31,7 @@ pytest.importorskip("h5py")
 CPU = torch.device("cpu")
 CLASSES = {0: "normal", 1: "tumour"}
 DATA = DataSpec(dataset="slides", modality="microscopy", channels=("r", "g", "b"), patch=(TILE, TILE))
-ENCODER = EncoderSpec(network="resnet18", features=8)
+ENCODER = EncoderSpec(network="lab-encoder", features=8)
 
 
 def bags(encoder: EncoderSpec = ENCODER, **settings: object) -> Bags:
@@ -84,7 +84,7 @@ def test_tissue_in_several_pieces_of_a_slide_is_one_bag(tmp_path: Path) -> None:
 
 
 def test_one_vector_of_a_slide_lies_nowhere_and_has_no_attention_picture(tmp_path: Path) -> None:
-    vector = FeatureBag(np.ones((1, 8), np.float32), encoder="resnet18", digest=WEIGHTS, level="slide")
+    vector = FeatureBag(np.ones((1, 8), np.float32), encoder="lab-encoder", digest=WEIGHTS, level="slide")
     case = made_slide(tmp_path, vector)
     prepared = bags().prepare(case)
     assert prepared["places"].tolist() == [[UNPLACED, UNPLACED]]
@@ -116,7 +116,7 @@ def test_a_picture_of_a_patient_shows_each_slide_on_one_scale(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"encoder": "uni"}, "features are of the encoder uni, the job's is resnet18"),
+        ({"encoder": "uni"}, "features are of the encoder uni, the job's is lab-encoder"),
         ({"digest": "cd" * 32}, "features are of the weights cdcdcdcdcdcd…, the job pins abababababab…"),
         ({"digest": None}, "do not say which weights made them, the job pins abababababab…"),
         ({"tile": 128}, "features are of tiles of 128 pixels, the job's have 64"),

@@ -243,8 +243,8 @@ def _by_patient(sources: Sequence[Source], requirements: _JobRequirements) -> li
         agree = bool(labelled) and not contradictory
         # A slide without a label takes no part in its patient's.
         label = labelled[0].case.label if agree else 0
-        kept = {} if agree else {"targets": {}}
-        slides = [replace(source.case, label=label, **kept) for source in own]
+        slides = [replace(source.case, label=label) for source in own]
+        slides = slides if agree else [replace(slide, targets={}) for slide in slides]
         case = slides[0] if len(slides) == 1 else join(slides)
         entry = case.entry or own[0].entry
         series = tuple(path for source in own for path in source.series)

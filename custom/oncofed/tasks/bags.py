@@ -24,8 +24,8 @@ from oncofed.data.inputs import BatchSource, Prepared, class_label
 from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import SlideTiles, read_tiles, tissue_shares
 from oncofed.errors import DataError
-from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count, has_weights
-from oncofed.tasks.feature_origin import origin_digest, require_origin
+from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
+from oncofed.tasks.feature_origin import has_weights, origin_digest, require_origin
 from oncofed.tasks.inferred import UNPLACED
 from oncofed.tasks.settings import TaskSettings
 

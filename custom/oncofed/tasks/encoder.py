@@ -53,11 +53,6 @@ class EncoderSpec(StrictModel):
     features: int | None = Field(None, ge=1, description="numbers of a vector of features from elsewhere")
 
 
-def has_weights(spec: EncoderSpec) -> bool:
-    """Return whether an encoder has weights, by which two of one name may differ."""
-    return spec.network != "colour"
-
-
 def feature_count(spec: EncoderSpec) -> int:
     """Return an encoder's number of features per tile."""
     sizes = {"resnet18": 512, "resnet50": 2048}

@@ -20,6 +20,11 @@ _SHOWN = 12  # characters of a digest that tell it from others
 _SAME_RESOLUTION = 0.02
 
 
+def has_weights(encoder: EncoderSpec) -> bool:
+    """Return whether an encoder has weights, by which two of one name may differ."""
+    return encoder.network != "colour"
+
+
 def feature_faults(facts: FeatureFacts, encoder: EncoderSpec, data: DataSpec) -> Iterator[str]:
     """Yield why a slide's features are not the job's; nothing where they are.
 

@@ -27,7 +27,7 @@ from slide_files import stained, tiled
 pytest.importorskip("h5py")
 openslide = pytest.importorskip("openslide")
 
-TASK = "{type: slide_classification, classes: {0: normal, 1: tumour}, encoder: {network: resnet18, features: 8}}"
+TASK = "{type: slide_classification, classes: {0: normal, 1: tumour}, encoder: {network: lab-encoder, features: 8}}"
 MIL = "{network: attention_mil, arguments: {hidden: 8, attention: 4}}"
 
 
@@ -124,7 +124,7 @@ def test_each_slide_of_a_patient_has_its_own_map_and_all_share_one_scale(model: 
 
 
 def test_one_vector_of_a_slide_has_a_class_and_no_map(model: TrainedModel, tmp_path: Path) -> None:
-    vector = FeatureBag(np.ones((1, 8), np.float32), encoder="resnet18", level="slide")
+    vector = FeatureBag(np.ones((1, 8), np.float32), encoder="lab-encoder", level="slide")
     case = made_slide(tmp_path, vector)
     assert not write_slide(predicted(case, np.ones(1), np.full((1, 2), UNPLACED, np.int32)), model, tmp_path)
     with_slide = replace(case, image=tiled(tmp_path / "slide.tif", stained(512, 640), 0.5))
