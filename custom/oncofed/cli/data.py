@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import re
 import shlex
 from enum import Enum
 from pathlib import Path
@@ -35,7 +36,8 @@ from oncofed.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from oncofed.data.contract import Report
-    from oncofed.data.manifest import Manifest
+    from oncofed.data.features.survey import FeatureOptions
+    from oncofed.data.manifest import Entry, Manifest
     from oncofed.job.spec import JobSpec
 
 app = typer.Typer(
@@ -96,9 +98,36 @@ def register(
     out: Annotated[
         Path | None, typer.Option(help="The dataset's folder; by default datasets/NAME in the workspace.")
     ] = None,
-    tile: Annotated[int, typer.Option(min=16, max=4096, help="Slides: side of a tile in pixels.")] = 256,
-    mpp: Annotated[float, typer.Option(min=0.05, max=50, help="Slides: microns per pixel of a tile.")] = 0.5,
+    tile: Annotated[
+        int | None,
+        typer.Option(min=16, max=4096, help="Slides: side of a tile in pixels; by default 256. Features: if unsaid."),
+    ] = None,
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            min=0.05, max=50, help="Slides: microns per pixel of a tile; by default 0.5. Features: if unsaid."
+        ),
+    ] = None,
     tissue: Annotated[float, typer.Option(min=0, max=1, help="Slides: least share of a tile that is tissue.")] = 0.25,
+    features: Annotated[
+        bool,
+        typer.Option(
+            "--features",
+            help="Slides bring features of tiles, as TRIDENT, CLAM, STAMP, HEST or LazySlide extracted them; slides of "
+            "the same names beside them are for heat maps.",
+        ),
+    ] = False,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Features: the encoder that made them, if their files do not say it or are of several."),
+    ] = None,
+    encoder_digest: Annotated[
+        str | None, typer.Option(help="Features: the digest of these weights, as oncofed data encoders prints it.")
+    ] = None,
+    slides: Annotated[
+        Path | None,
+        typer.Option(help="Features: a table of slides and their patients (image, patient), beside --labels PATIENTS."),
+    ] = None,
     patient_from: Annotated[
         PatientRule | None,
         typer.Option(
@@ -113,8 +142,9 @@ def register(
     """Read a folder and list its cases in dataset.json; the next time only changed files are read.
 
     Reads unsorted DICOM (series, SEG, RT-STRUCT, X-rays, slides), NIfTI, NRRD and MetaImage, Decathlon and nnU-Net
-    folders, a table of images, one folder a class, images with masks, and whole slides. Volumes of DICOM become NIfTI
-    without headers. Patients are stored as salted hashes. A case that cannot be used is set aside with its reason.
+    folders, a table of images, one folder a class, images with masks, whole slides, and, with --features, features of
+    slides. Volumes of DICOM become NIfTI without headers. Patients are stored as salted hashes. A case that cannot be
+    used is set aside with its reason.
 
     Exit status: 0 also if some cases were set aside, 3 if all were. `oncofed data check` tells whether a job may train.
     """
@@ -127,6 +157,7 @@ def register(
     target = out or datasets_folder(workspace) / name
     _require_name(name)
     table, names = _labels(labels, parse_labels)
+    stated = _features(features, encoder, encoder_digest, slides, tile, mpp)
     request = RegisterOptions(
         folder,
         name,
@@ -134,10 +165,12 @@ def register(
         task.value if task else None,
         names,
         table,
-        TileSpec(tile, mpp, tissue),
+        TileSpec(tile or TileSpec.size, mpp or TileSpec.mpp, tissue),
         workers,
         patient_from.value if patient_from else None,
         targets=parse_targets(targets or ()),
+        features=stated,
+        slides=slides,
     )
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         manifest = read_folder(request, advance)
@@ -391,14 +424,37 @@ def _labels(text: str | None, parse: Any) -> tuple[Path | None, dict[int, str]]:
     return None, parse(text)
 
 
+def _features(
+    wanted: bool,
+    encoder: str | None,
+    digest: str | None,
+    slides: Path | None,
+    tile: int | None,
+    mpp: float | None,
+) -> FeatureOptions | None:
+    """Return what is stated of features; None where slides bring none.
+
+    Raises:
+        SpecError: options of features without --features, or a digest that is none.
+    """
+    from oncofed.data.features.survey import FeatureOptions
+
+    given = {"--encoder": encoder, "--encoder-digest": digest, "--slides": slides}
+    if not wanted:
+        if alone := [name for name, value in given.items() if value is not None]:
+            raise SpecError(f"{alone[0]} is of features, which --features registers. Add --features, or leave it out")
+        return None
+    if digest is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise SpecError(f"--encoder-digest {digest}: expected 64 digits 0-9 a-f, as oncofed data encoders prints them")
+    return FeatureOptions(encoder, digest, tile, mpp)
+
+
 def _name_of(folder: Path) -> str:
     name = "".join(c if c.isalnum() or c in "_-" else "_" for c in folder.resolve().name.lower()).strip("_-")
     return name[:63] or "dataset"
 
 
 def _require_name(name: str) -> None:
-    import re
-
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,62}", name):
         raise SpecError(f"--dataset {name}: expected lower case letters, digits, _ and -, such as liver_ct")
 
@@ -455,11 +511,10 @@ def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
         table.add_row(
             entry.name,
             entry.modality or "",
-            "x".join(map(str, entry.shape or []))
-            + (f" ({entry.channels} channels)" if (entry.channels or 1) > 1 else ""),
+            _size(entry),
             " x ".join(map(millimetres, entry.spacing or [])) or "not said",
             entry.orientation or ("not known" if len(entry.shape or []) == 3 else "flat"),
-            entry.dtype or "",
+            entry.features.encoder if entry.features else entry.dtype or "",
             label,
             listed if entry.split else "dealt by the job",
             "; ".join(entry.notes),
@@ -470,6 +525,13 @@ def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
     for _, what in mixtures(manifest):
         console.print(f"[yellow]note[/] {escape(what)}", soft_wrap=True)
     show_accounts(manifest, folder, dataset)
+
+
+def _size(entry: Entry) -> str:
+    if entry.features:
+        return f"{entry.features.tiles:,} x {entry.features.size} features"
+    channels = f" ({entry.channels} channels)" if (entry.channels or 1) > 1 else ""
+    return "x".join(map(str, entry.shape or [])) + channels
 
 
 def _report_values(report: Report, job: str, dataset: str) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def commands(report: Report, job: str, dataset: str) -> dict[str, str]:
 def _of_use(use: str, count: int) -> str:
     from oncofed.data.grouping import counted
 
-    return f"{count:,} {use}" if use in {"regions", "left out"} else counted(count, use)
+    return f"{count:,} {use}" if use in {"regions", "features", "left out"} else counted(count, use)
 
 
 def _of_kind(items: list[tuple[str, str]]) -> list[str]:

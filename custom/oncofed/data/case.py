@@ -83,8 +83,12 @@ class Case:
 
     @property
     def files(self) -> list[Path]:
-        """Files of the image and its mask."""
-        return [*self.images, *([self.label] if isinstance(self.label, Path) else [])]
+        """Files of the image, its mask and its features."""
+        return [
+            *self.images,
+            *([self.label] if isinstance(self.label, Path) else []),
+            *([self.features] if self.features and self.features != self.image else []),
+        ]
 
     @property
     def mask(self) -> Path:

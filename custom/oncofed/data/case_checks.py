@@ -96,11 +96,13 @@ def known_facts(case: Case) -> Entry:
     if (
         entry
         and entry.stamp
-        and entry.shape
+        and (entry.shape or entry.features)
         and all(f.exists() for f in files)
         and entry.stamp == case_facts.stamp(files)
     ):
         return entry
+    if case.features:
+        raise DataError("its features are missing or have changed; register the dataset again")
     if case.tiles:
         raise DataError("its slide is missing or has changed since it was registered; register the dataset again")
     mask = case.label if isinstance(case.label, Path) else None
@@ -112,6 +114,8 @@ def known_facts(case: Case) -> Entry:
 
 def contract_faults(entry: Entry, data: DataSpec) -> list[str]:
     """Return why an image does not meet a job's contract."""
+    if entry.features:
+        return []  # which the encoder's job decides (``FeatureFacts``)
     shape = entry.shape or []
     found = []
     if len(shape) != data.dimensions:

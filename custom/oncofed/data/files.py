@@ -15,7 +15,7 @@ from oncofed.data.grouping import named
 from oncofed.data.images import image_format
 
 FILES_TABLE = "files.csv"  # in the dataset's folder; it names files of the source, and stays at the site
-Use = Literal["image", "label", "regions", "table"]
+Use = Literal["image", "label", "regions", "features", "table"]
 USES: tuple[Use, ...] = get_args(Use)
 LEFT_OUT = "left out"
 # Suffixes of unfinished downloads, by browsers and other programs.

@@ -99,7 +99,7 @@ def _write_sites(
 
 
 def _link(source: Path, folder: Path, entry: Entry) -> None:
-    for path in (*entry.images, entry.label, entry.tiles):
+    for path in (*entry.images, entry.label, entry.tiles, entry.features and entry.features.file):
         if isinstance(path, str):
             link = inside(folder, path)
             link.parent.mkdir(parents=True, exist_ok=True)

@@ -23,9 +23,12 @@ from oncofed.data.dicom.indexing import index_folder
 from oncofed.data.dicom.matching import PlacedLabel, match_labels
 from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.dicom.whole_slides import whole_slides
+from oncofed.data.feature_work import FeatureWork
+from oncofed.data.features.survey import Agreed
 from oncofed.data.folder import Found, find_files
 from oncofed.data.index import Index
 from oncofed.data.layouts import ClassTable, FolderLayout, Item, find_layout, lists_images
+from oncofed.data.layouts.features import as_stores, features_of_folder, lists_slides
 from oncofed.data.layouts.kinds import DICOM, NOTHING, TABLE
 from oncofed.data.layouts.telling import all_taken_for_masks
 from oncofed.data.manifest import (
@@ -77,10 +80,12 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     prefix = _link(source, out)
     progress("looking for files", 0, 0)
     found = _files_to_read(source, out)
+    if options.features:
+        as_stores(found)
     files = found.files
     with Index(out / INDEX_FILE) as index, Workers(options.workers) as workers:
-        listing = options.table if lists_images(options.table, options.targets) else None
-        layout = find_layout(source, files, listing, options.task, options.labels, options.classes, options.targets)
+        listing = _listing(options)
+        layout, agreed = _layout(options, files, listing, progress)
         dicom = DicomIndex()
         if layout.kind.may_hold_dicom:
             dicom = index_folder(source, files, options.patient_from or "id", index, progress, workers)
@@ -95,7 +100,7 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
             layout.remarks += table.remarks
         labels = _match_labels(dicom, options)
         work = [
-            *_file_work(layout, options, prefix),
+            *(_feature_work(layout, options, prefix, agreed) if agreed else _file_work(layout, options, prefix)),
             *_dicom_work(dicom, labels, options, salt, table),
             *_slide_work(dicom, options, salt, table),
         ]
@@ -124,6 +129,29 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     became.write(out)
     _remove_stale(out, manifest)
     return manifest
+
+
+def _listing(options: RegisterOptions) -> Path | None:
+    """Return the user's table if it lists images or slides, and not patients."""
+    lists = lists_slides if options.features else lists_images
+    return options.table if lists(options.table, options.targets) else None
+
+
+def _layout(
+    options: RegisterOptions, files: Sequence[str], listing: Path | None, progress: Progress
+) -> tuple[FolderLayout, Agreed | None]:
+    """Return the cases of a folder; of features, also what they have in common."""
+    source, targets = options.source.resolve(), options.targets
+    if options.features is None:
+        return find_layout(source, files, listing, options.task, options.labels, options.classes, targets), None
+    return features_of_folder(
+        source,
+        files,
+        options.features,
+        options.slides or listing,
+        None if options.table and not listing else targets,
+        lambda done, total: progress("looking at features", done, total),
+    )
 
 
 def _require_table(
@@ -210,6 +238,12 @@ def _file_work(layout: FolderLayout, options: RegisterOptions, prefix: str) -> I
             yield ComposedWork(root=source, prefix=prefix, item=item, named=named, out=out)
         else:
             yield FileWork(root=source, prefix=prefix, item=item, named=named)
+
+
+def _feature_work(layout: FolderLayout, options: RegisterOptions, prefix: str, agreed: Agreed) -> Iterator[Work]:
+    assert options.features is not None
+    for item in layout.items:
+        yield FeatureWork(options.source.resolve(), prefix, item, options.features, agreed)
 
 
 def _match_labels(dicom: DicomIndex, options: RegisterOptions) -> list[tuple[PlacedLabel, ...]]:

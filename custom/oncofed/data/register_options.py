@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from oncofed.data.dicom.patients import PatientFrom
+from oncofed.data.features.survey import FeatureOptions
 from oncofed.data.manifest import Task
 from oncofed.data.masks import value_of
 from oncofed.data.slides import TileSpec
@@ -34,6 +35,8 @@ class RegisterOptions:
         classes: of a classification whose images need no class: class names that folders may have. None: images lie in
             one folder per class, or in a table with their classes.
         targets: definitions of the table's targets; None: none.
+        features: slides bring their features, of which the user states this; None: they do not.
+        slides: a table whose slides are whose patients', beside ``table`` of the patients; None: none.
     """
 
     source: Path
@@ -47,6 +50,8 @@ class RegisterOptions:
     patient_from: PatientFrom | None = None
     classes: tuple[str, ...] | None = None
     targets: TableTargets | None = None
+    features: FeatureOptions | None = None
+    slides: Path | None = None
 
 
 def parse_labels(text: str) -> dict[int, str]:

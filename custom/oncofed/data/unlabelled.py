@@ -9,6 +9,7 @@ from pathlib import Path
 
 from oncofed.data.case_readers import FileWork, SlideWork, StackWork, Work
 from oncofed.data.dicom.series import DicomIndex
+from oncofed.data.feature_work import FeatureWork
 from oncofed.data.grouping import counted, named
 from oncofed.data.images import image_format, stem
 from oncofed.data.layouts import ClassTable, FolderLayout
@@ -48,6 +49,8 @@ def why_unlabelled(
             patient = item.stack.header.patient
             doubt = classes.doubt(item.stack.header) if classes else None
             why[item.name] = _of_stack(unplaced.get(patient, ()), not_drawn.get(item.name, ()), doubt or no_row)
+        elif isinstance(item, FeatureWork):
+            why[item.name] = layout.kind.no_regions
         elif isinstance(item, SlideWork):
             why[item.name] = (no_row or DICOM.no_regions) if item.instances else layout.kind.no_regions
         elif isinstance(item, FileWork):

@@ -21,6 +21,10 @@ _EXPECTED = (
 )
 
 
+class NoFeaturesError(DataError):
+    """A file that tools of features write, and that holds none."""
+
+
 def read_features(path: Path, encoder: str | None = None, finest: float | None = None) -> FeatureBag:
     """Return a slide's features.
 
@@ -47,6 +51,7 @@ def open_features(path: Path, encoder: str | None = None) -> Iterator[Stored]:
         encoder: whose features to read, of a file that holds those of several.
 
     Raises:
+        NoFeaturesError: it holds the coordinates of tiles alone.
         DataError: see ``read_features``.
     """
     kind = _kind(path)
@@ -87,7 +92,7 @@ def _read(group: Group, path: Path, encoder: str | None) -> Stored:
         return found
     names = ", ".join(sorted(group)[:6]) or "nothing"
     if "coords" in group:
-        raise DataError(f"it holds the coordinates of tiles alone ({names}), {_EXPECTED}")
+        raise NoFeaturesError(f"it holds the coordinates of tiles alone ({names}), {_EXPECTED}")
     raise DataError(f"it holds {names}, {_EXPECTED}")
 
 

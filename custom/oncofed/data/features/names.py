@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import re
 
-# Name in a tool's files -> name in the catalogue of encoders.
+# Name in a tool's files, with "-" between words -> name in the catalogue of encoders.
 _STANDARD = {
-    # TRIDENT's
     "uni-v1": "uni",
+    "mahmood-uni": "uni",
+    "uni2": "uni2-h",
     "uni-v2": "uni2-h",
+    "mahmood-uni2": "uni2-h",
     "conch-v1": "conch",
+    "mahmood-conch": "conch",
     "conch-v15": "conch-v1.5",
+    "conch1-5": "conch-v1.5",
+    "conch-1.5": "conch-v1.5",
+    "mahmood-conch1-5": "conch-v1.5",
     "hoptimus0": "h-optimus-0",
     "hoptimus1": "h-optimus-1",
-    "gigapath": "prov-gigapath",
+    "h0mini": "h0-mini",
+    "prov-gigapath": "gigapath",
     "phikon-v1": "phikon",
-    # STAMP's
-    "mahmood-uni": "uni",
-    "mahmood-uni2": "uni2-h",
-    "mahmood-conch": "conch",
-    "mahmood-conch1-5": "conch-v1.5",
-    "xiyuewang-ctranspath-7c998680": "ctranspath",
-    # LazySlide's
-    "uni2": "uni2-h",
-    "conch-v1.5": "conch-v1.5",
-    "h0-mini": "h0-mini",
     "phikonv2": "phikon-v2",
-    "h-optimus0": "h-optimus-0",
-    "h-optimus1": "h-optimus-1",
+    "xiyuewang-ctranspath-7c998680": "ctranspath",
+    "resnet50-trunc": "resnet50-imagenet",
+    "lunit-dino16": "lunit-vits16",
+    "lunit-dino8": "lunit-vits8",
 }
 
 

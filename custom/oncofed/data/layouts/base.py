@@ -68,6 +68,7 @@ class Item:
         notes: observations of the layout, for people.
         targets: that a table or manifest states.
         looked_for: names of the mask's classes that were looked for; None: not stated.
+        features: path of a slide's features inside the folder.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Item:
     notes: tuple[str, ...] = ()
     targets: Mapping[str, TargetValue] = field(default_factory=dict)
     looked_for: tuple[str, ...] | None = None
+    features: str | None = None
 
     @property
     def masks(self) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ class LayoutKind:
 
 _NOT_LISTED = "dataset.json names no label for it"
 _NO_ROW = "its row of the table has no label"
+_NO_ROW_OF_SLIDE = "no row of a table says its label"
 _NO_MASK = "no mask has its name"
 _NO_LOOSE_MASK = f"{_NO_MASK} (with _seg, _label or _mask behind it)"
 _NO_CLASS = "it lies in no folder of a class"
@@ -45,6 +46,7 @@ TABLE = LayoutKind(
     unread_regions="regions that no row of the table names: add them to its column label",
 )
 SLIDES = LayoutKind("slides", may_hold_dicom=True)
+FEATURES = LayoutKind("features", no_label=_NO_ROW_OF_SLIDE, no_regions=_NO_ROW_OF_SLIDE)
 WITH_MASKS = LayoutKind("images with masks", no_label=_NO_MASK, no_regions=_NO_MASK, may_hold_dicom=True)
 LOOSE = LayoutKind("loose images", no_label=_NO_LOOSE_MASK, no_regions=_NO_LOOSE_MASK, may_hold_dicom=True)
 CLASS_FOLDERS = LayoutKind("one folder a class", no_label=_NO_CLASS, no_regions=_NO_CLASS)

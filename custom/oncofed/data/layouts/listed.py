@@ -25,7 +25,9 @@ from oncofed.errors import DataError
 _ONE_HOT = re.compile(r"[01](\.0+)?")
 
 
-def listed(root: Path, path: Path, files: Sequence[str], targets: TableTargets | None = None) -> FolderLayout:
+def listed(
+    root: Path, path: Path, files: Sequence[str], targets: TableTargets | None = None, table: Table | None = None
+) -> FolderLayout:
     """Return the cases that a table lists.
 
     Args:
@@ -33,11 +35,12 @@ def listed(root: Path, path: Path, files: Sequence[str], targets: TableTargets |
         path: of the table.
         files: all of the folder.
         targets: what the user says of the table's targets.
+        table: its contents, where they were read before.
 
     Raises:
         DataError: it has no column ``image``, or a target's column cannot be read.
     """
-    table = read_with_targets(path, targets)
+    table = table or read_with_targets(path, targets)
     if "image" not in table.columns:
         raise DataError(f"{path}: {expected_columns(table.columns)}.")
     layout = FolderLayout(TABLE, tables=[name for name in files if root / name == path], targets=table.targets)
