@@ -363,8 +363,7 @@ def _path(case: Case, how: Preparation) -> Path | None:
 
 def _content(case: Case) -> str:
     known = case.entry.checksum if case.entry else None
-    files = [*case.files, *([case.features] if case.features else [])]
-    content = f"{known} {case_facts.stamp(files)} {case.label} {case.label_values} {case.instances} {case.spacing}"
+    content = f"{known} {case_facts.stamp(case.files)} {case.label} {case.label_values} {case.instances} {case.spacing}"
     return f"{content} {case.reading}" + (f" {case.boxes}" if case.boxes is not None else "")
 
 

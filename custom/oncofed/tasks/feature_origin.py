@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from oncofed.data.case import Case
 from oncofed.data.features.names import same_encoder
+from oncofed.data.features.survey import SAME_RESOLUTION
 from oncofed.data.grouping import counted
 from oncofed.data.manifest import FeatureFacts
 from oncofed.data.spec import DataSpec
@@ -17,7 +18,6 @@ from oncofed.errors import DataError
 from oncofed.tasks.encoder import EncoderSpec, feature_count
 
 _SHOWN = 12  # characters of a digest that tell it from others
-_SAME_RESOLUTION = 0.02
 
 
 def has_weights(encoder: EncoderSpec) -> bool:
@@ -53,7 +53,7 @@ def feature_faults(facts: FeatureFacts, encoder: EncoderSpec, data: DataSpec) ->
         return
     if facts.tile and facts.tile != data.patch[0]:
         yield f"features are of tiles of {facts.tile} pixels, the job's have {data.patch[0]} (data.patch)"
-    if facts.mpp and data.spacing and abs(facts.mpp / (data.spacing[0] * 1000) - 1) > _SAME_RESOLUTION:
+    if facts.mpp and data.spacing and abs(facts.mpp / (data.spacing[0] * 1000) - 1) > SAME_RESOLUTION:
         mpp = data.spacing[0] * 1000
         yield f"features are of tiles at {facts.mpp:g} microns a pixel, the job's have {mpp:g} (data.spacing)"
 

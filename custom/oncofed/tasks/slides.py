@@ -27,7 +27,7 @@ from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.slide_pictures import attention_picture
 
 
-class SlideClassificationSpec(BagSettings, ClassesSpec):
+class SlideClassificationSpec(ClassesSpec, BagSettings):
     """Settings of slide classification."""
 
     type: Literal["slide_classification"] = "slide_classification"

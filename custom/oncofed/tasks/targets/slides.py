@@ -24,7 +24,7 @@ from oncofed.tasks.slide_pictures import attention_picture
 from oncofed.tasks.targets.task import TargetsSpec, TargetsTask
 
 
-class SlideTargetsSpec(BagSettings, TargetsSpec):
+class SlideTargetsSpec(TargetsSpec, BagSettings):
     """Settings of targets of slides."""
 
     type: Literal["slide_targets"] = "slide_targets"
