@@ -17,9 +17,11 @@ from oncofed.data.slides import Pixels, TileSpec
 from oncofed.data.tiles import SlideTiles
 from oncofed.errors import DataError, TrainingError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
+from oncofed.models.encoders import find_entry, keep_weights, load_encoder
 from oncofed.models.weights import weights_of
 from oncofed.tasks import encoder as encoder_module
-from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
+from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
+from timm_networks import need_timm, random_weights, small, write
 
 CPU = torch.device("cpu")
 
@@ -64,18 +66,69 @@ def _with(network: nn.Module, in_flight: int = 1) -> Encoder:
     return encoder
 
 
-def test_custom_encoders_and_their_faults(weights: Path, tmp_path: Path) -> None:
+def test_custom_encoders_and_their_faults(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONCOFED_ENCODERS", str(tmp_path / "encoders"))
     encoder = Encoder(EncoderSpec(network="resnet18", weights=str(weights)), CPU)
     features = encoder([np.zeros((64, 64, 3), np.uint8)] * 2)
     assert features.shape == (2, 512)
     assert features.dtype == torch.bfloat16
     assert weights.name not in encoder.digest
-    with pytest.raises(TrainingError, match="not those of MONAI's resnet50"):
+    with pytest.raises(TrainingError, match="not the weights of MONAI's ResNet-50"):
         Encoder(EncoderSpec(network="resnet50", weights=str(weights)), CPU)
     with pytest.raises(TrainingError, match="weights cannot be read"):
         Encoder(EncoderSpec(network="resnet18", weights=str(tmp_path / "none")), CPU)
-    with pytest.raises(TrainingError, match=r"task\.encoder\.weights is missing"):
+    with pytest.raises(TrainingError, match="weights of resnet18 are not at hand here"):
         Encoder(EncoderSpec(network="resnet18"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"network": "unii"}, "no encoder unii; did you mean uni"),
+        ({"network": "uni", "features": 1024}, "the catalogue says that uni makes 1024"),
+        ({"network": "titan", "features": 768, "weights": "x"}, "weights are for an encoder of the catalogue"),
+        ({"network": "colour", "digest": "0" * 64}, "colour has no weights"),
+        ({"network": "../uni"}, "should match pattern"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        EncoderSpec(**settings)
+
+
+def test_an_encoder_that_is_not_in_the_catalogue_brings_features_alone() -> None:
+    spec = EncoderSpec(network="TITAN", features=768)
+    assert (feature_count(spec), feature_count(EncoderSpec(network="virchow2"))) == (768, 2560)
+    with pytest.raises(TrainingError, match=r"TITAN is not in the catalogue.*data register --features"):
+        Encoder(spec, CPU)
+
+
+def test_weights_at_hand_have_to_be_those_that_the_job_pins(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONCOFED_ENCODERS", str(tmp_path / "encoders"))
+    entry = find_entry("resnet18")
+    keep_weights(entry, load_encoder(entry, weights))
+    digest = load_encoder(entry, weights).digest
+    encoder = Encoder(EncoderSpec(network="resnet18", digest=digest), CPU)
+    assert encoder.digest == f"resnet18 {digest}"
+    named = Encoder(EncoderSpec(network="resnet18", weights=str(weights)), CPU)
+    tiles = _tiles(3, 64)
+    assert torch.equal(encoder(tiles), named(tiles))
+    with pytest.raises(TrainingError, match=rf"not those that the job pins: found digest {digest}, expected 0000"):
+        Encoder(EncoderSpec(network="resnet18", digest="0" * 64), CPU)
+
+
+def test_a_transformer_encodes_tiles_of_another_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need_timm()
+    entry = small("virchow2")
+    monkeypatch.setattr("oncofed.tasks.encoder.catalogue", lambda: {"virchow2": entry})
+    path = write(random_weights(entry), tmp_path / "virchow2.safetensors")
+    encoder = Encoder(EncoderSpec(network="virchow2", weights=str(path)), CPU)
+    features = encoder(_tiles(3, 256))
+    assert features.shape == (3, 96)
+    assert bool(torch.isfinite(features).all())
+    assert torch.equal(features[1:], encoder(_tiles(3, 256)[1:]))
 
 
 @torch.no_grad()

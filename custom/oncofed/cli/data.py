@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from oncofed.cli import overlap
+from oncofed.cli import encoders, overlap
 from oncofed.cli.boxes import boxes
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
@@ -47,6 +47,7 @@ app = typer.Typer(
 app.command()(resolve)
 app.command()(boxes)
 app.add_typer(overlap.app, name="overlap")
+app.add_typer(encoders.app, name="encoders")
 
 Dataset = Annotated[str, typer.Argument(help="A registered dataset's name, or its folder with dataset.json.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]

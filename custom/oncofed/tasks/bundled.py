@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 from oncofed.data.spec import DataSpec
-from oncofed.errors import SpecError
+from oncofed.errors import SpecError, TrainingError
 from oncofed.models.bundle import (
     Answer,
     ImageClasses,
@@ -16,10 +13,11 @@ from oncofed.models.bundle import (
     SlideClasses,
     SlideTargets,
 )
+from oncofed.models.encoders import catalogue
 from oncofed.settings import StrictModel
 from oncofed.tasks.classification import ClassificationSpec
 from oncofed.tasks.detection import DetectionSpec
-from oncofed.tasks.encoder import EncoderSpec
+from oncofed.tasks.encoder import EncoderSpec, load_weights_of
 from oncofed.tasks.objects import ObjectsSpec
 from oncofed.tasks.regions import RegionsSpec
 from oncofed.tasks.segmentation import SegmentationSpec
@@ -60,11 +58,12 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
 
 
 def _digest(encoder: EncoderSpec) -> str:
-    """Return ``Encoder.digest`` without building the encoder."""
-    if encoder.weights is None:
+    """Return what a bundle says of its encoder: ``Encoder.digest``, without the network."""
+    if encoder.digest:
+        return f"{encoder.network} {encoder.digest}"
+    if encoder.network not in catalogue() or not catalogue()[encoder.network].has_weights:
         return encoder.network
     try:
-        weights = Path(encoder.weights).expanduser().read_bytes()
-    except OSError:
+        return f"{encoder.network} {load_weights_of(encoder).digest}"
+    except TrainingError:
         return f"{encoder.network}, whose weights were not at hand where this was written"
-    return f"{encoder.network} {hashlib.sha256(weights).hexdigest()}"

@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional
+from typing_extensions import Self
 
 from oncofed.data.slides import Pixels
 from oncofed.data.tiles import SlideTiles, stream_tiles
 from oncofed.devices import free_memory, inference_type, is_out_of_memory
-from oncofed.errors import TrainingError
-from oncofed.models.networks import ModelSpec, NetworkRequest, build_network
-from oncofed.models.weights import load_weights
-from oncofed.settings import StrictModel
+from oncofed.errors import SpecError, TrainingError
+from oncofed.models.encoders import (
+    EncoderEntry,
+    Images,
+    LoadedEncoder,
+    build_network,
+    catalogue,
+    find_entry,
+    load_encoder,
+    require_weights,
+)
+from oncofed.settings import SettingError, StrictModel
 
 _LOG = logging.getLogger(__name__)
 
 # Tiles of a batch, and number of batches in flight: one is copied while the network works on the other.
 _AT_ONCE, _AT_ONCE_GPU = 64, 256
 _IN_FLIGHT_GPU = 2
-_HISTOGRAM_BINS = 8
-# Of ImageNet, on which encoders are trained.
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class EncoderSpec(StrictModel):
@@ -44,19 +45,79 @@ class EncoderSpec(StrictModel):
     """
 
     network: str = Field(
-        "colour", description="colour: histograms and contrasts, without weights; others: MONAI's ResNet with weights"
+        "colour",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$",
+        description="a name that `oncofed data encoders` lists; colour: histograms and contrasts, without weights; "
+        "with features, that of any other encoder whose features the sites bring",
     )
     weights: str | None = Field(
-        None, description="safetensors that every site has under this path, such as those of a tile_classification job"
+        None,
+        description="safetensors that every site has under this path, such as those of a tile_classification job; "
+        "null: those that the site has at hand (oncofed data encoders add)",
     )
-    digest: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="of the weights that count; null: any")
-    features: int | None = Field(None, ge=1, description="numbers of a vector of features from elsewhere")
+    digest: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="of the weights, as oncofed data encoders check prints it; a site with others does not train",
+    )
+    features: int | None = Field(
+        None, ge=1, le=65_536, description="numbers of a vector, of an encoder that is not in the catalogue"
+    )
+
+    @model_validator(mode="after")
+    def _is_known(self) -> Self:
+        known = catalogue().get(self.network)
+        if known is None:
+            if self.features is None:
+                try:
+                    find_entry(self.network)
+                except SpecError as error:
+                    question = f"{error}. Of an encoder whose features sites bring, say how many: features"
+                    raise SettingError(question, "network") from None
+            if self.weights is not None:
+                raise SettingError(
+                    "weights are for an encoder of the catalogue; others bring features alone", "weights"
+                )
+        elif self.features is not None:
+            raise SettingError(
+                f"the catalogue says that {self.network} makes {known.features}: leave it out", "features"
+            )
+        elif not known.has_weights and (self.weights or self.digest):
+            raise SettingError(f"{self.network} has no weights", "weights" if self.weights else "digest")
+        return self
 
 
 def feature_count(spec: EncoderSpec) -> int:
     """Return an encoder's number of features per tile."""
-    sizes = {"resnet18": 512, "resnet50": 2048}
-    return spec.features or sizes.get(spec.network) or _colour_features(torch.zeros(1, 3, 16, 16)).shape[1]
+    return spec.features or find_entry(spec.network).features
+
+
+def load_weights_of(spec: EncoderSpec) -> LoadedEncoder:
+    """Return a network with the weights that the site has for it.
+
+    Raises:
+        TrainingError: they are missing, of another network, or not those that the job pins.
+    """
+    entry = _entry(spec)
+    path = Path(spec.weights).expanduser() if spec.weights else require_weights(entry)
+    loaded = load_encoder(entry, path)
+    if spec.digest and loaded.digest != spec.digest:
+        raise TrainingError(
+            f"the weights of {spec.network} here are not those that the job pins: found digest {loaded.digest}, "
+            f"expected {spec.digest}. Take the file that the other sites have (oncofed data encoders check "
+            f"{spec.network} FILE prints a digest), or agree on another in task.encoder.digest"
+        )
+    return loaded
+
+
+def _entry(spec: EncoderSpec) -> EncoderEntry:
+    entry = catalogue().get(spec.network)
+    if entry is None:
+        raise TrainingError(
+            f"{spec.network} is not in the catalogue of encoders: tiles cannot be encoded here. Bring its features: "
+            "oncofed data register --features"
+        )
+    return entry
 
 
 class Encoder:
@@ -72,44 +133,30 @@ class Encoder:
         at_once: tiles of a batch; halved whenever a GPU runs out of memory.
 
     Raises:
-        TrainingError: its weights are missing or of another network.
+        TrainingError: its weights are missing, of another network, or not those that the job pins.
     """
 
     def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
         cuda = device.type == "cuda"
+        entry = _entry(spec)
         self._device = device
-        self._network: nn.Module | None = None
-        self._channels_last = False
-        self._mean, self._deviation = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (_MEAN, _DEVIATION))
+        self._images = Images(entry, device)
         self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self._in_flight = _IN_FLIGHT_GPU if cuda else 1
+        self._half = cuda and entry.has_weights
         self.at_once = _AT_ONCE_GPU if cuda else _AT_ONCE
         self.digest: str = spec.network
         self.size = feature_count(spec)
-        if spec.network == "colour":
-            return
-        if spec.weights is None:
-            raise TrainingError(
-                f"task.encoder.weights is missing: {spec.network} needs a file of weights, at the same path everywhere"
-            )
-        path = Path(spec.weights).expanduser()
-        try:
-            weights = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise TrainingError(f"the encoder's weights cannot be read: {type(error).__name__}: {path.name}") from None
-        norm: Literal["batch", "group"] = "batch" if any("running_mean" in name for name in weights) else "group"
-        model = ModelSpec(network=spec.network, norm=norm, arguments={"feed_forward": False})
-        network = build_network(NetworkRequest(model, 3, 2, 2, (256, 256)), 0)
-        try:
-            load_weights(network, {name: value for name, value in weights.items() if not name.startswith("fc.")})
-        except (TrainingError, RuntimeError):
-            raise TrainingError(f"the encoder's weights {path.name} are not those of MONAI's {spec.network}") from None
-        self._network = network.eval().to(device)
+        if entry.has_weights:
+            loaded = load_weights_of(spec)
+            self._network = loaded.network.to(device)
+            self.digest = f"{spec.network} {loaded.digest}"
+        else:
+            self._network = build_network(entry)
         # Group norm would copy each input to contiguous memory.
-        self._channels_last = cuda and norm == "batch"
-        if self._channels_last:
+        self._channels_last = not any(isinstance(module, nn.GroupNorm) for module in self._network.modules())
+        if cuda and self._channels_last:
             self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.digest = f"{spec.network} {hashlib.sha256(path.read_bytes()).hexdigest()}"
 
     def __call__(self, tiles: Sequence[Pixels]) -> Tensor:
         """Return (tile, feature) bfloat16 of (size, size, 3) uint8 tiles."""
@@ -201,13 +248,11 @@ class Encoder:
     @torch.no_grad()
     def _features(self, tiles: Tensor) -> Tensor:
         """Return (tile, feature) bfloat16 of (tile, y, x, 3) uint8."""
-        batch = tiles.permute(0, 3, 1, 2).float() / 255
-        if self._network is None:
-            return _colour_features(batch).to(torch.bfloat16)
+        images = self._images(tiles)
         if self._device.type == "cuda" and not self._channels_last:
-            batch = batch.contiguous()
-        with torch.autocast(self._device.type, inference_type(self._device), enabled=self._device.type == "cuda"):
-            features: Tensor = self._network((batch - self._mean) / self._deviation)
+            images = images.contiguous()
+        with torch.autocast(self._device.type, inference_type(self._device), enabled=self._half):
+            features: Tensor = self._network(images)
         return features.to(torch.bfloat16)
 
 
@@ -256,23 +301,3 @@ def _batches(runs: Iterable[Sequence[Pixels]], encoder: Encoder) -> Iterator[lis
                 batch = []
     if batch:
         yield batch
-
-
-def _colour_features(tiles: Tensor) -> Tensor:
-    """Return colour statistics and edge strength.
-
-    Means, spreads and histograms of each colour, and its edge strength at three scales.
-
-    Args:
-        tiles: (tile, 3, x, y), 0 to 1.
-    """
-    # Half the resolution costs a quarter, and the features say the same.
-    tiles = functional.avg_pool2d(tiles, 2)
-    parts = [tiles.mean((2, 3)), tiles.std((2, 3))]
-    bins = (tiles * _HISTOGRAM_BINS).to(torch.uint8).clamp_max(_HISTOGRAM_BINS - 1)
-    parts += [(bins == number).float().mean((2, 3)) for number in range(_HISTOGRAM_BINS)]
-    for _ in range(3):
-        across, down = tiles.diff(dim=2).abs().mean((2, 3)), tiles.diff(dim=3).abs().mean((2, 3))
-        parts.append((across + down) * 4)
-        tiles = functional.avg_pool2d(tiles, 2)
-    return torch.cat(parts, dim=1)

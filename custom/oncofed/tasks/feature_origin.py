@@ -15,6 +15,7 @@ from oncofed.data.grouping import counted
 from oncofed.data.manifest import FeatureFacts
 from oncofed.data.spec import DataSpec
 from oncofed.errors import DataError
+from oncofed.models.encoders import catalogue
 from oncofed.tasks.encoder import EncoderSpec, feature_count
 
 _SHOWN = 12  # characters of a digest that tell it from others
@@ -22,7 +23,8 @@ _SHOWN = 12  # characters of a digest that tell it from others
 
 def has_weights(encoder: EncoderSpec) -> bool:
     """Return whether an encoder has weights, by which two of one name may differ."""
-    return encoder.network != "colour"
+    entry = catalogue().get(encoder.network)
+    return entry is None or entry.has_weights
 
 
 def feature_faults(facts: FeatureFacts, encoder: EncoderSpec, data: DataSpec) -> Iterator[str]:
