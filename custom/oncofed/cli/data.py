@@ -122,6 +122,10 @@ def register(
         str | None,
         typer.Option(help="Features: the encoder that made them, if their files do not say it or are of several."),
     ] = None,
+    encoder_weights: Annotated[
+        Path | None,
+        typer.Option(help="Features: the file of the encoder's weights that made them; its digest is noted."),
+    ] = None,
     encoder_digest: Annotated[
         str | None, typer.Option(help="Features: the digest of these weights, as oncofed data encoders prints it.")
     ] = None,
@@ -158,7 +162,7 @@ def register(
     target = out or datasets_folder(workspace) / name
     _require_name(name)
     table, names = _labels(labels, parse_labels)
-    stated = _features(features, encoder, encoder_digest, slides, tile, mpp)
+    stated = _features(features, encoder, encoder_weights, encoder_digest, slides, tile, mpp)
     request = RegisterOptions(
         folder,
         name,
@@ -437,6 +441,7 @@ def _labels(text: str | None, parse: Any) -> tuple[Path | None, dict[int, str]]:
 def _features(
     wanted: bool,
     encoder: str | None,
+    weights: Path | None,
     digest: str | None,
     slides: Path | None,
     tile: int | None,
@@ -449,14 +454,32 @@ def _features(
     """
     from oncofed.data.features.survey import FeatureOptions
 
-    given = {"--encoder": encoder, "--encoder-digest": digest, "--slides": slides}
+    given = {"--encoder": encoder, "--encoder-weights": weights, "--encoder-digest": digest, "--slides": slides}
     if not wanted:
         if alone := [name for name, value in given.items() if value is not None]:
             raise SpecError(f"{alone[0]} is of features, which --features registers. Add --features, or leave it out")
         return None
-    if digest is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
+    if weights is not None and digest is not None:
+        raise SpecError("--encoder-weights and --encoder-digest say the same. Leave one of them out")
+    if weights is not None:
+        digest = _weights_digest(encoder, weights)
+    elif digest is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise SpecError(f"--encoder-digest {digest}: expected 64 digits 0-9 a-f, as oncofed data encoders prints them")
     return FeatureOptions(encoder, digest, tile, mpp)
+
+
+def _weights_digest(encoder: str | None, weights: Path) -> str:
+    """Return the digest of an encoder's weights.
+
+    Raises:
+        SpecError: the encoder is not said, or is none of the catalogue.
+        TrainingError: they are not those of this encoder.
+    """
+    from oncofed.models.encoders import find_entry, load_encoder
+
+    if encoder is None:
+        raise SpecError("--encoder-weights needs the encoder whose weights they are. Say it: --encoder NAME")
+    return load_encoder(find_entry(encoder), weights.expanduser(), may_be_pickle=True).digest
 
 
 def _name_of(folder: Path) -> str:

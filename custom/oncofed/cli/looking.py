@@ -27,6 +27,8 @@ def show_profile(found: Profile, page: Path) -> None:
         for name, s in summaries.items():
             table.add_row(f"{group} {name}", f"{s.minimum:.4g}", f"{s.median:.4g}", f"{s.maximum:.4g}")
     show_table(table, console)
+    for name, cases in found.features.items():
+        console.print(f"features of {escape(name)}: {cases:,} cases")
     console.print(f"Page: {page}", soft_wrap=True)
 
 

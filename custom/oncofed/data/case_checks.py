@@ -96,7 +96,7 @@ def known_facts(case: Case) -> Entry:
     if (
         entry
         and entry.stamp
-        and (entry.shape or entry.features)
+        and entry.is_read
         and all(f.exists() for f in files)
         and entry.stamp == case_facts.stamp(files)
     ):

@@ -15,6 +15,7 @@ from oncofed.data.case_checks import Problem, channels_fit, check_cases, contrac
 from oncofed.data.cases import by_patient, read_cases
 from oncofed.data.covariate_report import CovariateReport, columns_used, covariate_reports, covariate_warnings
 from oncofed.data.decisions import decided, in_words, is_labelled, name_of
+from oncofed.data.feature_report import summarise
 from oncofed.data.grouping import counted, millimetres
 from oncofed.data.images import stem
 from oncofed.data.label_mapping import IGNORED, Supervision, Vocabulary, looked_for, match
@@ -98,6 +99,7 @@ def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) 
     vocabulary = match(manifest, wanted)
     report = Report()
     report.rows = [_modality(manifest, data), *_rows(manifest, data, wanted, vocabulary, report)]
+    report.rows += _features(manifest)
     report.findings = find_all(manifest, data)
     leaks = _leaks(manifest, data, wanted, report)
     report.findings += [leak for leak in leaks if leak.severe]
@@ -218,6 +220,16 @@ def _covariate(found: CovariateReport) -> Row:
     """Return a covariate's row; where nobody has it, the network is told that it is missing."""
     how = "missing everywhere" if found.is_missing else ""
     return Row(found.column.name, found.found, found.expected, "converted" if how else "fits", how)
+
+
+def _features(manifest: Manifest) -> list[Row]:
+    found = summarise(manifest.entries)
+    expected = "those of the job's encoder"
+    return (
+        [Row("features", found.found, expected, "does not fit" if found.differ else "fits", found.differ)]
+        if found
+        else []
+    )
 
 
 def _modality(manifest: Manifest, data: DataSpec) -> Row:

@@ -95,7 +95,7 @@ def look(
     """
     progress = progress or (lambda what, done, total: None)
     manifest = with_facts(folder, decided(read_manifest(folder)))
-    cases = [(split, entry) for split, entry in manifest.by_split() if entry.shape]
+    cases = [(split, entry) for split, entry in manifest.by_split() if entry.is_read]
     if not cases:
         raise DataError(f"{folder}: none of its {len(manifest.entries)} cases can be read. See: oncofed data check")
     masked = [entry for _, entry in cases if isinstance(entry.label, str) and not entry.tiles]

@@ -132,6 +132,11 @@ class Entry(_Part):
     unlabelled: str | None = Field(None, description="why it has no label, where it has none")
 
     @property
+    def is_read(self) -> bool:
+        """Whether its image or its features were read."""
+        return bool(self.shape or self.features)
+
+    @property
     def images(self) -> list[str]:
         """The image's files."""
         return [self.image] if isinstance(self.image, str) else self.image

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from oncofed.data.case_facts import tissue_density
 from oncofed.data.contract import with_facts
 from oncofed.data.decisions import decided
+from oncofed.data.feature_report import in_words
 from oncofed.data.images import read_image
 from oncofed.data.label_mapping import Supervision, match_labels
 from oncofed.data.manifest import Entry, Manifest, inside, read_manifest
@@ -66,6 +67,7 @@ class Profile(BaseModel):
     class_share: dict[str, Summary] = Field(description="share of an image's voxels, by label name")
     class_cases: dict[str, int] = Field(description="cases in which a label is seen")
     objects: Summary | None = Field(None, description="numbered objects of an image")
+    features: dict[str, int] = Field({}, description="encoder, size of a vector and what it describes -> cases")
     stain: dict[str, Summary] = Field({}, description="of colour images: mean and spread of optical density by channel")
 
 
@@ -76,7 +78,7 @@ def make_profile(folder: Path) -> tuple[Profile, Manifest]:
         DataError: there is no dataset in ``folder``, or no case of it can be read.
     """
     manifest = with_facts(folder, decided(read_manifest(folder)))
-    entries = [entry for entry in manifest.entries if entry.shape]
+    entries = [entry for entry in manifest.entries if entry.is_read]
     if not entries:
         raise DataError(f"{folder}: none of its {len(manifest.entries)} cases can be read. See: oncofed data check")
     names = {value: name for value, name in manifest.labels.items() if value != "0"}
@@ -95,7 +97,7 @@ def make_profile(folder: Path) -> tuple[Profile, Manifest]:
         patients=len({e.patient or e.name for e in entries}),
         labelled=sum(e.label is not None for e in entries),
         set_aside=len(manifest.quarantine),
-        splits=dict(Counter(split for split, e in manifest.by_split() if e.shape)),
+        splits=dict(Counter(split for split, e in manifest.by_split() if e.is_read)),
         modalities=dict(Counter(e.modality or "not said" for e in entries)),
         vendors=dict(Counter(e.vendor or "not said" for e in entries)),
         stored_types=dict(Counter(e.dtype or "not said" for e in entries)),
@@ -109,6 +111,7 @@ def make_profile(folder: Path) -> tuple[Profile, Manifest]:
             **{manifest.labels.get(value, value): n for value, n in classes.items()},
         },
         objects=_summary(objects) if objects else None,
+        features=dict(Counter(in_words(entry.features) for entry in entries if entry.features)),
         stain=_stain(folder, entries),
     ), manifest
 
@@ -223,7 +226,8 @@ def _stain(folder: Path, entries: Sequence[Entry]) -> dict[str, Summary]:
 
     Over up to 100 colour images.
     """
-    flat = [e for e in entries if e.channels == 3 and len(e.shape or []) == 2 and e.dtype == "uint8" and not e.tiles]
+    coloured = [e for e in entries if e.channels == 3 and len(e.shape or []) == 2 and e.dtype == "uint8"]
+    flat = [e for e in coloured if not (e.tiles or e.features)]
     chosen = flat[:: max(1, len(flat) // 100)][:100]
     found: dict[str, list[float]] = {}
     for entry in chosen:

@@ -54,7 +54,9 @@ def write_look_page(
 
 def _draw(look: Look, folder: Path, workers: int | None, progress: Progress | None) -> dict[str, Drawn]:
     drawings = [_drawing(seen, folder, look.manifest) for seen in look.shown]
-    voxels = sum(math.prod(seen.entry.shape or [1]) for seen in look.shown if not seen.entry.tiles)
+    voxels = sum(
+        math.prod(seen.entry.shape or [1]) for seen in look.shown if not (seen.entry.tiles or seen.entry.features)
+    )
     fewest = 2 if voxels > _LARGE else len(drawings) + 1
     return draw_all(drawings, workers, fewest, progress)
 
@@ -68,7 +70,10 @@ def _facts(seen: Seen, names: dict[int, str]) -> str:
     """Return the facts of a case in one line."""
     entry = seen.entry
     parts = [seen.split if entry.split else "list dealt by the job", entry.modality or ""]
-    parts.append(" × ".join(map(str, entry.shape or [])) + (" voxels" if len(entry.shape or []) == 3 else " pixels"))
+    if entry.features:
+        parts.append(f"{entry.features.tiles:,} × {entry.features.size} features of {entry.features.encoder}")
+    if entry.shape:
+        parts.append(" × ".join(map(str, entry.shape)) + (" voxels" if len(entry.shape) == 3 else " pixels"))
     if entry.spacing:
         small = max(entry.spacing) < 0.01
         sides = (f"{side * 1000 if small else side:.3g}" for side in entry.spacing)

@@ -24,9 +24,8 @@ from oncofed.data.case import Case
 from oncofed.data.images import LoadedImage
 from oncofed.data.placement import is_oblique, upright
 from oncofed.data.register_options import Progress
-from oncofed.data.slides import TileReader
-from oncofed.data.tiles import read_tiles
 from oncofed.data.workers import BROKE_ITS_READER, Workers
+from oncofed.report.slide_views import view_of
 
 # After Okabe and Ito (2008), lighter for a black ground: distinct for colour-blind readers.
 COLOURS = ("#ffb000", "#56b4e9", "#3ddc97", "#f0e442", "#ff7fc8", "#ff6f61", "#b9a3ff", "#9ae6e6")
@@ -101,8 +100,10 @@ def draw(drawing: Drawing) -> Drawn:
     """
     case = drawing.case
     try:
-        if case.tiles:
-            planes, note = [_slide(case.image, case.tiles)], "tiles that show tissue; filled: with a label"
+        if case.tiles or case.features:
+            view = view_of(case)
+            planes = [Plane("", view.pixels, None, view.size, calibrated=view.calibrated, tiles=view.tiles)]
+            note = view.note
         else:
             planes, note = _planes(drawing)
         values = sorted({int(v) for plane in planes for v in _values(plane)})
@@ -281,19 +282,6 @@ def _shaded(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     scaled = (np.nan_to_num(values.astype(np.float32), nan=low) - low) / max(high - low, 1e-6)
     shaded: NDArray[np.uint8] = (scaled.clip(0, 1) * 255).astype(np.uint8)
     return shaded
-
-
-def _slide(path: Path, tiles: Path) -> Plane:
-    grid = read_tiles(path, tiles)
-    with np.load(tiles) as stored:
-        labels = stored["label"] if "label" in stored else np.zeros(len(grid), np.int16)
-    with TileReader(path, grid.spec) as reader:
-        overview, scale = reader.overview()
-        step = reader.step / scale
-        mm = reader.levels[0].mpp * scale / 1000
-    size = (overview.shape[1] * mm, overview.shape[0] * mm)
-    places = zip(grid.x / scale, grid.y / scale, labels, strict=True)
-    return Plane("", overview, None, size, tiles=tuple((float(x), float(y), step, step, int(v)) for x, y, v in places))
 
 
 def _values(plane: Plane) -> NDArray[Any]:

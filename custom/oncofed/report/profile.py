@@ -39,7 +39,7 @@ def write_profile_page(profile: Profile, manifest: Manifest, folder: Path, path:
         folder: of the dataset.
         path: of the page.
     """
-    entries = [entry for entry in manifest.entries if entry.shape]
+    entries = [entry for entry in manifest.entries if entry.is_read]
     html = render(
         "profile.html",
         profile=profile,
@@ -53,7 +53,7 @@ def write_profile_page(profile: Profile, manifest: Manifest, folder: Path, path:
 
 def _histograms(entries: Sequence[Entry], manifest: Manifest) -> Figure:
     panels: list[tuple[str, str, list[float]]] = []
-    for number in range(max(len(entry.shape or []) for entry in entries)):
+    for number in range(max((len(entry.shape or []) for entry in entries), default=0)):
         sizes = [float(entry.shape[number]) for entry in entries if entry.shape and len(entry.shape) > number]
         panels.append((f"size, stored axis {number + 1}", "voxels", sizes))
     for number in range(3):

@@ -30,11 +30,13 @@ def require_usable(found: Stored, size: tuple[int, int] | None = None) -> None:
 
 def _require_numbers(found: Stored) -> None:
     bad, low, high = 0, math.inf, -math.inf
-    for part in found.rows.parts():
-        finite = np.isfinite(part).all(axis=1)
-        bad += int((~finite).sum())
-        if finite.any():
-            low, high = min(low, float(part[finite].min())), max(high, float(part[finite].max()))
+    for stored in found.rows.parts():
+        part = stored.astype(np.float32, copy=False)  # halves are compared ten times slower
+        least, most = float(part.min()), float(part.max())  # NaN if one is
+        if math.isfinite(least) and math.isfinite(most):
+            low, high = min(low, least), max(high, most)
+        else:
+            bad += int((~np.isfinite(part)).any(axis=1).sum())
     if bad:
         raise DataError(
             f"{bad:,} of its {len(found.rows):,} vectors hold values that are not finite (NaN or infinity). Extract "

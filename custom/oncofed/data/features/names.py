@@ -24,6 +24,7 @@ _STANDARD = {
     "phikon-v1": "phikon",
     "phikonv2": "phikon-v2",
     "xiyuewang-ctranspath-7c998680": "ctranspath",
+    "chief-ctranspath": "ctranspath",
     "resnet50-trunc": "resnet50-imagenet",
     "lunit-dino16": "lunit-vits16",
     "lunit-dino8": "lunit-vits8",
