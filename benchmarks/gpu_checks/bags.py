@@ -14,8 +14,8 @@ from oncofed.data.augment import Batch
 from oncofed.data.inputs import Prepared
 from oncofed.devices import inference_type
 from oncofed.models.mil import AttentionMIL
-from oncofed.tasks.encoder import Encoder, EncoderSpec
-from oncofed.tasks.slides import Bags
+from oncofed.tasks.bags import Bags
+from oncofed.tasks.slides import SlideClassificationSpec
 
 _SIZE, _MOST_TILES, _TILES = 8, 4096, 5000
 
@@ -38,7 +38,8 @@ def _keep_up(context: Context, features: int) -> None:
         }
         for number in range(4)
     ]
-    input_ = Bags(plan_of(context, SLIDES).data, Encoder(EncoderSpec(), context.device), _MOST_TILES)
+    settings = SlideClassificationSpec(classes={0: "normal", 1: "tumour"}, most_tiles=_MOST_TILES)
+    input_ = Bags(plan_of(context, SLIDES).data, settings, context.device)
     generator = Generator().manual_seed(1)
 
     def drawn(held: list[Prepared]) -> Batch:

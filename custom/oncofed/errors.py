@@ -81,6 +81,10 @@ class UpdateRejectedError(FederationError):
     """One site's answer is rejected; the run goes on."""
 
 
+class EncodersDifferError(FederationError):
+    """Sites bring features of different encoders."""
+
+
 class NotEnoughSitesError(FederationError):
     """Too few sites for a round: the run is over."""
 

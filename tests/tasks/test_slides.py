@@ -19,8 +19,8 @@ from oncofed.data.tiles import read_tiles, stream_tiles
 from oncofed.errors import DataError
 from oncofed.models import ModelSpec
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
+from oncofed.tasks.bags import Bags
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
-from oncofed.tasks.slides import Bags
 from oncofed.training import Plan, Trainer, TrainingSpec
 from synthetic import make_slides
 
@@ -137,7 +137,7 @@ def test_features_do_not_depend_on_what_else_is_in_a_batch(slides: tuple[Path, T
 
 
 def test_a_batch_holds_what_each_bag_holds_and_nothing_more() -> None:
-    bags = Bags(DATA, Encoder(EncoderSpec(), CPU), most_tiles=30)
+    bags = Bags(DATA, SlideClassificationSpec(classes=CLASSES, most_tiles=30), CPU)
     lengths = (7, 30, 50)
     prepared = [
         {"bags": torch.randn(length, 62).bfloat16(), "label": torch.tensor(number)}
@@ -159,7 +159,7 @@ def test_a_batch_holds_what_each_bag_holds_and_nothing_more() -> None:
 
 def test_a_batch_of_bags_on_a_device_is_made_there_without_reading_a_value() -> None:
     # A tensor on "meta" has no values: reading one raises.
-    bags = Bags(DATA, Encoder(EncoderSpec(), CPU), most_tiles=30)
+    bags = Bags(DATA, SlideClassificationSpec(classes=CLASSES, most_tiles=30), CPU)
     prepared = [
         {"bags": torch.empty(length, 62, dtype=torch.bfloat16, device="meta"), "label": torch.empty((), device="meta")}
         for length in (7, 50)

@@ -32,7 +32,7 @@ from oncofed.cli.findings import commands, show_accounts, show_findings
 from oncofed.cli.looking import look_values, show_look, show_profile
 from oncofed.cli.resolve import resolve
 from oncofed.cli.terminal import echo_json
-from oncofed.errors import DataError, SpecError
+from oncofed.errors import DataError, SpecError, TrainingError
 
 if TYPE_CHECKING:
     from oncofed.data.contract import Report
@@ -243,7 +243,7 @@ def check(
     spec = read_job(job, with_code=True)
     folder = dataset_named(dataset, workspace)
     report = check_dataset(folder, spec.data, spec.plan().supervision(), spec.seed)
-    cache = _cache_note(folder, spec) if report.may_train else ""
+    cache = _cache_note(folder, spec, report) if report.may_train else ""
     if json:
         typer.echo(jsonlib.dumps({**_report_values(report, job, dataset), "cache": cache}, indent=2))
     else:
@@ -408,17 +408,26 @@ def split(
     console.print(f"Train on them: {run}", soft_wrap=True, highlight=False)
 
 
-def _cache_note(folder: Path, spec: JobSpec) -> str:
-    """Return size and place of the prepared training cases."""
+def _cache_note(folder: Path, spec: JobSpec, report: Report) -> str:
+    """Return size and place of the prepared training cases; of cases of another encoder, report that instead."""
     import torch
 
-    from oncofed.data.cases import read_cases
+    from oncofed.data.cases import by_patient, read_cases
     from oncofed.data.prepared import plan_cache
 
-    task = spec.plan().build_task()
-    train = read_cases(folder, spec.data.split, spec.seed, spec.plan().supervision(), spec.data.splits).train
+    wanted, input_ = spec.plan().supervision(), spec.plan().build_task().input(spec.training.augmentation)
+    cases = read_cases(folder, spec.data.split, spec.seed, wanted, spec.data.splits)
+    cases = cases.without({problem.case for problem in report.set_aside})
+    if wanted.whole_patients:
+        cases, _ = by_patient(cases, spec.data, wanted)
+    try:
+        input_.origin(tuple(cases))
+    except (DataError, TrainingError) as error:
+        report.why_not.append(str(error))
+        report.may_train = False
+        return ""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return plan_cache(train, task.input(spec.training.augmentation), device).note
+    return plan_cache(cases.train, input_, device).note
 
 
 def _labels(text: str | None, parse: Any) -> tuple[Path | None, dict[int, str]]:

@@ -66,6 +66,7 @@ class InProcessTraining:
         self._validation_cases: tuple[Case, ...] = ()
         self._profile: dict[str, Any] = {}
         self._table_sums: dict[str, Any] = {}
+        self._origin: dict[str, Any] = {}
         self._untrained: Weights = {}
         self._kept_locally: Weights = {}
         self._thresholds: Mapping[str, Mapping[str, float]] = {}
@@ -88,7 +89,7 @@ class InProcessTraining:
             except BaseException:
                 self._resources.close()
                 raise
-        return {**_counts(self._trainer), "profile": self._profile, **self._table_sums}
+        return {**_counts(self._trainer), "profile": self._profile, **self._table_sums, **self._origin}
 
     def close(self) -> None:
         """Release memory and the job's folder."""
@@ -106,7 +107,8 @@ class InProcessTraining:
         self._state = SiteState(context.state)
         checkpoint = context.state / _CHECKPOINT_FILE
         trainer = self._resources.enter_context(start_trainer(plan, usable.cases, context.site, checkpoint))
-        images = ((case.patient, usable.facts.get(case)) for case in usable.cases.train)
+        self._origin = trainer.input.origin(tuple(usable.cases))
+        images = ((case.patient, usable.facts.get(slide)) for case in usable.cases.train for slide in case.slides)
         self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
         if plan.data.covariates:
             sums, patients = site_sums(usable.cases.train, plan.data.covariates)

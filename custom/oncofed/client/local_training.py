@@ -72,9 +72,9 @@ class LocalTraining(Protocol):
         """Check and load the cases, unless that was done.
 
         Returns:
-            Numbers of cases, device and version; and ``profile`` (``artifacts.training_profile``) and ``covariates``
-            (``data.moments``), which leave the site only where the server wants them. ``PATIENTS_OF_SUMS`` are the keys
-            of the patients behind the latter, and stay at the site.
+            Numbers of cases, device and version; what all sites must agree in (``Preparation.origin``); and ``profile``
+            (``artifacts.training_profile``) and ``covariates`` (``data.moments``), which leave the site only where the
+            server wants them. ``PATIENTS_OF_SUMS`` are the keys of the patients behind the latter, and stay here.
         """
 
     def train(self, request: TrainRequest, stop: Stop) -> TrainResult:

@@ -48,6 +48,7 @@ class Case:
         looked_for: the job's classes that were looked for in the mask; None: all.
         boxes: of a job that looks for objects, those that the dataset states; None: its mask shows them.
         may_be_empty: a mask without any object is fine.
+        parts: the patient's slides, where several are one case; see ``patients``.
     """
 
     name: str
@@ -68,6 +69,12 @@ class Case:
     looked_for: frozenset[int] | None = None
     boxes: tuple[boxes.Box, ...] | None = field(default=None, compare=False, repr=False)
     may_be_empty: bool = False
+    parts: tuple[Case, ...] = ()
+
+    @property
+    def slides(self) -> tuple[Case, ...]:
+        """The slides of a case that may be several; else itself."""
+        return self.parts or (self,)
 
     @property
     def images(self) -> tuple[Path, ...]:

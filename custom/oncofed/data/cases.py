@@ -27,6 +27,7 @@ from oncofed.data.manifest import (
     Split,
     read_manifest,
 )
+from oncofed.data.patients import whole_patients
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.data.targets import TargetValue, stated_value
 from oncofed.errors import DataError
@@ -137,6 +138,10 @@ def usable_cases(
 
     known: dict[Case, Entry] = {}
     problems = check_cases(cases, list(wanted.classes), data, progress=advance, known=known)
+    usable = cases.without({problem.case for problem in problems})
+    if wanted.whole_patients:
+        usable, differing = by_patient(usable, data, wanted)
+        problems += differing
     set_aside = [*map(_from_quarantine, manifest.quarantine), *problems]
     everything = total + len(manifest.quarantine)
     if set_aside and len(set_aside) > data.max_bad_share * everything:
@@ -147,7 +152,7 @@ def usable_cases(
             "oncofed data check names the command that goes on without them. "
             "Repair them, or let more be set aside: --max-bad-share 1"
         )
-    usable = cases.without({problem.case for problem in problems}).require_training(where)
+    usable = usable.require_training(where)
     left = len(list(usable))
     if left < data.minimum_cases:
         raise DataError(
@@ -225,6 +230,17 @@ def deal_cases(
     cases = Cases(tuple(train), tuple(parts["validation"]), tuple(parts["test"]))
     _refuse_shared_patients(folder, cases)
     return cases
+
+
+def by_patient(cases: Cases, data: DataSpec, wanted: Supervision) -> tuple[Cases, list[Problem]]:
+    """Return the cases with a patient's slides as one; see ``whole_patients``."""
+    problems: list[Problem] = []
+    parts = []
+    for part in (cases.train, cases.validation, cases.test):
+        joined, differing = whole_patients(part, data.covariates, wanted.classes)
+        parts.append(tuple(joined))
+        problems += differing
+    return Cases(*parts), problems
 
 
 def _from_quarantine(bad: Quarantined) -> Problem:

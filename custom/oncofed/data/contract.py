@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from oncofed.data import case_facts
 from oncofed.data.case_checks import Problem, channels_fit, check_cases, contract_faults
-from oncofed.data.cases import read_cases
+from oncofed.data.cases import by_patient, read_cases
 from oncofed.data.covariate_report import CovariateReport, columns_used, covariate_reports, covariate_warnings
 from oncofed.data.decisions import decided, in_words, is_labelled, name_of
 from oncofed.data.feature_report import summarise
@@ -176,6 +176,9 @@ def _deal(report: Report, folder: Path, data: DataSpec, wanted: Supervision, see
         cases = read_cases(folder, data.split, seed, wanted, data.splits)
         report.set_aside += check_cases(cases, list(wanted.classes), data)
         usable = cases.without({p.case for p in report.set_aside})
+        if wanted.whole_patients:
+            usable, differing = by_patient(usable, data, wanted)
+            report.set_aside += differing
         report.cases = {
             "training": len(usable.train),
             "validation": len(usable.validation),

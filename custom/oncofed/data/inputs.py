@@ -28,6 +28,8 @@ from oncofed.data.transforms import load_pair, load_whole
 
 Prepared = dict[str, Tensor]
 
+# Beginnings of the names of what is only looked up to draw a sample, and stays off the GPU.
+LOOKED_UP = ("centres.", "slides", "tissue")
 # Raised when what preparing does changes though its settings do not.
 _VERSION = 5
 # Voxels of each class among which a patch's centre is drawn, spread evenly over them all. All of them would take eight
@@ -68,6 +70,22 @@ class Preparation(ABC):
         relevant = ("modality", "channels", "window", "background", "orientation", "spacing", "patch")
         values = [getattr(self.spec, name) for name in relevant]
         return json.dumps([type(self).__name__, _VERSION, monai.__version__, *values, *self._more_settings()])
+
+    def settings_of(self, case: Case) -> str:
+        """Return the settings that one prepared case depends on."""
+        del case
+        return self.settings
+
+    def origin(self, cases: Sequence[Case]) -> dict[str, Any]:
+        """Return facts about the cases in which all sites must agree.
+
+        They leave the site before the training (``privacy.outbound.check_counts``).
+
+        Raises:
+            DataError: the cases do not fit the job, or one another.
+        """
+        del cases
+        return {}
 
     @abstractmethod
     def prepare(self, case: Case) -> Prepared:

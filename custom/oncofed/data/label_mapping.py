@@ -32,6 +32,7 @@ class Supervision:
         targets: named ones; empty for others.
         partial: a dataset may lack some of a mask's classes, which are then unknown in its cases.
         regions: of a mask, name -> label values; by them a dataset may name its values instead (nnU-Net's regions).
+        whole_patients: all slides of a patient are one case.
     """
 
     kind: LabelKind = "mask"
@@ -39,6 +40,7 @@ class Supervision:
     targets: tuple[Target, ...] = ()
     partial: bool = False
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    whole_patients: bool = False
 
     def of_entry(self, manifest: Manifest, entry: Entry) -> bool:
         """Return whether an entry states what is learned.

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from oncofed.data import case_facts
 from oncofed.data.case import Case
-from oncofed.data.inputs import Preparation, Prepared
+from oncofed.data.inputs import LOOKED_UP, Preparation, Prepared
 from oncofed.devices import free_memory, is_out_of_memory
 from oncofed.errors import DataError, UnreadableError
 from oncofed.processes import sharing_processes
@@ -220,8 +220,8 @@ class PreparedCases(Dataset[Prepared]):
     def _placed(self, prepared: Prepared) -> Prepared:
         """Return a case on the GPU, or as it is once that is full."""
         try:
-            # What is only looked up on the way to a patch stays where looking it up does not make the GPU wait.
-            return {k: v if k.startswith("centres.") else v.to(self._device) for k, v in prepared.items()}
+            # What is only looked up on the way to a sample stays where looking it up does not make the GPU wait.
+            return {k: v if k.startswith(LOOKED_UP) else v.to(self._device) for k, v in prepared.items()}
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -318,10 +318,9 @@ def prepare_all(
         mapped: what is kept is left in its file, whose pages the system drops where memory is short. A process may map
             some ten thousand files.
     """
-    settings = how.settings
     missing = []
     for number, case in enumerate(cases):
-        path = _path(case, settings) if keep else None
+        path = _path(case, how) if keep else None
         found = _read(path, mapped) if path else None
         if found is None:
             missing.append((number, path))
@@ -354,14 +353,18 @@ def _threads(size: int | None) -> int:
     return max(1, min(cores, room // max(_COPIES * size, 1)))
 
 
-def _path(case: Case, settings: str) -> Path | None:
+def _path(case: Case, how: Preparation) -> Path | None:
     if case.folder is None:
         return None
+    content = " ".join(_content(part) for part in case.slides)
+    key = hashlib.sha256(f"{how.settings_of(case)} {content}".encode()).hexdigest()[:40]
+    return case.folder / CACHE_FOLDER / f"{key}.safetensors"
+
+
+def _content(case: Case) -> str:
     known = case.entry.checksum if case.entry else None
     content = f"{known} {case_facts.stamp(case.files)} {case.label} {case.label_values} {case.instances} {case.spacing}"
-    content += f" {case.reading}" + (f" {case.boxes}" if case.boxes is not None else "")
-    key = hashlib.sha256(f"{settings} {content}".encode()).hexdigest()[:40]
-    return case.folder / CACHE_FOLDER / f"{key}.safetensors"
+    return f"{content} {case.reading}" + (f" {case.boxes}" if case.boxes is not None else "")
 
 
 def _estimate(cases: Sequence[Case], how: Preparation) -> int | None:

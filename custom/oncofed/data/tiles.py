@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -53,10 +55,29 @@ def read_tiles(path: Path, tiles: Path) -> SlideTiles:
     Raises:
         DataError: the file is missing or broken.
     """
+    with _opened(tiles) as grid:
+        spec = TileSpec(int(grid["size"]), float(grid["mpp"]))
+        return SlideTiles(path=path, spec=spec, x=grid["x"], y=grid["y"])
+
+
+def tissue_shares(tiles: Path) -> NDArray[np.float32]:
+    """Return how much of each of a registered slide's tiles is tissue, (tile,), from 0 to 1.
+
+    Args:
+        tiles: file from registering.
+
+    Raises:
+        DataError: the file is missing or broken.
+    """
+    with _opened(tiles) as grid:
+        return np.asarray(grid["tissue"], np.float32)
+
+
+@contextlib.contextmanager
+def _opened(tiles: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
     try:
         with np.load(tiles) as grid:
-            spec = TileSpec(int(grid["size"]), float(grid["mpp"]))
-            return SlideTiles(path=path, spec=spec, x=grid["x"], y=grid["y"])
+            yield grid
     except (OSError, KeyError, ValueError, EOFError, BadZipFile):
         raise DataError(
             "the file of its tiles is missing or damaged, expected what registering wrote. Register the dataset again"

@@ -26,6 +26,7 @@ from oncofed.data.files import image_files
 from oncofed.data.label_mapping import LabelKind, Supervision, match
 from oncofed.data.layouts.base import first_free
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
+from oncofed.data.patients import join, whole_patients
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.data.targets import declared_target
@@ -211,7 +212,7 @@ def _take(
     values, labelled, notes = _labels(manifest, requirements, user_input)
     sources.notes += notes
     series = image_files(folder)
-    found, refused = [], list[Path]()
+    found, good, refused = [], list[Source](), list[Path]()
     for entry in (*manifest.entries, *(Entry(image=path) for path in manifest.test if isinstance(path, str))):
         case = case_of(folder, manifest, entry, values)
         if labelled and requirements.label_kind == "targets":
@@ -223,9 +224,32 @@ def _take(
                 refused.append(source.case.image)
                 sources.set_aside.append(SetAside(source.name, reason, source.entry.source or ""))
             else:
-                sources.cases.append(source)
+                good.append(source)
+    sources.cases += _by_patient(good, requirements) if requirements.job.task.whole_patients else good
     sources.set_aside += [SetAside(bad.name, bad.reason, bad.source or "") for bad in manifest.quarantine]
     sources.refused.append(RefusedImages.of(folder, manifest, refused))
+
+
+def _by_patient(sources: Sequence[Source], requirements: _JobRequirements) -> list[Source]:
+    """Return the slides of each patient as one case; where they contradict one another, it has no label."""
+    found: dict[str, list[Source]] = {}
+    for source in sources:
+        found.setdefault(source.case.patient, []).append(source)
+    joined = []
+    for own in found.values():
+        data, classes = requirements.job.data, requirements.job.task.vocabulary
+        labelled = [source for source in own if source.labelled]
+        _, contradictory = whole_patients([source.case for source in labelled], data.covariates, classes)
+        agree = bool(labelled) and not contradictory
+        # A slide without a label takes no part in its patient's.
+        label = labelled[0].case.label if agree else 0
+        slides = [replace(source.case, label=label) for source in own]
+        slides = slides if agree else [replace(slide, targets={}) for slide in slides]
+        case = slides[0] if len(slides) == 1 else join(slides)
+        entry = case.entry or own[0].entry
+        series = tuple(path for source in own for path in source.series)
+        joined.append(Source(case.name, case, entry, series, labelled=agree))
+    return joined
 
 
 def _series(entry: Entry, folder: Path, files: Mapping[str, list[str]]) -> tuple[Path, ...]:

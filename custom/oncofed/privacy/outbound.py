@@ -40,8 +40,9 @@ def check_counts(
     """Check a site's data counts before the first round.
 
     Args:
-        numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset`` and ``policy``;
-            ``profile``, histograms of what its training images are like; ``covariates``, sums of its table's numbers.
+        numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset``, ``policy`` and
+            ``encoder``; ``profile``, histograms of what its training images are like; ``covariates``, sums of its
+            table's numbers.
         version: of oncofed.
         bins: of each such histogram, by name.
         covariates: names of the job's numbers.
@@ -59,6 +60,7 @@ def check_counts(
             "version": lambda value: value == version,
             "dataset": lambda value: value is None or _is_digest(value),
             "policy": lambda value: value is None or _is_digest(value),
+            "encoder": lambda value: value is None or _is_digest(value),
             "profile": lambda value: is_profile(value, bins or {}, numbers.get("train")),
             "covariates": lambda value: are_sums(value, covariates, numbers.get("train")),
         },

@@ -135,6 +135,18 @@ class Excluded(Incident):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderUnknown(Incident):
+    """A site brings features without the digest of the encoder's weights."""
+
+    kind = "encoder_unknown"
+    message = (
+        "{site} does not know which weights made its features: they count, as the job pins none (task.encoder.digest)"
+    )
+
+    site: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ready(Event):
     """Enough sites have joined: the first round begins.
 
@@ -484,6 +496,7 @@ TRAINING_EVENTS: tuple[type[Event], ...] = (
     Resumed,
     Joined,
     Excluded,
+    EncoderUnknown,
     Ready,
     Standardised,
     NotStandardised,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Mapping
 
 from oncofed.errors import UpdateRejectedError
 from oncofed.messages.requests import PrepareRequest
 from oncofed.messages.results import Refusal, Result
 from oncofed.rounds.context import RoundContext
-from oncofed.rounds.events import Excluded, Joined, Ready, TaskSent
+from oncofed.rounds.encoders import ENCODER, common_encoder, difference, is_unknown
+from oncofed.rounds.events import EncoderUnknown, Excluded, Joined, Ready, TaskSent
 from oncofed.rounds.intake import counts
 from oncofed.rounds.quorum import Goal
 from oncofed.rounds.site_task import SiteTask
@@ -40,14 +42,25 @@ class Preparation(Goal):
         self._bins, self._covariates = bins, covariates
         self._expected = set(context.sites.all)
         self._started = context.clock()
+        self._joining = threading.Lock()
+        self._encoder: str | None = None
+        self._begun = False
 
     def run(self) -> None:
-        """Wait for the sites that the job starts with."""
+        """Wait for the sites that the job starts with.
+
+        Raises:
+            EncodersDifferError: their features are of different encoders.
+            NotEnoughSitesError: too few sites are left.
+        """
         context = self._context
         context.transport.open(
             SiteTask(name=PrepareRequest.task, sites=None, make_request=self._make_request, on_result=self._on_result)
         )
         context.quorum.wait_for(self)
+        with self._joining:
+            self._encoder = common_encoder(context.sites.cases)
+            self._begun = True
         cases = dict(sorted(context.sites.cases.items()))
         context.record(Ready(seconds=context.clock() - self._started, sites=cases))
 
@@ -65,7 +78,16 @@ class Preparation(Goal):
             context.record(Excluded(site=site, reason=str(error)))
             return
         profile, sums = numbers.pop("profile", {}), numbers.pop("covariates", {})
-        context.sites.join(site, numbers, profile, sums)
+        with self._joining:
+            if reason := difference(numbers, self._encoder):
+                context.intake.reasons[site] = reason
+                context.record(Excluded(site=site, reason=reason))
+                return
+            if self._begun:
+                self._encoder = self._encoder or numbers.get(ENCODER)
+            context.sites.join(site, numbers, profile, sums)
+        if is_unknown(numbers):
+            context.record(EncoderUnknown(site=site))
         context.record(Joined(site=site, cases=numbers, started=context.clock() - self._started))
 
     def is_reached(self) -> bool:

@@ -16,6 +16,8 @@ from oncofed.data.inputs import Prepared
 from oncofed.data.references import affine_of
 
 Affine = NDArray[np.float64]
+# Place of a vector that lies nowhere: its file has no coordinates, or it describes a whole slide.
+UNPLACED = -1
 
 
 @dataclass(frozen=True)
@@ -90,16 +92,61 @@ class ClassScores:
 
 
 @dataclass(frozen=True)
-class SlideScores(ClassScores):
-    """A classifier's answer for a slide, with its attention.
+class TileAttention:
+    """Attention of each tile of a bag.
 
     Attributes:
-        attention: weight of each tile, (tile,) float32, with sum one; None: the network has none.
-        places: corner of each tile, (tile, 2) int32: x and y in pixels of the finest level.
+        attention: weight of each tile, (tile,) float32, with sum one over a case; None: the network has none.
+        places: upper left corner of each tile, (tile, 2) int32: x and y in pixels of the finest level, or ``UNPLACED``.
+        slides: number of each tile's slide among those of the case, (tile,) int16; None: the case is one slide.
+        largest: attention that a heat map shows as one; None: the largest of these tiles.
     """
 
     attention: NDArray[np.float32] | None
     places: NDArray[np.int32]
+    slides: NDArray[np.int16] | None = None
+    largest: float | None = None
+
+    def of_slide(self, number: int) -> TileAttention:
+        """Return the tiles of one slide of the case, on the scale of all of them."""
+        chosen = np.full(len(self.places), number == 0) if self.slides is None else self.slides == number
+        if self.attention is None:
+            return TileAttention(None, self.places[chosen])
+        return TileAttention(self.attention[chosen], self.places[chosen], largest=float(self.attention.max(initial=0)))
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether there is attention with places, so that it can be drawn."""
+        return self.attention is not None and len(self.places) > 0 and not (self.places == UNPLACED).all(axis=1).any()
+
+    @property
+    def shares(self) -> NDArray[np.float32]:
+        """Attention relative to the largest, (tile,)."""
+        assert self.attention is not None
+        largest = float(self.attention.max(initial=0)) if self.largest is None else self.largest
+        return np.asarray(self.attention / max(largest, float(np.finfo(np.float32).tiny)), np.float32)
+
+    def drawn(self, shape: tuple[int, ...], step: float, scale: float) -> NDArray[np.float32]:
+        """Return the relative attention as a picture (row, column).
+
+        Args:
+            shape: its rows and columns.
+            step: side of a tile in pixels of the finest level.
+            scale: size of the picture's pixels in those.
+        """
+        heat = np.zeros(shape, np.float32)
+        if not self.is_placed:
+            return heat
+        starts = np.rint(self.places / scale).astype(int)
+        ends = np.rint((self.places + step) / scale).astype(int)
+        for share, (x, y), (right, bottom) in zip(self.shares, starts.tolist(), ends.tolist(), strict=True):
+            heat[y : max(bottom, y + 1), x : max(right, x + 1)] = share
+        return heat
+
+
+@dataclass(frozen=True)
+class SlideScores(TileAttention, ClassScores):
+    """A classifier's answer for a slide or a patient, with its attention."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +161,8 @@ class TargetScores:
 
 
 @dataclass(frozen=True)
-class SlideTargetScores(TargetScores):
-    """A network's outputs for a slide, with its attention.
-
-    Attributes:
-        attention: weight of each tile, (tile,) float32, with sum one; None: the network has none.
-        places: corner of each tile, (tile, 2) int32: x and y in pixels of the finest level.
-    """
-
-    attention: NDArray[np.float32] | None
-    places: NDArray[np.int32]
+class SlideTargetScores(TileAttention, TargetScores):
+    """A network's outputs for a slide or a patient, with its attention."""
 
 
 @dataclass(frozen=True)

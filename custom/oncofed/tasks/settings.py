@@ -46,6 +46,11 @@ class TaskSettings(StrictModel):
         return {}
 
     @property
+    def whole_patients(self) -> bool:
+        """Whether all slides of a patient are one case."""
+        return False
+
+    @property
     def figure_names(self) -> list[str]:
         """Names of the figures by class; see ``Scores.by_class``."""
         return list(self.classes.values())

@@ -242,6 +242,7 @@ class Plan(StrictModel):
             targets=task.named_targets,
             partial=task.may_lack_classes,
             regions=task.label_regions,
+            whole_patients=task.whole_patients,
         )
 
     @property

@@ -32,6 +32,7 @@ from oncofed.prediction.outputs.slides import (
     write_top_tiles,
 )
 from oncofed.prediction.sources import Source
+from oncofed.tasks.canvas import SlideCanvas
 from oncofed.tasks.inferred import SlideScores
 from slide_files import stained, tiled
 from synthetic import make_slides
@@ -58,13 +59,10 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def reader(slide: Path) -> Iterator[TileReader]:
-    """Reader of the slide's tiles.
-
-    64 pixels of one micron, 128 of the slide's.
-    """
+def canvas(slide: Path) -> Iterator[SlideCanvas]:
+    """The slide, with tiles of 64 pixels of one micron, 128 of the slide's."""
     with TileReader(slide, TileSpec(64, 1.0)) as tiles:
-        yield tiles
+        yield SlideCanvas(tiles)
 
 
 def tile_heat(at: tuple[int, int] = BRIGHT) -> TileHeat:
@@ -111,9 +109,11 @@ def test_a_tile_at_the_edge_ends_with_the_slide() -> None:
     assert tile["properties"]["measurements"]["Attention percentile"] == 100
 
 
-def test_the_overlay_opens_as_a_slide_of_the_same_size_and_place(reader: TileReader, tmp_path: Path) -> None:
-    write_overlay(reader, tile_heat(), tmp_path / "overlay.tif")
-    with openslide.OpenSlide(tmp_path / "overlay.tif") as found, openslide.OpenSlide(reader.path) as original:
+def test_the_overlay_opens_as_a_slide_of_the_same_size_and_place(
+    canvas: SlideCanvas, slide: Path, tmp_path: Path
+) -> None:
+    write_overlay(canvas, tile_heat(), tmp_path / "overlay.tif")
+    with openslide.OpenSlide(tmp_path / "overlay.tif") as found, openslide.OpenSlide(slide) as original:
         assert found.level_count >= 2
         assert found.level_downsamples == pytest.approx([2**n for n in range(found.level_count)], rel=0.01)
         per_pixel = float(found.properties["openslide.mpp-x"]) / float(original.properties["openslide.mpp-x"])
@@ -133,17 +133,17 @@ def test_the_overlay_opens_as_a_slide_of_the_same_size_and_place(reader: TileRea
         assert [page.subfiletype & 1 for page in file.pages] == [0] + [1] * (len(file.pages) - 1)
 
 
-def test_our_own_reader_takes_the_overlay_for_a_slide(reader: TileReader, tmp_path: Path) -> None:
-    write_overlay(reader, tile_heat(), tmp_path / "overlay.tif")
+def test_our_own_reader_takes_the_overlay_for_a_slide(canvas: SlideCanvas, tmp_path: Path) -> None:
+    write_overlay(canvas, tile_heat(), tmp_path / "overlay.tif")
     with TileReader(tmp_path / "overlay.tif", TileSpec(64, 2.0)) as tiles:
         assert tiles.levels[0].mpp == pytest.approx(1.0)
         assert tiles.levels[-1].mpp > 1.9
 
 
-def test_the_picture_shows_attention_at_its_place(reader: TileReader, tmp_path: Path) -> None:
+def test_the_picture_shows_attention_at_its_place(canvas: SlideCanvas, tmp_path: Path) -> None:
     pictures = []
     for at in (BRIGHT, (256, 640)):
-        write_picture(reader, tile_heat(at), "tumour 0.750", tmp_path / "heat.png")
+        write_picture(canvas, tile_heat(at), "tumour 0.750", tmp_path / "heat.png")
         pictures.append(np.asarray(Image.open(tmp_path / "heat.png").convert("RGB")).astype(int))
     differs = np.abs(pictures[0] - pictures[1]).sum(axis=-1) > 60
     rows, columns = np.nonzero(differs)
@@ -154,8 +154,8 @@ def test_the_picture_shows_attention_at_its_place(reader: TileReader, tmp_path: 
     assert differs.mean() < 0.1
 
 
-def test_tiles_with_most_attention_are_written_as_the_network_saw_them(reader: TileReader, tmp_path: Path) -> None:
-    table, *pictures = write_top_tiles(reader, tile_heat(), tmp_path, "case")
+def test_tiles_with_most_attention_are_written_as_the_network_saw_them(canvas: SlideCanvas, tmp_path: Path) -> None:
+    table, *pictures = write_top_tiles(canvas, tile_heat(), tmp_path, "case")
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 64
     assert [row["rank"] for row in rows] == [str(n) for n in range(1, 65)]

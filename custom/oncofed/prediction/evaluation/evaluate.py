@@ -21,6 +21,7 @@ from oncofed.data.decisions import decided
 from oncofed.data.grouping import counted, finding_lines
 from oncofed.data.layouts.base import distinct_names
 from oncofed.data.manifest import MANIFEST_FILE, Manifest, read_manifest
+from oncofed.data.patients import whole_patients
 from oncofed.errors import DataError, SpecError
 from oncofed.machine import environment
 from oncofed.prediction.evaluation import caveats
@@ -137,6 +138,7 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
     manifest, digest = decided(read_manifest(request.folder)), digest_of_dataset(request.folder)
     lists, dealt = _dealt(request, manifest)
     cases, aside = _usable(request, [case for case in dealt if request.split in ("all", lists[case.name])], progress)
+    lists |= {case.name: lists[case.slides[0].name] for case in cases}
     known, unmatched = _known_columns(request, cases)
     wanted = _wanted(request, known)
     network = model.network(device)
@@ -274,6 +276,10 @@ def _usable(request: EvaluationRequest, cases: Sequence[Case], progress: Progres
         vocabulary = list(model.job.task.vocabulary)
         problems |= {p.case: p for p in check_cases(cases, vocabulary, model.job.data, progress=advance)}
     left = [case for case in cases if case.name not in problems]
+    if request.model.job.task.whole_patients:
+        columns = request.model.job.data.covariates
+        left, differing = whole_patients(left, columns, request.model.job.task.vocabulary)
+        problems |= {problem.case: problem for problem in differing}
     if not left:
         listed = "\n  ".join(finding_lines((problem.case, problem.what) for problem in problems.values()))
         raise DataError(f"{request.folder}: none of its {counted(len(cases), 'case')} fits the job:\n  {listed}")
@@ -327,6 +333,10 @@ def _require_comparable(request: EvaluationRequest) -> None:
             f"the models answer different questions: {mine.job.name} tells {', '.join(mine.task.classes.values())} "
             f"({mine.task.metric_name}), {its.job.name} {', '.join(its.task.classes.values())} "
             f"({its.task.metric_name}). Expected two models of one task and the same classes"
+        )
+    if mine.job.task.whole_patients != its.job.task.whole_patients:
+        raise SpecError(
+            "one of the models answers for slides, the other for patients (task.bag). Expected two models of one kind"
         )
     targets, others = (model.job.task.named_targets for model in (mine, its))
     if [target.question for target in targets] != [target.question for target in others]:

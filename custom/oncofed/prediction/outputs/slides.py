@@ -22,15 +22,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import rankdata
 
-from oncofed.data.slides import Pixels, TileReader, TileSpec
+from oncofed.data.layouts.base import first_free
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
 from oncofed.prediction.outputs.heatmap import COLOURS, overlay_heatmap
 from oncofed.prediction.outputs.tables import write_rows
 from oncofed.prediction.outputs.targets import in_short, target_rows, with_unit
-from oncofed.tasks.inferred import SlideScores, SlideTargetScores
-from oncofed.tasks.slides import slide_tiles
+from oncofed.prediction.sources import Source, file_name
+from oncofed.tasks.canvas import Canvas, open_canvas
+from oncofed.tasks.inferred import SlideScores, SlideTargetScores, TileAttention
 
 TOP_TILES = 12
 
@@ -47,20 +48,16 @@ class TileHeat:
     """Attention of each tile of a slide.
 
     Attributes:
-        attention: sums to one, (tile,) float32.
+        attention: sums to one over a case, (tile,) float32.
         places: upper left corners, (tile, 2) int32: x and y.
         step: side of a tile in pixels.
+        largest: what is drawn as one; None: the largest of these.
     """
 
     attention: NDArray[np.float32]
     places: NDArray[np.int32]
     step: float
-
-    @property
-    def shares(self) -> NDArray[np.float32]:
-        """Attention relative to the largest, (tile,)."""
-        largest = max(float(self.attention.max(initial=0)), float(np.finfo(np.float32).tiny))
-        return np.asarray(self.attention / largest, np.float32)
+    largest: float | None = None
 
     @property
     def percentiles(self) -> NDArray[np.float64]:
@@ -72,53 +69,69 @@ class TileHeat:
         """Tile indices by falling attention, (tile,)."""
         return np.argsort(-self.attention, kind="stable")
 
-    def drawn(self, shape: tuple[int, int], scale: float) -> NDArray[np.float32]:
-        """Rasterise the relative attention.
+    def drawn(self, shape: tuple[int, ...], scale: float) -> NDArray[np.float32]:
+        """Return the relative attention as a picture (row, column).
 
         Args:
             shape: its rows and columns.
             scale: downsampling relative to the finest level.
         """
-        heat = np.zeros(shape, np.float32)
-        starts = np.rint(self.places / scale).astype(int)
-        ends = np.rint((self.places + self.step) / scale).astype(int)
-        for share, (x, y), (right, bottom) in zip(self.shares, starts.tolist(), ends.tolist(), strict=True):
-            heat[y : max(bottom, y + 1), x : max(right, x + 1)] = share
-        return heat
+        tiles = TileAttention(self.attention, self.places, largest=self.largest)
+        return tiles.drawn(shape, self.step, scale)
 
 
 def write_slide(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
     """Write a slide's class and the attention of its tiles.
 
     ``NAME_slide.geojson``; where the network gives attention also ``NAME_attention.png``, ``NAME_attention.tif``,
-    ``NAME_tiles.csv`` and ``NAME_tile_RANK.png``.
+    ``NAME_tiles.csv`` and ``NAME_tile_RANK.png``. Of a patient with several slides each slide has these, under
+    ``NAME_SLIDE``. Vectors without a place, and without their slide's file, have none.
 
     Raises:
         DataError: the slide cannot be read, or was cut otherwise than the job's slides are.
     """
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as unfinished:
-        written = _write_slide(prediction, model, Path(unfinished))
+        written = []
+        for number, name in enumerate(_names(prediction.source)):
+            written += _write_slide(prediction, model, number, name, Path(unfinished))
         return [path.replace(folder / path.name) for path in written]
 
 
-def _write_slide(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
+def _names(source: Source) -> list[str]:
+    """Return the beginnings of the names of each slide's files."""
+    slides = source.case.slides
+    if len(slides) == 1:
+        return [source.name]
+    names: list[str] = []
+    for slide in slides:
+        names.append(first_free(f"{source.name}_{file_name(slide.name)}", names))
+    return names
+
+
+def _write_slide(prediction: CasePrediction, model: TrainedModel, number: int, name: str, folder: Path) -> list[Path]:
     found, source = prediction.found, prediction.source
     assert isinstance(found, SlideScores | SlideTargetScores)
-    tiles, name = slide_tiles(source.case, model.job.data), source.name
     category, numbers, caption = _words(prediction, model)
-    key = f"{source.entry.checksum or name}/{model.digest}"
+    key = f"{source.entry.checksum or source.name}/{number}/{model.digest}"
     paths = [folder / f"{name}_slide.geojson"]
-    with TileReader(source.case.image, tiles.spec) as reader:
-        heat = None if found.attention is None else TileHeat(found.attention, found.places, reader.step)
-        finest = reader.levels[0]
-        features = slide_features(heat, (finest.width, finest.height), category, numbers, key)
+    with open_canvas(source.case.slides[number], model.job.data) as canvas:
+        if canvas is None:
+            return []
+        heat = _heat(found.of_slide(number), canvas)
+        features = slide_features(heat, canvas.size, category, numbers, key)
         paths[0].write_text(geojson.collection(features), encoding="utf-8")
         if heat is not None:
             paths += [folder / f"{name}_attention.png", folder / f"{name}_attention.tif"]
-            write_picture(reader, heat, caption, paths[1])
-            write_overlay(reader, heat, paths[2])
-            paths += write_top_tiles(reader, heat, folder, name)
+            write_picture(canvas, heat, caption, paths[1])
+            write_overlay(canvas, heat, paths[2])
+            paths += write_top_tiles(canvas, heat, folder, name)
     return paths
+
+
+def _heat(tiles: TileAttention, canvas: Canvas) -> TileHeat | None:
+    if tiles.attention is None or not tiles.is_placed:
+        return None
+    return TileHeat(tiles.attention, tiles.places, canvas.step, tiles.largest)
 
 
 def _words(prediction: CasePrediction, model: TrainedModel) -> tuple[tuple[int, str], dict[str, float], str]:
@@ -161,16 +174,16 @@ def slide_features(
         yield geojson.feature([tile], "detection", f"{key}/tile/{number}", category, measurements)
 
 
-def write_picture(reader: TileReader, heat: TileHeat, caption: str, path: Path) -> None:
+def write_picture(canvas: Canvas, heat: TileHeat, caption: str, path: Path) -> None:
     """Write a PNG of the slide with attention and scales.
 
     Args:
-        reader: of the slide.
+        canvas: to draw on.
         heat: attention of the tiles.
         caption: stands above.
         path: of the file.
     """
-    pixels, scale = reader.overview()
+    pixels, scale = canvas.overview()
     height, width = pixels.shape[:2]
     across, down = (_PICTURE * side / max(height, width) for side in (width, height))
     whole = across + _MARGIN + _COLOUR_BAR, down + _MARGIN
@@ -182,7 +195,8 @@ def write_picture(reader: TileReader, heat: TileHeat, caption: str, path: Path) 
     axes.set_title(caption, fontsize=9)
     colour_bar = figure.add_axes(((across + _MARGIN / 2) / whole[0], 0.1, 0.2 / whole[0], 0.8 * down / whole[1]))
     figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=colour_bar, label="attention, share of the largest")
-    _length_bar(axes, reader.levels[0].mpp * scale, width, height)
+    if canvas.mpp:
+        _length_bar(axes, canvas.mpp * scale, width, height)
     figure.savefig(path, dpi=150)
 
 
@@ -199,23 +213,24 @@ def _length_bar(axes: Any, mpp: float, width: int, height: int) -> None:
     axes.text(left, y - 0.015 * height, words, fontsize=8, va="bottom", bbox=box)
 
 
-def write_overlay(reader: TileReader, heat: TileHeat, path: Path) -> None:
+def write_overlay(canvas: Canvas, heat: TileHeat, path: Path) -> None:
     """Write the slide with its attention as pyramidal TIFF.
 
     Each level is a separate image of half the size, as in OpenSlide's generic tiled TIFF. Its origin is the slide's,
-    and it states its pixel size.
+    and it states its pixel size where that is known.
 
     Args:
-        reader: of the slide.
+        canvas: to draw on.
         heat: attention of the tiles.
         path: of the file.
     """
-    pixels, shrink = _shrunk(reader, heat.step)
+    shrink = _shrink(canvas.size, heat.step)
+    pixels = canvas.shrunk(shrink)
     pixels = overlay_heatmap(pixels, heat.drawn(pixels.shape[:2], shrink))
-    mpp = reader.levels[0].mpp * shrink
     with tifffile.TiffWriter(path) as file:
         levels = 1 + max(0, math.ceil(math.log2(max(pixels.shape) / _BLOCK)))  # the last fits into one tile
         for level in range(levels):
+            side = canvas.mpp and canvas.mpp * shrink * 2**level
             file.write(
                 pixels,
                 tile=(_BLOCK, _BLOCK),
@@ -223,38 +238,26 @@ def write_overlay(reader: TileReader, heat: TileHeat, path: Path) -> None:
                 compression="jpeg",
                 compressionargs={"level": _QUALITY},
                 subfiletype=1 if level else 0,  # a smaller copy of another image
-                resolution=(1e4 / mpp, 1e4 / mpp),
-                resolutionunit="CENTIMETER",
+                resolution=(1e4 / side, 1e4 / side) if side else None,
+                resolutionunit="CENTIMETER" if side else None,
                 metadata=None,
             )
-            pixels, mpp = np.asarray(Image.fromarray(pixels).reduce(2)), mpp * 2
+            pixels = np.asarray(Image.fromarray(pixels).reduce(2))
 
 
-def _shrunk(reader: TileReader, step: float) -> tuple[Pixels, int]:
-    """Return a small image of the slide, and its downsampling.
-
-    A tile remains several pixels wide.
-    """
-    finest = reader.levels[0]
+def _shrink(size: tuple[int, int], step: float) -> int:
+    """Return the overlay's downsampling, at which a tile remains several pixels wide."""
     shrink = 1
-    while step / (2 * shrink) >= _TILE_PIXELS or finest.width * finest.height / shrink**2 > _MOST_PIXELS:
+    while step / (2 * shrink) >= _TILE_PIXELS or size[0] * size[1] / shrink**2 > _MOST_PIXELS:
         shrink *= 2
-    width, height = (math.ceil(side / shrink) for side in (finest.width, finest.height))
-    pixels = np.empty((height, width, 3), np.uint8)
-    with TileReader(reader.path, TileSpec(_BLOCK, finest.mpp * shrink)) as coarse:
-        for top in range(0, height, _BLOCK):
-            for left in range(0, width, _BLOCK):
-                part = coarse.read(left * shrink, top * shrink)
-                bottom, right = min(top + _BLOCK, height), min(left + _BLOCK, width)
-                pixels[top:bottom, left:right] = part[: bottom - top, : right - left]
-    return pixels, shrink
+    return shrink
 
 
-def write_top_tiles(reader: TileReader, heat: TileHeat, folder: Path, name: str, most: int = TOP_TILES) -> list[Path]:
+def write_top_tiles(canvas: Canvas, heat: TileHeat, folder: Path, name: str, most: int = TOP_TILES) -> list[Path]:
     """Write the most attended tiles, and a table of all.
 
     Args:
-        reader: of the slide, with the network's tiling.
+        canvas: of the slide, with the network's tiling; pictures are written where there is a slide.
         heat: attention of the tiles.
         folder: for ``NAME_tiles.csv`` and ``NAME_tile_RANK.png``.
         name: of the case.
@@ -266,10 +269,11 @@ def write_top_tiles(reader: TileReader, heat: TileHeat, folder: Path, name: str,
     percentiles = heat.percentiles
     for rank, number in enumerate(heat.order.tolist(), start=1):
         x, y = heat.places[number].tolist()
-        picture = f"{name}_tile_{rank:02d}.png" if rank <= most else ""
-        if picture:
+        seen = canvas.tile(x, y) if rank <= most else None
+        picture = "" if seen is None else f"{name}_tile_{rank:02d}.png"
+        if seen is not None:
             paths.append(folder / picture)
-            Image.fromarray(reader.read(x, y)).save(paths[-1])
+            Image.fromarray(seen).save(paths[-1])
         attention = f"{heat.attention[number]:.6g}"
         rows.append([rank, x, y, round(heat.step), attention, f"{percentiles[number]:.3f}", picture])
     write_rows(table, ["rank", "x", "y", "size_px", "attention", "percentile", "picture"], rows)
