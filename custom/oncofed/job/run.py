@@ -26,7 +26,7 @@ from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.card import write_cards
 from oncofed.job.flare import export_job
-from oncofed.job.outcome import POOLED, TABLE, Scores, begin_result, note_incidents, note_rounds, note_scores
+from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import Curves, RunView, progress_bar
 from oncofed.processes import short_path
@@ -240,9 +240,8 @@ class Run:
         trained = {POOLED: (pool_cases(self._cases), tests)}
         trained |= {site: (cases, {site: cases.test}) for site, cases in self._cases.items()}
         plans: dict[str, Plan | None] = dict.fromkeys(trained)
-        table = self.spec.plan().of_table_alone()
-        if table:
-            trained[TABLE], plans[TABLE] = trained[POOLED], table
+        for name, plan in self.spec.plan().references().items():
+            trained[name], plans[name] = trained[POOLED], plan
         most = self.spec.evaluation.most_cases
         return [
             Baseline(name, cases, scored_on, sample_cases(cases.validation, most, self.spec.seed), plans[name])

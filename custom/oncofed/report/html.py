@@ -44,7 +44,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         "report.html",
         result=result,
         classes=line_styles(result.classes),
-        models=[name for name in ("alone", "federated", "pooled", "table") if getattr(result.mean, name) is not None],
+        models=list(result.mean.known),
         curves=svg(_curves(result)),
         over_sites=svg(together) if together else "",
         target_plots={name: [svg(plot) for plot in of_target(target)] for name, target in targets.items()},

@@ -33,6 +33,8 @@ class SiteResult(_Part):
     federated: float | None = None
     pooled: float | None = None
     table: float | None = Field(None, description="of the covariates alone, trained on all sites' patients")
+    mean_pooling: float | None = Field(None, description="of the mean of a slide's tiles, of all sites' patients")
+    max_pooling: float | None = Field(None, description="of the greatest of each feature over its tiles, likewise")
     personal: float | None = Field(None, description="of the site's own model, where the strategy trains one (Ditto)")
     by_class: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="model -> class -> mean over test patients"
@@ -56,6 +58,13 @@ class Means(_Part):
     federated: float | None = None
     pooled: float | None = None
     table: float | None = None
+    mean_pooling: float | None = None
+    max_pooling: float | None = None
+
+    @property
+    def known(self) -> dict[str, float]:
+        """Those that are known, by model, in the order in which people read them."""
+        return {name: value for name, value in self if value is not None}
 
 
 class Fairness(_Part):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.case import Case
@@ -23,7 +24,8 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import SlideTiles, read_tiles
 from oncofed.devices import training_device
 from oncofed.errors import DataError
-from oncofed.models.mil import AttentionMIL
+from oncofed.models.fusion import tile_attention
+from oncofed.models.mil.own_loss import own_loss, without_own_loss
 from oncofed.models.networks import Kind
 from oncofed.tasks.classification import ClassesSpec, Classification, Classified, caption
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
@@ -213,6 +215,15 @@ class SlideClassification(Classification):
         """Return logits of a batch of bags."""
         return network(batch["bags"], batch["there"])
 
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy, and the loss that a network has of its own."""
+        outputs, own = without_own_loss(output, self.out_channels)
+        loss = super().loss(outputs, batch)
+        if own.shape[1]:
+            holds, fails = own.chunk(2, dim=1)
+            loss = loss + own_loss(holds, fails, functional.one_hot(batch["label"], self.out_channels)).mean()
+        return loss
+
     def scoring_preparation(self) -> Preparation | None:
         """Return bags of features, as training has them."""
         return self.input("none")
@@ -227,10 +238,9 @@ class SlideClassification(Classification):
         bags = prepared["bags"].to(device).float()[None]
         present = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
         logits = network(bags, present)[0].float().double().cpu().numpy()
-        attention = None
-        if isinstance(network, AttentionMIL):
-            attention = network.attention(bags, present)[0].float().cpu().numpy()
-        return SlideScores(logits, attention, prepared["places"].cpu().numpy())
+        attention = tile_attention(network, bags, present)
+        told = None if attention is None else attention[0].float().cpu().numpy()
+        return SlideScores(logits, told, prepared["places"].cpu().numpy())
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> Classified:
         """Evaluate a network on one slide, all tiles together."""
