@@ -11,6 +11,7 @@ from oncofed.atomic import write_whole
 from oncofed.errors import DataError
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
+from oncofed.tasks.deletion import Deletion
 from oncofed.tasks.differences import Difference
 from oncofed.tasks.over_sites import PooledTest
 from oncofed.tasks.targets import TargetDetails
@@ -121,6 +122,7 @@ class Result(_Part):
     calibration: Calibration | None = Field(None, description="how sure the model should be; null: not known")
     pooled_test: PooledTest | None = Field(None, description="the test patients of all sites together")
     paired_test: Difference | None = Field(None, description="this model less the one that it was compared with")
+    attention: Deletion | None = Field(None, description="whether slides' attention shows what answers rest on")
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="round -> sites asked, in time, late, refused, lost and missing"
