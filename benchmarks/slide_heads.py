@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from covariates import federated
 from harness.bench import Bench, Settings
 from harness.results import Target
-from oncofed.data.cases import Cases, pool_cases, usable_cases
+from in_memory_sites import federated, known, pooled_and_alone
+from oncofed.data.cases import pool_cases, usable_cases
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec
 from oncofed.tasks import SlideClassification
 from oncofed.tasks.deletion import deletion
-from oncofed.training import Plan, Trainer
-from oncofed.training.baselines import Baseline, train_baseline
+from oncofed.training import Trainer
 from synthetic import make_slides
 
 _SITES = ("east", "north", "west")
@@ -120,11 +119,9 @@ def scores(spec: JobSpec, sites: Mapping[str, Path], regions: Regions, folder: P
     folder.mkdir(parents=True)
     judge = Trainer(plan, pooled, "pooled")
     judge.load_weights(load_file(federated(spec, sites, folder)))
-    found = {("federated", "AUROC"): _known(judge.evaluate(pooled.test).mean)}
+    found = {("federated", "AUROC"): known(judge.evaluate(pooled.test).mean)}
     found |= _attention(judge, regions, spec.seed)
-    found["pooled", "AUROC"] = _alone(plan, pooled, pooled, folder)
-    found["alone", "AUROC"] = float(np.mean([_alone(plan, own, pooled, folder) for own in cases.values()]))
-    return found
+    return found | {(how, "AUROC"): v for how, v in pooled_and_alone(plan, cases, pooled, folder).items()}
 
 
 def _attention(trainer: Trainer, regions: Regions, seed: int) -> dict[tuple[str, str], float]:
@@ -145,13 +142,3 @@ def _attention(trainer: Trainer, regions: Regions, seed: int) -> dict[tuple[str,
     faithful = deletion(task, trainer.network, tests, trainer.device, seed)
     found = {("attention lies on the region", "share"): float(np.mean(hits))} if hits else {}
     return found | ({("moved beyond random tiles", "share"): faithful.gain} if faithful else {})
-
-
-def _alone(plan: Plan, own: Cases, tested: Cases, folder: Path) -> float:
-    baseline = Baseline("baseline", own, {"all": tested.test}, own.validation)
-    return _known(train_baseline(plan, baseline, folder, None)["all"].mean)
-
-
-def _known(score: float | None) -> float:
-    assert score is not None
-    return score
