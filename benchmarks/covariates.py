@@ -20,19 +20,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from harness.bench import Bench, Settings
-from oncofed.client.in_process import InProcessTraining
-from oncofed.client.local_training import PATIENTS_OF_SUMS, SiteContext
-from oncofed.data.cases import Cases, pool_cases, usable_cases
+from in_memory_sites import federated, known, pooled_and_alone
+from oncofed.data.cases import pool_cases, usable_cases
 from oncofed.data.manifest import SALT_FILE
 from oncofed.job.spec import JobSpec
-from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
-from oncofed.messages.results import EvaluateResult, Result, SiteFacts
 from oncofed.models import register_network
-from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER
-from oncofed.rounds.in_memory import InMemorySites
-from oncofed.rounds.loop import RoundLoop, Server
-from oncofed.training import Plan, Trainer
-from oncofed.training.baselines import Baseline, train_baseline
+from oncofed.training import Trainer
 
 _SITES = ("east", "north", "west")
 _AGE = {"name": "age", "unit": "years", "range": [0, 120]}
@@ -144,64 +137,6 @@ def scores(name: str, sites: Mapping[str, Path], folder: Path, seed: int) -> dic
         site: usable_cases(data, plan.data, plan.supervision(), plan.seed, site).cases for site, data in sites.items()
     }
     pooled = pool_cases(cases)
-    weights = _federated(spec, sites, folder)
     judge = Trainer(plan, pooled, "pooled")
-    judge.load_weights(load_file(weights))
-    found = {"federated": _known(judge.evaluate(pooled.test).mean), "pooled": _alone(plan, pooled, pooled, folder)}
-    alone = [_alone(plan, own, pooled, folder) for own in cases.values()]
-    return {**found, "alone": float(np.mean(alone))}
-
-
-def _alone(plan: Plan, own: Cases, tested: Cases, folder: Path) -> float:
-    baseline = Baseline("baseline", own, {"all": tested.test}, own.validation)
-    return _known(train_baseline(plan, baseline, folder, None)["all"].mean)
-
-
-def _known(score: float | None) -> float:
-    assert score is not None
-    return score
-
-
-class _Quiet:
-    def progress(self, **values: Any) -> None:
-        """Drop it."""
-
-    def note(self, text: str, level: int) -> None:
-        """Drop it."""
-
-
-def _federated(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Path:
-    """Train together in memory, and return the best model's file."""
-    trainings = {
-        site: InProcessTraining(
-            plan=spec.plan(),
-            federation=spec.federation(),
-            context=SiteContext(site=site, data=data, state=folder / site),
-            reporter=_Quiet(),
-        )
-        for site, data in sites.items()
-    }
-    transport = InMemorySites({site: _answering(training) for site, training in trainings.items()})
-    server = Server(record=lambda event: None, sites=transport.names, clock=transport.clock)
-    loop = RoundLoop(plan=spec.plan(), federation=spec.federation(), transport=transport, folder=folder, server=server)
-    try:
-        loop.run()
-    finally:
-        loop.close()
-        for training in trainings.values():
-            training.close()
-    return folder / MODELS_FOLDER / BEST_MODEL
-
-
-def _answering(training: InProcessTraining) -> Any:
-    def answer(request: Request) -> Result:
-        if isinstance(request, PrepareRequest):
-            numbers = training.prepare()
-            numbers.pop(PATIENTS_OF_SUMS)
-            return SiteFacts(numbers)
-        if isinstance(request, TrainRequest):
-            return training.train(request, bool)
-        assert isinstance(request, EvaluateRequest)
-        return EvaluateResult(training.validate(request, bool).numbers)
-
-    return answer
+    judge.load_weights(load_file(federated(spec, sites, folder)))
+    return {"federated": known(judge.evaluate(pooled.test).mean), **pooled_and_alone(plan, cases, pooled, folder)}

@@ -101,11 +101,18 @@ def make_nuclei(folder: Path, count: int = 12, side: int = 128) -> Path:
 
 
 def make_slides(
-    folder: Path, count: int, side: int = 2048, seed: int = 0
+    folder: Path, count: int, side: int = 2048, seed: int = 0, region_side: int | None = None
 ) -> dict[str, tuple[int, int, int, int] | None]:
     """Write tissue slides and a table of classes.
 
-    In every other slide a region of less than 2 % of the tissue has nuclei that are larger and denser.
+    In every other slide a region of less than 3 % of the tissue has nuclei that are larger and denser.
+
+    Args:
+        folder: to make.
+        count: slides.
+        side: of a slide in pixels; three quarters of it are tissue.
+        seed: of all that is random.
+        region_side: of the region in pixels; None: an eighth of the slide's.
 
     Returns:
         file name -> (x, y, width, height) of that region in pixels; None where a slide has none.
@@ -124,7 +131,7 @@ def make_slides(
         _nuclei(pixels, rng, margin, margin, side - 2 * margin, radius=4, every=900)
         region = None
         if tumour:
-            size = side // 8
+            size = region_side or side // 8
             x, y = (int(v) for v in rng.integers(margin, side - margin - size, 2))
             region = (x, y, size, size)
             _nuclei(pixels, rng, x, y, size, radius=7, every=350)

@@ -258,6 +258,7 @@ class Network:
         norm: the network's own.
         divisor: of the input's sides; 0: follows from the channels.
         dimensions: that its input can have.
+        adds_loss: of its own to the task's, as ``models.mil.own_loss`` has it.
     """
 
     name: str
@@ -267,6 +268,7 @@ class Network:
     norm: Literal["instance", "group", "batch"] = "group"
     divisor: int = 0
     dimensions: tuple[int, ...] = (2, 3)
+    adds_loss: bool = False
 
 
 NETWORKS = Registry[Network]("network", "oncofed.networks")

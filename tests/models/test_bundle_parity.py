@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from bundle_runs import Run, Scored, prepare, run_all
+from oncofed.models import ModelSpec
 from oncofed.training.plan import Plan
 
 UNET = {"network": "unet", "channels": [4, 8], "residual_units": 0}
@@ -107,6 +108,12 @@ PLANS = {
         },
         {"network": "attention_mil", "arguments": {"hidden": 16}},
     ),
+}
+PLANS |= {
+    f"slides, {name}": PLANS["slides"].model_copy(
+        update={"model": ModelSpec.model_validate({"network": name, "arguments": {"hidden": 16}})}
+    )
+    for name in ("clam_sb", "mean_pooling", "max_pooling")
 }
 DENSE = ("mri", "ct", "two", "micro", "flat", "pixels", "objects")
 PIXELS = {"pixels": (0.07, 0.04), "vit": (0.2, 0.4)}

@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 
 from oncofed.report.html import _slices, write_report
 from oncofed.report.result import Means, Result, SiteResult, Timing, read_result
+from oncofed.tasks.deletion import of_patients
 from oncofed.tasks.pictures import Picture, best_slice
 
 
@@ -76,6 +77,17 @@ def test_the_report_is_one_file_that_needs_no_network_and_escapes_names(tmp_path
     assert "-0.050" in html
     for source in ("<script", "<link", "src=", "@import"):
         assert source not in html
+
+
+def test_the_report_tells_whether_answers_rest_on_what_was_attended_to(tmp_path: Path) -> None:
+    curves = np.array([[0.4, 0.5], [0.1, 0.2], [0.0, 0.1]]).repeat(3, axis=1)
+    result = _result()
+    result.attention = of_patients({f"{number}": [curves] for number in range(6)})
+    html = write_report(result, {}, tmp_path).read_text()
+    assert "6 test patients" in html
+    assert "<b>+0.300</b>" in html
+    assert html.count("<svg") == 2
+    assert "Does the answer rest" not in write_report(_result(), {}, tmp_path).read_text()
 
 
 def test_captions_of_the_grid_do_not_overlap() -> None:

@@ -20,6 +20,7 @@ from oncofed.errors import DataError
 from oncofed.models import ModelSpec
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
 from oncofed.tasks.bags import Bags
+from oncofed.tasks.deletion import deletion
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from oncofed.training import Plan, Trainer, TrainingSpec
 from synthetic import make_slides
@@ -80,6 +81,9 @@ def test_attention_finds_the_region_that_makes_the_label(slides: tuple[Path, Tru
                 all(low - 64 < at < low + size for at, low, size in zip(corner, region[:2], region[2:], strict=True))
             )
     assert np.mean(hits) > 0.7
+    faithful = deletion(task, trainer.network, tuple(cases)[:10], CPU, seed=1)
+    assert faithful
+    assert faithful.gain > 0
     picture = task.picture(trainer.network, cases.test[0], CPU)
     assert picture.heat is not None
     assert picture.heat.shape == picture.image.shape[:2]

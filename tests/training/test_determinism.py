@@ -119,7 +119,7 @@ _REPLACED = {("segresnet", 2): 3, ("segresnet", 3): 3, ("hovernet", 2): 5, ("den
 @pytest.mark.parametrize(("name", "dimensions", "heads"), list(_cases()))
 def test_every_network_has_a_deterministic_form_with_equal_weights(name: str, dimensions: int, heads: int) -> None:
     side = _SIDES.get(name, 32)
-    channels = 62 if name == "attention_mil" else 1
+    channels = 62 if find_network(name).kind == "bag" else 1
     spec = ModelSpec.model_validate({"network": name, "deep_supervision": heads})
     request = NetworkRequest(spec, channels, 3, dimensions, (side,) * dimensions)
     network = build_network(request, 1).to("meta").train()

@@ -285,10 +285,11 @@ def result_table(result: Result) -> Table:
 
     A row is a site, a column a model.
     """
-    models = [m for m in ("alone", "federated", "pooled", "table") if getattr(result.mean, m) is not None]
+    models = list(result.mean.known)
     table = Table(title=f"{result.title}: {result.metric_name} on held-out patients", title_justify="left")
     table.add_column("site")
-    for heading in ("train", "test", *models, *(["gain"] if "alone" in models else [])):
+    headings = [model.replace("_", " ") for model in models]
+    for heading in ("train", "test", *headings, *(["gain"] if "alone" in models else [])):
         table.add_column(heading, justify="right")
     for name, site in sorted(result.sites.items()):
         values = [getattr(site, model) for model in models]

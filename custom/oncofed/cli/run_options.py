@@ -78,7 +78,8 @@ def parse_sites(values: list[str]) -> dict[str, Path]:
     Raises:
         SpecError: an argument has another form, or its name is given twice or unfit for a certificate.
     """
-    from oncofed.job.outcome import POOLED, TABLE
+    from oncofed.job.outcome import POOLED
+    from oncofed.training.plan import REFERENCES
 
     sites: dict[str, Path] = {}
     for value in values:
@@ -90,7 +91,7 @@ def parse_sites(values: list[str]) -> dict[str, Path]:
             )
         if name in sites:
             raise SpecError(f"--site {name} is given twice. Give each site a name of its own.")
-        if name in ("server", "localhost", POOLED, TABLE):
+        if name in ("server", "localhost", POOLED, *REFERENCES):
             raise SpecError(f"--site {name}: this name is taken. Give the site another one.")
         sites[name] = Path(folder).expanduser()
     return sites

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from oncofed.data.cases import pool_cases, usable_cases
 from oncofed.errors import FederationError, SpecError
 from oncofed.job.checks import check_sites, check_strategy
-from oncofed.job.outcome import TABLE
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec
 from oncofed.report.compare import write_plot
 from oncofed.report.result import Backend, Result, read_result
 from oncofed.tasks.comparison import compare
 from oncofed.training import Trainer
+from oncofed.training.plan import TABLE
 
 COMPARISON_FILE = "comparison.json"
 

@@ -16,13 +16,12 @@ from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
 from oncofed.tasks.over_sites import PooledTest
 from oncofed.tasks.targets import details_of
+from oncofed.training.plan import REFERENCES
 
 # Site or "pooled" -> site whose test cases they are -> scores.
 Scores = dict[str, dict[str, Evaluation]]
 
 POOLED = "pooled"
-# The table alone, of all sites: what every model of images must beat.
-TABLE = "table"
 
 
 def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result:
@@ -90,10 +89,9 @@ def note_scores(
     result.best_round = state.finished.best_round
     for site, cases in sorted(state.cases.items()):
         federated = state.finished.test.get(site, {"mean": None, "by_class": {}})
-        alone = scores.get(site, {}).get(site)
-        pooled = scores.get(POOLED, {}).get(site)
-        table = scores.get(TABLE, {}).get(site)
-        compared = {name: e for name, e in (("alone", alone), ("pooled", pooled), ("table", table)) if e}
+        trained = {"alone": site, POOLED: POOLED, **{name: name for name in REFERENCES}}
+        found = {model: scores.get(name, {}).get(site) for model, name in trained.items()}
+        compared = {model: evaluation for model, evaluation in found.items() if evaluation}
         by_class = {"federated": federated["by_class"], **{name: e.by_class for name, e in compared.items()}}
         more = {"federated": federated.get("more", {}), **{name: e.extra_metrics for name, e in compared.items()}}
         intervals = {"federated": federated.get("interval"), **{n: e.interval for n, e in compared.items()}}
@@ -102,10 +100,8 @@ def note_scores(
             validation_cases=cases["validation"],
             test_cases=cases["test"],
             skipped_cases=skipped.get(site, 0),
-            alone=alone.mean if alone else None,
             federated=federated["mean"],
-            pooled=pooled.mean if pooled else None,
-            table=table.mean if table else None,
+            **{model: evaluation.mean for model, evaluation in compared.items()},
             personal=(state.finished.personal or {}).get(site, {}).get("mean"),
             by_class=by_class,
             more=more,
@@ -122,10 +118,7 @@ def note_scores(
         spread = statistics.pstdev(known.values())
         result.fairness = Fairness(worst_site=worst, worst=known[worst], spread=spread)
     result.mean = Means(
-        alone=_mean(site.alone for site in result.sites.values()),
-        federated=_mean(site.federated for site in result.sites.values()),
-        pooled=_mean(site.pooled for site in result.sites.values()),
-        table=_mean(site.table for site in result.sites.values()),
+        **{name: _mean(getattr(site, name) for site in result.sites.values()) for name in Means.model_fields}
     )
 
 

@@ -26,18 +26,21 @@ from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.card import write_cards
 from oncofed.job.flare import export_job
-from oncofed.job.outcome import POOLED, TABLE, Scores, begin_result, note_incidents, note_rounds, note_scores
+from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_rounds, note_scores
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import Curves, RunView, progress_bar
 from oncofed.processes import short_path
 from oncofed.report.html import write_report
 from oncofed.report.result import Backend, Result
 from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER, EventReader
+from oncofed.tasks.deletion import Deletion, deletion
 from oncofed.tasks.pictures import Picture
 from oncofed.training import Plan, Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
 
 _POLL_SECONDS = 0.2
+# Slides that are answered again without tiles: enough for an interval, few enough to wait for.
+_MOST_DELETED = 100
 # Memory of one site with small images: a separate process, or a fork of the simulator.
 _GIB_OF_A_SITE: dict[Backend, float] = {"federation": 0.55, "simulate": 0.16}
 _STARTING: dict[Backend, str] = {
@@ -195,6 +198,7 @@ class Run:
             scores = self._collect(pool)
         result.timing.baselines_s = time.monotonic() - ended
         note_scores(result, state, scores, self._skipped)
+        result.attention = self._deletion()
         self._note_patients(result)
         values = self.spec.model_dump(mode="json", by_alias=True)
         bundle = self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"), values)
@@ -240,9 +244,8 @@ class Run:
         trained = {POOLED: (pool_cases(self._cases), tests)}
         trained |= {site: (cases, {site: cases.test}) for site, cases in self._cases.items()}
         plans: dict[str, Plan | None] = dict.fromkeys(trained)
-        table = self.spec.plan().of_table_alone()
-        if table:
-            trained[TABLE], plans[TABLE] = trained[POOLED], table
+        for name, plan in self.spec.plan().references().items():
+            trained[name], plans[name] = trained[POOLED], plan
         most = self.spec.evaluation.most_cases
         return [
             Baseline(name, cases, scored_on, sample_cases(cases.validation, most, self.spec.seed), plans[name])
@@ -256,11 +259,24 @@ class Run:
             task = bar.add_task("alone and pooled, steps", total=pool.total_steps)
             return pool.collect(lambda done: bar.update(task, completed=done))
 
-    def _pictures(self) -> dict[str, Picture]:
-        """Return the model's output on one test case per site."""
+    def _trained(self) -> Trainer:
+        """Return the federated model, in evaluation mode."""
         first = next(iter(self._cases))
         trainer = Trainer(self.spec.plan(), self._cases[first], first)
         trainer.load_weights(load_file(self.folder / "model" / "model.safetensors"))
         trainer.network.eval()
+        return trainer
+
+    def _deletion(self) -> Deletion | None:
+        """Return what dropping tiles does to the answers for the sites' test slides."""
+        if self.spec.plan().model.kind != "bag":
+            return None
+        trainer, seed = self._trained(), self.spec.seed
+        tests = sample_cases(pool_cases(self._cases).test, _MOST_DELETED, seed)
+        return deletion(trainer.task, trainer.network, tests, trainer.device, seed)
+
+    def _pictures(self) -> dict[str, Picture]:
+        """Return the model's output on one test case per site."""
+        trainer = self._trained()
         shown = {site: cases.test[0] for site, cases in self._cases.items()}
         return {site: trainer.task.picture(trainer.network, case, trainer.device) for site, case in shown.items()}

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from oncofed.models.mil import AttentionMIL
+from oncofed.models.mil import BagHead
+from oncofed.models.mil.own_loss import without_own_loss
 from oncofed.models.table import RowFeatures
 
 Fusion = Literal["concat", "film", "none"]
@@ -44,23 +45,23 @@ class FusedNetwork(nn.Module):
         self.head = nn.Linear(IMAGE_FEATURES + (ROW_FEATURES if fusion == "concat" else 0), out_channels)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return values (batch, out).
+        """Return values (batch, out), and behind them the network's own losses where it has any.
 
         Args:
             inputs: the network's own, and rows (batch, column).
         """
         *image, table = inputs
-        features = torch.relu(self.network(*image))
+        found, own = without_own_loss(self.network(*image), IMAGE_FEATURES)
+        features = torch.relu(found)
         if self._fusion == "concat":
             features = torch.cat([features, self.row(table)], dim=1)
         elif self._fusion == "film":
             scale, shift = self.scale_and_shift(self.row(table)).chunk(2, dim=1)
             features = features * (1 + scale) + shift
-        values: Tensor = self.head(features)
-        return values
+        return torch.cat([self.head(features), own], dim=1)
 
 
 def tile_attention(network: nn.Module, bags: Tensor, there: Tensor) -> Tensor | None:
     """Return attention (batch, tile) that sums to one per bag; None where a network has none."""
     inner = network.network if isinstance(network, FusedNetwork) else network
-    return inner.attention(bags, there) if isinstance(inner, AttentionMIL) else None
+    return inner.attention(bags, there) if isinstance(inner, BagHead) else None

@@ -198,6 +198,11 @@ class ModelSpec(StrictModel):
         return self.declared.kind if self.declared else self._network.kind
 
     @property
+    def adds_loss(self) -> bool:
+        """Whether the network has a loss of its own."""
+        return not self.declared and self._network.adds_loss
+
+    @property
     def feature_maps(self) -> tuple[int, ...]:
         """Channels at each resolution: the job's, or the network's own."""
         return self.channels or (() if self.declared else self._network.channels)
@@ -224,6 +229,7 @@ class NetworkRequest:
         dimensions: 3 for volumes, 2 for flat images.
         patch: sides of the input.
         columns: of the job's table.
+        answers: values that the job asks for, where the network's features are joined with a row; None: its values.
     """
 
     spec: ModelSpec
@@ -232,6 +238,7 @@ class NetworkRequest:
     dimensions: int
     patch: tuple[int, ...]
     columns: tuple[Covariate, ...] = ()
+    answers: int | None = None
 
     @property
     def norm(self) -> Any:
@@ -255,7 +262,7 @@ def network_config(request: NetworkRequest) -> dict[str, Any]:
         )
     if not request.columns or network.kind == "table":
         return _with_arguments(network.config(request), request)
-    features = replace(request, out_channels=IMAGE_FEATURES)
+    features = replace(request, out_channels=IMAGE_FEATURES, answers=request.out_channels)
     return {
         "_target_": "oncofed.models.fusion.FusedNetwork",
         "network": _with_arguments(network.config(features), request),
@@ -464,8 +471,12 @@ def _vit(request: NetworkRequest) -> dict[str, Any]:
 # --- values for a bag
 
 
-def _attention_mil(request: NetworkRequest) -> dict[str, Any]:
-    return {"_target_": "oncofed.models.mil.AttentionMIL", **_channels(request)}
+def _bag_head(name: str) -> Callable[[NetworkRequest], dict[str, Any]]:
+    return lambda request: {"_target_": f"oncofed.models.mil.{name}", **_channels(request)}
+
+
+def _clam_sb(request: NetworkRequest) -> dict[str, Any]:
+    return {**_bag_head("ClamSB")(request), "statements": request.answers or request.out_channels}
 
 
 # --- values for a table's row
@@ -499,7 +510,12 @@ for _network in (
     Network("resnet18", "image", _resnet(18), divisor=32),
     Network("resnet50", "image", _resnet(50), divisor=32),
     Network("vit", "image", _vit, divisor=16),
-    Network("attention_mil", "bag", _attention_mil, divisor=1),
+    Network("attention_mil", "bag", _bag_head("AttentionMIL"), divisor=1),
+    Network("clam_sb", "bag", _clam_sb, divisor=1, adds_loss=True),
+    Network("transmil", "bag", _bag_head("TransMIL"), divisor=1),
+    Network("dsmil", "bag", _bag_head("DSMIL"), divisor=1),
+    Network("mean_pooling", "bag", _bag_head("MeanPooling"), divisor=1),
+    Network("max_pooling", "bag", _bag_head("MaxPooling"), divisor=1),
     Network("table", "table", _table, divisor=1),
     Network("retinanet", "boxes", _retinanet, (16, 32, 64, 128)),
 ):

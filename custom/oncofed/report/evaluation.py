@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from oncofed.atomic import write_whole
 from oncofed.errors import DataError
 from oncofed.settings import first_problem
+from oncofed.tasks.deletion import Deletion
 
 EVALUATION_FILE = "evaluation.json"
 
@@ -87,6 +88,7 @@ class EvaluationRecord(_Part):
     scores: ScoresRecord
     subgroups: list[SubgroupsRecord] = []
     comparison: ComparisonRecord | None = None
+    attention: Deletion | None = Field(None, description="whether slides' attention shows what answers rest on")
     remarks: list[str] = []
     ended: str = Field(description="UTC, ISO 8601")
     environment: dict[str, str] = {}

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from oncofed.report.attention import deletion_curves
 from oncofed.report.over_sites import of_target, over_sites
 from oncofed.report.pages import render
 from oncofed.report.result import Result
@@ -44,7 +45,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         "report.html",
         result=result,
         classes=line_styles(result.classes),
-        models=[name for name in ("alone", "federated", "pooled", "table") if getattr(result.mean, name) is not None],
+        models=list(result.mean.known),
         curves=svg(_curves(result)),
         over_sites=svg(together) if together else "",
         target_plots={name: [svg(plot) for plot in of_target(target)] for name, target in targets.items()},
@@ -58,6 +59,8 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         intervals=any(site.interval for site in result.sites.values()),
         pictures=svg(_slices(pictures)) if pictures else "",
         contours=any(picture.reference is not None for picture in pictures.values()),
+        attention=result.attention,
+        attention_curves=svg(deletion_curves(result.attention)) if result.attention else "",
         card=(folder / "model" / "card.md").is_file(),
         heat=any(picture.heat is not None for picture in pictures.values()),
     )

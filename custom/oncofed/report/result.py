@@ -11,6 +11,7 @@ from oncofed.atomic import write_whole
 from oncofed.errors import DataError
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
+from oncofed.tasks.deletion import Deletion
 from oncofed.tasks.differences import Difference
 from oncofed.tasks.over_sites import PooledTest
 from oncofed.tasks.targets import TargetDetails
@@ -33,6 +34,8 @@ class SiteResult(_Part):
     federated: float | None = None
     pooled: float | None = None
     table: float | None = Field(None, description="of the covariates alone, trained on all sites' patients")
+    mean_pooling: float | None = Field(None, description="of the mean of a slide's tiles, of all sites' patients")
+    max_pooling: float | None = Field(None, description="of the greatest of each feature over its tiles, likewise")
     personal: float | None = Field(None, description="of the site's own model, where the strategy trains one (Ditto)")
     by_class: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="model -> class -> mean over test patients"
@@ -56,6 +59,13 @@ class Means(_Part):
     federated: float | None = None
     pooled: float | None = None
     table: float | None = None
+    mean_pooling: float | None = None
+    max_pooling: float | None = None
+
+    @property
+    def known(self) -> dict[str, float]:
+        """Those that are known, by model, in the order in which people read them."""
+        return {name: value for name, value in self if value is not None}
 
 
 class Fairness(_Part):
@@ -112,6 +122,7 @@ class Result(_Part):
     calibration: Calibration | None = Field(None, description="how sure the model should be; null: not known")
     pooled_test: PooledTest | None = Field(None, description="the test patients of all sites together")
     paired_test: Difference | None = Field(None, description="this model less the one that it was compared with")
+    attention: Deletion | None = Field(None, description="whether slides' attention shows what answers rest on")
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="round -> sites asked, in time, late, refused, lost and missing"

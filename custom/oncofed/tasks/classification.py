@@ -132,6 +132,10 @@ class Classification(Task[Classified]):
         """Return the logits of one image."""
         return self._scores(network, [prepared], device)[0]
 
+    def shares(self, found: ClassScores) -> dict[str, NDArray[np.float64]]:
+        """Return the probabilities, which are shares already."""
+        return {"": found.probabilities(self.temperature)}
+
     def _infer_part(
         self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device, entropy: bool
     ) -> list[Inferred]:

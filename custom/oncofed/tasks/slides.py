@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.case import Case
@@ -17,6 +18,7 @@ from oncofed.data.inputs import BatchSource, Preparation, Prepared
 from oncofed.data.spec import DataSpec
 from oncofed.devices import training_device
 from oncofed.models.fusion import tile_attention
+from oncofed.models.mil.own_loss import own_loss, without_own_loss
 from oncofed.models.networks import Kind
 from oncofed.tasks.bags import Bags, BagSettings
 from oncofed.tasks.classification import ClassesSpec, Classification, Classified, caption
@@ -57,6 +59,15 @@ class SlideClassification(Classification):
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return logits of a batch of bags."""
         return network(batch["bags"], batch["there"])
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Return the cross-entropy, and the loss that a network has of its own."""
+        outputs, own = without_own_loss(output, self.out_channels)
+        loss = super().loss(outputs, batch)
+        if own.shape[1]:
+            holds, fails = own.chunk(2, dim=1)
+            loss = loss + own_loss(holds, fails, functional.one_hot(batch["label"], self.out_channels)).mean()
+        return loss
 
     def scoring_preparation(self) -> Preparation | None:
         """Return bags of features, as training has them."""

@@ -17,7 +17,8 @@ from oncofed.data.label_mapping import Supervision, name_key
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
-from oncofed.models.bundle import write_bundle, write_bundle_without_code
+from oncofed.models.bundle import runs_alone, write_bundle, write_bundle_without_code
+from oncofed.models.mil.own_loss import without_own_loss
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
@@ -26,6 +27,10 @@ from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
 from oncofed.tasks.targets.section import TABLE_TARGETS
+
+# Models beside a job's own: of the table alone, and of a slide's tiles without attention, by their networks' names.
+TABLE, POOLINGS = "table", ("mean_pooling", "max_pooling")
+REFERENCES = (TABLE, *POOLINGS)
 
 
 class TrainingSpec(RenamedSettings):
@@ -184,6 +189,13 @@ class Plan(StrictModel):
         transforms, loss = self.training.transforms, self.training.loss
         if transforms:
             self._require_brought(lambda pack: find_transforms(pack, transforms), transforms[0], "training.transforms")
+        if loss and self.model.adds_loss:
+            raise SettingError(
+                f"found a loss of the pack beside {self.model.network}, which adds one of its own to the task's. "
+                "Choose another network, or leave training.loss out",
+                "training.loss",
+                "model.network",
+            )
         if loss:
             self._require_brought(lambda pack: find_loss(pack, loss), loss, "training.loss")
         return self
@@ -211,6 +223,18 @@ class Plan(StrictModel):
         values = self.model_dump()
         task = {"type": TABLE_TARGETS, "targets": values["task"]["targets"]}
         return Plan.model_validate({**values, "task": task, "model": {"network": "table"}})
+
+    def _with_pooling(self, network: str) -> Plan:
+        values = self.model_dump()
+        values["model"] |= {"network": network, "arguments": {}, "declared": None}
+        values["training"]["trainable"] = None  # of the job's own network
+        return Plan.model_validate(values)
+
+    def references(self) -> dict[str, Plan]:
+        """Return the plans of models that the job's own must beat, by name, of ``REFERENCES``."""
+        names = [name for name in POOLINGS if self.model.kind == "bag" and name != self.model.network]
+        table = self.of_table_alone()
+        return {name: self._with_pooling(name) for name in names} | ({TABLE: table} if table else {})
 
     def build_extensions(self) -> tuple[list[Transform], Loss | None]:
         """Return the pack's changes of batches and the loss.
@@ -257,8 +281,8 @@ class Plan(StrictModel):
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code is not included, nor what joins the boxes of windows, and no bundle reads a table: the bundle of
-        such a model holds the weights, and gives no answers.
+        A pack's code is not included, nor what joins the boxes of windows, nor tiles' attention to each other, and no
+        bundle reads a table: the bundle of such a model holds the weights, and gives no answers.
 
         Args:
             folder: where the bundle goes.
@@ -267,11 +291,18 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if self.model.code or self.data.covariates or self.model.kind == "boxes":
+        if not self.bundle_answers:
             table = bool(self.data.covariates)
             return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job, table)
         answer = answer_of(self.task, self.data)
         return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
+
+    @property
+    def bundle_answers(self) -> bool:
+        """Whether a bundle of the plan's model gives answers; see ``write_bundle``."""
+        if self.model.code or self.data.covariates or self.model.kind == "boxes":
+            return False
+        return runs_alone(self.network_request)
 
     def _as_job(self, title: str) -> dict[str, Any]:
         """Return the plan as ``job.yaml`` holds a job."""
@@ -346,6 +377,8 @@ class Plan(StrictModel):
                 f"{str(error).splitlines()[0]}"
             ) from None
         expected = (1, task.out_channels, *(self.data.patch if task.network_kind == "dense" else ()))
+        if task.network_kind == "bag":
+            output, _ = without_own_loss(output, task.out_channels)
         if task.network_kind == "boxes":
             output = output[..., 0]  # of the first anchor: how many there are is the network's own choice
         found = tuple(output[:, 0].shape if output.ndim > len(expected) else output.shape)

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from oncofed.artifacts.provenance import write_provenance
 from oncofed.data.cases import usable_cases
 from oncofed.data.register import RegisterOptions, register
+from oncofed.data.slides import TileSpec
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import parse_job
 from oncofed.prediction.evaluation.evaluate import EvaluationRequest, EvaluationResult, evaluate, write_cases
@@ -27,7 +28,8 @@ from oncofed.prediction.evaluation.page import write_page
 from oncofed.prediction.evaluation.subgroup_columns import parse_column_choices
 from oncofed.prediction.model import TrainedModel, load_model
 from oncofed.report.evaluation import read_evaluation
-from synthetic import JOB, make_site, make_textures, write_job
+from synthetic import JOB, make_site, make_slides, make_textures, write_job
+from trained import SLIDES, make_run
 
 CPU = torch.device("cpu")
 XRAY = """\
@@ -227,3 +229,21 @@ def test_a_list_that_the_dataset_lacks_names_the_others(tmp_path: Path) -> None:
     folder = make_site(tmp_path / "two", 2)
     with pytest.raises(DataError, match=r"it has no test case, found 0 test, 0 validation, 2 training.*--split all"):
         _evaluate(_run(tmp_path / "a"), folder)
+
+
+def test_slides_are_answered_again_without_the_tiles_attended_to(tmp_path: Path) -> None:
+    make_slides(tmp_path / "in", 6, side=512)
+    table = tmp_path / "in" / "labels.csv"
+    tiles = TileSpec(128, 1.0, 0.25)
+    register(RegisterOptions(tmp_path / "in", "slides", tmp_path / "set", "slides", table=table, tiles=tiles))
+    (tmp_path / "run").mkdir()
+    model = load_model(make_run(tmp_path / "run", SLIDES))
+    found = _evaluate(model, tmp_path / "set", split="all")
+    attention = found.record.attention
+    assert attention
+    assert attention.patients == 6
+    assert all(0 <= moved <= 1 for curve in attention.moved.values() for moved in curve)
+    assert found.record.write(tmp_path)
+    assert read_evaluation(tmp_path / "evaluation.json").attention == attention
+    assert "Does the answer rest on what it attended to?" in write_page(found, model, CPU, tmp_path, 0).read_text()
+    assert "P1" not in found.record.to_json()

@@ -26,7 +26,7 @@ from oncofed.models.bundle.answer import (
 )
 from oncofed.models.bundle.inference import inference
 from oncofed.models.bundle.metadata import metadata, metadata_without_code, readme
-from oncofed.models.bundle.networks import exported
+from oncofed.models.bundle.networks import exported, runs_alone
 from oncofed.models.bundle.without_code import (
     OF_TABLE,
     reason,
@@ -48,6 +48,7 @@ __all__ = [
     "NumberedObjects",
     "SlideClasses",
     "SlideTargets",
+    "runs_alone",
     "write_bundle",
     "write_bundle_without_code",
 ]

@@ -19,8 +19,9 @@ _NUCLEI = (
     "$lambda images: (lambda maps: torch.cat([maps['nucleus_prediction'], maps['horizontal_vertical'][:, :1]], 1))"
     "(@network(images))"
 )
-# Gated attention (Ilse et al., ICML 2018, equation 9) of one bag (tile, feature).
+# Heads over one bag (tile, feature): first the layers that all have, then what a bag becomes of its tiles.
 _HIDDEN = "$lambda bag: torch.relu(@network['embed']['1'](@network['embed']['0'](bag)))"
+# Gated attention (Ilse et al., ICML 2018, equation 9).
 _ATTENTION = (
     "$lambda hidden: torch.softmax(@network['score'](torch.tanh(@network['tanh'](hidden)) "
     "* torch.sigmoid(@network['gate'](hidden)))[:, 0], 0)"
@@ -28,6 +29,15 @@ _ATTENTION = (
 _POOLED = (
     "$lambda bag: (lambda hidden: @network['classify']((@attention(hidden)[:, None] * hidden).sum(0)))(@hidden(bag))"
 )
+_WITHOUT_ATTENTION = "$lambda bag: @network['classify'](@hidden(bag).{})"
+# What a head does in torch's own words, and what layers it has beside the common ones.
+_GATED = {"attention": _ATTENTION, "predictor": _POOLED}
+_HEADS: dict[str, Config] = {
+    "oncofed.models.mil.AttentionMIL": _GATED,
+    "oncofed.models.mil.ClamSB": _GATED,
+    "oncofed.models.mil.MeanPooling": {"predictor": _WITHOUT_ATTENTION.format("mean(0)")},
+    "oncofed.models.mil.MaxPooling": {"predictor": _WITHOUT_ATTENTION.format("amax(0)")},
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,12 @@ class Exported:
     module: str = ""
 
 
+def runs_alone(request: NetworkRequest) -> bool:
+    """Return whether a process with MONAI alone can run a job's network."""
+    target = str(network_config(request)["_target_"])
+    return target in _HEADS or not target.startswith("oncofed.models.mil.")
+
+
 def exported(request: NetworkRequest) -> Exported:
     """Return a job's network for a process with MONAI alone.
 
@@ -52,8 +68,8 @@ def exported(request: NetworkRequest) -> Exported:
     """
     config = network_config(request)
     target = str(config["_target_"])
-    if target == "oncofed.models.mil.AttentionMIL":
-        return Exported({"network_def": _attention(config)}, _of_bags())
+    if target in _HEADS:
+        return Exported({"network_def": _head(config)}, {"hidden": _HIDDEN, **_HEADS[target]})
     entries: Config = {}
     if target == "oncofed.models.norms.without_batch_norm":
         config = config["network"]
@@ -77,25 +93,20 @@ def exported(request: NetworkRequest) -> Exported:
     return Exported(entries, {"predictor": predictor}, package if rest and package not in {"monai", "torch"} else "")
 
 
-def _of_bags() -> Config:
-    return {"hidden": _HIDDEN, "attention": _ATTENTION, "predictor": _POOLED}
-
-
-def _attention(config: Config) -> Config:
+def _head(config: Config) -> Config:
     features, classes = config["in_channels"], config["out_channels"]
     hidden, attention = config.get("hidden", 256), config.get("attention", 128)
-    for number in (features, classes, hidden, attention):
+    statements = config.get("statements", 0)
+    for number in (features, classes, hidden, attention, statements):
         literal(number)
     embed = {"0": {"_target_": "torch.nn.LayerNorm", "normalized_shape": features}, "1": _linear(features, hidden)}
-    return _modules(
-        {
-            "embed": _modules(embed),
-            "tanh": _linear(hidden, attention),
-            "gate": _linear(hidden, attention),
-            "score": _linear(attention, 1),
-            "classify": _linear(hidden, classes),
-        }
-    )
+    layers = {"embed": _modules(embed), "classify": _linear(hidden, classes)}
+    if "attention" in _HEADS[config["_target_"]]:
+        gated = {"tanh": _linear(hidden, attention), "gate": _linear(hidden, attention), "score": _linear(attention, 1)}
+        layers |= gated
+    if statements:  # which CLAM learns from, and answers nothing
+        layers["speaks"] = _linear(hidden, 2 * statements)
+    return _modules(layers)
 
 
 def _modules(parts: dict[str, Any]) -> Config:

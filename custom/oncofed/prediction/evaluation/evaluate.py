@@ -40,6 +40,7 @@ from oncofed.prediction.outputs.tables import write_rows
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.tasks import Scores, Task
 from oncofed.tasks.comparison import Comparison, compare
+from oncofed.tasks.deletion import deletion
 from oncofed.tasks.resampling import figure_intervals
 
 CASES_FILE = "cases.csv"  # names cases, so it stays at the site
@@ -178,6 +179,7 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
         scores=scores_record(task, outcomes, scored.interval, intervals),
         subgroups=[subgroups_record(one) for one in subgroups],
         comparison=comparison_record(comparison, request.against.digest) if comparison and request.against else None,
+        attention=deletion(task, network, cases, device, model.job.seed),
         remarks=remarks,
         ended=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         environment=environment(),

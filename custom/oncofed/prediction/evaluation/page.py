@@ -14,7 +14,8 @@ from oncofed.data.grouping import counted
 from oncofed.prediction.evaluation.evaluate import EvaluationResult, Progress, ScoredCase
 from oncofed.prediction.model import TrainedModel
 from oncofed.private_files import write_private
-from oncofed.report.html import line_styles, picture_svg
+from oncofed.report.attention import deletion_curves
+from oncofed.report.html import line_styles, picture_svg, svg
 from oncofed.report.pages import render
 from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.pictures import Picture
@@ -56,6 +57,7 @@ def write_page(
         classes=line_styles(list(model.task.classes.values())),
         figure_name=lambda name: titles.get(name) or figure_name(name),
         titles=titles,
+        attention_curves=svg(deletion_curves(evaluated.record.attention)) if evaluated.record.attention else "",
         counted=counted,
     )
     path = folder / PAGE_FILE

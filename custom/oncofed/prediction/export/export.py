@@ -152,6 +152,11 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
         )
     if model.job.data.covariates:
         return "it holds the weights and answers nothing: no bundle reads a table. Hand on the run's folder"
+    if not model.job.plan().bundle_answers:
+        return (
+            f"it holds the weights and answers nothing: {model.job.model.network} is code of oncofed, which no bundle "
+            "holds. Hand on the run's folder, or export ONNX"
+        )
     images, answers = folder / EXAMPLE_NAME / "images", folder / EXAMPLE_NAME / "answers"
     images.mkdir(parents=True)
     progress("answering for the example")

@@ -16,10 +16,11 @@ from torch import Tensor
 from oncofed.prediction.model import MODEL_FOLDER, TrainedModel
 from oncofed.tasks.inferred import ClassScores, Inferred, LabelMap, ObjectMap
 from oncofed.tasks.overlap import confusion, dice
+from oncofed.training.plan import REFERENCES
 
 _KEPT = ("baselines", "folds")
-# Trained on all sites' data, as the model itself; and a model of the table alone, which sees no image.
-_NO_MEMBERS = frozenset({"pooled", "table"})
+# Trained on all sites' data, as the model itself; and models of other networks.
+_NO_MEMBERS = frozenset({"pooled", *REFERENCES})
 
 
 @dataclass(frozen=True)

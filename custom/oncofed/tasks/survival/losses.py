@@ -23,13 +23,18 @@ def discrete_loss(output: Tensor, truth: Tensor, ends: Tensor) -> Tensor:
         truth: time and event, (batch, 2), NaN where unknown.
         ends: of the intervals, ascending, (interval,); each holds its end, and the first begins at zero.
     """
+    failed, survived = failed_and_survived(truth, ends)
+    each = functional.softplus(-output) * failed + functional.softplus(output) * survived
+    return each.sum(dim=1)
+
+
+def failed_and_survived(truth: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Return in which intervals the event came, and which were survived, (batch, interval) bool; see above."""
     time, event = truth[:, :1], truth[:, 1:].nan_to_num(0) > 0
     starts = functional.pad(ends[:-1], (1, 0))
     # No comparison with NaN holds: what is unknown neither failed nor survived. Time zero is in the first interval.
     failed = event & (time <= ends) & ((time > starts) | (starts == 0))
-    survived = torch.where(event, time > ends, time >= (starts + ends) / 2)
-    each = functional.softplus(-output) * failed + functional.softplus(output) * survived
-    return each.sum(dim=1)
+    return failed, torch.where(event, time > ends, time >= (starts + ends) / 2)
 
 
 def cox_loss(log_risk: Tensor, truth: Tensor) -> Tensor:

@@ -157,6 +157,17 @@ class TargetHead(ABC, Generic[Target]):
             truth: (batch, width) float32, NaN where unknown.
         """
 
+    def statements(self, truth: Tensor) -> Tensor:
+        """Return whether what each output says holds of each sample, (batch, outputs).
+
+        1 where it holds, 0 where not, NaN where unknown or where an output states nothing that holds or not, such as a
+        number. A network with a loss of its own asks for it: ``models.mil.own_loss``.
+
+        Args:
+            truth: as for ``loss``.
+        """
+        return truth.new_full((len(truth), self.outputs), float("nan"))
+
     @property
     @abstractmethod
     def steps(self) -> tuple[Step, ...]:

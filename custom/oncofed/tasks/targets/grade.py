@@ -133,6 +133,11 @@ class GradeHead(TargetHead[GradeTarget]):
         losses = functional.binary_cross_entropy_with_logits(logits, reached, reduction="none").sum(dim=1)
         return losses * known
 
+    def statements(self, truth: Tensor) -> Tensor:
+        """Return which grades are reached, for all but the lowest."""
+        reached = (truth >= torch.arange(1, self.outputs + 1, device=truth.device)).float()
+        return reached.masked_fill(truth.isnan(), float("nan"))
+
     @property
     def steps(self) -> tuple[Step, ...]:
         """To the probability of each grade, by way of that of at least each."""

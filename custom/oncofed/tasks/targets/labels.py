@@ -133,6 +133,10 @@ class LabelsHead(TargetHead[LabelsTarget]):
         )
         return (of_each * known).sum(dim=1) / known.sum(dim=1).clamp(min=1)
 
+    def statements(self, truth: Tensor) -> Tensor:
+        """Return the findings as they are stated."""
+        return truth
+
     @property
     def steps(self) -> tuple[Step, ...]:
         """To the probability of each finding."""

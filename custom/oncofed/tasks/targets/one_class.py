@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor
@@ -82,6 +83,11 @@ class ClassHead(TargetHead[ClassTarget]):
         known = ~stated.isnan()
         target = stated.nan_to_num(0).long()
         return functional.cross_entropy(output, target, reduction="none") * known
+
+    def statements(self, truth: Tensor) -> Tensor:
+        """Return one for the stated class, zero for the others."""
+        holds = (truth == torch.arange(self.outputs, device=truth.device)).float()
+        return holds.masked_fill(truth.isnan(), float("nan"))
 
     @property
     def steps(self) -> tuple[Step, ...]:

@@ -32,7 +32,7 @@ from oncofed.tasks.survival.figures import (
     uno_concordance,
 )
 from oncofed.tasks.survival.follow_up import by_patient
-from oncofed.tasks.survival.losses import cox_loss, discrete_loss
+from oncofed.tasks.survival.losses import cox_loss, discrete_loss, failed_and_survived
 from oncofed.tasks.survival.pooled import pooled_survival
 from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
 
@@ -158,6 +158,13 @@ class SurvivalHead(TargetHead[SurvivalTarget]):
         if self._is_discrete:
             return discrete_loss(output, truth, torch.tensor(self.settings.ends, device=output.device))
         return cox_loss(output[:, 0], truth)
+
+    def statements(self, truth: Tensor) -> Tensor:
+        """Return in which intervals the event came, and which were outlived; Cox's model states nothing."""
+        if not self._is_discrete:
+            return super().statements(truth)
+        failed, survived = failed_and_survived(truth, torch.tensor(self.settings.ends, device=truth.device))
+        return failed.float().masked_fill(~(failed | survived), float("nan"))
 
     @property
     def steps(self) -> tuple[Step, ...]:

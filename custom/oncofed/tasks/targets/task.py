@@ -20,6 +20,7 @@ from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.data.targets import Target, is_known, unknown
 from oncofed.models.answers import TargetAnswer
+from oncofed.models.mil.own_loss import own_loss, without_own_loss
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.base import Task
 from oncofed.tasks.differences import Part
@@ -165,10 +166,16 @@ class TargetsTask(Task[TargetOutcome]):
         return (of["table"],) if self.data.covariates else ()
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return the sum of the targets' losses by their weights."""
+        """Return the sum of the targets' losses by their weights, a network's own among them."""
+        outputs, own = without_own_loss(output, self.out_channels)
         total = output.new_zeros(())
-        for (name, head), part in zip(self.heads.items(), self._by_head(output), strict=True):
+        for (name, head), part in zip(self.heads.items(), self._by_head(outputs), strict=True):
             total = total + head.settings.weight * head.loss(part.float(), batch[f"target.{name}"]).mean()
+        if own.shape[1]:
+            holds, fails = (self._by_head(half) for half in own.chunk(2, dim=1))
+            for number, (name, head) in enumerate(self.heads.items()):
+                statements = head.statements(batch[f"target.{name}"])
+                total = total + head.settings.weight * own_loss(holds[number], fails[number], statements).mean()
         return total
 
     @abstractmethod

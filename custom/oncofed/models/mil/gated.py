@@ -1,20 +1,17 @@
-"""Multiple-instance learning on slides.
-
-A slide is a bag of tiles' features, and only the slide has a label.
-"""
+"""Gated attention over a bag of tiles."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from oncofed.models.mil.base import BagHead, tile_embedding
 
-class AttentionMIL(nn.Module):
+
+class AttentionMIL(BagHead):
     """Gated attention over the tiles of a bag.
 
     Ilse et al., ICML 2018, equation 9.
-
-    Padding tiles, which fill a batch up to its longest bag, have no effect.
 
     Args:
         in_channels: features of a tile.
@@ -34,20 +31,14 @@ class AttentionMIL(nn.Module):
         self, in_channels: int, out_channels: int, hidden: int = 256, attention: int = 128, dropout: float = 0.25
     ) -> None:
         super().__init__()
-        # Features of different encoders have very different sizes; each tile is brought to the same.
-        self.embed = nn.Sequential(
-            nn.LayerNorm(in_channels), nn.Linear(in_channels, hidden), nn.ReLU(), nn.Dropout(dropout)
-        )
+        self.embed = tile_embedding(in_channels, hidden, dropout)
         self.tanh = nn.Linear(hidden, attention)
         self.gate = nn.Linear(hidden, attention)
         self.score = nn.Linear(attention, 1)
         self.classify = nn.Linear(hidden, out_channels)
 
     def forward(self, bags: Tensor, there: Tensor) -> Tensor:
-        """Return logits (batch, class) of bags (batch, tile, feature).
-
-        ``there`` (batch, tile) marks real tiles.
-        """
+        """Return logits (batch, class); see ``BagHead``."""
         hidden = self.embed(bags)
         weights = self._weights(hidden, there)
         pooled: Tensor = (weights[..., None] * hidden).sum(dim=1)

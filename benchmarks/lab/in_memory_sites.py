@@ -1,0 +1,90 @@
+"""Sites that train together in memory, beside each alone and all of them pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oncofed.client.in_process import InProcessTraining
+from oncofed.client.local_training import PATIENTS_OF_SUMS, SiteContext
+from oncofed.data.cases import Cases
+from oncofed.job.spec import JobSpec
+from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
+from oncofed.messages.results import EvaluateResult, Result, SiteFacts
+from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER
+from oncofed.rounds.in_memory import InMemorySites
+from oncofed.rounds.loop import RoundLoop, Server
+from oncofed.training import Plan
+from oncofed.training.baselines import Baseline, train_baseline
+
+
+def pooled_and_alone(plan: Plan, cases: Mapping[str, Cases], pooled: Cases, folder: Path) -> dict[str, float]:
+    """Return the score of all data in one place, and the mean of each site's own model, on all sites' test patients.
+
+    Args:
+        plan: of the job.
+        cases: of each site.
+        pooled: of all sites together.
+        folder: for weights.
+    """
+    alone = [_trained(plan, own, pooled, folder) for own in cases.values()]
+    return {"pooled": _trained(plan, pooled, pooled, folder), "alone": float(np.mean(alone))}
+
+
+def known(score: float | None) -> float:
+    """Return a score that is there."""
+    assert score is not None
+    return score
+
+
+def _trained(plan: Plan, own: Cases, tested: Cases, folder: Path) -> float:
+    baseline = Baseline("baseline", own, {"all": tested.test}, own.validation)
+    return known(train_baseline(plan, baseline, folder, None)["all"].mean)
+
+
+def federated(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Path:
+    """Train together in memory, and return the best model's file."""
+    trainings = {
+        site: InProcessTraining(
+            plan=spec.plan(),
+            federation=spec.federation(),
+            context=SiteContext(site=site, data=data, state=folder / site),
+            reporter=_Quiet(),
+        )
+        for site, data in sites.items()
+    }
+    transport = InMemorySites({site: _answering(training) for site, training in trainings.items()})
+    server = Server(record=lambda event: None, sites=transport.names, clock=transport.clock)
+    loop = RoundLoop(plan=spec.plan(), federation=spec.federation(), transport=transport, folder=folder, server=server)
+    try:
+        loop.run()
+    finally:
+        loop.close()
+        for training in trainings.values():
+            training.close()
+    return folder / MODELS_FOLDER / BEST_MODEL
+
+
+class _Quiet:
+    def progress(self, **values: Any) -> None:
+        """Drop it."""
+
+    def note(self, text: str, level: int) -> None:
+        """Drop it."""
+
+
+def _answering(training: InProcessTraining) -> Any:
+    def answer(request: Request) -> Result:
+        if isinstance(request, PrepareRequest):
+            numbers = training.prepare()
+            numbers.pop(PATIENTS_OF_SUMS, None)
+            return SiteFacts(numbers)
+        if isinstance(request, TrainRequest):
+            return training.train(request, bool)
+        assert isinstance(request, EvaluateRequest)
+        return EvaluateResult(training.validate(request, bool).numbers)
+
+    return answer

@@ -1,0 +1,142 @@
+"""Whether attention is faithful: what happens to an answer without the tiles that it attended to.
+
+Deletion as in Samek et al. (IEEE TNNLS 28, 2017), for tiles: a slide is answered again without its most attended tiles,
+without as many random ones, and without its least attended ones. Attention that tells what the answer rests on moves it
+more than chance does, and its least attended tiles move it least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import nn
+
+from oncofed.data.case import Case
+from oncofed.data.inputs import Prepared
+from oncofed.settings import StrictModel
+from oncofed.suppression import LEAST_PATIENTS
+from oncofed.tasks.patient_statistics import RESAMPLES
+from oncofed.tasks.resampling import interval
+
+# Shares of a slide's tiles that are dropped, one tile at least.
+SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+# Which ones.
+ORDERS = ("most attended tiles", "random tiles", "least attended tiles")
+_DRAWS = 2
+# Entries of a prepared bag with one row a tile.
+_OF_TILES = frozenset({"bags", "places", "slides"})
+
+Curves = NDArray[np.float64]
+
+
+class Deletion(StrictModel):
+    """How far answers move without some of their tiles; means over patients."""
+
+    patients: int = Field(description="test patients whose slides were answered again")
+    shares: tuple[float, ...] = Field(description="of a slide's tiles that were dropped")
+    moved: dict[str, tuple[float, ...]] = Field(
+        description="which tiles -> for each share, how far the answer moved: the largest change of its numbers, as a "
+        "share of what they may span; of several targets the mean"
+    )
+    gain: float = Field(description="without the most attended tiles less without random ones, mean over the shares")
+    interval: tuple[float, float] | None = Field(description="of gain, 95 %, bootstrap over patients")
+
+
+@runtime_checkable
+class AttentiveTask(Protocol):
+    """A task whose answers come with attention over tiles."""
+
+    def prepared(self, case: Case) -> Prepared:
+        """Return a prepared case; see ``ScoringTask``."""
+
+    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Any:
+        """Return an answer with ``attention``; see ``InferenceTask``."""
+
+    def shares(self, found: Any) -> Mapping[str, NDArray[np.float64]]:
+        """Return an answer's bounded numbers as shares of what they may span."""
+
+
+def deletion(
+    task: object, network: nn.Module, cases: Sequence[Case], device: torch.device, seed: int
+) -> Deletion | None:
+    """Answer cases again without some of their tiles.
+
+    Args:
+        task: of the network.
+        network: on ``device``; it is left in evaluation mode.
+        cases: slides of patients who chose nothing.
+        device: where the network is.
+        seed: of the random tiles.
+
+    Returns:
+        None for networks without attention, for answers without bounds such as Cox's log risk, and for fewer than five
+        patients.
+    """
+    if not isinstance(task, AttentiveTask):
+        return None
+    network.eval()
+    found: dict[str, list[Curves]] = {}
+    for number, case in enumerate(cases):
+        random = np.random.default_rng((seed, number))
+        curves = curves_of(task, network, task.prepared(case), device, random)
+        if curves is not None:
+            found.setdefault(case.patient, []).append(curves)
+    return of_patients(found)
+
+
+def of_patients(found: Mapping[str, Sequence[Curves]]) -> Deletion | None:
+    """Return means over patients, each of the mean of its slides; None of fewer than five."""
+    if len(found) < LEAST_PATIENTS:
+        return None
+    each = np.array([np.mean(curves, axis=0) for curves in found.values()])
+    gains = (each[:, 0] - each[:, 1]).mean(axis=1)
+    draws = np.random.default_rng(0).integers(0, len(gains), (RESAMPLES, len(gains)))
+    moved = {name: tuple(curve.tolist()) for name, curve in zip(ORDERS, each.mean(axis=0), strict=True)}
+    return Deletion(
+        patients=len(found),
+        shares=SHARES,
+        moved=moved,
+        gain=float(gains.mean()),
+        interval=interval(gains[draws].mean(axis=1), len(gains)),
+    )
+
+
+@torch.no_grad()
+def curves_of(
+    task: AttentiveTask, network: nn.Module, prepared: Prepared, device: torch.device, random: np.random.Generator
+) -> Curves | None:
+    """Return how far one slide's answer moves, (order, share); None where it cannot be told.
+
+    Args:
+        task: of the network.
+        network: on ``device``, in evaluation mode.
+        prepared: the slide.
+        device: where the network is.
+        random: draws random tiles.
+    """
+    whole = task.infer(network, prepared, device)
+    before, tiles = task.shares(whole), len(prepared["bags"])
+    if getattr(whole, "attention", None) is None or tiles < 2 or not before:
+        return None
+
+    def moved(order: NDArray[np.int64], share: float) -> float:
+        dropped = min(max(1, math.ceil(share * tiles)), tiles - 1)
+        kept = torch.from_numpy(np.sort(order[dropped:]))
+        left = {name: values[kept] if name in _OF_TILES else values for name, values in prepared.items()}
+        after = task.shares(task.infer(network, left, device))
+        return float(np.mean([np.abs(after[name] - numbers).max() for name, numbers in before.items()]))
+
+    falling = np.argsort(-whole.attention, kind="stable")
+    drawn = [random.permutation(tiles) for _ in range(_DRAWS)]
+    rows = [
+        [moved(falling, share) for share in SHARES],
+        [float(np.mean([moved(order, share) for order in drawn])) for share in SHARES],
+        [moved(falling[::-1].copy(), share) for share in SHARES],
+    ]
+    return np.array(rows)
