@@ -84,7 +84,8 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
         as_stores(found)
     files = found.files
     with Index(out / INDEX_FILE) as index, Workers(options.workers) as workers:
-        listing = _listing(options)
+        lists = lists_slides if options.features else lists_images
+        listing = options.table if lists(options.table, options.targets) else None
         layout, agreed = _layout(options, files, listing, progress)
         dicom = DicomIndex()
         if layout.kind.may_hold_dicom:
@@ -129,12 +130,6 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     became.write(out)
     _remove_stale(out, manifest)
     return manifest
-
-
-def _listing(options: RegisterOptions) -> Path | None:
-    """Return the user's table if it lists images or slides, and not patients."""
-    lists = lists_slides if options.features else lists_images
-    return options.table if lists(options.table, options.targets) else None
 
 
 def _layout(

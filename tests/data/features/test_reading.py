@@ -95,6 +95,17 @@ def test_lazyslides_exported_table_has_its_places(tmp_path: Path) -> None:
     assert (bag.tile, bag.step, bag.mpp) == (256, 512, 0.5)
 
 
+def test_lazyslides_places_are_read_from_its_outlines(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = made.lazyslide(tmp_path / "a.zarr")
+    (path / "shapes/tiles").mkdir(parents=True)
+    outlines = [made.outline(x, y, 512) for x, y in made.grid()]
+    x, y = made.grid().T
+    for columns in ({"tile_id": range(12), "geometry": outlines}, {"x": x, "y": y, "geometry": outlines}):
+        parquet.write_table(pyarrow.table(columns), path / "shapes/tiles/shapes.parquet")
+        assert (read_features(path).places == made.grid()).all()
+
+
 def test_outlines_of_tiles_give_their_corners() -> None:
     outlines = [made.outline(x, y, 512) for x, y in made.grid()]
     assert (corners(outlines) == made.grid()).all()

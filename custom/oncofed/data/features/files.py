@@ -62,7 +62,7 @@ def open_features(path: Path, encoder: str | None = None) -> Iterator[Stored]:
         import h5py  # noqa: PLC0415 - optional
 
         try:
-            file = h5py.File(path, "r")
+            file = h5py.File(path, "r", locking=False)  # a network drive may have no locks
         except OSError:
             raise DataError("it is damaged or cut off: it cannot be read as HDF5. Copy it again") from None
         with file:
