@@ -306,7 +306,7 @@ def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, st
 def _conversions(entry: Entry, requirements: _JobRequirements) -> list[str]:
     """Return notes on conversions between grey and colour."""
     own, read = entry.channels or 1, len(requirements.job.data.channels)
-    if entry.tiles or requirements.job.data.dimensions != 2:
+    if entry.tiles or entry.features or requirements.job.data.dimensions != 2:
         return []
     if (own, read) == (3, 1):
         return ["is in colour, and the model reads grey: converted"]
