@@ -364,12 +364,15 @@ def _only(sources: Sources, patterns: Sequence[str]) -> Sources:
     if not patterns:
         return sources
 
-    def fits(name: str, source: str | None) -> bool:
-        return any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns for text in (name, source or ""))
+    def fits(*names: str) -> bool:
+        return any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns for text in names)
+
+    def names_of(source: Source) -> list[str]:
+        return [source.name, source.entry.source or "", *(slide.name for slide in source.case.parts)]
 
     chosen = replace(
         sources,
-        cases=[source for source in sources.cases if fits(source.name, source.entry.source)],
+        cases=[source for source in sources.cases if fits(*names_of(source))],
         set_aside=[bad for bad in sources.set_aside if fits(bad.name, bad.source)],
     )
     if not chosen.cases and not chosen.set_aside:
