@@ -104,7 +104,10 @@ def run(
     for trace in sorted(traces.glob("*.txt")) if traces and traces.is_dir() else ():
         console.print(f"\n[bold]{trace.stem}[/]\n{escape(trace.read_text(encoding='utf-8'))}", soft_wrap=True)
         console.print(f"Trace: {trace.with_suffix('.trace.json')} (open it in https://ui.perfetto.dev)", soft_wrap=True)
-    if any(suite.status != "complete" for suite in this.suites):
+    failed = [result for result in this.suites if result.status != "complete"]
+    for result in failed:  # again: the first of them may be pages above
+        _show_failure(console, result)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -217,7 +220,11 @@ def _show_suite(console: Console, suite: SuiteResult) -> None:
         if figure.note:
             console.print(escape(f"{figure.name}: {figure.note}."), soft_wrap=True)
     if suite.status == "failed":
-        console.print(f"[red]{suite.name} failed:[/] {escape(suite.error)}", soft_wrap=True)
+        _show_failure(console, suite)
+
+
+def _show_failure(console: Console, suite: SuiteResult) -> None:
+    console.print(f"[red]{suite.name} {suite.status}:[/] {escape(suite.error)}", soft_wrap=True)
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
