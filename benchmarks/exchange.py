@@ -19,7 +19,7 @@ from typing import Any
 from fault_lab import DisturbedAlliance, Lab, allow_class
 from harness.bench import WARM_UP_ROUNDS, Bench, Settings
 from harness.limits import measure_tls
-from harness.results import Baseline, BenchmarkError, Limit, Target
+from harness.results import Baseline, Limit, Target
 from oncofed.algorithms.settings import ExchangeType
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
@@ -29,14 +29,13 @@ from oncofed.job.spec import JobSpec, read_job
 from oncofed.messages.compression import travelling_bytes
 from oncofed.models.weights import weights_of
 from peak import Peak
-from stock import measure_stock
+from stock import measure_stock, stock_baseline
 
 _CLASS = "echo.Echo"
 # Feature maps of each level for one megabyte of weights.
 _WIDTH = 18.9
 _LONGEST_SECONDS = 1500.0
 _LOOKS_AT_LIMIT = 3
-_TRIES_OF_STOCK = 3
 
 
 def run(bench: Bench) -> None:
@@ -92,15 +91,11 @@ def _stock(bench: Bench, spec: JobSpec, sites: int, rounds: int) -> Baseline:
         return Baseline(name=name, missing="left out of a quick run: round_overhead has it, too")
     bench.doing("stock FLARE")
     names = tuple(f"site-{number}" for number in range(1, sites + 1))
-    missing = ""
-    for number in range(_TRIES_OF_STOCK):
-        try:
-            samples = measure_stock(spec, names, rounds, bench.folder / f"stock-{number}")
-            return Baseline(name=name, samples=samples[WARM_UP_ROUNDS:])
-        except BenchmarkError as error:  # noqa: PERF203 - it may succeed the next time
-            # Stock sites give up if the server does not take an update within ten seconds.
-            missing = f"{error}, {number + 1} times"
-    return Baseline(name=name, missing=missing)
+
+    def measure(folder: Path) -> list[float]:
+        return measure_stock(spec, names, rounds, folder)[WARM_UP_ROUNDS:]
+
+    return stock_baseline(name, measure, bench.folder / "stock")
 
 
 def _allow_echo(alliance: LocalAlliance) -> None:

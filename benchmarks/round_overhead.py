@@ -22,7 +22,7 @@ from oncofed.data.brain import HOSPITALS
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec
 from oncofed.report.result import Backend
-from stock import measure_stock
+from stock import measure_stock, stock_baseline
 
 # A model of one megabyte.
 _CHANNELS = [12, 24, 48, 96]
@@ -48,8 +48,10 @@ def run(bench: Bench) -> None:
     limit = Limit(name="the same bytes through one TLS connection", value=bytes_a_round / bench.limits.loopback_tls())
     bench.doing("stock FLARE")
     sites = brain_sites(bench.quick, bench.folder / "data")
-    stock = Baseline(
-        name="FLARE's FedAvgRecipe", samples=measure_stock(spec, tuple(sites), rounds, bench.folder / "stock")
+    stock = stock_baseline(
+        "FLARE's FedAvgRecipe",
+        lambda folder: measure_stock(spec, tuple(sites), rounds, folder),
+        bench.folder / "stock",
     )
     bench.doing("a server and four sites")
     bench.measured(

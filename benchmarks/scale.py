@@ -23,7 +23,7 @@ from harness.results import Baseline, Figure, Target
 from oncofed.data.brain import HOSPITALS, make_hospitals
 from oncofed.job.run import Run
 from oncofed.job.spec import read_job
-from stock import simulate_stock
+from stock import simulate_stock, stock_baseline
 
 # FLARE's simulator imports torch and MONAI in each site's process: more sites do not fit into 24 GiB.
 _MOST_STOCK = 8
@@ -76,8 +76,11 @@ def _tell(bench: Bench, sites: int, runs: list[dict[str, Any]], target: Target |
 def _stock(bench: Bench, sites: int, rounds: int) -> Baseline:
     bench.doing(f"FLARE's simulator, {sites} sites")
     spec = read_job("brain_tissue_segmentation")
-    seconds = simulate_stock(spec, sites, rounds, bench.folder / f"stock-{sites}")
-    return Baseline(name="FLARE's simulator, no training", samples=[s / sites for s in seconds])
+
+    def measure(folder: Path) -> list[float]:
+        return [seconds / sites for seconds in simulate_stock(spec, sites, rounds, folder)]
+
+    return stock_baseline("FLARE's simulator, no training", measure, bench.folder / f"stock-{sites}")
 
 
 def _flower(bench: Bench, sites: int, rounds: int) -> Baseline:

@@ -104,9 +104,9 @@ def run(
     for trace in sorted(traces.glob("*.txt")) if traces and traces.is_dir() else ():
         console.print(f"\n[bold]{trace.stem}[/]\n{escape(trace.read_text(encoding='utf-8'))}", soft_wrap=True)
         console.print(f"Trace: {trace.with_suffix('.trace.json')} (open it in https://ui.perfetto.dev)", soft_wrap=True)
-    failed = [suite for suite in this.suites if suite.status != "complete"]
-    for suite in failed:  # again: the first of them may be pages above
-        _show_failure(console, suite)
+    failed = [result for result in this.suites if result.status != "complete"]
+    for result in failed:  # again: the first of them may be pages above
+        _show_failure(console, result)
     if failed:
         raise typer.Exit(1)
 

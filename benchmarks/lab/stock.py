@@ -11,12 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 from nvflare.app_opt.pt.recipes import FedAvgRecipe
 
-from harness.results import BenchmarkError
+from harness.results import Baseline, BenchmarkError
 from oncofed.alliance.kits import PRIVACY_FILE
 from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.session import quiet
@@ -26,6 +27,7 @@ from oncofed.models.networks import network_config
 from oncofed.processes import process_environment, short_path, stop_processes
 
 _FINISH_SECONDS = 1500.0
+_TRIES = 3
 _TIME = r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3})"
 _SCHEDULED = re.compile(_TIME + r" .* - scheduled task train$", re.MULTILINE)
 # The simulator's console leaves that line out.
@@ -54,6 +56,25 @@ class _StockAlliance(LocalAlliance):
             theirs = json.loads((local / "resources.json.default").read_text(encoding="utf-8"))
             ours["class_allow_list"] = theirs["class_allow_list"]
             (local / "resources.json").write_text(json.dumps(ours), encoding="utf-8")
+
+
+def stock_baseline(name: str, measure: Callable[[Path], list[float]], folder: Path) -> Baseline:
+    """Return what stock FLARE takes, or why it is not known.
+
+    It may succeed the next time: stock sites give up if the server does not take an update within ten seconds.
+
+    Args:
+        name: of the baseline.
+        measure: from an empty folder to samples.
+        folder: for everything that is written.
+    """
+    missing = ""
+    for number in range(_TRIES):
+        try:
+            return Baseline(name=name, samples=measure(folder / str(number)))
+        except BenchmarkError as error:  # noqa: PERF203 - see above
+            missing = f"{error}, {number + 1} times"
+    return Baseline(name=name, missing=missing)
 
 
 def measure_stock(spec: JobSpec, sites: tuple[str, ...], rounds: int, folder: Path) -> list[float]:
