@@ -257,6 +257,46 @@ def test_ctranspath_loads_from_the_names_of_its_maker(tmp_path: Path) -> None:
     assert loaded.notes == ("names begin with model.", "named as Swin does")
 
 
+# Names of transformers' Swin, and those of Swin's own code.
+_SWIN = (
+    ("embeddings.norm", "patch_embed.norm"),
+    ("encoder.", ""),
+    ("layernorm_before", "norm1"),
+    ("layernorm_after", "norm2"),
+    ("attention.self.relative", "attn.relative"),
+    ("attention.output.dense", "attn.proj"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+    ("layernorm", "norm"),
+)
+
+
+@torch.no_grad()
+def test_ctranspath_is_a_swin_transformer_behind_convolutions(tmp_path: Path) -> None:
+    need_timm()
+    transformers: Any = pytest.importorskip("transformers")
+    torch.manual_seed(4)
+    theirs = transformers.SwinModel(transformers.SwinConfig()).eval()  # of Swin-T
+    for value in theirs.parameters():
+        value.normal_(std=0.1)
+    theirs.save_pretrained(tmp_path)
+    entry = find_entry("ctranspath")
+    stored = {key: value for key, value in random_weights(entry).items() if key.startswith("patch_embed.proj")}
+    for key, value in load_file(tmp_path / "model.safetensors").items():
+        for other, own in _SWIN:
+            key = key.replace(other, own)  # noqa: PLW2901 - one after the other
+        stored[key] = value
+    for key in [key for key in stored if ".attention.self.query." in key]:
+        parts = [stored.pop(key.replace("query", part)) for part in ("query", "key", "value")]
+        stored[key.replace("attention.self.query", "attn.qkv")] = torch.cat(parts)
+    stored = {key: value for key, value in stored.items() if "projection" not in key and "pooler" not in key}
+    loaded = load_encoder(entry, write(stored, tmp_path / "ctranspath.safetensors"))
+    network: Any = loaded.network
+    theirs.embeddings.patch_embeddings.projection = network.patch_embed.proj
+    images = torch.randn(2, 3, 224, 224)
+    assert torch.allclose(network(images), theirs(images).pooler_output, atol=1e-5)
+
+
 def test_conch_is_taken_out_of_the_whole_model(tmp_path: Path) -> None:
     need_timm()
     for name, positions in (("conch", (785, 197)), ("conch-v1.5", (785, 197))):
