@@ -243,9 +243,9 @@ class Run:
         table = self.spec.plan().of_table_alone()
         if table:
             trained[TABLE], plans[TABLE] = trained[POOLED], table
-        most = self.spec.evaluation.most_cases
+        most, last = self.spec.evaluation.most_cases, self.spec.evaluation.select == "last"
         return [
-            Baseline(name, cases, scored_on, sample_cases(cases.validation, most, self.spec.seed), plans[name])
+            Baseline(name, cases, scored_on, sample_cases(cases.validation, most, self.spec.seed), plans[name], last)
             for name, (cases, scored_on) in trained.items()
         ]
 
