@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness.bench import Bench, Settings
-from harness.in_memory import DATA, SITES, TRAINING, hippocampus, scores, standardised_volumes, write_sites
+from in_memory import DATA, SITES, TRAINING, hippocampus, scores, standardised_volumes, write_sites
 from oncofed.job.spec import JobSpec
 
 _AGE = {"name": "age", "unit": "years", "range": [0, 120]}

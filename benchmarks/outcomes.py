@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from harness.bench import Bench, Settings
-from harness.in_memory import (
+from in_memory import (
     DATA,
     SITES,
     TRAINING,
