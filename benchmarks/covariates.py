@@ -8,26 +8,16 @@ in memory; the score is the AUROC, the concordance of an outcome of two classes,
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from safetensors.torch import load_file
-from torch import nn
 
 from harness.bench import Bench, Settings
-from in_memory_sites import federated, known, pooled_and_alone
-from oncofed.data.cases import pool_cases, usable_cases
-from oncofed.data.manifest import SALT_FILE
+from hippocampus import DATA, SITES, TRAINING, hippocampus, standardised_volumes, write_sites
+from in_memory import scores
 from oncofed.job.spec import JobSpec
-from oncofed.models import register_network
-from oncofed.training import Trainer
 
-_SITES = ("east", "north", "west")
 _AGE = {"name": "age", "unit": "years", "range": [0, 120]}
 _NOISE = ({"name": "draw", "range": [-10, 10]}, {"name": "colour", "categories": ["red", "green", "blue"]})
 _IMAGE, _BOTH = "law of the volume", "law of volume and age"
@@ -43,63 +33,41 @@ VARIANTS: dict[str, tuple[str, str, tuple[dict[str, Any], ...]]] = {
 }
 
 
-@register_network("counting", kind="image")
-def counting(in_channels: int, out_channels: int, spatial_dims: int) -> nn.Module:
-    """Return a network that adds up what it sees, and trains in seconds on volumes of 16 voxels a side."""
-    assert spatial_dims == 3
-    convolution = nn.Conv3d(in_channels, 8, 3, stride=2, padding=1)
-    added = nn.AvgPool3d(8, divisor_override=8)
-    return nn.Sequential(
-        convolution, nn.ReLU(), added, nn.Flatten(), nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, out_channels)
-    )
-
-
 def run(bench: Bench) -> None:
     """Measure each variant with three seeds: federated, pooled and alone."""
-    data = Path(os.environ.get("ONCOFED_DATA", "")) / "hippocampus"
-    if bench.quick or not data.is_dir():
+    if bench.quick or not hippocampus():
         why = "left out of a quick run" if bench.quick else "ONCOFED_DATA names no folder with hippocampus/"
         bench.skip("covariates, federated", "AUROC", why)
         return
     found: dict[str, dict[str, list[float]]] = {name: {} for name in VARIANTS}
     for seed in (1, 2, 3):
-        sites = make_sites(bench.folder / f"data-{seed}", data, seed)
+        sites = make_sites(bench.folder / f"data-{seed}", seed)
         for number, name in enumerate(VARIANTS):
             bench.doing(f"{name}, seed {seed}")
-            for how, score in scores(name, sites, bench.folder / f"{number}-{seed}", seed).items():
+            for how, score in scores(job(name, seed), sites, bench.folder / f"{number}-{seed}").items():
                 found[name].setdefault(how, []).append(score)
-    settings: Settings = {"sites": len(_SITES), "seeds": 3}
+    settings: Settings = {"sites": len(SITES), "seeds": 3}
     for name, by_training in found.items():
         for how, values in by_training.items():
             bench.measured(f"{name}, {how}", values, "AUROC", "higher", settings)
 
 
-def make_sites(folder: Path, data: Path, seed: int) -> dict[str, Path]:
+def make_sites(folder: Path, seed: int) -> dict[str, Path]:
     """Write the sites' datasets; return folders by site."""
-    masks = sorted((data / "labelsTr").glob("*.nii.gz"))
-    volumes = np.array([np.count_nonzero(np.asarray(nib.load(path).dataobj)) for path in masks], float)
+    masks = hippocampus()
     rng = np.random.default_rng(seed)
     ages = rng.normal(62, 11, len(masks)).clip(20, 99).round(1)
-    standardised = (volumes - volumes.mean()) / volumes.std() + rng.normal(0, 0.3, len(masks))
-    risks = {"volume": standardised, "both": standardised - (ages - 62) / 11}
-    of_site: dict[str, list[dict[str, Any]]] = {name: [] for name in _SITES}
-    for number, path in enumerate(rng.permutation(len(masks))):
+    volumes = standardised_volumes(masks) + rng.normal(0, 0.3, len(masks))
+    risks = {"volume": volumes, "both": volumes - (ages - 62) / 11}
+    order = rng.permutation(len(masks))
+    entries: list[dict[str, Any]] = [{}] * len(masks)
+    for patient in order:
         draw, colour = rng.normal(), ("red", "green", "blue")[rng.integers(3)]
-        of_site[_SITES[number % len(_SITES)]].append(
-            {
-                "image": f"imagesTr/{masks[path].name}",
-                "name": masks[path].name.partition(".")[0],
-                "tags": {"age": str(ages[path]), "draw": f"{draw:.3f}", "colour": colour},
-                "targets": {law: "event" if risk[path] > 0 else "none" for law, risk in risks.items()},
-            }
-        )
-    for name, entries in of_site.items():
-        (folder / name).mkdir(parents=True)
-        (folder / name / SALT_FILE).write_text(name)  # as a registered folder has it, which keeps prepared images
-        (folder / name / "imagesTr").symlink_to(data / "labelsTr")
-        manifest = {"targets": {law: {"kind": "class"} for law in risks}, "training": entries}
-        (folder / name / "dataset.json").write_text(json.dumps(manifest))
-    return {name: folder / name for name in _SITES}
+        entries[patient] = {
+            "tags": {"age": str(ages[patient]), "draw": f"{draw:.3f}", "colour": colour},
+            "targets": {law: "event" if risk[patient] > 0 else "none" for law, risk in risks.items()},
+        }
+    return write_sites(folder, masks, entries, {law: {"kind": "class"} for law in risks}, order)
 
 
 def job(name: str, seed: int) -> JobSpec:
@@ -111,32 +79,11 @@ def job(name: str, seed: int) -> JobSpec:
     values = {
         "name": "outcome",
         "title": name,
-        "data": {
-            "dataset": "hippocampus",
-            "modality": "ct",
-            "window": [0, 1],
-            "patch": [16, 16, 16],
-            "spacing": [3, 3, 3],
-            "split": {"validation": 0.15, "test": 0.35},
-            "covariates": list(columns),
-        },
+        "data": {**DATA, "covariates": list(columns)},
         "targets": [{"name": law, "kind": "class", "classes": ["none", "event"]}],
         "model": network,
-        "training": {"steps_per_round": 50, "batch_size": 8, "learning_rate": 0.01, "augmentation": "none"},
+        "training": TRAINING,
         "rounds": {"number": 4},
         "seed": seed,
     }
     return JobSpec.model_validate(values)
-
-
-def scores(name: str, sites: Mapping[str, Path], folder: Path, seed: int) -> dict[str, float]:
-    """Return a variant's AUROC of all sites' test patients, by the way it was trained."""
-    spec = job(name, seed)
-    plan = spec.plan()
-    cases = {
-        site: usable_cases(data, plan.data, plan.supervision(), plan.seed, site).cases for site, data in sites.items()
-    }
-    pooled = pool_cases(cases)
-    judge = Trainer(plan, pooled, "pooled")
-    judge.load_weights(load_file(federated(spec, sites, folder)))
-    return {"federated": known(judge.evaluate(pooled.test).mean), **pooled_and_alone(plan, cases, pooled, folder)}

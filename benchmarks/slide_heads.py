@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 
 from harness.bench import Bench, Settings
 from harness.results import Target
-from in_memory_sites import federated, known, pooled_and_alone
-from oncofed.data.cases import pool_cases, usable_cases
+from in_memory import known, pooled_and_alone, trained_together
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec
@@ -111,17 +109,11 @@ def job(name: str, seed: int, quick: bool = False) -> JobSpec:
 
 def scores(spec: JobSpec, sites: Mapping[str, Path], regions: Regions, folder: Path) -> dict[tuple[str, str], float]:
     """Return a head's figures by what they are, and unit."""
-    plan = spec.plan()
-    cases = {
-        site: usable_cases(data, plan.data, plan.supervision(), plan.seed, site).cases for site, data in sites.items()
-    }
-    pooled = pool_cases(cases)
     folder.mkdir(parents=True)
-    judge = Trainer(plan, pooled, "pooled")
-    judge.load_weights(load_file(federated(spec, sites, folder)))
-    found = {("federated", "AUROC"): known(judge.evaluate(pooled.test).mean)}
+    judge = trained_together(spec, sites, folder)
+    found = {("federated", "AUROC"): known(judge.evaluate(judge.cases.test).mean)}
     found |= _attention(judge, regions, spec.seed)
-    return found | {(how, "AUROC"): v for how, v in pooled_and_alone(plan, cases, pooled, folder).items()}
+    return found | {(how, "AUROC"): v for how, v in pooled_and_alone(spec, sites, folder).items()}
 
 
 def _attention(trainer: Trainer, regions: Regions, seed: int) -> dict[tuple[str, str], float]:

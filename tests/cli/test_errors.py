@@ -331,6 +331,8 @@ def test_jobs_are_listed_shown_checked_and_exported(run: Callable[..., Outcome],
     checked = json.loads(run("job", "check", names[1], "--json").output)
     assert checked["ok"]
     assert checked["parameters"] > 100_000
+    said = run("job", "check", names[0]).text
+    assert "target survival (survival): risk of the event by 36 months; judged by concordance" in said
     exported = run("job", "export", names[0], "--out", tmp_path / "job")
     assert "nvflare job submit -j" in exported.text
     assert (tmp_path / "job" / "meta.json").is_file()

@@ -66,6 +66,7 @@ targets:
     assert [(bad.name, bad.reason) for bad in manifest.quarantine] == [
         ("p3", "line 5: target os: ends before it starts (columns op-datum, letzter kontakt, status)")
     ]
+    assert not manifest.left_out, "an image whose row is set aside is named by the table"
     assert manifest.entries[0].tags == {"geschlecht": "w"}
     assert manifest.remarks == ["columns of the table that hold dates, which are left out of the dataset: geboren"]
     text = (tmp_path / "out" / "dataset.json").read_text()

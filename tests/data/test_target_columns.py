@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,15 @@ def test_a_value_has_one_unit_and_a_range() -> None:
         values({"kind": "value"}, "3 cm", "12")
 
 
+def test_numbers_of_two_units_are_named_where_no_range_says_what_is_plausible() -> None:
+    milligrams, grams = [f"{1500 + 40 * n}" for n in range(8)], [f"{1.5 + 0.04 * n:.2f}" for n in range(4)]
+    with pytest.raises(DataError, match=r"column t: its numbers jump \(from line 13 to line 2 .* range: \[LOW, HIGH\]"):
+        values({"kind": "value"}, *milligrams, *grams)
+    assert None not in values({"kind": "value", "range": [0, 5000]}, *milligrams, *grams)
+    spread = [f"{2.0**n}" for n in range(14)]
+    assert values({"kind": "value"}, *spread) == [2.0**n for n in range(14)], "a wide spread is no jump"
+
+
 # --- names
 
 
@@ -175,6 +184,14 @@ def test_findings_as_chestxray14_has_them() -> None:
 
 TIMES = {"kind": "survival", "time": "os_days", "event": "status"}
 DATES = {"kind": "survival", "start": "start", "end": "end", "event": "status"}
+
+
+def test_a_day_that_is_still_to_come_is_no_end_of_follow_up() -> None:
+    tomorrow, today = (f"{date.today() + timedelta(days=days)}" for days in (1, 0))
+    found = read(DATES, ("2020-01-01", tomorrow, "0"), ("2020-01-01", today, "0"), ("2020-01-01", "2999-12-31", "1"))
+    assert list(found.values) == [3]
+    assert found.faults[2] == "column end has a day that is still to come, expected one up to today"
+    assert 4 in found.faults
 
 
 def test_events_in_the_words_of_tables() -> None:

@@ -59,6 +59,15 @@ def test_gradients_reach_the_row(network: str, fusion: str) -> None:
     assert all(grad is not None and grad.isfinite().all() and grad.abs().max() > 0 for grad in of_rows.values())
 
 
+def test_what_a_row_scales_is_dropped_in_training_alone() -> None:
+    built = build_network(request("densenet121", "film"), seed=1)
+    nn.init.normal_(built.scale_and_shift.weight)  # type: ignore[arg-type, union-attr]
+    (image,) = inputs("densenet121")
+    assert not torch.equal(built(image, ROWS), built(image, ROWS))
+    built.eval()
+    assert torch.equal(built(image, ROWS), built(image, ROWS))
+
+
 def test_none_leaves_the_row_out() -> None:
     built = build_network(request("densenet121", "none"), seed=1).eval()
     (image,) = inputs("densenet121")

@@ -12,7 +12,7 @@ from oncofed.job.spec import parse_job
 from oncofed.report.html import write_report
 from oncofed.report.result import Result, SiteResult, read_result
 from oncofed.tasks.over_sites import PooledTest
-from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
+from oncofed.tasks.pooled_target import Line, Plot, PooledTarget, Table, TargetFigure
 from synthetic import write_job
 from targets_made import JOB
 
@@ -61,6 +61,22 @@ def test_the_report_has_a_row_for_each_target_and_figure(tmp_path: Path) -> None
         "12 patients state it",
     ):
         assert words in html
+
+
+def test_the_report_says_whose_figures_they_are_and_leaves_out_what_is_empty(tmp_path: Path) -> None:
+    result = made_result(tmp_path)
+    curves = Plot(title="Survival", x="months", y="share", lines=[Line(name="low", points=[(0.0, 1.0)])])
+    at_risk = Table(title="at risk after", columns=["0", "12"], rows={"low": [None, None]})
+    assert result.pooled_test is not None
+    death = result.pooled_test.targets["death"]
+    told = {"sites": ["east", "west"], "withheld": ["north"], "tables": [at_risk], "plots": [curves]}
+    result.pooled_test.targets["death"] = death.model_copy(update=told)
+    html = write_report(result, {}, tmp_path).read_text()
+    assert "12 patients of east, west state it." in " ".join(html.split())
+    assert "No figure here rests on north: too few patients, or their policy." in html
+    assert "No table “at risk after”" in html
+    assert "No plot “Survival”: too few patients." in html
+    assert ">few<" not in html
 
 
 def test_the_card_says_what_is_answered_and_of_how_many_it_is_known(tmp_path: Path) -> None:

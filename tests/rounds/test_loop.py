@@ -337,6 +337,15 @@ def test_of_equal_scores_the_first_round_is_kept(tmp_path: Path) -> None:
     assert int(sites["east"].requests[-1].weights["count"]) == 4  # type: ignore[attr-defined]
 
 
+def test_a_job_may_keep_the_last_round_whatever_the_scores_say(tmp_path: Path) -> None:
+    scores = {0: 0.1, 4: 0.5, 8: 0.3}
+    sites = tiny_sites(east=3)
+    sites["east"].score = lambda site, weights: scores[int(weights["count"])]
+    run = _run(tmp_path, sites, {"rounds": {"number": 2}, "evaluation": {"select": "last"}})
+    assert (run.of(Finished)[0].best_round, run.of(Finished)[0].best_validation) == (2, 0.3)
+    assert int(run.best["count"]) == 8
+
+
 def test_a_run_stops_early_and_keeps_the_first_model_without_scores(tmp_path: Path) -> None:
     sites = tiny_sites(east=3)
     sites["east"].score = lambda site, weights: 0.5

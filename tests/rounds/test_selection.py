@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from oncofed.algorithms.settings import EvaluationSpec
 from oncofed.rounds.run_state import RunState
@@ -14,6 +15,11 @@ _CASES = {"a": {"validation": 3}, "b": {"validation": 1}}
 @pytest.mark.parametrize(("rule", "score"), [("mean", 0.6), ("worst", 0.4), ("weighted", 0.7)])
 def test_a_rule_combines_the_sites_scores(rule: str, score: float) -> None:
     assert selected_score(rule, {"a": 0.8, "b": 0.4}, _CASES) == pytest.approx(score)
+
+
+def test_the_last_round_is_not_kept_by_a_run_that_may_end_early() -> None:
+    with pytest.raises(ValidationError, match="leave patience out"):
+        EvaluationSpec(select="last", patience=2)
 
 
 def test_without_scores_there_is_no_selected_score() -> None:

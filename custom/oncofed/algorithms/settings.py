@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from oncofed.settings import SettingError, StrictModel
 
@@ -77,8 +78,10 @@ class ExchangeSpec(StrictModel):
 class EvaluationSpec(StrictModel):
     """Which round's model is kept, and when to stop."""
 
-    select: Literal["mean", "worst", "weighted"] = Field(
-        "mean", description="of the sites' validation scores: their mean, the worst, or their mean weighted by cases"
+    select: Literal["mean", "worst", "weighted", "last"] = Field(
+        "mean",
+        description="best by the sites' validation scores: their mean, the worst, or their mean weighted by cases; "
+        "last: the last round's, where too few validation patients tell rounds apart, such as of outcomes",
     )
     patience: int | None = Field(
         None, ge=1, le=10_000, description="rounds without a better score after which the run ends; null: never"
@@ -96,3 +99,9 @@ class EvaluationSpec(StrictModel):
     margin: float | None = Field(
         None, gt=0, lt=1, description="by how much worse than another model (--against) still counts as no worse"
     )
+
+    @model_validator(mode="after")
+    def _last_needs_all_rounds(self) -> Self:
+        if self.select == "last" and self.patience is not None:
+            raise ValueError("select: last keeps the last round's model: leave patience out, which ends a run early")
+        return self

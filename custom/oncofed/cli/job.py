@@ -130,6 +130,7 @@ def check(
     from oncofed.job.checks import check_sites, check_strategy, deadline_warning
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
     from oncofed.models.weights import weights_of
+    from oncofed.tasks.targets.details import details_of
 
     spec = read_any_job(job, with_code=True)
     if isinstance(spec, ProfileJobSpec):
@@ -159,6 +160,8 @@ def check(
         f"{find_job(job)}: ok. {spec.model.network} with {parameters:,} parameters, {megabytes:.1f} MB each way a "
         f"round, {spec.rounds.number} rounds of {spec.strategy.name}, {steps} steps at each site."
     )
+    for name, target in details_of(spec.task).items():
+        typer.echo(f"target {name} ({target.kind}): {target.asks}; judged by {target.metric_name}")
     if warning:
         typer.echo(f"warning: {warning}")
 

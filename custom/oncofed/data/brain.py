@@ -208,7 +208,7 @@ def _patient_coordinates(
 
 
 def make_patient(
-    scanner: Scanner, rng: np.random.Generator, lesion_mm: float = 0.0
+    scanner: Scanner, rng: np.random.Generator, lesion_mm: float = 0.0, visits: float = 1.0
 ) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
     """Return one patient's image and label.
 
@@ -218,6 +218,7 @@ def make_patient(
         scanner: that takes the image.
         rng: of the patient.
         lesion_mm: radius of a bright lesion somewhere in the white matter; 0: none.
+        visits: share of the usual differences of contrast between visits.
     """
     t1, _ = _atlas()
     extent = np.asarray(t1.shape) - 1 - 2 * _FIELD_OF_VIEW_MARGIN_MM
@@ -233,8 +234,8 @@ def make_patient(
         signal = np.maximum(signal, _LESION_BRIGHTNESS * _lesion(white, scanner.voxel_mm, lesion_mm, rng.spawn(1)[0]))
 
     # Visits differ: coil, protocol and patient vary contrast and noise around the scanner's values.
-    gamma = scanner.gamma * np.exp(rng.normal(0, 0.3))
-    signal = np.clip(signal, 0, None) ** gamma + (scanner.grey_shift + rng.normal(0, 0.06)) * grey
+    gamma = scanner.gamma * np.exp(visits * rng.normal(0, 0.3))
+    signal = np.clip(signal, 0, None) ** gamma + (scanner.grey_shift + visits * rng.normal(0, 0.06)) * grey
     signal *= np.exp(_smooth_field(shape, 4, scanner.bias / 2, rng))
     noise = scanner.noise * np.exp(rng.normal(0, 0.5))
     signal = np.hypot(signal + rng.normal(0, noise, shape), rng.normal(0, noise, shape))

@@ -1,8 +1,8 @@
 """Four simulated hospitals whose patients' outcomes follow a stated law.
 
-Anatomy and scanners are those of ``data.brain``, with less noise. Each patient has a bright lesion; the hazard of the
-event grows with its size and with the patient's age. What a model can learn is known exactly, so that a figure can be
-compared with the law's own.
+Anatomy and scanners are those of ``data.brain``, which differ less here. Each patient has a bright lesion; the hazard
+of the event grows with its size and with the patient's age. What a model can learn is known exactly, so that a figure
+can be compared with the law's own.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from oncofed.data.workers import Workers
 _MEAN_MM, _STEP_MM = 14.0, 5.0
 # Coarse voxels in mm: lesions stay visible, and a patient is made in a moment.
 _VOXEL_MM = (5.0, 5.0, 5.0)
-# Share of the scanners' bias and noise: as much as they have hides a lesion from so few patients.
+# Share of the scanners' and visits' differences: as much as they have hides a lesion's size from so few patients. A
+# contrast (gamma) far from one makes a small bright lesion of one scanner look like a large one of another.
 _QUIET = 1 / 3
-# Patients of each hospital: training, validation, test.
-SIZES = ((90, 12, 24), (50, 12, 24), (30, 8, 24), (20, 8, 24))
+# Patients of each hospital: training, validation, test. Those of the test are many: a concordance of few says little.
+SIZES = ((90, 16, 40), (60, 16, 40), (45, 12, 40), (35, 12, 40))
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def make_outcome_hospitals(
         scanner = replace(
             hospital.scanner,
             voxel_mm=_VOXEL_MM,
+            gamma=hospital.scanner.gamma**_QUIET,
             bias=_QUIET * hospital.scanner.bias,
             noise=_QUIET * hospital.scanner.noise,
         )
@@ -122,7 +124,7 @@ def _write_patient(patient: _Patient) -> tuple[str, dict[str, Any]]:
     rng = np.random.default_rng(patient.seed)
     size, age = float(np.clip(rng.normal(), -2, 2)), float(np.clip(rng.normal(62, 10), 30, 90))
     follow_up = patient.law.follow_up(size, age, rng)
-    image, _ = make_patient(patient.scanner, rng, lesion_mm=_MEAN_MM + _STEP_MM * size)
+    image, _ = make_patient(patient.scanner, rng, lesion_mm=_MEAN_MM + _STEP_MM * size, visits=_QUIET)
     nib.save(image, patient.folder / "imagesTr" / f"{patient.name}.nii.gz")
     return patient.name, {
         "image": f"imagesTr/{patient.name}.nii.gz",

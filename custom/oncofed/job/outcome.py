@@ -34,6 +34,7 @@ def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result
         backend=backend,
         rounds=spec.rounds.number,
         strategy=spec.strategy.name,
+        select=spec.evaluation.select,
         metric=task.metric,
         metric_name=task.metric_name,
         classes=list(spec.task.classes.values()),

@@ -246,9 +246,9 @@ class Run:
         plans: dict[str, Plan | None] = dict.fromkeys(trained)
         for name, plan in self.spec.plan().references().items():
             trained[name], plans[name] = trained[POOLED], plan
-        most = self.spec.evaluation.most_cases
+        most, last = self.spec.evaluation.most_cases, self.spec.evaluation.select == "last"
         return [
-            Baseline(name, cases, scored_on, sample_cases(cases.validation, most, self.spec.seed), plans[name])
+            Baseline(name, cases, scored_on, sample_cases(cases.validation, most, self.spec.seed), plans[name], last)
             for name, (cases, scored_on) in trained.items()
         ]
 

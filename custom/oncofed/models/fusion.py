@@ -16,6 +16,9 @@ Fusion = Literal["concat", "film", "none"]
 # Features that the image's network gives, and those of a row.
 IMAGE_FEATURES, ROW_FEATURES = 64, 16
 _SMALL = 0.01
+# Of a row's features, in training, as a row scales and shifts all of the image's: without it a few dozen patients'
+# noise is learned by heart (benchmarks/covariates.py).
+_DROPPED = 0.5
 
 
 class FusedNetwork(nn.Module):
@@ -39,6 +42,7 @@ class FusedNetwork(nn.Module):
             self.row = RowFeatures(columns, ROW_FEATURES)
         if fusion == "film":
             # It begins near the identity: a row that tells nothing is not to disturb the image's features.
+            self.dropped = nn.Dropout(_DROPPED)
             self.scale_and_shift = nn.Linear(ROW_FEATURES, 2 * IMAGE_FEATURES)
             nn.init.normal_(self.scale_and_shift.weight, std=_SMALL)
             nn.init.zeros_(self.scale_and_shift.bias)
@@ -56,7 +60,7 @@ class FusedNetwork(nn.Module):
         if self._fusion == "concat":
             features = torch.cat([features, self.row(table)], dim=1)
         elif self._fusion == "film":
-            scale, shift = self.scale_and_shift(self.row(table)).chunk(2, dim=1)
+            scale, shift = self.scale_and_shift(self.dropped(self.row(table))).chunk(2, dim=1)
             features = features * (1 + scale) + shift
         return torch.cat([self.head(features), own], dim=1)
 

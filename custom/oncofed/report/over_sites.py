@@ -34,7 +34,7 @@ def of_target(target: PooledTarget) -> list[Figure]:
         (name or "model", _COLOURS[n % len(_COLOURS)], one) for n, (name, one) in enumerate(target.reliability.items())
     ]
     first = _discrimination(target.classes, found)
-    return [*([first] if first else []), *map(_plot, target.plots)]
+    return [*([first] if first else []), *(_plot(plot) for plot in target.plots if not plot.is_empty)]
 
 
 def _discrimination(

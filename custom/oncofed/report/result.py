@@ -106,6 +106,7 @@ class Result(_Part):
     backend: Backend
     rounds: int
     best_round: int | None = None
+    select: str = Field("mean", description="how that round was chosen: the job's evaluation.select")
     metric: str = "dice"
     metric_name: str = Field("Dice", description="name of the metric for people")
     classes: list[str] = []

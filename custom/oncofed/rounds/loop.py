@@ -301,8 +301,9 @@ class RoundLoop:
         self._record(Validated(round=number, mean=mean, sites=scores, by_class=by_class))
         if number == 0:
             return
-        score = selected_score(self._federation.evaluation.select, known, self._sites.cases)
-        if state.best_round == 0 or (score is not None and score > state.best_score):
+        select = self._federation.evaluation.select
+        score = selected_score(select, known, self._sites.cases)
+        if state.best_round == 0 or select == "last" or (score is not None and score > state.best_score):
             state.best_score = score if score is not None else state.best_score
             state.best_round = number
             self._keep_best(state.model, number)

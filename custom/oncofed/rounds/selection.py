@@ -13,7 +13,7 @@ def selected_score(rule: str, scores: Mapping[str, float], cases: Mapping[str, M
     """Return the score that compares rounds, if any.
 
     Args:
-        rule: "mean" and "worst" of the sites, or "weighted" by their validation cases.
+        rule: "mean" (also of "last") and "worst" of the sites, or "weighted" by their validation cases.
         scores: by site.
         cases: each site's numbers of cases.
     """

@@ -51,6 +51,7 @@ def pooled_test(
     """
     if not of_sites:
         return None
+    asked = set(asked)
     sent = [of_sites[site] for site in sorted(of_sites)]
     classes = {}
     for name in dict.fromkeys(name for one in sent for name in one.get("classes", {})):
@@ -67,13 +68,13 @@ def pooled_test(
     return PooledTest(
         patients=sum(one["patients"] for one in sent),
         sites={site: of_sites[site]["patients"] for site in sorted(of_sites)},
-        withheld=sorted(set(asked) - set(of_sites)),
+        withheld=sorted(asked - set(of_sites)),
         auroc=sum(one.auroc for one in classes.values()) / len(classes) if classes else None,
         classes=classes,
         reliability=_of_all(sure, 0),
         calibrated=_of_all(sure, 1) if all(len(one["brier"]) > 1 for one in sure) else None,
         figures=sums,
-        targets=_targets(sent, targets),
+        targets=_targets(of_sites, asked, targets),
     )
 
 
@@ -92,14 +93,17 @@ def figure(sums: Iterable[Sequence[float]]) -> Figure | None:
     return Figure(patients=int(patients), mean=mean, sd=sd, interval=(mean - reach, mean + reach))
 
 
-def _targets(sent: Sequence[Mapping[str, Any]], targets: Mapping[str, TargetSums]) -> dict[str, PooledTarget]:
+def _targets(
+    of_sites: Mapping[str, Mapping[str, Any]], asked: set[str], targets: Mapping[str, TargetSums]
+) -> dict[str, PooledTarget]:
     """Return each target's figures over all sites, where known."""
     found = {}
     for name, target in targets.items():
-        told = [one["targets"][name] for one in sent if name in one.get("targets", {})]
-        of_all = target.over_sites(told) if told else None
+        told = {site: one["targets"][name] for site, one in sorted(of_sites.items()) if name in one.get("targets", {})}
+        of_all = target.over_sites(list(told.values())) if told else None
         if of_all:
-            found[name] = of_all
+            behind = {"sites": list(told), "withheld": sorted(asked - set(told))}
+            found[name] = of_all.model_copy(update=behind)
     return found
 
 

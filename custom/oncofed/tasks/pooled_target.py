@@ -46,6 +46,11 @@ class Plot(StrictModel):
     lines: list[Line]
     diagonal: bool = Field(False, description="draw the line on which both axes agree")
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no line leads anywhere: it has where it starts alone, or nothing."""
+        return not any(len(line.points) > (0 if self.diagonal else 1) for line in self.lines)
+
 
 class Table(StrictModel):
     """A table of counts or figures; null: too few patients."""
@@ -54,12 +59,19 @@ class Table(StrictModel):
     columns: list[str]
     rows: dict[str, list[float | None]]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it tells no number."""
+        return all(cell is None for row in self.rows.values() for cell in row)
+
 
 class PooledTarget(StrictModel):
     """A target on the test patients of all sites together."""
 
     kind: str
     patients: int = Field(description="who state the target at the sites that sent its sums")
+    sites: list[str] = Field([], description="those sites")
+    withheld: list[str] = Field([], description="sites that answered without its sums")
     figures: dict[str, TargetFigure] = Field({}, description="by METRIC or METRIC.MEMBER; the target's own first")
     classes: dict[str, Ranking] = Field({}, description="of each class or finding that the sites could judge")
     reliability: dict[str, Reliability] = Field({}, description="by class or finding; empty name: of the target")

@@ -49,6 +49,7 @@ class Baseline:
         tests: site -> test cases that it is scored on.
         validation: cases that choose its best round.
         plan: what to train; None: as the federation does.
+        keeps_last: the last round's weights are kept, whatever validation says.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Baseline:
     tests: dict[str, tuple[Case, ...]]
     validation: tuple[Case, ...]
     plan: Plan | None = None
+    keeps_last: bool = False
 
 
 def train_baseline(
@@ -84,7 +86,7 @@ def train_baseline(
     for _ in range(plan.rounds):
         trainer.train(plan.training.steps_per_round)
         score = trainer.evaluate(baseline.validation).mean
-        if score is None or score > best_score:
+        if baseline.keeps_last or score is None or score > best_score:
             best, best_score = trainer.weights(), -math.inf if score is None else score
         if progress:
             progress(baseline.name, trainer.steps_done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -71,6 +72,8 @@ def listed(
     if layout.items and all(item.images[0].lower().endswith(SLIDES_ALONE) for item in layout.items):
         layout.task = "slides"
     used = {i for item in layout.items for i in (*item.images, *item.masks)}
+    # What a row says of an image may be wrong, and yet the table names it.
+    used |= {bad.source for bad in layout.bad if bad.source}
     for name in files:
         if image_format(Path(name)) and name not in used:
             kind = "mask" if Named(name).role == "mask" else "image"
@@ -99,9 +102,11 @@ class _Rows:
         """Return a row's case, or why it has none."""
         image = None
         try:
-            if row.fault:
-                raise DataError(row.fault)
             # The table decides: a file named like a mask may be an image.
+            if row.fault:
+                with contextlib.suppress(DataError):
+                    image = self._file(row, "image", self._images, self._labels)
+                raise DataError(row.fault)
             image = self._file(row, "image", self._images, self._labels)
             return self._item(row, image), None
         except DataError as error:

@@ -5,11 +5,10 @@ Times stand in a column with a unit, or are the days between two dates; the date
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
@@ -25,6 +24,7 @@ from oncofed.data.target_columns.cells import (
     time_unit_of,
 )
 from oncofed.data.target_columns.dates import check_format, read_dates
+from oncofed.data.target_columns.mixed_units import find_jump
 from oncofed.data.target_columns.names import Column
 from oncofed.data.targets import DatasetTarget, FollowUp
 from oncofed.data.time_units import DAYS, TIME_UNITS
@@ -44,7 +44,6 @@ _LONGEST_YEARS = 120
 # Two units in one column: how many times as long the middle of the larger numbers is, about 30 days or 365.
 _JUMPS = ((20.0, 48.0, "days and months"), (230.0, 580.0, "days and years"), (9.0, 16.0, "months and years"))
 _LEAST_GAP = 4.0
-_LEAST_SHARE = 0.1
 
 
 def _several(value: object) -> object:
@@ -191,7 +190,10 @@ class FollowUpColumns(TargetColumns):
         found = read_dates(cells, column, self.dates)
         expected = f"one as {self.dates}" if self.dates else "a whole date"
         faults |= {line: f"column {column} is no date, expected {expected}" for line, day in found.items() if not day}
-        return {line: day for line, day in found.items() if day}
+        today = date.today()
+        late = {line for line, day in found.items() if day and day > today}
+        faults |= dict.fromkeys(late, f"column {column} has a day that is still to come, expected one up to today")
+        return {line: day for line, day in found.items() if day and line not in late}
 
     # --- times in columns
 
@@ -233,17 +235,11 @@ def _refuse_two_units(times: Mapping[int, float], columns: str) -> None:
     Raises:
         DataError: they do.
     """
-    known: Sequence[tuple[float, int]] = sorted((time, line) for line, time in times.items() if time > 0)
-    least = max(2, int(np.ceil(_LEAST_SHARE * len(known))))
-    for place in range(least, len(known) - least + 1):
-        below, above = known[place - 1], known[place]
-        if above[0] < _LEAST_GAP * below[0]:
-            continue
-        low, high = (float(np.median([time for time, _ in part])) for part in (known[:place], known[place:]))
-        for smallest, largest, units in _JUMPS:
-            if smallest <= high / low <= largest:
-                raise DataError(
-                    f"column {columns}: its times jump (from line {below[1]} to line {above[1]} in the order of their "
-                    f"length) as {units} in one column do. Write the unit in the cells (12 months), or, where it is "
-                    "one unit, say so: one_unit: true"
-                )
+    found = find_jump(times, _JUMPS, _LEAST_GAP)
+    if found:
+        units, below, above = found
+        raise DataError(
+            f"column {columns}: its times jump (from line {below} to line {above} in the order of their length) as "
+            f"{units} in one column do. Write the unit in the cells (12 months), or, where it is one unit, say so: "
+            "one_unit: true"
+        )

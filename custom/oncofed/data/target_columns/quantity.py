@@ -9,10 +9,15 @@ from pydantic import Field, field_validator
 
 from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns, each_cell
 from oncofed.data.target_columns.cells import Mark, Notation, is_unknown, shown
+from oncofed.data.target_columns.mixed_units import find_jump
 from oncofed.data.target_columns.names import Column
 from oncofed.data.targets import DatasetTarget
 from oncofed.data.units import factor
 from oncofed.errors import DataError
+
+# Two units of the same kind, such as mg and g.
+_JUMPS = ((500.0, 2000.0, "two units, of which one is 1000 of the other,"),)
+_LEAST_GAP = 20.0
 
 
 class ValueColumn(TargetColumns):
@@ -63,6 +68,15 @@ class ValueColumn(TargetColumns):
             reason = self._take(line, found[line], unit, read)
             if reason:
                 read.faults[line] = f"column {self.column} {reason.format(shown(text))}"
+        numbers = {line: value for line, value in read.values.items() if isinstance(value, float)}
+        jump = None if self.range else find_jump(numbers, _JUMPS, _LEAST_GAP)
+        if jump:
+            mixed, below, above = jump
+            raise DataError(
+                f"column {self.column}: its numbers jump (from line {below} to line {above} in the order of their "
+                f"size) as {mixed} in one column do. Write the unit in the cells, or say what is plausible: "
+                "range: [LOW, HIGH]"
+            )
         return read
 
     def _take(self, line: int, number: tuple[float, str] | None, unit: str, read: ReadTarget) -> str:

@@ -7,45 +7,72 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import load_file
 
 from oncofed.client.in_process import InProcessTraining
 from oncofed.client.local_training import PATIENTS_OF_SUMS, SiteContext
-from oncofed.data.cases import Cases
+from oncofed.data.cases import Cases, pool_cases, usable_cases
 from oncofed.job.spec import JobSpec
 from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import EvaluateResult, Result, SiteFacts
 from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER
 from oncofed.rounds.in_memory import InMemorySites
 from oncofed.rounds.loop import RoundLoop, Server
-from oncofed.training import Plan
+from oncofed.training import Plan, Trainer
 from oncofed.training.baselines import Baseline, train_baseline
 
 
-def pooled_and_alone(plan: Plan, cases: Mapping[str, Cases], pooled: Cases, folder: Path) -> dict[str, float]:
-    """Return the score of all data in one place, and the mean of each site's own model, on all sites' test patients.
+def cases_of(plan: Plan, sites: Mapping[str, Path]) -> dict[str, Cases]:
+    """Return the cases of each site."""
+    return {
+        site: usable_cases(data, plan.data, plan.supervision(), plan.seed, site).cases for site, data in sites.items()
+    }
 
-    Args:
-        plan: of the job.
-        cases: of each site.
-        pooled: of all sites together.
-        folder: for weights.
-    """
-    alone = [_trained(plan, own, pooled, folder) for own in cases.values()]
-    return {"pooled": _trained(plan, pooled, pooled, folder), "alone": float(np.mean(alone))}
+
+def scores(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> dict[str, float]:
+    """Return the metric over all sites' test patients, by the way a model was trained."""
+    judge = trained_together(spec, sites, folder)
+    found = {"federated": known(judge.evaluate(judge.cases.test).mean)}
+    return found | pooled_and_alone(spec, sites, folder)
+
+
+def trained_together(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Trainer:
+    """Return a trainer over all sites' cases, with the weights of their federated model."""
+    plan = spec.plan()
+    judge = Trainer(plan, pool_cases(cases_of(plan, sites)), "pooled")
+    judge.load_weights(load_file(_federated(spec, sites, folder)))
+    return judge
+
+
+def pooled_and_alone(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> dict[str, float]:
+    """Return the score of all data in one place, and the mean of each site's own model, on all sites' test patients."""
+    plan, last = spec.plan(), spec.evaluation.select == "last"
+    cases = cases_of(plan, sites)
+    pooled = pool_cases(cases)
+    alone = [_trained(plan, own, pooled, folder, last) for own in cases.values()]
+    return {"pooled": _trained(plan, pooled, pooled, folder, last), "alone": float(np.mean(alone))}
 
 
 def known(score: float | None) -> float:
-    """Return a score that is there."""
+    """Return a score that the cases can tell."""
     assert score is not None
     return score
 
 
-def _trained(plan: Plan, own: Cases, tested: Cases, folder: Path) -> float:
-    baseline = Baseline("baseline", own, {"all": tested.test}, own.validation)
+def _trained(plan: Plan, own: Cases, tested: Cases, folder: Path, last: bool) -> float:
+    baseline = Baseline("baseline", own, {"all": tested.test}, own.validation, keeps_last=last)
     return known(train_baseline(plan, baseline, folder, None)["all"].mean)
 
 
-def federated(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Path:
+class _Quiet:
+    def progress(self, **values: Any) -> None:
+        """Drop it."""
+
+    def note(self, text: str, level: int) -> None:
+        """Drop it."""
+
+
+def _federated(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Path:
     """Train together in memory, and return the best model's file."""
     trainings = {
         site: InProcessTraining(
@@ -66,14 +93,6 @@ def federated(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Path:
         for training in trainings.values():
             training.close()
     return folder / MODELS_FOLDER / BEST_MODEL
-
-
-class _Quiet:
-    def progress(self, **values: Any) -> None:
-        """Drop it."""
-
-    def note(self, text: str, level: int) -> None:
-        """Drop it."""
 
 
 def _answering(training: InProcessTraining) -> Any:
