@@ -96,7 +96,7 @@ def job(name: str, seed: int, quick: bool = False) -> JobSpec:
         "task": {"type": "slide_classification", "classes": {0: "normal", 1: "tumour"}},
         "model": {"network": name, "arguments": HEADS[name]},
         "training": {
-            "steps_per_round": 2 if quick else 40,
+            "steps_per_round": 2 if quick else 80,
             "batch_size": 8,
             "learning_rate": 0.003,
             "augmentation": "none",

@@ -70,6 +70,8 @@ JOBS: dict[str, dict[str, Any]] = {
     },
 }
 
+JOBS["attending"] = {**JOBS["slides"], "model": {"network": "transmil", "arguments": {"hidden": 16}}}
+
 
 def _model(name: str, folder: Path) -> TrainedModel:
     job = JobSpec.model_validate(
@@ -184,6 +186,12 @@ def test_models_that_cannot_be_exported_are_reported(tmp_path: Path, monkeypatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxruntime" else find(name))
     with pytest.raises(SpecError, match=r"oncofed\[onnx\]"):
         export(model, "onnx", tmp_path / "out")
+
+
+def test_a_bundle_of_tiles_that_attend_to_each_other_says_that_it_answers_nothing(tmp_path: Path) -> None:
+    done = export(_model("attending", tmp_path), "bundle", tmp_path / "out")
+    assert "answers nothing: transmil is code of oncofed" in done.agreement
+    assert "refuse" in (done.folder / "configs" / "train.json").read_text()
 
 
 @needs_onnx

@@ -155,7 +155,7 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
     if not model.job.plan().bundle_answers:
         return (
             f"it holds the weights and answers nothing: {model.job.model.network} is code of oncofed, which no bundle "
-            "holds. Hand on the run's folder, or export ONNX"
+            "holds. Hand on the run's folder"
         )
     images, answers = folder / EXAMPLE_NAME / "images", folder / EXAMPLE_NAME / "answers"
     images.mkdir(parents=True)

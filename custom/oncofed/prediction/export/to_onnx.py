@@ -73,7 +73,8 @@ def write_onnx(model: TrainedModel, folder: Path, progress: Callable[[str], None
     if bag:
         inputs["there"] = torch.ones(shape[:2], dtype=torch.bool)
     progress("tracing the network")
-    _trace(network, inputs, folder / MODEL_FILE, bag)
+    instead = "Export a bundle" if model.job.plan().bundle_answers else "Hand on the run's folder"
+    _trace(network, inputs, folder / MODEL_FILE, bag, instead)
     progress("answering for the example with ONNX Runtime")
     with torch.no_grad():
         output = network(*inputs.values()).numpy()
@@ -88,7 +89,7 @@ def write_onnx(model: TrainedModel, folder: Path, progress: Callable[[str], None
     return f"outputs on the example differ by {apart:.1e} at most, for one and for two at a time"
 
 
-def _trace(network: nn.Module, inputs: dict[str, Tensor], path: Path, bag: bool) -> None:
+def _trace(network: nn.Module, inputs: dict[str, Tensor], path: Path, bag: bool, instead: str) -> None:
     sides: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=_BATCHES)}
     if bag:
         sides[1] = torch.export.Dim("tiles", min=1, max=_TILES)
@@ -108,7 +109,7 @@ def _trace(network: nn.Module, inputs: dict[str, Tensor], path: Path, bag: bool)
     except Exception as error:  # noqa: BLE001 - the exporter raises many types for missing operators
         raise SpecError(
             f"the network cannot be exported to ONNX: PyTorch's exporter has no form for a part of "
-            f"{network.__class__.__name__} ({str(error).strip().splitlines()[0][:120]}). Export a bundle"
+            f"{network.__class__.__name__} ({str(error).strip().splitlines()[0][:120]}). {instead}"
         ) from None
 
 
