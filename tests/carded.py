@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from oncofed.cli.main import app
+from oncofed.data.features import FeatureBag, write_features
 from synthetic import make_slides, make_volume
 
 _JOBS = Path(__file__).parents[1] / "jobs"
@@ -22,6 +23,7 @@ _OF_MADE_SLIDES = {"--tile": "64", "--mpp": "1"}
 # Column of a card's table -> a cell of a patient, by the patient's number.
 _CELLS: dict[str, Callable[[int], object]] = {
     "patient": lambda n: f"P{n}",
+    "label": lambda n: ["normal", "tumour"][n % 2],
     "months": lambda n: 3 + 7 * (n % 11),
     "status": lambda n: ["dead", "alive"][n % 3 == 0],
     "age": lambda n: "" if n % 9 == 0 else 45 + n % 40,
@@ -71,11 +73,25 @@ def _make_slides(folder: Path, count: int) -> list[str]:
     return names
 
 
+def _make_features(folder: Path, count: int) -> list[str]:
+    """Write features as of the jobs' encoder, which differ by the number's rest by two."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    names = [f"{number:03}.h5" for number in range(count)]
+    places = np.array([(n % 4 * 512, n // 4 * 512) for n in range(12)], np.int32)
+    for number, name in enumerate(names):
+        values = rng.normal(number % 2, 1, (12, 1536)).astype(np.float16)
+        write_features(folder / name, FeatureBag(values, places, 512.0, 256, 0.5, "uni2-h", "ab" * 32))
+    return names
+
+
 _MAKERS: dict[str, Callable[[Path, int], list[str]]] = {
     "chest_findings": lambda folder, count: make_pictures(folder, count, 1),
     "grade_tiles": lambda folder, count: make_pictures(folder, count, 3),
     "survival_ct": _make_volumes,
     "survival_slides": _make_slides,
+    "survival_features": _make_features,
+    "slide_features": _make_features,
 }
 CARDED = sorted(_MAKERS)
 

@@ -89,6 +89,12 @@ def stamp(path: Path, version: str = "2.1", features: Array | None = None, side:
     return hdf5(path, arrays, {"": attrs})
 
 
+def stamp_together(path: Path) -> Path:
+    """Write what ``encode_slides`` of older versions of STAMP did."""
+    attrs = {"version": "2.1.0", "encoder": "titan", "precision": "torch.float32"}
+    return hdf5(path, {f"s{number}": row for number, row in enumerate(vectors())}, {"": attrs})
+
+
 def hest(path: Path, features: Array | None = None) -> Path:
     """Write what the benchmark's ``embed_tiles`` does."""
     features = vectors() if features is None else features

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.in_process import InProcessTraining
@@ -19,7 +22,9 @@ from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.errors import DataError, TrainingError
 from oncofed.job.spec import JobSpec
 from oncofed.messages.requests import EvaluateRequest, TrainRequest
-from oncofed.models.weights import layout_of
+from oncofed.models import ModelSpec, NetworkRequest, build_network
+from oncofed.models.encoders import find_entry, keep_weights, load_encoder
+from oncofed.models.weights import layout_of, weights_of
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import Pack, make_pack
 from oncofed.sandbox import what_is_missing
@@ -236,6 +241,39 @@ def test_sandboxed_code_cannot_leave_its_sandbox(
     after = {path: path.read_bytes() for folder in two_sites.values() for path in folder.rglob("*") if path.is_file()}
     assert after == before
     assert not Path("/tmp/left-by-a-pack.txt").exists()
+
+
+_READS = """
+import sys
+from pathlib import Path
+import torch
+from oncofed.client.sandboxed_process import accessible_paths
+from oncofed.sandbox import restrict_files
+from oncofed.tasks.encoder import Encoder, EncoderSpec, weights_file
+
+spec, folder = EncoderSpec(network="resnet18"), Path(sys.argv[1])
+restrict_files(*accessible_paths(folder / "data", folder / "state", [weights_file(spec)]))
+print(Encoder(spec, torch.device("cpu")).digest)
+try:
+    print((folder / "encoders" / "uni.safetensors").read_bytes())
+except PermissionError:
+    print("refused")
+"""
+
+
+def test_a_confined_process_reads_the_weights_of_its_jobs_encoder_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONCOFED_ENCODERS", str(tmp_path / "encoders"))
+    network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 9, 2, (64, 64)), 1)
+    save_file({n: v.contiguous() for n, v in weights_of(network).items()}, tmp_path / "model.safetensors")
+    entry = find_entry("resnet18")
+    loaded = load_encoder(entry, tmp_path / "model.safetensors")
+    keep_weights(entry, loaded).with_name("uni.safetensors").write_bytes(b"under another licence")
+    for name in ("data", "state"):
+        (tmp_path / name).mkdir()
+    done = subprocess.run([sys.executable, "-c", _READS, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == [f"resnet18 {loaded.digest}", "refused"]
 
 
 @pytest.mark.attack(

@@ -68,6 +68,8 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"arguments": SMALL_DENSENET},
     },
     "survival_slides": {"data": {"patch": [64, 64], "split": ENOUGH_TO_TEST}},
+    "survival_features": {"data": {"split": ENOUGH_TO_TEST}},
+    "slide_features": {"data": {"split": ENOUGH_TO_TEST}},
 }
 # Enough for a model that is sure of something.
 LONGER = {"xray_classification": {"training": {"steps_per_round": 40, "batch_size": 8}}}
@@ -92,6 +94,7 @@ FIGURES = {
     "grade_tiles": {"isup"},
     "survival_ct": {"survival"},
     "survival_slides": {"survival"},
+    "survival_features": {"survival"},
 }
 # Of these classes alone there are labels at the site.
 LABELLED = {"partial_organs_segmentation": {1: "liver", 2: "pancreas"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,7 @@ def test_of_teacher_and_student_the_teacher_encodes(tmp_path: Path) -> None:
         "teacher": {f"backbone.{name}": value for name, value in teacher.items()} | {"dino_head.last": torch.ones(3)},
         "student": {f"module.backbone.{name}": value for name, value in student.items()},
         "epoch": 200,
+        "args": argparse.Namespace(arch="vit_small", lr=0.0005),
     }
     torch.save(both, tmp_path / "checkpoint.pth")
     loaded = load_encoder(entry, tmp_path / "checkpoint.pth", may_be_pickle=True)

@@ -45,9 +45,11 @@ from oncofed.client.sandbox_channel import (
 from oncofed.errors import DataError, OncofedError, StateError, TrainingError, UnreadableError, one_line
 from oncofed.messages.requests import EvaluateRequest, TrainRequest
 from oncofed.messages.results import TrainResult
+from oncofed.models.encoders import FOLDER_VARIABLE, encoders_folder
 from oncofed.models.weights import Weights
 from oncofed.packs.pack import Pack
 from oncofed.processes import SHARED_VARIABLE
+from oncofed.tasks.encoder import EncoderSpec, weights_file
 from oncofed.training import Plan
 from oncofed.training.checkpoint import without_prefix
 
@@ -186,11 +188,14 @@ class SandboxedTraining:
             )
         self._socket, self._has_code = ours, False
         context = {name: None if value is None else str(value) for name, value in asdict(self._context).items()}
+        encoder = getattr(self._plan.task, "encoder", None)
+        weights = weights_file(encoder) if isinstance(encoder, EncoderSpec) else None
         facts = {
             "command": BEGIN,
             "plan": self._plan.model_dump(mode="json"),
             "federation": self._federation.model_dump(mode="json"),
             "context": context,
+            "weights": None if weights is None else str(weights.absolute()),
         }
         self._exchange(facts, self._pack.content, lambda: False)
 
@@ -245,6 +250,7 @@ def _environment(scratch: Path) -> dict[str, str]:
     kept = {n: v for n, v in os.environ.items() if n in _ENVIRONMENT or n.startswith(_ENVIRONMENT_PREFIXES)}
     folders = dict.fromkeys(("HOME", "TMPDIR", "XDG_CACHE_HOME", "MPLCONFIGDIR"), str(scratch))
     # Libraries look up the user's name when they are imported, in a file that the process may not read.
+    folders[FOLDER_VARIABLE] = str(encoders_folder().absolute())
     return {**kept, **folders, "LOGNAME": "oncofed", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "ignore"}
 
 

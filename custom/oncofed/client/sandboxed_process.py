@@ -38,7 +38,8 @@ def main() -> None:
     commands = socket.socket(fileno=os.dup(0))
     facts, content = receive(commands, _LARGEST_PACK)
     context = facts["context"]
-    models = [Path(context[name]) for name in ("initial", "against") if context[name]]
+    files = (context["initial"], context["against"], facts["weights"])
+    models = [Path(file) for file in files if file]
     try:
         restrict_files(*accessible_paths(Path(context["data"]), Path(context["state"]), models))
     except Exception as error:  # noqa: BLE001 - the job's process must learn of any error
@@ -56,7 +57,7 @@ def accessible_paths(data: Path, state: Path, models: Sequence[Path] = ()) -> tu
     Args:
         data: folder of the dataset.
         state: folder of the job's state.
-        models: files of weights that the job brings along.
+        models: files of weights that the job brings along, or that its encoder has here.
     """
     roots = (sys.prefix, sys.base_prefix, *sys.path, str(Path(oncofed.__file__).parent))
     python = {root for root in roots if len(Path(root).parts) > 1}

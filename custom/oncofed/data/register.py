@@ -29,7 +29,7 @@ from oncofed.data.folder import Found, find_files
 from oncofed.data.index import Index
 from oncofed.data.layouts import ClassTable, FolderLayout, Item, find_layout, lists_images
 from oncofed.data.layouts.features import as_stores, features_of_folder, lists_slides
-from oncofed.data.layouts.kinds import DICOM, NOTHING, TABLE
+from oncofed.data.layouts.kinds import DICOM, FEATURES, NOTHING, TABLE
 from oncofed.data.layouts.telling import all_taken_for_masks
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -162,7 +162,8 @@ def _require_table(
     Raises:
         DataError: see there.
     """
-    if options.targets and not options.table and layout.kind is not TABLE:
+    named = options.table or options.slides
+    if options.targets and not named and layout.kind is not TABLE and not (layout.kind is FEATURES and layout.tables):
         raise DataError("--targets names columns, and no table was found. Name it: --labels TABLE")
     if not options.table or listing or dicom.stacks or dicom.slides:
         return

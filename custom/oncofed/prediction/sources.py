@@ -306,7 +306,7 @@ def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, st
 def _conversions(entry: Entry, requirements: _JobRequirements) -> list[str]:
     """Return notes on conversions between grey and colour."""
     own, read = entry.channels or 1, len(requirements.job.data.channels)
-    if entry.tiles or requirements.job.data.dimensions != 2:
+    if entry.tiles or entry.features or requirements.job.data.dimensions != 2:
         return []
     if (own, read) == (3, 1):
         return ["is in colour, and the model reads grey: converted"]
@@ -364,12 +364,15 @@ def _only(sources: Sources, patterns: Sequence[str]) -> Sources:
     if not patterns:
         return sources
 
-    def fits(name: str, source: str | None) -> bool:
-        return any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns for text in (name, source or ""))
+    def fits(*names: str) -> bool:
+        return any(fnmatch.fnmatchcase(text, pattern) for pattern in patterns for text in names)
+
+    def names_of(source: Source) -> list[str]:
+        return [source.name, source.entry.source or "", *(slide.name for slide in source.case.parts)]
 
     chosen = replace(
         sources,
-        cases=[source for source in sources.cases if fits(source.name, source.entry.source)],
+        cases=[source for source in sources.cases if fits(*names_of(source))],
         set_aside=[bad for bad in sources.set_aside if fits(bad.name, bad.source)],
     )
     if not chosen.cases and not chosen.set_aside:

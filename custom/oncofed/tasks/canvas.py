@@ -19,7 +19,7 @@ from oncofed.tasks.bags import opened_features, slide_tiles
 
 _BLOCK = 256  # side of the parts in which a slide is read
 _MOST_PIXELS = 2_000_000  # of an empty plane's overview
-_GLASS, _TISSUE = 245, (232, 214, 224)  # of an empty plane, and where it has tiles
+_GLASS, _TISSUE = 245, 215  # greys of an empty plane, and of where it has tiles
 
 
 class Canvas(Protocol):

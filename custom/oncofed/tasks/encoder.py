@@ -30,6 +30,7 @@ from oncofed.models.encoders import (
     find_entry,
     load_encoder,
     require_weights,
+    weights_at_hand,
 )
 from oncofed.settings import SettingError, StrictModel
 
@@ -94,6 +95,14 @@ def feature_count(spec: EncoderSpec) -> int:
     return spec.features or find_entry(spec.network).features
 
 
+def weights_file(spec: EncoderSpec) -> Path | None:
+    """Return the file of an encoder's weights; None if it needs none, or has none here."""
+    entry = catalogue().get(spec.network)
+    if entry is None or not entry.has_weights:
+        return None
+    return Path(spec.weights).expanduser() if spec.weights else weights_at_hand(entry)
+
+
 def load_weights_of(spec: EncoderSpec) -> LoadedEncoder:
     """Return a network with the weights that the site has for it.
 
@@ -101,8 +110,7 @@ def load_weights_of(spec: EncoderSpec) -> LoadedEncoder:
         TrainingError: they are missing, of another network, or not those that the job pins.
     """
     entry = _entry(spec)
-    path = Path(spec.weights).expanduser() if spec.weights else require_weights(entry)
-    loaded = load_encoder(entry, path)
+    loaded = load_encoder(entry, weights_file(spec) or require_weights(entry))
     if spec.digest and loaded.digest != spec.digest:
         raise TrainingError(
             f"the weights of {spec.network} here are not those that the job pins: found digest {loaded.digest}, "

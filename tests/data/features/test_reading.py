@@ -95,6 +95,17 @@ def test_lazyslides_exported_table_has_its_places(tmp_path: Path) -> None:
     assert (bag.tile, bag.step, bag.mpp) == (256, 512, 0.5)
 
 
+def test_lazyslides_places_are_read_from_its_outlines(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = made.lazyslide(tmp_path / "a.zarr")
+    (path / "shapes/tiles").mkdir(parents=True)
+    outlines = [made.outline(x, y, 512) for x, y in made.grid()]
+    x, y = made.grid().T
+    for columns in ({"tile_id": range(12), "geometry": outlines}, {"x": x, "y": y, "geometry": outlines}):
+        parquet.write_table(pyarrow.table(columns), path / "shapes/tiles/shapes.parquet")
+        assert (read_features(path).places == made.grid()).all()
+
+
 def test_outlines_of_tiles_give_their_corners() -> None:
     outlines = [made.outline(x, y, 512) for x, y in made.grid()]
     assert (corners(outlines) == made.grid()).all()
@@ -152,6 +163,7 @@ def _cut(path: Path) -> Path:
         ("list.pt", lambda path: made.tensor(path, [torch.zeros(2)]), "holds a list"),
         ("names.pt", lambda path: made.tensor(path, {"x": torch.zeros(2, 2)}), "holds x, expected one tensor"),
         ("tiles.h5", lambda path: made.hdf5(path, {"coords": made.grid()}), "coordinates of tiles alone"),
+        ("all.h5", made.stamp_together, "a vector of each of 12 slides"),
         ("other.h5", lambda path: made.hdf5(path, {"imgs": made.grid()}), "it holds imgs"),
         ("whole.h5", lambda path: made.clam(path, made.vectors().astype(int)), "type int64"),
         ("four.h5", lambda path: made.clam(path, made.vectors().reshape(2, 6, 8)), "shape 2 x 6 x 8"),

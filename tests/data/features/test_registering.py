@@ -106,6 +106,17 @@ def test_a_store_of_lazyslide_is_one_file(tmp_path: Path) -> None:
     assert manifest.files == {"features": 1}
 
 
+def test_a_store_that_lost_a_chunk_is_set_aside(tmp_path: Path) -> None:
+    made.lazyslide(tmp_path / "in/a.zarr")
+    made.lazyslide(tmp_path / "in/b.zarr")
+    next(path for path in (tmp_path / "in/b.zarr/tables/uni_tiles/X/c").rglob("*") if path.is_file()).unlink()
+    (tmp_path / "in/c.zarr").mkdir()
+    (tmp_path / "in/c.zarr/zarr.json").write_text("{")
+    found = reasons(read(tmp_path / "in"))
+    assert "12 of its 12 vectors hold zeros alone" in found["b.zarr"]
+    assert "damaged: it cannot be read as Zarr" in found["c.zarr"]
+
+
 def test_vectors_of_slides_need_no_tiles(tmp_path: Path) -> None:
     for number in range(2):
         made.trident(tmp_path / f"in/slide_features_titan/s{number}.h5", made.vectors()[number], made.grid(12), None)
@@ -153,7 +164,11 @@ BAD = {
     "nan": (lambda p: made.trident(p, _with(made.vectors(), (3, 2), np.nan)), "1 of its 12 vectors hold values"),
     "inf": (lambda p: made.trident(p, _with(made.vectors(), (3, 2), np.inf)), "not finite"),
     "beyond": (lambda p: made.trident(p, _with(made.vectors(dtype="float64"), (3, 2), 1e300)), "not finite"),
-    "zeros": (lambda p: made.trident(p, np.zeros((12, 8), "float32")), "all its features are 0"),
+    "zeros": (
+        lambda p: made.trident(p, made.vectors() * (np.arange(12) < 9)[:, None]),
+        "3 of its 12 vectors hold zeros",
+    ),
+    "alike": (lambda p: made.trident(p, np.ones((12, 8), "float32")), "all its features are 1"),
     "off": (lambda p: made.trident(p, places=made.grid() - 600), "10 of its 12 tiles lie off the slide"),
     "far": (lambda p: made.trident(p, places=made.grid() + 2**40), "coordinates reach"),
     "twice": (lambda p: made.trident(p, places=made.grid() // 1024 * 1024), "8 of its 12 tiles lie where another"),
@@ -244,6 +259,13 @@ def test_a_table_of_slides_and_one_of_patients(folder: Path) -> None:
     assert len({entry.patient for entry in manifest.entries}) == 2
     assert all("survival" in entry.targets for entry in manifest.entries)
     assert any("match no image" in remark for remark in manifest.remarks)
+
+
+def test_targets_of_the_folders_own_table(folder: Path) -> None:
+    (folder / "slides.csv").write_text("slide_id,case_id,days,dead\ns0,p1,100,1\ns1,p2,250,0\ns2,p3,40,1\n")
+    manifest = read(folder, targets=parse_targets(["survival=survival:days,dead"]))
+    assert [entry.targets["survival"] for entry in manifest.entries if "survival" in entry.targets]
+    assert len({entry.patient for entry in manifest.entries}) == 3
 
 
 def test_only_what_changed_is_read_again(folder: Path) -> None:

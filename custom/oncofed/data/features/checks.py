@@ -29,18 +29,24 @@ def require_usable(found: Stored, size: tuple[int, int] | None = None) -> None:
 
 
 def _require_numbers(found: Stored) -> None:
-    bad, low, high = 0, math.inf, -math.inf
+    bad, blank, low, high = 0, 0, math.inf, -math.inf
     for stored in found.rows.parts():
         part = stored.astype(np.float32, copy=False)  # halves are compared ten times slower
         least, most = float(part.min()), float(part.max())  # NaN if one is
         if math.isfinite(least) and math.isfinite(most):
             low, high = min(low, least), max(high, most)
+            blank += int((~part.any(axis=1)).sum())
         else:
             bad += int((~np.isfinite(part)).any(axis=1).sum())
     if bad:
         raise DataError(
             f"{bad:,} of its {len(found.rows):,} vectors hold values that are not finite (NaN or infinity). Extract "
             "them again"
+        )
+    if blank:
+        raise DataError(
+            f"{blank:,} of its {len(found.rows):,} vectors hold zeros alone: parts of the file are missing, or the "
+            "extraction was interrupted. Copy it or extract them again"
         )
     if low == high:
         raise DataError(f"all its features are {low:g}: nothing was extracted. Extract them again")

@@ -62,7 +62,7 @@ def open_features(path: Path, encoder: str | None = None) -> Iterator[Stored]:
         import h5py  # noqa: PLC0415 - optional
 
         try:
-            file = h5py.File(path, "r")
+            file = h5py.File(path, "r", locking=False)  # a network drive may have no locks
         except OSError:
             raise DataError("it is damaged or cut off: it cannot be read as HDF5. Copy it again") from None
         with file:
@@ -91,6 +91,10 @@ def _read(group: Group, path: Path, encoder: str | None) -> Stored:
     if found:
         return found
     names = ", ".join(sorted(group)[:6]) or "nothing"
+    if count := stamp.slides_together(group):
+        raise DataError(
+            f"it holds a vector of each of {count} slides, as older versions of STAMP write them. Write a file a slide"
+        )
     if "coords" in group:
         raise NoFeaturesError(f"it holds the coordinates of tiles alone ({names}), {_EXPECTED}")
     raise DataError(f"it holds {names}, {_EXPECTED}")

@@ -3,7 +3,8 @@
 HDF5 with the dataset ``feats`` (tile, feature), and ``coords`` (tile, 2). Since version 2, coordinates are microns, and
 the root states ``extractor``, ``unit``, ``tile_size`` or, from 2.1 on, ``tile_size_um`` and ``tile_size_px``. Version 1
 and its forerunner state the extractor alone; their coordinates are pixels at the tiles' resolution. Features of a slide
-or a patient have no coordinates: they state ``encoder``, and ``feat_type``.
+or a patient have no coordinates: they state ``encoder``, and ``feat_type``. Older versions keep those of all slides in
+one file, by their names.
 """
 
 from __future__ import annotations
@@ -40,3 +41,9 @@ def read(group: Group) -> Stored | None:
         mpp=microns / tile if microns and tile else None,
         encoder=text_of(attrs, "extractor", "encoder"),
     )
+
+
+def slides_together(group: Group) -> int:
+    """Return the number of slides whose vectors one file holds; 0 where it is no such file."""
+    is_theirs = text_of(group.attrs, "encoder") and text_of(group.attrs, "precision") and _FEATURES not in group
+    return len(list(group)) if is_theirs else 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from oncofed.data.case_facts import reason_of
 from oncofed.data.features.files import NoFeaturesError
 from oncofed.data.features.survey import Agreed, FeatureOptions, Said, agree, survey
 from oncofed.data.folder import Found
@@ -73,8 +74,8 @@ def features_of_folder(
             said[path] = _look(root, path, options, slides.get(_key(path), []))
         except NoFeaturesError as error:
             layout.left_out[path] = f"no features: {error}"
-        except DataError as error:
-            layout.bad.append(Quarantined(name=name_of(path), reason=str(error), source=path))
+        except Exception as error:  # noqa: BLE001 - readers raise any type of error for a malformed file
+            layout.bad.append(Quarantined(name=name_of(path), reason=reason_of(error), source=path))
     if not said:
         reasons = "; ".join(f"{bad.source}: {bad.reason}" for bad in layout.bad[:2])
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
 import re
@@ -130,7 +131,8 @@ def _read(path: Path, name: str, may_be_pickle: bool) -> Weights:
 def _unpickled(path: Path) -> Weights:
     """Return the tensors of PyTorch's own format, running none of its code."""
     try:
-        with warnings.catch_warnings():
+        # DINO's and iBOT's checkpoints hold their settings, which are values and no code.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # the error says more
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

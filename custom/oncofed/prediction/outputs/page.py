@@ -31,6 +31,8 @@ _MOST_SHOWN = 100
 _MOST_PIXELS = 640  # along a side of a picture
 # Fewest cases that are drawn by several processes.
 _FEWEST_FOR_PROCESSES = 8
+# Pictures of a slide's attention, after the case's name.
+_OF_SLIDE = re.compile(r"(?:_(?P<slide>.+))?_(?:attention|tile_(?P<rank>\d+))")
 
 
 @dataclass(frozen=True)
@@ -137,19 +139,20 @@ def _images(record: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]
         for name in names if output != "labels" else ():
             if name.lower().endswith(".png"):
                 encoded, width = _small(folder / name)
-                caption = _caption(output, folder / name)
+                caption = _caption(output, folder / name, record["name"])
                 href = f"data:image/png;base64,{encoded}"
                 yield {"name": output, "href": href, "width": width, "caption": caption, "heat": output == "evidence"}
 
 
-def _caption(output: str, picture: Path) -> str:
-    """Return a picture's caption."""
+def _caption(output: str, picture: Path, case: str) -> str:
+    """Return a picture's caption; of a patient's slides it says which."""
     if output == "evidence":
         with contextlib.suppress(OSError, ValueError, KeyError):
             record = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))
             return f"what spoke for {record['name']} ({record['method']})"
-    if rank := re.search(r"_tile_(\d+)$", picture.stem):
-        return f"tile {int(rank[1])} by attention"
+    if told := _OF_SLIDE.fullmatch(picture.stem.removeprefix(case)):
+        what = f"tile {int(told['rank'])} by attention" if told["rank"] else "attention"
+        return f"{what}, {told['slide']}" if told["slide"] else what
     return picture.stem.rpartition("_")[2] or output
 
 

@@ -215,7 +215,7 @@ def _limit(classes: bool) -> float:
 def _measured(source: Source) -> Entry:
     """Return a source's facts, completed from its image."""
     entry = source.entry
-    if entry.tiles or (entry.shape and entry.thumbnail and intensity_of_image(entry)):
+    if entry.tiles or entry.features or (entry.shape and entry.thumbnail and intensity_of_image(entry)):
         return entry
     try:
         found = measure(source.case.read_image(), None)
