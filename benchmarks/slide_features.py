@@ -5,12 +5,20 @@ programs read every tile with tissue and pass it to the same encoder, in batches
 reading ahead, the plain loop one slide after the other, with a ``DataLoader`` whose workers open the slide, as in
 tutorials. The limit is the encoder on as many batches in memory.
 
+A ViT-S of random weights is also beside TRIDENT's way (Zhang et al., arXiv 2502.06750): workers that read through
+OpenSlide, and turn each tile into a normalised tensor. There, the limit is the bare network on tensors that lie ready,
+in the best of several sizes of batches.
+
+Decoders: tiles as Aperio's scanners store them, by JPEG and JPEG 2000, read by one thread and by two, beside OpenSlide
+and Pillow.
+
 A slide whose decoder sleeps for a millisecond a tile shows how reading scales to more cores than this machine has:
 eight threads against one. Aligned tiles and an encoder without work show the rate at which a GPU could be fed.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Sequence
@@ -21,8 +29,11 @@ from unittest.mock import patch
 
 import numpy as np
 import openslide
+import tifffile
 import torch
+from PIL import Image
 from safetensors.torch import save_file
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from harness.bench import Bench
@@ -35,10 +46,11 @@ from oncofed.data.slides import Level, Pixels, TileSpec
 from oncofed.data.spec import SplitSpec
 from oncofed.data.tiles import SlideTiles, read_tiles, stream_tiles
 from oncofed.models import ModelSpec, NetworkRequest, build_network
+from oncofed.models.encoders import find_entry
 from oncofed.models.weights import weights_of
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from synthetic import make_slides
-from tissue import write_tissue
+from tissue import write_aperio, write_tissue
 
 _TILES_AT_ONCE = 64
 _WORKERS = min(8, os.cpu_count() or 1)
@@ -49,6 +61,8 @@ _DECODE_SECONDS = 0.001
 def run(bench: Bench) -> None:
     """Measure each encoder, then reading."""
     _encoders(bench)
+    _vision_transformer(bench)
+    _decoders(bench)
     _threads(bench)
     _aligned(bench)
 
@@ -91,6 +105,105 @@ def _alone(bench: Bench, encoder: Encoder) -> float:
     shape = (encoder.at_once, 256, 256, 3)
     batches = [list(np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8))] * (8 if bench.cuda else 1)
     return len(batches) * encoder.at_once / bench.best(lambda: list(encoder.stream(batches)))
+
+
+def _vision_transformer(bench: Bench) -> None:
+    """Encode aligned tiles by a ViT-S of random weights."""
+    import timm
+
+    side, tile = 4 if bench.quick else 64 if bench.cuda else 16, 224
+    path = write_aperio(bench.folder / "vit.svs", side, "jpeg", tile)
+    slides = [_grid(path, side, tile)]
+    entry = find_entry("kaiko-vits16")
+    network = timm.create_model(entry.architecture, num_classes=0, **entry.arguments)
+    weights = bench.folder / "vit.safetensors"
+    save_file(network.state_dict(), weights)
+    encoder = Encoder(EncoderSpec(network=entry.name, weights=str(weights)), bench.device)
+    network = network.eval().to(bench.device)
+
+    def ours() -> None:
+        assert sum(len(features) for _, features in extract(slides, encoder)) == side**2
+
+    bench.race(
+        "slide to features, ViT-S/16",
+        {
+            "oncofed": ours,
+            "OpenSlide and DataLoader": partial(_plain, slides, encoder),
+            "TRIDENT's way": partial(_as_trident, slides, network, bench.device),
+        },
+        unit="tiles/s",
+        amount=side**2,
+        limit=Limit(name="the bare network", value=_bare(bench, network, tile)),
+        target=Target(of="limit", value=0.95),
+        settings={"side": side, "tile": tile},
+    )
+
+
+def _bare(bench: Bench, network: nn.Module, tile: int) -> float:
+    """Return a network's tiles a second on tensors that lie ready, at its best size of batches."""
+    found = []
+    for count in (256,) if bench.cuda else (16, 64):
+        images = torch.zeros(count, 3, tile, tile, device=bench.device)
+
+        def once(images: torch.Tensor = images) -> None:
+            with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=bench.cuda):
+                network(images)
+
+        found.append(count / bench.best(once, 2 if bench.quick else 5))
+    return max(found)
+
+
+def _as_trident(slides: Sequence[SlideTiles], network: nn.Module, device: torch.device) -> None:
+    for slide in slides:
+        loader = DataLoader(_Tensors(slide), batch_size=_TILES_AT_ONCE, num_workers=_WORKERS)
+        for images in loader:
+            with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+                network(images.to(device)).float().cpu()
+
+
+def _decoders(bench: Bench) -> None:
+    """Read a slide's tiles by one thread, and by two."""
+    side, tile = 6 if bench.quick else 24, 256
+    for compression in ("jpeg", "jpeg2000"):
+        path = write_aperio(bench.folder / f"{compression}.svs", side, compression, tile)
+        slide = _grid(path, side, tile)
+        bench.race(
+            f"decoding of one slide, {compression}",
+            {
+                "oncofed": partial(_read, slide, 2),
+                "one thread": partial(_read, slide, 1),
+                "OpenSlide, one thread": partial(_by_openslide, slide),
+                "Pillow, one thread": partial(_by_pillow, path),
+            },
+            unit="tiles/s",
+            amount=side**2,
+            target=Target(of="baseline", value=1.6) if (os.cpu_count() or 1) > 1 else None,
+            settings={"side": side, "tile": tile},
+        )
+
+
+def _grid(path: Path, side: int, tile: int) -> SlideTiles:
+    x, y = (places.ravel().astype(np.int32) * tile for places in np.meshgrid(np.arange(side), np.arange(side)))
+    return SlideTiles(path, TileSpec(tile, 0.5), x, y)
+
+
+def _by_openslide(slide: SlideTiles) -> None:
+    file = openslide.OpenSlide(str(slide.path))
+    for x, y in zip(slide.x, slide.y, strict=True):
+        np.asarray(file.read_region((int(x), int(y)), 0, (slide.spec.size,) * 2).convert("RGB"))
+    file.close()
+
+
+def _by_pillow(path: Path) -> None:
+    """Decode the tiles' bytes, without what tells their colours."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        for offset, size in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.filehandle.seek(offset)
+            data = file.filehandle.read(size)
+            if page.jpegtables:  # before the tile's own: without its end and the tile's beginning
+                data = page.jpegtables[:-2] + data[2:]
+            np.asarray(Image.open(io.BytesIO(data)))
 
 
 class _Sleeps:
@@ -171,7 +284,21 @@ class _Tiles(Dataset[Any]):
     def __getitem__(self, index: int) -> np.ndarray:
         self._file = self._file or openslide.OpenSlide(str(self._slide.path))
         corner = (int(self._slide.x[index]), int(self._slide.y[index]))
-        return np.asarray(self._file.read_region(corner, 0, (256, 256)).convert("RGB"))
+        return np.asarray(self._file.read_region(corner, 0, (self._slide.spec.size,) * 2).convert("RGB"))
+
+
+class _Tensors(Dataset[Any]):
+    """Tiles as normalised tensors, which its workers make."""
+
+    def __init__(self, slide: SlideTiles) -> None:
+        self._tiles = _Tiles(slide)
+
+    def __len__(self) -> int:
+        return len(self._tiles)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        pixels = torch.from_numpy(self._tiles[index].copy())
+        return (pixels.permute(2, 0, 1).float() / 255 - 0.5) / 0.5
 
 
 def _plain(slides: Sequence[SlideTiles], encoder: Encoder) -> None:

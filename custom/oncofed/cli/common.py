@@ -112,14 +112,14 @@ def progress_console(json: bool) -> Console:
 
 
 @contextlib.contextmanager
-def progress_bars(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars(console: Console, shows_rate: bool = False) -> Iterator[Callable[[str, int, int], None]]:
     """Yield a function that updates a bar per activity.
 
     Its arguments are (activity, done, total).
     """
     from oncofed.job.watch import progress_bar
 
-    with progress_bar(console) as bar:
+    with progress_bar(console, shows_rate) as bar:
         tasks: dict[str, TaskID] = {}
 
         def advance(what: str, done: int, total: int) -> None:

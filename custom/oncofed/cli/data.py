@@ -28,6 +28,7 @@ from oncofed.cli.common import (
     show_table,
     typed_workspace,
 )
+from oncofed.cli.features import features
 from oncofed.cli.findings import commands, show_accounts, show_findings
 from oncofed.cli.looking import look_values, show_look, show_profile
 from oncofed.cli.resolve import resolve
@@ -46,6 +47,7 @@ app = typer.Typer(
 )
 app.command()(resolve)
 app.command()(boxes)
+app.command()(features)
 app.add_typer(overlap.app, name="overlap")
 app.add_typer(encoders.app, name="encoders")
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,33 @@ _TILES_A_RUN = 32
 _MOST_RUNS = 256
 
 
+class SlideError(DataError):
+    """A slide that cannot be read.
+
+    Attributes:
+        number: of the slide among those that are streamed.
+    """
+
+    def __init__(self, reason: str, number: int) -> None:
+        super().__init__(reason)
+        self.number = number
+
+
+@dataclass(frozen=True)
+class KeptAt:
+    """Where a slide's features may be kept.
+
+    Attributes:
+        folder: of a dataset's features.
+        name: of the slide.
+        source: changes with the slide's files.
+    """
+
+    folder: Path
+    name: str
+    source: str
+
+
 @dataclass(frozen=True)
 class SlideTiles:
     """The places of one slide's tiles.
@@ -34,12 +61,14 @@ class SlideTiles:
         spec: size and resolution of a tile.
         x: left edge of each tile in pixels of the finest level.
         y: upper edge.
+        kept: where its features may be kept; None: nowhere.
     """
 
     path: Path
     spec: TileSpec
     x: NDArray[np.int32]
     y: NDArray[np.int32]
+    kept: KeptAt | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -85,14 +114,15 @@ def _opened(tiles: Path) -> Iterator[Mapping[str, NDArray[Any]]]:
 
 
 def stream_tiles(
-    slides: Sequence[SlideTiles], threads: int | None = None, ahead: int = 8, most_bytes: int = 512 * 2**20
+    slides: Iterable[SlideTiles], threads: int | None = None, ahead: int = 8, most_bytes: int = 512 * 2**20
 ) -> Generator[tuple[int, int, list[Pixels]], None, None]:
     """Yield runs of tiles, slide after slide, in order.
 
-    All threads read from the same slide. At the end, in any case, slides are closed and threads have stopped.
+    All threads read from the same slide, which the first of them opens. At the end, in any case, slides are closed and
+    threads have stopped.
 
     Args:
-        slides: to read.
+        slides: to read; the next one is asked for when the threads come near it.
         threads: that read; None: one a core.
         ahead: runs to read ahead, per thread.
         most_bytes: of tiles to read ahead, for all threads together; one run is always read.
@@ -101,11 +131,11 @@ def stream_tiles(
         (number of the slide, number of the first tile, tiles (size, size, 3) uint8).
 
     Raises:
-        DataError: a tile cannot be read.
+        SlideError: a slide cannot be opened, or a tile cannot be read. All tiles before it were yielded.
     """
     threads = threads or os.cpu_count() or 1
     most_runs = min(threads * ahead, _MOST_RUNS)
-    opened: dict[int, TileReader] = {}
+    opened: dict[int, _Source] = {}
     stopped = threading.Event()
     pool = ThreadPoolExecutor(threads)
     try:
@@ -127,19 +157,47 @@ def stream_tiles(
     finally:
         stopped.set()
         pool.shutdown(cancel_futures=True)
-        for reader in opened.values():
-            reader.close()
+        for source in opened.values():
+            source.close()
 
 
-def _runs(slides: Sequence[SlideTiles], opened: dict[int, TileReader], most_bytes: int) -> Iterator[_Run]:
-    """Yield runs of tiles, opening each slide as it begins."""
+def _runs(slides: Iterable[SlideTiles], opened: dict[int, _Source], most_bytes: int) -> Iterator[_Run]:
+    """Yield runs of tiles, slide after slide."""
     for number, slide in enumerate(slides):
         if not len(slide):
             continue
         count = max(1, min(_TILES_A_RUN, most_bytes // slide.spec.bytes))
-        reader = opened[number] = TileReader(slide.path, slide.spec)
+        source = opened[number] = _Source(slide)
         for first in range(0, len(slide), count):
-            yield _Run(slide=slide, number=number, first=first, last=min(first + count, len(slide)), reader=reader)
+            yield _Run(slide=slide, number=number, first=first, last=min(first + count, len(slide)), source=source)
+
+
+class _Source:
+    """A slide that is opened when it is first read.
+
+    By a reading thread: opening takes a large slide as long as hundreds of tiles, and the consumer does not wait.
+    """
+
+    def __init__(self, slide: SlideTiles) -> None:
+        self._slide = slide
+        self._lock = threading.Lock()
+        self._reader: TileReader | None = None
+
+    def reader(self) -> TileReader:
+        """Return the open slide.
+
+        Raises:
+            DataError: it cannot be opened.
+        """
+        with self._lock:
+            if self._reader is None:
+                self._reader = TileReader(self._slide.path, self._slide.spec)
+            return self._reader
+
+    def close(self) -> None:
+        """Close the slide."""
+        if self._reader:
+            self._reader.close()
 
 
 @dataclass(frozen=True)
@@ -150,23 +208,26 @@ class _Run:
     number: int
     first: int
     last: int
-    reader: TileReader
+    source: _Source
 
     @property
     def bytes(self) -> int:
         return (self.last - self.first) * self.slide.spec.bytes
 
     def read(self, stopped: threading.Event) -> list[Pixels]:
-        tiles = []
+        tiles: list[Pixels] = []
         try:
             for n in range(self.first, self.last):
                 if stopped.is_set():  # the consumer is gone
                     break
-                tiles.append(self.reader.read(int(self.slide.x[n]), int(self.slide.y[n])))
-        except (DataError, MemoryError):
+                tiles.append(self.source.reader().read(int(self.slide.x[n]), int(self.slide.y[n])))
+        except MemoryError:
             raise
+        except DataError as error:
+            raise SlideError(str(error), self.number) from None
         except Exception:  # noqa: BLE001 - decoders raise many types for broken tiles
-            raise DataError(
-                "its tiles cannot be read: the file is damaged. Copy it again, then register the dataset again"
+            raise SlideError(
+                "its tiles cannot be read: the file is damaged. Copy it again, then register the dataset again",
+                self.number,
             ) from None
         return tiles

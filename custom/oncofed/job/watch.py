@@ -16,12 +16,14 @@ from rich.progress import (
     BarColumn,
     Progress,
     ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
 from oncofed.rounds.events import (
@@ -422,8 +424,9 @@ class _Lines(Progress):
     Prints a line every ten seconds.
     """
 
-    def __init__(self, *columns: ProgressColumn, console: Console) -> None:
+    def __init__(self, *columns: ProgressColumn, console: Console, shows_rate: bool) -> None:
         super().__init__(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._shows_rate = shows_rate
         self._next_line = time.monotonic() + _FIRST_LINE_SECONDS
 
     def update(self, task_id: TaskID, **values: Any) -> None:
@@ -431,19 +434,37 @@ class _Lines(Progress):
         super().update(task_id, **values)
         if self.disable and time.monotonic() >= self._next_line:
             task = self._tasks[task_id]
-            self.console.print(f"{task.description}: {task.completed:.0f}/{task.total or 0:.0f}", highlight=False)
+            line = f"{task.description}: {task.completed:.0f}/{task.total or 0:.0f}"
+            if self._shows_rate and task.speed:
+                line += f", {task.speed:.3g} a second, about {_clock(task.time_remaining)} left"
+            self.console.print(line, highlight=False)
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
 
 
-def progress_bar(console: Console) -> Progress:
-    """Return a progress bar, or lines without a terminal."""
+class _Rate(ProgressColumn):
+    """How much is done in a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate of the last minutes."""
+        return Text(f"{task.speed:.3g}/s" if task.speed else "")
+
+
+def progress_bar(console: Console, shows_rate: bool = False) -> Progress:
+    """Return a progress bar, or lines without a terminal.
+
+    Args:
+        console: to print to.
+        shows_rate: also show how much is done in a second.
+    """
     return _Lines(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        *([_Rate()] if shows_rate else []),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
+        shows_rate=shows_rate,
     )
 
 

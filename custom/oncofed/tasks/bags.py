@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from torch import Generator, Tensor
 from oncofed.data.augment import Batch
 from oncofed.data.case import Case
 from oncofed.data.features import Stored, open_features
+from oncofed.data.features.kept import kept_at
 from oncofed.data.inputs import BatchSource, Prepared, class_label
 from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import SlideTiles, read_tiles, tissue_shares
@@ -275,4 +277,4 @@ def slide_tiles(case: Case, data: DataSpec) -> SlideTiles:
         raise DataError(
             f"its tiles have {tiles.spec.mpp:g} microns a pixel, expected {mpp:g}; register it with --mpp {mpp:g}"
         )
-    return tiles
+    return replace(tiles, kept=kept_at(case))

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from oncofed.data.features import read_features
+from oncofed.data.features.kept import find_kept
 from oncofed.data.slides import Pixels
 from oncofed.data.tiles import SlideTiles, stream_tiles
 from oncofed.devices import free_memory, inference_type, is_out_of_memory
@@ -138,6 +140,7 @@ class Encoder:
     Attributes:
         digest: of everything that determines the features.
         size: number of features per tile.
+        device: where it runs.
         at_once: tiles of a batch; halved whenever a GPU runs out of memory.
 
     Raises:
@@ -147,7 +150,7 @@ class Encoder:
     def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
         cuda = device.type == "cuda"
         entry = _entry(spec)
-        self._device = device
+        self.device = device
         self._images = Images(entry, device)
         self._copies = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
         self._in_flight = _IN_FLIGHT_GPU if cuda else 1
@@ -230,14 +233,14 @@ class Encoder:
     def _begin(self, tiles: Sequence[Pixels]) -> Callable[[], Tensor]:
         """Start a batch, and return a future of its features."""
         if self._copies is None:
-            features = self._features(torch.from_numpy(np.stack(tiles)).to(self._device)).cpu()
+            features = self._features(torch.from_numpy(np.stack(tiles)).to(self.device)).cpu()
             return lambda: features
         # PyTorch does not reuse pinned memory while a copy reads from it.
         pinned = torch.empty((len(tiles), *tiles[0].shape), dtype=torch.uint8, pin_memory=True)
         np.stack(tiles, out=pinned.numpy())
-        network = torch.cuda.current_stream(self._device)
+        network = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):
-            batch = pinned.to(self._device, non_blocking=True)
+            batch = pinned.to(self.device, non_blocking=True)
         network.wait_stream(self._copies)
         # The same for GPU memory that the network still reads.
         batch.record_stream(network)
@@ -257,9 +260,9 @@ class Encoder:
     def _features(self, tiles: Tensor) -> Tensor:
         """Return (tile, feature) bfloat16 of (tile, y, x, 3) uint8."""
         images = self._images(tiles)
-        if self._device.type == "cuda" and not self._channels_last:
+        if self.device.type == "cuda" and not self._channels_last:
             images = images.contiguous()
-        with torch.autocast(self._device.type, inference_type(self._device), enabled=self._half):
+        with torch.autocast(self.device.type, inference_type(self.device), enabled=self._half):
             features: Tensor = self._network(images)
         return features.to(torch.bfloat16)
 
@@ -267,9 +270,10 @@ class Encoder:
 def extract(
     slides: Sequence[SlideTiles], encoder: Encoder, progress: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield slides' features (tile, feature) bfloat16 when complete.
+    """Yield slides' features (tile, feature) bfloat16 when complete, in order.
 
-    Each comes with its slide's number. Batches may span slides, and tiles are read ahead.
+    Each comes with its slide's number. Those that were extracted before are read where they are kept. Batches may span
+    slides, and tiles are read ahead.
 
     Args:
         slides: to read.
@@ -277,25 +281,42 @@ def extract(
         progress: called with the number of tiles done.
 
     Raises:
-        DataError: a tile cannot be read.
+        DataError: a tile, or a file of features, cannot be read.
         TrainingError: the GPU has no memory for one tile.
     """
-    number = done = 0
-    parts: list[Tensor] = []
-    with contextlib.closing(stream_tiles(slides)) as runs:
-        for features in encoder.stream(_batches((tiles for _, _, tiles in runs), encoder)):
+    kept = [find_kept(slide, encoder.digest) for slide in slides]
+    missing = [slide for slide, path in zip(slides, kept, strict=True) if path is None]
+    done = 0  # tiles of slides that are complete
+    with contextlib.closing(_computed(missing, encoder, lambda now: progress(done + now) if progress else None)) as new:
+        for number, path in enumerate(kept):
+            features = next(new) if path is None else torch.from_numpy(read_features(path).features)
             done += len(features)
             if progress:
                 progress(done)
+            yield number, features.to(torch.bfloat16)
+
+
+def _computed(
+    slides: Sequence[SlideTiles], encoder: Encoder, progress: Callable[[int], object]
+) -> Generator[Tensor, None, None]:
+    """Yield slides' features.
+
+    ``progress`` is called with the number of tiles of the slide under way.
+    """
+    number = 0
+    parts: list[Tensor] = []
+    with contextlib.closing(stream_tiles(slides)) as runs:
+        for features in encoder.stream(_batches((tiles for _, _, tiles in runs), encoder)):
             rest = features
             while len(rest):
-                missing = len(slides[number]) - sum(map(len, parts))
-                parts.append(rest[:missing])
-                rest = rest[missing:]
+                left = len(slides[number]) - sum(map(len, parts))
+                parts.append(rest[:left])
+                rest = rest[left:]
                 if sum(map(len, parts)) == len(slides[number]):
-                    yield number, torch.cat(parts)
+                    yield torch.cat(parts)
                     parts = []
                     number += 1
+            progress(sum(map(len, parts)))
 
 
 def _batches(runs: Iterable[Sequence[Pixels]], encoder: Encoder) -> Iterator[list[Pixels]]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +11,20 @@ from typing import Any
 import numpy as np
 
 from oncofed.data.slides import resolution
-from oncofed.data.slides.colour import ColourSpace, is_transformed, jpeg_colours, looks_like_ycbcr, to_rgb
+from oncofed.data.slides.colour import jpeg_colours
 from oncofed.data.slides.levels import WHITE, Level, Pixels
+from oncofed.data.slides.recent import Recent
 from oncofed.data.slides.resolution import SAME_RESOLUTION, OmeImage, Resolution
+from oncofed.data.slides.tiff_decoders import JPEG, YCBCR, declared, decoder, stored_tiles
 from oncofed.errors import DataError
 
-Decoder = Callable[[bytes, int], Pixels]
-
-_JPEG = {6, 7, 33007, 34892}
-_JPEG_2000 = {33003, 33004, 33005, 34712}
-_APERIO_YCBCR, _APERIO_RGB = 33003, 33005
-# WebP, JPEG XL and JPEG XR, whose decoders return RGB.
-_ALWAYS_RGB = {22610, 34927, 34933, 34934, 50001, 50002, 52546}
-_BLACK_IS_ZERO, _RGB, _YCBCR = 1, 2, 6
+_BLACK_IS_ZERO, _RGB = 1, 2
 _PHOTOMETRIC = {0: "WhiteIsZero", 1: "BlackIsZero", 2: "RGB", 3: "a palette", 5: "CMYK", 6: "YCbCr", 8: "CIELab"}
 # RGB (also with a fourth channel, 16 bits or planes), palette, CMYK, YCbCr with subsampling, CIELab.
 _BY_LIBTIFF = {2, 3, 5, 6, 8}
 _NO_PYRAMID = ("label", "macro", "overview", "thumbnail")
-_TILES_ASKED = 8
-_START_OF_SCAN = b"\xff\xda"
+# Of decoded tiles that the next regions share: about a row across a slide.
+_MOST_RECENT_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -67,11 +60,13 @@ class LeftToOpenSlideError(DataError):
 class TiffSlideFile:
     """A tiled TIFF, OME-TIFF or SVS through tifffile.
 
-    Each tile is decoded separately.
+    Each tile is decoded separately. Regions that are not the file's tiles share decoded ones with their neighbours.
     """
 
     def __init__(self, path: Path) -> None:
         import tifffile  # noqa: PLC0415 - optional
+
+        self._recent = Recent(_MOST_RECENT_BYTES)
 
         self._file = tifffile.TiffFile(path)
         try:
@@ -83,7 +78,7 @@ class TiffSlideFile:
             self._pages = [page for page in pyramid.pages if _is_alike(page, first)]
             self._descriptor = self._file.filehandle.fileno()
             # Created here, so that threads only read them.
-            self._decoders = [_decoder(page, _stored_tiles(self._descriptor, page)) for page in self._pages]
+            self._decoders = [decoder(page, stored_tiles(self._descriptor, page)) for page in self._pages]
             self._require_tiles(pyramid)
         except BaseException:
             self._file.close()
@@ -108,7 +103,7 @@ class TiffSlideFile:
         region = np.full((height, width, 3), WHITE, np.uint8)
         for column in range(x // tile_width, -(-(x + width) // tile_width)):
             for row in range(y // tile_height, -(-(y + height) // tile_height)):
-                tile = self._tile(level, column, row)
+                tile = self._recent.get((level, column, row), self._tile)
                 left, top = column * tile_width - x, row * tile_height - y
                 x0, y0 = max(left, 0), max(top, 0)
                 x1, y1 = min(left + tile_width, width), min(top + tile_height, height)
@@ -224,7 +219,7 @@ def _require_colour(file: Any, pyramid: Pyramid) -> None:
     channels = _channels(file, page)
     if not page.is_tiled:
         raise DataError("is stored in strips, expected tiles. Convert it to a tiled TIFF (vips tiffsave --tile)")
-    plain = page.ndim == 3 and page.shape[-1] == 3 and page.photometric in {_BLACK_IS_ZERO, _RGB, _YCBCR}
+    plain = page.ndim == 3 and page.shape[-1] == 3 and page.photometric in {_BLACK_IS_ZERO, _RGB, YCBCR}
     if plain and page.dtype == np.uint8 and channels == 3:
         return
     reason = f"has {describe(file)}; expected one colour image of 3 channels of uint8"
@@ -239,14 +234,10 @@ def _is_contradictory(file: Any, page: Any) -> bool:
 
     On colours; OpenSlide follows the page.
     """
-    if page.compression not in _JPEG or page.samplesperpixel != 3:
+    if page.compression not in JPEG or page.samplesperpixel != 3:
         return False
-    data = next((data for data, _ in _stored_tiles(file.filehandle.fileno(), page)), b"")
-    return jpeg_colours(data, page.jpegtables, _declared(page)) != _declared(page)
-
-
-def _declared(page: Any) -> ColourSpace:
-    return "YCbCr" if page.photometric == _YCBCR else "RGB"
+    data = next((data for data, _ in stored_tiles(file.filehandle.fileno(), page)), b"")
+    return jpeg_colours(data, page.jpegtables, declared(page)) != declared(page)
 
 
 def _size(page: Any) -> tuple[int, int]:
@@ -260,7 +251,7 @@ def _is_alike(page: Any, first: Any) -> bool:
         and page.ndim == 3
         and page.shape[-1] == 3
         and page.dtype == first.dtype
-        and page.photometric in {_BLACK_IS_ZERO, _RGB, _YCBCR}
+        and page.photometric in {_BLACK_IS_ZERO, _RGB, YCBCR}
     )
 
 
@@ -329,91 +320,3 @@ def _of_tags(page: Any) -> Resolution:
         sides.append(above / below if above and below else 0.0)
     unit = page.tags.get("ResolutionUnit")
     return resolution.of_tags(sides[0], sides[1] or sides[0], int(unit.value) if unit is not None else 2)
-
-
-# --- decoding
-
-
-def _stored_tiles(descriptor: int, page: Any) -> Iterator[tuple[bytes, int]]:
-    """Yield a sample of a page's stored tiles, with numbers."""
-    numbers = [number for number, size in enumerate(page.databytecounts) if size]
-    for number in numbers[:: max(1, math.ceil(len(numbers) / _TILES_ASKED))]:
-        yield os.pread(descriptor, page.databytecounts[number], page.dataoffsets[number]), number
-
-
-def _decoder(page: Any, tiles: Iterator[tuple[bytes, int]]) -> Decoder:
-    """Return a decoder to RGB of a page's tiles."""
-    if page.compression in _JPEG:
-        return _jpeg_decoder(page)
-    if page.compression in _JPEG_2000:
-        return _jpeg_2000_decoder(page, tiles)
-    decode = page.decode
-
-    def plain(data: bytes, number: int) -> Pixels:
-        tile: Pixels = decode(data, number, jpegtables=page.jpegtables)[0][0]
-        return tile
-
-    if page.photometric != _YCBCR or page.compression in _ALWAYS_RGB:
-        return plain
-    _require_common_ycbcr(page)
-    return lambda data, number: to_rgb(plain(data, number))
-
-
-def _jpeg_decoder(page: Any) -> Decoder:
-    import imagecodecs  # noqa: PLC0415 - optional
-
-    declared = _declared(page)
-    tables, header, shape = page.jpegtables, page.jpegheader, (page.tilelength, page.tilewidth)
-
-    known: dict[bytes, str] = {}  # by header: the tiles of a page have few different ones
-
-    def jpeg(data: bytes, number: int) -> Pixels:
-        stream = header or data
-        head = stream[: stream.find(_START_OF_SCAN)]
-        colours = known.get(head) or known.setdefault(head, jpeg_colours(head, tables, declared).upper())
-        tile: Pixels = imagecodecs.jpeg_decode(
-            data,
-            bitspersample=8,
-            tables=tables,
-            header=header,
-            colorspace=colours,
-            outcolorspace="RGB",
-            shape=shape,
-        )
-        return tile
-
-    return jpeg
-
-
-def _jpeg_2000_decoder(page: Any, tiles: Iterator[tuple[bytes, int]]) -> Decoder:
-    """Return a decoder of JPEG 2000.
-
-    If a file's statements on its colours disagree, its pixels decide.
-    """
-    import imagecodecs  # noqa: PLC0415 - optional
-
-    def plain(data: bytes, number: int) -> Pixels:
-        tile: Pixels = imagecodecs.jpeg2k_decode(data)
-        return tile
-
-    says_ycbcr = page.photometric == _YCBCR or page.compression == _APERIO_YCBCR
-    says_rgb = page.compression == _APERIO_RGB
-    sampled = list(tiles)
-    if says_ycbcr and (says_rgb or any(is_transformed(data) for data, _ in sampled)):
-        says_ycbcr = bool(sampled) and looks_like_ycbcr([plain(data, number) for data, number in sampled])
-    return (lambda data, number: to_rgb(plain(data, number))) if says_ycbcr else plain
-
-
-def _require_common_ycbcr(page: Any) -> None:
-    """Refuse YCbCr other than JPEG's: TIFF 6.0, section 21."""
-    coefficients = page.tags.valueof("YCbCrCoefficients")
-    reference = page.tags.valueof("ReferenceBlackWhite")
-    common = coefficients is None or np.allclose(_rationals(coefficients), (0.299, 0.587, 0.114), atol=1e-3)
-    full = reference is None or np.allclose(_rationals(reference), (0, 255, 128, 255, 128, 255), atol=1)
-    if not (common and full):
-        raise DataError("stores YCbCr by other coefficients than JPEG's, expected red, green and blue")
-
-
-def _rationals(values: Sequence[float]) -> list[float]:
-    pairs = itertools.zip_longest(values[::2], values[1::2], fillvalue=1)
-    return [above / below if below else 0.0 for above, below in pairs]
