@@ -48,6 +48,7 @@ class Case:
         looked_for: the job's classes that were looked for in the mask; None: all.
         boxes: of a job that looks for objects, those that the dataset states; None: its mask shows them.
         may_be_empty: a mask without any object is fine.
+        slide_colours: of a job that normalises stains, sketches of the image's whole slide; see ``data.stain``.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Case:
     looked_for: frozenset[int] | None = None
     boxes: tuple[boxes.Box, ...] | None = field(default=None, compare=False, repr=False)
     may_be_empty: bool = False
+    slide_colours: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def images(self) -> tuple[Path, ...]:

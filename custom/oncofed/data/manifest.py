@@ -104,6 +104,10 @@ class Entry(_Part):
     intensity: Intensity | None = None
     image_intensity: Intensity | None = Field(None, description="the same where the image is not zero, if labelled")
     stain: list[float] | None = Field(None, description="of a colour image: mean optical density of red, green, blue")
+    colours: str | None = Field(
+        None,
+        description="colours of pixels of tissue, base64; those of all images of a slide tell its stain",
+    )
     finite: bool | None = Field(None, description="no NaN and no infinity")
     label_values: dict[_LabelValue, int] | None = Field(None, description="label value -> voxels, background too")
     instances: int | None = Field(None, description="objects in a mask that numbers them")

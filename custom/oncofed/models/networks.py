@@ -17,6 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
 from oncofed.data.covariates import Covariate
+from oncofed.data.stain.columns import BUFFER, Template
 from oncofed.errors import SpecError
 from oncofed.models.foreign import EXPRESSIONS, Bundle, load_bundle_weights, read_bundle
 from oncofed.models.fusion import IMAGE_FEATURES, Fusion
@@ -224,6 +225,7 @@ class NetworkRequest:
         dimensions: 3 for volumes, 2 for flat images.
         patch: sides of the input.
         columns: of the job's table.
+        template: stain that slides are normalised to until the sites agree on another, (2, column); None: none.
     """
 
     spec: ModelSpec
@@ -232,6 +234,7 @@ class NetworkRequest:
     dimensions: int
     patch: tuple[int, ...]
     columns: tuple[Covariate, ...] = ()
+    template: Template | None = None
 
     @property
     def norm(self) -> Any:
@@ -296,6 +299,8 @@ def build_network(request: NetworkRequest, seed: int) -> nn.Module:
                 cause = cause.__cause__
             raise SpecError(f"{request.spec.network} cannot be built: {str(cause).splitlines()[0]}") from None
     assert isinstance(network, nn.Module)
+    if request.template:
+        network.register_buffer(BUFFER, request.template.moments.clone())
     if request.spec.bundle:
         load_bundle_weights(_bundle_of(request.spec), network)
     return network

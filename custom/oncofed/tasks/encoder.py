@@ -67,6 +67,7 @@ class Encoder:
     Attributes:
         digest: of everything that determines the features.
         size: number of features per tile.
+        device: where it runs.
         at_once: tiles of a batch; halved whenever a GPU runs out of memory.
 
     Raises:
@@ -75,7 +76,7 @@ class Encoder:
 
     def __init__(self, spec: EncoderSpec, device: torch.device) -> None:
         cuda = device.type == "cuda"
-        self._device = device
+        self.device = device
         self._network: nn.Module | None = None
         self._channels_last = False
         self._mean, self._deviation = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (_MEAN, _DEVIATION))
@@ -173,14 +174,14 @@ class Encoder:
     def _begin(self, tiles: Sequence[Pixels]) -> Callable[[], Tensor]:
         """Start a batch, and return a future of its features."""
         if self._copies is None:
-            features = self._features(torch.from_numpy(np.stack(tiles)).to(self._device)).cpu()
+            features = self._features(torch.from_numpy(np.stack(tiles)).to(self.device)).cpu()
             return lambda: features
         # PyTorch does not reuse pinned memory while a copy reads from it.
         pinned = torch.empty((len(tiles), *tiles[0].shape), dtype=torch.uint8, pin_memory=True)
         np.stack(tiles, out=pinned.numpy())
-        network = torch.cuda.current_stream(self._device)
+        network = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):
-            batch = pinned.to(self._device, non_blocking=True)
+            batch = pinned.to(self.device, non_blocking=True)
         network.wait_stream(self._copies)
         # The same for GPU memory that the network still reads.
         batch.record_stream(network)
@@ -202,15 +203,18 @@ class Encoder:
         batch = tiles.permute(0, 3, 1, 2).float() / 255
         if self._network is None:
             return _colour_features(batch).to(torch.bfloat16)
-        if self._device.type == "cuda" and not self._channels_last:
+        if self.device.type == "cuda" and not self._channels_last:
             batch = batch.contiguous()
-        with torch.autocast(self._device.type, inference_type(self._device), enabled=self._device.type == "cuda"):
+        with torch.autocast(self.device.type, inference_type(self.device), enabled=self.device.type == "cuda"):
             features: Tensor = self._network((batch - self._mean) / self._deviation)
         return features.to(torch.bfloat16)
 
 
 def extract(
-    slides: Sequence[SlideTiles], encoder: Encoder, progress: Callable[[int], None] | None = None
+    slides: Sequence[SlideTiles],
+    encoder: Encoder,
+    progress: Callable[[int], None] | None = None,
+    change: Callable[[int, Sequence[Pixels]], Sequence[Pixels]] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield slides' features (tile, feature) bfloat16 when complete.
 
@@ -220,6 +224,7 @@ def extract(
         slides: to read.
         encoder: makes the features.
         progress: called with the number of tiles done.
+        change: what the encoder sees of a slide's tiles, by the slide's number; None: the tiles themselves.
 
     Raises:
         DataError: a tile cannot be read.
@@ -228,7 +233,8 @@ def extract(
     number = done = 0
     parts: list[Tensor] = []
     with contextlib.closing(stream_tiles(slides)) as runs:
-        for features in encoder.stream(_batches((tiles for _, _, tiles in runs), encoder)):
+        seen = (change(of, tiles) if change else tiles for of, _, tiles in runs)
+        for features in encoder.stream(_batches(seen, encoder)):
             done += len(features)
             if progress:
                 progress(done)

@@ -18,8 +18,9 @@ from torch import Generator, Tensor, nn
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Preparation, Prepared, class_label
-from oncofed.data.slides import TileReader
+from oncofed.data.slides import Pixels, TileReader
 from oncofed.data.spec import DataSpec
+from oncofed.data.stain.of_case import Normaliser
 from oncofed.data.tiles import SlideTiles, read_tiles
 from oncofed.devices import training_device
 from oncofed.errors import DataError
@@ -73,7 +74,8 @@ class Bags(BatchSource):
     @property
     def settings(self) -> str:
         """The encoder, and how slides are cut."""
-        return json.dumps(["Bags", 2, self._encoder.digest, self.spec.patch, self.spec.spacing])
+        how = ["Bags", 2, self._encoder.digest, self.spec.patch, self.spec.spacing]
+        return json.dumps([*how, *self.stain_settings])
 
     def prepare(self, case: Case) -> Prepared:
         """Return a slide's features, and its tiles' places."""
@@ -82,7 +84,12 @@ class Bags(BatchSource):
     def prepare_all(self, cases: Sequence[Case]) -> Iterator[tuple[int, Prepared]]:
         """Yield each slide's features; tiles are read across the ends of slides."""
         slides = [slide_tiles(case, self.spec) for case in cases]
-        for number, features in extract(slides, self._encoder):
+        stain = Normaliser(self.spec.stain, self.spec.template)
+
+        def normalised(number: int, tiles: Sequence[Pixels]) -> Sequence[Pixels]:
+            return stain.tiles(tiles, cases[number], self._encoder.device)
+
+        for number, features in extract(slides, self._encoder, change=normalised):
             slide = slides[number]
             places = torch.from_numpy(np.stack([slide.x, slide.y], axis=1))
             yield number, {"bags": features, "places": places}

@@ -15,6 +15,7 @@ from torch import nn
 from oncofed.data.augment import Augmentation
 from oncofed.data.label_mapping import Supervision, name_key
 from oncofed.data.spec import DataSpec
+from oncofed.data.stain.columns import Template
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.bundle import write_bundle, write_bundle_without_code
@@ -171,6 +172,17 @@ class Plan(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _stain_changes_images(self) -> Plan:
+        if self.data.stain.augment != "none" and self.model.kind in ("bag", "table"):
+            raise SettingError(
+                f"changes images at random at each step, and features of a slide are computed once: found "
+                f"{self.data.stain.augment}, expected none. Normalise slides instead: data.stain.normalise",
+                "data.stain.augment",
+                "task.type",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teacher_is_alone(self) -> Plan:
         if self.resources.gpus > 1 and self.build_task().learns_from_teacher:
             raise ValueError(
@@ -250,7 +262,13 @@ class Plan(StrictModel):
         task = self.build_task()
         data = self.data
         return NetworkRequest(
-            self.model, task.in_channels, task.out_channels, data.dimensions, data.patch, data.covariates
+            self.model,
+            task.in_channels,
+            task.out_channels,
+            data.dimensions,
+            data.patch,
+            data.covariates,
+            Template.of(data.stain.columns, {}) if data.stain.columns else None,
         )
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
@@ -266,7 +284,8 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if self.model.code or self.data.covariates or self.model.kind == "boxes":
+        normalised = bool(self.data.stain.columns)
+        if self.model.code or self.data.covariates or normalised or self.model.kind == "boxes":
             table = bool(self.data.covariates)
             return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job, table)
         answer = answer_of(self.task, self.data)

@@ -102,6 +102,23 @@ def find_tissue(overview: Pixels) -> Tissue:
     return Tissue(clear & saturated, tuple(inks), float(usable.mean() - clear.mean()))
 
 
+def is_ink(pixels: Pixels) -> Mask:
+    """Return which of (pixel, 3) have the colour of an ink.
+
+    Pixel by pixel, without regard to what lies around it.
+    """
+    planes = _Planes.of(pixels[None])
+    found = (planes.high < _DARK) & (planes.chroma < _COLOURLESS)
+    coloured = np.flatnonzero(planes.saturated(min(ink.saturation for ink in _INKS)))
+    hue = planes.hue(coloured)
+    for ink in _INKS:
+        core = np.zeros(found.shape, bool)
+        core.ravel()[coloured[ink.holds(hue)]] = True
+        found |= core & planes.saturated(ink.saturation) & (planes.high > ink.brightness)
+    mask: Mask = found[0]
+    return mask
+
+
 @dataclass(frozen=True)
 class _Planes:
     """An overview's channels, uint8, with their maximum and range."""
