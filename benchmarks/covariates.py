@@ -144,7 +144,7 @@ def scores(name: str, sites: Mapping[str, Path], folder: Path, seed: int) -> dic
         site: usable_cases(data, plan.data, plan.supervision(), plan.seed, site).cases for site, data in sites.items()
     }
     pooled = pool_cases(cases)
-    weights = _federated(spec, sites, folder)
+    weights = federated(spec, sites, folder)
     judge = Trainer(plan, pooled, "pooled")
     judge.load_weights(load_file(weights))
     found = {"federated": _known(judge.evaluate(pooled.test).mean), "pooled": _alone(plan, pooled, pooled, folder)}
@@ -170,7 +170,7 @@ class _Quiet:
         """Drop it."""
 
 
-def _federated(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Path:
+def federated(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Path:
     """Train together in memory, and return the best model's file."""
     trainings = {
         site: InProcessTraining(
@@ -197,7 +197,7 @@ def _answering(training: InProcessTraining) -> Any:
     def answer(request: Request) -> Result:
         if isinstance(request, PrepareRequest):
             numbers = training.prepare()
-            numbers.pop(PATIENTS_OF_SUMS)
+            numbers.pop(PATIENTS_OF_SUMS, None)
             return SiteFacts(numbers)
         if isinstance(request, TrainRequest):
             return training.train(request, bool)

@@ -108,9 +108,7 @@ def _run(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> tuple[Record
     transport = InMemorySites({name: answering(training) for name, training in running.items()})
     recorder = Recorder(log, None)
     server = Server(record=recorder, sites=transport.names, clock=transport.clock)
-    loop = RoundLoop(
-        plan=spec.plan(), federation=spec.federation(), transport=transport, folder=folder, server=server
-    )
+    loop = RoundLoop(plan=spec.plan(), federation=spec.federation(), transport=transport, folder=folder, server=server)
     try:
         loop.run()
     finally:

@@ -61,6 +61,14 @@ class TaskName(str, Enum):
     slides = "slides"
 
 
+class Quality(str, Enum):
+    """What is done with tiles of pen, fold, blur or bubble."""
+
+    count = "count"
+    drop = "drop"
+    none = "none"
+
+
 class PatientRule(str, Enum):
     """Attribute that identifies a DICOM patient."""
 
@@ -99,6 +107,10 @@ def register(
     tile: Annotated[int, typer.Option(min=16, max=4096, help="Slides: side of a tile in pixels.")] = 256,
     mpp: Annotated[float, typer.Option(min=0.05, max=50, help="Slides: microns per pixel of a tile.")] = 0.5,
     tissue: Annotated[float, typer.Option(min=0, max=1, help="Slides: least share of a tile that is tissue.")] = 0.25,
+    quality: Annotated[
+        Quality,
+        typer.Option(help="Slides: tiles with pen, fold, blur or bubble are counted, left out, or not looked for."),
+    ] = Quality.count,
     patient_from: Annotated[
         PatientRule | None,
         typer.Option(
@@ -134,7 +146,7 @@ def register(
         task.value if task else None,
         names,
         table,
-        TileSpec(tile, mpp, tissue),
+        TileSpec(tile, mpp, tissue, quality.value),
         workers,
         patient_from.value if patient_from else None,
         targets=parse_targets(targets or ()),
