@@ -21,7 +21,8 @@ class Stain(NamedTuple):
     def vectors(self) -> np.ndarray:
         """Directions as unit vectors."""
         found = np.array(self.directions, float)
-        return found / np.linalg.norm(found, axis=1, keepdims=True)
+        units: np.ndarray = found / np.linalg.norm(found, axis=1, keepdims=True)
+        return units
 
 
 USUAL = Stain(((0.56, 0.72, 0.41), (0.21, 0.80, 0.56)))
@@ -52,7 +53,8 @@ def amounts(seed: int, size: int = 256, glass: bool = True, nuclei: int | None =
     if glass:
         hole = ndimage.gaussian_filter(rng.normal(size=(size, size)), 20)
         found[hole > np.quantile(hole, 0.85)] = 0
-    return ndimage.gaussian_filter(found, (0.6, 0.6, 0))
+    soft: np.ndarray = ndimage.gaussian_filter(found, (0.6, 0.6, 0))
+    return soft
 
 
 def field(seed: int, stain: Stain = USUAL, size: int = 256, glass: bool = True) -> Pixels:
@@ -64,4 +66,5 @@ def painted(found: np.ndarray, stain: Stain = USUAL, seed: int = 0) -> Pixels:
     """Return amounts (row, column, 2) as a scanner sees them, with its noise."""
     density = found * np.array(stain.amounts) @ stain.vectors
     noise = np.random.default_rng(seed).normal(0, 1.5, density.shape)
-    return np.clip(np.rint(stain.glass * np.exp(-density) + noise), 0, 255).astype(np.uint8)
+    pixels: np.ndarray = np.clip(np.rint(stain.glass * np.exp(-density) + noise), 0, 255).astype(np.uint8)
+    return pixels

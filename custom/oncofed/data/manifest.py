@@ -122,7 +122,7 @@ class Entry(_Part):
     tiles: str | None = Field(None, description="path of a slide's tiles (npz)")
     tile_quality: dict[str, int] | None = Field(
         None,
-        description="of a slide: tiles with tissue, and those with pen, fold, blur or bubble; null: not looked for",
+        description="of a slide: tiles with tissue, and those with pen, fold, blur, bubble; null: not looked for",
     )
     features: FeatureFacts | None = Field(None, description="of a slide that brings features instead of tiles")
     targets: dict[str, TargetValue] = Field(

@@ -78,12 +78,12 @@ class ReadCase(Transform):
 
     def _fitted(self, image: LoadedImage, case: Case) -> LoadedImage:
         values = image.values
-        if self._spec.stain.normalise != "none":
-            values = Normaliser(self._spec.stain, self._spec.template).image(values, case)
         if values.shape[-1] == 1 and self._channels == 3:
             values = np.repeat(values, 3, axis=-1)
         elif values.shape[-1] == 3 and self._channels == 1:
             values = (values.astype(np.float32) @ LUMA)[..., None]
+        if self._spec.stain.normalise != "none":
+            values = Normaliser(self._spec.stain, self._spec.template).image(values, case)
         if self._darken:
             values = darken(values)
         return replace(image, values=values)

@@ -153,7 +153,7 @@ class _JobRequirements:
     def tiles(self) -> TileSpec:
         """Tiling of slides; defaults as in registration."""
         usual, data = TileSpec(), self.job.data
-        return TileSpec(data.patch[0], data.spacing[0] * 1000 if data.spacing else usual.mpp, usual.tissue)
+        return TileSpec(data.patch[0], data.spacing[0] * 1000 if data.spacing else usual.mpp, usual.tissue, "none")
 
 
 def _read(

@@ -40,7 +40,8 @@ def measure(
 
     Returns:
         Facts, as fields of an ``Entry``, and arrays by tile: ``x``, ``y`` (pixels of the finest level, int32),
-        ``tissue`` (share, float32), ``flags`` (bits of ``tile_quality.FLAGS``, uint8), ``label`` (int16; with a region), plus ``size`` and ``mpp``.
+        ``tissue`` (share, float32), ``flags`` (bits of ``tile_quality.FLAGS``, uint8), ``label`` (int16; with a
+        region), plus ``size`` and ``mpp``.
 
     Raises:
         DataError: the slide or its region cannot be used.

@@ -18,8 +18,9 @@ from oncofed.data.slides.levels import Pixels
 from oncofed.data.slides.tissue import Mask, Tissue
 
 FLAGS = ("pen", "fold", "blur", "bubble")
-# Share of a tile that shows it.
+# Share of a slide's tiles from which it is called poor.
 _POOR = 0.3
+# Share of a tile that shows it.
 _LEAST_SHARE = {"pen": 0.02, "fold": 0.1, "bubble": 0.1}
 
 # Folds: microns over which nuclei are averaged away, thickness in layers of the usual tissue, least size in microns.
@@ -58,8 +59,8 @@ def flag_of(name: str, share: NDArray[np.floating]) -> NDArray[np.uint8]:
         name: of the flag.
         share: of each tile that shows it; of blur 0 or 1.
     """
-    found: NDArray[np.uint8] = (share >= _LEAST_SHARE.get(name, 1)).astype(np.uint8) << FLAGS.index(name)
-    return found
+    bit = np.uint8(1 << FLAGS.index(name))
+    return np.where(share >= _LEAST_SHARE.get(name, 1), bit, np.uint8(0)).astype(np.uint8)
 
 
 def is_blurred(pixels: Pixels) -> bool:

@@ -70,7 +70,7 @@ LAB = _columns(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Template:
     """What slides are made to look like.
 
@@ -94,6 +94,12 @@ class Template:
         values = torch.tensor(known, dtype=torch.float32).reshape(-1, 2).T
         # Weights may travel in bfloat16: all sites, and who predicts later, then see the same template.
         return cls(tuple(columns), values.bfloat16().float().contiguous())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Template) and (self.columns, self.key) == (other.columns, other.key)
+
+    def __hash__(self) -> int:
+        return hash((self.columns, self.key))
 
     def __reduce__(self) -> tuple[object, ...]:
         return Template, (self.columns, self.moments)
