@@ -64,7 +64,7 @@ class TaskName(str, Enum):
 class Quality(str, Enum):
     """What is done with tiles of pen, fold, blur or bubble."""
 
-    count = "count"
+    counted = "count"
     drop = "drop"
     none = "none"
 
@@ -110,7 +110,7 @@ def register(
     quality: Annotated[
         Quality,
         typer.Option(help="Slides: tiles with pen, fold, blur or bubble are counted, left out, or not looked for."),
-    ] = Quality.count,
+    ] = Quality.counted,
     patient_from: Annotated[
         PatientRule | None,
         typer.Option(

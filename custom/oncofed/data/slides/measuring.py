@@ -61,7 +61,7 @@ def measure(
         rows, columns = np.nonzero(share >= spec.tissue)
         if not len(rows):
             raise DataError(_no_tissue(tissue))
-        looked = look_at_tiles(path, spec, tiles, np.stack([columns, rows], axis=1) * tiles.step)
+        looked = look_at_tiles(path, spec, tiles, np.stack([columns, rows], axis=1, dtype=np.float64) * tiles.step)
         flags = looked.flags
         if spec.quality != "none":
             for name, where in find_artefacts(overview, tissue, scale * full.mpp).items():

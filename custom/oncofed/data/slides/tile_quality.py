@@ -59,8 +59,8 @@ def flag_of(name: str, share: NDArray[np.floating]) -> NDArray[np.uint8]:
         name: of the flag.
         share: of each tile that shows it; of blur 0 or 1.
     """
-    bit = np.uint8(1 << FLAGS.index(name))
-    return np.where(share >= _LEAST_SHARE.get(name, 1), bit, np.uint8(0)).astype(np.uint8)
+    found: NDArray[np.uint8] = np.where(share >= _LEAST_SHARE.get(name, 1), 1 << FLAGS.index(name), 0).astype(np.uint8)
+    return found
 
 
 def is_blurred(pixels: Pixels) -> bool:

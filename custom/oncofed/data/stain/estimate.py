@@ -93,7 +93,8 @@ def _thick(pixels: Colours) -> Numbers:
     By the mean of the channels, where Macenko et al. ask for each of them: a pure eosin takes hardly any red.
     """
     density = density_of(pixels)
-    return density[density.mean(axis=1) > LEAST_DENSITY]
+    thick: Numbers = density[density.mean(axis=1) > LEAST_DENSITY]
+    return thick
 
 
 def _unit(vectors: Numbers) -> Numbers:
