@@ -40,7 +40,7 @@ def trained_together(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> 
     """Return a trainer over all sites' cases, with the weights of their federated model."""
     plan = spec.plan()
     judge = Trainer(plan, pool_cases(cases_of(plan, sites)), "pooled")
-    judge.load_weights(load_file(_federated(spec, sites, folder)))
+    judge.load_weights(load_file(federated(spec, sites, folder)))
     return judge
 
 
@@ -72,7 +72,7 @@ class _Quiet:
         """Drop it."""
 
 
-def _federated(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Path:
+def federated(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Path:
     """Train together in memory, and return the best model's file."""
     trainings = {
         site: InProcessTraining(

@@ -66,6 +66,14 @@ class TaskName(str, Enum):
     slides = "slides"
 
 
+class Quality(str, Enum):
+    """What is done with tiles of pen, fold, blur or bubble."""
+
+    counted = "count"
+    drop = "drop"
+    none = "none"
+
+
 class PatientRule(str, Enum):
     """Attribute that identifies a DICOM patient."""
 
@@ -135,6 +143,10 @@ def register(
         Path | None,
         typer.Option(help="Features: a table of slides and their patients (image, patient), beside --labels PATIENTS."),
     ] = None,
+    quality: Annotated[
+        Quality,
+        typer.Option(help="Slides: tiles with pen, fold, blur or bubble are counted, left out, or not looked for."),
+    ] = Quality.counted,
     patient_from: Annotated[
         PatientRule | None,
         typer.Option(
@@ -172,7 +184,7 @@ def register(
         task.value if task else None,
         names,
         table,
-        TileSpec(tile or TileSpec.size, mpp or TileSpec.mpp, tissue),
+        TileSpec(tile or TileSpec.size, mpp or TileSpec.mpp, tissue, quality.value),
         workers,
         patient_from.value if patient_from else None,
         targets=parse_targets(targets or ()),

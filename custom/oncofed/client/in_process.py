@@ -110,11 +110,12 @@ class InProcessTraining:
         self._origin = trainer.input.origin(tuple(usable.cases))
         images = ((case.patient, usable.facts.get(slide)) for case in usable.cases.train for slide in case.slides)
         self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
-        if plan.data.covariates:
-            sums, patients = site_sums(usable.cases.train, plan.data.covariates)
+        if plan.data.agreed_columns:
+            sums, patients = site_sums(usable.cases.train, plan.data.agreed_columns)
             self._table_sums = {"covariates": sums, PATIENTS_OF_SUMS: patients}
         self._reporter.note(plan_cache(usable.cases.train, trainer.input, trainer.device).note, logging.INFO)
-        trainer.prepare(self._progress.counter("loading data"))
+        if not plan.data.stain.columns:  # else the sites agree on a template first, which comes with the first weights
+            trainer.prepare(self._progress.counter("loading data"))
         trainer.gradient_hook = self._gradient_hook
         self._personal = self._start_personal(trainer)
         most = self._federation.evaluation.most_cases

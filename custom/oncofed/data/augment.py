@@ -96,11 +96,13 @@ class Augment:
     Args:
         strength: of the changes.
         generator: on the CPU; its state determines all further changes.
+        stain: changes the colours of images (batch, 3, x, y) by the same generator, before all else does; None: no.
     """
 
-    def __init__(self, strength: Strength, generator: Generator) -> None:
+    def __init__(self, strength: Strength, generator: Generator, stain: Callable[..., Tensor] | None = None) -> None:
         self._strength = strength
         self._generator = generator
+        self._stain = stain
 
     def __call__(self, batch: Batch) -> Batch:
         """Augment a batch in place, and return it.
@@ -115,6 +117,8 @@ class Augment:
         for axis in range(2, batch[_IMAGE].ndim):
             for values, index in self._chosen(batch, s.mirror):
                 values.index_copy_(0, index, values.index_select(0, index).flip(axis))
+        if self._stain:
+            batch[_IMAGE].copy_(self._stain(batch[_IMAGE], generator=self._generator))
         # Intensities, in nnU-Net's order.
         changes: list[tuple[float, Callable[[Tensor], Tensor]]] = [
             (s.noise[0], self._noisy),

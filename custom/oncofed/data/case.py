@@ -49,6 +49,7 @@ class Case:
         boxes: of a job that looks for objects, those that the dataset states; None: its mask shows them.
         may_be_empty: a mask without any object is fine.
         parts: the patient's slides, where several are one case; see ``patients``.
+        slide_colours: of a job that normalises stains, sketches of the image's whole slide; see ``data.stain``.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Case:
     boxes: tuple[boxes.Box, ...] | None = field(default=None, compare=False, repr=False)
     may_be_empty: bool = False
     parts: tuple[Case, ...] = ()
+    slide_colours: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
     def slides(self) -> tuple[Case, ...]:

@@ -19,6 +19,7 @@ from oncofed.data.images import read_image
 from oncofed.data.manifest import Entry, Intensity
 from oncofed.data.masks import counted, read_mask
 from oncofed.data.same_grid import other_grid, turned_onto
+from oncofed.data.stain.sketch import sketch
 from oncofed.errors import DataError
 
 Values = NDArray[Any]
@@ -98,6 +99,7 @@ def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> 
         # For comparison with unlabelled images, which have no labelled voxels.
         facts["image_intensity"] = _rough_intensity(values) if mask is not None else None
         facts["stain"] = stain(_flat(values)) if _is_coloured(image) else None
+        facts["colours"] = sketch(_flat(values)) or None if _is_coloured(image) else None
         facts["thumbnail"] = _thumbnail(values)
     return facts
 

@@ -31,7 +31,7 @@ from oncofed.data.slides import TileSpec
 from oncofed.data.slides.measuring import measure
 
 # Raised when facts gain a field: cases in the index of an older version are read again.
-_FACTS_VERSION = "10"
+_FACTS_VERSION = "11"
 
 
 class Work(Protocol):

@@ -29,6 +29,7 @@ from oncofed.data.manifest import (
 )
 from oncofed.data.patients import whole_patients
 from oncofed.data.spec import DataSpec, SplitSpec
+from oncofed.data.stain.of_case import with_slides_colours
 from oncofed.data.targets import TargetValue, stated_value
 from oncofed.errors import DataError
 
@@ -49,6 +50,16 @@ class Cases:
         return Cases(
             *(tuple(c for c in part if c.name not in names) for part in (self.train, self.validation, self.test))
         )
+
+    def with_slides_colours(self, facts: Mapping[Case, Entry]) -> Cases:
+        """Return cases that know the colours of their whole slide.
+
+        Args:
+            facts: of the cases, where they were looked at.
+        """
+        known = (replace(case, entry=facts.get(case, case.entry)) for case in self)
+        every = iter(with_slides_colours(list(known)))
+        return Cases(*(tuple(next(every) for _ in part) for part in (self.train, self.validation, self.test)))
 
     def require_training(self, where: str) -> Cases:
         """Return the cases, or raise where they do not suffice."""
@@ -159,6 +170,8 @@ def usable_cases(
             f"{where}: {left} usable cases, expected at least {data.minimum_cases} (the job's data.minimum_cases). Add "
             "labelled cases or leave the site out."
         )
+    if data.stain.columns:
+        usable = usable.with_slides_colours(known)
     return Usable(usable, set_aside, known)
 
 

@@ -24,6 +24,7 @@ from oncofed.data.manifest import SPLITS, Entry, Manifest, inside, read_manifest
 from oncofed.data.masks import value_name
 from oncofed.data.mixtures import mixtures
 from oncofed.data.quality import Finding, find_all, loose_slices, phi_warnings, unsettled
+from oncofed.data.slides.tile_quality import quality_remarks
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
 from oncofed.data.target_report import TargetReport, report_target
 from oncofed.data.targets import Target, declared_target
@@ -110,7 +111,8 @@ def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) 
     covariates = covariate_reports(entries, data.covariates)
     report.rows += [_covariate(found) for found in covariates]
     report.warnings += covariate_warnings(entries, covariates)
-    report.remarks = manifest.remarks
+    looked_at = [entry.tile_quality for entry in entries if entry.tile_quality]
+    report.remarks = [*manifest.remarks, *quality_remarks(looked_at)]
     report.unlabelled = [
         Problem(name_of(entry), entry.unlabelled or _NO_LABEL) for entry in manifest.entries if not is_labelled(entry)
     ]

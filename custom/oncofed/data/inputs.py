@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import monai
@@ -24,6 +25,7 @@ from oncofed.data.case import Case
 from oncofed.data.case_facts import Values
 from oncofed.data.covariates import table_row
 from oncofed.data.spec import DataSpec
+from oncofed.data.stain.augment import changed
 from oncofed.data.transforms import load_pair, load_whole
 
 Prepared = dict[str, Tensor]
@@ -69,6 +71,7 @@ class Preparation(ABC):
         """Settings that the prepared case depends on."""
         relevant = ("modality", "channels", "window", "background", "orientation", "spacing", "patch")
         values = [getattr(self.spec, name) for name in relevant]
+        values += self.stain_settings
         return json.dumps([type(self).__name__, _VERSION, monai.__version__, *values, *self._more_settings()])
 
     def settings_of(self, case: Case) -> str:
@@ -86,6 +89,13 @@ class Preparation(ABC):
         """
         del cases
         return {}
+
+    @property
+    def stain_settings(self) -> list[Any]:
+        """What normalising of stains depends on; empty where none is normalised."""
+        template, stain = self.spec.template, self.spec.stain
+        how = [stain.normalise, template.key if template and stain.normalise != "none" else None]
+        return how if stain.is_used else []
 
     @abstractmethod
     def prepare(self, case: Case) -> Prepared:
@@ -129,7 +139,11 @@ class BatchSource(Preparation):
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return a batch after random augmentation, on its device."""
-        return Augment(self._strength, generator)(batch)
+        return self.augment(generator)(batch)
+
+    def augment(self, generator: Generator) -> Augment:
+        """Return what changes batches at random, by the job's settings."""
+        return Augment(self._strength, generator, partial(changed, spec=self.spec.stain, template=self.spec.template))
 
 
 def working_voxels(case: Case, spec: DataSpec) -> float | None:

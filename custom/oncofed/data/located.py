@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from oncofed.data import boxes
-from oncofed.data.augment import Augment, Augmentation, Batch
+from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.boxes import Boxes
 from oncofed.data.case import Case
 from oncofed.data.grids import transfer
@@ -144,7 +144,7 @@ class BoxPatches(BatchSource):
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return a batch after random augmentation, with the boxes of its objects."""
-        moved = Augment(self._strength, generator)({name: batch[name] for name in ("image", "objects")})
+        moved = self.augment(generator)({name: batch[name] for name in ("image", "objects")})
         found = torch.stack([boxes_of(numbers, batch["classes"].shape[1]) for numbers in moved["objects"][:, 0]])
         # An object that was turned out of the patch is none of its own.
         classes = batch["classes"] * ~found.isnan().any(dim=2)

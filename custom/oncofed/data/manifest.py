@@ -104,6 +104,10 @@ class Entry(_Part):
     intensity: Intensity | None = None
     image_intensity: Intensity | None = Field(None, description="the same where the image is not zero, if labelled")
     stain: list[float] | None = Field(None, description="of a colour image: mean optical density of red, green, blue")
+    colours: str | None = Field(
+        None,
+        description="colours of pixels of tissue, base64; those of all images of a slide tell its stain",
+    )
     finite: bool | None = Field(None, description="no NaN and no infinity")
     label_values: dict[_LabelValue, int] | None = Field(None, description="label value -> voxels, background too")
     instances: int | None = Field(None, description="objects in a mask that numbers them")
@@ -116,6 +120,10 @@ class Entry(_Part):
     label_problem: str | None = Field(None, description="why the label does not lie on the image")
     thumbnail: str | None = Field(None, description="8x8x8 or 16x16 means, base64: finds copies of the same image")
     tiles: str | None = Field(None, description="path of a slide's tiles (npz)")
+    tile_quality: dict[str, int] | None = Field(
+        None,
+        description="of a slide: tiles with tissue, and those with pen, fold, blur, bubble; null: not looked for",
+    )
     features: FeatureFacts | None = Field(None, description="of a slide that brings features instead of tiles")
     targets: dict[str, TargetValue] = Field(
         default_factory=dict, description="target -> what the case states of it; a target left out is unknown"

@@ -1,4 +1,4 @@
-"""Mean and spread of a table's numbers, at one site and over all.
+"""Mean and spread of a table's numbers, and of slides' stains, at one site and over all.
 
 A number is counted from the middle of its plausible range, in widths of it: sums are then bounded, and their squares
 lose no digits. A patient's images count as one.
@@ -15,6 +15,8 @@ import numpy as np
 
 from oncofed.data.case import Case
 from oncofed.data.covariates import Covariate, row_of
+from oncofed.data.stain.columns import StainColumn
+from oncofed.data.stain.of_case import stain_row
 from oncofed.suppression import LEAST_PATIENTS
 
 # Of one column: patients, sum, and sum of squares.
@@ -34,10 +36,13 @@ def numbers_of(columns: Sequence[Covariate]) -> list[str]:
 def known_patients(cases: Iterable[Case], columns: Sequence[Covariate]) -> dict[str, dict[str, float]]:
     """Return each number's values by patient, the mean of the patient's cases."""
     values: dict[str, dict[str, list[float]]] = {name: {} for name in numbers_of(columns)}
+    of_stain = [column for column in columns if isinstance(column, StainColumn)]
+    of_table = [column for column in columns if not isinstance(column, StainColumn)]
     for case in cases:
-        for column, value in zip(columns, row_of(case.entry, columns), strict=True):
-            if column.range and not math.isnan(value):
-                values[column.name].setdefault(case.patient, []).append(value)
+        row = zip((column.name for column in of_table), row_of(case.entry, of_table), strict=True)
+        for name, value in (*row, *stain_row(case, of_stain).items()):
+            if name in values and not math.isnan(value):
+                values[name].setdefault(case.patient, []).append(value)
     return {name: {patient: float(np.mean(some)) for patient, some in of.items()} for name, of in values.items()}
 
 

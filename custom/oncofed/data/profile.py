@@ -21,6 +21,7 @@ from oncofed.data.feature_report import in_words
 from oncofed.data.images import read_image
 from oncofed.data.label_mapping import Supervision, match_labels
 from oncofed.data.manifest import Entry, Manifest, inside, read_manifest
+from oncofed.data.slides.tile_quality import FLAGS, flag_shares
 from oncofed.data.spec import Modality
 from oncofed.errors import DataError
 
@@ -69,6 +70,7 @@ class Profile(BaseModel):
     objects: Summary | None = Field(None, description="numbered objects of an image")
     features: dict[str, int] = Field({}, description="encoder, size of a vector and what it describes -> cases")
     stain: dict[str, Summary] = Field({}, description="of colour images: mean and spread of optical density by channel")
+    tile_quality: dict[str, Summary] = Field({}, description="share of a slide's tiles with pen, fold, blur or bubble")
 
 
 def make_profile(folder: Path) -> tuple[Profile, Manifest]:
@@ -113,6 +115,11 @@ def make_profile(folder: Path) -> tuple[Profile, Manifest]:
         objects=_summary(objects) if objects else None,
         features=dict(Counter(in_words(entry.features) for entry in entries if entry.features)),
         stain=_stain(folder, entries),
+        tile_quality={
+            name: _summary([shares[name] for shares in looked_at])
+            for name in FLAGS
+            if (looked_at := [flag_shares(e.tile_quality) for e in entries if e.tile_quality])
+        },
     ), manifest
 
 
@@ -130,6 +137,8 @@ def features(modality: Modality, dimensions: int, classes: Mapping[int, str]) ->
         # Hounsfield units are comparable everywhere; other intensities are compared by order of magnitude.
         found.append((f"intensity_{name}", -1100.0, 3100.0) if modality == "ct" else (f"log10_intensity_{name}", -6, 6))
     found += [(f"log10_share_{value}", -7.0, 0.0) for value in classes]
+    if modality == "microscopy" and dimensions == 2:
+        found += [(f"share_of_tiles_{name}", 0.0, 1.0) for name in FLAGS]
     return found
 
 
@@ -178,6 +187,8 @@ def _case_numbers(
                 numbers[f"intensity_{name}"] = value
             else:
                 numbers[f"log10_intensity_{name}"] = float(np.sign(value) * np.log10(1 + abs(value)))
+    if entry.tile_quality and modality == "microscopy":
+        numbers |= {f"share_of_tiles_{name}": share for name, share in flag_shares(entry.tile_quality).items()}
     total = sum((entry.label_values or {}).values())
     for value in classes if total else ():
         sources = [source for source, target in targets.items() if target == value]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, model_validator
+from torch import Tensor
 
 from oncofed.data.covariates import Covariate
 from oncofed.data.label_mapping import name_key
 from oncofed.data.manifest import SPLITS, Split
+from oncofed.data.stain.columns import BUFFER, Template
+from oncofed.data.stain.spec import StainSpec
 from oncofed.settings import SettingError, StrictModel
 
 Millimetres = Annotated[float, Field(gt=0, le=20)]
@@ -83,6 +87,20 @@ class DataSpec(StrictModel):
         (), max_length=64, description="columns of the dataset's table that the network sees too, such as age"
     )
 
+    stain: StainSpec = StainSpec()
+
+    _template: Template | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _stain_is_of_microscopy(self) -> DataSpec:
+        if self.stain.is_used and (self.modality != "microscopy" or len(self.channels) != 3 or self.dimensions != 2):
+            raise SettingError(
+                f"is for microscopy of red, green and blue, found {self.modality} of {len(self.channels)} channels and "
+                f"{self.dimensions} axes: leave data.stain out",
+                "stain",
+            )
+        return self
+
     @model_validator(mode="after")
     def _columns_have_names_of_their_own(self) -> DataSpec:
         keys = [name_key(column.name) for column in self.covariates]
@@ -104,6 +122,25 @@ class DataSpec(StrictModel):
             if pair and pair[0] >= pair[1] and (pair[0] > pair[1] or name == "window"):
                 raise SettingError(f"found {pair[0]:g} to {pair[1]:g}, expected the smaller number first", name)
         return self
+
+    @property
+    def agreed_columns(self) -> tuple[Covariate, ...]:
+        """Numbers whose mean and spread the sites agree on before the first round."""
+        return (*self.covariates, *self.stain.columns)
+
+    @property
+    def template(self) -> Template | None:
+        """What slides are made to look like; None: nobody has agreed on it yet, or no job needs one."""
+        return self._template
+
+    def take_template(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the template that travels with a model's weights, from now on.
+
+        Args:
+            weights: of the job's network.
+        """
+        if BUFFER in weights and self.stain.columns:
+            self._template = Template(self.stain.columns, weights[BUFFER].detach().float().cpu())
 
     @property
     def dimensions(self) -> int:

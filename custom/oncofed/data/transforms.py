@@ -28,8 +28,10 @@ from oncofed.data.case_facts import Values
 from oncofed.data.grids import in_larger_units, is_same, resampled
 from oncofed.data.images import LoadedImage
 from oncofed.data.spec import DataSpec
+from oncofed.data.stain.of_case import Normaliser
 
 _CT_WINDOW_HU = (-1000.0, 1000.0)
+_COLOURS = {"a_min": 0.0, "a_max": 255.0, "b_min": -1.0, "b_max": 1.0}
 _PAIR = ("image", "label")
 # ITU-R BT.601: how bright red, green and blue are to the eye.
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
@@ -65,20 +67,23 @@ class ReadCase(Transform):
         self._darken = spec.background == "dark"
         self._label = label
         self._numbered = numbered
+        self._spec = spec
 
     def __call__(self, case: Case) -> dict[str, MetaTensor]:
         """Read one case."""
         if not self._label:
-            return {"image": as_tensor(self._fitted(case.read_image()))}
+            return {"image": as_tensor(self._fitted(case.read_image(), case))}
         image, label = case.read(self._numbered)
-        return {"image": as_tensor(self._fitted(image)), "label": as_tensor(label)}
+        return {"image": as_tensor(self._fitted(image, case)), "label": as_tensor(label)}
 
-    def _fitted(self, image: LoadedImage) -> LoadedImage:
+    def _fitted(self, image: LoadedImage, case: Case) -> LoadedImage:
         values = image.values
         if values.shape[-1] == 1 and self._channels == 3:
             values = np.repeat(values, 3, axis=-1)
         elif values.shape[-1] == 3 and self._channels == 1:
             values = (values.astype(np.float32) @ LUMA)[..., None]
+        if self._spec.stain.normalise != "none":
+            values = Normaliser(self._spec.stain, self._spec.template).image(values, case)
         if self._darken:
             values = darken(values)
         return replace(image, values=values)
@@ -167,6 +172,8 @@ def intensity_range(spec: DataSpec) -> dict[str, float] | None:
 
     None if each channel is standardised instead.
     """
+    if spec.stain.is_used:
+        return _COLOURS
     if spec.modality != "ct":
         return None
     low, high = spec.window or _CT_WINDOW_HU

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
 from oncofed.data.covariates import Covariate
+from oncofed.data.stain.columns import BUFFER, Template
 from oncofed.errors import SpecError
 from oncofed.models.foreign import EXPRESSIONS, Bundle, load_bundle_weights, read_bundle
 from oncofed.models.fusion import IMAGE_FEATURES, Fusion
@@ -230,6 +231,7 @@ class NetworkRequest:
         patch: sides of the input.
         columns: of the job's table.
         answers: values that the job asks for, where the network's features are joined with a row; None: its values.
+        template: stain that slides are normalised to until the sites agree on another, (2, column); None: none.
     """
 
     spec: ModelSpec
@@ -239,6 +241,7 @@ class NetworkRequest:
     patch: tuple[int, ...]
     columns: tuple[Covariate, ...] = ()
     answers: int | None = None
+    template: Template | None = None
 
     @property
     def norm(self) -> Any:
@@ -303,6 +306,8 @@ def build_network(request: NetworkRequest, seed: int) -> nn.Module:
                 cause = cause.__cause__
             raise SpecError(f"{request.spec.network} cannot be built: {str(cause).splitlines()[0]}") from None
     assert isinstance(network, nn.Module)
+    if request.template:
+        network.register_buffer(BUFFER, request.template.moments.clone())
     if request.spec.bundle:
         load_bundle_weights(_bundle_of(request.spec), network)
     return network

@@ -52,7 +52,9 @@ class TrainedModel:
     @cached_property
     def task(self) -> Task[Any]:
         """The job's task, with the model's temperature and thresholds."""
-        task = self.job.plan().build_task()
+        plan = self.job.plan()
+        plan.data.take_template(self.weights)
+        task = plan.build_task()
         task.temperature = self.temperature or 1.0
         task.use_thresholds(self.thresholds)
         return task

@@ -29,6 +29,7 @@ from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
 from oncofed.data.patients import join, whole_patients
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
 from oncofed.data.slides import TileSpec
+from oncofed.data.stain.of_case import with_slides_colours
 from oncofed.data.targets import declared_target
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec
@@ -121,6 +122,9 @@ def gather(
         _read(user_input, requirements, sources, workers, progress)
         for user_input in resolve_inputs(inputs, out, datasets)
     ]
+    if job.data.stain.columns:
+        cases = with_slides_colours([source.case for source in sources.cases])
+        sources.cases = [replace(source, case=case) for source, case in zip(sources.cases, cases, strict=True)]
     errors = [error for error in refused if error]
     if errors and len(errors) == len(sources.set_aside) and not sources.cases:
         raise errors[0]
@@ -150,7 +154,7 @@ class _JobRequirements:
     def tiles(self) -> TileSpec:
         """Tiling of slides; defaults as in registration."""
         usual, data = TileSpec(), self.job.data
-        return TileSpec(data.patch[0], data.spacing[0] * 1000 if data.spacing else usual.mpp, usual.tissue)
+        return TileSpec(data.patch[0], data.spacing[0] * 1000 if data.spacing else usual.mpp, usual.tissue, "none")
 
 
 def _read(

@@ -182,7 +182,8 @@ class NotStandardised(Incident):
 
     kind = "not_standardised"
     message = (
-        "no site told sums of {columns}: the middle and a quarter of the plausible range stand for mean and spread"
+        "no site told sums of {columns}: the middle and a quarter of the plausible range stand for mean and spread, "
+        "and published values for those of stains"
     )
 
     columns: str

@@ -152,7 +152,7 @@ class RoundLoop:
             self._test(state.model, 0, None)
             return
         if not state.round and not self._model.is_brought:
-            columns = self._plan.data.covariates
+            columns = self._plan.data.agreed_columns
             state.model = standardise(state.model, columns, self._sites.sums, self._record)
         for number in range(state.round + 1, self._federation.rounds.number + 1):
             if has_stalled(self._federation.evaluation, state):
@@ -231,7 +231,7 @@ class RoundLoop:
             self._context,
             profile=not self._evaluate_only,
             bins=bins_of(data),
-            covariates=numbers_of(data.covariates),
+            covariates=numbers_of(data.agreed_columns),
         ).run()
         self._server.free_memory()
 

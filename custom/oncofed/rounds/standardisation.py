@@ -1,4 +1,4 @@
-"""A new model gets the mean and spread of the table's numbers, over all sites."""
+"""A new model gets the mean and spread of the table's numbers, and the template of stains, over all sites."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from oncofed.data.covariates import Covariate
 from oncofed.data.moments import Sums, moments_of, numbers_of
-from oncofed.models.table import standardised
+from oncofed.models.agreed import with_agreed
 from oncofed.models.weights import Weights
 from oncofed.rounds.events import NotStandardised, Standardised
 from oncofed.rounds.intake import Record
@@ -21,7 +21,7 @@ def standardise(
 
     Args:
         model: with its initial weights.
-        columns: of the job's table.
+        columns: of the job's table and of its stains.
         sums: of the sites' numbers, by site.
         record: writes an event to the run's record.
     """
@@ -33,4 +33,4 @@ def standardise(
     missing = [name for name in numbers if name not in moments]
     if missing:
         record(NotStandardised(columns=", ".join(missing)))
-    return standardised(model, columns, moments)
+    return with_agreed(model, columns, moments)

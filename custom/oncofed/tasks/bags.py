@@ -23,7 +23,9 @@ from oncofed.data.case import Case
 from oncofed.data.features import Stored, open_features
 from oncofed.data.features.kept import kept_at
 from oncofed.data.inputs import BatchSource, Prepared, class_label
+from oncofed.data.slides import Pixels
 from oncofed.data.spec import DataSpec
+from oncofed.data.stain.of_case import Normaliser
 from oncofed.data.tiles import SlideTiles, read_tiles, tissue_shares
 from oncofed.errors import DataError
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
@@ -97,7 +99,7 @@ class Bags(BatchSource):
             self.encoder.digest if slide.features is None else slide.entry and str(slide.entry.features)
             for slide in case.slides
         ]
-        return json.dumps(["Bags", 3, made_of, self.spec.patch, self.spec.spacing])
+        return json.dumps(["Bags", 3, made_of, self.spec.patch, self.spec.spacing, *self.stain_settings])
 
     def origin(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Return the digest of the encoder's weights; None: unknown. See ``feature_origin``."""
@@ -122,7 +124,7 @@ class Bags(BatchSource):
                 yield number, self._joined(case, {})
         tiles = [slide_tiles(slide, self.spec) for _, slide in cut]
         found: dict[Case, Prepared] = {}
-        for place, features in extract(tiles, self.encoder) if cut else ():
+        for place, features in self._extracted([slide for _, slide in cut], tiles):
             number, slide = cut[place]
             corners = torch.from_numpy(np.stack([tiles[place].x, tiles[place].y], axis=1))
             found[slide] = {"bags": features, "places": corners}
@@ -130,6 +132,20 @@ class Bags(BatchSource):
             if not missing[number]:
                 yield number, self._joined(cases[number], found)
                 found = {}
+
+    def _extracted(self, slides: Sequence[Case], tiles: Sequence[SlideTiles]) -> Iterator[tuple[int, Tensor]]:
+        """Yield each slide's number and features, (tile, feature)."""
+        if not slides:
+            return
+        if self.spec.stain.normalise == "none":
+            yield from extract(tiles, self.encoder)
+            return
+        stain = Normaliser(self.spec.stain, self.spec.template)
+
+        def normalised(number: int, read: Sequence[Pixels]) -> Sequence[Pixels]:
+            return stain.tiles(read, slides[number], self.encoder.device)
+
+        yield from extract(tiles, self.encoder, change=normalised)
 
     def _joined(self, case: Case, computed: dict[Case, Prepared]) -> Prepared:
         """Return the bag of all slides of a case, with those whose features were computed."""

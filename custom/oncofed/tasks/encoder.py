@@ -268,7 +268,10 @@ class Encoder:
 
 
 def extract(
-    slides: Sequence[SlideTiles], encoder: Encoder, progress: Callable[[int], None] | None = None
+    slides: Sequence[SlideTiles],
+    encoder: Encoder,
+    progress: Callable[[int], None] | None = None,
+    change: Callable[[int, Sequence[Pixels]], Sequence[Pixels]] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield slides' features (tile, feature) bfloat16 when complete, in order.
 
@@ -279,15 +282,27 @@ def extract(
         slides: to read.
         encoder: makes the features.
         progress: called with the number of tiles done.
+        change: what the encoder sees of a slide's tiles, by the slide's number; None: the tiles themselves.
 
     Raises:
         DataError: a tile, or a file of features, cannot be read.
         TrainingError: the GPU has no memory for one tile.
     """
-    kept = [find_kept(slide, encoder.digest) for slide in slides]
-    missing = [slide for slide, path in zip(slides, kept, strict=True) if path is None]
+    # What is kept was made of the tiles themselves.
+    kept = [None if change else find_kept(slide, encoder.digest) for slide in slides]
+    missing = [number for number, path in enumerate(kept) if path is None]
+
+    def seen(number: int, tiles: Sequence[Pixels]) -> Sequence[Pixels]:
+        return change(missing[number], tiles) if change else tiles
+
     done = 0  # tiles of slides that are complete
-    with contextlib.closing(_computed(missing, encoder, lambda now: progress(done + now) if progress else None)) as new:
+    computed = _computed(
+        [slides[number] for number in missing],
+        encoder,
+        lambda now: progress(done + now) if progress else None,
+        seen,
+    )
+    with contextlib.closing(computed) as new:
         for number, path in enumerate(kept):
             features = next(new) if path is None else torch.from_numpy(read_features(path).features)
             done += len(features)
@@ -297,16 +312,20 @@ def extract(
 
 
 def _computed(
-    slides: Sequence[SlideTiles], encoder: Encoder, progress: Callable[[int], object]
+    slides: Sequence[SlideTiles],
+    encoder: Encoder,
+    progress: Callable[[int], object],
+    seen: Callable[[int, Sequence[Pixels]], Sequence[Pixels]],
 ) -> Generator[Tensor, None, None]:
     """Yield slides' features.
 
-    ``progress`` is called with the number of tiles of the slide under way.
+    ``progress`` is called with the number of tiles of the slide under way; ``seen`` says what the encoder sees of a
+    slide's tiles, by the slide's number.
     """
     number = 0
     parts: list[Tensor] = []
     with contextlib.closing(stream_tiles(slides)) as runs:
-        for features in encoder.stream(_batches((tiles for _, _, tiles in runs), encoder)):
+        for features in encoder.stream(_batches((seen(of, tiles) for of, _, tiles in runs), encoder)):
             rest = features
             while len(rest):
                 left = len(slides[number]) - sum(map(len, parts))

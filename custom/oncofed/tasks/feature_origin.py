@@ -36,6 +36,9 @@ def feature_faults(facts: FeatureFacts, encoder: EncoderSpec, data: DataSpec) ->
         data: the job's, for tile and resolution, where both are known.
     """
     size = feature_count(encoder)
+    if data.stain.normalise != "none":
+        yield f"features were made of tiles as they are, and the job normalises stains ({data.stain.normalise})"
+        return
     if not same_encoder(facts.encoder, encoder.network):
         yield f"features are of the encoder {facts.encoder}, the job's is {encoder.network} (task.encoder.network)"
         return
@@ -69,7 +72,7 @@ def require_origin(slides: Sequence[Case], encoder: EncoderSpec, data: DataSpec)
     faults = Counter(fault for facts in facts_of(slides) for fault in feature_faults(facts, encoder, data))
     if faults:
         listed = "; ".join(f"{counted(number, 'slide')}: {fault}" for fault, number in faults.most_common())
-        raise DataError(f"{listed}. Change the job, or register features that are of its encoder")
+        raise DataError(f"{listed}. Change the job, or register features, or slides, that fit it")
 
 
 def origin_digest(slides: Sequence[Case], own: str | None) -> str | None:

@@ -29,7 +29,7 @@ from oncofed.data.case import Case
 from oncofed.data.cases import Cases
 from oncofed.data.moments import own_moments
 from oncofed.errors import TrainingError
-from oncofed.models.table import standardised
+from oncofed.models.agreed import with_agreed
 from oncofed.models.weights import Weights
 from oncofed.packs.load import load_packs, loaded_packs
 from oncofed.packs.pack import Pack
@@ -77,10 +77,10 @@ def train_baseline(
     if threads:
         torch.set_num_threads(threads)
     trainer = Trainer(plan, baseline.cases, baseline.name)
-    columns = plan.data.covariates
+    columns = plan.data.agreed_columns
     if columns:
         moments = own_moments(baseline.cases.train, columns)
-        trainer.load_weights(standardised(trainer.weights(), columns, moments))
+        trainer.load_weights(with_agreed(trainer.weights(), columns, moments))
     best: Weights = trainer.weights()
     best_score = -math.inf
     for _ in range(plan.rounds):

@@ -15,6 +15,7 @@ from torch import nn
 from oncofed.data.augment import Augmentation
 from oncofed.data.label_mapping import Supervision, name_key
 from oncofed.data.spec import DataSpec
+from oncofed.data.stain.columns import Template
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.bundle import runs_alone, write_bundle, write_bundle_without_code
@@ -176,6 +177,17 @@ class Plan(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _stain_changes_images(self) -> Plan:
+        if self.data.stain.augment != "none" and self.model.kind in ("bag", "table"):
+            raise SettingError(
+                f"changes images at random at each step, and features of a slide are computed once: found "
+                f"{self.data.stain.augment}, expected none. Normalise slides instead: data.stain.normalise",
+                "data.stain.augment",
+                "task.type",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _teacher_is_alone(self) -> Plan:
         if self.resources.gpus > 1 and self.build_task().learns_from_teacher:
             raise ValueError(
@@ -275,7 +287,13 @@ class Plan(StrictModel):
         task = self.build_task()
         data = self.data
         return NetworkRequest(
-            self.model, task.in_channels, task.out_channels, data.dimensions, data.patch, data.covariates
+            self.model,
+            task.in_channels,
+            task.out_channels,
+            data.dimensions,
+            data.patch,
+            data.covariates,
+            template=Template.of(data.stain.columns, {}) if data.stain.columns else None,
         )
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
@@ -300,7 +318,8 @@ class Plan(StrictModel):
     @property
     def bundle_answers(self) -> bool:
         """Whether a bundle of the plan's model gives answers; see ``write_bundle``."""
-        if self.model.code or self.data.covariates or self.model.kind == "boxes":
+        normalised = bool(self.data.stain.columns)
+        if self.model.code or self.data.covariates or normalised or self.model.kind == "boxes":
             return False
         return runs_alone(self.network_request)
 

@@ -141,6 +141,9 @@ class Trainer:
         if self._batches is None:
             if self._group and self._group.rank == 0:
                 self._group.command_preparing(self.steps_done)
+            if self._group and self.plan.data.stain.columns:
+                self._group.same_weights(self.network)
+            self.plan.data.take_template(weights_of(self.network))
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
             self._training = prepared
             rank, size = (self._group.rank, self._group.size) if self._group else (0, 1)
@@ -157,6 +160,7 @@ class Trainer:
     def load_weights(self, weights: Weights) -> None:
         """Replace the network's weights; the optimizer's state stays."""
         load_weights(self.network, weights)
+        self.plan.data.take_template(weights)
 
     def weights(self) -> Weights:
         """Return a copy of the network's weights on the CPU."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,13 @@ class TileSpec:
         size: side of a tile in pixels.
         mpp: microns per pixel.
         tissue: least share of a tile that is tissue.
+        quality: what is done with tiles of pen, fold, blur or bubble: they are counted, left out, or not looked for.
     """
 
     size: int = 256
     mpp: float = 0.5
     tissue: float = 0.25
+    quality: Literal["count", "drop", "none"] = "count"
 
     @property
     def bytes(self) -> int:

@@ -17,6 +17,8 @@ from oncofed.data.masks import read_mask
 from oncofed.data.slides import TileReader
 from oncofed.data.slides.levels import Level, Pixels, TileSpec
 from oncofed.data.slides.regions import Drawn, draw, is_regions, read_regions
+from oncofed.data.slides.tile_looks import look_at_tiles
+from oncofed.data.slides.tile_quality import FLAGS, count_flags, find_artefacts, flag_of
 from oncofed.data.slides.tissue import Tissue, find_tissue
 from oncofed.errors import DataError
 
@@ -38,7 +40,8 @@ def measure(
 
     Returns:
         Facts, as fields of an ``Entry``, and arrays by tile: ``x``, ``y`` (pixels of the finest level, int32),
-        ``tissue`` (share, float32), ``label`` (int16; with a region), plus ``size`` and ``mpp``.
+        ``tissue`` (share, float32), ``flags`` (bits of ``tile_quality.FLAGS``, uint8), ``label`` (int16; with a
+        region), plus ``size`` and ``mpp``.
 
     Raises:
         DataError: the slide or its region cannot be used.
@@ -58,10 +61,25 @@ def measure(
         rows, columns = np.nonzero(share >= spec.tissue)
         if not len(rows):
             raise DataError(_no_tissue(tissue))
+        looked = look_at_tiles(path, spec, tiles, np.stack([columns, rows], axis=1, dtype=np.float64) * tiles.step)
+        flags = looked.flags
+        if spec.quality != "none":
+            for name, where in find_artefacts(overview, tissue, scale * full.mpp).items():
+                found = _by_tile(where.astype(np.float32), scale, tiles.step, full)[rows, columns]
+                flags = flags | flag_of(name, found)
+        quality = {"tiles": len(rows), **count_flags(flags)} if spec.quality != "none" else None
+        if spec.quality == "drop":
+            rows, columns, flags = rows[flags == 0], columns[flags == 0], flags[flags == 0]
+            if not len(rows):
+                raise DataError(
+                    "all of its tiles show pen, fold, blur or bubble: there is none to learn from. Leave it out, or "
+                    "keep them: --quality count"
+                )
         grid: dict[str, NDArray[Any]] = {
             "x": np.rint(columns * tiles.step).astype(np.int32),
             "y": np.rint(rows * tiles.step).astype(np.int32),
             "tissue": share[rows, columns].astype(np.float32),
+            "flags": flags,
             "size": np.int32(spec.size),
             "mpp": np.float32(spec.mpp),
         }
@@ -75,9 +93,12 @@ def measure(
             "checksum": checksum(sorted(path.iterdir()) if path.is_dir() else [path]),
             "intensity": intensity_of(overview[mask].mean(axis=-1)),
             "stain": stain(overview[mask]),
+            "colours": looked.colours,
+            "tile_quality": quality,
             "thumbnail": _thumbnail(overview),
             "notes": [f"{len(rows)} tiles of {share.size} show tissue", *tissue.notes(), *tiles.notes],
         }
+        facts["notes"] += _quality_notes(quality, spec)
         if region is not None:
             labels, notes = _region_labels(region, names, tiles.step, full, share.shape)
             facts["notes"] += notes
@@ -85,6 +106,12 @@ def measure(
             values, counts = np.unique(grid["label"], return_counts=True)
             facts["label_values"] = {str(v): int(c) for v, c in zip(values, counts, strict=True)}
         return facts, grid
+
+
+def _quality_notes(quality: Mapping[str, int] | None, spec: TileSpec) -> list[str]:
+    shown = [f"{quality[name]} {name}" for name in FLAGS if quality[name]] if quality else []
+    done = "are left out" if spec.quality == "drop" else "are kept (--quality drop leaves them out)"
+    return [f"tiles with {', '.join(shown)} {done}"] if shown else []
 
 
 def _no_tissue(tissue: Tissue) -> str:

@@ -66,12 +66,17 @@ class Tissue:
     Attributes:
         mask: (height, width).
         inks: colours of marks like those of pens or dyes, which are not in ``mask``.
-        ink_share: of the overview covered by these.
+        ink: (height, width), where these are.
     """
 
     mask: Mask
     inks: tuple[str, ...]
-    ink_share: float
+    ink: Mask
+
+    @property
+    def ink_share(self) -> float:
+        """Share of the overview that ink covers."""
+        return float(self.ink.mean())
 
     def notes(self) -> list[str]:
         """Return notes for people."""
@@ -99,7 +104,24 @@ def find_tissue(overview: Pixels) -> Tissue:
     parts = [share.astype(np.uint16)[smooth[..., n]] for n, share in enumerate(shares)]
     high, low = np.maximum(np.maximum(*parts[:2]), parts[2]), np.minimum(np.minimum(*parts[:2]), parts[2])
     saturated = (high - low) > high * np.float32(np.clip(noise, _LEAST_SATURATION, _MOST_SATURATION))
-    return Tissue(clear & saturated, tuple(inks), float(usable.mean() - clear.mean()))
+    return Tissue(clear & saturated, tuple(inks), usable & ~clear)
+
+
+def is_ink(pixels: Pixels) -> Mask:
+    """Return which of (pixel, 3) have the colour of an ink.
+
+    Pixel by pixel, without regard to what lies around it.
+    """
+    planes = _Planes.of(pixels[None])
+    found = (planes.high < _DARK) & (planes.chroma < _COLOURLESS)
+    coloured = np.flatnonzero(planes.saturated(min(ink.saturation for ink in _INKS)))
+    hue = planes.hue(coloured)
+    for ink in _INKS:
+        core = np.zeros(found.shape, bool)
+        core.ravel()[coloured[ink.holds(hue)]] = True
+        found |= core & planes.saturated(ink.saturation) & (planes.high > ink.brightness)
+    mask: Mask = found[0]
+    return mask
 
 
 @dataclass(frozen=True)

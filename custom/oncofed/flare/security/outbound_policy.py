@@ -79,7 +79,7 @@ class OutboundPolicy:
         self._metrics = metrics_that_may_leave(plan.task)
         self._lowest = task_class(plan.task.type).lowest_metric
         self._targets = sums_that_may_leave(plan.task)
-        self._bins, self._covariates = bins_of(plan.data), numbers_of(plan.data.covariates)
+        self._bins, self._covariates = bins_of(plan.data), numbers_of(plan.data.agreed_columns)
         layout = plan.layout()
         self._like: Weights = layout.sent
         self._extra: Weights = self._algorithm.from_clients(layout)

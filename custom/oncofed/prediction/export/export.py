@@ -106,6 +106,11 @@ def export(model: TrainedModel, form: Format, out: Path, progress: Progress = la
             f"the job {model.job.name} reads columns of a table beside the image, whose mean, spread and vocabulary an "
             "ONNX file of the network would not say. Hand on the run's folder"
         )
+    if form == "onnx" and model.job.data.stain.columns:
+        raise SpecError(
+            f"the job {model.job.name} sees images in the stain that its sites agreed on (data.stain), which an "
+            "ONNX file of the network would not give them. Hand on the run's folder"
+        )
     if form == "onnx":
         answer_of(model.job.task, model.job.data)
         require_onnx()
@@ -152,6 +157,8 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
         )
     if model.job.data.covariates:
         return "it holds the weights and answers nothing: no bundle reads a table. Hand on the run's folder"
+    if model.job.data.stain.columns:
+        return "it holds the weights and answers nothing: no bundle normalises stains. Hand on the run's folder"
     if not model.job.plan().bundle_answers:
         return (
             f"it holds the weights and answers nothing: {model.job.model.network} is code of oncofed, which no bundle "

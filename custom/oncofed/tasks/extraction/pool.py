@@ -24,7 +24,7 @@ from oncofed.tasks.extraction import worker
 from oncofed.tasks.extraction.messages import Failed, Message, Progress, Ready, SetAside, SlideJob, Wanted
 from oncofed.tasks.extraction.worker import Place
 
-START = "spawn"  # a fork could use neither CUDA nor the parent's threads
+CONTEXT = multiprocessing.get_context("spawn")  # a fork could use neither CUDA nor the parent's threads
 _MOST_DEATHS = 2  # of processes at work on a slide, the second time on it alone
 _BROKE_ITS_PROCESS = (
     "the process that read it ended abruptly, twice: it needs more memory than there is, or is malformed. Copy it again"
@@ -150,9 +150,8 @@ class Pool:
                     yield message
 
     def _start(self, place: Place) -> None:
-        context = multiprocessing.get_context(START)
-        ours, theirs = context.Pipe()
-        process = context.Process(target=worker.run, args=(theirs, self._encoder, self._out, place), daemon=True)
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=worker.run, args=(theirs, self._encoder, self._out, place), daemon=True)
         with block_interrupts():
             process.start()
         theirs.close()  # so that the end of the process is the end of the line

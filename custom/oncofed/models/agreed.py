@@ -1,0 +1,23 @@
+"""What the sites agree on before the first round, put into a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from oncofed.data.covariates import Covariate
+from oncofed.data.stain.columns import BUFFER, StainColumn, Template
+from oncofed.models.table import standardised
+from oncofed.models.weights import Weights
+
+
+def with_agreed(weights: Weights, columns: Sequence[Covariate], moments: Mapping[str, tuple[float, float]]) -> Weights:
+    """Return a network's weights with the mean and spread of a table's numbers, and the template of stains.
+
+    Args:
+        weights: of the job's network; others stay as they are.
+        columns: of the job's table and of its stains.
+        moments: column -> mean and spread; one left out keeps its usual ones.
+    """
+    stains = [column for column in columns if isinstance(column, StainColumn)]
+    found = standardised(weights, [column for column in columns if not isinstance(column, StainColumn)], moments)
+    return {**found, BUFFER: Template.of(stains, moments).moments} if stains else found
