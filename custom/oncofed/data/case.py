@@ -48,6 +48,7 @@ class Case:
         looked_for: the job's classes that were looked for in the mask; None: all.
         boxes: of a job that looks for objects, those that the dataset states; None: its mask shows them.
         may_be_empty: a mask without any object is fine.
+        label_names: of a slide, the dataset's label values and their names, which its file of regions has.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Case:
     looked_for: frozenset[int] | None = None
     boxes: tuple[boxes.Box, ...] | None = field(default=None, compare=False, repr=False)
     may_be_empty: bool = False
+    label_names: tuple[tuple[int, str], ...] = field(default=(), compare=False, repr=False)
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -182,7 +184,13 @@ def case_of(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[
         tiles=inside(folder, entry.tiles) if entry.tiles else None,
         features=inside(folder, entry.features.file) if entry.features else None,
         folder=folder if (folder / SALT_FILE).is_file() else None,
+        label_names=_names(manifest) if entry.tiles else (),
     )
+
+
+def _names(manifest: Manifest) -> tuple[tuple[int, str], ...]:
+    """Return a dataset's label values, other than background's, with their names."""
+    return tuple((int(float(value)), name) for value, name in manifest.labels.items() if float(value) > 0)
 
 
 def wanted_case(

@@ -31,7 +31,7 @@ from oncofed.data.slides import TileSpec
 from oncofed.data.slides.measuring import measure
 
 # Raised when facts gain a field: cases in the index of an older version are read again.
-_FACTS_VERSION = "10"
+_FACTS_VERSION = "11"
 
 
 class Work(Protocol):
@@ -331,7 +331,7 @@ class SlideWork:
             targets=dict(item.targets),
             looked_for=None if item.looked_for is None else list(item.looked_for),
             tiles=self._tiles_path,
-            stamp=case_facts.stamp([path]),
+            stamp=case_facts.stamp([path, *([region] if region else [])]),
             source=item.images[0],
         )
         return CaseFound(entry)

@@ -360,6 +360,7 @@ def _path(case: Case, settings: str) -> Path | None:
     known = case.entry.checksum if case.entry else None
     content = f"{known} {case_facts.stamp(case.files)} {case.label} {case.label_values} {case.instances} {case.spacing}"
     content += f" {case.reading}" + (f" {case.boxes}" if case.boxes is not None else "")
+    content += f" {case.label_names}" if case.label_names and isinstance(case.label, Path) else ""
     key = hashlib.sha256(f"{settings} {content}".encode()).hexdigest()[:40]
     return case.folder / CACHE_FOLDER / f"{key}.safetensors"
 

@@ -138,7 +138,7 @@ class _JobRequirements:
     def by(cls, job: JobSpec) -> _JobRequirements:
         task = job.plan().build_task()
         kind: Task = "segmentation" if task.label_kind in ("mask", "boxes") else "classification"
-        return cls(job, task.label_kind, "slides" if task.network_kind == "bag" else kind)
+        return cls(job, task.label_kind, "slides" if task.network_kind == "bag" or task.reads_slides else kind)
 
     @cached_property
     def supervision(self) -> Supervision:
