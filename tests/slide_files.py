@@ -148,10 +148,10 @@ def halved(pixels: Pixels) -> Pixels:
 
 
 def drawn_slides(folder: Path, count: int, side: int = 640, seed: int = 0) -> Path:
-    """Write slides of two tissues, with their regions as QuPath exports them.
+    """Write slides of two tissues, with regions as QuPath exports them.
 
-    Tissue of large nuclei is drawn as "tumour", with a hole of other tissue; that of small ones as "stroma". One micron a
-    pixel; each slide is of a patient of its own.
+    Tissue of large nuclei is "tumour", with a hole of other tissue; that of small ones is "stroma". One micron a pixel;
+    each slide is of a patient of its own.
     """
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
@@ -162,7 +162,9 @@ def drawn_slides(folder: Path, count: int, side: int = 640, seed: int = 0) -> Pa
         tissue = (np.minimum(x, y) >= edge) & (np.maximum(x, y) < side - edge)
         hole = np.hypot(x - (edge + middle) / 2, y - side / 2) < side / 12
         tumour = tissue & (x < middle) & ~hole
-        pixels[tissue] = np.array([226, 160, 196]) + rng.normal(0, 8, 3)
+        stain = rng.normal(0, 5, 3)
+        pixels[tissue] = np.array([232, 180, 208]) + stain
+        pixels[tumour] = np.array([206, 130, 186]) + stain
         for inside, radius, every in ((tissue & ~tumour, 2, 220), (tumour, 5, 160)):
             for row, column in np.argwhere(inside)[rng.integers(0, inside.sum(), inside.sum() // every)]:
                 pixels[max(row - radius, 0) : row + radius, max(column - radius, 0) : column + radius] = (92, 58, 138)

@@ -192,7 +192,8 @@ def _tissue_of_cells(canvas: SlideCanvas, shape: Sequence[int], cell: int) -> ND
         ((np.arange(count) + 0.5) * cell / scale).astype(int).clip(0, side - 1)
         for count, side in zip(shape, mask.shape, strict=True)
     )
-    return mask[rows][:, columns]
+    found: NDArray[np.bool_] = mask[rows][:, columns]
+    return found
 
 
 # --- slides as they are predicted

@@ -25,6 +25,7 @@ from oncofed.data.decisions import decided
 from oncofed.data.files import image_files
 from oncofed.data.label_mapping import LabelKind, Supervision, match
 from oncofed.data.layouts.base import first_free
+from oncofed.data.layouts.slides import SLIDES_ALONE
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
 from oncofed.data.slides import TileSpec
@@ -145,6 +146,14 @@ class _JobRequirements:
         """What the job learns from."""
         return self.job.plan().supervision()
 
+    def kind_of(self, source: Path) -> Task:
+        """What an input is registered as: slides too may be segmented by a model of flat images."""
+        flat_masks = self.label_kind == "mask" and self.job.data.dimensions == 2
+        paths = source.rglob("*") if source.is_dir() else [source]
+        if flat_masks and any(path.suffix.lower() in SLIDES_ALONE for path in paths):
+            return "slides"
+        return self.kind
+
     @property
     def tiles(self) -> TileSpec:
         """Tiling of slides; defaults as in registration."""
@@ -191,7 +200,7 @@ def _register(
         user_input.source,
         "predict",
         user_input.folder,
-        requirements.kind,
+        requirements.kind_of(user_input.source),
         tiles=requirements.tiles,
         workers=workers,
         classes=None if requirements.label_kind == "mask" else tuple(requirements.job.task.vocabulary.values()),

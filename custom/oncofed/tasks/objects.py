@@ -7,7 +7,7 @@ objects grow (after Naylor et al., IEEE TMI 2019).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -79,10 +79,10 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
     Kirillov et al., CVPR 2019.
     """
 
-    Settings = ObjectsSpec
+    Settings: ClassVar[type[TaskSettings]] = ObjectsSpec
     metric = "pq"
     metric_name = "panoptic quality"
-    extra_metrics = (Metric("pq"), Metric("f1"), Metric("iou"), Metric("dice", "Dice"))
+    extra_metrics: ClassVar[tuple[Metric, ...]] = (Metric("pq"), Metric("f1"), Metric("iou"), Metric("dice", "Dice"))
     loss_name = "Dice with cross-entropy, and the depth inside objects"
     averages = True
     _ignored: int | None = None  # label value of pixels that nobody looked at

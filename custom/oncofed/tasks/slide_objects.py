@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ from oncofed.tasks.patient_statistics import mean_over_patients
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
-from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.slide_strips import SlideObjectMap
 from oncofed.tasks.whole_slide.numbering import numbered
 from oncofed.tasks.whole_slide.scoring import on_overview, where_known
@@ -39,7 +37,7 @@ _SAME_OBJECT = 0.5
 class SlideObjects(Objects):
     """A task that finds every object of a slide, with its kind, scored by panoptic quality."""
 
-    Settings: ClassVar[type[TaskSettings]] = SlideObjectsSpec
+    Settings = SlideObjectsSpec
     reads_slides = True
     extra_metrics = (Metric("f1"), Metric("iou"))
     _ignored = UNKNOWN

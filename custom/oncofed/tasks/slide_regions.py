@@ -1,7 +1,7 @@
 """Segmentation of slides, and classes of their tiles, learned from drawn regions.
 
-The job's ``data.spacing`` is the resolution at which slides are seen. Networks learn from patches in and around regions;
-a slide is scored and predicted whole.
+The job's ``data.spacing`` is the resolution at which slides are seen. Networks learn from patches in and around
+regions; a slide is scored and predicted whole.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model's answer for a whole slide, kept as packed strips.
 
-A strip holds all columns of some rows of the working grid. Labels pack to a hundredth of their size and less, so that the
+A strip holds all columns of some rows of the working grid. Labels pack to a small part of their size, so that the
 answer for a slide of any height takes little memory; whoever needs it unpacks one strip after the other.
 """
 
@@ -128,10 +128,9 @@ def shrink_of(size: tuple[int, int]) -> int:
 
 def thinned(values: NDArray[Any], shrink: int) -> NDArray[Any]:
     """Return the value in the middle of each square of pixels."""
-    rows, columns = (
-        np.minimum(np.arange(0, length, shrink) + shrink // 2, length - 1) for length in values.shape
-    )
-    return values[rows][:, columns]
+    rows, columns = (np.minimum(np.arange(0, length, shrink) + shrink // 2, length - 1) for length in values.shape)
+    found: NDArray[Any] = values[rows][:, columns]
+    return found
 
 
 def shrunk_heat(likely: NDArray[np.float32], shrink: int) -> NDArray[np.uint8]:

@@ -95,7 +95,8 @@ class SlideCanvas:
         scale, mask = self.overview[1], self.tissue
         rows = ((np.arange(y, y + height) + 0.5) / scale).astype(int).clip(0, mask.shape[0] - 1)
         columns = ((np.arange(x, x + width) + 0.5) / scale).astype(int).clip(0, mask.shape[1] - 1)
-        return mask[rows][:, columns]
+        found: Mask = mask[rows][:, columns]
+        return found
 
     def shows_tissue(self, x: int, y: int, width: int, height: int) -> bool:
         """Return whether a box shows any tissue."""
@@ -141,4 +142,3 @@ def as_input(pixels: Pixels, scale: tuple[Tensor, Tensor]) -> Tensor:
 def scaled(image: Tensor, scale: tuple[Tensor, Tensor]) -> Tensor:
     """Return an image (…, channel, x, y) less the mean, by the spread."""
     return (image.float() - scale[0]) / scale[1]
-

@@ -162,4 +162,5 @@ def as_job(case: Case, values: Labels, classes: int, undrawn: int) -> NDArray[np
             table[value] = target
     table[table >= classes] = UNKNOWN
     table[0] = undrawn
-    return table[values.clip(0, 255)]
+    found: NDArray[np.uint8] = table[values.clip(0, 255)]
+    return found

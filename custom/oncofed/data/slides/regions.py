@@ -244,7 +244,15 @@ def _name(value: Any) -> str | None:
 
 
 def values_of(regions: Sequence[Region], names: Mapping[str, int]) -> dict[int, int]:
-    """Return number -> label value of classified regions."""
+    """Return number -> label value of classified regions.
+
+    Args:
+        regions: from ``read_regions``.
+        names: class -> label value; empty: every region is 1.
+
+    Raises:
+        DataError: a class is not among the names, or no region has one.
+    """
     found = sorted({region.name for region in regions if region.name and region.polygons})
     if not names:
         if len({_key(name) for name in found}) > 1:
@@ -280,6 +288,16 @@ def _left_out(regions: Sequence[Region], values: Mapping[int, int]) -> list[str]
 
 
 def require_on_slide(regions: Sequence[Region], size: tuple[int, int], notes: list[str]) -> None:
+    """Raise where no region lies on a slide; a note says where some reach beyond it.
+
+    Args:
+        regions: from ``read_regions``.
+        size: width and height of the slide in pixels.
+        notes: takes the note.
+
+    Raises:
+        DataError: all lie beside it.
+    """
     rings = [rings[0] for region in regions for rings in region.polygons]
     if not rings:
         return

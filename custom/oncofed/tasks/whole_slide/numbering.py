@@ -1,7 +1,8 @@
 """Single objects of a whole slide, joined across the blocks that they are found in.
 
-Objects are told apart block by block, with some context around each. A block decides about the objects that reach into it;
-what they cover beyond it is claimed. An object that a later block finds there again is the same one, and gets its number.
+Objects are told apart block by block, with some context around each. A block decides about the objects that reach into
+it; what they cover beyond it is claimed. An object that a later block finds there again is the same one, and gets its
+number.
 """
 
 from __future__ import annotations
@@ -82,9 +83,9 @@ class _Count:
         rows = np.concatenate(self.votes)
         total = np.zeros((self.last + 1, rows.shape[1] - 1))
         np.add.at(total, rows[:, 0].astype(np.int64), rows[:, 1:])
-        found = total.argmax(axis=1) + 1
+        found: NDArray[np.uint8] = (total.argmax(axis=1) + 1).astype(np.uint8)
         found[0] = 0
-        return found.astype(np.uint8)
+        return found
 
 
 def _strips(
@@ -183,9 +184,7 @@ def _joined(
         given = _given(own[first:, left - low :], decided, count)
         fresh = given[own[first:, left - low :]]
         decided[decided == 0] = fresh[decided == 0]
-        for_votes = [
-            np.bincount(own.ravel(), part.ravel(), len(given)) for part in parts[1:-1][:, :, low:high]
-        ]
+        for_votes = [np.bincount(own.ravel(), part.ravel(), len(given)) for part in parts[1:-1][:, :, low:high]]
         rows = np.stack([given.astype(np.float64), *for_votes], axis=1)
         count.votes.append(rows[given > 0])
     return numbers

@@ -66,4 +66,5 @@ def on_overview(found: SlideMap, canvas: SlideCanvas) -> NDArray[np.int64]:
         ((np.arange(count) + 0.5) * scale / found.shrink).astype(int).clip(0, side - 1)
         for count, side in zip(pixels.shape[:2], small.shape, strict=True)
     )
-    return small[rows][:, columns].astype(np.int64)
+    found_there: NDArray[np.int64] = small[rows][:, columns].astype(np.int64)
+    return found_there

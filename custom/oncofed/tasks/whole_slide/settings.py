@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from oncofed.data.slides.drawn import UNKNOWN
@@ -72,6 +72,15 @@ class SlideObjectsSpec(ObjectsSpec, Drawing):
 
     type: Literal["slide_objects"] = "slide_objects"  # type: ignore[assignment]
     classes: dict[int, str] = Field(min_length=1, description="label value -> name of a kind of objects")
+
+    @field_validator("classes")
+    @classmethod
+    def _is_one(cls, classes: dict[int, str]) -> dict[int, str]:
+        """Kinds may be several on slides: outlines have classes."""
+        expected = list(range(1, len(classes) + 1))
+        if sorted(classes) != expected:
+            raise ValueError(f"label values are {sorted(classes)}, expected {expected}: 1, 2, … without gaps")
+        return dict(sorted(classes.items()))
 
 
 def require_resolution(data: DataSpec) -> None:

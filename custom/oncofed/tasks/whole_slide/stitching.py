@@ -1,8 +1,8 @@
 """A network's output over a whole slide, row after row and without seams.
 
 Windows overlap, and count by a Gaussian weight that is almost nothing at their edges, so that none of them ends with a
-step (as MONAI's ``sliding_window_inference``). Only as many rows as one window has are held: memory does not grow with the
-slide's height. Windows that show no tissue are not looked at.
+step (as MONAI's ``sliding_window_inference``). Only as many rows as one window has are held: memory does not grow with
+the slide's height. Windows that show no tissue are not looked at.
 """
 
 from __future__ import annotations
