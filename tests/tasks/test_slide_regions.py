@@ -35,7 +35,7 @@ CLASSES = {1: "tumour", 2: "stroma"}
 DATA = DataSpec(
     dataset="slides", modality="microscopy", channels=("r", "g", "b"), patch=(32, 32), spacing=(0.002, 0.002)
 )
-UNET = ModelSpec(network="unet", channels=(8, 16), residual_units=1)
+UNET = ModelSpec(network="unet", channels=(8, 16), residual_units=1, norm="batch")
 
 
 def spec_of(undrawn: str = "background", **more: object) -> SlideSegmentationSpec:
@@ -53,7 +53,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _plan(task: object, model: ModelSpec = UNET, steps: int = 60) -> Plan:
     training = TrainingSpec(
-        steps_per_round=steps, batch_size=8, learning_rate=5e-3, warmup_steps=0, augmentation="none"
+        steps_per_round=steps, batch_size=8, learning_rate=1e-2, warmup_steps=0, augmentation="none"
     )
     return Plan(data=DATA, task=task, model=model, training=training, rounds=1)  # type: ignore[arg-type]
 
@@ -148,7 +148,7 @@ def test_a_network_learns_the_regions_and_is_scored_on_whole_slides(dataset: Pat
     plan = _plan(spec_of())
     trainer = Trainer(plan, usable_cases(dataset, DATA, plan.supervision(), 1, "here").cases, "here")
     before = trainer.evaluate(trainer.cases.test).mean
-    trainer.train(60)
+    trainer.train(40)
     found = trainer.evaluate(trainer.cases.test, detailed=True)
     assert found.mean is not None
     assert before is not None

@@ -256,8 +256,8 @@ class Plan(StrictModel):
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code is not included, nor what joins the boxes of windows, and no bundle reads a table: the bundle of
-        such a model holds the weights, and gives no answers.
+        A pack's code is not included, nor what joins the boxes of windows or a slide's windows, and no bundle reads a
+        table: the bundle of such a model holds the weights, and gives no answers.
 
         Args:
             folder: where the bundle goes.
@@ -266,7 +266,7 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if self.model.code or self.data.covariates or self.model.kind == "boxes":
+        if self.model.code or self.data.covariates or self.model.kind == "boxes" or self.build_task().reads_slides:
             table = bool(self.data.covariates)
             return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job, table)
         answer = answer_of(self.task, self.data)

@@ -97,7 +97,9 @@ def simplified(piece: Piece, tolerance: float, least_area: float) -> Piece | Non
     holes = [ring for ring in piece.outline.interiors if shapely.Polygon(ring).area >= least_area]
     kept = shapely.Polygon(piece.outline.exterior, holes)
     # As lines, whose ends stay: a ring's first point may be taken away though it is farther off.
-    lines = [shapely.LineString(ring.coords).simplify(tolerance, False) for ring in (kept.exterior, *holes)]
+    lines = [
+        shapely.LineString(ring.coords).simplify(tolerance, preserve_topology=False) for ring in (kept.exterior, *holes)
+    ]
     if all(len(line.coords) > _FEWEST_POINTS for line in lines):
         simple = shapely.Polygon(lines[0], lines[1:])
         if simple.is_valid:
