@@ -69,6 +69,10 @@ class Inference:
         self, network: nn.Module, cases: Sequence[tuple[Source, Prepared]]
     ) -> Iterator[CasePrediction | SetAside]:
         task = self.model.task
+        if len(cases) > 1 and any("slide" in prepared for _, prepared in cases):
+            for case in cases:
+                yield from self._infer(network, [case])
+            return
         try:
             if isinstance(task, DenseTask) and "slide" in cases[0][1]:
                 found: list[Inferred] = [self._on_slide(task, network, source, prepared) for source, prepared in cases]
@@ -94,12 +98,19 @@ class Inference:
             )
 
     def _on_slide(self, task: DenseTask[Any, Any], network: nn.Module, source: Source, prepared: Prepared) -> SlideMap:
-        """Return the answer for a slide, of which the strips of an earlier call are not made again."""
+        """Return the answer for a slide, of which the strips of an earlier call are not made again.
+
+        Raises:
+            TrainingError: a part of it cannot be read.
+        """
         key = f"{self.model.digest} {source.entry.checksum} {self.settings}"
         place = self.scratch / hashlib.sha256(key.encode()).hexdigest()[:32] if self.scratch else None
         within = self.within
         store = StripStore(place, (lambda *counts: within(source.name, *counts)) if within else None)
-        return task.infer_slide(network, prepared, self.device, store)
+        try:
+            return task.infer_slide(network, prepared, self.device, store)
+        except Exception as error:  # noqa: BLE001 - decoders raise many types; the other slides go on
+            raise TrainingError(case_facts.reason_of(error)) from None
 
 
 def _set_aside(source: Source, reason: str) -> SetAside:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from made import COLOURS, made_model
+from oncofed.data.slides.canvas import SlideCanvas
 from oncofed.data.slides.regions import draw, read_regions
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.slide_outlines import Piece, on_slide, pieces, simplified
@@ -180,6 +181,26 @@ def test_a_broken_prediction_of_a_slide_goes_on_where_it_was(
     texts = [(tmp_path / out / "cases" / "P0" / "P0_regions.geojson").read_text() for out in ("whole", "out")]
     assert texts[0] == texts[1]
     assert whole["figures"] == resumed["figures"]
+
+
+def test_a_slide_that_breaks_in_the_middle_does_not_stop_the_others(
+    model: TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("broken", "whole"):
+        tiled(tmp_path / "in" / f"{name}.svs", stained(128, 160), 1.0)
+    read = SlideCanvas.read
+
+    def breaking(self: SlideCanvas, x: int, y: int) -> np.ndarray:
+        if self._reader.path.name == "broken.svs":
+            raise ValueError("no JPEG marker")
+        return read(self, x, y)
+
+    sources = gather([tmp_path / "in"], tmp_path / "out", model.job, tmp_path / "datasets", workers=1)
+    monkeypatch.setattr(SlideCanvas, "read", breaking)
+    found = predict(model, sources, tmp_path / "out", CPU)
+    assert found.made == ["whole"]
+    assert [bad.name for bad in found.set_aside] == ["broken"]
+    assert "pixels are damaged" in found.set_aside[0].reason
 
 
 def test_nuclei_of_tiles_are_counted_on_a_whole_slide(tmp_path: Path) -> None:
