@@ -5,6 +5,7 @@ In the formats that scanners and converters write.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -144,3 +145,52 @@ def halved(pixels: Pixels) -> Pixels:
     Each pixel is the mean of four.
     """
     return np.asarray(Image.fromarray(pixels).reduce(2))
+
+
+def drawn_slides(folder: Path, count: int, side: int = 640, seed: int = 0) -> Path:
+    """Write slides of two tissues, with regions as QuPath exports them.
+
+    Tissue of large nuclei is "tumour", with a hole of other tissue; that of small ones is "stroma". One micron a pixel;
+    each slide is of a patient of its own.
+    """
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.full((side, side, 3), 243.0)
+        edge, middle = side // 8, side // 2 + int(rng.integers(-side // 16, side // 16))
+        y, x = np.mgrid[:side, :side]
+        tissue = (np.minimum(x, y) >= edge) & (np.maximum(x, y) < side - edge)
+        hole = np.hypot(x - (edge + middle) / 2, y - side / 2) < side / 12
+        tumour = tissue & (x < middle) & ~hole
+        stain = rng.normal(0, 5, 3)
+        pixels[tissue] = np.array([232, 180, 208]) + stain
+        pixels[tumour] = np.array([206, 130, 186]) + stain
+        for inside, radius, every in ((tissue & ~tumour, 2, 220), (tumour, 5, 160)):
+            for row, column in np.argwhere(inside)[rng.integers(0, inside.sum(), inside.sum() // every)]:
+                pixels[max(row - radius, 0) : row + radius, max(column - radius, 0) : column + radius] = (92, 58, 138)
+        tiled(folder / f"P{number}.tif", noisy(pixels, seed=number), 1.0, compression="jpeg")
+        ring = [[float(p), float(q)] for p, q in _circle((edge + middle) / 2, side / 2, side / 12)]
+        outlines = {
+            "tumour": [_box(edge, edge, middle, side - edge), ring],
+            "stroma": [_box(middle, edge, side - edge, side - edge)],
+        }
+        features = [
+            {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": rings},
+                "properties": {"objectType": "annotation", "classification": {"name": name}},
+            }
+            for name, rings in outlines.items()
+        ]
+        text = json.dumps({"type": "FeatureCollection", "features": features})
+        (folder / f"P{number}.geojson").write_text(text, encoding="utf-8")
+    return folder
+
+
+def _box(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
+    return [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+
+
+def _circle(x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    turns = np.linspace(0, 2 * np.pi, 65)
+    return [(x + radius * float(np.cos(turn)), y + radius * float(np.sin(turn))) for turn in turns]

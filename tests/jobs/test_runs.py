@@ -24,6 +24,7 @@ from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec, ProfileJobSpec, list_jobs, parse_any_job, read_job
 from oncofed.tasks.calibration import TEMPERATURES, read_calibration
 from oncofed.training import Trainer
+from slide_files import drawn_slides
 from synthetic import make_lesions, make_nuclei, make_site, make_slides, make_textures
 
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
@@ -40,6 +41,11 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "model": {"arguments": SMALL_DENSENET},
     },
     "slide_classification": {"data": {"patch": [64, 64]}},
+    "slide_regions_segmentation": {
+        "data": {"patch": [32, 32], "spacing": [0.002, 0.002]},
+        "model": {"channels": [4, 8]},
+        "task": {"patches": 8},
+    },
     "lung_nodule_detection": {
         "data": {"patch": [16, 16, 8], "minimum_cases": 2, "spacing": [1.5, 1.5, 2], "max_bad_share": 1},
         "model": {"channels": [8, 16], "arguments": {"features": 8}},
@@ -78,6 +84,7 @@ IN_SIMULATOR = {
     "nuclei_segmentation",
     "xray_classification",
     "slide_classification",
+    "slide_regions_segmentation",
     "partial_organs_segmentation",
     "brain_tumour_regions",
     "lung_nodule_detection",
@@ -111,6 +118,7 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
         "tile_classification": lambda: make_textures(source, names, 4),
         "xray_classification": lambda: _mislabel(make_textures(source, names, 40, colours=1)),
         "slide_classification": lambda: make_slides(source, 10, side=512),
+        "slide_regions_segmentation": lambda: drawn_slides(source, 10, side=384),
         "lung_nodule_detection": lambda: _as_table(make_lesions(source, 8)),
         "brain_tumour_regions": lambda: _as_tumours(make_site(source, 6)),
     }
@@ -119,7 +127,7 @@ def _site(spec: JobSpec, source: Path, out: Path) -> Path:
     if spec.name == "slide_classification":
         _deal_both_classes(table)
     tiles = TileSpec(64, 1.0, 0.25)
-    task = "slides" if spec.name == "slide_classification" else None
+    task = "slides" if spec.name.startswith("slide_") else None
     labels = LABELLED.get(spec.name, spec.task.classes)
     labels = {} if task or "classification" in spec.name or "nuclei" in spec.name else labels
     register(RegisterOptions(source, spec.data.dataset, out, task, labels, table if table.is_file() else None, tiles))

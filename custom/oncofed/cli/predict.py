@@ -85,8 +85,8 @@ def predict(
     without: Annotated[
         list[str] | None,
         typer.Option(
-            help="Skip an output: boxes, classes, dicom, evidence, labels, objects, slide, structures or targets; "
-            "evidence takes long on a CPU for some networks. May be repeated."
+            help="Skip an output: boxes, classes, dicom, evidence, labels, objects, regions, slide, structures or "
+            "targets; evidence takes long on a CPU for some networks. May be repeated."
         ),
     ] = None,
     structures: Annotated[
@@ -164,7 +164,13 @@ def predict(
         sources.notes += table_notes(sources, trained.job.data.covariates)
         sources.notes += coding_notes(trained, sources.cases)
         found = predict_all(
-            trained, sources, out, training_device(device), options, lambda *counts: advance("predicting", *counts)
+            trained,
+            sources,
+            out,
+            training_device(device),
+            options,
+            lambda *counts: advance("predicting", *counts),
+            advance,
         )
         written = write_page(found, sources, trained, out, workers, advance) if page else None
     if json:

@@ -50,6 +50,7 @@ class Case:
         may_be_empty: a mask without any object is fine.
         parts: the patient's slides, where several are one case; see ``patients``.
         slide_colours: of a job that normalises stains, sketches of the image's whole slide; see ``data.stain``.
+        label_names: of a slide, the dataset's label values and their names, which its file of regions has.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Case:
     boxes: tuple[boxes.Box, ...] | None = field(default=None, compare=False, repr=False)
     may_be_empty: bool = False
     parts: tuple[Case, ...] = ()
+    label_names: tuple[tuple[int, str], ...] = field(default=(), compare=False, repr=False)
     slide_colours: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     @property
@@ -195,7 +197,13 @@ def case_of(folder: Path, manifest: Manifest, entry: Entry, values: tuple[tuple[
         tiles=inside(folder, entry.tiles) if entry.tiles else None,
         features=inside(folder, entry.features.file) if entry.features else None,
         folder=folder if (folder / SALT_FILE).is_file() else None,
+        label_names=_names(manifest) if entry.tiles else (),
     )
+
+
+def _names(manifest: Manifest) -> tuple[tuple[int, str], ...]:
+    """Return a dataset's label values, other than background's, with their names."""
+    return tuple((int(float(value)), name) for value, name in manifest.labels.items() if float(value) > 0)
 
 
 def wanted_case(

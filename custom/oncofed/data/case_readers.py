@@ -331,7 +331,7 @@ class SlideWork:
             targets=dict(item.targets),
             looked_for=None if item.looked_for is None else list(item.looked_for),
             tiles=self._tiles_path,
-            stamp=case_facts.stamp([path]),
+            stamp=case_facts.stamp([path, *([region] if region else [])]),
             source=item.images[0],
         )
         return CaseFound(entry)

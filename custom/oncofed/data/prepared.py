@@ -365,6 +365,7 @@ def _content(case: Case) -> str:
     known = case.entry.checksum if case.entry else None
     content = f"{known} {case_facts.stamp(case.files)} {case.label} {case.label_values} {case.instances} {case.spacing}"
     content += f" {case.slide_colours}" if case.slide_colours else ""
+    content += f" {case.label_names}" if case.label_names and isinstance(case.label, Path) else ""
     return f"{content} {case.reading}" + (f" {case.boxes}" if case.boxes is not None else "")
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +21,10 @@ from oncofed.prediction.dicom.gantry_tilt import mask_unacquired
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.sources import SetAside, Source
 from oncofed.prediction.trust.checks import TrustChecks
-from oncofed.tasks.inferred import ClassScores
+from oncofed.tasks.dense import DenseTask
+from oncofed.tasks.inferred import ClassScores, Inferred
+from oncofed.tasks.slide_strips import SlideMap
+from oncofed.tasks.whole_slide.store import StripStore
 
 
 @dataclass(frozen=True)
@@ -30,12 +36,18 @@ class Inference:
         device: to compute on.
         checks: trust checks of each prediction.
         batch: images per forward pass for whole-image tasks; None: as in scoring.
+        scratch: folder of slides' finished strips, in which a broken prediction goes on; None: none are kept.
+        settings: in words, on which these strips depend besides the model and the slide.
+        within: called with (case, part of it done, parts in all) where a case takes long.
     """
 
     model: TrainedModel
     device: torch.device
     checks: TrustChecks
     batch: int | None = None
+    scratch: Path | None = None
+    settings: str = ""
+    within: Callable[[str, int, int], None] | None = None
 
     def run(self, sources: Sequence[Source]) -> Iterator[CasePrediction | SetAside]:
         """Yield each case's prediction, or why there is none."""
@@ -57,8 +69,15 @@ class Inference:
         self, network: nn.Module, cases: Sequence[tuple[Source, Prepared]]
     ) -> Iterator[CasePrediction | SetAside]:
         task = self.model.task
+        if len(cases) > 1 and any("slide" in prepared for _, prepared in cases):
+            for case in cases:
+                yield from self._infer(network, [case])
+            return
         try:
-            found = task.infer_all(network, [prepared for _, prepared in cases], self.device, entropy=True)
+            if isinstance(task, DenseTask) and "slide" in cases[0][1]:
+                found: list[Inferred] = [self._on_slide(task, network, source, prepared) for source, prepared in cases]
+            else:
+                found = task.infer_all(network, [prepared for _, prepared in cases], self.device, entropy=True)
         except TrainingError as error:  # one case of the batch ran out of memory: find out which
             if len(cases) == 1:
                 yield _set_aside(cases[0][0], str(error))
@@ -77,6 +96,21 @@ class Inference:
                 temperature=None if probabilities is None else self.model.temperature,
                 network=network,
             )
+
+    def _on_slide(self, task: DenseTask[Any, Any], network: nn.Module, source: Source, prepared: Prepared) -> SlideMap:
+        """Return the answer for a slide, of which the strips of an earlier call are not made again.
+
+        Raises:
+            TrainingError: a part of it cannot be read.
+        """
+        key = f"{self.model.digest} {source.entry.checksum} {self.settings}"
+        place = self.scratch / hashlib.sha256(key.encode()).hexdigest()[:32] if self.scratch else None
+        within = self.within
+        store = StripStore(place, (lambda *counts: within(source.name, *counts)) if within else None)
+        try:
+            return task.infer_slide(network, prepared, self.device, store)
+        except Exception as error:  # noqa: BLE001 - decoders raise many types; the other slides go on
+            raise TrainingError(case_facts.reason_of(error)) from None
 
 
 def _set_aside(source: Source, reason: str) -> SetAside:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,9 @@ import torch
 import oncofed
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.inference import Inference
+from oncofed.prediction.inputs import HIDDEN_FOLDER
 from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.outputs.registry import select_outputs
 from oncofed.prediction.predictions import Predictions
 from oncofed.prediction.results_folder import ResultsFolder
@@ -49,6 +52,7 @@ def predict(
     device: torch.device,
     options: Options | None = None,
     advance: Advance | None = None,
+    within: Callable[[str, int, int], None] | None = None,
 ) -> Predictions:
     """Predict new or changed cases, and write the summary files.
 
@@ -59,6 +63,7 @@ def predict(
         device: to compute on.
         options: prediction options.
         advance: called after each case.
+        within: called with (case, part of it done, parts in all) where a case takes long, as a slide does.
 
     Raises:
         SpecError: the folder holds predictions of another model, or another process works in it.
@@ -83,7 +88,9 @@ def predict(
                 todo.append(source)
         advance(len(found.kept), len(sources.cases))
         found.write_summary(model, settings, complete=False)
-        results = Inference(model, device, checks, options.batch).run(todo)
+        scratch = out / HIDDEN_FOLDER / "strips"
+        words = json_text(settings)
+        results = Inference(model, device, checks, options.batch, scratch, words, within).run(todo)
         try:
             for done, result in enumerate(_written(results, folder, model, settings), start=len(found.kept) + 1):
                 if isinstance(result, SetAside):
@@ -96,6 +103,7 @@ def predict(
             with contextlib.suppress(OSError):  # the disk may be full
                 found.write_summary(model, settings, complete=False)
             raise
+        shutil.rmtree(scratch, ignore_errors=True)  # they are in the cases' files now
         found.write_summary(model, settings, complete=True)
     return found
 

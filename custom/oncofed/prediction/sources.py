@@ -25,6 +25,7 @@ from oncofed.data.decisions import decided
 from oncofed.data.files import image_files
 from oncofed.data.label_mapping import LabelKind, Supervision, match
 from oncofed.data.layouts.base import first_free
+from oncofed.data.layouts.slides import SLIDES_ALONE
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
 from oncofed.data.patients import join, whole_patients
 from oncofed.data.register import SOURCE_LINK, Progress, RegisterOptions, register
@@ -143,12 +144,20 @@ class _JobRequirements:
     def by(cls, job: JobSpec) -> _JobRequirements:
         task = job.plan().build_task()
         kind: Task = "segmentation" if task.label_kind in ("mask", "boxes") else "classification"
-        return cls(job, task.label_kind, "slides" if task.network_kind == "bag" else kind)
+        return cls(job, task.label_kind, "slides" if task.network_kind == "bag" or task.reads_slides else kind)
 
     @cached_property
     def supervision(self) -> Supervision:
         """What the job learns from."""
         return self.job.plan().supervision()
+
+    def kind_of(self, source: Path) -> Task:
+        """What an input is registered as: slides too may be segmented by a model of flat images."""
+        flat_masks = self.label_kind == "mask" and self.job.data.dimensions == 2
+        paths = source.rglob("*") if source.is_dir() else [source]
+        if flat_masks and any(path.suffix.lower() in SLIDES_ALONE for path in paths):
+            return "slides"
+        return self.kind
 
     @property
     def tiles(self) -> TileSpec:
@@ -196,7 +205,7 @@ def _register(
         user_input.source,
         "predict",
         user_input.folder,
-        requirements.kind,
+        requirements.kind_of(user_input.source),
         tiles=requirements.tiles,
         workers=workers,
         classes=None if requirements.label_kind == "mask" else tuple(requirements.job.task.vocabulary.values()),

@@ -33,6 +33,7 @@ class Task(TrainingTask, InferenceTask, ScoringTask[Outcome]):
         is_installed: its code is a part of an installed package, not of a pack.
         label_kind: what a case is labelled with.
         network_kind: of the networks that fit.
+        reads_slides: what it is trained on are whole slides.
         temperature: by which scores and pictures of a classification divide its logits; ``infer`` leaves them alone.
     """
 
@@ -40,6 +41,7 @@ class Task(TrainingTask, InferenceTask, ScoringTask[Outcome]):
     is_installed: ClassVar[bool] = True
     label_kind: LabelKind = "mask"
     network_kind: Kind = "dense"
+    reads_slides: ClassVar[bool] = False
     temperature = 1.0
 
     def __init__(self, data: DataSpec, classes: dict[int, str]) -> None:

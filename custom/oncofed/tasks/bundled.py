@@ -23,6 +23,7 @@ from oncofed.tasks.regions import RegionsSpec
 from oncofed.tasks.segmentation import SegmentationSpec
 from oncofed.tasks.slides import SlideClassificationSpec
 from oncofed.tasks.targets import SlideTargetsSpec, TargetsSpec, target_answers
+from oncofed.tasks.whole_slide.settings import SlideObjectsSpec, SlideSegmentationSpec
 
 
 def answer_of(task: StrictModel, data: DataSpec) -> Answer:
@@ -35,6 +36,8 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
     Raises:
         SpecError: it takes code that bundles cannot hold: a pack's, or what joins the boxes of windows.
     """
+    if isinstance(task, SlideSegmentationSpec | SlideObjectsSpec):
+        raise SpecError("windows of a slide are joined by code of oncofed, which no bundle holds: use the run's folder")
     if isinstance(task, SegmentationSpec):
         order = task.order if isinstance(task, RegionsSpec) else ()
         return LabelledVoxels(task.overlap, task.mirror, task.keep_largest, order)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from oncofed.data.inputs import Prepared
 from oncofed.data.references import affine_of
+from oncofed.tasks.slide_strips import SlideMap
 
 Affine = NDArray[np.float64]
 # Place of a vector that lies nowhere: its file has no coordinates, or it describes a whole slide.
@@ -184,4 +185,4 @@ class FoundBoxes:
     shape: tuple[int, ...]
 
 
-Inferred = FoundBoxes | LabelMap | ObjectMap | ClassScores | TargetScores
+Inferred = FoundBoxes | LabelMap | ObjectMap | ClassScores | SlideMap | TargetScores

@@ -7,7 +7,7 @@ objects grow (after Naylor et al., IEEE TMI 2019).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,6 +21,9 @@ from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.references import Referenced, affine_of
+from oncofed.data.region_patches import slide_of
+from oncofed.data.slides.canvas import SlideCanvas
+from oncofed.data.slides.drawn import UNKNOWN
 from oncofed.data.spec import DataSpec
 from oncofed.tasks.dense import DenseTask
 from oncofed.tasks.entropy import entropy_bytes
@@ -33,6 +36,10 @@ from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.segmentation import deep_supervision, file_grid
 from oncofed.tasks.settings import TaskSettings
+from oncofed.tasks.slide_strips import SlideObjectMap
+from oncofed.tasks.whole_slide.numbering import numbered
+from oncofed.tasks.whole_slide.stitching import Stitching
+from oncofed.tasks.whole_slide.store import NOTHING_KEPT, StripStore
 from oncofed.tasks.windows import Windows
 
 Numbers = NDArray[np.int32]
@@ -72,12 +79,13 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
     Kirillov et al., CVPR 2019.
     """
 
-    Settings = ObjectsSpec
+    Settings: ClassVar[type[TaskSettings]] = ObjectsSpec
     metric = "pq"
     metric_name = "panoptic quality"
-    extra_metrics = (Metric("pq"), Metric("f1"), Metric("iou"), Metric("dice", "Dice"))
+    extra_metrics: ClassVar[tuple[Metric, ...]] = (Metric("pq"), Metric("f1"), Metric("iou"), Metric("dice", "Dice"))
     loss_name = "Dice with cross-entropy, and the depth inside objects"
     averages = True
+    _ignored: int | None = None  # label value of pixels that nobody looked at
 
     def __init__(self, spec: ObjectsSpec, data: DataSpec) -> None:
         super().__init__(data, spec.classes)
@@ -86,8 +94,8 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
 
     @property
     def out_channels(self) -> int:
-        """Three: background, objects, and depth inside an object."""
-        return 3
+        """Background, each kind of objects, and depth inside an object."""
+        return len(self.classes) + 2
 
     def input(self, augmentation: Augmentation) -> BatchSource:
         """Return patches with the depth inside each object."""
@@ -98,11 +106,12 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
 
         def one(values: Tensor) -> Tensor:
             # Depth is defined only inside objects.
-            inside = (batch["label"] > 0).to(values.dtype)
-            wrong = functional.smooth_l1_loss(values[:, 2:], batch["distance"], reduction="none", beta=0.1) * inside
+            label, depths = batch["label"], values[:, -1:]
+            inside = ((label > 0) & (label != UNKNOWN)).to(values.dtype)
+            wrong = functional.smooth_l1_loss(depths, batch["distance"], reduction="none", beta=0.1) * inside
             places = list(range(1, wrong.ndim))
             depth = (wrong.sum(places) / inside.sum(places).clamp_min(1)).mean()
-            return dice_ce(values[:, :2], batch["label"]) + self.spec.distance_weight * depth
+            return dice_ce(values[:, :-1], label, self._ignored) + self.spec.distance_weight * depth
 
         return deep_supervision(one, output, batch["label"])
 
@@ -115,13 +124,13 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
 
         Each has a number; background is zero. The grid is that of the label.
         """
-        return self.infer(network, self.prepared(case), device).numbers
+        return self._find(network, self.prepared(case), device)
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
         """Return the case's figures by name; see ``object_scores``."""
         prepared = self.prepared(case)
         changed = type(self).predict is not Objects.predict
-        found = self.predict(network, case, device) if changed else self.infer(network, prepared, device).numbers
+        found = self.predict(network, case, device) if changed else self._find(network, prepared, device)
         return object_scores(found, prepared["label"].cpu().numpy())
 
     @torch.no_grad()
@@ -139,6 +148,29 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         maps = self._windows.within_memory(infer, image[0].numel()).cpu().numpy()
         numbers = separate(maps[0] > 0.5, maps[1], self.spec.seed_depth, self.spec.smallest)
         return ObjectMap(numbers, target.affine, entropy_bytes(torch.from_numpy(maps[:1]))[0] if entropy else None)
+
+    def infer_slide(
+        self, network: nn.Module, prepared: Prepared, device: torch.device, store: StripStore = NOTHING_KEPT
+    ) -> SlideObjectMap:
+        """Return the single objects of a whole slide."""
+        with SlideCanvas(slide_of(prepared), self.data, self.data.patch[0]) as canvas:
+            return numbered(self._stitching(), self._separate, network, canvas, device, store)
+
+    def _stitching(self) -> Stitching:
+        """Return how a slide's windows become probabilities, and depth."""
+
+        def maps(output: Tensor) -> Tensor:
+            return torch.cat([output[:, :-1].softmax(1), output[:, -1:]], dim=1)
+
+        return Stitching(self.data.patch[0], self.spec.overlap, self.spec.mirror, maps)
+
+    def _separate(self, inside: NDArray[np.bool_], depth: NDArray[np.float32]) -> Numbers:
+        return separate(inside, depth, self.spec.seed_depth, self.spec.smallest)
+
+    def _find(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Numbers:
+        found = self.infer(network, prepared, device)
+        assert isinstance(found, ObjectMap)
+        return found.numbers
 
     def summarise(self, outcomes: Sequence[tuple[str, dict[str, float]]]) -> Scores:
         """Return means over patients."""

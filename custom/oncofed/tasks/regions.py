@@ -15,10 +15,12 @@ from typing_extensions import Self
 
 from oncofed.data.augment import Batch
 from oncofed.data.spec import DataSpec
+from oncofed.errors import SpecError
 from oncofed.tasks.decisions import Decision, in_order
 from oncofed.tasks.losses import dice_bce
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.segmentation import Segmentation, SegmentationSpec, deep_supervision
+from oncofed.tasks.whole_slide.stitching import Stitching
 
 
 class RegionsSpec(SegmentationSpec):
@@ -122,6 +124,9 @@ class Regions(Segmentation):
     @property
     def _decision(self) -> Decision:
         return in_order(self.spec.order)
+
+    def _stitching(self) -> Stitching:
+        raise SpecError("regions that overlap are not predicted on whole slides: use slide_segmentation")
 
     def _members(self, device: torch.device) -> Tensor:
         """Return which label value is of which region.

@@ -23,6 +23,8 @@ from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.label_mapping import IGNORED
 from oncofed.data.references import Referenced, affine_of
+from oncofed.data.region_patches import slide_of
+from oncofed.data.slides.canvas import SlideCanvas
 from oncofed.data.spec import DataSpec
 from oncofed.tasks.codes import ClassCode, require_known
 from oncofed.tasks.decisions import LIKELIEST, TWO_CLASSES, Decision
@@ -36,7 +38,11 @@ from oncofed.tasks.pictures import Picture, best_slice
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
 from oncofed.tasks.settings import TaskSettings
+from oncofed.tasks.slide_strips import SlideRegions
 from oncofed.tasks.surfaces import SURFACE_METRICS, surface_figures
+from oncofed.tasks.whole_slide.labelling import labelled
+from oncofed.tasks.whole_slide.stitching import Stitching
+from oncofed.tasks.whole_slide.store import NOTHING_KEPT, StripStore
 from oncofed.tasks.windows import Windows
 
 
@@ -227,9 +233,21 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
                 keep_largest(labels.numpy(), value)
         return LabelMap(labels, target.affine, more[0].to(torch.uint8) if entropy else None)
 
+    def infer_slide(
+        self, network: nn.Module, prepared: Prepared, device: torch.device, store: StripStore = NOTHING_KEPT
+    ) -> SlideRegions:
+        """Return the class of each working pixel of a whole slide."""
+        with SlideCanvas(slide_of(prepared), self.data, self.data.patch[0]) as canvas:
+            return labelled(self._stitching(), network, canvas, device, store)
+
+    def _stitching(self) -> Stitching:
+        """Return how a slide's windows become probabilities of each class."""
+        return Stitching(self.data.patch[0], self.spec.overlap, self.spec.mirror, lambda logits: logits.softmax(1))
+
     def _find(self, network: nn.Module, case: Case, device: torch.device) -> _Found:
         prepared = self.prepared(case)
         found = self.infer(network, prepared, device)
+        assert isinstance(found, LabelMap)
         return _Found(found.values, prepared["label"].to(found.values.device), found.affine)
 
     def _labels(

@@ -299,8 +299,9 @@ class Plan(StrictModel):
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code is not included, nor what joins the boxes of windows, nor tiles' attention to each other, and no
-        bundle reads a table: the bundle of such a model holds the weights, and gives no answers.
+        A pack's code is not included, nor what joins the boxes of windows or a slide's windows, nor tiles' attention to
+        each other, nor a template of stains, and no bundle reads a table: the bundle of such a model holds the weights,
+        and gives no answers.
 
         Args:
             folder: where the bundle goes.
@@ -318,8 +319,8 @@ class Plan(StrictModel):
     @property
     def bundle_answers(self) -> bool:
         """Whether a bundle of the plan's model gives answers; see ``write_bundle``."""
-        normalised = bool(self.data.stain.columns)
-        if self.model.code or self.data.covariates or normalised or self.model.kind == "boxes":
+        beside_the_network = self.data.covariates or self.data.stain.columns or self.build_task().reads_slides
+        if self.model.code or beside_the_network or self.model.kind == "boxes":
             return False
         return runs_alone(self.network_request)
 

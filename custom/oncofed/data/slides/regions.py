@@ -121,15 +121,15 @@ def draw(
     Raises:
         DataError: a class is not among ``names``, or no region has one, or all lie outside the slide.
     """
-    values = _values(regions, names)
+    values = values_of(regions, names)
     notes = _left_out(regions, values)
-    _require_on_slide(regions, size, notes)
+    require_on_slide(regions, size, notes)
     cells = np.zeros(shape, np.int64)
     overlap = False
     for region in regions:
         value = values.get(region.number, 0)
         for rings in region.polygons if value else ():
-            part = _fill(rings, cell, shape)
+            part = fill(rings, cell, shape)
             if part is not None:
                 box, inside = part
                 before = cells[box][inside]
@@ -243,8 +243,16 @@ def _name(value: Any) -> str | None:
 # --- label values of regions
 
 
-def _values(regions: Sequence[Region], names: Mapping[str, int]) -> dict[int, int]:
-    """Return number -> label value of classified regions."""
+def values_of(regions: Sequence[Region], names: Mapping[str, int]) -> dict[int, int]:
+    """Return number -> label value of classified regions.
+
+    Args:
+        regions: from ``read_regions``.
+        names: class -> label value; empty: every region is 1.
+
+    Raises:
+        DataError: a class is not among the names, or no region has one.
+    """
     found = sorted({region.name for region in regions if region.name and region.polygons})
     if not names:
         if len({_key(name) for name in found}) > 1:
@@ -279,7 +287,17 @@ def _left_out(regions: Sequence[Region], values: Mapping[int, int]) -> list[str]
     return [f"regions left out: {counts}"] if counts else []
 
 
-def _require_on_slide(regions: Sequence[Region], size: tuple[int, int], notes: list[str]) -> None:
+def require_on_slide(regions: Sequence[Region], size: tuple[int, int], notes: list[str]) -> None:
+    """Raise where no region lies on a slide; a note says where some reach beyond it.
+
+    Args:
+        regions: from ``read_regions``.
+        size: width and height of the slide in pixels.
+        notes: takes the note.
+
+    Raises:
+        DataError: all lie beside it.
+    """
     rings = [rings[0] for region in regions for rings in region.polygons]
     if not rings:
         return
@@ -295,7 +313,7 @@ def _require_on_slide(regions: Sequence[Region], size: tuple[int, int], notes: l
 # --- drawing
 
 
-def _fill(rings: Sequence[Ring], cell: float, shape: tuple[int, int]) -> tuple[tuple[slice, slice], Any] | None:
+def fill(rings: Sequence[Ring], cell: float, shape: tuple[int, int]) -> tuple[tuple[slice, slice], Any] | None:
     """Return a polygon's box and cells; None: empty."""
     outer = rings[0] / cell
     first = np.maximum(np.floor(outer.min(axis=0)), 0).astype(int)

@@ -10,8 +10,10 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.boxes import LIKELY
 from oncofed.prediction.outputs.measurements import measure
 from oncofed.prediction.outputs.objects import measure as measure_objects
+from oncofed.prediction.outputs.slide_maps import object_rows, region_rows
 from oncofed.prediction.outputs.targets import target_rows
 from oncofed.tasks.inferred import ClassScores, FoundBoxes, Inferred, LabelMap, ObjectMap, TargetScores
+from oncofed.tasks.slide_strips import SlideObjectMap, SlideRegions
 
 # Key -> heading and number format.
 _SHOWN = {
@@ -29,6 +31,7 @@ _SHOWN = {
     "per_megapixel": ("per megapixel", ".1f"),
     "volume_ml": ("volume ml", ".2f"),
     "area_mm2": ("area mm²", ".2f"),
+    "share_of_tissue": ("share of tissue", ".3f"),
     "area_px": ("area px", ".0f"),
     "longest_mm": ("longest mm", ".1f"),
     "longest_px": ("longest px", ".1f"),
@@ -111,6 +114,8 @@ def _probabilities(prediction: CasePrediction, model: TrainedModel) -> list[dict
 _FIGURES: dict[type[Inferred], Callable[[CasePrediction, TrainedModel], list[dict[str, Any]]]] = {
     LabelMap: _sizes,
     ObjectMap: _count,
+    SlideRegions: region_rows,
+    SlideObjectMap: object_rows,
     FoundBoxes: _boxes,
     ClassScores: _probabilities,
     TargetScores: target_rows,

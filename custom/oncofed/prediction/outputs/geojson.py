@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from oncofed.prediction.outputs.polygons import Polygon
@@ -56,6 +57,16 @@ def collection(features: Iterable[Mapping[str, Any]]) -> str:
     """Return a GeoJSON file's text, one object per line."""
     lines = ",\n".join(json.dumps(each, ensure_ascii=False, separators=(",", ":")) for each in features)
     return f'{{"type":"FeatureCollection","features":[\n{lines}\n]}}\n'
+
+
+def write(features: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write a GeoJSON file, one object per line, without holding them all."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write('{"type":"FeatureCollection","features":[\n')
+        for number, each in enumerate(features):
+            text = json.dumps(each, ensure_ascii=False, separators=(",", ":"))
+            file.write(f",\n{text}" if number else text)
+        file.write("\n]}\n")
 
 
 def rectangle(left: float, top: float, right: float, bottom: float) -> Polygon:

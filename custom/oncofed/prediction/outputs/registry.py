@@ -12,6 +12,7 @@ from oncofed.prediction.outputs.boxes import write_box_labels, write_boxes
 from oncofed.prediction.outputs.classes import write_classes, write_saliency
 from oncofed.prediction.outputs.labels import write_labels
 from oncofed.prediction.outputs.objects import write_objects
+from oncofed.prediction.outputs.slide_maps import write_slide_objects, write_slide_regions
 from oncofed.prediction.outputs.slides import write_slide
 from oncofed.prediction.outputs.targets import write_targets
 from oncofed.tasks.inferred import (
@@ -24,6 +25,7 @@ from oncofed.tasks.inferred import (
     SlideTargetScores,
     TargetScores,
 )
+from oncofed.tasks.slide_strips import SlideObjectMap, SlideRegions
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
         Output("structures", write_structure_set, default=False, of_dicom=True),
     ),
     ObjectMap: (Output("objects", write_objects),),
+    SlideRegions: (Output("regions", write_slide_regions),),
+    SlideObjectMap: (Output("objects", write_slide_objects),),
     FoundBoxes: (Output("boxes", write_boxes), Output("labels", write_box_labels)),
     SlideScores: (Output("classes", write_classes), Output("slide", write_slide)),
     ClassScores: (Output("classes", write_classes), Output("evidence", write_saliency)),

@@ -196,11 +196,11 @@ def write_picture(canvas: Canvas, heat: TileHeat, caption: str, path: Path) -> N
     colour_bar = figure.add_axes(((across + _MARGIN / 2) / whole[0], 0.1, 0.2 / whole[0], 0.8 * down / whole[1]))
     figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=colour_bar, label="attention, share of the largest")
     if canvas.mpp:
-        _length_bar(axes, canvas.mpp * scale, width, height)
+        length_bar(axes, canvas.mpp * scale, width, height)
     figure.savefig(path, dpi=150)
 
 
-def _length_bar(axes: Any, mpp: float, width: int, height: int) -> None:
+def length_bar(axes: Any, mpp: float, width: int, height: int) -> None:
     """Draw a scale bar of a round length."""
     longest = width * mpp * _BAR
     power = 10.0 ** math.floor(math.log10(longest))

@@ -1,0 +1,144 @@
+"""A slide's pixels on a job's working grid."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from oncofed.data.slides import TileReader, TileSpec
+from oncofed.data.slides.levels import Pixels
+from oncofed.data.slides.tissue import Mask, find_tissue
+from oncofed.data.spec import DataSpec
+from oncofed.errors import DataError
+
+# Fat, lumina and cracks up to twice this width are within tissue.
+_CLOSED_MICRONS = 25.0
+# Tiles from which a slide's brightness is measured, and the least spread of a channel.
+_SAMPLED, _LEAST_SPREAD = 16, 1.0
+
+
+class SlideCanvas:
+    """A slide at a job's resolution; thread-safe.
+
+    Coordinates are working pixels from the slide's upper left corner, x to the right and y down.
+
+    Args:
+        path: of the slide.
+        data: of the job: ``spacing`` is the side of a working pixel, ``background`` whether slides are inverted.
+        side: of what is read at once, in working pixels.
+
+    Attributes:
+        size: working pixels across and down.
+        pixel: side of a working pixel, in pixels of the finest level.
+
+    Raises:
+        DataError: the slide cannot be read, is coarser than the job, or the job names no resolution.
+    """
+
+    def __init__(self, path: Path, data: DataSpec, side: int) -> None:
+        if data.spacing is None:
+            raise DataError(
+                "is a whole slide, and the job does not say at which resolution it is read. Say so in the job, in mm a "
+                "pixel: data.spacing: [0.0005, 0.0005] is 0.5 microns, about 20x"
+            )
+        self.side, self.mpp = side, data.spacing[0] * 1000
+        self._inverted = data.background == "dark"
+        self._reader = TileReader(path, TileSpec(side, self.mpp))
+        self.pixel = self._reader.step / side
+        finest = self._reader.levels[0]
+        self.finest = (finest.width, finest.height)
+        self.size = (math.ceil(finest.width / self.pixel), math.ceil(finest.height / self.pixel))
+
+    def __enter__(self) -> SlideCanvas:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reader.close()
+
+    @property
+    def pixel_mm2(self) -> float:
+        """Area of a working pixel."""
+        return (self._reader.levels[0].mpp * self.pixel / 1000) ** 2
+
+    @cached_property
+    def overview(self) -> tuple[Pixels, float]:
+        """Overview (row, column, 3), and working pixels per pixel of it."""
+        pixels, scale = self._reader.overview()
+        return pixels, scale / self.pixel
+
+    @cached_property
+    def tissue(self) -> Mask:
+        """Where the overview shows tissue, with what it encloses closely."""
+        pixels, scale = self.overview
+        found = find_tissue(pixels).mask
+        reach = max(1, round(_CLOSED_MICRONS / (self.mpp * scale)))
+        padded = np.pad(found, reach)
+        closed: Mask = ndimage.binary_closing(padded, ndimage.generate_binary_structure(2, 1), reach)
+        return closed[reach:-reach, reach:-reach] | found
+
+    @property
+    def tissue_mm2(self) -> float:
+        """Area of the tissue."""
+        return float(self.tissue.sum()) * self.overview[1] ** 2 * self.pixel_mm2
+
+    def tissue_at(self, x: int, y: int, width: int, height: int) -> Mask:
+        """Return which working pixels of a box are tissue, (height, width)."""
+        scale, mask = self.overview[1], self.tissue
+        rows = ((np.arange(y, y + height) + 0.5) / scale).astype(int).clip(0, mask.shape[0] - 1)
+        columns = ((np.arange(x, x + width) + 0.5) / scale).astype(int).clip(0, mask.shape[1] - 1)
+        found: Mask = mask[rows][:, columns]
+        return found
+
+    def shows_tissue(self, x: int, y: int, width: int, height: int) -> bool:
+        """Return whether a box shows any tissue."""
+        scale, mask = self.overview[1], self.tissue
+        first, last = (int(max(low, 0) / scale) for low in (y, x)), (y + height, x + width)
+        (top, left), (bottom, right) = first, (max(math.ceil(high / scale), 1) for high in last)
+        return bool(mask[top:bottom, left:right].any())
+
+    def read(self, x: int, y: int) -> Pixels:
+        """Return (side, side, 3) uint8 with its corner at (x, y); white beyond the slide."""
+        found = self._reader.read(round(x * self.pixel), round(y * self.pixel))
+        return 255 - found if self._inverted else found
+
+    @cached_property
+    def scale(self) -> tuple[Tensor, Tensor]:
+        """Mean and spread of the tissue's channels, (channel, 1, 1) float32.
+
+        They are one for the whole slide: windows scaled by themselves would leave steps between them.
+
+        Raises:
+            DataError: the slide shows no tissue.
+        """
+        rows, columns = np.nonzero(self.tissue)
+        if not len(rows):
+            raise DataError("shows no tissue, so that there is nothing to look at. Leave it out")
+        at = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED).astype(int))
+        places = (np.stack([columns[at], rows[at]], 1) + 0.5) * self.overview[1] - self.side / 2
+        pixels = []
+        for x, y in np.rint(places).astype(int).tolist():
+            there = self.tissue_at(x, y, self.side, self.side)
+            pixels.append(self.read(x, y)[there].astype(np.float64))
+        values = np.concatenate(pixels)
+        found = [values.mean(0), np.maximum(values.std(0), _LEAST_SPREAD)]
+        mean, spread = (torch.from_numpy(part.astype(np.float32))[:, None, None] for part in found)
+        return mean, spread
+
+
+def as_input(pixels: Pixels, scale: tuple[Tensor, Tensor]) -> Tensor:
+    """Return pixels (y, x, 3) as a network sees them, (channel, x, y) float32."""
+    return scaled(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 1, 0))), scale)
+
+
+def scaled(image: Tensor, scale: tuple[Tensor, Tensor]) -> Tensor:
+    """Return an image (…, channel, x, y) less the mean, by the spread."""
+    return (image.float() - scale[0]) / scale[1]

@@ -1,0 +1,186 @@
+"""Writes what was found all over a slide: regions and single objects.
+
+Coordinates are pixels of the slide's finest level, x to the right and y down.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed.data.slides.canvas import SlideCanvas
+from oncofed.prediction.case_prediction import CasePrediction
+from oncofed.prediction.model import TrainedModel
+from oncofed.prediction.outputs import geojson
+from oncofed.prediction.outputs.records import json_text
+from oncofed.prediction.outputs.slide_outlines import Piece, on_slide, pieces, simplified
+from oncofed.prediction.outputs.slide_pictures import write_classes_picture, write_heat_picture
+from oncofed.tasks.slide_strips import SlideMap, SlideObjectMap, SlideRegions
+from oncofed.tasks.whole_slide.scoring import on_overview
+
+# Side of the cells in which a density is counted, in mm.
+_DENSITY_MM = 0.1
+_MICRON2_PER_MM2 = 1e6
+# Of outlines, in microns, where the job does not say.
+_TOLERANCE = 2.0
+
+
+def region_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
+    """Return each class's area on a slide, as ``measurements.csv`` has it."""
+    found = prediction.found
+    assert isinstance(found, SlideRegions)
+    counts = found.pixels(max(model.task.classes) + 1)
+    return [
+        {
+            "value": value,
+            "name": name,
+            "area_mm2": float(counts[value] * found.pixel_mm2),
+            "share_of_tissue": _share(float(counts[value] * found.pixel_mm2), found.tissue_mm2),
+            "tissue_mm2": found.tissue_mm2,
+        }
+        for value, name in model.task.classes.items()
+    ]
+
+
+def object_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
+    """Return each kind's objects on a slide, counted and by area of tissue."""
+    found = prediction.found
+    assert isinstance(found, SlideObjectMap)
+    sizes = object_sizes(found)
+    rows = []
+    for value, name in model.task.classes.items():
+        of_kind = sizes[(found.classes == value) & (sizes > 0)]
+        area = float(of_kind.sum() * found.pixel_mm2)
+        row = {
+            "value": value,
+            "name": name,
+            "objects": len(of_kind),
+            "per_mm2": _share(len(of_kind), found.tissue_mm2),
+            "area_mm2": area,
+            "tissue_mm2": found.tissue_mm2,
+        }
+        rows.append(row | ({"mean_area_um2": area / len(of_kind) * _MICRON2_PER_MM2} if len(of_kind) else {}))
+    return rows
+
+
+def object_sizes(found: SlideObjectMap) -> NDArray[np.int64]:
+    """Return the pixels of each object, (object + 1,)."""
+    sizes = np.zeros(len(found.classes), np.int64)
+    for strip in found.strips:
+        sizes += np.bincount(strip.values.ravel(), minlength=len(sizes))
+    sizes[0] = 0
+    return sizes
+
+
+def write_slide_regions(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write a slide's regions.
+
+    ``NAME_regions.geojson``, ``NAME_regions.json``, ``NAME_classes.png`` and ``NAME_likelihood.png``.
+
+    Raises:
+        DataError: the slide cannot be read.
+    """
+    found, source = prediction.found, prediction.source
+    assert isinstance(found, SlideRegions)
+    task = model.job.task
+    tolerance, least = getattr(task, "tolerance", _TOLERANCE), getattr(task, "least_area", 0.0)
+    names = ("regions.geojson", "regions.json", "classes.png", "likelihood.png")
+    paths = [folder / f"{source.name}_{end}" for end in names]
+    counts: dict[int, int] = dict.fromkeys(model.task.classes, 0)
+    key = f"{source.entry.checksum or source.name}/{model.digest}"
+
+    def features() -> Iterator[dict[str, Any]]:
+        mpp = found.pixel_mm2**0.5 * 1000
+        for number, piece in enumerate(pieces(found)):
+            simple = simplified(piece, tolerance / mpp, least / mpp**2)
+            if simple is None:
+                continue
+            counts[piece.value] += 1
+            area = {"Area mm^2": float(f"{piece.area * found.pixel_mm2:.6g}")}
+            yield _feature(simple, found, "annotation", f"{key}/{number}", _class(model, piece.value), area)
+
+    geojson.write(features(), paths[0])
+    rows = [{**row, "pieces": counts[row["value"]]} for row in prediction.figures or region_rows(prediction, model)]
+    record = {"case": source.name, "model": model.digest, "tolerance_um": tolerance, "classes": rows}
+    paths[1].write_text(json_text(record), encoding="utf-8")
+    with SlideCanvas(source.case.image, model.job.data, model.job.data.patch[0]) as canvas:
+        pixels, scale = canvas.overview
+        mpp = canvas.mpp * scale
+        write_classes_picture(pixels, on_overview(found, canvas), model.task.classes, mpp, paths[2])
+        heat = _over((found.heat / 255).astype(np.float32), pixels.shape[:2], found.shrink / scale)
+        write_heat_picture(pixels, heat, 1.0, "probability of any class", mpp, paths[3])
+    return paths
+
+
+def write_slide_objects(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
+    """Write a slide's single objects.
+
+    ``NAME_objects.geojson``, ``NAME_objects.csv``, ``NAME_objects.json`` and ``NAME_density.png``.
+
+    Raises:
+        DataError: the slide cannot be read.
+    """
+    found, source = prediction.found, prediction.source
+    assert isinstance(found, SlideObjectMap)
+    paths = [
+        folder / f"{source.name}_{end}" for end in ("objects.geojson", "objects.csv", "objects.json", "density.png")
+    ]
+    key = f"{source.entry.checksum or source.name}/{model.digest}"
+    cell = _DENSITY_MM / found.pixel_mm2**0.5  # in working pixels
+    density = np.zeros([int(side // cell) + 1 for side in found.size[::-1]], np.int64)
+    with paths[1].open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["number", "centre_x_px", "centre_y_px", "area_um2", "class"])
+
+        def features() -> Iterator[dict[str, Any]]:
+            for piece in pieces(found, whole=True):
+                value = int(found.classes[piece.value])
+                area = float(f"{piece.area * found.pixel_mm2 * _MICRON2_PER_MM2:.6g}")
+                x, y = piece.outline.centroid.coords[0]
+                density[int(y / cell), int(x / cell)] += 1
+                table.writerow(
+                    [piece.value, round(x * found.pixel, 2), round(y * found.pixel, 2), area, model.task.classes[value]]
+                )
+                numbers = {"Number": piece.value, "Area µm^2": area}
+                yield _feature(piece, found, "detection", f"{key}/{piece.value}", _class(model, value), numbers)
+
+        geojson.write(features(), paths[0])
+    rows = prediction.figures or object_rows(prediction, model)
+    record = {"case": source.name, "model": model.digest, "kinds": rows}
+    paths[2].write_text(json_text(record), encoding="utf-8")
+    with SlideCanvas(source.case.image, model.job.data, model.job.data.patch[0]) as canvas:
+        pixels, scale = canvas.overview
+        heat = _over((density / _DENSITY_MM**2).astype(np.float32), pixels.shape[:2], cell / scale)
+        most = max(float(heat.max()), 1.0)
+        write_heat_picture(pixels, heat, most, "objects per mm²", canvas.mpp * scale, paths[3])
+    return paths
+
+
+def _feature(
+    piece: Piece, found: SlideMap, kind: geojson.Kind, key: str, category: tuple[int, str], numbers: dict[str, float]
+) -> dict[str, Any]:
+    return geojson.feature(on_slide(piece, found.pixel, found.finest), kind, key, category, numbers)
+
+
+def _class(model: TrainedModel, value: int) -> tuple[int, str]:
+    return value, model.task.classes[value]
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _over(cells: NDArray[np.float32], shape: tuple[int, ...], side: float) -> NDArray[np.float32]:
+    """Return cells of ``side`` pixels as a picture (row, column)."""
+    rows, columns = (
+        ((np.arange(count) + 0.5) / side).astype(int).clip(0, cells.shape[axis] - 1)
+        for axis, count in enumerate(itertools.islice(shape, 2))
+    )
+    found: NDArray[np.float32] = cells[rows][:, columns]
+    return found

@@ -1,0 +1,1 @@
+"""Whole slides as networks see them: window after window, strip after strip."""

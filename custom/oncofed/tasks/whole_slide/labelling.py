@@ -1,0 +1,99 @@
+"""Labels of a whole slide, strip by strip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from oncofed.data.slides.canvas import SlideCanvas
+from oncofed.tasks.slide_strips import SlideRegions, Strip, shrink_of, shrunk_heat, strip_rows
+from oncofed.tasks.whole_slide.stitching import Maps, Stitching
+from oncofed.tasks.whole_slide.store import NOTHING_KEPT, Arrays, StripStore
+
+Wanted = Callable[[int, int, int, int], bool]
+
+
+def labelled(
+    stitching: Stitching,
+    network: nn.Module,
+    canvas: SlideCanvas,
+    device: torch.device,
+    store: StripStore = NOTHING_KEPT,
+    wanted: Wanted | None = None,
+) -> SlideRegions:
+    """Return the likeliest class of each working pixel with tissue.
+
+    Args:
+        stitching: gives the probability of each class, background first.
+        network: on ``device``, in evaluation mode.
+        canvas: the slide.
+        device: where the network is.
+        store: of strips that are finished, in which this call goes on.
+        wanted: which boxes are looked at; None: those with tissue.
+    """
+    strips = list(_strips(stitching, network, canvas, device, store, wanted))
+    return SlideRegions(tuple(strips), canvas.size, canvas.pixel, canvas.finest, canvas.pixel_mm2, canvas.tissue_mm2)
+
+
+def _strips(
+    stitching: Stitching,
+    network: nn.Module,
+    canvas: SlideCanvas,
+    device: torch.device,
+    store: StripStore,
+    wanted: Wanted | None,
+) -> Iterator[Strip]:
+    width, height = canvas.size
+    places = list(strip_rows(height))
+    kept = 0
+    while kept < len(places) and (known := store.load(places[kept][0])) is not None:
+        yield from_arrays(known, places[kept], width)
+        kept += 1
+    if kept == len(places):
+        return
+    maps = stitching.rows(network, canvas, device, places[kept][0], wanted, store.advance)
+    for (first, end), parts in _gathered(maps, places[kept:]):
+        tissue = canvas.tissue_at(0, first, width, end - first)
+        seen = tissue & (parts.sum(axis=0) > 0)
+        values = np.where(seen, parts.argmax(axis=0), 0).astype(np.uint8)
+        heat = shrunk_heat(np.where(seen, 1 - parts[0], 0).astype(np.float32), shrink_of(canvas.size))
+        strip = Strip.of(first, values, heat)
+        store.save(first, as_arrays(strip))
+        yield strip
+
+
+def as_arrays(strip: Strip) -> Arrays:
+    """Return a strip as arrays to keep."""
+    return {"packed": np.frombuffer(strip.packed, np.uint8), "kind": np.array(strip.kind), "heat": strip.heat}
+
+
+def from_arrays(arrays: Arrays, rows: tuple[int, int], width: int) -> Strip:
+    """Return a kept strip."""
+    shape = (rows[1] - rows[0], width)
+    return Strip(rows[0], shape, str(arrays["kind"]), arrays["packed"].tobytes(), arrays["heat"])
+
+
+def _gathered(
+    maps: Iterator[tuple[int, Maps]], places: list[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], Maps]]:
+    """Yield each strip's rows, of the maps' finished ones."""
+    waiting: list[NDArray[Any]] = []
+    coming = iter(places)
+    first, end = next(coming)
+    for _, part in maps:
+        rest = part
+        while rest.shape[1]:
+            missing = end - first - sum(one.shape[1] for one in waiting)
+            waiting.append(rest[:, :missing])
+            rest = rest[:, missing:]
+            if sum(one.shape[1] for one in waiting) == end - first:
+                yield (first, end), np.concatenate(waiting, axis=1)
+                waiting = []
+                first, end = next(coming, (end, end))
+                if first == end:
+                    return
