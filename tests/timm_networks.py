@@ -1,8 +1,7 @@
-"""timm where torchvision's compiled operators are not those of the installed torch, and files as makers write them."""
+"""Networks of timm, and files of weights as makers write them."""
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import torchvision_operators
 from oncofed.models.encoders import EncoderEntry, build_network, find_entry
 from oncofed.models.encoders.weights import _core
 
-_OPERATORS = ("nms", "qnms")
-_LIBRARIES: list[torch.library.Library] = []
-
 
 def need_timm() -> Any:
-    """Return timm; skips the calling tests without it.
-
-    There is no torchvision for each build of torch. What timm imports of it needs no operator, but torchvision wants
-    two of them declared.
-    """
-    try:
-        with contextlib.suppress(ImportError):
-            import torchvision  # noqa: F401, PLC0415 - it may fail
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for name in _OPERATORS:
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _LIBRARIES.append(library)
+    """Return timm; skips the calling tests without it."""
+    torchvision_operators.declare()
     return pytest.importorskip("timm")
 
 
