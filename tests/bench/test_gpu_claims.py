@@ -26,6 +26,8 @@ _NO_CLAIMS = (
     "the CUDA build of torch where there is an NVIDIA GPU",
     "before a GPU hour is spent",
     "no GPU has measured it yet",
+    "features of all slides, once, on all GPUs",
+    "one process each, with a slide of its own",
     "A small installation without CUDA, or an older driver?",
     "no file but Python's and the GPU driver's",  # the sentence after it has the claim
     "A site lends what `CUDA_VISIBLE_DEVICES` named when it was started",  # tests of lending, with a stand-in's driver

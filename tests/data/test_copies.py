@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from oncofed.data.case_facts import thumbnail_values
@@ -61,6 +61,8 @@ def test_groups_equal_those_from_all_pairs(seed: int, kinds: int, noise: float, 
     base = rng.integers(20, 235, (kinds, 256))
     thumbnails = [(base[n % kinds] + rng.normal(0, noise, 256)).clip(0, 255) for n in range(60)]
     manifest = _manifest(thumbnails, patient=[f"p{n % patients}" for n in range(60)])
+    values = np.array([thumbnail_values(entry) for entry in manifest.entries], dtype=float)
+    assume(np.abs(values @ values.T - 0.998).min() > 1e-6)  # where rounding decides, either is right
     found = {frozenset(str(e.name) for _, e in group.cases) for group in copy_groups(manifest)}
     assert found == _by_all_pairs(manifest)
 

@@ -34,8 +34,8 @@ _ERRORS = {"DataError", "SpecError", "UnreadableError"}
 # Words that state what was expected, or what to do.
 _HELPS = re.compile(
     r"\bexpected\b|\bsuch as\b|\bneeds\b|\bneeded\b|pip install|\bknown are\b|--\w+|"
-    r"(^|[.;:,(`] ?|\b(or|and|then|to) )(add|ask|bring|copy|convert|export|fetch|give|install|leave|make|mend|name|"
-    r"open|put|register|remove|rename|repair|run|save|say|see|split|use|write)\b",
+    r"(^|[.;:,(`] ?|\b(or|and|then|to) )(add|ask|bring|copy|convert|correct|export|extract|fetch|give|install|leave|"
+    r"make|mend|name|open|put|register|remove|rename|repair|run|save|say|see|split|use|write)\b",
     re.IGNORECASE,
 )
 # Names of messages that are written, and held to the rules, elsewhere in the package.

@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from commands import Outcome
-from oncofed.data.case import Case
+from oncofed.data.case import Case, case_of
 from oncofed.data.look import look
+from oncofed.data.manifest import read_manifest
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.report.look import write_look_page
-from oncofed.report.planes import Drawing, Plane, _planes, _slide, draw, svg
+from oncofed.report.planes import Drawing, Plane, _planes, draw, svg
+from oncofed.report.slide_views import view_of
 from synthetic import make_nuclei, make_site, make_slides
 
 AXES = [
@@ -142,10 +144,9 @@ def test_slides_show_their_tiles(tmp_path: Path) -> None:
         RegisterOptions(tmp_path / "in", "slides", tmp_path / "set", task="slides", tiles=TileSpec(128, 1.0), workers=1)
     )
     found = look(tmp_path / "set", workers=1)
-    entry = found.shown[0].entry
-    plane = _slide(tmp_path / "set" / entry.images[0], tmp_path / "set" / str(entry.tiles))
-    assert plane.size == pytest.approx((1.024, 1.024), rel=1e-3)
-    assert plane.tiles[0][2] / plane.pixels.shape[1] == pytest.approx(128 / 1024, rel=0.02)
+    view = view_of(case_of(tmp_path / "set", read_manifest(tmp_path / "set"), found.shown[0].entry))
+    assert view.size == pytest.approx((1.024, 1.024), rel=1e-3)
+    assert view.tiles[0][2] / view.pixels.shape[1] == pytest.approx(128 / 1024, rel=0.02)
     page = write_look_page(found, tmp_path / "set", tmp_path / "look.html", workers=1)
     text = page.read_text(encoding="utf-8")
     assert text.count('class="tiles"') == 2

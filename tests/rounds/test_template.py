@@ -21,7 +21,7 @@ from oncofed.data.stain.columns import BUFFER
 from oncofed.job.spec import JobSpec
 from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import EvaluateResult, Result, SiteFacts
-from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, EventLog, NotStandardised, Standardised
+from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, EventLog, Standardised, TemplateNotAgreed
 from oncofed.rounds.in_memory import InMemorySites
 from oncofed.rounds.loop import RoundLoop, Server
 from stained_made import OTHER, USUAL, Stain, amounts, painted
@@ -158,7 +158,7 @@ def test_too_few_patients_tell_nothing_and_the_published_template_stands_in(
     few = {name: _site(tmp_path / f"few-{name}", stain, 5) for name, stain in (("east", USUAL), ("west", OTHER))}
     spec = _job({"normalise": "macenko"})
     recorder, weights, _ = _run(spec, few, tmp_path)
-    assert any(isinstance(event, NotStandardised) for event in recorder.events)
+    assert any(isinstance(event, TemplateNotAgreed) for event in recorder.events)
     published = [column.usual[0] for column in spec.data.stain.columns]
     assert weights[BUFFER][0].tolist() == pytest.approx(published, abs=0.01)
 

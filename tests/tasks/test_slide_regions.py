@@ -152,7 +152,7 @@ def test_a_network_learns_the_regions_and_is_scored_on_whole_slides(dataset: Pat
     found = trainer.evaluate(trainer.cases.test, detailed=True)
     assert found.mean is not None
     assert before is not None
-    assert found.mean > max(0.8, before + 0.1)
+    assert found.mean > max(0.7, before + 0.1)
     assert set(found.by_class) == {"tumour", "stroma"}
     assert set(found.extra_metrics) == {"iou", "accuracy"}
 

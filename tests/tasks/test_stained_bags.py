@@ -17,8 +17,8 @@ from oncofed.data.slides.measuring import measure
 from oncofed.data.spec import DataSpec
 from oncofed.data.stain.columns import BUFFER, Template
 from oncofed.job.spec import JobSpec
-from oncofed.tasks.encoder import Encoder, EncoderSpec
-from oncofed.tasks.slides import Bags
+from oncofed.tasks.bags import Bags
+from oncofed.tasks.slides import SlideClassificationSpec
 from slide_files import tiled
 from stained_made import OTHER, USUAL, Stain, amounts, painted
 
@@ -38,7 +38,12 @@ def _slide(folder: Path, stain: Stain) -> Case:
 
 
 def _features(data: DataSpec, case: Case) -> torch.Tensor:
-    return Bags(data, Encoder(EncoderSpec(), torch.device("cpu")), 100).prepare(case)["bags"].float()
+    return _bags(data).prepare(case)["bags"].float()
+
+
+def _bags(data: DataSpec) -> Bags:
+    settings = SlideClassificationSpec(classes={0: "a", 1: "b"}, most_tiles=100)
+    return Bags(data, settings, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("how", ["macenko", "vahadane", "reinhard"])
@@ -58,13 +63,13 @@ def test_a_slide_without_an_estimate_stays_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(_features(_data({"normalise": "macenko"}), bare), _features(_data({}), bare))
 
 
-def test_the_template_is_a_part_of_what_is_cached() -> None:
-    data, encoder = _data({"normalise": "macenko"}), Encoder(EncoderSpec(), torch.device("cpu"))
-    seen = {Bags(data, encoder, 100).settings, Bags(_data({}), encoder, 100).settings}
+def test_the_template_is_a_part_of_what_is_cached(tmp_path: Path) -> None:
+    data, case = _data({"normalise": "macenko"}), _slide(tmp_path / "a", USUAL)
+    seen = {_bags(data).settings_of(case), _bags(_data({})).settings_of(case)}
     for amount in (1.5, 2.0):
         template = Template.of(data.stain.columns, {"stain eosin amount": (amount, 0.1)})
         data.take_template({BUFFER: template.moments})
-        seen.add(Bags(data, encoder, 100).settings)
+        seen.add(_bags(data).settings_of(case))
     assert len(seen) == 4
 
 

@@ -87,7 +87,7 @@ class DataSpec(StrictModel):
         (), max_length=64, description="columns of the dataset's table that the network sees too, such as age"
     )
 
-    stain: StainSpec = StainSpec()
+    stain: StainSpec = Field(StainSpec(), description="how stains that differ are made alike; microscopy in colours")
 
     _template: Template | None = PrivateAttr(None)
 

@@ -182,9 +182,18 @@ class NotStandardised(Incident):
 
     kind = "not_standardised"
     message = (
-        "no site told sums of {columns}: the middle and a quarter of the plausible range stand for mean and spread, "
-        "and published values for those of stains"
+        "no site told sums of {columns}: the middle and a quarter of the plausible range stand for mean and spread"
     )
+
+    columns: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateNotAgreed(Incident):
+    """No site told the sums of some of the template's numbers."""
+
+    kind = "template_not_agreed"
+    message = "no site told sums of {columns}: published values stand for them in the template of stains"
 
     columns: str
 
@@ -501,6 +510,7 @@ TRAINING_EVENTS: tuple[type[Event], ...] = (
     Ready,
     Standardised,
     NotStandardised,
+    TemplateNotAgreed,
     TaskSent,
     SiteProgress,
     Answered,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from oncofed.data.covariates import Covariate
 from oncofed.data.moments import Sums, moments_of, numbers_of
+from oncofed.data.stain.columns import StainColumn
 from oncofed.models.agreed import with_agreed
 from oncofed.models.weights import Weights
-from oncofed.rounds.events import NotStandardised, Standardised
+from oncofed.rounds.events import NotStandardised, Standardised, TemplateNotAgreed
 from oncofed.rounds.intake import Record
 
 
@@ -30,7 +31,14 @@ def standardise(
         return model
     moments = moments_of([sums[site] for site in sorted(sums)], columns)
     record(Standardised(columns={name: list(found) for name, found in moments.items()}))
-    missing = [name for name in numbers if name not in moments]
-    if missing:
-        record(NotStandardised(columns=", ".join(missing)))
+    of_stains = {column.name for column in columns if isinstance(column, StainColumn)}
+    missing = {name for name in numbers if name not in moments}
+    if missing - of_stains:
+        record(NotStandardised(columns=_listed(missing - of_stains, numbers)))
+    if missing & of_stains:
+        record(TemplateNotAgreed(columns=_listed(missing & of_stains, numbers)))
     return with_agreed(model, columns, moments)
+
+
+def _listed(names: Collection[str], order: Iterable[str]) -> str:
+    return ", ".join(name for name in order if name in names)

@@ -50,7 +50,13 @@ class Deletion(StrictModel):
 
 @runtime_checkable
 class AttentiveTask(Protocol):
-    """A task whose answers come with attention over tiles."""
+    """A task whose answers come with attention over tiles.
+
+    Attributes:
+        network_kind: of its networks; "bag" where they look at tiles.
+    """
+
+    network_kind: str
 
     def prepared(self, case: Case) -> Prepared:
         """Return a prepared case; see ``ScoringTask``."""
@@ -78,7 +84,7 @@ def deletion(
         None for networks without attention, for answers without bounds such as Cox's log risk, and for fewer than five
         patients.
     """
-    if not isinstance(task, AttentiveTask):
+    if not isinstance(task, AttentiveTask) or task.network_kind != "bag":
         return None
     network.eval()
     found: dict[str, list[Curves]] = {}

@@ -59,7 +59,8 @@ def test_probabilities_never_rise_with_the_grade_whatever_the_outputs(outputs: l
     assert answer.min() >= 0
     reached = [float(reach(answer, step)[0]) for step in range(1, 5)]
     assert reached == sorted(reached, reverse=True)
-    assert int(predicted_grades(answer)[0]) == sum(one > 0.5 for one in reached)
+    if min(abs(one - 0.5) for one in reached) > 1e-9:  # where rounding decides, either is right
+        assert int(predicted_grades(answer)[0]) == sum(one > 0.5 for one in reached)
 
 
 def test_the_loss_is_the_sum_of_binary_cross_entropies_of_what_is_answered() -> None:

@@ -77,7 +77,8 @@ def test_a_slides_bag_is_seen_with_its_row_and_keeps_its_attention(tmp_path: Pat
     assert plan.task.type == "slide_targets"
     task, network = plan.build_task(), plan.try_network().eval()
     bags = torch.rand(5, task.in_channels)
-    prepared = {"bags": bags, "places": torch.zeros(5, 2, dtype=torch.int32)}
+    places, slides = torch.zeros(5, 2, dtype=torch.int32), torch.zeros(5, dtype=torch.int16)
+    prepared = {"bags": bags, "places": places, "slides": slides}
     rows = [torch.tensor([60.0, 0.0]), torch.tensor([20.0, 2.0])]
     first, second = (task.infer(network, {**prepared, "table": row}, torch.device("cpu")) for row in rows)
     assert first.attention is not None

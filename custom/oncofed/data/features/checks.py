@@ -74,7 +74,7 @@ def _require_places(found: Stored, size: tuple[int, int] | None) -> None:
         raise DataError(f"{twice:,} of its {len(found.places):,} tiles lie where another one does. Extract them again")
     if places is None:
         if found.places.min() < 0:
-            raise DataError("its coordinates lie off the slide: one is negative")
+            raise DataError("its coordinates lie off the slide: one is negative. Extract them again")
         return
     off = (places < 0).any(axis=1)
     if size is not None:
@@ -84,5 +84,6 @@ def _require_places(found: Stored, size: tuple[int, int] | None) -> None:
         x, y = places[off][0].tolist()
         raise DataError(
             f"{int(off.sum()):,} of its {len(places):,} tiles lie off the slide{slide}, such as that at {x}, {y}: "
-            "the features are of another slide, or its coordinates are in another unit"
+            "the features are of another slide, or its coordinates are in another unit, expected pixels of the finest "
+            "level"
         )

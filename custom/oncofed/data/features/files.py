@@ -15,8 +15,8 @@ from oncofed.errors import DataError
 
 _HDF5, _ZIP, _PICKLE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80"
 _ZARR = ("zarr.json", ".zgroup")
-_EXPECTED = (
-    "expected features as TRIDENT, CLAM, STAMP, HEST or LazySlide write them: HDF5 with features, feats or embeddings, "
+_KNOWN = (
+    "features as TRIDENT, CLAM, STAMP, HEST or LazySlide write them: HDF5 with features, feats or embeddings, "
     "Zarr with tables, or a tensor of torch"
 )
 
@@ -86,8 +86,8 @@ def _zarr(path: Path) -> Group:
 def _read(group: Group, path: Path, encoder: str | None) -> Stored:
     try:
         found = trident.read(group) or stamp.read(group) or hest.read(group) or lazyslide.read(group, path, encoder)
-    except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(f"its arrays cannot be read ({type(error).__name__}). Copy it again") from None
+    except (OSError, KeyError, RuntimeError):
+        raise DataError("its arrays cannot be read: it is damaged or cut off. Copy it again") from None
     if found:
         return found
     names = ", ".join(sorted(group)[:6]) or "nothing"
@@ -96,15 +96,15 @@ def _read(group: Group, path: Path, encoder: str | None) -> Stored:
             f"it holds a vector of each of {count} slides, as older versions of STAMP write them. Write a file a slide"
         )
     if "coords" in group:
-        raise NoFeaturesError(f"it holds the coordinates of tiles alone ({names}), {_EXPECTED}")
-    raise DataError(f"it holds {names}, {_EXPECTED}")
+        raise NoFeaturesError(f"it holds the coordinates of tiles alone ({names}), expected {_KNOWN}")
+    raise DataError(f"it holds {names}, expected {_KNOWN}")
 
 
 def _kind(path: Path) -> str:
     """Return the family of a file's format, by its content."""
     if path.is_dir():
         if not any((path / name).is_file() for name in _ZARR):
-            raise DataError("it is a folder, and no Zarr store: it holds neither zarr.json nor .zgroup")
+            raise DataError("it is a folder with neither zarr.json nor .zgroup, expected a Zarr store")
         return "zarr"
     try:
         with path.open("rb") as file:
@@ -121,7 +121,7 @@ def _kind(path: Path) -> str:
         return "zarr" if _is_zipped_zarr(path) else "torch"
     if head.startswith(_PICKLE):
         return "torch"
-    raise DataError(f"its first bytes are those of no file of features, {_EXPECTED}")
+    raise DataError(f"its first bytes are those of no file of features, expected {_KNOWN}")
 
 
 def _is_zipped_zarr(path: Path) -> bool:

@@ -172,7 +172,7 @@ class Stored:
             return None
         places = self.places * scale
         if not np.isfinite(places).all():
-            raise DataError("its coordinates hold values that are not finite (NaN or infinity)")
+            raise DataError("its coordinates hold values that are not finite (NaN or infinity). Extract them again")
         if places.size and np.abs(places).max() > _LARGEST_PLACE:
             raise DataError(f"its coordinates reach {np.abs(places).max():.3g} pixels, expected those of a slide")
         return cast("NDArray[np.int32]", np.rint(places).astype(np.int32))

@@ -31,7 +31,7 @@ def read(path: Path) -> Stored:
     if isinstance(values, Tensor):
         return stored(Rows(_Lazy(values)), None, tool="CLAM")
     if not isinstance(values, dict):
-        raise DataError(f"it holds a {type(values).__name__}, expected a tensor of tiles x features")
+        raise DataError("it holds neither a tensor nor named tensors, expected a tensor of tiles x features")
     found = [values[name] for name in _FEATURES if isinstance(values.get(name), Tensor)]
     if len(found) != 1:
         names = ", ".join(map(str, list(values)[:6])) or "nothing"

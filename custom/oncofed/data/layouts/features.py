@@ -73,7 +73,7 @@ def features_of_folder(
         try:
             said[path] = _look(root, path, options, slides.get(_key(path), []))
         except NoFeaturesError as error:
-            layout.left_out[path] = f"no features: {error}"
+            layout.left_out[path] = f"no features: {reason_of(error)}"
         except Exception as error:  # noqa: BLE001 - readers raise any type of error for a malformed file
             layout.bad.append(Quarantined(name=name_of(path), reason=reason_of(error), source=path))
     if not said:

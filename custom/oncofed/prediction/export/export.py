@@ -262,7 +262,11 @@ def _example(model: TrainedModel, folder: Path) -> tuple[NDArray[Any] | Answers,
     if task.network_kind == "bag":
         bag = rng.normal(size=(64, task.in_channels)).astype(np.float32)
         np.save(folder / "example.npy", bag)
-        prepared = {"bags": torch.from_numpy(bag), "places": torch.zeros(len(bag), 2, dtype=torch.int32)}
+        prepared = {
+            "bags": torch.from_numpy(bag),
+            "places": torch.zeros(len(bag), 2, dtype=torch.int32),
+            "slides": torch.zeros(len(bag), dtype=torch.int16),
+        }
     else:
         path, sides = _write_example(data, folder, rng)
         more = {"pixel_size": list(sides)} if sides else {}
