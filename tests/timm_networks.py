@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import torchvision_operators
 from oncofed.models.encoders import EncoderEntry, build_network, find_entry
+from oncofed.models.encoders.torchvision_operators import declare_where_missing
 from oncofed.models.encoders.weights import _core
 
 
 def need_timm() -> Any:
     """Return timm; skips the calling tests without it."""
-    torchvision_operators.declare()
+    declare_where_missing()
     return pytest.importorskip("timm")
 
 

@@ -376,11 +376,11 @@ def test_a_check_compares_with_the_reference_that_an_entry_keeps(tmp_path: Path)
 @pytest.mark.parametrize(
     ("source", "told"),
     [
-        ("raise RuntimeError('operator torchvision::nms does not exist')", "does not fit torch .*nms does not exist"),
-        ("import no_such_library", "timm, which cannot be imported"),
+        ("raise RuntimeError('nms does not exist')", "cannot be imported beside torch .*nms does not exist"),
+        ("import no_such_library", "timm, which cannot be imported beside torch"),
     ],
 )
-def test_without_a_torchvision_that_fits_the_error_says_what_to_install(
+def test_without_a_timm_that_can_be_imported_the_error_says_what_to_install(
     source: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "timm.py").write_text(source, encoding="utf-8")

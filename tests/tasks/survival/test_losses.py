@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import torchvision_operators
 from follow_ups import drawn
+from oncofed.models.encoders.torchvision_operators import declare_where_missing
 from oncofed.tasks.survival.losses import cox_loss, discrete_loss
 
 UNKNOWN = [float("nan")] * 2
@@ -25,7 +25,7 @@ def test_cox_is_torchsurvs_likelihood(whole_months: bool) -> None:
     # Theirs has no risk set right where a censoring and an event are alike: the censored ones go a moment later.
     times = torch.tensor(known.times + 0.01 * ~known.events, dtype=torch.float32)
     events = torch.tensor(known.events)
-    torchvision_operators.declare()
+    declare_where_missing()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchsurv.loss.cox import neg_partial_log_likelihood  # noqa: PLC0415 - it imports torchvision

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from oncofed.errors import TrainingError
 from oncofed.models.encoders.entry import EncoderEntry
+from oncofed.models.encoders.torchvision_operators import declare_where_missing
 from oncofed.models.networks import ModelSpec, NetworkRequest
 from oncofed.models.networks import build_network as build_job_network
 
@@ -38,21 +39,15 @@ def import_timm() -> Any:
     """Return timm.
 
     Raises:
-        TrainingError: it is missing, or torchvision, which it imports, does not fit torch.
+        TrainingError: it is missing, or cannot be imported beside this torch.
     """
-    advice = (
-        "pip install 'oncofed[encoders]', with torchvision of the same build as torch "
-        "(https://pytorch.org/get-started: both for the CPU, or both for one version of CUDA)"
-    )
+    declare_where_missing()
     try:
         import timm  # noqa: PLC0415 - takes seconds, and only some encoders need it
-    except ImportError as error:
-        raise TrainingError(f"this encoder needs timm, which cannot be imported ({error}). {advice}") from None
-    except RuntimeError as error:
-        # What torchvision says if its compiled operators are those of another torch.
+    except (ImportError, RuntimeError) as error:
         raise TrainingError(
-            f"this encoder needs timm, and timm torchvision, which does not fit torch {torch.__version__} ({error}). "
-            f"{advice}"
+            f"this encoder needs timm, which cannot be imported beside torch {torch.__version__} ({error}). "
+            "pip install 'oncofed[encoders]'"
         ) from None
     return timm
 
