@@ -111,6 +111,8 @@ class InProcessTraining:
         checkpoint = context.state / _CHECKPOINT_FILE
         trainer = self._resources.enter_context(start_trainer(plan, usable.cases, context.site, checkpoint))
         self._origin = trainer.input.origin(tuple(usable.cases))
+        for remark in trainer.input.remarks(tuple(usable.cases)):
+            self._reporter.note(remark, logging.WARNING)
         images = [(case.patient, usable.facts.get(slide)) for case in usable.cases.train for slide in case.slides]
         self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
         self._sums_of_data = _sums_of_data(usable.cases.train, images, plan.data)
@@ -341,7 +343,7 @@ def _sums_of_data(cases: Sequence[Case], images: Sequence[tuple[str, Entry | Non
     if data.agreed_columns:
         found["covariates"], groups["covariates"] = site_sums(cases, data.agreed_columns)
     if data.may_be_slides:
-        tiles, patients = site_tiles((patient, entry and entry.tile_quality) for patient, entry in images)
+        tiles, patients = site_tiles((patient, entry.tile_quality if entry else None) for patient, entry in images)
         if tiles:
             found["tiles"], groups["tiles"] = tiles, [patients]
     return {**found, PATIENTS_OF_SUMS: groups} if found else {}

@@ -28,8 +28,9 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.stain.of_case import Normaliser
 from oncofed.data.tiles import SlideTiles, read_tiles, tissue_shares
 from oncofed.errors import DataError
+from oncofed.models.encoders import unusual_tiles
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
-from oncofed.tasks.feature_origin import has_weights, origin_digest, require_origin
+from oncofed.tasks.feature_origin import facts_of, has_weights, origin_digest, require_origin
 from oncofed.tasks.inferred import UNPLACED
 from oncofed.tasks.settings import TaskSettings
 
@@ -110,6 +111,14 @@ class Bags(BatchSource):
         cut = any(slide.features is None for slide in slides)
         own = self.encoder.digest.partition(" ")[2] if cut else None
         return {"encoder": origin_digest(slides, own)}
+
+    def remarks(self, cases: Sequence[Case]) -> list[str]:
+        """Return a note where tiles are not those that the encoder was made for."""
+        slides = [slide for case in cases for slide in case.slides]
+        brought = [(facts.tile, facts.mpp) for facts in facts_of(slides) if facts.level == "tile"]
+        asked = (self.spec.patch[0], self.spec.spacing[0] * 1000 if self.spec.spacing else None)
+        cut = [asked] if any(slide.features is None for slide in slides) else []
+        return unusual_tiles(self._bag.encoder.network, [*brought, *cut])
 
     def prepare(self, case: Case) -> Prepared:
         """Return a case's features, and its tiles' places."""
