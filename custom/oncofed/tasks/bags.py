@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 
 from oncofed.data.augment import Batch
 from oncofed.data.case import Case
+from oncofed.data.feature_report import WantedFeatures
 from oncofed.data.features import Stored, open_features
 from oncofed.data.features.kept import kept_at
 from oncofed.data.inputs import BatchSource, Prepared, class_label
@@ -30,7 +31,7 @@ from oncofed.data.tiles import SlideTiles, read_tiles, tissue_shares
 from oncofed.errors import DataError
 from oncofed.models.encoders import unusual_tiles
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
-from oncofed.tasks.feature_origin import facts_of, has_weights, origin_digest, require_origin
+from oncofed.tasks.feature_origin import facts_of, feature_faults, has_weights, origin_digest, require_origin
 from oncofed.tasks.inferred import UNPLACED
 from oncofed.tasks.settings import TaskSettings
 
@@ -59,6 +60,10 @@ class BagSettings(TaskSettings):
     def whole_patients(self) -> bool:
         """Whether all slides of a patient are one case."""
         return self.bag == "patient"
+
+    def wanted_features(self, data: DataSpec) -> WantedFeatures:
+        """Return which features of slides the job takes."""
+        return WantedFeatures(self.encoder.network, lambda facts: feature_faults(facts, self.encoder, data))
 
 
 class Bags(BatchSource):
