@@ -223,9 +223,11 @@ class Bags(BatchSource):
         if tiles > most:
             chances = self._chances(prepared)
             if chances is None:
-                drawn["chosen"] = torch.randperm(tiles, generator=generator)[:most]
+                chosen = torch.randperm(tiles, generator=generator)[:most]
             else:
-                drawn["chosen"] = torch.multinomial(chances, most, generator=generator)
+                chosen = torch.multinomial(chances, most, generator=generator)
+            # In the slide's order, which some heads look at.
+            drawn["chosen"] = chosen.sort().values
         return drawn
 
     def _chances(self, prepared: Prepared) -> Tensor | None:
