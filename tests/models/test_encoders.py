@@ -30,6 +30,7 @@ from oncofed.models.encoders import (
     known_tile,
     load_encoder,
     require_weights,
+    unusual_tiles,
     weights_digest,
 )
 from oncofed.models.encoders.networks import AttentionPool, import_timm
@@ -389,3 +390,17 @@ def test_without_a_timm_that_can_be_imported_the_error_says_what_to_install(
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(TrainingError, match=rf"{told}.*pip install 'oncofed\[encoders\]'"):
         import_timm()
+
+
+def test_tiles_that_an_encoder_was_not_made_for_are_told() -> None:
+    assert unusual_tiles("uni", [(256, 0.5), (None, None), (256, 0.4602)]) == [], "a scanner's 20x is not quite 0.5"
+    assert unusual_tiles("nobody-knows-it", [(64, 2.0)]) == []
+    assert unusual_tiles("colour", [(64, 2.0)]) == [], "it takes any"
+    (both,) = unusual_tiles("UNI_v1", [(64, 1.0), (64, 1.0), (256, 0.5)])
+    assert both.startswith(
+        "tiles of 64 pixels a side and 1 microns a pixel, expected 256 pixels and 0.5 microns a pixel"
+    )
+    assert "--tile 256 --mpp 0.5" in both
+    assert "data.patch [256, 256] and data.spacing [0.0005, 0.0005]" in both
+    (coarse,) = unusual_tiles("uni", [(256, 1.0)])
+    assert "--tile" not in coarse

@@ -136,6 +136,34 @@ def test_a_histogram_with_fewer_than_five_behind_a_number_stays(change: dict[str
         check_counts({**COUNTS, "train": 20, "profile": {"MRN-0001": HISTOGRAM}}, "1", BINS)
 
 
+TILES = {"patients": 9, "tiles": 4_000, "pen": 0, "blur": 4_000, "bubble": 40}
+
+
+def test_numbers_of_tiles_leave_where_the_job_is_of_slides() -> None:
+    counts = {**COUNTS, "train": 9}
+    for told in ({}, TILES, {"patients": 5, "tiles": 0}):
+        check_counts({**counts, "tiles": told}, "1", slides=True)
+    with pytest.raises(PolicyError, match="1 numbers that the job does not declare"):
+        check_counts({**counts, "tiles": TILES}, "1")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        *({**TILES, name: value} for name, value in [("patients", 4), ("patients", 10), ("MRN-0001", 1)]),
+        *({**TILES, "pen": value} for value in [4_001, -1, 0.5, True, "MRN-0001"]),
+        {"patients": 9},
+        {"tiles": 4_000},
+        {**TILES, "tiles": 1 << 50},
+        [4_000],
+        None,
+    ],
+)
+def test_numbers_of_tiles_beyond_their_bounds_stay(told: Any) -> None:
+    with pytest.raises(PolicyError, match=r"^tiles is not within its bounds$"):
+        check_counts({**COUNTS, "train": 9, "tiles": told}, "1", slides=True)
+
+
 def test_numbers_of_patients_do_not_tell_how_few_lack_a_trait() -> None:
     both = {"spacing": HISTOGRAM, "modality": HISTOGRAM}
     bins = {**BINS, "modality": BINS["spacing"]}

@@ -22,7 +22,7 @@ from oncofed.models import ModelSpec
 from oncofed.report.card import Card, make_card, write_card
 from oncofed.report.card_text import md, to_markdown
 from oncofed.report.evaluation import EvaluationRecord, GroupRecord, ScoresRecord, SubgroupsRecord
-from oncofed.report.result import Result, SiteResult
+from oncofed.report.result import Result, SiteResult, SiteTiles
 from oncofed.tasks import SegmentationSpec
 from oncofed.tasks.calibration import Calibration
 from oncofed.training import Plan
@@ -123,6 +123,7 @@ def test_the_card_follows_its_schema_and_repeats_what_the_run_wrote(tmp_path: Pa
         "train_cases": 40,
         "validation_cases": "fewer than 5",  # patients
         "dataset": "cd" * 32,
+        "tiles": None,
     }
     assert values["training_data"]["sites"]["north"]["train_cases"] == "not told"
     assert values["training_procedure"]["loss"] == "Dice with cross-entropy"
@@ -248,3 +249,14 @@ def test_a_run_writes_its_card_next_to_the_model_and_into_its_bundle(tmp_path: P
     for name in ("card.json", "card.md"):
         beside, inside = (folder / "model" / where / name for where in (".", "bundle/docs"))
         assert beside.read_bytes() == inside.read_bytes()
+
+
+def test_tiles_of_slides_stand_with_the_training_data() -> None:
+    assert "Tiles with tissue" not in to_markdown(_card())
+    result = _result()
+    result.sites["east"].tiles = SiteTiles(patients=6, tiles=12_345, pen=0, fold=617)
+    card = _card(result)
+    assert card.training_data.sites["east"].tiles == result.sites["east"].tiles
+    text = to_markdown(card)
+    assert "| east | 12,345 | 0.0% | 5.0% | not told | not told |" in text
+    assert "| west | not told | not told | not told | not told | not told |" in text

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from oncofed.report.html import _slices, write_report
-from oncofed.report.result import Means, Result, SiteResult, Timing, read_result
+from oncofed.report.result import Means, Result, SiteResult, SiteTiles, Timing, read_result
 from oncofed.tasks.deletion import of_patients
 from oncofed.tasks.pictures import Picture, best_slice
 
@@ -55,6 +55,19 @@ def test_a_result_reads_back_and_has_the_documented_fields(tmp_path: Path) -> No
     assert read_result(tmp_path) == result
     assert {"schema", "job", "status", "backend", "rounds", "metric", "sites", "mean", "timing", "bytes"} <= set(values)
     assert {"train_cases", "test_cases", "alone", "federated", "pooled"} <= set(values["sites"]["east"])
+
+
+def test_tiles_are_in_the_report_where_a_site_told_of_them(tmp_path: Path) -> None:
+    result = _result()
+    path = write_report(result, {}, tmp_path)
+    assert "Tiles of the training slides" not in path.read_text()
+    result.sites["east"].tiles = SiteTiles(patients=6, tiles=12_345, pen=0, fold=617)
+    page = write_report(result, {}, tmp_path).read_text()
+    table = page.partition("Tiles of the training slides")[2].partition("</table>")[0]
+    assert all(told in table for told in ("12,345", "0.0 %", "5.0 %", "&lt;b&gt;west"))
+    assert table.count("–") == 2 + 6, "flags of too few patients, and a site that told nothing"
+    result.write(tmp_path)
+    assert read_result(tmp_path) == result
 
 
 def test_the_slice_is_axial_however_the_file_is_stored() -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from oncofed.client.in_process import InProcessTraining
-from oncofed.client.local_training import SiteContext
+from oncofed.client.local_training import PATIENTS_OF_SUMS, SiteContext
 from oncofed.data.features import FeatureBag, write_features
 from oncofed.data.features.survey import FeatureOptions
 from oncofed.data.register import RegisterOptions, register
@@ -102,7 +102,9 @@ class RealSite:
 
     def __call__(self, request: Request) -> Result:
         if isinstance(request, PrepareRequest):
-            return SiteFacts(self.training.prepare())
+            numbers = self.training.prepare()
+            numbers.pop(PATIENTS_OF_SUMS, None)
+            return SiteFacts(numbers)
         if isinstance(request, TrainRequest):
             return self.training.train(request, bool)
         assert isinstance(request, EvaluateRequest)

@@ -159,6 +159,7 @@ def test_tiles_are_drawn_as_the_job_says_and_as_its_seed_does() -> None:
     even = float((chosen["tissue"] % 2 == 0).float().mean())
     assert even == pytest.approx(0.9, abs=0.04)
     assert all(torch.equal(_drawn(name, 3), _drawn(name, 3)) for name in chosen)
+    assert all((_drawn(name, 3).diff() > 0).all() for name in chosen), "in the slide's order"
     assert all(len(tiles.unique()) == 100 for tiles in (_drawn(name, 3) for name in chosen))
 
 

@@ -256,7 +256,9 @@ def check(
 
     spec = read_job(job, with_code=True)
     folder = dataset_named(dataset, workspace)
-    report = check_dataset(folder, spec.data, spec.plan().supervision(), spec.seed)
+    report = check_dataset(
+        folder, spec.data, spec.plan().supervision(), spec.seed, spec.task.wanted_features(spec.data)
+    )
     cache = _cache_note(folder, spec, report) if report.may_train else ""
     if json:
         typer.echo(jsonlib.dumps({**_report_values(report, job, dataset), "cache": cache}, indent=2))

@@ -87,7 +87,10 @@ def _spec(encoder: str, weights: Path | None) -> EncoderSpec:
 
 
 def _show(found: Extracted, target: Path, json: bool) -> None:
+    from oncofed.models.encoders import unusual_tiles
+
     kept = found.kept
+    notes = unusual_tiles(kept.encoder, [(slide.tile, slide.mpp) for slide in kept.slides.values()])
     if json:
         values = {
             "folder": str(target),
@@ -96,6 +99,7 @@ def _show(found: Extracted, target: Path, json: bool) -> None:
             "seconds": found.seconds,
             "tiles_per_second": found.tiles / found.seconds if found.tiles else None,
             "processes": found.processes,
+            "notes": notes,
         }
         typer.echo(jsonlib.dumps({**values, **kept.model_dump(mode="json", by_alias=True)}, indent=2))
         return
@@ -107,6 +111,8 @@ def _show(found: Extracted, target: Path, json: bool) -> None:
         soft_wrap=True,
     )
     console.print(f"of these done now: {found.slides} slides, {found.tiles:,} tiles{rate}")
+    for note in notes:
+        console.print(f"[yellow]note[/] {escape(note)}", soft_wrap=True)
     for name, reason in list(kept.set_aside.items())[:_MOST_SHOWN]:
         console.print(f"[yellow]set aside[/] {escape(name)}: {escape(reason)}", soft_wrap=True)
     if len(kept.set_aside) > _MOST_SHOWN:

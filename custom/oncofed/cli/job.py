@@ -127,7 +127,7 @@ def check(
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Check a job.yaml: settings, values, and that its network can train on a patch of the job's size."""
-    from oncofed.job.checks import check_sites, check_strategy, deadline_warning
+    from oncofed.job.checks import check_sites, check_strategy, deadline_warning, encoder_notes
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
     from oncofed.models.weights import weights_of
     from oncofed.tasks.targets.details import details_of
@@ -146,12 +146,12 @@ def check(
     check_strategy(spec, network)
     if sites:
         check_sites(spec, sites)
-    warning = deadline_warning(spec, workspace / "runs")
+    warning, notes = deadline_warning(spec, workspace / "runs"), encoder_notes(spec)
     parameters = sum(p.numel() for p in network.parameters())
     megabytes = sum(v.numel() * v.element_size() for v in weights_of(network).values()) / 1e6
     if json:
         found = {"job": spec.name, "ok": True, "parameters": parameters, "exchange_mb": megabytes, "warning": warning}
-        typer.echo(jsonlib.dumps(found))
+        typer.echo(jsonlib.dumps({**found, "notes": notes}))
         return
     steps = spec.plan().total_steps
     if spec.model.bundle:
@@ -164,6 +164,8 @@ def check(
         typer.echo(f"target {name} ({target.kind}): {target.asks}; judged by {target.metric_name}")
     if warning:
         typer.echo(f"warning: {warning}")
+    for note in notes:
+        typer.echo(f"note: {note}")
 
 
 def _show_bundle(spec: JobSpec) -> None:

@@ -112,7 +112,9 @@ def _asked(job: str | None, folder: Path) -> JobFindings:
     from oncofed.job.spec import read_job
 
     spec = read_job(job, with_code=True)
-    report = check_dataset(folder, spec.data, spec.plan().supervision(), spec.seed)
+    report = check_dataset(
+        folder, spec.data, spec.plan().supervision(), spec.seed, spec.task.wanted_features(spec.data)
+    )
     return JobFindings(spec.data, report.set_aside)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,11 @@ from oncofed.client.preparation import check_cases, draw_validation_cases, set_b
 from oncofed.client.progress import SECONDS_BETWEEN_REPORTS, ThrottledProgress
 from oncofed.client.state import SiteState
 from oncofed.data.case import Case
+from oncofed.data.manifest import Entry
 from oncofed.data.moments import site_sums
 from oncofed.data.prepared import plan_cache
+from oncofed.data.slides.site_tiles import site_tiles
+from oncofed.data.spec import DataSpec
 from oncofed.messages.compression import Compressor
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked, TrainRequest
 from oncofed.messages.results import TrainResult
@@ -65,7 +68,7 @@ class InProcessTraining:
         self._state = SiteState()
         self._validation_cases: tuple[Case, ...] = ()
         self._profile: dict[str, Any] = {}
-        self._table_sums: dict[str, Any] = {}
+        self._sums_of_data: dict[str, Any] = {}
         self._origin: dict[str, Any] = {}
         self._untrained: Weights = {}
         self._kept_locally: Weights = {}
@@ -89,7 +92,7 @@ class InProcessTraining:
             except BaseException:
                 self._resources.close()
                 raise
-        return {**_counts(self._trainer), "profile": self._profile, **self._table_sums, **self._origin}
+        return {**_counts(self._trainer), "profile": self._profile, **self._sums_of_data, **self._origin}
 
     def close(self) -> None:
         """Release memory and the job's folder."""
@@ -108,11 +111,11 @@ class InProcessTraining:
         checkpoint = context.state / _CHECKPOINT_FILE
         trainer = self._resources.enter_context(start_trainer(plan, usable.cases, context.site, checkpoint))
         self._origin = trainer.input.origin(tuple(usable.cases))
-        images = ((case.patient, usable.facts.get(slide)) for case in usable.cases.train for slide in case.slides)
+        for remark in trainer.input.remarks(tuple(usable.cases)):
+            self._reporter.note(remark, logging.WARNING)
+        images = [(case.patient, usable.facts.get(slide)) for case in usable.cases.train for slide in case.slides]
         self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
-        if plan.data.agreed_columns:
-            sums, patients = site_sums(usable.cases.train, plan.data.agreed_columns)
-            self._table_sums = {"covariates": sums, PATIENTS_OF_SUMS: patients}
+        self._sums_of_data = _sums_of_data(usable.cases.train, images, plan.data)
         self._reporter.note(plan_cache(usable.cases.train, trainer.input, trainer.device).note, logging.INFO)
         if not plan.data.stain.columns:  # else the sites agree on a template first, which comes with the first weights
             trainer.prepare(self._progress.counter("loading data"))
@@ -331,6 +334,19 @@ def _full_precision(value: torch.Tensor) -> torch.Tensor:
     That is never bfloat16.
     """
     return value.float() if value.dtype is torch.bfloat16 else value
+
+
+def _sums_of_data(cases: Sequence[Case], images: Sequence[tuple[str, Entry | None]], data: DataSpec) -> dict[str, Any]:
+    """Return sums over the training patients, and by name whom they are of."""
+    found: dict[str, Any] = {}
+    groups: dict[str, list[list[str]]] = {}
+    if data.agreed_columns:
+        found["covariates"], groups["covariates"] = site_sums(cases, data.agreed_columns)
+    if data.may_be_slides:
+        tiles, patients = site_tiles((patient, entry.tile_quality if entry else None) for patient, entry in images)
+        if tiles:
+            found["tiles"], groups["tiles"] = tiles, [patients]
+    return {**found, PATIENTS_OF_SUMS: groups} if found else {}
 
 
 def _counts(trainer: Trainer) -> dict[str, Any]:

@@ -73,8 +73,9 @@ class LocalTraining(Protocol):
 
         Returns:
             Numbers of cases, device and version; what all sites must agree in (``Preparation.origin``); and ``profile``
-            (``artifacts.training_profile``) and ``covariates`` (``data.moments``), which leave the site only where the
-            server wants them. ``PATIENTS_OF_SUMS`` are the keys of the patients behind the latter, and stay here.
+            (``artifacts.training_profile``), ``covariates`` (``data.moments``) and ``tiles``
+            (``data.slides.site_tiles``), which leave the site only where the server wants them. ``PATIENTS_OF_SUMS``
+            are, by name, the keys of the patients behind the latter two, and stay here.
         """
 
     def train(self, request: TrainRequest, stop: Stop) -> TrainResult:

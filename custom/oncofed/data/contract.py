@@ -15,7 +15,7 @@ from oncofed.data.case_checks import Problem, channels_fit, check_cases, contrac
 from oncofed.data.cases import by_patient, read_cases
 from oncofed.data.covariate_report import CovariateReport, columns_used, covariate_reports, covariate_warnings
 from oncofed.data.decisions import decided, in_words, is_labelled, name_of
-from oncofed.data.feature_report import summarise
+from oncofed.data.feature_report import WantedFeatures, misfits, summarise
 from oncofed.data.grouping import counted, millimetres
 from oncofed.data.images import stem
 from oncofed.data.label_mapping import IGNORED, Supervision, Vocabulary, looked_for, match
@@ -83,7 +83,9 @@ class Report:
         return self.may_train and not self.findings and not self.set_aside
 
 
-def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) -> Report:
+def check_dataset(
+    folder: Path, data: DataSpec, wanted: Supervision, seed: int, features: WantedFeatures | None = None
+) -> Report:
     """Compare a dataset with a job's contract.
 
     Args:
@@ -91,6 +93,7 @@ def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) 
         data: the contract.
         wanted: what the job learns from.
         seed: of the split into training, validation and test.
+        features: of slides that the job takes; None: it reads images.
 
     Raises:
         DataError: there is no dataset in ``folder``.
@@ -100,7 +103,7 @@ def check_dataset(folder: Path, data: DataSpec, wanted: Supervision, seed: int) 
     vocabulary = match(manifest, wanted)
     report = Report()
     report.rows = [_modality(manifest, data), *_rows(manifest, data, wanted, vocabulary, report)]
-    report.rows += _features(manifest)
+    report.rows += _features(_used_entries(manifest, data), features) if features else []
     report.findings = find_all(manifest, data)
     leaks = _leaks(manifest, data, wanted, report)
     report.findings += [leak for leak in leaks if leak.severe]
@@ -224,14 +227,12 @@ def _covariate(found: CovariateReport) -> Row:
     return Row(found.column.name, found.found, found.expected, "converted" if how else "fits", how)
 
 
-def _features(manifest: Manifest) -> list[Row]:
-    found = summarise(manifest.entries)
-    expected = "those of the job's encoder"
-    return (
-        [Row("features", found.found, expected, "does not fit" if found.differ else "fits", found.differ)]
-        if found
-        else []
-    )
+def _features(entries: Sequence[Entry], wanted: WantedFeatures) -> list[Row]:
+    found = summarise(entries)
+    if not found:
+        return []
+    how = found.differ or misfits(entries, wanted)
+    return [Row("features", found.found, f"of {wanted.encoder}", "does not fit" if how else "fits", how)]
 
 
 def _modality(manifest: Manifest, data: DataSpec) -> Row:

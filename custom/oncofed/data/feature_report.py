@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from oncofed.data.grouping import counted
 from oncofed.data.manifest import Entry, FeatureFacts
 
 _SHOWN = 12  # digits of a digest that tell it from others
+
+
+@dataclass(frozen=True)
+class WantedFeatures:
+    """The features that a job takes.
+
+    Attributes:
+        encoder: that makes them.
+        faults: returns why a slide's features are not those.
+    """
+
+    encoder: str
+    faults: Callable[[FeatureFacts], Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -22,6 +36,12 @@ class FeatureSummary:
 
     found: str
     differ: str = ""
+
+
+def misfits(entries: Sequence[Entry], wanted: WantedFeatures) -> str:
+    """Return why features are not the job's, with numbers of slides; empty where they are."""
+    faults = Counter(fault for entry in entries if entry.features for fault in wanted.faults(entry.features))
+    return "; ".join(f"{counted(number, 'slide')}: {fault}" for fault, number in faults.most_common())
 
 
 def summarise(entries: Sequence[Entry]) -> FeatureSummary | None:

@@ -90,6 +90,11 @@ class Preparation(ABC):
         del cases
         return {}
 
+    def remarks(self, cases: Sequence[Case]) -> list[str]:
+        """Return what a person of the site should know of the cases; nothing holds them back."""
+        del cases
+        return []
+
     @property
     def stain_settings(self) -> list[Any]:
         """What normalising of stains depends on; empty where none is normalised."""

@@ -143,6 +143,11 @@ class DataSpec(StrictModel):
             self._template = Template(self.stain.columns, weights[BUFFER].detach().float().cpu())
 
     @property
+    def may_be_slides(self) -> bool:
+        """Whether images may be slides of tissue."""
+        return self.modality == "microscopy" and self.dimensions == 2
+
+    @property
     def dimensions(self) -> int:
         """2 for flat images, 3 for volumes."""
         return len(self.patch)

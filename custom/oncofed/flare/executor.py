@@ -171,11 +171,12 @@ class SiteExecutor(Executor):
     def _prepare(self, request: PrepareRequest, fl_ctx: FLContext, stop: Stop) -> SiteFacts:
         del stop
         numbers = self._trained_here(fl_ctx).prepare()
-        groups = numbers.pop(PATIENTS_OF_SUMS, ())
+        groups = numbers.pop(PATIENTS_OF_SUMS, {})
         if not request.profile:
             numbers.pop("profile", None)
-        if not request.profile or (numbers.get("covariates") and self._overlap(groups, fl_ctx)):
-            numbers.pop("covariates", None)
+        for name in ("covariates", "tiles"):
+            if not request.profile or (numbers.get(name) and self._overlap(groups.get(name, ()), fl_ctx)):
+                numbers.pop(name, None)
         forget_what_stays()
         policy = self._policy.digest if self._policy else None
         return SiteFacts({**numbers, "dataset": dataset_digest(fl_ctx, self._plan.data.dataset), "policy": policy})

@@ -9,6 +9,7 @@ from torch import nn
 from oncofed.algorithms import JobFacts
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
+from oncofed.models.encoders import unusual_tiles
 from oncofed.report.result import read_result
 
 
@@ -36,6 +37,15 @@ def check_sites(spec: AnyJob, sites: int) -> None:
         raise SpecError(f"the job needs {needed} sites ({setting}), found {sites}. Name more sites, or lower it.")
     if isinstance(spec, JobSpec):
         spec.federation().algorithm().check_sites(sites)
+
+
+def encoder_notes(spec: JobSpec) -> list[str]:
+    """Return a note where the job's tiles are not those that its encoder was made for."""
+    data = spec.data
+    encoder = getattr(spec.task, "encoder", None)
+    if encoder is None:
+        return []
+    return unusual_tiles(encoder.network, [(data.patch[0], data.spacing[0] * 1000 if data.spacing else None)])
 
 
 def deadline_warning(spec: JobSpec, runs: Path) -> str | None:

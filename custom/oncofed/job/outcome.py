@@ -10,7 +10,7 @@ from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunProgress
 from oncofed.machine import environment
 from oncofed.messages.compression import travelling_bytes
-from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult
+from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult, SiteTiles
 from oncofed.tasks import Evaluation
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
@@ -107,6 +107,7 @@ def note_scores(
             by_class=by_class,
             more=more,
             interval={name: interval for name, interval in intervals.items() if interval},
+            tiles=SiteTiles.model_validate(cases["tiles"]) if cases.get("tiles") else None,
             **_patients(federated.get("patients")),
         )
     result.cross_site = state.finished.cross_site

@@ -17,6 +17,7 @@ from oncofed.errors import PolicyError
 from oncofed.privacy.covariates import are_sums
 from oncofed.privacy.evaluations import is_evaluation, is_number, withhold_evaluation
 from oncofed.privacy.pooled import SUMS, is_paired, is_pooled, is_temperature_sums, keep_back_small
+from oncofed.privacy.tiles import are_tiles
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.parts import Parts
@@ -36,16 +37,18 @@ def check_counts(
     version: str,
     bins: Mapping[str, int] | None = None,
     covariates: Collection[str] = (),
+    slides: bool = False,
 ) -> None:
     """Check a site's data counts before the first round.
 
     Args:
         numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset``, ``policy`` and
             ``encoder``; ``profile``, histograms of what its training images are like; ``covariates``, sums of its
-            table's numbers.
+            table's numbers; ``tiles``, how good those of its training slides are.
         version: of oncofed.
         bins: of each such histogram, by name.
         covariates: names of the job's numbers.
+        slides: whether its images may be slides.
 
     Raises:
         PolicyError: something else is in it, or a count is missing.
@@ -63,6 +66,7 @@ def check_counts(
             "encoder": lambda value: value is None or _is_digest(value),
             "profile": lambda value: is_profile(value, bins or {}, numbers.get("train")),
             "covariates": lambda value: are_sums(value, covariates, numbers.get("train")),
+            **({"tiles": lambda value: are_tiles(value, numbers.get("train"))} if slides else {}),
         },
     )
     if not {"train", "validation", "test"} <= numbers.keys():

@@ -40,8 +40,9 @@ class LeavesSpec(StrictModel):
     mb_a_job: float | None = Field(None, gt=0, description="megabytes of one job at most; null: no limit")
     training_profile: bool = Field(
         True,
-        description="how many patients' training images lie in which range of spacing, size, intensity and stain; none "
-        "of fewer than five. It is kept with the model, to tell when an image is unlike them",
+        description="how many patients' training images lie in which range of spacing, size, intensity and stain, and "
+        "how many tiles of their slides show pen, fold, blur or bubble; none of fewer than five. It is kept with the "
+        "model, to tell when an image is unlike them",
     )
     pooled_figures: bool = Field(
         True,

@@ -18,7 +18,7 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.atomic import write_whole
 from oncofed.data.grouping import counted
 from oncofed.report.evaluation import EvaluationRecord
-from oncofed.report.result import Result, SiteResult
+from oncofed.report.result import Result, SiteResult, SiteTiles
 from oncofed.signing import signer
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.calibration import Calibration
@@ -63,6 +63,7 @@ class TrainingSite(_Part):
     train_cases: int | str
     validation_cases: int | str
     dataset: str | None = Field(None, description="SHA-256 of its dataset.json")
+    tiles: SiteTiles | None = Field(None, description="of its training slides; null: not told, or no slides")
 
 
 class TrainingData(_Part):
@@ -239,6 +240,7 @@ def _training_data(result: Result, provenance: Mapping[str, Any], plan: Plan) ->
                 train_cases=_count(site.train_cases, site.patients.get("train")),
                 validation_cases=_count(site.validation_cases, site.patients.get("validation")),
                 dataset=digests.get(name),
+                tiles=site.tiles,
             )
             for name, site in sorted(result.sites.items())
         },

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from oncofed.data.slides.tile_quality import FLAGS
 from oncofed.report.card import Card, Interval, Quantitative
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.tasks.targets import figure_titles
@@ -42,6 +43,7 @@ def to_markdown(card: Card) -> str:
         "## Training data\n",
         _list(_data(card)),
         _training_table(card),
+        _tiles_table(card),
         "## Training\n",
         _list(_training(card)),
         _targets_table(card),
@@ -116,6 +118,23 @@ def _training_table(card: Card) -> str:
         for name, site in card.training_data.sites.items()
     ]
     return _table(("Site", "Training cases", "Validation cases", "Dataset (SHA-256)"), rows)
+
+
+def _tiles_table(card: Card) -> str:
+    sites = {name: site.tiles for name, site in card.training_data.sites.items()}
+    if not any(sites.values()):
+        return ""
+    rows = [
+        (
+            name,
+            f"{tiles.tiles:,}",
+            *("not told" if share is None else f"{share:.1%}" for share in tiles.shares.values()),
+        )
+        if tiles
+        else (name, *["not told"] * (1 + len(FLAGS)))
+        for name, tiles in sites.items()
+    ]
+    return _table(("Site", "Tiles with tissue", *(f"of which {flag}" for flag in FLAGS)), rows)
 
 
 def _training(card: Card) -> Iterator[tuple[str, object]]:

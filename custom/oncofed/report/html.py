@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from oncofed.data.slides.tile_quality import FLAGS
 from oncofed.report.attention import deletion_curves
 from oncofed.report.over_sites import of_target, over_sites
 from oncofed.report.pages import render
@@ -56,6 +57,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         ],
         titles=figure_titles(result.targets),
         figures=sorted({name for site in result.sites.values() for name in site.more.get("federated", {})}),
+        flags=FLAGS if any(site.tiles for site in result.sites.values()) else (),
         intervals=any(site.interval for site in result.sites.values()),
         pictures=svg(_slices(pictures)) if pictures else "",
         contours=any(picture.reference is not None for picture in pictures.values()),

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from oncofed.atomic import write_whole
+from oncofed.data.slides.tile_quality import FLAGS
 from oncofed.errors import DataError
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
@@ -21,6 +22,23 @@ Backend = Literal["federation", "simulate"]
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class SiteTiles(_Part):
+    """Tiles of a site's training slides, where five patients or more stand behind them."""
+
+    patients: int
+    tiles: int = Field(description="with tissue")
+    pen: int | None = Field(None, description="tiles with it; null: on the slides of one to four patients")
+    fold: int | None = None
+    blur: int | None = None
+    bubble: int | None = None
+
+    @property
+    def shares(self) -> dict[str, float | None]:
+        """Flag -> share of the tiles that have it."""
+        found = {name: getattr(self, name) for name in FLAGS}
+        return {name: None if count is None else count / max(self.tiles, 1) for name, count in found.items()}
 
 
 class SiteResult(_Part):
@@ -50,6 +68,7 @@ class SiteResult(_Part):
     interval: dict[str, tuple[float, float]] = Field(
         default_factory=dict, description="model -> 95 % interval of the metric, bootstrap over test patients"
     )
+    tiles: SiteTiles | None = Field(None, description="of training slides; null: not told, or no slides")
 
 
 class Means(_Part):

@@ -280,7 +280,10 @@ class UpdateIntake:
 
 
 def counts(
-    result: Result | Refusal, bins: Mapping[str, int] | None = None, covariates: Collection[str] = ()
+    result: Result | Refusal,
+    bins: Mapping[str, int] | None = None,
+    covariates: Collection[str] = (),
+    slides: bool = False,
 ) -> dict[str, Any]:
     """Return a site's report of its data.
 
@@ -288,15 +291,16 @@ def counts(
         result: its result.
         bins: of each histogram that may be in it, by name.
         covariates: names of the job's numbers, whose sums may be in it.
+        slides: whether numbers of slides' tiles may be in it.
 
     Raises:
         UpdateRejectedError: the site failed, runs another version of oncofed, or reports something else.
     """
-    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins, covariates))
+    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins, covariates, slides))
 
 
 def _read_counts(
-    numbers: dict[str, Any], bins: Mapping[str, int] | None, covariates: Collection[str]
+    numbers: dict[str, Any], bins: Mapping[str, int] | None, covariates: Collection[str], slides: bool
 ) -> dict[str, Any]:
     theirs = numbers.get("version")
     if isinstance(theirs, str) and theirs != oncofed.__version__:
@@ -304,7 +308,7 @@ def _read_counts(
             f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the same "
             "version at both: rounding and file formats may differ"
         )
-    check_counts(numbers, oncofed.__version__, bins, covariates)
+    check_counts(numbers, oncofed.__version__, bins, covariates, slides)
     return numbers
 
 

@@ -232,6 +232,7 @@ class RoundLoop:
             profile=not self._evaluate_only,
             bins=bins_of(data),
             covariates=numbers_of(data.agreed_columns),
+            slides=data.may_be_slides,
         ).run()
         self._server.free_memory()
 

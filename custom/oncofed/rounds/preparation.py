@@ -30,16 +30,23 @@ class Preparation(Goal):
         profile: request histograms of training images.
         bins: of each such histogram, by name.
         covariates: names of the job's numbers, whose sums are requested with them.
+        slides: whether sites may tell how good their slides' tiles are.
     """
 
     description = "before the first round"
 
     def __init__(
-        self, context: RoundContext, *, profile: bool, bins: Mapping[str, int], covariates: Collection[str] = ()
+        self,
+        context: RoundContext,
+        *,
+        profile: bool,
+        bins: Mapping[str, int],
+        covariates: Collection[str] = (),
+        slides: bool = False,
     ) -> None:
         self._context = context
         self._request = PrepareRequest(profile=profile)
-        self._bins, self._covariates = bins, covariates
+        self._bins, self._covariates, self._slides = bins, covariates, slides
         self._expected = set(context.sites.all)
         self._started = context.clock()
         self._joining = threading.Lock()
@@ -72,7 +79,7 @@ class Preparation(Goal):
         del task
         context = self._context
         try:
-            numbers = counts(result, self._bins, self._covariates)
+            numbers = counts(result, self._bins, self._covariates, self._slides)
         except UpdateRejectedError as error:
             context.intake.reasons[site] = str(error)
             context.record(Excluded(site=site, reason=str(error)))

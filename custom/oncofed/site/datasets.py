@@ -59,7 +59,7 @@ def _check_job(job: str, plan: Plan, datasets: Mapping[str, Path]) -> Check:
     if folder is None:
         return Check(f"job {job}", "fail", f"site.yaml names no dataset {name}", f"name it there; {_REGISTER}")
     try:
-        report = check_dataset(folder, plan.data, plan.supervision(), plan.seed)
+        report = check_dataset(folder, plan.data, plan.supervision(), plan.seed, plan.task.wanted_features(plan.data))
     except DataError as error:
         return Check(f"job {job}", "fail", str(error), _REGISTER)
     advice = f"{shlex.join(['oncofed', 'data', 'check', job, str(folder)])} says more"

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 
 from oncofed.data.augment import Batch
 from oncofed.data.case import Case
+from oncofed.data.feature_report import WantedFeatures
 from oncofed.data.features import Stored, open_features
 from oncofed.data.features.kept import kept_at
 from oncofed.data.inputs import BatchSource, Prepared, class_label
@@ -28,8 +29,9 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.stain.of_case import Normaliser
 from oncofed.data.tiles import SlideTiles, read_tiles, tissue_shares
 from oncofed.errors import DataError
+from oncofed.models.encoders import unusual_tiles
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract, feature_count
-from oncofed.tasks.feature_origin import has_weights, origin_digest, require_origin
+from oncofed.tasks.feature_origin import facts_of, feature_faults, has_weights, origin_digest, require_origin
 from oncofed.tasks.inferred import UNPLACED
 from oncofed.tasks.settings import TaskSettings
 
@@ -58,6 +60,10 @@ class BagSettings(TaskSettings):
     def whole_patients(self) -> bool:
         """Whether all slides of a patient are one case."""
         return self.bag == "patient"
+
+    def wanted_features(self, data: DataSpec) -> WantedFeatures:
+        """Return which features of slides the job takes."""
+        return WantedFeatures(self.encoder.network, lambda facts: feature_faults(facts, self.encoder, data))
 
 
 class Bags(BatchSource):
@@ -110,6 +116,14 @@ class Bags(BatchSource):
         cut = any(slide.features is None for slide in slides)
         own = self.encoder.digest.partition(" ")[2] if cut else None
         return {"encoder": origin_digest(slides, own)}
+
+    def remarks(self, cases: Sequence[Case]) -> list[str]:
+        """Return a note where tiles are not those that the encoder was made for."""
+        slides = [slide for case in cases for slide in case.slides]
+        brought = [(facts.tile, facts.mpp) for facts in facts_of(slides) if facts.level == "tile"]
+        asked = (self.spec.patch[0], self.spec.spacing[0] * 1000 if self.spec.spacing else None)
+        cut = [asked] if any(slide.features is None for slide in slides) else []
+        return unusual_tiles(self._bag.encoder.network, [*brought, *cut])
 
     def prepare(self, case: Case) -> Prepared:
         """Return a case's features, and its tiles' places."""
@@ -209,9 +223,11 @@ class Bags(BatchSource):
         if tiles > most:
             chances = self._chances(prepared)
             if chances is None:
-                drawn["chosen"] = torch.randperm(tiles, generator=generator)[:most]
+                chosen = torch.randperm(tiles, generator=generator)[:most]
             else:
-                drawn["chosen"] = torch.multinomial(chances, most, generator=generator)
+                chosen = torch.multinomial(chances, most, generator=generator)
+            # In the slide's order, which some heads look at.
+            drawn["chosen"] = chosen.sort().values
         return drawn
 
     def _chances(self, prepared: Prepared) -> Tensor | None:

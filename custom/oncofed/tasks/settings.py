@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
+from oncofed.data.feature_report import WantedFeatures
+from oncofed.data.spec import DataSpec
 from oncofed.data.targets import Target
 from oncofed.plugins import read_section
 from oncofed.settings import StrictModel
@@ -49,6 +51,15 @@ class TaskSettings(StrictModel):
     def whole_patients(self) -> bool:
         """Whether all slides of a patient are one case."""
         return False
+
+    def wanted_features(self, data: DataSpec) -> WantedFeatures | None:
+        """Return which features of slides the job takes; None: it reads images.
+
+        Args:
+            data: the job's.
+        """
+        del data
+        return None
 
     @property
     def figure_names(self) -> list[str]:

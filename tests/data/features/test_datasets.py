@@ -15,6 +15,7 @@ import slide_files
 from commands import Outcome
 from oncofed.data.cases import read_cases, usable_cases
 from oncofed.data.contract import Report, check_dataset
+from oncofed.data.feature_report import WantedFeatures
 from oncofed.data.features import read_features
 from oncofed.data.features.names import standard_name
 from oncofed.data.features.survey import FeatureOptions
@@ -57,8 +58,19 @@ def dataset(folder: Path) -> Path:
     return out
 
 
-def check(dataset: Path) -> Report:
-    return check_dataset(dataset, DATA, Supervision("class", CLASSES), 1)
+def check(dataset: Path, *faults: str) -> Report:
+    wanted = WantedFeatures("uni", lambda facts: faults if facts.encoder == "uni" else ())
+    return check_dataset(dataset, DATA, Supervision("class", CLASSES), 1, wanted)
+
+
+def test_features_that_are_not_the_jobs_do_not_fit(dataset: Path) -> None:
+    report = check(dataset, "features have 8 numbers a vector, those of uni have 1024")
+    (row,) = (row for row in report.rows if row.aspect == "features")
+    assert (row.verdict, row.expected) == ("does not fit", "of uni")
+    assert row.how == "12 slides: features have 8 numbers a vector, those of uni have 1024"
+    assert not report.may_train
+    images = check_dataset(dataset, DATA, Supervision("class", CLASSES), 1)
+    assert not [row for row in images.rows if row.aspect == "features"], "whether they fit is not known"
 
 
 def test_a_check_says_encoder_weights_and_counts(dataset: Path) -> None:
@@ -150,6 +162,10 @@ def test_commands_from_weights_to_a_check(run: Run, folder: Path, tmp_path: Path
     assert (facts["encoder"], facts["size"], facts["digest"]) == ("resnet18", 512, digest)
     shown = run("data", "check", "slide_classification", "slides", "--workspace", tmp_path / "workspace")
     assert f"resnet18 (weights {digest[:12]}…), 512 numbers a tile: 12 slides, 144 tiles" in shown.text
+    told = json.loads(run("data", "check", "slide_classification", "slides", *at[:2], "--json").output)
+    (row,) = (row for row in told["rows"] if row["aspect"] == "features")
+    assert (row["verdict"], row["expected"]) == ("does not fit", "of colour")
+    assert "features are of the encoder resnet18, the job's is colour" in row["how"]
 
 
 def test_options_of_features_need_each_other(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import zarr
 
 import feature_files as made
 from oncofed.data.features import FeatureBag, open_features, read_features, write_features
@@ -87,6 +88,25 @@ def test_lazyslides_table_of_an_encoder_is_chosen_by_any_of_its_names(tmp_path: 
         read_features(path)
     with pytest.raises(DataError, match="expected those of virchow2"):
         read_features(path, "Virchow2")
+
+
+def test_a_slide_encoders_vector_in_lazyslides_store_is_read_where_it_is_named(tmp_path: Path) -> None:
+    path = made.lazyslide(tmp_path / "a.zarr", {"titan": made.vectors()})
+    uns = zarr.open_group(path / "tables/titan_tiles", mode="a").create_group("uns/agg_ops")
+    vectors = {"agg_slide": ("prism", 1), "agg_mean": ("mean", 1), "agg_tissue_id": ("chief", 3)}
+    for key, (encoder, rows) in vectors.items():
+        group = uns.create_group(key)
+        group.create_array("features", data=made.vectors(seed=5)[:rows])
+        group.create_array("encoder", data=np.array(encoder))
+        if rows > 1:
+            group.create_array("keys", data=np.array(["tissue_id"]))
+    bag = read_features(path, "PRISM")
+    assert (bag.level, bag.encoder, bag.places) == ("slide", "prism", None)
+    assert (bag.features == made.vectors(seed=5)[:1]).all()
+    assert (read_features(path).features == made.vectors()).all(), "without a name those of tiles"
+    for other in ("mean", "chief"):
+        with pytest.raises(DataError, match=f"features of titan, prism, expected those of {other}"):
+            read_features(path, other)
 
 
 def test_lazyslides_exported_table_has_its_places(tmp_path: Path) -> None:

@@ -98,6 +98,22 @@ def test_the_training_profile_stays_if_the_policy_says_so(spec: JobSpec) -> None
         _check(policy_of(spec), SiteFacts({**COUNTS, "profile": few}))
 
 
+@pytest.mark.parametrize(
+    ("leaves", "left"), [({}, True), ({"training_profile": False}, False), ({"minimum_patients": 10}, False)]
+)
+def test_numbers_of_tiles_leave_if_the_policy_lets_them(spec: JobSpec, leaves: dict[str, Any], left: bool) -> None:
+    data = {"dataset": "slides", "modality": "microscopy", "channels": ["red", "green", "blue"], "patch": [64, 64]}
+    task = {"type": "classification", "classes": {0: "a", 1: "b"}}
+    values = {"name": "slides", "title": "Slides", "data": data, "task": task, "model": {"network": "resnet18"}}
+    slides = JobSpec.model_validate(values)
+    told = {"patients": 9, "tiles": 100, "pen": 3}
+    approved = _check(policy_of(slides, **leaves), SiteFacts({**COUNTS, "tiles": told})).result
+    assert isinstance(approved, SiteFacts)
+    assert approved.numbers == ({**COUNTS, "tiles": told} if left else COUNTS)
+    with pytest.raises(PolicyError, match="does not declare"):
+        _check(policy_of(spec), SiteFacts({**COUNTS, "tiles": told}))
+
+
 @pytest.mark.attack(
     "pixels inside a declared tensor's shape",
     by="the outbound guard, by the update's length; one as long as usual that is unlike those before it is flagged",

@@ -3,13 +3,14 @@
 A SpatialData store in Zarr (Marconato et al., Nature Methods 2025) with a table ENCODER_TILES for each encoder, whose
 ``X`` are the features; the places of tiles are a GeoParquet file, and the root states ``tile_spec`` and
 ``slide_properties``. One such table that was exported is AnnData, in Zarr or HDF5: ``X``, ``obsm/spatial``, and both
-statements in ``uns``.
+statements in ``uns``. A slide encoder's vector is in its tiles' table: ``uns/agg_ops/KEY`` with ``encoder`` and
+``features`` (1, feature); with ``keys`` they are of parts of the slide.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,9 +52,12 @@ def _of_store(group: Group, path: Path, encoder: str | None) -> Stored:
         # Graphs of tiles are tables, too, without features.
         if region and name.endswith(f"_{region}") and "X" in table:
             found[name.removesuffix(f"_{region}")] = (table, region)
+    of_slide = {name: rows for table, _ in found.values() for name, rows in _of_slide(table)}
     chosen = [name for name in found if encoder is None or same_encoder(name, encoder)]
+    for name in [name for name in of_slide if encoder and not chosen and same_encoder(name, encoder)]:
+        return stored(of_slide[name], None, level="slide", tool=_TOOL, encoder=name)
     if len(chosen) != 1:
-        names = ", ".join(found) or "none"
+        names = ", ".join((*found, *of_slide)) or "none"
         wanted = f"those of {standard_name(encoder)}" if encoder else "one: say which with --encoder"
         raise DataError(f"it holds features of {names}, expected {wanted}")
     table, region = found[chosen[0]]
@@ -61,6 +65,16 @@ def _of_store(group: Group, path: Path, encoder: str | None) -> Stored:
     stated = _stated(spec.get(region, {}), group.attrs.get("slide_properties", {}))
     places, notes = _places(path / "shapes" / region / "shapes.parquet")
     return stored(_rows(table), places, level="tile", tool=_TOOL, encoder=chosen[0], notes=notes, **stated)
+
+
+def _of_slide(table: Group) -> Iterator[tuple[str, Rows]]:
+    """Yield the vectors of a whole slide that encoders of slides made, with the encoder's name."""
+    every = table.get("uns/agg_ops", {})
+    for aggregated in (every[key] for key in sorted(every)):
+        name = str(np.asarray(aggregated["encoder"][()]).astype(str)) if "encoder" in aggregated else ""
+        # A mean or median does not say of which encoder it is.
+        if name and not hasattr(np, name) and "keys" not in aggregated and "features" in aggregated:
+            yield name, Rows(aggregated["features"])
 
 
 def _of_table(table: Group) -> Stored:

@@ -80,6 +80,7 @@ class OutboundPolicy:
         self._lowest = task_class(plan.task.type).lowest_metric
         self._targets = sums_that_may_leave(plan.task)
         self._bins, self._covariates = bins_of(plan.data), numbers_of(plan.data.agreed_columns)
+        self._slides = plan.data.may_be_slides
         layout = plan.layout()
         self._like: Weights = layout.sent
         self._extra: Weights = self._algorithm.from_clients(layout)
@@ -109,11 +110,14 @@ class OutboundPolicy:
 
     @_check.register
     def _(self, result: SiteFacts) -> Approved:
-        check_counts(result.numbers, oncofed.__version__, self._bins, self._covariates)
+        check_counts(result.numbers, oncofed.__version__, self._bins, self._covariates, self._slides)
         self._most_cases = most_scored(result.numbers)
         numbers = dict(result.numbers)
         if not self._leaves.training_profile:
             numbers.pop("profile", None)
+        told = numbers.get("tiles", {}).get("patients", 0)
+        if not self._leaves.training_profile or told < self._leaves.minimum_patients:
+            numbers.pop("tiles", None)
         if not self._leaves.pooled_figures:
             numbers.pop("covariates", None)
         if "covariates" in numbers:

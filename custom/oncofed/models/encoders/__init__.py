@@ -12,6 +12,7 @@ from oncofed.models.encoders.folder import (
 )
 from oncofed.models.encoders.images import Images, known_tile
 from oncofed.models.encoders.networks import build_network
+from oncofed.models.encoders.tiles import unusual_tiles
 from oncofed.models.encoders.weights import LoadedEncoder, load_encoder, weights_digest
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "known_tile",
     "load_encoder",
     "require_weights",
+    "unusual_tiles",
     "weights_at_hand",
     "weights_digest",
 ]
