@@ -108,9 +108,9 @@ class LabelsHead(TargetHead[LabelsTarget]):
     primary: ClassVar[Metric] = Metric("auroc", "AUROC")
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("auprc", "average precision (AUPRC)"),
-        Metric("f1", "F1"),
+        Metric("f1", "F1", thresholded=True),
         Metric("auprc", "average precision (AUPRC)", per_class=True),
-        Metric("f1", "F1", per_class=True),
+        Metric("f1", "F1", per_class=True, thresholded=True),
     )
     chooses_thresholds: ClassVar[bool] = True
 

@@ -68,7 +68,7 @@ class ClassHead(TargetHead[ClassTarget]):
     primary: ClassVar[Metric] = Metric("auroc", "AUROC")
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("auprc", "average precision (AUPRC)"),
-        Metric("balanced_accuracy"),
+        Metric("balanced_accuracy", thresholded=True),
         Metric("calibration_error"),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -125,7 +126,7 @@ class TargetsTask(Task[TargetOutcome]):
                 for member in members:
                     name = figure_name(target.name, f"{metric.name}.{member}" if member else metric.name)
                     title = f"{metric.title or metric.name} of {' '.join(filter(None, (target.name, member)))}"
-                    found.append(Metric(name, title, unit=metric.unit, bounds=metric.bounds))
+                    found.append(replace(metric, name=name, title=title, per_class=False))
         return tuple(found)
 
     @classmethod
