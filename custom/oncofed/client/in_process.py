@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,7 +71,7 @@ class InProcessTraining:
         self._origin: dict[str, Any] = {}
         self._untrained: Weights = {}
         self._kept_locally: Weights = {}
-        self._thresholds: Mapping[str, Mapping[str, float]] = {}
+        self._known: SumsAsked | None = None
         self._tested = ""
         # Duration of the last score: phases shorter than a report's interval are not reported.
         self._evaluation_seconds = math.inf
@@ -237,7 +237,9 @@ class InProcessTraining:
         """Score the model."""
         weights = self._weights_here({name: _full_precision(value) for name, value in request.weights.items()})
         outcomes: Outcomes = []
-        self.trainer.task.use_thresholds(self._accepted_thresholds(request.sums))
+        accepted = self._accepted(request.sums)
+        self.trainer.task.use_thresholds(accepted.thresholds)
+        self.trainer.task.use_temperatures(accepted.temperatures)
         tested = self._is_tested(request, weights)
         numbers, patients = self._evaluate(request.split, weights, stop, outcomes, tested), []
         if request.sums and not stop():
@@ -250,15 +252,15 @@ class InProcessTraining:
             self._keep_model(keep_as)
         return LocalScore(numbers, patients)
 
-    def _accepted_thresholds(self, asked: SumsAsked | None) -> Mapping[str, Mapping[str, float]]:
-        """Return the thresholds to count by: the first that the job gave, for good.
+    def _accepted(self, asked: SumsAsked | None) -> SumsAsked:
+        """Return the thresholds and temperatures to count by: the first that the job gave, for good.
 
         By others and others again, exact figures would tell single patients' probabilities.
         """
-        if asked is None or not asked.thresholds:
-            return {}
-        self._thresholds = self._thresholds or asked.thresholds
-        return self._thresholds
+        if asked is None or not (asked.thresholds or asked.temperatures):
+            return SumsAsked()
+        self._known = self._known or asked
+        return self._known
 
     def _is_tested(self, request: EvaluateRequest, weights: Weights) -> bool:
         """Return whether this is the first model that is tested with the job's thresholds.
@@ -266,7 +268,7 @@ class InProcessTraining:
         Figures that depend on a threshold leave of that one alone: of others, whose outputs are shifted a little each,
         they would tell single patients' answers.
         """
-        chosen = self._thresholds or not self.trainer.task.chooses_thresholds
+        chosen = (self._known and self._known.thresholds) or not self.trainer.task.chooses_thresholds
         if request.split != "test" or request.sums is None or not chosen:
             return False
         digest = str(digest_of(weights))

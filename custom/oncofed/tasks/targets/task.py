@@ -144,6 +144,26 @@ class TargetsTask(Task[TargetOutcome]):
         """Whether some target has thresholds that validation patients choose."""
         return any(head.chooses_thresholds for head in self.heads.values())
 
+    @property
+    def learns_temperatures(self) -> bool:
+        """Whether some target has temperatures that validation patients tell."""
+        return any(head.learns_temperatures for head in self.heads.values())
+
+    def use_temperatures(self, temperatures: Mapping[str, Mapping[str, float]]) -> None:
+        """Divide the targets' logits by temperatures."""
+        for name, head in self.heads.items():
+            head.use_temperatures(temperatures.get(name, {}))
+
+    def temperature_sums(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> dict[str, Any] | None:
+        """Return sums to fit temperatures, by target and finding; a target that one to four lack is left out."""
+        found, everybody = {}, len({patient for patient, _ in outcomes})
+        for name, of_target in (self._told_of(outcomes) or {}).items():
+            sums = self.heads[name].temperature_sums(*of_target)
+            people = len(set(of_target[2]))
+            if sums and is_part(people, everybody):
+                found[name] = {"patients": people, "parts": sums}
+        return {"patients": everybody, "targets": found} if found else None
+
     def use_thresholds(self, thresholds: Mapping[str, Mapping[str, float]]) -> None:
         """Use thresholds of the targets' probabilities."""
         for name, head in self.heads.items():
