@@ -17,7 +17,9 @@ import pytest
 from oncofed.data import public
 from oncofed.data.public import PUBLIC, get
 from oncofed.data.register import RegisterOptions, register
+from oncofed.data.target_columns import parse_targets
 from oncofed.errors import DataError
+from oncofed.job.spec import read_job
 from synthetic import make_site
 
 
@@ -99,7 +101,7 @@ def test_without_a_network_it_says_where_to_put_the_file(tmp_path: Path, monkeyp
     monkeypatch.setitem(public.PUBLIC, "spleen", replace(PUBLIC["spleen"], url="http://127.0.0.1:9/Task09_Spleen.tar"))
     with pytest.raises(DataError, match=r"put the file there yourself: .*out/Task09_Spleen.tar"):
         get("spleen", tmp_path / "out")
-    with pytest.raises(DataError, match="unknown public dataset 'kidney'; known are brain_tumour, hippocampus, liver"):
+    with pytest.raises(DataError, match="unknown public dataset 'kidney'; known are brain_tumour, chestmnist, hippo"):
         get("kidney", tmp_path / "out")
 
 
@@ -130,3 +132,24 @@ def test_arrays_become_folders_of_images_with_their_splits(
     assert manifest.task == "classification"
     assert [len(part) for part in (manifest.training, manifest.validation, manifest.test)] == [8, 2, 4]
     assert set(manifest.labels.values()) == {"normal", "pneumonia"}
+
+
+def test_findings_of_an_array_become_a_target(server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 8), ("val", 2), ("test", 4)):
+        arrays[f"{split}_images"] = random.integers(0, 255, (count, 64, 64), dtype=np.uint8)
+        arrays[f"{split}_labels"] = random.integers(0, 2, (count, 14))
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    _publish(server, monkeypatch, "chestmnist", packed.getvalue(), "chestmnist_64.npz")
+    told = parse_targets(PUBLIC["chestmnist"].targets)
+    folder = get("chestmnist", tmp_path / "out")
+    manifest = register(RegisterOptions(folder, "chest_findings", tmp_path / "set", targets=told))
+    assert [len(part) for part in (manifest.training, manifest.validation, manifest.test)] == [8, 2, 4]
+    spec = read_job("chest_findings")
+    assert set(manifest.targets["findings"].names) == set(spec.plan().supervision().targets[0].names)
+    first = next(entry for entry in manifest.training if entry.source == "training/0.png")
+    stated = first.targets["findings"]
+    assert isinstance(stated, dict)
+    assert [float(stated[name]) for name in PUBLIC["chestmnist"].findings] == list(arrays["train_labels"][0])

@@ -11,10 +11,16 @@ from typer.testing import CliRunner
 
 from dicoms import make_wsi, make_xray
 from oncofed.cli.main import app
+from oncofed.data.contract import doubts
+from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Manifest
+from oncofed.data.spec import DataSpec
 from oncofed.data.target_columns import TableTargets, parse_targets
 from oncofed.data.targets import DatasetTarget, FollowUp
+from oncofed.data.time_order import KIND
 from oncofed.errors import DataError
+from oncofed.tasks.targets.base import head_of
+from oncofed.tasks.targets.one_class import ClassTarget
 from pictures import pictures, read
 from slide_files import noisy, stained, tiled
 from synthetic import make_site
@@ -254,6 +260,30 @@ split: {column: exam, validation_from: 2021-01-01, test_from: 2022-01-01}
     (source / "t.csv").write_text("image,patient,exam,days,status,split\n0,A,2019-05-01,1,1,train\n")
     with pytest.raises(DataError, match=r"has a column split, and --targets deals by exam. Leave one of them out"):
         read(source, tmp_path / "out", targets=targets(str(tmp_path / "t.yaml")))
+
+
+def test_lists_that_go_back_in_time_are_told(tmp_path: Path) -> None:
+    source = pictures(tmp_path / "in", *(f"{n}.png" for n in range(6)))
+    days = ["01.02.2021", "03.02.2021", "k.A.", "01.03.2021", "01.01.2021", "02.04.2021"]
+    (tmp_path / "t.yaml").write_text("""\
+columns: {date: Date of CT}
+targets: {big: {kind: class, column: big}}
+""")
+
+    def warnings(*lists: str) -> list[str]:
+        rows = [f"{n},p{n},{day},{'yes' if n % 2 else 'no'},{lists[n]}" for n, day in enumerate(days)]
+        (source / "t.csv").write_text("\n".join(["image,patient,Date of CT,big,split", *rows]))
+        manifest = read(source, tmp_path / "out", targets=targets(str(tmp_path / "t.yaml")))
+        assert "2021" not in manifest.model_dump_json()
+        assert [entry.tags.get("days_since_first", "") for entry in manifest.entries if entry.name == "5"] == ["91"]
+        target = head_of(ClassTarget(name="big", classes=("no", "yes"))).settings
+        wanted = Supervision("targets", targets=(target,))
+        found = doubts(tmp_path / "out", DataSpec(dataset="any", modality="xray", patch=(32, 32)), wanted, 1)
+        return [finding.what for finding in found if finding.kind == KIND]
+
+    (what,) = warnings("train", "train", "train", "train", "test", "test")
+    assert what.startswith("1 of 2 test patients with a known date were examined before the last training patient")
+    assert not warnings("train", "train", "test", "train", "train", "test"), "of one the date is not known"
 
 
 @pytest.mark.parametrize(

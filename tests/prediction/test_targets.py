@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from made import COLOURS, made_model, made_predictions
 from oncofed.errors import DataError, SpecError
-from oncofed.prediction.covariate_table import table_notes, with_table
+from oncofed.prediction.covariate_table import TableReading, table_notes, with_table
 from oncofed.prediction.evaluation.evaluate import EvaluationRequest, evaluate, write_cases
 from oncofed.prediction.evaluation.page import write_page
 from oncofed.prediction.export.export import export
@@ -212,7 +212,7 @@ def test_a_table_beside_the_images_is_read_and_changes_the_answers(data: Path, t
     def answers(rows: str) -> tuple[list[str], dict[str, str], Predictions]:
         table.write_text(f"case,age,sex\n{rows}")
         sources = gather([data / "images"], out, model.job, tmp_path, only=["0[0-3]"])
-        sources = with_table(sources, table, model.job.data.covariates)
+        sources = with_table(sources, table, TableReading(model.job.data.covariates))
         notes = table_notes(sources, model.job.data.covariates)
         found = predict(model, sources, out, CPU, Options())
         told = {row["case"]: row["death.risk"] for row in csv.DictReader((out / "targets.csv").open())}
@@ -240,4 +240,4 @@ def test_a_model_over_a_table_has_no_bundle_that_answers(tmp_path: Path, model: 
     with pytest.raises(SpecError, match="reads columns of a table beside the image"):
         export(tabular, "onnx", tmp_path / "out")
     with pytest.raises(SpecError, match="the job reads no columns of a table"):
-        with_table(Sources(), tmp_path / "table.csv", model.job.data.covariates)
+        with_table(Sources(), tmp_path / "table.csv", TableReading(model.job.data.covariates))

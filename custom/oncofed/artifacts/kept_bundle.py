@@ -11,7 +11,7 @@ from oncofed.artifacts.kept_job import BESIDE_MODEL
 from oncofed.artifacts.provenance import PROVENANCE_FILE, read_provenance
 from oncofed.atomic import write_whole
 from oncofed.models.bundle import JOB_IN_BUNDLE
-from oncofed.models.bundle.targets import use_thresholds
+from oncofed.models.bundle.targets import use_temperatures, use_thresholds
 from oncofed.tasks.calibration import read_calibration
 
 _INFERENCE = Path("configs", "inference.json")
@@ -20,8 +20,8 @@ _INFERENCE = Path("configs", "inference.json")
 def complete_bundle(bundle: Path, folders: Sequence[Path]) -> None:
     """Copy a model's small files into its bundle.
 
-    These are its calibration, whose temperature and thresholds become those of ``configs/inference.json``; its training
-    profile; and its provenance, if it is of the bundle's weights.
+    These are its calibration, whose temperatures and thresholds become those of ``configs/inference.json``; its
+    training profile; and its provenance, if it is of the bundle's weights.
 
     Args:
         bundle: of the model; nothing is copied where it is missing.
@@ -43,7 +43,8 @@ def complete_bundle(bundle: Path, folders: Sequence[Path]) -> None:
     if calibration.temperature is not None and "temperature" in inference:
         inference["temperature"] = calibration.temperature
     use_thresholds(inference, calibration.thresholds)
-    if calibration.temperature is not None or calibration.thresholds:
+    use_temperatures(inference, calibration.temperatures)
+    if calibration.temperature is not None or calibration.thresholds or calibration.temperatures:
         write_whole(bundle / _INFERENCE, json.dumps(inference, indent=2, ensure_ascii=False) + "\n")
 
 

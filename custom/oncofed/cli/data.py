@@ -232,7 +232,8 @@ def get(
     console = plain_console()
     console.print(f"{folder}: {public.title} ({public.licence})")
     of_data, typed = ["oncofed", "data"], typed_workspace()
-    register_it = [*of_data, "register", str(folder), "--dataset", public.dataset, *typed]
+    said = [part for target in public.targets for part in ("--targets", target)]
+    register_it = [*of_data, "register", str(folder), "--dataset", public.dataset, *said, *typed]
     console.print(f"Next: {shlex.join(register_it)}")
     console.print(f"Then: {shlex.join([*of_data, 'check', public.job, public.dataset, *typed])}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json as jsonlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -40,6 +40,7 @@ from oncofed.cli.watching import (
 from oncofed.errors import DataError, OncofedError, SpecError
 
 if TYPE_CHECKING:
+    from oncofed.data.target_columns import TableTargets
     from oncofed.prediction.predictions import Predictions
 
 _MOST_SHOWN = 20
@@ -73,6 +74,13 @@ def predict(
     table: Annotated[
         Path | None,
         typer.Option(help="CSV or TSV with the covariates of a model that reads them, by case, image or patient."),
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=KIND:COLUMN|FILE",
+            help="What columns of --table state, as oncofed data register has it: shown beside the answers.",
+        ),
     ] = None,
     ensemble: Annotated[
         bool,
@@ -125,7 +133,7 @@ def predict(
     keep_caches_in(workspace)
     from oncofed.data.grouping import counted
     from oncofed.devices import training_device
-    from oncofed.prediction.covariate_table import table_notes, with_table
+    from oncofed.prediction.covariate_table import TableReading, table_notes, with_table
     from oncofed.prediction.dicom.writers import coding_notes
     from oncofed.prediction.model import load_model
     from oncofed.prediction.outputs.page import write_page
@@ -143,6 +151,7 @@ def predict(
     if watched and (only or table):
         name = "--only" if only else "--table"
         raise SpecError(f"{name}: of use with INPUT alone. Leave it out: what arrives is predicted")
+    said = _said_of(table, targets or ())
     outputs = select_outputs(["structures"] if structures else (), without or ())
     trained = load_model(model)
     if ensemble and (members := ensemble_members(trained)):
@@ -160,7 +169,8 @@ def predict(
     with _explained_full_disk(out), ended_by_signals(), progress_bars(progress_console(json)) as advance:
         sources = gather(inputs, out, trained.job, datasets_folder(workspace), only or (), workers, advance)
         if table:
-            sources = with_table(sources, table, trained.job.data.covariates)
+            reading = TableReading(trained.job.data.covariates, said, trained.job.plan().supervision())
+            sources = with_table(sources, table, reading)
         sources.notes += table_notes(sources, trained.job.data.covariates)
         sources.notes += coding_notes(trained, sources.cases)
         found = predict_all(
@@ -182,6 +192,19 @@ def predict(
         raise DataError(f"{', '.join(inputs)}: none of the {cases} can be predicted; each has its reason")
     if found.set_aside or any(record["missing"] for record in found.now):
         raise typer.Exit(3)
+
+
+def _said_of(table: Path | None, options: Sequence[str]) -> TableTargets | None:
+    """Return what the user says of a table's columns.
+
+    Raises:
+        SpecError: there is no table, or an option is none of ``oncofed data register --targets``.
+    """
+    from oncofed.data.target_columns import parse_targets
+
+    if options and not table:
+        raise SpecError("--targets: says what columns of a table state, and there is none. Add --table FILE")
+    return parse_targets(options)
 
 
 @contextlib.contextmanager

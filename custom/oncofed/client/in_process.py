@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,9 @@ from oncofed.messages.compression import Compressor
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked, TrainRequest
 from oncofed.messages.results import TrainResult
 from oncofed.models.weights import Weights, digest_of
-from oncofed.privacy.evaluations import evaluation_numbers
+from oncofed.privacy.evaluations import evaluation_numbers, without_thresholded
+from oncofed.tasks import metrics_that_may_leave
+from oncofed.tasks.scores import Evaluation
 from oncofed.training import Plan, Trainer, start_trainer
 
 _CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -72,7 +74,8 @@ class InProcessTraining:
         self._origin: dict[str, Any] = {}
         self._untrained: Weights = {}
         self._kept_locally: Weights = {}
-        self._thresholds: Mapping[str, Mapping[str, float]] = {}
+        self._known: SumsAsked | None = None
+        self._tested = ""
         # Duration of the last score: phases shorter than a report's interval are not reported.
         self._evaluation_seconds = math.inf
 
@@ -237,27 +240,43 @@ class InProcessTraining:
         """Score the model."""
         weights = self._weights_here({name: _full_precision(value) for name, value in request.weights.items()})
         outcomes: Outcomes = []
-        self.trainer.task.use_thresholds(self._accepted_thresholds(request.sums))
-        numbers, patients = self._evaluate(request.split, weights, stop, outcomes), []
+        accepted = self._accepted(request.sums)
+        self.trainer.task.use_thresholds(accepted.thresholds)
+        self.trainer.task.use_temperatures(accepted.temperatures)
+        tested = self._is_tested(request, weights)
+        numbers, patients = self._evaluate(request.split, weights, stop, outcomes, tested), []
         if request.sums and not stop():
             sums = self._sums(request.split, outcomes, weights, request.sums, stop)
             numbers |= sums
             patients = patients_of_sums(self.trainer.task, outcomes) if sums else []
         if request.split == "test" and self._personal:
-            numbers["personal"] = evaluation_numbers(self._personal.test(stop))
+            numbers["personal"] = self._told(self._personal.test(stop), tested)
         if keep_as and not stop():
             self._keep_model(keep_as)
         return LocalScore(numbers, patients)
 
-    def _accepted_thresholds(self, asked: SumsAsked | None) -> Mapping[str, Mapping[str, float]]:
-        """Return the thresholds to count by: the first that the job gave, for good.
+    def _accepted(self, asked: SumsAsked | None) -> SumsAsked:
+        """Return the thresholds and temperatures to count by: the first that the job gave, for good.
 
         By others and others again, exact figures would tell single patients' probabilities.
         """
-        if asked is None or not asked.thresholds:
-            return {}
-        self._thresholds = self._thresholds or asked.thresholds
-        return self._thresholds
+        if asked is None or not (asked.thresholds or asked.temperatures):
+            return SumsAsked()
+        self._known = self._known or asked
+        return self._known
+
+    def _is_tested(self, request: EvaluateRequest, weights: Weights) -> bool:
+        """Return whether this is the first model that is tested with the job's thresholds.
+
+        Figures that depend on a threshold leave of that one alone: of others, whose outputs are shifted a little each,
+        they would tell single patients' answers.
+        """
+        chosen = (self._known and self._known.thresholds) or not self.trainer.task.chooses_thresholds
+        if request.split != "test" or request.sums is None or not chosen:
+            return False
+        digest = str(digest_of(weights))
+        self._tested = self._tested or digest
+        return digest == self._tested
 
     def _sums(self, split: Split, outcomes: Outcomes, weights: Weights, asked: SumsAsked, stop: Stop) -> dict[str, Any]:
         against = self._outcomes_of_other(stop) if split == "test" else None
@@ -296,7 +315,14 @@ class InProcessTraining:
         else:
             self._reporter.note(f"the model is kept in {folder}", logging.INFO)
 
-    def _evaluate(self, split: Split, weights: Weights, stop: Stop, outcomes: Outcomes | None = None) -> dict[str, Any]:
+    def _told(self, evaluation: Evaluation, tested: bool) -> dict[str, Any]:
+        """Return an evaluation as it may leave; of a tested model with figures that depend on a threshold."""
+        numbers = evaluation_numbers(evaluation)
+        return numbers if tested else without_thresholded(numbers, metrics_that_may_leave(self._plan.task))
+
+    def _evaluate(
+        self, split: Split, weights: Weights, stop: Stop, outcomes: Outcomes | None = None, tested: bool = False
+    ) -> dict[str, Any]:
         """Score weights on this site's cases.
 
         Args:
@@ -304,6 +330,7 @@ class InProcessTraining:
             weights: all of the model's.
             stop: polled; true ends it early.
             outcomes: filled with patient and outcome of each case.
+            tested: it is the job's tested model; see ``_is_tested``.
         """
         trainer = self.trainer
         phase = "testing" if split == "test" else "validating"
@@ -325,7 +352,7 @@ class InProcessTraining:
                 write_case_table(path, evaluation.by_case)
             except OSError as error:
                 self._reporter.note(f"{path} could not be written: {error}", logging.ERROR)
-        return {"evaluation": evaluation_numbers(evaluation), "validate_s": time.monotonic() - started}
+        return {"evaluation": self._told(evaluation, tested), "validate_s": time.monotonic() - started}
 
 
 def _full_precision(value: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ from oncofed.data.slides.tile_quality import quality_remarks
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
 from oncofed.data.target_report import TargetReport, report_target
 from oncofed.data.targets import Target, declared_target
+from oncofed.data.time_order import earlier_tests
 from oncofed.errors import DataError
 
 _MOST_VALUES = 8
@@ -148,19 +149,26 @@ def check_dataset(
     return report
 
 
-def doubts(folder: Path, data: DataSpec, wanted: Supervision) -> list[Finding]:
-    """Return what a person should know of a job's targets before it trains.
+def doubts(folder: Path, data: DataSpec, wanted: Supervision, seed: int) -> list[Finding]:
+    """Return what a person should know of a job's lists and targets before it trains.
 
-    Severe findings on columns that tell an outcome, and warnings of targets. No image is read.
+    Test patients from before training ones, severe findings on columns that tell an outcome, and warnings of targets.
+    No image is read.
 
     Args:
         folder: the dataset.
         data: the job's contract.
         wanted: what the job learns from.
+        seed: of the split into training, validation and test.
     """
     manifest, report = decided(read_manifest(folder)), Report()
     _target_rows(manifest, wanted.targets, _used_entries(manifest, data), report)
-    return [leak for leak in _leaks(manifest, data, wanted, report) if leak.severe] + report.warnings
+    found = [leak for leak in _leaks(manifest, data, wanted, report) if leak.severe] + report.warnings
+    try:
+        dealt = read_cases(folder, data.split, seed, wanted, data.splits)
+    except DataError:  # the sites refuse it in words
+        return found
+    return found + unsettled(manifest, earlier_tests(dealt))
 
 
 def _leaks(manifest: Manifest, data: DataSpec, wanted: Supervision, report: Report) -> list[Finding]:
@@ -189,6 +197,7 @@ def _deal(report: Report, folder: Path, data: DataSpec, wanted: Supervision, see
             "validation": len(usable.validation),
             "test": len(usable.test),
         }
+        report.warnings += unsettled(decided(read_manifest(folder)), earlier_tests(usable))
         usable.require_training(folder.name)
     except DataError as error:
         report.why_not.append(str(error).removeprefix(f"{folder / 'dataset.json'}: "))

@@ -39,6 +39,7 @@ class PublicSet:
         job: example job that uses it.
         dataset: name of the dataset in that job.
         classes: of images that lie in one array; empty for an archive of files.
+        findings: the same, where several may hold of an image.
         folder: what an archive unpacks to.
     """
 
@@ -51,6 +52,12 @@ class PublicSet:
     dataset: str
     classes: tuple[str, ...] = ()
     folder: str = ""
+    findings: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What ``oncofed data register --targets`` is told of it."""
+        return (f"findings=labels:{','.join(self.findings)}",) if self.findings else ()
 
     @property
     def file(self) -> str:
@@ -140,6 +147,31 @@ PUBLIC = {
         dataset="chest_xray",
         classes=("normal", "pneumonia"),
     ),
+    "chestmnist": PublicSet(
+        title="MedMNIST: 112,120 chest X-rays of ChestX-ray14 with 14 findings, 64 pixels a side",
+        url=f"{_ZENODO}/chestmnist_64.npz?download=1",
+        md5="9de6cd0b934ebb5b7426cfba5efbae16",
+        megabytes=402,
+        licence="CC-BY 4.0",
+        job="chest_findings",
+        dataset="chest_findings",
+        findings=(
+            "atelectasis",
+            "cardiomegaly",
+            "effusion",
+            "infiltration",
+            "mass",
+            "nodule",
+            "pneumonia",
+            "pneumothorax",
+            "consolidation",
+            "edema",
+            "emphysema",
+            "fibrosis",
+            "pleural thickening",
+            "hernia",
+        ),
+    ),
 }
 
 
@@ -169,8 +201,8 @@ def get(name: str, target: Path, progress: Progress | None = None) -> Path:
     partly = target / f".{unpacked.name}.unfinished"
     shutil.rmtree(partly, ignore_errors=True)
     partly.mkdir()
-    if public.classes:
-        _write_images(file, partly, public.classes, progress)
+    if public.classes or public.findings:
+        _write_images(file, partly, public, progress)
         partly.replace(unpacked)
     else:
         progress("unpacking", 0, 0)
@@ -261,17 +293,19 @@ def _unpack(file: Path, folder: Path) -> None:
         ) from None
 
 
-def _write_images(file: Path, folder: Path, classes: tuple[str, ...], progress: Progress) -> None:
-    """Write a MedMNIST array as PNG, by split and class."""
-    rows = ["image,label,split"]
+def _write_images(file: Path, folder: Path, public: PublicSet, progress: Progress) -> None:
+    """Write a MedMNIST array as PNG, by split and class, and a table of them."""
+    rows = [",".join(["image", *(public.findings or ["label"]), "split"])]
     with np.load(file) as arrays:
         for split, name in (("train", "training"), ("val", "validation"), ("test", "test")):
-            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"].reshape(-1)
-            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-                path = folder / name / classes[int(label)].replace(" ", "_") / f"{number}.png"
+            images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+            for number, (image, label) in enumerate(zip(images, labels.reshape(len(images), -1), strict=True)):
+                told = [str(int(one)) for one in label] if public.findings else [public.classes[int(label[0])]]
+                of_class = "" if public.findings else told[0].replace(" ", "_")
+                path = folder / name / of_class / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(image).save(path, compress_level=1)
-                rows.append(f"{path.relative_to(folder)},{classes[int(label)]},{name}")
+                rows.append(",".join([str(path.relative_to(folder)), *told, name]))
                 if number % 100 == 0:
                     progress(f"writing {name} images", number, len(images))
     (folder / "cases.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")

@@ -106,8 +106,10 @@ def _(message: TrainRequest) -> Shareable:
 def _(message: EvaluateRequest) -> Shareable:
     shareable = _weights(message.weights, {}, message.round, message.split)
     if message.sums:
-        thresholds = {target: dict(of) for target, of in message.sums.thresholds.items()}
-        known = {"thresholds": thresholds} if thresholds else {}
+        of_targets = {"thresholds": message.sums.thresholds, "temperatures": message.sums.temperatures}
+        known = {
+            name: {target: dict(of) for target, of in values.items()} for name, values in of_targets.items() if values
+        }
         shareable.set_header(_SUMS, {"temperature": message.sums.temperature, **known})
     if message.keep:
         shareable.set_header(_KEEP, True)

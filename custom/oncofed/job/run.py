@@ -146,7 +146,7 @@ class Run:
 
     def _tell_doubts(self, site: str, folder: Path) -> None:
         plan = self.spec.plan()
-        for doubt in doubts(folder, plan.data, plan.supervision()):
+        for doubt in doubts(folder, plan.data, plan.supervision(), self.spec.seed):
             label = f"found {site}: {doubt.kind}" if doubt.severe else f"warning {site}"
             self.console.print(f"{label}: {doubt.what}", markup=False, highlight=False, soft_wrap=True)
 

@@ -66,10 +66,12 @@ class SumsAsked:
     Attributes:
         temperature: of the model, for calibrated probabilities; None where unknown.
         thresholds: target -> finding -> threshold of its probability; empty if unknown.
+        temperatures: target -> finding, or "" -> temperature of its logits; empty if unknown.
     """
 
     temperature: float | None = None
     thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    temperatures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

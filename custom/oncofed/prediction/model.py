@@ -57,6 +57,7 @@ class TrainedModel:
         task = plan.build_task()
         task.temperature = self.temperature or 1.0
         task.use_thresholds(self.thresholds)
+        task.use_temperatures(self.temperatures)
         return task
 
     @property
@@ -72,6 +73,11 @@ class TrainedModel:
     def thresholds(self) -> Mapping[str, Mapping[str, float]]:
         """Target -> finding -> probability from which it is said; empty if unknown."""
         return self._calibration.thresholds if self._calibration else {}
+
+    @property
+    def temperatures(self) -> Mapping[str, Mapping[str, float]]:
+        """Target -> finding ("" of a class) -> temperature of its logits; empty if unknown."""
+        return self._calibration.temperatures if self._calibration else {}
 
     @cached_property
     def _calibration(self) -> Calibration | None:

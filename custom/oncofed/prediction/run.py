@@ -154,4 +154,5 @@ def _settings(model: TrainedModel, options: Options, checks: TrustChecks) -> dic
         "members": list(checks.members),
         "temperature": model.temperature,
         "thresholds": model.thresholds,
+        "temperatures": model.temperatures,
     }

@@ -5,6 +5,8 @@ Figures of classes and further ones rest on at least five patients each.
 A mean over all patients leaves as the site's policy says. Together with it another figure could reveal fewer patients
 than are behind either: then that figure stays, too.
 
+A figure that depends on a threshold leaves for one model of a job, by the thresholds that it chose.
+
 The mean of a job with targets is one of other figures. It is made of those that leave, and tells nothing beside them.
 """
 
@@ -137,6 +139,18 @@ def withhold_evaluation(numbers: Mapping[str, Any], minimum: int, parts: Parts =
     }
 
 
+def without_thresholded(numbers: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Return an evaluation without figures that depend on a threshold; see ``Metric.thresholded``.
+
+    Args:
+        numbers: as ``evaluation_numbers`` makes them.
+        metrics: that the job's task declares.
+    """
+    kept = {name for name in numbers["more"] if not ((found := _declared(name, metrics)) and found.thresholded)}
+    patients = {**numbers["patients"], "more": _of(kept, numbers["patients"]["more"])}
+    return {**numbers, "more": _of(kept, numbers["more"]), "patients": patients}
+
+
 def is_evaluation(
     value: Any,
     classes: Sequence[str],
@@ -245,10 +259,8 @@ def _is_figure(name: Any, value: Any, told: Mapping[str, Any], metrics: Sequence
 
     Its class must have been sent.
     """
-    kind, dot, of = str(name).partition(".")
-    # A metric of one target alone has the target in its name.
-    declared = {(name, False), (kind, bool(dot))}
-    metric = next((metric for metric in metrics if (metric.name, metric.per_class) in declared), None)
+    _, dot, of = str(name).partition(".")
+    metric = _declared(name, metrics)
     return (
         metric is not None
         and (not dot or of in told)
@@ -256,6 +268,14 @@ def _is_figure(name: Any, value: Any, told: Mapping[str, Any], metrics: Sequence
         and metric.admits(value)
         and (math.isnan(value) or value == round_figure(value))
     )
+
+
+def _declared(name: Any, metrics: Sequence[Metric]) -> Metric | None:
+    """Return the metric of which a figure is."""
+    kind, dot, _ = str(name).partition(".")
+    # A metric of one target alone has the target in its name.
+    declared = {(name, False), (kind, bool(dot))}
+    return next((metric for metric in metrics if (metric.name, metric.per_class) in declared), None)
 
 
 def _is_count(value: Any, most: int) -> bool:

@@ -100,7 +100,7 @@ def check_numbers(
     parts = _parts(targets)
     of_patients: dict[str, Check] = {
         "pooled": lambda value: is_pooled(value, classes, most, targets),
-        "temperature": lambda value: is_temperature_sums(value, most),
+        "temperature": lambda value: is_temperature_sums(value, most, targets),
         "paired": lambda value: is_paired(value, most),
     }
     _check(

@@ -57,14 +57,40 @@ def is_pooled(
     return is_classification(value, classes, most)
 
 
-def is_temperature_sums(value: Any, most: int = MOST_PATIENTS) -> bool:
+def is_temperature_sums(value: Any, most: int = MOST_PATIENTS, targets: Mapping[str, TargetSums] = NO_TARGETS) -> bool:
     """Return whether a value is a valid ``Task.temperature_sums`` result."""
+    if targets:
+        return (
+            isinstance(value, Mapping)
+            and set(value) == {"patients", "targets"}
+            and is_patients(value["patients"], most)
+            and are_named(value["targets"], list(targets))
+            and all(
+                _are_temperatures(of_target, targets[name].tempered, value["patients"])
+                for name, of_target in value["targets"].items()
+            )
+        )
     if not isinstance(value, Mapping) or set(value) != {"patients", "log_loss"}:
         return False
     patients, sums = value["patients"], value["log_loss"]
     if not is_patients(patients, most) or not isinstance(sums, list) or len(sums) != len(TEMPERATURES):
         return False
     return all(is_sum(one, 0, LARGEST_LOSS * patients, 1) for one in sums)
+
+
+def _are_temperatures(value: Any, parts: Sequence[str], most: int) -> bool:
+    """Return whether a value is one target's part of ``Task.temperature_sums``."""
+    return (
+        isinstance(value, Mapping)
+        and set(value) == {"patients", "parts"}
+        and is_patients(value["patients"], most)
+        and is_part(value["patients"], most)
+        and are_named(value["parts"], parts)
+        and all(
+            is_temperature_sums(one, value["patients"]) and is_part(one["patients"], value["patients"])
+            for one in value["parts"].values()
+        )
+    )
 
 
 def is_paired(value: Any, most: int = MOST_PATIENTS) -> bool:
@@ -96,6 +122,22 @@ def keep_back_small(numbers: dict[str, Any], minimum: int, targets: Mapping[str,
         if name in numbers and numbers[name]["patients"] < minimum:
             del numbers[name]
             changed = True
+    curves = numbers.get("temperature")
+    if curves and "targets" in curves and minimum > LEAST_PATIENTS:
+        kept = {
+            name: {
+                **one,
+                "parts": {
+                    n: p
+                    for n, p in one["parts"].items()
+                    if is_part(p["patients"], one["patients"], minimum) and p["patients"] >= minimum
+                },
+            }
+            for name, one in curves["targets"].items()
+            if one["patients"] >= minimum and is_part(one["patients"], curves["patients"], minimum)
+        }
+        changed = changed or kept != curves["targets"]
+        numbers["temperature"] = {**curves, "targets": kept}
     pooled = numbers.get("pooled")
     if pooled is None or minimum <= LEAST_PATIENTS:
         return changed

@@ -210,6 +210,11 @@ def _calibration(scores: Quantitative) -> list[str]:
     if found.log_loss:
         rows.append(("Log loss", f"{found.log_loss[0]:.3f} before, {found.log_loss[1]:.3f} after"))
     rows += [
+        (f"Temperature of {', '.join(filter(None, (target, name)))}", f"{value:.3g}")
+        for target, of_target in found.temperatures.items()
+        for name, value in of_target.items()
+    ]
+    rows += [
         (f"Threshold of {target}, {name}", f"{threshold:.3g}")
         for target, of_target in found.thresholds.items()
         for name, threshold in of_target.items()

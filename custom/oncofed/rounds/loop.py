@@ -324,7 +324,8 @@ class RoundLoop:
 
     def _calibrate(self, model: Weights, number: int) -> None:
         """Calibrate a classifier, or choose thresholds, on the sites' validation patients."""
-        if self._task.label_kind == "class" or self._task.chooses_thresholds:
+        task = self._task
+        if task.label_kind == "class" or task.chooses_thresholds or task.learns_temperatures:
             numbers = self._score(model, number, "validation", SumsAsked()).numbers
             self._keep_calibration(calibration_of(numbers, sums_that_may_leave(self._plan.task)))
 
@@ -335,7 +336,7 @@ class RoundLoop:
         """
         against = self._model.against()
         known = self._calibration
-        asked = SumsAsked(known.temperature, known.thresholds) if known else SumsAsked()
+        asked = SumsAsked(known.temperature, known.thresholds, known.temperatures) if known else SumsAsked()
         numbers = self._score(weights, number, "test", asked, keep=not self._evaluate_only).numbers
         targets = sums_that_may_leave(self._plan.task)
         margin = self._federation.evaluation.margin

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from oncofed.tasks.calibration import Calibration, learned
+from oncofed.tasks.calibration import Calibration, learned, tempered_threshold
 from oncofed.tasks.differences import Difference, Part, combined_difference
 from oncofed.tasks.over_sites import PooledTest, pooled_test
 from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
@@ -39,10 +39,43 @@ def calibration_of(
     sums = {name: [one["targets"][name] for one in pooled.values() if name in one["targets"]] for name in targets}
     chosen = {name: target.thresholds(sums[name]) for name, target in targets.items() if sums[name]}
     thresholds = {name: of_target for name, of_target in chosen.items() if of_target}
-    if not thresholds:
-        return learned(_part(answers, "temperature"))
-    patients = sum(one["patients"] for one in pooled.values())
-    return Calibration(patients=patients, sites=sorted(pooled), thresholds=thresholds)
+    curves = _part(answers, "temperature")
+    if not targets:
+        return learned(curves)
+    temperatures = _temperatures(curves, targets)
+    if not thresholds and not temperatures:
+        return None
+    told = curves | pooled
+    return Calibration(
+        patients=sum(one["patients"] for one in told.values()),
+        sites=sorted(told),
+        temperatures=temperatures,
+        thresholds={
+            target: {
+                name: tempered_threshold(value, temperatures.get(target, {}).get(name, 1.0))
+                for name, value in of_target.items()
+            }
+            for target, of_target in thresholds.items()
+        },
+    )
+
+
+def _temperatures(
+    curves: Mapping[str, Mapping[str, Any]], targets: Mapping[str, TargetSums]
+) -> dict[str, dict[str, float]]:
+    """Return target -> part -> temperature, of those that all sites' validation patients tell."""
+    found: dict[str, dict[str, float]] = {}
+    for name, target in targets.items():
+        for part in target.tempered:
+            of_sites = {
+                site: one["targets"][name]["parts"][part]
+                for site, one in curves.items()
+                if part in one["targets"].get(name, {"parts": {}})["parts"]
+            }
+            known = learned(of_sites)
+            if known and known.temperature is not None:
+                found.setdefault(name, {})[part] = known.temperature
+    return found
 
 
 def together(

@@ -1,4 +1,4 @@
-"""Temperature scaling of a classifier.
+"""Temperature scaling of a classifier, and of targets that are classes or findings.
 
 Guo et al., ICML 2017: one temperature divides the logits.
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ _SMALLEST = 1e-300
 
 
 class Calibration(StrictModel):
-    """``calibration.json``: a model's temperature or thresholds."""
+    """``calibration.json``: a model's temperatures and thresholds."""
 
     schema_: Literal[1] = Field(1, alias="schema")
     temperature: float | None = Field(
@@ -45,9 +45,13 @@ class Calibration(StrictModel):
     log_loss: tuple[float, float] | None = Field(
         None, description="mean over these patients without temperature, and with it"
     )
+    temperatures: dict[str, dict[str, Annotated[float, Field(gt=0)]]] = Field(
+        {},
+        description='target -> finding ("" of a class) -> what its logits are divided by',
+    )
     thresholds: dict[str, dict[str, float]] = Field(
         {},
-        description="target -> finding -> threshold of the best F1 over these patients",
+        description="target -> finding -> threshold of the best F1 over these patients, of calibrated probabilities",
     )
     before: Reliability | None = Field(None, description="of the test patients, without temperature")
     after: Reliability | None = Field(None, description="the same with it")
@@ -91,6 +95,12 @@ def tempered(probabilities: NDArray[np.float64], temperature: float) -> NDArray[
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     found: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
     return found
+
+
+def tempered_threshold(threshold: float, temperature: float) -> float:
+    """Return the threshold of tempered probabilities that divides patients as one of probabilities does."""
+    odds = np.log(max(threshold, _SMALLEST)) - np.log(max(1 - threshold, _SMALLEST))
+    return float(1 / (1 + np.exp(-odds / temperature))) if 0 < threshold < 1 else threshold
 
 
 def log_losses(probabilities: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -35,7 +35,7 @@ from oncofed.tasks.site_sums import classification_sums, grouped
 
 _FURTHER = (
     Metric("auprc", "average precision (AUPRC)"),
-    Metric("balanced_accuracy"),
+    Metric("balanced_accuracy", thresholded=True),
     Metric("calibration_error"),
 )
 _BINS = 10

@@ -126,6 +126,8 @@ def curves_of(
         device: where the network is.
         random: draws random tiles.
     """
+    if "bags" not in prepared:
+        return None
     whole = task.infer(network, prepared, device)
     before, tiles = task.shares(whole), len(prepared["bags"])
     if getattr(whole, "attention", None) is None or tiles < 2 or not before:

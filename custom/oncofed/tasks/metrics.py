@@ -23,6 +23,8 @@ class Metric:
         per_class: each class has its own value.
         unit: of the values; empty: none.
         bounds: least and greatest value.
+        thresholded: it counts answers on one side of a threshold. A model whose outputs are shifted moves one answer
+            after another over it, and the figures would tell them: it leaves a site for the job's tested model alone.
 
     Example:
         >>> distance = Metric("hd95_mm", "95 % Hausdorff distance", per_class=True, unit="mm", bounds=(0, 100_000))
@@ -35,6 +37,7 @@ class Metric:
     per_class: bool = False
     unit: str = ""
     bounds: tuple[float, float] = (0.0, 1.0)
+    thresholded: bool = False
 
     @property
     def label(self) -> str:

@@ -108,6 +108,10 @@ class TargetSums(Protocol):
             None where nothing is left.
         """
 
+    @property
+    def tempered(self) -> tuple[str, ...]:
+        """Parts with a temperature of their own: findings, "" of a class; none of other kinds."""
+
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
         """Return the figures over all sites; None: they cannot be known.
 

@@ -78,6 +78,18 @@ class ScoringTask(PatientStatistics[Outcome]):
             thresholds: target -> member -> threshold.
         """
 
+    @property
+    def learns_temperatures(self) -> bool:
+        """Whether sums over validation patients tell temperatures of targets."""
+        return False
+
+    def use_temperatures(self, temperatures: Mapping[str, Mapping[str, float]]) -> None:
+        """Divide targets' logits by temperatures; a task without targets has none.
+
+        Args:
+            temperatures: target -> member, or "" -> temperature.
+        """
+
     def scoring_preparation(self) -> Preparation | None:
         """Return the preparation of a case for ``evaluate_case``.
 

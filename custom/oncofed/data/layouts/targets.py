@@ -12,11 +12,12 @@ from oncofed.data.layouts.tables import Row, Table, read_table
 from oncofed.data.target_columns import TableTargets
 from oncofed.data.target_columns.base import ReadTarget
 from oncofed.data.target_columns.cells import is_unknown
-from oncofed.data.target_columns.dates import hold_dates, read_dates
+from oncofed.data.target_columns.dates import DAYS, days_since_first, hold_dates, read_dates
 from oncofed.data.target_columns.section import SplitByDate
 from oncofed.errors import DataError
 
 _LOOKED_FOR = "looked_for"
+_DATE = "date"  # of the examination
 
 
 def read_with_targets(path: Path, wanted: TableTargets | None) -> Table:
@@ -53,13 +54,15 @@ def read_with_targets(path: Path, wanted: TableTargets | None) -> Table:
     if wanted and wanted.split:
         used.add(wanted.split.column)
         splits = _splits(path, table, wanted.split, faults)
+    days = days_since_first(_examined(path, table, wanted))
     dates = _with_dates(table, used)
-    gone = used | set(dates) | {_LOOKED_FOR}
+    gone = used | set(dates) | {_LOOKED_FOR, *([_DATE] if days else [])}
     kept = [
         replace(
             row,
             cells={column: text for column, text in row.cells.items() if column not in gone}
-            | ({"split": splits[row.line]} if row.line in splits else {}),
+            | ({"split": splits[row.line]} if row.line in splits else {})
+            | ({DAYS: days[row.line]} if row.line in days else {}),
             fault=row.fault or "; ".join(faults.get(row.line, ())),
             targets={name: one.values[row.line] for name, one in read.items() if row.line in one.values},
             looked_for=_names(row.cells.get(_LOOKED_FOR, "")),
@@ -68,6 +71,7 @@ def read_with_targets(path: Path, wanted: TableTargets | None) -> Table:
     ]
     declared = {name: one.declared for name, one in read.items()}
     columns = [column for column in table.columns if column not in gone] + (["split"] if splits else [])
+    columns += [DAYS] if days and DAYS not in columns else []
     return Table(columns, kept, declared, dates)
 
 
@@ -143,6 +147,24 @@ def _splits(path: Path, table: Table, by: SplitByDate, faults: dict[int, list[st
         else:
             latest[patients[line]] = max(day, latest.get(patients[line], day))
     return {line: by.split(latest[patients[line]]) for line in patients if patients[line] in latest}
+
+
+def _examined(path: Path, table: Table, wanted: TableTargets | None) -> Mapping[int, date | None]:
+    """Return line -> date of the examination; empty where no column says it beyond doubt.
+
+    Raises:
+        DataError: the column that the user names may be read in two ways.
+    """
+    named = wanted is not None and _DATE in wanted.columns
+    by = wanted.split if wanted and not named else None
+    column = by.column if by else _DATE
+    cells = [(row.line, text) for row in table.rows if not is_unknown(text := row.cells.get(column, ""))]
+    try:
+        return read_dates(cells, column, by.dates if by else "")
+    except DataError as error:
+        if named:
+            raise DataError(f"{path}: columns: date: {error}") from None
+        return {}
 
 
 def _contradictions(read: ReadTarget, rows: Mapping[int, Row]) -> dict[int, str]:

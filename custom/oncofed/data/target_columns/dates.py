@@ -14,6 +14,8 @@ from oncofed.data.target_columns.cells import shown
 from oncofed.errors import DataError
 
 EXCEL = "excel"
+# A case's tag: days since the table's first date of examination.
+DAYS = "days_since_first"
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _TOKENS = {"YYYY": r"(?P<y>\d{4})", "MMM": r"(?P<n>[A-Za-z]{3,9})\.?", "MM": r"(?P<m>\d{1,2})", "DD": r"(?P<d>\d{1,2})"}
 _TIME = r"(?:[T ]\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?: ?[AaPp][Mm])?(?:Z|[-+]\d{2}:?\d{2})?)?"
@@ -101,6 +103,13 @@ def read_dates(cells: Sequence[tuple[int, str]], column: str, said: str = "") ->
             f"which. Say it: dates: {best[0]}"
         )
     return {line: _read(text, best[0]) for line, text in cells}
+
+
+def days_since_first(days: Mapping[int, date | None]) -> dict[int, str]:
+    """Return line -> days since the first date, of those that have one."""
+    known = {line: day for line, day in days.items() if day is not None}
+    first = min(known.values(), default=None)
+    return {line: str((day - first).days) for line, day in known.items()} if first else {}
 
 
 def check_format(said: str) -> str:

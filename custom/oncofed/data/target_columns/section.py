@@ -32,7 +32,7 @@ _EXPECTED = (
 OneTarget = Annotated[
     ClassColumn | FindingColumns | GradeColumn | ValueColumn | FollowUpColumns, Field(discriminator="kind")
 ]
-Meaning = Literal["image", "label", "patient", "study", "series", "split", "modality", "looked_for"]
+Meaning = Literal["image", "label", "patient", "study", "series", "split", "modality", "looked_for", "date"]
 
 
 class SplitByDate(StrictModel):

@@ -25,6 +25,7 @@ from oncofed.messages.compression import ReceivedUpdate, travelling_bytes
 from oncofed.messages.results import CombineResult, EvaluateResult, Result, SiteFacts, TrainResult
 from oncofed.models.weights import Digest, Weights, sum_of_squares
 from oncofed.privacy.covariates import withhold_sums
+from oncofed.privacy.evaluations import without_thresholded
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
@@ -85,7 +86,7 @@ class OutboundPolicy:
         self._like: Weights = layout.sent
         self._extra: Weights = self._algorithm.from_clients(layout)
         self._usual = UsualUpdates(policy.leaves.largest_norm)
-        self._sums_sent = 0
+        self._sums_sent = self._thresholded_sent = 0
         # Most cases to score a model on, as the site reported first; unknown to a later process of the job.
         self._most_cases: int | None = None
 
@@ -129,7 +130,10 @@ class OutboundPolicy:
         self._check_numbers(result.numbers, sums=True)
         numbers = self._without_extra_sums(result.numbers)
         withheld = withhold(numbers, self._leaves.minimum_patients, self._targets)
-        changed = withheld or numbers.keys() != result.numbers.keys()
+        told = self._without_thresholded(numbers)
+        self._thresholded_sent += told != numbers
+        numbers = numbers if self._thresholded_sent <= _MOST_SUMS else told
+        changed = withheld or numbers != dict(result.numbers)
         return Approved(EvaluateResult(numbers) if changed else result, {})
 
     @_check.register
@@ -137,8 +141,8 @@ class OutboundPolicy:
         self._check_numbers(result.numbers)
         _check_count(result.cases)
         _check_count(result.steps)
-        numbers = dict(result.numbers)
-        if withhold(numbers, self._leaves.minimum_patients, self._targets):
+        numbers = self._without_thresholded(result.numbers)
+        if withhold(numbers, self._leaves.minimum_patients, self._targets) or numbers != dict(result.numbers):
             result = replace(result, numbers=numbers)
         if not self._algorithm.schedule.reaches_server and not result.delta and not result.extra:
             return Approved(result, {})
@@ -178,6 +182,11 @@ class OutboundPolicy:
         if self._leaves.pooled_figures and self._sums_sent <= _MOST_SUMS:
             return dict(numbers)
         return {name: value for name, value in numbers.items() if name not in sums}
+
+    def _without_thresholded(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return numbers without figures by a threshold, which many models would turn into answers."""
+        evaluations = {name: numbers[name] for name in ("evaluation", "personal") if numbers.get(name)}
+        return {**numbers, **{name: without_thresholded(one, self._metrics) for name, one in evaluations.items()}}
 
     def _check_update(self, update: ReceivedUpdate, largest: int) -> dict[str, Any]:
         """Check an update's size, norm and direction.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from oncofed.models.answers import TargetAnswer
+from oncofed.models.answers import Step, TargetAnswer
 from oncofed.models.answers import in_words as asked
 from oncofed.models.bundle.expressions import Config, plain
 
@@ -79,6 +80,24 @@ def use_thresholds(config: Config, thresholds: Mapping[str, Mapping[str, float]]
         if known and verdict:
             named = zip(verdict["names"], verdict["thresholds"], strict=True)
             verdict["thresholds"] = [known.get(name, usual) for name, usual in named]
+
+
+def use_temperatures(config: Config, temperatures: Mapping[str, Mapping[str, float]]) -> None:
+    """Let a bundle's targets divide their logits; see ``use_thresholds``.
+
+    Args:
+        config: its ``inference.json``; one without targets stays.
+        temperatures: target -> finding, or "" of a class -> temperature.
+    """
+    for target in config.get("targets", ()):
+        known = {plain(name): value for name, value in temperatures.get(target["name"], {}).items()}
+        if not known or not target["verdict"]:
+            continue
+        names = [""] if "" in known else target["verdict"]["names"]
+        step = _escaped(asdict(Step("affine", scale=tuple(1 / known.get(name, 1.0) for name in names))))
+        # Of a model that was read with its calibration the first step is one already.
+        rest = target["steps"][1:] if target["steps"][0]["operation"] == "affine" else target["steps"]
+        target["steps"] = [step, *rest]
 
 
 def described(targets: Sequence[TargetAnswer]) -> Config:

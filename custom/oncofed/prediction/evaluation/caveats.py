@@ -17,7 +17,10 @@ _NEW = "their scores say nothing of new patients"
 
 
 def of_calibration(model: TrainedModel) -> list[str]:
-    """Return the temperature a classification was scored with."""
+    """Return the temperatures a classification, or targets, were scored with."""
+    if model.temperatures:
+        names = [".".join(filter(None, (name, part))) for name, of in model.temperatures.items() for part in of]
+        return [f"probabilities of {', '.join(names)} are calibrated by the model's temperatures"]
     if model.task.label_kind != "class":
         return []
     if model.temperature is None:

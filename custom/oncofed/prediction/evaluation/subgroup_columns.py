@@ -21,13 +21,14 @@ from oncofed.data.case_checks import known_facts
 from oncofed.data.composition import hashed_key
 from oncofed.data.grouping import counted
 from oncofed.data.label_mapping import IGNORED, name_key
-from oncofed.data.layouts.tables import Row, read_table
+from oncofed.data.layouts.tables import Row, Table, read_table
 from oncofed.data.layouts.written import Files, without_zeros
 from oncofed.data.manifest import SALT_FILE, Entry
 from oncofed.errors import DataError, SpecError
 
 _CASE_KEYS = ("case", "image", "file")
-_KEYS = (*_CASE_KEYS, "study", "patient")
+# Columns that name cases, the narrowest first.
+KEYS = (*_CASE_KEYS, "study", "patient")
 _MISSING_VALUES = frozenset({"", "-", "?", "na", "n/a", "nan", "none", "null", "unknown", "unbekannt"})
 # Thickest slices that count as thin: thin-section CT (MacMahon et al., Radiology 2017: 1.5 mm).
 _THIN_MM = 1.5
@@ -181,36 +182,66 @@ def table_columns(path: Path, cases: Sequence[Case], folder: Path) -> tuple[dict
         DataError: it is no table, lacks a key column, contradicts itself, or names none of the cases.
     """
     table = read_table(path)
-    keys = [key for key in _KEYS if key in table.columns]
+    for row in table.rows:
+        if row.fault:
+            raise DataError(f"{path}: {row.fault}.")
+    rows, unmatched = rows_of_cases(path, table, cases, folder)
+    columns: dict[str, Values] = {}
+    for column in table.columns:
+        if column and column not in KEYS:
+            columns[column] = {case: text for case, own in rows.items() if (text := agreed(own, column, path))}
+    return columns, unmatched
+
+
+def rows_of_cases(
+    path: Path, table: Table, cases: Sequence[Case], folder: Path, least: int = 1
+) -> tuple[dict[str, list[Row]], int]:
+    """Return the rows of each case that a table names, and how many rows name none.
+
+    Args:
+        path: of the table, for messages.
+        table: with a column case (or image, file), study or patient; a row belongs to the narrowest that it names.
+        cases: to find in the table.
+        folder: of their dataset, whose salt hashes patients.
+        least: rows that have to name a case.
+
+    Raises:
+        DataError: it lacks a key column, or fewer rows name a case.
+    """
+    keys = [key for key in KEYS if key in table.columns]
     if not keys:
         seen = ", ".join(column or "(no name)" for column in table.columns[:12]) or "(none)"
         raise DataError(f"{path}: found the columns {seen}; expected one of case, image, study or patient.")
     names = _Names(cases, folder)
-    columns: dict[str, Values] = {column: {} for column in table.columns if column and column not in keys}
-    lines: dict[tuple[str, str], int] = {}
+    found: dict[str, list[Row]] = defaultdict(list)
     unmatched = 0
     for row in table.rows:
-        if row.fault:
-            raise DataError(f"{path}: {row.fault}.")
         named = names.of(row, keys)
         unmatched += not named
         for case in named:
-            for column, values in columns.items():
-                text = row.cells.get(column, "")
-                before = values.setdefault(case, text) if text else text
-                if before != text:
-                    raise DataError(
-                        f"{path}: lines {lines[case, column]} and {row.line} say another {column} each of one case. "
-                        "Correct the table"
-                    )
-                lines.setdefault((case, column), row.line)
-    if table.rows and unmatched == len(table.rows):
+            found[case].append(row)
+    if table.rows and len(table.rows) - unmatched < least:
         raise DataError(
             f"{path}: none of its {counted(unmatched, 'row')} names a case of {folder}. Its column {keys[0]} says such "
             f"as {next((row.cells.get(keys[0]) for row in table.rows), '')!r}; the cases are called such as "
             f"{cases[0].name!r}"
         )
-    return columns, unmatched
+    return dict(found), unmatched
+
+
+def agreed(rows: Sequence[Row], column: str, path: Path) -> str:
+    """Return what the rows of one case say in a column; empty where nothing.
+
+    Raises:
+        DataError: they say different things.
+    """
+    said = [(row.line, text) for row in rows if (text := row.cells.get(column, ""))]
+    for line, text in said[1:]:
+        if text != said[0][1]:
+            raise DataError(
+                f"{path}: lines {said[0][0]} and {line} say another {column} each of one case. Correct the table"
+            )
+    return said[0][1] if said else ""
 
 
 class _Names:
@@ -222,8 +253,11 @@ class _Names:
         self._by_key: dict[tuple[str, str], list[str]] = defaultdict(list)
         for case in cases:
             entry = case.entry
-            for path in filter(None, [entry.source if entry else None, *(entry.images if entry else []), case.name]):
-                self._by_file.setdefault(path, case.name)
+            # The slides of a patient may be one case.
+            for part in (case, *case.parts):
+                own = part.entry
+                for path in filter(None, [own.source if own else None, *(own.images if own else []), part.name]):
+                    self._by_file.setdefault(path, case.name)
             self._by_key["patient", case.patient].append(case.name)
             if entry and entry.study:
                 self._by_key["study", entry.study].append(case.name)

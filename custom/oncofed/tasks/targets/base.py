@@ -121,6 +121,8 @@ class TargetHead(ABC, Generic[Target]):
         metrics: further figures; ``per_class`` ones are of members.
         chooses_thresholds: members have thresholds, chosen by sums over validation patients.
         known_thresholds: member -> threshold of its probability, if known.
+        known_temperatures: member, or "" of the target -> temperature of its logits, if known.
+        learns_temperatures: ``temperature_sums`` may tell temperatures.
     """
 
     Settings: ClassVar[type[TargetSettings]]
@@ -128,6 +130,8 @@ class TargetHead(ABC, Generic[Target]):
     metrics: ClassVar[tuple[Metric, ...]] = ()
     chooses_thresholds: ClassVar[bool] = False
     known_thresholds: Mapping[str, float] = MappingProxyType({})
+    known_temperatures: Mapping[str, float] = MappingProxyType({})
+    learns_temperatures: ClassVar[bool] = False
 
     def __init__(self, settings: Target) -> None:
         self.settings = settings
@@ -281,6 +285,29 @@ class TargetHead(ABC, Generic[Target]):
             thresholds: by member; empty: none are known.
         """
         self.known_thresholds = dict(thresholds)
+
+    @property
+    def tempered(self) -> tuple[str, ...]:
+        """Parts with a temperature of their own; see ``known_temperatures``."""
+        return ()
+
+    def temperature_sums(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> dict[str, dict[str, Any]]:
+        """Return what ``calibration.temperature_sums`` makes of each part that enough patients state.
+
+        See ``figures`` for the arguments; answers are without temperature.
+        """
+        del answers, truths, patients
+        return {}
+
+    def use_temperatures(self, temperatures: Mapping[str, float]) -> None:
+        """Divide logits by temperatures.
+
+        Args:
+            temperatures: by part; empty: none are known.
+        """
+        self.known_temperatures = dict(temperatures)
 
     def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
         """Return one case's answer by name, for people; ``answer`` is what it says in words."""

@@ -114,9 +114,9 @@ class GradeHead(TargetHead[GradeTarget]):
     def declared_metrics(self) -> tuple[Metric, ...]:
         """Accuracy, error in grades, and AUROC of at least each grade."""
         return (
-            Metric("accuracy"),
-            Metric("within_one", "share within one grade"),
-            Metric("mae_grades", "mean absolute error", unit="grades", bounds=(0, self.outputs)),
+            Metric("accuracy", thresholded=True),
+            Metric("within_one", "share within one grade", thresholded=True),
+            Metric("mae_grades", "mean absolute error", unit="grades", bounds=(0, self.outputs), thresholded=True),
             *(
                 Metric(f"auroc_from_{number}", f"AUROC of at least {name}")
                 for number, name in enumerate(self.settings.grades[1:], 1)

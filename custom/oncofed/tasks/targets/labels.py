@@ -18,6 +18,7 @@ from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
 from oncofed.errors import DataError
 from oncofed.models.answers import Step, Told, Verdict, told_probabilities
 from oncofed.suppression import LEAST_PATIENTS
+from oncofed.tasks.calibration import temperature_sums
 from oncofed.tasks.classification import ranking_scores
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled import Ranking, Reliability, best_threshold, f1_at
@@ -100,19 +101,24 @@ class LabelsHead(TargetHead[LabelsTarget]):
     """Binary cross-entropy of each finding; scored by the mean AUROC.
 
     The mean is over findings that some cases have and some have not. The threshold of a finding is that of the best F1
-    over the validation patients of all sites, 0.5 if unknown. Federated calibration is not there: probabilities are as
-    the network gives them.
+    over the validation patients of all sites, 0.5 if unknown; so is the temperature that divides its logit.
     """
 
     Settings: ClassVar[type[TargetSettings]] = LabelsTarget
     primary: ClassVar[Metric] = Metric("auroc", "AUROC")
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("auprc", "average precision (AUPRC)"),
-        Metric("f1", "F1"),
+        Metric("f1", "F1", thresholded=True),
         Metric("auprc", "average precision (AUPRC)", per_class=True),
-        Metric("f1", "F1", per_class=True),
+        Metric("f1", "F1", per_class=True, thresholded=True),
     )
     chooses_thresholds: ClassVar[bool] = True
+    learns_temperatures: ClassVar[bool] = True
+
+    @property
+    def tempered(self) -> tuple[str, ...]:
+        """Each finding."""
+        return self.settings.findings
 
     @property
     def outputs(self) -> int:
@@ -140,7 +146,8 @@ class LabelsHead(TargetHead[LabelsTarget]):
     @property
     def steps(self) -> tuple[Step, ...]:
         """To the probability of each finding."""
-        return (Step("sigmoid"),)
+        scale = tuple(1 / self.known_temperatures.get(name, 1.0) for name in self.settings.findings)
+        return (*([Step("affine", scale=scale)] if self.known_temperatures else []), Step("sigmoid"))
 
     @property
     def told(self) -> tuple[Told, ...]:
@@ -201,6 +208,19 @@ class LabelsHead(TargetHead[LabelsTarget]):
             if sums and is_part(sums["patients"], people):
                 found[name] = without_telling_rows(sums, 2)
         return {"patients": people, "findings": found} if found else None
+
+    def temperature_sums(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> dict[str, dict[str, Any]]:
+        """Return sums of each finding that at least five patients have, and five have not."""
+        found, people = {}, len(set(patients))
+        for name, number in zip(self.settings.findings, range(self.outputs), strict=True):
+            probabilities, labels, keys = self._of_finding(name, answers, truths, patients)
+            sides = [patients_where(truths[:, number] == value, patients) for value in (0, 1)]
+            sums = temperature_sums(probabilities, labels, keys)
+            if sums and min(map(len, sides)) >= LEAST_PATIENTS and is_part(sums["patients"], people):
+                found[name] = sums
+        return found
 
     def is_site_sums(self, value: Any, most: int) -> bool:
         """Return whether a value has their form."""

@@ -16,6 +16,8 @@ from oncofed.data.label_mapping import name_key
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
 from oncofed.errors import DataError
 from oncofed.models.answers import Step, Told, Verdict, told_probabilities
+from oncofed.suppression import LEAST_PATIENTS
+from oncofed.tasks.calibration import temperature_sums
 from oncofed.tasks.classification import class_scores
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
@@ -61,16 +63,19 @@ class ClassTarget(TargetSettings):
 class ClassHead(TargetHead[ClassTarget]):
     """Cross-entropy over classes; scored by AUROC.
 
-    Federated calibration is not there: a temperature is learned for tasks of one classification alone.
+    One temperature divides its logits, learned over the validation patients of all sites.
     """
 
     Settings: ClassVar[type[TargetSettings]] = ClassTarget
     primary: ClassVar[Metric] = Metric("auroc", "AUROC")
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("auprc", "average precision (AUPRC)"),
-        Metric("balanced_accuracy"),
+        Metric("balanced_accuracy", thresholded=True),
         Metric("calibration_error"),
     )
+
+    learns_temperatures: ClassVar[bool] = True
+    tempered: ClassVar[tuple[str, ...]] = ("",)
 
     @property
     def outputs(self) -> int:
@@ -92,7 +97,8 @@ class ClassHead(TargetHead[ClassTarget]):
     @property
     def steps(self) -> tuple[Step, ...]:
         """To the probability of each class."""
-        return (Step("softmax"),)
+        known = self.known_temperatures.get("")
+        return (*([Step("affine", scale=(1 / known,))] if known else []), Step("softmax"))
 
     @property
     def told(self) -> tuple[Told, ...]:
@@ -131,6 +137,15 @@ class ClassHead(TargetHead[ClassTarget]):
         """Return counts by predicted probability, and sums for calibration."""
         sums = classification_sums(answers, truths[:, 0].astype(np.int64), patients, self._names)
         return without_telling_rows(sums, self.outputs) if sums else None
+
+    def temperature_sums(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> dict[str, dict[str, Any]]:
+        """Return sums of all patients; none where one to four have a class."""
+        if any(0 < len(people) < LEAST_PATIENTS for people in self.kinds(truths, patients).values()):
+            return {}
+        sums = temperature_sums(answers, truths[:, 0].astype(np.int64), patients)
+        return {"": sums} if sums else {}
 
     def is_site_sums(self, value: Any, most: int) -> bool:
         """Return whether a value has their form."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -125,7 +126,7 @@ class TargetsTask(Task[TargetOutcome]):
                 for member in members:
                     name = figure_name(target.name, f"{metric.name}.{member}" if member else metric.name)
                     title = f"{metric.title or metric.name} of {' '.join(filter(None, (target.name, member)))}"
-                    found.append(Metric(name, title, unit=metric.unit, bounds=metric.bounds))
+                    found.append(replace(metric, name=name, title=title, per_class=False))
         return tuple(found)
 
     @classmethod
@@ -142,6 +143,26 @@ class TargetsTask(Task[TargetOutcome]):
     def chooses_thresholds(self) -> bool:
         """Whether some target has thresholds that validation patients choose."""
         return any(head.chooses_thresholds for head in self.heads.values())
+
+    @property
+    def learns_temperatures(self) -> bool:
+        """Whether some target has temperatures that validation patients tell."""
+        return any(head.learns_temperatures for head in self.heads.values())
+
+    def use_temperatures(self, temperatures: Mapping[str, Mapping[str, float]]) -> None:
+        """Divide the targets' logits by temperatures."""
+        for name, head in self.heads.items():
+            head.use_temperatures(temperatures.get(name, {}))
+
+    def temperature_sums(self, outcomes: Sequence[tuple[str, TargetOutcome]]) -> dict[str, Any] | None:
+        """Return sums to fit temperatures, by target and finding; a target that one to four lack is left out."""
+        found, everybody = {}, len({patient for patient, _ in outcomes})
+        for name, of_target in (self._told_of(outcomes) or {}).items():
+            sums = self.heads[name].temperature_sums(*of_target)
+            people = len(set(of_target[2]))
+            if sums and is_part(people, everybody):
+                found[name] = {"patients": people, "parts": sums}
+        return {"patients": everybody, "targets": found} if found else None
 
     def use_thresholds(self, thresholds: Mapping[str, Mapping[str, float]]) -> None:
         """Use thresholds of the targets' probabilities."""
