@@ -249,11 +249,12 @@ from pathlib import Path
 import torch
 from oncofed.client.sandboxed_process import accessible_paths
 from oncofed.sandbox import restrict_files
-from oncofed.tasks.encoder import Encoder, EncoderSpec, weights_file
 
-spec, folder = EncoderSpec(network="resnet18"), Path(sys.argv[1])
-restrict_files(*accessible_paths(folder / "data", folder / "state", [weights_file(spec)]))
-print(Encoder(spec, torch.device("cpu")).digest)
+folder, weights = map(Path, sys.argv[1:])
+restrict_files(*accessible_paths(folder / "data", folder / "state", [weights]))
+from oncofed.tasks.encoder import Encoder, EncoderSpec  # as a site's process does: libraries start threads
+
+print(Encoder(EncoderSpec(network="resnet18"), torch.device("cpu")).digest)
 try:
     print((folder / "encoders" / "uni.safetensors").read_bytes())
 except PermissionError:
@@ -269,10 +270,11 @@ def test_a_confined_process_reads_the_weights_of_its_jobs_encoder_and_no_others(
     save_file({n: v.contiguous() for n, v in weights_of(network).items()}, tmp_path / "model.safetensors")
     entry = find_entry("resnet18")
     loaded = load_encoder(entry, tmp_path / "model.safetensors")
-    keep_weights(entry, loaded).with_name("uni.safetensors").write_bytes(b"under another licence")
+    kept = keep_weights(entry, loaded)
+    kept.with_name("uni.safetensors").write_bytes(b"under another licence")
     for name in ("data", "state"):
         (tmp_path / name).mkdir()
-    done = subprocess.run([sys.executable, "-c", _READS, tmp_path], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", _READS, tmp_path, kept], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == [f"resnet18 {loaded.digest}", "refused"]
 
 
