@@ -266,6 +266,7 @@ def test_a_confined_process_reads_the_weights_of_its_jobs_encoder_and_no_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONCOFED_ENCODERS", str(tmp_path / "encoders"))
+    monkeypatch.setenv("USER", "somebody")  # MONAI looks the user up, where nothing says it
     network = build_network(NetworkRequest(ModelSpec(network="resnet18"), 3, 9, 2, (64, 64)), 1)
     save_file({n: v.contiguous() for n, v in weights_of(network).items()}, tmp_path / "model.safetensors")
     entry = find_entry("resnet18")
