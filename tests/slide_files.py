@@ -187,6 +187,37 @@ def drawn_slides(folder: Path, count: int, side: int = 640, seed: int = 0) -> Pa
     return folder
 
 
+def slides_with_spots(folder: Path, count: int, side: int = 320, points: bool = False) -> Path:
+    """Write slides of one tissue with dark discs, which QuPath's outlines or points say.
+
+    The discs are 28 pixels across, at one micron a pixel; each slide is of a patient of its own.
+    """
+    rng = np.random.default_rng(1)
+    folder.mkdir(parents=True)
+    for number in range(count):
+        pixels = np.full((side, side, 3), 243.0)
+        edge, radius = side // 8, 14
+        pixels[edge : side - edge, edge : side - edge] = (226, 160, 198)
+        y, x = np.mgrid[:side, :side] + 0.5
+        features, centres = [], list[tuple[int, int]]()
+        while len(centres) < 5:
+            place = rng.integers(edge + 20, side - edge - 20, 2)
+            if all(np.abs(place - other).max() > 40 for other in centres):
+                centres.append((int(place[0]), int(place[1])))
+        for at, down in centres:
+            pixels[np.hypot(x - at, y - down) < radius] = (92, 58, 138)
+            ring = [[float(p), float(q)] for p, q in _circle(at, down, radius)]
+            shape = (
+                {"type": "Point", "coordinates": [at, down]} if points else {"type": "Polygon", "coordinates": [ring]}
+            )
+            properties = {"objectType": "annotation", "classification": {"name": "spot"}}
+            features.append({"type": "Feature", "geometry": shape, "properties": properties})
+        tiled(folder / f"P{number}.tif", noisy(pixels, seed=number), 1.0, compression="jpeg")
+        text = json.dumps({"type": "FeatureCollection", "features": features})
+        (folder / f"P{number}.geojson").write_text(text, encoding="utf-8")
+    return folder
+
+
 def _box(left: float, top: float, right: float, bottom: float) -> list[list[float]]:
     return [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from oncofed.artifacts.provenance import write_provenance
 from oncofed.job.spec import parse_job
+from oncofed.models.weights import Weights
 from synthetic import JOB, write_job
 
 # Flat grey images in two classes.
@@ -59,10 +60,10 @@ seed: 3
 """
 
 
-def make_run(folder: Path, text: str = JOB) -> Path:
-    """Write a run's folder as ``job run`` leaves it."""
+def make_run(folder: Path, text: str = JOB, weights: Weights | None = None) -> Path:
+    """Write a run's folder as ``job run`` leaves it, with other weights if given."""
     job = parse_job(write_job(folder, text))
-    weights = job.plan().initial_weights()
+    weights = weights or job.plan().initial_weights()
     (folder / "model").mkdir()
     save_file(weights, folder / "model" / "model.safetensors")
     write_provenance(folder / "provenance.json", weights, {"job": job.name}, folder)

@@ -131,6 +131,40 @@ def moved(corners: Corners, matrix: NDArray[np.float64]) -> Corners:
     return np.concatenate([there.min(axis=2), there.max(axis=2)], axis=1) + 0.5
 
 
+def apart(
+    corners: Corners, scores: NDArray[np.float64], labels: NDArray[np.int64], overlap: float
+) -> NDArray[np.int64]:
+    """Return the numbers of boxes that overlap no likelier one of their class, the likeliest first.
+
+    Non-maximum suppression. Only boxes that touch are compared: there may be many.
+
+    Args:
+        corners: (box, 4), of a flat image.
+        scores: of each.
+        labels: of each.
+        overlap: greatest IoU of two that are kept.
+    """
+    import shapely  # noqa: PLC0415 - of the extra pathology
+
+    shapes = shapely.box(*corners.T)
+    one, other = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    pairs = (one != other) & (labels[one] == labels[other])
+    order = np.argsort(one[pairs], kind="stable")
+    one, other = one[pairs][order], other[pairs][order]
+    low, high = np.maximum(corners[one, :2], corners[other, :2]), np.minimum(corners[one, 2:], corners[other, 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=1)
+    areas = np.prod(corners[:, 2:] - corners[:, :2], axis=1)
+    same = shared > overlap * (areas[one] + areas[other] - shared)
+    one, other = one[same], other[same]
+    ends = np.searchsorted(one, np.arange(len(corners) + 1))
+    kept, dropped = [], np.zeros(len(corners), bool)
+    for number in np.argsort(-scores, kind="stable").tolist():
+        if not dropped[number]:
+            kept.append(number)
+            dropped[other[ends[number] : ends[number + 1]]] = True
+    return np.array(kept, np.int64)
+
+
 def painted(corners: Corners, shape: Sequence[int]) -> NDArray[np.int16]:
     """Return a map of the ellipsoids inscribed in boxes, by number from 1 on.
 

@@ -73,7 +73,29 @@ class Located(Unreferenced):
         return [self._labels]
 
 
-class BoxPatches(BatchSource):
+class ObjectBatches(BatchSource):
+    """Batches of patches with the boxes of their objects.
+
+    A sample holds image, objects (1, x, y[, z]) int16, each with a number from 1 on, and classes (object,) int64.
+    """
+
+    def together(self, parts: Sequence[Prepared]) -> Batch:
+        """Return samples as one batch, with as many places for objects as any has."""
+        most = max(1, *(len(part["classes"]) for part in parts))
+        classes = [torch.nn.functional.pad(part["classes"], (0, most - len(part["classes"]))) for part in parts]
+        batch = super().together([{name: part[name] for name in ("image", "objects")} for part in parts])
+        return {**batch, "classes": torch.stack(classes)}
+
+    def change(self, batch: Batch, generator: Generator) -> Batch:
+        """Return a batch after random augmentation, with the boxes of its objects."""
+        moved = self.augment(generator)({name: batch[name] for name in ("image", "objects")})
+        found = torch.stack([boxes_of(numbers, batch["classes"].shape[1]) for numbers in moved["objects"][:, 0]])
+        # An object that was turned out of the patch is none of its own.
+        classes = batch["classes"] * ~found.isnan().any(dim=2)
+        return {"image": moved["image"], "boxes": found, "classes": classes}
+
+
+class BoxPatches(ObjectBatches):
     """Patches for detection, half of them with an object near the centre.
 
     A batch holds image (batch, channel, x, y[, z]) float32, boxes (batch, most, 2 * axes) float32 in voxels of the
@@ -126,32 +148,25 @@ class BoxPatches(BatchSource):
             corner = centre - patch / 2 + (2 * places - 1) * _REACH * patch
         first = torch.minimum(corner.floor().clamp_min(0), shape - patch).int().tolist()
         window = (slice(None), *(slice(at, at + side) for at, side in zip(first, self.spec.patch, strict=True)))
-        objects = prepared["objects"][window]
-        numbers = torch.unique(objects)
-        numbers = numbers[numbers > 0]
-        # Numbers of the patch's own, from 1 on.
-        own = torch.zeros(len(around) + 1, dtype=torch.int16, device=objects.device)
-        own[numbers.long()] = torch.arange(1, len(numbers) + 1, dtype=torch.int16, device=objects.device)
-        classes = prepared["centres.classes"][numbers.long().cpu() - 1].to(image.device)
-        return {"image": image[window], "objects": own[objects.long()], "classes": classes}
-
-    def together(self, parts: Sequence[Prepared]) -> Batch:
-        """Return samples as one batch, with as many places for objects as any has."""
-        most = max(1, *(len(part["classes"]) for part in parts))
-        classes = [torch.nn.functional.pad(part["classes"], (0, most - len(part["classes"]))) for part in parts]
-        batch = super().together([{name: part[name] for name in ("image", "objects")} for part in parts])
-        return {**batch, "classes": torch.stack(classes)}
-
-    def change(self, batch: Batch, generator: Generator) -> Batch:
-        """Return a batch after random augmentation, with the boxes of its objects."""
-        moved = self.augment(generator)({name: batch[name] for name in ("image", "objects")})
-        found = torch.stack([boxes_of(numbers, batch["classes"].shape[1]) for numbers in moved["objects"][:, 0]])
-        # An object that was turned out of the patch is none of its own.
-        classes = batch["classes"] * ~found.isnan().any(dim=2)
-        return {"image": moved["image"], "boxes": found, "classes": classes}
+        return {"image": image[window], **own_objects(prepared["objects"][window], prepared["centres.classes"])}
 
     def _more_settings(self) -> list[Any]:
         return [self._labels]
+
+
+def own_objects(objects: Tensor, classes: Tensor) -> Prepared:
+    """Return a window's ``objects`` by numbers of its own, from 1 on, and their ``classes``.
+
+    Args:
+        objects: the window's part of a map, (1, x, y[, z]).
+        classes: of all objects of the map, by their numbers, (object,).
+    """
+    numbers = torch.unique(objects)
+    numbers = numbers[numbers > 0]
+    own = torch.zeros(len(classes) + 1, dtype=torch.int16, device=objects.device)
+    own[numbers.long()] = torch.arange(1, len(numbers) + 1, dtype=torch.int16, device=objects.device)
+    there = numbers.long().to(classes.device) - 1
+    return {"objects": own[objects.long()], "classes": classes[there].to(objects.device)}
 
 
 def boxes_of(numbers: Tensor, most: int) -> Tensor:

@@ -31,6 +31,10 @@ _VERSION = 1
 # Cells along a patch, among which its centre is chosen.
 _CELLS = 8
 _MOST_THREADS = 8
+NO_OUTLINES = "its objects are in a mask image, expected their outlines in a GeoJSON file"
+
+# Number of a patch, channels, and the part of it.
+Window = tuple[int, slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -79,29 +83,20 @@ class RegionPatches(BatchSource):
         Raises:
             DataError: the slide or its regions cannot be read, or nothing of them can be learned from.
         """
-        cutting, side = self._cutting, self._side
-        with SlideCanvas(case.image, self.spec, side) as canvas:
-            drawn = drawn_labels(case, canvas)
-            if cutting.objects and not isinstance(drawn, DrawnRegions):
-                raise DataError("its objects are in a mask image, expected their outlines in a GeoJSON file")
+        with SlideCanvas(case.image, self.spec, self._side) as canvas:
+            drawn = self._drawn(case, canvas)
             corners, of = self._places(case, canvas, drawn)
             mean, spread = canvas.scale
             with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
                 pixels = list(pool.map(lambda at: canvas.read(*at), corners))
-            marks, depths = [], []
-            for x, y in corners:
-                marks.append(self._as_job(case, drawn.window(x, y, side, side)).T)
-                if cutting.objects:
-                    assert isinstance(drawn, DrawnRegions)
-                    depths.append(object_distances(drawn.numbers(x, y, side, side).T).astype(np.float16))
-        prepared = {
+            maps = self._maps(case, drawn, corners)
+        return {
             "patches": torch.from_numpy(np.stack(pixels).transpose(0, 3, 2, 1).copy()),
-            "marks": torch.from_numpy(np.stack(marks)[:, None]),
             "of": torch.from_numpy(of),
             "mean": mean,
             "spread": spread,
+            **maps,
         }
-        return prepared | ({"depth": torch.from_numpy(np.stack(depths)[:, None])} if depths else {})
 
     def truth(self, case: Case) -> Prepared:
         """Return which classes were looked for on a slide."""
@@ -117,16 +112,9 @@ class RegionPatches(BatchSource):
 
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
         """Return a part of a patch whose centre is of a random class."""
-        of = prepared["of"]
-        there = torch.unique(of)
-        value = there[torch.randint(len(there), (), generator=generator)]
-        of_value = torch.nonzero(of == value).flatten()
-        number = int(of_value[torch.randint(len(of_value), (), generator=generator)])
-        spare = self._side - self.spec.patch[0] + 1
-        x, y = torch.randint(spare, (2,), generator=generator).tolist()
-        window = (number, slice(None), slice(x, x + self.spec.patch[0]), slice(y, y + self.spec.patch[0]))
+        window = self._window(prepared, generator)
         drawn = {
-            "image": scaled(prepared["patches"][window], (prepared["mean"], prepared["spread"])),
+            "image": self._image(prepared, window),
             "label": prepared["marks"][window],
         }
         if "depth" in prepared:
@@ -141,6 +129,42 @@ class RegionPatches(BatchSource):
     def _more_settings(self) -> list[Any]:
         return [_VERSION, *vars(self._cutting).values()]
 
+    def _drawn(self, case: Case, canvas: SlideCanvas) -> DrawnLabels:
+        """Return what was drawn on a slide.
+
+        Raises:
+            DataError: it cannot be read, or is of another kind than the job learns.
+        """
+        drawn = drawn_labels(case, canvas)
+        if self._cutting.objects and not isinstance(drawn, DrawnRegions):
+            raise DataError(NO_OUTLINES)
+        return drawn
+
+    def _maps(self, case: Case, drawn: DrawnLabels, corners: Sequence[tuple[int, int]]) -> Prepared:
+        """Return what lies on patches of these corners."""
+        side, marks, depths = self._side, [], []
+        for x, y in corners:
+            marks.append(self._as_job(case, drawn.window(x, y, side, side)).T)
+            if self._cutting.objects:
+                assert isinstance(drawn, DrawnRegions)
+                depths.append(object_distances(drawn.numbers(x, y, side, side).T).astype(np.float16))
+        maps = {"marks": torch.from_numpy(np.stack(marks)[:, None])}
+        return maps | ({"depth": torch.from_numpy(np.stack(depths)[:, None])} if depths else {})
+
+    def _window(self, prepared: Prepared, generator: Generator) -> Window:
+        """Return which part of which patch is drawn."""
+        of = prepared["of"]
+        there = torch.unique(of)
+        value = there[torch.randint(len(there), (), generator=generator)]
+        of_value = torch.nonzero(of == value).flatten()
+        number = int(of_value[torch.randint(len(of_value), (), generator=generator)])
+        spare = self._side - self.spec.patch[0] + 1
+        x, y = torch.randint(spare, (2,), generator=generator).tolist()
+        return number, slice(None), slice(x, x + self.spec.patch[0]), slice(y, y + self.spec.patch[0])
+
+    def _image(self, prepared: Prepared, window: Window) -> Tensor:
+        return scaled(prepared["patches"][window], (prepared["mean"], prepared["spread"]))
+
     def _places(
         self, case: Case, canvas: SlideCanvas, drawn: DrawnLabels
     ) -> tuple[list[tuple[int, int]], NDArray[np.int64]]:
@@ -149,19 +173,12 @@ class RegionPatches(BatchSource):
         Raises:
             DataError: there is none.
         """
-        values, cell = drawn.coarse(canvas, max(1, self.spec.patch[0] // _CELLS))
-        marks = self._as_job(case, values)
-        tissue = _tissue_of_cells(canvas, marks.shape, cell)
-        marks = np.where(tissue | (values > 0), marks, UNKNOWN).astype(np.uint8)
-        small = self._missed(case, drawn, cell)
         digest = hashlib.sha256((case.entry.checksum if case.entry and case.entry.checksum else case.name).encode())
         random = np.random.default_rng(int.from_bytes(digest.digest()[:8], "big"))
         corners: list[tuple[int, int]] = []
         of: list[int] = []
-        for value in range(self._cutting.classes):
-            rows, columns = np.nonzero(marks == value)
-            centres = (np.stack([columns, rows], axis=1) + 0.5) * cell
-            centres = np.concatenate([centres, small.get(value, np.zeros((0, 2)))])
+        for value, all_centres in self._centres(case, canvas, drawn).items():
+            centres = all_centres
             if len(centres) > self._cutting.each:
                 centres = centres[random.choice(len(centres), self._cutting.each, replace=False)]
             corners += [(int(x), int(y)) for x, y in np.rint(centres - self._side / 2)]
@@ -172,6 +189,20 @@ class RegionPatches(BatchSource):
                 "learned from it. Leave it out, or let the job take it for background (task.undrawn)"
             )
         return corners, np.array(of, np.int64)
+
+    def _centres(self, case: Case, canvas: SlideCanvas, drawn: DrawnLabels) -> dict[int, NDArray[np.float64]]:
+        """Return class -> where patches may have their centres, (place, 2); each class is there."""
+        values, cell = drawn.coarse(canvas, max(1, self.spec.patch[0] // _CELLS))
+        marks = self._as_job(case, values)
+        tissue = _tissue_of_cells(canvas, marks.shape, cell)
+        marks = np.where(tissue | (values > 0), marks, UNKNOWN).astype(np.uint8)
+        small = self._missed(case, drawn, cell)
+        found = {}
+        for value in range(self._cutting.classes):
+            rows, columns = np.nonzero(marks == value)
+            centres = (np.stack([columns, rows], axis=1) + 0.5) * cell
+            found[value] = np.concatenate([centres, small.get(value, np.zeros((0, 2)))])
+        return found
 
     def _missed(self, case: Case, drawn: DrawnLabels, cell: int) -> dict[int, NDArray[np.float64]]:
         """Return class -> middles of regions that may lie between the centres of cells."""

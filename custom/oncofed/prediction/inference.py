@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,9 +20,8 @@ from oncofed.prediction.dicom.gantry_tilt import mask_unacquired
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.sources import SetAside, Source
 from oncofed.prediction.trust.checks import TrustChecks
-from oncofed.tasks.dense import DenseTask
 from oncofed.tasks.inferred import ClassScores, Inferred
-from oncofed.tasks.slide_strips import SlideMap
+from oncofed.tasks.slide_task import SlideTask
 from oncofed.tasks.whole_slide.store import StripStore
 
 
@@ -74,7 +72,7 @@ class Inference:
                 yield from self._infer(network, [case])
             return
         try:
-            if isinstance(task, DenseTask) and "slide" in cases[0][1]:
+            if isinstance(task, SlideTask) and "slide" in cases[0][1]:
                 found: list[Inferred] = [self._on_slide(task, network, source, prepared) for source, prepared in cases]
             else:
                 found = task.infer_all(network, [prepared for _, prepared in cases], self.device, entropy=True)
@@ -97,7 +95,7 @@ class Inference:
                 network=network,
             )
 
-    def _on_slide(self, task: DenseTask[Any, Any], network: nn.Module, source: Source, prepared: Prepared) -> SlideMap:
+    def _on_slide(self, task: SlideTask, network: nn.Module, source: Source, prepared: Prepared) -> Inferred:
         """Return the answer for a slide, of which the strips of an earlier call are not made again.
 
         Raises:

@@ -12,22 +12,22 @@ from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.references import Unreferenced
 from oncofed.data.region_patches import SlideOr
 from oncofed.tasks.base import Task
-from oncofed.tasks.inferred import Inferred
+from oncofed.tasks.inferred import Inferred, SlideBoxes
 from oncofed.tasks.patient_statistics import Outcome
 from oncofed.tasks.slide_strips import SlideMap
-from oncofed.tasks.whole_slide.store import NOTHING_KEPT, StripStore
+from oncofed.tasks.slide_task import SlideTask
 
 Found = TypeVar("Found", bound=Inferred)
 
 
-class DenseTask(Task[Outcome], Generic[Outcome, Found]):
+class DenseTask(Task[Outcome], SlideTask, Generic[Outcome, Found]):
     """A task with an answer for each voxel."""
 
     def inference_preparation(self) -> Preparation:
         """Return how an unlabelled image, or a whole slide, is read."""
         return SlideOr(self.data, Unreferenced(self.data))
 
-    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Found | SlideMap:
+    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Found | SlideMap | SlideBoxes:
         """Return the answer on the target grid.
 
         That is the label file's grid, the image's, or a slide's at the job's resolution.
@@ -36,24 +36,13 @@ class DenseTask(Task[Outcome], Generic[Outcome, Found]):
             return self.infer_slide(network, prepared, device)
         return self._infer(network, prepared, device, entropy=False)
 
-    def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> Found | SlideMap:
+    def infer_with_entropy(
+        self, network: nn.Module, prepared: Prepared, device: torch.device
+    ) -> Found | SlideMap | SlideBoxes:
         """Return the same, with the entropy of each voxel of an image."""
         if type(self).infer is not DenseTask.infer or "slide" in prepared:  # a subclass changes the answer
             return self.infer(network, prepared, device)
         return self._infer(network, prepared, device, entropy=True)
-
-    @abstractmethod
-    def infer_slide(
-        self, network: nn.Module, prepared: Prepared, device: torch.device, store: StripStore = NOTHING_KEPT
-    ) -> SlideMap:
-        """Return the answer for a whole slide.
-
-        Args:
-            network: on ``device``, in evaluation mode.
-            prepared: by ``inference_preparation``, of a slide.
-            device: where the network is.
-            store: of strips that are finished, in which this call goes on.
-        """
 
     @abstractmethod
     def _infer(self, network: nn.Module, prepared: Prepared, device: torch.device, entropy: bool) -> Found:

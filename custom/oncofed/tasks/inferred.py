@@ -185,4 +185,20 @@ class FoundBoxes:
     shape: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class SlideBoxes(FoundBoxes):
+    """Objects found as boxes on a whole slide, in pixels of its finest level.
+
+    Attributes:
+        tissue_mm2: area of the slide's tissue.
+    """
+
+    tissue_mm2: float
+
+    @property
+    def pixel_mm(self) -> float:
+        """Side of a pixel of the finest level."""
+        return float(self.affine[0, 0])
+
+
 Inferred = FoundBoxes | LabelMap | ObjectMap | ClassScores | SlideMap | TargetScores

@@ -14,7 +14,7 @@ from torch import nn
 from oncofed.data.augment import Augmentation
 from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Preparation
-from oncofed.data.region_patches import Cutting, OnSlide, RegionPatches
+from oncofed.data.region_patches import NO_OUTLINES, Cutting, OnSlide, RegionPatches
 from oncofed.data.slides.canvas import SlideCanvas
 from oncofed.data.slides.drawn import UNKNOWN, DrawnRegions, as_job, drawn_labels
 from oncofed.data.spec import DataSpec
@@ -97,7 +97,7 @@ class SlideObjects(Objects):
     def _outlines(self, case: Case, canvas: SlideCanvas) -> DrawnRegions:
         drawn = drawn_labels(case, canvas)
         if not isinstance(drawn, DrawnRegions):
-            raise DataError("its objects are in a mask image, expected their outlines in a GeoJSON file")
+            raise DataError(NO_OUTLINES)
         return drawn
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from oncofed.data.case import Case
 from oncofed.data.masks import read_mask
 from oncofed.data.slides.canvas import SlideCanvas
-from oncofed.data.slides.regions import fill, is_regions, read_regions, require_on_slide, values_of
+from oncofed.data.slides.regions import fill, is_regions, read_regions, require_on_slide, values_of, with_squares
 from oncofed.errors import DataError
 
 Labels = NDArray[np.int64]
@@ -60,6 +60,7 @@ class DrawnRegions(DrawnLabels):
         path: of the file.
         names: class -> label value; empty: every region is 1.
         canvas: the slide.
+        point_size: side of the square that a point stands for, in microns; None: points are left out.
 
     Attributes:
         values: label value of each polygon, (polygon,).
@@ -69,8 +70,12 @@ class DrawnRegions(DrawnLabels):
         DataError: the file or one of its regions cannot be used.
     """
 
-    def __init__(self, path: Path, names: Mapping[str, int], canvas: SlideCanvas) -> None:
+    def __init__(
+        self, path: Path, names: Mapping[str, int], canvas: SlideCanvas, point_size: float | None = None
+    ) -> None:
         regions = read_regions(path)
+        if point_size is not None:
+            regions = with_squares(regions, point_size / canvas.mpp * canvas.pixel)
         values = values_of(regions, names)
         require_on_slide(regions, canvas.finest, [])
         self._polygons = [

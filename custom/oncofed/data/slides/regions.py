@@ -12,7 +12,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from oncofed.errors import DataError
 SUFFIXES = (".geojson", ".json")
 
 _NO_AREA = {"Point": "point", "MultiPoint": "point", "LineString": "line", "MultiLineString": "line"}
+_CORNERS = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5]])
 _CLASS_KEYS = ("classification", "class", "label", "PartOfGroup", "group")
 _TITLE_KEYS = ("name", "Name")
 _BEYOND = 0.01
@@ -42,6 +43,7 @@ class Region:
         title: text that QuPath shows at a region, which may or may not be its class.
         polygons: rings of each, the outer one first, then its holes, (point, 2) in pixels.
         left_out: kinds of geometry without an area, such as "line".
+        points: single ones, (2,) in pixels.
     """
 
     number: int
@@ -49,6 +51,7 @@ class Region:
     title: str | None
     polygons: list[list[Ring]]
     left_out: list[str] = field(default_factory=list)
+    points: list[Ring] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,19 @@ def read_regions(path: Path) -> list[Region]:
         where = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
         raise DataError(f"its file of regions is no JSON text{where}. Export it again as GeoJSON") from None
     return [_region(number, feature) for number, feature in enumerate(_features(content), start=1)]
+
+
+def with_squares(regions: Iterable[Region], side: float) -> list[Region]:
+    """Return regions with a square around each of their points.
+
+    Args:
+        regions: from ``read_regions``.
+        side: of a square in pixels.
+    """
+    return [
+        replace(one, polygons=[*one.polygons, *([point + side * _CORNERS] for point in one.points)], points=[])
+        for one in regions
+    ]
 
 
 def draw(
@@ -183,6 +199,8 @@ def _add(region: Region, geometry: Any) -> None:
             _add(region, part)
     elif kind in _NO_AREA:
         region.left_out.append(_NO_AREA[kind])
+        if _NO_AREA[kind] == "point":
+            region.points.extend(_points(region.number, geometry))
     elif kind in {"Polygon", "MultiPolygon"}:
         coordinates = geometry.get("coordinates") or []
         try:
@@ -198,6 +216,18 @@ def _add(region: Region, geometry: Any) -> None:
     else:
         named = f"the geometry {kind!r}" if isinstance(kind, str) else "no geometry with a type"
         raise DataError(f"its region {region.number} has {named}, expected Polygon or MultiPolygon")
+
+
+def _points(number: int, geometry: Mapping[str, Any]) -> list[Ring]:
+    """Return the points of a Point or a MultiPoint."""
+    coordinates = geometry.get("coordinates") or []
+    try:
+        found = [coordinates] if geometry["type"] == "Point" and coordinates else coordinates
+        return [np.array(_ring([point])[0]) for point in found]
+    except (TypeError, ValueError, IndexError):
+        raise DataError(
+            f"its region {number} ({geometry['type']}) has coordinates that are no points, expected [x, y] in pixels"
+        ) from None
 
 
 def _ring(points: Any) -> Ring:
@@ -274,6 +304,22 @@ def values_of(regions: Sequence[Region], names: Mapping[str, int]) -> dict[int, 
         count = sum(bool(region.polygons) for region in regions)
         raise DataError(f"none of its {count} regions has a class, expected one of {', '.join(sorted(names))}")
     return values
+
+
+def drawn_values(regions: Sequence[Region], names: Mapping[str, int]) -> set[int]:
+    """Return the label values of regions and points, however small.
+
+    Args:
+        regions: from ``read_regions``.
+        names: class -> label value; empty: every region is 1.
+
+    Raises:
+        DataError: see ``values_of``.
+    """
+    known = {_key(name): value for name, value in names.items()}
+    points = [_key(region.name or region.title or "") for region in regions if region.points]
+    of_points = {known[key] for key in points if key in known} if names else {1 for _ in points}
+    return {*values_of(regions, names).values(), *of_points}
 
 
 def _key(name: str) -> str:

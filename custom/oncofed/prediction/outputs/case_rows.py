@@ -10,9 +10,10 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.boxes import LIKELY
 from oncofed.prediction.outputs.measurements import measure
 from oncofed.prediction.outputs.objects import measure as measure_objects
+from oncofed.prediction.outputs.slide_boxes import slide_box_rows
 from oncofed.prediction.outputs.slide_maps import object_rows, region_rows
 from oncofed.prediction.outputs.targets import target_rows
-from oncofed.tasks.inferred import ClassScores, FoundBoxes, Inferred, LabelMap, ObjectMap, TargetScores
+from oncofed.tasks.inferred import ClassScores, FoundBoxes, Inferred, LabelMap, ObjectMap, SlideBoxes, TargetScores
 from oncofed.tasks.slide_strips import SlideObjectMap, SlideRegions
 
 # Key -> heading and number format.
@@ -116,6 +117,7 @@ _FIGURES: dict[type[Inferred], Callable[[CasePrediction, TrainedModel], list[dic
     ObjectMap: _count,
     SlideRegions: region_rows,
     SlideObjectMap: object_rows,
+    SlideBoxes: slide_box_rows,
     FoundBoxes: _boxes,
     ClassScores: _probabilities,
     TargetScores: target_rows,

@@ -12,6 +12,7 @@ from oncofed.prediction.outputs.boxes import write_box_labels, write_boxes
 from oncofed.prediction.outputs.classes import write_classes, write_saliency
 from oncofed.prediction.outputs.labels import write_labels
 from oncofed.prediction.outputs.objects import write_objects
+from oncofed.prediction.outputs.slide_boxes import write_slide_boxes
 from oncofed.prediction.outputs.slide_maps import write_slide_objects, write_slide_regions
 from oncofed.prediction.outputs.slides import write_slide
 from oncofed.prediction.outputs.targets import write_targets
@@ -21,6 +22,7 @@ from oncofed.tasks.inferred import (
     Inferred,
     LabelMap,
     ObjectMap,
+    SlideBoxes,
     SlideScores,
     SlideTargetScores,
     TargetScores,
@@ -45,7 +47,7 @@ class Output:
     of_dicom: bool = False
 
 
-# A slide's scores are scores too: the first matching kind counts.
+# A slide's scores and boxes are scores and boxes too: the first matching kind counts.
 OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
     LabelMap: (
         Output("labels", write_labels),
@@ -55,6 +57,7 @@ OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
     ObjectMap: (Output("objects", write_objects),),
     SlideRegions: (Output("regions", write_slide_regions),),
     SlideObjectMap: (Output("objects", write_slide_objects),),
+    SlideBoxes: (Output("boxes", write_slide_boxes),),
     FoundBoxes: (Output("boxes", write_boxes), Output("labels", write_box_labels)),
     SlideScores: (Output("classes", write_classes), Output("slide", write_slide)),
     ClassScores: (Output("classes", write_classes), Output("evidence", write_saliency)),

@@ -6,7 +6,6 @@ Coordinates are pixels of the slide's finest level, x to the right and y down.
 from __future__ import annotations
 
 import csv
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,12 @@ from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
 from oncofed.prediction.outputs.records import json_text
+from oncofed.prediction.outputs.slide_density import CELL_MM, over, write_density
 from oncofed.prediction.outputs.slide_outlines import Piece, on_slide, pieces, simplified
 from oncofed.prediction.outputs.slide_pictures import write_classes_picture, write_heat_picture
 from oncofed.tasks.slide_strips import SlideMap, SlideObjectMap, SlideRegions
 from oncofed.tasks.whole_slide.scoring import on_overview
 
-# Side of the cells in which a density is counted, in mm.
-_DENSITY_MM = 0.1
 _MICRON2_PER_MM2 = 1e6
 # Of outlines, in microns, where the job does not say.
 _TOLERANCE = 2.0
@@ -41,7 +39,7 @@ def region_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[st
             "value": value,
             "name": name,
             "area_mm2": float(counts[value] * found.pixel_mm2),
-            "share_of_tissue": _share(float(counts[value] * found.pixel_mm2), found.tissue_mm2),
+            "share_of_tissue": share(float(counts[value] * found.pixel_mm2), found.tissue_mm2),
             "tissue_mm2": found.tissue_mm2,
         }
         for value, name in model.task.classes.items()
@@ -61,7 +59,7 @@ def object_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[st
             "value": value,
             "name": name,
             "objects": len(of_kind),
-            "per_mm2": _share(len(of_kind), found.tissue_mm2),
+            "per_mm2": share(len(of_kind), found.tissue_mm2),
             "area_mm2": area,
             "tissue_mm2": found.tissue_mm2,
         }
@@ -113,7 +111,7 @@ def write_slide_regions(prediction: CasePrediction, model: TrainedModel, folder:
         pixels, scale = canvas.overview
         mpp = canvas.mpp * scale
         write_classes_picture(pixels, on_overview(found, canvas), model.task.classes, mpp, paths[2])
-        heat = _over((found.heat / 255).astype(np.float32), pixels.shape[:2], found.shrink / scale)
+        heat = over((found.heat / 255).astype(np.float32), pixels.shape[:2], found.shrink / scale)
         write_heat_picture(pixels, heat, 1.0, "probability of any class", mpp, paths[3])
     return paths
 
@@ -132,7 +130,7 @@ def write_slide_objects(prediction: CasePrediction, model: TrainedModel, folder:
         folder / f"{source.name}_{end}" for end in ("objects.geojson", "objects.csv", "objects.json", "density.png")
     ]
     key = f"{source.entry.checksum or source.name}/{model.digest}"
-    cell = _DENSITY_MM / found.pixel_mm2**0.5  # in working pixels
+    cell = CELL_MM / found.pixel_mm2**0.5  # in working pixels
     density = np.zeros([int(side // cell) + 1 for side in found.size[::-1]], np.int64)
     with paths[1].open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -154,11 +152,7 @@ def write_slide_objects(prediction: CasePrediction, model: TrainedModel, folder:
     rows = prediction.figures or object_rows(prediction, model)
     record = {"case": source.name, "model": model.digest, "kinds": rows}
     paths[2].write_text(json_text(record), encoding="utf-8")
-    with SlideCanvas(source.case.image, model.job.data, model.job.data.patch[0]) as canvas:
-        pixels, scale = canvas.overview
-        heat = _over((density / _DENSITY_MM**2).astype(np.float32), pixels.shape[:2], cell / scale)
-        most = max(float(heat.max()), 1.0)
-        write_heat_picture(pixels, heat, most, "objects per mm²", canvas.mpp * scale, paths[3])
+    write_density(density, source, model, paths[3])
     return paths
 
 
@@ -172,15 +166,6 @@ def _class(model: TrainedModel, value: int) -> tuple[int, str]:
     return value, model.task.classes[value]
 
 
-def _share(part: float, whole: float) -> float:
+def share(part: float, whole: float) -> float:
+    """Return a part of a whole; 0 of nothing."""
     return part / whole if whole else 0.0
-
-
-def _over(cells: NDArray[np.float32], shape: tuple[int, ...], side: float) -> NDArray[np.float32]:
-    """Return cells of ``side`` pixels as a picture (row, column)."""
-    rows, columns = (
-        ((np.arange(count) + 0.5) / side).astype(int).clip(0, cells.shape[axis] - 1)
-        for axis, count in enumerate(itertools.islice(shape, 2))
-    )
-    found: NDArray[np.float32] = cells[rows][:, columns]
-    return found

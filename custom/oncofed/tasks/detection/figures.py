@@ -16,10 +16,16 @@ FALSE_POSITIVES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)
 _NAMES = ("1_8", "1_4", "1_2", "1", "2", "4", "8")
 _RECALLS = np.linspace(0, 1, 101)
 
-SENSITIVITIES = tuple(
-    Metric(f"sensitivity_{name}", f"sensitivity at {name.replace('_', '/')} false positives an image")
-    for name in _NAMES
-)
+
+def sensitivities_at(per: str) -> tuple[Metric, ...]:
+    """Return the metrics of ``sensitivities``, with false positives ``per`` ("an image") in their titles."""
+    return tuple(
+        Metric(f"sensitivity_{name}", f"sensitivity at {name.replace('_', '/')} false positives {per}")
+        for name in _NAMES
+    )
+
+
+SENSITIVITIES = sensitivities_at("an image")
 PRECISION = Metric("ap", "average precision", per_class=True)
 MEAN_PRECISION = Metric("map", "mean average precision")
 
@@ -27,8 +33,8 @@ MEAN_PRECISION = Metric("map", "mean average precision")
 def sensitivities(cases: Sequence[Matched]) -> NDArray[np.float64] | None:
     """Return the sensitivity at each of ``FALSE_POSITIVES``; None without objects.
 
-    The share of objects found at the lowest score with no more false positives an image (free-response ROC, Bunch et
-    al. 1977). Scores that are equal are told apart by nothing: they count together.
+    The share of objects found at the lowest score with no more false positives an image, or mm² of tissue
+    (free-response ROC, Bunch et al. 1977). Scores that are equal are told apart by nothing: they count together.
 
     Args:
         cases: boxes of one class, an image each.
@@ -39,7 +45,8 @@ def sensitivities(cases: Sequence[Matched]) -> NDArray[np.float64] | None:
     true, false = _by_score(cases)
     # The first point is that of no box at all.
     true, false = np.insert(true, 0, 0), np.insert(false, 0, 0)
-    reached = np.searchsorted(false / len(cases), FALSE_POSITIVES, side="right") - 1
+    extent = sum(case.extent for case in cases)
+    reached = np.searchsorted(false / extent, FALSE_POSITIVES, side="right") - 1
     return np.asarray(true[reached] / objects, np.float64)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ _MOST_OF_WINDOW = 300
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """A window, and the places whose objects it answers for.
 
     Of two windows that overlap each answers for its side of the overlap's middle: an object that a window cuts off is
@@ -71,17 +71,41 @@ class Finder:
         boxes, logits = [], []
         for windows in _by(self._windows(tuple(padded.shape[1:])), _WINDOWS_AT_ONCE):
             parts = [padded[_inside(window.corner, self._patch)] for window in windows]
-            with torch.autocast("cuda", inference_type(device), enabled=device.type == "cuda"):
-                output = network(torch.stack(parts).to(device))
-            for window, values in zip(windows, output.float(), strict=True):
-                found = self._of_window(window, values)
-                boxes.append(found[0].cpu())
-                logits.append(found[1].cpu())
-        chosen, scores, classes = self._selector.select_boxes_per_image(boxes, logits, list(shape))
-        order = scores.argsort(descending=True, stable=True)
-        return chosen[order], scores[order], classes[order]
+            for found in self.of_windows(network, windows, torch.stack(parts).to(device)):
+                boxes.append(found[0])
+                logits.append(found[1])
+        return self.chosen(boxes, logits, shape)
 
-    def _of_window(self, window: _Window, values: Tensor) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def of_windows(
+        self, network: nn.Module, windows: Sequence[Window], inputs: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield boxes in the image, and their logits, of each window, on the CPU.
+
+        Args:
+            network: in evaluation mode.
+            windows: places of the inputs.
+            inputs: (window, channel, x, y[, z]), on the network's device.
+        """
+        with torch.autocast("cuda", inference_type(inputs.device), enabled=inputs.device.type == "cuda"):
+            output = network(inputs)
+        for window, values in zip(windows, output.float(), strict=True):
+            boxes, logits = self._of_window(window, values)
+            yield boxes.cpu(), logits.cpu()
+
+    def chosen(self, boxes: list[Tensor], logits: list[Tensor], shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the boxes of windows without those that overlap a likelier one; see ``__call__``.
+
+        Args:
+            boxes: of each window, (box, 2 * axes), in voxels of the image.
+            logits: of each window, (box, class).
+            shape: of the image.
+        """
+        found, scores, classes = self._selector.select_boxes_per_image(boxes, logits, list(shape))
+        order = scores.argsort(descending=True, stable=True)
+        return found[order], scores[order], classes[order]
+
+    def _of_window(self, window: Window, values: Tensor) -> tuple[Tensor, Tensor]:
         """Return boxes in the image, and logits, of what a window answers for."""
         logits, offsets, anchors, _ = self._columns.split(values)
         likely = logits.sigmoid().amax(dim=1) > self._least
@@ -93,21 +117,35 @@ class Finder:
         own = ((centres >= boxes.new_tensor(window.low)) & (centres < boxes.new_tensor(window.high))).all(dim=1)
         return boxes[own], logits[own]
 
-    def _windows(self, shape: tuple[int, ...]) -> Iterator[_Window]:
-        along = []
-        for length, side in zip(shape, self._patch, strict=True):
-            starts = window_starts(length, side, self._overlap)
-            middles = [(before + side + after) / 2 for before, after in itertools.pairwise(starts)]
-            along.append(list(zip(starts, [-torch.inf, *middles], [*middles, torch.inf], strict=True)))
+    def _windows(self, shape: tuple[int, ...]) -> Iterator[Window]:
+        along = [along_axis(length, side, self._overlap) for length, side in zip(shape, self._patch, strict=True)]
         for places in itertools.product(*along):
-            corner, low, high = zip(*places, strict=True)
-            yield _Window(corner, low, high)
+            yield window_at(*places)
+
+
+def along_axis(length: int, side: int, overlap: float) -> list[tuple[int, float, float]]:
+    """Return windows' starts along an axis, and from where to where each answers for objects.
+
+    Args:
+        length: of the image, at least ``side``.
+        side: of a window.
+        overlap: share by which windows overlap.
+    """
+    starts = window_starts(length, side, overlap)
+    middles = [(before + side + after) / 2 for before, after in itertools.pairwise(starts)]
+    return list(zip(starts, [-torch.inf, *middles], [*middles, torch.inf], strict=True))
+
+
+def window_at(*places: tuple[int, float, float]) -> Window:
+    """Return the window at a place of each axis; see ``along_axis``."""
+    corner, low, high = zip(*places, strict=True)
+    return Window(corner, low, high)
 
 
 def _inside(corner: tuple[int, ...], patch: tuple[int, ...]) -> tuple[slice, ...]:
     return (slice(None), *(slice(at, at + side) for at, side in zip(corner, patch, strict=True)))
 
 
-def _by(windows: Iterator[_Window], number: int) -> Iterator[list[_Window]]:
+def _by(windows: Iterator[Window], number: int) -> Iterator[list[Window]]:
     while part := list(itertools.islice(windows, number)):
         yield part

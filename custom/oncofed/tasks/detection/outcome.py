@@ -22,18 +22,22 @@ class Matched:
         scores: of each box that was found, (box,).
         hits: whether it is an object, (box,). An object has one hit at most, a further box on it is a false positive.
         objects: number of objects.
+        extent: by which false positives are counted: one image, or mm² of tissue.
     """
 
     scores: NDArray[np.float64]
     hits: NDArray[np.bool_]
     objects: int
+    extent: float = 1.0
 
 
 # Class name -> its boxes; each class of the job is there.
 DetectionOutcome = Mapping[str, Matched]
 
 
-def matched(found: FoundBoxes, reference: Boxes, classes: Mapping[int, str], overlap: float) -> DetectionOutcome:
+def matched(
+    found: FoundBoxes, reference: Boxes, classes: Mapping[int, str], overlap: float, extent: float = 1.0
+) -> DetectionOutcome:
     """Return which boxes of a case are objects.
 
     As COCO matches them: boxes take their turn by score, and each takes the object of its class, not yet taken, with
@@ -44,6 +48,7 @@ def matched(found: FoundBoxes, reference: Boxes, classes: Mapping[int, str], ove
         reference: its objects, on the same grid.
         classes: label value -> name.
         overlap: least IoU of a hit.
+        extent: see ``Matched``.
     """
     (by_label,) = matching_batch(
         box_iou,
@@ -55,7 +60,7 @@ def matched(found: FoundBoxes, reference: Boxes, classes: Mapping[int, str], ove
         [reference.labels],
         max_detections=max(1, len(found.scores)),
     )
-    none = Matched(np.zeros(0), np.zeros(0, bool), 0)
+    none = Matched(np.zeros(0), np.zeros(0, bool), 0, extent)
     return {
         name: none
         if label not in by_label
@@ -63,6 +68,7 @@ def matched(found: FoundBoxes, reference: Boxes, classes: Mapping[int, str], ove
             np.asarray(by_label[label]["dtScores"], np.float64),
             np.asarray(by_label[label]["dtMatches"][0] > 0),
             by_label[label]["gtMatches"].shape[1],
+            extent,
         )
         for label, name in classes.items()
     }

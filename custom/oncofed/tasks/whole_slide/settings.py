@@ -11,6 +11,7 @@ from oncofed.data.slides.drawn import UNKNOWN
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.settings import StrictModel
+from oncofed.tasks.detection.spec import DetectionSpec
 from oncofed.tasks.objects import ObjectsSpec
 from oncofed.tasks.segmentation import SegmentationSpec
 
@@ -81,6 +82,23 @@ class SlideObjectsSpec(ObjectsSpec, Drawing):
         if sorted(classes) != expected:
             raise ValueError(f"label values are {sorted(classes)}, expected {expected}: 1, 2, … without gaps")
         return dict(sorted(classes.items()))
+
+
+class SlideDetectionSpec(DetectionSpec):
+    """Settings of boxes learned from outlines and points on slides."""
+
+    type: Literal["slide_detection"] = "slide_detection"  # type: ignore[assignment]
+    patches: int = Field(64, ge=1, le=4096, description="cut of each class, of a slide; each half as large again")
+    point_size: float | None = Field(
+        None,
+        gt=0,
+        le=10_000,
+        description="side in microns of the box that a point stands for; null: there are no points",
+    )
+    most_boxes: int = Field(5000, ge=1, le=100_000, description="of a slide, those with the highest scores")
+    false_positives: Literal["slide", "mm2"] = Field(
+        "slide", description="by what FROC counts false positives: slide, or mm2 of tissue"
+    )
 
 
 def require_resolution(data: DataSpec) -> None:

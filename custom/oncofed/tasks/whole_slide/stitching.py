@@ -83,8 +83,8 @@ class Stitching:
         columns = across[-1] + self.side
         total: Maps | None = None
         sums = np.zeros((self.side, columns), np.float32)
-        with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
-            ahead = _ahead(pool, canvas, todo)
+        with readers() as pool:
+            ahead = read_ahead(pool, canvas, todo)
             for number, (places, read) in enumerate(zip(todo, ahead, strict=True), start=begun):
                 for (x, _), values in zip(places, self._answers(network, canvas, read, device), strict=True):
                     if total is None:
@@ -109,10 +109,8 @@ class Stitching:
         self, network: nn.Module, canvas: SlideCanvas, read: Sequence[Future[Pixels]], device: torch.device
     ) -> Iterator[Maps]:
         """Yield each window's values, (value, row, column)."""
-        at_once = _AT_ONCE_GPU if device.type == "cuda" else _AT_ONCE
-        for start in range(0, len(read), at_once):
-            inputs = torch.stack([as_input(one.result(), canvas.scale) for one in read[start : start + at_once]])
-            yield from self._found(network, inputs.to(device)).movedim(2, 3).cpu().numpy()
+        for inputs in as_inputs(canvas, read, device):
+            yield from self._found(network, inputs).movedim(2, 3).cpu().numpy()
 
     def _found(self, network: nn.Module, image: Tensor) -> Tensor:
         """Return windows' values, (window, value, x, y) float32."""
@@ -132,7 +130,19 @@ class Stitching:
         return self._found(network, image).shape[1]
 
 
-def _ahead(
+def readers() -> ThreadPoolExecutor:
+    """Return threads that read windows."""
+    return ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+
+
+def as_inputs(canvas: SlideCanvas, read: Sequence[Future[Pixels]], device: torch.device) -> Iterator[Tensor]:
+    """Yield windows as a network sees them, as many at once as suit the device; (window, channel, x, y)."""
+    at_once = _AT_ONCE_GPU if device.type == "cuda" else _AT_ONCE
+    for start in range(0, len(read), at_once):
+        yield torch.stack([as_input(one.result(), canvas.scale) for one in read[start : start + at_once]]).to(device)
+
+
+def read_ahead(
     pool: ThreadPoolExecutor, canvas: SlideCanvas, todo: Sequence[Sequence[tuple[int, int]]]
 ) -> Iterator[list[Future[Pixels]]]:
     """Yield each row's windows, while the next row's are read."""
