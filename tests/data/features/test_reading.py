@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -13,8 +15,8 @@ import torch
 
 import feature_files as made
 from oncofed.data.features import FeatureBag, open_features, read_features, write_features
-from oncofed.data.features.lazyslide import corners
 from oncofed.data.features.names import same_encoder, standard_name
+from oncofed.data.features.outlines import corners
 from oncofed.errors import DataError
 
 
@@ -106,6 +108,32 @@ def test_lazyslides_places_are_read_from_its_outlines(tmp_path: Path) -> None:
         assert (read_features(path).places == made.grid()).all()
 
 
+def test_lazyslides_rows_and_outlines_are_joined_by_the_tiles_numbers(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = made.lazyslide(tmp_path / "a.zarr")
+    (path / "shapes/tiles").mkdir(parents=True)
+    order = np.random.default_rng(0).permutation(12)
+    x, y = made.grid().T
+    turned = pyarrow.table({"tile_id": order, "x": x[order], "y": y[order]})
+    parquet.write_table(turned, path / "shapes/tiles/shapes.parquet")
+    assert (read_features(path).places == made.grid()).all()
+    by_index = pyarrow.table({"x": x[order], "y": y[order], "__index_level_0__": order})
+    stated = {"pandas": '{"index_columns": ["__index_level_0__"]}'}
+    parquet.write_table(by_index.replace_schema_metadata(stated), path / "shapes/tiles/shapes.parquet")
+    assert (read_features(path).places == made.grid()).all()
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        for file in sorted(path.rglob("*")):
+            archive.write(file, file.relative_to(path))
+    assert (read_features(tmp_path / "b.zip").places == made.grid()).all()
+    parquet.write_table(turned.slice(1), path / "shapes/tiles/shapes.parquet")
+    with pytest.raises(DataError, match="1 of its 12 rows of features are of tiles without an outline"):
+        read_features(path)
+    shutil.rmtree(path / "tables/uni_tiles/obs")
+    with open_features(path) as found:
+        assert found.places is None
+        assert "does not say of which tile a row is" in found.notes[-1]
+
+
 def test_outlines_of_tiles_give_their_corners() -> None:
     outlines = [made.outline(x, y, 512) for x, y in made.grid()]
     assert (corners(outlines) == made.grid()).all()
@@ -160,7 +188,7 @@ def _cut(path: Path) -> Path:
         ("text.h5", lambda path: path.write_text("slide,patient"), "first bytes"),
         ("objects.pt", lambda path: made.tensor(path, {"features": Path("x")}), "could run code"),
         ("plain.pt", lambda path: path.write_bytes(pickle.dumps(Path("x"))), "could run code"),
-        ("list.pt", lambda path: made.tensor(path, [torch.zeros(2)]), "holds a list"),
+        ("list.pt", lambda path: made.tensor(path, [torch.zeros(2)]), "neither a tensor nor named"),
         ("names.pt", lambda path: made.tensor(path, {"x": torch.zeros(2, 2)}), "holds x, expected one tensor"),
         ("tiles.h5", lambda path: made.hdf5(path, {"coords": made.grid()}), "coordinates of tiles alone"),
         ("all.h5", made.stamp_together, "a vector of each of 12 slides"),
@@ -183,7 +211,7 @@ def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, name: str, write:
 
 def test_a_folder_without_zarr_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zarr").mkdir()
-    with pytest.raises(DataError, match="no Zarr store"):
+    with pytest.raises(DataError, match="expected a Zarr store"):
         read_features(tmp_path / "a.zarr")
 
 

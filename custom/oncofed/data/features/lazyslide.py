@@ -8,22 +8,20 @@ statements in ``uns``.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oncofed.data.features.names import same_encoder, standard_name
+from oncofed.data.features.outlines import places_of
 from oncofed.data.features.stored import Group, Rows, Stored, number_of, stored, text_of, whole
 from oncofed.errors import DataError
 
 _TOOL = "LazySlide"
-_NEEDS_PARQUET = "the places of its tiles were not read, for they are Parquet: pip install pyarrow"
-# A rectangle in well-known binary: byte order, type, one ring, five corners.
-_WKB_HEAD, _WKB_BOX = 13, 93
+_INSTANCE = "tile_id"  # what LazySlide calls SpatialData's instance key
 
 
 def read(group: Group, path: Path, encoder: str | None) -> Stored | None:
@@ -59,8 +57,26 @@ def _of_store(group: Group, path: Path, encoder: str | None) -> Stored:
     table, region = found[chosen[0]]
     spec = group.attrs.get("tile_spec", {})
     stated = _stated(spec.get(region, {}), group.attrs.get("slide_properties", {}))
-    places, notes = _places(path / "shapes" / region / "shapes.parquet")
+    key = text_of(table.attrs, "instance_key") or _INSTANCE
+    numbers = _instances(table, key)
+    if numbers is None:
+        places, note = None, f"it does not say of which tile a row is: its obs has no {key}"
+    else:
+        places, note = places_of(path, region, key, numbers)
+    notes = (note,) if note else ()
     return stored(_rows(table), places, level="tile", tool=_TOOL, encoder=chosen[0], notes=notes, **stated)
+
+
+def _instances(table: Group, key: str) -> NDArray[np.str_] | None:
+    """Return the number of each row's tile, as text; None where nothing says it."""
+    column = table["obs"].get(key) if "obs" in table else None
+    if column is None:
+        return None
+    if hasattr(column, "shape"):
+        return np.asarray(column[...]).astype(str)
+    if "codes" in column:  # AnnData keeps texts that repeat so
+        return np.asarray(column["categories"][...]).astype(str)[np.asarray(column["codes"][...])]
+    return np.asarray(column["values"][...]).astype(str) if "values" in column else None
 
 
 def _of_table(table: Group) -> Stored:
@@ -99,32 +115,3 @@ def _scalars(uns: Any, name: str) -> dict[str, Any]:
         return {}
     group = uns[name]
     return {key: group[key][()] for key in group if getattr(group[key], "shape", None) == ()}
-
-
-def _places(path: Path) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
-    """Return where tiles lie, from a table of their outlines."""
-    if not path.exists():
-        return None, ("it does not say where its tiles lie",)
-    if importlib.util.find_spec("pyarrow") is None:
-        return None, (_NEEDS_PARQUET,)
-    from pyarrow import parquet  # noqa: PLC0415 - optional
-
-    table = parquet.read_table(path)
-    if {"x", "y"} <= set(table.column_names):
-        return np.stack([table.column(name).to_numpy() for name in ("x", "y")], axis=1).astype(np.float64), ()
-    return corners(table.column("geometry").to_pylist()), ()
-
-
-def corners(outlines: list[bytes]) -> NDArray[np.float64]:
-    """Return the upper left corners of rectangles, (tile, 2).
-
-    Args:
-        outlines: in well-known binary (OGC 06-103r4), little endian.
-
-    Raises:
-        DataError: one is no rectangle.
-    """
-    if any(len(outline) != _WKB_BOX or outline[0] != 1 for outline in outlines):
-        raise DataError("its tiles have outlines that are no rectangles, expected tiles of one size")
-    points = np.frombuffer(b"".join(outline[_WKB_HEAD:] for outline in outlines), "<f8")
-    return cast("NDArray[np.float64]", points.reshape(len(outlines), -1, 2).min(axis=1))
