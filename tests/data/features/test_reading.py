@@ -6,6 +6,7 @@ import pickle
 import shutil
 import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -207,6 +208,37 @@ def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, name: str, write:
     with pytest.raises(DataError, match=reason) as caught:
         read_features(tmp_path / name)
     assert str(tmp_path) not in str(caught.value)
+
+
+def _of_a_link(file: h5py.File, other: Path) -> None:
+    file["features"] = h5py.ExternalLink(str(other), "/features")
+
+
+def _of_a_soft_link(file: h5py.File, other: Path) -> None:
+    del other
+    file["kept/there"] = made.vectors()
+    file["features"] = h5py.SoftLink("/kept/there")
+
+
+def _of_any_bytes(file: h5py.File, other: Path) -> None:
+    file.create_dataset("features", (8, 4), "f4", external=[(str(other), 0, 128)])
+
+
+def _of_a_view(file: h5py.File, other: Path) -> None:
+    layout = h5py.VirtualLayout((12, 8), "f4")
+    layout[:] = h5py.VirtualSource(str(other), "features", (12, 8))
+    file.create_virtual_dataset("features", layout)
+
+
+@pytest.mark.parametrize("write", [_of_a_link, _of_a_soft_link, _of_any_bytes, _of_a_view])
+def test_no_other_file_is_read_through_a_file_of_features(
+    tmp_path: Path, write: Callable[[h5py.File, Path], None]
+) -> None:
+    other = made.clam(tmp_path / "other.h5")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        write(file, other)
+    with pytest.raises(DataError, match="refers to numbers outside itself"):
+        read_features(tmp_path / "a.h5")
 
 
 def test_a_folder_without_zarr_is_refused(tmp_path: Path) -> None:

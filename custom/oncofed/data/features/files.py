@@ -7,13 +7,18 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oncofed.data.features import hest, lazyslide, stamp, tensors, trident
 from oncofed.data.features.bag import FeatureBag
 from oncofed.data.features.stored import Group, Stored
 from oncofed.errors import DataError
 
+if TYPE_CHECKING:
+    import h5py
+
 _HDF5, _ZIP, _PICKLE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80"
+_DAMAGED = "its arrays cannot be read: it is damaged or cut off. Copy it again"
 _ZARR = ("zarr.json", ".zgroup")
 _KNOWN = (
     "features as TRIDENT, CLAM, STAMP, HEST or LazySlide write them: HDF5 with features, feats or embeddings, "
@@ -66,10 +71,36 @@ def open_features(path: Path, encoder: str | None = None) -> Iterator[Stored]:
         except OSError:
             raise DataError("it is damaged or cut off: it cannot be read as HDF5. Copy it again") from None
         with file:
+            _require_own(file)
             yield _read(file, path, encoder)
     else:
         _require("zarr")
         yield _read(_zarr(path), path, encoder)
+
+
+def _require_own(file: h5py.File) -> None:
+    """Refuse a file whose numbers lie in other files, which HDF5 would read wherever they are.
+
+    Raises:
+        DataError: it has a link to another file or another name, or a dataset that is kept elsewhere.
+    """
+    import h5py  # noqa: PLC0415 - optional
+
+    def elsewhere(name: str, link: object) -> bool | None:
+        if not isinstance(link, h5py.HardLink):
+            return True
+        found = file[name]
+        return True if isinstance(found, h5py.Dataset) and (found.is_virtual or found.external) else None
+
+    try:
+        is_elsewhere = file.visititems_links(elsewhere)
+    except (OSError, KeyError, RuntimeError):
+        raise DataError(_DAMAGED) from None
+    if is_elsewhere:
+        raise DataError(
+            "it refers to numbers outside itself (a link, external storage or a virtual dataset), expected all of them "
+            "inside. Copy them into one file"
+        )
 
 
 def _zarr(path: Path) -> Group:
@@ -87,7 +118,7 @@ def _read(group: Group, path: Path, encoder: str | None) -> Stored:
     try:
         found = trident.read(group) or stamp.read(group) or hest.read(group) or lazyslide.read(group, path, encoder)
     except (OSError, KeyError, RuntimeError):
-        raise DataError("its arrays cannot be read: it is damaged or cut off. Copy it again") from None
+        raise DataError(_DAMAGED) from None
     if found:
         return found
     names = ", ".join(sorted(group)[:6]) or "nothing"
