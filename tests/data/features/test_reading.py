@@ -258,6 +258,28 @@ def test_a_large_bag_is_passed_through_in_parts(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize(
+    ("features", "coords", "reason"),
+    [
+        ((32, 8), (20_000_000, 2), "32 x 8 features and 20000000 coordinates"),
+        ((32, 8), (20_000_000, 32), "shape 20000000 x 32"),
+        ((1_000_000_000, 8), (1_000_000_000, 2), "it states 1,000,000,000 x 8 features"),
+        ((32, 1_000_000), (32, 2), "it states 32 x 1,000,000 features"),
+    ],
+)
+def test_sizes_that_a_small_file_states_are_refused_unread(
+    tmp_path: Path, features: tuple[int, int], coords: tuple[int, int], reason: str
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("features", features, "f4", chunks=(32, 8), fillvalue=1)
+        file.create_dataset("coords", coords, "i4", chunks=(32, 2), fillvalue=1)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=reason):
+        read_features(tmp_path / "a.h5")
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
 def test_names_of_one_encoder_are_one() -> None:
     assert standard_name("UNI_v2") == standard_name("mahmood-uni2") == standard_name("uni2") == "uni2-h"
     assert same_encoder("hoptimus0", "H-Optimus-0")

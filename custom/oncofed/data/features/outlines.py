@@ -13,6 +13,7 @@ from typing import IO, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed.data.features.stored import MOST_TILES
 from oncofed.errors import DataError
 
 # A rectangle in well-known binary: byte order, type, one ring, five corners.
@@ -40,7 +41,10 @@ def places_of(store: Path, region: str, key: str, rows: NDArray[np.str_]) -> tup
             return None, "the places of its tiles were not read, for they are Parquet: pip install pyarrow"
         from pyarrow import parquet  # noqa: PLC0415 - optional
 
-        table = parquet.ParquetFile(file).read()
+        outlines = parquet.ParquetFile(file)
+        if outlines.metadata.num_rows > MOST_TILES:
+            raise DataError(f"it has {outlines.metadata.num_rows:,} tiles, expected at most {MOST_TILES:,}")
+        table = outlines.read()
     if {"x", "y"} <= set(table.column_names):
         found = np.stack([table.column(name).to_numpy() for name in ("x", "y")], axis=1).astype(np.float64)
     else:
