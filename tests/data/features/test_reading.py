@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import zarr
 
 import feature_files as made
 from oncofed.data.features import FeatureBag, open_features, read_features, write_features
@@ -278,6 +279,68 @@ def test_sizes_that_a_small_file_states_are_refused_unread(
         read_features(tmp_path / "a.h5")
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
+
+
+def _without_a_bit_of_a_chunk(path: Path) -> None:
+    values = np.ones((64, 8), "f4")
+    with h5py.File(path, "w") as file:
+        place = file.create_dataset("features", data=values, compression="gzip", fletcher32=True).id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[place.byte_offset + 4] ^= 0xFF
+    path.write_bytes(content)
+
+
+def _of_texts(path: Path) -> None:
+    made.hdf5(path, {"features": made.vectors(), "coords": np.array([[b"a", b"b"]] * 12)})
+
+
+def _of_an_array_for_a_group(path: Path) -> None:
+    made.hdf5(path, {"tables": made.vectors()})
+
+
+def _of_a_group_for_an_array(path: Path) -> None:
+    made.hdf5(path, {"features/there": made.vectors()})
+
+
+@pytest.mark.parametrize(
+    "write", [_without_a_bit_of_a_chunk, _of_texts, _of_an_array_for_a_group, _of_a_group_for_an_array]
+)
+def test_any_malformed_file_is_a_reason(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "a.h5")
+    with pytest.raises(DataError, match=r"cannot be read|of the type"):
+        read_features(tmp_path / "a.h5")
+
+
+def test_a_tensor_that_numpy_has_no_type_for_is_a_reason(tmp_path: Path) -> None:
+    made.tensor(tmp_path / "a.pt", torch.zeros(4, 4).to(torch.float8_e5m2))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_features(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("value", [["x"], "x", None, {"tiles": ["x"]}, {"tiles": 1}])
+def test_statements_of_another_kind_are_none(tmp_path: Path, value: object) -> None:
+    path = made.lazyslide(tmp_path / "a.zarr")
+    zarr.open_group(path, mode="r+").attrs.update({"tile_spec": value, "slide_properties": value})
+    bag = read_features(path)
+    assert (bag.tile, bag.step, bag.mpp) == (None, None, None)
+
+
+def test_a_damaged_table_of_outlines_is_a_reason(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = made.lazyslide(tmp_path / "a.zarr")
+    (path / "shapes/tiles").mkdir(parents=True)
+    (path / "shapes/tiles/shapes.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_features(path)
+
+
+def test_a_table_names_no_tiles_outside_its_store(tmp_path: Path) -> None:
+    path = made.lazyslide(tmp_path / "in/a.zarr")
+    (tmp_path / "in/a.zarr/tables/uni_tiles").rename(tmp_path / "in/a.zarr/tables/uni_..")
+    for name in ("..", "../..", "/etc", ["../tiles"]):
+        zarr.open_group(path / "tables/uni_..", mode="r+").attrs["region"] = name
+        with pytest.raises(DataError, match="holds features of none"):
+            read_features(path)
 
 
 def test_names_of_one_encoder_are_one() -> None:

@@ -8,6 +8,7 @@ statements in ``uns``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from oncofed.data.features.stored import Group, Rows, Stored, number_of, stored,
 from oncofed.errors import DataError
 
 _TOOL = "LazySlide"
+# Names of SpatialData's elements.
+_NAME = re.compile(r"(?!\.)[\w.-]+")
 _INSTANCE = "tile_id"  # what LazySlide calls SpatialData's instance key
 
 
@@ -55,8 +58,8 @@ def _of_store(group: Group, path: Path, encoder: str | None) -> Stored:
         wanted = f"those of {standard_name(encoder)}" if encoder else "one: say which with --encoder"
         raise DataError(f"it holds features of {names}, expected {wanted}")
     table, region = found[chosen[0]]
-    spec = group.attrs.get("tile_spec", {})
-    stated = _stated(spec.get(region, {}), group.attrs.get("slide_properties", {}))
+    spec = _mapping(group.attrs.get("tile_spec"))
+    stated = _stated(_mapping(spec.get(region)), _mapping(group.attrs.get("slide_properties")))
     key = text_of(table.attrs, "instance_key") or _INSTANCE
     numbers = _instances(table, key)
     if numbers is None:
@@ -94,8 +97,17 @@ def _rows(table: Group) -> Rows:
 
 
 def _region(table: Group) -> str | None:
+    """Return the name of the tiles that a table is of; None where it names no one element of the store."""
     regions = table.attrs.get("region")
-    return regions[0] if isinstance(regions, list) and len(regions) == 1 else text_of({"region": regions}, "region")
+    one = regions[0] if isinstance(regions, list) and len(regions) == 1 else regions
+    name = text_of({"region": one}, "region")
+    # It becomes part of a path, and a file's sender chose it.
+    return name if name and _NAME.fullmatch(name) else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Return what a file states by name; nothing where it states anything else."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _stated(spec: Mapping[str, Any], slide: Mapping[str, Any]) -> dict[str, Any]:

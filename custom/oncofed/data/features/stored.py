@@ -14,6 +14,7 @@ from oncofed.errors import DataError
 
 Level = Literal["tile", "slide"]
 Unit = Literal["pixel", "micron", "tile pixel"]
+DAMAGED = "its arrays cannot be read: it is damaged or cut off. Copy it again"
 # Numbers of a part that is read at once: 16 MiB of float32.
 _AT_ONCE = 1 << 22
 # More than any slide has: a file of some kilobytes may state any number of them, unwritten.
@@ -95,10 +96,18 @@ class Rows:
         """Return rows ``first`` to ``last``.
 
         Numbers beyond the range of float32 become infinite.
+
+        Raises:
+            DataError: they cannot be read.
         """
         where: Any = (0, slice(first, last)) if self._batch else slice(None) if self.alone else slice(first, last)
-        with np.errstate(over="ignore"):
-            part: NDArray[np.floating] = np.asarray(self._values[where]).astype(self.dtype, copy=False)
+        try:
+            with np.errstate(over="ignore"):
+                part: NDArray[np.floating] = np.asarray(self._values[where]).astype(self.dtype, copy=False)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - libraries raise any type of error for a malformed file
+            raise DataError(DAMAGED) from None
         return part.reshape(-1, self.shape[1])
 
     def parts(self) -> Iterator[NDArray[np.floating]]:
