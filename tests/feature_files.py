@@ -129,8 +129,11 @@ def lazyslide(path: Path, tables: Mapping[str, Array] | None = None, tiles: str 
     )
     for name, values in (tables or {"uni": vectors()}).items():
         table = store.create_group(f"tables/{name}_{tiles}")
-        table.attrs.update({"encoding-type": "anndata", "region": tiles, "region_key": "library_id"})
+        table.attrs.update(
+            {"encoding-type": "anndata", "region": tiles, "region_key": "library_id", "instance_key": "tile_id"}
+        )
         table.create_array("X", data=values)
+        table.create_group("obs").create_array("tile_id", data=np.arange(len(values)))
     graph = store.create_group(f"tables/{tiles}_graph")
     graph.attrs.update({"encoding-type": "anndata", "region": tiles})
     return path

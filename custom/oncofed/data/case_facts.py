@@ -163,9 +163,22 @@ def notes(image: LoadedImage, label: LoadedImage | None = None) -> list[str]:
 
 
 def stamp(paths: Sequence[Path]) -> str:
-    """Return the sizes and times of files, to see changes."""
-    stats = [path.stat() for path in paths]
-    return " ".join(f"{s.st_size}:{s.st_mtime_ns}" for s in stats)
+    """Return the sizes and times of files, to see changes.
+
+    Of a folder, such as a Zarr store, those of all files inside: its own time stays when one of them is rewritten.
+    """
+    return " ".join(_stamp_of_folder(path) if path.is_dir() else _stamp_of_file(path) for path in paths)
+
+
+def _stamp_of_file(path: Path) -> str:
+    found = path.stat()
+    return f"{found.st_size}:{found.st_mtime_ns}"
+
+
+def _stamp_of_folder(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(folder).as_posix()} {_stamp_of_file(path)}" for path in files]
+    return f"{len(files)} files {blake3(chr(10).join(lines).encode('utf-8', 'surrogateescape')).hexdigest()}"
 
 
 def thumbnail_values(entry: Entry) -> NDArray[np.float32] | None:

@@ -6,7 +6,6 @@ to NIfTI (volumes), PNG or TIFF (flat images) in the dataset's folder, without i
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,6 @@ from oncofed.data.case_readers import FileWork, SlideWork, StackWork, Work, dist
 from oncofed.data.case_results import CaseFound, CaseResult, from_json, to_json
 from oncofed.data.composed import ComposedWork
 from oncofed.data.composition import compose, hashed_key, region_values
-from oncofed.data.converted import SUFFIXES
 from oncofed.data.dicom.indexing import index_folder
 from oncofed.data.dicom.matching import PlacedLabel, match_labels
 from oncofed.data.dicom.series import DicomIndex
@@ -31,6 +29,7 @@ from oncofed.data.layouts import ClassTable, FolderLayout, Item, find_layout, li
 from oncofed.data.layouts.features import as_stores, features_of_folder, lists_slides
 from oncofed.data.layouts.kinds import DICOM, FEATURES, NOTHING, TABLE
 from oncofed.data.layouts.telling import all_taken_for_masks
+from oncofed.data.leftovers import remove_leftovers
 from oncofed.data.manifest import (
     MANIFEST_FILE,
     SALT_FILE,
@@ -128,7 +127,7 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     became, manifest = account(reading, manifest)
     write_manifest(out, manifest)
     became.write(out)
-    _remove_stale(out, manifest)
+    remove_leftovers(out, before, manifest)
     return manifest
 
 
@@ -345,21 +344,6 @@ def _read_one(work: Work) -> tuple[str, dict[str, Any]]:
 
 def _broke_its_reader(work: Work) -> tuple[str, dict[str, Any]]:
     return work.key, to_json(work.set_aside(BROKE_ITS_READER))
-
-
-def _remove_stale(out: Path, manifest: Manifest) -> None:
-    """Remove converted images of cases that are gone.
-
-    This also removes the copies of a patient who withdrew.
-    """
-    kept = {path for e in manifest.entries for path in (*e.images, e.label, e.tiles) if isinstance(path, str)}
-    for folder in ("images", "labels", "tiles"):
-        for path in (out / folder).glob("*") if (out / folder).is_dir() and not (out / folder).is_symlink() else ():
-            if f"{folder}/{path.name}" not in kept and path.suffix in {*SUFFIXES, ".npz"}:
-                path.unlink()
-    for path in (out / "slides").glob("*"):
-        if f"slides/{path.name}" not in kept:
-            shutil.rmtree(path)
 
 
 def dataset_folder(name_or_folder: str | Path, datasets: Path) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 
 import feature_files as made
 import slide_files
@@ -104,6 +105,19 @@ def test_changed_features_are_set_aside(dataset: Path, folder: Path) -> None:
     report = check(dataset)
     assert [(problem.case, problem.what) for problem in report.set_aside] == [
         ("s3", "its features are missing or have changed; register the dataset again")
+    ]
+
+
+def test_a_store_that_is_rewritten_in_place_has_changed(tmp_path: Path) -> None:
+    for number in range(2):
+        made.lazyslide(tmp_path / f"in/s{number}.zarr", {"uni": made.vectors(seed=number)})
+    (tmp_path / "in/slides.csv").write_text("image,patient,label\ns0.zarr,p0,normal\ns1.zarr,p1,tumour")
+    out = tmp_path / "slides"
+    register(RegisterOptions(tmp_path / "in", "slides", out, workers=1, features=FeatureOptions(digest=DIGEST)))
+    assert [problem.case for problem in check(out).set_aside] == []
+    zarr.open_group(tmp_path / "in/s1.zarr", mode="r+")["tables/uni_tiles/X"][:] = made.vectors(seed=5)  # type: ignore[index]
+    assert [(problem.case, problem.what) for problem in check(out).set_aside] == [
+        ("s1", "its features are missing or have changed; register the dataset again")
     ]
 
 

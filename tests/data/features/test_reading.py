@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import tracemalloc
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -14,8 +17,8 @@ import zarr
 
 import feature_files as made
 from oncofed.data.features import FeatureBag, open_features, read_features, write_features
-from oncofed.data.features.lazyslide import corners
 from oncofed.data.features.names import same_encoder, standard_name
+from oncofed.data.features.outlines import corners
 from oncofed.errors import DataError
 
 
@@ -126,6 +129,32 @@ def test_lazyslides_places_are_read_from_its_outlines(tmp_path: Path) -> None:
         assert (read_features(path).places == made.grid()).all()
 
 
+def test_lazyslides_rows_and_outlines_are_joined_by_the_tiles_numbers(tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = made.lazyslide(tmp_path / "a.zarr")
+    (path / "shapes/tiles").mkdir(parents=True)
+    order = np.random.default_rng(0).permutation(12)
+    x, y = made.grid().T
+    turned = pyarrow.table({"tile_id": order, "x": x[order], "y": y[order]})
+    parquet.write_table(turned, path / "shapes/tiles/shapes.parquet")
+    assert (read_features(path).places == made.grid()).all()
+    by_index = pyarrow.table({"x": x[order], "y": y[order], "__index_level_0__": order})
+    stated = {"pandas": '{"index_columns": ["__index_level_0__"]}'}
+    parquet.write_table(by_index.replace_schema_metadata(stated), path / "shapes/tiles/shapes.parquet")
+    assert (read_features(path).places == made.grid()).all()
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        for file in sorted(path.rglob("*")):
+            archive.write(file, file.relative_to(path))
+    assert (read_features(tmp_path / "b.zip").places == made.grid()).all()
+    parquet.write_table(turned.slice(1), path / "shapes/tiles/shapes.parquet")
+    with pytest.raises(DataError, match="1 of its 12 rows of features are of tiles without an outline"):
+        read_features(path)
+    shutil.rmtree(path / "tables/uni_tiles/obs")
+    with open_features(path) as found:
+        assert found.places is None
+        assert "does not say of which tile a row is" in found.notes[-1]
+
+
 def test_outlines_of_tiles_give_their_corners() -> None:
     outlines = [made.outline(x, y, 512) for x, y in made.grid()]
     assert (corners(outlines) == made.grid()).all()
@@ -180,7 +209,7 @@ def _cut(path: Path) -> Path:
         ("text.h5", lambda path: path.write_text("slide,patient"), "first bytes"),
         ("objects.pt", lambda path: made.tensor(path, {"features": Path("x")}), "could run code"),
         ("plain.pt", lambda path: path.write_bytes(pickle.dumps(Path("x"))), "could run code"),
-        ("list.pt", lambda path: made.tensor(path, [torch.zeros(2)]), "holds a list"),
+        ("list.pt", lambda path: made.tensor(path, [torch.zeros(2)]), "neither a tensor nor named"),
         ("names.pt", lambda path: made.tensor(path, {"x": torch.zeros(2, 2)}), "holds x, expected one tensor"),
         ("tiles.h5", lambda path: made.hdf5(path, {"coords": made.grid()}), "coordinates of tiles alone"),
         ("all.h5", made.stamp_together, "a vector of each of 12 slides"),
@@ -201,9 +230,40 @@ def test_a_bad_file_is_refused_with_its_reason(tmp_path: Path, name: str, write:
     assert str(tmp_path) not in str(caught.value)
 
 
+def _of_a_link(file: h5py.File, other: Path) -> None:
+    file["features"] = h5py.ExternalLink(str(other), "/features")
+
+
+def _of_a_soft_link(file: h5py.File, other: Path) -> None:
+    del other
+    file["kept/there"] = made.vectors()
+    file["features"] = h5py.SoftLink("/kept/there")
+
+
+def _of_any_bytes(file: h5py.File, other: Path) -> None:
+    file.create_dataset("features", (8, 4), "f4", external=[(str(other), 0, 128)])
+
+
+def _of_a_view(file: h5py.File, other: Path) -> None:
+    layout = h5py.VirtualLayout((12, 8), "f4")
+    layout[:] = h5py.VirtualSource(str(other), "features", (12, 8))
+    file.create_virtual_dataset("features", layout)
+
+
+@pytest.mark.parametrize("write", [_of_a_link, _of_a_soft_link, _of_any_bytes, _of_a_view])
+def test_no_other_file_is_read_through_a_file_of_features(
+    tmp_path: Path, write: Callable[[h5py.File, Path], None]
+) -> None:
+    other = made.clam(tmp_path / "other.h5")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        write(file, other)
+    with pytest.raises(DataError, match="refers to numbers outside itself"):
+        read_features(tmp_path / "a.h5")
+
+
 def test_a_folder_without_zarr_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zarr").mkdir()
-    with pytest.raises(DataError, match="no Zarr store"):
+    with pytest.raises(DataError, match="expected a Zarr store"):
         read_features(tmp_path / "a.zarr")
 
 
@@ -216,6 +276,90 @@ def test_a_large_bag_is_passed_through_in_parts(tmp_path: Path) -> None:
         assert sum(len(part) for part in found.rows.parts()) == 100_000
     assert tracemalloc.get_traced_memory()[1] < 64 << 20  # of 307 MB
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("features", "coords", "reason"),
+    [
+        ((32, 8), (20_000_000, 2), "32 x 8 features and 20000000 coordinates"),
+        ((32, 8), (20_000_000, 32), "shape 20000000 x 32"),
+        ((1_000_000_000, 8), (1_000_000_000, 2), "it states 1,000,000,000 x 8 features"),
+        ((32, 1_000_000), (32, 2), "it states 32 x 1,000,000 features"),
+    ],
+)
+def test_sizes_that_a_small_file_states_are_refused_unread(
+    tmp_path: Path, features: tuple[int, int], coords: tuple[int, int], reason: str
+) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("features", features, "f4", chunks=(32, 8), fillvalue=1)
+        file.create_dataset("coords", coords, "i4", chunks=(32, 2), fillvalue=1)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=reason):
+        read_features(tmp_path / "a.h5")
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+def _without_a_bit_of_a_chunk(path: Path) -> None:
+    values = np.ones((64, 8), "f4")
+    with h5py.File(path, "w") as file:
+        place = file.create_dataset("features", data=values, compression="gzip", fletcher32=True).id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    content[place.byte_offset + 4] ^= 0xFF
+    path.write_bytes(content)
+
+
+def _of_texts(path: Path) -> None:
+    made.hdf5(path, {"features": made.vectors(), "coords": np.array([[b"a", b"b"]] * 12)})
+
+
+def _of_an_array_for_a_group(path: Path) -> None:
+    made.hdf5(path, {"tables": made.vectors()})
+
+
+def _of_a_group_for_an_array(path: Path) -> None:
+    made.hdf5(path, {"features/there": made.vectors()})
+
+
+@pytest.mark.parametrize(
+    "write", [_without_a_bit_of_a_chunk, _of_texts, _of_an_array_for_a_group, _of_a_group_for_an_array]
+)
+def test_any_malformed_file_is_a_reason(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    write(tmp_path / "a.h5")
+    with pytest.raises(DataError, match=r"cannot be read|of the type"):
+        read_features(tmp_path / "a.h5")
+
+
+def test_a_tensor_that_numpy_has_no_type_for_is_a_reason(tmp_path: Path) -> None:
+    made.tensor(tmp_path / "a.pt", torch.zeros(4, 4).to(torch.float8_e5m2))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_features(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("value", [["x"], "x", None, {"tiles": ["x"]}, {"tiles": 1}])
+def test_statements_of_another_kind_are_none(tmp_path: Path, value: object) -> None:
+    path = made.lazyslide(tmp_path / "a.zarr")
+    zarr.open_group(path, mode="r+").attrs.update({"tile_spec": value, "slide_properties": value})
+    bag = read_features(path)
+    assert (bag.tile, bag.step, bag.mpp) == (None, None, None)
+
+
+def test_a_damaged_table_of_outlines_is_a_reason(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = made.lazyslide(tmp_path / "a.zarr")
+    (path / "shapes/tiles").mkdir(parents=True)
+    (path / "shapes/tiles/shapes.parquet").write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_features(path)
+
+
+def test_a_table_names_no_tiles_outside_its_store(tmp_path: Path) -> None:
+    path = made.lazyslide(tmp_path / "in/a.zarr")
+    (tmp_path / "in/a.zarr/tables/uni_tiles").rename(tmp_path / "in/a.zarr/tables/uni_..")
+    for name in ("..", "../..", "/etc", ["../tiles"]):
+        zarr.open_group(path / "tables/uni_..", mode="r+").attrs["region"] = name
+        with pytest.raises(DataError, match="holds features of none"):
+            read_features(path)
 
 
 def test_names_of_one_encoder_are_one() -> None:

@@ -17,6 +17,7 @@ import torch
 from oncofed.data.cases import read_cases
 from oncofed.data.features import read_features
 from oncofed.data.features.kept import read_kept, slide_source
+from oncofed.data.features.spool import SPOOL_FOLDER
 from oncofed.data.label_mapping import Supervision
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
@@ -27,7 +28,7 @@ from oncofed.tasks.bags import slide_tiles
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from oncofed.tasks.extraction import ExtractionRequest, extract_dataset
 from oncofed.tasks.extraction.messages import Done, Message, Progress, SetAside, SlideJob
-from oncofed.tasks.extraction.worker import SPOOL_FOLDER, Extraction
+from oncofed.tasks.extraction.worker import Extraction
 from synthetic import make_slides
 
 CPU = torch.device("cpu")
@@ -177,6 +178,32 @@ def test_several_processes_make_what_one_makes_and_training_reads_it(dataset: Pa
         assert bag.places is not None
         np.testing.assert_array_equal(bag.places, np.stack([slides[number].x, slides[number].y], axis=1))
     assert not computed
+
+
+def test_nothing_is_left_of_a_patient_who_withdrew(dataset: Path, tmp_path: Path) -> None:
+    inside, outside = dataset / "features" / "colour", tmp_path / "out"
+    for out in (inside, outside):
+        extract_dataset(ExtractionRequest(dataset, SPEC, out, "cpu", 1))
+        (out / SPOOL_FOLDER).mkdir()
+        for name in ("slide-001.values", "slide-001.mark"):
+            (out / SPOOL_FOLDER / name).touch()
+    (dataset / ".prepared").mkdir()
+    (dataset / ".prepared" / "0.safetensors").touch()
+    source = tmp_path / "in"
+    (source / "slide-001.tif").unlink()
+    table = source / "labels.csv"
+    table.write_text("".join(row for row in table.read_text().splitlines(True) if "slide-001" not in row))
+    register(
+        RegisterOptions(source, "slides", dataset, "slides", table=table, tiles=TileSpec(64, 1.0, 0.25), workers=1)
+    )
+    assert not list(dataset.joinpath(".prepared").iterdir())
+    assert (outside / "slide-001.h5").is_file()  # until the next extraction there
+    found = extract_dataset(ExtractionRequest(dataset, SPEC, outside, "cpu", 1))
+    assert found.slides == 0  # the others were kept
+    for out in (inside, outside):
+        left = [path for path in out.rglob("*") if path.is_file()]
+        assert {"slide-000.h5", "slide-002.h5", "features.json", "slides.csv"} <= {path.name for path in left}
+        assert not [path for path in left if "slide-001" in path.name or b"slide-001" in path.read_bytes()]
 
 
 def test_features_of_others_in_the_folder_are_not_mixed_with_these(dataset: Path, tmp_path: Path) -> None:

@@ -7,11 +7,15 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from oncofed.data.features import hest, lazyslide, stamp, tensors, trident
 from oncofed.data.features.bag import FeatureBag
-from oncofed.data.features.stored import Group, Stored
+from oncofed.data.features.stored import DAMAGED, Group, Stored
 from oncofed.errors import DataError
+
+if TYPE_CHECKING:
+    import h5py
 
 _HDF5, _ZIP, _PICKLE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80"
 _ZARR = ("zarr.json", ".zgroup")
@@ -56,7 +60,9 @@ def open_features(path: Path, encoder: str | None = None) -> Iterator[Stored]:
     """
     kind = _kind(path)
     if kind == "torch":
-        yield tensors.read(path)
+        with _as_reasons():
+            found = tensors.read(path)
+        yield found
     elif kind == "hdf5":
         _require("h5py")
         import h5py  # noqa: PLC0415 - optional
@@ -66,10 +72,49 @@ def open_features(path: Path, encoder: str | None = None) -> Iterator[Stored]:
         except OSError:
             raise DataError("it is damaged or cut off: it cannot be read as HDF5. Copy it again") from None
         with file:
+            _require_own(file)
             yield _read(file, path, encoder)
     else:
         _require("zarr")
         yield _read(_zarr(path), path, encoder)
+
+
+@contextmanager
+def _as_reasons() -> Iterator[None]:
+    """Turn what libraries raise for a malformed file, which is any type of error, into a reason.
+
+    Raises:
+        DataError: one of them did.
+    """
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception:  # noqa: BLE001 - see above
+        raise DataError(DAMAGED) from None
+
+
+def _require_own(file: h5py.File) -> None:
+    """Refuse a file whose numbers lie in other files, which HDF5 would read wherever they are.
+
+    Raises:
+        DataError: it has a link to another file or another name, or a dataset that is kept elsewhere.
+    """
+    import h5py  # noqa: PLC0415 - optional
+
+    def elsewhere(name: str, link: object) -> bool | None:
+        if not isinstance(link, h5py.HardLink):
+            return True
+        found = file[name]
+        return True if isinstance(found, h5py.Dataset) and (found.is_virtual or found.external) else None
+
+    with _as_reasons():
+        is_elsewhere = file.visititems_links(elsewhere)
+    if is_elsewhere:
+        raise DataError(
+            "it refers to numbers outside itself (a link, external storage or a virtual dataset), expected all of them "
+            "inside. Copy them into one file"
+        )
 
 
 def _zarr(path: Path) -> Group:
@@ -78,16 +123,14 @@ def _zarr(path: Path) -> Group:
     try:
         store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else path
         group: Group = zarr.open_group(store, mode="r")
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except Exception:  # noqa: BLE001 - libraries raise any type of error for a malformed file
         raise DataError("it is damaged: it cannot be read as Zarr. Copy it again") from None
     return group
 
 
 def _read(group: Group, path: Path, encoder: str | None) -> Stored:
-    try:
+    with _as_reasons():
         found = trident.read(group) or stamp.read(group) or hest.read(group) or lazyslide.read(group, path, encoder)
-    except (OSError, KeyError, RuntimeError):
-        raise DataError("its arrays cannot be read: it is damaged or cut off. Copy it again") from None
     if found:
         return found
     names = ", ".join(sorted(group)[:6]) or "nothing"

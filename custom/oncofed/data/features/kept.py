@@ -7,9 +7,12 @@ there before it computes features.
 from __future__ import annotations
 
 import contextlib
+import csv
 import functools
 import hashlib
+import io
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +23,12 @@ from oncofed.atomic import write_whole
 from oncofed.data import case_facts
 from oncofed.data.case import Case
 from oncofed.data.features.files import open_features
+from oncofed.data.features.spool import SPOOL_FOLDER, remove_spool, spooled
 from oncofed.data.tiles import KeptAt, SlideTiles
 from oncofed.errors import DataError
 
 KEPT_FILE = "features.json"
+TABLE_FILE = "slides.csv"
 FEATURES_FOLDER = "features"
 # Raised when the same encoder and tiles come to give other vectors.
 _VERSION = 1
@@ -76,6 +81,44 @@ def read_kept(folder: Path) -> Kept | None:
 def write_kept(folder: Path, kept: Kept) -> None:
     """Write ``features.json`` in one step."""
     write_whole(folder / KEPT_FILE, kept.model_dump_json(indent=1, by_alias=True, exclude_none=True) + "\n")
+
+
+def forget_others(folder: Path, names: Collection[str]) -> None:
+    """Remove all that a folder holds of slides that the dataset no longer has, such as a patient's who withdrew.
+
+    Args:
+        folder: of features.
+        names: of the dataset's slides.
+
+    Raises:
+        DataError: its list is damaged.
+    """
+    for name in spooled(folder / SPOOL_FOLDER) - set(names):
+        remove_spool(folder / SPOOL_FOLDER, name)
+    kept = read_kept(folder)
+    gone = set() if kept is None else {*kept.slides, *kept.set_aside} - set(names)
+    if kept is None or not gone:
+        return
+    files = {slide.file for name, slide in kept.slides.items() if name in gone}
+    for file in files:
+        if Path(file).name == file:  # the list may be another's
+            (folder / file).unlink(missing_ok=True)
+    _strike(folder / TABLE_FILE, files)
+    slides = {name: slide for name, slide in kept.slides.items() if name not in gone}
+    aside = {name: why for name, why in kept.set_aside.items() if name not in gone}
+    # Last: whoever is interrupted before begins again.
+    write_kept(folder, kept.model_copy(update={"slides": slides, "set_aside": aside}))
+
+
+def _strike(table: Path, files: Collection[str]) -> None:
+    """Remove files' rows from the table of slides, of which they are the first cell."""
+    if not table.is_file():
+        return
+    with table.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.reader(file) if not row or row[0] not in files]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_whole(table, text.getvalue())
 
 
 def kept_at(case: Case) -> KeptAt | None:

@@ -9,22 +9,23 @@ statements in ``uns``. A slide encoder's vector is in its tiles' table: ``uns/ag
 
 from __future__ import annotations
 
-import importlib.util
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oncofed.data.features.names import same_encoder, standard_name
+from oncofed.data.features.outlines import places_of
 from oncofed.data.features.stored import Group, Rows, Stored, number_of, stored, text_of, whole
 from oncofed.errors import DataError
 
 _TOOL = "LazySlide"
-_NEEDS_PARQUET = "the places of its tiles were not read, for they are Parquet: pip install pyarrow"
-# A rectangle in well-known binary: byte order, type, one ring, five corners.
-_WKB_HEAD, _WKB_BOX = 13, 93
+# Names of SpatialData's elements.
+_NAME = re.compile(r"(?!\.)[\w.-]+")
+_INSTANCE = "tile_id"  # what LazySlide calls SpatialData's instance key
 
 
 def read(group: Group, path: Path, encoder: str | None) -> Stored | None:
@@ -61,9 +62,15 @@ def _of_store(group: Group, path: Path, encoder: str | None) -> Stored:
         wanted = f"those of {standard_name(encoder)}" if encoder else "one: say which with --encoder"
         raise DataError(f"it holds features of {names}, expected {wanted}")
     table, region = found[chosen[0]]
-    spec = group.attrs.get("tile_spec", {})
-    stated = _stated(spec.get(region, {}), group.attrs.get("slide_properties", {}))
-    places, notes = _places(path / "shapes" / region / "shapes.parquet")
+    spec = _mapping(group.attrs.get("tile_spec"))
+    stated = _stated(_mapping(spec.get(region)), _mapping(group.attrs.get("slide_properties")))
+    key = text_of(table.attrs, "instance_key") or _INSTANCE
+    numbers = _instances(table, key)
+    if numbers is None:
+        places, note = None, f"it does not say of which tile a row is: its obs has no {key}"
+    else:
+        places, note = places_of(path, region, key, numbers)
+    notes = (note,) if note else ()
     return stored(_rows(table), places, level="tile", tool=_TOOL, encoder=chosen[0], notes=notes, **stated)
 
 
@@ -75,6 +82,18 @@ def _of_slide(table: Group) -> Iterator[tuple[str, Rows]]:
         # A mean or median does not say of which encoder it is.
         if name and not hasattr(np, name) and "keys" not in aggregated and "features" in aggregated:
             yield name, Rows(aggregated["features"])
+
+
+def _instances(table: Group, key: str) -> NDArray[np.str_] | None:
+    """Return the number of each row's tile, as text; None where nothing says it."""
+    column = table["obs"].get(key) if "obs" in table else None
+    if column is None:
+        return None
+    if hasattr(column, "shape"):
+        return np.asarray(column[...]).astype(str)
+    if "codes" in column:  # AnnData keeps texts that repeat so
+        return np.asarray(column["categories"][...]).astype(str)[np.asarray(column["codes"][...])]
+    return np.asarray(column["values"][...]).astype(str) if "values" in column else None
 
 
 def _of_table(table: Group) -> Stored:
@@ -92,8 +111,17 @@ def _rows(table: Group) -> Rows:
 
 
 def _region(table: Group) -> str | None:
+    """Return the name of the tiles that a table is of; None where it names no one element of the store."""
     regions = table.attrs.get("region")
-    return regions[0] if isinstance(regions, list) and len(regions) == 1 else text_of({"region": regions}, "region")
+    one = regions[0] if isinstance(regions, list) and len(regions) == 1 else regions
+    name = text_of({"region": one}, "region")
+    # It becomes part of a path, and a file's sender chose it.
+    return name if name and _NAME.fullmatch(name) else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Return what a file states by name; nothing where it states anything else."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _stated(spec: Mapping[str, Any], slide: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,32 +141,3 @@ def _scalars(uns: Any, name: str) -> dict[str, Any]:
         return {}
     group = uns[name]
     return {key: group[key][()] for key in group if getattr(group[key], "shape", None) == ()}
-
-
-def _places(path: Path) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
-    """Return where tiles lie, from a table of their outlines."""
-    if not path.exists():
-        return None, ("it does not say where its tiles lie",)
-    if importlib.util.find_spec("pyarrow") is None:
-        return None, (_NEEDS_PARQUET,)
-    from pyarrow import parquet  # noqa: PLC0415 - optional
-
-    table = parquet.read_table(path)
-    if {"x", "y"} <= set(table.column_names):
-        return np.stack([table.column(name).to_numpy() for name in ("x", "y")], axis=1).astype(np.float64), ()
-    return corners(table.column("geometry").to_pylist()), ()
-
-
-def corners(outlines: list[bytes]) -> NDArray[np.float64]:
-    """Return the upper left corners of rectangles, (tile, 2).
-
-    Args:
-        outlines: in well-known binary (OGC 06-103r4), little endian.
-
-    Raises:
-        DataError: one is no rectangle.
-    """
-    if any(len(outline) != _WKB_BOX or outline[0] != 1 for outline in outlines):
-        raise DataError("its tiles have outlines that are no rectangles, expected tiles of one size")
-    points = np.frombuffer(b"".join(outline[_WKB_HEAD:] for outline in outlines), "<f8")
-    return cast("NDArray[np.float64]", points.reshape(len(outlines), -1, 2).min(axis=1))

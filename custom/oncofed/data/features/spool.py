@@ -17,6 +17,8 @@ from oncofed.atomic import write_whole
 # What a killed process has to do again, at most. Waiting for the disk more often would keep a GPU from its work.
 _SECONDS_BETWEEN_MARKS = 10.0
 _FLOAT32 = np.dtype("<f4")
+SPOOL_FOLDER = ".unfinished"
+_SUFFIXES = (".values", ".mark")
 
 
 class Spool:
@@ -107,6 +109,11 @@ class Spool:
         return rows if fits and there >= rows * self._shape[1] * _FLOAT32.itemsize else 0
 
 
+def spooled(folder: Path) -> set[str]:
+    """Return the names of the slides that were begun."""
+    return {path.stem for path in folder.glob("*") if path.suffix in _SUFFIXES}
+
+
 def remove_spool(folder: Path, name: str) -> None:
     """Remove what is left of a slide's spool."""
     for file in _files(folder, name):
@@ -116,4 +123,5 @@ def remove_spool(folder: Path, name: str) -> None:
 
 
 def _files(folder: Path, name: str) -> tuple[Path, Path]:
-    return folder / f"{name}.values", folder / f"{name}.mark"
+    values, mark = _SUFFIXES
+    return folder / f"{name}{values}", folder / f"{name}{mark}"

@@ -14,8 +14,11 @@ from oncofed.errors import DataError
 
 Level = Literal["tile", "slide"]
 Unit = Literal["pixel", "micron", "tile pixel"]
+DAMAGED = "its arrays cannot be read: it is damaged or cut off. Copy it again"
 # Numbers of a part that is read at once: 16 MiB of float32.
 _AT_ONCE = 1 << 22
+# More than any slide has: a file of some kilobytes may state any number of them, unwritten.
+MOST_TILES, _MOST_FEATURES = 10_000_000, 1 << 16
 _LARGEST_PLACE = np.iinfo(np.int32).max
 
 
@@ -93,10 +96,18 @@ class Rows:
         """Return rows ``first`` to ``last``.
 
         Numbers beyond the range of float32 become infinite.
+
+        Raises:
+            DataError: they cannot be read.
         """
         where: Any = (0, slice(first, last)) if self._batch else slice(None) if self.alone else slice(first, last)
-        with np.errstate(over="ignore"):
-            part: NDArray[np.floating] = np.asarray(self._values[where]).astype(self.dtype, copy=False)
+        try:
+            with np.errstate(over="ignore"):
+                part: NDArray[np.floating] = np.asarray(self._values[where]).astype(self.dtype, copy=False)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - libraries raise any type of error for a malformed file
+            raise DataError(DAMAGED) from None
         return part.reshape(-1, self.shape[1])
 
     def parts(self) -> Iterator[NDArray[np.floating]]:
@@ -222,6 +233,11 @@ def stored(
     count, size = rows.shape
     if not count or not size:
         raise DataError(f"it holds no features: their size is {count} x {size}. Extract them again, or leave it out")
+    if count > MOST_TILES or size > _MOST_FEATURES:
+        raise DataError(
+            f"it states {count:,} x {size:,} features, expected at most {MOST_TILES:,} tiles and {_MOST_FEATURES:,} "
+            "numbers of each. Extract them again"
+        )
     if level is None:
         level = "slide" if rows.alone or (count == 1 and places is None) else "tile"
     if level not in {"tile", "slide"}:
@@ -230,20 +246,29 @@ def stored(
         if count != 1:
             raise DataError(f"it says that a vector describes a slide, and holds {count}, expected one")
         places = None  # of the tiles that the vector sums up
-    found = None if places is None else np.asarray(places[...], dtype=np.float64)
-    if found is not None:
-        found = found[0] if found.ndim == 3 and len(found) == 1 else found
-        if found.ndim != 2 or found.shape[1] != 2:
-            sizes = " x ".join(map(str, found.shape))
-            raise DataError(f"its coordinates have the shape {sizes}, expected tiles x 2 (x, y)")
-        if len(found) != count:
-            turned = " The features lie turned: save them as tiles x features" if len(found) == size else ""
-            raise DataError(
-                f"it holds {count} x {size} features and {len(found)} coordinates, expected one a row.{turned}"
-            )
+    found = None if places is None else _coordinates(places, count, size)
     notes = (f"features as {tool} writes them",) if tool else ()
     given = stated.pop("notes", ())
     return Stored(rows, found, level=cast("Level", level), notes=(*notes, *given), **stated)
+
+
+def _coordinates(places: Values | NDArray[Any], count: int, size: int) -> NDArray[np.float64]:
+    """Return coordinates, (tile, 2); they are read only where their shape is right.
+
+    Raises:
+        DataError: it is not, or they are no numbers.
+    """
+    shape = tuple(map(int, places.shape))
+    shape = shape[1:] if len(shape) == 3 and shape[0] == 1 else shape
+    if len(shape) != 2 or shape[1] != 2:
+        sizes = " x ".join(map(str, shape)) or "one number"
+        raise DataError(f"its coordinates have the shape {sizes}, expected tiles x 2 (x, y)")
+    if shape[0] != count:
+        turned = " The features lie turned: save them as tiles x features" if shape[0] == size else ""
+        raise DataError(f"it holds {count} x {size} features and {shape[0]} coordinates, expected one a row.{turned}")
+    if np.dtype(places.dtype).kind not in "iuf":
+        raise DataError(f"its coordinates are of the type {places.dtype}, expected whole numbers")
+    return np.asarray(places[...], dtype=np.float64).reshape(shape)
 
 
 def text_of(attrs: Mapping[str, Any], *names: str) -> str | None:

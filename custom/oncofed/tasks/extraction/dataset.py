@@ -14,17 +14,25 @@ from pathlib import Path
 from oncofed.atomic import write_whole
 from oncofed.data.case import case_of
 from oncofed.data.case_facts import reason_of
-from oncofed.data.features.kept import Kept, KeptSlide, made_of, read_kept, slide_source, write_kept
-from oncofed.data.features.spool import remove_spool
+from oncofed.data.features.kept import (
+    TABLE_FILE,
+    Kept,
+    KeptSlide,
+    forget_others,
+    made_of,
+    read_kept,
+    slide_source,
+    write_kept,
+)
+from oncofed.data.features.spool import SPOOL_FOLDER, remove_spool
 from oncofed.data.manifest import Manifest, read_manifest
 from oncofed.data.tiles import read_tiles
 from oncofed.errors import DataError
 from oncofed.tasks.encoder import EncoderSpec
 from oncofed.tasks.extraction.messages import Done, Progress, Ready, SetAside, SlideJob
 from oncofed.tasks.extraction.pool import Pool, find_places
-from oncofed.tasks.extraction.worker import SPOOL_FOLDER, digest_of, file_of
+from oncofed.tasks.extraction.worker import digest_of, file_of
 
-TABLE_FILE = "slides.csv"
 _LOCK_FILE = ".lock"
 
 
@@ -70,7 +78,8 @@ def extract_dataset(request: ExtractionRequest, advance: Callable[[str, int, int
     """Extract the features of a dataset's slides.
 
     A slide that is done is left alone, one that was begun goes on where it was. At any moment the process may be
-    killed. Slides that cannot be used are set aside with their reason, also those that registering set aside.
+    killed. Slides that cannot be used are set aside with their reason, also those that registering set aside; what is
+    left of slides that the dataset no longer has is removed.
 
     Args:
         request: what, and where.
@@ -91,6 +100,7 @@ def extract_dataset(request: ExtractionRequest, advance: Callable[[str, int, int
         with Pool(request.encoder, request.out, places) as pool:
             ready = pool.ready()
             kept = _begun(request, manifest, ready)
+            forget_others(request.out, {entry.name for entry in manifest.entries} | set(aside))
             patients = {entry.name: entry.patient for entry in manifest.entries}
             missing: list[SlideJob] = []
             there: dict[str, KeptSlide] = {}

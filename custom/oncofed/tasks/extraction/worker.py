@@ -20,7 +20,7 @@ import torch
 from oncofed.data.case_facts import reason_of
 from oncofed.data.features import FeatureBag, write_features
 from oncofed.data.features.kept import made_of
-from oncofed.data.features.spool import Spool
+from oncofed.data.features.spool import SPOOL_FOLDER, Spool
 from oncofed.data.slides import Pixels, TileReader
 from oncofed.data.tiles import SlideError, SlideTiles, stream_tiles
 from oncofed.devices import training_device
@@ -29,8 +29,6 @@ from oncofed.gpus import VISIBLE_VARIABLE
 from oncofed.processes import end_with_parent
 from oncofed.tasks.encoder import Encoder, EncoderSpec
 from oncofed.tasks.extraction.messages import Done, Failed, Message, Progress, Ready, SetAside, SlideJob, Wanted
-
-SPOOL_FOLDER = ".unfinished"
 
 
 @dataclass(frozen=True)
