@@ -17,6 +17,7 @@ from oncofed.data.prepared import PreparedCases, prepare_one
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.data.spec import DataSpec
+from oncofed.data.tiles import read_tiles
 from oncofed.errors import DataError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
@@ -38,12 +39,13 @@ def bags(encoder: EncoderSpec = ENCODER, **settings: object) -> Bags:
     return Bags(DATA, SlideClassificationSpec(classes=CLASSES, encoder=encoder, **settings), CPU)
 
 
-def cut_slide(folder: Path, name: str = "cut", pieces: int = 1) -> Case:
+def cut_slide(folder: Path, name: str = "cut", pieces: int = 1, tissue: float = TileSpec.tissue) -> Case:
     """Return a slide of half a micron a pixel with tissue on so many pieces, cut into tiles."""
 
     pytest.importorskip("openslide")
     tiled(folder / "in" / f"{name}.tif", np.concatenate([stained(512, 640)] * pieces, axis=1), 0.5)
-    register(RegisterOptions(folder / "in", "slides", folder / "set", "slides", tiles=TileSpec(TILE, MPP), workers=1))
+    cut = TileSpec(TILE, MPP, tissue)
+    register(RegisterOptions(folder / "in", "slides", folder / "set", "slides", tiles=cut, workers=1))
     manifest = read_manifest(folder / "set")
     return replace(case_of(folder / "set", manifest, manifest.entries[0]), patient="P1")
 
@@ -74,6 +76,19 @@ def test_a_patient_s_slides_are_one_bag_whatever_each_brings(tmp_path: Path) -> 
     assert prepared["slides"].tolist() == [0] * 5 + [1] * len(alone["bags"])
     assert torch.equal(prepared["bags"][5:], alone["bags"])
     assert torch.equal(prepared["places"][5:], alone["places"])
+
+
+def test_a_slide_that_was_cut_anew_gets_a_bag_of_its_new_tiles(tmp_path: Path) -> None:
+    wanted, held = bags(EncoderSpec(), sampling="tissue"), []
+    for tissue in (0.9, 0.05):
+        case = cut_slide(tmp_path, tissue=tissue)
+        prepared = prepare_one(case, wanted, keep=True)
+        assert case.tiles
+        tiles = read_tiles(case.image, case.tiles)
+        assert prepared["places"].tolist() == np.stack([tiles.x, tiles.y], axis=1).tolist()
+        assert len(prepared["tissue"]) == len(prepared["bags"])
+        held.append(len(tiles))
+    assert held[0] < held[1]
 
 
 def test_tissue_in_several_pieces_of_a_slide_is_one_bag(tmp_path: Path) -> None:

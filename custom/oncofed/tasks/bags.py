@@ -94,12 +94,18 @@ class Bags(BatchSource):
         return Encoder(self._bag.encoder, self._device)
 
     def settings_of(self, case: Case) -> str:
-        """Return the encoder, and how slides are cut; of features their origin."""
+        """Return the encoder, and where slides are cut; of features their origin.
+
+        Raises:
+            DataError: a slide was not registered as one, or was cut otherwise.
+        """
         made_of = [
-            self.encoder.digest if slide.features is None else slide.entry and str(slide.entry.features)
+            f"{self.encoder.digest} {slide_tiles(slide, self.spec).digest}"
+            if slide.features is None
+            else slide.entry and str(slide.entry.features)
             for slide in case.slides
         ]
-        return json.dumps(["Bags", 3, made_of, self.spec.patch, self.spec.spacing, *self.stain_settings])
+        return json.dumps(["Bags", 4, made_of, self.spec.patch, self.spec.spacing, *self.stain_settings])
 
     def origin(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Return the digest of the encoder's weights; None: unknown. See ``feature_origin``."""

@@ -13,7 +13,6 @@ import json
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from oncofed.atomic import write_whole
@@ -102,9 +101,7 @@ def made_of(encoder: str, source: str, slide: SlideTiles) -> str:
         source: see ``slide_source``.
         slide: its tiles.
     """
-    places = hashlib.sha256(np.stack([slide.x, slide.y]).astype("<i4").tobytes()).hexdigest()
-    values = [_VERSION, encoder, source, slide.spec.size, round(slide.spec.mpp, 6), places]
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_VERSION, encoder, source, slide.digest]).encode()).hexdigest()
 
 
 def find_kept(slide: SlideTiles, encoder: str) -> Path | None:
