@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from oncofed.data.case import Case, case_of
-from oncofed.data.features import FeatureBag
-from oncofed.data.manifest import read_manifest
+from oncofed.data.features import FeatureBag, open_features, write_features
+from oncofed.data.features.kept import made_of
+from oncofed.data.manifest import FeatureFacts, read_manifest
 from oncofed.data.patients import join
 from oncofed.data.prepared import PreparedCases, prepare_one
 from oncofed.data.register import RegisterOptions, register
@@ -20,9 +21,11 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.tiles import read_tiles
 from oncofed.errors import DataError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
+from oncofed.models.encoders import catalogue, find_entry
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
 from oncofed.tasks.bags import Bags
 from oncofed.tasks.encoder import Encoder, EncoderSpec
+from oncofed.tasks.feature_origin import feature_faults
 from oncofed.tasks.inferred import UNPLACED
 from slide_features import MPP, STEP, TILE, WEIGHTS, made_bag, made_slide
 from slide_files import stained, tiled
@@ -89,6 +92,27 @@ def test_a_slide_that_was_cut_anew_gets_a_bag_of_its_new_tiles(tmp_path: Path) -
         assert len(prepared["tissue"]) == len(prepared["bags"])
         held.append(len(tiles))
     assert held[0] < held[1]
+
+
+def test_what_was_made_by_another_preprocessing_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, cut = find_entry("colour"), cut_slide(tmp_path)
+    assert cut.tiles
+    tiles, spec = read_tiles(cut.image, cut.tiles), EncoderSpec()
+    made = replace(made_bag(5, entry.features), encoder="colour", digest=None, recipe=entry.recipe)
+    write_features(tmp_path / "brought.h5", made)
+    with open_features(tmp_path / "brought.h5") as stored:
+        assert stored.recipe == entry.recipe
+    facts = FeatureFacts(file="brought.h5", encoder="colour", recipe=entry.recipe, size=entry.features, tiles=5)
+    seen = {bags(spec).settings_of(cut)}, {made_of(Encoder(spec, CPU).key, "source", tiles)}
+    assert list(feature_faults(facts, spec, DATA)) == []
+    for other in ({"mean": (0.1, 0.0, 0.0)}, {"pixels": 32}, {"interpolation": "bicubic"}):
+        monkeypatch.setitem(catalogue(), "colour", entry.model_copy(update=other))
+        seen[0].add(bags(spec).settings_of(cut))
+        seen[1].add(made_of(Encoder(spec, CPU).key, "source", tiles))
+        assert [fault.partition(",")[0] for fault in feature_faults(facts, spec, DATA)] == [
+            "features were made by another oncofed"
+        ]
+    assert [len(keys) for keys in seen] == [4, 4]
 
 
 def test_tissue_in_several_pieces_of_a_slide_is_one_bag(tmp_path: Path) -> None:

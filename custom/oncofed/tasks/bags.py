@@ -100,7 +100,7 @@ class Bags(BatchSource):
             DataError: a slide was not registered as one, or was cut otherwise.
         """
         made_of = [
-            f"{self.encoder.digest} {slide_tiles(slide, self.spec).digest}"
+            f"{self.encoder.key} {slide_tiles(slide, self.spec).digest}"
             if slide.features is None
             else slide.entry and str(slide.entry.features)
             for slide in case.slides

@@ -42,6 +42,12 @@ def feature_faults(facts: FeatureFacts, encoder: EncoderSpec, data: DataSpec) ->
     if not same_encoder(facts.encoder, encoder.network):
         yield f"features are of the encoder {facts.encoder}, the job's is {encoder.network} (task.encoder.network)"
         return
+    entry = catalogue().get(encoder.network)
+    if entry and facts.recipe and facts.recipe != entry.recipe:
+        yield (
+            f"features were made by another oncofed, which built or fed {encoder.network} otherwise than this one. "
+            "Extract them again"
+        )
     if facts.size != size:
         yield f"features have {facts.size} numbers a vector, those of {encoder.network} have {size}"
     if encoder.digest and facts.digest is None:

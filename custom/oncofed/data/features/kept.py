@@ -97,7 +97,7 @@ def made_of(encoder: str, source: str, slide: SlideTiles) -> str:
     """Return the digest of what determines a slide's features.
 
     Args:
-        encoder: ``Encoder.digest``.
+        encoder: ``Encoder.key``.
         source: see ``slide_source``.
         slide: its tiles.
     """
@@ -109,7 +109,7 @@ def find_kept(slide: SlideTiles, encoder: str) -> Path | None:
 
     Args:
         slide: its tiles.
-        encoder: ``Encoder.digest``.
+        encoder: ``Encoder.key``.
 
     Returns:
         None where they were not, or of another slide, other tiles or another encoder.

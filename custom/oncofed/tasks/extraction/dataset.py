@@ -95,7 +95,7 @@ def extract_dataset(request: ExtractionRequest, advance: Callable[[str, int, int
             missing: list[SlideJob] = []
             there: dict[str, KeptSlide] = {}
             for job in jobs:
-                if _is_done(job, kept, request.out, ready.digest):
+                if _is_done(job, kept, request.out, ready.key):
                     there[job.name] = kept.slides[job.name]
                 else:
                     missing.append(job)
@@ -150,7 +150,7 @@ def _follow(
             found.slides += 1
             found.kept.slides[job.name] = KeptSlide(
                 file=file_of(job.name),
-                made_of=made_of(ready.digest, job.source, job.tiles),
+                made_of=made_of(ready.key, job.source, job.tiles),
                 tiles=len(job.tiles),
                 tile=job.tiles.spec.size,
                 mpp=round(job.tiles.spec.mpp, 6),
