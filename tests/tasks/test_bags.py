@@ -46,7 +46,9 @@ def cut_slide(folder: Path, name: str = "cut", pieces: int = 1, tissue: float = 
     """Return a slide of half a micron a pixel with tissue on so many pieces, cut into tiles."""
 
     pytest.importorskip("openslide")
-    tiled(folder / "in" / f"{name}.tif", np.concatenate([stained(512, 640)] * pieces, axis=1), 0.5)
+    slide = folder / "in" / f"{name}.tif"
+    if not slide.exists():
+        tiled(slide, np.concatenate([stained(512, 640)] * pieces, axis=1), 0.5)
     cut = TileSpec(TILE, MPP, tissue)
     register(RegisterOptions(folder / "in", "slides", folder / "set", "slides", tiles=cut, workers=1))
     manifest = read_manifest(folder / "set")
