@@ -25,7 +25,7 @@ from oncofed.models.encoders import catalogue, find_entry
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
 from oncofed.tasks.bags import Bags
 from oncofed.tasks.encoder import Encoder, EncoderSpec
-from oncofed.tasks.feature_origin import feature_faults
+from oncofed.tasks.feature_origin import feature_faults, origin_digest
 from oncofed.tasks.inferred import UNPLACED
 from slide_features import MPP, STEP, TILE, WEIGHTS, made_bag, made_slide
 from slide_files import stained, tiled
@@ -176,8 +176,11 @@ def test_a_site_tells_the_one_digest_of_its_features(tmp_path: Path) -> None:
     known = made_slide(tmp_path, made_bag(), "known")
     silent = made_slide(tmp_path, replace(made_bag(), digest=None), "silent")
     other = made_slide(tmp_path, replace(made_bag(), digest="cd" * 32), "other")
-    assert bags().origin([known, silent]) == {"encoder": WEIGHTS}
+    assert bags().origin([known, known]) == {"encoder": WEIGHTS}
     assert bags().origin([silent]) == {"encoder": None}
+    # What one slide says is not known of the others.
+    assert bags().origin([known, silent]) == {"encoder": None}
+    assert origin_digest([known, silent], WEIGHTS) is None
     with pytest.raises(DataError, match=r"different weights of the encoder: 1 slide abab.*, 1 slide cdcd"):
         bags().origin([known, other])
     assert bags(EncoderSpec()).origin([]) == {}  # without weights none differ
