@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed.atomic import write_whole
 from oncofed.data.case import case_of
 from oncofed.data.case_facts import reason_of
 from oncofed.data.features.kept import Kept, KeptSlide, made_of, read_kept, slide_source, write_kept
@@ -22,9 +19,9 @@ from oncofed.errors import DataError
 from oncofed.tasks.encoder import EncoderSpec
 from oncofed.tasks.extraction.messages import Done, Progress, Ready, SetAside, SlideJob
 from oncofed.tasks.extraction.pool import Pool, find_places
+from oncofed.tasks.extraction.table import write_table
 from oncofed.tasks.extraction.worker import SPOOL_FOLDER, digest_of, file_of
 
-TABLE_FILE = "slides.csv"
 _LOCK_FILE = ".lock"
 
 
@@ -105,20 +102,8 @@ def extract_dataset(request: ExtractionRequest, advance: Callable[[str, int, int
             _follow(pool, missing, found, request.out, ready, patients, advance)
         for job in jobs:
             remove_spool(request.out / SPOOL_FOLDER, job.name)
-        _write_table(request.out, manifest, found.kept)
+        write_table(request.out, manifest, found.kept)
     return found
-
-
-def _write_table(out: Path, manifest: Manifest, kept: Kept) -> None:
-    """Write what registering the folder as features asks for: the slides' patients, labels and splits."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["image", "patient", "label", "split"])
-    for entry in manifest.entries:
-        if entry.name in kept.slides:
-            label = manifest.labels.get(str(entry.label), "") if isinstance(entry.label, int) else ""
-            rows.writerow([kept.slides[entry.name].file, entry.patient or "", label, entry.split or ""])
-    write_whole(out / TABLE_FILE, text.getvalue())
 
 
 def _follow(
