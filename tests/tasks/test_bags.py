@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from oncofed.errors import DataError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.encoders import catalogue, find_entry
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
-from oncofed.tasks.bags import Bags
+from oncofed.tasks.bags import Bags, slide_tiles
 from oncofed.tasks.encoder import Encoder, EncoderSpec
 from oncofed.tasks.feature_origin import feature_faults, origin_digest
 from oncofed.tasks.inferred import UNPLACED
@@ -115,6 +116,19 @@ def test_what_was_made_by_another_preprocessing_is_not_used(tmp_path: Path, monk
             "features were made by another oncofed"
         ]
     assert [len(keys) for keys in seen] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("off", "of_slide", "of_features"), [(1.01, True, True), (1.08, False, True), (1.2, False, False)]
+)
+def test_tiles_that_are_resampled_here_agree_more_closely_than_those_from_elsewhere(
+    off: float, of_slide: bool, of_features: bool, tmp_path: Path
+) -> None:
+    job = DATA.model_copy(update={"spacing": (MPP / 1000 / off,) * 2})
+    facts = FeatureFacts(file="a.h5", encoder="lab-encoder", size=8, tiles=5, tile=TILE, mpp=MPP)
+    assert (not list(feature_faults(facts, ENCODER, job))) == of_features
+    with nullcontext() if of_slide else pytest.raises(DataError, match="microns a pixel, expected"):
+        slide_tiles(cut_slide(tmp_path), job)
 
 
 def test_tissue_in_several_pieces_of_a_slide_is_one_bag(tmp_path: Path) -> None:
