@@ -11,7 +11,7 @@ from oncofed.tasks.extraction.messages import Done, Ready, SlideJob, Wanted
 
 def run(connection: Connection, *_: Any) -> None:
     """Do slides, two in hand at a time, up to one named bad."""
-    connection.send(Ready("colour", 39))
+    connection.send(Ready("colour", "colour", 39))
     in_hand: list[SlideJob] = []
     while True:
         while len(in_hand) < 2 and not any(job.alone for job in in_hand):

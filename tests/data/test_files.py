@@ -20,7 +20,7 @@ from pydicom import dcmread
 from pydicom.uid import generate_uid
 
 from dicoms import Items, item, make_rtstruct, make_seg, make_series, make_xray
-from oncofed.cli.data import _summary
+from oncofed.cli.registering import _summary
 from oncofed.data.accounts import labelled_share
 from oncofed.data.dicom.matching import BESIDE
 from oncofed.data.files import FILES_TABLE

@@ -89,6 +89,14 @@ def test_names_of_other_tools_lead_to_entries() -> None:
         find_entry("virchow3")
 
 
+def test_conch_is_normalised_as_clip_and_conch_v15_as_imagenet() -> None:
+    white = np.full((448, 448, 3), 255, np.uint8)
+    made = Images(find_entry("conch"), CPU)(torch.from_numpy(white)[None])[0, :, 0, 0]
+    # (1 - mean) / deviation of open_clip's OPENAI_DATASET_MEAN and OPENAI_DATASET_STD.
+    torch.testing.assert_close(made.float(), torch.tensor([1.9303, 2.0749, 2.1459]), rtol=0, atol=1e-3)
+    assert find_entry("conch-v1.5").mean == (0.485, 0.456, 0.406)
+
+
 @torch.no_grad()
 def test_a_class_token_beside_the_mean_of_patches_leaves_registers_out() -> None:
     need_timm()

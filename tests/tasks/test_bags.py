@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,18 +11,22 @@ import pytest
 import torch
 
 from oncofed.data.case import Case, case_of
-from oncofed.data.features import FeatureBag
-from oncofed.data.manifest import read_manifest
+from oncofed.data.features import FeatureBag, open_features, write_features
+from oncofed.data.features.kept import made_of
+from oncofed.data.manifest import FeatureFacts, read_manifest
 from oncofed.data.patients import join
 from oncofed.data.prepared import PreparedCases, prepare_one
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.data.spec import DataSpec
+from oncofed.data.tiles import read_tiles
 from oncofed.errors import DataError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
+from oncofed.models.encoders import catalogue, find_entry
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
-from oncofed.tasks.bags import Bags
+from oncofed.tasks.bags import Bags, slide_tiles
 from oncofed.tasks.encoder import Encoder, EncoderSpec
+from oncofed.tasks.feature_origin import feature_faults, origin_digest
 from oncofed.tasks.inferred import UNPLACED
 from slide_features import MPP, STEP, TILE, WEIGHTS, made_bag, made_slide
 from slide_files import stained, tiled
@@ -38,12 +43,15 @@ def bags(encoder: EncoderSpec = ENCODER, **settings: object) -> Bags:
     return Bags(DATA, SlideClassificationSpec(classes=CLASSES, encoder=encoder, **settings), CPU)
 
 
-def cut_slide(folder: Path, name: str = "cut", pieces: int = 1) -> Case:
+def cut_slide(folder: Path, name: str = "cut", pieces: int = 1, tissue: float = TileSpec.tissue) -> Case:
     """Return a slide of half a micron a pixel with tissue on so many pieces, cut into tiles."""
 
     pytest.importorskip("openslide")
-    tiled(folder / "in" / f"{name}.tif", np.concatenate([stained(512, 640)] * pieces, axis=1), 0.5)
-    register(RegisterOptions(folder / "in", "slides", folder / "set", "slides", tiles=TileSpec(TILE, MPP), workers=1))
+    slide = folder / "in" / f"{name}.tif"
+    if not slide.exists():
+        tiled(slide, np.concatenate([stained(512, 640)] * pieces, axis=1), 0.5)
+    cut = TileSpec(TILE, MPP, tissue)
+    register(RegisterOptions(folder / "in", "slides", folder / "set", "slides", tiles=cut, workers=1))
     manifest = read_manifest(folder / "set")
     return replace(case_of(folder / "set", manifest, manifest.entries[0]), patient="P1")
 
@@ -74,6 +82,53 @@ def test_a_patient_s_slides_are_one_bag_whatever_each_brings(tmp_path: Path) -> 
     assert prepared["slides"].tolist() == [0] * 5 + [1] * len(alone["bags"])
     assert torch.equal(prepared["bags"][5:], alone["bags"])
     assert torch.equal(prepared["places"][5:], alone["places"])
+
+
+def test_a_slide_that_was_cut_anew_gets_a_bag_of_its_new_tiles(tmp_path: Path) -> None:
+    wanted, held = bags(EncoderSpec(), sampling="tissue"), []
+    for tissue in (0.9, 0.05):
+        case = cut_slide(tmp_path, tissue=tissue)
+        prepared = prepare_one(case, wanted, keep=True)
+        assert case.tiles
+        tiles = read_tiles(case.image, case.tiles)
+        assert prepared["places"].tolist() == np.stack([tiles.x, tiles.y], axis=1).tolist()
+        assert len(prepared["tissue"]) == len(prepared["bags"])
+        held.append(len(tiles))
+    assert held[0] < held[1]
+
+
+def test_what_was_made_by_another_preprocessing_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, cut = find_entry("colour"), cut_slide(tmp_path)
+    assert cut.tiles
+    tiles, spec = read_tiles(cut.image, cut.tiles), EncoderSpec()
+    made = replace(made_bag(5, entry.features), encoder="colour", digest=None, recipe=entry.recipe)
+    write_features(tmp_path / "brought.h5", made)
+    with open_features(tmp_path / "brought.h5") as stored:
+        assert stored.recipe == entry.recipe
+    facts = FeatureFacts(file="brought.h5", encoder="colour", recipe=entry.recipe, size=entry.features, tiles=5)
+    seen = {bags(spec).settings_of(cut)}, {made_of(Encoder(spec, CPU).key, "source", tiles)}
+    assert list(feature_faults(facts, spec, DATA)) == []
+    for other in ({"mean": (0.1, 0.0, 0.0)}, {"pixels": 32}, {"interpolation": "bicubic"}):
+        monkeypatch.setitem(catalogue(), "colour", entry.model_copy(update=other))
+        seen[0].add(bags(spec).settings_of(cut))
+        seen[1].add(made_of(Encoder(spec, CPU).key, "source", tiles))
+        assert [fault.partition(",")[0] for fault in feature_faults(facts, spec, DATA)] == [
+            "features were made by another oncofed"
+        ]
+    assert [len(keys) for keys in seen] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("off", "of_slide", "of_features"), [(1.01, True, True), (1.08, False, True), (1.2, False, False)]
+)
+def test_tiles_that_are_resampled_here_agree_more_closely_than_those_from_elsewhere(
+    off: float, of_slide: bool, of_features: bool, tmp_path: Path
+) -> None:
+    job = DATA.model_copy(update={"spacing": (MPP / 1000 / off,) * 2})
+    facts = FeatureFacts(file="a.h5", encoder="lab-encoder", size=8, tiles=5, tile=TILE, mpp=MPP)
+    assert (not list(feature_faults(facts, ENCODER, job))) == of_features
+    with nullcontext() if of_slide else pytest.raises(DataError, match="microns a pixel, expected"):
+        slide_tiles(cut_slide(tmp_path), job)
 
 
 def test_tissue_in_several_pieces_of_a_slide_is_one_bag(tmp_path: Path) -> None:
@@ -135,8 +190,11 @@ def test_a_site_tells_the_one_digest_of_its_features(tmp_path: Path) -> None:
     known = made_slide(tmp_path, made_bag(), "known")
     silent = made_slide(tmp_path, replace(made_bag(), digest=None), "silent")
     other = made_slide(tmp_path, replace(made_bag(), digest="cd" * 32), "other")
-    assert bags().origin([known, silent]) == {"encoder": WEIGHTS}
+    assert bags().origin([known, known]) == {"encoder": WEIGHTS}
     assert bags().origin([silent]) == {"encoder": None}
+    # What one slide says is not known of the others.
+    assert bags().origin([known, silent]) == {"encoder": None}
+    assert origin_digest([known, silent], WEIGHTS) is None
     with pytest.raises(DataError, match=r"different weights of the encoder: 1 slide abab.*, 1 slide cdcd"):
         bags().origin([known, other])
     assert bags(EncoderSpec()).origin([]) == {}  # without weights none differ

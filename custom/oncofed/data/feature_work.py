@@ -106,6 +106,7 @@ class FeatureWork:
                 file=f"{self.prefix}{self._features}",
                 encoder=self.agreed.encoder,
                 digest=known.digest or self.agreed.digest,
+                recipe=known.recipe,
                 level=known.level,
                 size=known.rows.shape[1],
                 tiles=len(known.rows),

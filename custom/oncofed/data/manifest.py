@@ -75,6 +75,9 @@ class FeatureFacts(_Part):
     file: str = Field(description="path inside the folder")
     encoder: str = Field(description="name of the encoder, as oncofed data encoders lists it, or its maker's")
     digest: str | None = Field(None, description="of the encoder's weights (see oncofed data encoders); null: unknown")
+    recipe: str | None = Field(
+        None, description="digest of how the encoder was built and fed, of features made by oncofed; null: unknown"
+    )
     level: Literal["tile", "slide"] = Field("tile", description="what a vector describes")
     size: int = Field(ge=1, description="numbers of a vector")
     tiles: int = Field(ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 from collections import deque
@@ -72,6 +73,13 @@ class SlideTiles:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of size, resolution and places of the tiles."""
+        found = hashlib.sha256(f"{self.spec.size} {round(self.spec.mpp, 6)} ".encode())
+        found.update(np.stack([self.x, self.y]).astype("<i4").tobytes())
+        return found.hexdigest()
 
 
 def read_tiles(path: Path, tiles: Path) -> SlideTiles:

@@ -49,5 +49,5 @@ def difference(facts: Mapping[str, Any], common: str | None) -> str:
 
 
 def is_unknown(facts: Mapping[str, Any]) -> bool:
-    """Return whether a site does not know which weights made its features."""
+    """Return whether a site does not know which weights made each of its features."""
     return ENCODER in facts and facts[ENCODER] is None

@@ -136,11 +136,12 @@ class Excluded(Incident):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderUnknown(Incident):
-    """A site brings features without the digest of the encoder's weights."""
+    """A site brings features, all or some without the digest of the encoder's weights."""
 
     kind = "encoder_unknown"
     message = (
-        "{site} does not know which weights made its features: they count, as the job pins none (task.encoder.digest)"
+        "{site} does not know of all its features which weights made them: they count, as the job pins none "
+        "(task.encoder.digest)"
     )
 
     site: str

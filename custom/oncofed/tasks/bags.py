@@ -25,6 +25,7 @@ from oncofed.data.features import Stored, open_features
 from oncofed.data.features.kept import kept_at
 from oncofed.data.inputs import BatchSource, Prepared, class_label
 from oncofed.data.slides import Pixels
+from oncofed.data.slides.resolution import SAME_RESOLUTION
 from oncofed.data.spec import DataSpec
 from oncofed.data.stain.of_case import Normaliser
 from oncofed.data.tiles import SlideTiles, read_tiles, tissue_shares
@@ -35,7 +36,6 @@ from oncofed.tasks.feature_origin import facts_of, feature_faults, has_weights, 
 from oncofed.tasks.inferred import UNPLACED
 from oncofed.tasks.settings import TaskSettings
 
-_SAME_RESOLUTION = 0.02
 # Bytes of a tile in a bag besides its features: two coordinates of 32 bits, and the number of its slide.
 _BYTES_BESIDE, _BYTES_OF_FEATURE = 10, 2
 # Parts of a prepared case that are no sample's.
@@ -100,12 +100,18 @@ class Bags(BatchSource):
         return Encoder(self._bag.encoder, self._device)
 
     def settings_of(self, case: Case) -> str:
-        """Return the encoder, and how slides are cut; of features their origin."""
+        """Return the encoder, and where slides are cut; of features their origin.
+
+        Raises:
+            DataError: a slide was not registered as one, or was cut otherwise.
+        """
         made_of = [
-            self.encoder.digest if slide.features is None else slide.entry and str(slide.entry.features)
+            f"{self.encoder.key} {slide_tiles(slide, self.spec).digest}"
+            if slide.features is None
+            else slide.entry and str(slide.entry.features)
             for slide in case.slides
         ]
-        return json.dumps(["Bags", 3, made_of, self.spec.patch, self.spec.spacing, *self.stain_settings])
+        return json.dumps(["Bags", 4, made_of, self.spec.patch, self.spec.spacing, *self.stain_settings])
 
     def origin(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Return the digest of the encoder's weights; None: unknown. See ``feature_origin``."""
@@ -304,7 +310,9 @@ def slide_tiles(case: Case, data: DataSpec) -> SlideTiles:
     size, expected = tiles.spec.size, data.patch[0]
     if size != expected or set(data.patch) != {expected}:
         raise DataError(f"its tiles have {size} pixels a side, expected {expected}; register it with --tile {expected}")
-    if data.spacing and abs(tiles.spec.mpp / (data.spacing[0] * 1000) - 1) > _SAME_RESOLUTION:
+    # Resampled to just what registering asked for; features from elsewhere are cut at a level of the scanner, and may
+    # differ more: see ``features.survey``.
+    if data.spacing and abs(tiles.spec.mpp / (data.spacing[0] * 1000) - 1) > SAME_RESOLUTION:
         mpp = data.spacing[0] * 1000
         raise DataError(
             f"its tiles have {tiles.spec.mpp:g} microns a pixel, expected {mpp:g}; register it with --mpp {mpp:g}"

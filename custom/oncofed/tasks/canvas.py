@@ -116,7 +116,8 @@ def open_canvas(slide: Case, data: DataSpec) -> Iterator[Canvas | None]:
         data: the job's.
 
     Yields:
-        The slide, where its file is at hand; an empty plane for features with places alone; None where neither is.
+        The slide, where its file is at hand; an empty plane for features with places alone; None where neither is, or
+        the size of a tile on the slide is not known.
 
     Raises:
         DataError: the slide or its features cannot be read, or are not cut as the job's.
@@ -127,19 +128,30 @@ def open_canvas(slide: Case, data: DataSpec) -> Iterator[Canvas | None]:
             return
         with opened_features(slide) as stored:
             places = stored.pixels() if stored.level == "tile" else None
-        if slide.image != slide.features:
-            spec = _tiling(slide, stored, places, data)
+        step = None if places is None else _step(stored, places)
+        is_sized = step is not None or bool(stored.mpp)
+        if slide.image != slide.features and (places is None or is_sized):
+            spec = _tiling(slide, stored, step, data)
             yield SlideCanvas(opened.enter_context(TileReader(slide.image, spec)))
-        elif places is None:
+        elif places is None or step is None:
             yield None
         else:
-            step = _step(stored, places)
             mpp = stored.finest or (stored.mpp * stored.tile / step if stored.mpp and stored.tile else None)
             yield EmptyCanvas(places, step, mpp)
 
 
-def _tiling(slide: Case, stored: Stored, places: NDArray[np.int32] | None, data: DataSpec) -> TileSpec:
-    """Return size and resolution of the tiles that a slide's features describe."""
+def _tiling(slide: Case, stored: Stored, step: float | None, data: DataSpec) -> TileSpec:
+    """Return size and resolution of the tiles that a slide's features describe.
+
+    Args:
+        slide: with its image.
+        stored: its features.
+        step: side of a tile in pixels of the finest level; None: of one vector for the slide, or unknown.
+        data: the job's.
+
+    Raises:
+        DataError: nothing says the resolution.
+    """
     size = stored.tile or data.patch[0]
     if stored.mpp:
         return TileSpec(size, stored.mpp)
@@ -148,12 +160,25 @@ def _tiling(slide: Case, stored: Stored, places: NDArray[np.int32] | None, data:
     opened.close()
     if finest <= 0:
         raise DataError("does not say its resolution (microns per pixel), and neither do its features")
-    return TileSpec(size, finest if places is None else finest * max(1.0, _step(stored, places) / size))
+    return TileSpec(size, finest if step is None else finest * max(1.0, step / size))
 
 
-def _step(stored: Stored, places: NDArray[np.int32]) -> float:
-    """Return the side of a tile; where no file says it, the least distance between two tiles."""
+def _step(stored: Stored, places: NDArray[np.int32]) -> float | None:
+    """Return the side of a tile; where no file says it, most tiles' distance to the next in their row or column.
+
+    Tiles of several contours do not share one grid, and between contours any distance occurs.
+
+    Returns:
+        None where there is no such distance.
+    """
     if stored.step:
         return stored.step
-    gaps = np.concatenate([np.diff(np.unique(places[:, axis])) for axis in (0, 1)])
-    return float(gaps.min()) if len(gaps) else float(stored.tile or 1)
+    gaps = np.concatenate([_gaps(places), _gaps(places[:, ::-1])])
+    distances, counts = np.unique(gaps, return_counts=True)
+    return float(distances[counts.argmax()]) if len(gaps) and 2 * counts.max() > len(gaps) else None
+
+
+def _gaps(places: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the distances of neighbours that share their second coordinate, along the first."""
+    found = np.unique(places[:, ::-1].astype(np.int64), axis=0)  # in order of rows, then along them
+    return np.diff(found[:, 1])[np.diff(found[:, 0]) == 0]

@@ -138,7 +138,8 @@ class Encoder:
         device: where it runs.
 
     Attributes:
-        digest: of everything that determines the features.
+        digest: its name, and the digest of its weights.
+        recipe: see ``EncoderEntry.recipe``.
         size: number of features per tile.
         device: where it runs.
         at_once: tiles of a batch; halved whenever a GPU runs out of memory.
@@ -157,6 +158,7 @@ class Encoder:
         self._half = cuda and entry.has_weights
         self.at_once = _AT_ONCE_GPU if cuda else _AT_ONCE
         self.digest: str = spec.network
+        self.recipe = entry.recipe
         self.size = feature_count(spec)
         if entry.has_weights:
             loaded = load_weights_of(spec)
@@ -168,6 +170,11 @@ class Encoder:
         self._channels_last = not any(isinstance(module, nn.GroupNorm) for module in self._network.modules())
         if cuda and self._channels_last:
             self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def key(self) -> str:
+        """Digests of everything that determines the features."""
+        return f"{self.digest} {self.recipe}"
 
     def __call__(self, tiles: Sequence[Pixels]) -> Tensor:
         """Return (tile, feature) bfloat16 of (size, size, 3) uint8 tiles."""
@@ -289,7 +296,7 @@ def extract(
         TrainingError: the GPU has no memory for one tile.
     """
     # What is kept was made of the tiles themselves.
-    kept = [None if change else find_kept(slide, encoder.digest) for slide in slides]
+    kept = [None if change else find_kept(slide, encoder.key) for slide in slides]
     missing = [number for number, path in enumerate(kept) if path is None]
 
     def seen(number: int, tiles: Sequence[Pixels]) -> Sequence[Pixels]:

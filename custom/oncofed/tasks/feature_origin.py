@@ -42,6 +42,12 @@ def feature_faults(facts: FeatureFacts, encoder: EncoderSpec, data: DataSpec) ->
     if not same_encoder(facts.encoder, encoder.network):
         yield f"features are of the encoder {facts.encoder}, the job's is {encoder.network} (task.encoder.network)"
         return
+    entry = catalogue().get(encoder.network)
+    if entry and facts.recipe and facts.recipe != entry.recipe:
+        yield (
+            f"features were made by another oncofed, which built or fed {encoder.network} otherwise than this one. "
+            "Extract them again"
+        )
     if facts.size != size:
         yield f"features have {facts.size} numbers a vector, those of {encoder.network} have {size}"
     if encoder.digest and facts.digest is None:
@@ -83,12 +89,13 @@ def origin_digest(slides: Sequence[Case], own: str | None) -> str | None:
         own: digest of the weights at the site; None where no slide needs them.
 
     Returns:
-        None where no slide says it.
+        None where a slide does not say it: what one says is not known of the others.
 
     Raises:
         DataError: they are of several.
     """
-    stated = Counter(facts.digest for facts in facts_of(slides) if facts.digest)
+    said = [facts.digest for facts in facts_of(slides)]
+    stated = Counter(digest for digest in said if digest)
     if own:
         stated[own] += sum(slide.features is None for slide in slides)
     if len(stated) > 1:
@@ -97,7 +104,7 @@ def origin_digest(slides: Sequence[Case], own: str | None) -> str | None:
             f"the slides' features are of different weights of the encoder: {listed}. Expected one: extract all with "
             "the same file of weights"
         )
-    return next(iter(stated), None)
+    return None if None in said else next(iter(stated), None)
 
 
 def facts_of(slides: Sequence[Case]) -> list[FeatureFacts]:

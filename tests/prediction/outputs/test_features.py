@@ -16,10 +16,11 @@ from oncofed.data.case import Case
 from oncofed.data.features import FeatureBag
 from oncofed.data.patients import join
 from oncofed.data.slides import TileReader, TileSpec
+from oncofed.data.spec import DataSpec
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.slides import write_slide
-from oncofed.tasks.canvas import SlideCanvas
+from oncofed.tasks.canvas import SlideCanvas, open_canvas
 from oncofed.tasks.inferred import UNPLACED, SlideScores
 from slide_features import MPP, STEP, TILE, made_bag, made_slide
 from slide_files import stained, tiled
@@ -28,6 +29,7 @@ pytest.importorskip("h5py")
 openslide = pytest.importorskip("openslide")
 
 TASK = "{type: slide_classification, classes: {0: normal, 1: tumour}, encoder: {network: lab-encoder, features: 8}}"
+COLOURED = DataSpec(dataset="slides", modality="microscopy", channels=("r", "g", "b"), patch=(TILE, TILE))
 MIL = "{network: attention_mil, arguments: {hidden: 8, attention: 4}}"
 
 
@@ -86,6 +88,28 @@ def test_without_a_resolution_there_is_a_map_without_a_scale(model: TrainedModel
     assert Image.open(paths[1]).size[0] > 100
     with openslide.OpenSlide(paths[2]) as overlay:
         assert "openslide.mpp-x" not in overlay.properties
+
+
+@pytest.mark.parametrize("offset", [(5003, 7), (5003, 2048), (1030, 0)])
+def test_tiles_of_contours_with_their_own_grids_have_the_side_that_most_show(
+    offset: tuple[int, int], tmp_path: Path
+) -> None:
+    # CLAM begins a grid at each contour, and writes neither a tile's side nor its resolution.
+    one = np.stack(np.meshgrid(np.arange(4), np.arange(4)), -1).reshape(-1, 2) * 512
+    places = np.concatenate([one, one + offset]).astype(np.int32)
+    bag = FeatureBag(np.ones((32, 8), np.float32), places, tile=256, encoder="lab-encoder")
+    with open_canvas(made_slide(tmp_path, bag), COLOURED) as canvas:
+        assert canvas is not None
+        assert canvas.step == 512
+
+
+def test_of_tiles_without_neighbours_nothing_is_drawn(tmp_path: Path) -> None:
+    places = (np.array([(0, 0), (700, 0), (1900, 3), (44, 500), (44, 3000)]) * 3).astype(np.int32)
+    bag = FeatureBag(np.ones((5, 8), np.float32), places, tile=256, encoder="lab-encoder")
+    case = made_slide(tmp_path, bag)
+    for slide in (case, replace(case, image=tiled(tmp_path / "slide.tif", stained(512, 640), 0.5))):
+        with open_canvas(slide, COLOURED) as canvas:
+            assert canvas is None
 
 
 def test_beside_a_slide_attention_lies_on_it_with_tiles_as_the_encoder_saw_them(

@@ -21,6 +21,7 @@ class FeatureBag:
         mpp: microns per pixel of a tile; None: unknown.
         encoder: the encoder's name as the file has it; None: the file does not say.
         digest: of the encoder's weights; None: the file does not say.
+        recipe: of how the encoder was built and fed, see ``EncoderEntry.recipe``; None: the file does not say.
         level: what a row describes, "tile" or "slide".
     """
 
@@ -31,4 +32,5 @@ class FeatureBag:
     mpp: float | None = None
     encoder: str | None = None
     digest: str | None = None
+    recipe: str | None = None
     level: str = "tile"

@@ -16,7 +16,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from oncofed.atomic import write_whole
@@ -141,13 +140,11 @@ def made_of(encoder: str, source: str, slide: SlideTiles) -> str:
     """Return the digest of what determines a slide's features.
 
     Args:
-        encoder: ``Encoder.digest``.
+        encoder: ``Encoder.key``.
         source: see ``slide_source``.
         slide: its tiles.
     """
-    places = hashlib.sha256(np.stack([slide.x, slide.y]).astype("<i4").tobytes()).hexdigest()
-    values = [_VERSION, encoder, source, slide.spec.size, round(slide.spec.mpp, 6), places]
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_VERSION, encoder, source, slide.digest]).encode()).hexdigest()
 
 
 def find_kept(slide: SlideTiles, encoder: str) -> Path | None:
@@ -155,7 +152,7 @@ def find_kept(slide: SlideTiles, encoder: str) -> Path | None:
 
     Args:
         slide: its tiles.
-        encoder: ``Encoder.digest``.
+        encoder: ``Encoder.key``.
 
     Returns:
         None where they were not, or of another slide, other tiles or another encoder.

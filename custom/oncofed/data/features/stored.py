@@ -131,6 +131,7 @@ class Stored:
         side: of a tile, in microns.
         encoder: its name as the file has it.
         digest: of its weights.
+        recipe: of how it was built and fed, see ``EncoderEntry.recipe``.
         level: what a vector describes.
         finest: microns per pixel of the finest level.
         notes: for people.
@@ -145,6 +146,7 @@ class Stored:
     side: float | None = None
     encoder: str | None = None
     digest: str | None = None
+    recipe: str | None = None
     level: Level = "tile"
     finest: float | None = None
     notes: tuple[str, ...] = ()
@@ -210,6 +212,7 @@ class Stored:
             mpp=self.mpp,
             encoder=self.encoder,
             digest=self.digest,
+            recipe=self.recipe,
             level=self.level,
         )
 

@@ -16,7 +16,10 @@ from oncofed.data.features.stored import Level
 from oncofed.data.grouping import counted
 from oncofed.errors import DataError
 
-SAME_RESOLUTION = 0.1  # a scanner's "20x" is 0.45 to 0.51 microns per pixel
+# Other tools cut tiles at a nominal magnification, without resampling: a scanner's "20x" is 0.45 to 0.51 microns per
+# pixel, and nobody can make it more alike afterwards. Tiles that are cut here are resampled, and more alike
+# (``slides.resolution``).
+SAME_RESOLUTION = 0.1
 # TRIDENT's folders: features_ENCODER and slide_features_ENCODER.
 _FOLDER = re.compile(r"(?:slide_)?features_(.+)")
 

@@ -4,7 +4,7 @@ HDF5 with the datasets ``features`` (tile, feature) and ``coords`` (tile, 2), up
 level. TRIDENT (Zhang et al., arXiv 2502.06750) states tiles at ``coords``, and newer versions the encoder at
 ``features``; of a slide's encoder, ``features`` is one vector, beside the coordinates of the tiles that it sums up.
 CLAM (Lu et al., Nature Biomedical Engineering 2021) writes the same datasets without any attribute. Files written here
-add the resolution, and the digest of the encoder's weights.
+add the resolution, the digest of the encoder's weights, and that of how it was built and fed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from oncofed.data.features.stored import Group, Rows, Stored, number_of, stored,
 FEATURES, COORDS = "features", "coords"
 PATCH_SIZE, SIZE_LEVEL0 = "patch_size", "patch_size_level0"
 MAGNIFICATION0, MAGNIFICATION = "level0_magnification", "target_magnification"
-ENCODER, DIGEST, MPP, LEVEL = "encoder", "encoder_digest", "mpp", "level"
+ENCODER, DIGEST, RECIPE, MPP, LEVEL = "encoder", "encoder_digest", "encoder_recipe", "mpp", "level"
 
 
 def read(group: Group) -> Stored | None:
@@ -41,4 +41,5 @@ def read(group: Group) -> Stored | None:
         mpp=number_of(attrs, MPP),
         encoder=text_of(attrs, ENCODER),
         digest=text_of(attrs, DIGEST),
+        recipe=text_of(attrs, RECIPE),
     )

@@ -23,8 +23,8 @@ def write_features(path: Path, bag: FeatureBag) -> None:
     """Write a slide's features to HDF5, whole or not at all.
 
     Datasets ``features`` and ``coords`` with TRIDENT's attributes; a slide's one vector is ``features`` (feature,).
-    ``features`` also states the encoder, the digest of its weights, microns per pixel and the level. Magnifications
-    are nominal: 10 divided by microns per pixel.
+    ``features`` also states the encoder, the digests of its weights and of its recipe, microns per pixel and the
+    level. Magnifications are nominal: 10 divided by microns per pixel.
 
     Args:
         path: of the file; its folder exists.
@@ -49,6 +49,7 @@ def write_features(path: Path, bag: FeatureBag) -> None:
             stated = {
                 trident.ENCODER: bag.encoder,
                 trident.DIGEST: bag.digest,
+                trident.RECIPE: bag.recipe,
                 trident.MPP: bag.mpp,
                 trident.LEVEL: bag.level,
             }

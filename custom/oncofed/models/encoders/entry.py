@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,24 @@ _CATALOGUE = Path(__file__).with_name("catalogue.yaml")
 _Triple = tuple[float, float, float]
 # Of ImageNet, on which most encoders' input is normalised.
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+# What determines an encoder's features beside its weights.
+_DETERMINES = frozenset(
+    {
+        "family",
+        "architecture",
+        "arguments",
+        "positions",
+        "pooling",
+        "features",
+        "pixels",
+        "resize",
+        "interpolation",
+        "mean",
+        "std",
+    }
+)
 
 
 class Reference(StrictModel):
@@ -68,6 +88,12 @@ class EncoderEntry(StrictModel):
     def has_weights(self) -> bool:
         """Whether it needs a file."""
         return self.family != "colour"
+
+    @property
+    def recipe(self) -> str:
+        """SHA-256 of what determines its features beside weights: the network, and how tiles become its input."""
+        values = self.model_dump(mode="json", include=set(_DETERMINES))
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 @cache

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import fcntl
-import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed.atomic import write_whole
 from oncofed.data.case import case_of
 from oncofed.data.case_facts import reason_of
 from oncofed.data.features.kept import (
-    TABLE_FILE,
     Kept,
     KeptSlide,
     forget_others,
@@ -31,7 +27,8 @@ from oncofed.errors import DataError
 from oncofed.tasks.encoder import EncoderSpec
 from oncofed.tasks.extraction.messages import Done, Progress, Ready, SetAside, SlideJob
 from oncofed.tasks.extraction.pool import Pool, find_places
-from oncofed.tasks.extraction.worker import digest_of, file_of
+from oncofed.tasks.extraction.table import write_table
+from oncofed.tasks.extraction.worker import SPOOL_FOLDER, digest_of, file_of
 
 _LOCK_FILE = ".lock"
 
@@ -105,7 +102,7 @@ def extract_dataset(request: ExtractionRequest, advance: Callable[[str, int, int
             missing: list[SlideJob] = []
             there: dict[str, KeptSlide] = {}
             for job in jobs:
-                if _is_done(job, kept, request.out, ready.digest):
+                if _is_done(job, kept, request.out, ready.key):
                     there[job.name] = kept.slides[job.name]
                 else:
                     missing.append(job)
@@ -115,20 +112,8 @@ def extract_dataset(request: ExtractionRequest, advance: Callable[[str, int, int
             _follow(pool, missing, found, request.out, ready, patients, advance)
         for job in jobs:
             remove_spool(request.out / SPOOL_FOLDER, job.name)
-        _write_table(request.out, manifest, found.kept)
+        write_table(request.out, manifest, found.kept)
     return found
-
-
-def _write_table(out: Path, manifest: Manifest, kept: Kept) -> None:
-    """Write what registering the folder as features asks for: the slides' patients, labels and splits."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["image", "patient", "label", "split"])
-    for entry in manifest.entries:
-        if entry.name in kept.slides:
-            label = manifest.labels.get(str(entry.label), "") if isinstance(entry.label, int) else ""
-            rows.writerow([kept.slides[entry.name].file, entry.patient or "", label, entry.split or ""])
-    write_whole(out / TABLE_FILE, text.getvalue())
 
 
 def _follow(
@@ -160,7 +145,7 @@ def _follow(
             found.slides += 1
             found.kept.slides[job.name] = KeptSlide(
                 file=file_of(job.name),
-                made_of=made_of(ready.digest, job.source, job.tiles),
+                made_of=made_of(ready.key, job.source, job.tiles),
                 tiles=len(job.tiles),
                 tile=job.tiles.spec.size,
                 mpp=round(job.tiles.spec.mpp, 6),

@@ -28,9 +28,10 @@ class SlideJob:
 
 @dataclass(frozen=True)
 class Ready:
-    """The encoder is loaded; ``digest`` is ``Encoder.digest``."""
+    """The encoder is loaded; the fields are its own."""
 
     digest: str
+    key: str
     size: int
 
 

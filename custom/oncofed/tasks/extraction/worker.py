@@ -63,7 +63,7 @@ def run(connection: Connection, encoder: EncoderSpec, out: Path, place: Place) -
     with contextlib.suppress(BrokenPipeError, EOFError):  # the parent is gone
         try:
             built = Encoder(encoder, training_device(place.device))
-            connection.send(Ready(built.digest, built.size))
+            connection.send(Ready(built.digest, built.key, built.size))
             Extraction(built, encoder.network, out, ask, connection.send, place.threads).run()
         except (OncofedError, MemoryError) as error:
             connection.send(Failed(str(error) or "there is too little memory"))
@@ -207,6 +207,7 @@ class Extraction:
                 mpp=tiles.spec.mpp,
                 encoder=self._name,
                 digest=digest_of(self._encoder.digest),
+                recipe=self._encoder.recipe,
             )
             write_features(self._out / file_of(each.job.name), bag)
         self._tell(Done(each.job.number))
@@ -215,7 +216,7 @@ class Extraction:
         encoder = self._encoder
         # What may change the last bits: vectors of one slide are all made alike.
         how = [encoder.at_once, encoder.device.type, torch.__version__]
-        made = json.dumps([made_of(encoder.digest, job.source, job.tiles), *how])
+        made = json.dumps([made_of(encoder.key, job.source, job.tiles), *how])
         key = hashlib.sha256(made.encode()).hexdigest()
         return Spool(self._out / SPOOL_FOLDER, job.name, key, len(job.tiles), encoder.size)
 
