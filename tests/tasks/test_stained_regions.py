@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from oncofed.data.case import Case
 from oncofed.data.manifest import Entry
 from oncofed.data.region_patches import Cutting, OnSlide, RegionPatches, open_slide_of
-from oncofed.data.slides.canvas import SlideCanvas
+from oncofed.data.slides.canvas import SlideCanvas, as_input
 from oncofed.data.slides.levels import TileSpec
 from oncofed.data.slides.measuring import measure
 from oncofed.data.spec import DataSpec
@@ -91,3 +92,25 @@ def test_the_agreed_template_is_what_slides_look_like(slides: tuple[Case, Case])
         with SlideCanvas.of(slides[0], data, 64) as canvas:
             seen.append(canvas.read(64, 64).mean())
     assert seen[0] > seen[1] + 5  # more eosin is darker
+
+
+@pytest.mark.parametrize("stain", [{"augment": "hed"}, {"augment": "randstainna"}, {"normalise": "macenko"}])
+def test_colours_are_kept_and_changed_as_colours(stain: dict[str, Any], slides: tuple[Case, Case]) -> None:
+    """Scaled to -1 to 1: a slide standardised by its own mean has none that a stain could be told by."""
+    data = _data(**stain, probability=1)
+    source = RegionPatches(data, "none", CUTTING)
+    prepared = source.prepare(slides[0])
+    drawn = [source.draw(prepared, torch.Generator().manual_seed(seed)) for seed in range(4)]
+    batch = source.together(drawn)
+    pixels = (batch["image"] + 1) * 127.5
+    assert torch.allclose(pixels, pixels.round(), atol=1e-3)
+    assert pixels.min() >= 0
+    assert pixels.max() <= 255
+    before = batch["image"].clone()
+    after = source.change(batch, torch.Generator().manual_seed(1))["image"]
+    assert after.isfinite().all()
+    assert after.abs().max() <= 1
+    assert ((after - before).abs().mean() > 0.02) == ("augment" in stain)
+    with SlideCanvas.of(slides[0], data, 64) as canvas:
+        seen = as_input(canvas.read(64, 64), canvas.scale)
+    assert seen.abs().max() <= 1

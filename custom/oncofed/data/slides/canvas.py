@@ -26,6 +26,7 @@ from oncofed.errors import DataError
 _CLOSED_MICRONS = 25.0
 # Tiles that tell a slide's brightness, and its stain where nobody registered it. Least spread of a channel.
 _SAMPLED, _LEAST_SPREAD = 16, 1.0
+_HALF = 127.5  # of the brightest pixel
 
 
 class SlideCanvas:
@@ -57,6 +58,7 @@ class SlideCanvas:
         self.side, self.mpp = side, data.spacing[0] * 1000
         self._inverted = data.background == "dark"
         self._normaliser = Normaliser(data.stain, data.template) if data.stain.normalise != "none" else None
+        self._keeps_colours = data.stain.is_used
         self._registered = sketches
         self._reader = TileReader(path, TileSpec(side, self.mpp))
         self.pixel = self._reader.step / side
@@ -144,15 +146,18 @@ class SlideCanvas:
 
     @cached_property
     def scale(self) -> tuple[Tensor, Tensor]:
-        """Mean and spread of the tissue's channels, (channel, 1, 1) float32.
+        """What a network's input is less, and by which it is divided, (channel, 1, 1) float32.
 
-        They are one for the whole slide: windows scaled by themselves would leave steps between them.
+        Mean and spread of the tissue's channels, one for the whole slide: windows scaled by themselves would leave
+        steps between them. Where the job says something of stains, colours are kept, scaled to -1 to 1.
 
         Raises:
             DataError: the slide shows no tissue.
         """
         if not self.tissue.any():
             raise DataError("shows no tissue, so that there is nothing to look at. Leave it out")
+        if self._keeps_colours:
+            return torch.full((3, 1, 1), _HALF), torch.full((3, 1, 1), _HALF)
         values = self._sampled(self.read).astype(np.float64)
         found = [values.mean(0), np.maximum(values.std(0), _LEAST_SPREAD)]
         mean, spread = (torch.from_numpy(part.astype(np.float32))[:, None, None] for part in found)
