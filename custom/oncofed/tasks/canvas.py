@@ -45,8 +45,8 @@ class Canvas(Protocol):
         """Return a tile (row, column, 3) as the encoder saw it; None where there is no slide."""
 
 
-class SlideCanvas:
-    """A slide; see ``Canvas``."""
+class TiledSlide:
+    """A slide with its tiles; see ``Canvas``."""
 
     def __init__(self, reader: TileReader) -> None:
         finest = reader.levels[0]
@@ -123,13 +123,13 @@ def open_canvas(slide: Case, data: DataSpec) -> Iterator[Canvas | None]:
     """
     with contextlib.ExitStack() as opened:
         if slide.features is None:
-            yield SlideCanvas(opened.enter_context(TileReader(slide.image, slide_tiles(slide, data).spec)))
+            yield TiledSlide(opened.enter_context(TileReader(slide.image, slide_tiles(slide, data).spec)))
             return
         with opened_features(slide) as stored:
             places = stored.pixels() if stored.level == "tile" else None
         if slide.image != slide.features:
             spec = _tiling(slide, stored, places, data)
-            yield SlideCanvas(opened.enter_context(TileReader(slide.image, spec)))
+            yield TiledSlide(opened.enter_context(TileReader(slide.image, spec)))
         elif places is None:
             yield None
         else:
