@@ -10,8 +10,12 @@ import pytest
 from oncofed.data.case import Case
 from oncofed.data.covariates import Covariate
 from oncofed.data.manifest import Entry
-from oncofed.data.moments import moments_of, own_moments, site_sums
+from oncofed.data.moments import known_patients, moments_of, own_moments, site_sums
+from oncofed.data.patients import join
+from oncofed.data.stain.sketch import sketch
+from oncofed.data.stain.spec import StainSpec
 from oncofed.privacy.covariates import are_sums
+from stained_made import OTHER, USUAL, field
 
 AGE = Covariate(name="age", unit="years", range=(0, 120))
 PSA = Covariate(name="psa", unit="ng/ml", range=(0, 500))
@@ -48,6 +52,20 @@ def test_a_patients_images_count_as_one() -> None:
     assert once == twice
     assert once["age"][0] == 6
     assert patients == [[f"p{number}" for number in range(6)]]
+
+
+def test_every_slide_of_a_patient_tells_of_its_stain() -> None:
+    """Whether a patient's slides are one case or several."""
+    columns = StainSpec(normalise="macenko").columns
+    entries = [
+        Entry(image=name, colours=sketch(field(seed, stain)), tags={"age": "50"})
+        for seed, (name, stain) in enumerate({"a": USUAL, "b": OTHER}.items())
+    ]
+    slides = [Case(entry.image, "p", Path(entry.image), 0, entry=entry) for entry in entries]
+    apart, joined = known_patients(slides, [AGE, *columns]), known_patients([join(slides)], [AGE, *columns])
+    assert joined == apart
+    assert joined != known_patients(slides[:1], [AGE, *columns])
+    assert len(joined) == 1 + len(columns)
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,12 @@ def test_slides_are_not_changed_at_random() -> None:
 def test_stains_are_of_colour_images_of_microscopy() -> None:
     with pytest.raises(ValueError, match="is for microscopy"):
         DataSpec.model_validate({"dataset": "scans", "modality": "ct", "stain": {"normalise": "macenko"}})
+
+
+@pytest.mark.parametrize("how", ["hed", "randstainna"])
+def test_inverted_images_have_no_stain_to_change(how: str) -> None:
+    colours = {"modality": "microscopy", "channels": ["red", "green", "blue"], "patch": [64, 64]}
+    values = {"dataset": "slides", **colours, "background": "dark"}
+    with pytest.raises(ValueError, match=rf"found {how} with data\.background: dark.*Leave one"):
+        DataSpec.model_validate({**values, "stain": {"augment": how}})
+    DataSpec.model_validate({**values, "stain": {"normalise": "macenko"}})  # normalised before it is inverted

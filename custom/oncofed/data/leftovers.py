@@ -45,7 +45,7 @@ def _remove_computed(out: Path, before: Manifest | None, manifest: Manifest) -> 
 
     A prepared case does not say whose it is, and is made anew where it is missing: all of them go.
     """
-    names = {case.name for case in (*manifest.entries, *manifest.quarantine)}
+    names = {str(entry.name) for entry in manifest.entries} | {case.name for case in manifest.quarantine}
     for list_file in (out / FEATURES_FOLDER).glob(f"*/{KEPT_FILE}"):
         with contextlib.suppress(DataError):  # a damaged list: extracting says so
             forget_others(list_file.parent, names)

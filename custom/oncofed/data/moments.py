@@ -34,13 +34,14 @@ def numbers_of(columns: Sequence[Covariate]) -> list[str]:
 
 
 def known_patients(cases: Iterable[Case], columns: Sequence[Covariate]) -> dict[str, dict[str, float]]:
-    """Return each number's values by patient, the mean of the patient's cases."""
+    """Return each number's values by patient, the mean of the patient's cases; of a stain, of all slides."""
     values: dict[str, dict[str, list[float]]] = {name: {} for name in numbers_of(columns)}
     of_stain = [column for column in columns if isinstance(column, StainColumn)]
     of_table = [column for column in columns if not isinstance(column, StainColumn)]
     for case in cases:
         row = zip((column.name for column in of_table), row_of(case.entry, of_table), strict=True)
-        for name, value in (*row, *stain_row(case, of_stain).items()):
+        stains = (pair for slide in case.slides for pair in stain_row(slide, of_stain).items())
+        for name, value in (*row, *stains):
             if name in values and not math.isnan(value):
                 values[name].setdefault(case.patient, []).append(value)
     return {name: {patient: float(np.mean(some)) for patient, some in of.items()} for name, of in values.items()}

@@ -25,9 +25,10 @@ from oncofed.data.inputs import BatchSource, Preparation, Prepared, object_dista
 from oncofed.data.slides.canvas import SlideCanvas, scaled
 from oncofed.data.slides.drawn import UNKNOWN, DrawnLabels, DrawnRegions, as_job, drawn_labels
 from oncofed.data.spec import DataSpec
+from oncofed.data.stain.of_case import sketches_of
 from oncofed.errors import DataError
 
-_VERSION = 1
+_VERSION = 2
 # Cells along a patch, among which its centre is chosen.
 _CELLS = 8
 _MOST_THREADS = 8
@@ -83,7 +84,7 @@ class RegionPatches(BatchSource):
         Raises:
             DataError: the slide or its regions cannot be read, or nothing of them can be learned from.
         """
-        with SlideCanvas(case.image, self.spec, self._side) as canvas:
+        with SlideCanvas.of(case, self.spec, self._side) as canvas:
             drawn = self._drawn(case, canvas)
             corners, of = self._places(case, canvas, drawn)
             mean, spread = canvas.scale
@@ -233,13 +234,17 @@ def _tissue_of_cells(canvas: SlideCanvas, shape: Sequence[int], cell: int) -> ND
 class OnSlide(Preparation):
     """A slide that is read where a network looks.
 
-    ``slide`` holds the bytes of its path, uint8: a whole slide fits into no memory.
+    ``slide`` holds the bytes of its path, uint8: a whole slide fits into no memory. ``colours`` holds those of its
+    stain's sketches, where the job normalises stains.
     """
 
     def prepare(self, case: Case) -> Prepared:
         """Return where the slide is, once it could be opened."""
-        with SlideCanvas(case.image, self.spec, self.spec.patch[0]):
-            return {"slide": torch.tensor(list(os.fsencode(case.image)), dtype=torch.uint8)}
+        with SlideCanvas.of(case, self.spec, self.spec.patch[0]):
+            prepared = {"slide": _as_tensor(os.fsencode(case.image))}
+        if self.spec.stain.normalise != "none":
+            prepared["colours"] = _as_tensor("\n".join(sketches_of(case)).encode())
+        return prepared
 
     def size(self, case: Case) -> int | None:
         """Return about how many bytes the prepared case takes."""
@@ -279,6 +284,20 @@ class SlideOr(Preparation):
         return self._slides if case.tiles else self._images
 
 
-def slide_of(prepared: Prepared) -> Path:
-    """Return the path of a slide prepared by ``OnSlide``."""
-    return Path(os.fsdecode(bytes(prepared["slide"].cpu().tolist())))
+def open_slide_of(prepared: Prepared, spec: DataSpec) -> SlideCanvas:
+    """Open a slide prepared by ``OnSlide``, in windows of the job's patch.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    path = Path(os.fsdecode(_as_bytes(prepared["slide"])))
+    sketches = _as_bytes(prepared["colours"]).decode().split() if "colours" in prepared else []
+    return SlideCanvas(path, spec, spec.patch[0], tuple(sketches))
+
+
+def _as_tensor(text: bytes) -> Tensor:
+    return torch.tensor(list(text), dtype=torch.uint8)
+
+
+def _as_bytes(values: Tensor) -> bytes:
+    return bytes(values.cpu().tolist())

@@ -99,6 +99,12 @@ class DataSpec(StrictModel):
                 f"{self.dimensions} axes: leave data.stain out",
                 "stain",
             )
+        if self.stain.augment != "none" and self.background == "dark":
+            raise SettingError(
+                f"found {self.stain.augment} with data.background: dark, which inverts images before: glass would be "
+                "taken for the thickest stain. Leave one of them out",
+                "stain.augment",
+            )
         return self
 
     @model_validator(mode="after")

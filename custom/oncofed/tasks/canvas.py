@@ -45,8 +45,8 @@ class Canvas(Protocol):
         """Return a tile (row, column, 3) as the encoder saw it; None where there is no slide."""
 
 
-class SlideCanvas:
-    """A slide; see ``Canvas``."""
+class TiledSlide:
+    """A slide with its tiles; see ``Canvas``."""
 
     def __init__(self, reader: TileReader) -> None:
         finest = reader.levels[0]
@@ -124,7 +124,7 @@ def open_canvas(slide: Case, data: DataSpec) -> Iterator[Canvas | None]:
     """
     with contextlib.ExitStack() as opened:
         if slide.features is None:
-            yield SlideCanvas(opened.enter_context(TileReader(slide.image, slide_tiles(slide, data).spec)))
+            yield TiledSlide(opened.enter_context(TileReader(slide.image, slide_tiles(slide, data).spec)))
             return
         with opened_features(slide) as stored:
             places = stored.pixels() if stored.level == "tile" else None
@@ -132,7 +132,7 @@ def open_canvas(slide: Case, data: DataSpec) -> Iterator[Canvas | None]:
         is_sized = step is not None or bool(stored.mpp)
         if slide.image != slide.features and (places is None or is_sized):
             spec = _tiling(slide, stored, step, data)
-            yield SlideCanvas(opened.enter_context(TileReader(slide.image, spec)))
+            yield TiledSlide(opened.enter_context(TileReader(slide.image, spec)))
         elif places is None or step is None:
             yield None
         else:
@@ -181,4 +181,5 @@ def _step(stored: Stored, places: NDArray[np.int32]) -> float | None:
 def _gaps(places: NDArray[np.int32]) -> NDArray[np.int64]:
     """Return the distances of neighbours that share their second coordinate, along the first."""
     found = np.unique(places[:, ::-1].astype(np.int64), axis=0)  # in order of rows, then along them
-    return np.diff(found[:, 1])[np.diff(found[:, 0]) == 0]
+    gaps: NDArray[np.int64] = np.diff(found[:, 1])[np.diff(found[:, 0]) == 0]
+    return gaps

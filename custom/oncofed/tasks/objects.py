@@ -21,8 +21,7 @@ from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.references import Referenced, affine_of
-from oncofed.data.region_patches import slide_of
-from oncofed.data.slides.canvas import SlideCanvas
+from oncofed.data.region_patches import open_slide_of
 from oncofed.data.slides.drawn import UNKNOWN
 from oncofed.data.spec import DataSpec
 from oncofed.tasks.dense import DenseTask
@@ -153,7 +152,7 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
         self, network: nn.Module, prepared: Prepared, device: torch.device, store: StripStore = NOTHING_KEPT
     ) -> SlideObjectMap:
         """Return the single objects of a whole slide."""
-        with SlideCanvas(slide_of(prepared), self.data, self.data.patch[0]) as canvas:
+        with open_slide_of(prepared, self.data) as canvas:
             return numbered(self._stitching(), self._separate, network, canvas, device, store)
 
     def _stitching(self) -> Stitching:

@@ -23,8 +23,7 @@ from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.label_mapping import IGNORED
 from oncofed.data.references import Referenced, affine_of
-from oncofed.data.region_patches import slide_of
-from oncofed.data.slides.canvas import SlideCanvas
+from oncofed.data.region_patches import open_slide_of
 from oncofed.data.spec import DataSpec
 from oncofed.tasks.codes import ClassCode, require_known
 from oncofed.tasks.decisions import LIKELIEST, TWO_CLASSES, Decision
@@ -237,7 +236,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         self, network: nn.Module, prepared: Prepared, device: torch.device, store: StripStore = NOTHING_KEPT
     ) -> SlideRegions:
         """Return the class of each working pixel of a whole slide."""
-        with SlideCanvas(slide_of(prepared), self.data, self.data.patch[0]) as canvas:
+        with open_slide_of(prepared, self.data) as canvas:
             return labelled(self._stitching(), network, canvas, device, store)
 
     def _stitching(self) -> Stitching:

@@ -13,7 +13,7 @@ from oncofed.data.augment import Augmentation
 from oncofed.data.boxes import Boxes, filled
 from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Preparation, Prepared
-from oncofed.data.region_patches import OnSlide, slide_of
+from oncofed.data.region_patches import OnSlide, open_slide_of
 from oncofed.data.slide_boxes import SlideBoxPatches, boxes_on, drawn_objects
 from oncofed.data.slides.canvas import SlideCanvas
 from oncofed.data.spec import DataSpec
@@ -72,19 +72,19 @@ class SlideDetection(Detection, SlideTask):
         self, network: nn.Module, prepared: Prepared, device: torch.device, store: StripStore = NOTHING_KEPT
     ) -> SlideBoxes:
         """Return the boxes of a whole slide, in pixels of the finest level."""
-        with SlideCanvas(slide_of(prepared), self.data, self.data.patch[0]) as canvas:
+        with open_slide_of(prepared, self.data) as canvas:
             return self._find_on_slide(network, canvas, device, store)
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> DetectionOutcome:
         """Return a slide's boxes, held against its objects."""
-        with SlideCanvas(case.image, self.data, self.data.patch[0]) as canvas:
+        with SlideCanvas.of(case, self.data, self.data.patch[0]) as canvas:
             reference, found = self._drawn(case, canvas), self._find_on_slide(network, canvas, device)
         extent = 1.0 if self._slides.false_positives == "slide" else found.tissue_mm2
         return matched(found, reference, self.classes, self._hit, extent)
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the slide, small, with its boxes; as many of the likeliest ones as there are objects."""
-        with SlideCanvas(case.image, self.data, self.data.patch[0]) as canvas:
+        with SlideCanvas.of(case, self.data, self.data.patch[0]) as canvas:
             reference, found = self._drawn(case, canvas), self._find_on_slide(network, canvas, device)
             pixels, scale = canvas.overview
             shrunk = 1 / (scale * canvas.pixel)

@@ -67,7 +67,7 @@ class SlideObjects(Objects):
         Where what nobody drew is unknown, objects that touch no outline do not count.
         """
         undrawn = self._slides.undrawn_value
-        with SlideCanvas(case.image, self.data, self.data.patch[0]) as canvas:
+        with SlideCanvas.of(case, self.data, self.data.patch[0]) as canvas:
             drawn = self._outlines(case, canvas)
             wanted = where_known(case, drawn, canvas, undrawn)
             found = numbered(self._stitching(), self._separate, network, canvas, device, wanted=wanted)
@@ -83,7 +83,7 @@ class SlideObjects(Objects):
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the slide, small, with what was drawn and the kinds that were found."""
-        with SlideCanvas(case.image, self.data, self.data.patch[0]) as canvas:
+        with SlideCanvas.of(case, self.data, self.data.patch[0]) as canvas:
             drawn = self._outlines(case, canvas)
             found = numbered(self._stitching(), self._separate, network, canvas, device)
             pixels, scale = canvas.overview

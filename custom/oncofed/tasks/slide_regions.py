@@ -80,7 +80,7 @@ class SlideSegmentation(Segmentation):
         What nobody drew counts as background or not at all, as the job says.
         """
         undrawn = self._slides.undrawn_value
-        with SlideCanvas(case.image, self.data, self.data.patch[0]) as canvas:
+        with SlideCanvas.of(case, self.data, self.data.patch[0]) as canvas:
             drawn = drawn_labels(case, canvas)
             wanted = where_known(case, drawn, canvas, undrawn)
             found = labelled(self._stitching(), network, canvas, device, wanted=wanted)
@@ -95,7 +95,7 @@ class SlideSegmentation(Segmentation):
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the slide, small, with what was drawn and what was found."""
-        with SlideCanvas(case.image, self.data, self.data.patch[0]) as canvas:
+        with SlideCanvas.of(case, self.data, self.data.patch[0]) as canvas:
             drawn = drawn_labels(case, canvas)
             found = labelled(self._stitching(), network, canvas, device)
             pixels, scale = canvas.overview

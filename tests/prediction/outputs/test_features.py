@@ -20,7 +20,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.slides import write_slide
-from oncofed.tasks.canvas import SlideCanvas, open_canvas
+from oncofed.tasks.canvas import TiledSlide, open_canvas
 from oncofed.tasks.inferred import UNPLACED, SlideScores
 from slide_features import MPP, STEP, TILE, made_bag, made_slide
 from slide_files import stained, tiled
@@ -124,7 +124,7 @@ def test_beside_a_slide_attention_lies_on_it_with_tiles_as_the_encoder_saw_them(
     assert whole["geometry"]["coordinates"][0][2] == [640, 512]  # type: ignore[index]
     best = next(csv.DictReader((tmp_path / "case_tiles.csv").open()))
     with TileReader(slide, TileSpec(TILE, MPP)) as reader:
-        expected = SlideCanvas(reader).tile(int(best["x"]), int(best["y"]))
+        expected = TiledSlide(reader).tile(int(best["x"]), int(best["y"]))
     assert expected is not None
     assert (np.asarray(Image.open(tmp_path / best["picture"])) == expected).all()
 

@@ -23,6 +23,7 @@ from slide_files import drawn_slides, stained, tiled
 
 pytest.importorskip("tifffile")
 shapely = pytest.importorskip("shapely")
+pytest.importorskip("shapely.affinity")
 
 CPU = torch.device("cpu")
 UNET = "{network: unet, channels: [4, 8], residual_units: 1}"
@@ -98,6 +99,26 @@ def test_small_pieces_and_holes_are_left_out() -> None:
 def test_rings_lie_in_pixels_of_the_slide_and_not_beyond_it() -> None:
     square = Piece(1, 4.0, shapely.box(8, 0, 10, 2))
     assert on_slide(square, 2.51, (25, 100)) == [[[[25, 0], [25, 5.02], [20.08, 5.02], [20.08, 0], [25, 0]]]]
+
+
+def test_outlines_are_valid_where_the_slide_ends_within_a_pixel() -> None:
+    """Points that the edge of the slide takes with it may make lines meet."""
+    jagged = shapely.Polygon([(0, 0), (10, 0), (9.6, 1), (10, 2), (9.4, 3), (10, 4), (9.6, 5), (9.9, 6), (0, 6)])
+    size = (19, 100)
+    (rings, *more) = on_slide(Piece(1, jagged.area, jagged), 2.0, size)
+    assert not more
+    assert shapely.Polygon(*rings).is_valid
+
+    folded = shapely.Polygon([(5, 0), (10, 0), (10, 8), (5, 8), (5, 7), (9.8, 5), (5, 3)])
+    (one, *others) = on_slide(Piece(1, folded.area, folded), 2.0, size)
+    parts = [shapely.Polygon(rings[0], rings[1:]) for rings in (one, *others)]
+    assert all(part.is_valid for part in parts)
+    expected = shapely.intersection(shapely.affinity.scale(folded, 2, 2, origin=(0, 0)), shapely.box(0, 0, *size))
+    assert sum(part.area for part in parts) == pytest.approx(expected.area, abs=0.1)
+    assert max(part.bounds[2] for part in parts) == size[0]
+
+    beyond = shapely.box(9.5, 0, 10, 3)
+    assert on_slide(Piece(1, beyond.area, beyond), 2.0, size) == []
 
 
 def test_objects_that_strips_cut_are_one_each() -> None:

@@ -32,7 +32,7 @@ from oncofed.prediction.outputs.slides import (
     write_top_tiles,
 )
 from oncofed.prediction.sources import Source
-from oncofed.tasks.canvas import SlideCanvas
+from oncofed.tasks.canvas import TiledSlide
 from oncofed.tasks.inferred import SlideScores
 from slide_files import stained, tiled
 from synthetic import make_slides
@@ -59,10 +59,10 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def canvas(slide: Path) -> Iterator[SlideCanvas]:
+def canvas(slide: Path) -> Iterator[TiledSlide]:
     """The slide, with tiles of 64 pixels of one micron, 128 of the slide's."""
     with TileReader(slide, TileSpec(64, 1.0)) as tiles:
-        yield SlideCanvas(tiles)
+        yield TiledSlide(tiles)
 
 
 def tile_heat(at: tuple[int, int] = BRIGHT) -> TileHeat:
@@ -110,7 +110,7 @@ def test_a_tile_at_the_edge_ends_with_the_slide() -> None:
 
 
 def test_the_overlay_opens_as_a_slide_of_the_same_size_and_place(
-    canvas: SlideCanvas, slide: Path, tmp_path: Path
+    canvas: TiledSlide, slide: Path, tmp_path: Path
 ) -> None:
     write_overlay(canvas, tile_heat(), tmp_path / "overlay.tif")
     with openslide.OpenSlide(tmp_path / "overlay.tif") as found, openslide.OpenSlide(slide) as original:
@@ -133,14 +133,14 @@ def test_the_overlay_opens_as_a_slide_of_the_same_size_and_place(
         assert [page.subfiletype & 1 for page in file.pages] == [0] + [1] * (len(file.pages) - 1)
 
 
-def test_our_own_reader_takes_the_overlay_for_a_slide(canvas: SlideCanvas, tmp_path: Path) -> None:
+def test_our_own_reader_takes_the_overlay_for_a_slide(canvas: TiledSlide, tmp_path: Path) -> None:
     write_overlay(canvas, tile_heat(), tmp_path / "overlay.tif")
     with TileReader(tmp_path / "overlay.tif", TileSpec(64, 2.0)) as tiles:
         assert tiles.levels[0].mpp == pytest.approx(1.0)
         assert tiles.levels[-1].mpp > 1.9
 
 
-def test_the_picture_shows_attention_at_its_place(canvas: SlideCanvas, tmp_path: Path) -> None:
+def test_the_picture_shows_attention_at_its_place(canvas: TiledSlide, tmp_path: Path) -> None:
     pictures = []
     for at in (BRIGHT, (256, 640)):
         write_picture(canvas, tile_heat(at), "tumour 0.750", tmp_path / "heat.png")
@@ -154,7 +154,7 @@ def test_the_picture_shows_attention_at_its_place(canvas: SlideCanvas, tmp_path:
     assert differs.mean() < 0.1
 
 
-def test_tiles_with_most_attention_are_written_as_the_network_saw_them(canvas: SlideCanvas, tmp_path: Path) -> None:
+def test_tiles_with_most_attention_are_written_as_the_network_saw_them(canvas: TiledSlide, tmp_path: Path) -> None:
     table, *pictures = write_top_tiles(canvas, tile_heat(), tmp_path, "case")
     rows = list(csv.DictReader(table.open()))
     assert len(rows) == 64

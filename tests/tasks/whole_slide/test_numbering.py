@@ -144,6 +144,27 @@ def test_a_broken_prediction_goes_on_to_the_same_objects(
     assert not asked
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("turn", [0, 1, 2, 3])
+def test_parts_that_meet_beyond_any_context_are_one_object(turn: int, tmp_path: Path) -> None:
+    """A gland that branches: its arms are seen first, and far apart what joins them."""
+    shape = np.zeros((300, 300), bool)
+    shape[30:240, 60:72] = shape[30:240, 130:142] = shape[228:240, 60:142] = True
+    shape[30:200, 220:232] = True  # by itself
+    shape = np.rot90(shape, turn)
+    pixels = np.where(shape[..., None], (250, 0, 250), (3, 0, 0)).astype(np.uint8)
+    with Marked(tiled(tmp_path / "slide.tif", pixels, 1.0), DATA, 64) as canvas:
+        canvas.__dict__["tissue"] = np.ones(canvas.overview[0].shape[:2], bool)
+        store = StripStore(tmp_path / "strips")
+        found = _found(canvas, store)
+        assert np.array_equal(_numbers(found) > 0, shape)
+        assert len(np.unique(_numbers(found))) == 3
+        assert found.classes.tolist() == [0, 1, 1]
+        for path in sorted((tmp_path / "strips").iterdir())[-2:]:
+            path.unlink()
+        assert np.array_equal(_numbers(_found(canvas, store)), _numbers(found))
+
+
 def test_noise_alone_has_no_objects(tmp_path: Path) -> None:
     path = tiled(tmp_path / "slide.tif", noisy(np.full((100, 100, 3), (20, 10, 5)), most=1), 1.0)
     with Marked(path, DATA, 64) as canvas:

@@ -90,10 +90,14 @@ def _instances(table: Group, key: str) -> NDArray[np.str_] | None:
     if column is None:
         return None
     if hasattr(column, "shape"):
-        return np.asarray(column[...]).astype(str)
+        texts: NDArray[np.str_] = np.asarray(column[...]).astype(str)
+        return texts
     if "codes" in column:  # AnnData keeps texts that repeat so
-        return np.asarray(column["categories"][...]).astype(str)[np.asarray(column["codes"][...])]
-    return np.asarray(column["values"][...]).astype(str) if "values" in column else None
+        names: NDArray[np.str_] = np.asarray(column["categories"][...]).astype(str)
+        named: NDArray[np.str_] = names[np.asarray(column["codes"][...])]
+        return named
+    values: NDArray[np.str_] | None = np.asarray(column["values"][...]).astype(str) if "values" in column else None
+    return values
 
 
 def _of_table(table: Group) -> Stored:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -12,16 +13,20 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from oncofed.data.case import Case
 from oncofed.data.slides import TileReader, TileSpec
 from oncofed.data.slides.levels import Pixels
 from oncofed.data.slides.tissue import Mask, find_tissue
 from oncofed.data.spec import DataSpec
+from oncofed.data.stain.of_case import Normaliser, sketches_of
+from oncofed.data.stain.sketch import SLIDE_COLOURS, sketch
 from oncofed.errors import DataError
 
 # Fat, lumina and cracks up to twice this width are within tissue.
 _CLOSED_MICRONS = 25.0
-# Tiles from which a slide's brightness is measured, and the least spread of a channel.
+# Tiles that tell a slide's brightness, and its stain where nobody registered it. Least spread of a channel.
 _SAMPLED, _LEAST_SPREAD = 16, 1.0
+_HALF = 127.5  # of the brightest pixel
 
 
 class SlideCanvas:
@@ -31,8 +36,10 @@ class SlideCanvas:
 
     Args:
         path: of the slide.
-        data: of the job: ``spacing`` is the side of a working pixel, ``background`` whether slides are inverted.
+        data: of the job: ``spacing`` is the side of a working pixel, ``background`` whether slides are inverted,
+            ``stain`` what they are normalised to.
         side: of what is read at once, in working pixels.
+        sketches: of the slide's stain, as it was registered; empty: the slide itself tells.
 
     Attributes:
         size: working pixels across and down.
@@ -42,7 +49,7 @@ class SlideCanvas:
         DataError: the slide cannot be read, is coarser than the job, or the job names no resolution.
     """
 
-    def __init__(self, path: Path, data: DataSpec, side: int) -> None:
+    def __init__(self, path: Path, data: DataSpec, side: int, sketches: tuple[str, ...] = ()) -> None:
         if data.spacing is None:
             raise DataError(
                 "is a whole slide, and the job does not say at which resolution it is read. Say so in the job, in mm a "
@@ -50,11 +57,19 @@ class SlideCanvas:
             )
         self.side, self.mpp = side, data.spacing[0] * 1000
         self._inverted = data.background == "dark"
+        self._normaliser = Normaliser(data.stain, data.template) if data.stain.normalise != "none" else None
+        self._keeps_colours = data.stain.is_used
+        self._registered = sketches
         self._reader = TileReader(path, TileSpec(side, self.mpp))
         self.pixel = self._reader.step / side
         finest = self._reader.levels[0]
         self.finest = (finest.width, finest.height)
         self.size = (math.ceil(finest.width / self.pixel), math.ceil(finest.height / self.pixel))
+
+    @classmethod
+    def of(cls, case: Case, data: DataSpec, side: int) -> SlideCanvas:
+        """Open a case's slide, whose stain is that of its registration."""
+        return cls(case.image, data, side, sketches_of(case))
 
     def __enter__(self) -> SlideCanvas:
         return self
@@ -106,29 +121,44 @@ class SlideCanvas:
         return bool(mask[top:bottom, left:right].any())
 
     def read(self, x: int, y: int) -> Pixels:
-        """Return (side, side, 3) uint8 with its corner at (x, y); white beyond the slide."""
-        found = self._reader.read(round(x * self.pixel), round(y * self.pixel))
+        """Return (side, side, 3) uint8 with its corner at (x, y), as the job sees it; white beyond the slide."""
+        found = self._plain(x, y)
+        if self._normaliser:
+            found = self._normaliser.window(found, self._sketches)
         return 255 - found if self._inverted else found
+
+    def _plain(self, x: int, y: int) -> Pixels:
+        return self._reader.read(round(x * self.pixel), round(y * self.pixel))
+
+    @cached_property
+    def _sketches(self) -> tuple[str, ...]:
+        return self._registered or (sketch(self._sampled(self._plain), SLIDE_COLOURS),)
+
+    def _sampled(self, read: Callable[[int, int], Pixels]) -> Pixels:
+        """Return some of the tissue's pixels, (pixel, 3); none where there is no tissue."""
+        rows, columns = np.nonzero(self.tissue)
+        if not len(rows):
+            return np.zeros((0, 3), np.uint8)
+        at = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED).astype(int))
+        places = (np.stack([columns[at], rows[at]], 1) + 0.5) * self.overview[1] - self.side / 2
+        corners = np.rint(places).astype(int).tolist()
+        return np.concatenate([read(x, y)[self.tissue_at(x, y, self.side, self.side)] for x, y in corners])
 
     @cached_property
     def scale(self) -> tuple[Tensor, Tensor]:
-        """Mean and spread of the tissue's channels, (channel, 1, 1) float32.
+        """What a network's input is less, and by which it is divided, (channel, 1, 1) float32.
 
-        They are one for the whole slide: windows scaled by themselves would leave steps between them.
+        Mean and spread of the tissue's channels, one for the whole slide: windows scaled by themselves would leave
+        steps between them. Where the job says something of stains, colours are kept, scaled to -1 to 1.
 
         Raises:
             DataError: the slide shows no tissue.
         """
-        rows, columns = np.nonzero(self.tissue)
-        if not len(rows):
+        if not self.tissue.any():
             raise DataError("shows no tissue, so that there is nothing to look at. Leave it out")
-        at = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED).astype(int))
-        places = (np.stack([columns[at], rows[at]], 1) + 0.5) * self.overview[1] - self.side / 2
-        pixels = []
-        for x, y in np.rint(places).astype(int).tolist():
-            there = self.tissue_at(x, y, self.side, self.side)
-            pixels.append(self.read(x, y)[there].astype(np.float64))
-        values = np.concatenate(pixels)
+        if self._keeps_colours:
+            return torch.full((3, 1, 1), _HALF), torch.full((3, 1, 1), _HALF)
+        values = self._sampled(self.read).astype(np.float64)
         found = [values.mean(0), np.maximum(values.std(0), _LEAST_SPREAD)]
         mean, spread = (torch.from_numpy(part.astype(np.float32))[:, None, None] for part in found)
         return mean, spread

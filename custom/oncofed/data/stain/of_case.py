@@ -62,7 +62,7 @@ def stain_row(case: Case, columns: Sequence[StainColumn]) -> dict[str, float]:
     found: dict[str, float] = {}
     for method, every in _COLUMNS.items():
         wanted = [column.name for column in columns if column.method == method]
-        numbers = _estimated(_sketches(case), method) if wanted else None
+        numbers = _estimated(sketches_of(case), method) if wanted else None
         if numbers is not None:
             known = {column.name: _inside(value, column) for column, value in zip(every, numbers, strict=True)}
             found |= {name: known[name] for name in wanted}
@@ -94,9 +94,21 @@ class Normaliser:
         Returns:
             The same shape, uint8.
         """
-        if self._method == "none":
-            return rgb
-        numbers = _estimated(_sketches(case) or _of_image(rgb), self._method)
+        return rgb if self._method == "none" else self._changed(rgb, sketches_of(case) or _of_image(rgb))
+
+    def window(self, pixels: Pixels, sketches: tuple[str, ...]) -> Pixels:
+        """Return a part of a slide (y, x, 3) uint8 with the template's stain.
+
+        Args:
+            pixels: of the part.
+            sketches: of the whole slide.
+        """
+        rgb = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))[None]
+        return np.ascontiguousarray(self._changed(rgb, sketches)[0].numpy().transpose(1, 2, 0))
+
+    def _changed(self, rgb: Tensor, sketches: tuple[str, ...]) -> Tensor:
+        assert self._method != "none"
+        numbers = _estimated(sketches, self._method)
         if numbers is None:
             return rgb
         change = by_moments if self._method == "reinhard" else by_vectors
@@ -132,7 +144,8 @@ def _slide_of(case: Case, entry: Entry) -> tuple[str, str]:
     return case.patient, named
 
 
-def _sketches(case: Case) -> tuple[str, ...]:
+def sketches_of(case: Case) -> tuple[str, ...]:
+    """Return sketches of the slide that a case is, or is cut from; none where nobody registered it."""
     own = (case.entry.colours,) if case.entry and case.entry.colours else ()
     return case.slide_colours or own
 

@@ -19,9 +19,9 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
 from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.outputs.slide_density import CELL_MM, over, write_density
-from oncofed.prediction.outputs.slide_outlines import Piece, on_slide, pieces, simplified
+from oncofed.prediction.outputs.slide_outlines import on_slide, pieces, simplified
 from oncofed.prediction.outputs.slide_pictures import write_classes_picture, write_heat_picture
-from oncofed.tasks.slide_strips import SlideMap, SlideObjectMap, SlideRegions
+from oncofed.tasks.slide_strips import SlideObjectMap, SlideRegions
 from oncofed.tasks.whole_slide.scoring import on_overview
 
 _MICRON2_PER_MM2 = 1e6
@@ -97,11 +97,12 @@ def write_slide_regions(prediction: CasePrediction, model: TrainedModel, folder:
         mpp = found.pixel_mm2**0.5 * 1000
         for number, piece in enumerate(pieces(found)):
             simple = simplified(piece, tolerance / mpp, least / mpp**2)
-            if simple is None:
+            polygons = on_slide(simple, found.pixel, found.finest) if simple else []
+            if not polygons:
                 continue
             counts[piece.value] += 1
             area = {"Area mm^2": float(f"{piece.area * found.pixel_mm2:.6g}")}
-            yield _feature(simple, found, "annotation", f"{key}/{number}", _class(model, piece.value), area)
+            yield geojson.feature(polygons, "annotation", f"{key}/{number}", _class(model, piece.value), area)
 
     geojson.write(features(), paths[0])
     rows = [{**row, "pieces": counts[row["value"]]} for row in prediction.figures or region_rows(prediction, model)]
@@ -138,6 +139,9 @@ def write_slide_objects(prediction: CasePrediction, model: TrainedModel, folder:
 
         def features() -> Iterator[dict[str, Any]]:
             for piece in pieces(found, whole=True):
+                polygons = on_slide(piece, found.pixel, found.finest)
+                if not polygons:
+                    continue
                 value = int(found.classes[piece.value])
                 area = float(f"{piece.area * found.pixel_mm2 * _MICRON2_PER_MM2:.6g}")
                 x, y = piece.outline.centroid.coords[0]
@@ -146,7 +150,7 @@ def write_slide_objects(prediction: CasePrediction, model: TrainedModel, folder:
                     [piece.value, round(x * found.pixel, 2), round(y * found.pixel, 2), area, model.task.classes[value]]
                 )
                 numbers = {"Number": piece.value, "Area µm^2": area}
-                yield _feature(piece, found, "detection", f"{key}/{piece.value}", _class(model, value), numbers)
+                yield geojson.feature(polygons, "detection", f"{key}/{piece.value}", _class(model, value), numbers)
 
         geojson.write(features(), paths[0])
     rows = prediction.figures or object_rows(prediction, model)
@@ -154,12 +158,6 @@ def write_slide_objects(prediction: CasePrediction, model: TrainedModel, folder:
     paths[2].write_text(json_text(record), encoding="utf-8")
     write_density(density, source, model, paths[3])
     return paths
-
-
-def _feature(
-    piece: Piece, found: SlideMap, kind: geojson.Kind, key: str, category: tuple[int, str], numbers: dict[str, float]
-) -> dict[str, Any]:
-    return geojson.feature(on_slide(piece, found.pixel, found.finest), kind, key, category, numbers)
 
 
 def _class(model: TrainedModel, value: int) -> tuple[int, str]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # A line of a ring with fewer has no area.
 _FEWEST_POINTS = 3
+# Of coordinates that are written.
+_DECIMALS = 2
 
 
 @dataclass(frozen=True)
@@ -108,25 +110,40 @@ def simplified(piece: Piece, tolerance: float, least_area: float) -> Piece | Non
 
 
 def on_slide(piece: Piece, pixel: float, size: tuple[int, int]) -> list[Rings]:
-    """Return a piece's polygons, closed rings in pixels of the slide's finest level.
+    """Return a piece's valid polygons, closed rings in pixels of the slide's finest level.
 
     Args:
         piece: a connected area.
         pixel: side of a working pixel.
         size: width and height of the slide, beyond which no point lies.
+
+    Returns:
+        A list for each polygon; none where nothing of the piece lies on the slide.
     """
     import shapely  # noqa: PLC0415 - of the extra pathology
     from shapely.geometry.polygon import orient  # noqa: PLC0415 - of the extra pathology
 
-    found = []
+    found: list[Any] = []
     for part in shapely.get_parts(piece.outline).tolist():
-        turned = orient(part, 1.0)
-        rings: list[Any] = []
-        for ring in (turned.exterior, *turned.interiors):
-            points = np.minimum(np.array(ring.coords) * pixel, size).round(2)
-            rings.append([[_short(x), _short(y)] for x, y in points.tolist()])
-        found.append(rings)
+        for valid in _within(part, pixel, size):
+            turned = orient(valid, 1.0)
+            rings = (np.array(ring.coords).round(_DECIMALS) for ring in (turned.exterior, *turned.interiors))
+            found.append([[[_short(x), _short(y)] for x, y in ring.tolist()] for ring in rings])
     return found
+
+
+def _within(part: Polygon, pixel: float, size: tuple[int, int]) -> Iterator[Polygon]:
+    """Yield what of a polygon in working pixels lies on the slide, to two decimals of a pixel there."""
+    import shapely  # noqa: PLC0415 - of the extra pathology
+
+    moved = shapely.transform(part, lambda points: np.minimum(points * pixel, size).round(_DECIMALS))
+    if moved.is_valid:
+        yield moved
+        return
+    # Moving points to the slide's edge, or rounding them, made lines meet.
+    scaled = shapely.transform(part, lambda points: points * pixel)
+    cut = shapely.intersection(scaled, shapely.box(0, 0, *size), grid_size=10**-_DECIMALS)
+    yield from (one for one in shapely.get_parts(cut).tolist() if isinstance(one, shapely.Polygon) and one.area)
 
 
 def _short(value: float) -> float:

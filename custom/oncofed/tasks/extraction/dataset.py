@@ -28,7 +28,7 @@ from oncofed.tasks.encoder import EncoderSpec
 from oncofed.tasks.extraction.messages import Done, Progress, Ready, SetAside, SlideJob
 from oncofed.tasks.extraction.pool import Pool, find_places
 from oncofed.tasks.extraction.table import write_table
-from oncofed.tasks.extraction.worker import SPOOL_FOLDER, digest_of, file_of
+from oncofed.tasks.extraction.worker import digest_of, file_of
 
 _LOCK_FILE = ".lock"
 
@@ -97,7 +97,7 @@ def extract_dataset(request: ExtractionRequest, advance: Callable[[str, int, int
         with Pool(request.encoder, request.out, places) as pool:
             ready = pool.ready()
             kept = _begun(request, manifest, ready)
-            forget_others(request.out, {entry.name for entry in manifest.entries} | set(aside))
+            forget_others(request.out, {str(entry.name) for entry in manifest.entries} | set(aside))
             patients = {entry.name: entry.patient for entry in manifest.entries}
             missing: list[SlideJob] = []
             there: dict[str, KeptSlide] = {}

@@ -2,7 +2,7 @@
 
 Objects are told apart block by block, with some context around each. A block decides about the objects that reach into
 it; what they cover beyond it is claimed. An object that a later block finds there again is the same one, and gets its
-number.
+number. Objects of which no block saw the end may be parts of one: a later block that finds them to be one unites them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from oncofed.data.slides.canvas import SlideCanvas
@@ -53,6 +55,9 @@ def numbered(
     """
     count = _Count()
     strips = list(_strips(stitching, separate, network, canvas, device, store, wanted, count))
+    if count.same:
+        final = count.final()
+        strips = [Strip.of(strip.first, final[strip.values], strip.heat) for strip in strips]
     return SlideObjectMap(
         tuple(strips),
         canvas.size,
@@ -66,23 +71,37 @@ def numbered(
 
 @dataclass
 class _Count:
-    """How likely each object is of each class.
+    """How likely each object is of each class, and which numbers are of one.
 
     Attributes:
         votes: sums of probabilities, a row (number, class, …) each.
         last: number given last.
+        cut: numbers of objects that a block with its context cut.
+        same: pairs of numbers of one object.
     """
 
     votes: list[NDArray[np.float64]] = field(default_factory=list)
     last: int = 0
+    cut: set[int] = field(default_factory=set)
+    same: list[tuple[int, int]] = field(default_factory=list)
+
+    def final(self) -> Numbers:
+        """Return the number that each becomes, (number + 1,), without gaps."""
+        pairs = np.array(self.same, np.int64).reshape(-1, 2)
+        size = self.last + 1
+        links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(size, size))
+        _, first, of = np.unique(connected_components(links, False)[1], return_index=True, return_inverse=True)
+        found: Numbers = np.argsort(np.argsort(first)).astype(np.int32)[of]
+        return found
 
     def classes(self) -> NDArray[np.uint8]:
         """Return the likeliest class of each object, (object + 1,)."""
         if not self.votes:
             return np.zeros(1, np.uint8)
         rows = np.concatenate(self.votes)
-        total = np.zeros((self.last + 1, rows.shape[1] - 1))
-        np.add.at(total, rows[:, 0].astype(np.int64), rows[:, 1:])
+        final = self.final()
+        total = np.zeros((final.max() + 1, rows.shape[1] - 1))
+        np.add.at(total, final[rows[:, 0].astype(np.int64)], rows[:, 1:])
         found: NDArray[np.uint8] = (total.argmax(axis=1) + 1).astype(np.uint8)
         found[0] = 0
         return found
@@ -107,6 +126,8 @@ def _strips(
         carried = _carried(known, width)
         count.last = int(known["last"])
         count.votes.append(known["votes"])
+        count.cut |= set(known["cut"].tolist())
+        count.same += [(one, other) for one, other in known["same"].tolist()]
         kept += 1
     if kept == len(places):
         return
@@ -115,13 +136,21 @@ def _strips(
         tissue = canvas.tissue_at(0, top, width, parts.shape[1])
         parts[:, ~tissue] = 0
         likely = parts[1:-1].sum(axis=0)
-        votes = len(count.votes)
-        numbers = _joined(separate, parts, likely, carried, first - top, end - top, count)
+        votes, same = len(count.votes), len(count.same)
+        ends = (top > 0, top + parts.shape[1] < height)
+        numbers = _joined(separate, parts, likely, carried, first - top, end - top, count, ends)
+        count.cut &= set(np.unique(numbers[end - first :]).tolist())
         carried = numbers[end - first :]
         heat = shrunk_heat(likely[first - top : end - top], shrink_of(canvas.size))
         strip = Strip.of(first, numbers[: end - first], heat)
         new = np.concatenate(count.votes[votes:] or [np.zeros((0, len(parts) - 1))])
-        below = {"carried": np.frombuffer(pack(carried), np.uint8), "last": np.array(count.last), "votes": new}
+        below = {
+            "carried": np.frombuffer(pack(carried), np.uint8),
+            "last": np.array(count.last),
+            "votes": new,
+            "cut": np.array(sorted(count.cut), np.int64),
+            "same": np.array(count.same[same:], np.int64).reshape(-1, 2),
+        }
         store.save(first, {**as_arrays(strip), **below})
         yield strip
 
@@ -152,7 +181,14 @@ def _with_context(
 
 
 def _joined(
-    separate: Separate, parts: Maps, likely: Maps, carried: Numbers, first: int, end: int, count: _Count
+    separate: Separate,
+    parts: Maps,
+    likely: Maps,
+    carried: Numbers,
+    first: int,
+    end: int,
+    count: _Count,
+    ends: tuple[bool, bool] = (True, True),
 ) -> Numbers:
     """Return the objects' numbers from a strip's first row on, with those below it that are claimed.
 
@@ -164,6 +200,7 @@ def _joined(
         first: of the strip, within the maps.
         end: of it.
         count: gives numbers.
+        ends: whether the slide goes on above the maps, and below.
     """
     height, width = likely.shape
     numbers = np.zeros((height - first, width), np.int32)
@@ -182,6 +219,8 @@ def _joined(
         # What lies above or to the left of the block was decided before.
         decided = numbers[:, left:high]
         given = _given(own[first:, left - low :], decided, count)
+        edges = zip((own[0], own[-1], own[:, 0], own[:, -1]), (*ends, low > 0, high < width), strict=True)
+        count.cut |= set(given[np.concatenate([[0], *(edge for edge, goes_on in edges if goes_on)])].tolist()) - {0}
         fresh = given[own[first:, left - low :]]
         decided[decided == 0] = fresh[decided == 0]
         for_votes = [np.bincount(own.ravel(), part.ravel(), len(given)) for part in parts[1:-1][:, :, low:high]]
@@ -193,7 +232,8 @@ def _joined(
 def _given(own: Numbers, decided: Numbers, count: _Count) -> Numbers:
     """Return the number of each of a block's objects, 0 where it has none there.
 
-    That of a claimed object that it shares most with, if that is half of the smaller of both; else a new one.
+    That of a claimed object that it shares most with, if that is half of the smaller of both; else a new one. Of others
+    with which it shares as much, those that were cut are the same.
     """
     sizes = np.bincount(own.ravel())
     given = np.zeros(len(sizes), np.int32)
@@ -203,7 +243,10 @@ def _given(own: Numbers, decided: Numbers, count: _Count) -> Numbers:
     smaller = np.minimum(sizes[pairs[0]], claims[np.searchsorted(claimed, pairs[1])])
     for number in np.argsort(shared, kind="stable").tolist():  # the largest share is the last word
         if shared[number] >= _SAME * smaller[number]:
-            given[pairs[0][number]] = pairs[1][number]
+            one, other = int(given[pairs[0][number]]), int(pairs[1][number])
+            if one in count.cut and other in count.cut:
+                count.same.append((one, other))
+            given[pairs[0][number]] = other
     new = np.flatnonzero((sizes > 0) & (given == 0))
     new = new[new > 0]
     given[new] = count.last + 1 + np.arange(len(new))
