@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -7,11 +8,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from matplotlib import pyplot as plt
+from rich.console import Console
 
+from oncofed.cli.common import result_table
 from oncofed.report.html import _slices, write_report
+from oncofed.report.remarks import remarks
 from oncofed.report.result import Means, Result, SiteResult, Timing, read_result
 from oncofed.tasks.deletion import of_patients
 from oncofed.tasks.pictures import Picture, best_slice
+from oncofed.tasks.targets import TargetDetails
 
 
 def _result() -> Result:
@@ -86,8 +91,63 @@ def test_the_report_tells_whether_answers_rest_on_what_was_attended_to(tmp_path:
     html = write_report(result, {}, tmp_path).read_text()
     assert "6 test patients" in html
     assert "<b>+0.300</b>" in html
+    assert "as many random ones (95 % interval" in " ".join(html.split())
     assert html.count("<svg") == 2
     assert "Does the answer rest" not in write_report(_result(), {}, tmp_path).read_text()
+
+
+def _few() -> Result:
+    """Return a run of survival of whose patients no site told a number."""
+    result = _result()
+    result.metric_name, result.classes = "concordance", ["survival"]
+    result.sites = {
+        name: SiteResult(train_cases=11, validation_cases=3, test_cases=4, alone=0.3, pooled=0.6, patients={"test": 4})
+        for name in ("east", "west")
+    }
+    result.mean = Means(alone=0.3, pooled=0.6)
+    result.best_round = 1
+    result.targets = {
+        "survival": TargetDetails(
+            kind="survival", asks="risk", metric="concordance", metric_name="concordance", members=[], figures={}
+        )
+    }
+    result.curves = {
+        "validation": {},
+        "validation_by_site": {"0": {"east": None}, "1": {"east": None, "west": None}},
+        "loss": {"1": {"east": 0.9}},
+    }
+    return result
+
+
+def test_a_federated_number_that_nobody_told_is_missed_and_explained(tmp_path: Path) -> None:
+    result = _few()
+    html = write_report(result, {}, tmp_path).read_text()
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(result_table(result))
+    assert '<th class="n">Federated</th>' in html
+    assert "federated" in shown.getvalue()
+    said = " ".join(remarks(result))
+    assert "no concordance of east (4 test patients), west (4 test patients)" in said
+    assert "Alone and pooled: computed on this machine" in said
+    assert "survival: no survival curves" in said
+    assert all(remark.partition("'")[0] in html for remark in remarks(result))
+
+
+def test_no_score_of_validation_patients_chose_no_round(tmp_path: Path) -> None:
+    html = write_report(_few(), {}, tmp_path).read_text()
+    assert "did best on the validation patients" not in html
+    assert "no round had a score on validation patients" in html
+    assert "Global model on each site" not in html
+    assert "Training loss" in html
+    assert "did best on the validation patients" in write_report(_result(), {}, tmp_path).read_text()
+
+
+def test_few_patients_scores_and_an_attention_test_that_was_left_out_are_said() -> None:
+    result = _result()
+    assert any("east (2 test patients)" in one and "model card" in one for one in remarks(result))
+    assert not any("attention" in one for one in remarks(result))
+    result.attention_left_out = "there are fewer than 5 test patients"
+    assert any("attention" in one and "fewer than 5 test patients" in one for one in remarks(result))
 
 
 def test_captions_of_the_grid_do_not_overlap() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from oncofed.report.attention import deletion_curves
 from oncofed.report.over_sites import of_target, over_sites
 from oncofed.report.pages import render
+from oncofed.report.remarks import remarks, selection
 from oncofed.report.result import Result
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.targets import figure_titles
@@ -39,14 +40,16 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         pictures: one slice by site.
         folder: of the run.
     """
-    together = over_sites(result.pooled_test)
+    together, curves = over_sites(result.pooled_test), _curves(result)
     targets = result.pooled_test.targets if result.pooled_test else {}
     html = render(
         "report.html",
         result=result,
         classes=line_styles(result.classes),
-        models=list(result.mean.known),
-        curves=svg(_curves(result)),
+        models=result.models,
+        remarks=remarks(result),
+        selection=selection(result),
+        curves=svg(curves) if curves else "",
         over_sites=svg(together) if together else "",
         target_plots={name: [svg(plot) for plot in of_target(target)] for name, target in targets.items()},
         by_class=[
@@ -92,41 +95,47 @@ def picture_svg(picture: Picture) -> Markup:
     return svg(_slices({"": picture}))
 
 
-def _curves(result: Result) -> Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
-    by_site: dict[str, list[tuple[int, float]]] = {}
-    for number, scores in result.curves.get("validation_by_site", {}).items():
-        for site, score in scores.items():
-            if score is not None:
-                by_site.setdefault(site, []).append((int(number), score))
-    for site, points in sorted(by_site.items()):
-        left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
-    known = [score for points in by_site.values() for _, score in points]
-    low = 0 if min(known, default=0) >= 0 else -1  # of an agreement such as kappa
-    mean = sorted((int(k), v) for k, v in result.curves.get("validation", {}).items())
-    if mean:
-        left.plot(*zip(*mean, strict=True), color="black", linewidth=2, label="mean")
-    left.set(
-        xlabel="round",
-        ylabel=result.metric_name,
-        title="Global model on each site's validation patients",
-        ylim=(low, 1),
-    )
-    if left.lines:
-        left.legend(fontsize=7)
-    losses: dict[str, list[tuple[int, float]]] = {}
-    for number, by in result.curves.get("loss", {}).items():
-        for site, loss in by.items():
-            losses.setdefault(site, []).append((int(number), loss))
-    for site, points in sorted(losses.items()):
-        right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
-    right.set(xlabel="round", ylabel="loss", title="Training loss, mean of each round")
-    if right.lines:
-        right.legend(fontsize=7)
-    for axes in (left, right):
+def _curves(result: Result) -> Figure | None:
+    """Return scores and losses by round, of which there are any; None of neither."""
+    validation, losses = _by_site(result.curves.get("validation_by_site", {})), _by_site(result.curves.get("loss", {}))
+    drawn = [draw for draw, found in ((_draw_validation, validation), (_draw_losses, losses)) if found]
+    if not drawn:
+        return None
+    figure, row = plt.subplots(1, len(drawn), figsize=(5 * len(drawn), 3.4), squeeze=False)
+    for axes, draw in zip(row[0], drawn, strict=True):
+        draw(axes, result)
+        axes.legend(fontsize=7)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
+
+
+def _by_site(rounds: Mapping[str, Mapping[str, float | None]]) -> dict[str, list[tuple[int, float]]]:
+    """Return (round, value) of each site that has any."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for number, values in rounds.items():
+        for site, value in values.items():
+            if value is not None:
+                found.setdefault(site, []).append((int(number), value))
+    return dict(sorted(found.items()))
+
+
+def _draw_validation(axes: Axes, result: Result) -> None:
+    by_site = _by_site(result.curves["validation_by_site"])
+    for site, points in by_site.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
+    low = 0 if min(score for points in by_site.values() for _, score in points) >= 0 else -1  # of one such as kappa
+    mean = sorted((int(k), v) for k, v in result.curves.get("validation", {}).items())
+    if mean:
+        axes.plot(*zip(*mean, strict=True), color="black", linewidth=2, label="mean")
+    title = "Global model on each site's validation patients"
+    axes.set(xlabel="round", ylabel=result.metric_name, title=title, ylim=(low, 1))
+
+
+def _draw_losses(axes: Axes, result: Result) -> None:
+    for site, points in _by_site(result.curves["loss"]).items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
+    axes.set(xlabel="round", ylabel="loss", title="Training loss, mean of each round")
 
 
 def _slices(pictures: dict[str, Picture]) -> Figure:

@@ -124,6 +124,7 @@ class Result(_Part):
     pooled_test: PooledTest | None = Field(None, description="the test patients of all sites together")
     paired_test: Difference | None = Field(None, description="this model less the one that it was compared with")
     attention: Deletion | None = Field(None, description="whether slides' attention shows what answers rest on")
+    attention_left_out: str = Field("", description="why that was not tested, of a model of slides")
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="round -> sites asked, in time, late, refused, lost and missing"
@@ -133,6 +134,15 @@ class Result(_Part):
     timing: Timing = Timing()
     bytes: Bytes = Bytes()
     environment: dict[str, str] = {}
+
+    @property
+    def models(self) -> list[str]:
+        """The models to show scores of, in the order in which people read them.
+
+        The federated one is shown without a score, too: a column that is gone says nothing.
+        """
+        known = self.mean.known
+        return [name for name in Means.model_fields if name in known or (name == "federated" and self.sites)]
 
     def write(self, folder: Path) -> Path:
         """Write ``folder/result.json`` atomically, and return it."""
