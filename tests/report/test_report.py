@@ -87,7 +87,9 @@ def test_the_report_is_one_file_that_needs_no_network_and_escapes_names(tmp_path
 def test_the_report_tells_whether_answers_rest_on_what_was_attended_to(tmp_path: Path) -> None:
     curves = np.array([[0.4, 0.5], [0.1, 0.2], [0.0, 0.1]]).repeat(3, axis=1)
     result = _result()
-    result.attention = of_patients({f"{number}": [curves] for number in range(6)})
+    found = of_patients({f"{number}": [curves] for number in range(6)})
+    assert found is not None
+    result.attention = found.model_copy(update={"interval": (0.2, 0.4)})
     html = write_report(result, {}, tmp_path).read_text()
     assert "6 test patients" in html
     assert "<b>+0.300</b>" in html

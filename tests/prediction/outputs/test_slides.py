@@ -88,12 +88,13 @@ def cut_source(slide: Path, folder: Path, heat: TileHeat, mpp: float = 1.0) -> S
 def test_tiles_lie_as_polygons_where_they_were_read(tmp_path: Path) -> None:
     heat, numbers = tile_heat(), {"Probability normal": 0.25, "Probability tumour": 0.75}
     features = list(slide_features(heat, (SIDE, SIDE), (2, "tumour"), numbers, "key"))
+    assert features[0]["properties"]["classification"]["name"] == "tumour"
+    assert not any("classification" in feature["properties"] for feature in features[1:])
     (tmp_path / "slide.geojson").write_text(geojson.collection(features))
     regions = read_regions(tmp_path / "slide.geojson")
-    assert {region.name for region in regions} == {"tumour"}
     assert features[0]["properties"]["objectType"] == "annotation"
     assert features[0]["properties"]["measurements"] == numbers
-    drawn = draw(regions[1:], {"tumour": 1}, 1.0, (SIDE, SIDE), (SIDE, SIDE)).cells
+    drawn = draw(regions[1:], {}, 1.0, (SIDE, SIDE), (SIDE, SIDE)).cells
     assert (drawn == 1).all()
     best = max(features[1:], key=lambda feature: feature["properties"]["measurements"]["Attention"])
     assert best["geometry"]["coordinates"][0][0] == list(BRIGHT)

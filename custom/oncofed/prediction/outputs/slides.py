@@ -153,7 +153,7 @@ def slide_features(
     numbers: Mapping[str, float],
     key: str,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a slide annotation, and each tile as a detection.
+    """Yield a slide annotation, and each tile as a detection without a class.
 
     Args:
         heat: attention of the tiles; None: the network has none.
@@ -171,7 +171,8 @@ def slide_features(
     for number, ((x, y), attention, percentile) in enumerate(zip(*columns, strict=True)):
         measurements = {"Attention": float(f"{attention:.6g}"), "Attention percentile": round(percentile, 3)}
         tile = geojson.rectangle(x, y, *ends[number])
-        yield geojson.feature([tile], "detection", f"{key}/tile/{number}", category, measurements)
+        # Without a class: the slide's is not its tiles', and viewers colour by class.
+        yield geojson.feature([tile], "detection", f"{key}/tile/{number}", None, measurements)
 
 
 def write_picture(canvas: Canvas, heat: TileHeat, caption: str, path: Path) -> None:
