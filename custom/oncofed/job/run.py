@@ -26,7 +26,7 @@ from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.card import write_cards
 from oncofed.job.flare import export_job
-from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_rounds, note_scores
+from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_preparation, note_rounds, note_scores
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import Curves, RunView, progress_bar
 from oncofed.processes import short_path
@@ -195,6 +195,7 @@ class Run:
             result.timing.startup_s = (state.started or submitted) - submitted + (state.ready_s or 0)
             result.timing.federation_s = ended - started
             note_rounds(result, state, self.spec)
+            note_preparation(result, state, self.spec)
             scores = self._collect(pool)
         result.timing.baselines_s = time.monotonic() - ended
         note_scores(result, state, scores, self._skipped)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from oncofed.atomic import write_whole
 from oncofed.errors import DataError
+from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.deletion import Deletion
@@ -125,6 +126,8 @@ class Result(_Part):
     paired_test: Difference | None = Field(None, description="this model less the one that it was compared with")
     attention: Deletion | None = Field(None, description="whether slides' attention shows what answers rest on")
     attention_left_out: str = Field("", description="why that was not tested, of a model of slides")
+    encoder: EncoderUse | None = Field(None, description="of slides' tiles; null: the job has none")
+    stain: StainUse | None = Field(None, description="what was done about stains; null: nothing")
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="round -> sites asked, in time, late, refused, lost and missing"
@@ -143,6 +146,11 @@ class Result(_Part):
         """
         known = self.mean.known
         return [name for name in Means.model_fields if name in known or (name == "federated" and self.sites)]
+
+    @property
+    def preparation(self) -> list[tuple[str, str]]:
+        """What slides went through before the network, for people: what and how."""
+        return [line for used in (self.encoder, self.stain) if used for line in used.said()]
 
     def write(self, folder: Path) -> Path:
         """Write ``folder/result.json`` atomically, and return it."""
