@@ -27,7 +27,9 @@ shapely = pytest.importorskip("shapely")
 CPU = torch.device("cpu")
 UNET = "{network: unet, channels: [4, 8], residual_units: 1}"
 AT_2_MICRONS = f"{COLOURS}, patch: [64, 64], spacing: [0.002, 0.002]"
-REGIONS = "{type: slide_segmentation, classes: {1: tumour, 2: stroma}, undrawn: background, tolerance: 0}"
+REGIONS = (
+    "{type: slide_segmentation, classes: {1: tumour, 2: stroma}, undrawn: background, tolerance: 0, least_area: 0}"
+)
 NUCLEI = "{type: objects, classes: {1: nucleus}}"
 # Strips of 40 rows.
 ROWS = 40
@@ -152,6 +154,19 @@ def test_a_slide_becomes_regions_that_open_in_qupath(model: TrainedModel, tmp_pa
     found_mm2 = sum(row["area_mm2"] for row in rows.values())
     assert (cells > 0).sum() * 1e-6 == pytest.approx(found_mm2, rel=1e-6)
     assert not cells[:30].any()  # glass
+
+
+def test_confetti_is_counted_and_not_outlined_by_default(tmp_path: Path) -> None:
+    drawn_slides(tmp_path / "in", 1, side=320)
+    model = made_model(tmp_path / "run", f"{{{DRAWN}}}", UNET, AT_2_MICRONS)
+    _predicted(model, tmp_path / "in", tmp_path / "out")
+    folder = tmp_path / "out" / "cases" / "P0"
+    features = json.loads((folder / "P0_regions.geojson").read_text())["features"]
+    summary = json.loads((folder / "P0_regions.json").read_text())
+    assert summary["least_area_um2"] == 500
+    assert all(feature["properties"]["measurements"]["Area mm^2"] >= 500e-6 for feature in features)
+    assert sum(row["pieces"] for row in summary["classes"]) == len(features)
+    assert sum(row["pieces_not_outlined"] for row in summary["classes"]) > 0
 
 
 def test_a_broken_prediction_of_a_slide_goes_on_where_it_was(
