@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -150,6 +151,20 @@ def test_few_patients_scores_and_an_attention_test_that_was_left_out_are_said() 
     assert not any("attention" in one for one in remarks(result))
     result.attention_left_out = "there are fewer than 5 test patients"
     assert any("attention" in one and "fewer than 5 test patients" in one for one in remarks(result))
+
+
+def test_a_slide_is_no_volume_and_dice_by_class_is_shown(tmp_path: Path) -> None:
+    result = _result()
+    flat = replace(_picture("RAS"), downwards=True)
+    html = write_report(result, {"east": flat}, tmp_path).read_text()
+    assert "axial slice" not in html
+    assert "axial slice" in write_report(result, {"east": _picture("RAS")}, tmp_path).read_text()
+    assert any("No Dice by class" in one for one in remarks(result))
+    result.sites["east"].by_class = {"federated": {"shell": 0.871, "core": 0.534}}
+    html = write_report(result, {}, tmp_path).read_text()
+    assert '<td class="name">core</td>' in html
+    assert "0.534" in html
+    assert not any("by class" in one for one in remarks(result))
 
 
 def test_captions_of_the_grid_do_not_overlap() -> None:

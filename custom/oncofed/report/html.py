@@ -30,6 +30,7 @@ _STYLES = {"solid": "-", "dashed": "--", "dotted": ":", "dash-dotted": "-."}
 
 # Letters of a caption that fit over a picture.
 _CAPTION_WIDTH = 40
+_OPACITY = 0.5  # of the hottest place, so that nuclei are seen through it
 
 
 def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> Path:
@@ -55,13 +56,14 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         by_class=[
             name
             for name in result.classes
-            if result.targets and any(name in s.by_class.get("federated", {}) for s in result.sites.values())
+            if any(name in s.by_class.get("federated", {}) for s in result.sites.values())
         ],
         titles=figure_titles(result.targets),
         figures=sorted({name for site in result.sites.values() for name in site.more.get("federated", {})}),
         intervals=any(site.interval for site in result.sites.values()),
         pictures=svg(_slices(pictures)) if pictures else "",
         contours=any(picture.reference is not None for picture in pictures.values()),
+        volumes=any(picture.reference is not None and not picture.downwards for picture in pictures.values()),
         attention=result.attention,
         attention_curves=svg(deletion_curves(result.attention)) if result.attention else "",
         card=(folder / "model" / "card.md").is_file(),
@@ -150,7 +152,8 @@ def _slices(pictures: dict[str, Picture]) -> Figure:
         if picture.reference is not None and picture.prediction is not None:
             _contours(axes, picture.reference, picture.prediction)
         if picture.heat is not None:
-            axes.imshow(picture.heat.T, cmap="inferno", origin=origin, alpha=0.7 * picture.heat.T, vmin=0, vmax=1)
+            root = np.sqrt(picture.heat.T)  # of thousands of tiles few have a share that a linear scale shows
+            axes.imshow(root, cmap="inferno", origin=origin, alpha=_OPACITY * root, vmin=0, vmax=1)
         title = "\n".join(_wrapped(site, picture.caption)) if picture.caption else site
         axes.set_title(title, fontsize=8 if picture.caption else 10)
         axes.axis("off")

@@ -19,7 +19,8 @@ def remarks(result: Result) -> list[str]:
     """
     if result.best_round is None:
         return []
-    return [*_silent_sites(result), *_few_patients(result), *_no_groups(result), *_attention(result)]
+    parts = (_silent_sites, _few_patients, _no_classes, _no_groups, _attention)
+    return [sentence for part in parts for sentence in part(result)]
 
 
 def selection(result: Result) -> str:
@@ -59,6 +60,13 @@ def _few_patients(result: Result) -> Iterator[str]:
             f"Of {_with_patients(few)} the scores here rest on {_FEWEST}: they are for whoever ran the job. The model "
             "card, which goes with the model, leaves them out."
         )
+
+
+def _no_classes(result: Result) -> Iterator[str]:
+    told = any(site.by_class.get("federated") for site in result.sites.values())
+    scored = any(site.federated is not None for site in result.sites.values())
+    if scored and not told and len(result.classes) > 1 and not result.targets:
+        yield f"No {result.metric_name} by class: at no site does a class's rest on {LEAST_PATIENTS} patients or more."
 
 
 def _no_groups(result: Result) -> Iterator[str]:

@@ -120,7 +120,7 @@ def write_slide_regions(prediction: CasePrediction, model: TrainedModel, folder:
         mpp = canvas.mpp * scale
         write_classes_picture(pixels, on_overview(found, canvas), model.task.classes, mpp, paths[2])
         heat = _over((found.heat / 255).astype(np.float32), pixels.shape[:2], found.shrink / scale)
-        write_heat_picture(pixels, heat, 1.0, "probability of any class", mpp, paths[3])
+        write_heat_picture(pixels, heat, 1.0, f"probability of {_likeliest(model)}", mpp, paths[3])
     return paths
 
 
@@ -172,6 +172,12 @@ def _feature(
     piece: Piece, found: SlideMap, kind: geojson.Kind, key: str, category: tuple[int, str], numbers: dict[str, float]
 ) -> dict[str, Any]:
     return geojson.feature(on_slide(piece, found.pixel, found.finest), kind, key, category, numbers)
+
+
+def _likeliest(model: TrainedModel) -> str:
+    """Return what a map of likelihood is of; of several tissues, any one of them tells little."""
+    names = list(model.task.classes.values())
+    return names[0] if len(names) == 1 else "the likeliest class"
 
 
 def _class(model: TrainedModel, value: int) -> tuple[int, str]:
