@@ -20,7 +20,6 @@ from oncofed.rounds.events import (
     Ready,
     RoundEnded,
     SiteProgress,
-    Standardised,
     Started,
     TaskSent,
     Unknown,
@@ -71,9 +70,9 @@ def test_the_state_follows_from_the_events(tmp_path: Path) -> None:
 
 def test_every_kind_of_event_is_taken_into_account() -> None:
     handlers = RunProgress.__dict__["_take"].dispatcher.registry
-    # The scores of sites' own models are in the last event too, a table's mean and spread in the model.
+    # The scores of sites' own models are in the last event too.
     passed_over = {event for event in TRAINING_EVENTS if event not in handlers and not issubclass(event, Incident)}
-    assert passed_over == {CrossSite, Standardised}
+    assert passed_over == {CrossSite}
     assert set(handlers) <= {*TRAINING_EVENTS, object}
 
 

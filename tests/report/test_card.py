@@ -22,6 +22,7 @@ from oncofed.models import ModelSpec
 from oncofed.report.card import Card, make_card, write_card
 from oncofed.report.card_text import md, to_markdown
 from oncofed.report.evaluation import EvaluationRecord, GroupRecord, ScoresRecord, SubgroupsRecord
+from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Result, SiteResult, SiteTiles
 from oncofed.tasks import SegmentationSpec
 from oncofed.tasks.calibration import Calibration
@@ -194,6 +195,27 @@ def test_a_run_without_scores_or_provenance_has_a_card_too() -> None:
     assert "model-index" not in text
     assert "nothing vouches for them" in text
     assert "; this is the model of round 4\n" in text
+
+
+def test_encoder_and_stains_stand_in_the_card() -> None:
+    encoder = EncoderUse(network="uni2-h", features=1536, digest="12" * 32, tile=256, mpp=0.5, unknown=["west"])
+    stain = StainUse(normalise="macenko", augment="none", sites=["east", "north"])
+    card = _card(_result(encoder=encoder, stain=stain))
+    text = to_markdown(card)
+    for said in (
+        "- Encoder: uni2-h, 1,536 numbers a tile\n",
+        f"- Encoder's weights (SHA-256): {'12' * 32}\n",
+        "- Tiles: 256 x 256 pixels, 0.5 µm a pixel\n",
+        "- Encoder not known: west brought features",
+        "- Stains: normalised (macenko)\n",
+        "- Template of stains: agreed by 2 sites: east, north\n",
+        "made the features of west is not known",
+    ):
+        assert said in text
+    values = json.loads(card.to_json())
+    assert values["model_details"]["encoder"]["digest"] == "12" * 32
+    assert values["training_data"]["stain"]["normalise"] == "macenko"
+    assert "Encoder" not in to_markdown(_card())
 
 
 def test_calibration_is_shown_if_present() -> None:

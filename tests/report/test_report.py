@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from matplotlib import pyplot as plt
+from rich.console import Console
 
+from oncofed.cli.common import result_table
 from oncofed.report.html import _slices, write_report
+from oncofed.report.remarks import remarks
 from oncofed.report.result import Means, Result, SiteResult, SiteTiles, Timing, read_result
 from oncofed.tasks.deletion import of_patients
 from oncofed.tasks.pictures import Picture, best_slice
+from oncofed.tasks.targets import TargetDetails
 
 
 def _result() -> Result:
@@ -95,12 +101,83 @@ def test_the_report_is_one_file_that_needs_no_network_and_escapes_names(tmp_path
 def test_the_report_tells_whether_answers_rest_on_what_was_attended_to(tmp_path: Path) -> None:
     curves = np.array([[0.4, 0.5], [0.1, 0.2], [0.0, 0.1]]).repeat(3, axis=1)
     result = _result()
-    result.attention = of_patients({f"{number}": [curves] for number in range(6)})
+    found = of_patients({f"{number}": [curves] for number in range(6)})
+    assert found is not None
+    result.attention = found.model_copy(update={"interval": (0.2, 0.4)})
     html = write_report(result, {}, tmp_path).read_text()
     assert "6 test patients" in html
     assert "<b>+0.300</b>" in html
+    assert "as many random ones (95 % interval" in " ".join(html.split())
     assert html.count("<svg") == 2
     assert "Does the answer rest" not in write_report(_result(), {}, tmp_path).read_text()
+
+
+def _few() -> Result:
+    """Return a run of survival of whose patients no site told a number."""
+    result = _result()
+    result.metric_name, result.classes = "concordance", ["survival"]
+    result.sites = {
+        name: SiteResult(train_cases=11, validation_cases=3, test_cases=4, alone=0.3, pooled=0.6, patients={"test": 4})
+        for name in ("east", "west")
+    }
+    result.mean = Means(alone=0.3, pooled=0.6)
+    result.best_round = 1
+    result.targets = {
+        "survival": TargetDetails(
+            kind="survival", asks="risk", metric="concordance", metric_name="concordance", members=[], figures={}
+        )
+    }
+    result.curves = {
+        "validation": {},
+        "validation_by_site": {"0": {"east": None}, "1": {"east": None, "west": None}},
+        "loss": {"1": {"east": 0.9}},
+    }
+    return result
+
+
+def test_a_federated_number_that_nobody_told_is_missed_and_explained(tmp_path: Path) -> None:
+    result = _few()
+    html = write_report(result, {}, tmp_path).read_text()
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(result_table(result))
+    assert '<th class="n">Federated</th>' in html
+    assert "federated" in shown.getvalue()
+    said = " ".join(remarks(result))
+    assert "no concordance of east (4 test patients), west (4 test patients)" in said
+    assert "Alone and pooled: computed on this machine" in said
+    assert "survival: no survival curves" in said
+    assert all(remark.partition("'")[0] in html for remark in remarks(result))
+
+
+def test_no_score_of_validation_patients_chose_no_round(tmp_path: Path) -> None:
+    html = write_report(_few(), {}, tmp_path).read_text()
+    assert "did best on the validation patients" not in html
+    assert "no round had a score on validation patients" in html
+    assert "Global model on each site" not in html
+    assert "Training loss" in html
+    assert "did best on the validation patients" in write_report(_result(), {}, tmp_path).read_text()
+
+
+def test_few_patients_scores_and_an_attention_test_that_was_left_out_are_said() -> None:
+    result = _result()
+    assert any("east (2 test patients)" in one and "model card" in one for one in remarks(result))
+    assert not any("attention" in one for one in remarks(result))
+    result.attention_left_out = "there are fewer than 5 test patients"
+    assert any("attention" in one and "fewer than 5 test patients" in one for one in remarks(result))
+
+
+def test_a_slide_is_no_volume_and_dice_by_class_is_shown(tmp_path: Path) -> None:
+    result = _result()
+    flat = replace(_picture("RAS"), downwards=True)
+    html = write_report(result, {"east": flat}, tmp_path).read_text()
+    assert "axial slice" not in html
+    assert "axial slice" in write_report(result, {"east": _picture("RAS")}, tmp_path).read_text()
+    assert any("No Dice by class" in one for one in remarks(result))
+    result.sites["east"].by_class = {"federated": {"shell": 0.871, "core": 0.534}}
+    html = write_report(result, {}, tmp_path).read_text()
+    assert '<td class="name">core</td>' in html
+    assert "0.534" in html
+    assert not any("by class" in one for one in remarks(result))
 
 
 def test_captions_of_the_grid_do_not_overlap() -> None:

@@ -224,9 +224,11 @@ def show_result(result: Result, folder: Path, json: bool) -> None:
     if json:
         echo_json(result.model_dump_json(indent=2, by_alias=True))
         return
+    from oncofed.report.remarks import remarks
+
     console = plain_console()
     show_table(result_table(result), console)
-    for line in _over_sites(result):
+    for line in (*remarks(result), *_over_sites(result)):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     timing = result.timing
     overhead = timing.overhead_s_per_round
@@ -285,7 +287,7 @@ def result_table(result: Result) -> Table:
 
     A row is a site, a column a model.
     """
-    models = list(result.mean.known)
+    models = result.models
     table = Table(title=f"{result.title}: {result.metric_name} on held-out patients", title_justify="left")
     table.add_column("site")
     headings = [model.replace("_", " ") for model in models]

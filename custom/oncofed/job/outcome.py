@@ -10,10 +10,13 @@ from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunProgress
 from oncofed.machine import environment
 from oncofed.messages.compression import travelling_bytes
+from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult, SiteTiles
+from oncofed.rounds.encoders import ENCODER, is_unknown
 from oncofed.tasks import Evaluation
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
+from oncofed.tasks.encoder import EncoderSpec, feature_count
 from oncofed.tasks.over_sites import PooledTest
 from oncofed.tasks.targets import details_of
 from oncofed.training.plan import REFERENCES
@@ -22,6 +25,7 @@ from oncofed.training.plan import REFERENCES
 Scores = dict[str, dict[str, Evaluation]]
 
 POOLED = "pooled"
+_MICRONS = 1000  # of a millimetre
 
 
 def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result:
@@ -72,6 +76,37 @@ def note_rounds(result: Result, state: RunProgress, spec: JobSpec) -> None:
         "validation_by_site": {str(k): v for k, v in state.validation_by_site.items()},
         "loss": {str(k): v for k, v in state.losses.items()},
     }
+
+
+def note_preparation(result: Result, state: RunProgress, spec: JobSpec) -> None:
+    """Copy what slides went through before the network.
+
+    Args:
+        result: to write to.
+        state: of the run.
+        spec: the job.
+    """
+    plan = spec.plan()
+    encoder, stain = getattr(plan.task, "encoder", None), plan.data.stain
+    if isinstance(encoder, EncoderSpec):
+        told = (cases.get(ENCODER) for _, cases in sorted(state.cases.items()))
+        result.encoder = EncoderUse(
+            network=encoder.network,
+            features=feature_count(encoder),
+            digest=encoder.digest or next(filter(None, told), None),
+            tile=plan.data.patch[0],
+            mpp=plan.data.spacing[0] * _MICRONS if plan.data.spacing else None,
+            unknown=sorted(site for site, cases in state.cases.items() if is_unknown(cases)),
+        )
+    if stain.is_used:
+        names = [column.name for column in stain.columns]
+        agreed = state.agreed if names else None
+        result.stain = StainUse(
+            normalise=stain.normalise,
+            augment=stain.augment,
+            sites=None if agreed is None else sorted({site for name in names for site in agreed.get(name, ())}),
+            published=[name for name in names if agreed is not None and name not in agreed],
+        )
 
 
 def note_scores(

@@ -17,7 +17,7 @@ from oncofed.artifacts.provenance import PROVENANCE_FILE
 from oncofed.errors import FederationError, TransferError
 from oncofed.job.card import write_cards
 from oncofed.job.flare import SPEC_FILE
-from oncofed.job.outcome import begin_result, note_incidents, note_rounds, note_scores
+from oncofed.job.outcome import begin_result, note_incidents, note_preparation, note_rounds, note_scores
 from oncofed.job.spec import JobSpec, parse_job
 from oncofed.job.watch import Curves, RunProgress, RunView
 from oncofed.report.html import write_report
@@ -109,6 +109,7 @@ def _write(spec: JobSpec, events: list[Event], folder: Path) -> Result:
     if state.finished is not None and model.is_file():
         result.status = "completed"
         note_rounds(result, state, spec)
+        note_preparation(result, state, spec)
         note_scores(result, state)
         values = spec.model_dump(mode="json", by_alias=True)
         bundle = spec.plan().write_bundle(model.parent, spec.title, load_file(model), values)

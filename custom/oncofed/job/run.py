@@ -26,14 +26,14 @@ from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.card import write_cards
 from oncofed.job.flare import export_job
-from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_rounds, note_scores
+from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_preparation, note_rounds, note_scores
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import Curves, RunView, progress_bar
 from oncofed.processes import short_path
 from oncofed.report.html import write_report
 from oncofed.report.result import Backend, Result
 from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER, EventReader
-from oncofed.tasks.deletion import Deletion, deletion
+from oncofed.tasks.deletion import deletion, why_left_out
 from oncofed.tasks.pictures import Picture
 from oncofed.training import Plan, Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
@@ -195,10 +195,11 @@ class Run:
             result.timing.startup_s = (state.started or submitted) - submitted + (state.ready_s or 0)
             result.timing.federation_s = ended - started
             note_rounds(result, state, self.spec)
+            note_preparation(result, state, self.spec)
             scores = self._collect(pool)
         result.timing.baselines_s = time.monotonic() - ended
         note_scores(result, state, scores, self._skipped)
-        result.attention = self._deletion()
+        self._test_attention(result)
         self._note_patients(result)
         values = self.spec.model_dump(mode="json", by_alias=True)
         bundle = self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"), values)
@@ -267,13 +268,15 @@ class Run:
         trainer.network.eval()
         return trainer
 
-    def _deletion(self) -> Deletion | None:
-        """Return what dropping tiles does to the answers for the sites' test slides."""
+    def _test_attention(self, result: Result) -> None:
+        """Note what dropping tiles does to the answers for the sites' test slides."""
         if self.spec.plan().model.kind != "bag":
-            return None
+            return
         trainer, seed = self._trained(), self.spec.seed
         tests = sample_cases(pool_cases(self._cases).test, _MOST_DELETED, seed)
-        return deletion(trainer.task, trainer.network, tests, trainer.device, seed)
+        result.attention = deletion(trainer.task, trainer.network, tests, trainer.device, seed)
+        if result.attention is None:
+            result.attention_left_out = why_left_out(tests)
 
     def _pictures(self) -> dict[str, Picture]:
         """Return the model's output on one test case per site."""

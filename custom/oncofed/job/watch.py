@@ -41,6 +41,7 @@ from oncofed.rounds.events import (
     Returned,
     RoundEnded,
     SiteProgress,
+    Standardised,
     Started,
     Stopped,
     TaskSent,
@@ -106,6 +107,7 @@ class RunProgress:
         ready_s: seconds until the sites were ready.
         cases: numbers of cases by site.
         participation: ``RoundEnded.participation`` by round.
+        agreed: the sites behind each number that was agreed on before the first round; None: nothing was.
         incidents: in order.
         finished: last event of a run that ended well.
         failed: why the run failed.
@@ -128,6 +130,7 @@ class RunProgress:
     slowest_site_s: list[float] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     participation: dict[int, dict[str, Any]] = field(default_factory=dict)
+    agreed: dict[str, list[str]] | None = None
     incidents: list[Incident] = field(default_factory=list)
     finished: Finished | None = None
     failed: str | None = None
@@ -187,6 +190,10 @@ class RunProgress:
     def _ready(self, event: Ready) -> None:
         self.ready_s = self.ready_s or event.seconds
         self.cases = event.sites
+
+    @_take.register
+    def _standardised(self, event: Standardised) -> None:
+        self.agreed = event.sites
 
     @_take.register
     def _task_sent(self, event: TaskSent) -> None:

@@ -18,6 +18,7 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.atomic import write_whole
 from oncofed.data.grouping import counted
 from oncofed.report.evaluation import EvaluationRecord
+from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Result, SiteResult, SiteTiles
 from oncofed.signing import signer
 from oncofed.suppression import LEAST_PATIENTS
@@ -49,6 +50,7 @@ class ModelDetails(_Part):
     stated_by: dict[str, int] = Field({}, description="target -> test patients of all sites who state it, where known")
     codes: dict[str, str] = Field({}, description="value of the output -> its code, such as SCT:78961009")
     network: str
+    encoder: EncoderUse | None = Field(None, description="of slides' tiles, which is no part of the weights")
     parameters: int = Field(description="number of values of all weights, with normalisation")
     digest: str | None = Field(description="SHA-256 of the weights; null: no provenance")
     signed_by: str | None = Field(description="server that signed the provenance; null: it is not signed")
@@ -75,6 +77,7 @@ class TrainingData(_Part):
     spacing: list[float] | None = Field(description="mm of the working grid; null: each image's own")
     patch: list[int]
     note: str = ""
+    stain: StainUse | None = Field(None, description="what was done about stains; null: nothing")
     sites: dict[str, TrainingSite]
 
 
@@ -183,6 +186,7 @@ def make_card(
         else {},
         codes={str(value): _code(code) for value, code in (getattr(plan.task, "codes", None) or {}).items()},
         network=plan.model.network,
+        encoder=result.encoder,
         parameters=sum(values.numel() for values in plan.layout().weights.values()),
         digest=provenance.get("model"),
         signed_by=signer(signed) if signed.get("signature") else None,
@@ -235,6 +239,7 @@ def _training_data(result: Result, provenance: Mapping[str, Any], plan: Plan) ->
         spacing=list(plan.data.spacing) if plan.data.spacing else None,
         patch=list(plan.data.patch),
         note=result.data_note,
+        stain=result.stain,
         sites={
             name: TrainingSite(
                 train_cases=_count(site.train_cases, site.patients.get("train")),
@@ -319,6 +324,11 @@ def _caveats(result: Result, plan: Plan, scores: Quantitative) -> list[str]:
         f"It knows images of {counted(sites, 'site')}. Elsewhere it may do worse: evaluate it there.",
         _answers_alone(plan),
     ]
+    if result.encoder and result.encoder.unknown:
+        found.append(
+            f"Which weights of {result.encoder.network} made the features of {', '.join(result.encoder.unknown)} is "
+            "not known: features of other weights would be read wrongly, and nobody would notice."
+        )
     if plan.data.size_range or plan.data.spacing_range:
         ranges = (("voxels a side", plan.data.size_range), ("mm a voxel", plan.data.spacing_range))
         said = ", ".join(f"{pair[0]:g} to {pair[1]:g} {unit}" for unit, pair in ranges if pair)

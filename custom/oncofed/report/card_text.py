@@ -95,6 +95,7 @@ def _details(card: Card) -> Iterator[tuple[str, object]]:
     if details.classes:
         yield "Classes", ", ".join(f"{value}: {name}{coded[value]}" for value, name in details.classes.items())
     yield "Network", f"{details.network}, {details.parameters:,} parameters"
+    yield from details.encoder.said() if details.encoder else ()
     yield "Weights (SHA-256)", details.digest or "nothing vouches for them"
     yield "Provenance", f"signed by {details.signed_by}" if details.signed_by else "not signed"
     yield "Ended", details.ended or "not said"
@@ -108,6 +109,7 @@ def _data(card: Card) -> Iterator[tuple[str, object]]:
     yield "Dataset", data.dataset
     yield "Images", f"{data.modality}; {', '.join(data.channels)}"
     yield "Voxel size", " x ".join(f"{side:g}" for side in data.spacing) + " mm" if data.spacing else "each image's own"
+    yield from data.stain.said() if data.stain else ()
     if data.note:
         yield "Note", data.note
 

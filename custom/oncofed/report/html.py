@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +16,7 @@ from oncofed.data.slides.tile_quality import FLAGS
 from oncofed.report.attention import deletion_curves
 from oncofed.report.over_sites import of_target, over_sites
 from oncofed.report.pages import render
+from oncofed.report.remarks import remarks, selection
 from oncofed.report.result import Result
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.targets import figure_titles
@@ -30,6 +31,7 @@ _STYLES = {"solid": "-", "dashed": "--", "dotted": ":", "dash-dotted": "-."}
 
 # Letters of a caption that fit over a picture.
 _CAPTION_WIDTH = 40
+_OPACITY = 0.5  # of the hottest place, so that nuclei are seen through it
 
 
 def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> Path:
@@ -40,20 +42,22 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         pictures: one slice by site.
         folder: of the run.
     """
-    together = over_sites(result.pooled_test)
+    together, curves = over_sites(result.pooled_test), _curves(result)
     targets = result.pooled_test.targets if result.pooled_test else {}
     html = render(
         "report.html",
         result=result,
         classes=line_styles(result.classes),
-        models=list(result.mean.known),
-        curves=svg(_curves(result)),
+        models=result.models,
+        remarks=remarks(result),
+        selection=selection(result),
+        curves=svg(curves) if curves else "",
         over_sites=svg(together) if together else "",
         target_plots={name: [svg(plot) for plot in of_target(target)] for name, target in targets.items()},
         by_class=[
             name
             for name in result.classes
-            if result.targets and any(name in s.by_class.get("federated", {}) for s in result.sites.values())
+            if any(name in s.by_class.get("federated", {}) for s in result.sites.values())
         ],
         titles=figure_titles(result.targets),
         figures=sorted({name for site in result.sites.values() for name in site.more.get("federated", {})}),
@@ -61,6 +65,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         intervals=any(site.interval for site in result.sites.values()),
         pictures=svg(_slices(pictures)) if pictures else "",
         contours=any(picture.reference is not None for picture in pictures.values()),
+        volumes=any(picture.reference is not None and not picture.downwards for picture in pictures.values()),
         attention=result.attention,
         attention_curves=svg(deletion_curves(result.attention)) if result.attention else "",
         card=(folder / "model" / "card.md").is_file(),
@@ -94,41 +99,47 @@ def picture_svg(picture: Picture) -> Markup:
     return svg(_slices({"": picture}))
 
 
-def _curves(result: Result) -> Figure:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4))
-    by_site: dict[str, list[tuple[int, float]]] = {}
-    for number, scores in result.curves.get("validation_by_site", {}).items():
-        for site, score in scores.items():
-            if score is not None:
-                by_site.setdefault(site, []).append((int(number), score))
-    for site, points in sorted(by_site.items()):
-        left.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
-    known = [score for points in by_site.values() for _, score in points]
-    low = 0 if min(known, default=0) >= 0 else -1  # of an agreement such as kappa
-    mean = sorted((int(k), v) for k, v in result.curves.get("validation", {}).items())
-    if mean:
-        left.plot(*zip(*mean, strict=True), color="black", linewidth=2, label="mean")
-    left.set(
-        xlabel="round",
-        ylabel=result.metric_name,
-        title="Global model on each site's validation patients",
-        ylim=(low, 1),
-    )
-    if left.lines:
-        left.legend(fontsize=7)
-    losses: dict[str, list[tuple[int, float]]] = {}
-    for number, by in result.curves.get("loss", {}).items():
-        for site, loss in by.items():
-            losses.setdefault(site, []).append((int(number), loss))
-    for site, points in sorted(losses.items()):
-        right.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
-    right.set(xlabel="round", ylabel="loss", title="Training loss, mean of each round")
-    if right.lines:
-        right.legend(fontsize=7)
-    for axes in (left, right):
+def _curves(result: Result) -> Figure | None:
+    """Return scores and losses by round, of which there are any; None of neither."""
+    validation, losses = _by_site(result.curves.get("validation_by_site", {})), _by_site(result.curves.get("loss", {}))
+    drawn = [draw for draw, found in ((_draw_validation, validation), (_draw_losses, losses)) if found]
+    if not drawn:
+        return None
+    figure, row = plt.subplots(1, len(drawn), figsize=(5 * len(drawn), 3.4), squeeze=False)
+    for axes, draw in zip(row[0], drawn, strict=True):
+        draw(axes, result)
+        axes.legend(fontsize=7)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
+
+
+def _by_site(rounds: Mapping[str, Mapping[str, float | None]]) -> dict[str, list[tuple[int, float]]]:
+    """Return (round, value) of each site that has any."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for number, values in rounds.items():
+        for site, value in values.items():
+            if value is not None:
+                found.setdefault(site, []).append((int(number), value))
+    return dict(sorted(found.items()))
+
+
+def _draw_validation(axes: Axes, result: Result) -> None:
+    by_site = _by_site(result.curves["validation_by_site"])
+    for site, points in by_site.items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
+    low = 0 if min(score for points in by_site.values() for _, score in points) >= 0 else -1  # of one such as kappa
+    mean = sorted((int(k), v) for k, v in result.curves.get("validation", {}).items())
+    if mean:
+        axes.plot(*zip(*mean, strict=True), color="black", linewidth=2, label="mean")
+    title = "Global model on each site's validation patients"
+    axes.set(xlabel="round", ylabel=result.metric_name, title=title, ylim=(low, 1))
+
+
+def _draw_losses(axes: Axes, result: Result) -> None:
+    for site, points in _by_site(result.curves["loss"]).items():
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
+    axes.set(xlabel="round", ylabel="loss", title="Training loss, mean of each round")
 
 
 def _slices(pictures: dict[str, Picture]) -> Figure:
@@ -143,7 +154,8 @@ def _slices(pictures: dict[str, Picture]) -> Figure:
         if picture.reference is not None and picture.prediction is not None:
             _contours(axes, picture.reference, picture.prediction)
         if picture.heat is not None:
-            axes.imshow(picture.heat.T, cmap="inferno", origin=origin, alpha=0.7 * picture.heat.T, vmin=0, vmax=1)
+            root = np.sqrt(picture.heat.T)  # of thousands of tiles few have a share that a linear scale shows
+            axes.imshow(root, cmap="inferno", origin=origin, alpha=_OPACITY * root, vmin=0, vmax=1)
         title = "\n".join(_wrapped(site, picture.caption)) if picture.caption else site
         axes.set_title(title, fontsize=8 if picture.caption else 10)
         axes.axis("off")

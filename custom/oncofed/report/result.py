@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from oncofed.atomic import write_whole
 from oncofed.data.slides.tile_quality import FLAGS
 from oncofed.errors import DataError
+from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.deletion import Deletion
@@ -143,6 +144,9 @@ class Result(_Part):
     pooled_test: PooledTest | None = Field(None, description="the test patients of all sites together")
     paired_test: Difference | None = Field(None, description="this model less the one that it was compared with")
     attention: Deletion | None = Field(None, description="whether slides' attention shows what answers rest on")
+    attention_left_out: str = Field("", description="why that was not tested, of a model of slides")
+    encoder: EncoderUse | None = Field(None, description="of slides' tiles; null: the job has none")
+    stain: StainUse | None = Field(None, description="what was done about stains; null: nothing")
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="round -> sites asked, in time, late, refused, lost and missing"
@@ -152,6 +156,20 @@ class Result(_Part):
     timing: Timing = Timing()
     bytes: Bytes = Bytes()
     environment: dict[str, str] = {}
+
+    @property
+    def models(self) -> list[str]:
+        """The models to show scores of, in the order in which people read them.
+
+        The federated one is shown without a score, too: a column that is gone says nothing.
+        """
+        known = self.mean.known
+        return [name for name in Means.model_fields if name in known or (name == "federated" and self.sites)]
+
+    @property
+    def preparation(self) -> list[tuple[str, str]]:
+        """What slides went through before the network, for people: what and how."""
+        return [line for used in (self.encoder, self.stain) if used for line in used.said()]
 
     def write(self, folder: Path) -> Path:
         """Write ``folder/result.json`` atomically, and return it."""

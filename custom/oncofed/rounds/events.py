@@ -169,12 +169,15 @@ class Standardised(Event):
 
     Attributes:
         columns: column -> mean and spread over the sites' training patients.
+        sites: that told sums, by column; None in records of older versions.
     """
 
     kind = "standardised"
     in_digest = InDigest.START
+    sparse = True
 
     columns: dict[str, list[float]]
+    sites: dict[str, list[str]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ def standardise(
     if not numbers:
         return model
     moments = moments_of([sums[site] for site in sorted(sums)], columns)
-    record(Standardised(columns={name: list(found) for name, found in moments.items()}))
+    told = {name: [site for site in sorted(sums) if name in sums[site]] for name in moments}
+    record(Standardised(columns={name: list(found) for name, found in moments.items()}, sites=told))
     of_stains = {column.name for column in columns if isinstance(column, StainColumn)}
     missing = {name for name in numbers if name not in moments}
     if missing - of_stains:

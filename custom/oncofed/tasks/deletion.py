@@ -96,6 +96,16 @@ def deletion(
     return of_patients(found)
 
 
+def why_left_out(cases: Sequence[Case]) -> str:
+    """Return why cases were not answered again, where ``deletion`` returned None."""
+    if len({case.patient for case in cases}) < LEAST_PATIENTS:
+        return f"there are fewer than {LEAST_PATIENTS} test patients"
+    return (
+        f"the network has no attention, its answers have no bounds, or fewer than {LEAST_PATIENTS} test patients have "
+        "slides of several tiles"
+    )
+
+
 def of_patients(found: Mapping[str, Sequence[Curves]]) -> Deletion | None:
     """Return means over patients, each of the mean of its slides; None of fewer than five."""
     if len(found) < LEAST_PATIENTS:

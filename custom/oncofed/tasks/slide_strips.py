@@ -29,7 +29,7 @@ class Strip:
         shape: rows and columns.
         kind: of the values, as numpy names it.
         packed: the values, by zlib.
-        heat: how likely a pixel is of any class, from 0 to 255, shrunk; (row, column) uint8.
+        heat: how likely a pixel is of the likeliest class, from 0 to 255, shrunk; (row, column) uint8.
     """
 
     first: int
@@ -87,7 +87,7 @@ class SlideMap:
 
     @property
     def heat(self) -> NDArray[np.uint8]:
-        """How likely a place is of any class, 0 to 255, (row, column)."""
+        """How likely a place is of the likeliest class, 0 to 255, (row, column)."""
         return np.concatenate([strip.heat for strip in self.strips])
 
     def small(self) -> NDArray[Any]:

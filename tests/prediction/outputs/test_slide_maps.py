@@ -13,11 +13,13 @@ import torch
 from made import COLOURS, made_model
 from oncofed.data.slides.canvas import SlideCanvas
 from oncofed.data.slides.regions import draw, read_regions
+from oncofed.data.spec import DataSpec
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.slide_outlines import Piece, on_slide, pieces, simplified
 from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import gather
 from oncofed.tasks.slide_strips import SlideObjectMap, SlideRegions, Strip
+from oncofed.tasks.whole_slide.labelling import labelled
 from oncofed.tasks.whole_slide.stitching import Stitching
 from slide_files import drawn_slides, stained, tiled
 
@@ -28,7 +30,9 @@ pytest.importorskip("shapely.affinity")
 CPU = torch.device("cpu")
 UNET = "{network: unet, channels: [4, 8], residual_units: 1}"
 AT_2_MICRONS = f"{COLOURS}, patch: [64, 64], spacing: [0.002, 0.002]"
-REGIONS = "{type: slide_segmentation, classes: {1: tumour, 2: stroma}, undrawn: background, tolerance: 0}"
+DRAWN = "type: slide_segmentation, classes: {1: tumour, 2: stroma}, undrawn: background, tolerance: 0"
+REGIONS = f"{{{DRAWN}, least_area: 0}}"
+
 NUCLEI = "{type: objects, classes: {1: nucleus}}"
 # Strips of 40 rows.
 ROWS = 40
@@ -57,6 +61,22 @@ def labels() -> np.ndarray:
     values[:, 160:165] = 2
     values[38:42, :3] = 1
     return values
+
+
+def test_likelihood_of_several_tissues_is_that_of_the_likeliest(tmp_path: Path) -> None:
+    path = tiled(tmp_path / "one.tif", stained(128, 128), 2.0)
+    parts = torch.tensor([0.1, 0.5, 0.4])[:, None, None].expand(3, 64, 64)
+    stitching = Stitching(64, 0.25, False, lambda output: parts.expand(len(output), -1, -1, -1))
+    data = DataSpec(
+        dataset="d",
+        modality="microscopy",
+        channels=["red", "green", "blue"],
+        patch=(64, 64),
+        spacing=(0.002, 0.002),
+    )
+    with SlideCanvas(path, data, 64) as canvas:
+        found = labelled(stitching, torch.nn.Identity(), canvas, CPU)
+    assert found.heat.max() == round(0.5 * 255)  # not the 0.9 of any class
 
 
 def test_outlines_over_strips_cover_what_was_found(labels: np.ndarray) -> None:
@@ -173,6 +193,19 @@ def test_a_slide_becomes_regions_that_open_in_qupath(model: TrainedModel, tmp_pa
     found_mm2 = sum(row["area_mm2"] for row in rows.values())
     assert (cells > 0).sum() * 1e-6 == pytest.approx(found_mm2, rel=1e-6)
     assert not cells[:30].any()  # glass
+
+
+def test_confetti_is_counted_and_not_outlined_by_default(tmp_path: Path) -> None:
+    drawn_slides(tmp_path / "in", 1, side=320)
+    model = made_model(tmp_path / "run", f"{{{DRAWN}}}", UNET, AT_2_MICRONS)
+    _predicted(model, tmp_path / "in", tmp_path / "out")
+    folder = tmp_path / "out" / "cases" / "P0"
+    features = json.loads((folder / "P0_regions.geojson").read_text())["features"]
+    summary = json.loads((folder / "P0_regions.json").read_text())
+    assert summary["least_area_um2"] == 500
+    assert all(feature["properties"]["measurements"]["Area mm^2"] >= 500e-6 for feature in features)
+    assert sum(row["pieces"] for row in summary["classes"]) == len(features)
+    assert sum(row["pieces_not_outlined"] for row in summary["classes"]) > 0
 
 
 def test_a_broken_prediction_of_a_slide_goes_on_where_it_was(

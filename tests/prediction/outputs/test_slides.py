@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import PowerNorm
 from PIL import Image
 
 from made import COLOURS, made_model, made_predictions, made_source
@@ -22,6 +23,7 @@ from oncofed.errors import DataError
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
+from oncofed.prediction.outputs.heatmap import blended_colours, overlay_heatmap
 from oncofed.prediction.outputs.slides import (
     TOP_TILES,
     TileHeat,
@@ -32,7 +34,7 @@ from oncofed.prediction.outputs.slides import (
     write_top_tiles,
 )
 from oncofed.prediction.sources import Source
-from oncofed.tasks.canvas import TiledSlide
+from oncofed.tasks.canvas import EmptyCanvas, TiledSlide
 from oncofed.tasks.inferred import SlideScores
 from slide_files import stained, tiled
 from synthetic import make_slides
@@ -88,12 +90,13 @@ def cut_source(slide: Path, folder: Path, heat: TileHeat, mpp: float = 1.0) -> S
 def test_tiles_lie_as_polygons_where_they_were_read(tmp_path: Path) -> None:
     heat, numbers = tile_heat(), {"Probability normal": 0.25, "Probability tumour": 0.75}
     features = list(slide_features(heat, (SIDE, SIDE), (2, "tumour"), numbers, "key"))
+    assert features[0]["properties"]["classification"]["name"] == "tumour"
+    assert not any("classification" in feature["properties"] for feature in features[1:])
     (tmp_path / "slide.geojson").write_text(geojson.collection(features))
     regions = read_regions(tmp_path / "slide.geojson")
-    assert {region.name for region in regions} == {"tumour"}
     assert features[0]["properties"]["objectType"] == "annotation"
     assert features[0]["properties"]["measurements"] == numbers
-    drawn = draw(regions[1:], {"tumour": 1}, 1.0, (SIDE, SIDE), (SIDE, SIDE)).cells
+    drawn = draw(regions[1:], {}, 1.0, (SIDE, SIDE), (SIDE, SIDE)).cells
     assert (drawn == 1).all()
     best = max(features[1:], key=lambda feature: feature["properties"]["measurements"]["Attention"])
     assert best["geometry"]["coordinates"][0][0] == list(BRIGHT)
@@ -152,6 +155,33 @@ def test_the_picture_shows_attention_at_its_place(canvas: TiledSlide, tmp_path: 
     upper, lower = rows < middle[0], rows > middle[0]
     assert columns[upper].min() > middle[1] > columns[lower].max()
     assert differs.mean() < 0.1
+
+
+def test_nuclei_are_seen_through_the_hottest_tile_and_faint_attention_shows() -> None:
+    cells = np.full((40, 40, 3), 220, np.uint8)
+    cells[::2] = (90, 60, 130)  # nuclei
+    hot = overlay_heatmap(cells, np.ones((40, 40), np.float32), 0.6).astype(int)
+    kept = np.abs(hot[0] - hot[1]).sum() / np.abs(cells[0].astype(int) - cells[1]).sum()
+    assert kept > 0.4
+    glass = np.full((1, 3, 3), 255, np.uint8)
+    shares = np.array([[0.0, 0.1, 1.0]], np.float32)
+    shown = overlay_heatmap(glass, shares, 0.6).astype(int)
+    assert np.abs(shown[0, 1] - 255).sum() > 60
+    scale = PowerNorm(0.6, 0, 1)
+    for share, colour in zip(shares[0], shown[0], strict=True):
+        beside = np.array(blended_colours(0.6)(scale(share))[:3]) * 255
+        assert np.abs(beside - colour).max() <= 4, "the scale has the picture's colours"
+
+
+def test_the_bar_of_length_lies_below_the_tiles_of_a_plane(tmp_path: Path) -> None:
+    places = np.array([(x, y) for y in range(0, 512, 64) for x in range(0, 512, 64)], np.int32)
+    heat, pictures = TileHeat(np.ones(64, np.float32), places, 64.0), []
+    for mpp in (0.5, None):
+        write_picture(EmptyCanvas(places, 64.0, mpp), heat, "tumour", tmp_path / "heat.png")
+        pictures.append(np.asarray(Image.open(tmp_path / "heat.png").convert("RGB")).astype(int))
+    rows = np.nonzero(np.abs(pictures[0] - pictures[1]).sum(axis=(1, 2)))[0]
+    tiles = np.nonzero((np.abs(pictures[1] - 255).sum(axis=2) > 30).mean(axis=1) > 0.5)[0]
+    assert rows.min() > tiles.max()
 
 
 def test_tiles_with_most_attention_are_written_as_the_network_saw_them(canvas: TiledSlide, tmp_path: Path) -> None:

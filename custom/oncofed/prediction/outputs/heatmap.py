@@ -11,30 +11,44 @@ from numpy.typing import NDArray
 
 from oncofed.data.slides import Pixels
 
-_FIRST = 0.35  # start within inferno: its black end would darken the picture
-COLOURS = ListedColormap(mpl.colormaps["inferno"](np.linspace(_FIRST, 1, 256)), "heat")
+# Within inferno: its black end would darken the picture, its pale one hides what is under it.
+_FIRST, _LAST = 0.1, 0.8
+COLOURS = ListedColormap(mpl.colormaps["inferno"](np.linspace(_FIRST, _LAST, 256)), "heat")
 
-_OPACITY = 0.75  # at heat 1; zero heat is transparent
+_OPACITY = 0.55  # at heat 1, so that nuclei are seen through it; zero heat is transparent
+_GLASS = 255
 _MOST_AT_ONCE = 1 << 22  # pixels
 
 
-def overlay_heatmap(pixels: Pixels, heat: NDArray[np.float32]) -> Pixels:
+def overlay_heatmap(pixels: Pixels, heat: NDArray[np.float32], gamma: float = 1.0) -> Pixels:
     """Blend a heat map over a picture.
 
-    Opacity is the square root of the heat.
+    Opacity goes with the square root of the heat.
 
     Args:
         pixels: (row, column, 3) uint8.
         heat: from 0 to 1, (row, column).
+        gamma: colours go with the heat to this power.
     """
     table = (COLOURS(np.arange(256))[:, :3] * 255).round().astype(np.float32)
     result = np.empty_like(pixels)
     rows = max(1, _MOST_AT_ONCE // max(pixels.shape[1], 1))
     for first in range(0, len(pixels), rows):
         part, part_heat = pixels[first : first + rows].astype(np.float32), heat[first : first + rows]
-        colours = table[(part_heat * 255).round().astype(np.uint8)]
+        colours = table[(255 * part_heat**gamma).round().astype(np.uint8)]
         result[first : first + rows] = (part + (colours - part) * (_OPACITY * np.sqrt(part_heat[..., None]))).round()
     return result
+
+
+def blended_colours(gamma: float = 1.0) -> ListedColormap:
+    """Return the colours that ``overlay_heatmap`` gives to white glass, for a scale beside it.
+
+    Args:
+        gamma: the scale goes with the heat to this power.
+    """
+    heat = np.linspace(0, 1, 256, dtype=np.float32)[None] ** np.float32(1 / gamma)
+    glass = np.full((*heat.shape, 3), _GLASS, np.uint8)
+    return ListedColormap(overlay_heatmap(glass, heat, gamma)[0] / 255, "heat over glass")
 
 
 def to_rgb(values: NDArray[Any]) -> Pixels:

@@ -25,8 +25,8 @@ from oncofed.tasks.slide_strips import SlideObjectMap, SlideRegions
 from oncofed.tasks.whole_slide.scoring import on_overview
 
 _MICRON2_PER_MM2 = 1e6
-# Of outlines, in microns, where the job does not say.
-_TOLERANCE = 2.0
+# Of outlines, where a job of tiles does not say: microns, and square microns, less than any nucleus has.
+_TOLERANCE, _LEAST_AREA = 2.0, 10.0
 
 
 def region_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
@@ -87,10 +87,11 @@ def write_slide_regions(prediction: CasePrediction, model: TrainedModel, folder:
     found, source = prediction.found, prediction.source
     assert isinstance(found, SlideRegions)
     task = model.job.task
-    tolerance, least = getattr(task, "tolerance", _TOLERANCE), getattr(task, "least_area", 0.0)
+    tolerance, least = getattr(task, "tolerance", _TOLERANCE), getattr(task, "least_area", _LEAST_AREA)
     names = ("regions.geojson", "regions.json", "classes.png", "likelihood.png")
     paths = [folder / f"{source.name}_{end}" for end in names]
     counts: dict[int, int] = dict.fromkeys(model.task.classes, 0)
+    too_small = counts.copy()
     key = f"{source.entry.checksum or source.name}/{model.digest}"
 
     def features() -> Iterator[dict[str, Any]]:
@@ -99,21 +100,26 @@ def write_slide_regions(prediction: CasePrediction, model: TrainedModel, folder:
             simple = simplified(piece, tolerance / mpp, least / mpp**2)
             polygons = on_slide(simple, found.pixel, found.finest) if simple else []
             if not polygons:
+                too_small[piece.value] += 1
                 continue
             counts[piece.value] += 1
             area = {"Area mm^2": float(f"{piece.area * found.pixel_mm2:.6g}")}
             yield geojson.feature(polygons, "annotation", f"{key}/{number}", _class(model, piece.value), area)
 
     geojson.write(features(), paths[0])
-    rows = [{**row, "pieces": counts[row["value"]]} for row in prediction.figures or region_rows(prediction, model)]
-    record = {"case": source.name, "model": model.digest, "tolerance_um": tolerance, "classes": rows}
+    rows = [
+        {**row, "pieces": counts[row["value"]], "pieces_not_outlined": too_small[row["value"]]}
+        for row in prediction.figures or region_rows(prediction, model)
+    ]
+    outlines = {"tolerance_um": tolerance, "least_area_um2": least}
+    record = {"case": source.name, "model": model.digest, **outlines, "classes": rows}
     paths[1].write_text(json_text(record), encoding="utf-8")
     with SlideCanvas(source.case.image, model.job.data, model.job.data.patch[0]) as canvas:
         pixels, scale = canvas.overview
         mpp = canvas.mpp * scale
         write_classes_picture(pixels, on_overview(found, canvas), model.task.classes, mpp, paths[2])
         heat = over((found.heat / 255).astype(np.float32), pixels.shape[:2], found.shrink / scale)
-        write_heat_picture(pixels, heat, 1.0, "probability of any class", mpp, paths[3])
+        write_heat_picture(pixels, heat, 1.0, f"probability of {_likeliest(model)}", mpp, paths[3])
     return paths
 
 
@@ -158,6 +164,12 @@ def write_slide_objects(prediction: CasePrediction, model: TrainedModel, folder:
     paths[2].write_text(json_text(record), encoding="utf-8")
     write_density(density, source, model, paths[3])
     return paths
+
+
+def _likeliest(model: TrainedModel) -> str:
+    """Return what a map of likelihood is of; of several tissues, any one of them tells little."""
+    names = list(model.task.classes.values())
+    return names[0] if len(names) == 1 else "the likeliest class"
 
 
 def _class(model: TrainedModel, value: int) -> tuple[int, str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from oncofed.data.slides import Pixels
 from oncofed.prediction.outputs import geojson
-from oncofed.prediction.outputs.heatmap import COLOURS, overlay_heatmap
+from oncofed.prediction.outputs.heatmap import blended_colours, overlay_heatmap
 from oncofed.prediction.outputs.slides import length_bar
 from oncofed.report.planes import colour
 
@@ -62,7 +62,7 @@ def write_heat_picture(
     figure, _ = _figure(overlay_heatmap(pixels, (heat / max(most, 1e-9)).clip(0, 1)), mpp, _BAR)
     whole = figure.get_figwidth()
     scale = figure.add_axes(((whole - 0.75 * _BAR) / whole, 0.1, 0.2 / whole, 0.8))
-    figure.colorbar(ScalarMappable(Normalize(0, most), COLOURS), cax=scale, label=title)
+    figure.colorbar(ScalarMappable(Normalize(0, most), blended_colours()), cax=scale, label=title)
     figure.savefig(path, dpi=150)
 
 

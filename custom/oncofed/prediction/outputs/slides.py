@@ -16,7 +16,7 @@ import numpy as np
 import tifffile
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
@@ -26,7 +26,7 @@ from oncofed.data.layouts.base import first_free
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs import geojson
-from oncofed.prediction.outputs.heatmap import COLOURS, overlay_heatmap
+from oncofed.prediction.outputs.heatmap import blended_colours, overlay_heatmap
 from oncofed.prediction.outputs.tables import write_rows
 from oncofed.prediction.outputs.targets import in_short, target_rows, with_unit
 from oncofed.prediction.sources import Source, file_name
@@ -40,7 +40,10 @@ _MOST_PIXELS, _TILE_PIXELS = 1 << 26, 64
 _BLOCK = 256  # side of the overlay's own tiles
 _QUALITY = 90
 _PICTURE, _MARGIN, _COLOUR_BAR = 8.0, 0.4, 0.8  # inches: the slide's longer side, what surrounds it
+_BELOW = 0.35  # inches, for the bar of length
 _BAR = 0.25  # of the picture's width, at most
+# Colours of attention: of a slide's thousands of tiles few have a share that a linear scale shows.
+_GAMMA = 0.6
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,7 @@ def slide_features(
     numbers: Mapping[str, float],
     key: str,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a slide annotation, and each tile as a detection.
+    """Yield a slide annotation, and each tile as a detection without a class.
 
     Args:
         heat: attention of the tiles; None: the network has none.
@@ -171,7 +174,8 @@ def slide_features(
     for number, ((x, y), attention, percentile) in enumerate(zip(*columns, strict=True)):
         measurements = {"Attention": float(f"{attention:.6g}"), "Attention percentile": round(percentile, 3)}
         tile = geojson.rectangle(x, y, *ends[number])
-        yield geojson.feature([tile], "detection", f"{key}/tile/{number}", category, measurements)
+        # Without a class: the slide's is not its tiles', and viewers colour by class.
+        yield geojson.feature([tile], "detection", f"{key}/tile/{number}", None, measurements)
 
 
 def write_picture(canvas: Canvas, heat: TileHeat, caption: str, path: Path) -> None:
@@ -186,27 +190,35 @@ def write_picture(canvas: Canvas, heat: TileHeat, caption: str, path: Path) -> N
     pixels, scale = canvas.overview()
     height, width = pixels.shape[:2]
     across, down = (_PICTURE * side / max(height, width) for side in (width, height))
-    whole = across + _MARGIN + _COLOUR_BAR, down + _MARGIN
+    whole = across + _MARGIN + _COLOUR_BAR, _BELOW + down + _MARGIN
     figure = Figure(figsize=whole)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, across / whole[0], down / whole[1]))
-    axes.imshow(overlay_heatmap(pixels, heat.drawn((height, width), scale)), interpolation="antialiased", aspect="auto")
+    axes = figure.add_axes((0, _BELOW / whole[1], across / whole[0], down / whole[1]))
+    shown = overlay_heatmap(pixels, heat.drawn((height, width), scale), _GAMMA)
+    axes.imshow(shown, interpolation="antialiased", aspect="auto")
     axes.set_axis_off()
     axes.set_title(caption, fontsize=9)
-    colour_bar = figure.add_axes(((across + _MARGIN / 2) / whole[0], 0.1, 0.2 / whole[0], 0.8 * down / whole[1]))
-    figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=colour_bar, label="attention, share of the largest")
+    beside = (across + _MARGIN / 2) / whole[0], (_BELOW + 0.1 * down) / whole[1], 0.2 / whole[0], 0.8 * down / whole[1]
+    figure.colorbar(
+        ScalarMappable(PowerNorm(_GAMMA, 0, 1), blended_colours(_GAMMA)),
+        cax=figure.add_axes(beside),
+        label=f"attention, share of the largest (to the power of {_GAMMA:g})",
+    )
     if canvas.mpp:
-        length_bar(axes, canvas.mpp * scale, width, height)
+        # Below: on a plane without a slide tiles lie up to its edge.
+        below = figure.add_axes((0, 0, across / whole[0], _BELOW / whole[1]), xlim=(0, width), ylim=(height, 0))
+        below.set_axis_off()
+        length_bar(below, canvas.mpp * scale, width, height, 0.8)
     figure.savefig(path, dpi=150)
 
 
-def length_bar(axes: Any, mpp: float, width: int, height: int) -> None:
-    """Draw a scale bar of a round length."""
+def length_bar(axes: Any, mpp: float, width: int, height: int, at: float = 0.97) -> None:
+    """Draw a scale bar of a round length, ``at`` which share of the height."""
     longest = width * mpp * _BAR
     power = 10.0 ** math.floor(math.log10(longest))
     microns = max(factor * power for factor in (1, 2, 5) if factor * power <= longest * 1.0001)
     words = f"{microns / 1000:g} mm" if microns >= 1000 else f"{microns:g} µm"
-    left, y = 0.03 * width, 0.97 * height
+    left, y = 0.03 * width, at * height
     for colour, thick in (("white", 4), ("black", 2)):
         axes.plot([left, left + microns / mpp], [y, y], color=colour, linewidth=thick, solid_capstyle="butt")
     box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1}
@@ -226,7 +238,7 @@ def write_overlay(canvas: Canvas, heat: TileHeat, path: Path) -> None:
     """
     shrink = _shrink(canvas.size, heat.step)
     pixels = canvas.shrunk(shrink)
-    pixels = overlay_heatmap(pixels, heat.drawn(pixels.shape[:2], shrink))
+    pixels = overlay_heatmap(pixels, heat.drawn(pixels.shape[:2], shrink), _GAMMA)
     with tifffile.TiffWriter(path) as file:
         levels = 1 + max(0, math.ceil(math.log2(max(pixels.shape) / _BLOCK)))  # the last fits into one tile
         for level in range(levels):

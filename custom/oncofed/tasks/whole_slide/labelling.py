@@ -61,7 +61,7 @@ def _strips(
         tissue = canvas.tissue_at(0, first, width, end - first)
         seen = tissue & (parts.sum(axis=0) > 0)
         values = np.where(seen, parts.argmax(axis=0), 0).astype(np.uint8)
-        heat = shrunk_heat(np.where(seen, 1 - parts[0], 0).astype(np.float32), shrink_of(canvas.size))
+        heat = shrunk_heat(np.where(seen, parts[1:].max(axis=0), 0).astype(np.float32), shrink_of(canvas.size))
         strip = Strip.of(first, values, heat)
         store.save(first, as_arrays(strip))
         yield strip

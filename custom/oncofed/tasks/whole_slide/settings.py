@@ -38,7 +38,11 @@ class Outlining(StrictModel):
         2.0, ge=0, le=1000, description="microns by which outlines may be off, so that they have fewer points"
     )
     least_area: float = Field(
-        0.0, ge=0, le=1e9, description="square microns: smaller pieces and holes are left out of the outlines"
+        500.0,
+        ge=0,
+        le=1e9,
+        description="square microns: smaller pieces and holes are left out of the outlines, and count in areas; 500: a "
+        "disc 25 microns across, some cells",
     )
 
 

@@ -1,0 +1,95 @@
+"""What a run's numbers leave out, and why, in sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from oncofed.data.grouping import counted
+from oncofed.report.result import Result, SiteResult
+from oncofed.suppression import LEAST_PATIENTS
+
+_FEWEST = f"fewer than {LEAST_PATIENTS} patients"
+
+
+def remarks(result: Result) -> list[str]:
+    """Return sentences on what is missing from a run's numbers, and on who may see the rest.
+
+    Args:
+        result: of a run that ended well.
+    """
+    if result.best_round is None:
+        return []
+    parts = (_silent_sites, _few_patients, _no_classes, _no_groups, _attention)
+    return [sentence for part in parts for sentence in part(result)]
+
+
+def selection(result: Result) -> str:
+    """Return why the model is of its round."""
+    if result.select == "last":
+        return "the last one"
+    if not result.rounds or result.curves.get("validation"):
+        return "which did best on the validation patients"
+    return (
+        "the first one: no round had a score on validation patients to choose by, too few of them or none that can be "
+        "compared (evaluation.select: last takes the last round's)"
+    )
+
+
+def _silent_sites(result: Result) -> Iterator[str]:
+    silent = {name: site for name, site in result.sites.items() if site.federated is None}
+    if silent:
+        yield (
+            f"Federated: no {result.metric_name} of {_with_patients(silent)}. A site tells no number that rests on "
+            f"{_FEWEST} (or on fewer than its policy asks), nor one that its patients do not have, such as of nobody "
+            "with an event."
+        )
+    shown = [name for name in result.mean.known if name != "federated"]
+    few = {name: site for name, site in result.sites.items() if _tested(site) < LEAST_PATIENTS}
+    if shown and few:
+        models = _listed([name.replace("_", " ") for name in shown])
+        yield (
+            f"{models[0].upper()}{models[1:]}: computed on this machine, which holds the patients, so they are shown "
+            f"for {_FEWEST}, too. None of it left a site."
+        )
+
+
+def _few_patients(result: Result) -> Iterator[str]:
+    few = {name: s for name, s in result.sites.items() if s.federated is not None and _tested(s) < LEAST_PATIENTS}
+    if few:
+        yield (
+            f"Of {_with_patients(few)} the scores here rest on {_FEWEST}: they are for whoever ran the job. The model "
+            "card, which goes with the model, leaves them out."
+        )
+
+
+def _no_classes(result: Result) -> Iterator[str]:
+    told = any(site.by_class.get("federated") for site in result.sites.values())
+    scored = any(site.federated is not None for site in result.sites.values())
+    if scored and not told and len(result.classes) > 1 and not result.targets:
+        yield f"No {result.metric_name} by class: at no site does a class's rest on {LEAST_PATIENTS} patients or more."
+
+
+def _no_groups(result: Result) -> Iterator[str]:
+    told = result.pooled_test.targets if result.pooled_test else {}
+    for name, target in result.targets.items():
+        if target.kind == "survival" and "logrank_p" not in (told[name].figures if name in told else {}):
+            yield (
+                f"{name}: no survival curves of groups of risk, as groups would be of {_FEWEST}, or no sums were told."
+            )
+
+
+def _attention(result: Result) -> Iterator[str]:
+    if result.attention is None and result.attention_left_out:
+        yield f"Whether answers rest on what attention shows was not tested: {result.attention_left_out}."
+
+
+def _tested(site: SiteResult) -> int:
+    return site.patients.get("test", site.test_cases)
+
+
+def _with_patients(sites: dict[str, SiteResult]) -> str:
+    return ", ".join(f"{name} ({counted(_tested(site), 'test patient')})" for name, site in sorted(sites.items()))
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
