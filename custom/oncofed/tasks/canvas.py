@@ -181,4 +181,5 @@ def _step(stored: Stored, places: NDArray[np.int32]) -> float | None:
 def _gaps(places: NDArray[np.int32]) -> NDArray[np.int64]:
     """Return the distances of neighbours that share their second coordinate, along the first."""
     found = np.unique(places[:, ::-1].astype(np.int64), axis=0)  # in order of rows, then along them
-    return np.diff(found[:, 1])[np.diff(found[:, 0]) == 0]
+    gaps: NDArray[np.int64] = np.diff(found[:, 1])[np.diff(found[:, 0]) == 0]
+    return gaps
