@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from oncofed.data.cases import read_cases, usable_cases
-from oncofed.data.contract import Report, _labels, check_dataset
+from oncofed.data.contract import Report, check_dataset
+from oncofed.data.contract_rows import labels_row
 from oncofed.data.label_mapping import Supervision, Vocabulary, match_labels
 from oncofed.data.look import look
 from oncofed.data.manifest import Manifest, read_manifest
@@ -131,9 +132,9 @@ def test_class_0_of_whole_images_is_shown() -> None:
     manifest = Manifest.model_validate(
         {"task": "classification", "labels": {"0": "benign", "1": "malignant"}, "training": []}
     )
-    row = _labels(manifest, Supervision("class", {0: "benign", 1: "malignant"}), Vocabulary())
+    row = labels_row(manifest, Supervision("class", {0: "benign", 1: "malignant"}), Vocabulary())
     assert (row.found, row.expected) == ("0 benign, 1 malignant", "0 benign, 1 malignant")
-    assert _labels(manifest, Supervision(classes={1: "malignant"}), Vocabulary()).found == "1 malignant"
+    assert labels_row(manifest, Supervision(classes={1: "malignant"}), Vocabulary()).found == "1 malignant"
 
 
 @pytest.mark.wild("standard: NIfTI-1, xyzt_units", "a volume of microns that calls them millimetres")
