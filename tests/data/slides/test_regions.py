@@ -247,6 +247,18 @@ def test_classes_without_values_stay_separate_and_named(tmp_path: Path) -> None:
     assert counts == {"a": {"2": 8, "3": 8}, "b": {"1": 8, "3": 8}}
 
 
+@pytest.mark.parametrize("labels", ["", "1=background,2=Tumor"])
+def test_drawn_background_is_another_class_than_what_nobody_drew(tmp_path: Path, labels: str) -> None:
+    files = {"a": [region("Tumor", ring(0, 0, 256, 512)), region("background", ring(256, 256, 512, 512))]}
+    source = _site(tmp_path / "in", files)
+    named = parse_labels(labels) if labels else {}
+    options = RegisterOptions(source, "s", tmp_path / "out", "slides", named, source / "t.csv", TileSpec(128))
+    manifest = register(options)
+    assert manifest.labels == {"0": "unlabelled", "1": "background", "2": "Tumor"}
+    assert manifest.remarks == []
+    assert manifest.entries[0].label_values == {"0": 4, "1": 4, "2": 8}
+
+
 def test_regions_without_any_class_are_one(tmp_path: Path) -> None:
     source = _site(tmp_path / "in", {"a": [feature(polygon(ring(0, 0, 256, 512)), None)]})
     manifest = register(
