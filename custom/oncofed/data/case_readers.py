@@ -31,7 +31,7 @@ from oncofed.data.slides import TileSpec
 from oncofed.data.slides.measuring import measure
 
 # Raised when facts gain a field: cases in the index of an older version are read again.
-_FACTS_VERSION = "11"
+_FACTS_VERSION = "12"
 
 
 class Work(Protocol):
