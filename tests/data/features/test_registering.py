@@ -178,6 +178,18 @@ BAD = {
     "empty": (lambda p: made.trident(p, made.vectors(0), made.grid(0)), "holds no features"),
     "turned": (lambda p: made.trident(p, made.vectors().T, made.grid()), "features lie turned"),
     "count": (lambda p: made.trident(p, places=made.grid(11)), "12 x 8 features and 11 coordinates"),
+    "outside": (
+        lambda p: made.trident(p, level0_width=2048, level0_height=1024),
+        "4 of its 12 tiles lie off the slide of 2048 x 1024 pixels, such as that at 0, 1024",
+    ),
+    "magnification": (
+        lambda p: made.trident(p, magnifications=(20, 10)),
+        r"tiles are of 10x by the file, about 1 microns a pixel, and 0\.5 are stated",
+    ),
+    "level0": (
+        lambda p: made.trident(p, patch_size_level0=256),
+        r"would have 512 pixels on a slide of 40x .*and it says 256 \(patch_size_level0\)",
+    ),
     "slide": (lambda p: made.trident(p, made.vectors(1)[0], made.grid()), "1 vector of 8 numbers for slides"),
 }
 
@@ -206,6 +218,15 @@ def test_another_resolution_than_most_is_set_aside(tmp_path: Path) -> None:
     made.stamp(tmp_path / "in/other.h5", side=512)
     found = reasons(read(tmp_path / "in", FeatureOptions()))
     assert found == {"other.h5": "its tiles have 2.29 microns a pixel, expected 1.14 (most files)"}
+
+
+def test_magnifications_of_the_field_fit_their_resolution(tmp_path: Path) -> None:
+    for number, magnifications in enumerate([(40, 20), (20, 20), (80, 20)]):
+        made.trident(
+            tmp_path / f"in/s{number}.h5", magnifications=magnifications, level0_width=2048, level0_height=9999
+        )
+    stated = replace(STATED, mpp=0.46)  # a scanner's 20x
+    assert len(read(tmp_path / "in", stated).entries) == 3
 
 
 def test_halves_and_doubles_are_taken(folder: Path) -> None:

@@ -162,9 +162,7 @@ def _region_labels(
     return best, drawn
 
 
-def _mask_cells(
-    region: Path, names: Mapping[str, int], cell: float, full: Level, size: tuple[int, int]
-) -> Drawn:
+def _mask_cells(region: Path, names: Mapping[str, int], cell: float, full: Level, size: tuple[int, int]) -> Drawn:
     """Return a slide's mask image as cells."""
     try:
         loaded = read_mask(region, named=names.values())
