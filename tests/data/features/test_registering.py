@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import feature_files as made
 import slide_files
@@ -242,6 +243,32 @@ def test_clams_tensors_beside_their_hdf5_are_left_out(tmp_path: Path) -> None:
     manifest = read(tmp_path / "in")
     assert sorted(entry.source or "" for entry in manifest.entries) == ["h5_files/a.h5", "pt_files/b.pt"]
     assert list(manifest.left_out) == ["features without coordinates, of a slide that has them with coordinates"]
+
+
+def test_a_file_that_is_set_aside_is_one_finding_of_its_slide(folder: Path) -> None:
+    made.trident(folder / "wrong.h5", encoder="conch_v15")
+    (folder / "cut.h5").write_bytes(made.trident(folder / "cut.h5").read_bytes()[:1000])
+    made.clam(folder / "h5_files/size.h5", made.vectors(size=9))
+    made.tensor(folder / "pt_files/size.pt", torch.zeros(12, 9))
+    slides = ["s0", "s1", "s2", "wrong", "cut", "size", "lost"]
+    (folder / "t.csv").write_text("image,label\n" + "".join(f"{slide}.h5,{slide > 's'}\n" for slide in slides))
+    manifest = read(folder, table=folder / "t.csv")
+    assert sorted(reasons(manifest)) == ["cut.h5", "h5_files/size.h5", "lost.h5", "wrong.h5"]
+    assert len(manifest.entries) == 3
+    assert "line 8: its slide has no features in the folder" in reasons(manifest)["lost.h5"]
+
+
+def test_slides_are_named_by_their_files_and_not_by_tools_folders(tmp_path: Path) -> None:
+    for site in ("one", "two"):
+        made.trident(tmp_path / f"in/{site}/20x_256px_0px_overlap/features_uni_v1/{site}.A.h5")
+        made.trident(tmp_path / f"in/{site}/20x_256px_0px_overlap/features_uni_v1/same.h5")
+    rows = [path.relative_to(tmp_path / "in") for path in sorted((tmp_path / "in").rglob("*.h5"))]
+    (tmp_path / "in/t.csv").write_text("\n".join(["image", *map(str, rows)]))
+    entries = read(tmp_path / "in").entries
+    names = sorted(str(entry.name) for entry in entries)
+    assert len({entry.patient for entry in entries}) == 4
+    assert [name for name in names if "same" not in name] == ["one.A", "two.A"]
+    assert len(set(names)) == 4
 
 
 def test_a_slide_twice_is_set_aside_unless_a_table_names_each(folder: Path) -> None:
