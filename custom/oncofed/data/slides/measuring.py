@@ -124,7 +124,7 @@ def _small_notes(values: Sequence[int], names: Mapping[str, int]) -> list[str]:
 
 def _no_tissue(tissue: Tissue) -> str:
     ink = f"; {tissue.notes()[0]}" if tissue.inks else ""
-    return f"shows no tissue: no tile is more than glass{ink}. Leave it out, or lower --tissue"
+    return f"shows no tissue: no tile is more than glass{ink}. Leave it out, or register it with a lower --tissue"
 
 
 def _by_tile(values: NDArray[np.float32], scale: float, step: float, full: Level) -> NDArray[np.float32]:
