@@ -44,12 +44,13 @@ def trident(
     encoder: str | None = "uni_v1",
     magnifications: tuple[int, int] = (40, 20),
     tile: int = 256,
+    **of_tiles: int,
 ) -> Path:
     """Write what TRIDENT's ``extract_patch_features`` does; older versions name no encoder."""
     features = vectors() if features is None else features
     places = grid(len(features)) if places is None else places
     of_features = {"name": path.stem, "savetodir": "/out"} | ({"encoder": encoder} if encoder else {})
-    of_tiles = {
+    stated = {
         "patch_size": tile,
         "patch_size_level0": tile * magnifications[0] // magnifications[1],
         "level0_magnification": magnifications[0],
@@ -58,7 +59,7 @@ def trident(
         "name": path.stem,
         "savetodir": "/out",
     }
-    return hdf5(path, {"features": features, "coords": places}, {"features": of_features, "coords": of_tiles})
+    return hdf5(path, {"features": features, "coords": places}, {"features": of_features, "coords": stated | of_tiles})
 
 
 def clam(path: Path, features: Array | None = None, places: Array | None = None) -> Path:

@@ -17,6 +17,9 @@ import pytest
 
 from commands import Outcome
 from oncofed.audit import AuditLog
+from oncofed.cli.findings import show_findings
+from oncofed.data.case_checks import Problem
+from oncofed.data.contract import Report
 from synthetic import make_site
 
 Run = Callable[..., Outcome]
@@ -95,6 +98,18 @@ def test_check_names_the_command_under_each_kind_and_it_works(run: Run, job: Pat
         "taken back copies keep-one: 10 cases" in run("data", "resolve", "balls", "--copies", "keep-one", "--undo").text
     )
     assert "open: duplicate image (checksum), 5" in run("data", "resolve", "balls").text
+
+
+def test_a_command_is_printed_once_for_all_that_it_settles(capsys: pytest.CaptureFixture[str]) -> None:
+    reasons = ["is cut off", "its image is constant (every voxel is 0)", "holds NaN", "is of another encoder"]
+    report = Report(set_aside=[Problem(f"c{number}", reason) for number, reason in enumerate(reasons)])
+    show_findings(report, "job", "balls")
+    printed = capsys.readouterr().out.splitlines()
+    cure = [number for number, line in enumerate(printed) if "--set-aside leave-out --job job" in line]
+    assert [printed[number - 3 : number] for number in cure] == [
+        ["set aside c0: is cut off", "set aside c2: holds NaN", "set aside c3: is of another encoder"]
+    ]
+    assert sum("--constant leave-out --job job" in line for line in printed) == 1
 
 
 def test_the_suggested_commands_work(

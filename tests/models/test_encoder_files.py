@@ -28,6 +28,10 @@ def without(name: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         (lambda w: {**w, "adapter.weight": torch.ones(1)}, r"1 tensors are none of its \(adapter\.weight\)"),
         (without("patch_embed"), r"expected a tensor patch_embed\.proj\.weight, found 32 others"),
         (lambda w: {**w, "norm.bias": torch.ones(64)}, r"norm\.bias has \(64,\), expected \(48,\)"),
+        (
+            lambda w: random_weights(small(arguments={"embed_dim": 96})),
+            r"of its 34 tensors have another shape as of a larger or smaller architecture",
+        ),
         (lambda w: {**w, "norm.bias": torch.full((48,), float("nan"))}, r"NaN or infinity \(norm\.bias\)"),
         (lambda w: {**w, "pos_embed": torch.ones(1, 37 * 37 + 1, 48)}, "for 37 x 37 patches, expected 14 x 14"),
     ],
@@ -70,8 +74,9 @@ def test_files_that_are_no_weights_are_told(tmp_path: Path) -> None:
     }
     for name, (content, told) in contents.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(TrainingError, match=told):
+        with pytest.raises(TrainingError, match=told) as caught:
             load_encoder(entry, tmp_path / name, may_be_pickle=True)
+        assert "miniz" not in str(caught.value)
     with pytest.raises(TrainingError, match="a folder, expected the file"):
         load_encoder(entry, tmp_path, may_be_pickle=True)
     with pytest.raises(TrainingError, match="Convert it once: oncofed data encoders add uni FILE"):

@@ -36,6 +36,9 @@ def test_what_is_predicted_is_for_its_owner_alone(is_there: bool, expected: str,
     predict(model, gather([images], out, model.job, tmp_path, workers=1), out, torch.device("cpu"), Options())
     assert (mode(out), mode(out / ".inputs"), mode(out / "cases")) == (expected, "0o700", "0o700")
     assert {mode(path) for path in out.iterdir() if path.is_file()} == {"0o600"}
+    written = [path for path in (out / "cases").rglob("*") if path.is_file()]
+    assert len(written) > 1
+    assert {mode(path) for path in written} == {"0o600"}
 
 
 def test_records_of_another_model_are_seen_behind_one_that_cannot_be_read(tmp_path: Path) -> None:

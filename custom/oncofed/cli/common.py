@@ -233,7 +233,8 @@ def show_result(result: Result, folder: Path, json: bool) -> None:
     timing = result.timing
     overhead = timing.overhead_s_per_round
     console.print(
-        f"{timing.total_s:.0f} s in all, {timing.startup_s:.0f} s until the sites were ready"
+        f"{timing.total_s:.0f} s from the check of the data to the result, "
+        f"{timing.startup_s:.0f} s until the sites were ready"
         + (f", {overhead:.2f} s overhead a round" if overhead is not None else "")
     )
     if result.data_note:

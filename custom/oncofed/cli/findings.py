@@ -68,9 +68,13 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
     from oncofed.data.grouping import by_kind, counted, finding_lines
 
     console = plain_console()
-    for lines in by_kind((p.case, p.what) for p in report.set_aside).values():
-        _print_told(console, "red", "set aside", finding_lines(lines))
-        _print_answer(console, answer_to(kind_of_reason(lines[0][1])), dataset, job)
+    aside: dict[str, list[list[str]]] = {}
+    for items in by_kind((p.case, p.what) for p in report.set_aside).values():
+        aside.setdefault(kind_of_reason(items[0][1]), []).append(finding_lines(items))
+    for kind, told in aside.items():
+        for lines in told:
+            _print_told(console, "red", "set aside", lines)
+        _print_answer(console, answer_to(kind), dataset, job)
     for colour, label, findings in (("red", "found", report.findings), ("yellow", "warning", report.warnings)):
         kinds: dict[str, list[tuple[str, str]]] = {}
         for finding in findings:

@@ -275,7 +275,6 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
 
 
 def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
-    from oncofed.data.grouping import millimetres
     from oncofed.data.mixtures import mixtures
 
     console = plain_console()
@@ -289,7 +288,7 @@ def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
             entry.name,
             entry.modality or "",
             _size(entry),
-            " x ".join(map(millimetres, entry.spacing or [])) or "not said",
+            _spacing(entry),
             entry.orientation or ("not known" if len(entry.shape or []) == 3 else "flat"),
             entry.features.encoder if entry.features else entry.dtype or "",
             label,
@@ -302,6 +301,14 @@ def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
     for _, what in mixtures(manifest):
         console.print(f"[yellow]note[/] {escape(what)}", soft_wrap=True)
     show_accounts(manifest, folder, dataset)
+
+
+def _spacing(entry: Entry) -> str:
+    from oncofed.data.grouping import millimetres
+
+    if not entry.spacing and entry.features and entry.features.mpp:
+        return f"{entry.features.mpp / 1000:g} (of tiles)"
+    return " x ".join(map(millimetres, entry.spacing or [])) or "not said"
 
 
 def _size(entry: Entry) -> str:

@@ -73,7 +73,9 @@ def absences(manifest: Manifest) -> Iterator[Absence]:
 
 
 def _values(entry: Entry) -> set[int]:
-    return {value for value, count in case_facts.label_counts(entry.label_values or {}).items() if value and count}
+    counts = case_facts.label_counts(entry.label_values or {})
+    # A slide's values are counted in tiles: 0 is of a class that is smaller than a tile.
+    return {value for value, count in counts.items() if value and (count or entry.tiles)}
 
 
 def _in_words(manifest: Manifest, value: int) -> str:

@@ -17,7 +17,7 @@ from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.exif import by_siblings
 from oncofed.data.layouts import FolderLayout
 from oncofed.data.manifest import Entry, Intensity, Manifest, Quarantined, Task
-from oncofed.data.masks import value_name
+from oncofed.data.masks import name_of_rest, value_name
 from oncofed.data.palettes import one_palette, own_colours
 from oncofed.data.register_options import RegisterOptions
 
@@ -208,7 +208,7 @@ def _labels(
         named |= {number: label for label, number in classes.items()}
     masks = any(isinstance(entry.label, str) for entry in entries)
     if masks or any(entry.label_values for entry in entries):
-        named.setdefault(0, "background")
+        named.setdefault(0, name_of_rest(named.values()))
     explicit = bool(layout.labels or options.labels)
     return named if explicit and set(named) - {0} else {**{v: value_name(v) for v in sorted(found)}, **named}
 

@@ -9,7 +9,7 @@ different classes in different files; see ``palettes``.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +117,17 @@ def colour_value(colours: Values) -> Values:
 def value_name(value: int) -> str:
     """Return a label value as written: "#rrggbb" or a number."""
     return f"#{value - _COLOUR:06x}" if _COLOUR <= value < 2 * _COLOUR else str(value)
+
+
+def name_of_rest(names: Iterable[str]) -> str:
+    """Return what value 0 is called.
+
+    "background", unless a drawn class is called so: what nobody drew is then none of it.
+
+    Args:
+        names: of the other values.
+    """
+    return "unlabelled" if any(name.strip().casefold() == "background" for name in names) else "background"
 
 
 def value_of(name: str) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from oncofed.data.dicom.patients import PatientFrom
 from oncofed.data.features.survey import FeatureOptions
 from oncofed.data.manifest import Task
-from oncofed.data.masks import value_of
+from oncofed.data.masks import name_of_rest, value_of
 from oncofed.data.slides import TileSpec
 from oncofed.data.target_columns import TableTargets
 from oncofed.errors import DataError
@@ -67,5 +67,5 @@ def parse_labels(text: str) -> dict[int, str]:
         if known is None or (equals and not name.strip()):
             raise DataError(f"--labels {text}: found {part!r}, expected VALUE=NAME, such as 1=liver,#ff0000=tumour")
         labels[known] = name.strip() if equals else part
-    labels.setdefault(0, "background")
+    labels.setdefault(0, name_of_rest(labels.values()))
     return dict(sorted(labels.items()))

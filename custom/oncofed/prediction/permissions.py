@@ -9,6 +9,7 @@ import contextlib
 from pathlib import Path
 
 _OWNER_ONLY = 0o700
+_FILES_OWNER_ONLY = 0o600
 
 
 def make_private(folder: Path) -> None:
@@ -33,3 +34,11 @@ def enforce_private(folder: Path) -> None:
     make_private(folder)
     with contextlib.suppress(OSError):  # owned by another user, or a drive without permissions
         folder.chmod(_OWNER_ONLY)
+
+
+def make_files_private(folder: Path) -> None:
+    """Give all files of a folder to their owner only, whichever library wrote them."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # a drive without permissions
+                path.chmod(_FILES_OWNER_ONLY)

@@ -25,7 +25,7 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.case_rows import case_rows
 from oncofed.prediction.outputs.records import json_text
 from oncofed.prediction.outputs.registry import outputs_for
-from oncofed.prediction.permissions import enforce_private
+from oncofed.prediction.permissions import enforce_private, make_files_private
 from oncofed.prediction.sources import Source, Sources
 from oncofed.prediction.stale import stale_cases
 
@@ -152,6 +152,7 @@ class ResultsFolder:
                 "trust": prediction.trust.to_json() if prediction.trust else None,
             }
             write_whole(unfinished / CASE_FILE, json_text(record))
+            make_files_private(unfinished)
             _flush(unfinished)
             if (self.cases / source.name).exists():
                 (self.cases / source.name).replace(before)

@@ -171,6 +171,8 @@ def test_commands_from_weights_to_a_check(run: Run, folder: Path, tmp_path: Path
     made_of = json.loads(
         run("data", "register", folder, *stated, *at, "--tile", "256", "--mpp", "0.5", "--json").output
     )
+    shown = run("data", "register", folder, *stated, *at, "--tile", "256", "--mpp", "0.5")
+    assert "0.0005 (of tiles)" in shown.text
     facts = made_of["entries"][0]["features"]
     digest = json.loads(run("data", "encoders", "check", "resnet18", tmp_path / "model.bin", "--json").output)["digest"]
     assert (facts["encoder"], facts["size"], facts["digest"]) == ("resnet18", 512, digest)

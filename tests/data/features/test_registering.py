@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import feature_files as made
 import slide_files
@@ -178,6 +179,18 @@ BAD = {
     "empty": (lambda p: made.trident(p, made.vectors(0), made.grid(0)), "holds no features"),
     "turned": (lambda p: made.trident(p, made.vectors().T, made.grid()), "features lie turned"),
     "count": (lambda p: made.trident(p, places=made.grid(11)), "12 x 8 features and 11 coordinates"),
+    "outside": (
+        lambda p: made.trident(p, level0_width=2048, level0_height=1024),
+        "4 of its 12 tiles lie off the slide of 2048 x 1024 pixels, such as that at 0, 1024",
+    ),
+    "magnification": (
+        lambda p: made.trident(p, magnifications=(20, 10)),
+        r"tiles are of 10x by the file, about 1 microns a pixel, and 0\.5 are stated",
+    ),
+    "level0": (
+        lambda p: made.trident(p, patch_size_level0=256),
+        r"would have 512 pixels on a slide of 40x .*and it says 256 \(patch_size_level0\)",
+    ),
     "slide": (lambda p: made.trident(p, made.vectors(1)[0], made.grid()), "1 vector of 8 numbers for slides"),
 }
 
@@ -208,6 +221,15 @@ def test_another_resolution_than_most_is_set_aside(tmp_path: Path) -> None:
     assert found == {"other.h5": "its tiles have 2.29 microns a pixel, expected 1.14 (most files)"}
 
 
+def test_magnifications_of_the_field_fit_their_resolution(tmp_path: Path) -> None:
+    for number, magnifications in enumerate([(40, 20), (20, 20), (80, 20)]):
+        made.trident(
+            tmp_path / f"in/s{number}.h5", magnifications=magnifications, level0_width=2048, level0_height=9999
+        )
+    stated = replace(STATED, mpp=0.46)  # a scanner's 20x
+    assert len(read(tmp_path / "in", stated).entries) == 3
+
+
 def test_halves_and_doubles_are_taken(folder: Path) -> None:
     made.trident(folder / "half.h5", made.vectors(dtype="float16"))
     made.trident(folder / "double.h5", made.vectors(dtype="float64"))
@@ -221,6 +243,32 @@ def test_clams_tensors_beside_their_hdf5_are_left_out(tmp_path: Path) -> None:
     manifest = read(tmp_path / "in")
     assert sorted(entry.source or "" for entry in manifest.entries) == ["h5_files/a.h5", "pt_files/b.pt"]
     assert list(manifest.left_out) == ["features without coordinates, of a slide that has them with coordinates"]
+
+
+def test_a_file_that_is_set_aside_is_one_finding_of_its_slide(folder: Path) -> None:
+    made.trident(folder / "wrong.h5", encoder="conch_v15")
+    (folder / "cut.h5").write_bytes(made.trident(folder / "cut.h5").read_bytes()[:1000])
+    made.clam(folder / "h5_files/size.h5", made.vectors(size=9))
+    made.tensor(folder / "pt_files/size.pt", torch.zeros(12, 9))
+    slides = ["s0", "s1", "s2", "wrong", "cut", "size", "lost"]
+    (folder / "t.csv").write_text("image,label\n" + "".join(f"{slide}.h5,{slide > 's'}\n" for slide in slides))
+    manifest = read(folder, table=folder / "t.csv")
+    assert sorted(reasons(manifest)) == ["cut.h5", "h5_files/size.h5", "lost.h5", "wrong.h5"]
+    assert len(manifest.entries) == 3
+    assert "line 8: its slide has no features in the folder" in reasons(manifest)["lost.h5"]
+
+
+def test_slides_are_named_by_their_files_and_not_by_tools_folders(tmp_path: Path) -> None:
+    for site in ("one", "two"):
+        made.trident(tmp_path / f"in/{site}/20x_256px_0px_overlap/features_uni_v1/{site}.A.h5")
+        made.trident(tmp_path / f"in/{site}/20x_256px_0px_overlap/features_uni_v1/same.h5")
+    rows = [path.relative_to(tmp_path / "in") for path in sorted((tmp_path / "in").rglob("*.h5"))]
+    (tmp_path / "in/t.csv").write_text("\n".join(["image", *map(str, rows)]))
+    entries = read(tmp_path / "in").entries
+    names = sorted(str(entry.name) for entry in entries)
+    assert len({entry.patient for entry in entries}) == 4
+    assert [name for name in names if "same" not in name] == ["one.A", "two.A"]
+    assert len(set(names)) == 4
 
 
 def test_a_slide_twice_is_set_aside_unless_a_table_names_each(folder: Path) -> None:

@@ -247,6 +247,32 @@ def test_classes_without_values_stay_separate_and_named(tmp_path: Path) -> None:
     assert counts == {"a": {"2": 8, "3": 8}, "b": {"1": 8, "3": 8}}
 
 
+@pytest.mark.parametrize("labels", ["", "1=background,2=Tumor"])
+def test_drawn_background_is_another_class_than_what_nobody_drew(tmp_path: Path, labels: str) -> None:
+    files = {"a": [region("Tumor", ring(0, 0, 256, 512)), region("background", ring(256, 256, 512, 512))]}
+    source = _site(tmp_path / "in", files)
+    named = parse_labels(labels) if labels else {}
+    options = RegisterOptions(source, "s", tmp_path / "out", "slides", named, source / "t.csv", TileSpec(128))
+    manifest = register(options)
+    assert manifest.labels == {"0": "unlabelled", "1": "background", "2": "Tumor"}
+    assert manifest.remarks == []
+    assert manifest.entries[0].label_values == {"0": 4, "1": 4, "2": 8}
+
+
+def test_a_class_smaller_than_a_tile_is_drawn_and_not_forgotten(tmp_path: Path) -> None:
+    large = [region("Tumor", ring(0, 0, 256, 512)), region("Stroma", ring(256, 0, 512, 512))]
+    small = [region("Tumor", ring(0, 0, 256, 512)), region("Stroma", ring(300, 200, 303, 203))]
+    without = [region("Tumor", ring(0, 0, 256, 512))]
+    source = _site(tmp_path / "in", {"a": large, "b": large, "c": large, "d": small, "e": without})
+    options = RegisterOptions(source, "s", tmp_path / "out", "slides", table=source / "t.csv", tiles=TileSpec(128))
+    manifest = register(options)
+    entry = next(entry for entry in manifest.entries if entry.name == "d")
+    assert entry.label_values == {"0": 8, "1": 0, "2": 8}
+    assert "drawn, and covers half of no tile with tissue: Stroma" in entry.notes
+    assert [remark.partition(":")[0] for remark in manifest.remarks] == ["1 of 5 labelled images have no Stroma"]
+    assert "no Stroma: e." in manifest.remarks[0]
+
+
 def test_regions_without_any_class_are_one(tmp_path: Path) -> None:
     source = _site(tmp_path / "in", {"a": [feature(polygon(ring(0, 0, 256, 512)), None)]})
     manifest = register(

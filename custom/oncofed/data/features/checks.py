@@ -10,13 +10,17 @@ from oncofed.data.features.stored import Stored
 from oncofed.data.features.survey import SAME_RESOLUTION
 from oncofed.errors import DataError
 
+# Microns per pixel times magnification: 10 by convention; scanners' and TRIDENT's 20x are 0.3 to 0.6 microns.
+_LOW, _HIGH = 6.0, 12.8
+_LEAST_MAGNIFICATION = 5
+
 
 def require_usable(found: Stored, size: tuple[int, int] | None = None) -> None:
     """Refuse features that are no features of a slide; all of them are read, in parts.
 
     Args:
         found: the features, completed by what is known of their slide.
-        size: width and height of the slide's finest level in pixels; None: unknown.
+        size: width and height of the slide's finest level in pixels; None: what the file says, if anything.
 
     Raises:
         DataError: a number is not finite, all are the same, tiles lie twice or off the slide, or the stated resolution
@@ -25,7 +29,8 @@ def require_usable(found: Stored, size: tuple[int, int] | None = None) -> None:
     _require_numbers(found)
     if found.level == "tile":
         _require_resolution(found)
-        _require_places(found, size)
+        _require_magnification(found)
+        _require_places(found, size or found.slide)
 
 
 def _require_numbers(found: Stored) -> None:
@@ -64,7 +69,17 @@ def _require_resolution(found: Stored) -> None:
         )
 
 
-def _require_places(found: Stored, size: tuple[int, int] | None) -> None:
+def _require_magnification(found: Stored) -> None:
+    """Refuse a magnification that the stated resolution contradicts."""
+    times = found.magnification or 0
+    if found.mpp and times >= _LEAST_MAGNIFICATION and not _LOW <= times * found.mpp <= _HIGH:
+        raise DataError(
+            f"its tiles are of {times:g}x by the file, about {10 / times:.3g} microns a pixel, and {found.mpp:.3g} are "
+            "stated. Correct the one that is wrong"
+        )
+
+
+def _require_places(found: Stored, size: tuple[float, float] | None) -> None:
     if found.places is None:
         return
     places = found.pixels()
@@ -80,7 +95,7 @@ def _require_places(found: Stored, size: tuple[int, int] | None) -> None:
     if size is not None:
         off |= (places >= np.asarray(size)).any(axis=1)
     if off.any():
-        slide = "" if size is None else f" of {size[0]} x {size[1]} pixels"
+        slide = "" if size is None else f" of {size[0]:.0f} x {size[1]:.0f} pixels"
         x, y = places[off][0].tolist()
         raise DataError(
             f"{int(off.sum()):,} of its {len(places):,} tiles lie off the slide{slide}, such as that at {x}, {y}: "

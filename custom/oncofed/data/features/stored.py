@@ -134,6 +134,8 @@ class Stored:
         recipe: of how it was built and fed, see ``EncoderEntry.recipe``.
         level: what a vector describes.
         finest: microns per pixel of the finest level.
+        slide: width and height of the finest level in pixels.
+        magnification: of the tiles, by name: 20 is about 0.5 microns per pixel.
         notes: for people.
     """
 
@@ -149,6 +151,8 @@ class Stored:
     recipe: str | None = None
     level: Level = "tile"
     finest: float | None = None
+    slide: tuple[float, float] | None = None
+    magnification: float | None = None
     notes: tuple[str, ...] = ()
 
     def completed(self, tile: int | None = None, mpp: float | None = None, finest: float | None = None) -> Stored:

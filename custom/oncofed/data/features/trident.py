@@ -9,19 +9,28 @@ add the resolution, the digest of the encoder's weights, and that of how it was 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from oncofed.data.features.stored import Group, Rows, Stored, number_of, stored, text_of, whole
+from oncofed.errors import DataError
 
 FEATURES, COORDS = "features", "coords"
 PATCH_SIZE, SIZE_LEVEL0 = "patch_size", "patch_size_level0"
 MAGNIFICATION0, MAGNIFICATION = "level0_magnification", "target_magnification"
+WIDTH0, HEIGHT0 = "level0_width", "level0_height"
 ENCODER, DIGEST, RECIPE, MPP, LEVEL = "encoder", "encoder_digest", "encoder_recipe", "mpp", "level"
+
+# Magnifications are rounded in files written here.
+_ROUNDED = 0.2
 
 
 def read(group: Group) -> Stored | None:
     """Return the features; None where another tool wrote the file.
 
     Raises:
-        DataError: its arrays do not fit together.
+        DataError: its arrays, or what it says of its tiles, do not fit together.
     """
     if FEATURES not in group:
         return None
@@ -31,6 +40,8 @@ def read(group: Group) -> Stored | None:
     attrs = features.attrs
     tile = number_of(of_tiles, PATCH_SIZE) or number_of(attrs, PATCH_SIZE)
     step = number_of(of_tiles, SIZE_LEVEL0)
+    _require_agreeing(of_tiles, tile, step)
+    width, height = number_of(of_tiles, WIDTH0), number_of(of_tiles, HEIGHT0)
     return stored(
         Rows(features),
         places,
@@ -42,4 +53,17 @@ def read(group: Group) -> Stored | None:
         encoder=text_of(attrs, ENCODER),
         digest=text_of(attrs, DIGEST),
         recipe=text_of(attrs, RECIPE),
+        slide=(width, height) if width and height else None,
+        magnification=number_of(of_tiles, MAGNIFICATION),
+    )
+
+
+def _require_agreeing(of_tiles: Mapping[str, Any], tile: float | None, step: float | None) -> None:
+    """Refuse a tile whose two sizes and two magnifications contradict each other."""
+    finest, own = number_of(of_tiles, MAGNIFICATION0), number_of(of_tiles, MAGNIFICATION)
+    if not (tile and step and finest and own) or math.isclose(step, tile * finest / own, rel_tol=_ROUNDED):
+        return
+    raise DataError(
+        f"its tiles of {tile:g} pixels at {own:g}x would have {tile * finest / own:g} pixels on a slide of {finest:g}x "
+        f"({MAGNIFICATION}, {MAGNIFICATION0}), and it says {step:g} ({SIZE_LEVEL0}). Extract them again"
     )

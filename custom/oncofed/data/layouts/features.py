@@ -12,7 +12,7 @@ from oncofed.data.features.files import NoFeaturesError
 from oncofed.data.features.survey import Agreed, FeatureOptions, Said, agree, survey
 from oncofed.data.folder import Found
 from oncofed.data.layouts import kinds
-from oncofed.data.layouts.base import FolderLayout, Item, name_of, patient_of, unique
+from oncofed.data.layouts.base import FolderLayout, Item, patient_of, unique
 from oncofed.data.layouts.listed import listed
 from oncofed.data.layouts.slides import SLIDES
 from oncofed.data.layouts.tables import TABLES, Row, Table, columns_of
@@ -33,6 +33,7 @@ _CALLED = {
 _OF_OTHERS = "features of another encoder, of a slide that has those that were asked for"
 _UNPLACED = "features without coordinates, of a slide that has them with coordinates"
 _NOT_LISTED = "features that the table does not name: add a row for them, or leave them out"
+_REFUSED = "its features are set aside"
 _SLIDE_ALONE = "slide without features: extract them, or register it by itself"
 
 
@@ -75,7 +76,7 @@ def features_of_folder(
         except NoFeaturesError as error:
             layout.left_out[path] = f"no features: {reason_of(error)}"
         except Exception as error:  # noqa: BLE001 - readers raise any type of error for a malformed file
-            layout.bad.append(Quarantined(name=name_of(path), reason=reason_of(error), source=path))
+            layout.bad.append(Quarantined(name=_name(path), reason=reason_of(error), source=path))
     if not said:
         reasons = "; ".join(f"{bad.source}: {bad.reason}" for bad in layout.bad[:2])
         raise DataError(
@@ -93,7 +94,7 @@ def features_of_folder(
         layout.tables = [path for path in paths if root / path == found]
     else:
         kept = _once(kept, said, layout)
-        layout.items = [Item(name_of(p), patient_of(p), (p,), modality="SM") for p in kept]
+        layout.items = [Item(_name(p), patient_of(p), (p,), modality="SM") for p in kept]
     layout.items = unique([_with_slide(item, slides) for item in layout.items])
     used = {item.images[0] for item in layout.items}
     layout.left_out |= {path: _SLIDE_ALONE for own in slides.values() for path in own if path not in used}
@@ -136,11 +137,11 @@ def _kept(said: Mapping[str, Said], agreed: Agreed, layout: FolderLayout) -> lis
         if said[path].encoder not in {None, agreed.encoder} and _key(path) in have:
             layout.left_out[path] = _OF_OTHERS
         else:
-            layout.bad.append(Quarantined(name=name_of(path), reason=reason, source=path))
-    placed = {_key(path) for path in kept if said[path].is_placed}
-    for path in kept:
-        if not said[path].is_placed and _key(path) in placed:
-            layout.left_out[path] = _UNPLACED
+            layout.bad.append(Quarantined(name=_name(path), reason=reason, source=path))
+    for some in (kept, [path for path in agreed.set_aside if path not in layout.left_out]):
+        placed = {_key(path) for path in some if said[path].is_placed}
+        layout.left_out |= {p: _UNPLACED for p in some if not said[p].is_placed and _key(p) in placed}
+    layout.bad = [bad for bad in layout.bad if bad.source not in layout.left_out]
     return [path for path in kept if path not in layout.left_out]
 
 
@@ -153,7 +154,7 @@ def _once(paths: Sequence[str], said: Mapping[str, Said], layout: FolderLayout) 
             continue
         sizes = " and ".join(f"{path} ({said[path].tiles:,} vectors)" for path in own[:3])
         reason = f"its slide has {len(own)} files of features: {sizes}. Keep one, or name each by its path in a table"
-        layout.bad += [Quarantined(name=name_of(path), reason=reason, source=path) for path in own]
+        layout.bad += [Quarantined(name=_name(path), reason=reason, source=path) for path in own]
     return sorted(kept)
 
 
@@ -180,17 +181,27 @@ def _with_table(
     for features in kept:
         bare[_bare(features)].append(features)
     files = Files(root, list(bare))
-    rows = [_with_path(row, files, bare, set(kept)) for row in table.rows]
+    refused = {_key(bad.source) for bad in layout.bad if bad.source}
+    rows = [_with_path(row, files, bare, set(kept), refused) for row in table.rows]
     of_table = listed(root, path, list(kept), targets, replace(table, rows=rows))
     named = {row.cells.get("image") for row in rows}
     of_table.kind, of_table.task = kinds.FEATURES, "slides"
-    of_table.bad += layout.bad
+    of_table.items = [_of_slide(item) for item in of_table.items]
+    of_table.bad = [bad for bad in of_table.bad if bad.reason != _REFUSED] + layout.bad
     of_table.left_out |= layout.left_out | {features: _NOT_LISTED for features in kept if features not in named}
     return of_table
 
 
-def _with_path(row: Row, files: Files, bare: Mapping[str, Sequence[str]], known: set[str]) -> Row:
-    """Return a row that names its features by their path in the folder."""
+def _with_path(row: Row, files: Files, bare: Mapping[str, Sequence[str]], known: set[str], refused: set[str]) -> Row:
+    """Return a row that names its features by their path in the folder.
+
+    Args:
+        row: of the table.
+        files: names without suffixes in the folder.
+        bare: name without suffix -> files.
+        known: paths of files.
+        refused: keys of slides whose files are set aside, with reasons of their own.
+    """
     text = row.cells.get("image", "")
     if row.fault or not text or text in known:
         return row
@@ -198,6 +209,8 @@ def _with_path(row: Row, files: Files, bare: Mapping[str, Sequence[str]], known:
     if name is None:
         name, other = files.look(_bare(_last(text)))
         reason = reason if reason.startswith("lies outside") and name is None and "missing" not in other else other
+    if name is None and _key(text) in refused:
+        return replace(row, fault=_REFUSED)
     if name is None:
         found = "has no features in the folder" if "is missing" in reason else reason.replace("file ", "", 1)
         return replace(row, fault=f"line {row.line}: its slide {found}. Extract them, or correct the table")
@@ -205,6 +218,12 @@ def _with_path(row: Row, files: Files, bare: Mapping[str, Sequence[str]], known:
     if len(own) > 1:
         return replace(row, fault=f"line {row.line}: its slide has features in {' and '.join(own[:3])}. Name one")
     return replace(row, cells=row.cells | {"image": own[0]})
+
+
+def _of_slide(item: Item) -> Item:
+    """Return a row's case by its slide's name."""
+    patient = "" if item.patient == item.name else item.patient  # without one, ``unique`` gives it its name
+    return replace(item, name=_name(item.images[0]), patient=patient)
 
 
 def _called(table: Table) -> Table:
@@ -253,9 +272,14 @@ def _by_name(paths: Iterator[str] | Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
+def _name(path: str) -> str:
+    """Return a slide's name by any of its files: folders are of tools and encoders."""
+    return _bare(path).rsplit("/", 1)[-1]
+
+
 def _key(path: str) -> str:
     """Return a slide's name by any of its files, in lower case."""
-    return _bare(path).rsplit("/", 1)[-1].casefold()
+    return _name(path).casefold()
 
 
 def _bare(path: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +100,15 @@ def measure(
         }
         facts["notes"] += _quality_notes(quality, spec)
         if region is not None:
-            labels, notes = _region_labels(region, names, tiles.step, full, share.shape)
-            facts["notes"] += notes
+            labels, drawn = _region_labels(region, names, tiles.step, full, share.shape)
             grid["label"] = labels[rows, columns].astype(np.int16)
             values, counts = np.unique(grid["label"], return_counts=True)
-            small = drawn_values(read_regions(region), names) if is_regions(region) else ()
-            # What covers no half of a tile was drawn all the same.
-            counted = dict.fromkeys(sorted(small), 1) | dict(zip(values.tolist(), counts.tolist(), strict=True))
-            facts["label_values"] = {str(value): counted[value] for value in sorted(counted)}
+            # Jobs of regions learn what is smaller than a tile, too: it is there, on none.
+            every = drawn_values(read_regions(region), names) if is_regions(region) else drawn.values
+            small = sorted(every - set(values.tolist()))
+            facts["label_values"] = {str(v): int(c) for v, c in zip(values, counts, strict=True)}
+            facts["label_values"] |= dict.fromkeys(map(str, small), 0)
+            facts["notes"] += [*drawn.notes, *_small_notes(small, names)]
         return facts, grid
 
 
@@ -117,9 +118,14 @@ def _quality_notes(quality: Mapping[str, int] | None, spec: TileSpec) -> list[st
     return [f"tiles with {', '.join(shown)} {done}"] if shown else []
 
 
+def _small_notes(values: Sequence[int], names: Mapping[str, int]) -> list[str]:
+    called = [next((name for name, own in names.items() if own == value), f"value {value}") for value in values]
+    return [f"drawn, and covers half of no tile with tissue: {', '.join(called)}"] if called else []
+
+
 def _no_tissue(tissue: Tissue) -> str:
     ink = f"; {tissue.notes()[0]}" if tissue.inks else ""
-    return f"shows no tissue: no tile is more than glass{ink}. Leave it out, or lower --tissue"
+    return f"shows no tissue: no tile is more than glass{ink}. Leave it out, or register it with a lower --tissue"
 
 
 def _by_tile(values: NDArray[np.float32], scale: float, step: float, full: Level) -> NDArray[np.float32]:
@@ -138,8 +144,8 @@ def _by_tile(values: NDArray[np.float32], scale: float, step: float, full: Level
 
 def _region_labels(
     region: Path, names: Mapping[str, int], step: float, full: Level, shape: tuple[int, int]
-) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the label of each tile, and notes.
+) -> tuple[NDArray[np.int64], Drawn]:
+    """Return the label of each tile, and what was drawn.
 
     The value that covers most of it; 0 if none covers half.
     """
@@ -148,18 +154,16 @@ def _region_labels(
     if is_regions(region):
         drawn = draw(read_regions(region), names, cell, size, (full.width, full.height))
     else:
-        drawn = Drawn(_mask_cells(region, names, cell, full, size), [])
+        drawn = _mask_cells(region, names, cell, full, size)
     blocks = drawn.cells.reshape(shape[0], _MASK_CELLS_PER_TILE, shape[1], _MASK_CELLS_PER_TILE).swapaxes(1, 2)
     flat = blocks.reshape(*shape, -1)
     best = np.zeros(shape, np.int64)
     for value in np.unique(flat[flat > 0]):
         best[(flat == value).mean(axis=-1) >= 0.5] = value
-    return best, drawn.notes
+    return best, drawn
 
 
-def _mask_cells(
-    region: Path, names: Mapping[str, int], cell: float, full: Level, size: tuple[int, int]
-) -> NDArray[np.int64]:
+def _mask_cells(region: Path, names: Mapping[str, int], cell: float, full: Level, size: tuple[int, int]) -> Drawn:
     """Return a slide's mask image as cells."""
     try:
         loaded = read_mask(region, named=names.values())
@@ -177,7 +181,8 @@ def _mask_cells(
     x = ((np.arange(size[1]) + 0.5) * cell / full.width * width).astype(int)
     inside = (y < height)[:, None] & (x < width)
     picked = image[y.clip(max=height - 1)][:, x.clip(max=width - 1)]
-    return np.where(inside, picked, 0).astype(np.int64)
+    values = frozenset(int(value) for value in np.unique(image) if value)
+    return Drawn(np.where(inside, picked, 0).astype(np.int64), [], values)
 
 
 def _thumbnail(overview: Pixels) -> str:

@@ -61,10 +61,12 @@ class Drawn:
     Attributes:
         cells: (row, column) label values, 0 outside.
         notes: for people.
+        values: label values of all that lies on the grid, however small.
     """
 
     cells: NDArray[np.int64]
     notes: list[str]
+    values: frozenset[int] = frozenset()
 
 
 def is_regions(path: Path) -> bool:
@@ -141,19 +143,20 @@ def draw(
     notes = _left_out(regions, values)
     require_on_slide(regions, size, notes)
     cells = np.zeros(shape, np.int64)
-    overlap = False
+    overlap, on_slide = False, set()
     for region in regions:
         value = values.get(region.number, 0)
         for rings in region.polygons if value else ():
             part = fill(rings, cell, shape)
             if part is not None:
                 box, inside = part
+                on_slide.add(value)
                 before = cells[box][inside]
                 overlap |= bool(((before != 0) & (before != value)).any())
                 cells[box][inside] = value
     if overlap:
         notes.append("regions of two classes overlap: the one that comes later in the file holds there")
-    return Drawn(cells, notes)
+    return Drawn(cells, notes, frozenset(on_slide))
 
 
 # --- reading a file

@@ -147,8 +147,7 @@ def _unpickled(path: Path) -> Weights:
         if "TorchScript" in first:
             raise TrainingError(f"{path.name}: a compiled model, which is code. Ask for the state_dict") from None
         raise TrainingError(
-            f"{path.name}: neither safetensors nor PyTorch's format, or cut short ({type(error).__name__}: "
-            f"{first[:120]}). Get the file again"
+            f"{path.name}: neither safetensors nor PyTorch's format, or cut short. Get the file again"
         ) from None
     return dict(_flattened(contents, ""))
 
@@ -231,7 +230,8 @@ def _require_same(entry: EncoderEntry, expected: Weights, found: Weights) -> Non
     if reshaped:
         name = reshaped[0]
         sizes = f"{name} has {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
-        problems.append(f"{len(reshaped)} have another shape ({sizes})")
+        other = " as of a larger or smaller architecture" if len(reshaped) > len(expected) / 2 else ""
+        problems.append(f"{len(reshaped)} of its {len(expected)} tensors have another shape{other} ({sizes})")
     if problems:
         raise TrainingError(f"these are not the weights of {entry.title}: {'; '.join(problems)}. {_advice(entry)}")
     broken = [name for name, value in found.items() if not bool(torch.isfinite(value).all())]
