@@ -222,7 +222,8 @@ def length_bar(axes: Any, mpp: float, width: int, height: int, at: float = 0.97)
     for colour, thick in (("white", 4), ("black", 2)):
         axes.plot([left, left + microns / mpp], [y, y], color=colour, linewidth=thick, solid_capstyle="butt")
     box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1}
-    axes.text(left, y - 0.015 * height, words, fontsize=8, va="bottom", bbox=box)
+    above = {"xytext": (0, 4), "textcoords": "offset points"}
+    axes.annotate(words, (left, y), **above, fontsize=8, va="bottom", bbox=box)
 
 
 def write_overlay(canvas: Canvas, heat: TileHeat, path: Path) -> None:
