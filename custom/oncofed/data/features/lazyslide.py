@@ -52,7 +52,9 @@ def _of_store(group: Group, path: Path, encoder: str | None) -> Stored:
         # Graphs of tiles are tables, too, without features.
         if region and name.endswith(f"_{region}") and "X" in table:
             found[name.removesuffix(f"_{region}")] = (table, region)
-    chosen = [name for name in found if encoder is None or same_encoder(name, encoder)]
+    chosen = [
+        name for name, (table, _) in found.items() if encoder is None or same_encoder(name, encoder, _size(table))
+    ]
     if len(chosen) != 1:
         names = ", ".join(found) or "none"
         wanted = f"those of {standard_name(encoder)}" if encoder else "one: say which with --encoder"
@@ -75,11 +77,14 @@ def _instances(table: Group, key: str) -> NDArray[np.str_] | None:
     column = table["obs"].get(key) if "obs" in table else None
     if column is None:
         return None
+    numbers: Any = None
     if hasattr(column, "shape"):
-        return np.asarray(column[...]).astype(str)
-    if "codes" in column:  # AnnData keeps texts that repeat so
-        return np.asarray(column["categories"][...]).astype(str)[np.asarray(column["codes"][...])]
-    return np.asarray(column["values"][...]).astype(str) if "values" in column else None
+        numbers = column[...]
+    elif "codes" in column:  # AnnData keeps texts that repeat so
+        numbers = np.asarray(column["categories"][...])[np.asarray(column["codes"][...])]
+    elif "values" in column:
+        numbers = column["values"][...]
+    return None if numbers is None else np.asarray(numbers).astype(str)
 
 
 def _of_table(table: Group) -> Stored:
@@ -94,6 +99,12 @@ def _rows(table: Group) -> Rows:
     if not hasattr(values, "shape"):
         raise DataError("its features are a sparse matrix, expected a dense one. Save X.toarray()")
     return Rows(values)
+
+
+def _size(table: Group) -> int | None:
+    """Return the numbers of a vector; None of a sparse matrix."""
+    shape = getattr(table["X"], "shape", None)
+    return shape[-1] if shape else None
 
 
 def _region(table: Group) -> str | None:

@@ -96,7 +96,7 @@ def _order(outlines: NDArray[np.str_], rows: NDArray[np.str_]) -> NDArray[np.int
             f"{int(missing.sum())} of its {len(rows)} rows of features are of tiles without an outline: the tiles "
             "were cut anew since. Extract the features again"
         )
-    return cast("NDArray[np.intp]", order[at])
+    return order[at]
 
 
 def corners(outlines: list[bytes]) -> NDArray[np.float64]:
