@@ -15,6 +15,7 @@ from oncofed.atomic import write_whole
 from oncofed.data.case import case_of
 from oncofed.data.case_facts import reason_of
 from oncofed.data.features.kept import (
+    OWNERS,
     TABLE_FILE,
     Kept,
     KeptSlide,
@@ -94,7 +95,8 @@ def extract_dataset(request: ExtractionRequest, advance: Callable[[str, int, int
     """
     manifest = read_manifest(request.folder)
     jobs, aside = _jobs(request.folder, manifest)
-    request.out.mkdir(parents=True, exist_ok=True)
+    request.out.parent.mkdir(parents=True, exist_ok=True)
+    request.out.mkdir(mode=0o700, exist_ok=True)  # files are called as the slides
     with _locked(request.out):
         places = find_places(request.device, request.workers)[: max(1, len(jobs))]
         with Pool(request.encoder, request.out, places) as pool:
@@ -128,7 +130,7 @@ def _write_table(out: Path, manifest: Manifest, kept: Kept) -> None:
         if entry.name in kept.slides:
             label = manifest.labels.get(str(entry.label), "") if isinstance(entry.label, int) else ""
             rows.writerow([kept.slides[entry.name].file, entry.patient or "", label, entry.split or ""])
-    write_whole(out / TABLE_FILE, text.getvalue())
+    write_whole(out / TABLE_FILE, text.getvalue(), OWNERS)
 
 
 def _follow(
