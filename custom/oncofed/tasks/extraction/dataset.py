@@ -102,7 +102,7 @@ def extract_dataset(request: ExtractionRequest, advance: Callable[[str, int, int
         with Pool(request.encoder, request.out, places) as pool:
             ready = pool.ready()
             kept = _begun(request, manifest, ready)
-            forget_others(request.out, {entry.name for entry in manifest.entries} | set(aside))
+            forget_others(request.out, {job.name for job in jobs} | set(aside))
             patients = {entry.name: entry.patient for entry in manifest.entries}
             missing: list[SlideJob] = []
             there: dict[str, KeptSlide] = {}
