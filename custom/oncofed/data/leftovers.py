@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from oncofed.data.converted import SUFFIXES
+from oncofed.data.decisions import name_of
 from oncofed.data.features.kept import FEATURES_FOLDER, KEPT_FILE, forget_others
 from oncofed.data.manifest import Manifest
 from oncofed.data.prepared import CACHE_FOLDER
@@ -45,10 +46,10 @@ def _remove_computed(out: Path, before: Manifest | None, manifest: Manifest) -> 
 
     A prepared case does not say whose it is, and is made anew where it is missing: all of them go.
     """
-    names = {str(entry.name) for entry in manifest.entries} | {case.name for case in manifest.quarantine}
+    names = {name_of(entry) for entry in manifest.entries} | {bad.name for bad in manifest.quarantine}
     for list_file in (out / FEATURES_FOLDER).glob(f"*/{KEPT_FILE}"):
         with contextlib.suppress(DataError):  # a damaged list: extracting says so
             forget_others(list_file.parent, names)
-    if before is not None and {entry.name for entry in before.entries} - names:
+    if before is not None and {name_of(entry) for entry in before.entries} - names:
         for path in (out / CACHE_FOLDER).glob("*"):
             path.unlink(missing_ok=True)

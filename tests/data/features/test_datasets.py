@@ -28,7 +28,7 @@ from oncofed.data.register import RegisterOptions, register
 from oncofed.data.resolve import resolve
 from oncofed.data.spec import DataSpec
 from oncofed.models import ModelSpec, NetworkRequest, build_network
-from oncofed.models.encoders import catalogue
+from oncofed.models.encoders import catalogue, catalogue_name
 from oncofed.models.weights import weights_of
 
 Run = Callable[..., Outcome]
@@ -194,8 +194,27 @@ def test_options_of_features_need_each_other(run: Run, folder: Path, tmp_path: P
 
 
 def test_the_catalogue_and_files_call_encoders_alike() -> None:
-    for entry in catalogue().values():
-        assert {standard_name(name) for name in (entry.name, *entry.aliases)} == {entry.name}
+    for name in catalogue():
+        assert standard_name(name) == name
+    theirs = (
+        "uni_v1 uni2 uni_v2 conch_v1 conch_v15 conch_v1_5 conch1_5 conch-1.5 virchow_v2 hoptimus0 h_optimus_1 h0mini"
+    )
+    theirs += " prov-gigapath phikonv2 chief_ctranspath hibou_b lunit-dino8 resnet50_trunc"
+    for name in theirs.split():
+        assert standard_name(name) in catalogue()
+        assert catalogue_name(name) == standard_name(name)
+    for name, entry in catalogue().items():
+        assert standard_name(name, entry.features) == name
+
+
+def test_tridents_resnet_is_not_monais(tmp_path: Path) -> None:
+    for number in range(2):
+        made.trident(tmp_path / f"in/s{number}.h5", made.vectors(size=1024, seed=number), encoder="resnet50")
+    for encoder in (None, "resnet50"):
+        options = FeatureOptions(encoder=encoder, mpp=0.5)
+        found = register(RegisterOptions(tmp_path / "in", "slides", tmp_path / "set", workers=1, features=options))
+        facts = [entry.features for entry in found.entries]
+        assert [one and (one.encoder, one.size) for one in facts] == [("resnet50-imagenet", 1024)] * 2
 
 
 def test_places_and_vectors_stay_together(dataset: Path) -> None:

@@ -309,6 +309,15 @@ def test_a_table_of_slides_and_one_of_patients(folder: Path) -> None:
     assert any("match no image" in remark for remark in manifest.remarks)
 
 
+def test_slides_whose_patients_nothing_names_are_told(folder: Path) -> None:
+    made.trident(folder / "TCGA-AA-0001-01Z-00-DX1.h5", made.vectors(seed=9))
+    remarks = [remark for remark in read(folder).remarks if "patient nothing names, 3 of 4: s0, s1, s2" in remark]
+    assert len(remarks) == 1
+    table = folder.parent / "slides.csv"
+    table.write_text("image,patient\ns0.h5,p1\ns1.h5,p1\ns2.h5,p2\nTCGA-AA-0001-01Z-00-DX1.h5,p3\n")
+    assert not [remark for remark in read(folder, slides=table).remarks if "nothing names" in remark]
+
+
 def test_targets_of_the_folders_own_table(folder: Path) -> None:
     (folder / "slides.csv").write_text("slide_id,case_id,days,dead\ns0,p1,100,1\ns1,p2,250,0\ns2,p3,40,1\n")
     manifest = read(folder, targets=parse_targets(["survival=survival:days,dead"]))

@@ -201,6 +201,8 @@ def test_nothing_is_left_of_a_patient_who_withdrew(dataset: Path, tmp_path: Path
     found = extract_dataset(ExtractionRequest(dataset, SPEC, outside, "cpu", 1))
     assert found.slides == 0  # the others were kept
     for out in (inside, outside):
+        assert out.stat().st_mode & 0o777 == 0o700
+        assert {path.stat().st_mode & 0o777 for path in out.glob("[!.]*")} == {0o600}
         left = [path for path in out.rglob("*") if path.is_file()]
         assert {"slide-000.h5", "slide-002.h5", "features.json", "slides.csv"} <= {path.name for path in left}
         assert not [path for path in left if "slide-001" in path.name or b"slide-001" in path.read_bytes()]

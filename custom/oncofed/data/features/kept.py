@@ -28,6 +28,7 @@ from oncofed.errors import DataError
 
 KEPT_FILE = "features.json"
 TABLE_FILE = "slides.csv"
+OWNERS = 0o600  # names of slides and patients
 FEATURES_FOLDER = "features"
 # Raised when the same encoder and tiles come to give other vectors.
 _VERSION = 1
@@ -79,7 +80,8 @@ def read_kept(folder: Path) -> Kept | None:
 
 def write_kept(folder: Path, kept: Kept) -> None:
     """Write ``features.json`` in one step."""
-    write_whole(folder / KEPT_FILE, kept.model_dump_json(indent=1, by_alias=True, exclude_none=True) + "\n")
+    content = kept.model_dump_json(indent=1, by_alias=True, exclude_none=True) + "\n"
+    write_whole(folder / KEPT_FILE, content, OWNERS)
 
 
 def forget_others(folder: Path, names: Collection[str]) -> None:
@@ -117,7 +119,7 @@ def _strike(table: Path, files: Collection[str]) -> None:
         rows = [row for row in csv.reader(file) if not row or row[0] not in files]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    write_whole(table, text.getvalue())
+    write_whole(table, text.getvalue(), OWNERS)
 
 
 def kept_at(case: Case) -> KeptAt | None:

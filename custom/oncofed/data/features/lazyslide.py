@@ -54,7 +54,9 @@ def _of_store(group: Group, path: Path, encoder: str | None) -> Stored:
         if region and name.endswith(f"_{region}") and "X" in table:
             found[name.removesuffix(f"_{region}")] = (table, region)
     of_slide = {name: rows for table, _ in found.values() for name, rows in _of_slide(table)}
-    chosen = [name for name in found if encoder is None or same_encoder(name, encoder)]
+    chosen = [
+        name for name, (table, _) in found.items() if encoder is None or same_encoder(name, encoder, _size(table))
+    ]
     for name in [name for name in of_slide if encoder and not chosen and same_encoder(name, encoder)]:
         return stored(of_slide[name], None, level="slide", tool=_TOOL, encoder=name)
     if len(chosen) != 1:
@@ -89,15 +91,14 @@ def _instances(table: Group, key: str) -> NDArray[np.str_] | None:
     column = table["obs"].get(key) if "obs" in table else None
     if column is None:
         return None
+    numbers: Any = None
     if hasattr(column, "shape"):
-        texts: NDArray[np.str_] = np.asarray(column[...]).astype(str)
-        return texts
-    if "codes" in column:  # AnnData keeps texts that repeat so
-        names: NDArray[np.str_] = np.asarray(column["categories"][...]).astype(str)
-        named: NDArray[np.str_] = names[np.asarray(column["codes"][...])]
-        return named
-    values: NDArray[np.str_] | None = np.asarray(column["values"][...]).astype(str) if "values" in column else None
-    return values
+        numbers = column[...]
+    elif "codes" in column:  # AnnData keeps texts that repeat so
+        numbers = np.asarray(column["categories"][...])[np.asarray(column["codes"][...])]
+    elif "values" in column:
+        numbers = column["values"][...]
+    return None if numbers is None else np.asarray(numbers).astype(str)
 
 
 def _of_table(table: Group) -> Stored:
@@ -112,6 +113,12 @@ def _rows(table: Group) -> Rows:
     if not hasattr(values, "shape"):
         raise DataError("its features are a sparse matrix, expected a dense one. Save X.toarray()")
     return Rows(values)
+
+
+def _size(table: Group) -> int | None:
+    """Return the numbers of a vector; None of a sparse matrix."""
+    shape = getattr(table["X"], "shape", None)
+    return shape[-1] if shape else None
 
 
 def _region(table: Group) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# Name in a tool's files, with "-" between words -> name in the catalogue of encoders.
+# Name in a tool's files, with "-" between words -> name in the catalogue of encoders; nothing else lists them.
 _STANDARD = {
     "uni-v1": "uni",
     "mahmood-uni": "uni",
@@ -14,9 +14,11 @@ _STANDARD = {
     "conch-v1": "conch",
     "mahmood-conch": "conch",
     "conch-v15": "conch-v1.5",
+    "conch-v1-5": "conch-v1.5",
     "conch1-5": "conch-v1.5",
     "conch-1.5": "conch-v1.5",
     "mahmood-conch1-5": "conch-v1.5",
+    "virchow-v2": "virchow2",
     "hoptimus0": "h-optimus-0",
     "hoptimus1": "h-optimus-1",
     "h0mini": "h0-mini",
@@ -29,14 +31,22 @@ _STANDARD = {
     "lunit-dino16": "lunit-vits16",
     "lunit-dino8": "lunit-vits8",
 }
+# Networks that tools call alike, and that differ in the numbers of a vector: TRIDENT's stops at the third stage.
+_BY_SIZE = {("resnet50", 1024): "resnet50-imagenet"}
 
 
-def standard_name(name: str) -> str:
-    """Return an encoder's name in the catalogue, else in lower case."""
+def standard_name(name: str, size: int | None = None) -> str:
+    """Return an encoder's name in the catalogue, else in lower case.
+
+    Args:
+        name: as a tool or a person writes it.
+        size: numbers of a vector, where they are known.
+    """
     plain = re.sub(r"[\s_]+", "-", name.strip().lower())
-    return _STANDARD.get(plain, plain)
+    found = _STANDARD.get(plain, plain)
+    return found if size is None else _BY_SIZE.get((found, size), found)
 
 
-def same_encoder(one: str, other: str) -> bool:
-    """Return whether two names are of the same encoder."""
-    return standard_name(one) == standard_name(other)
+def same_encoder(one: str, other: str, size: int | None = None) -> bool:
+    """Return whether two names are of the same encoder; for ``size`` see ``standard_name``."""
+    return standard_name(one, size) == standard_name(other, size)

@@ -85,7 +85,7 @@ def survey(path: Path, options: FeatureOptions, finest: float | None = None) -> 
         encoder = found.encoder or (folder[1] if folder else None)
         known = found.completed(options.tile, options.mpp, finest)
         return Said(
-            encoder=standard_name(encoder) if encoder else None,
+            encoder=standard_name(encoder, found.rows.shape[1]) if encoder else None,
             digest=found.digest,
             level=found.level,
             size=found.rows.shape[1],
@@ -144,7 +144,8 @@ def agree(files: Mapping[str, Said], options: FeatureOptions) -> Agreed:
 
 def _encoder(files: Mapping[str, Said], options: FeatureOptions) -> str:
     if options.encoder:
-        return standard_name(options.encoder)
+        size = Counter(said.size for said in files.values()).most_common(1)[0][0]
+        return standard_name(options.encoder, size)
     said = {one.encoder for one in files.values()}
     if len(said) == 1 and (only := next(iter(said))):
         return only

@@ -11,6 +11,7 @@ from oncofed.data.case_facts import reason_of
 from oncofed.data.features.files import NoFeaturesError
 from oncofed.data.features.survey import Agreed, FeatureOptions, Said, agree, survey
 from oncofed.data.folder import Found
+from oncofed.data.grouping import named
 from oncofed.data.layouts import kinds
 from oncofed.data.layouts.base import FolderLayout, Item, patient_of, unique
 from oncofed.data.layouts.listed import listed
@@ -95,10 +96,24 @@ def features_of_folder(
     else:
         kept = _once(kept, said, layout)
         layout.items = [Item(_name(p), patient_of(p), (p,), modality="SM") for p in kept]
+    layout.remarks += _each_its_own(layout.items)
     layout.items = unique([_with_slide(item, slides) for item in layout.items])
     used = {item.images[0] for item in layout.items}
     layout.left_out |= {path: _SLIDE_ALONE for own in slides.values() for path in own if path not in used}
     return layout, agreed
+
+
+def _each_its_own(items: Sequence[Item]) -> list[str]:
+    """Return a remark on slides whose patients nothing names."""
+    alone = [item.name for item in items if not item.patient]
+    if len(alone) < 2:
+        return []
+    remark = (
+        f"slides whose patient nothing names, {len(alone):,} of {len(items):,}: {named(alone)}. Each counts as a "
+        "patient of its own, so slides of one patient may lie in training and in test. Name a table with the columns "
+        "image and patient with --slides, and register again"
+    )
+    return [remark]
 
 
 def lists_slides(table: Path | None, targets: TableTargets | None = None) -> bool:

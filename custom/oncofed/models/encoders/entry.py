@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
+from oncofed.data.features.names import standard_name
 from oncofed.errors import SpecError
 from oncofed.settings import StrictModel
 
@@ -52,7 +53,6 @@ class EncoderEntry(StrictModel):
 
     name: str
     title: str
-    aliases: tuple[str, ...] = Field((), description="what other tools call it")
     family: Literal["colour", "monai_resnet", "resnet", "vit", "ctranspath", "conch", "conch_v1.5"] = Field(
         description="which function of networks.py builds it"
     )
@@ -114,9 +114,8 @@ def catalogue_name(name: str) -> str | None:
         >>> catalogue_name("UNI_v1"), catalogue_name("hoptimus1"), catalogue_name("titan")
         ('uni', 'h-optimus-1', None)
     """
-    wanted = name.lower()
-    named = (entry.name for entry in catalogue().values() if wanted in {entry.name, *entry.aliases})
-    return next(named, None)
+    wanted = standard_name(name)
+    return wanted if wanted in catalogue() else None
 
 
 def find_entry(name: str) -> EncoderEntry:

@@ -91,13 +91,14 @@ def extract_dataset(request: ExtractionRequest, advance: Callable[[str, int, int
     """
     manifest = read_manifest(request.folder)
     jobs, aside = _jobs(request.folder, manifest)
-    request.out.mkdir(parents=True, exist_ok=True)
+    request.out.parent.mkdir(parents=True, exist_ok=True)
+    request.out.mkdir(mode=0o700, exist_ok=True)  # files are called as the slides
     with _locked(request.out):
         places = find_places(request.device, request.workers)[: max(1, len(jobs))]
         with Pool(request.encoder, request.out, places) as pool:
             ready = pool.ready()
             kept = _begun(request, manifest, ready)
-            forget_others(request.out, {str(entry.name) for entry in manifest.entries} | set(aside))
+            forget_others(request.out, {job.name for job in jobs} | set(aside))
             patients = {entry.name: entry.patient for entry in manifest.entries}
             missing: list[SlideJob] = []
             there: dict[str, KeptSlide] = {}

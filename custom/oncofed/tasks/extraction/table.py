@@ -15,11 +15,11 @@ import numpy as np
 import yaml
 
 from oncofed.atomic import write_whole
-from oncofed.data.features.kept import Kept
+from oncofed.data.features.kept import OWNERS, TABLE_FILE, Kept
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.targets import DatasetTarget, FollowUp, TargetValue
 
-TABLE_FILE, TARGETS_FILE = "slides.csv", "targets.yaml"
+TARGETS_FILE = "targets.yaml"
 _COLUMNS = ("image", "patient", "label", "split")
 
 
@@ -48,10 +48,11 @@ def write_table(out: Path, manifest: Manifest, kept: Kept) -> None:
         rows.writerow(
             [*stated, *(cells.get(column, "") for column in of_targets), *(entry.tags.get(tag, "") for tag in tags)]
         )
-    write_whole(out / TABLE_FILE, text.getvalue())
+    write_whole(out / TABLE_FILE, text.getvalue(), OWNERS)
     if manifest.targets:
         targets = {name: _described(name, target, slides) for name, target in manifest.targets.items()}
-        write_whole(out / TARGETS_FILE, yaml.safe_dump({"targets": targets}, sort_keys=False, allow_unicode=True))
+        described = yaml.safe_dump({"targets": targets}, sort_keys=False, allow_unicode=True)
+        write_whole(out / TARGETS_FILE, described, OWNERS)
     else:
         (out / TARGETS_FILE).unlink(missing_ok=True)
 
