@@ -132,3 +132,9 @@ def test_scanner_slices_and_reference_are_known_without_a_table() -> None:
     assert known["area_mm2"] == {"c": "4"}
     assert known["area_px"] == {"d": "100"}
     assert known["stain"] == {"b": "H&E"}
+
+
+def test_counts_of_a_slides_tiles_are_no_area() -> None:
+    facts = {"shape": [4096, 4096], "spacing": [0.00025, 0.00025], "label_values": {"0": 10, "1": 3}}
+    slide = _case("s", tiles="tiles/s.npz", **facts)
+    assert "area_mm2" not in known_columns([slide], {1: "tumour"})

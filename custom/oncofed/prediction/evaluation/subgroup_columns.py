@@ -154,8 +154,8 @@ def _colour(entry: Entry) -> str | None:
 
 def _labelled(case: Case, entry: Entry, classes: Mapping[int, str]) -> tuple[str, str] | None:
     """Return column and size of the labelled region, if known."""
-    if not isinstance(case.label, Path) or not entry.label_values:
-        return None
+    if not isinstance(case.label, Path) or not entry.label_values or entry.tiles:
+        return None  # of a slide the values count tiles
     become = dict(case.label_values) if case.label_values is not None else {value: value for value in classes}
     sought = {value for value, name in classes.items() if name != IGNORED}
     voxels = sum(
