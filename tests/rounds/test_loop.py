@@ -346,7 +346,7 @@ def test_a_job_may_keep_the_last_round_whatever_the_scores_say(tmp_path: Path) -
     assert int(run.best["count"]) == 8
 
 
-def test_a_run_stops_early_and_keeps_the_first_model_without_scores(tmp_path: Path) -> None:
+def test_a_run_stops_early_and_keeps_the_last_model_without_scores(tmp_path: Path) -> None:
     sites = tiny_sites(east=3)
     sites["east"].score = lambda site, weights: 0.5
     run = _run(tmp_path / "same", sites, {"rounds": {"number": 9}, "evaluation": {"patience": 2}})
@@ -354,7 +354,7 @@ def test_a_run_stops_early_and_keeps_the_first_model_without_scores(tmp_path: Pa
     sites["east"].score = lambda site, weights: None
     run = _run(tmp_path / "none", sites, {"rounds": {"number": 2}})
     assert run.of(Finished)[0].best_validation is None
-    assert run.of(Finished)[0].best_round == 1
+    assert run.of(Finished)[0].best_round == 2
 
 
 def test_sites_are_drawn_by_the_seed_and_small_ones_only_score(tmp_path: Path) -> None:

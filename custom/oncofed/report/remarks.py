@@ -30,8 +30,8 @@ def selection(result: Result) -> str:
     if not result.rounds or result.curves.get("validation"):
         return "which did best on the validation patients"
     return (
-        "the first one: no round had a score on validation patients to choose by, too few of them or none that can be "
-        "compared (evaluation.select: last takes the last round's)"
+        "the last one: no round had a score on validation patients to choose by, too few of them or none that can be "
+        "compared"
     )
 
 

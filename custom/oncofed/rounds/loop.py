@@ -304,7 +304,9 @@ class RoundLoop:
             return
         select = self._federation.evaluation.select
         score = selected_score(select, known, self._sites.cases)
-        if state.best_round == 0 or select == "last" or (score is not None and score > state.best_score):
+        # While no round has a score, the one with the most training is the best.
+        unscored = score is None and state.best_score == float("-inf")
+        if select == "last" or unscored or (score is not None and score > state.best_score):
             state.best_score = score if score is not None else state.best_score
             state.best_round = number
             self._keep_best(state.model, number)
