@@ -108,7 +108,7 @@ def register_by_card(job: str, source: Path, out: Path, count: int = 40) -> Path
     command = re.findall(r"^oncofed (data register (?:.*\\\n)*.*)$", card_of(job), re.MULTILINE)[0]
     words = shlex.split(command.replace("\\\n", " "))
     words[2] = str(source)
-    made = {"--labels": str(table), **_OF_MADE_SLIDES}
+    made = {"--labels": str(table), **({} if "--features" in words else _OF_MADE_SLIDES)}
     words = [made.get(before, word) for before, word in zip(["", *words[:-1]], words, strict=True)]
     done = CliRunner().invoke(app, [*words, "--out", str(out), "--workers", "1"])
     assert done.exit_code == 0, done.output

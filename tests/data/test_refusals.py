@@ -40,12 +40,13 @@ _HELPS = re.compile(
 )
 # Names of messages that are written, and held to the rules, elsewhere in the package.
 _WRITTEN_ELSEWHERE = re.compile(
-    r"reason|problem|fault|listed|_explain|_nothing_found|_why|^expected_columns$|^BROKE_ITS_READER$"
+    r"reason|problem|fault|listed|_explain|_nothing_found|_why|^expected_columns$|"
+    r"^BROKE_ITS_READER$|^DAMAGED$|^NO_OUTLINES$"
 )
 _RETURNS_REASONS = re.compile(r"reason_of|^_why|_problem$|fault|^expected_columns$")
 # Functions that modules share -> number of their argument that is a reason.
 _TAKE_REASONS = {"refused": 1, "unreadable": 2}
-_CONSTANTS = {"BROKE_ITS_READER"}
+_CONSTANTS = {"BROKE_ITS_READER", "DAMAGED", "NO_OUTLINES"}
 # Of an exception only this is passed on: where in a text it is, and the system's own words and numbers.
 _PLAIN_FACTS = {"strerror", "errno", "lineno", "colno", "code", "filename", "__cause__", "reason"}
 

@@ -126,7 +126,7 @@ def test_a_calibration_with_reliability_is_in_result_and_report(training: InProc
     result.write(tmp_path)
     assert read_result(tmp_path) == result
     html = write_report(result, {}, tmp_path).read_text()
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 1
     for said in ("All sites' test patients together", "temperature of 1.50", "By a margin of 0.2", "Reliability"):
         assert said in html
     note_pooled(result, pooled=None, paired=None, calibration=None)  # as read from a record without them
