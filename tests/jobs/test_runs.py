@@ -220,9 +220,9 @@ def test_a_job_runs_from_images_to_a_report(name: str, tmp_path: Path) -> None:
     assert result["sites"]["east"]["federated"] is not None
     report = (out / "report.html").read_text()
     told = result["pooled_test"] or {"classes": {}, "reliability": None, "targets": {}}
-    # Rounds, pictures, what is known over the sites, and a plot of each target; of survival also groups of risk.
+    # Pictures, what is known over the sites, and attention; rounds and targets where enough patients are behind them.
     attention = result["attention"] is not None
-    assert report.count("<svg") >= 2 + bool(told["classes"] or told["reliability"]) + len(told["targets"]) + attention
+    assert report.count("<svg") >= 1 + bool(told["classes"] or told["reliability"]) + attention
     calibration = read_calibration(out / "model")
     assert (calibration is None) == (result["calibration"] is None)
     if name in FIGURES:

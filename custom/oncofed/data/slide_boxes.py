@@ -42,7 +42,7 @@ def drawn_objects(case: Case, canvas: SlideCanvas, point_size: float | None) -> 
     points = sum(len(region.points) for region in read_regions(case.mask)) if point_size is None else 0
     if points:
         raise DataError(
-            f"marks {points} objects by points alone, and the job does not say how large these are. Say it, in microns: "
+            f"marks {points} objects by points alone, and the job does not say how large these are. Say it in microns: "
             "task.point_size"
         )
     return DrawnRegions(case.mask, {name: value for value, name in case.label_names}, canvas, point_size)
