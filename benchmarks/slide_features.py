@@ -47,6 +47,7 @@ from oncofed.data.spec import SplitSpec
 from oncofed.data.tiles import SlideTiles, read_tiles, stream_tiles
 from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.encoders import find_entry
+from oncofed.models.encoders.networks import import_timm
 from oncofed.models.weights import weights_of
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
 from synthetic import make_slides
@@ -109,7 +110,7 @@ def _alone(bench: Bench, encoder: Encoder) -> float:
 
 def _vision_transformer(bench: Bench) -> None:
     """Encode aligned tiles by a ViT-S of random weights."""
-    import timm
+    timm = import_timm()
 
     side, tile = 4 if bench.quick else 64 if bench.cuda else 16, 224
     path = write_aperio(bench.folder / "vit.svs", side, "jpeg", tile)
