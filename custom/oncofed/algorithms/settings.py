@@ -34,7 +34,8 @@ class RoundsSpec(StrictModel):
     )
     late: Literal["discount", "drop"] = Field(
         "discount",
-        description="an update that comes after its round: taken into the next one with less weight, or left out",
+        description="an update that comes after its round: taken into the next one with less weight, or left out (always "
+        "so with privacy.secure_aggregation)",
     )
     staleness: float = Field(
         0.5, ge=0, le=10, description="an update that is n rounds late weighs (1 + n)^-staleness (FedAsync, FedBuff)"
@@ -72,6 +73,17 @@ class ExchangeSpec(StrictModel):
     )
     largest_weight: float = Field(
         20.0, ge=1, le=1e6, description="a site counts as at most this many times the cases of the median site"
+    )
+
+
+class SecureAggregationSpec(StrictModel):
+    """Updates are added up under masks, which the server cannot lift from a single one.
+
+    Bonawitz et al., CCS 2017; see docs/secure-aggregation.md.
+    """
+
+    minimum_sites: int = Field(
+        3, ge=3, le=1000, description="fewest sites in a sum; of two, each would learn the other's"
     )
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from torch import nn
 
 from oncofed.algorithms import JobFacts
+from oncofed.algorithms.sums import other_integers
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.models.encoders import unusual_tiles
+from oncofed.models.weights import layout_of
 from oncofed.report.result import read_result
 
 
@@ -21,6 +23,19 @@ def check_strategy(spec: JobSpec, network: nn.Module) -> None:
     """
     facts = JobFacts(network=network, network_name=spec.model.network, norm=spec.model.norm, gpus=spec.resources.gpus)
     spec.federation().algorithm().check_job(facts)
+    if spec.privacy.secure_aggregation:
+        _check_integers(network)
+
+
+def _check_integers(network: nn.Module) -> None:
+    """Refuse integers that no rule tells, since masks add up numbers with a fraction alone."""
+    layout = layout_of(network)
+    others = other_integers([name for name, value in layout.sent.items() if not value.is_floating_point()])
+    if others:
+        raise SpecError(
+            f"the network has integers that training may change ({others[0]}), and secure aggregation adds up numbers "
+            "with a fraction: take a network without, or leave privacy.secure_aggregation out"
+        )
 
 
 def check_sites(spec: AnyJob, sites: int) -> None:

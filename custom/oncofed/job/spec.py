@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from oncofed.algorithms import algorithm_class
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.plan import FederationPlan, StrategySection
-from oncofed.algorithms.settings import EvaluationSpec, ExchangeSpec, RoundsSpec
+from oncofed.algorithms.settings import EvaluationSpec, ExchangeSpec, RoundsSpec, SecureAggregationSpec
 from oncofed.data.profile_plan import ProfilePlan
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
@@ -33,6 +33,14 @@ JOB_FILE = "job.yaml"
 Spec = TypeVar("Spec", bound=StrictModel)
 
 
+class PrivacySpec(StrictModel):
+    """What hides a site's update, and what bounds a patient's effect."""
+
+    secure_aggregation: SecureAggregationSpec | None = Field(
+        None, description="{}: the server is given the sum of the updates alone; null: each site's update"
+    )
+
+
 class JobSpec(StrictModel):
     """A job that trains a model."""
 
@@ -48,6 +56,7 @@ class JobSpec(StrictModel):
     strategy: StrategySection = FedAvg.Settings()
     exchange: ExchangeSpec = ExchangeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    privacy: PrivacySpec = PrivacySpec()
     seed: int = Field(1, ge=0, lt=2**31, description="of the initial weights, the splits and the order of patches")
     licence: str = Field("", max_length=80, description="of the model, for its card, such as CC-BY-NC-4.0")
     contact: str = Field("", max_length=120, description="who answers for the model, for its card")
@@ -121,7 +130,11 @@ class JobSpec(StrictModel):
     def federation(self) -> FederationPlan:
         """Return how the sites work together."""
         return FederationPlan(
-            rounds=self.rounds, strategy=self.strategy, exchange=self.exchange, evaluation=self.evaluation
+            rounds=self.rounds,
+            strategy=self.strategy,
+            exchange=self.exchange,
+            evaluation=self.evaluation,
+            secure_aggregation=self.privacy.secure_aggregation,
         )
 
     def with_rounds(self, rounds: int) -> JobSpec:

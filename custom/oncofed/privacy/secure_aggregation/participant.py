@@ -121,8 +121,8 @@ class Participant:
     def learn_peers(self, advertisements: Sequence[KeyAdvertisement]) -> None:
         """Learn the keys of all sites of the job, its own among them.
 
-        May be called again between rounds, for a site that was started again has a new key. An attempt that is under
-        way ends.
+        May be called again, for a site that was started again has a new key. An attempt in which this site has shared
+        its keys ends, if they are others'.
 
         Raises:
             ProtocolError: a key is not of a certified site of this job, or its own is missing or another.
@@ -131,7 +131,8 @@ class Participant:
         peers = {one.site: one for one in advertisements}
         if peers.get(self._site) != self._advertisement:
             raise ProtocolError("own entry", f"the server passes on another key of {self._site} than its own")
-        if peers != self._peers and self._attempt is not None and self._attempt.reveal is None:
+        now = self._attempt
+        if peers != self._peers and now is not None and now.roster is not None and now.reveal is None:
             self._attempt = None
         self._peers, self._keys = peers, known
 
