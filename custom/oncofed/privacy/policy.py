@@ -138,7 +138,8 @@ class Policy(StrictModel):
         if job.smallest_sum is None and self.leaves.secure_aggregation == "required":
             why = "updates leave under masks alone (privacy.secure_aggregation)"
         elif job.smallest_sum is not None and job.smallest_sum < least:
-            why = f"privacy.secure_aggregation.minimum_sites is {job.smallest_sum}, expected at least {least} (smallest_sum)"
+            name = "privacy.secure_aggregation.minimum_sites"
+            why = f"{name} is {job.smallest_sum}, expected at least {least} (smallest_sum)"
         else:
             return None
         return f"its policy does not allow this job: {why}"

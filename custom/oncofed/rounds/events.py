@@ -562,6 +562,8 @@ TRAINING_EVENTS: tuple[type[Event], ...] = (
     SiteNotKept,
     Validated,
     RoundEnded,
+    Summed,
+    SumFailed,
     EarlyStop,
     CrossSite,
     Finished,

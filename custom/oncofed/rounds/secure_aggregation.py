@@ -294,7 +294,7 @@ class _Attempt:
         SiteStep(self._context, requests, take, needed=needed, seconds=seconds).run()
 
     def _add(self, site: str, result: Result | Refusal) -> None:
-        masked = checked(result, MaskedResult, lambda found: {**found.content, "words": found.words})
+        masked = checked(result, MaskedResult, lambda found: {**found.content, "words": dict(found.words)})
         self._aggregator.add(_of_sender(MaskedInput.from_fields(masked), site))
 
 

@@ -181,12 +181,11 @@ class OutboundPolicy:
         """Let declared words through: the update itself was checked before it was masked."""
         if not self._sums:
             raise PolicyError("the job has no secure aggregation")
-        MaskedInput.from_fields({**result.content, "words": {}})
+        message = MaskedInput.from_fields({**result.content, "words": dict(result.words)})
         expected, digest = dict(self._summed), Digest()
-        if set(result.words) != set(expected):
+        if set(message.words) != set(expected):
             raise PolicyError("the masked words are not those of the job's weights")
-        for name in sorted(expected):
-            words = result.words[name]
+        for name, words in sorted(message.words.items()):
             if words.dtype is not torch.int32 or words.shape != expected[name].shape:
                 raise PolicyError(f"{name} is {tuple(words.shape)} {words.dtype}, expected masked words as int32")
             digest.add(name, words)
