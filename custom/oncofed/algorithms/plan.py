@@ -14,10 +14,10 @@ from oncofed.algorithms.settings import (
     EvaluationSpec,
     ExchangeSpec,
     RoundsSpec,
-    SecureAggregationSpec,
 )
 from oncofed.algorithms.sums import check_sums
 from oncofed.plugins import read_section
+from oncofed.privacy.settings import SecureAggregationSpec
 from oncofed.settings import StrictModel
 
 

@@ -76,17 +76,6 @@ class ExchangeSpec(StrictModel):
     )
 
 
-class SecureAggregationSpec(StrictModel):
-    """Updates are added up under masks, which the server cannot lift from a single one.
-
-    Bonawitz et al., CCS 2017; see docs/secure-aggregation.md.
-    """
-
-    minimum_sites: int = Field(
-        3, ge=3, le=1000, description="fewest sites in a sum; of two, each would learn the other's"
-    )
-
-
 class EvaluationSpec(StrictModel):
     """Which round's model is kept, and when to stop."""
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from oncofed.algorithms.base import Algorithm, Update
 from oncofed.algorithms.schedule import Synchronous
-from oncofed.algorithms.settings import EvaluationSpec, ExchangeSpec, RoundsSpec, SecureAggregationSpec
+from oncofed.algorithms.settings import EvaluationSpec, ExchangeSpec, RoundsSpec
 from oncofed.models.weights import Weights
 from oncofed.privacy.secure_aggregation import Ready
+from oncofed.privacy.settings import SecureAggregationSpec
 from oncofed.settings import SettingError
 
 _SECTION = "privacy.secure_aggregation"

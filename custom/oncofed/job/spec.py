@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from oncofed.algorithms import algorithm_class
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.plan import FederationPlan, StrategySection
-from oncofed.algorithms.settings import EvaluationSpec, ExchangeSpec, RoundsSpec, SecureAggregationSpec
+from oncofed.algorithms.settings import EvaluationSpec, ExchangeSpec, RoundsSpec
 from oncofed.data.profile_plan import ProfilePlan
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
@@ -23,6 +23,7 @@ from oncofed.models import ModelSpec
 from oncofed.models.foreign import read_bundle
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import find_pack
+from oncofed.privacy.settings import PrivacySpec
 from oncofed.settings import Lines, SettingError, StrictModel, read_yaml, validated
 from oncofed.tasks import TaskSection, task_class
 from oncofed.tasks.targets.section import task_of_targets
@@ -31,14 +32,6 @@ from oncofed.training import Plan, ResourcesSpec, TrainingSpec
 JOB_FILE = "job.yaml"
 
 Spec = TypeVar("Spec", bound=StrictModel)
-
-
-class PrivacySpec(StrictModel):
-    """What hides a site's update, and what bounds a patient's effect."""
-
-    secure_aggregation: SecureAggregationSpec | None = Field(
-        None, description="{}: the server is given the sum of the updates alone; null: each site's update"
-    )
 
 
 class JobSpec(StrictModel):
