@@ -9,7 +9,7 @@ model with which they began, so that a server cannot tell different sites differ
 Everything here is a state machine: messages in, messages out. There is no network, file, clock or thread of control.
 """
 
-from oncofed.privacy.secure_aggregation.aggregator import Aggregator, Layout, Sum
+from oncofed.privacy.secure_aggregation.aggregator import Aggregator
 from oncofed.privacy.secure_aggregation.failures import AggregationFailed, ProtocolError
 from oncofed.privacy.secure_aggregation.messages import (
     Confirmation,
@@ -25,6 +25,7 @@ from oncofed.privacy.secure_aggregation.messages import (
 )
 from oncofed.privacy.secure_aggregation.participant import Participant
 from oncofed.privacy.secure_aggregation.rules import PROTOCOL, Rules, Verify, VerifyKey, Weigh, by_cases, threshold
+from oncofed.privacy.secure_aggregation.sums import Layout, Sum
 
 __all__ = [
     "PROTOCOL",

@@ -5,12 +5,10 @@ A field states its check in its type: ``Annotated[int, integer(1, 9)]``.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor
@@ -106,8 +104,14 @@ class Message:
         ProtocolError: a field has a wrong type, length or range.
     """
 
+    _checks: ClassVar[dict[str, Check]] = {}
+
+    def __init_subclass__(cls) -> None:
+        hints = get_type_hints(cls, include_extras=True).items()
+        cls._checks = {name: hint.__metadata__[0] for name, hint in hints if hasattr(hint, "__metadata__")}
+
     def __post_init__(self) -> None:
-        for name, check in _checks(type(self)).items():
+        for name, check in self._checks.items():
             try:
                 value = check(getattr(self, name))
             except ProtocolError as error:
@@ -116,7 +120,7 @@ class Message:
 
     def to_fields(self) -> dict[str, Any]:
         """Return plain values by field, for a wire's codec."""
-        return {name: _plain(getattr(self, name)) for name in _checks(type(self))}
+        return {name: _plain(getattr(self, name)) for name in self._checks}
 
     @classmethod
     def from_fields(cls: type[_M], fields: Any) -> _M:
@@ -128,9 +132,8 @@ class Message:
         Raises:
             ProtocolError: a field is missing or unknown, or has a wrong type, length or range.
         """
-        expected = _checks(cls)
-        if not isinstance(fields, Mapping) or set(fields) != set(expected):
-            raise ProtocolError("message", f"expected {cls.__name__} with the fields {', '.join(expected)}")
+        if not isinstance(fields, Mapping) or set(fields) != set(cls._checks):
+            raise ProtocolError("message", f"expected {cls.__name__} with the fields {', '.join(cls._checks)}")
         return cls(**fields)
 
 
@@ -141,12 +144,6 @@ def message(kind: type[_M]) -> Check:
         return value if isinstance(value, kind) else kind.from_fields(value)
 
     return check
-
-
-@functools.cache
-def _checks(kind: type[Message]) -> dict[str, Check]:
-    hints = get_type_hints(kind, include_extras=True)
-    return {spec.name: hints[spec.name].__metadata__[0] for spec in dataclasses.fields(kind)}
 
 
 def _plain(value: Any) -> Any:

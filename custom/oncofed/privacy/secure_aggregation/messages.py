@@ -233,7 +233,7 @@ def confirmed_part(job: str, roster_digest: bytes, shared: tuple[str, ...], surv
         shared: whose sealed shares it got, and itself; sorted.
         survivors: as the server names them.
     """
-    names = (len(shared), *shared, len(survivors.sites), *survivors.sites)
+    names: tuple[str | int, ...] = (len(shared), *shared, len(survivors.sites), *survivors.sites)
     return transcript("confirm", job, survivors.round, survivors.attempt, roster_digest, *names)
 
 
