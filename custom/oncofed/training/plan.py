@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from oncofed.data.augment import Augmentation
-from oncofed.data.label_mapping import Supervision, name_key
+from oncofed.data.label_mapping import Supervision
+from oncofed.data.label_names import name_key
 from oncofed.data.spec import DataSpec
 from oncofed.data.stain.columns import Template
 from oncofed.errors import SpecError
