@@ -20,7 +20,7 @@ from oncofed.data.case import Case
 from oncofed.data.case_checks import known_facts
 from oncofed.data.composition import hashed_key
 from oncofed.data.grouping import counted
-from oncofed.data.label_mapping import IGNORED, name_key
+from oncofed.data.label_names import IGNORED, name_key
 from oncofed.data.layouts.tables import Row, Table, read_table
 from oncofed.data.layouts.written import Files, without_zeros
 from oncofed.data.manifest import SALT_FILE, Entry
