@@ -89,6 +89,10 @@ class TargetSums(Protocol):
     def members(self) -> tuple[str, ...]:
         """Names of parts with a figure each, such as findings."""
 
+    @property
+    def makes_mean(self) -> bool:
+        """Whether the job's metric is a mean of its figure and other targets'."""
+
     def is_site_sums(self, value: Any, most: int) -> bool:
         """Return whether a value has the form of the target's sums.
 
