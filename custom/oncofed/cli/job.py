@@ -126,8 +126,12 @@ def check(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Check a job.yaml: settings, values, and that its network can train on a patch of the job's size."""
-    from oncofed.job.checks import check_sites, check_strategy, deadline_warning, encoder_notes
+    """Check a job.yaml: settings, values, and that its network can train on a patch of the job's size.
+
+    A dataset of the job's name that is registered here is looked at, too: test dates before training ones, and columns
+    that tell the outcome.
+    """
+    from oncofed.job.checks import check_sites, check_strategy, dataset_notes, deadline_warning, encoder_notes
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
     from oncofed.models.weights import weights_of
     from oncofed.tasks.targets.details import details_of
@@ -146,7 +150,8 @@ def check(
     check_strategy(spec, network)
     if sites:
         check_sites(spec, sites)
-    warning, notes = deadline_warning(spec, workspace / "runs"), encoder_notes(spec)
+    warning = deadline_warning(spec, workspace / "runs")
+    notes = [*encoder_notes(spec), *dataset_notes(spec, datasets_folder(workspace) / spec.data.dataset)]
     parameters = sum(p.numel() for p in network.parameters())
     megabytes = sum(v.numel() * v.element_size() for v in weights_of(network).values()) / 1e6
     if json:

@@ -8,6 +8,8 @@ from torch import nn
 
 from oncofed.algorithms import JobFacts
 from oncofed.algorithms.sums import other_integers
+from oncofed.data.contract import doubts
+from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.models.encoders import unusual_tiles
@@ -61,6 +63,22 @@ def encoder_notes(spec: JobSpec) -> list[str]:
     if encoder is None:
         return []
     return unusual_tiles(encoder.network, [(data.patch[0], data.spacing[0] * 1000 if data.spacing else None)])
+
+
+def dataset_notes(spec: JobSpec, folder: Path) -> list[str]:
+    """Return notes on the job's dataset, where one is registered here.
+
+    Test patients from before training ones, and columns that tell the outcome; see ``contract.doubts``.
+
+    Args:
+        spec: the job.
+        folder: of the dataset.
+    """
+    if not (folder / MANIFEST_FILE).is_file():
+        return []
+    plan = spec.plan()
+    found = doubts(folder, plan.data, plan.supervision(), spec.seed)
+    return [f"dataset {folder.name}: {doubt.kind}: {doubt.what}" for doubt in found]
 
 
 def deadline_warning(spec: JobSpec, runs: Path) -> str | None:
