@@ -234,7 +234,8 @@ def _take(
     series = image_files(folder)
     found, good, refused = [], list[Source](), list[Path]()
     for entry in (*manifest.entries, *(Entry(image=path) for path in manifest.test if isinstance(path, str))):
-        case = known = case_of(folder, manifest, entry, values)
+        case = case_of(folder, manifest, entry, values)
+        known: Case | None = case
         if vocabulary and requirements.label_kind in ("mask", "targets"):
             known = wanted_case(folder, manifest, entry, requirements.supervision, vocabulary, values)
         labelled = vocabulary is not None and known is not None

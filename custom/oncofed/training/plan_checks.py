@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.errors import SpecError
 from oncofed.packs.extensions import find_loss, find_transforms
 from oncofed.plugins import KINDS
