@@ -131,7 +131,14 @@ def check(
     A dataset of the job's name that is registered here is looked at, too: test dates before training ones, and columns
     that tell the outcome.
     """
-    from oncofed.job.checks import check_sites, check_strategy, dataset_notes, deadline_warning, encoder_notes
+    from oncofed.job.checks import (
+        check_sites,
+        check_strategy,
+        dataset_notes,
+        deadline_warning,
+        encoder_notes,
+        masks_note,
+    )
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
     from oncofed.models.weights import weights_of
     from oncofed.tasks.targets.details import details_of
@@ -165,6 +172,8 @@ def check(
         f"{find_job(job)}: ok. {spec.model.network} with {parameters:,} parameters, {megabytes:.1f} MB each way a "
         f"round, {spec.rounds.number} rounds of {spec.strategy.name}, {steps} steps at each site."
     )
+    if spec.privacy.secure_aggregation:
+        typer.echo(f"secure aggregation: {masks_note(spec)}")
     for name, target in details_of(spec.task).items():
         typer.echo(f"target {name} ({target.kind}): {target.asks}; judged by {target.metric_name}")
     if warning:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from oncofed.algorithms import JobFacts
-from oncofed.algorithms.sums import other_integers
+from oncofed.algorithms.sums import other_integers, summands
 from oncofed.data.contract import doubts
 from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import DataError, SpecError
@@ -53,7 +53,24 @@ def check_sites(spec: AnyJob, sites: int) -> None:
     if sites < needed:
         raise SpecError(f"the job needs {needed} sites ({setting}), found {sites}. Name more sites, or lower it.")
     if isinstance(spec, JobSpec):
+        smallest = spec.federation().smallest_sum
+        if smallest and sites < smallest:
+            raise SpecError(
+                f"the job needs {smallest} sites (privacy.secure_aggregation.minimum_sites), found {sites}. Name more "
+                "sites: of fewer than three, one would learn the other's update from the sum."
+            )
         spec.federation().algorithm().check_sites(sites)
+
+
+def masks_note(spec: JobSpec) -> str:
+    """Return what secure aggregation does in a job and what it costs."""
+    layout, algorithm = spec.plan().layout(), spec.federation().algorithm()
+    tensors, _ = summands(algorithm, layout.sent, algorithm.from_clients(layout), layout.trained)
+    megabytes = 4e-6 * sum(value.numel() for value in tensors.values())
+    return (
+        f"the server is given sums of {spec.federation().smallest_sum} sites or more; {megabytes:.1f} MB up a site and "
+        "round, and some hundred bytes for each other site; four short exchanges more a round"
+    )
 
 
 def encoder_notes(spec: JobSpec) -> list[str]:
