@@ -145,6 +145,10 @@ def _add_pages(app: Flask, folder: Path) -> None:
         packs.decide(folder, digest, state, request.form.get("reason", ""))
         return redirect(url_for("code", digest=digest), 303)
 
+    @app.get("/budget")
+    def budget() -> str:
+        return render_template("budget.html", budget=read_budget(folder))
+
     @app.get("/policy")
     def policy() -> str:
         current = policies.current_policy(folder)
