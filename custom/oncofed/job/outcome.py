@@ -10,6 +10,7 @@ from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunProgress
 from oncofed.machine import environment
 from oncofed.messages.compression import travelling_bytes
+from oncofed.privacy.statement import statement_of
 from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult, SiteTiles
 from oncofed.rounds.encoders import ENCODER, is_unknown
@@ -44,6 +45,7 @@ def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result
         classes=list(spec.task.classes.values()),
         targets=details_of(spec.task),
         seed=spec.seed,
+        privacy=statement_of(spec.privacy.differential_privacy, spec.plan().total_steps),
         data_note=data_note,
         environment=environment(),
     )

@@ -109,9 +109,9 @@ def noise_multiplier_for(epsilon: float, delta: float, sampling: float, steps: i
                 "larger epsilon or delta, or fewer steps"
             )
     near = brentq(lambda noise: math.log(cost(noise, _COARSE) / epsilon), low, high, rtol=_CLOSE)
-    noise = _rounded_up(near)
+    noise = rounded_up(near)
     while cost(noise, _FINE) > epsilon:
-        noise = _rounded_up(noise * (1 + _CLOSE))
+        noise = rounded_up(noise * (1 + _CLOSE))
     return noise
 
 
@@ -148,10 +148,13 @@ def _merged(events: Iterable[Event]) -> tuple[Event, ...]:
 def _interval(events: tuple[Event, ...]) -> float:
     """Return the width of a bin of privacy loss: coarser where losses are so large that it does not matter."""
     load = sum(event.steps * (event.sampling / event.noise_multiplier) ** 2 for event in events)
-    return _FINE * 10 ** math.ceil(math.log10(max(load / 1000, 1)))
+    return _FINE * 10.0 ** math.ceil(math.log10(max(load / 1000, 1)))
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
+    """Return a number rounded up in its fourth digit."""
+    if not (0 < value < math.inf):
+        return value
     unit = 10.0 ** (math.floor(math.log10(value)) - 3)
     return float(f"{math.ceil(value / unit) * unit:.4g}")
 

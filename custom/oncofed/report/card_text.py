@@ -190,6 +190,8 @@ def _privacy(card: Card) -> Iterator[tuple[str, object]]:
     yield "Left the sites", card.privacy.travelled
     yield "Updates as", card.privacy.update
     yield "Noise", card.privacy.noise
+    if card.privacy.promise:
+        yield from card.privacy.promise.said()
 
 
 def _fairness(scores: Quantitative) -> Iterator[tuple[str, object]]:

@@ -20,6 +20,7 @@ from oncofed.data.moments import numbers_of
 from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
 from oncofed.models.weights import Weights
+from oncofed.privacy.statement import statement_of
 from oncofed.rounds.context import RoundContext, moved
 from oncofed.rounds.evaluation import Evaluation
 from oncofed.rounds.events import (
@@ -123,6 +124,9 @@ class RoundLoop:
         self._transport = transport
         self._model = model or JobModel(plan)
         self._evaluate_only, self._calibration = evaluate_only, calibration
+        # Before the first round: it takes a library, which this machine may lack.
+        private = None if evaluate_only else plan.privacy.differential_privacy
+        self._promise = statement_of(private, plan.total_steps)
         self._record, self._clock = server.record, server.clock
         self._store = RunStore(folder, server.keys, server.record)
         self._sites = Sites(
@@ -387,6 +391,7 @@ class RoundLoop:
             "network": self._plan.model.network,
             "strategy": self._federation.strategy.name,
             "seed": self._plan.seed,
+            "privacy": self._promise.model_dump(mode="json") if self._promise else None,
             "rounds": rounds,
             "best_round": best_round,
             "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -24,10 +24,12 @@ from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
 from oncofed.plugins import KINDS
+from oncofed.privacy.settings import PrivacySpec
 from oncofed.settings import RenamedSettings, SettingError, StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
 from oncofed.tasks.targets.section import TABLE_TARGETS
+from oncofed.training.private_plan import check_private, require_no_mixing
 
 # Models beside a job's own: of the table alone, and of a slide's tiles without attention, by their networks' names.
 TABLE, POOLINGS = "table", ("mean_pooling", "max_pooling")
@@ -48,7 +50,8 @@ class TrainingSpec(RenamedSettings):
         le=4096,
         description="of these at once, gradients are added up; null: all. Halved where memory is short",
     )
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.99, as nnU-Net's")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov's momentum")
+    momentum: float = Field(0.99, ge=0, lt=1, description="of sgd; 0.99 is nnU-Net's")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="at the start of the run, after warm-up")
     schedule: Literal["cosine", "polynomial", "constant"] = Field(
         "cosine", description="of the learning rate over all rounds together; it does not restart with a round"
@@ -105,6 +108,7 @@ class Plan(StrictModel):
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     resources: ResourcesSpec = ResourcesSpec()
+    privacy: PrivacySpec = PrivacySpec()
     rounds: int = Field(5, ge=1, le=10_000)
     seed: int = Field(1, ge=0, lt=2**31)
 
@@ -117,6 +121,11 @@ class Plan(StrictModel):
                 "training.batch_size",
                 "resources.gpus",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _patients_are_apart(self) -> Plan:
+        check_private(self)
         return self
 
     @model_validator(mode="after")
@@ -337,6 +346,8 @@ class Plan(StrictModel):
             SpecError: no weight fits the patterns of those that are to be trained.
         """
         network = build_network(self.network_request, self.seed)
+        if self.privacy.differential_privacy:
+            require_no_mixing(network)
         patterns = self.training.trainable
         if patterns:
             fits = {n: any(fnmatch.fnmatch(n, p) for p in patterns) for n, _ in network.named_parameters()}
