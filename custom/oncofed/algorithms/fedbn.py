@@ -27,6 +27,7 @@ class FedBN(Algorithm[FedBNSettings]):
     """Clients keep batch normalisation locally; the server averages all."""
 
     Settings = FedBNSettings
+    needs_only_sums = True
 
     @property
     def why_not_private(self) -> str | None:

@@ -136,7 +136,11 @@ class JobSpec(StrictModel):
     def federation(self) -> FederationPlan:
         """Return how the sites work together."""
         return FederationPlan(
-            rounds=self.rounds, strategy=self.strategy, exchange=self.exchange, evaluation=self.evaluation
+            rounds=self.rounds,
+            strategy=self.strategy,
+            exchange=self.exchange,
+            evaluation=self.evaluation,
+            secure_aggregation=self.privacy.secure_aggregation,
         )
 
     def with_rounds(self, rounds: int) -> JobSpec:

@@ -21,6 +21,7 @@ from oncofed.privacy.statement import PrivacyStatement
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Result, SiteResult, SiteTiles
+from oncofed.report.sums import SumsUsed
 from oncofed.signing import signer
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.calibration import Calibration
@@ -134,6 +135,7 @@ class Privacy(_Part):
 
     travelled: str
     update: str = Field(description="type of the updates")
+    sums: SumsUsed | None = Field(None, description="of masked updates; null: the server was given each update")
     noise: str
     promise: PrivacyStatement | None = Field(None, description="to each training patient; null: none")
 
@@ -202,7 +204,7 @@ def make_card(
         training_data=_training_data(result, provenance, plan),
         training_procedure=_procedure(result, plan, federation),
         quantitative_analyses=scores,
-        privacy=_privacy(federation, result.privacy),
+        privacy=_privacy(federation, result),
         caveats_and_recommendations=_caveats(result, plan, scores),
         environment=environment,
         monai=_monai(details, plan, scores, environment),
@@ -310,14 +312,18 @@ def _of_enough(figures: Mapping[str, float], site: SiteResult) -> dict[str, floa
     return {name: value for name, value in figures.items() if behind.get(name, 0) >= LEAST_PATIENTS}
 
 
-def _privacy(federation: FederationPlan, promise: PrivacyStatement | None) -> Privacy:
+def _privacy(federation: FederationPlan, result: Result) -> Privacy:
+    promise, sums = result.privacy, result.sums
     swarm = not federation.algorithm().schedule.reaches_server
     way = "from site to site: the server sees means only" if swarm else "to the server"
+    if sums:
+        way = "to the server, under masks that it can lift from sums alone"
     cases = "numbers of cases" if promise else "numbers of cases, losses"
     return Privacy(
         travelled=f"updates of the weights, {way}; scores as means, counts and sums; {cases}. "
         "Images, labels and the scores of single patients stayed",
         update=federation.exchange.update,
+        sums=sums,
         noise=f"{promise.noise}: in each step of each site" if promise else _NO_NOISE,
         promise=promise,
     )

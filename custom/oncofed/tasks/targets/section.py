@@ -7,6 +7,7 @@ from typing import Any
 
 from oncofed.errors import SpecError
 from oncofed.models.networks import find_network
+from oncofed.settings import SettingError
 
 # Kind of network -> the task that has its input.
 TABLE_TARGETS = "table_targets"
@@ -28,16 +29,18 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
         model: section of the job, or None.
 
     Raises:
-        ValueError: a target of places is joined with others.
+        SettingError: a target of places is joined with others.
     """
     if task is not None and not isinstance(task, Mapping):
-        raise ValueError(f"task: found {task!r}, expected settings")
+        raise SettingError(f"found {task!r}, expected settings", "task")
     more = dict(task or {})
     kinds = [target.get("kind") if isinstance(target, Mapping) else None for target in targets or ()]
     dense = [kind for kind in kinds if kind in _DENSE]
     if dense and len(kinds) > 1:
-        raise ValueError(
-            f"a target of kind {dense[0]} is learned alone, found {len(kinds)} targets: make it another job"
+        raise SettingError(
+            f"a target of kind {dense[0]} is learned alone, found {len(kinds)} targets: make it another job",
+            f"targets.{kinds.index(dense[0])}",
+            "targets",
         )
     if dense:
         settings = {name: value for name, value in targets[0].items() if name not in ("name", "kind", "weight")}
