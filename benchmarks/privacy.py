@@ -1,4 +1,4 @@
-"""The cost of privacy: outbound checks, DP-SGD, secure aggregation.
+"""The cost of privacy: outbound checks, secure aggregation.
 
 The checks are those of a round of the hippocampus job at one site: update and scores are compared with the job's
 declarations, and recorded in the audit log on disk. They are compared with the round's training on this machine.
@@ -67,8 +67,7 @@ def run(bench: Bench) -> None:
     bench.measured(
         "policy and audit log before a job starts", starts, "s", target=Target(of="value", value=_MOST_AT_THE_START)
     )
-    for name in ("a training step with DP-SGD", "a round with secure aggregation"):
-        bench.skip(name, "share of a round", "oncofed does not have it yet")
+    bench.skip("a round with secure aggregation", "share of a round", "oncofed does not have it yet")
 
 
 def _round(bench: Bench, plan: Plan) -> float:

@@ -140,6 +140,11 @@ class Algorithm(Generic[SettingsT]):
                 "rounds.quorum",
             )
 
+    @property
+    def why_not_private(self) -> str | None:
+        """Why a job with differential privacy cannot have it; None: it can."""
+        return self.schedule.why_not_private
+
     def check_sites(self, sites: int) -> None:
         """Refuse a job that needs more sites than there are.
 

@@ -139,6 +139,7 @@ def check(
         encoder_notes,
         masks_note,
     )
+    from oncofed.job.private import privacy_costs, privacy_notes
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
     from oncofed.models.weights import weights_of
     from oncofed.tasks.targets.details import details_of
@@ -158,12 +159,14 @@ def check(
     if sites:
         check_sites(spec, sites)
     warning = deadline_warning(spec, workspace / "runs")
-    notes = [*encoder_notes(spec), *dataset_notes(spec, datasets_folder(workspace) / spec.data.dataset)]
+    datasets = datasets_folder(workspace) / spec.data.dataset
+    notes = [*encoder_notes(spec), *privacy_notes(spec), *dataset_notes(spec, datasets)]
+    costs = privacy_costs(spec, network)
     parameters = sum(p.numel() for p in network.parameters())
     megabytes = sum(v.numel() * v.element_size() for v in weights_of(network).values()) / 1e6
     if json:
         found = {"job": spec.name, "ok": True, "parameters": parameters, "exchange_mb": megabytes, "warning": warning}
-        typer.echo(jsonlib.dumps({**found, "notes": notes}))
+        typer.echo(jsonlib.dumps({**found, "privacy": costs.facts if costs else None, "notes": notes}))
         return
     steps = spec.plan().total_steps
     if spec.model.bundle:
@@ -172,6 +175,8 @@ def check(
         f"{find_job(job)}: ok. {spec.model.network} with {parameters:,} parameters, {megabytes:.1f} MB each way a "
         f"round, {spec.rounds.number} rounds of {spec.strategy.name}, {steps} steps at each site."
     )
+    for line in costs.lines() if costs else ():
+        typer.echo(line)
     if spec.privacy.secure_aggregation:
         typer.echo(f"secure aggregation: {masks_note(spec)}")
     for name, target in details_of(spec.task).items():

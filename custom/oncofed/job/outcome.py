@@ -11,6 +11,7 @@ from oncofed.job.spec import JobSpec
 from oncofed.job.watch import RunProgress
 from oncofed.machine import environment
 from oncofed.messages.compression import travelling_bytes
+from oncofed.privacy.statement import statement_of
 from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult, SiteTiles
 from oncofed.report.sums import sums_used
@@ -47,6 +48,7 @@ def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result
         classes=list(spec.task.classes.values()),
         targets=details_of(spec.task),
         seed=spec.seed,
+        privacy=statement_of(spec.privacy.differential_privacy, spec.plan().total_steps),
         data_note=data_note,
         environment=environment(),
     )

@@ -96,6 +96,18 @@ class JobSpec(StrictModel):
         self.federation()
         return self
 
+    @model_validator(mode="after")
+    def _strategy_keeps_patients_apart(self) -> JobSpec:
+        reason = self.federation().algorithm().why_not_private
+        if self.privacy.differential_privacy and reason:
+            raise SettingError(
+                f"found {self.strategy.name} beside privacy.differential_privacy: it {reason}. Take another strategy, "
+                "such as fedavg",
+                "strategy",
+                "privacy.differential_privacy",
+            )
+        return self
+
     def plan(self) -> Plan:
         """Return what one site needs to know.
 
@@ -116,6 +128,7 @@ class JobSpec(StrictModel):
             model=self.model,
             training=self.training,
             resources=self.resources,
+            privacy=self.privacy,
             rounds=self.rounds.number,
             seed=self.seed,
         )

@@ -192,6 +192,8 @@ def _privacy(card: Card) -> Iterator[tuple[str, object]]:
     if card.privacy.sums:
         yield from card.privacy.sums.said()
     yield "Noise", card.privacy.noise
+    if card.privacy.promise:
+        yield from card.privacy.promise.said()
 
 
 def _fairness(scores: Quantitative) -> Iterator[tuple[str, object]]:

@@ -21,6 +21,7 @@ from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.messages.secure_aggregation import plan_digest
 from oncofed.models.weights import Weights
 from oncofed.privacy.secure_aggregation import Verify
+from oncofed.privacy.statement import statement_of
 from oncofed.rounds.context import RoundContext
 from oncofed.rounds.events import EarlyStop, NotKept, Resumed, RoundEnded, Started, Validated
 from oncofed.rounds.intake import Record, UpdateIntake
@@ -117,6 +118,9 @@ class RoundLoop:
         self._transport = transport
         self._model = model or JobModel(plan)
         self._evaluate_only, self._calibration = evaluate_only, calibration
+        # Before the first round: it takes a library, which this machine may lack.
+        private = None if evaluate_only else plan.privacy.differential_privacy
+        self._promise = statement_of(private, plan.total_steps)
         self._record, self._clock = server.record, server.clock
         self._folder = folder
         self._store = RunStore(folder, server.keys, server.record)
@@ -327,6 +331,7 @@ class RoundLoop:
             "network": self._plan.model.network,
             "strategy": self._federation.strategy.name,
             "seed": self._plan.seed,
+            "privacy": self._promise.model_dump(mode="json") if self._promise else None,
             "rounds": rounds,
             "best_round": best_round,
             **({"smallest_sum": smallest_sum} if smallest_sum else {}),

@@ -22,11 +22,13 @@ from oncofed.models.mil.own_loss import without_own_loss
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
+from oncofed.privacy.settings import PrivacySpec
 from oncofed.settings import StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
 from oncofed.tasks.targets.section import TABLE_TARGETS
 from oncofed.training.plan_checks import CHECKS
+from oncofed.training.private_plan import require_no_mixing
 from oncofed.training.settings import ResourcesSpec, TrainingSpec
 
 # Models beside a job's own: of the table alone, and of a slide's tiles without attention, by their networks' names.
@@ -42,6 +44,7 @@ class Plan(StrictModel):
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     resources: ResourcesSpec = ResourcesSpec()
+    privacy: PrivacySpec = PrivacySpec()
     rounds: int = Field(5, ge=1, le=10_000)
     seed: int = Field(1, ge=0, lt=2**31)
 
@@ -163,6 +166,8 @@ class Plan(StrictModel):
             SpecError: no weight fits the patterns of those that are to be trained.
         """
         network = build_network(self.network_request, self.seed)
+        if self.privacy.differential_privacy:
+            require_no_mixing(network)
         patterns = self.training.trainable
         if patterns:
             fits = {n: any(fnmatch.fnmatch(n, p) for p in patterns) for n, _ in network.named_parameters()}

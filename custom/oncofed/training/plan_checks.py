@@ -10,6 +10,7 @@ from oncofed.errors import SpecError
 from oncofed.packs.extensions import find_loss, find_transforms
 from oncofed.plugins import KINDS
 from oncofed.settings import SettingError
+from oncofed.training.private_plan import check_private
 
 if TYPE_CHECKING:
     from oncofed.training.plan import Plan
@@ -149,4 +150,5 @@ CHECKS: tuple[Callable[[Plan], None], ...] = (
     _stain_changes_images,
     _teacher_is_alone,
     _pack_has_what_is_named,
+    check_private,
 )

@@ -44,6 +44,7 @@ _SAMPLED_NUMBERS = 1 << 18
 _ALLOWANCE = 1.1
 # A job requests sums twice, and once more each time that its server was killed meanwhile.
 _MOST_SUMS = 6
+_OF_TRAINING = ("profile", "covariates", "tiles")
 # Names, framing and numbers of a message, in addition to its tensors.
 _FRAMING_BYTES = 1 << 20
 
@@ -85,6 +86,7 @@ class OutboundPolicy:
         self._targets = sums_that_may_leave(plan.task)
         self._bins, self._covariates = bins_of(plan.data), numbers_of(plan.data.agreed_columns)
         self._slides = plan.data.may_be_slides
+        self._private = plan.privacy.differential_privacy is not None
         layout = plan.layout()
         self._like: Weights = layout.sent
         self._extra: Weights = self._algorithm.from_clients(layout)
@@ -116,6 +118,8 @@ class OutboundPolicy:
 
     @_check.register
     def _(self, result: SiteFacts) -> Approved:
+        if self._private and any(result.numbers.get(name) for name in _OF_TRAINING):
+            raise PolicyError("figures of training patients without noise, which a job with differential privacy keeps")
         check_counts(result.numbers, oncofed.__version__, self._bins, self._covariates, self._slides)
         self._most_cases = most_scored(result.numbers)
         numbers = dict(result.numbers)
@@ -218,6 +222,8 @@ class OutboundPolicy:
         return Approved(result, self._check_update(update, largest))
 
     def _check_numbers(self, numbers: Mapping[str, Any], sums: bool = False) -> None:
+        if self._private and "loss" in numbers:
+            raise PolicyError("a loss of training patients without noise, which a job with differential privacy keeps")
         check_numbers(
             numbers,
             self._classes,
