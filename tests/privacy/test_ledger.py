@@ -57,6 +57,10 @@ def test_a_job_is_charged_once_and_settled_to_what_it_took(tmp_path: Path) -> No
     assert ledger.settle("unknown", 1, "eve") is None
     assert ledger.charges()["first"].event.steps == 100
     ledger.charge(_charge("second"), limits, "eve")  # 300 and 100 steps together stay below
+    with pytest.raises(PolicyError, match="30 of 30"):
+        ledger.charge(_charge("first"), limits, "eve")  # it would go on with the other 200
+    ledger.charge(_charge("first"), Limits(1e-5), "eve")
+    assert ledger.charges()["first"].event.steps == 300
 
 
 def test_a_job_that_was_charged_for_others_is_refused(tmp_path: Path) -> None:

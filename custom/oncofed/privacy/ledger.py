@@ -108,7 +108,8 @@ class Ledger:
     def charge(self, charge: Charge, limits: Limits, who: str) -> Anchor:
         """Charge a job before its first step.
 
-        A job that was charged before, as after a restart, is not charged again.
+        A job that was charged before is not charged again: a process that goes on with it finds its charge, or lifts
+        one that was settled back to what it plans.
 
         Args:
             charge: with all planned steps.
@@ -124,9 +125,11 @@ class Ledger:
         """
         with self._held():
             charges = self.charges()
-            if charge.job in charges:
-                _require_same(charges[charge.job], charge)
-                return self._anchor()
+            charged = charges.pop(charge.job, None)
+            if charged:
+                _require_same(charged, charge)
+                if charged.event.steps >= charge.event.steps:
+                    return self._anchor()
             reason = refusal(list(charges.values()), charge, limits)
             if reason:
                 raise PolicyError(f"its policy does not allow this job: {reason}")
@@ -306,8 +309,6 @@ def _groups(charges: Sequence[Charge], account: str, patients: frozenset[str]) -
 
 def _require_same(charged: Charge, now: Charge) -> None:
     """Refuse a job that changed since it was charged."""
-    same = (charged.account, charged.patients, charged.event.sampling, charged.event.noise_multiplier)
-    if same != (now.account, now.patients, now.event.sampling, now.event.noise_multiplier) or (
-        now.event.steps > charged.event.steps
-    ):
+    facts = [(one.account, one.patients, one.event.sampling, one.event.noise_multiplier) for one in (charged, now)]
+    if facts[0] != facts[1]:
         raise PolicyError("its policy does not allow this job: it is not the one that its patients were charged for")

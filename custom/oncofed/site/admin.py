@@ -26,6 +26,7 @@ from oncofed.errors import AllianceError, FederationError, OncofedError
 from oncofed.loopback import IPV4, IPV6, require_loopback
 from oncofed.packs.approvals import State, made_by
 from oncofed.site import auditing, packs, policies
+from oncofed.site.budget import read_budget
 from oncofed.site.doctor import examine
 from oncofed.site.service import is_connected, service_state
 

@@ -67,7 +67,9 @@ def settle(fl_ctx: FLContext) -> None:
     if taken is None:
         return
     try:
-        last = Ledger(kit_folder(fl_ctx)).settle(str(fl_ctx.get_job_id()), taken, name_and_person(fl_ctx)[1] or "unknown")
+        last = Ledger(kit_folder(fl_ctx)).settle(
+            str(fl_ctx.get_job_id()), taken, name_and_person(fl_ctx)[1] or "unknown"
+        )
         if last:
             record(fl_ctx, CHARGED, ledger=str(last), settled=taken)
     except AuditError as error:
