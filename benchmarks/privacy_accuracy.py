@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from harness.bench import Bench, Settings
 from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.register import RegisterOptions, register
@@ -106,10 +108,7 @@ def federated(spec: JobSpec, sites: list[Cases], epsilon: float | None, bench: B
             trainer.load_weights(model)
             trainer.train(_STEPS)
         updates = [trainer.weights() for trainer in trainers]
-        model = {
-            name: sum(update[name] for update in updates) / len(updates) if value.is_floating_point() else value
-            for name, value in model.items()
-        }
+        model = {name: torch.stack([update[name].float() for update in updates]).mean(0) for name in model}
     trainers[0].load_weights(model)
     score = trainers[0].evaluate(sites[0].test).mean
     assert score is not None

@@ -76,7 +76,7 @@ _OUTCOME = "{name: outcome, kind: class, classes: [absent, present]}"
     ("data", "target", "message"),
     [
         (", covariates: [{name: age, range: [0, 120]}]", _OUTCOME, "age.*sums over training patients leave"),
-        ("", "{name: death, kind: survival, unit: months, horizon: 36}", "a loss that compares patients"),
+        ("", "{name: death, kind: survival, unit: months, horizon: 36, model: cox}", "a loss that compares patients"),
     ],
 )
 def test_targets_that_need_others_patients_are_refused(tmp_path: Path, data: str, target: str, message: str) -> None:

@@ -116,4 +116,5 @@ class SecretRandomness:
 
 def _unit(words: Tensor) -> Tensor:
     """Return random words as numbers in (0, 1]."""
-    return ((words >> (64 - _BITS)) & (2**_BITS - 1)).add_(1).to(torch.float64).mul_(2.0**-_BITS)
+    numbers: Tensor = ((words >> (64 - _BITS)) & (2**_BITS - 1)).add_(1).to(torch.float64)
+    return numbers.mul_(2.0**-_BITS)

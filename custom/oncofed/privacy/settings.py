@@ -74,7 +74,7 @@ class DifferentialPrivacySpec(StrictModel):
 class SecureAggregationSpec(StrictModel):
     """Updates are added up under masks, which the server cannot lift from a single one.
 
-    Bonawitz et al., CCS 2017; see docs/secure_aggregation.md.
+    Bonawitz et al., CCS 2017; see docs/secure-aggregation.md.
     """
 
     minimum_sites: int = Field(

@@ -149,6 +149,6 @@ CHECKS: tuple[Callable[[Plan], None], ...] = (
     _covariates_can_be_used,
     _stain_changes_images,
     _teacher_is_alone,
-    _pack_has_what_is_named,
     check_private,
+    _pack_has_what_is_named,
 )

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any, Protocol
+
 import torch
+from torch import Tensor
 
 from oncofed.data.batches import BatchBuilder, BatchStream
 from oncofed.data.inputs import BatchSource
@@ -11,7 +15,21 @@ from oncofed.privacy.noise import SecretRandomness
 from oncofed.training.patient_draws import PatientDraws
 from oncofed.training.plan import Plan
 
-Source = BatchStream | PatientDraws
+
+class Source(Protocol):
+    """An endless, resumable stream of what a step learns from."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Return itself."""
+
+    def __next__(self) -> Any:
+        """Return a step's batch, or its patients."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state after the last step."""
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from a state."""
 
 
 def training_source(
