@@ -154,3 +154,13 @@ def test_ready_is_repeated_for_the_same_offer() -> None:
     assert one.ready(1, 1, BASE, 5, 10, 1.0) is said
     with pytest.raises(ProtocolError, match="expected a higher one"):
         one.ready(1, 1, BASE, 6, 10, 1.0)
+
+
+def test_what_is_remembered_never_goes_back() -> None:
+    """An older state does not make an attempt new again: its shares would have the same nonces."""
+    one = Federation(3).participants["site-00"]
+    older = one.state()
+    one.ready(4, 2, BASE, 5, 10, 1.0)
+    one.restore(older)
+    with pytest.raises(ProtocolError, match="expected a higher one"):
+        one.ready(4, 2, BASE, 5, 10, 1.0)

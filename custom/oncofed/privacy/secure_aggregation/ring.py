@@ -153,7 +153,7 @@ def words_digest(words: Mapping[str, Tensor]) -> bytes:
         value = words[name].contiguous()
         head = f"{len(name)}:{name}{value.dtype}{tuple(value.shape)}"
         digest.update(head.encode())
-        digest.update(_little_endian(value))
+        digest.update(_little_endian(value).data)
     return digest.digest()
 
 
