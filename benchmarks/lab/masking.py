@@ -7,6 +7,7 @@ an RSA signature, whose own cost does not depend on the model.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import hmac
 import time
@@ -60,7 +61,7 @@ class Attempt:
         norm = norm_of(self.update)
         readies = [one.ready(1, 1, _BASE, 10, 10, norm) for one in self._sites.values()]
         roster = self.server.roster(readies)
-        shares = [self._timed("share", lambda one=one: one.share_keys(roster)) for one in self._sites.values()]
+        shares = [self._timed("share", functools.partial(one.share_keys, roster)) for one in self._sites.values()]
         self._forwarded = self.server.forward(shares)
         self._count(known[0], readies[0], shares[0])
 

@@ -62,8 +62,10 @@ def test_what_was_kept_is_of_this_job_and_holds_no_new_survivors() -> None:
 
 def test_a_server_that_may_have_revealed_begins_no_other_attempt() -> None:
     sites = Federation(4)
-    sites.confirm(sites.upload(sites.share(sites.begin()), sites.names))
-    restarted(sites, copy.deepcopy(sites.aggregator.state()))
+    survivors = sites.upload(sites.share(sites.begin()), sites.names)
+    state = copy.deepcopy(sites.aggregator.state())
+    sites.confirm(survivors)  # which the state does not know
+    restarted(sites, state)
     with pytest.raises(AggregationFailed, match="may have been revealed") as failed:
         sites.aggregator.begin(1, 2, BASE, Layout(sites.shapes))
     assert failed.value.revealed
