@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import io
 import os
 import signal
@@ -21,6 +22,7 @@ from rich.table import Table
 
 from commands import Outcome
 from oncofed.cli import main as entry
+from oncofed.lean_imports import import_monai_leanly
 from synthetic import make_site, write_job
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ def pytest_configure() -> None:
     Some tests stop processes by them. And no garbage is collected while the tests are imported.
     """
     gc.disable()
+    # FLARE first: each of its loggers looks through all modules that are there.
+    importlib.import_module("nvflare.app_common.workflows.statistics_controller")
+    import_monai_leanly()
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
