@@ -36,7 +36,7 @@ ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 _FORKS = multiprocessing.get_context("forkserver")
 
 
-def oncofed(*arguments: str | Path, home: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def oncofed(*arguments: str | Path, home: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in ``home``.
 
     That is also its user's folder and the system's temporary one. It is a separate process, forked from one that has
@@ -196,7 +196,7 @@ def _command_lines() -> Iterator[tuple[psutil.Process, str]]:
                 yield process, " ".join(process.cmdline())
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 300) -> None:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():
