@@ -35,8 +35,11 @@ _ROOT = Path(__file__).parents[1]
 _TABLES = {"attack": ("stopped", ("what", "by", "logged")), "wild": ("right", ("report", "kind", "test"))}
 
 
-# How long an example takes depends on what else the machine does: no test asserts a time.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes depends on what else the machine does: no test asserts a time. Where changes are judged, the
+# same examples judge each of them; elsewhere new ones are looked for.
+settings.register_profile(
+    "untimed", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("untimed")
 
 

@@ -36,7 +36,7 @@ from harness.results import Limit, Target
 
 def run(bench):
     """Measure."""
-    programs = {"oncofed": lambda: time.sleep(0.002), "longer": lambda: time.sleep(0.02)}
+    programs = {"oncofed": lambda: time.sleep(0.01), "longer": lambda: time.sleep(0.1)}
     limit = Limit(name="none", value=0.001)
     bench.race("sleeping", programs, limit=limit, missing={"Flower": "not installed"})
     assert bench.limits.disk_read() > 0
