@@ -10,7 +10,7 @@ from oncofed import devices
 from oncofed.devices import inference_type, require_named_gpu, training_device, why_unusable
 from oncofed.errors import TrainingError
 from oncofed.training.batch_gradients import training_precision
-from oncofed.training.plan import TrainingSpec
+from oncofed.training.settings import TrainingSpec
 
 _CUDA = torch.device("cuda")
 _WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]

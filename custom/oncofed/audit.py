@@ -24,7 +24,7 @@ from oncofed.processes import user_name
 AUDIT_FILE = Path("audit") / "audit.jsonl"
 # Entries that are written in several places, or searched for.
 ADMITTED, REFUSED, LEFT, HELD_BACK = "job admitted", "job refused", "message left", "message held back"
-RECEIVED = "code received"
+RECEIVED, MASKED = "code received", "update masked"
 ANCHORED = "a site's last line"
 LET_IN, COMMANDED = "let in", "command"
 

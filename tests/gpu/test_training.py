@@ -15,7 +15,7 @@ from oncofed.job.spec import JobSpec
 from oncofed.training import Plan, Trainer
 from oncofed.training.determinism import make_repeatable, use_deterministic_forms
 from oncofed.training.optimizer import StepScaler, build_optimizer
-from oncofed.training.plan import TrainingSpec
+from oncofed.training.settings import TrainingSpec
 
 pytestmark = pytest.mark.gpu
 

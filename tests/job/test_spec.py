@@ -92,6 +92,21 @@ rounds:
             "number: 2\nstrategy: swarm\nevaluation:\n  patience: 3\n  cross_site: true",
             r":20: evaluation\.cross_site: found true, but swarm gives no site's model to the server",
         ),
+        (
+            "2: core}\n",
+            "2: core}\n  partial: true\n  distillation: 0.5\nresources: {gpus: 2}\n",
+            r":12: resources\.gpus: found 2, expected 1: task\.distillation",
+        ),
+        (
+            "16]\n",
+            "16]\n  covariates:\n    - {name: age, range: [0, 100]}\n",
+            r":7: data\.covariates: covariates are for jobs with targets, found the task segmentation",
+        ),
+        (
+            "task:\n  type: segmentation\n  classes: {1: shell, 2: core}\n",
+            "targets:\n- {name: part, kind: class, classes: [a, b]}\n- {name: place, kind: mask}\n",
+            r":9: targets\.1: a target of kind mask is learned alone",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_reported_with_a_line(tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -19,7 +19,7 @@ from oncofed.training.checkpoint import (
     write_checkpoint,
 )
 from oncofed.training.optimizer import StepScaler, build_optimizer
-from oncofed.training.plan import TrainingSpec
+from oncofed.training.settings import TrainingSpec
 
 _OPTIMIZERS = ("sgd", "adamw")
 

@@ -12,7 +12,7 @@ from oncofed.job.spec import JobSpec
 from oncofed.training import Trainer
 from oncofed.training.batch_gradients import training_precision
 from oncofed.training.optimizer import learning_rate
-from oncofed.training.plan import TrainingSpec
+from oncofed.training.settings import TrainingSpec
 
 
 def _trainer(spec: JobSpec, site: Path, name: str = "site-1", **training: object) -> Trainer:

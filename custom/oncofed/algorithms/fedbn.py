@@ -27,6 +27,7 @@ class FedBN(Algorithm[FedBNSettings]):
     """Clients keep batch normalisation locally; the server averages all."""
 
     Settings = FedBNSettings
+    needs_only_sums = True
 
     def check_job(self, job: JobFacts) -> None:
         """Refuse a network without batch normalisation."""

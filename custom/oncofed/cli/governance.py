@@ -98,7 +98,10 @@ def try_job(
 
     policy = current_policy(folder)
     spec = read_job(job)
-    refusal = policy.refusal(ProposedJob(spec.name, person, spec.data.dataset, spec.model.network, spec.strategy.name))
+    smallest_sum = spec.federation().smallest_sum
+    refusal = policy.refusal(
+        ProposedJob(spec.name, person, spec.data.dataset, spec.model.network, spec.strategy.name, smallest_sum)
+    )
     if refusal:
         raise PolicyError(f"{spec.name}: {refusal}")
     whom = f" by {person}" if person else ""

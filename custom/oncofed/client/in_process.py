@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 import oncofed
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.training_profile import site_profile
-from oncofed.client.case_sums import patients_of_sums, sums_of
-from oncofed.client.case_table import write_case_table
-from oncofed.client.folder import CASES_FILE, OWN_MODEL, sole_owner
+from oncofed.client.first_asked import FirstAsked
+from oncofed.client.folder import OWN_MODEL, sole_owner
 from oncofed.client.kept_model import keep_model
 from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, ProgressReporter, SiteContext, Stop
 from oncofed.client.personal import PersonalModel
-from oncofed.client.preparation import check_cases, draw_validation_cases, set_broken_files_aside, untrained_weights
-from oncofed.client.progress import SECONDS_BETWEEN_REPORTS, ThrottledProgress
+from oncofed.client.preparation import check_cases, set_broken_files_aside, untrained_weights
+from oncofed.client.progress import ThrottledProgress
+from oncofed.client.scoring import LocalScoring
 from oncofed.client.state import SiteState
 from oncofed.data.case import Case
 from oncofed.data.manifest import Entry
@@ -31,18 +29,13 @@ from oncofed.data.prepared import plan_cache
 from oncofed.data.slides.site_tiles import site_tiles
 from oncofed.data.spec import DataSpec
 from oncofed.messages.compression import Compressor
-from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked, TrainRequest
+from oncofed.messages.requests import EvaluateRequest, TrainRequest
 from oncofed.messages.results import TrainResult
 from oncofed.models.weights import Weights, digest_of
-from oncofed.privacy.evaluations import evaluation_numbers, without_thresholded
-from oncofed.tasks import metrics_that_may_leave
-from oncofed.tasks.scores import Evaluation
 from oncofed.training import Plan, Trainer, start_trainer
 
 _CHECKPOINT_FILE = "checkpoint.safetensors"
 _PERSONAL_FILE = "personal.safetensors"
-
-Outcomes = list[tuple[str, Any]]
 
 
 class InProcessTraining:
@@ -63,27 +56,30 @@ class InProcessTraining:
         self._progress = ThrottledProgress(reporter)
         self._resources = contextlib.ExitStack()
         self._trainer: Trainer | None = None
+        self._scoring: LocalScoring | None = None
         self._personal: PersonalModel | None = None
         self._algorithm = federation.algorithm()
         self._gradient_hook = self._algorithm.gradient_hook()
         self._compressor = Compressor(federation.exchange.update)
         self._state = SiteState()
-        self._validation_cases: tuple[Case, ...] = ()
         self._profile: dict[str, Any] = {}
         self._sums_of_data: dict[str, Any] = {}
         self._origin: dict[str, Any] = {}
         self._untrained: Weights = {}
         self._kept_locally: Weights = {}
-        self._known: SumsAsked | None = None
-        self._tested = ""
-        # Duration of the last score: phases shorter than a report's interval are not reported.
-        self._evaluation_seconds = math.inf
+        self._first_asked = FirstAsked()
 
     @property
     def trainer(self) -> Trainer:
         """The site's trainer, from ``prepare`` on."""
         assert self._trainer, "prepare comes first"
         return self._trainer
+
+    @property
+    def scoring(self) -> LocalScoring:
+        """Scores models on the site's cases, from ``prepare`` on."""
+        assert self._scoring, "prepare comes first"
+        return self._scoring
 
     # --- prepare
 
@@ -100,7 +96,7 @@ class InProcessTraining:
     def close(self) -> None:
         """Release memory and the job's folder."""
         self._resources.close()
-        self._trainer = self._personal = None
+        self._trainer = self._scoring = self._personal = None
         self._state.forget_result()
 
     def _load(self) -> Trainer:
@@ -124,8 +120,14 @@ class InProcessTraining:
             trainer.prepare(self._progress.counter("loading data"))
         trainer.gradient_hook = self._gradient_hook
         self._personal = self._start_personal(trainer)
-        most = self._federation.evaluation.most_cases
-        self._validation_cases = draw_validation_cases(usable.cases.validation, most, plan.seed, self._reporter)
+        self._scoring = LocalScoring(
+            trainer=trainer,
+            context=context,
+            most_cases=self._federation.evaluation.most_cases,
+            first=self._first_asked,
+            progress=self._progress,
+            reporter=self._reporter,
+        )
         self._untrained = untrained_weights(trainer, plan, context.initial)
         self._resume()
         return trainer
@@ -159,7 +161,7 @@ class InProcessTraining:
         trainer, weights = self.trainer, self._weights_here(received)
         # If an earlier process was killed in this very round, its weights continue, not the global ones.
         halfway = trainer.weights() if trainer.unfinished == turn_key else None
-        numbers = self._evaluate("validation", weights, stop)
+        numbers = self.scoring.evaluate("validation", weights, stop)
         if self._gradient_hook:
             self._gradient_hook.start(trainer.network, dict(request.extra))
         trainer.hold_as_teacher()
@@ -234,65 +236,15 @@ class InProcessTraining:
         """
         return {**self._untrained, **received, **self._kept_locally}
 
-    # --- validate
+    # --- score
 
     def validate(self, request: EvaluateRequest, stop: Stop, keep_as: str | None = None) -> LocalScore:
         """Score the model."""
         weights = self._weights_here({name: _full_precision(value) for name, value in request.weights.items()})
-        outcomes: Outcomes = []
-        accepted = self._accepted(request.sums)
-        self.trainer.task.use_thresholds(accepted.thresholds)
-        self.trainer.task.use_temperatures(accepted.temperatures)
-        tested = self._is_tested(request, weights)
-        numbers, patients = self._evaluate(request.split, weights, stop, outcomes, tested), []
-        if request.sums and not stop():
-            sums = self._sums(request.split, outcomes, weights, request.sums, stop)
-            numbers |= sums
-            patients = patients_of_sums(self.trainer.task, outcomes) if sums else []
-        if request.split == "test" and self._personal:
-            numbers["personal"] = self._told(self._personal.test(stop), tested)
+        score = self.scoring.score(request, weights, self._personal, stop)
         if keep_as and not stop():
             self._keep_model(keep_as)
-        return LocalScore(numbers, patients)
-
-    def _accepted(self, asked: SumsAsked | None) -> SumsAsked:
-        """Return the thresholds and temperatures to count by: the first that the job gave, for good.
-
-        By others and others again, exact figures would tell single patients' probabilities.
-        """
-        if asked is None or not (asked.thresholds or asked.temperatures):
-            return SumsAsked()
-        self._known = self._known or asked
-        return self._known
-
-    def _is_tested(self, request: EvaluateRequest, weights: Weights) -> bool:
-        """Return whether this is the first model that is tested with the job's thresholds.
-
-        Figures that depend on a threshold leave of that one alone: of others, whose outputs are shifted a little each,
-        they would tell single patients' answers.
-        """
-        chosen = (self._known and self._known.thresholds) or not self.trainer.task.chooses_thresholds
-        if request.split != "test" or request.sums is None or not chosen:
-            return False
-        digest = str(digest_of(weights))
-        self._tested = self._tested or digest
-        return digest == self._tested
-
-    def _sums(self, split: Split, outcomes: Outcomes, weights: Weights, asked: SumsAsked, stop: Stop) -> dict[str, Any]:
-        against = self._outcomes_of_other(stop) if split == "test" else None
-        sums = sums_of(self.trainer.task, split, outcomes, against, asked)
-        if against is not None:
-            self.trainer.load_weights(weights)
-        return sums
-
-    def _outcomes_of_other(self, stop: Stop) -> Outcomes | None:
-        """Return the other model's test outcomes, if any."""
-        if self._context.against is None:
-            return None
-        trainer, outcomes = self.trainer, Outcomes()
-        trainer.load_weights(load_file(self._context.against))
-        trainer.evaluate(trainer.cases.test, stop, False, None, outcomes)
-        return None if stop() else outcomes
+        return score
 
     def _keep_model(self, name: str) -> None:
         """Keep the model that serves this site.
@@ -314,45 +266,6 @@ class InProcessTraining:
             self._reporter.note(f"the model could not be kept in {folder}: {error}", logging.ERROR)
         else:
             self._reporter.note(f"the model is kept in {folder}", logging.INFO)
-
-    def _told(self, evaluation: Evaluation, tested: bool) -> dict[str, Any]:
-        """Return an evaluation as it may leave; of a tested model with figures that depend on a threshold."""
-        numbers = evaluation_numbers(evaluation)
-        return numbers if tested else without_thresholded(numbers, metrics_that_may_leave(self._plan.task))
-
-    def _evaluate(
-        self, split: Split, weights: Weights, stop: Stop, outcomes: Outcomes | None = None, tested: bool = False
-    ) -> dict[str, Any]:
-        """Score weights on this site's cases.
-
-        Args:
-            split: of these cases.
-            weights: all of the model's.
-            stop: polled; true ends it early.
-            outcomes: filled with patient and outcome of each case.
-            tested: it is the job's tested model; see ``_is_tested``.
-        """
-        trainer = self.trainer
-        phase = "testing" if split == "test" else "validating"
-        if split == "test" or self._evaluation_seconds >= SECONDS_BETWEEN_REPORTS:
-            self._progress.report(phase=phase)
-        started, count = time.monotonic(), self._progress.counter(phase)
-
-        def on_case(done: int, total: int) -> None:
-            if time.monotonic() - started >= SECONDS_BETWEEN_REPORTS:
-                count(done, total)
-
-        cases = trainer.cases.test if split == "test" else self._validation_cases
-        trainer.load_weights(weights)
-        evaluation = trainer.evaluate(cases, stop, split == "test", on_case, outcomes)
-        self._evaluation_seconds = time.monotonic() - started
-        if evaluation.by_case:
-            path = self._context.state / CASES_FILE
-            try:
-                write_case_table(path, evaluation.by_case)
-            except OSError as error:
-                self._reporter.note(f"{path} could not be written: {error}", logging.ERROR)
-        return {"evaluation": self._told(evaluation, tested), "validate_s": time.monotonic() - started}
 
 
 def _full_precision(value: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from oncofed.models import ModelSpec
 from oncofed.models.foreign import read_bundle
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import find_pack
+from oncofed.privacy.settings import PrivacySpec
 from oncofed.settings import Lines, SettingError, StrictModel, read_yaml, validated
 from oncofed.tasks import TaskSection, task_class
 from oncofed.tasks.targets.section import task_of_targets
@@ -48,6 +49,7 @@ class JobSpec(StrictModel):
     strategy: StrategySection = FedAvg.Settings()
     exchange: ExchangeSpec = ExchangeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    privacy: PrivacySpec = PrivacySpec()
     seed: int = Field(1, ge=0, lt=2**31, description="of the initial weights, the splits and the order of patches")
     licence: str = Field("", max_length=80, description="of the model, for its card, such as CC-BY-NC-4.0")
     contact: str = Field("", max_length=120, description="who answers for the model, for its card")
@@ -121,7 +123,11 @@ class JobSpec(StrictModel):
     def federation(self) -> FederationPlan:
         """Return how the sites work together."""
         return FederationPlan(
-            rounds=self.rounds, strategy=self.strategy, exchange=self.exchange, evaluation=self.evaluation
+            rounds=self.rounds,
+            strategy=self.strategy,
+            exchange=self.exchange,
+            evaluation=self.evaluation,
+            secure_aggregation=self.privacy.secure_aggregation,
         )
 
     def with_rounds(self, rounds: int) -> JobSpec:

@@ -44,12 +44,19 @@ from oncofed.rounds.events import (
     Standardised,
     Started,
     Stopped,
+    Summed,
     TaskSent,
     Unknown,
     Validated,
 )
 
-_STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting", "combine": "averaging"}
+_STATES = {
+    "prepare": "preparing",
+    "train": "waiting",
+    "validate": "waiting",
+    "combine": "averaging",
+    **dict.fromkeys(("share_keys", "mask", "confirm", "reveal"), "masking"),
+}
 
 
 # In this phase sites report optimizer steps, in all others cases.
@@ -107,6 +114,7 @@ class RunProgress:
         ready_s: seconds until the sites were ready.
         cases: numbers of cases by site.
         participation: ``RoundEnded.participation`` by round.
+        sums: of masked updates.
         agreed: the sites behind each number that was agreed on before the first round; None: nothing was.
         incidents: in order.
         finished: last event of a run that ended well.
@@ -130,6 +138,7 @@ class RunProgress:
     slowest_site_s: list[float] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     participation: dict[int, dict[str, Any]] = field(default_factory=dict)
+    sums: list[Summed] = field(default_factory=list)
     agreed: dict[str, list[str]] | None = None
     incidents: list[Incident] = field(default_factory=list)
     finished: Finished | None = None
@@ -229,6 +238,10 @@ class RunProgress:
         self.participation[event.round] = event.participation or {}
         self.rounds_s.append(event.seconds)
         self.slowest_site_s.append(event.slowest_site_s)
+
+    @_take.register
+    def _summed(self, event: Summed) -> None:
+        self.sums.append(event)
 
     @_take.register
     def _finished(self, event: Finished) -> None:

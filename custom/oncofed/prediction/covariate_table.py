@@ -54,7 +54,7 @@ def with_table(sources: Sources, path: Path, reading: TableReading) -> Sources:
 
     Args:
         sources: as gathered.
-        path: of the table, with a column case (or image, file), study or patient.
+        path: of the table, with a column case (or image, file), series, study or patient.
         reading: what is read of it.
 
     Raises:

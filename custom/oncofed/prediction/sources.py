@@ -229,8 +229,8 @@ def _take(
     found, good, refused, series = [], list[Source](), list[Path](), image_files(folder)
     for entry in (*manifest.entries, *(Entry(image=path) for path in manifest.test if isinstance(path, str))):
         case = case_of(folder, manifest, entry, values)
-        known = case if requirements.label_kind not in ("mask", "targets") else None
-        if vocabulary and not known:
+        known: Case | None = case
+        if vocabulary and requirements.label_kind in ("mask", "targets"):
             known = wanted_case(folder, manifest, entry, requirements.supervision, vocabulary, values)
         labelled = vocabulary is not None and known is not None
         found.append(Source(case.name, known or case, entry, _series(entry, folder, series), labelled))

@@ -18,6 +18,7 @@ from oncofed.settings import StrictModel, first_problem
 POLICY_FILE = "policy.json"
 
 Window = Annotated[str, Field(pattern=WINDOW)]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{2}(:?[0-9A-Fa-f]{2}){31}$")]
 Patterns = Annotated[tuple[str, ...] | None, Field(min_length=1)]
 
 
@@ -56,6 +57,17 @@ class LeavesSpec(StrictModel):
     )
     largest_norm: float = Field(
         10.0, gt=1, le=1000, description="an update this many times as long as the job's usual one here is held back"
+    )
+    secure_aggregation: Literal["accepted", "required"] = Field(
+        "accepted", description="required: an update leaves under masks (privacy.secure_aggregation) or not at all"
+    )
+    smallest_sum: int = Field(
+        3, ge=3, le=1000, description="fewest sites in a sum that this site's masked update goes into"
+    )
+    peers: Annotated[tuple[Fingerprint, ...] | None, Field(min_length=1, max_length=1000)] = Field(
+        None,
+        description="SHA-256 fingerprints of certificates: of the other sites in a sum at least smallest_sum - 1 must "
+        "have one of these; null: any site of the alliance counts",
     )
 
 
@@ -117,7 +129,20 @@ class Policy(StrictModel):
         for rule, patterns, found in rules:
             if patterns is not None and found is not None and not any(fnmatchcase(found, p) for p in patterns):
                 return f"its policy does not allow this job: {rule} has no {found!r}"
-        return None
+        return self._refusal_of_sum(job)
+
+    def _refusal_of_sum(self, job: ProposedJob) -> str | None:
+        if job.strategy is None:
+            return None
+        least = self.leaves.smallest_sum
+        if job.smallest_sum is None and self.leaves.secure_aggregation == "required":
+            why = "updates leave under masks alone (privacy.secure_aggregation)"
+        elif job.smallest_sum is not None and job.smallest_sum < least:
+            name = "privacy.secure_aggregation.minimum_sites"
+            why = f"{name} is {job.smallest_sum}, expected at least {least} (smallest_sum)"
+        else:
+            return None
+        return f"its policy does not allow this job: {why}"
 
 
 @dataclass(frozen=True)
@@ -130,6 +155,7 @@ class ProposedJob:
         dataset: training dataset.
         network: None if nothing is trained.
         strategy: None if nothing is trained.
+        smallest_sum: fewest sites in a sum of masked updates; None: updates leave without masks.
     """
 
     name: str
@@ -137,6 +163,7 @@ class ProposedJob:
     dataset: str
     network: str | None = None
     strategy: str | None = None
+    smallest_sum: int | None = None
 
 
 def read_policy(folder: Path) -> Policy | None:

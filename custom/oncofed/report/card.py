@@ -20,6 +20,7 @@ from oncofed.data.grouping import counted
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Result, SiteResult, SiteTiles
+from oncofed.report.sums import SumsUsed
 from oncofed.signing import signer
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.calibration import Calibration
@@ -132,6 +133,7 @@ class Privacy(_Part):
 
     travelled: str
     update: str = Field(description="type of the updates")
+    sums: SumsUsed | None = Field(None, description="of masked updates; null: the server was given each update")
     noise: str
 
 
@@ -199,7 +201,7 @@ def make_card(
         training_data=_training_data(result, provenance, plan),
         training_procedure=_procedure(result, plan, federation),
         quantitative_analyses=scores,
-        privacy=_privacy(federation),
+        privacy=_privacy(federation, result.sums),
         caveats_and_recommendations=_caveats(result, plan, scores),
         environment=environment,
         monai=_monai(details, plan, scores, environment),
@@ -307,13 +309,16 @@ def _of_enough(figures: Mapping[str, float], site: SiteResult) -> dict[str, floa
     return {name: value for name, value in figures.items() if behind.get(name, 0) >= LEAST_PATIENTS}
 
 
-def _privacy(federation: FederationPlan) -> Privacy:
+def _privacy(federation: FederationPlan, sums: SumsUsed | None) -> Privacy:
     swarm = not federation.algorithm().schedule.reaches_server
     way = "from site to site: the server sees means only" if swarm else "to the server"
+    if sums:
+        way = "to the server, under masks that it can lift from sums alone"
     return Privacy(
         travelled=f"updates of the weights, {way}; scores as means, counts and sums; numbers of cases, losses. "
         "Images, labels and the scores of single patients stayed",
         update=federation.exchange.update,
+        sums=sums,
         noise="none: the training is not differentially private",
     )
 

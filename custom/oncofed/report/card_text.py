@@ -189,6 +189,8 @@ def _scores_table(scores: Quantitative, titles: Mapping[str, str]) -> str:
 def _privacy(card: Card) -> Iterator[tuple[str, object]]:
     yield "Left the sites", card.privacy.travelled
     yield "Updates as", card.privacy.update
+    if card.privacy.sums:
+        yield from card.privacy.sums.said()
     yield "Noise", card.privacy.noise
 
 

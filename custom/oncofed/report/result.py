@@ -11,6 +11,7 @@ from oncofed.atomic import write_whole
 from oncofed.data.slides.tile_quality import FLAGS
 from oncofed.errors import DataError
 from oncofed.report.preparation import EncoderUse, StainUse
+from oncofed.report.sums import SumsUsed
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.deletion import Deletion
@@ -147,6 +148,7 @@ class Result(_Part):
     attention_left_out: str = Field("", description="why that was not tested, of a model of slides")
     encoder: EncoderUse | None = Field(None, description="of slides' tiles; null: the job has none")
     stain: StainUse | None = Field(None, description="what was done about stains; null: nothing")
+    sums: SumsUsed | None = Field(None, description="of masked updates; null: the server was given each update")
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="round -> sites asked, in time, late, refused, lost and missing"

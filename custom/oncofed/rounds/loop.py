@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -15,35 +14,29 @@ from typing import Any
 
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.algorithms.schedule import Synchronous
 from oncofed.artifacts.training_profile import bins_of, combined_profile
 from oncofed.data.moments import numbers_of
 from oncofed.errors import FederationError, NotEnoughSitesError
-from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
+from oncofed.messages.secure_aggregation import plan_digest
 from oncofed.models.weights import Weights
-from oncofed.rounds.context import RoundContext, moved
-from oncofed.rounds.evaluation import Evaluation
-from oncofed.rounds.events import (
-    CrossSite,
-    EarlyStop,
-    Finished,
-    NotKept,
-    Resumed,
-    RoundEnded,
-    Started,
-    Validated,
-)
+from oncofed.privacy.secure_aggregation import Verify
+from oncofed.rounds.context import RoundContext
+from oncofed.rounds.events import EarlyStop, NotKept, Resumed, RoundEnded, Started, Validated
 from oncofed.rounds.intake import Record, UpdateIntake
 from oncofed.rounds.job_model import JobModel
-from oncofed.rounds.pooled_scores import calibration_of, together
 from oncofed.rounds.preparation import Preparation
 from oncofed.rounds.quorum import SECONDS_BETWEEN_TRIES, Quorum
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
 from oncofed.rounds.schedules import runner_for
+from oncofed.rounds.scoring import Scoring
+from oncofed.rounds.secure_aggregation import SummedRunner
 from oncofed.rounds.selection import has_stalled, selected_score
 from oncofed.rounds.sites import Sites
 from oncofed.rounds.standardisation import standardise
 from oncofed.rounds.store import RunStore
+from oncofed.rounds.sums import Sums, unverified
 from oncofed.rounds.transport import Transport
 from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.tasks.calibration import Calibration
@@ -73,6 +66,7 @@ class Server:
         keys: folder with the server's key and certificate; without them nothing is signed.
         job: facts of the job for the model's provenance.
         clock: monotonic, in seconds.
+        verify: gives the key of the site that advertises one, for secure aggregation.
     """
 
     record: Record
@@ -84,6 +78,7 @@ class Server:
     keys: Path = Path("startup")
     job: Mapping[str, Any] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
+    verify: Verify = unverified
 
 
 class RoundLoop:
@@ -119,11 +114,11 @@ class RoundLoop:
         calibration: Calibration | None = None,
     ) -> None:
         self._plan, self._federation, self._server = plan, federation, server
-        self._task = plan.build_task()
         self._transport = transport
         self._model = model or JobModel(plan)
         self._evaluate_only, self._calibration = evaluate_only, calibration
         self._record, self._clock = server.record, server.clock
+        self._folder = folder
         self._store = RunStore(folder, server.keys, server.record)
         self._sites = Sites(
             transport=transport,
@@ -134,6 +129,7 @@ class RoundLoop:
             clock=server.clock,
         )
         self._context: RoundContext
+        self._scoring: Scoring
         self._algorithm: Algorithm[Any]
 
     def run(self) -> None:
@@ -149,7 +145,7 @@ class RoundLoop:
         if self._evaluate_only:
             self._keep_best(state.model, 0)
             self._write_provenance(state.model, 0, 0)
-            self._test(state.model, 0, None)
+            self._scoring.test(state.model, 0, None, against=self._model.against(), keep=False)
             return
         if not state.round and not self._model.is_brought:
             columns = self._plan.data.agreed_columns
@@ -159,13 +155,14 @@ class RoundLoop:
                 self._record(EarlyStop(round=state.round, best_round=state.best_round))
                 break
             self._run_round(number, state)
-        self._judge(state, state.round, self._score(state.model, state.round, "validation"))
-        matrix = self._cross_site(state) if self._federation.evaluation.cross_site else None
+        self._judge(state, state.round, self._scoring.score(state.model, state.round, "validation"))
+        matrix = self._scoring.cross_site(state) if self._federation.evaluation.cross_site else None
         state.model = {}  # the last one; the best may be another, and memory should hold only one
         best = self._store.read_best()
-        self._calibrate(best, state.best_round)
-        self._write_provenance(best, state.round, state.best_round)
-        self._test(best, state.best_round, state.best_score, matrix)
+        self._scoring.calibrate(best, state.best_round)
+        self._write_provenance(best, state.round, state.best_round, state.smallest_sum)
+        against = self._model.against()
+        self._scoring.test(best, state.best_round, state.best_score, against=against, cross_site=matrix)
 
     def close(self) -> None:
         """Wait until all files are written."""
@@ -193,7 +190,7 @@ class RoundLoop:
         self._context = RoundContext(
             seed=plan.seed,
             federation=federation,
-            travelling=layout.travelling,
+            layout=layout,
             transport=self._transport,
             sites=self._sites,
             intake=intake,
@@ -206,7 +203,9 @@ class RoundLoop:
             ),
             record=record,
             clock=self._clock,
+            sums=self._sums() if federation.secure_aggregation else None,
         )
+        self._scoring = Scoring(self._context, plan, self._store, self._calibration)
         self._server.let_sites_fetch(layout.nbytes)
         self._algorithm = federation.algorithm(layout.trained)
         if state:
@@ -218,11 +217,15 @@ class RoundLoop:
                 sites=self._sites.all,
                 rounds=0 if self._evaluate_only else federation.rounds.number,
                 steps_per_round=plan.training.steps_per_round,
-                metric=self._task.metric,
+                metric=plan.build_task().metric,
                 strategy=federation.strategy.name,
             )
         )
         return state or RunState(initial)
+
+    def _sums(self) -> Sums:
+        server, job = self._server, str(self._server.job.get("id", "job"))
+        return Sums(self._folder, job, plan_digest(self._plan, self._federation), server.verify)
 
     def _prepare(self) -> None:
         """Wait for the sites that the job starts with."""
@@ -240,7 +243,9 @@ class RoundLoop:
         """Run one round and write its results."""
         current = RoundState(started=self._clock(), asked=self._draw(number))
         self._context.intake.admit_late(current, number)
-        result = runner_for(self._context, self._algorithm).run(number, state, current)
+        context, algorithm = self._context, self._algorithm
+        runner = SummedRunner(context, algorithm, Synchronous()) if context.sums else runner_for(context, algorithm)
+        result = runner.run(number, state, current)
         current, model = result.current, result.model
         self._judge(state, number - 1, current)
         if self._federation.evaluation.cross_site:
@@ -276,21 +281,7 @@ class RoundLoop:
         draw = random.Random(f"{self._plan.seed} {number}")  # noqa: S311 - not a secret
         return sorted(draw.sample(left, rounds.sites_per_round))
 
-    # --- scores
-
-    def _score(
-        self, weights: Weights, number: int, split: Split, sums: SumsAsked | None = None, keep: bool = False
-    ) -> RoundState:
-        """Have the sites score a model."""
-        request = EvaluateRequest(
-            weights=self._context.outgoing(weights),
-            round=number,
-            split=split,
-            sums=sums,
-            keep=keep,
-            artifacts=self._store.artifacts() if keep else {},
-        )
-        return Evaluation(self._context, request).run()
+    # --- the best model, and what is kept with it
 
     def _judge(self, state: RunState, number: int, current: RoundState) -> None:
         """Record a model's score, and keep the best model."""
@@ -311,52 +302,6 @@ class RoundLoop:
             state.best_round = number
             self._keep_best(state.model, number)
 
-    def _cross_site(self, state: RunState) -> dict[str, dict[str, float | None]]:
-        """Return test scores of each site's last local model.
-
-        Keys are the model's site, then the testing site.
-        """
-        matrix: dict[str, dict[str, float | None]] = {}
-        base = state.last_from or state.model
-        for site, update in sorted(state.last.items()):
-            current = self._score(moved(base, update.delta), state.round, "test")
-            matrix[site] = {s: n["evaluation"]["mean"] for s, n in sorted(current.numbers.items())}
-            self._record(CrossSite(model=site, scores=matrix[site]))
-        return matrix
-
-    def _calibrate(self, model: Weights, number: int) -> None:
-        """Calibrate a classifier, or choose thresholds, on the sites' validation patients."""
-        task = self._task
-        if task.label_kind == "class" or task.chooses_thresholds or task.learns_temperatures:
-            numbers = self._score(model, number, "validation", SumsAsked()).numbers
-            self._keep_calibration(calibration_of(numbers, sums_that_may_leave(self._plan.task)))
-
-    def _test(self, weights: Weights, number: int, score: float | None, matrix: dict[str, Any] | None = None) -> None:
-        """Score the job's model on test cases.
-
-        This ends the run.
-        """
-        against = self._model.against()
-        known = self._calibration
-        asked = SumsAsked(known.temperature, known.thresholds, known.temperatures) if known else SumsAsked()
-        numbers = self._score(weights, number, "test", asked, keep=not self._evaluate_only).numbers
-        targets = sums_that_may_leave(self._plan.task)
-        margin = self._federation.evaluation.margin
-        found = together(numbers, known, self._task.metric, margin, against, targets)
-        self._keep_calibration(found.calibration)
-        self._record(
-            Finished(
-                best_round=number,
-                best_validation=score if score is not None and math.isfinite(score) else None,
-                test={site: n["evaluation"] for site, n in sorted(numbers.items())},
-                personal={site: n["personal"] for site, n in sorted(numbers.items()) if "personal" in n},
-                cross_site=matrix,
-                **found.recorded(),
-            )
-        )
-
-    # --- files
-
     def _keep_best(self, weights: Weights, number: int) -> None:
         """Write the best model, retrying on a full disk."""
         failed_since: float | None = None
@@ -371,12 +316,7 @@ class RoundLoop:
                 )
             self._sites.watch(SECONDS_BETWEEN_TRIES)
 
-    def _keep_calibration(self, calibration: Calibration | None) -> None:
-        self._calibration = calibration
-        if calibration:
-            self._store.write_calibration(calibration)
-
-    def _write_provenance(self, model: Weights, rounds: int, best_round: int) -> None:
+    def _write_provenance(self, model: Weights, rounds: int, best_round: int, smallest_sum: int | None = None) -> None:
         """Write the model's provenance and its training profile."""
         known = ("train", "validation", "test", "dataset", "policy")
         cases = self._sites.cases
@@ -389,6 +329,7 @@ class RoundLoop:
             "seed": self._plan.seed,
             "rounds": rounds,
             "best_round": best_round,
+            **({"smallest_sum": smallest_sum} if smallest_sum else {}),
             "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "sites": {s: {k: v for k, v in cases[s].items() if k in known} for s in sorted(cases)},
         }

@@ -22,8 +22,9 @@ from oncofed.training.compiling import Compiling, Form, Situation, in_form
 from oncofed.training.determinism import alerts_told
 from oncofed.training.optimizer import StepScaler
 from oncofed.training.parallel import Group
-from oncofed.training.plan import Plan, TrainingSpec
+from oncofed.training.plan import Plan
 from oncofed.training.profile_ranges import profile_range
+from oncofed.training.settings import TrainingSpec
 
 _LOG = logging.getLogger(__name__)
 

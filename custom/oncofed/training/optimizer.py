@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oncofed.training.plan import TrainingSpec
+from oncofed.training.settings import TrainingSpec
 
 _FIRST_SCALE, _STEPS_BETWEEN_GROWTHS = 2.0**16, 2000
 # Below it float16 keeps none of a usual gradient, and from 2 ** -128 on the inverse is infinite.

@@ -8,9 +8,10 @@ from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, 
 from oncofed.tasks.targets.beside_mask import MaskTargets, MaskTargetsSpec
 from oncofed.tasks.targets.details import TargetDetails, details_of, figure_titles
 from oncofed.tasks.targets.images import ImageTargets, ImageTargetsSpec
+from oncofed.tasks.targets.settings import TargetsSpec, target_answers
 from oncofed.tasks.targets.slides import SlideTargets, SlideTargetsSpec
 from oncofed.tasks.targets.table import TableTargets, TableTargetsSpec
-from oncofed.tasks.targets.task import TargetsSpec, TargetsTask, target_answers
+from oncofed.tasks.targets.task import TargetsTask
 
 __all__ = [
     "TARGET_KINDS",

@@ -10,7 +10,8 @@ from oncofed.models.answers import in_words
 from oncofed.settings import StrictModel
 from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.targets.base import head_of
-from oncofed.tasks.targets.task import TargetsSpec, TargetsTask
+from oncofed.tasks.targets.settings import TargetsSpec
+from oncofed.tasks.targets.task import TargetsTask
 
 
 class TargetDetails(StrictModel):

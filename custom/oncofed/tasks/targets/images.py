@@ -19,7 +19,8 @@ from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.pictures import Picture, middle_slice
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.targets.outcome import TargetOutcome
-from oncofed.tasks.targets.task import TargetsSpec, TargetsTask
+from oncofed.tasks.targets.settings import TargetsSpec
+from oncofed.tasks.targets.task import TargetsTask
 
 # Images, and values of them all together, that are scored at once: large enough to fill a GPU, small enough for any.
 _IMAGES_AT_ONCE, _VALUES_AT_ONCE = 64, 1 << 22

@@ -7,6 +7,7 @@ from typing import Any
 
 from oncofed.errors import SpecError
 from oncofed.models.networks import find_network
+from oncofed.settings import SettingError
 
 # Kind of network -> the task that has its input.
 TABLE_TARGETS = "table_targets"
@@ -29,17 +30,19 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
         model: section of the job, or None.
 
     Raises:
-        ValueError: objects or boxes are joined with others.
+        SettingError: objects or boxes are joined with others.
     """
     if task is not None and not isinstance(task, Mapping):
-        raise ValueError(f"task: found {task!r}, expected settings")
+        raise SettingError(f"found {task!r}, expected settings", "task")
     more = dict(task or {})
     kinds = [target.get("kind") if isinstance(target, Mapping) else None for target in targets or ()]
     dense = [kind for kind in kinds if kind in _DENSE]
     alone = [kind for kind in dense if kind != "mask"]
     if alone and len(kinds) > 1:
-        raise ValueError(
-            f"a target of kind {alone[0]} is learned alone, found {len(kinds)} targets: make it another job"
+        raise SettingError(
+            f"a target of kind {alone[0]} is learned alone, found {len(kinds)} targets: make it another job",
+            f"targets.{kinds.index(alone[0])}",
+            "targets",
         )
     if dense and len(kinds) > 1:
         both = [_with_mask(target) if kind == "mask" else target for kind, target in zip(kinds, targets, strict=True)]

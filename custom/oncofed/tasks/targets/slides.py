@@ -21,7 +21,8 @@ from oncofed.tasks.inferred import SlideTargetScores
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.slide_pictures import attention_picture
-from oncofed.tasks.targets.task import TargetsSpec, TargetsTask
+from oncofed.tasks.targets.settings import TargetsSpec
+from oncofed.tasks.targets.task import TargetsTask
 
 
 class SlideTargetsSpec(TargetsSpec, BagSettings):

@@ -16,7 +16,8 @@ from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.pictures import Picture, middle_slice
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.targets.outcome import TargetOutcome
-from oncofed.tasks.targets.task import TargetsSpec, TargetsTask
+from oncofed.tasks.targets.settings import TargetsSpec
+from oncofed.tasks.targets.task import TargetsTask
 
 
 class TableTargetsSpec(TargetsSpec):
