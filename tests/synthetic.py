@@ -204,8 +204,7 @@ def make_lesions(folder: Path, cases: int = 12, side: int = 40, seed: int = 0, a
         np.meshgrid(*[(np.arange(n) + 0.5) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1
     )
     for number in range(cases):
-        values, centres = rng.normal(0, 1, shape), list[np.ndarray]()
-        boxes: list[Any] = []
+        values, boxes, centres = rng.normal(0, 1, shape), list[dict[str, Any]](), list[np.ndarray]()
         while len(boxes) < number % 4:
             radius = rng.uniform(3, 5)
             centre = rng.uniform(radius, side - radius, axes)
