@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.torch import load_file
 
-from oncofed.client.in_process import InProcessTraining
-from oncofed.client.local_training import PATIENTS_OF_SUMS, SiteContext
+from oncofed.client.in_memory import InProcessSite, train_in_memory
+from oncofed.client.local_training import SiteContext
 from oncofed.data.cases import Cases, pool_cases, usable_cases
 from oncofed.job.spec import JobSpec
-from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
-from oncofed.messages.results import EvaluateResult, Result, SiteFacts
 from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER
-from oncofed.rounds.in_memory import InMemorySites
-from oncofed.rounds.loop import RoundLoop, Server
 from oncofed.training import Plan, Trainer
 from oncofed.training.baselines import Baseline, train_baseline
 
@@ -64,46 +59,12 @@ def _trained(plan: Plan, own: Cases, tested: Cases, folder: Path, last: bool) ->
     return known(train_baseline(plan, baseline, folder, None)["all"].mean)
 
 
-class _Quiet:
-    def progress(self, **values: Any) -> None:
-        """Drop it."""
-
-    def note(self, text: str, level: int) -> None:
-        """Drop it."""
-
-
 def federated(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Path:
     """Train together in memory, and return the best model's file."""
-    trainings = {
-        site: InProcessTraining(
-            plan=spec.plan(),
-            federation=spec.federation(),
-            context=SiteContext(site=site, data=data, state=folder / site),
-            reporter=_Quiet(),
-        )
+    plan, federation = spec.plan(), spec.federation()
+    running = {
+        site: InProcessSite(plan, federation, SiteContext(site=site, data=data, state=folder / site))
         for site, data in sites.items()
     }
-    transport = InMemorySites({site: _answering(training) for site, training in trainings.items()})
-    server = Server(record=lambda event: None, sites=transport.names, clock=transport.clock)
-    loop = RoundLoop(plan=spec.plan(), federation=spec.federation(), transport=transport, folder=folder, server=server)
-    try:
-        loop.run()
-    finally:
-        loop.close()
-        for training in trainings.values():
-            training.close()
+    train_in_memory(plan, federation, running, folder, record=lambda event: None)
     return folder / MODELS_FOLDER / BEST_MODEL
-
-
-def _answering(training: InProcessTraining) -> Any:
-    def answer(request: Request) -> Result:
-        if isinstance(request, PrepareRequest):
-            numbers = training.prepare()
-            numbers.pop(PATIENTS_OF_SUMS, None)
-            return SiteFacts(numbers)
-        if isinstance(request, TrainRequest):
-            return training.train(request, bool)
-        assert isinstance(request, EvaluateRequest)
-        return EvaluateResult(training.validate(request, bool).numbers)
-
-    return answer

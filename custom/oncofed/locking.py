@@ -5,10 +5,12 @@ Some network drives do not allow it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from oncofed.errors import FederationError
@@ -69,6 +71,26 @@ def require_locks(folder: Path, instead: str) -> None:
     why = why_not_lockable(folder)
     if why:
         raise lock_error(folder, why, instead)
+
+
+@contextlib.contextmanager
+def sole_process(file: Path, busy: Exception) -> Iterator[None]:
+    """Keep other processes from what a lock file stands for, where the drive has locks.
+
+    Without them the person sees to it.
+
+    Args:
+        file: is created where it is missing.
+        busy: raised where another process holds it.
+    """
+    with file.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        except OSError:  # a network drive without locks
+            pass
+        yield
 
 
 def lock_error(path: Path | str, why: str, instead: str) -> FederationError:

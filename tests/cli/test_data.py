@@ -211,10 +211,10 @@ def test_stopped_registering_resumes(tmp_path: Path, sent: signal.Signals) -> No
     with started("data", "register", site, "--out", out, log=log, before=often) as process:
         wait_for(lambda: index.is_file() and index.stat().st_size > 60_000, "some cases were read")
         os.killpg(process.pid, sent) if sent == signal.SIGINT else process.kill()
-        assert process.wait(60) == (130 if sent == signal.SIGINT else -9)
-        wait_for(lambda: left_running(tmp_path) == [], "its processes ended", 20)
+        assert process.wait(300) == (130 if sent == signal.SIGINT else -9)
+        wait_for(lambda: left_running(tmp_path) == [], "its processes ended", 60)
     assert not (out / "dataset.json").exists()
     assert "Traceback" not in log.read_text()
     with started("data", "register", site, "--out", out, log=log) as process:
-        assert process.wait(120) == 0, log.read_text()
+        assert process.wait(300) == 0, log.read_text()
     assert len(json.loads((out / "dataset.json").read_text())["training"]) == cases

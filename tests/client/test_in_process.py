@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.client.in_memory import Unreported
 from oncofed.client.in_process import InProcessTraining
 from oncofed.client.local_training import SiteContext
 from oncofed.job.spec import read_job
@@ -15,20 +16,10 @@ from oncofed.messages.results import TrainResult
 from synthetic import make_site, write_job
 
 
-class _Quiet:
-    """Receives progress and log lines, and drops them."""
-
-    def progress(self, **values: object) -> None:
-        """Drop progress."""
-
-    def note(self, text: str, level: int) -> None:
-        """Drop a line."""
-
-
 def test_another_update_from_the_same_model_is_trained_and_not_the_kept_one(tmp_path: Path) -> None:
     plan = read_job(write_job(tmp_path / "job")).plan()
     context = SiteContext(site="east", data=make_site(tmp_path / "east"), state=tmp_path / "state")
-    training = InProcessTraining(plan=plan, federation=FederationPlan(), context=context, reporter=_Quiet())
+    training = InProcessTraining(plan=plan, federation=FederationPlan(), context=context, reporter=Unreported())
     training.prepare()
     weights = plan.initial_weights()
 

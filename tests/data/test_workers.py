@@ -37,6 +37,6 @@ def test_a_script_without_a_main_guard_is_reported(tmp_path: Path) -> None:
         "from oncofed.data.workers import Workers\n"
         "print(list(Workers(2).map(abs, range(9), fewest=2, broken=lambda number: 1000)))\n"
     )
-    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300, check=False)
     assert "below `if __name__" in ended.stderr
     assert "1000" not in ended.stdout

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.client.case_sums import patients_of_sums, sums_of
+from oncofed.client.in_memory import Unreported
 from oncofed.client.in_process import InProcessTraining
 from oncofed.client.local_training import SiteContext
 from oncofed.data.register import RegisterOptions, register
@@ -44,12 +45,6 @@ JOB = read_job("xray_classification").changed(
 CLASSES = list(JOB.task.classes.values())
 
 
-class _Quiet:
-    def progress(self, **values: Any) -> None: ...
-
-    def note(self, text: str, level: int) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessTraining]:
     folder = tmp_path_factory.mktemp("site")
@@ -60,7 +55,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessTrai
     context = SiteContext(
         site="east", data=folder / "set", state=folder / "state", against=folder / "other.safetensors"
     )
-    training = InProcessTraining(plan=JOB.plan(), federation=FederationPlan(), context=context, reporter=_Quiet())
+    training = InProcessTraining(plan=JOB.plan(), federation=FederationPlan(), context=context, reporter=Unreported())
     training.prepare()
     yield training
     training.close()

@@ -6,7 +6,6 @@ It refuses files that it cannot read as oncofed does.
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,15 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from bundle_runs import Run, Scored, prepare, run_all
+from bundle_runs import Run, Scored, command_of_monai, prepare, run_all
 from oncofed.models import ModelSpec
 from oncofed.training.plan import Plan
 
 UNET = {"network": "unet", "channels": [4, 8], "residual_units": 0}
+DENSENET = {
+    "network": "densenet121",
+    "arguments": {"init_features": 16, "growth_rate": 16, "block_config": [2, 2]},
+}
 TWO = {1: "shell", 2: "core"}
 
 
@@ -81,7 +84,7 @@ PLANS = {
     "xray": _plan(
         {"type": "classification", "classes": {0: "no", 1: "$yes", 2: "%file"}},
         {"patch": [64, 64], "modality": "xray"},
-        {"network": "densenet121"},
+        DENSENET,
     ),
     "tiles": _plan(
         {"type": "classification", "classes": {0: "a", 1: "b"}},
@@ -96,7 +99,7 @@ PLANS = {
     "volumes": _plan(
         {"type": "classification", "classes": {0: "a", 1: "b"}},
         {"patch": [32, 32, 32], "orientation": "LPS"},
-        {"network": "densenet121"},
+        DENSENET,
     ),
     "slides": _plan(
         {"type": "slide_classification", "classes": {0: "a", 1: "b"}},
@@ -331,9 +334,7 @@ def test_the_command_line_that_its_readme_names_answers_the_same(runs: dict[str,
     run = runs["two"]
     settings = {"config_file": "configs/inference.json", "dataset_dir": run.images, "output_dir": tmp_path}
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    alone = "import runpy, sys; sys.modules['oncofed'] = None; runpy.run_module('monai.bundle', run_name='__main__')"
-    command = [sys.executable, "-W", "ignore", "-c", alone, "run", *words]
-    done = subprocess.run(command, cwd=run.bundle, capture_output=True, text=True, check=False)
+    done = subprocess.run(command_of_monai("run", *words), cwd=run.bundle, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found, expected = (_read(Path(folder, "both_seg.nii.gz")) for folder in (tmp_path, run.out))
     np.testing.assert_array_equal(found, expected)

@@ -42,7 +42,7 @@ def test_monai_ends_with_one_line_instead_of_an_answer(plan: Plan, tmp_path: Pat
     assert all(torch.equal(stored[name], value) for name, value in weights.items())
     (bundle / "images").mkdir()
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
-    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=300, check=False)
     said = f"This model answers only with the code of the pack {plan.model.code}, which no bundle holds"
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(said)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from oncofed.client.in_memory import Unreported
 from oncofed.client.in_process import InProcessTraining
 from oncofed.client.local_training import SiteContext
 from oncofed.flare.security.outbound_policy import OutboundPolicy
@@ -19,12 +20,6 @@ from oncofed.tasks.targets.labels import LabelsHead, LabelsTarget
 from targets_made import JOB, make_dataset
 
 
-class _Quiet:
-    def progress(self, **values: object) -> None: ...
-
-    def note(self, text: str, level: int) -> None: ...
-
-
 @pytest.mark.attack(
     "a patient's probability of a finding, by F1 of one model at ever closer thresholds",
     by="the site: it counts by the first thresholds of a job alone",
@@ -34,7 +29,7 @@ def test_further_thresholds_change_nothing(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(JOB)
     spec = parse_job(tmp_path / "job.yaml")
     context = SiteContext(site="here", data=make_dataset(tmp_path / "set"), state=tmp_path / "state")
-    site = InProcessTraining(plan=spec.plan(), federation=spec.federation(), context=context, reporter=_Quiet())
+    site = InProcessTraining(plan=spec.plan(), federation=spec.federation(), context=context, reporter=Unreported())
     try:
         site.prepare()
         heads = site.trainer.task.heads  # type: ignore[attr-defined]
@@ -71,7 +66,7 @@ def test_shifted_biases_tell_nothing(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(JOB)
     spec = parse_job(tmp_path / "job.yaml")
     context = SiteContext(site="here", data=make_dataset(tmp_path / "set", 40), state=tmp_path / "state")
-    site = InProcessTraining(plan=spec.plan(), federation=spec.federation(), context=context, reporter=_Quiet())
+    site = InProcessTraining(plan=spec.plan(), federation=spec.federation(), context=context, reporter=Unreported())
     policy = OutboundPolicy(plan=spec.plan(), federation=spec.federation(), policy=Policy())
     metrics = metrics_that_may_leave(spec.plan().task)
     thresholds = SumsAsked(thresholds={"findings": {"striped": 0.5, "bright": 0.5}})

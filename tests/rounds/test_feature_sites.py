@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from oncofed.client.in_process import InProcessTraining
-from oncofed.client.local_training import PATIENTS_OF_SUMS, SiteContext
+from oncofed.client.in_memory import InProcessSite, train_in_memory
+from oncofed.client.local_training import SiteContext
 from oncofed.data.features import FeatureBag, write_features
 from oncofed.data.features.survey import FeatureOptions
 from oncofed.data.register import RegisterOptions, register
@@ -19,15 +19,10 @@ from oncofed.data.slides import TileReader, TileSpec
 from oncofed.data.tiles import read_tiles
 from oncofed.errors import DataError, EncodersDifferError
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
-from oncofed.messages.results import EvaluateResult, Result, SiteFacts
 from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.rounds.events import EncoderUnknown, Event, Finished, Joined
-from oncofed.rounds.in_memory import InMemorySites
-from oncofed.rounds.job_model import JobModel
-from oncofed.rounds.loop import RoundLoop, Server
 from oncofed.tasks.encoder import Encoder, EncoderSpec, extract
-from synthetic import Voice, make_slides
+from synthetic import make_slides
 
 pytest.importorskip("h5py")
 pytest.importorskip("openslide")
@@ -91,45 +86,17 @@ def extracted(slides: Path, out: Path, weights: Path, digest: str | None = "") -
     return out / "set"
 
 
-class RealSite:
-    """A site's real training in this process."""
-
-    def __init__(self, spec: JobSpec, name: str, data: Path, folder: Path) -> None:
-        context = SiteContext(site=name, data=data, state=folder / name)
-        self.training = InProcessTraining(
-            plan=spec.plan(), federation=spec.federation(), context=context, reporter=Voice()
-        )
-
-    def __call__(self, request: Request) -> Result:
-        if isinstance(request, PrepareRequest):
-            numbers = self.training.prepare()
-            numbers.pop(PATIENTS_OF_SUMS, None)
-            return SiteFacts(numbers)
-        if isinstance(request, TrainRequest):
-            return self.training.train(request, bool)
-        assert isinstance(request, EvaluateRequest)
-        return EvaluateResult(self.training.validate(request, bool).numbers)
+def site(spec: JobSpec, name: str, data: Path, folder: Path) -> InProcessSite:
+    """Return a site that trains in this process."""
+    context = SiteContext(site=name, data=data, state=folder / name)
+    return InProcessSite(spec.plan(), spec.federation(), context)
 
 
 def run(spec: JobSpec, sites: dict[str, Path], folder: Path) -> list[Event]:
     """Run a job's server and sites, and return what was recorded."""
     events: list[Event] = []
-    running = {name: RealSite(spec, name, data, folder) for name, data in sites.items()}
-    transport = InMemorySites(running)
-    loop = RoundLoop(
-        plan=spec.plan(),
-        federation=spec.federation(),
-        transport=transport,
-        folder=folder,
-        server=Server(record=events.append, sites=transport.names, clock=transport.clock),
-        model=JobModel(spec.plan()),
-    )
-    try:
-        loop.run()
-    finally:
-        loop.close()
-        for site in running.values():
-            site.training.close()
+    running = {name: site(spec, name, data, folder) for name, data in sites.items()}
+    train_in_memory(spec.plan(), spec.federation(), running, folder, events.append)
     return events
 
 
@@ -161,7 +128,7 @@ def test_features_of_unknown_weights_count_where_the_job_pins_none(
     encoder = {"network": "resnet18", "weights": str(weights), "digest": "ab" * 32}
     pinned: dict[str, Any] = {"task": {"encoder": encoder}}
     with pytest.raises(DataError, match=r"8 slides: features do not say which weights made them, the job pins abab"):
-        RealSite(spec.changed(pinned), "west", west, tmp_path / "pinned").training.prepare()
+        site(spec.changed(pinned), "west", west, tmp_path / "pinned").training.prepare()
 
 
 def test_features_of_other_weights_end_the_run_before_it_trains(

@@ -12,16 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from oncofed.client.in_process import InProcessTraining
-from oncofed.client.local_training import PATIENTS_OF_SUMS, SiteContext
+from oncofed.client.in_memory import InProcessSite, train_in_memory
+from oncofed.client.local_training import SiteContext
 from oncofed.data.moments import own_moments
 from oncofed.job.spec import JobSpec
-from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
-from oncofed.messages.results import EvaluateResult, Result, SiteFacts
+from oncofed.messages.requests import Request, TrainRequest
+from oncofed.messages.results import Result, SiteFacts
 from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, EventLog, NotStandardised, Standardised
-from oncofed.rounds.in_memory import InMemorySites
 from oncofed.rounds.job_model import JobModel
-from oncofed.rounds.loop import RoundLoop, Server
 from oncofed.rounds.run_state import read_run_state
 from tabular import IMAGE, JOB, TABLE_ALONE, make_table_site, table_cases, table_job
 from tiny_federation import Killed, Recorder
@@ -29,37 +27,21 @@ from tiny_federation import Killed, Recorder
 _STEPS = {"training": {"steps_per_round": 3, "batch_size": 8}, "rounds": {"number": 2}}
 
 
-class _Quiet:
-    def progress(self, **values: Any) -> None:
-        """Drop it."""
-
-    def note(self, text: str, level: int) -> None:
-        """Drop it."""
-
-
-class _Site:
-    """A site's real training here, which may keep its sums back."""
+class _Site(InProcessSite):
+    """A site that notes the moments that it receives, and may keep its sums back."""
 
     def __init__(self, spec: JobSpec, name: str, data: Path, folder: Path, tells: bool = True) -> None:
-        context = SiteContext(site=name, data=data, state=folder)
-        self.training = InProcessTraining(
-            plan=spec.plan(), federation=spec.federation(), context=context, reporter=_Quiet()
-        )
+        super().__init__(spec.plan(), spec.federation(), SiteContext(site=name, data=data, state=folder))
         self._tells = tells
         self.received: list[Mapping[str, Tensor]] = []
 
     def __call__(self, request: Request) -> Result:
-        if isinstance(request, PrepareRequest):
-            numbers = self.training.prepare()
-            numbers.pop(PATIENTS_OF_SUMS)
-            if not self._tells:
-                numbers.pop("covariates")
-            return SiteFacts(numbers)
         if isinstance(request, TrainRequest):
             self.received.append(_moments(request.weights))
-            return self.training.train(request, bool)
-        assert isinstance(request, EvaluateRequest)
-        return EvaluateResult(self.training.validate(request, bool).numbers)
+        result = super().__call__(request)
+        if isinstance(result, SiteFacts) and not self._tells:
+            return SiteFacts({name: value for name, value in result.numbers.items() if name != "covariates"})
+        return result
 
 
 def _moments(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,21 +70,10 @@ def _run(
     """Run server and sites as new processes would."""
     log = EventLog(folder / EVENTS_FILE)
     running = {name: _Site(spec, name, data, folder / name, name not in quiet) for name, data in sites.items()}
-    transport, recorder = InMemorySites(running), Recorder(log, kill_after)
-    loop = RoundLoop(
-        plan=spec.plan(),
-        federation=spec.federation(),
-        transport=transport,
-        folder=folder,
-        server=Server(record=recorder, sites=transport.names, clock=transport.clock),
-        model=JobModel(spec.plan(), initial),
-    )
+    recorder = Recorder(log, kill_after)
     try:
-        loop.run()
+        train_in_memory(spec.plan(), spec.federation(), running, folder, recorder, JobModel(spec.plan(), initial))
     finally:
-        loop.close()
-        for site in running.values():
-            site.training.close()
         log.close()
     return recorder, running
 

@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oncofed.client.in_process import InProcessTraining
+from oncofed.client.in_memory import InProcessSite, train_in_memory
 from oncofed.client.local_training import SiteContext
 from oncofed.flare import wire
 from oncofed.job.outcome import begin_result, note_pooled
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
-from oncofed.messages.results import EvaluateResult, Result, SiteFacts
+from oncofed.messages.requests import EvaluateRequest, Request
+from oncofed.messages.results import Result
 from oncofed.report.html import write_report
 from oncofed.rounds.events import EVENTS_FILE, EventLog, EventReader, Finished
-from oncofed.rounds.in_memory import InMemorySites
-from oncofed.rounds.loop import RoundLoop, Server
 from oncofed.tasks.calibration import read_calibration
 from outbound_results import policy_of
 from tiny_federation import Recorder
@@ -73,37 +71,19 @@ def _write_site(folder: Path, count: int, seed: int) -> Path:
     return folder
 
 
-class _Quiet:
-    def progress(self, **values: object) -> None: ...
-
-    def note(self, text: str, level: int) -> None: ...
-
-
-class _Site:
-    """A site's training in this process, whose results pass its outbound policy, as messages do."""
+class _Site(InProcessSite):
+    """A site whose results pass its outbound policy, as messages do."""
 
     def __init__(self, spec: JobSpec, name: str, data: Path, folder: Path) -> None:
-        context = SiteContext(site=name, data=data, state=folder)
-        self._training = InProcessTraining(
-            plan=spec.plan(), federation=spec.federation(), context=context, reporter=_Quiet()
-        )
+        super().__init__(spec.plan(), spec.federation(), SiteContext(site=name, data=data, state=folder))
         self._policy = policy_of(spec)
 
     def __call__(self, request: Request) -> Result:
-        return self._policy.check(self._answer(request), 1000).result
-
-    def _answer(self, request: Request) -> Result:
-        if isinstance(request, PrepareRequest):
-            return SiteFacts({**self._training.prepare(), "dataset": None, "policy": None})
-        if isinstance(request, TrainRequest):
-            return self._training.train(request, bool)
-        assert isinstance(request, EvaluateRequest)
-        sent = wire.read_request("validate", wire.to_shareable(request))
-        assert isinstance(sent, EvaluateRequest)
-        return EvaluateResult(self._training.validate(sent, bool).numbers)
-
-    def close(self) -> None:
-        self._training.close()
+        if isinstance(request, EvaluateRequest):
+            sent = wire.read_request("validate", wire.to_shareable(request))
+            assert isinstance(sent, EvaluateRequest)
+            request = sent
+        return self._policy.check(super().__call__(request), 1000).result
 
 
 @pytest.fixture(scope="module")
@@ -121,15 +101,9 @@ def run(spec: JobSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
         name: _Site(spec, name, _write_site(folder / f"{name}_data", count, seed), folder / name)
         for name, count, seed in (("east", 96, 1), ("west", 120, 2))
     }
-    transport = InMemorySites(sites)
-    server = Server(record=Recorder(log), sites=transport.names, clock=transport.clock)
-    loop = RoundLoop(plan=spec.plan(), federation=spec.federation(), transport=transport, folder=folder, server=server)
     try:
-        loop.run()
+        train_in_memory(spec.plan(), spec.federation(), sites, folder, Recorder(log))
     finally:
-        loop.close()
-        for site in sites.values():
-            site.close()
         log.close()
     return folder
 

@@ -12,28 +12,34 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from oncofed.client.in_process import InProcessTraining
-from oncofed.client.local_training import PATIENTS_OF_SUMS, SiteContext
+from oncofed.client.in_memory import InProcessSite, train_in_memory
+from oncofed.client.local_training import SiteContext
 from oncofed.data.cases import usable_cases
 from oncofed.data.moments import own_moments
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.stain.columns import BUFFER
 from oncofed.job.spec import JobSpec
-from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
-from oncofed.messages.results import EvaluateResult, Result, SiteFacts
+from oncofed.messages.requests import Request, TrainRequest
+from oncofed.messages.results import Result
 from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, EventLog, Standardised, TemplateNotAgreed
-from oncofed.rounds.in_memory import InMemorySites
-from oncofed.rounds.loop import RoundLoop, Server
 from stained_made import OTHER, USUAL, Stain, amounts, painted
 from tiny_federation import Recorder
 
 
-class _Quiet:
-    def progress(self, **values: Any) -> None:
-        """Drop it."""
+class _Site(InProcessSite):
+    """A site that notes the template of each training."""
 
-    def note(self, text: str, level: int) -> None:
-        """Drop it."""
+    def __init__(self, spec: JobSpec, name: str, data: Path, folder: Path) -> None:
+        super().__init__(spec.plan(), spec.federation(), SiteContext(site=name, data=data, state=folder / name))
+        self.used: list[str] = []
+
+    def __call__(self, request: Request) -> Result:
+        result = super().__call__(request)
+        if isinstance(request, TrainRequest):
+            template = self.training.trainer.input.spec.template
+            assert template
+            self.used.append(template.key)
+        return result
 
 
 def _site(folder: Path, stain: Stain, patients: int = 12) -> Path:
@@ -78,44 +84,14 @@ def _job(stain: Mapping[str, Any], change: Mapping[str, Any] | None = None) -> J
 
 def _run(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> tuple[Recorder, dict[str, torch.Tensor], list[str]]:
     """Run server and sites in memory; return events, the model's weights, and the templates that sites used."""
-    log, used = EventLog(folder / EVENTS_FILE), []
-    running = {
-        name: InProcessTraining(
-            plan=spec.plan(),
-            federation=spec.federation(),
-            context=SiteContext(site=name, data=data, state=folder / name),
-            reporter=_Quiet(),
-        )
-        for name, data in sites.items()
-    }
-
-    def answering(training: InProcessTraining) -> Any:
-        def answer(request: Request) -> Result:
-            if isinstance(request, PrepareRequest):
-                numbers = training.prepare()
-                numbers.pop(PATIENTS_OF_SUMS)
-                return SiteFacts(numbers)
-            if isinstance(request, TrainRequest):
-                result: Result = training.train(request, bool)
-                assert training.trainer.input.spec.template
-                used.append(training.trainer.input.spec.template.key)
-                return result
-            assert isinstance(request, EvaluateRequest)
-            return EvaluateResult(training.validate(request, bool).numbers)
-
-        return answer
-
-    transport = InMemorySites({name: answering(training) for name, training in running.items()})
+    log = EventLog(folder / EVENTS_FILE)
+    running = {name: _Site(spec, name, data, folder) for name, data in sites.items()}
     recorder = Recorder(log, None)
-    server = Server(record=recorder, sites=transport.names, clock=transport.clock)
-    loop = RoundLoop(plan=spec.plan(), federation=spec.federation(), transport=transport, folder=folder, server=server)
     try:
-        loop.run()
+        train_in_memory(spec.plan(), spec.federation(), running, folder, recorder)
     finally:
-        loop.close()
-        for training in running.values():
-            training.close()
         log.close()
+    used = [key for site in running.values() for key in site.used]
     return recorder, load_file(folder / MODELS_FOLDER / BEST_MODEL), used
 
 

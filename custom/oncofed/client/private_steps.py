@@ -30,7 +30,7 @@ class PrivateSteps:
     Args:
         folder: of the job's state at this site.
         planned: steps of the whole job.
-        charge: called before the first of them; a process that is killed in it may call it again.
+        charge: called before the first of them, and by each later process that goes on with the job.
     """
 
     def __init__(self, folder: Path, planned: int, charge: Callable[[], None] | None = None) -> None:
@@ -58,8 +58,9 @@ class PrivateSteps:
                 f"{self._taken} of the {self._planned} steps that its privacy was planned for are taken: {steps} more "
                 "would cost patients more than the job says"
             )
-        if self._charge and not self._taken:
+        if self._charge:
             self._charge()
+            self._charge = None
         self._write(self._taken + steps, turn)
 
     def end(self) -> None:
@@ -69,6 +70,18 @@ class PrivateSteps:
     def _write(self, taken: int, turn: str | None) -> None:
         self._taken, self._open = taken, turn
         write_private(self._path, json.dumps({"taken": taken, "open": turn}).encode())
+
+
+def steps_taken(folder: Path) -> int | None:
+    """Return how many steps left a site for a job; None for a job without differential privacy.
+
+    A turn that was begun and never ended counts: it may leave yet.
+
+    Args:
+        folder: of the job's state at this site.
+    """
+    path = folder / _FILE
+    return int(json.loads(path.read_text())["taken"]) if path.is_file() else None
 
 
 def private_steps(plan: Plan, cases: Cases, folder: Path, charge: Charge | None) -> PrivateSteps | None:

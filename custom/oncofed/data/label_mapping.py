@@ -72,9 +72,14 @@ class Supervision:
         """Number of a mask's label values, with background."""
         return 1 + sum(name != IGNORED for name in self.classes.values())
 
+    @property
+    def reads_masks(self) -> bool:
+        """Whether masks are learned, alone or beside targets."""
+        return self.kind == "mask" or (self.kind == "targets" and bool(self.classes))
+
     def has_mask(self, entry: Entry) -> bool:
         """Return whether an entry has a mask that is learned."""
-        return self.kind in ("mask", "targets") and bool(self.classes) and isinstance(entry.label, str)
+        return self.reads_masks and isinstance(entry.label, str)
 
     @property
     def in_words(self) -> str:

@@ -37,6 +37,7 @@ from oncofed.flare.runtime.heartbeat import Heartbeat
 from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.secure_aggregation import identity_of
 from oncofed.flare.security.admission import admit_job, dataset_digest
+from oncofed.flare.security.budget import charge_of, settle
 from oncofed.flare.security.outbound_filter import policy_of_job
 from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.flare.security.recording import name_and_person, record
@@ -133,6 +134,8 @@ class SiteExecutor(Executor):
         if self._training:
             self._training.close()
             self._training = None
+            if self._policy:
+                settle(fl_ctx)
         end_transfer(fl_ctx.get_engine().get_cell())
         status_file(fl_ctx).now(phase=ENDED)
 
@@ -259,10 +262,14 @@ class SiteExecutor(Executor):
         plan, site = self._plan, fl_ctx.get_identity_name()
         pack = _pack(fl_ctx, plan.model.code) if plan.model.code else None
         strategy, smallest_sum = self._federation.strategy.name, self._federation.smallest_sum
-        self._policy = admit_job(fl_ctx, plan.data.dataset, plan.model.network, strategy, pack, smallest_sum)
+        private = plan.privacy.differential_privacy
+        noise = private.event(plan.total_steps).noise_multiplier if private else None
+        self._policy = admit_job(fl_ctx, plan.data.dataset, plan.model.network, strategy, pack, smallest_sum, noise)
+        data = dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, site, plan.data.dataset)
         context = SiteContext(
             site=site,
-            data=dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, site, plan.data.dataset),
+            data=data,
+            charge=charge_of(fl_ctx, self._policy, plan.data.dataset, data) if self._policy else None,
             state=state_folder(fl_ctx),
             initial=initial_model(fl_ctx),
             against=against_model(fl_ctx),

@@ -175,6 +175,7 @@ def _facts(spec: JobSpec) -> dict[str, Any]:
         spec.model.code,
         spec.rounds.quorum or 0,
         spec.federation().smallest_sum,
+        spec.noise_multiplier,
     )
 
 

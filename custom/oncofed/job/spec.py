@@ -143,6 +143,12 @@ class JobSpec(StrictModel):
             secure_aggregation=self.privacy.secure_aggregation,
         )
 
+    @property
+    def noise_multiplier(self) -> float | None:
+        """Of steps with differential privacy, in clips; None: the job has none."""
+        private = self.privacy.differential_privacy
+        return private.event(self.rounds.number * self.training.steps_per_round).noise_multiplier if private else None
+
     def with_rounds(self, rounds: int) -> JobSpec:
         """Return the same job with another number of rounds."""
         return self.changed({"rounds": {"number": rounds}})

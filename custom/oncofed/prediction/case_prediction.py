@@ -39,6 +39,14 @@ class CasePrediction:
     network: nn.Module | None = field(default=None, compare=False, repr=False)
     figures: list[dict[str, Any]] | None = field(default=None, compare=False, repr=False)
 
+    def files(self, folder: Path, *endings: str) -> list[Path]:
+        """Return the case's files in a folder, ``NAME_ENDING``."""
+        return [folder / f"{self.source.name}_{ending}" for ending in endings]
+
+    def key(self, model: TrainedModel) -> str:
+        """Return what a prediction's identifiers come from, the same when it is repeated."""
+        return f"{self.source.entry.checksum or self.source.name}/{model.digest}"
+
 
 # Writes all of its files into a folder or none, and returns them.
 Writer = Callable[[CasePrediction, TrainedModel, Path], list[Path]]

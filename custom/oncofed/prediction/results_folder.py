@@ -7,7 +7,6 @@ prediction with all its files, however the program ended.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from oncofed.atomic import flush_to_disk, write_whole
 from oncofed.data.covariates import Covariate, stated
 from oncofed.errors import DataError, SpecError
+from oncofed.locking import sole_process
 from oncofed.prediction.case_prediction import CasePrediction
 from oncofed.prediction.dicom.series_label import series_label
 from oncofed.prediction.inputs import HIDDEN_FOLDER
@@ -63,15 +63,8 @@ class ResultsFolder:
         hidden = self.path / HIDDEN_FOLDER
         enforce_private(hidden)
         enforce_private(self.cases)
-        with (hidden / _LOCK_FILE).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SpecError(
-                    f"{self.path}: another oncofed predict works in it. Wait for its end, or name another --out"
-                ) from None
-            except OSError:  # a network drive without locks
-                pass
+        busy = SpecError(f"{self.path}: another oncofed predict works in it. Wait for its end, or name another --out")
+        with sole_process(hidden / _LOCK_FILE, busy):
             yield
 
     def clean(self) -> None:

@@ -143,14 +143,9 @@ class _JobRequirements:
     @classmethod
     def by(cls, job: JobSpec) -> _JobRequirements:
         task = job.plan().build_task()
-        drawn = task.label_kind in ("mask", "boxes") or task.network_kind == "dense"
+        drawn = task.label_kind in ("mask", "boxes") or (task.label_kind, task.network_kind) == ("targets", "dense")
         kind: Task = "segmentation" if drawn else "classification"
         return cls(job, task.label_kind, "slides" if task.network_kind == "bag" or task.reads_slides else kind)
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether the job learns from masks, alone or beside other targets."""
-        return self.label_kind == "mask" or (self.label_kind == "targets" and bool(self.supervision.classes))
 
     @cached_property
     def supervision(self) -> Supervision:
@@ -214,7 +209,7 @@ def _register(
         requirements.kind_of(user_input.source),
         tiles=requirements.tiles,
         workers=workers,
-        classes=None if requirements.is_drawn else tuple(requirements.job.task.vocabulary.values()),
+        classes=None if requirements.supervision.reads_masks else tuple(requirements.job.task.vocabulary.values()),
     )
     manifest = register(request, progress)
     if user_input.named:
@@ -231,8 +226,7 @@ def _take(
     vocabulary, notes = _labels(manifest, requirements, user_input)
     values = tuple(vocabulary.values.items()) if vocabulary and vocabulary.values is not None else None
     sources.notes += notes
-    series = image_files(folder)
-    found, good, refused = [], list[Source](), list[Path]()
+    found, good, refused, series = [], list[Source](), list[Path](), image_files(folder)
     for entry in (*manifest.entries, *(Entry(image=path) for path in manifest.test if isinstance(path, str))):
         case = case_of(folder, manifest, entry, values)
         known: Case | None = case
@@ -348,8 +342,8 @@ def _is_usable(case: Case, entry: Entry, requirements: _JobRequirements) -> bool
         drawn = isinstance(entry.label, str) and not label_faults(case, entry, list(requirements.job.task.vocabulary))
         return drawn and not case.target_fault
     if requirements.label_kind == "targets":
-        faults = label_faults(case, entry, list(requirements.job.task.vocabulary)) if requirements.is_drawn else []
-        return bool(case.targets) and not case.target_fault and not faults
+        classes = list(requirements.supervision.classes)
+        return bool(case.targets) and not (case.target_fault or (classes and label_faults(case, entry, classes)))
     known = isinstance(entry.label, int) and (case.label_values is None or entry.label in dict(case.label_values))
     return known and case.label in requirements.job.task.vocabulary
 

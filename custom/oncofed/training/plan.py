@@ -62,7 +62,9 @@ class Plan(StrictModel):
         if not self.data.covariates or self.model.kind == "table":
             return None
         values = self.model_dump()
-        task = {"type": TABLE_TARGETS, "targets": values["task"]["targets"]}
+        names = {target.name for target in self.task.named_targets}
+        told = [target for target in values["task"]["targets"] if target["name"] in names]
+        task = {"type": TABLE_TARGETS, "targets": told}
         return Plan.model_validate({**values, "task": task, "model": {"network": "table"}})
 
     def _with_pooling(self, network: str) -> Plan:
@@ -123,6 +125,7 @@ class Plan(StrictModel):
             data.patch,
             data.covariates,
             template=Template.of(data.stain.columns, {}) if data.stain.columns else None,
+            pooled=task.pooled_channels,
         )
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
@@ -218,10 +221,11 @@ class Plan(StrictModel):
             "bags": torch.randn(shape),
             "there": torch.ones(shape[:2], dtype=torch.bool),
             "table": torch.zeros(1, len(self.data.covariates)),
+            "whole": torch.randn(shape),
         }
         try:
             with torch.no_grad():
-                output = task.forward(network.train(), batch)
+                output = task.maps(task.forward(network.train(), batch))
         except Exception as error:  # noqa: BLE001 - networks raise many types for an input that they do not take
             raise SpecError(
                 f"{self.model.network} does not take a patch of {list(self.data.patch)} (data.patch): "

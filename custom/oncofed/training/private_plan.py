@@ -36,6 +36,13 @@ def check_private(plan: Plan) -> None:
             "leaves out steps whose gradients overflow, which tells of patients. Expected auto, bfloat16 or float32",
             "training.precision",
         )
+    if plan.model.code:
+        _refuse(
+            f"the pack {plan.model.code[:12]}…",
+            "runs in the process that makes the noise, and could leave it out. Expected a network of oncofed's or of "
+            "an installed package",
+            "model.code",
+        )
     if training.loss:
         _refuse(training.loss, "may join patients, as a pack can. Expected the task's own loss", "training.loss")
     if training.transforms:

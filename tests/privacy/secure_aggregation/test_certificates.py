@@ -95,6 +95,8 @@ def test_refused_certificates(root: Kit, east: Kit, keys: list[rsa.RSAPrivateKey
         (CertifiedSites(root.certificate, {east.certificate.serial_number}), own, "revoked site"),
         (CertifiedSites(root.certificate, revoked_names={"EAST"}), own, "revoked site"),
         (CertifiedSites(root.certificate, sites={"west"}), own, "another job"),
+        (CertifiedSites(root.certificate, not_sites={"east"}), own, "no site"),
+        (accept, advertised(certified("a@b.org", keys[1], root), "a@b.org"), "no site"),
         (CertifiedSites(root.certificate, now=BEGINS - timedelta(days=1)), own, "expired"),
         (CertifiedSites(root.certificate, now=BEGINS + timedelta(days=101)), own, "expired"),
     ):

@@ -62,8 +62,10 @@ def test_what_was_kept_is_of_this_job_and_holds_no_new_survivors() -> None:
 
 def test_a_server_that_may_have_revealed_begins_no_other_attempt() -> None:
     sites = Federation(4)
-    sites.confirm(sites.upload(sites.share(sites.begin()), sites.names))
-    restarted(sites, copy.deepcopy(sites.aggregator.state()))
+    survivors = sites.upload(sites.share(sites.begin()), sites.names)
+    state = copy.deepcopy(sites.aggregator.state())
+    sites.confirm(survivors)  # which the state does not know
+    restarted(sites, state)
     with pytest.raises(AggregationFailed, match="may have been revealed") as failed:
         sites.aggregator.begin(1, 2, BASE, Layout(sites.shapes))
     assert failed.value.revealed
@@ -154,3 +156,13 @@ def test_ready_is_repeated_for_the_same_offer() -> None:
     assert one.ready(1, 1, BASE, 5, 10, 1.0) is said
     with pytest.raises(ProtocolError, match="expected a higher one"):
         one.ready(1, 1, BASE, 6, 10, 1.0)
+
+
+def test_what_is_remembered_never_goes_back() -> None:
+    """An older state does not make an attempt new again: its shares would have the same nonces."""
+    one = Federation(3).participants["site-00"]
+    older = one.state()
+    one.ready(4, 2, BASE, 5, 10, 1.0)
+    one.restore(older)
+    with pytest.raises(ProtocolError, match="expected a higher one"):
+        one.ready(4, 2, BASE, 5, 10, 1.0)

@@ -16,7 +16,7 @@ from oncofed.data.case_facts import checksum, intensity_of, stain
 from oncofed.data.masks import read_mask
 from oncofed.data.slides import TileReader
 from oncofed.data.slides.levels import Level, Pixels, TileSpec
-from oncofed.data.slides.regions import Drawn, draw, drawn_values, is_regions, read_regions
+from oncofed.data.slides.regions import Drawn, draw, is_regions, read_regions
 from oncofed.data.slides.tile_looks import look_at_tiles
 from oncofed.data.slides.tile_quality import FLAGS, count_flags, find_artefacts, flag_of
 from oncofed.data.slides.tissue import Tissue, find_tissue
@@ -104,8 +104,7 @@ def measure(
             grid["label"] = labels[rows, columns].astype(np.int16)
             values, counts = np.unique(grid["label"], return_counts=True)
             # Jobs of regions learn what is smaller than a tile, too: it is there, on none.
-            every = drawn_values(read_regions(region), names) if is_regions(region) else drawn.values
-            small = sorted(every - set(values.tolist()))
+            small = sorted(drawn.values - set(values.tolist()))
             facts["label_values"] = {str(v): int(c) for v, c in zip(values, counts, strict=True)}
             facts["label_values"] |= dict.fromkeys(map(str, small), 0)
             facts["notes"] += [*drawn.notes, *_small_notes(small, names)]

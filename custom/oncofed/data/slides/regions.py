@@ -61,7 +61,7 @@ class Drawn:
     Attributes:
         cells: (row, column) label values, 0 outside.
         notes: for people.
-        values: label values of all that lies on the grid, however small.
+        values: label values of all that was drawn, however small, those of points included.
     """
 
     cells: NDArray[np.int64]
@@ -143,20 +143,19 @@ def draw(
     notes = _left_out(regions, values)
     require_on_slide(regions, size, notes)
     cells = np.zeros(shape, np.int64)
-    overlap, on_slide = False, set()
+    overlap = False
     for region in regions:
         value = values.get(region.number, 0)
         for rings in region.polygons if value else ():
             part = fill(rings, cell, shape)
             if part is not None:
                 box, inside = part
-                on_slide.add(value)
                 before = cells[box][inside]
                 overlap |= bool(((before != 0) & (before != value)).any())
                 cells[box][inside] = value
     if overlap:
         notes.append("regions of two classes overlap: the one that comes later in the file holds there")
-    return Drawn(cells, notes, frozenset(on_slide))
+    return Drawn(cells, notes, frozenset(values.values()) | _values_of_points(regions, names))
 
 
 # --- reading a file
@@ -309,20 +308,10 @@ def values_of(regions: Sequence[Region], names: Mapping[str, int]) -> dict[int, 
     return values
 
 
-def drawn_values(regions: Sequence[Region], names: Mapping[str, int]) -> set[int]:
-    """Return the label values of regions and points, however small.
-
-    Args:
-        regions: from ``read_regions``.
-        names: class -> label value; empty: every region is 1.
-
-    Raises:
-        DataError: see ``values_of``.
-    """
+def _values_of_points(regions: Sequence[Region], names: Mapping[str, int]) -> set[int]:
     known = {_key(name): value for name, value in names.items()}
     points = [_key(region.name or region.title or "") for region in regions if region.points]
-    of_points = {known[key] for key in points if key in known} if names else {1 for _ in points}
-    return {*values_of(regions, names).values(), *of_points}
+    return {known[key] for key in points if key in known} if names else {1 for _ in points}
 
 
 def _key(name: str) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from oncofed.data.slides.levels import Pixels
-from oncofed.data.slides.tissue import Mask, Tissue
+from oncofed.data.slides.tissue import Mask, Tissue, extremes
 
 FLAGS = ("pen", "fold", "blur", "bubble")
 # Share of a slide's tiles from which it is called poor.
@@ -72,7 +72,8 @@ def is_blurred(pixels: Pixels) -> bool:
         pixels: (height, width, 3) at about one micron a pixel.
     """
     grey = pixels.mean(axis=-1, dtype=np.float32)
-    chroma = np.ptp(pixels.astype(np.int16), axis=-1)
+    low, high = extremes(pixels)
+    chroma = high.astype(np.int16) - low
     tissue = ndimage.binary_erosion((chroma > 20) & (grey > 20), iterations=2)
     if tissue.mean() < _LEAST_TISSUE:
         return False
@@ -92,13 +93,13 @@ def _folds(density: NDArray[np.float32], tissue: Mask, mpp: float) -> Mask:
     smooth = np.stack([ndimage.uniform_filter(density[..., n], side) for n in range(3)], axis=-1)
     usual = np.maximum(np.median(smooth[tissue], axis=0), _LEAST_DENSITY / 3)
     # Dense nuclei take much more of the red, and little more of what eosin takes.
-    thick = tissue & ((smooth / usual).min(axis=-1) > _LAYERS) & (smooth.sum(axis=-1) > 3 * _LEAST_DENSITY)
+    thick = tissue & (extremes(smooth / usual)[0] > _LAYERS) & (smooth.sum(axis=-1) > 3 * _LEAST_DENSITY)
     return _larger(thick, _FOLD_SIDE / mpp)
 
 
 def _bubbles(overview: Pixels, mpp: float) -> Mask:
     """Return grey rims that enclose something, with what they enclose."""
-    high, low = overview.max(axis=-1), overview.min(axis=-1)
+    low, high = extremes(overview)
     glass = max(float(np.percentile(high, 95)), 1.0)
     grey = (high - low) < _GREY * high
     rim = grey & (high < _RIM_LIGHT * glass) & (high > _RIM_DARK)

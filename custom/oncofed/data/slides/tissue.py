@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,8 +165,17 @@ class _Planes:
         return turned
 
 
+def extremes(pixels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the lowest and the highest of each pixel's three values.
+
+    NumPy's own reduction over so short an axis takes ten times as long.
+    """
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    return np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
+
+
 def _saturation(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    high, low = values.max(axis=-1), values.min(axis=-1)
+    low, high = extremes(values)
     saturation: NDArray[np.float32] = (high - low) / np.maximum(high, 1e-6)
     return saturation
 
@@ -176,7 +186,7 @@ def _glass(smooth: Pixels, clear: Mask) -> tuple[NDArray[np.float32], float]:
     step = max(1, math.isqrt(clear.size // _GLASS_SAMPLES))  # a sample of pixels suffices
     pixels = smooth[::step, ::step][clear[::step, ::step]].astype(np.float32)
     count = len(pixels)
-    pixels = pixels[(pixels.min(axis=-1) > _BRIGHT) & (_saturation(pixels) < _TINT)]
+    pixels = pixels[(extremes(pixels)[0] > _BRIGHT) & (_saturation(pixels) < _TINT)]
     if len(pixels) <= _LEAST_GLASS * count:
         return neutral, _LEAST_SATURATION
     grey = pixels.mean(axis=-1)

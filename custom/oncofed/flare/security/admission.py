@@ -28,6 +28,7 @@ def admit_job(
     strategy: str | None = None,
     pack: Pack | None = None,
     smallest_sum: int | None = None,
+    noise_multiplier: float | None = None,
 ) -> Policy | None:
     """Return the site's policy, if it admits the job.
 
@@ -40,6 +41,7 @@ def admit_job(
         strategy: of the job.
         pack: the code that it brings.
         smallest_sum: see ``ProposedJob``.
+        noise_multiplier: see ``ProposedJob``.
 
     Raises:
         PolicyError: the job may not run here; the text may leave the site.
@@ -50,7 +52,13 @@ def admit_job(
         return None
     name, person = name_and_person(fl_ctx)
     facts = ProposedJob(
-        name=name, person=person, dataset=dataset, network=network, strategy=strategy, smallest_sum=smallest_sum
+        name=name,
+        person=person,
+        dataset=dataset,
+        network=network,
+        strategy=strategy,
+        smallest_sum=smallest_sum,
+        noise_multiplier=noise_multiplier,
     )
     reason = policy.refusal(facts)
     if pack and not reason:
@@ -64,6 +72,7 @@ def admit_job(
         network=network,
         strategy=strategy,
         **({"smallest_sum": smallest_sum} if smallest_sum else {}),
+        **({"noise_multiplier": noise_multiplier} if noise_multiplier else {}),
         code=f"oncofed {oncofed.__version__}",
         **({"pack": pack.digest, "pack_by": made_by(pack)} if pack else {}),
         policy=policy.digest,

@@ -58,7 +58,7 @@ class Exported:
 def runs_alone(request: NetworkRequest) -> bool:
     """Return whether a process with MONAI alone can run a job's network."""
     target = str(network_config(request)["_target_"])
-    return target in _HEADS or not target.startswith("oncofed.models.mil.")
+    return target in _HEADS or not target.startswith(("oncofed.models.mil.", "oncofed.models.shared_encoder."))
 
 
 def exported(request: NetworkRequest) -> Exported:

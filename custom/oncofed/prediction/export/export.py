@@ -101,6 +101,11 @@ def export(model: TrainedModel, form: Format, out: Path, progress: Progress = la
             f"the job {model.job.name} trains a pack's code ({code[:12]}…), which ONNX cannot vouch for. Hand on the "
             "run's folder together with the pack"
         )
+    if form == "onnx" and model.task.pooled_channels:
+        raise SpecError(
+            f"the job {model.job.name} draws a mask beside other targets, and an ONNX file would hold one of them "
+            "alone. Hand on the run's folder"
+        )
     if form == "onnx" and model.job.data.covariates:
         raise SpecError(
             f"the job {model.job.name} reads columns of a table beside the image, whose mean, spread and vocabulary an "
@@ -154,6 +159,11 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
         return (
             f"it holds the weights and answers nothing: it needs the pack {model.job.model.code[:12]}…, whose code no "
             "bundle holds. Hand on the run's folder together with the pack"
+        )
+    if model.task.pooled_channels:
+        return (
+            "it holds the weights and answers nothing: a mask beside other targets is drawn by code of oncofed, which "
+            "no bundle holds. Hand on the run's folder"
         )
     if model.job.data.covariates:
         return "it holds the weights and answers nothing: no bundle reads a table. Hand on the run's folder"

@@ -166,7 +166,7 @@ def write_objects(prediction: CasePrediction, model: TrainedModel, folder: Path)
     paths["json"].write_text(json_text(summary), encoding="utf-8")
     if found.numbers.ndim == 2:
         paths["geojson"] = folder / f"{source.name}_objects.geojson"
-        key = f"{source.entry.checksum or source.name}/{model.digest}"
+        key = prediction.key(model)
         features = object_features(found.numbers, table, name, key)
         paths["geojson"].write_text(geojson.collection(features), encoding="utf-8")
         paths["labels"] = folder / f"{source.name}_labels.tif"

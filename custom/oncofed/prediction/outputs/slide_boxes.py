@@ -49,8 +49,8 @@ def write_slide_boxes(prediction: CasePrediction, model: TrainedModel, folder: P
     """
     found, source, names = prediction.found, prediction.source, model.task.classes
     assert isinstance(found, SlideBoxes)
-    paths = [folder / f"{source.name}_{end}" for end in ("boxes.geojson", "boxes.csv", "boxes.json", "density.png")]
-    key = f"{source.entry.checksum or source.name}/{model.digest}"
+    paths = prediction.files(folder, "boxes.geojson", "boxes.csv", "boxes.json", "density.png")
+    key = prediction.key(model)
     likely = np.flatnonzero(found.scores >= LIKELY).tolist()
     features = (
         geojson.feature(

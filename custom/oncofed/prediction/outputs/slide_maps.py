@@ -88,11 +88,10 @@ def write_slide_regions(prediction: CasePrediction, model: TrainedModel, folder:
     assert isinstance(found, SlideRegions)
     task = model.job.task
     tolerance, least = getattr(task, "tolerance", _TOLERANCE), getattr(task, "least_area", _LEAST_AREA)
-    names = ("regions.geojson", "regions.json", "classes.png", "likelihood.png")
-    paths = [folder / f"{source.name}_{end}" for end in names]
+    paths = prediction.files(folder, "regions.geojson", "regions.json", "classes.png", "likelihood.png")
     counts: dict[int, int] = dict.fromkeys(model.task.classes, 0)
     too_small = counts.copy()
-    key = f"{source.entry.checksum or source.name}/{model.digest}"
+    key = prediction.key(model)
 
     def features() -> Iterator[dict[str, Any]]:
         mpp = found.pixel_mm2**0.5 * 1000
@@ -133,10 +132,8 @@ def write_slide_objects(prediction: CasePrediction, model: TrainedModel, folder:
     """
     found, source = prediction.found, prediction.source
     assert isinstance(found, SlideObjectMap)
-    paths = [
-        folder / f"{source.name}_{end}" for end in ("objects.geojson", "objects.csv", "objects.json", "density.png")
-    ]
-    key = f"{source.entry.checksum or source.name}/{model.digest}"
+    paths = prediction.files(folder, "objects.geojson", "objects.csv", "objects.json", "density.png")
+    key = prediction.key(model)
     cell = CELL_MM / found.pixel_mm2**0.5  # in working pixels
     density = np.zeros([int(side // cell) + 1 for side in found.size[::-1]], np.int64)
     with paths[1].open("w", newline="", encoding="utf-8") as file:

@@ -75,7 +75,7 @@ class Aggregator:
                     one.site, one.public_key, {site: peer.public_key for site, peer in self._peers.items()}
                 )
                 self._peers[one.site], self._keys[one.site] = one, key
-        self._check_enough("AdvertiseKeys", "keys came from", self._peers, self._rules.fewest, self.refused)
+        _check_enough("AdvertiseKeys", "keys came from", self._peers, self._rules.fewest, self.refused)
         return tuple(self._peers[site] for site in sorted(self._peers))
 
     def begin(self, round: int, attempt: int, base_digest: str, layout: Layout) -> None:  # noqa: A002
@@ -116,7 +116,7 @@ class Aggregator:
                 checks.check_new(ready.site, ready.public_key, {site: one.public_key for site, one in accepted.items()})
                 accepted[ready.site] = ready
         missing = set(self._peers) - set(accepted)
-        self._check_enough("AdvertiseKeys", "READY came from", accepted, self._rules.fewest, missing)
+        _check_enough("AdvertiseKeys", "READY came from", accepted, self._rules.fewest, missing)
         ordered = tuple(accepted[site] for site in sorted(accepted))
         session = now.session
         now.roster = Roster(session.round, session.attempt, ordered, self._weigh(accepted))
@@ -139,7 +139,7 @@ class Aggregator:
             else:
                 self.refused[one.site] = "its shares are not those of this roster"
         needed = max(threshold(len(everybody)), self._rules.fewest)
-        self._check_enough("ShareKeys", "shares came from", accepted, needed, everybody - set(accepted))
+        _check_enough("ShareKeys", "shares came from", accepted, needed, everybody - set(accepted))
         now.commitments = {site: accepted[site].commitment for site in sorted(accepted)}
         return {
             site: ForwardedShares(
@@ -179,7 +179,7 @@ class Aggregator:
             roster = _known(now.roster, "MaskedInput")
             needed = max(threshold(len(roster.readies)), self._rules.fewest)
             missing = set(now.commitments) - set(now.digests)
-            self._check_enough("MaskedInput", "masked updates came from", now.digests, needed, missing)
+            _check_enough("MaskedInput", "masked updates came from", now.digests, needed, missing)
             now.survivors = Survivors(roster.round, roster.attempt, tuple(sorted(now.digests)))
         return now.survivors
 
@@ -201,7 +201,9 @@ class Aggregator:
                 self.refused[one.site] = "its confirmation is not of the roster and the survivors that it was sent"
         needed = threshold(len(roster.readies))
         missing = set(survivors.sites) - set(now.signatures)
-        self._check_enough("ConsistencyCheck", "confirmations came from", now.signatures, needed, missing)
+        _check_enough(
+            "ConsistencyCheck", "confirmations came from", now.signatures, needed, missing, revealed=now.revealed
+        )
         now.revealed = True
         return Confirmations(survivors.round, survivors.attempt, dict(now.signatures))
 
@@ -223,7 +225,7 @@ class Aggregator:
             else:
                 self.refused[one.site] = "it did not reveal the shares that it was asked for"
         needed = threshold(len(roster.readies))
-        self._check_enough(unmasking.STEP, "shares came from", accepted, needed, there - set(accepted))
+        _check_enough(unmasking.STEP, "shares came from", accepted, needed, there - set(accepted), revealed=True)
         masks = masks_left(
             self._job, roster, sorted(shared), survivors.sites, now.commitments, [accepted[s] for s in sorted(accepted)]
         )
@@ -305,17 +307,19 @@ class Aggregator:
             raise AggregationFailed(step, "no attempt is under way: begin one")
         return self._attempt
 
-    def _check_enough(
-        self, step: str, what: str, found: Collection[str], needed: int, missing: Collection[str]
-    ) -> None:
-        if len(found) < needed:
-            now = self._attempt
-            raise AggregationFailed(
-                step,
-                f"{what} {len(found)} sites, expected at least {needed}",
-                missing,
-                revealed=now is not None and now.revealed,
-            )
+
+def _check_enough(
+    step: str,
+    what: str,
+    found: Collection[str],
+    needed: int,
+    missing: Collection[str],
+    *,
+    revealed: bool = False,
+) -> None:
+    if len(found) < needed:
+        text = f"{what} {len(found)} sites, expected at least {needed}"
+        raise AggregationFailed(step, text, missing, revealed=revealed)
 
 
 def _known(value: _T | None, step: str) -> _T:

@@ -275,16 +275,17 @@ class Participant:
         if now.roster is None or now.survivors is None:
             raise ProtocolError("order", "asked to reveal shares before it confirmed the survivors")
         now.session.check_attempt("SIGNATURES", confirmations.round, confirmations.attempt)
+        if now.reveal is not None:
+            return now.reveal
         statement = self._statement(now, now.roster, now.survivors)
         checks.check_confirmations(confirmations, self._site, now.roster, now.survivors, statement, self._keys)
-        if now.reveal is None:
-            there = set(now.survivors.sites)
-            seeds = {site: now.held[site][0] for site in now.shared if site in there}
-            lost = {site: now.held[site][1] for site in now.shared if site not in there}
-            now.reveal = Reveal(self._site, now.session.round, now.session.attempt, seeds, lost)
-            self._revealed_round = now.session.round
-            self._revealed_updates.add(now.update)
-            now.forget()
+        there = set(now.survivors.sites)
+        seeds = {site: now.held[site][0] for site in now.shared if site in there}
+        lost = {site: now.held[site][1] for site in now.shared if site not in there}
+        now.reveal = Reveal(self._site, now.session.round, now.session.attempt, seeds, lost)
+        self._revealed_round = now.session.round
+        self._revealed_updates.add(now.update)
+        now.forget()
         return now.reveal
 
     def state(self) -> dict[str, Any]:
@@ -305,9 +306,10 @@ class Participant:
         Its keys are gone: it takes no more part in an attempt that was under way.
         """
         self._attempt = None
-        self._last = (int(state["last"][0]), int(state["last"][1]))
-        self._revealed_round = int(state["revealed_round"])
-        self._revealed_updates = {bytes(update) for update in state["revealed_updates"]}
+        # Never back: the same attempt twice would seal other shares with the same nonces.
+        self._last = max(self._last, (int(state["last"][0]), int(state["last"][1])))
+        self._revealed_round = max(self._revealed_round, int(state["revealed_round"]))
+        self._revealed_updates |= {bytes(update) for update in state["revealed_updates"]}
 
     def _check_new(self, number: int, attempt: int) -> None:
         site, (last_round, last_attempt) = self._site, self._last

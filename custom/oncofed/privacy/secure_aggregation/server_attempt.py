@@ -57,7 +57,6 @@ class ServerAttempt:
             "digests": dict(self.digests),
             "survivors": self.survivors.to_fields(),
             "signatures": dict(self.signatures),
-            "revealed": self.revealed,
         }
 
     @classmethod
@@ -79,5 +78,5 @@ class ServerAttempt:
             digests=dict(state["digests"]),
             survivors=Survivors.from_fields(state["survivors"]),
             signatures=dict(state["signatures"]),
-            revealed=bool(state["revealed"]),
+            revealed=True,  # the server may have asked for shares after it kept this
         )

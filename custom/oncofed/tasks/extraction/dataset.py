@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from oncofed.data.features.spool import SPOOL_FOLDER, remove_spool
 from oncofed.data.manifest import Manifest, read_manifest
 from oncofed.data.tiles import read_tiles
 from oncofed.errors import DataError
+from oncofed.locking import sole_process
 from oncofed.tasks.encoder import EncoderSpec
 from oncofed.tasks.extraction.messages import Done, Progress, Ready, SetAside, SlideJob
 from oncofed.tasks.extraction.pool import Pool, find_places
@@ -93,7 +92,10 @@ def extract_dataset(request: ExtractionRequest, advance: Callable[[str, int, int
     jobs, aside = _jobs(request.folder, manifest)
     request.out.parent.mkdir(parents=True, exist_ok=True)
     request.out.mkdir(mode=0o700, exist_ok=True)  # files are called as the slides
-    with _locked(request.out):
+    busy = DataError(
+        f"{request.out}: another oncofed data features is at work there. Wait for it, or name another --out"
+    )
+    with sole_process(request.out / _LOCK_FILE, busy):
         places = find_places(request.device, request.workers)[: max(1, len(jobs))]
         with Pool(request.encoder, request.out, places) as pool:
             ready = pool.ready()
@@ -212,22 +214,3 @@ def _is_done(job: SlideJob, kept: Kept, out: Path, encoder: str) -> bool:
     if slide is None or not (out / slide.file).is_file():
         return False
     return slide.made_of == made_of(encoder, job.source, job.tiles)
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep other processes from the folder.
-
-    Raises:
-        DataError: another one is at work there.
-    """
-    with (out / _LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                f"{out}: another oncofed data features is at work there. Wait for it, or name another --out"
-            ) from None
-        except OSError:  # a drive without locks: the person sees to it
-            pass
-        yield

@@ -50,14 +50,14 @@ def _strips(
 ) -> Iterator[Strip]:
     width, height = canvas.size
     places = list(strip_rows(height))
-    kept = 0
-    while kept < len(places) and (known := store.load(places[kept][0])) is not None:
-        yield from_arrays(known, places[kept], width)
-        kept += 1
-    if kept == len(places):
+    left = places
+    for rows, known in store.kept(places):
+        yield from_arrays(known, rows, width)
+        left = left[1:]
+    if not left:
         return
-    maps = stitching.rows(network, canvas, device, places[kept][0], wanted, store.advance)
-    for (first, end), parts in _gathered(maps, places[kept:]):
+    maps = stitching.rows(network, canvas, device, left[0][0], wanted, store.advance)
+    for (first, end), parts in _gathered(maps, left):
         tissue = canvas.tissue_at(0, first, width, end - first)
         seen = tissue & (parts.sum(axis=0) > 0)
         values = np.where(seen, parts.argmax(axis=0), 0).astype(np.uint8)

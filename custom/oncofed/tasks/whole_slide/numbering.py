@@ -120,19 +120,19 @@ def _strips(
     width, height = canvas.size
     places = list(strip_rows(height))
     carried = np.zeros((0, width), np.int32)
-    kept = 0
-    while kept < len(places) and (known := store.load(places[kept][0])) is not None:
-        yield from_arrays(known, places[kept], width)
+    left = places
+    for rows, known in store.kept(places):
+        yield from_arrays(known, rows, width)
         carried = _carried(known, width)
         count.last = int(known["last"])
         count.votes.append(known["votes"])
         count.cut |= set(known["cut"].tolist())
         count.same += [(one, other) for one, other in known["same"].tolist()]
-        kept += 1
-    if kept == len(places):
+        left = left[1:]
+    if not left:
         return
-    maps = stitching.rows(network, canvas, device, max(0, places[kept][0] - CONTEXT), wanted, store.advance)
-    for (first, end), top, parts in _with_context(maps, places[kept:], height):
+    maps = stitching.rows(network, canvas, device, max(0, left[0][0] - CONTEXT), wanted, store.advance)
+    for (first, end), top, parts in _with_context(maps, left, height):
         tissue = canvas.tissue_at(0, top, width, parts.shape[1])
         parts[:, ~tissue] = 0
         likely = parts[1:-1].sum(axis=0)

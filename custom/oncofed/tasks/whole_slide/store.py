@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,18 @@ class StripStore:
 
     folder: Path | None = None
     advance: Callable[[int, int], None] | None = None
+
+    def kept(self, places: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], Arrays]]:
+        """Yield first and last rows of strips with their arrays, up to the first strip that is not kept.
+
+        Args:
+            places: rows of all strips, from the top.
+        """
+        for rows in places:
+            arrays = self.load(rows[0])
+            if arrays is None:
+                return
+            yield rows, arrays
 
     def load(self, first: int) -> Arrays | None:
         """Return the arrays of the strip that begins at a row; None: not kept."""
