@@ -116,8 +116,10 @@ PLANS |= {
     f"slides, {name}": PLANS["slides"].model_copy(
         update={"model": ModelSpec.model_validate({"network": name, "arguments": {"hidden": 16}})}
     )
-    for name in ("clam_sb", "mean_pooling", "max_pooling")
+    for name in ("clam_sb", "dsmil", "transmil", "mean_pooling", "max_pooling")
 }
+# Files of bags -> tiles: more than landmarks, a full square, and the fewest.
+BAGS = {"a.npy": 50, "square.npy": 16, "one.npy": 1}
 DENSE = ("mri", "ct", "two", "micro", "flat", "pixels", "objects")
 PIXELS = {"pixels": (0.07, 0.04), "vit": (0.2, 0.4)}
 OBLIQUE = np.linalg.qr(np.eye(3) + 0.2 * np.random.default_rng(3).normal(size=(3, 3)))[0]
@@ -196,7 +198,9 @@ def _fill(runs: dict[str, Run], rng: np.random.Generator) -> None:
         # How a file is read depends on whether the job's images are colour or grey alone: one plan of each.
         _pictures(Path(runs[name].images), rng, kinds=name in {"flat", "xray"})
         runs[name].more = {"pixel_size": PIXELS[name]} if name in PIXELS else {}
-    np.save(Path(runs["slides"].images) / "a.npy", rng.normal(size=(50, _features())).astype(np.float32))
+    for name in (name for name in PLANS if name.startswith("slides")):
+        for file, tiles in BAGS.items():
+            np.save(Path(runs[name].images) / file, rng.normal(size=(tiles, _features())).astype(np.float32))
 
 
 def _features() -> int:
@@ -311,14 +315,17 @@ def test_probabilities_agree(runs: dict[str, Run], name: str) -> None:
     assert np.ptp([shares[0] for shares in run.probabilities.values()]) > 1e-4
 
 
-def test_a_bag_of_features_gets_the_probabilities_of_its_slide(runs: dict[str, Run]) -> None:
-    run, plan = runs["slides"], PLANS["slides"]
+@pytest.mark.parametrize("name", [name for name in PLANS if name.startswith("slides")])
+def test_a_bag_of_features_gets_the_probabilities_of_its_slide(runs: dict[str, Run], name: str) -> None:
+    run, plan = runs[name], PLANS[name]
     assert not run.refused
     network = Scored(plan, run).network
-    bags = torch.from_numpy(np.load(Path(run.images) / "a.npy"))[None]
-    with torch.no_grad():
-        expected = network(bags, torch.ones(bags.shape[:2], dtype=torch.bool))[0].softmax(0)
-    np.testing.assert_allclose(run.probabilities["a.npy"], expected, atol=1e-5)
+    assert set(run.probabilities) == set(BAGS)
+    for file, found in run.probabilities.items():
+        bags = torch.from_numpy(np.load(Path(run.images) / file))[None]
+        with torch.no_grad():
+            expected = network(bags, torch.ones(bags.shape[:2], dtype=torch.bool))[0].softmax(0)
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=file)
 
 
 def test_channels_may_be_files_of_their_own(runs: dict[str, Run]) -> None:

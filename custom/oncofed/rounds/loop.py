@@ -41,6 +41,7 @@ from oncofed.rounds.sums import Sums, unverified
 from oncofed.rounds.transport import Transport
 from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.tasks.calibration import Calibration
+from oncofed.tasks.encoder import EncoderSpec
 from oncofed.training import Plan
 
 
@@ -233,13 +234,14 @@ class RoundLoop:
 
     def _prepare(self) -> None:
         """Wait for the sites that the job starts with."""
-        data = self._plan.data
+        data, encoder = self._plan.data, getattr(self._plan.task, "encoder", None)
         Preparation(
             self._context,
             profile=not self._evaluate_only,
             bins=bins_of(data),
             covariates=numbers_of(data.agreed_columns),
             slides=data.may_be_slides,
+            unknown_encoders=isinstance(encoder, EncoderSpec) and encoder.unknown == "allow",
         ).run()
         self._server.free_memory()
 

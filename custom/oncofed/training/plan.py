@@ -17,7 +17,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.stain.columns import Template
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
-from oncofed.models.bundle import runs_alone, write_bundle, write_bundle_without_code
+from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.mil.own_loss import without_own_loss
 from oncofed.models.networks import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
@@ -131,9 +131,7 @@ class Plan(StrictModel):
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code is not included, nor what joins the boxes of windows or a slide's windows, nor tiles' attention to
-        each other, nor a template of stains, and no bundle reads a table: the bundle of such a model holds the weights,
-        and gives no answers.
+        That of a model which MONAI alone cannot run holds the weights, and gives no answers; see ``bundle_lacks``.
 
         Args:
             folder: where the bundle goes.
@@ -142,19 +140,33 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if not self.bundle_answers:
-            table = bool(self.data.covariates)
-            return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job, table)
+        if lacks := self.bundle_lacks:
+            return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, lacks, job)
         answer = answer_of(self.task, self.data)
         return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
 
     @property
-    def bundle_answers(self) -> bool:
-        """Whether a bundle of the plan's model gives answers; see ``write_bundle``."""
-        beside_the_network = self.data.covariates or self.data.stain.columns or self.build_task().reads_slides
-        if self.model.code or beside_the_network or self.model.kind == "boxes":
-            return False
-        return runs_alone(self.network_request)
+    def bundle_lacks(self) -> str:
+        """What the plan's model needs beyond MONAI, as a sentence without its full stop; empty: its bundle answers."""
+        if self.model.code:
+            return f"it needs the pack {self.model.code[:12]}…, whose code no bundle holds"
+        if self.data.covariates:
+            return "no bundle reads a table"
+        if self.build_task().reads_slides:
+            return (
+                "MONAI's readers give no slide's pixels at the job's resolution in its scanner's colours, and it has "
+                "nothing that finds tissue, by which pixels are scaled, or joins a slide's windows strip by strip"
+            )
+        if self.data.stain.columns:
+            return "no bundle normalises stains to the template that the sites agreed on"
+        if self.build_task().pooled_channels:
+            return "a mask beside other targets is drawn by code of oncofed, which no bundle holds"
+        if self.model.kind == "boxes":
+            return (
+                "MONAI's detector takes the mean of overlapping windows' outputs, and here each window answers for the "
+                "objects of its own part"
+            )
+        return ""
 
     def _as_job(self, title: str) -> dict[str, Any]:
         """Return the plan as ``job.yaml`` holds a job."""
