@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec
-from oncofed.job.watch import RunProgress
 from oncofed.machine import environment
 from oncofed.messages.compression import travelling_bytes
 from oncofed.report.preparation import EncoderUse, StainUse
