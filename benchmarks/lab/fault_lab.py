@@ -28,8 +28,8 @@ from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import FederationError
 from oncofed.job.backends import FederatedJob, simulation
 from oncofed.job.flare import export_job
+from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec
-from oncofed.job.watch import RunProgress
 from oncofed.processes import JOB_PROCESS, short_path
 from oncofed.rounds.events import EventReader, Excluded, Unknown
 

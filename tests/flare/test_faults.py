@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 import oncofed
 from fault_lab import another_clock, another_version, lab, poison, undisturbed
 from oncofed.alliance.session import quiet
+from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec
-from oncofed.job.watch import RunProgress
 from oncofed.rounds.events import Late, Refused, Resumed
 from synthetic import make_site
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from oncofed.job.outcome import begin_result, note_preparation
+from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.job.watch import RunProgress
 from oncofed.report.html import write_report
 from oncofed.report.result import read_result
 from oncofed.rounds.events import EncoderUnknown, Event, Ready, Standardised

@@ -17,8 +17,8 @@ from oncofed.alliance.authority import Authority
 from oncofed.alliance.kits import PRIVACY_FILE
 from oncofed.audit import AuditLog
 from oncofed.errors import FederationError
+from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.job.watch import RunProgress
 from oncofed.rounds.events import Refused
 from oncofed.signing import signed
 from synthetic import JOB, make_site, write_job

@@ -13,8 +13,8 @@ from commands import Outcome
 from fault_lab import Lab, excluded, lab
 from oncofed.audit import AuditLog
 from oncofed.errors import FederationError
+from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.job.watch import RunProgress
 from oncofed.sandbox import what_is_missing
 from synthetic import JOB, make_package, make_site, write_job
 

@@ -5,6 +5,7 @@ In a simulation there are no certificates, and no one is verified: its sites are
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,8 @@ def identity_of(fl_ctx: FLContext, simulated: bool) -> Identity:
 def verify_of_alliance(fl_ctx: FLContext) -> Verify:
     """Return the check of an advertised key: certified by the root of one's own kit, and not revoked."""
     revoked_file, root_file = list_and_root(fl_ctx)
-    return partial(_verify, revoked_file, x509.load_pem_x509_certificate(root_file.read_bytes()))
+    root = x509.load_pem_x509_certificate(root_file.read_bytes())
+    return partial(_verify, revoked_file, root, _servers(root_file.with_name("fed_client.json")))
 
 
 def verify_for_server(fl_ctx: FLContext) -> Verify:
@@ -57,7 +59,20 @@ def verify_for_server(fl_ctx: FLContext) -> Verify:
     return verify_of_alliance(fl_ctx) if root_file.is_file() else unverified
 
 
-def _verify(revoked_file: Path, root: x509.Certificate, advertisement: KeyAdvertisement) -> VerifyKey:
+def _servers(config: Path) -> frozenset[str]:
+    """Return the names in the certificates of a kit's servers, which are no sites.
+
+    The root certifies the server, too: without this it could join its own sum.
+    """
+    if not config.is_file():
+        return frozenset()  # the server's own kit
+    servers = json.loads(config.read_text(encoding="utf-8"))["servers"]
+    return frozenset(str(one[name]) for one in servers for name in ("identity", "name") if name in one)
+
+
+def _verify(
+    revoked_file: Path, root: x509.Certificate, servers: frozenset[str], advertisement: KeyAdvertisement
+) -> VerifyKey:
     # Read anew: a site may be revoked while a job runs.
     revoked = read_revoked(revoked_file, root).names if revoked_file.is_file() else frozenset()
-    return CertifiedSites(root, revoked_names=revoked, now=datetime.now(timezone.utc))(advertisement)
+    return CertifiedSites(root, revoked_names=revoked, not_sites=servers, now=datetime.now(timezone.utc))(advertisement)

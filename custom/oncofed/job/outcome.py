@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from oncofed.algorithms.sums import summands
+from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec
-from oncofed.job.watch import RunProgress
 from oncofed.machine import environment
 from oncofed.messages.compression import travelling_bytes
 from oncofed.privacy.statement import statement_of

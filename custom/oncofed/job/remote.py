@@ -18,8 +18,9 @@ from oncofed.errors import FederationError, TransferError
 from oncofed.job.card import write_cards
 from oncofed.job.flare import SPEC_FILE
 from oncofed.job.outcome import begin_result, note_incidents, note_preparation, note_rounds, note_scores
+from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.job.watch import Curves, RunProgress, RunView
+from oncofed.job.watch import Curves, RunView
 from oncofed.report.html import write_report
 from oncofed.report.result import Result
 from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, Event, EventReader

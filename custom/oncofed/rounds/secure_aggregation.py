@@ -51,10 +51,11 @@ from oncofed.rounds.events import SumFailed, Summed
 from oncofed.rounds.intake import checked
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
-from oncofed.rounds.schedules import RoundResult, SynchronousRunner, Training
+from oncofed.rounds.schedules import SynchronousRunner
 from oncofed.rounds.site_step import SiteStep
 from oncofed.rounds.site_task import SiteTask
 from oncofed.rounds.sums import KeptSum, Sums
+from oncofed.rounds.training import RoundResult, Training
 
 # A step takes a site milliseconds once it is asked.
 _STEP_SECONDS = 60.0

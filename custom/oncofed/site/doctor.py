@@ -10,13 +10,10 @@ import os
 import platform
 import resource
 import shutil
-import socket
-import ssl
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import MappingProxyType
 
@@ -31,23 +28,21 @@ from oncofed.alliance.kits import OUTBOUND_FILTER, PRIVACY_FILE
 from oncofed.alliance.sealing import ROOT_FILE, changed_files
 from oncofed.alliance.site_settings import read_settings
 from oncofed.audit import AuditLog
-from oncofed.errors import FederationError, OncofedError, TransferError
+from oncofed.errors import FederationError, OncofedError
 from oncofed.privacy.policy import read_policy
-from oncofed.proxy import open_tunnel, parse_proxy
 from oncofed.sandbox import what_is_missing
 from oncofed.site.check import Check
 from oncofed.site.datasets import check_datasets
 from oncofed.site.gpu_checks import check_gpus
 from oncofed.site.packs import list_packs
 from oncofed.site.policies import policy_version
+from oncofed.site.reachability import check_route
 from oncofed.site.service import is_site_file, readable_by_others, require_free_server_port, service_state
 from oncofed.training import Plan
 
-_CONNECT_SECONDS = 4.0
 _LEAST_DISK_GB, _GOOD_DISK_GB = 2, 20
 _GOOD_FILES = 4096
 _GOOD_SHARED_MB = 512
-_LARGEST_CLOCK_SECONDS = 60.0
 _RENEW = "oncofed site renew FILE"
 # Versions that must be the same at all sites: otherwise results differ, or messages cannot be read.
 _SAME_EVERYWHERE = ("nvflare", "monai", "torch", "numpy")
@@ -92,9 +87,9 @@ def examine(
         checks.append(lambda: _own_port(folder, known))
     elif facts and facts.reaches and facts.reaches_port:
         route = (facts.reaches, facts.reaches_port)
-        checks.append(lambda: _route(route, proxy or _proxy(folder), folder, facts))
+        checks.append(lambda: check_route(route, proxy or _proxy(folder), folder, facts))
     elif server:
-        checks.append(lambda: _route(server, proxy, None, None))
+        checks.append(lambda: check_route(server, proxy, None, None))
     else:
         checks.append(_no_kit)
     with ThreadPoolExecutor(len(checks)) as pool:
@@ -376,27 +371,6 @@ def _own_port(folder: Path | None, facts: KitFacts) -> Iterator[Check]:
         yield Check("port", "ok", f"{facts.port} is free")
 
 
-def _route(route: tuple[str, int], proxy: str | None, folder: Path | None, facts: KitFacts | None) -> Iterator[Check]:
-    host, port = route
-    if proxy:
-        yield from _proxied(proxy, route, folder, facts)
-        return
-    try:
-        addresses = sorted({str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
-    except OSError as error:
-        yield Check("name", "fail", f"{host}: {error.strerror or error}", "ask for a DNS entry, or use /etc/hosts")
-        return
-    yield Check("name", "ok", f"{host} is {', '.join(addresses[:3])}")
-    try:
-        connection = socket.create_connection((host, port), _CONNECT_SECONDS)
-    except OSError as error:
-        why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        advice = f"let this machine out to {host}, TCP {port}, in the firewall; or the server is down"
-        yield Check("server", "fail", f"{host}:{port}: {why}", advice)
-        return
-    yield from _reached(connection, route, folder, facts)
-
-
 def _proxy(folder: Path | None) -> str | None:
     """Return the proxy in the site's settings.
 
@@ -405,84 +379,3 @@ def _proxy(folder: Path | None) -> str | None:
     with contextlib.suppress(OncofedError):
         return read_settings(folder).proxy if folder else None
     return None
-
-
-def _proxied(proxy: str, route: tuple[str, int], folder: Path | None, facts: KitFacts | None) -> Iterator[Check]:
-    parts, (host, port) = parse_proxy(proxy), route
-    named = f"{parts.hostname}:{parts.port}"
-    try:
-        connection = open_tunnel(proxy, host, port, _CONNECT_SECONDS)
-    except OSError as error:
-        why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        yield Check("proxy", "fail", f"{named}: {why}", "correct proxy in site.yaml, or ask who looks after the proxy")
-        return
-    except TransferError as error:
-        advice = f"ask who looks after the proxy to let this machine out to {host}, TCP {port}, by CONNECT"
-        yield Check("proxy", "fail", f"{named}: {error}", advice)
-        return
-    yield Check("proxy", "ok", f"{named} opens a way to {host}:{port}")
-    yield from _reached(connection, route, folder, facts)
-
-
-def _reached(
-    connection: socket.socket, route: tuple[str, int], folder: Path | None, facts: KitFacts | None
-) -> Iterator[Check]:
-    with connection:
-        if folder is None or facts is None:
-            yield Check("server", "ok", f"{route[0]}:{route[1]} takes connections")
-            return
-        yield from _handshake(connection, folder, facts)
-
-
-def _handshake(connection: socket.socket, folder: Path, facts: KitFacts) -> Iterator[Check]:
-    """Do a TLS handshake with the server; compare clocks."""
-    context = ssl.create_default_context(cafile=str(folder / ROOT_FILE))
-    context.check_hostname = False
-    certificate = facts.certificate_file(folder)
-    try:
-        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-        with context.wrap_socket(connection) as secured:
-            secured.settimeout(_CONNECT_SECONDS)
-            theirs = x509.load_der_x509_certificate(secured.getpeercert(binary_form=True) or b"")
-            # In TLS 1.3 a server rejects our certificate only with its first answer.
-            answer = _probe(secured)
-            yield Check("server", "ok", f"{facts.reaches} proves to be of this alliance, {secured.version()}")
-            days = (theirs.not_valid_after_utc - datetime.now(timezone.utc)).days
-            if days < EXPIRES_SOON_DAYS:
-                yield Check("server's certificate", "warn", f"holds {days} days more", "tell the alliance")
-            yield from _clock(answer)
-    except ssl.SSLCertVerificationError as error:
-        yield Check("server", "fail", f"not of this alliance: {error.verify_message}", "tell the alliance at once")
-    except (ssl.SSLError, ConnectionError) as error:
-        reason = error.reason if isinstance(error, ssl.SSLError) and error.reason else type(error).__name__
-        advice = (
-            "a proxy that opens TLS must let this host through as it is; or the server does not know the certificate"
-        )
-        yield Check("server", "fail", f"TLS failed: {reason}", advice)
-    except OSError as error:
-        yield Check("server", "fail", f"TLS failed: {error}", "ask the alliance whether the server is well")
-
-
-def _probe(secured: ssl.SSLSocket) -> str:
-    """Return the server's answer to a request that it refuses.
-
-    Empty after a timeout.
-    """
-    try:
-        secured.sendall(b"HEAD / HTTP/1.1\r\nHost: oncofed\r\nConnection: close\r\n\r\n")
-        return secured.recv(4096).decode("latin-1")
-    except TimeoutError:
-        return ""
-
-
-def _clock(answer: str) -> Iterator[Check]:
-    """Compare clocks by the Date header of the answer."""
-    dates = [line.partition(":")[2].strip() for line in answer.split("\r\n") if line.lower().startswith("date:")]
-    if not dates:
-        return
-    offset = (datetime.now(timezone.utc) - parsedate_to_datetime(dates[0])).total_seconds()
-    if abs(offset) > _LARGEST_CLOCK_SECONDS:
-        found = f"{abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the server's"
-        yield Check("clock", "fail", found, "set it by NTP: timedatectl set-ntp true")
-    else:
-        yield Check("clock", "ok", "agrees with the server's")
