@@ -16,8 +16,9 @@ from oncofed.job.private import privacy_costs, privacy_notes
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.privacy.accountant import Event, epsilon
 from oncofed.privacy.statement import statement_of
+from oncofed.settings import SettingError
 from oncofed.training.optimizer import build_optimizer
-from oncofed.training.private_plan import require_no_mixing
+from oncofed.training.private_plan import check_private, require_no_mixing
 from synthetic import JOB, write_job
 
 _SECTION = "privacy: {differential_privacy: {noise_multiplier: 1.2, delta: 1.0e-3, sampling: 0.1}}\n"
@@ -90,6 +91,13 @@ def test_a_pack_that_sees_whole_batches_is_refused(tmp_path: Path, setting: str)
     text = JOB.replace("batch_size: 2", f"batch_size: 2, {setting}")
     with pytest.raises(SpecError, match=r"may join patients, as a pack can"):
         _spec(tmp_path, text)
+
+
+def test_any_code_of_a_pack_is_refused(tmp_path: Path) -> None:
+    spec = _spec(tmp_path)
+    model = spec.model.model_copy(update={"code": "ab" * 32})
+    with pytest.raises(SettingError, match=r"model\.code: found the pack abababababab… .*could leave it out"):
+        check_private(spec.plan().model_copy(update={"model": model}))
 
 
 def test_a_layer_that_keeps_means_is_found_in_any_network(tmp_path: Path) -> None:
