@@ -107,9 +107,9 @@ $(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
 
 $(VENV)/dev.installed: $(VENV)/demo.installed pyproject.toml
 	@echo "installing the tests' tools …"
-	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,onnx,dev]'
+	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,onnx,privacy,dev]'
 	@touch $@
 
 $(VENV)/security.installed: $(VENV)/dev.installed pyproject.toml
-	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,onnx,dev,security]'
+	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,onnx,privacy,dev,security]'
 	@touch $@

@@ -1,24 +1,31 @@
-"""The cost of privacy: outbound checks, DP-SGD, secure aggregation.
+"""The cost of privacy: outbound checks, secure aggregation.
 
 The checks are those of a round of the hippocampus job at one site: update and scores are compared with the job's
 declarations, and recorded in the audit log on disk. They are compared with the round's training on this machine.
-Another figure is the admission of a job at a site. Features that oncofed lacks have a row that says so.
+Another figure is the admission of a job at a site. Masks of secure aggregation are measured in one process and thread:
+the processor's time of a site and of the server, bytes and memory; beside the masks of Flower's SecAgg+, and beside the
+homomorphic encryption that FLARE uses where TenSEAL is installed. Features that oncofed lacks have a row that says so.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import statistics
 import time
 from pathlib import Path
 
 import torch
 
+from flower import flower_baseline, measure_flower_masks
 from harness.bench import Bench, Settings
 from harness.results import Limit, Target
+from masking import Attempt
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.audit import AuditLog
 from oncofed.data.cases import read_cases
 from oncofed.flare import wire
+from oncofed.flare.runtime.malloc import trim_heap
 from oncofed.flare.security.outbound_filter import check_reply
 from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.job.spec import read_job
@@ -27,6 +34,7 @@ from oncofed.messages.results import EvaluateResult, TrainResult
 from oncofed.models.weights import exchanged_names, weights_of
 from oncofed.privacy.policy import Policy, ProposedJob, read_policy
 from oncofed.training import Plan, Trainer
+from peak import Peak
 from volumes import make_volumes
 
 _EVALUATION = {
@@ -38,6 +46,16 @@ _EVALUATION = {
     "patients": {"all": 9, "mean": 9, "by_class": {"anterior": 9, "posterior": 9}, "more": {}},
 }
 _MOST_OF_A_ROUND, _MOST_AT_THE_START = 0.02, 0.2
+# Milliseconds of the processor for a megabyte of float32: at 10 sites, and at 50.
+_MASK = {10: 10.0, 50: 20.0}
+# Likewise of the server at 10 sites, by sites lost.
+_UNMASK = {0: 6.0, 3: 10.0}
+# Of the bytes without secure aggregation by bits, and bytes more for each site of the roster.
+_BYTES, _BYTES_A_SITE = {32: 1.01, 16: 0.51}, 100
+_MOST_BESIDE_A_MODEL = 32 << 20
+_KEPT_FLOATS = 20_000_000
+# The defaults of FLARE's homomorphic encryption.
+_POLYNOMIAL, _MODULI, _SCALE_BITS = 8192, (60, 40, 40), 40
 
 
 def run(bench: Bench) -> None:
@@ -67,8 +85,10 @@ def run(bench: Bench) -> None:
     bench.measured(
         "policy and audit log before a job starts", starts, "s", target=Target(of="value", value=_MOST_AT_THE_START)
     )
-    for name in ("a training step with DP-SGD", "a round with secure aggregation"):
-        bench.skip(name, "share of a round", "oncofed does not have it yet")
+    floats = 500_000 if bench.quick else 5_000_000
+    _sums(bench, floats)
+    _fifty_sites(bench, floats)
+    _encryption(bench, floats)
 
 
 def _round(bench: Bench, plan: Plan) -> float:
@@ -107,3 +127,103 @@ def _start(folder: Path) -> float:
     assert policy.refusal(ProposedJob("job", "engineer", "hippocampus", "unet", "fedavg")) is None
     AuditLog(folder).write("job admitted", "engineer")
     return time.perf_counter() - begun
+
+
+def _sums(bench: Bench, floats: int) -> None:
+    """Measure whole attempts of ten sites."""
+    size, sites = floats * 4, 10
+    for bits, lost in ((32, 0), (32, 3), (16, 0)):
+        what = f"{sites} sites, {lost} lost, {bits} bits"
+        bench.doing(f"a sum of {what}")
+        attempts = [Attempt(sites, floats, bits) for _ in range(bench.times())]
+        for attempt in attempts:
+            attempt.finish(lost)
+        settings: Settings = {"sites": sites, "lost": lost, "bits": bits, "megabytes": size / 1e6}
+        if bits == 32:
+            seconds = [statistics.mean(attempt.seconds["unmask"]) for attempt in attempts]
+            target = Target(of="value", value=_UNMASK[lost])
+            bench.measured(
+                f"unmasking of {what}", _for_a_megabyte(seconds, size), "ms/MB", settings=settings, target=target
+            )
+        if not lost:
+            seconds = [statistics.mean(attempt.seconds["mask"]) for attempt in attempts]
+            _masking(bench, f"masking of {what}", seconds, settings, floats)
+            sent = size * bits / 32 + attempts[0].sent
+            bench.measured(
+                f"bytes of a site, {what}",
+                [sent / size],
+                "times float32",
+                settings=settings,
+                target=Target(of="value", value=_BYTES[bits] + _BYTES_A_SITE * sites / size),
+                note=f"{attempts[0].sent} B of keys, shares and signatures",
+            )
+
+
+def _fifty_sites(bench: Bench, floats: int) -> None:
+    """Measure a site among fifty, and the server's memory."""
+    sites, bits = 50, 32
+    attempt = Attempt(sites, floats, bits)
+    for _ in range(bench.times() + 1):
+        attempt.mask()
+    settings: Settings = {"sites": sites, "lost": 0, "bits": bits, "megabytes": floats * 4 / 1e6}
+    _masking(bench, f"masking of {sites} sites, {bits} bits", attempt.seconds["mask"][1:], settings, floats)
+    attempt = Attempt(sites, floats if bench.quick else _KEPT_FLOATS, bits)
+    size = sum(value.nbytes for value in attempt.mask().values())
+    gc.collect()
+    trim_heap()  # memory freed before would be reused, and not counted
+    with Peak(every=0.001) as peak:
+        before = peak.most
+        for number in range(sites):
+            attempt.add(number)
+    bench.measured(
+        f"memory of the server for a sum of {sites} sites",
+        [(peak.most - before) / size],
+        "models",
+        settings={**settings, "megabytes": size / 1e6},
+        limit=Limit(name="the sum itself", value=1.0),
+        target=Target(of="value", value=1 + _MOST_BESIDE_A_MODEL / size),
+    )
+
+
+def _masking(bench: Bench, name: str, seconds: list[float], settings: Settings, floats: int) -> None:
+    sites = int(settings["sites"] or 0)
+    flower = flower_baseline(
+        bench,
+        "'s masks of SecAgg+",
+        lambda: measure_flower_masks(floats, sites, bench.times(), bench.folder / "flower"),
+    )
+    flower.samples = _for_a_megabyte(flower.samples, floats * 4)
+    bench.measured(
+        name,
+        _for_a_megabyte(seconds, floats * 4),
+        "ms/MB",
+        settings=settings,
+        baseline=flower,
+        target=Target(of="value", value=_MASK[sites]),
+    )
+
+
+def _encryption(bench: Bench, floats: int) -> None:
+    """Measure the encryption that FLARE's homomorphic encryption uses."""
+    name = "homomorphic encryption of an update (TenSEAL, FLARE's settings)"
+    if importlib.util.find_spec("tenseal") is None:
+        bench.skip(name, "ms/MB", "TenSEAL is not installed")
+        return
+    import tenseal
+
+    bench.doing(name)
+    context = tenseal.context(tenseal.SCHEME_TYPE.CKKS, _POLYNOMIAL, coeff_mod_bit_sizes=list(_MODULI))
+    context.global_scale = 2**_SCALE_BITS
+    values = torch.randn(floats // 20).mul_(1e-3).tolist()
+    seconds, size = [], 0
+    for _ in range(bench.times()):
+        begun = time.process_time()
+        size = len(tenseal.ckks_vector(context, values).serialize())
+        seconds.append(time.process_time() - begun)
+    settings: Settings = {"megabytes": len(values) * 4 / 1e6}
+    note = f"{size / (len(values) * 4):.1f} times the bytes of float32"
+    bench.measured(name, _for_a_megabyte(seconds, len(values) * 4), "ms/MB", settings=settings, note=note)
+
+
+def _for_a_megabyte(seconds: list[float], size: int) -> list[float]:
+    return [value * 1e3 / (size / 1e6) for value in seconds]

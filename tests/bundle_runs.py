@@ -24,11 +24,12 @@ from oncofed.training.plan import Plan
 
 CPU = torch.device("cpu")
 
+# Begins a process that cannot import oncofed, nor needs libraries for plots, which MONAI imports if they are there.
+_ALONE = (
+    "import gc, sys; gc.disable(); sys.modules.update(dict.fromkeys(('oncofed', 'matplotlib', 'pandas', 'sklearn')))"
+)
 _CHILD = """
-import gc, json, os, sys
-# Nor does it need libraries for plots, which MONAI imports if they are there.
-sys.modules.update(dict.fromkeys(("oncofed", "matplotlib", "pandas", "sklearn")))
-gc.disable()
+import json, os
 import torch
 torch.set_num_threads(1)
 from monai.bundle import ConfigWorkflow
@@ -60,6 +61,12 @@ for run in json.load(open(sys.argv[1])):
         with open(os.path.join(run["out"], "refused.txt"), "w") as file:
             file.write("\\n".join(map(str, causes)))
 """
+
+
+def command_of_monai(*words: str) -> list[str]:
+    """Return MONAI's command line for bundles, in a process without oncofed."""
+    alone = f"{_ALONE}; import runpy; runpy.run_module('monai.bundle', run_name='__main__')"
+    return [sys.executable, "-W", "ignore", "-c", alone, *words]
 
 
 @dataclass
@@ -111,7 +118,7 @@ def prepare(folder: Path, plan: Plan, seed: int = 5) -> Run:
 def run_all(folder: Path, runs: list[Run]) -> None:
     """Run bundles in one process: to import MONAI takes seconds."""
     script, listed = folder / "child.py", folder / "runs.json"
-    script.write_text(_CHILD)
+    script.write_text(f"{_ALONE}\n{_CHILD}")
     listed.write_text(json.dumps([asdict(run) for run in runs]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

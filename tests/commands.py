@@ -36,17 +36,30 @@ ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
 _FORKS = multiprocessing.get_context("forkserver")
 
 
-def oncofed(*arguments: str | Path, home: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def oncofed(*arguments: str | Path, home: Path, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Run a command to its end in ``home``.
 
     That is also its user's folder and the system's temporary one. It is a separate process, forked from one that has
     imported what commands need: that takes seconds.
     """
-    words = ["oncofed", *map(str, arguments)]
+    environment = {**ENVIRONMENT, "HOME": str(home), "TMPDIR": str(home)}
+    return _run(_be_command, ["oncofed", *map(str, arguments)], home, environment, timeout)
+
+
+def program(text: str, *arguments: str | Path, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end in ``home``, whose modules it finds.
+
+    Forked like a command: what commands need is imported, no plug-in is looked up.
+    """
+    return _run(_be_program, [text, *map(str, arguments)], home, ENVIRONMENT, 240)
+
+
+def _run(
+    target: Callable[..., None], words: list[str], home: Path, environment: dict[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
     with tempfile.TemporaryDirectory() as folder:
         output, errors = Path(folder) / "output", Path(folder) / "errors"
-        environment = {**ENVIRONMENT, "HOME": str(home), "TMPDIR": str(home)}
-        process = _FORKS.Process(target=_be_command, args=(words, home, environment, output, errors))
+        process = _FORKS.Process(target=target, args=(words, home, environment, output, errors))
         _start(process)
         process.join(timeout)
         if process.exitcode is None:
@@ -112,7 +125,21 @@ def _lead_group(*values: Any) -> None:
     _be_command(*values)
 
 
-def _be_command(words: list[str], home: Path, environment: dict[str, str], output: Path, errors: Path) -> None:
+def _be_command(words: list[str], *surroundings: Any) -> None:
+    _settle(*surroundings)
+    sys.argv = words
+    importlib.import_module("oncofed.cli.main").main()
+
+
+def _be_program(words: list[str], home: Path, *surroundings: Any) -> None:
+    _settle(home, *surroundings)
+    sys.path.insert(0, str(home))
+    sys.argv = ["-c", *words[1:]]
+    exec(words[0], {"__name__": "__main__"})
+
+
+def _settle(home: Path, environment: dict[str, str], output: Path, errors: Path) -> None:
+    """Give this process its folder, environment, output and errors."""
     for path, number in ((Path(os.devnull), 0), (output, 1), (errors, 2)):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(descriptor, number)
@@ -121,8 +148,6 @@ def _be_command(words: list[str], home: Path, environment: dict[str, str], outpu
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None  # as in a new process, it follows from the environment
-    sys.argv = words
-    importlib.import_module("oncofed.cli.main").main()
 
 
 def command(*arguments: str | Path, before: str = "") -> list[str]:
@@ -196,7 +221,7 @@ def _command_lines() -> Iterator[tuple[psutil.Process, str]]:
                 yield process, " ".join(process.cmdline())
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 300) -> None:
     """Wait until ``condition`` holds."""
     deadline = time.monotonic() + seconds
     while not condition():

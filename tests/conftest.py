@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import io
 import os
 import signal
@@ -20,7 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from commands import Outcome
+from dealing import add_group, interleaved
 from oncofed.cli import main as entry
+from oncofed.lean_imports import import_monai_leanly
 from synthetic import make_site, write_job
 
 if TYPE_CHECKING:
@@ -32,8 +35,11 @@ _ROOT = Path(__file__).parents[1]
 _TABLES = {"attack": ("stopped", ("what", "by", "logged")), "wild": ("right", ("report", "kind", "test"))}
 
 
-# How long an example takes depends on what else the machine does: no test asserts a time.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How long an example takes depends on what else the machine does: no test asserts a time. Where changes are judged, the
+# same examples judge each of them; elsewhere new ones are looked for.
+settings.register_profile(
+    "untimed", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("untimed")
 
 
@@ -43,6 +49,9 @@ def pytest_configure() -> None:
     Some tests stop processes by them. And no garbage is collected while the tests are imported.
     """
     gc.disable()
+    # FLARE first: each of its loggers looks through all modules that are there.
+    importlib.import_module("nvflare.app_common.workflows.statistics_controller")
+    import_monai_leanly()
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
@@ -112,24 +121,22 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)  # xdist's own reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort tests slow first, and skip or group them.
+    """Group, sort and skip tests.
 
-    Tests marked ``gpu`` are skipped without one; those that share a fixture stay with one worker. Slow tests that share
-    nothing with their file's others go to any worker, so that no worker ends long after the rest.
+    Those marked ``gpu`` are skipped without one.
     """
     import torch  # noqa: PLC0415 - takes seconds
 
-    items.sort(key=lambda item: "slow" not in item.keywords)
     for item in items:
         for name, (_, columns) in _TABLES.items():
             # What the summary shows; a worker's results carry it to where that is written.
             for marker in item.iter_markers(name):
                 row = dict(zip(columns, marker.args, strict=False)) | {"test": item.nodeid.split("/", 1)[1]}
                 item.user_properties.append((name, row | marker.kwargs))
-        if "slow" not in item.keywords or _shares_a_fixture(item):
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(_ROOT))))
+        add_group(item)
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; torch finds none"))
+    items[:] = interleaved(items)
 
 
 def pytest_collection_finish() -> None:
@@ -159,9 +166,3 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     text = io.StringIO()
     Console(file=text, width=150).print(table)
     terminalreporter.write(text.getvalue())
-
-
-def _shares_a_fixture(item: pytest.Item) -> bool:
-    """Return whether a test uses a module-scoped fixture."""
-    definitions = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - pytest has no public name for it
-    return any(found.scope == "module" for several in definitions.values() for found in several)

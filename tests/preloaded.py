@@ -8,8 +8,12 @@ from __future__ import annotations
 import gc
 import importlib
 
+from oncofed.lean_imports import import_monai_leanly
+
+import_monai_leanly()
 gc.disable()
-for name in ("oncofed.cli.main", "oncofed.job.run", "oncofed.job.remote"):
+# FLARE first: each of its loggers looks through all modules that are there.
+for name in ("nvflare.apis.fl_component", "oncofed.cli.main", "oncofed.job.run", "oncofed.job.remote"):
     importlib.import_module(name)
 gc.freeze()
 gc.enable()

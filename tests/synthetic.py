@@ -192,7 +192,8 @@ class Voice:
 def make_lesions(folder: Path, cases: int = 12, side: int = 40, seed: int = 0, axes: int = 3) -> Path:
     """Write noisy images with up to three bright balls each, whose boxes are stated; return the folder.
 
-    Volumes have voxels of 1 x 1 x 2 mm, so that balls are half as high in voxels; every fourth image has no ball.
+    No ball touches another. Volumes have voxels of 1 x 1 x 2 mm, so that balls are half as high in voxels; every fourth
+    image has no ball.
     """
     rng = np.random.default_rng(seed)
     spacing = np.array([1.0, 1.0, 2.0][:axes])
@@ -203,10 +204,13 @@ def make_lesions(folder: Path, cases: int = 12, side: int = 40, seed: int = 0, a
         np.meshgrid(*[(np.arange(n) + 0.5) * s for n, s in zip(shape, spacing, strict=True)], indexing="ij"), -1
     )
     for number in range(cases):
-        values, boxes = rng.normal(0, 1, shape), []
-        for _ in range(number % 4):
+        values, boxes, centres = rng.normal(0, 1, shape), list[dict[str, Any]](), list[np.ndarray]()
+        while len(boxes) < number % 4:
             radius = rng.uniform(3, 5)
             centre = rng.uniform(radius, side - radius, axes)
+            if any(np.linalg.norm(centre - other) < 12 for other in centres):
+                continue
+            centres.append(centre)
             values[np.linalg.norm(places - centre, axis=-1) < radius] += 4
             corners = {"low": (centre - radius) / spacing, "high": (centre + radius) / spacing}
             boxes.append({name: corner.round(3).tolist() for name, corner in corners.items()})

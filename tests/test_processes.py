@@ -30,7 +30,7 @@ def test_processes_whose_parents_died_are_stopped_too_and_no_others(tmp_path: Pa
         orphan = psutil.Process(int(done.stdout))
         assert orphan.is_running()
         stop_processes(tmp_path / "run")
-        wait_for(lambda: not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE, "the orphan ended", 10)
+        wait_for(lambda: not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE, "the orphan ended", 30)
         assert bystander.poll() is None
     finally:
         bystander.kill()

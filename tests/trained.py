@@ -21,7 +21,7 @@ name: stripes
 title: Two kinds of stripes
 data: {dataset: stripes, modality: xray, patch: [32, 32]}
 task: {type: classification, classes: {0: broad, 1: narrow}}
-model: {network: resnet18}
+model: {network: resnet18, arguments: {widen_factor: 0.125}}
 rounds: {number: 2}
 seed: 3
 """

@@ -169,7 +169,7 @@ class Lab:
             self.state.apply(event)
         return self.state
 
-    def wait(self, condition: Callable[[RunProgress], object], what: str, seconds: float = 180) -> RunProgress:
+    def wait(self, condition: Callable[[RunProgress], object], what: str, seconds: float = 300) -> RunProgress:
         """Wait until the record fulfils a condition.
 
         Raises:

@@ -98,6 +98,25 @@ def simulate_flower(floats: int, sites: int, rounds: int, folder: Path) -> list[
             stop_processes(temporary)  # Flower leaves its server running
 
 
+def measure_flower_masks(floats: int, sites: int, repeats: int, folder: Path) -> list[float]:
+    """Return a site's seconds for the masks of SecAgg+, of the processor.
+
+    Args:
+        floats: size of the model.
+        sites: whose masks are added, its own among them.
+        repeats: samples.
+        folder: for its environment, new.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it cannot be installed or run here.
+    """
+    temporary = folder / "tmp"
+    environment = _environment(folder, temporary, 1, f"flwr=={VERSION}")
+    command = [_program("python", environment), str(_APP / "masks.py"), str(floats), str(sites), str(repeats)]
+    done = subprocess.run(command, check=True, timeout=_RUN_SECONDS, env=environment, capture_output=True)
+    return [float(seconds) for seconds in json.loads(done.stdout)]
+
+
 def _run(floats: int, sites: int, rounds: int, folder: Path, environment: dict[str, str]) -> list[float]:
     """Run the app, and return the seconds of each round."""
     times = folder / "times.json"

@@ -24,7 +24,7 @@ from oncofed.processes import user_name
 AUDIT_FILE = Path("audit") / "audit.jsonl"
 # Entries that are written in several places, or searched for.
 ADMITTED, REFUSED, LEFT, HELD_BACK = "job admitted", "job refused", "message left", "message held back"
-RECEIVED = "code received"
+RECEIVED, MASKED, CHARGED = "code received", "update masked", "privacy charged"
 ANCHORED = "a site's last line"
 LET_IN, COMMANDED = "let in", "command"
 
@@ -79,11 +79,12 @@ class AuditLog:
     """The log of one participant.
 
     Args:
-        folder: of the participant; the log is ``audit/audit.jsonl`` in it.
+        folder: of the participant.
+        file: the log in it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / AUDIT_FILE
+    def __init__(self, folder: Path, file: Path = AUDIT_FILE) -> None:
+        self.path = folder / file
 
     def write(self, what: str, who: str | None = None, **facts: Any) -> Anchor:
         """Append a line and sync it to disk.

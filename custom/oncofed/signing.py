@@ -28,6 +28,13 @@ def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -
     return True
 
 
+def signature_by(key_file: Path, data: bytes) -> bytes:
+    """Return a signature by the key in a file (RSA-PSS, SHA-256)."""
+    key = serialization.load_pem_private_key(key_file.read_bytes(), None)
+    assert isinstance(key, rsa.RSAPrivateKey)
+    return key.sign(data, PADDING, hashes.SHA256())
+
+
 def signed(data: bytes, key_file: Path, certificate_file: Path) -> dict[str, str | None]:
     """Return data's ``certificate`` and ``signature`` for a JSON file.
 
@@ -35,9 +42,7 @@ def signed(data: bytes, key_file: Path, certificate_file: Path) -> dict[str, str
     """
     if not key_file.is_file() or not certificate_file.is_file():
         return {"certificate": None, "signature": None}
-    key = serialization.load_pem_private_key(key_file.read_bytes(), None)
-    assert isinstance(key, rsa.RSAPrivateKey)
-    signature = key.sign(data, PADDING, hashes.SHA256())
+    signature = signature_by(key_file, data)
     return {
         "certificate": certificate_file.read_text(encoding="utf-8"),
         "signature": base64.b64encode(signature).decode(),

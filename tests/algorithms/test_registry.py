@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import oncofed
+from commands import program
 from oncofed.algorithms import algorithm_class, algorithm_names, register_algorithm
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.errors import SpecError
 from oncofed.plugins import registering
 
 PACKAGE = Path(oncofed.__file__).parent
-
-# In the time that a job's process takes; nothing is looked up by that.
-_IMPORTED = """
-from oncofed.lean_imports import lean_imports
-with lean_imports():
-    import oncofed.algorithms
-"""
 
 _OF_PACKAGE = '''
 from typing import Literal
@@ -73,14 +65,7 @@ def test_an_installed_package_brings_an_algorithm(tmp_path: Path, job: Path) -> 
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: half-updates\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[oncofed.algorithms]\nhalf = half_updates\n")
-    path = f"{tmp_path}:{PACKAGE.parent}"
-    found = subprocess.run(
-        [sys.executable, "-c", _IMPORTED + _USES_IT, str(job)],
-        env={"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    found = program(_USES_IT, job, home=tmp_path)
     assert found.stderr == ""
     assert found.stdout.splitlines() == [
         "2.0",
@@ -93,15 +78,7 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[oncofed.algorithms]\nbroken = no_such_module\n")
-    program = "from oncofed.algorithms import algorithm_names; algorithm_names()"
-    path = f"{tmp_path}:{PACKAGE.parent}"
-    found = subprocess.run(
-        [sys.executable, "-c", _IMPORTED + program],
-        env={"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    found = program("from oncofed.algorithms import algorithm_names; algorithm_names()", home=tmp_path)
     assert "the package of the strategy 'broken' (no_such_module) cannot be imported" in found.stderr
 
 
@@ -110,8 +87,7 @@ def test_a_broken_package_is_named_and_known_algorithms_stay(tmp_path: Path, job
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[oncofed.algorithms]\nbroken = no_such_module\n")
-    program = """
-import sys
+    text = """
 from oncofed.errors import SpecError
 from oncofed.algorithms.plan import FederationPlan
 for name in ("no_such", "no_such", "krum"):
@@ -120,23 +96,18 @@ for name in ("no_such", "no_such", "krum"):
     except SpecError as error:
         print(error)
 """
-    found = subprocess.run(
-        [sys.executable, "-c", _IMPORTED + program],
-        env={"PYTHONPATH": f"{tmp_path}:{PACKAGE.parent}"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    found = program(text, home=tmp_path)
     first, second, third = found.stdout.splitlines()
     assert first == second
     assert "the package of the strategy 'broken' (no_such_module) cannot be imported" in first
     assert third == "krum"
 
 
-def test_threads_find_algorithms_that_another_one_loads() -> None:
-    program = """
+def test_threads_find_algorithms_that_another_one_loads(tmp_path: Path) -> None:
+    text = """
 import threading
 from oncofed.algorithms.registry import ALGORITHMS
+assert not ALGORITHMS._is_loaded
 found, start = [], threading.Barrier(8)
 def look():
     start.wait()
@@ -146,30 +117,18 @@ threads = [threading.Thread(target=look) for _ in range(8)]
 [thread.join() for thread in threads]
 print(found)
 """
-    found = subprocess.run(
-        [sys.executable, "-c", _IMPORTED + program],
-        env={"PYTHONPATH": str(PACKAGE.parent)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    found = program(text, home=tmp_path)
     assert found.stdout.strip() == str([True] * 8)
 
 
-def test_built_in_algorithms_never_count_as_a_packs() -> None:
-    program = """
+def test_built_in_algorithms_never_count_as_a_packs(tmp_path: Path) -> None:
+    text = """
 from oncofed.algorithms import algorithm_names
 from oncofed.plugins import registering
 with registering("0" * 64):
     print("krum" in algorithm_names())
 """
-    found = subprocess.run(
-        [sys.executable, "-c", _IMPORTED + program],
-        env={"PYTHONPATH": str(PACKAGE.parent)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    found = program(text, home=tmp_path)
     assert found.stdout.strip() == "True"
 
 
@@ -183,7 +142,8 @@ def test_a_name_that_is_taken_is_refused() -> None:
 
 
 def test_a_pack_cannot_bring_an_algorithm() -> None:
-    with registering("0" * 64), pytest.raises(SpecError, match="a pack cannot bring strategy 'evil'"):
+    # The error goes through the block: a pack that brought one is not loaded, for the tests after this one either.
+    with pytest.raises(SpecError, match="a pack cannot bring strategy 'evil'"), registering("0" * 64):
         register_algorithm("evil")(FedAvg)
     assert "evil" not in algorithm_names()
 

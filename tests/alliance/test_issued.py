@@ -107,6 +107,7 @@ def test_adding_a_site_changes_no_other_kit(
     assert list(alliance.issue(MORE, PASSWORD)) == []
 
 
+@pytest.mark.usefixtures("open_root")
 def test_changes_that_break_issued_kits_are_refused(founded: tuple[Alliance, dict[str, SealedKit]]) -> None:
     alliance, _ = founded
     with pytest.raises(AllianceError, match="does not open"):
@@ -127,14 +128,17 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.usefixtures("open_root")
 def test_an_interrupted_kit_is_made_again(tmp_path: Path) -> None:
     alliance = Alliance(tmp_path / "home")
-    kits = alliance.issue(SPEC, PASSWORD)
+    people = AllianceSpec(sites=("east",), people={"eng@x.org": {"role": "lead", **SEALED_FOR}}).people
+    spec = SPEC.model_copy(update={"people": people})
+    kits = alliance.issue(spec, PASSWORD)
     first = next(kits)
     kits.close()
     assert list(alliance.issued().participants) == [first.name]
     assert not list(alliance.home.glob(".making-*")), "keys were left open"
-    assert [kit.name for kit in alliance.issue(SPEC, PASSWORD)] == ["east", "eng@x.org"]
+    assert [kit.name for kit in alliance.issue(spec, PASSWORD)] == ["east", "eng@x.org"]
 
 
 def test_kits_are_sealed_in_parallel(tmp_path: Path) -> None:

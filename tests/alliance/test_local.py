@@ -60,7 +60,7 @@ def _submit_with_flares_own_command(alliance: LocalAlliance, job: Path) -> dict[
         [sys.executable, "-m", "nvflare.cli", "--format", "json", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     answer = json.loads(done.stdout)
@@ -70,7 +70,7 @@ def _submit_with_flares_own_command(alliance: LocalAlliance, job: Path) -> dict[
 
 def _end(alliance: LocalAlliance, job_id: str) -> str:
     with quiet():
-        alliance.session().monitor_job(job_id, timeout=120, poll_interval=1)
+        alliance.session().monitor_job(job_id, timeout=300, poll_interval=1)
         status = str(alliance.session().get_job_status(job_id))
     assert status.startswith("FINISHED:"), status
     return status

@@ -20,7 +20,6 @@ from synthetic import make_site
 
 @pytest.mark.slow
 @pytest.mark.federation
-@pytest.mark.timeout(300)
 def test_four_sites_behind_two_relays_train_together(spec: JobSpec, tmp_path: Path) -> None:
     sites = [f"site-{number}" for number in range(1, 5)]
     datasets = {site: {"balls": make_site(tmp_path / site, 5, seed)} for seed, site in enumerate(sites)}

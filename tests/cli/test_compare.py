@@ -14,7 +14,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.federation]
 STRATEGIES = ("ditto", "feddyn", "fedbuff")  # cyclic: with a site that hangs, among the faults
 
 
-@pytest.mark.timeout(400)
 def test_strategies_that_work_differently_at_the_sites_each_train(
     job: Path, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -14,7 +14,6 @@ from tabular import JOB, make_table_site
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 
-@pytest.mark.timeout(400)
 def test_image_and_table_are_compared_with_the_table_alone(tmp_path: Path) -> None:
     sites = {name: make_table_site(tmp_path / name, 80, seed, 50.0 + 5 * seed) for seed, name in enumerate(("a", "b"))}
     job = tmp_path / "job" / "job.yaml"
@@ -23,7 +22,7 @@ def test_image_and_table_are_compared_with_the_table_alone(tmp_path: Path) -> No
     out = tmp_path / "compared"
     folders = [argument for name, folder in sites.items() for argument in ("--site", f"{name}={folder}")]
     arguments = [*folders, "--backend", "simulate", "--json", "--out", out]
-    done = oncofed("job", "compare", job, "--fusions", "concat,table", *arguments, home=tmp_path, timeout=350)
+    done = oncofed("job", "compare", job, "--fusions", "concat,table", *arguments, home=tmp_path)
     assert done.returncode == 0, done.stderr
     concat, table = json.loads(done.stdout)["rows"]
     assert [row["strategy"] for row in (concat, table)] == ["concat", "table"]

@@ -179,7 +179,7 @@ def test_a_killed_or_interrupted_command_resumes_to_the_same_bytes(run: Run, tra
         with started("predict", trained, images, "--out", out, "--no-page", log=log) as process:
             wait_for(lambda before=before: len(whole()) > before or process.poll() is not None, "a case is whole")
             process.kill() if stop == "kill" else press_ctrl_c(process)
-            assert process.wait(60) == (-9 if stop == "kill" else 130), log.read_text()
+            assert process.wait(300) == (-9 if stop == "kill" else 130), log.read_text()
         assert before < len(whole()) < 16
         assert not json.loads((out / "predictions.json").read_text())["complete"]
     assert "Traceback" not in log.read_text()

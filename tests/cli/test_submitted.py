@@ -33,7 +33,6 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance
         yield alliance
 
 
-@pytest.mark.timeout(300)
 def test_a_job_runs_without_the_engineers_machine(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = ("--kit", alliance.kit(alliance.spec.engineer))
     job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 12").replace("round: 4", "round: 20"))
@@ -44,7 +43,7 @@ def test_a_job_runs_without_the_engineers_machine(alliance: LocalAlliance, tmp_p
     with forked("job", "watch", job_id, *kit, "--workspace", tmp_path / "workspace", log=log) as watching:
         wait_for(lambda: "/12  " in log.read_text(), "a round is shown")
         press_ctrl_c(watching)
-        assert watching.wait(30) == 130
+        assert watching.wait(300) == 130
     assert f"The job runs on. Watch it again with: oncofed job watch {job_id}" in log.read_text()
 
     watched = oncofed("job", "watch", job_id, *kit, home=tmp_path)
@@ -108,7 +107,6 @@ def _same_weights(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.timeout(200)
 def test_a_stopped_job_keeps_its_rounds_results(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = ("--kit", alliance.kit(alliance.spec.engineer))
     job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 500"))
@@ -117,7 +115,7 @@ def test_a_stopped_job_keeps_its_rounds_results(alliance: LocalAlliance, tmp_pat
     with forked("job", "watch", job_id, *kit, "--workspace", tmp_path / "workspace", log=log) as watching:
         wait_for(lambda: "round 1/500" in log.read_text(), "the first round is shown")
         assert "still runs" not in oncofed("job", "stop", job_id, *kit, home=tmp_path).stderr
-        assert watching.wait(60) == 1
+        assert watching.wait(300) == 1
     fetched = oncofed("job", "fetch", job_id, *kit, home=tmp_path)
     assert fetched.returncode == 1
     folder = tmp_path / "workspace" / "runs" / job_id
@@ -149,7 +147,7 @@ def test_present_sites_are_listed_and_missing_ones_waited_for(alliance: LocalAll
     with forked("job", "submit", job, *kit, "--wait-for", "east,north", log=log) as waiting:
         wait_for(lambda: "waiting for north" in log.read_text(), "the missing site is named")
         press_ctrl_c(waiting)
-        assert waiting.wait(30) == 130
+        assert waiting.wait(300) == 130
     assert "is submitted" not in log.read_text()
     done = oncofed("job", "submit", job, *kit, "--wait-for", "east,west", home=tmp_path)
     assert done.returncode == 0, done.stderr

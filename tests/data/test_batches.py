@@ -35,7 +35,7 @@ def test_batches_have_shape_and_type(site: Path) -> None:
 
 def test_every_case_comes_once_before_any_comes_twice(site: Path) -> None:
     stream = _batches(site, 3)
-    cases = len(stream._prepared)
+    cases = len(stream._builder.prepared)
     drawn = [index for _ in range(cases) for index in stream._indices()]
     for start in range(0, len(drawn), cases):
         assert sorted(drawn[start : start + cases]) == list(range(cases))
@@ -60,7 +60,7 @@ def test_a_batch_is_drawn_again_identically_after_full_memory(
     site: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
     whole, short = _batches(site), _batches(site)
-    change = short._input.change
+    change = short._builder._input.change
     left = [0]
 
     def full(batch: Batch, generator: torch.Generator) -> Batch:
@@ -70,7 +70,7 @@ def test_a_batch_is_drawn_again_identically_after_full_memory(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return changed
 
-    monkeypatch.setattr(short._input, "change", full)
+    monkeypatch.setattr(short._builder._input, "change", full)
     for number in range(6):
         left[0] = failures if number == 2 else 0
         expected = next(whole)
@@ -89,7 +89,7 @@ def test_other_errors_in_a_batch_are_not_taken_for_full_memory(site: Path, monke
     def broken(batch: Batch, generator: torch.Generator) -> Batch:
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(stream._input, "change", broken)
+    monkeypatch.setattr(stream._builder._input, "change", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         next(stream)
 

@@ -1,22 +1,29 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from oncofed.data.brain import HOSPITALS, make_hospitals, make_patient
+from oncofed.data.brain import HOSPITALS, Scanner, make_hospitals, make_patient
 from oncofed.data.case_checks import check_cases
 from oncofed.data.cases import read_cases
 from oncofed.data.spec import SplitSpec
 
 
+@cache
+def _patient(scanner: Scanner) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:
+    """Return one patient's image and label, made once for all tests."""
+    return make_patient(scanner, np.random.default_rng(5))
+
+
 @pytest.mark.parametrize("hospital", HOSPITALS, ids=lambda h: h.name)
 def test_a_patient_has_its_scanners_storage(hospital) -> None:  # type: ignore[no-untyped-def]
     scanner = hospital.scanner
-    image, label = make_patient(scanner, np.random.default_rng(5))
+    image, label = _patient(scanner)
     assert image.get_data_dtype() == np.dtype(scanner.dtype)
     assert "".join(nib.aff2axcodes(image.affine)) == scanner.axes
     canonical = nib.as_closest_canonical(image)
@@ -31,17 +38,21 @@ def test_a_patient_has_its_scanners_storage(hospital) -> None:  # type: ignore[n
 def test_anatomy_lies_the_same_for_all_orientations_and_origins() -> None:
     centres = []
     for hospital in HOSPITALS:
-        _, label = make_patient(hospital.scanner, np.random.default_rng(5))
+        _, label = _patient(hospital.scanner)
         voxels = np.argwhere(np.asarray(label.dataobj) > 0).mean(axis=0)
         centres.append(nib.affines.apply_affine(label.affine, voxels))
     assert np.ptp(centres, axis=0).max() < 12  # mm: each grid draws its own deformation
 
 
 def test_hospitals_follow_from_the_seed_and_are_valid_datasets(tmp_path: Path) -> None:
-    small = tuple(replace(h, train=1, validation=1, test=1) for h in HOSPITALS[1:3])
+    small = tuple(
+        replace(h, scanner=replace(h.scanner, voxel_mm=(4.0, 4.0, 4.0)), train=1, validation=1, test=1)
+        for h in HOSPITALS[1:3]
+    )
     first = make_hospitals(tmp_path / "a", 7, small)
-    again = make_hospitals(tmp_path / "b", 7, small[:1], workers=1)
-    other = make_hospitals(tmp_path / "c", 8, small[:1])
+    alone = (replace(small[0], validation=0, test=0),)
+    again = make_hospitals(tmp_path / "b", 7, alone, workers=1)
+    other = make_hospitals(tmp_path / "c", 8, alone)
     for folder in first.values():
         cases = read_cases(folder, SplitSpec(), 1)
         assert (len(cases.train), len(cases.validation), len(cases.test)) == (1, 1, 1)

@@ -149,7 +149,7 @@ cases = PreparedCases(train * 1, Slow(data, "none", 3), torch.device("cpu"))
 cases.ahead(range(len(train)))
 """
     done = subprocess.run(
-        [sys.executable, "-c", program, str(dataset)], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", program, str(dataset)], capture_output=True, text=True, timeout=300, check=True
     )
     assert len(done.stdout.split()) == 2  # of four
     assert done.stderr == ""

@@ -19,6 +19,8 @@ from oncofed.data.target_columns import TableTargets, parse_targets
 from oncofed.data.targets import DatasetTarget, FollowUp
 from oncofed.data.time_order import KIND
 from oncofed.errors import DataError
+from oncofed.job.checks import dataset_notes
+from oncofed.job.spec import parse_job
 from oncofed.tasks.targets.base import head_of
 from oncofed.tasks.targets.one_class import ClassTarget
 from pictures import pictures, read
@@ -283,6 +285,19 @@ targets: {big: {kind: class, column: big}}
 
     (what,) = warnings("train", "train", "train", "train", "test", "test")
     assert what.startswith("1 of 2 test patients with a known date were examined before the last training patient")
+    (tmp_path / "job.yaml").write_text("""\
+schema: 1
+name: j
+title: J
+data: {dataset: out, modality: xray, patch: [32, 32]}
+targets: [{name: big, kind: class, classes: ["no", "yes"]}]
+model: {network: resnet18}
+rounds: {number: 1}
+""")
+    job = parse_job(tmp_path / "job.yaml")
+    (note,) = dataset_notes(job, tmp_path / "out")
+    assert note.startswith("dataset out: tested on earlier patients: 1 of 2 test patients")
+    assert dataset_notes(job, tmp_path / "none") == []
     assert not warnings("train", "train", "test", "train", "train", "test"), "of one the date is not known"
 
 

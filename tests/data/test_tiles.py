@@ -162,7 +162,7 @@ def test_an_error_ends_the_stream_after_earlier_tiles(opened: Opened, error: Bas
             failed.set()
             raise error
         if tile > 64:  # a failure does not wait for other tiles
-            failed.wait(20)
+            failed.wait(300)
 
     made = opened(fail)
     stream = stream_tiles(_slides(5000), threads=2)
@@ -182,13 +182,13 @@ def test_slide_is_closed_after_its_last_reader(opened: Opened) -> None:
 
     def linger(tile: int) -> None:
         begun.set()
-        assert go_on.wait(20)
+        assert go_on.wait(300)
 
     made = opened(linger)
     reader = TileReader(Path("slide"), SPEC)
     with ThreadPoolExecutor(1) as pool:
         tile = pool.submit(reader.read, 32, 0)
-        assert begun.wait(20)
+        assert begun.wait(300)
         reader.close()
         reader.close()
         assert not made[0].closed

@@ -152,7 +152,6 @@ def _listening(folder: Path) -> dict[str, dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.federation
-@pytest.mark.timeout(300)
 def test_a_swarm_gives_the_bits_of_fedavg_even_with_killed_collectors(
     spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:

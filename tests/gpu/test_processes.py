@@ -103,7 +103,7 @@ def test_a_fork_of_the_process_that_imported_everything_uses_the_gpu(tmp_path: P
     environment = {**os.environ, "PYTHONPATH": paths}
     server = ForkServer(environment)
     try:
-        assert server.fork(JobCommand("job", [str(tmp_path / "out.json")], environment)).wait(120) == 0
+        assert server.fork(JobCommand("job", [str(tmp_path / "out.json")], environment)).wait(300) == 0
     finally:
         server.kill()
     assert json.loads((tmp_path / "out.json").read_text()) == {"bad_fork": False, "finite": True}
@@ -113,7 +113,7 @@ def test_two_processes_take_turns_and_leave_each_other_the_memory(tmp_path: Path
     environment = process_environment(tmp_path / "tmp", 2)
     outputs = [tmp_path / f"{number}.json" for number in range(2)]
     started = [subprocess.Popen([sys.executable, "-c", _SHARES, str(out)], env=environment) for out in outputs]
-    assert [process.wait(120) for process in started] == [0, 0]
+    assert [process.wait(300) for process in started] == [0, 0]
     stays = sorted(tuple(stay) for out in outputs for stay in json.loads(out.read_text()))
     assert all(before[1] <= after[0] for before, after in pairwise(stays))
     assert all(held >= 1 << 30 and kept < 1 << 26 for _, _, held, kept in stays)

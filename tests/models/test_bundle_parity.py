@@ -6,7 +6,6 @@ It refuses files that it cannot read as oncofed does.
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +18,15 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from bundle_runs import Run, Scored, prepare, run_all
+from bundle_runs import Run, Scored, command_of_monai, prepare, run_all
 from oncofed.models import ModelSpec
 from oncofed.training.plan import Plan
 
 UNET = {"network": "unet", "channels": [4, 8], "residual_units": 0}
+DENSENET = {
+    "network": "densenet121",
+    "arguments": {"init_features": 16, "growth_rate": 16, "block_config": [2, 2]},
+}
 TWO = {1: "shell", 2: "core"}
 
 
@@ -81,7 +84,7 @@ PLANS = {
     "xray": _plan(
         {"type": "classification", "classes": {0: "no", 1: "$yes", 2: "%file"}},
         {"patch": [64, 64], "modality": "xray"},
-        {"network": "densenet121"},
+        DENSENET,
     ),
     "tiles": _plan(
         {"type": "classification", "classes": {0: "a", 1: "b"}},
@@ -96,7 +99,7 @@ PLANS = {
     "volumes": _plan(
         {"type": "classification", "classes": {0: "a", 1: "b"}},
         {"patch": [32, 32, 32], "orientation": "LPS"},
-        {"network": "densenet121"},
+        DENSENET,
     ),
     "slides": _plan(
         {"type": "slide_classification", "classes": {0: "a", 1: "b"}},
@@ -113,8 +116,10 @@ PLANS |= {
     f"slides, {name}": PLANS["slides"].model_copy(
         update={"model": ModelSpec.model_validate({"network": name, "arguments": {"hidden": 16}})}
     )
-    for name in ("clam_sb", "mean_pooling", "max_pooling")
+    for name in ("clam_sb", "dsmil", "transmil", "mean_pooling", "max_pooling")
 }
+# Files of bags -> tiles: more than landmarks, a full square, and the fewest.
+BAGS = {"a.npy": 50, "square.npy": 16, "one.npy": 1}
 DENSE = ("mri", "ct", "two", "micro", "flat", "pixels", "objects")
 PIXELS = {"pixels": (0.07, 0.04), "vit": (0.2, 0.4)}
 OBLIQUE = np.linalg.qr(np.eye(3) + 0.2 * np.random.default_rng(3).normal(size=(3, 3)))[0]
@@ -193,7 +198,9 @@ def _fill(runs: dict[str, Run], rng: np.random.Generator) -> None:
         # How a file is read depends on whether the job's images are colour or grey alone: one plan of each.
         _pictures(Path(runs[name].images), rng, kinds=name in {"flat", "xray"})
         runs[name].more = {"pixel_size": PIXELS[name]} if name in PIXELS else {}
-    np.save(Path(runs["slides"].images) / "a.npy", rng.normal(size=(50, _features())).astype(np.float32))
+    for name in (name for name in PLANS if name.startswith("slides")):
+        for file, tiles in BAGS.items():
+            np.save(Path(runs[name].images) / file, rng.normal(size=(tiles, _features())).astype(np.float32))
 
 
 def _features() -> int:
@@ -308,14 +315,17 @@ def test_probabilities_agree(runs: dict[str, Run], name: str) -> None:
     assert np.ptp([shares[0] for shares in run.probabilities.values()]) > 1e-4
 
 
-def test_a_bag_of_features_gets_the_probabilities_of_its_slide(runs: dict[str, Run]) -> None:
-    run, plan = runs["slides"], PLANS["slides"]
+@pytest.mark.parametrize("name", [name for name in PLANS if name.startswith("slides")])
+def test_a_bag_of_features_gets_the_probabilities_of_its_slide(runs: dict[str, Run], name: str) -> None:
+    run, plan = runs[name], PLANS[name]
     assert not run.refused
     network = Scored(plan, run).network
-    bags = torch.from_numpy(np.load(Path(run.images) / "a.npy"))[None]
-    with torch.no_grad():
-        expected = network(bags, torch.ones(bags.shape[:2], dtype=torch.bool))[0].softmax(0)
-    np.testing.assert_allclose(run.probabilities["a.npy"], expected, atol=1e-5)
+    assert set(run.probabilities) == set(BAGS)
+    for file, found in run.probabilities.items():
+        bags = torch.from_numpy(np.load(Path(run.images) / file))[None]
+        with torch.no_grad():
+            expected = network(bags, torch.ones(bags.shape[:2], dtype=torch.bool))[0].softmax(0)
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=file)
 
 
 def test_channels_may_be_files_of_their_own(runs: dict[str, Run]) -> None:
@@ -331,9 +341,7 @@ def test_the_command_line_that_its_readme_names_answers_the_same(runs: dict[str,
     run = runs["two"]
     settings = {"config_file": "configs/inference.json", "dataset_dir": run.images, "output_dir": tmp_path}
     words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    alone = "import runpy, sys; sys.modules['oncofed'] = None; runpy.run_module('monai.bundle', run_name='__main__')"
-    command = [sys.executable, "-W", "ignore", "-c", alone, "run", *words]
-    done = subprocess.run(command, cwd=run.bundle, capture_output=True, text=True, check=False)
+    done = subprocess.run(command_of_monai("run", *words), cwd=run.bundle, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     found, expected = (_read(Path(folder, "both_seg.nii.gz")) for folder in (tmp_path, run.out))
     np.testing.assert_array_equal(found, expected)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ import torch
 from monai.bundle import load
 from safetensors.torch import save_file
 
+from bundle_runs import command_of_monai
 from oncofed.errors import SpecError
 from oncofed.job.spec import JobSpec
 from oncofed.packs.load import load_pack
@@ -41,8 +41,8 @@ def test_monai_ends_with_one_line_instead_of_an_answer(plan: Plan, tmp_path: Pat
     stored = torch.load(bundle / "models" / "model.pt", weights_only=True)
     assert all(torch.equal(stored[name], value) for name, value in weights.items())
     (bundle / "images").mkdir()
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json"]
-    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=120, check=False)
+    command = command_of_monai("run", "--config_file", "configs/inference.json")
+    done = subprocess.run(command, cwd=bundle, capture_output=True, text=True, timeout=300, check=False)
     said = f"This model answers only with the code of the pack {plan.model.code}, which no bundle holds"
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(said)

@@ -67,8 +67,18 @@ def _of_second_class(table: Path) -> dict[str, float]:
     return {Path(row["case"]).stem: float(row["probability.narrow"]) for row in rows}
 
 
-def test_bundle_prediction_and_evaluation_agree_on_a_calibrated_model(tmp_path: Path) -> None:
-    run = _calibrated(tmp_path / "run")
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return a run's folder and its model's bundle, which took a process of MONAI's to write."""
+    folder = tmp_path_factory.mktemp("exported")
+    run = _calibrated(folder / "run")
+    return run, export(load_model(run), "bundle", folder / "out").folder
+
+
+def test_bundle_prediction_and_evaluation_agree_on_a_calibrated_model(
+    exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, bundle = exported
     images, dataset = _dataset(tmp_path)
     found, scored = _evaluated(run, dataset, tmp_path / "scored")
     model = load_model(run)
@@ -76,7 +86,6 @@ def test_bundle_prediction_and_evaluation_agree_on_a_calibrated_model(tmp_path: 
     predicted = _of_second_class(tmp_path / "predicted" / "classes.csv")
     assert scored == pytest.approx(predicted, abs=1e-5)
 
-    bundle = export(model, "bundle", tmp_path / "out").folder
     flat = tmp_path / "flat"
     flat.mkdir()
     for path in images.rglob("*.png"):
@@ -104,9 +113,8 @@ def test_an_evaluation_says_which_probabilities_it_scored(tmp_path: Path) -> Non
         assert any(words in remark for remark in found.record.remarks)
 
 
-def test_a_bundle_has_the_runs_records_of_its_model(tmp_path: Path) -> None:
-    run = _calibrated(tmp_path / "run")
-    bundle = export(load_model(run), "bundle", tmp_path / "out").folder
+def test_a_bundle_has_the_runs_records_of_its_model(exported: tuple[Path, Path], tmp_path: Path) -> None:
+    run, bundle = exported
     model = load_model(bundle)
     assert model.temperature == TEMPERATURE
     assert model.provenance == load_model(run).provenance != {}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from oncofed.errors import PolicyError
 from oncofed.privacy.policy import Policy, ProposedJob, read_policy
@@ -57,3 +59,18 @@ def test_hours_of_gpus_are_shared_by_those_that_a_job_has(
     job_hours: float | None, gpu_hours: float | None, gpus: int, hours: float | None
 ) -> None:
     assert Policy.model_validate({"job_hours": job_hours, "gpu_hours": gpu_hours}).hours(gpus) == hours
+
+
+def test_a_site_may_ask_for_masks_and_for_large_sums() -> None:
+    required = Policy.model_validate({"schema": 1, "leaves": {"secure_aggregation": "required", "smallest_sum": 4}})
+    assert "under masks alone" in str(required.refusal(JOB))
+    assert "minimum_sites is 3, expected at least 4" in str(required.refusal(replace(JOB, smallest_sum=3)))
+    assert required.refusal(replace(JOB, smallest_sum=4)) is None
+    # A job that only looks at the data sends no update.
+    assert required.refusal(ProposedJob("profile", None, "spleen_ct")) is None
+
+
+def test_peers_are_named_by_their_certificates() -> None:
+    with pytest.raises(ValidationError):
+        Policy.model_validate({"schema": 1, "leaves": {"peers": ["east"]}})
+    Policy.model_validate({"schema": 1, "leaves": {"peers": [":".join(["AB"] * 32), "cd" * 32]}})

@@ -19,6 +19,8 @@ from oncofed.data.spec import DataSpec
 from oncofed.job.card import write_cards
 from oncofed.job.spec import parse_job
 from oncofed.models import ModelSpec
+from oncofed.privacy.settings import DifferentialPrivacySpec
+from oncofed.privacy.statement import statement_of
 from oncofed.report.card import Card, make_card, write_card
 from oncofed.report.card_text import md, to_markdown
 from oncofed.report.evaluation import EvaluationRecord, GroupRecord, ScoresRecord, SubgroupsRecord
@@ -282,3 +284,15 @@ def test_tiles_of_slides_stand_with_the_training_data() -> None:
     text = to_markdown(card)
     assert "| east | 12,345 | 0.0% | 5.0% | not told | not told |" in text
     assert "| west | not told | not told | not told | not told | not told |" in text
+
+
+def test_a_promise_of_privacy_stands_in_the_card() -> None:
+    section = DifferentialPrivacySpec(noise_multiplier=1.2, delta=1e-5, sampling=0.08)
+    card = _card(_result(privacy=statement_of(section, 300)))
+    assert card.privacy.promise
+    assert card.privacy.promise.epsilon == pytest.approx(6.974, abs=0.001)
+    assert "losses" not in card.privacy.travelled
+    text = to_markdown(card)
+    assert "epsilon 6.974 at delta 1e-05" in text
+    assert "validation and test patients, on whose images scores rest" in text
+    assert "not differentially private" in to_markdown(_card())

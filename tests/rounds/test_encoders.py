@@ -19,21 +19,31 @@ ONE, OTHER = "ab" * 32, "cd" * 32
 
 
 def test_sites_that_agree_or_do_not_know_share_an_encoder() -> None:
-    assert common_encoder({"east": {"encoder": ONE}, "west": {"encoder": None}, "north": {}}) == ONE
-    assert common_encoder({"east": {"encoder": None}, "west": {}}) is None
+    assert common_encoder({"east": {"encoder": ONE}, "west": {"encoder": ONE}, "north": {}}, False) == ONE
+    assert common_encoder({"east": {"encoder": ONE}, "west": {"encoder": None}}, True) == ONE
+    assert common_encoder({"east": {"encoder": None}, "west": {"encoder": None}, "north": {}}, False) is None
     assert [is_unknown(facts) for facts in ({"encoder": None}, {"encoder": ONE}, {})] == [True, False, False]
 
 
 def test_sites_that_differ_are_told_each_digest_and_what_to_do() -> None:
     with pytest.raises(EncodersDifferError, match=r"east abababababab…, west cdcdcdcdcdcd….*task\.encoder\.digest"):
-        common_encoder({"west": {"encoder": OTHER}, "east": {"encoder": ONE}})
+        common_encoder({"west": {"encoder": OTHER}, "east": {"encoder": ONE}}, True)
+
+
+def test_a_site_that_does_not_know_is_refused_beside_one_that_does_unless_the_job_allows_it() -> None:
+    with pytest.raises(EncodersDifferError, match=r"east abababababab…, west unknown.*task\.encoder\.unknown: allow"):
+        common_encoder({"west": {"encoder": None}, "east": {"encoder": ONE}, "north": {}}, False)
 
 
 def test_a_site_that_comes_late_must_agree_with_those_that_began() -> None:
-    assert "of weights cdcdcdcdcdcd…" in difference({"encoder": OTHER}, ONE)
-    assert not difference({"encoder": ONE}, ONE)
-    assert not difference({"encoder": None}, ONE)
-    assert not difference({"encoder": OTHER}, None)
+    assert "of weights cdcdcdcdcdcd…" in difference({"encoder": OTHER}, ONE, True)
+    assert "of weights unknown of the encoder, the others' of abab" in difference({"encoder": None}, ONE, False)
+    assert "the others' of unknown" in difference({"encoder": OTHER}, None, False)
+    assert not difference({"encoder": None}, ONE, True)
+    assert not difference({"encoder": OTHER}, None, True)
+    for both in (ONE, None):
+        assert not difference({"encoder": both}, both, False)
+    assert not difference({}, ONE, False)
 
 
 def _site(site: TinySite, encoder: str | None, seconds: float = 0) -> Site:
@@ -66,16 +76,23 @@ def test_a_run_ends_before_it_trains_where_sites_differ(tmp_path: Path) -> None:
     assert not [request for site in tiny.values() for request in site.requests if isinstance(request, TrainRequest)]
 
 
-def test_a_run_says_who_does_not_know_and_leaves_out_who_comes_late_with_another(tmp_path: Path) -> None:
+def test_a_run_ends_before_it_trains_where_only_some_know(tmp_path: Path) -> None:
+    tiny = tiny_sites(east=3, west=3)
+    with pytest.raises(EncodersDifferError, match=r"east abab.*, west unknown"):
+        _run(tmp_path, {"east": _site(tiny["east"], ONE), "west": _site(tiny["west"], None)})
+    assert not [request for site in tiny.values() for request in site.requests if isinstance(request, TrainRequest)]
+
+
+def test_a_run_says_who_does_not_know_and_leaves_out_who_comes_late_and_does(tmp_path: Path) -> None:
     tiny = tiny_sites(east=3, west=3, north=3)
     sites = {
-        "east": _site(tiny["east"], ONE),
+        "east": _site(tiny["east"], None),
         "west": _site(tiny["west"], None),
         "north": _site(tiny["north"], OTHER, seconds=120),
     }
     slow = {**sites, "east": _slow(sites["east"], 300)}
     events = _run(tmp_path, slow, quorum=2, deadline_s=20.0)
-    assert [event.site for event in events if isinstance(event, EncoderUnknown)] == ["west"]
+    assert [event.site for event in events if isinstance(event, EncoderUnknown)] == ["east", "west"]
     ((site, reason),) = [(event.site, event.reason) for event in events if isinstance(event, Excluded)]
     assert site == "north"
     assert "its features are of weights cdcdcdcdcdcd…" in reason

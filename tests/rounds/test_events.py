@@ -37,6 +37,8 @@ from oncofed.rounds.events import (
     Standardised,
     Started,
     Stopped,
+    SumFailed,
+    Summed,
     TaskSent,
     TemplateNotAgreed,
     Unknown,
@@ -81,6 +83,12 @@ LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
             "participation": {"in_time": ["a"]},
         },
     ),
+    (
+        Summed,
+        "summed",
+        {"round": 1, "attempt": 2, "sites": ["a", "b", "c"], "lost": ["d"], "threshold": 3, "seconds": 0.2},
+    ),
+    (SumFailed, "sum_failed", {"round": 1, "attempt": 1, "reason": "too few"}),
     (EarlyStop, "early_stop", {"round": 3, "best_round": 1}),
     (CrossSite, "cross_site", {"model": "a", "scores": {"a": 0.5}}),
     (

@@ -119,13 +119,17 @@ def test_slides_and_features_of_the_same_weights_train_together(
     assert set(finished.test) == {"east", "west"}
 
 
-def test_features_of_unknown_weights_count_where_the_job_pins_none(
+def test_features_of_unknown_weights_count_where_the_job_allows_it(
     spec: JobSpec, slides: Path, weights: Path, tmp_path: Path
 ) -> None:
     west = extracted(slides, tmp_path / "west", weights, digest=None)
-    events = run(spec, {"east": slides / "set", "west": west}, tmp_path / "run")
+    sites = {"east": slides / "set", "west": west}
+    with pytest.raises(EncodersDifferError, match=r"west unknown\. .*task\.encoder\.unknown: allow"):
+        run(spec, sites, tmp_path / "strict")
+    encoder = {"network": "resnet18", "weights": str(weights), "unknown": "allow"}
+    events = run(spec.changed({"task": {"encoder": encoder}}), sites, tmp_path / "run")
     assert [event.site for event in events if isinstance(event, EncoderUnknown)] == ["west"]
-    encoder = {"network": "resnet18", "weights": str(weights), "digest": "ab" * 32}
+    encoder |= {"digest": "ab" * 32}
     pinned: dict[str, Any] = {"task": {"encoder": encoder}}
     with pytest.raises(DataError, match=r"8 slides: features do not say which weights made them, the job pins abab"):
         site(spec.changed(pinned), "west", west, tmp_path / "pinned").training.prepare()

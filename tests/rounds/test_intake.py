@@ -10,13 +10,13 @@ import torch
 
 import oncofed
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.algorithms.sums import bounded
 from oncofed.errors import UpdateRejectedError
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, SiteFacts, TrainResult
 from oncofed.models.weights import WeightLayout
 from oncofed.rounds.events import Event
 from oncofed.rounds.intake import UpdateIntake, counts
-from oncofed.rounds.outliers import bounded
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
 from oncofed.rounds.site_task import SiteTask

@@ -114,7 +114,7 @@ def test_the_page_requires_its_token_and_refuses_other_origins(address: str, bro
     assert policy is not None
     assert policy.networks is None
     assert [entry["what"] for entry in AuditLog(kits / "east").entries()].count("admin page opened") >= 1
-    for path in ("/", "/policy", "/audit"):
+    for path in ("/", "/policy", "/budget", "/audit"):
         headers = browser.ask(path)[2]
         assert "default-src 'none'" in headers["Content-Security-Policy"]
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]

@@ -122,7 +122,6 @@ def opened(tmp_path: Path, two_sites: dict[str, Path]) -> Iterator[dict[str, Pat
 
 @pytest.mark.slow
 @pytest.mark.federation
-@pytest.mark.timeout(400)
 def test_a_job_from_sealed_kits_survives_killed_services(opened: dict[str, Path], job: Path, tmp_path: Path) -> None:
     def command(*arguments: str | Path, status: int = 0) -> str:
         done = oncofed(*arguments, home=tmp_path)
@@ -168,7 +167,6 @@ def test_a_job_from_sealed_kits_survives_killed_services(opened: dict[str, Path]
 
 @pytest.mark.slow
 @pytest.mark.federation
-@pytest.mark.timeout(300)
 def test_a_renewal_misses_no_round_and_a_revocation_excludes(
     opened: dict[str, Path], job: Path, tmp_path: Path
 ) -> None:

@@ -179,7 +179,7 @@ def test_a_patch_says_what_is_known_and_has_no_centre_of_the_unknown(spec: JobSp
     cases = cases_of(spec, partial(make_site(tmp_path / "set"), {"0": ["shell"]}))
     trainer = Trainer(spec.plan(), Cases(tuple(c for c in cases if c.name == "case_0"), (), ()), "here", _CPU)
     batch = next(trainer.prepare())
-    assert batch["known"].tolist() == [[True, True, False]] * 2
+    assert batch["alike"].tolist() == [[0, 1, 0]] * 2
     assert batch["label"].max() == 1
     assert math.isfinite(trainer.train(2))
 

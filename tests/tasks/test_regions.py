@@ -106,7 +106,10 @@ def test_regions_are_scored_each_by_itself(tmp_path: Path) -> None:
         (("ball: [1, 2], core: [2]", "ball: [1, 2], same: [1, 2]"), "region ball has 0 label values that no later"),
         (("ball: [1, 2], core: [2]", "core: [2]"), r"no region has the label values \[1\]"),
         (("core: [2]}}", "core: [2]}, regions_class_order: [1, 1]}"), r"regions_class_order is \[1, 1\]"),
-        (("regions,", "regions, partial: true,"), "masks of a job with regions may not lack classes"),
+        (
+            ("regions: {ball: [1, 2], core: [2]}", "partial: true, regions: {core: [1, 2], ball: [2]}"),
+            "core is a region and a class that is less",
+        ),
     ],
 )
 def test_regions_that_cannot_be_told_apart_are_refused(

@@ -115,6 +115,8 @@ def _operations(network: nn.Module, name: str, dimensions: int, side: int) -> li
 
 
 _SIDES = {"hovernet": 256, "swinunetr": 64}
+# The same layers in fewer blocks.
+_FEWER = {"densenet121": {"init_features": 16, "growth_rate": 16, "block_config": [1, 1, 1, 1]}}
 _REPLACED = {("segresnet", 2): 3, ("segresnet", 3): 3, ("hovernet", 2): 5, ("densenet121", 3): 3}
 
 
@@ -122,7 +124,7 @@ _REPLACED = {("segresnet", 2): 3, ("segresnet", 3): 3, ("hovernet", 2): 5, ("den
 def test_every_network_has_a_deterministic_form_with_equal_weights(name: str, dimensions: int, heads: int) -> None:
     side = _SIDES.get(name, 32)
     channels = 62 if find_network(name).kind == "bag" else 1
-    spec = ModelSpec.model_validate({"network": name, "deep_supervision": heads})
+    spec = ModelSpec.model_validate({"network": name, "deep_supervision": heads, "arguments": _FEWER.get(name, {})})
     request = NetworkRequest(spec, channels, 3, dimensions, (side,) * dimensions)
     network = build_network(request, 1).to("meta").train()
     names = list(network.state_dict())

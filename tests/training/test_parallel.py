@@ -60,7 +60,7 @@ def test_two_processes_learn_what_one_learns_from_both_shares(plan: Plan, site: 
         assert stopped > 0
         assert together.evaluate(cases.test).cases == len(cases.test)
     alone = Trainer(plan, cases, "here")
-    prepared = alone.prepare()._prepared
+    prepared = alone.prepare()._builder.prepared
     seeds = (alone._seed, _site_seed(alone._seed, "1 0"))
     one, two = (BatchStream(prepared, alone.input, 2, seed, alone.device) for seed in seeds)
     alone._batches = _Joined(one, two)  # type: ignore[assignment]

@@ -60,7 +60,7 @@ class _Slowly:
         self.steps: list[int] = []
 
     def __call__(self, path: Path, tensors: Tensors, facts: dict[str, int]) -> None:
-        assert self.let.wait(20)
+        assert self.let.wait(300)
         self.steps.append(facts["steps"])
         write_checkpoint(path, tensors, facts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar, overload
 
@@ -33,6 +33,7 @@ class Update:
         extra: the tensors of ``Algorithm.from_clients``, by name.
         turn: order of arrival; sorts several updates of one site.
         squares: sums of squares of tensors, if known.
+        norm: Euclidean norm that the site declares, where the server has no tensors (secure aggregation).
     """
 
     site: str
@@ -44,6 +45,7 @@ class Update:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     turn: int = 0
     squares: Mapping[str, float] = field(default_factory=dict)
+    norm: float | None = None
 
     @property
     def weight(self) -> float:
@@ -95,6 +97,10 @@ class Algorithm(Generic[SettingsT]):
     """
 
     Settings: ClassVar[type[AlgorithmSettings]]
+    # Whether ``aggregate`` gives the same model from the weighted mean of all updates as from each of them, so that
+    # secure aggregation may hide these. ``select`` then derives shares from cases, steps and norms alone, and
+    # ``summands`` says what is added up beside the mean.
+    needs_only_sums: ClassVar[bool] = False
 
     def __init__(self, settings: SettingsT, parameters: frozenset[str] = frozenset()) -> None:
         self.settings = settings
@@ -133,6 +139,11 @@ class Algorithm(Generic[SettingsT]):
                 f"{self.settings.name} needs (strategy)",
                 "rounds.quorum",
             )
+
+    @property
+    def why_not_private(self) -> str | None:
+        """Why a job with differential privacy cannot have it; None: it can."""
+        return self.schedule.why_not_private
 
     def check_sites(self, sites: int) -> None:
         """Refuse a job that needs more sites than there are.
@@ -181,6 +192,19 @@ class Algorithm(Generic[SettingsT]):
         Their values do not matter.
         """
         return {}
+
+    def summands(self, delta: Weights, extra: Weights, trained: Collection[str]) -> Weights:
+        """Return what secure aggregation adds up over the sites, each with weight one.
+
+        The server gets the sums as the one update's ``extra``.
+
+        Args:
+            delta: the site's update.
+            extra: its extra tensors.
+            trained: names of the trained weights.
+        """
+        del delta, trained
+        return extra
 
     # --- the clients' half
 
@@ -271,6 +295,8 @@ def weighted_sum(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 def update_norm(update: Update, parameters: frozenset[str]) -> float:
     """Return an update's Euclidean norm over all trained weights."""
+    if update.norm is not None:
+        return update.norm
     known = update.squares
     return math.sqrt(
         sum(known[name] if name in known else sum_of_squares(update.delta[name]) for name in sorted(parameters))

@@ -23,6 +23,7 @@ class ClippedMean(Algorithm[ClippedMeanSettings]):
     """Clips updates to the median norm."""
 
     Settings = ClippedMeanSettings
+    needs_only_sums = True
 
     def select(
         self, model: Weights, updates: Sequence[Update], shares: Sequence[float], sites: int

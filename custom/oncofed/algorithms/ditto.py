@@ -27,6 +27,7 @@ class Ditto(Algorithm[DittoSettings]):
     """The server averages; each client also trains a personal model."""
 
     Settings = DittoSettings
+    needs_only_sums = True
 
     def personal_hook(self) -> Proximal:
         """Return the proximal term of the personal model."""

@@ -26,3 +26,4 @@ class FedAvg(Algorithm[FedAvgSettings]):
     """
 
     Settings = FedAvgSettings
+    needs_only_sums = True

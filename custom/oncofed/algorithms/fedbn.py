@@ -27,6 +27,12 @@ class FedBN(Algorithm[FedBNSettings]):
     """Clients keep batch normalisation locally; the server averages all."""
 
     Settings = FedBNSettings
+    needs_only_sums = True
+
+    @property
+    def why_not_private(self) -> str | None:
+        """It needs what joins patients."""
+        return "needs batch normalisation, which normalises each patient by the others of a step"
 
     def check_job(self, job: JobFacts) -> None:
         """Refuse a network without batch normalisation."""

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -24,6 +25,8 @@ from oncofed.training.gradient_hook import (
     trained_parameters,
 )
 
+_SUMMED = "summed."
+
 
 class FedDynSettings(AlgorithmSettings):
     """A dynamic regulariser aligns sites (Acar et al., ICLR 2021).
@@ -40,7 +43,9 @@ class FedDyn(Algorithm[FedDynSettings]):
     """The server's half: the mean model minus ``h / alpha``."""
 
     Settings = FedDynSettings
+    needs_only_sums = True
     _sites = 1
+    _summed: Mapping[str, Tensor] = MappingProxyType({})
 
     def gradient_hook(self) -> DynamicRegulariser:
         """Return the client's half."""
@@ -54,12 +59,20 @@ class FedDyn(Algorithm[FedDynSettings]):
         Those that did not train count as unchanged.
         """
         self._sites = max(sites, len(updates))
+        # A sum over the sites, in place of their updates.
+        self._summed = updates[0].extra
         return updates, shares
+
+    def summands(self, delta: Weights, extra: Weights, trained: Collection[str]) -> Weights:
+        """Return the update itself, since the linear term weighs all sites alike."""
+        return {_SUMMED + name: delta[name] for name in sorted(trained)}
 
     def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """Return the mean model minus the linear terms."""
         h = self.state_tensor(f"bent.{name}", value)
-        h.sub_(weighted_sum(deltas, [1 / self._sites] * len(deltas)), alpha=self.settings.alpha)
+        summed = self._summed.get(_SUMMED + name)
+        mean = weighted_sum(deltas, [1 / self._sites] * len(deltas)) if summed is None else summed / self._sites
+        h.sub_(mean, alpha=self.settings.alpha)
         return value + weighted_sum(deltas, shares) - h / self.settings.alpha
 
 

@@ -25,6 +25,7 @@ class FedNova(Algorithm[FedNovaSettings]):
     """Normalised averaging: more steps do not count for more."""
 
     Settings = FedNovaSettings
+    needs_only_sums = True
 
     def select(
         self, model: Weights, updates: Sequence[Update], shares: Sequence[float], sites: int

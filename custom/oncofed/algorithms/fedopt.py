@@ -37,6 +37,7 @@ class FedAvgM(Algorithm[FedOptSettings]):
     """Momentum on the server (Hsu, Qi and Brown, 2019)."""
 
     Settings = FedOptSettings
+    needs_only_sums = True
 
     def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """Step along the running sum of mean updates."""
@@ -53,6 +54,7 @@ class FedAdam(Algorithm[FedOptSettings]):
     """
 
     Settings = FedOptSettings
+    needs_only_sums = True
 
     def update_tensor(self, name: str, value: Tensor, deltas: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         """Step along the running mean, scaled for each weight."""

@@ -30,6 +30,7 @@ class FedProx(Algorithm[FedProxSettings]):
     """Clients are held near the global model; the server averages."""
 
     Settings = FedProxSettings
+    needs_only_sums = True
 
     def gradient_hook(self) -> Proximal:
         """Return the proximal term."""

@@ -9,8 +9,15 @@ from pydantic import BeforeValidator, SerializeAsAny, model_validator
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.registry import ALGORITHMS, algorithm_class
-from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, ExchangeSpec, RoundsSpec
+from oncofed.algorithms.settings import (
+    AlgorithmSettings,
+    EvaluationSpec,
+    ExchangeSpec,
+    RoundsSpec,
+)
+from oncofed.algorithms.sums import check_sums
 from oncofed.plugins import read_section
+from oncofed.privacy.settings import SecureAggregationSpec
 from oncofed.settings import StrictModel
 
 
@@ -37,11 +44,25 @@ class FederationPlan(StrictModel):
     strategy: StrategySection = FedAvg.Settings()
     exchange: ExchangeSpec = ExchangeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    secure_aggregation: SecureAggregationSpec | None = None
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> FederationPlan:
-        self.algorithm().check_settings(self.rounds, self.evaluation)
+        algorithm = self.algorithm()
+        algorithm.check_settings(self.rounds, self.evaluation)
+        if self.secure_aggregation:
+            check_sums(algorithm, self.secure_aggregation, self.rounds, self.evaluation, self.exchange)
         return self
+
+    @property
+    def updates_reach_server(self) -> bool:
+        """Whether the server is given each site's update."""
+        return self.algorithm().schedule.reaches_server and not self.secure_aggregation
+
+    @property
+    def smallest_sum(self) -> int | None:
+        """Fewest sites in a sum of masked updates; None: no masks."""
+        return self.secure_aggregation.minimum_sites if self.secure_aggregation else None
 
     def algorithm(self, parameters: frozenset[str] = frozenset()) -> Algorithm[Any]:
         """Return the job's algorithm.

@@ -41,6 +41,7 @@ class Scaffold(Algorithm[ScaffoldSettings]):
     """The server's half: moves ``c`` by the controls' mean change."""
 
     Settings = ScaffoldSettings
+    needs_only_sums = True
 
     def from_clients(self, layout: WeightLayout) -> Weights:
         """Return the shapes of a client's change of control.

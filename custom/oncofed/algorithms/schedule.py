@@ -17,10 +17,12 @@ class Schedule:
     Attributes:
         takes_late: an update of an earlier round may count in a later one.
         reaches_server: sites send their updates to the server, not to each other.
+        why_not_private: why no job with differential privacy can have it; None: sites train once a round at most.
     """
 
     takes_late: ClassVar[bool] = True
     reaches_server: ClassVar[bool] = True
+    why_not_private: ClassVar[str | None] = None
 
     def check(self, name: str, rounds: RoundsSpec, evaluation: EvaluationSpec) -> None:
         """Refuse settings that do not fit.
@@ -51,6 +53,10 @@ class Buffered(Schedule):
     Attributes:
         size: updates of a round.
     """
+
+    why_not_private: ClassVar[str | None] = (
+        "lets fast sites train more often than the job has rounds, so that their patients' epsilon is not known before"
+    )
 
     size: int
 

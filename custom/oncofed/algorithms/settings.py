@@ -34,7 +34,8 @@ class RoundsSpec(StrictModel):
     )
     late: Literal["discount", "drop"] = Field(
         "discount",
-        description="an update that comes after its round: taken into the next one with less weight, or left out",
+        description="an update that comes after its round: taken into the next one with less weight, or left out; with "
+        "privacy.secure_aggregation always left out",
     )
     staleness: float = Field(
         0.5, ge=0, le=10, description="an update that is n rounds late weighs (1 + n)^-staleness (FedAsync, FedBuff)"

@@ -98,7 +98,16 @@ def try_job(
 
     policy = current_policy(folder)
     spec = read_job(job)
-    refusal = policy.refusal(ProposedJob(spec.name, person, spec.data.dataset, spec.model.network, spec.strategy.name))
+    facts = ProposedJob(
+        spec.name,
+        person,
+        spec.data.dataset,
+        spec.model.network,
+        spec.strategy.name,
+        smallest_sum=spec.federation().smallest_sum,
+        noise_multiplier=spec.noise_multiplier,
+    )
+    refusal = policy.refusal(facts)
     if refusal:
         raise PolicyError(f"{spec.name}: {refusal}")
     whom = f" by {person}" if person else ""

@@ -126,8 +126,20 @@ def check(
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Check a job.yaml: settings, values, and that its network can train on a patch of the job's size."""
-    from oncofed.job.checks import check_sites, check_strategy, deadline_warning, encoder_notes
+    """Check a job.yaml: settings, values, and that its network can train on a patch of the job's size.
+
+    A dataset of the job's name that is registered here is looked at, too: test dates before training ones, and columns
+    that tell the outcome.
+    """
+    from oncofed.job.checks import (
+        check_sites,
+        check_strategy,
+        dataset_notes,
+        deadline_warning,
+        encoder_notes,
+        masks_note,
+    )
+    from oncofed.job.private import privacy_costs, privacy_notes
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
     from oncofed.models.weights import weights_of
     from oncofed.tasks.targets.details import details_of
@@ -146,12 +158,15 @@ def check(
     check_strategy(spec, network)
     if sites:
         check_sites(spec, sites)
-    warning, notes = deadline_warning(spec, workspace / "runs"), encoder_notes(spec)
+    warning = deadline_warning(spec, workspace / "runs")
+    datasets = datasets_folder(workspace) / spec.data.dataset
+    notes = [*encoder_notes(spec), *privacy_notes(spec), *dataset_notes(spec, datasets)]
+    costs = privacy_costs(spec, network)
     parameters = sum(p.numel() for p in network.parameters())
     megabytes = sum(v.numel() * v.element_size() for v in weights_of(network).values()) / 1e6
     if json:
         found = {"job": spec.name, "ok": True, "parameters": parameters, "exchange_mb": megabytes, "warning": warning}
-        typer.echo(jsonlib.dumps({**found, "notes": notes}))
+        typer.echo(jsonlib.dumps({**found, "privacy": costs.facts if costs else None, "notes": notes}))
         return
     steps = spec.plan().total_steps
     if spec.model.bundle:
@@ -160,6 +175,10 @@ def check(
         f"{find_job(job)}: ok. {spec.model.network} with {parameters:,} parameters, {megabytes:.1f} MB each way a "
         f"round, {spec.rounds.number} rounds of {spec.strategy.name}, {steps} steps at each site."
     )
+    for line in costs.lines() if costs else ():
+        typer.echo(line)
+    if spec.privacy.secure_aggregation:
+        typer.echo(f"secure aggregation: {masks_note(spec)}")
     for name, target in details_of(spec.task).items():
         typer.echo(f"target {name} ({target.kind}): {target.asks}; judged by {target.metric_name}")
     if warning:

@@ -13,6 +13,7 @@ from oncofed.cli import alliance, bench, data, demo, evaluate, export, job, pred
 from oncofed.cli.common import fail, options
 from oncofed.cli.terminal import fit_output
 from oncofed.errors import OncofedError
+from oncofed.lean_imports import import_monai_leanly
 
 _NETWORK = frozenset(
     {
@@ -68,6 +69,7 @@ def common(
 def main() -> None:
     """Run a command; print an expected error as one message."""
     fit_output()
+    import_monai_leanly()
     try:
         app()
     except OncofedError as error:

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from oncofed.cli import governance, review
+from oncofed.cli import budget, governance, review
 from oncofed.cli.common import ask_password, escape, plain_console, require_posix, show_table
 from oncofed.cli.terminal import is_terminal
 from oncofed.errors import FederationError, SpecError
@@ -38,6 +38,7 @@ app = typer.Typer(
 
 app.add_typer(governance.policy_app, name="policy")
 app.add_typer(governance.audit_app, name="audit")
+app.add_typer(budget.budget_app, name="budget")
 for _command in (review.review, review.approve, review.reject, review.withdraw):
     app.command()(_command)
 

@@ -19,6 +19,7 @@ from oncofed.client.kept_model import keep_model
 from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, ProgressReporter, SiteContext, Stop
 from oncofed.client.personal import PersonalModel
 from oncofed.client.preparation import check_cases, set_broken_files_aside, untrained_weights
+from oncofed.client.private_steps import PrivateSteps, private_steps
 from oncofed.client.progress import ThrottledProgress
 from oncofed.client.scoring import LocalScoring
 from oncofed.client.state import SiteState
@@ -28,6 +29,7 @@ from oncofed.data.moments import site_sums
 from oncofed.data.prepared import plan_cache
 from oncofed.data.slides.site_tiles import site_tiles
 from oncofed.data.spec import DataSpec
+from oncofed.errors import TrainingError
 from oncofed.messages.compression import Compressor
 from oncofed.messages.requests import EvaluateRequest, TrainRequest
 from oncofed.messages.results import TrainResult
@@ -62,6 +64,7 @@ class InProcessTraining:
         self._gradient_hook = self._algorithm.gradient_hook()
         self._compressor = Compressor(federation.exchange.update)
         self._state = SiteState()
+        self._private: PrivateSteps | None = None
         self._profile: dict[str, Any] = {}
         self._sums_of_data: dict[str, Any] = {}
         self._origin: dict[str, Any] = {}
@@ -107,14 +110,16 @@ class InProcessTraining:
         self._resources.enter_context(sole_owner(context.state))
         set_broken_files_aside(context.state, self._reporter)
         self._state = SiteState(context.state)
+        self._private = private_steps(plan, usable.cases, context.state, context.charge)
         checkpoint = context.state / _CHECKPOINT_FILE
         trainer = self._resources.enter_context(start_trainer(plan, usable.cases, context.site, checkpoint))
         self._origin = trainer.input.origin(tuple(usable.cases))
         for remark in trainer.input.remarks(tuple(usable.cases)):
             self._reporter.note(remark, logging.WARNING)
         images = [(case.patient, usable.facts.get(slide)) for case in usable.cases.train for slide in case.slides]
-        self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
-        self._sums_of_data = _sums_of_data(usable.cases.train, images, plan.data)
+        if not self._private:  # else nothing leaves of training patients but noisy steps
+            self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
+            self._sums_of_data = _sums_of_data(usable.cases.train, images, plan.data)
         self._reporter.note(plan_cache(usable.cases.train, trainer.input, trainer.device).note, logging.INFO)
         if not plan.data.stain.columns:  # else the sites agree on a template first, which comes with the first weights
             trainer.prepare(self._progress.counter("loading data"))
@@ -158,6 +163,8 @@ class InProcessTraining:
         earlier = self._state.result_of(turn_key)
         if earlier:
             return earlier
+        if self._private:
+            self._private.begin(turn_key, self._plan.training.steps_per_round)
         trainer, weights = self.trainer, self._weights_here(received)
         # If an earlier process was killed in this very round, its weights continue, not the global ones.
         halfway = trainer.weights() if trainer.unfinished == turn_key else None
@@ -175,10 +182,14 @@ class InProcessTraining:
         result = self._result(received, numbers, steps=trainer.steps_done - first_step, turn_key=turn_key)
         # A result that counts is never ahead of the state behind it.
         self._settle()
-        if not stop():
-            not_kept = self._keep(result) or trainer.not_kept
-            if not_kept:
-                numbers["not_kept"] = not_kept
+        stopped = stop()
+        not_kept = None if stopped else self._keep(result) or trainer.not_kept
+        if self._private:
+            if stopped or not_kept:  # it would be trained anew, and leave a second time with other noise
+                raise TrainingError(f"the update stays here, as it is not kept ({not_kept or 'the job is stopped'})")
+            self._private.end()
+        if not_kept:
+            numbers["not_kept"] = not_kept
         return result
 
     def _take_steps(self, round_number: int, turn_key: str, weights: Weights, stop: Stop) -> dict[str, Any]:
@@ -188,14 +199,16 @@ class InProcessTraining:
 
         def on_step(done: int, loss: Callable[[], float]) -> None:
             if done == last_step or self._progress.is_due:
-                self._progress.report(phase="training", round=round_number, step=done, steps=total, loss=loss())
+                told = {} if self._private else {"loss": loss()}
+                self._progress.report(phase="training", round=round_number, step=done, steps=total, **told)
 
         started = time.monotonic()
         # The checkpoint is written meanwhile.
         loss = trainer.train(last_step - trainer.steps_done, on_step, stop, turn_key, wait=False)
         if self._personal:
             self._personal.train(weights, last_step, turn_key, stop)
-        return {"loss": loss, "train_s": time.monotonic() - started}
+        # A mean over training patients without noise would void the promise to each.
+        return {**({} if self._private else {"loss": loss}), "train_s": time.monotonic() - started}
 
     def _result(self, received: Weights, numbers: dict[str, Any], *, steps: int, turn_key: str) -> TrainResult:
         trainer = self.trainer

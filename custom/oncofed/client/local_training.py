@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from oncofed.client.private_steps import Charge
 from oncofed.messages.requests import EvaluateRequest, TrainRequest
 from oncofed.messages.results import TrainResult
 
@@ -43,6 +44,7 @@ class SiteContext:
         state: folder of what must outlive a process.
         initial: file of the job's initial weights; None: its seed gives them.
         against: file of a model that the job's is compared with; None: no comparison.
+        charge: takes what a job with differential privacy will cost from its patients' budgets; None: there are none.
     """
 
     site: str
@@ -50,6 +52,7 @@ class SiteContext:
     state: Path
     initial: Path | None = None
     against: Path | None = None
+    charge: Charge | None = None
 
 
 @dataclass(frozen=True)

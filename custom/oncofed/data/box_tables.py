@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from oncofed.data import boxes
 from oncofed.data.boxes import Box, Corners
 from oncofed.data.formats.common import LPS_TO_RAS
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.layouts.tables import Row, Table, read_table
 from oncofed.data.manifest import SPLITS, Entry, Manifest, read_manifest, write_manifest
 from oncofed.errors import DataError

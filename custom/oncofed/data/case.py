@@ -12,7 +12,8 @@ from scipy import ndimage
 from oncofed.data import boxes, case_facts
 from oncofed.data.formats.common import LoadedImage
 from oncofed.data.images import stem
-from oncofed.data.label_mapping import IGNORED, Supervision, Vocabulary, looked_for
+from oncofed.data.label_mapping import Supervision, Vocabulary, alike
+from oncofed.data.looked_for import tells
 from oncofed.data.manifest import (
     SALT_FILE,
     Entry,
@@ -45,7 +46,7 @@ class Case:
         folder: of the registered dataset, where prepared cases may be kept; None where nobody has registered it.
         targets: of a job that learns targets, name -> numbers; NaN: unknown.
         target_fault: why its targets, or what was looked for in its mask, cannot be used; empty where they can.
-        looked_for: the job's classes that were looked for in the mask; None: all.
+        alike: for each of the job's label values, the least that the mask does not tell it from; None: all are told.
         boxes: of a job that looks for objects, those that the dataset states; None: its mask shows them.
         may_be_empty: a mask without any object is fine.
         parts: the patient's slides, where several are one case; see ``patients``.
@@ -68,7 +69,7 @@ class Case:
     folder: Path | None = field(default=None, compare=False, repr=False)
     targets: Mapping[str, Encoded] = field(default_factory=dict, compare=False, repr=False)
     target_fault: str = field(default="", compare=False, repr=False)
-    looked_for: frozenset[int] | None = None
+    alike: tuple[int, ...] | None = None
     boxes: tuple[boxes.Box, ...] | None = field(default=None, compare=False, repr=False)
     may_be_empty: bool = False
     parts: tuple[Case, ...] = ()
@@ -79,6 +80,13 @@ class Case:
     def slides(self) -> tuple[Case, ...]:
         """The slides of a case that may be several; else itself."""
         return self.parts or (self,)
+
+    @property
+    def looked_for(self) -> frozenset[int] | None:
+        """The job's classes that were looked for in the mask, each by itself; None: all."""
+        if self.alike is None:
+            return None
+        return frozenset(value for value in set(self.alike) - {0} if self.alike.count(value) == 1)
 
     @property
     def images(self) -> tuple[Path, ...]:
@@ -218,7 +226,7 @@ def wanted_case(
     if not wanted.of_entry(manifest, entry):
         return None
     if wanted.kind == "targets":
-        return with_targets(case_of(folder, manifest, entry), manifest, entry, wanted)
+        return with_targets(case_of(folder, manifest, entry, values), manifest, entry, wanted, vocabulary)
     if wanted.kind == "boxes":
         return _with_boxes(case_of(folder, manifest, entry, values), entry)
     if wanted.kind == "class" and values is not None and entry.label not in dict(values):
@@ -229,10 +237,19 @@ def wanted_case(
     return case
 
 
-def with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervision) -> Case | None:
-    """Return a case with its targets; None where it states none."""
+def with_targets(
+    case: Case, manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary: Vocabulary
+) -> Case | None:
+    """Return a case with its targets, and the mask beside them; None where it has none of them."""
+    masked = wanted.has_mask(entry)
+    if masked and (wanted.partial or entry.looked_for is not None):
+        drawn = _with_looked_for(case, manifest, entry, wanted, vocabulary)
+        masked = drawn is not None
+        case = drawn or case
+    if wanted.classes and not masked:
+        case = replace(case, label=0)
     found: dict[str, Encoded] = {}
-    faults = []
+    faults = [case.target_fault] if case.target_fault else []
     for target in wanted.targets:
         found[target.name] = unknown(target)
         declared = declared_target(manifest.targets, manifest.labels, target)
@@ -243,7 +260,7 @@ def with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervisi
             found[target.name] = target.encode(stated, declared)
         except DataError as error:
             faults.append(str(error))
-    if not faults and not any(map(is_known, found.values())):
+    if not faults and not masked and not any(map(is_known, found.values())):
         return None
     return replace(case, targets=found, target_fault="; ".join(faults))
 
@@ -251,31 +268,35 @@ def with_targets(case: Case, manifest: Manifest, entry: Entry, wanted: Supervisi
 def _with_looked_for(
     case: Case, manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary: Vocabulary
 ) -> Case | None:
-    """Return a case with the classes looked for in its mask.
+    """Return a case with what was looked for in its mask.
 
     None where none of the job's were. What is drawn of another class is as unknown as the voxels around it.
     """
     try:
-        known = looked_for(manifest, entry, wanted, vocabulary)
+        told = alike(manifest, entry, wanted, vocabulary)
     except DataError as error:
         return replace(case, target_fault=str(error))
-    if known is None:
+    if told is None:
         return case
+    missing = ", ".join(name for name, values in wanted.structures.items() if not tells(told, values))
     if not wanted.partial:
-        missing = ", ".join(name for value, name in wanted.classes.items() if value not in known and name != IGNORED)
-        return replace(
-            case,
-            target_fault=f"nobody looked for {missing} in its mask, and the job takes what is not drawn for "
-            "background. Say in the job that masks may lack classes: task.partial: true",
+        return (
+            case
+            if not missing
+            else replace(
+                case,
+                target_fault=f"nobody looked for {missing} in its mask, and the job takes what is not drawn for "
+                "background. Say in the job that masks may lack classes: task.partial: true",
+            )
         )
-    if not known:
+    if not any(told):
         return None
-    kept = {*known, *(value for value, name in wanted.classes.items() if name == IGNORED)}
     pairs = case.label_values or tuple((value, value) for value in wanted.classes)
     return replace(
         case,
-        looked_for=known,
-        label_values=tuple((value, target if target in kept else 0) for value, target in pairs),
+        alike=told,
+        # A label to be ignored is none of the values that are told apart.
+        label_values=tuple((value, told[target] if target < len(told) else target) for value, target in pairs),
     )
 
 

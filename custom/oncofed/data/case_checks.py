@@ -78,7 +78,7 @@ def check_case(
     if case.boxes is not None:
         fault = boxes.fault(case.boxes, entry.shape or [], dict(case.label_values or ((c, c) for c in classes)))
         found += [fault] if fault else []
-    elif not case.targets and not entry.label_problem:
+    elif (classes or not case.targets) and not entry.label_problem:
         found += label_faults(case, entry, classes)
     return Problem(case.name, "; ".join(found)) if found else None
 

@@ -18,6 +18,7 @@ from oncofed.data.contract_rows import (
     feature_rows,
     image_rows,
     label_rows,
+    mask_rows,
     modality_row,
     with_values,
 )
@@ -133,7 +134,7 @@ def check_dataset(
         if row.verdict == "does not fit"
     ]
     report.why_not += [f"labels: {problem}" for problem in vocabulary.problems]
-    if wanted.kind == "mask" and not vocabulary.problems:
+    if wanted.kind in ("mask", "targets") and not vocabulary.problems:
         report.rows = [with_values(row, manifest, wanted.classes, vocabulary) for row in report.rows]
     if odd:
         report.why_not.append(f"{counted(len(odd), 'case')} with findings")
@@ -226,7 +227,9 @@ def _rows(manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: V
     entries = _used_entries(manifest, data)
     known = [entry for entry in entries if entry.shape]
     if wanted.kind == "targets":
-        rows = _target_rows(manifest, wanted.targets, entries, report)
+        masked = any(map(wanted.has_mask, entries))
+        rows = _target_rows(manifest, wanted.targets, entries, report, needed=not masked)
+        rows += mask_rows(manifest, wanted, vocabulary, entries) if wanted.classes else []
     else:
         rows = label_rows(manifest, data, wanted, vocabulary, entries)
     if not known:
@@ -234,10 +237,12 @@ def _rows(manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: V
     return [*image_rows(known, data), *rows]
 
 
-def _target_rows(manifest: Manifest, targets: Sequence[Target], entries: Sequence[Entry], report: Report) -> list[Row]:
+def _target_rows(
+    manifest: Manifest, targets: Sequence[Target], entries: Sequence[Entry], report: Report, needed: bool = True
+) -> list[Row]:
     """Return a row per target; its distribution and its warnings go into the report.
 
-    A site needs one of the job's targets: what it lacks counts in neither loss nor score.
+    A site needs one of the job's targets, or has masks beside them: what it lacks counts in neither loss nor score.
     """
     rows = []
     for target in targets:
@@ -251,6 +256,6 @@ def _target_rows(manifest: Manifest, targets: Sequence[Target], entries: Sequenc
         report.targets.append(found)
         report.warnings += [Finding("target", None, f"{target.name}: {what}", severe=False) for what in found.warnings]
         rows.append(Row(target.name, str(found), expected, "fits"))
-    if any(found.patients for found in report.targets):
+    if not needed or any(found.patients for found in report.targets):
         return rows
     return [replace(row, verdict="does not fit", how=row.how or "no patient has it") for row in rows]

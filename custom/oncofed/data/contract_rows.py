@@ -14,7 +14,8 @@ from oncofed.data.covariate_report import CovariateReport
 from oncofed.data.decisions import name_of
 from oncofed.data.feature_report import WantedFeatures, misfits, summarise
 from oncofed.data.grouping import counted, millimetres
-from oncofed.data.label_mapping import IGNORED, Supervision, Vocabulary, looked_for
+from oncofed.data.label_mapping import Supervision, Vocabulary, alike
+from oncofed.data.looked_for import tells
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.masks import value_name
 from oncofed.data.spec import MODALITY_NAMES, DataSpec
@@ -155,8 +156,17 @@ def label_rows(
             f"at least {data.minimum_cases}",
             "fits" if len(labelled) >= data.minimum_cases else "does not fit",
         ),
-        *(_looked_for(manifest, wanted, vocabulary, labelled) if wanted.partial and not vocabulary.problems else ()),
+        *_looked_for(manifest, wanted, vocabulary, labelled),
     ]
+
+
+def mask_rows(manifest: Manifest, wanted: Supervision, vocabulary: Vocabulary, entries: Sequence[Entry]) -> list[Row]:
+    """Return the rows on masks beside targets, of which a case may lack either."""
+    masked = [entry for entry in entries if wanted.has_mask(entry)]
+    found = Row("masks", f"{len(masked)} of {counted(len(entries), 'case')} have one", "any number", "fits")
+    if not masked:
+        return [found]
+    return [labels_row(manifest, wanted, vocabulary), found, *_looked_for(manifest, wanted, vocabulary, masked)]
 
 
 def labels_row(manifest: Manifest, wanted: Supervision, vocabulary: Vocabulary) -> Row:
@@ -195,20 +205,26 @@ def with_values(row: Row, manifest: Manifest, classes: Mapping[int, str], vocabu
 def _looked_for(
     manifest: Manifest, wanted: Supervision, vocabulary: Vocabulary, labelled: Sequence[Entry]
 ) -> Iterator[Row]:
-    """Yield each class's row: patients in whom it was looked for."""
-    patients: dict[int, set[str]] = {value: set() for value, name in wanted.classes.items() if name != IGNORED}
+    """Yield each class's, or region's, row: patients in whom it was looked for."""
+    if not wanted.partial or vocabulary.problems:
+        return
+    patients: dict[str, set[str]] = {name: set() for name in wanted.structures}
     for entry in labelled:
         try:
-            known = looked_for(manifest, entry, wanted, vocabulary)
+            found = alike(manifest, entry, wanted, vocabulary)
         except DataError:  # which sets the case aside, with this reason
             continue
-        for value in patients if known is None else known:
-            patients[value].add(entry.patient or name_of(entry))
+        for name, values in wanted.structures.items():
+            if tells(found, values):
+                patients[name].add(entry.patient or name_of(entry))
     everyone = len({entry.patient or name_of(entry) for entry in labelled})
-    for value, having in patients.items():
-        found = f"looked for in {len(having)} of {everyone} patients"
-        how = "unknown in the others" if len(having) < everyone else ""
-        yield Row(f"{wanted.classes[value]} ({value})", found, "any number", "converted" if how else "fits", how)
+    for name, values in wanted.structures.items():
+        having = len(patients[name])
+        how = "unknown in the others" if having < everyone else ""
+        aspect = f"{name} ({', '.join(map(str, values))})"
+        yield Row(
+            aspect, f"looked for in {having} of {everyone} patients", "any number", "converted" if how else "fits", how
+        )
 
 
 def _faults(entry: Entry, data: DataSpec, *words: str) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from oncofed.data.covariates import Covariate, row_faults, row_of
 from oncofed.data.decisions import name_of
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.manifest import Entry
 from oncofed.data.quality import Finding
 from oncofed.suppression import LEAST_PATIENTS, told_count, withheld_counts

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.manifest import Entry
 from oncofed.data.target_columns.cells import Notation, is_unknown
 from oncofed.data.units import factor

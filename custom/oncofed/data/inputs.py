@@ -36,7 +36,7 @@ LOOKED_UP = ("centres.", "slides", "tissue")
 _VERSION = 5
 # Voxels of each class among which a patch's centre is drawn, spread evenly over them all. All of them would take eight
 # bytes for each voxel of a prepared case.
-_CENTRES_PER_CLASS = 10_000
+CENTRES_PER_CLASS = 10_000
 
 
 class Preparation(ABC):
@@ -171,8 +171,8 @@ class Patches(BatchSource):
     Each class, background included, is as often at the centre.
 
     A batch holds image (batch, channel, x, y[, z]) float32 and label (batch, 1, x, y[, z]) uint8; with ``objects``
-    also distance (batch, 1, x, y[, z]) float32; with ``partial`` also known (batch, class) bool: which classes were
-    looked for in each sample's mask, background first.
+    also distance (batch, 1, x, y[, z]) float32; with ``partial`` also alike (batch, class) int64: for each label value,
+    background's first, the least that the sample's mask does not tell it from.
 
     Args:
         spec: the job's data.
@@ -186,7 +186,7 @@ class Patches(BatchSource):
         self, spec: DataSpec, augmentation: Augmentation, classes: int, objects: bool = False, partial: bool = False
     ) -> None:
         super().__init__(spec, augmentation)
-        self._classes = classes
+        self.classes = classes
         self._partial = partial
         self._objects = objects
         self._load = load_pair(spec, numbered=objects)
@@ -200,19 +200,16 @@ class Patches(BatchSource):
             prepared["distance"] = torch.from_numpy(object_distances(numbers))[None]
             prepared["label"] = (prepared["label"] > 0).to(torch.uint8)
         flat = prepared["label"].flatten()
-        for value in range(self._classes):
+        for value in range(self.classes):
             places = torch.nonzero(flat == value).flatten()
-            if len(places) > _CENTRES_PER_CLASS:
-                places = places[torch.linspace(0, len(places) - 1, _CENTRES_PER_CLASS).long()]
+            if len(places) > CENTRES_PER_CLASS:
+                places = places[torch.linspace(0, len(places) - 1, CENTRES_PER_CLASS).long()]
             prepared[f"centres.{value}"] = places
         return prepared
 
     def truth(self, case: Case) -> Prepared:
-        """Return which classes were looked for in a case's mask."""
-        if not self._partial:
-            return {}
-        known = [value == 0 or case.looked_for is None or value in case.looked_for for value in range(self._classes)]
-        return {"known": torch.tensor(known)}
+        """Return which label values a case's mask does not tell apart."""
+        return {"alike": torch.tensor(case.alike or range(self.classes))} if self._partial else {}
 
     def size(self, case: Case) -> int | None:
         """Return about how many bytes the prepared case takes."""
@@ -220,12 +217,12 @@ class Patches(BatchSource):
         if voxels is None:
             return None
         each = 4 * len(self.spec.channels) + (5 if self._objects else 1)
-        return int(voxels * each) + self._classes * 8 * _CENTRES_PER_CLASS
+        return int(voxels * each) + self.classes * 8 * CENTRES_PER_CLASS
 
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
         """Return a patch around a voxel of a random class."""
         image = prepared["image"]
-        there = [value for value in range(self._classes) if len(prepared[f"centres.{value}"])]
+        there = [value for value in range(self.classes) if len(prepared[f"centres.{value}"])]
         value = there[int(torch.randint(len(there), (), generator=generator))]
         centres = prepared[f"centres.{value}"]
         flat = int(centres[torch.randint(len(centres), (), generator=generator)])
@@ -236,15 +233,15 @@ class Patches(BatchSource):
         ]
         window = (slice(None), *(slice(at, at + side) for at, side in zip(corner, self.spec.patch, strict=True)))
         patch = {name: prepared[name][window] for name in ("image", "label", "distance") if name in prepared}
-        return patch | {name: prepared[name] for name in ("known",) if name in prepared}
+        return patch | {name: prepared[name] for name in ("alike",) if name in prepared}
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return a batch whose maps are changed at random."""
-        maps = super().change({name: values for name, values in batch.items() if name != "known"}, generator)
+        maps = super().change({name: values for name, values in batch.items() if name != "alike"}, generator)
         return {**batch, **maps}
 
     def _more_settings(self) -> list[Any]:
-        return [self._classes, self._objects]
+        return [self.classes, self._objects]
 
 
 def class_label(case: Case) -> Prepared:

@@ -6,16 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from oncofed.data.label_names import OVERLAP
+from oncofed.data.label_names import IGNORED, OVERLAP, name_key
+from oncofed.data.looked_for import alike_by, named, named_regions, stated, tells
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.targets import Target, declared_target, stated_value
-from oncofed.errors import DataError
 
 # The kind of label that a job learns from: a mask of each image, its class, named targets of the case, or boxes around
 # its objects.
 LabelKind = Literal["mask", "class", "targets", "boxes"]
-# Name of the label of voxels that nobody labelled; a dataset need not have it.
-IGNORED = "ignore"
 _UNNAMED = (
     "its labels have no names, and sites of this job may lack some of {} (task.partial): nothing tells which this one "
     'has. Name them in dataset.json ("labels"), or register the folder again with --labels VALUE=NAME'
@@ -28,7 +26,7 @@ class Supervision:
 
     Attributes:
         kind: of the labels.
-        classes: label value -> name, without a mask's background; empty for targets.
+        classes: label value -> name, without a mask's background; of targets, those of a mask beside them.
         targets: named ones; empty for others.
         partial: a dataset may lack some of a mask's classes, which are then unknown in its cases.
         regions: of a mask, name -> label values; by them a dataset may name its values instead (nnU-Net's regions).
@@ -56,17 +54,39 @@ class Supervision:
             return entry.boxes is not None or isinstance(entry.label, str)
         if self.kind != "targets":
             return isinstance(entry.label, str if self.kind == "mask" else int)
-        return any(
+        return self.has_mask(entry) or any(
             declared_target(manifest.targets, manifest.labels, target) is not None
             and stated_value(entry.targets, entry.label, manifest.labels, target) is not None
             for target in self.targets
         )
 
     @property
+    def structures(self) -> dict[str, tuple[int, ...]]:
+        """What is told apart in a mask, name -> label values: regions, or each class by itself."""
+        if self.regions:
+            return {name: tuple(values) for name, values in self.regions.items()}
+        return {name: (value,) for value, name in self.classes.items() if name != IGNORED}
+
+    @property
+    def label_values(self) -> int:
+        """Number of a mask's label values, with background."""
+        return 1 + sum(name != IGNORED for name in self.classes.values())
+
+    @property
+    def reads_masks(self) -> bool:
+        """Whether masks are learned, alone or beside targets."""
+        return self.kind == "mask" or (self.kind == "targets" and bool(self.classes))
+
+    def has_mask(self, entry: Entry) -> bool:
+        """Return whether an entry has a mask that is learned."""
+        return self.reads_masks and isinstance(entry.label, str)
+
+    @property
     def in_words(self) -> str:
         """What an entry must state."""
         words = {"mask": "a mask as label", "class": "the number of a class as label", "boxes": "boxes or a mask"}
-        return words.get(self.kind) or f"any of the targets {', '.join(target.name for target in self.targets)}"
+        mask = "a mask, or " if self.classes else ""
+        return words.get(self.kind) or f"{mask}any of the targets {', '.join(target.name for target in self.targets)}"
 
 
 @dataclass(frozen=True)
@@ -91,7 +111,7 @@ def match(manifest: Manifest, wanted: Supervision) -> Vocabulary:
 
     Targets are matched by name, case by case (``Target.encode``).
     """
-    if wanted.kind == "targets":
+    if wanted.kind == "targets" and not any(map(wanted.has_mask, manifest.entries)):
         return Vocabulary()
     if wanted.kind == "class":
         return match_classes(manifest, wanted.classes)
@@ -117,8 +137,10 @@ def match_labels(manifest: Manifest, wanted: Supervision) -> Vocabulary:
         if partial:
             return Vocabulary(instances=instances, problems=[_UNNAMED.format(", ".join(classes.values()))])
         return _by_value(names, classes, instances)
+    # What is not of a region that nobody looked for is as good a match as what is.
+    regions = named_regions(manifest, wanted.regions) if partial else wanted.regions
     matched, how, problems = _by_name(
-        names, manifest, classes, "label", "becomes background", "for background", wanted.regions
+        names, manifest, classes, "label", "becomes background", "for background", regions
     )
     values = {value: target or 0 for value, target in matched.items()}
     unknown = sorted(set(map(name_key, manifest.label_map)) - set(map(name_key, names.values())))
@@ -128,8 +150,10 @@ def match_labels(manifest: Manifest, wanted: Supervision) -> Vocabulary:
             f"{', '.join(sorted(names.values()))}"
         )
     missing = [name for value, name in classes.items() if value not in values.values() and name != IGNORED]
-    if missing and partial and len(missing) < len([name for name in classes.values() if name != IGNORED]):
-        how.append(f"nobody looked for {', '.join(missing)} here, which stays unknown")
+    alike = alike_by([sought.values for sought in named(manifest, classes, regions, values)], wanted.label_values)
+    if missing and partial and (alike is None or any(alike)):
+        unknown_ones = [name for name, of in wanted.structures.items() if not tells(alike, of)]
+        how += [f"nobody looked for {', '.join(unknown_ones)} here, which stays unknown"] if unknown_ones else []
     elif missing and not problems:
         problems.append(
             f"no label of the dataset stands for {', '.join(missing)}; say which one does in dataset.json: "
@@ -142,10 +166,10 @@ def match_labels(manifest: Manifest, wanted: Supervision) -> Vocabulary:
     return Vocabulary(values=None if same else values, instances=instances, how=how, problems=problems)
 
 
-def looked_for(manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary: Vocabulary) -> frozenset[int] | None:
-    """Return the job's classes looked for in a case.
+def alike(manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary: Vocabulary) -> tuple[int, ...] | None:
+    """Return for each of the job's label values, from 0, the least that a case's mask does not tell it from.
 
-    None: all. A class that several of the dataset's labels stand for was looked for where all of them were.
+    None: it tells all apart. See ``looked_for``.
 
     Args:
         manifest: the dataset.
@@ -156,22 +180,10 @@ def looked_for(manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary
     Raises:
         DataError: the entry looked for a label that the dataset does not name.
     """
-    classes = {value for value, name in wanted.classes.items() if name != IGNORED}
-    names = _label_names(manifest)
-    values = {value: value for value in names} if vocabulary.values is None else vocabulary.values
-    if entry.looked_for is None:
-        known = classes & set(values.values()) if wanted.partial else classes
-    else:
-        keys = set(map(name_key, entry.looked_for))
-        strange = sorted(name for name in entry.looked_for if name_key(name) not in set(map(name_key, names.values())))
-        if strange:
-            raise DataError(
-                f"looked_for names {', '.join(strange)}, which no label of the dataset is called: known are "
-                f"{', '.join(sorted(names.values())) or 'none'}"
-            )
-        missed = {values.get(value) for value, name in names.items() if name_key(name) not in keys}
-        known = (classes & set(values.values())) - missed
-    return None if known == classes else frozenset(known)
+    of_dataset = named(manifest, wanted.classes, wanted.regions, vocabulary.values)
+    if entry.looked_for is not None:
+        return alike_by(stated(entry.looked_for, of_dataset, manifest, wanted.regions), wanted.label_values)
+    return alike_by((sought.values for sought in of_dataset), wanted.label_values) if wanted.partial else None
 
 
 def match_classes(manifest: Manifest, classes: Mapping[int, str]) -> Vocabulary:
@@ -288,11 +300,6 @@ def _overlap_hint(name: str, value: int) -> str:
         "regions of these names (task.type: regions), or name each single value instead: register the folder with "
         f"--labels {value}=NAME,..."
     )
-
-
-def name_key(name: str) -> str:
-    """Return a name for comparison, without case and separators."""
-    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
 def _is_unnamed(value: int, name: str) -> bool:

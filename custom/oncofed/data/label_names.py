@@ -12,8 +12,15 @@ from typing import Any
 
 from oncofed.errors import DataError
 
+# Name of the label of voxels that nobody labelled; a dataset need not have it.
+IGNORED = "ignore"
 # Between the names of regions that share a label value.
 OVERLAP = " + "
+
+
+def name_key(name: str) -> str:
+    """Return a name for comparison, without case and separators."""
+    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
 
 def named_values(labels: object, path: Path) -> dict[str, str] | None:

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from oncofed.data.decisions import name_of
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.quality import Finding
 from oncofed.data.target_columns.cells import is_unknown

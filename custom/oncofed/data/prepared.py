@@ -159,6 +159,11 @@ class PreparedCases(Dataset[Prepared]):
         return self._keep(index, self._ahead.take(index))
 
     @property
+    def cases(self) -> tuple[Case, ...]:
+        """The cases, in the order of their indices."""
+        return tuple(self._cases)
+
+    @property
     def promised(self) -> int:
         """Bytes of memory that unprepared cases will take."""
         if self.plan.held != "memory" or not self._cases:

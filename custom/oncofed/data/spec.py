@@ -9,7 +9,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from oncofed.data.covariates import Covariate
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.manifest import SPLITS, Split
 from oncofed.data.stain.columns import BUFFER, Template
 from oncofed.data.stain.spec import StainSpec

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from oncofed.data.decisions import name_of
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.targets import DatasetTarget, FollowUp, Target, TargetValue, stated_value
 from oncofed.suppression import LEAST_PATIENTS, told_count, withheld_counts

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import NoReturn, TypeVar
 
 from oncofed.errors import DataError
+from oncofed.lean_imports import import_monai_leanly
 from oncofed.processes import block_interrupts, end_with_parent
 
 T = TypeVar("T")
@@ -132,4 +133,5 @@ def _not_started(item: int) -> NoReturn:
 def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    import_monai_leanly()
     warnings.filterwarnings("ignore")

@@ -26,6 +26,7 @@ from oncofed.flare import wire
 from oncofed.flare.communicator import PullCommunicator
 from oncofed.flare.folders import against_model, hand_over, initial_model, note_end, state_folder
 from oncofed.flare.runtime.malloc import forget_what_stays
+from oncofed.flare.secure_aggregation import verify_for_server
 from oncofed.flare.security.recording import name_and_person
 from oncofed.flare.security.revocation import list_and_root, read_revoked
 from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, begin_transfer, cell_tls_context, end_transfer
@@ -124,6 +125,7 @@ class FederatedTraining(Controller):
                 free_memory=forget_what_stays,
                 let_sites_fetch=partial(self._let_sites_fetch, fl_ctx),
                 keys=Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir()) / "startup",
+                verify=verify_for_server(fl_ctx),
                 job={"id": str(fl_ctx.get_job_id()), "job": name, "submitted_by": person},
             ),
             model=JobModel(self._plan, initial_model(fl_ctx), against_model(fl_ctx)),

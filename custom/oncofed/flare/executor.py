@@ -14,7 +14,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.audit import LEFT
+from oncofed.audit import LEFT, MASKED
 from oncofed.client.compute_slot import ComputeSlot
 from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.client.folder import OWN_MODEL
@@ -23,6 +23,7 @@ from oncofed.client.kept_model import add_artifacts
 from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, LocalTraining, SiteContext, Stop
 from oncofed.client.reported_patients import refuse_overlap
 from oncofed.client.sandboxed import SandboxedTraining
+from oncofed.client.secure_aggregation import MaskedUpdates
 from oncofed.client.status_file import ENDED, WAITING
 from oncofed.errors import FederationError, OncofedError, PolicyError, SpecError, StateError
 from oncofed.flare import wire
@@ -34,14 +35,19 @@ from oncofed.flare.refusals import refusal_of
 from oncofed.flare.reporter import FlareReporter, status_file
 from oncofed.flare.runtime.heartbeat import Heartbeat
 from oncofed.flare.runtime.malloc import forget_what_stays
+from oncofed.flare.secure_aggregation import identity_of
 from oncofed.flare.security.admission import admit_job, dataset_digest
+from oncofed.flare.security.budget import charge_of, settle
+from oncofed.flare.security.outbound_filter import policy_of_job
+from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.flare.security.recording import name_and_person, record
 from oncofed.flare.transfer.decomposer import begin_transfer, end_transfer, new_transfer_client
 from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
+from oncofed.messages.secure_aggregation import SecureStep, plan_digest
 from oncofed.models.weights import WeightLayout, digest_of
 from oncofed.packs.pack import Pack, read_pack
-from oncofed.privacy.policy import Policy
+from oncofed.privacy.policy import LeavesSpec, Policy
 from oncofed.privacy.pooled import SUMS
 from oncofed.training import Plan
 
@@ -67,6 +73,8 @@ class SiteExecutor(Executor):
         self._federation = FederationPlan.model_validate(federation or {})
         self._training: LocalTraining | None = None
         self._policy: Policy | None = None
+        self._masked: MaskedUpdates | None = None
+        self._outbound: OutboundPolicy | None = None
         self._peers = PeerExchange(self._federation)
         self._pull = TaskPull()
         self._slot = ComputeSlot()
@@ -84,6 +92,7 @@ class SiteExecutor(Executor):
             TrainRequest.task: self._train,
             EvaluateRequest.task: self._evaluate,
             CombineRequest.task: self._combine,
+            **{step.task: self._secure_step for step in wire.SECURE_STEPS},
         }
 
     # --- events of FLARE
@@ -125,6 +134,8 @@ class SiteExecutor(Executor):
         if self._training:
             self._training.close()
             self._training = None
+            if self._policy:
+                settle(fl_ctx)
         end_transfer(fl_ctx.get_engine().get_cell())
         status_file(fl_ctx).now(phase=ENDED)
 
@@ -187,6 +198,8 @@ class SiteExecutor(Executor):
             why = f"the server did not take this site's last update: {request.refusal}"
             self.log_warning(fl_ctx, why, fire_event=False)
         result = training.train(request, stop)
+        if self._federation.secure_aggregation and not stop():
+            return self._hold_back(result, request, fl_ctx)
         return self._send_to_peer(result, request, fl_ctx) if request.collector else result
 
     def _evaluate(self, request: EvaluateRequest, fl_ctx: FLContext, stop: Stop) -> EvaluateResult:
@@ -206,6 +219,33 @@ class SiteExecutor(Executor):
         except FederationError as error:
             return Refusal(str(error))
 
+    def _hold_back(self, result: TrainResult, request: TrainRequest, fl_ctx: FLContext) -> TrainResult:
+        """Keep an update for a round's sum; return what the server is told of it."""
+        if self._policy:
+            self._outbound = self._outbound or policy_of_job(fl_ctx)
+            facts = self._outbound.check_before_masking(result)
+            record(fl_ctx, MASKED, task=TrainRequest.task, round=request.round, **facts)
+        if self._masked is None:
+            self._masked = MaskedUpdates(
+                self._federation,
+                self._layout,
+                job=str(fl_ctx.get_job_id()),
+                plan_digest=plan_digest(self._plan, self._federation),
+                identity=identity_of(fl_ctx, simulated=self._policy is None),
+                leaves=self._policy.leaves if self._policy else LeavesSpec(),
+                folder=state_folder(fl_ctx),
+            )
+        return self._masked.hold(result, request)
+
+    def _secure_step(self, request: SecureStep, fl_ctx: FLContext, stop: Stop) -> Result | Refusal:
+        del fl_ctx, stop
+        if self._masked is None:
+            return Refusal("its process was started again after it was ready: it waits for the next attempt")
+        try:
+            return self._masked.answer(request)
+        except FederationError as error:
+            return Refusal(str(error))
+
     @cached_property
     def _layout(self) -> WeightLayout:
         return self._plan.layout()
@@ -221,10 +261,15 @@ class SiteExecutor(Executor):
     def _admitted(self, fl_ctx: FLContext) -> LocalTraining:
         plan, site = self._plan, fl_ctx.get_identity_name()
         pack = _pack(fl_ctx, plan.model.code) if plan.model.code else None
-        self._policy = admit_job(fl_ctx, plan.data.dataset, plan.model.network, self._federation.strategy.name, pack)
+        strategy, smallest_sum = self._federation.strategy.name, self._federation.smallest_sum
+        private = plan.privacy.differential_privacy
+        noise = private.event(plan.total_steps).noise_multiplier if private else None
+        self._policy = admit_job(fl_ctx, plan.data.dataset, plan.model.network, strategy, pack, smallest_sum, noise)
+        data = dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, site, plan.data.dataset)
         context = SiteContext(
             site=site,
-            data=dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, site, plan.data.dataset),
+            data=data,
+            charge=charge_of(fl_ctx, self._policy, plan.data.dataset, data) if self._policy else None,
             state=state_folder(fl_ctx),
             initial=initial_model(fl_ctx),
             against=against_model(fl_ctx),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import singledispatch
+from functools import partial, singledispatch
 from typing import Any, Literal
 
 import torch
@@ -34,8 +34,24 @@ from oncofed.messages.requests import (
     TrainRequest,
 )
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
+from oncofed.messages.secure_aggregation import (
+    ConfirmRequest,
+    MaskedResult,
+    MaskRequest,
+    RevealRequest,
+    SecureStep,
+    SecureStepResult,
+    ShareKeysRequest,
+)
 
-TASKS = (PrepareRequest.task, TrainRequest.task, EvaluateRequest.task, CombineRequest.task)
+SECURE_STEPS: tuple[type[SecureStep], ...] = (ShareKeysRequest, MaskRequest, ConfirmRequest, RevealRequest)
+TASKS = (
+    PrepareRequest.task,
+    TrainRequest.task,
+    EvaluateRequest.task,
+    CombineRequest.task,
+    *(step.task for step in SECURE_STEPS),
+)
 
 PROGRESS_EVENT = "oncofed.progress"
 # A site asks for a task with the first; the server replies, or sends the second later.
@@ -61,6 +77,9 @@ _KEEP = "oncofed.keep"
 _BESIDE = "oncofed.beside"
 _PROFILE = "oncofed.profile"
 _SUMS = "oncofed.sums"
+_ATTEMPT = "oncofed.attempt"
+_READY = "oncofed.ready"
+_CONTENT = "oncofed.content"
 _LONGEST_REASON = 600
 
 
@@ -99,6 +118,8 @@ def _(message: TrainRequest) -> Shareable:
         shareable.set_header(_COLLECTOR, message.collector)
     if message.repeat:
         shareable.set_header(_REPEAT, message.repeat)
+    if message.attempt:
+        shareable.set_header(_ATTEMPT, message.attempt)
     return shareable
 
 
@@ -132,6 +153,26 @@ def _(message: CombineRequest) -> Shareable:
     return shareable
 
 
+@to_shareable.register
+def _(message: SecureStep) -> Shareable:
+    shareable = DXO(DataKind.METRICS, data=dict(message.content)).to_shareable()
+    shareable.set_header(_ROUND, message.round)
+    shareable.set_header(_ATTEMPT, message.attempt)
+    return shareable
+
+
+@to_shareable.register
+def _(message: SecureStepResult) -> Shareable:
+    return DXO(DataKind.METRICS, data=dict(message.content)).to_shareable()
+
+
+@to_shareable.register
+def _(message: MaskedResult) -> Shareable:
+    words = DXO(DataKind.WEIGHT_DIFF, data=in_pieces(dict(message.words)))
+    words.set_meta_prop(_CONTENT, dict(message.content))
+    return words.to_shareable()
+
+
 @to_shareable.register(SiteFacts)
 @to_shareable.register(EvaluateResult)
 def _(message: SiteFacts | EvaluateResult) -> Shareable:
@@ -144,6 +185,8 @@ def _(message: TrainResult) -> Shareable:
     update.set_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, message.cases)
     update.set_meta_prop(_STEPS, message.steps)
     update.set_meta_prop(_NUMBERS, message.numbers)
+    if message.ready:
+        update.set_meta_prop(_READY, dict(message.ready))
     return update.to_shareable()
 
 
@@ -192,6 +235,7 @@ def _train_request(shareable: Shareable) -> TrainRequest:
         refusal=str(refusal) if refusal else None,
         collector=collector or None,
         repeat=int(shareable.get_header(_REPEAT, 0)),
+        attempt=int(shareable.get_header(_ATTEMPT, 0)),
     )
 
 
@@ -213,11 +257,20 @@ def _combine_request(shareable: Shareable) -> CombineRequest:
     return CombineRequest(updates=updates, round=int(shareable.get_header(_ROUND, 0)))
 
 
+def _secure_step(kind: type[SecureStep], shareable: Shareable) -> SecureStep:
+    return kind(
+        round=int(shareable.get_header(_ROUND, 0)),
+        attempt=int(shareable.get_header(_ATTEMPT, 0)),
+        content=dict(from_shareable(shareable).data),
+    )
+
+
 _REQUESTS: Mapping[str, Callable[[Shareable], Request]] = {
     PrepareRequest.task: _prepare_request,
     TrainRequest.task: _train_request,
     EvaluateRequest.task: _evaluate_request,
     CombineRequest.task: _combine_request,
+    **{step.task: partial(_secure_step, step) for step in SECURE_STEPS},
 }
 
 
@@ -250,6 +303,7 @@ def _train_result(shareable: Shareable) -> TrainResult:
         cases=int(update.get_meta_prop(MetaKey.NUM_STEPS_CURRENT_ROUND, 0)),
         steps=int(update.get_meta_prop(_STEPS, 1)),
         numbers=dict(update.get_meta_prop(_NUMBERS, {})),
+        ready=dict(update.get_meta_prop(_READY, {})),
     )
 
 
@@ -265,11 +319,25 @@ def _combine_result(shareable: Shareable) -> CombineResult:
     )
 
 
+def _masked_result(shareable: Shareable) -> MaskedResult:
+    update = from_shareable(shareable)
+    words, extra = without_extra(update.data)
+    if extra:
+        raise UpdateRejectedError(f"it sent {EXTRA}{min(extra)}, expected masked words")
+    return MaskedResult(words, dict(update.get_meta_prop(_CONTENT, {})))
+
+
+def _secure_step_result(shareable: Shareable) -> SecureStepResult:
+    return SecureStepResult(dict(from_shareable(shareable).data))
+
+
 _RESULTS: Mapping[str, Callable[[Shareable], Result]] = {
     PrepareRequest.task: lambda shareable: SiteFacts(dict(from_shareable(shareable).data)),
     TrainRequest.task: _train_result,
     EvaluateRequest.task: lambda shareable: EvaluateResult(dict(from_shareable(shareable).data)),
     CombineRequest.task: _combine_result,
+    MaskRequest.task: _masked_result,
+    **{step.task: _secure_step_result for step in SECURE_STEPS if step is not MaskRequest},
 }
 
 
@@ -283,7 +351,7 @@ def bytes_of(message: Shareable) -> int:
     update = from_shareable(message)
     tensors = [value for value in update.data.values() if isinstance(value, torch.Tensor)]
     others = {name: value for name, value in update.data.items() if not isinstance(value, torch.Tensor)}
-    numbers = update.get_meta_prop(_NUMBERS, {})
+    numbers = [update.get_meta_prop(name, {}) for name in (_NUMBERS, _READY, _CONTENT)]
     return sum(tensor.nbytes for tensor in tensors) + len(json.dumps([others, numbers], default=str))
 
 

@@ -7,9 +7,13 @@ from pathlib import Path
 from torch import nn
 
 from oncofed.algorithms import JobFacts
+from oncofed.algorithms.sums import other_integers, summands
+from oncofed.data.contract import doubts
+from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
 from oncofed.models.encoders import unusual_tiles
+from oncofed.models.weights import layout_of
 from oncofed.report.result import read_result
 
 
@@ -21,6 +25,19 @@ def check_strategy(spec: JobSpec, network: nn.Module) -> None:
     """
     facts = JobFacts(network=network, network_name=spec.model.network, norm=spec.model.norm, gpus=spec.resources.gpus)
     spec.federation().algorithm().check_job(facts)
+    if spec.privacy.secure_aggregation:
+        _check_integers(network)
+
+
+def _check_integers(network: nn.Module) -> None:
+    """Refuse integers that no rule tells, since masks add up numbers with a fraction alone."""
+    layout = layout_of(network)
+    others = other_integers([name for name, value in layout.sent.items() if not value.is_floating_point()])
+    if others:
+        raise SpecError(
+            f"the network has integers that training may change ({others[0]}), and secure aggregation adds up numbers "
+            "with a fraction: take a network without, or leave privacy.secure_aggregation out"
+        )
 
 
 def check_sites(spec: AnyJob, sites: int) -> None:
@@ -36,7 +53,24 @@ def check_sites(spec: AnyJob, sites: int) -> None:
     if sites < needed:
         raise SpecError(f"the job needs {needed} sites ({setting}), found {sites}. Name more sites, or lower it.")
     if isinstance(spec, JobSpec):
+        smallest = spec.federation().smallest_sum
+        if smallest and sites < smallest:
+            raise SpecError(
+                f"the job needs {smallest} sites (privacy.secure_aggregation.minimum_sites), found {sites}. Name more "
+                "sites: of fewer than three, one would learn the other's update from the sum."
+            )
         spec.federation().algorithm().check_sites(sites)
+
+
+def masks_note(spec: JobSpec) -> str:
+    """Return what secure aggregation does in a job and what it costs."""
+    layout, algorithm = spec.plan().layout(), spec.federation().algorithm()
+    tensors, _ = summands(algorithm, layout.sent, algorithm.from_clients(layout), layout.trained)
+    megabytes = 4e-6 * sum(value.numel() for value in tensors.values())
+    return (
+        f"the server is given sums of {spec.federation().smallest_sum} sites or more; {megabytes:.1f} MB up a site and "
+        "round, and some hundred bytes for each other site; four short exchanges more a round"
+    )
 
 
 def encoder_notes(spec: JobSpec) -> list[str]:
@@ -46,6 +80,22 @@ def encoder_notes(spec: JobSpec) -> list[str]:
     if encoder is None:
         return []
     return unusual_tiles(encoder.network, [(data.patch[0], data.spacing[0] * 1000 if data.spacing else None)])
+
+
+def dataset_notes(spec: JobSpec, folder: Path) -> list[str]:
+    """Return notes on the job's dataset, where one is registered here.
+
+    Test patients from before training ones, and columns that tell the outcome; see ``contract.doubts``.
+
+    Args:
+        spec: the job.
+        folder: of the dataset.
+    """
+    if not (folder / MANIFEST_FILE).is_file():
+        return []
+    plan = spec.plan()
+    found = doubts(folder, plan.data, plan.supervision(), spec.seed)
+    return [f"dataset {folder.name}: {doubt.kind}: {doubt.what}" for doubt in found]
 
 
 def deadline_warning(spec: JobSpec, runs: Path) -> str | None:

@@ -168,8 +168,15 @@ def _resources(spec: JobSpec) -> dict[str, Any]:
 
 def _facts(spec: JobSpec) -> dict[str, Any]:
     """Return facts of a job that sites check on submission."""
-    network, strategy = spec.model.network, spec.strategy.name
-    return job_asks(spec.data.dataset, network, strategy, spec.model.code, spec.rounds.quorum or 0)
+    return job_asks(
+        spec.data.dataset,
+        spec.model.network,
+        spec.strategy.name,
+        spec.model.code,
+        spec.rounds.quorum or 0,
+        spec.federation().smallest_sum,
+        spec.noise_multiplier,
+    )
 
 
 def _transfer(spec: JobSpec) -> dict[str, Any]:

@@ -6,13 +6,17 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from oncofed.algorithms.sums import summands
 from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec
 from oncofed.machine import environment
 from oncofed.messages.compression import travelling_bytes
+from oncofed.privacy.statement import statement_of
 from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult, SiteTiles
+from oncofed.report.sums import sums_used
 from oncofed.rounds.encoders import ENCODER, is_unknown
+from oncofed.rounds.events import SumFailed
 from oncofed.tasks import Evaluation
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
@@ -44,6 +48,7 @@ def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result
         classes=list(spec.task.classes.values()),
         targets=details_of(spec.task),
         seed=spec.seed,
+        privacy=statement_of(spec.privacy.differential_privacy, spec.plan().total_steps),
         data_note=data_note,
         environment=environment(),
     )
@@ -70,6 +75,7 @@ def note_rounds(result: Result, state: RunProgress, spec: JobSpec) -> None:
     over = [a - b for a, b in zip(state.rounds_s, state.slowest_site_s, strict=True)]
     # A site that was asked again may report the seconds of an earlier process.
     timing.overhead_s_per_round = max(sum(over) / len(over), 0.0) if over else None
+    result.sums = sums_used(state.sums, sum(isinstance(one, SumFailed) for one in state.incidents))
     result.bytes = _bytes(spec, len(state.cases))
     result.curves = {
         "validation": {str(k): v for k, v in state.validation.items()},
@@ -185,7 +191,10 @@ def _bytes(spec: JobSpec, sites: int) -> Bytes:
     algorithm = spec.federation().algorithm()
     extra_from_site = travelling_bytes(algorithm.from_clients(layout), "native")
     extra_for_site = travelling_bytes(algorithm.for_clients_layout(layout), "native")
-    if algorithm.schedule.reaches_server:
+    if spec.privacy.secure_aggregation:
+        summed, _ = summands(algorithm, weights, algorithm.from_clients(layout), layout.trained)
+        to_server = sites * 4 * sum(value.numel() for value in summed.values())  # 32 bits a word
+    elif algorithm.schedule.reaches_server:
         to_server = sites * (travelling_bytes(weights, spec.exchange.update) + extra_from_site)
     else:
         to_server = travelling_bytes(weights, "native")  # the mean; updates go from site to site

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import singledispatchmethod
 from typing import Any
 
+from oncofed.messages.secure_aggregation import ConfirmRequest, MaskRequest, RevealRequest, ShareKeysRequest
 from oncofed.rounds.events import (
     Answered,
     Event,
@@ -24,11 +25,18 @@ from oncofed.rounds.events import (
     Standardised,
     Started,
     Stopped,
+    Summed,
     TaskSent,
     Validated,
 )
 
-_STATES = {"prepare": "preparing", "train": "waiting", "validate": "waiting", "combine": "averaging"}
+_STATES = {
+    "prepare": "preparing",
+    "train": "waiting",
+    "validate": "waiting",
+    "combine": "averaging",
+    **{step.task: "masking" for step in (ShareKeysRequest, MaskRequest, ConfirmRequest, RevealRequest)},
+}
 # In this phase sites report optimizer steps, in all others cases.
 TRAINING = "training"
 
@@ -80,6 +88,7 @@ class RunProgress:
         ready_s: seconds until the sites were ready.
         cases: numbers of cases by site.
         participation: ``RoundEnded.participation`` by round.
+        sums: of masked updates.
         agreed: the sites behind each number that was agreed on before the first round; None: nothing was.
         incidents: in order.
         finished: last event of a run that ended well.
@@ -103,6 +112,7 @@ class RunProgress:
     slowest_site_s: list[float] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
     participation: dict[int, dict[str, Any]] = field(default_factory=dict)
+    sums: list[Summed] = field(default_factory=list)
     agreed: dict[str, list[str]] | None = None
     incidents: list[Incident] = field(default_factory=list)
     finished: Finished | None = None
@@ -202,6 +212,10 @@ class RunProgress:
         self.participation[event.round] = event.participation or {}
         self.rounds_s.append(event.seconds)
         self.slowest_site_s.append(event.slowest_site_s)
+
+    @_take.register
+    def _summed(self, event: Summed) -> None:
+        self.sums.append(event)
 
     @_take.register
     def _finished(self, event: Finished) -> None:

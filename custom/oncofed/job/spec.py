@@ -23,6 +23,7 @@ from oncofed.models import ModelSpec
 from oncofed.models.foreign import read_bundle
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import find_pack
+from oncofed.privacy.settings import PrivacySpec
 from oncofed.settings import Lines, SettingError, StrictModel, read_yaml, validated
 from oncofed.tasks import TaskSection, task_class
 from oncofed.tasks.targets.section import task_of_targets
@@ -48,6 +49,7 @@ class JobSpec(StrictModel):
     strategy: StrategySection = FedAvg.Settings()
     exchange: ExchangeSpec = ExchangeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    privacy: PrivacySpec = PrivacySpec()
     seed: int = Field(1, ge=0, lt=2**31, description="of the initial weights, the splits and the order of patches")
     licence: str = Field("", max_length=80, description="of the model, for its card, such as CC-BY-NC-4.0")
     contact: str = Field("", max_length=120, description="who answers for the model, for its card")
@@ -94,6 +96,18 @@ class JobSpec(StrictModel):
         self.federation()
         return self
 
+    @model_validator(mode="after")
+    def _strategy_keeps_patients_apart(self) -> JobSpec:
+        reason = self.federation().algorithm().why_not_private
+        if self.privacy.differential_privacy and reason:
+            raise SettingError(
+                f"found {self.strategy.name} beside privacy.differential_privacy: it {reason}. Take another strategy, "
+                "such as fedavg",
+                "strategy",
+                "privacy.differential_privacy",
+            )
+        return self
+
     def plan(self) -> Plan:
         """Return what one site needs to know.
 
@@ -114,6 +128,7 @@ class JobSpec(StrictModel):
             model=self.model,
             training=self.training,
             resources=self.resources,
+            privacy=self.privacy,
             rounds=self.rounds.number,
             seed=self.seed,
         )
@@ -121,8 +136,18 @@ class JobSpec(StrictModel):
     def federation(self) -> FederationPlan:
         """Return how the sites work together."""
         return FederationPlan(
-            rounds=self.rounds, strategy=self.strategy, exchange=self.exchange, evaluation=self.evaluation
+            rounds=self.rounds,
+            strategy=self.strategy,
+            exchange=self.exchange,
+            evaluation=self.evaluation,
+            secure_aggregation=self.privacy.secure_aggregation,
         )
+
+    @property
+    def noise_multiplier(self) -> float | None:
+        """Of steps with differential privacy, in clips; None: the job has none."""
+        private = self.privacy.differential_privacy
+        return private.event(self.rounds.number * self.training.steps_per_round).noise_multiplier if private else None
 
     def with_rounds(self, rounds: int) -> JobSpec:
         """Return the same job with another number of rounds."""

@@ -47,6 +47,7 @@ class TrainRequest(Request):
         refusal: why this site's last update did not count; None where it did.
         collector: site to send the update to; None for the server.
         repeat: updates that the site has given from this very model; it trains on from its next batches.
+        attempt: how often the round's secure aggregation failed before.
     """
 
     task = "train"
@@ -57,6 +58,7 @@ class TrainRequest(Request):
     refusal: str | None = None
     collector: str | None = None
     repeat: int = 0
+    attempt: int = 0
 
 
 @dataclass(frozen=True)

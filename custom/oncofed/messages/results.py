@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from oncofed.messages.secure_aggregation import MaskedResult, SecureStepResult
+
 
 @dataclass(frozen=True)
 class SiteFacts:
@@ -35,6 +37,8 @@ class TrainResult:
         steps: optimizer steps.
         numbers: those of ``privacy.outbound.check_numbers``.
         turn_key: round, and digest of the model that it started from. It stays at the site.
+        ready: under secure aggregation, the site's part of the round's roster, as plain values; its update follows
+            masked. Else empty.
     """
 
     delta: Mapping[str, Tensor]
@@ -43,6 +47,7 @@ class TrainResult:
     steps: int
     numbers: dict[str, Any]
     turn_key: str = ""
+    ready: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,4 +91,4 @@ class Refusal:
     may_pass: bool = False
 
 
-Result: TypeAlias = SiteFacts | TrainResult | EvaluateResult | CombineResult
+Result: TypeAlias = SiteFacts | TrainResult | EvaluateResult | CombineResult | SecureStepResult | MaskedResult

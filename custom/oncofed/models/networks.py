@@ -22,6 +22,7 @@ from oncofed.models.foreign import Bundle, load_bundle_weights, read_bundle
 from oncofed.models.fusion import IMAGE_FEATURES
 from oncofed.models.known import find_network
 from oncofed.models.model_spec import ModelSpec
+from oncofed.models.shared_encoder import POOLED, SHARED
 from oncofed.models.table import column_settings
 from oncofed.plugins import NETWORKS, Network
 
@@ -46,6 +47,7 @@ class NetworkRequest:
         columns: of the job's table.
         answers: values that the job asks for, where the network's features are joined with a row; None: its values.
         template: stain that slides are normalised to until the sites agree on another, (2, column); None: none.
+        pooled: values of the whole image beside those of each voxel.
     """
 
     spec: ModelSpec
@@ -56,6 +58,7 @@ class NetworkRequest:
     columns: tuple[Covariate, ...] = ()
     answers: int | None = None
     template: Template | None = None
+    pooled: int = 0
 
     @property
     def norm(self) -> Any:
@@ -77,16 +80,42 @@ def network_config(request: NetworkRequest) -> dict[str, Any]:
         raise SpecError(
             f"{network.name} is for images of {axes} axes, the job's have {request.dimensions} (data.patch)"
         )
+    if request.pooled:
+        return _with_head(request, _with_arguments(network.config(request), request))
     if not request.columns or network.kind == "table":
         return _with_arguments(network.config(request), request)
     features = replace(request, out_channels=IMAGE_FEATURES, answers=request.out_channels)
+    return _fused(request, _with_arguments(network.config(features), request), request.out_channels)
+
+
+def _fused(request: NetworkRequest, network: dict[str, Any], out_channels: int) -> dict[str, Any]:
     return {
         "_target_": "oncofed.models.fusion.FusedNetwork",
-        "network": _with_arguments(network.config(features), request),
+        "network": network,
         "columns": column_settings(request.columns),
-        "out_channels": request.out_channels,
+        "out_channels": out_channels,
         "fusion": request.spec.fusion,
     }
+
+
+def _with_head(request: NetworkRequest, network: dict[str, Any]) -> dict[str, Any]:
+    """Return a network for each voxel with a head on its encoder.
+
+    Raises:
+        SpecError: nothing is known of its encoder.
+    """
+    if request.spec.network not in SHARED:
+        raise SpecError(
+            f"{request.spec.network} shares its encoder with no other target; expected one of {', '.join(SHARED)}, or "
+            "a job of its own for the mask"
+        )
+    features = POOLED * request.spec.feature_maps[-1]
+    linear = {"_target_": "torch.nn.Linear", "in_features": features}
+    if request.columns:
+        head = _fused(request, {**linear, "out_features": IMAGE_FEATURES}, request.pooled)
+    else:
+        head = {**linear, "out_features": request.pooled}
+    return {"_target_": "oncofed.models.shared_encoder.SharedEncoder", "network": network, "head": head}
 
 
 def _with_arguments(config: dict[str, Any], request: NetworkRequest) -> dict[str, Any]:

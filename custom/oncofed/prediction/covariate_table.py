@@ -12,7 +12,8 @@ from pathlib import Path
 from oncofed.data.case import Case, with_targets
 from oncofed.data.covariates import Covariate, row_faults, stated
 from oncofed.data.grouping import counted
-from oncofed.data.label_mapping import Supervision, name_key
+from oncofed.data.label_mapping import Supervision, Vocabulary
+from oncofed.data.label_names import name_key
 from oncofed.data.layouts.tables import Row, Table
 from oncofed.data.layouts.targets import differing_targets, read_with_targets
 from oncofed.data.manifest import Manifest
@@ -53,7 +54,7 @@ def with_table(sources: Sources, path: Path, reading: TableReading) -> Sources:
 
     Args:
         sources: as gathered.
-        path: of the table, with a column case (or image, file), study or patient.
+        path: of the table, with a column case (or image, file), series, study or patient.
         reading: what is read of it.
 
     Raises:
@@ -170,7 +171,9 @@ def _with_rows(source: Source, rows: Sequence[Row], read: Sequence[str], reading
         return source
     of_table = Manifest(training=[], targets=dict(table.targets))
     bare = entry.model_copy(update={"targets": dict(stated_here)})
-    found = with_targets(source.case, of_table, bare, reading.supervision)
+    # A mask beside them stays what the folder holds.
+    told = Supervision("targets", targets=reading.supervision.targets)
+    found = with_targets(source.case, of_table, bare, told, Vocabulary())
     if found is None:
         return source
     before = source.case.targets

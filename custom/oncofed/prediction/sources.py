@@ -18,12 +18,12 @@ from pathlib import Path
 from oncofed.atomic import write_whole
 from oncofed.data import case_facts
 from oncofed.data.accounts import by_weight
-from oncofed.data.case import Case, case_of, with_targets
+from oncofed.data.case import Case, case_of, wanted_case
 from oncofed.data.case_checks import contract_faults, known_facts, label_faults
 from oncofed.data.covariates import row_faults
 from oncofed.data.decisions import decided
 from oncofed.data.files import image_files
-from oncofed.data.label_mapping import LabelKind, Supervision, match
+from oncofed.data.label_mapping import LabelKind, Supervision, Vocabulary, match
 from oncofed.data.layouts.base import first_free
 from oncofed.data.layouts.slides import SLIDES_ALONE
 from oncofed.data.manifest import Entry, Manifest, Task, read_manifest
@@ -143,7 +143,8 @@ class _JobRequirements:
     @classmethod
     def by(cls, job: JobSpec) -> _JobRequirements:
         task = job.plan().build_task()
-        kind: Task = "segmentation" if task.label_kind in ("mask", "boxes") else "classification"
+        drawn = task.label_kind in ("mask", "boxes") or (task.label_kind, task.network_kind) == ("targets", "dense")
+        kind: Task = "segmentation" if drawn else "classification"
         return cls(job, task.label_kind, "slides" if task.network_kind == "bag" or task.reads_slides else kind)
 
     @cached_property
@@ -208,7 +209,7 @@ def _register(
         requirements.kind_of(user_input.source),
         tiles=requirements.tiles,
         workers=workers,
-        classes=None if requirements.label_kind == "mask" else tuple(requirements.job.task.vocabulary.values()),
+        classes=None if requirements.supervision.reads_masks else tuple(requirements.job.task.vocabulary.values()),
     )
     manifest = register(request, progress)
     if user_input.named:
@@ -222,15 +223,17 @@ def _take(
     manifest: Manifest, folder: Path, requirements: _JobRequirements, sources: Sources, user_input: PredictionInput
 ) -> None:
     """Add a dataset's cases."""
-    values, labelled, notes = _labels(manifest, requirements, user_input)
+    vocabulary, notes = _labels(manifest, requirements, user_input)
+    values = tuple(vocabulary.values.items()) if vocabulary and vocabulary.values is not None else None
     sources.notes += notes
-    series = image_files(folder)
-    found, good, refused = [], list[Source](), list[Path]()
+    found, good, refused, series = [], list[Source](), list[Path](), image_files(folder)
     for entry in (*manifest.entries, *(Entry(image=path) for path in manifest.test if isinstance(path, str))):
         case = case_of(folder, manifest, entry, values)
-        if labelled and requirements.label_kind == "targets":
-            case = with_targets(case, manifest, entry, requirements.supervision) or case
-        found.append(Source(case.name, case, entry, _series(entry, folder, series), labelled))
+        known: Case | None = case
+        if vocabulary and requirements.label_kind in ("mask", "targets"):
+            known = wanted_case(folder, manifest, entry, requirements.supervision, vocabulary, values)
+        labelled = vocabulary is not None and known is not None
+        found.append(Source(case.name, known or case, entry, _series(entry, folder, series), labelled))
     with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
         for source, reason in pool.map(lambda one: _checked(one, requirements), found):
             if reason:
@@ -275,23 +278,23 @@ def _series(entry: Entry, folder: Path, files: Mapping[str, list[str]]) -> tuple
 
 def _labels(
     manifest: Manifest, requirements: _JobRequirements, user_input: PredictionInput
-) -> tuple[tuple[tuple[int, int], ...] | None, bool, list[str]]:
-    """Return how labels map to the job's, and notes otherwise."""
+) -> tuple[Vocabulary | None, list[str]]:
+    """Return how labels map to the job's; None, with notes, where they are not used."""
     wanted = requirements.supervision
     try:
         for target in wanted.targets:
             declared_target(manifest.targets, manifest.labels, target)
         if not any(wanted.of_entry(manifest, entry) for entry in manifest.entries):
-            return None, False, []
+            return None, []
     except DataError as error:
-        return None, False, [f"targets of {user_input.name} are not used: {error}"]
+        return None, [f"targets of {user_input.name} are not used: {error}"]
     vocabulary = match(manifest, wanted)
     if vocabulary.problems:
         why = vocabulary.problems[0]
         if user_input.dataset is None:  # its hidden dataset.json is rewritten by each call
             why = _OF_MANIFEST.split(why)[0]
-        return None, False, [f"labels of {user_input.name} are not used: {why}"]
-    return tuple(vocabulary.values.items()) if vocabulary.values is not None else None, True, []
+        return None, [f"labels of {user_input.name} are not used: {why}"]
+    return vocabulary, []
 
 
 def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, str]:
@@ -336,9 +339,11 @@ def _with_checksum(source: Source, entry: Entry) -> Entry:
 def _is_usable(case: Case, entry: Entry, requirements: _JobRequirements) -> bool:
     """Return whether the job can use the case's label."""
     if requirements.label_kind in ("mask", "boxes"):
-        return isinstance(entry.label, str) and not label_faults(case, entry, list(requirements.job.task.vocabulary))
+        drawn = isinstance(entry.label, str) and not label_faults(case, entry, list(requirements.job.task.vocabulary))
+        return drawn and not case.target_fault
     if requirements.label_kind == "targets":
-        return bool(case.targets) and not case.target_fault
+        classes = list(requirements.supervision.classes)
+        return bool(case.targets) and not (case.target_fault or (classes and label_faults(case, entry, classes)))
     known = isinstance(entry.label, int) and (case.label_values is None or entry.label in dict(case.label_values))
     return known and case.label in requirements.job.task.vocabulary
 

@@ -181,7 +181,7 @@ def is_profile(value: Any, bins: Mapping[str, int], cases: Any = _MOST_CASES) ->
 
 
 def _parts(targets: Mapping[str, TargetSums]) -> Parts:
-    return {name: target.members for name, target in targets.items()}
+    return {name: target.members for name, target in targets.items() if target.makes_mean}
 
 
 def _differ_by_enough(counts: set[int]) -> bool:

@@ -18,7 +18,22 @@ from oncofed.settings import StrictModel, first_problem
 POLICY_FILE = "policy.json"
 
 Window = Annotated[str, Field(pattern=WINDOW)]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{2}(:?[0-9A-Fa-f]{2}){31}$")]
 Patterns = Annotated[tuple[str, ...] | None, Field(min_length=1)]
+
+
+class PrivacyLimits(StrictModel):
+    """What differential privacy a site asks of jobs that train on its patients."""
+
+    required: bool = Field(False, description="true: a job without differential privacy does not train here")
+    smallest_noise_multiplier: float | None = Field(
+        None, gt=0, le=10_000, description="least noise of a step, in clips; null: any"
+    )
+    largest_epsilon_a_job: float | None = Field(None, gt=0, description="of one job for each patient; null: no limit")
+    largest_epsilon_a_patient: float | None = Field(
+        None, gt=0, description="of all jobs of this site together, ever, for each patient; null: no limit"
+    )
+    delta: float = Field(1e-5, gt=0, le=0.05, description="at which these epsilons are told")
 
 
 class LeavesSpec(StrictModel):
@@ -57,6 +72,18 @@ class LeavesSpec(StrictModel):
     largest_norm: float = Field(
         10.0, gt=1, le=1000, description="an update this many times as long as the job's usual one here is held back"
     )
+    secure_aggregation: Literal["accepted", "required"] = Field(
+        "accepted", description="required: an update leaves under masks (privacy.secure_aggregation) or not at all"
+    )
+    smallest_sum: int = Field(
+        3, ge=3, le=1000, description="fewest sites in a sum that this site's masked update goes into"
+    )
+    peers: Annotated[tuple[Fingerprint, ...] | None, Field(min_length=1, max_length=1000)] = Field(
+        None,
+        description="SHA-256 fingerprints of certificates: of the other sites in a sum at least smallest_sum - 1 must "
+        "have one of these; null: any site of the alliance counts",
+    )
+    differential_privacy: PrivacyLimits = PrivacyLimits()
 
 
 class Policy(StrictModel):
@@ -117,6 +144,29 @@ class Policy(StrictModel):
         for rule, patterns, found in rules:
             if patterns is not None and found is not None and not any(fnmatchcase(found, p) for p in patterns):
                 return f"its policy does not allow this job: {rule} has no {found!r}"
+        reason = self._refusal_of_sum(job) or self._refusal_of_noise(job)
+        return f"its policy does not allow this job: {reason}" if reason else None
+
+    def _refusal_of_noise(self, job: ProposedJob) -> str | None:
+        limits, noise = self.leaves.differential_privacy, job.noise_multiplier
+        if job.strategy is None:
+            return None
+        if noise is None:
+            return "it has no differential privacy (privacy.differential_privacy)" if limits.required else None
+        least = limits.smallest_noise_multiplier
+        if least is not None and noise < least:
+            return f"its noise multiplier is {noise:g}, expected at least {least:g}"
+        return None
+
+    def _refusal_of_sum(self, job: ProposedJob) -> str | None:
+        if job.strategy is None:
+            return None
+        least = self.leaves.smallest_sum
+        if job.smallest_sum is None and self.leaves.secure_aggregation == "required":
+            return "updates leave under masks alone (privacy.secure_aggregation)"
+        if job.smallest_sum is not None and job.smallest_sum < least:
+            name = "privacy.secure_aggregation.minimum_sites"
+            return f"{name} is {job.smallest_sum}, expected at least {least} (smallest_sum)"
         return None
 
 
@@ -130,6 +180,8 @@ class ProposedJob:
         dataset: training dataset.
         network: None if nothing is trained.
         strategy: None if nothing is trained.
+        smallest_sum: fewest sites in a sum of masked updates; None: updates leave without masks.
+        noise_multiplier: of steps with differential privacy; None: it has none.
     """
 
     name: str
@@ -137,6 +189,8 @@ class ProposedJob:
     dataset: str
     network: str | None = None
     strategy: str | None = None
+    smallest_sum: int | None = None
+    noise_multiplier: float | None = None
 
 
 def read_policy(folder: Path) -> Policy | None:

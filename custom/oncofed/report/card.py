@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.atomic import write_whole
 from oncofed.data.grouping import counted
+from oncofed.privacy.statement import PrivacyStatement
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Result, SiteResult, SiteTiles
+from oncofed.report.sums import SumsUsed
 from oncofed.signing import signer
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.calibration import Calibration
@@ -30,6 +32,7 @@ from oncofed.training import Plan
 CARD_JSON, CARD_MARKDOWN = "card.json", "card.md"
 FEW = f"fewer than {LEAST_PATIENTS}"
 NOT_REPORTED = "not told"
+_NO_NOISE = "none: the training is not differentially private"
 INTENDED_USE = "Research only. Not a medical device."
 
 Interval = tuple[float, float]
@@ -132,7 +135,9 @@ class Privacy(_Part):
 
     travelled: str
     update: str = Field(description="type of the updates")
+    sums: SumsUsed | None = Field(None, description="of masked updates; null: the server was given each update")
     noise: str
+    promise: PrivacyStatement | None = Field(None, description="to each training patient; null: none")
 
 
 class Card(_Part):
@@ -199,7 +204,7 @@ def make_card(
         training_data=_training_data(result, provenance, plan),
         training_procedure=_procedure(result, plan, federation),
         quantitative_analyses=scores,
-        privacy=_privacy(federation),
+        privacy=_privacy(federation, result),
         caveats_and_recommendations=_caveats(result, plan, scores),
         environment=environment,
         monai=_monai(details, plan, scores, environment),
@@ -307,14 +312,20 @@ def _of_enough(figures: Mapping[str, float], site: SiteResult) -> dict[str, floa
     return {name: value for name, value in figures.items() if behind.get(name, 0) >= LEAST_PATIENTS}
 
 
-def _privacy(federation: FederationPlan) -> Privacy:
+def _privacy(federation: FederationPlan, result: Result) -> Privacy:
+    promise, sums = result.privacy, result.sums
     swarm = not federation.algorithm().schedule.reaches_server
     way = "from site to site: the server sees means only" if swarm else "to the server"
+    if sums:
+        way = "to the server, under masks that it can lift from sums alone"
+    cases = "numbers of cases" if promise else "numbers of cases, losses"
     return Privacy(
-        travelled=f"updates of the weights, {way}; scores as means, counts and sums; numbers of cases, losses. "
+        travelled=f"updates of the weights, {way}; scores as means, counts and sums; {cases}. "
         "Images, labels and the scores of single patients stayed",
         update=federation.exchange.update,
-        noise="none: the training is not differentially private",
+        sums=sums,
+        noise=f"{promise.noise}: in each step of each site" if promise else _NO_NOISE,
+        promise=promise,
     )
 
 

@@ -189,7 +189,11 @@ def _scores_table(scores: Quantitative, titles: Mapping[str, str]) -> str:
 def _privacy(card: Card) -> Iterator[tuple[str, object]]:
     yield "Left the sites", card.privacy.travelled
     yield "Updates as", card.privacy.update
+    if card.privacy.sums:
+        yield from card.privacy.sums.said()
     yield "Noise", card.privacy.noise
+    if card.privacy.promise:
+        yield from card.privacy.promise.said()
 
 
 def _fairness(scores: Quantitative) -> Iterator[tuple[str, object]]:

@@ -30,9 +30,12 @@ def over_sites(test: PooledTest | None) -> Figure | None:
 
 def of_target(target: PooledTarget) -> list[Figure]:
     """Return a target's plots over all sites."""
-    found = [
-        (name or "model", _COLOURS[n % len(_COLOURS)], one) for n, (name, one) in enumerate(target.reliability.items())
-    ]
+    colours = {name: _COLOURS[n % len(_COLOURS)] for n, name in enumerate(target.reliability)}
+    found = [(name or "model", colours[name], one) for name, one in target.reliability.items()]
+    # Of many findings two lines each would hide one another; their errors stand in the table.
+    if len(found) == 1 and target.uncalibrated:
+        (before,) = target.uncalibrated.values()
+        found = [("before", _BEFORE, before), ("after", _AFTER, found[0][2])]
     first = _discrimination(target.classes, found)
     return [*([first] if first else []), *(_plot(plot) for plot in target.plots if not plot.is_empty)]
 

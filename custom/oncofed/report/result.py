@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from oncofed.atomic import write_whole
 from oncofed.data.slides.tile_quality import FLAGS
 from oncofed.errors import DataError
+from oncofed.privacy.statement import PrivacyStatement
 from oncofed.report.preparation import EncoderUse, StainUse
+from oncofed.report.sums import SumsUsed
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.deletion import Deletion
@@ -147,6 +149,8 @@ class Result(_Part):
     attention_left_out: str = Field("", description="why that was not tested, of a model of slides")
     encoder: EncoderUse | None = Field(None, description="of slides' tiles; null: the job has none")
     stain: StainUse | None = Field(None, description="what was done about stains; null: nothing")
+    privacy: PrivacyStatement | None = Field(None, description="what it promises each patient; null: nothing")
+    sums: SumsUsed | None = Field(None, description="of masked updates; null: the server was given each update")
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="round -> sites asked, in time, late, refused, lost and missing"

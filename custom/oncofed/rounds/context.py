@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.models.weights import Weights
+from oncofed.models.weights import WeightLayout, Weights
 from oncofed.rounds.intake import Record, UpdateIntake
 from oncofed.rounds.quorum import Quorum
 from oncofed.rounds.sites import Sites
+from oncofed.rounds.sums import Sums
 from oncofed.rounds.transport import Transport
 
 
@@ -23,29 +24,31 @@ class RoundContext:
     Attributes:
         seed: the job's.
         federation: the job's rules.
-        travelling: names of the weights that travel.
+        layout: of the model.
         transport: to the sites.
         sites: which are present.
         intake: checks results.
         quorum: waits for them.
         record: writes an event to the run's record.
         clock: monotonic, in seconds.
+        sums: of a job with secure aggregation; None without.
     """
 
     seed: int
     federation: FederationPlan
-    travelling: frozenset[str]
+    layout: WeightLayout
     transport: Transport
     sites: Sites
     intake: UpdateIntake
     quorum: Quorum
     record: Record
     clock: Callable[[], float]
+    sums: Sums | None = None
 
     def outgoing(self, model: Weights) -> Weights:
         """Return the weights of a model that travel."""
         half = self.federation.exchange.model == "bfloat16"
-        weights = {name: model[name] for name in model if name in self.travelling}
+        weights = {name: model[name] for name in model if name in self.layout.travelling}
         return {n: v.to(torch.bfloat16) if half and v.is_floating_point() else v for n, v in weights.items()}
 
 

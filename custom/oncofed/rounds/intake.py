@@ -15,6 +15,7 @@ from torch import Tensor
 import oncofed
 from oncofed.algorithms import Update
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.algorithms.sums import bounded
 from oncofed.errors import FederationError, PolicyError, UpdateRejectedError, one_line
 from oncofed.messages.compression import ReceivedUpdate
 from oncofed.messages.requests import TrainRequest
@@ -22,7 +23,7 @@ from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Res
 from oncofed.models.weights import WeightLayout, Weights
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored
 from oncofed.rounds.events import Answered, Dropped, Event, Late, Refused, SiteNotKept
-from oncofed.rounds.outliers import OutlierFilter, bounded
+from oncofed.rounds.outliers import OutlierFilter
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
 from oncofed.rounds.site_task import SiteTask
@@ -102,8 +103,8 @@ class UpdateIntake:
 
     def expected(self, number: int, model: Weights) -> ExpectedUpdate:
         """Return the expected form of a round's updates."""
-        if not self._algorithm.schedule.reaches_server:
-            return ExpectedUpdate(number, {}, {})  # updates go to the round's collector
+        if not self._federation.updates_reach_server:
+            return ExpectedUpdate(number, {}, {})  # they go to the round's collector, or follow under masks
         like = {name: value.to("meta") for name, value in model.items() if name in self._layout.travelling}
         return ExpectedUpdate(number, like, self._extra)
 

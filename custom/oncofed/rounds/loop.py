@@ -14,10 +14,14 @@ from typing import Any
 
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.algorithms.schedule import Synchronous
 from oncofed.artifacts.training_profile import bins_of, combined_profile
 from oncofed.data.moments import numbers_of
 from oncofed.errors import FederationError, NotEnoughSitesError
+from oncofed.messages.secure_aggregation import plan_digest
 from oncofed.models.weights import Weights
+from oncofed.privacy.secure_aggregation import Verify
+from oncofed.privacy.statement import statement_of
 from oncofed.rounds.context import RoundContext
 from oncofed.rounds.events import EarlyStop, NotKept, Resumed, RoundEnded, Started, Validated
 from oncofed.rounds.intake import Record, UpdateIntake
@@ -28,13 +32,16 @@ from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
 from oncofed.rounds.schedules import runner_for
 from oncofed.rounds.scoring import Scoring
+from oncofed.rounds.secure_aggregation import SummedRunner
 from oncofed.rounds.selection import has_stalled, selected_score
 from oncofed.rounds.sites import Sites
 from oncofed.rounds.standardisation import standardise
 from oncofed.rounds.store import RunStore
+from oncofed.rounds.sums import Sums, unverified
 from oncofed.rounds.transport import Transport
 from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.tasks.calibration import Calibration
+from oncofed.tasks.encoder import EncoderSpec
 from oncofed.training import Plan
 
 
@@ -61,6 +68,7 @@ class Server:
         keys: folder with the server's key and certificate; without them nothing is signed.
         job: facts of the job for the model's provenance.
         clock: monotonic, in seconds.
+        verify: gives the key of the site that advertises one, for secure aggregation.
     """
 
     record: Record
@@ -72,6 +80,7 @@ class Server:
     keys: Path = Path("startup")
     job: Mapping[str, Any] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
+    verify: Verify = unverified
 
 
 class RoundLoop:
@@ -110,7 +119,11 @@ class RoundLoop:
         self._transport = transport
         self._model = model or JobModel(plan)
         self._evaluate_only, self._calibration = evaluate_only, calibration
+        # Before the first round: it takes a library, which this machine may lack.
+        private = None if evaluate_only else plan.privacy.differential_privacy
+        self._promise = statement_of(private, plan.total_steps)
         self._record, self._clock = server.record, server.clock
+        self._folder = folder
         self._store = RunStore(folder, server.keys, server.record)
         self._sites = Sites(
             transport=transport,
@@ -152,7 +165,7 @@ class RoundLoop:
         state.model = {}  # the last one; the best may be another, and memory should hold only one
         best = self._store.read_best()
         self._scoring.calibrate(best, state.best_round)
-        self._write_provenance(best, state.round, state.best_round)
+        self._write_provenance(best, state.round, state.best_round, state.smallest_sum)
         against = self._model.against()
         self._scoring.test(best, state.best_round, state.best_score, against=against, cross_site=matrix)
 
@@ -182,7 +195,7 @@ class RoundLoop:
         self._context = RoundContext(
             seed=plan.seed,
             federation=federation,
-            travelling=layout.travelling,
+            layout=layout,
             transport=self._transport,
             sites=self._sites,
             intake=intake,
@@ -195,6 +208,7 @@ class RoundLoop:
             ),
             record=record,
             clock=self._clock,
+            sums=self._sums() if federation.secure_aggregation else None,
         )
         self._scoring = Scoring(self._context, plan, self._store, self._calibration)
         self._server.let_sites_fetch(layout.nbytes)
@@ -214,15 +228,20 @@ class RoundLoop:
         )
         return state or RunState(initial)
 
+    def _sums(self) -> Sums:
+        server, job = self._server, str(self._server.job.get("id", "job"))
+        return Sums(self._folder, job, plan_digest(self._plan, self._federation), server.verify)
+
     def _prepare(self) -> None:
         """Wait for the sites that the job starts with."""
-        data = self._plan.data
+        data, encoder = self._plan.data, getattr(self._plan.task, "encoder", None)
         Preparation(
             self._context,
             profile=not self._evaluate_only,
             bins=bins_of(data),
             covariates=numbers_of(data.agreed_columns),
             slides=data.may_be_slides,
+            unknown_encoders=isinstance(encoder, EncoderSpec) and encoder.unknown == "allow",
         ).run()
         self._server.free_memory()
 
@@ -230,7 +249,9 @@ class RoundLoop:
         """Run one round and write its results."""
         current = RoundState(started=self._clock(), asked=self._draw(number))
         self._context.intake.admit_late(current, number)
-        result = runner_for(self._context, self._algorithm).run(number, state, current)
+        context, algorithm = self._context, self._algorithm
+        runner = SummedRunner(context, algorithm, Synchronous()) if context.sums else runner_for(context, algorithm)
+        result = runner.run(number, state, current)
         current, model = result.current, result.model
         self._judge(state, number - 1, current)
         if self._federation.evaluation.cross_site:
@@ -301,7 +322,7 @@ class RoundLoop:
                 )
             self._sites.watch(SECONDS_BETWEEN_TRIES)
 
-    def _write_provenance(self, model: Weights, rounds: int, best_round: int) -> None:
+    def _write_provenance(self, model: Weights, rounds: int, best_round: int, smallest_sum: int | None = None) -> None:
         """Write the model's provenance and its training profile."""
         known = ("train", "validation", "test", "dataset", "policy")
         cases = self._sites.cases
@@ -312,8 +333,10 @@ class RoundLoop:
             "network": self._plan.model.network,
             "strategy": self._federation.strategy.name,
             "seed": self._plan.seed,
+            "privacy": self._promise.model_dump(mode="json") if self._promise else None,
             "rounds": rounds,
             "best_round": best_round,
+            **({"smallest_sum": smallest_sum} if smallest_sum else {}),
             "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "sites": {s: {k: v for k, v in cases[s].items() if k in known} for s in sorted(cases)},
         }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oncofed.algorithms import Update
 from oncofed.algorithms.base import update_norm
 from oncofed.algorithms.settings import ExchangeSpec
+from oncofed.algorithms.sums import bounded
 
 # Number of recent rounds whose updates define the usual norm.
 _ROUNDS_REMEMBERED = 5
@@ -69,18 +70,3 @@ class OutlierFilter:
             refused=refused,
             lengths=[*lengths[1 - _ROUNDS_REMEMBERED :], [norm for _, norm in kept]],
         )
-
-
-def bounded(cases: Mapping[str, int], factor: float) -> dict[str, int]:
-    """Return the cases by which each site is weighted.
-
-    A site that reports very many would determine the model alone.
-
-    Args:
-        cases: as each site reports them.
-        factor: most times the median, the lower one of two in the middle.
-    """
-    if not cases:
-        return {}
-    most = max(int(factor * statistics.median_low(cases.values())), 1)
-    return {site: min(count, most) for site, count in cases.items()}

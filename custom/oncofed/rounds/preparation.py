@@ -31,6 +31,7 @@ class Preparation(Goal):
         bins: of each such histogram, by name.
         covariates: names of the job's numbers, whose sums are requested with them.
         slides: whether sites may tell how good their slides' tiles are.
+        unknown_encoders: sites that do not know their encoder's weights may train with sites that do.
     """
 
     description = "before the first round"
@@ -43,6 +44,7 @@ class Preparation(Goal):
         bins: Mapping[str, int],
         covariates: Collection[str] = (),
         slides: bool = False,
+        unknown_encoders: bool = False,
     ) -> None:
         self._context = context
         self._request = PrepareRequest(profile=profile)
@@ -50,6 +52,7 @@ class Preparation(Goal):
         self._expected = set(context.sites.all)
         self._started = context.clock()
         self._joining = threading.Lock()
+        self._unknown_encoders = unknown_encoders
         self._encoder: str | None = None
         self._begun = False
 
@@ -57,7 +60,7 @@ class Preparation(Goal):
         """Wait for the sites that the job starts with.
 
         Raises:
-            EncodersDifferError: their features are of different encoders.
+            EncodersDifferError: their features are, or may be, of different encoders.
             NotEnoughSitesError: too few sites are left.
         """
         context = self._context
@@ -66,7 +69,7 @@ class Preparation(Goal):
         )
         context.quorum.wait_for(self)
         with self._joining:
-            self._encoder = common_encoder(context.sites.cases)
+            self._encoder = common_encoder(context.sites.cases, self._unknown_encoders)
             self._begun = True
         cases = dict(sorted(context.sites.cases.items()))
         context.record(Ready(seconds=context.clock() - self._started, sites=cases))
@@ -86,7 +89,7 @@ class Preparation(Goal):
             return
         profile, sums = numbers.pop("profile", {}), numbers.pop("covariates", {})
         with self._joining:
-            if reason := difference(numbers, self._encoder):
+            if self._begun and (reason := difference(numbers, self._encoder, self._unknown_encoders)):
                 context.intake.reasons[site] = reason
                 context.record(Excluded(site=site, reason=reason))
                 return

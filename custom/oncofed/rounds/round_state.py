@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from oncofed.algorithms import Update
+from oncofed.privacy.secure_aggregation import KeyAdvertisement, Ready
 
 
 @dataclass
@@ -24,6 +25,7 @@ class RoundState:
         late: sites whose update is of an earlier round.
         unable: when a site reported that it cannot do the task now, by site.
         collector: site that averages the updates; None for the server.
+        ready: under secure aggregation, each site's keys and what it declares for the round's roster.
         apart: when a site reported that its update did not reach the collector, by site.
     """
 
@@ -36,11 +38,16 @@ class RoundState:
     late: list[str] = field(default_factory=list)
     unable: dict[str, float] = field(default_factory=dict)
     collector: str | None = None
+    ready: dict[str, tuple[KeyAdvertisement, Ready]] = field(default_factory=dict)
     apart: dict[str, float] = field(default_factory=dict)
 
     def leave_out(self, site: str) -> None:
         """Drop a site's updates."""
         self.updates = [update for update in self.updates if update.site != site]
+
+    def declare_norm(self, site: str, norm: float) -> None:
+        """Note the norm of an update that the server does not see."""
+        self.updates = [replace(one, norm=norm) if one.site == site else one for one in self.updates]
 
     @property
     def slowest_s(self) -> float:

@@ -26,6 +26,7 @@ class RunState:
         best_score: its score.
         lengths: norms of the updates of the last rounds, by round.
         sites: those that took part.
+        smallest_sum: fewest sites in a round's sum, with secure aggregation.
         last: update of the last round by site, where the job scores sites' own models; not written.
         last_from: the model that they started from; not written.
     """
@@ -37,6 +38,7 @@ class RunState:
     best_score: float = -math.inf
     lengths: list[list[float]] = field(default_factory=list)
     sites: list[str] = field(default_factory=list)
+    smallest_sum: int | None = None
     last: dict[str, Update] = field(default_factory=dict)
     last_from: Weights | None = None
 
@@ -51,6 +53,7 @@ def write_run_state(folder: Path, state: RunState) -> None:
         "best_score": state.best_score if math.isfinite(state.best_score) else None,
         "lengths": state.lengths,
         "sites": state.sites,
+        **({"smallest_sum": state.smallest_sum} if state.smallest_sum else {}),
     }
     write_checkpoint(folder / _FILE, tensors, facts)
 
@@ -70,4 +73,5 @@ def read_run_state(folder: Path) -> RunState | None:
         best_score=-math.inf if best is None else best,
         lengths=facts["lengths"],
         sites=facts["sites"],
+        smallest_sum=facts.get("smallest_sum"),
     )

@@ -26,6 +26,7 @@ from oncofed.errors import AllianceError, FederationError, OncofedError
 from oncofed.loopback import IPV4, IPV6, require_loopback
 from oncofed.packs.approvals import State, made_by
 from oncofed.site import auditing, packs, policies
+from oncofed.site.budget import read_budget
 from oncofed.site.doctor import examine
 from oncofed.site.service import is_connected, service_state
 
@@ -144,6 +145,10 @@ def _add_pages(app: Flask, folder: Path) -> None:
             abort(400)
         packs.decide(folder, digest, state, request.form.get("reason", ""))
         return redirect(url_for("code", digest=digest), 303)
+
+    @app.get("/budget")
+    def budget() -> str:
+        return render_template("budget.html", budget=read_budget(folder))
 
     @app.get("/policy")
     def policy() -> str:

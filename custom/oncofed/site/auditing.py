@@ -11,8 +11,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from oncofed.alliance.facts import read_facts
-from oncofed.audit import ADMITTED, ANCHORED, HELD_BACK, LEFT, REFUSED, Anchor, AuditLog, Problem
+from oncofed.audit import ADMITTED, ANCHORED, CHARGED, HELD_BACK, LEFT, REFUSED, Anchor, AuditLog, Problem
 from oncofed.errors import SpecError
+from oncofed.privacy.ledger import Ledger
 
 _COLUMNS = ("n", "time", "who", "what")
 # Facts of an entry that admits or refuses a job.
@@ -86,14 +87,17 @@ def read_anchors(file: Path, participant: str) -> tuple[Anchor, ...]:
 
 
 def verify(folder: Path, anchors: Path | None) -> tuple[list[Problem], Anchor | None]:
-    """Return an audit log's problems and its last line.
+    """Return an audit log's problems, those of the ledger behind it, and its last line.
 
     Args:
         folder: the participant's kit.
         anchors: file from the server; without it a cut-off tail is not found.
     """
     known = read_anchors(anchors, read_facts(folder).participant) if anchors else ()
-    return AuditLog(folder).verify(known)
+    problems, last = AuditLog(folder).verify(known)
+    charged = [entry for entry in AuditLog(folder).entries() if entry["what"] == CHARGED]
+    of_ledger, _ = Ledger(folder).verify(tuple(Anchor.parse(str(entry["ledger"])) for entry in charged))
+    return [*problems, *(Problem(one.line, f"of the ledger: {one.what}") for one in of_ledger)], last
 
 
 def entries(folder: Path, job: str | None = None, what: str | None = None) -> list[dict[str, Any]]:

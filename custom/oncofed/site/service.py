@@ -197,7 +197,7 @@ class Service:
             self._folder / LOG_FILE, maxBytes=self._settings.log_mb << 20, backupCount=_LOGS_KEPT, encoding="utf-8"
         )
         (self._folder / LOG_FILE).chmod(0o600)
-        with contextlib.closing(handler):
+        with contextlib.closing(handler), printed:
             for line in printed:
                 text = line.decode(errors="replace").rstrip()
                 handler.emit(logging.LogRecord("", logging.INFO, "", 0, "%s", (text,), None))

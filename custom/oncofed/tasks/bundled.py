@@ -22,7 +22,7 @@ from oncofed.tasks.objects import ObjectsSpec
 from oncofed.tasks.regions import RegionsSpec
 from oncofed.tasks.segmentation import SegmentationSpec
 from oncofed.tasks.slides import SlideClassificationSpec
-from oncofed.tasks.targets import SlideTargetsSpec, TargetsSpec, target_answers
+from oncofed.tasks.targets import MaskTargetsSpec, SlideTargetsSpec, TargetsSpec, target_answers
 from oncofed.tasks.whole_slide.settings import SlideObjectsSpec, SlideSegmentationSpec
 
 
@@ -49,6 +49,10 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
     if isinstance(task, SlideTargetsSpec):
         targets = target_answers(task)
         return SlideTargets(_digest(task.encoder), data.patch[0], microns, targets)
+    if isinstance(task, MaskTargetsSpec):
+        raise SpecError(
+            "a mask beside other targets is drawn by a network of oncofed, which no bundle holds: use the run's folder"
+        )
     if isinstance(task, TargetsSpec):
         return ImageTargets(target_answers(task))
     if isinstance(task, SlideClassificationSpec):

@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -62,6 +63,11 @@ class EncoderSpec(StrictModel):
         None,
         pattern=r"^[0-9a-f]{64}$",
         description="of the weights, as oncofed data encoders check prints it; a site with others does not train",
+    )
+    unknown: Literal["refuse", "allow"] = Field(
+        "refuse",
+        description="sites whose features do not say which weights made them, beside sites that know: the run ends "
+        "before it trains, or they take part and are named in the report",
     )
     features: int | None = Field(
         None, ge=1, le=65_536, description="numbers of a vector, of an encoder that is not in the catalogue"

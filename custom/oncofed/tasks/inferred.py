@@ -167,6 +167,11 @@ class SlideTargetScores(TileAttention, TargetScores):
 
 
 @dataclass(frozen=True)
+class LabelMapWithScores(LabelMap, TargetScores):
+    """A segmentation with a network's outputs for the whole image."""
+
+
+@dataclass(frozen=True)
 class FoundBoxes:
     """Objects found as boxes, the likeliest first.
 

@@ -81,10 +81,19 @@ def dice_bce(logits: Tensor, member: Tensor, counts: Tensor | None = None) -> Te
     values = logits.flatten(2)
     there = torch.ones_like(values[:, :1]) if counts is None else counts.flatten(2).to(values.dtype)
     entropy = functional.binary_cross_entropy_with_logits(values, wanted, reduction="none") * there
-    found, wanted = values.sigmoid() * there, wanted * there
-    overlap, sizes = (found * wanted).sum(2), found.square().sum(2) + wanted.sum(2)
-    dice: Tensor = (1 - (2 * overlap + _SMOOTH) / (sizes + _SMOOTH)).mean()
+    dice = soft_dice(values.sigmoid() * there, wanted * there).mean()
     return dice + (entropy.sum(2) / there.sum(2).clamp_min(1)).mean()
+
+
+def soft_dice(found: Tensor, wanted: Tensor) -> Tensor:
+    """Return one minus soft Dice of each region, (batch, region).
+
+    Args:
+        found: probabilities, (batch, region, voxel); zero where a voxel does not count.
+        wanted: one or zero, likewise.
+    """
+    overlap, sizes = (found * wanted).sum(2), found.square().sum(2) + wanted.sum(2)
+    return 1 - (2 * overlap + _SMOOTH) / (sizes + _SMOOTH)
 
 
 class _DiceCE(torch.autograd.Function):

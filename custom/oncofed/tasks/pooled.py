@@ -162,7 +162,7 @@ def ranking(of_sites: Sequence[Mapping[str, Any]]) -> Ranking | None:
         of_sites: of each site ``with`` and ``without``, the cells of patients with and without the class; ``pairs``,
             the number of pairs in which the one with the class is ranked first.
     """
-    ill, well = (_spans(site[kind] for site in of_sites) for kind in ("with", "without"))
+    ill, well = (spans(site[kind] for site in of_sites) for kind in ("with", "without"))
     if not len(ill) or not len(well):
         return None
     counts = int(ill[:, 2].sum()), int(well[:, 2].sum())
@@ -170,8 +170,8 @@ def ranking(of_sites: Sequence[Mapping[str, Any]]) -> Ranking | None:
     hits, misses = np.zeros(BINS), np.zeros(BINS)
     area, certain, certainly_not = 0.0, _ahead(ill, well), _ahead(well, ill)
     for site in of_sites:
-        own = [_spans([site[kind]]) for kind in ("with", "without")]
-        spread = [_spread(site[kind]) for kind in ("with", "without")]
+        own = [spans([site[kind]]) for kind in ("with", "without")]
+        spread = [by_bin(site[kind]) for kind in ("with", "without")]
         hits, misses = hits + spread[0], misses + spread[1]
         all_own = int(own[0][:, 2].sum()) * int(own[1][:, 2].sum())
         area += site["pairs"] - _pairs(*spread)
@@ -204,7 +204,7 @@ def log_odds(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     return bounded
 
 
-def _spans(of_sites: Iterable[Cells]) -> NDArray[np.int64]:
+def spans(of_sites: Iterable[Cells]) -> NDArray[np.int64]:
     """Return (lowest bin, highest bin, patients) of all cells."""
     found = []
     for cells in of_sites:
@@ -233,7 +233,7 @@ def _pairs(hits: NDArray[np.float64], misses: NDArray[np.float64]) -> float:
     return float((hits * (np.cumsum(misses) - misses / 2)).sum())
 
 
-def _spread(cells: Cells) -> NDArray[np.float64]:
+def by_bin(cells: Cells) -> NDArray[np.float64]:
     """Return patients by bin.
 
     Those of a cell are spread over its bins by a normal distribution of log odds, with mean and spread from the cell's

@@ -75,6 +75,7 @@ class PooledTarget(StrictModel):
     figures: dict[str, TargetFigure] = Field({}, description="by METRIC or METRIC.MEMBER; the target's own first")
     classes: dict[str, Ranking] = Field({}, description="of each class or finding that the sites could judge")
     reliability: dict[str, Reliability] = Field({}, description="by class or finding; empty name: of the target")
+    uncalibrated: dict[str, Reliability] = Field({}, description="the same without the temperatures that were learned")
     tables: list[Table] = Field([], description="such as predicted grades by stated ones")
     plots: list[Plot] = Field([], description="beside ROC and reliability, which follow from the others")
 
@@ -88,6 +89,10 @@ class TargetSums(Protocol):
     @property
     def members(self) -> tuple[str, ...]:
         """Names of parts with a figure each, such as findings."""
+
+    @property
+    def makes_mean(self) -> bool:
+        """Whether the job's metric is a mean of its figure and other targets'."""
 
     def is_site_sums(self, value: Any, most: int) -> bool:
         """Return whether a value has the form of the target's sums.

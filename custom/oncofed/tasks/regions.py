@@ -18,6 +18,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.tasks.decisions import Decision, in_order
 from oncofed.tasks.losses import dice_bce
+from oncofed.tasks.region_losses import PartialLabel, marginal_dice_bce, regional_divergence
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.segmentation import Segmentation, SegmentationSpec, deep_supervision
 from oncofed.tasks.whole_slide.stitching import Stitching
@@ -51,10 +52,12 @@ class RegionsSpec(SegmentationSpec):
                 f"regions_class_order is {list(order)}, expected another label value for each of {len(self.regions)} "
                 "regions"
             )
-        if self.partial:
+        names = {name: value for value, name in self.classes.items()}
+        unclear = [name for name, values in self.regions.items() if name in names and values != (names[name],)]
+        if self.partial and unclear:
             raise ValueError(
-                "masks of a job with regions may not lack classes: whether a voxel is of a region follows from all of "
-                "them. Learn the classes by themselves (type: segmentation), or leave partial out"
+                f"{unclear[0]} is a region and a class that is less: a mask that may lack either has to say which was "
+                "looked for. Give the class another name"
             )
         return self
 
@@ -115,11 +118,19 @@ class Regions(Segmentation):
         return len(self.spec.regions)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Return Dice with binary cross-entropy over all outputs; see ``dice_bce``."""
-        label = batch["label"]
-        member = self._members(label.device)[label[:, 0].clamp_max(len(self.classes) + 1).long()].movedim(-1, 1)
-        counts = None if self.spec.ignore is None else label != self.spec.ignore
-        return deep_supervision(lambda logits: dice_bce(logits, member, counts), output, label)
+        """Return Dice with binary cross-entropy over all outputs; see ``dice_bce``, ``marginal_dice_bce``."""
+        label, teacher, alike = batch["label"], batch.get("teacher"), batch.get("alike")
+        members = self._members(label.device)
+        if alike is None:
+            member = members[label[:, 0].clamp_max(len(self.classes) + 1).long()].movedim(-1, 1)
+            counts = None if self.spec.ignore is None else label != self.spec.ignore
+            return deep_supervision(lambda logits: dice_bce(logits, member, counts), output, label)
+        partial = PartialLabel(label, alike, members[:-1], self.spec.ignore)
+        loss = deep_supervision(lambda logits: marginal_dice_bce(logits, partial), output, label)
+        if teacher is None:
+            return loss
+        finest = output if output.ndim == label.ndim else output[:, 0]
+        return loss + self.spec.distillation * regional_divergence(finest, teacher, partial)
 
     @property
     def _decision(self) -> Decision:

@@ -21,7 +21,8 @@ from typing_extensions import Self
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
-from oncofed.data.label_mapping import IGNORED
+from oncofed.data.label_names import IGNORED
+from oncofed.data.looked_for import tells
 from oncofed.data.references import Referenced, affine_of
 from oncofed.data.region_patches import open_slide_of
 from oncofed.data.spec import DataSpec
@@ -182,7 +183,8 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         A coarser output counts half as much as the next finer one. With a teacher's output in the batch
         (``learns_from_teacher``) its divergence is added.
         """
-        label, known, teacher = batch["label"], batch.get("known"), batch.get("teacher")
+        label, teacher, alike = batch["label"], batch.get("teacher"), batch.get("alike")
+        known = None if alike is None else alike == torch.arange(alike.shape[1], device=alike.device)
         loss = deep_supervision(lambda logits: dice_ce(logits, label, self.spec.ignore, known), output, label)
         if teacher is None or known is None:
             return loss
@@ -201,18 +203,24 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
             case: image and label files.
             device: where the network is.
         """
-        found = self._find(network, case, device)
+        found = self._find(network, self.prepared(case), device)
         return Segmented(found.prediction.cpu().numpy(), found.reference.cpu().numpy(), found.affine)
 
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
         """Return the case's figures by name; see ``score``."""
         if type(self).predict is Segmentation.predict:
-            found = self._find(network, case, device)
-        else:  # a subclass changes the prediction
-            predicted = self.predict(network, case, device)
-            found = _Found(
-                torch.from_numpy(predicted.prediction), torch.from_numpy(predicted.reference), predicted.affine
-            )
+            return self.evaluate_prepared(network, self.prepared(case), case, device, detailed)
+        predicted = self.predict(network, case, device)  # which a subclass changes
+        reference, prediction = (torch.from_numpy(values) for values in (predicted.reference, predicted.prediction))
+        return self._figures(_Found(prediction, reference, predicted.affine), case, detailed)
+
+    def evaluate_prepared(
+        self, network: nn.Module, prepared: Prepared, case: Case, device: torch.device, detailed: bool
+    ) -> dict[str, float]:
+        """Return the figures of a case that was prepared by ``scoring_preparation``."""
+        return self._figures(self._find(network, prepared, device), case, detailed)
+
+    def _figures(self, found: _Found, case: Case, detailed: bool) -> dict[str, float]:
         counts = confusion(found.prediction, found.reference, self._labels_with_background, self.spec.ignore)
         known = self._known(case)
         figures = {f"dice.{name}": dice(counts, v) if name in known else math.nan for name, v in self._structures()}
@@ -243,8 +251,7 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         """Return how a slide's windows become probabilities of each class."""
         return Stitching(self.data.patch[0], self.spec.overlap, self.spec.mirror, lambda logits: logits.softmax(1))
 
-    def _find(self, network: nn.Module, case: Case, device: torch.device) -> _Found:
-        prepared = self.prepared(case)
+    def _find(self, network: nn.Module, prepared: Prepared, device: torch.device) -> _Found:
         found = self.infer(network, prepared, device)
         assert isinstance(found, LabelMap)
         return _Found(found.values, prepared["label"].to(found.values.device), found.affine)
@@ -305,8 +312,8 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         """Return the slice with most of the reference, with contours."""
         found = self.predict(network, case, device)
         prediction = found.prediction
-        if case.looked_for is not None:  # of other classes nobody knows whether they are right
-            prediction = np.where(np.isin(prediction, list(case.looked_for)), prediction, 0).astype(prediction.dtype)
+        if case.alike is not None:  # of what nobody told apart nobody knows whether it is right
+            prediction = np.array(case.alike, prediction.dtype)[prediction]
         return best_slice(case.read_image().values, found.reference, prediction, found.affine)
 
     @property
@@ -321,9 +328,8 @@ class Segmentation(DenseTask[dict[str, float], LabelMap]):
         return self.spec.structures.items()
 
     def _known(self, case: Case) -> dict[str, tuple[int, ...]]:
-        """Return structures whose classes were all looked for."""
-        known = case.looked_for
-        return {name: values for name, values in self._structures() if known is None or known.issuperset(values)}
+        """Return the structures that a case's mask can judge."""
+        return {name: values for name, values in self._structures() if tells(case.alike, values)}
 
     def _surfaces(self, found: _Found, structures: dict[str, tuple[int, ...]]) -> dict[str, float]:
         """Return surface Dice and hd95; see ``surface_figures``."""

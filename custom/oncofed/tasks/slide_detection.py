@@ -18,11 +18,9 @@ from oncofed.data.slide_boxes import SlideBoxPatches, boxes_on, drawn_objects
 from oncofed.data.slides.canvas import SlideCanvas
 from oncofed.data.spec import DataSpec
 from oncofed.tasks.detection import Detection, DetectionOutcome
-from oncofed.tasks.detection.figures import MEAN_PRECISION, PRECISION, sensitivities_at
 from oncofed.tasks.detection.on_slide import SlideFinder
 from oncofed.tasks.detection.outcome import matched
 from oncofed.tasks.inferred import SlideBoxes
-from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.settings import TaskSettings
@@ -45,11 +43,10 @@ class SlideDetection(Detection, SlideTask):
         self._find_on_slide = SlideFinder(self._find, spec, np.array(list(self.classes), np.int64))
 
     @classmethod
-    def declared_metrics(cls, settings: TaskSettings) -> tuple[Metric, ...]:
-        """Return FROC, by slides or by tissue as the job says, and average precision."""
+    def false_positives_per(cls, settings: TaskSettings) -> str:
+        """Return by what FROC counts false positives, as the job says."""
         assert isinstance(settings, SlideDetectionSpec)
-        per = {"slide": "a slide", "mm2": "a mm² of tissue"}[settings.false_positives]
-        return (*sensitivities_at(per), MEAN_PRECISION, PRECISION)
+        return {"slide": "a slide", "mm2": "a mm² of tissue"}[settings.false_positives]
 
     def input(self, augmentation: Augmentation) -> BatchSource:
         """Return patches around objects, each class as often, and away from them."""

@@ -39,6 +39,11 @@ class TrainingTask(ABC):
         """Output channels: values for each voxel, image or bag."""
 
     @property
+    def pooled_channels(self) -> int:
+        """Values of the whole image that the network gives beside those of each voxel."""
+        return 0
+
+    @property
     def in_channels(self) -> int:
         """Input channels."""
         return len(self.data.channels)
@@ -50,6 +55,10 @@ class TrainingTask(ABC):
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return the network's output for a batch."""
         return network(batch["image"])
+
+    def maps(self, output: Tensor) -> Tensor:
+        """Return the part of ``forward``'s output that is of ``out_channels``."""
+        return output
 
     @abstractmethod
     def loss(self, output: Tensor, batch: Batch) -> Tensor:

@@ -41,7 +41,8 @@ class BatchGradients:
         optimizer: of its parameters.
         device: where to train.
         layout: memory format of images.
-        group: the processes that train together; None: this one alone.
+        group: the processes that average each batch's gradients; None: this one alone.
+        samples: of a batch.
         loss: of the job's pack, in place of the task's.
         cache: folder for compiled kernels; None: the user's.
 
@@ -66,6 +67,7 @@ class BatchGradients:
         device: torch.device,
         layout: torch.memory_format,
         group: Group | None,
+        samples: int,
         loss: Loss | None,
         cache: Path | None,
     ) -> None:
@@ -74,10 +76,11 @@ class BatchGradients:
         self.layout = layout
         self._in_group = group is not None
         self._wrapped = group.wrap(network) if group else network
-        batch_size = plan.training.batch_size // (group.size if group else 1)
-        self._batch_size, self._least = batch_size, plan.task.least_batch
-        self.micro_batch = min(plan.training.micro_batch or batch_size, batch_size)
+        self._batch_size, self._least = samples, plan.task.least_batch
+        self.micro_batch = min(plan.training.micro_batch or samples, samples)
         self.precision = training_precision(plan.training, device)
+        if plan.privacy.differential_privacy and self.precision is torch.float16:
+            self.precision = torch.float32  # a step left out for its overflow would tell of its patients
         self.scaler = StepScaler(device.type, self.precision)
         self.use("eager")
         situation = Situation(

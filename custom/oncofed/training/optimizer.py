@@ -50,8 +50,9 @@ def build_optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optim
     optimizer: torch.optim.Optimizer
     names: tuple[str, ...]
     if spec.optimizer == "sgd":
-        optimizer = _SGD(parameters, rate, momentum=0.99, nesterov=True, weight_decay=decay, fused=True)
-        names = ("momentum_buffer",)
+        momentum = spec.momentum
+        optimizer = _SGD(parameters, rate, momentum, nesterov=momentum > 0, weight_decay=decay, fused=True)
+        names = ("momentum_buffer",) if momentum else ()
     else:
         optimizer = _AdamW(parameters, rate, weight_decay=decay, fused=True)
         names = ("exp_avg", "exp_avg_sq")

@@ -113,6 +113,11 @@ class Group:
         dist.all_reduce(total)
         return total / self.size
 
+    def add_up(self, values: list[Tensor]) -> None:
+        """Replace tensors by their sums over the group."""
+        for value in values:
+            dist.all_reduce(value)
+
     def leave(self) -> None:
         """Leave the group; the first process releases the others."""
         if self.rank == 0:

@@ -17,16 +17,18 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.stain.columns import Template
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
-from oncofed.models.bundle import runs_alone, write_bundle, write_bundle_without_code
+from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.mil.own_loss import without_own_loss
 from oncofed.models.model_spec import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
+from oncofed.privacy.settings import PrivacySpec
 from oncofed.settings import StrictModel
 from oncofed.tasks import DeclaredTask, PackedTaskSpec, Task, TaskSection, build_task
 from oncofed.tasks.bundled import answer_of
 from oncofed.tasks.targets.section import TABLE_TARGETS
 from oncofed.training.plan_checks import CHECKS
+from oncofed.training.private_plan import require_no_mixing
 from oncofed.training.settings import ResourcesSpec, TrainingSpec
 
 # Models beside a job's own: of the table alone, and of a slide's tiles without attention, by their networks' names.
@@ -42,6 +44,7 @@ class Plan(StrictModel):
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     resources: ResourcesSpec = ResourcesSpec()
+    privacy: PrivacySpec = PrivacySpec()
     rounds: int = Field(5, ge=1, le=10_000)
     seed: int = Field(1, ge=0, lt=2**31)
 
@@ -59,7 +62,9 @@ class Plan(StrictModel):
         if not self.data.covariates or self.model.kind == "table":
             return None
         values = self.model_dump()
-        task = {"type": TABLE_TARGETS, "targets": values["task"]["targets"]}
+        names = {target.name for target in self.task.named_targets}
+        told = [target for target in values["task"]["targets"] if target["name"] in names]
+        task = {"type": TABLE_TARGETS, "targets": told}
         return Plan.model_validate({**values, "task": task, "model": {"network": "table"}})
 
     def _with_pooling(self, network: str) -> Plan:
@@ -120,14 +125,13 @@ class Plan(StrictModel):
             data.patch,
             data.covariates,
             template=Template.of(data.stain.columns, {}) if data.stain.columns else None,
+            pooled=task.pooled_channels,
         )
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
 
-        A pack's code is not included, nor what joins the boxes of windows or a slide's windows, nor tiles' attention to
-        each other, nor a template of stains, and no bundle reads a table: the bundle of such a model holds the weights,
-        and gives no answers.
+        That of a model which MONAI alone cannot run holds the weights, and gives no answers; see ``bundle_lacks``.
 
         Args:
             folder: where the bundle goes.
@@ -136,19 +140,33 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
-        if not self.bundle_answers:
-            table = bool(self.data.covariates)
-            return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, job, table)
+        if lacks := self.bundle_lacks:
+            return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, lacks, job)
         answer = answer_of(self.task, self.data)
         return write_bundle(folder, title, self.network_request, self.data, classes, weights, answer, job)
 
     @property
-    def bundle_answers(self) -> bool:
-        """Whether a bundle of the plan's model gives answers; see ``write_bundle``."""
-        beside_the_network = self.data.covariates or self.data.stain.columns or self.build_task().reads_slides
-        if self.model.code or beside_the_network or self.model.kind == "boxes":
-            return False
-        return runs_alone(self.network_request)
+    def bundle_lacks(self) -> str:
+        """What the plan's model needs beyond MONAI, as a sentence without its full stop; empty: its bundle answers."""
+        if self.model.code:
+            return f"it needs the pack {self.model.code[:12]}…, whose code no bundle holds"
+        if self.data.covariates:
+            return "no bundle reads a table"
+        if self.build_task().reads_slides:
+            return (
+                "MONAI's readers give no slide's pixels at the job's resolution in its scanner's colours, and it has "
+                "nothing that finds tissue, by which pixels are scaled, or joins a slide's windows strip by strip"
+            )
+        if self.data.stain.columns:
+            return "no bundle normalises stains to the template that the sites agreed on"
+        if self.build_task().pooled_channels:
+            return "a mask beside other targets is drawn by code of oncofed, which no bundle holds"
+        if self.model.kind == "boxes":
+            return (
+                "MONAI's detector takes the mean of overlapping windows' outputs, and here each window answers for the "
+                "objects of its own part"
+            )
+        return ""
 
     def _as_job(self, title: str) -> dict[str, Any]:
         """Return the plan as ``job.yaml`` holds a job."""
@@ -163,6 +181,8 @@ class Plan(StrictModel):
             SpecError: no weight fits the patterns of those that are to be trained.
         """
         network = build_network(self.network_request, self.seed)
+        if self.privacy.differential_privacy:
+            require_no_mixing(network)
         patterns = self.training.trainable
         if patterns:
             fits = {n: any(fnmatch.fnmatch(n, p) for p in patterns) for n, _ in network.named_parameters()}
@@ -213,10 +233,11 @@ class Plan(StrictModel):
             "bags": torch.randn(shape),
             "there": torch.ones(shape[:2], dtype=torch.bool),
             "table": torch.zeros(1, len(self.data.covariates)),
+            "whole": torch.randn(shape),
         }
         try:
             with torch.no_grad():
-                output = task.forward(network.train(), batch)
+                output = task.maps(task.forward(network.train(), batch))
         except Exception as error:  # noqa: BLE001 - networks raise many types for an input that they do not take
             raise SpecError(
                 f"{self.model.network} does not take a patch of {list(self.data.patch)} (data.patch): "

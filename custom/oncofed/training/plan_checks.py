@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.errors import SpecError
 from oncofed.packs.extensions import find_loss, find_transforms
 from oncofed.plugins import KINDS
 from oncofed.settings import SettingError
+from oncofed.training.private_plan import check_private
 
 if TYPE_CHECKING:
     from oncofed.training.plan import Plan
@@ -148,5 +149,6 @@ CHECKS: tuple[Callable[[Plan], None], ...] = (
     _covariates_can_be_used,
     _stain_changes_images,
     _teacher_is_alone,
+    check_private,
     _pack_has_what_is_named,
 )

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from oncofed.data.batches import BatchStream
 from oncofed.errors import StateError
 from oncofed.models.weights import load_weights, weights_of
 from oncofed.training.batch_gradients import BatchGradients
@@ -24,6 +23,7 @@ from oncofed.training.checkpoint import (
 )
 from oncofed.training.gradient_hook import GradientHook
 from oncofed.training.loss_sum import LossSum
+from oncofed.training.source import Source
 from oncofed.training.writing import CheckpointWriter
 
 _LOG = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class Resumption:
         self._hook_state = dict(hook.round_state) if hook else {}
         self.settle()
 
-    def keep(self, steps_done: int, batches: BatchStream, hook: GradientHook | None) -> None:
+    def keep(self, steps_done: int, batches: Source, hook: GradientHook | None) -> None:
         """Write the whole state.
 
         From a GPU a thread writes, while training goes on.
@@ -126,15 +126,13 @@ class Resumption:
         self._batches_state, self._hook_state = without_prefix(tensors, "batches"), without_prefix(tensors, "turn")
         return int(facts["steps_done"])
 
-    def restore_batches(self, batches: BatchStream) -> None:
+    def restore_batches(self, batches: Source) -> None:
         """Move a new stream to where the earlier process's was."""
         if self._batches_state is not None:
             batches.restore(self._batches_state)
             self._batches_state = None
 
-    def _state(
-        self, steps_done: int, batches: BatchStream, hook: GradientHook | None
-    ) -> tuple[Tensors, dict[str, Any]]:
+    def _state(self, steps_done: int, batches: Source, hook: GradientHook | None) -> tuple[Tensors, dict[str, Any]]:
         tensors = {f"network.{name}": value for name, value in weights_of(self._network).items()}
         tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(self._optimizer).items()}
         tensors |= {f"batches.{name}": value for name, value in batches.state().items()}

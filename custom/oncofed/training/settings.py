@@ -25,7 +25,8 @@ class TrainingSpec(RenamedSettings):
         le=4096,
         description="of these at once, gradients are added up; null: all. Halved where memory is short",
     )
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov momentum 0.99, as nnU-Net's")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov's momentum")
+    momentum: float = Field(0.99, ge=0, lt=1, description="of sgd; 0.99 is nnU-Net's")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="at the start of the run, after warm-up")
     schedule: Literal["cosine", "polynomial", "constant"] = Field(
         "cosine", description="of the learning rate over all rounds together; it does not restart with a round"

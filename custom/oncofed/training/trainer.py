@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oncofed.data.augment import Batch
-from oncofed.data.batches import BatchStream
 from oncofed.data.case import Case
 from oncofed.data.cases import Cases
 from oncofed.data.prepared import PreparedCases
@@ -30,9 +28,11 @@ from oncofed.training.gradient_hook import GradientHook
 from oncofed.training.memory_format import memory_format, overwrite, overwriting_activations
 from oncofed.training.optimizer import build_optimizer, learning_rate
 from oncofed.training.parallel import Group, WorkerProcesses
+from oncofed.training.patient_gradients import private_gradients
 from oncofed.training.plan import Plan
 from oncofed.training.profile_ranges import profile_range
 from oncofed.training.resumption import Resumption
+from oncofed.training.source import Source, training_source
 from oncofed.training.validation_cache import ValidationCache
 
 # Called with the steps done since the start of the run, and a function that reads the last loss: a GPU waits for it.
@@ -58,6 +58,7 @@ class Trainer:
     Attributes:
         steps_done: optimizer steps since the start of the run.
         gradient_hook: changes the gradients of each step; None: they stay.
+        patient_gradients: of a job with differential privacy; None: it has none.
 
     Example:
         >>> trainer = Trainer(plan, read_cases(folder, plan.data.split, plan.seed), "here")  # doctest: +SKIP
@@ -93,6 +94,7 @@ class Trainer:
         self._transforms, loss = plan.build_extensions()
         with fitting("the optimizer's state"):
             self._optimizer = build_optimizer(plan.training, self.network)
+        private = plan.privacy.differential_privacy
         self._gradients = BatchGradients(
             plan=plan,
             task=self.task,
@@ -100,11 +102,13 @@ class Trainer:
             optimizer=self._optimizer,
             device=self.device,
             layout=layout,
-            group=group,
+            group=None if private else group,
+            samples=private.patches if private else plan.training.batch_size // (group.size if group else 1),
             loss=loss,
             cache=checkpoint.parent if checkpoint else None,
         )
-        self._batches: BatchStream | None = None
+        self.patient_gradients = private_gradients(plan, cases, self._gradients, self.network, group)
+        self._batches: Source | None = None
         self._training: PreparedCases | None = None
         self._validation = ValidationCache(self.task, cases.validation)
         self._resumption = Resumption(
@@ -130,7 +134,7 @@ class Trainer:
         """Why the last checkpoint was not written, or None."""
         return self._resumption.not_kept
 
-    def prepare(self, progress: Callable[[int, int], None] | None = None) -> BatchStream:
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> Source:
         """Return the run's stream of batches.
 
         The training cases are read once and kept.
@@ -149,8 +153,7 @@ class Trainer:
             rank, size = (self._group.rank, self._group.size) if self._group else (0, 1)
             # The others of a group restart where the first one resumes, with new batches.
             seed = self._seed if rank == 0 else _site_seed(self._seed, f"{rank} {self.steps_done}")
-            batch_size = self.plan.training.batch_size // size
-            self._batches = BatchStream(prepared, self.input, batch_size, seed, self.device)
+            self._batches = training_source(self.plan, prepared, self.input, seed, self.device, rank, size)
             self._resumption.restore_batches(self._batches)
             if self._group:
                 # The others wait at the GPUs' next exchange for minutes only.
@@ -295,17 +298,22 @@ class Trainer:
             _LOG.warning("left out %d of %d steps, whose loss was not finite", losses.skipped, losses.taken)
         return losses.mean
 
-    def _step(self, batch: Batch) -> Tensor:
-        """Take one step and return its loss, on the device."""
+    def _step(self, batch: Any) -> Tensor:
+        """Take one step and return its loss, on the device.
+
+        Args:
+            batch: of the run's source.
+        """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.plan.training, self.steps_done, self.plan.total_steps)
-        loss = self._gradients.compute(batch)
+        loss = (self.patient_gradients or self._gradients).compute(batch)
         with profile_range("optimizer", self.device):
             scaler = self._gradients.scaler
             scaler.unscale_(self._optimizer)
             if self.gradient_hook:
                 self.gradient_hook.apply(self.network)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
+            if not self.patient_gradients:  # it has clipped each patient's gradient
+                nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
             scaler.step(self._optimizer)
             scaler.update()
         self.steps_done += 1

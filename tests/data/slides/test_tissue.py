@@ -110,6 +110,18 @@ def test_a_slide_full_of_tissue_is_tissue() -> None:
         assert find_tissue(noisy(np.full((256, 256, 3), colour), 6)).mask.mean() > 0.97
 
 
+def test_dark_nuclei_are_no_ink_where_the_overview_shows_them() -> None:
+    y, x = np.mgrid[:512, :640]
+    pixels = scene(TISSUES["eosin"], None)
+    within = (abs(x - 320) < 200) & (abs(y - 256) < 150)
+    nuclei = within & (np.hypot(x % 40 - 20, y % 40 - 20) < 7)
+    pixels[nuclei] = noisy(np.full((1, 1, 3), (40, 38, 58)), 3)[0, 0]
+    assert find_tissue(pixels).inks
+    found = find_tissue(pixels, 0.5)
+    assert found.inks == ()
+    assert found.mask[within].mean() > 0.97
+
+
 def test_the_scanners_fill_is_not_tissue() -> None:
     pixels = scene(TISSUES["eosin"], None)
     pixels[:, 500:] = 0

@@ -57,7 +57,7 @@ def test_a_job_that_has_not_begun_ends_with_its_parent() -> None:
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     job = subprocess.Popen([sys.executable, "-c", _PROGRAM], env={**os.environ, "PYTHONPATH": path})
     try:
-        assert job.wait(120) == 1
+        assert job.wait(300) == 1
     finally:
         job.send_signal(signal.SIGKILL)
         job.wait()

@@ -83,7 +83,7 @@ def test_a_job_can_use_the_gpu_after_any_import(
         environment = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH")}
         command = JobCommand("job", [str(folder / "out"), "secret"], {**environment, "COLOUR": "blue"})
         fork = server.fork(command)
-        assert fork.wait(120) == 3
+        assert fork.wait(300) == 3
     before, started, colour, is_told, pid = (folder / "out").read_text().split()
     assert (colour, is_told, int(pid)) == ("blue", "False", fork.pid)
     printed = capfd.readouterr()

@@ -33,7 +33,7 @@ def test_a_heartbeat_is_sent_without_other_messages_until_the_end(monkeypatch: p
         life.note_sent()
         time.sleep(0.1)
     assert not sent, "the server heard of it by other messages"
-    wait_for(lambda: len(sent) >= 2, "two signs", 10)
+    wait_for(lambda: len(sent) >= 2, "two signs")
     assert set(sent) == {ReservedTopic.JOB_HEART_BEAT}
     life.end()
     time.sleep(0.1)

@@ -115,7 +115,7 @@ def test_a_fork_server_ends_with_its_parent():
     server = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
     parent.communicate()
-    server.wait(60)
+    server.wait(300)
 
 
 def test_without_spare_no_fork_server_waits(tmp_path, monkeypatch):

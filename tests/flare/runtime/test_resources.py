@@ -210,13 +210,13 @@ def test_a_job_stops_after_hours_and_resumes_when_they_begin(tmp_path: Path) -> 
         with quiet():
             job_id = alliance.session().submit_job(str(exported))
         events = alliance.server_kit / "oncofed" / job_id / "events.jsonl"
-        wait_for(lambda: _last(events) == ["west"], "west trains alone", 60)
+        wait_for(lambda: _last(events) == ["west"], "west trains alone")
         lending.write_bytes(_hours(-1, 1).to_json())
-        wait_for(lambda: _last(events) == ["east", "west"], "east is given the running job", 60)
+        wait_for(lambda: _last(events) == ["east", "west"], "east is given the running job")
         lending.write_bytes(_hours(2, 3).to_json())
-        wait_for(lambda: _last(events) == ["west"], "its hours are over", 60)
+        wait_for(lambda: _last(events) == ["west"], "its hours are over")
         lending.write_bytes(SiteOffer().to_json())
-        wait_for(lambda: _last(events) == ["east", "west"], "they begin again", 60)
+        wait_for(lambda: _last(events) == ["east", "west"], "they begin again")
         with quiet():
             assert alliance.session().get_job_status(job_id) == "RUNNING"
             alliance.session().abort_job(job_id)

@@ -79,7 +79,7 @@ def start(fork_server: ForkServer, tmp_path: Path) -> Callable[[float, int], For
 
 def test_a_site_runs_with_its_environment_and_returns_its_status(start, tmp_path: Path) -> None:
     site = start(0, 3)
-    assert site.wait(30) == 3
+    assert site.wait(300) == 3
     assert site.poll() == site.returncode == 3
     colour, pid, group, home = (tmp_path / "out.txt").read_text().split()
     assert (colour, home) == ("blue", "False")
@@ -88,7 +88,7 @@ def test_a_site_runs_with_its_environment_and_returns_its_status(start, tmp_path
 
 def test_plotting_libraries_are_imported_on_use(fork_server: ForkServer) -> None:
     command = [sys.executable, "-m", "program_of_plots"]
-    assert start_site(fork_server.fork, command, env={}, shell=False, preexec_fn=os.setsid).wait(60) == 0
+    assert start_site(fork_server.fork, command, env={}, shell=False, preexec_fn=os.setsid).wait(300) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -99,7 +99,7 @@ def test_a_running_site_can_be_awaited_and_ended(start, tmp_path: Path, number: 
     with pytest.raises(subprocess.TimeoutExpired):
         site.wait(0.1)
     {signal.SIGTERM: site.terminate, signal.SIGKILL: site.kill}[number]()
-    assert site.wait(30) == -number
+    assert site.wait(300) == -number
     site.kill()  # it has ended: another process that got its number by now must not be hit
 
 
@@ -118,7 +118,7 @@ def test_a_site_ends_with_its_parent_or_its_work(fork_server: ForkServer, tmp_pa
                 site.wait(1.5)
             parent.kill()
             parent.wait()
-        assert site.wait(30) == -signal.SIGKILL
+        assert site.wait(300) == -signal.SIGKILL
     finally:
         site.kill()
         parent.kill()
@@ -133,7 +133,7 @@ def test_sites_are_forks_of_one_process(start) -> None:
     finally:
         for site in sites:
             site.kill()
-            site.wait(30)
+            site.wait(300)
 
 
 def test_sites_started_at_once_get_their_own_names() -> None:

@@ -102,11 +102,22 @@ def test_a_patients_row_applies_to_all_their_cases(tmp_path: Path) -> None:
     assert (columns, unmatched) == ({"sex": {"a": "f", "b": "f", "c": "m"}}, 0)
 
 
+def test_a_series_row_applies_to_its_images_alone(tmp_path: Path) -> None:
+    (tmp_path / SALT_FILE).write_bytes(b"salt")
+    one, other = (hashed_key(b"salt", uid, 8) for uid in ("1.2.3", "1.2.4"))
+    names = [f"0123abcd-{one}", f"0123abcd-{one}-2", f"0123abcd-{other}"]
+    table = tmp_path / "table.csv"
+    table.write_text("series,kernel\n1.2.3,soft\n1.2.4,sharp\n1.2.5,soft\n")
+    columns, unmatched = table_columns(table, [_case(name, "0123abcd") for name in names], tmp_path)
+    assert columns == {"kernel": {names[0]: "soft", names[1]: "soft", names[2]: "sharp"}}
+    assert unmatched == 1
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("case,sex\nx,f\ny,m\n", "none of its 2 rows names a case"),
-        ("sex,age\nf,1\n", "expected one of case, image, study or patient"),
+        ("sex,age\nf,1\n", "expected one of case, image, series, study or patient"),
         ("case,sex\na,f\na,m\n", "lines 2 and 3 say another sex each of one case"),
         ("case,sex\na,f,x\n", "line 2 has 3 fields"),
     ],

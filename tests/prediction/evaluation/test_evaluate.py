@@ -23,6 +23,7 @@ from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import parse_job
+from oncofed.prediction.evaluation.caveats import of_attention
 from oncofed.prediction.evaluation.evaluate import EvaluationRequest, EvaluationResult, evaluate, write_cases
 from oncofed.prediction.evaluation.page import write_page
 from oncofed.prediction.evaluation.subgroup_columns import parse_column_choices
@@ -247,3 +248,9 @@ def test_slides_are_answered_again_without_the_tiles_attended_to(tmp_path: Path)
     assert read_evaluation(tmp_path / "evaluation.json").attention == attention
     assert "Does the answer rest on what it attended to?" in write_page(found, model, CPU, tmp_path, 0).read_text()
     assert "P1" not in found.record.to_json()
+    # Of four patients the test is left out, and the page says so.
+    four = sorted({one.case.patient for one in found.scored_cases})[:4]
+    left_out = of_attention(model.job, [one.case for one in found.scored_cases if one.case.patient in four])
+    assert left_out == [
+        "whether answers rest on what attention shows was not tested: there are fewer than 5 test patients"
+    ]

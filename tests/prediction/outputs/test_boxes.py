@@ -107,7 +107,7 @@ def test_predict_writes_a_table_and_labels_of_flat_images(tmp_path: Path) -> Non
 
 def test_a_bundle_of_boxes_says_why_it_does_not_answer(model: TrainedModel, tmp_path: Path) -> None:
     done = export(model, "bundle", tmp_path / "exported")
-    assert "joined by code of oncofed" in done.agreement
+    assert "each window answers for the objects of its own part" in done.agreement
     why = json.loads((done.folder / "configs" / "inference.json").read_text())["why"]
     assert why.startswith("This model answers only with the code of oncofed, which no bundle holds")
     with pytest.raises(SpecError, match="the boxes of windows are joined by code of oncofed"):

@@ -311,7 +311,7 @@ def test_an_input_that_kills_the_process_is_tried_three_times(place: Place) -> N
     ended = []
     for _ in range(4):
         one = process(place, "once", poison="a.nii")
-        output = one.communicate(timeout=60)[0]
+        output = one.communicate(timeout=300)[0]
         ended.append(one.returncode)
     assert ended == [-signal.SIGKILL] * 3 + [1], output
     handled = (place.out / "handled").read_text().split()
@@ -327,7 +327,7 @@ def test_a_signal_finishes_the_current_input_and_reports_it(place: Place, number
     one = process(place)
     eventually((place.out / "handled").exists)
     one.send_signal(number)
-    output = one.communicate(timeout=60)[0]
+    output = one.communicate(timeout=300)[0]
     assert one.returncode == 0, output
     assert "after the input at hand" in output
     assert output.splitlines()[0].split(maxsplit=2)[2].startswith("Research only")

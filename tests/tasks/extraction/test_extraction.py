@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from commands import program
 from oncofed.data.cases import read_cases
 from oncofed.data.features import read_features
 from oncofed.data.features.kept import read_kept, slide_source
@@ -56,18 +56,25 @@ Extraction(encoder, "colour", Path(sys.argv[2]), lambda: jobs.pop(0) if jobs els
 """
 
 
-@pytest.fixture
-def dataset(tmp_path: Path) -> Path:
-    """A dataset of four slides of some 80 tiles, one of which is cut off."""
-    source = tmp_path / "in"
-    make_slides(source, 4, side=768)
-    cut = source / "slide-003.tif"
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four slides of some 80 tiles, one of which is cut off, and their dataset."""
+    folder = tmp_path_factory.mktemp("slides")
+    make_slides(folder / "in", 4, side=768)
+    cut = folder / "in" / "slide-003.tif"
     cut.write_bytes(cut.read_bytes()[:20_000])
-    tiles = TileSpec(64, 1.0, 0.25)
-    options = RegisterOptions(
-        source, "slides", tmp_path / "set", "slides", table=source / "labels.csv", tiles=tiles, workers=1
-    )
-    register(options)
+    table, tiles = folder / "in" / "labels.csv", TileSpec(64, 1.0, 0.25)
+    register(RegisterOptions(folder / "in", "slides", folder / "set", "slides", table=table, tiles=tiles, workers=1))
+    return folder
+
+
+@pytest.fixture
+def dataset(registered: Path, tmp_path: Path) -> Path:
+    """The dataset of this test alone, beside its slides."""
+    shutil.copytree(registered, tmp_path, symlinks=True, dirs_exist_ok=True)
+    source = tmp_path / "set" / "source"
+    source.unlink()
+    source.symlink_to(tmp_path / "in")
     return tmp_path / "set"
 
 
@@ -106,8 +113,8 @@ def test_a_killed_process_goes_on_within_a_slide_to_the_same_bits(dataset: Path,
     _extract(jobs, tmp_path / "whole")
     (tmp_path / "killed").mkdir()
     (tmp_path / "jobs").write_bytes(pickle.dumps(jobs))
-    words = [sys.executable, "-c", KILLED, str(tmp_path / "jobs"), str(tmp_path / "killed")]
-    assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
+    killed = program(KILLED, tmp_path / "jobs", tmp_path / "killed", home=tmp_path)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not list((tmp_path / "killed").glob("*.h5"))
     values = tmp_path / "killed" / SPOOL_FOLDER / f"{jobs[0].name}.values"
     values.write_bytes(values.read_bytes() + b"half a vector")

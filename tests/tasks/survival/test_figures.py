@@ -141,10 +141,10 @@ def test_unos_concordance_depends_less_on_censoring_than_harrells() -> None:
 
 def test_five_hundred_draws_take_seconds() -> None:
     risks, known = drawn(1000)
-    begun = clock.perf_counter()
+    begun = clock.process_time()
     for _ in range(20):
         figures.concordance(risks, known, HORIZON)
-    assert (clock.perf_counter() - begun) / 20 < 0.1  # pair by pair it is ten times that
+    assert (clock.process_time() - begun) / 20 < 0.1  # pair by pair it is ten times that
 
 
 def test_of_a_patients_images_those_followed_longest_count_once() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import yaml
 
 from oncofed.data.targets import DatasetTarget, FollowUp
-from oncofed.job.spec import parse_job
-from oncofed.tasks.targets import TARGET_KINDS, TargetSettings, TargetsSpec
+from oncofed.job.spec import JobSpec, parse_job
+from oncofed.tasks.targets import TARGET_KINDS, MaskTargetsSpec, TargetSettings, TargetsSpec
 from oncofed.tasks.targets.base import head_of
 
 _FOLDER = Path(__file__).parents[3] / "custom" / "oncofed" / "tasks" / "targets"
@@ -19,12 +19,17 @@ _PAGE = (_FOLDER / "README.md").read_text(encoding="utf-8")
 _KINDS = ("class", "labels", "grade", "value", "survival")
 
 
+def _job(folder: Path, number: int) -> JobSpec:
+    """Return one of the page's jobs."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```", _PAGE, re.MULTILINE | re.DOTALL)
+    file = folder / "job.yaml"
+    file.write_text(blocks[number], encoding="utf-8")
+    return parse_job(file)
+
+
 def _targets(folder: Path) -> dict[str, TargetSettings]:
     """Return the targets of the page's job, by kind."""
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", _PAGE, re.MULTILINE | re.DOTALL)
-    file = folder / "job.yaml"
-    file.write_text(block, encoding="utf-8")
-    job = parse_job(file)
+    job = _job(folder, 0)
     assert [column.name for column in job.data.covariates] == ["age", "stage"]
     assert isinstance(job.task, TargetsSpec)
     return {target.kind: target for target in job.task.targets}
@@ -39,6 +44,13 @@ def _rows(heading: str) -> list[list[str]]:
 
 def test_the_job_has_a_target_of_each_kind(tmp_path: Path) -> None:
     assert tuple(_targets(tmp_path)) == _KINDS
+
+
+def test_a_mask_may_stand_beside_others(tmp_path: Path) -> None:
+    job = _job(tmp_path, 1)
+    assert isinstance(job.task, MaskTargetsSpec)
+    assert [target.kind for target in job.task.targets] == ["mask", "survival"]
+    assert job.plan().build_task().figure_names == ["liver", "liver.liver", "liver.tumour", "survival"]
 
 
 def test_each_setting_has_its_default() -> None:

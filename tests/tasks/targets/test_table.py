@@ -49,7 +49,7 @@ def test_covariates_of_noise_lower_it_little(told_by_image: Path, tmp_path: Path
 
 
 def test_the_table_alone_is_a_job(told_by_table: Path, told_by_image: Path, tmp_path: Path) -> None:
-    spec = table_job(tmp_path, JOB.replace(IMAGE, TABLE_ALONE))
+    spec = table_job(tmp_path, JOB.replace(IMAGE, TABLE_ALONE)).changed({"training": {"steps_per_round": 80}})
     assert spec.task.type == "table_targets"
     assert spec.plan().try_network()(torch.zeros(1, 2)).shape == (1, 2)
     assert _figure(spec, table_cases(spec, told_by_table), tmp_path) > 0.9

@@ -78,6 +78,27 @@ def test_networks_that_are_too_sure_are_tempered(learned: Calibration) -> None:
     assert Calibration.model_validate_json(learned.model_dump_json(by_alias=True)) == learned
 
 
+@pytest.mark.parametrize(("name", "part"), [("kind", ""), ("found", "Mass")])
+def test_reliability_is_told_with_and_without_the_temperature(learned: Calibration, name: str, part: str) -> None:
+    outputs, truths = site(3)[name]
+    head, plain = heads()[name], heads()[name]
+    head.use_temperatures(learned.temperatures[name])
+    sums = {one: one.site_sums(one.answer(outputs), truths, keys(len(truths))) for one in (head, plain)}
+    check_numbers({"pooled": {"patients": 400, "targets": {name: sums[head]}}}, [name], sums=True, targets={name: head})
+    found, without = (one.over_sites([sums[one] or {}]) for one in (head, plain))
+    assert found
+    assert without
+    assert not without.uncalibrated
+    assert found.reliability[part].calibration_error < found.uncalibrated[part].calibration_error
+    assert found.uncalibrated[part].log_loss == pytest.approx(without.reliability[part].log_loss, abs=1e-3)
+    # Its groups are those of the answers with the temperature: of three classes another order.
+    assert found.uncalibrated[part].calibration_error == pytest.approx(
+        without.reliability[part].calibration_error, abs=0.02
+    )
+    before = f"calibration_error.before{'.' * bool(part)}{part}"
+    assert found.figures[before].title.endswith("before calibration")
+
+
 def test_thresholds_divide_the_same_patients(learned: Calibration) -> None:
     plain = calibration_of({name: {"pooled": sent(n)["pooled"]} for n, name in ((1, "east"), (2, "west"))}, heads())
     assert plain

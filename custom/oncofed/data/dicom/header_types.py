@@ -21,6 +21,7 @@ class ObjectHeader:
     Attributes:
         patient: key of the patient, by PatientID, name and birth date, or study: see ``headers.read_header``.
         syntax: the transfer syntax.
+        study_date: when the study began, as DICOM writes a date.
         stamp: of the file; changes when the file does.
         person: key of the patient according to registering: see ``patients.person``.
     """
@@ -38,6 +39,7 @@ class ObjectHeader:
     burned_in: str
     syntax: str
     patient: str
+    study_date: str = ""
     stamp: str = ""
     person: str = ""
 

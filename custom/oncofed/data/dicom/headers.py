@@ -31,6 +31,7 @@ _TAGS: list[Any] = [
     "SOPInstanceUID",
     "SeriesInstanceUID",
     "StudyInstanceUID",
+    "StudyDate",
     "FrameOfReferenceUID",
     "PatientID",
     "IssuerOfPatientID",
@@ -76,6 +77,7 @@ _TEXTS = {
     "instance": "SOPInstanceUID",
     "series": "SeriesInstanceUID",
     "study": "StudyInstanceUID",
+    "study_date": "StudyDate",
     "frame_of_reference": "FrameOfReferenceUID",
     "modality": "Modality",
     "vendor": "Manufacturer",
@@ -87,6 +89,7 @@ _TEXTS = {
 # A code string (CS) and a long string (LO) of PS3.5, table 6.2-1. A damaged header may hold the following elements in
 # their place, with the patient's name.
 _CODE = re.compile(r"[A-Za-z0-9_ ]{0,16}")
+_DATE = re.compile(r"[0-9.]{8,10}")
 _LONGEST_TEXT = 64
 _TEXT_TAGS = {name: int(tag_for_keyword(keyword) or 0) for name, keyword in _TEXTS.items()}
 
@@ -140,6 +143,8 @@ def _header(elements: Elements, pixels_at: int, syntax: str = "") -> Header:
         )
     if len(common["vendor"]) > _LONGEST_TEXT or not common["vendor"].isprintable():
         common["vendor"] = ""
+    if not _DATE.fullmatch(common["study_date"]):
+        common["study_date"] = ""
     if tag_of("EncryptedAttributesSequence") in elements:
         reason = "its attributes are encrypted; ask its source for the key"
         return BrokenFile(reason=reason, series=common["series"])

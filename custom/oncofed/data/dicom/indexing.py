@@ -24,7 +24,7 @@ from oncofed.data.register_options import Progress
 from oncofed.data.workers import Workers
 
 # Increase when a header's fields change: files indexed by an older version are read again.
-_HEADER = "header 4"
+_HEADER = "header 5"
 _NO_CASE = (
     ".json",
     ".txt",

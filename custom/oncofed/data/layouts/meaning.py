@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.layouts.base import FolderLayout, Item, Part
 from oncofed.data.layouts.value_names import NamingFiles, ValueNames, in_file
 from oncofed.data.manifest import Quarantined

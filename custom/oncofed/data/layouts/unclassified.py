@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.layouts.base import NO_IMAGE, FolderLayout, Item
 from oncofed.data.layouts.class_folders import MASK_BESIDE
 from oncofed.data.layouts.loose import loose_images

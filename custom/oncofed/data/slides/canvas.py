@@ -94,7 +94,7 @@ class SlideCanvas:
     def tissue(self) -> Mask:
         """Where the overview shows tissue, with what it encloses closely."""
         pixels, scale = self.overview
-        found = find_tissue(pixels).mask
+        found = find_tissue(pixels, self.mpp * scale).mask
         reach = max(1, round(_CLOSED_MICRONS / (self.mpp * scale)))
         padded = np.pad(found, reach)
         closed: Mask = ndimage.binary_closing(padded, ndimage.generate_binary_structure(2, 1), reach)

@@ -55,7 +55,7 @@ def measure(
                 "its source for its resolution"
             )
         overview, scale = tiles.overview()
-        tissue = find_tissue(overview)
+        tissue = find_tissue(overview, scale * full.mpp)
         mask = tissue.mask
         share = _by_tile(mask.astype(np.float32), scale, tiles.step, full)
         rows, columns = np.nonzero(share >= spec.tissue)

@@ -1,9 +1,9 @@
 """Flag tiles with pen, fold, blur or bubble, by classical measures.
 
-Pen, folds and bubbles are looked for in the slide's overview, blur in tiles at about one micron a pixel. A fold is
-tissue as thick as two layers in every colour (after Palokangas et al., Biomedical Optics 2007, and Kothari et al.,
-Journal of Pathology Informatics 2013); a bubble has a grey rim that encloses it; blur lacks the finest of the tissue's
-detail (after Pech-Pacheco et al., ICPR 2000).
+Pen, folds and bubbles are looked for in the slide's overview, blur in tiles at about one micron a pixel. A fold is as
+thick as two layers of the slide's tissue of the same colour (after Palokangas et al., Biomedical Optics 2007, and
+Kothari et al., Journal of Pathology Informatics 2013); a bubble has a grey rim that encloses it; blur lacks the finest
+of the tissue's detail (after Pech-Pacheco et al., ICPR 2000).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from oncofed.data.slides.levels import Pixels
-from oncofed.data.slides.tissue import Mask, Tissue
+from oncofed.data.slides.tissue import Mask, Tissue, extremes
 
 FLAGS = ("pen", "fold", "blur", "bubble")
 # Share of a slide's tiles from which it is called poor.
@@ -25,6 +25,8 @@ _LEAST_SHARE = {"pen": 0.02, "fold": 0.1, "bubble": 0.1}
 
 # Folds: microns over which nuclei are averaged away, thickness in layers of the usual tissue, least size in microns.
 _FOLD_SMOOTHED, _LAYERS, _FOLD_SIDE = 24.0, 1.7, 40.0
+# Kinds of colour that are told apart, and the least share of the tissue of which one has a thickness of its own.
+_COLOURS, _LEAST_ALIKE = 25, 0.005
 _LEAST_DENSITY = 0.25  # natural, of all colours, from which a pixel is darker than pale tissue ever is in one layer
 
 # Bubbles: the rim is grey (chroma over brightness) and darker than glass, and encloses this many times its own area.
@@ -72,7 +74,8 @@ def is_blurred(pixels: Pixels) -> bool:
         pixels: (height, width, 3) at about one micron a pixel.
     """
     grey = pixels.mean(axis=-1, dtype=np.float32)
-    chroma = np.ptp(pixels.astype(np.int16), axis=-1)
+    low, high = extremes(pixels)
+    chroma = high.astype(np.int16) - low
     tissue = ndimage.binary_erosion((chroma > 20) & (grey > 20), iterations=2)
     if tissue.mean() < _LEAST_TISSUE:
         return False
@@ -85,20 +88,29 @@ def is_blurred(pixels: Pixels) -> bool:
 
 
 def _folds(density: NDArray[np.float32], tissue: Mask, mpp: float) -> Mask:
-    """Return where tissue is as thick as two layers in each colour."""
+    """Return where tissue is as thick as two layers of the slide's tissue of the same colour.
+
+    Of the same colour, since epithelium and keratin are denser than connective tissue in one layer already.
+    """
     if not tissue.any():
         return np.zeros(tissue.shape, bool)
     side = max(1, round(_FOLD_SMOOTHED / mpp))
-    smooth = np.stack([ndimage.uniform_filter(density[..., n], side) for n in range(3)], axis=-1)
-    usual = np.maximum(np.median(smooth[tissue], axis=0), _LEAST_DENSITY / 3)
-    # Dense nuclei take much more of the red, and little more of what eosin takes.
-    thick = tissue & ((smooth / usual).min(axis=-1) > _LAYERS) & (smooth.sum(axis=-1) > 3 * _LEAST_DENSITY)
+    red, green, blue = (ndimage.uniform_filter(density[..., n], side) for n in range(3))
+    total = red + green + blue
+    # Which stain it is shows in how much of the red it takes: haematoxylin most, eosin next to nothing.
+    share = red / np.maximum(total, 1e-6)
+    dense, colour = total[tissue], (share[tissue] * _COLOURS).astype(int).clip(0, _COLOURS - 1)
+    usual = np.full(_COLOURS, np.median(dense))
+    for number in np.flatnonzero(np.bincount(colour) >= _LEAST_ALIKE * len(colour)):
+        usual[number] = np.median(dense[colour == number])
+    one_layer = np.interp(share, (np.arange(_COLOURS) + 0.5) / _COLOURS, np.maximum(usual, _LEAST_DENSITY))
+    thick = tissue & (total > _LAYERS * one_layer) & (total > 3 * _LEAST_DENSITY)
     return _larger(thick, _FOLD_SIDE / mpp)
 
 
 def _bubbles(overview: Pixels, mpp: float) -> Mask:
     """Return grey rims that enclose something, with what they enclose."""
-    high, low = overview.max(axis=-1), overview.min(axis=-1)
+    low, high = extremes(overview)
     glass = max(float(np.percentile(high, 95)), 1.0)
     grey = (high - low) < _GREY * high
     rim = grey & (high < _RIM_LIGHT * glass) & (high > _RIM_DARK)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns, Text
 from oncofed.data.target_columns.cells import NO, YES, is_unknown, plain, shown
 from oncofed.data.target_columns.names import Column

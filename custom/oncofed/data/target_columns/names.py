@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.target_columns.base import Lines, ReadTarget, TargetColumns, Text, each_cell, lower
 from oncofed.data.target_columns.cells import is_unknown, plain, shown
 from oncofed.data.targets import DatasetTarget

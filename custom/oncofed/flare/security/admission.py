@@ -27,6 +27,8 @@ def admit_job(
     network: str | None = None,
     strategy: str | None = None,
     pack: Pack | None = None,
+    smallest_sum: int | None = None,
+    noise_multiplier: float | None = None,
 ) -> Policy | None:
     """Return the site's policy, if it admits the job.
 
@@ -38,6 +40,8 @@ def admit_job(
         network: of the job; None where nothing is trained.
         strategy: of the job.
         pack: the code that it brings.
+        smallest_sum: see ``ProposedJob``.
+        noise_multiplier: see ``ProposedJob``.
 
     Raises:
         PolicyError: the job may not run here; the text may leave the site.
@@ -47,7 +51,15 @@ def admit_job(
     if policy is None:
         return None
     name, person = name_and_person(fl_ctx)
-    facts = ProposedJob(name=name, person=person, dataset=dataset, network=network, strategy=strategy)
+    facts = ProposedJob(
+        name=name,
+        person=person,
+        dataset=dataset,
+        network=network,
+        strategy=strategy,
+        smallest_sum=smallest_sum,
+        noise_multiplier=noise_multiplier,
+    )
     reason = policy.refusal(facts)
     if pack and not reason:
         reason = refusal_at_site(kit_folder(fl_ctx), pack, partial(record, fl_ctx))
@@ -59,6 +71,8 @@ def admit_job(
         dataset_digest=dataset_digest(fl_ctx, dataset),
         network=network,
         strategy=strategy,
+        **({"smallest_sum": smallest_sum} if smallest_sum else {}),
+        **({"noise_multiplier": noise_multiplier} if noise_multiplier else {}),
         code=f"oncofed {oncofed.__version__}",
         **({"pack": pack.digest, "pack_by": made_by(pack)} if pack else {}),
         policy=policy.digest,

@@ -26,7 +26,7 @@ from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.flare.security.recording import audit_log, record
 from oncofed.messages.compression import NotFiniteError
 from oncofed.messages.requests import TrainRequest
-from oncofed.messages.results import CombineResult, Refusal, Result, TrainResult
+from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
 from oncofed.privacy.policy import read_policy
 from oncofed.training import Plan
 
@@ -176,7 +176,7 @@ def _replace_numbers(reply: Shareable, result: Result) -> None:
     message = from_shareable(reply)
     if isinstance(result, TrainResult):
         wire.replace_numbers(message, result.numbers)
-    elif not isinstance(result, CombineResult):
+    elif isinstance(result, SiteFacts | EvaluateResult):
         message.data = dict(result.numbers)
     message.update_shareable(reply)
 

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import singledispatchmethod
 from typing import Any
 
@@ -18,17 +18,20 @@ from torch import Tensor
 
 import oncofed
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.algorithms.sums import summands
 from oncofed.artifacts.training_profile import bins_of
 from oncofed.data.moments import numbers_of
 from oncofed.errors import PolicyError
 from oncofed.messages.compression import ReceivedUpdate, travelling_bytes
 from oncofed.messages.results import CombineResult, EvaluateResult, Result, SiteFacts, TrainResult
+from oncofed.messages.secure_aggregation import MaskedResult, SecureStepResult, read_ready
 from oncofed.models.weights import Digest, Weights, sum_of_squares
 from oncofed.privacy.covariates import withhold_sums
 from oncofed.privacy.evaluations import without_thresholded
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
+from oncofed.privacy.secure_aggregation import Confirmation, KeyShares, MaskedInput, Reveal
 from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.training import Plan
 
@@ -41,6 +44,7 @@ _SAMPLED_NUMBERS = 1 << 18
 _ALLOWANCE = 1.1
 # A job requests sums twice, and once more each time that its server was killed meanwhile.
 _MOST_SUMS = 6
+_OF_TRAINING = ("profile", "covariates", "tiles")
 # Names, framing and numbers of a message, in addition to its tensors.
 _FRAMING_BYTES = 1 << 20
 
@@ -82,9 +86,12 @@ class OutboundPolicy:
         self._targets = sums_that_may_leave(plan.task)
         self._bins, self._covariates = bins_of(plan.data), numbers_of(plan.data.agreed_columns)
         self._slides = plan.data.may_be_slides
+        self._private = plan.privacy.differential_privacy is not None
         layout = plan.layout()
         self._like: Weights = layout.sent
         self._extra: Weights = self._algorithm.from_clients(layout)
+        self._sums = federation.secure_aggregation is not None
+        self._summed, _ = summands(self._algorithm, layout.sent, self._extra, layout.trained)
         self._usual = UsualUpdates(policy.leaves.largest_norm)
         self._sums_sent = self._thresholded_sent = 0
         # Most cases to score a model on, as the site reported first; unknown to a later process of the job.
@@ -111,6 +118,8 @@ class OutboundPolicy:
 
     @_check.register
     def _(self, result: SiteFacts) -> Approved:
+        if self._private and any(result.numbers.get(name) for name in _OF_TRAINING):
+            raise PolicyError("figures of training patients without noise, which a job with differential privacy keeps")
         check_counts(result.numbers, oncofed.__version__, self._bins, self._covariates, self._slides)
         self._most_cases = most_scored(result.numbers)
         numbers = dict(result.numbers)
@@ -144,11 +153,62 @@ class OutboundPolicy:
         numbers = self._without_thresholded(result.numbers)
         if withhold(numbers, self._leaves.minimum_patients, self._targets) or numbers != dict(result.numbers):
             result = replace(result, numbers=numbers)
+        if self._sums:
+            return Approved(result, self._check_ready(result))
         if not self._algorithm.schedule.reaches_server and not result.delta and not result.extra:
             return Approved(result, {})
+        if self._leaves.secure_aggregation == "required":
+            raise PolicyError("an update leaves under masks (privacy.secure_aggregation), or not at all")
         update = ReceivedUpdate(result.delta, self._like, self._exchange.update, result.extra, self._extra)
         largest = travelling_bytes(self._like, self._exchange.update) + travelling_bytes(self._extra, "native")
         return Approved(result, self._check_update(update, largest))
+
+    def _check_ready(self, result: TrainResult) -> dict[str, Any]:
+        if result.delta or result.extra:
+            raise PolicyError("the job's updates leave under masks, found one without")
+        read_ready(result.ready, str(result.ready.get("ready", {}).get("site")))
+        return {}
+
+    @_check.register
+    def _(self, result: SecureStepResult) -> Approved:
+        if not self._sums:
+            raise PolicyError("the job has no secure aggregation")
+        expected = {frozenset(field.name for field in fields(kind)): kind for kind in (KeyShares, Confirmation, Reveal)}
+        kind = expected.get(frozenset(result.content))
+        if kind is None:
+            raise PolicyError("a step of secure aggregation sends its own message, and nothing else")
+        kind.from_fields(result.content)
+        return Approved(result, {"step": kind.__name__})
+
+    @_check.register
+    def _(self, result: MaskedResult) -> Approved:
+        """Let declared words through: the update itself was checked before it was masked."""
+        if not self._sums:
+            raise PolicyError("the job has no secure aggregation")
+        message = MaskedInput.from_fields({**result.content, "words": dict(result.words)})
+        expected, digest = dict(self._summed), Digest()
+        if set(message.words) != set(expected):
+            raise PolicyError("the masked words are not those of the job's weights")
+        for name, words in sorted(message.words.items()):
+            if words.dtype is not torch.int32 or words.shape != expected[name].shape:
+                raise PolicyError(f"{name} is {tuple(words.shape)} {words.dtype}, expected masked words as int32")
+            digest.add(name, words)
+        return Approved(result, {"tensors": len(expected), "digest": str(digest), "masked": True})
+
+    def check_before_masking(self, result: TrainResult) -> dict[str, Any]:
+        """Check an update that leaves masked, which nobody can do later.
+
+        Returns:
+            Facts for the audit log.
+
+        Raises:
+            PolicyError: it may not leave.
+            FederationError: its tensors are not those that the job declares.
+        """
+        update = ReceivedUpdate(result.delta, self._like, "native", result.extra, self._extra)
+        return self._check_update(
+            update, travelling_bytes(self._like, "native") + travelling_bytes(self._extra, "native")
+        )
 
     @_check.register
     def _(self, result: CombineResult) -> Approved:
@@ -162,6 +222,8 @@ class OutboundPolicy:
         return Approved(result, self._check_update(update, largest))
 
     def _check_numbers(self, numbers: Mapping[str, Any], sums: bool = False) -> None:
+        if self._private and "loss" in numbers:
+            raise PolicyError("a loss of training patients without noise, which a job with differential privacy keeps")
         check_numbers(
             numbers,
             self._classes,

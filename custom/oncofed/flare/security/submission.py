@@ -40,7 +40,13 @@ _LONGEST = 200
 
 
 def job_asks(
-    dataset: str, network: str | None = None, strategy: str | None = None, pack: str | None = None, quorum: int = 0
+    dataset: str,
+    network: str | None = None,
+    strategy: str | None = None,
+    pack: str | None = None,
+    quorum: int = 0,
+    smallest_sum: int | None = None,
+    noise_multiplier: float | None = None,
 ) -> dict[str, Any]:
     """Return the meta data that declares a job's requests.
 
@@ -50,8 +56,11 @@ def job_asks(
         strategy: None where nothing is trained.
         pack: digest of the code that it brings.
         quorum: number of sites that it needs; 0: all that are queried.
+        smallest_sum: fewest sites in a sum of masked updates; None: no masks.
+        noise_multiplier: of steps with differential privacy; None: it has none.
     """
-    return {ASKS: {"dataset": dataset, "network": network, "strategy": strategy, "pack": pack, "quorum": quorum}}
+    asks = {"dataset": dataset, "network": network, "strategy": strategy, "pack": pack, "quorum": quorum}
+    return {ASKS: {**asks, "smallest_sum": smallest_sum, "noise_multiplier": noise_multiplier}}
 
 
 class SubmissionCheck(FLComponent):
@@ -108,12 +117,15 @@ class SubmissionReplies(FLComponent):
     def _reply(self, topic: str, request: Shareable, fl_ctx: FLContext) -> Shareable:
         del topic
         reply = make_reply(ReturnCode.OK)
+        smallest_sum, noise = request.get("smallest_sum"), request.get("noise_multiplier")
         facts = ProposedJob(
             name=_text(request.get("name")) or "",
             person=_text(request.get("person")),
             dataset=_text(request.get("dataset")) or "",
             network=_text(request.get("network")),
             strategy=_text(request.get("strategy")),
+            smallest_sum=smallest_sum if isinstance(smallest_sum, int) else None,
+            noise_multiplier=noise if isinstance(noise, float) else None,
         )
         pack = _text(request.get("pack"))
         kit, log = kit_folder(fl_ctx), audit_log(fl_ctx)

@@ -26,14 +26,8 @@ from oncofed.models.bundle.answer import (
 )
 from oncofed.models.bundle.inference import inference
 from oncofed.models.bundle.metadata import metadata, metadata_without_code, readme
-from oncofed.models.bundle.networks import exported, runs_alone
-from oncofed.models.bundle.without_code import (
-    OF_TABLE,
-    reason,
-    refusing_definition,
-    refusing_inference,
-    refusing_readme,
-)
+from oncofed.models.bundle.networks import exported
+from oncofed.models.bundle.without_code import reason, refusing_definition, refusing_inference, refusing_readme
 from oncofed.models.networks import NetworkRequest, build_network
 from oncofed.models.weights import Weights, digest_of, load_weights
 
@@ -48,7 +42,6 @@ __all__ = [
     "NumberedObjects",
     "SlideClasses",
     "SlideTargets",
-    "runs_alone",
     "write_bundle",
     "write_bundle_without_code",
 ]
@@ -109,8 +102,8 @@ def write_bundle_without_code(
     pack: str,
     classes: dict[int, str],
     weights: Weights,
+    lacks: str,
     job: Mapping[str, Any] | None = None,
-    reads_table: bool = False,
 ) -> Path:
     """Write ``folder/bundle`` of a model that MONAI alone cannot run, and return it.
 
@@ -123,10 +116,10 @@ def write_bundle_without_code(
         pack: digest of the pack whose code it needs; empty: none.
         classes: label values and names that it learned.
         weights: of the network.
+        lacks: what the model needs and MONAI has not, as a sentence without its full stop; not used for a pack.
         job: that trained it, as ``job.yaml`` holds it; None: unknown.
-        reads_table: it reads columns of a table.
     """
-    bundle, why = _folders(folder), OF_TABLE if reads_table and not pack else reason(pack)
+    bundle, why = _folders(folder), reason(pack, lacks)
     torch.save(dict(weights), bundle / WEIGHTS_IN_BUNDLE)
     _write(bundle / "configs" / "metadata.json", metadata_without_code(title, pack, classes, why))
     _write(bundle / "configs" / "inference.json", refusing_inference(why))

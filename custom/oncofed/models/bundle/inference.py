@@ -110,16 +110,17 @@ def inference(network: Exported, data: DataSpec, answer: Answer, classes: dict[i
         outputs = "@predictor({})" if targets else _PROBABILITIES
         if isinstance(answer, OfSlide):
             read = Reading((".npy",), ["import numpy"], [])
-            found = _of_bags(network, outputs)
+            found = _of_bags(network.features, outputs)
         else:
             read = reading(data, whole=True)
             found = _of_images(outputs)
         answered, imports = (
             (found | of_targets(targets), IMPORTS) if targets else (_of_classes(found, classes), IMPORTS[1:])
         )
+    imported = {"import glob", "import os", *network.imports, *imports, *read.imports}
     steps = {"preprocessing": {"_target_": "Compose", "transforms": read.steps}} if read.steps else {}
     config: Config = {
-        "imports": [f"${line}" for line in sorted({"import glob", "import os", *imports, *read.imports})],
+        "imports": [f"${line}" for line in sorted(imported)],
         "bundle_root": ".",
         "dataset_dir": "images",
         "output_dir": "$os.path.join(@bundle_root, 'eval')",
@@ -214,8 +215,7 @@ def _of_images(outputs: str) -> Config:
     }
 
 
-def _of_bags(network: Exported, outputs: str) -> Config:
-    features = network.definition["network_def"]["modules"]["embed"]["modules"]["0"]["normalized_shape"]
+def _of_bags(features: int, outputs: str) -> Config:
     return {
         "inferer": {"_target_": "SimpleInferer"},
         "features": features,

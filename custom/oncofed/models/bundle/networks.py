@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from oncofed.models.bundle.expressions import Config, literal
+from oncofed.models.bundle.expressions import Config
+from oncofed.models.bundle.heads import exported_head, is_head
 from oncofed.models.networks import NetworkRequest, network_config
 
 _OURS = "oncofed."
@@ -19,25 +19,6 @@ _NUCLEI = (
     "$lambda images: (lambda maps: torch.cat([maps['nucleus_prediction'], maps['horizontal_vertical'][:, :1]], 1))"
     "(@network(images))"
 )
-# Heads over one bag (tile, feature): first the layers that all have, then what a bag becomes of its tiles.
-_HIDDEN = "$lambda bag: torch.relu(@network['embed']['1'](@network['embed']['0'](bag)))"
-# Gated attention (Ilse et al., ICML 2018, equation 9).
-_ATTENTION = (
-    "$lambda hidden: torch.softmax(@network['score'](torch.tanh(@network['tanh'](hidden)) "
-    "* torch.sigmoid(@network['gate'](hidden)))[:, 0], 0)"
-)
-_POOLED = (
-    "$lambda bag: (lambda hidden: @network['classify']((@attention(hidden)[:, None] * hidden).sum(0)))(@hidden(bag))"
-)
-_WITHOUT_ATTENTION = "$lambda bag: @network['classify'](@hidden(bag).{})"
-# What a head does in torch's own words, and what layers it has beside the common ones.
-_GATED = {"attention": _ATTENTION, "predictor": _POOLED}
-_HEADS: dict[str, Config] = {
-    "oncofed.models.mil.AttentionMIL": _GATED,
-    "oncofed.models.mil.ClamSB": _GATED,
-    "oncofed.models.mil.MeanPooling": {"predictor": _WITHOUT_ATTENTION.format("mean(0)")},
-    "oncofed.models.mil.MaxPooling": {"predictor": _WITHOUT_ATTENTION.format("amax(0)")},
-}
 
 
 @dataclass(frozen=True)
@@ -48,17 +29,15 @@ class Exported:
         definition: entries of a configuration, ``network_def`` among them.
         predictor: entries that make a function of it, ``predictor`` among them.
         module: that it needs in addition to MONAI; empty: none.
+        features: of a tile, of a head over tiles; 0 of others.
+        imports: of the expressions.
     """
 
     definition: Config
     predictor: Config
     module: str = ""
-
-
-def runs_alone(request: NetworkRequest) -> bool:
-    """Return whether a process with MONAI alone can run a job's network."""
-    target = str(network_config(request)["_target_"])
-    return target in _HEADS or not target.startswith("oncofed.models.mil.")
+    features: int = 0
+    imports: tuple[str, ...] = ()
 
 
 def exported(request: NetworkRequest) -> Exported:
@@ -68,8 +47,9 @@ def exported(request: NetworkRequest) -> Exported:
     """
     config = network_config(request)
     target = str(config["_target_"])
-    if target in _HEADS:
-        return Exported({"network_def": _head(config)}, {"hidden": _HIDDEN, **_HEADS[target]})
+    if is_head(target):
+        head = exported_head(config)
+        return Exported(head.definition, head.predictor, "", head.features, head.imports)
     entries: Config = {}
     if target == "oncofed.models.norms.without_batch_norm":
         config = config["network"]
@@ -91,27 +71,3 @@ def exported(request: NetworkRequest) -> Exported:
         entries = {"network_def": config}
     package, _, rest = str(config["_target_"]).partition(".")
     return Exported(entries, {"predictor": predictor}, package if rest and package not in {"monai", "torch"} else "")
-
-
-def _head(config: Config) -> Config:
-    features, classes = config["in_channels"], config["out_channels"]
-    hidden, attention = config.get("hidden", 256), config.get("attention", 128)
-    statements = config.get("statements", 0)
-    for number in (features, classes, hidden, attention, statements):
-        literal(number)
-    embed = {"0": {"_target_": "torch.nn.LayerNorm", "normalized_shape": features}, "1": _linear(features, hidden)}
-    layers = {"embed": _modules(embed), "classify": _linear(hidden, classes)}
-    if "attention" in _HEADS[config["_target_"]]:
-        gated = {"tanh": _linear(hidden, attention), "gate": _linear(hidden, attention), "score": _linear(attention, 1)}
-        layers |= gated
-    if statements:  # which CLAM learns from, and answers nothing
-        layers["speaks"] = _linear(hidden, 2 * statements)
-    return _modules(layers)
-
-
-def _modules(parts: dict[str, Any]) -> Config:
-    return {"_target_": "torch.nn.ModuleDict", "modules": parts}
-
-
-def _linear(inputs: int, outputs: int) -> Config:
-    return {"_target_": "torch.nn.Linear", "in_features": inputs, "out_features": outputs}

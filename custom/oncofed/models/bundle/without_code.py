@@ -1,4 +1,4 @@
-"""The bundle of a model that MONAI alone cannot run: of code beyond MONAI's, or over a table's columns.
+"""The bundle of a model that MONAI alone cannot run: of code beyond MONAI's.
 
 It holds weights and facts, and gives no answer.
 """
@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from oncofed.models.bundle.expressions import REFUSE, Config
 
-OF_TABLE = (
-    "This model reads columns of a table beside the image, which no bundle does: predict with oncofed, from the folder "
-    "of the run."
-)
 # The digest alone comes from the job, 64 hexadecimal digits: no text of a job's author is part of this.
-_WHY = (
-    "This model answers only with the code of {}, which no bundle holds: "
-    "predict with oncofed, from the folder of the run{}."
+_OF_PACK = (
+    "This model answers only with the code of the pack {}, which no bundle holds: "
+    "predict with oncofed, from the folder of the run, where the pack is."
+)
+_OF_OURS = (
+    "This model answers only with the code of oncofed, which no bundle holds: {}. Predict from the folder of the run."
 )
 
 
-def reason(pack: str) -> str:
+def reason(pack: str, lacks: str) -> str:
     """Return why such a bundle does not answer.
 
     Args:
         pack: digest, 64 hexadecimal digits; empty: the code is oncofed's own.
+        lacks: what of it MONAI has not.
     """
-    return _WHY.format(f"the pack {pack}", ", where the pack is") if pack else _WHY.format("oncofed", "")
+    return _OF_PACK.format(pack) if pack else _OF_OURS.format(lacks)
 
 
 def refusing_inference(why: str) -> Config:

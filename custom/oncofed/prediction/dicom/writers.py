@@ -35,7 +35,11 @@ def write_dicom(prediction: CasePrediction, model: TrainedModel, folder: Path) -
     write_segmentation(labelled, seg)
     # Readers take a report's lengths for those in the patient.
     rows = [] if is_of_detector(source.entry.notes) else case_rows(prediction, model)
-    figures: dict[int, dict[str, Any]] = {value: {} for value in classes} | {row["value"]: row for row in rows}
+    figures: dict[int, dict[str, Any]] = {value: {} for value in classes} | {
+        row["value"]: row
+        for row in rows
+        if "value" in row  # a target beside the mask has none
+    }
     write_report(seg, classes, figures, labelled.model, report, source.entry.modality or "")
     return [seg, report]
 

@@ -12,6 +12,7 @@ from oncofed.prediction.evaluation.subgroups import Subgroups
 from oncofed.prediction.model import TrainedModel
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.comparison import Comparison
+from oncofed.tasks.deletion import why_left_out
 
 _NEW = "their scores say nothing of new patients"
 
@@ -26,6 +27,18 @@ def of_calibration(model: TrainedModel) -> list[str]:
     if model.temperature is None:
         return ["probabilities are not calibrated: no temperature came with the model"]
     return [f"probabilities are calibrated by the model's temperature, {model.temperature:.4g}"]
+
+
+def of_attention(job: JobSpec, cases: Sequence[Case]) -> list[str]:
+    """Return why a model of slides was not tested without its most attended tiles; empty of other models.
+
+    Args:
+        job: of the model.
+        cases: that were scored.
+    """
+    if job.plan().model.kind != "bag":
+        return []
+    return [f"whether answers rest on what attention shows was not tested: {why_left_out(cases)}"]
 
 
 def of_training(

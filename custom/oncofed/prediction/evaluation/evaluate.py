@@ -152,12 +152,14 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
     if not request.by:
         subgroups = [one for one in subgroups if len(one.groups) > 1]
     comparison = _compare(request, cases, outcomes, device, progress)
+    attention = deletion(task, network, cases, device, model.job.seed)
     remarks = [
         *caveats.of_calibration(model),
         *caveats.of_training(model.provenance, digest, lists, cases),
         *([f"{counted(unmatched, 'row')} of the table are of no case that was scored"] if unmatched else []),
         *caveats.of_withheld(subgroups),
         *caveats.of_many(subgroups),
+        *([] if attention else caveats.of_attention(model.job, cases)),
     ]
     if comparison and request.against:
         remarks += caveats.of_comparison(model.job, request.against.job, comparison)
@@ -179,7 +181,7 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
         scores=scores_record(task, outcomes, scored.interval, intervals),
         subgroups=[subgroups_record(one) for one in subgroups],
         comparison=comparison_record(comparison, request.against.digest) if comparison and request.against else None,
-        attention=deletion(task, network, cases, device, model.job.seed),
+        attention=attention,
         remarks=remarks,
         ended=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         environment=environment(),

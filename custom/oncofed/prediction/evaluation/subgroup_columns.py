@@ -20,7 +20,7 @@ from oncofed.data.case import Case
 from oncofed.data.case_checks import known_facts
 from oncofed.data.composition import hashed_key
 from oncofed.data.grouping import counted
-from oncofed.data.label_mapping import IGNORED, name_key
+from oncofed.data.label_names import IGNORED, name_key
 from oncofed.data.layouts.tables import Row, Table, read_table
 from oncofed.data.layouts.written import Files, without_zeros
 from oncofed.data.manifest import SALT_FILE, Entry
@@ -28,7 +28,7 @@ from oncofed.errors import DataError, SpecError
 
 _CASE_KEYS = ("case", "image", "file")
 # Columns that name cases, the narrowest first.
-KEYS = (*_CASE_KEYS, "study", "patient")
+KEYS = (*_CASE_KEYS, "series", "study", "patient")
 _MISSING_VALUES = frozenset({"", "-", "?", "na", "n/a", "nan", "none", "null", "unknown", "unbekannt"})
 # Thickest slices that count as thin: thin-section CT (MacMahon et al., Radiology 2017: 1.5 mm).
 _THIN_MM = 1.5
@@ -36,6 +36,9 @@ _THIN_MM = 1.5
 _CODES = 6
 # Size columns of the labelled region: volumes, flat images with and without pixel size.
 SIZES = ("volume_ml", "area_mm2", "area_px")
+# Registration names a DICOM image by patient and series.
+_DICOM_NAME = re.compile(r"[0-9a-f]{8}-(?P<series>[0-9a-f]{8})(-.*)?")
+_OF_NAME = 8  # letters of it in a name
 _RANGE = re.compile(r"(\d+(?:\.\d+)?)?-(\d+(?:\.\d+)?)?")
 
 Values = dict[str, str]  # case -> text; cases without a value are missing
@@ -174,7 +177,7 @@ def table_columns(path: Path, cases: Sequence[Case], folder: Path) -> tuple[dict
     """Return a table's columns, and its number of unmatched rows.
 
     Args:
-        path: CSV or TSV in any common encoding, with a column case (or image, file), study or patient.
+        path: CSV or TSV in any common encoding, with a column case (or image, file), series, study or patient.
         cases: to find in the table.
         folder: of their dataset, whose salt hashes patients.
 
@@ -200,7 +203,8 @@ def rows_of_cases(
 
     Args:
         path: of the table, for messages.
-        table: with a column case (or image, file), study or patient; a row belongs to the narrowest that it names.
+        table: with a column case (or image, file), series, study or patient; a row belongs to the narrowest that it
+            names.
         cases: to find in the table.
         folder: of their dataset, whose salt hashes patients.
         least: rows that have to name a case.
@@ -211,7 +215,7 @@ def rows_of_cases(
     keys = [key for key in KEYS if key in table.columns]
     if not keys:
         seen = ", ".join(column or "(no name)" for column in table.columns[:12]) or "(none)"
-        raise DataError(f"{path}: found the columns {seen}; expected one of case, image, study or patient.")
+        raise DataError(f"{path}: found the columns {seen}; expected one of case, image, series, study or patient.")
     names = _Names(cases, folder)
     found: dict[str, list[Row]] = defaultdict(list)
     unmatched = 0
@@ -245,7 +249,7 @@ def agreed(rows: Sequence[Row], column: str, path: Path) -> str:
 
 
 class _Names:
-    """Finds cases by name, file, study or patient."""
+    """Finds cases by name, file, series, study or patient."""
 
     def __init__(self, cases: Sequence[Case], folder: Path) -> None:
         self._salt = (folder / SALT_FILE).read_bytes() if (folder / SALT_FILE).is_file() else b""
@@ -261,6 +265,8 @@ class _Names:
             self._by_key["patient", case.patient].append(case.name)
             if entry and entry.study:
                 self._by_key["study", entry.study].append(case.name)
+            if entry and (of_dicom := _DICOM_NAME.fullmatch(entry.name or "")):
+                self._by_key["series", of_dicom["series"]].append(case.name)
         self._files = Files(folder, list(self._by_file))
 
     def of(self, row: Row, keys: Sequence[str]) -> list[str]:
@@ -277,6 +283,8 @@ class _Names:
     def _of_key(self, key: str, text: str) -> list[str]:
         # As written, hashed as in registration, and hashed as a DICOM patient without issuer.
         hashes = [hashed_key(self._salt, form) for form in (text, f"|{text}")] if self._salt else []
+        if key == "series":
+            hashes = [one[:_OF_NAME] for one in hashes]
         for form in (text, *hashes):
             if found := self._by_key.get((key, form)):
                 return found

@@ -101,6 +101,11 @@ def export(model: TrainedModel, form: Format, out: Path, progress: Progress = la
             f"the job {model.job.name} trains a pack's code ({code[:12]}…), which ONNX cannot vouch for. Hand on the "
             "run's folder together with the pack"
         )
+    if form == "onnx" and model.task.pooled_channels:
+        raise SpecError(
+            f"the job {model.job.name} draws a mask beside other targets, and an ONNX file would hold one of them "
+            "alone. Hand on the run's folder"
+        )
     if form == "onnx" and model.job.data.covariates:
         raise SpecError(
             f"the job {model.job.name} reads columns of a table beside the image, whose mean, spread and vocabulary an "
@@ -145,25 +150,9 @@ def _export_bundle(model: TrainedModel, folder: Path, progress: Progress) -> str
         path.rename(folder / path.name)
     written.rmdir()
     _take_along(model, folder)
-    if model.job.model.kind == "boxes":
-        return (
-            "it holds the weights and answers nothing: the boxes of windows are joined by code of oncofed, which no "
-            "bundle holds. Hand on the run's folder"
-        )
-    if model.job.model.code:
-        return (
-            f"it holds the weights and answers nothing: it needs the pack {model.job.model.code[:12]}…, whose code no "
-            "bundle holds. Hand on the run's folder together with the pack"
-        )
-    if model.job.data.covariates:
-        return "it holds the weights and answers nothing: no bundle reads a table. Hand on the run's folder"
-    if model.job.data.stain.columns:
-        return "it holds the weights and answers nothing: no bundle normalises stains. Hand on the run's folder"
-    if not model.job.plan().bundle_answers:
-        return (
-            f"it holds the weights and answers nothing: {model.job.model.network} is code of oncofed, which no bundle "
-            "holds. Hand on the run's folder"
-        )
+    if lacks := model.job.plan().bundle_lacks:
+        pack = " together with the pack" if model.job.model.code else ""
+        return f"it holds the weights and answers nothing: {lacks}. Hand on the run's folder{pack}"
     images, answers = folder / EXAMPLE_NAME / "images", folder / EXAMPLE_NAME / "answers"
     images.mkdir(parents=True)
     progress("answering for the example")

@@ -73,7 +73,7 @@ def write_onnx(model: TrainedModel, folder: Path, progress: Callable[[str], None
     if bag:
         inputs["there"] = torch.ones(shape[:2], dtype=torch.bool)
     progress("tracing the network")
-    instead = "Export a bundle" if model.job.plan().bundle_answers else "Hand on the run's folder"
+    instead = "Hand on the run's folder" if model.job.plan().bundle_lacks else "Export a bundle"
     _trace(network, inputs, folder / MODEL_FILE, bag, instead)
     progress("answering for the example with ONNX Runtime")
     with torch.no_grad():

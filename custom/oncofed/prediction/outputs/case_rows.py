@@ -13,7 +13,16 @@ from oncofed.prediction.outputs.objects import measure as measure_objects
 from oncofed.prediction.outputs.slide_boxes import slide_box_rows
 from oncofed.prediction.outputs.slide_maps import object_rows, region_rows
 from oncofed.prediction.outputs.targets import target_rows
-from oncofed.tasks.inferred import ClassScores, FoundBoxes, Inferred, LabelMap, ObjectMap, SlideBoxes, TargetScores
+from oncofed.tasks.inferred import (
+    ClassScores,
+    FoundBoxes,
+    Inferred,
+    LabelMap,
+    LabelMapWithScores,
+    ObjectMap,
+    SlideBoxes,
+    TargetScores,
+)
 from oncofed.tasks.slide_strips import SlideObjectMap, SlideRegions
 
 # Key -> heading and number format.
@@ -63,7 +72,7 @@ def display_table(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[li
         rows: as ``short_rows`` returns them.
     """
     rows = list(rows)
-    hidden = {"name"} if any("target" in row for row in rows) else set()
+    hidden = {"name"} if rows and all("target" in row for row in rows) else set()
     names = [name for name in _SHOWN if name not in hidden and any(row.get(name) not in (None, "") for row in rows)]
     return [_SHOWN[name][0] for name in names], [
         [_cell(row.get(name), _SHOWN[name][1]) for name in names] for row in rows
@@ -85,6 +94,10 @@ def _sizes(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, An
     calibrated = prediction.source.entry.spacing is not None or case.spacing is not None or found.values.ndim == 3
     sizes = measure(found.values.cpu().numpy(), found.affine, model.task.classes, calibrated)
     return [size.figures() for size in sizes]
+
+
+def _sizes_and_targets(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
+    return [*_sizes(prediction, model), *target_rows(prediction, model)]
 
 
 def _count(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
@@ -113,6 +126,7 @@ def _probabilities(prediction: CasePrediction, model: TrainedModel) -> list[dict
 
 
 _FIGURES: dict[type[Inferred], Callable[[CasePrediction, TrainedModel], list[dict[str, Any]]]] = {
+    LabelMapWithScores: _sizes_and_targets,
     LabelMap: _sizes,
     ObjectMap: _count,
     SlideRegions: region_rows,

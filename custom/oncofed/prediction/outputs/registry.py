@@ -21,6 +21,7 @@ from oncofed.tasks.inferred import (
     FoundBoxes,
     Inferred,
     LabelMap,
+    LabelMapWithScores,
     ObjectMap,
     SlideBoxes,
     SlideScores,
@@ -47,13 +48,15 @@ class Output:
     of_dicom: bool = False
 
 
+_MAP = (
+    Output("labels", write_labels),
+    Output("dicom", write_dicom, of_dicom=True),
+    Output("structures", write_structure_set, default=False, of_dicom=True),
+)
 # A slide's scores and boxes are scores and boxes too: the first matching kind counts.
 OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
-    LabelMap: (
-        Output("labels", write_labels),
-        Output("dicom", write_dicom, of_dicom=True),
-        Output("structures", write_structure_set, default=False, of_dicom=True),
-    ),
+    LabelMapWithScores: (*_MAP, Output("targets", write_targets)),
+    LabelMap: _MAP,
     ObjectMap: (Output("objects", write_objects),),
     SlideRegions: (Output("regions", write_slide_regions),),
     SlideObjectMap: (Output("objects", write_slide_objects),),

@@ -79,6 +79,7 @@ def target_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def write_targets(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:
     """Write ``NAME_targets.json``."""
     rows = target_rows(prediction, model) if prediction.figures is None else prediction.figures
+    rows = [row for row in rows if "target" in row]
     path = folder / f"{prediction.source.name}_targets.json"
     record = {"case": prediction.source.name, "model": model.digest, "targets": target_records(rows)}
     path.write_text(json_text(record), encoding="utf-8")

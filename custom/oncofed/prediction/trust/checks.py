@@ -35,7 +35,7 @@ from oncofed.prediction.trust.ensemble import (
 )
 from oncofed.prediction.trust.out_of_distribution import Deviation, find_deviations
 from oncofed.tasks.entropy import mean_entropy
-from oncofed.tasks.inferred import ClassScores, FoundBoxes, Inferred, LabelMap, TargetScores
+from oncofed.tasks.inferred import ClassScores, FoundBoxes, Inferred, LabelMap, ObjectMap, TargetScores
 from oncofed.tasks.slide_strips import SlideMap
 from oncofed.tasks.targets import TargetsTask
 
@@ -165,7 +165,7 @@ class TrustChecks:
     def _entropy(self, found: Inferred, probabilities: NDArray[np.float64] | None) -> float | None:
         if isinstance(found, ClassScores):
             return entropy_of(found.probabilities(self._temperature) if probabilities is None else probabilities)
-        if isinstance(found, TargetScores | FoundBoxes | SlideMap) or found.entropy is None:
+        if not isinstance(found, LabelMap | ObjectMap) or found.entropy is None:
             return None
         labels = found.values if isinstance(found, LabelMap) else torch.from_numpy(found.numbers)
         return mean_entropy(labels.to(found.entropy.device), found.entropy)

@@ -21,6 +21,8 @@ from oncofed.rounds.events.run import (
     Standardised,
     Started,
     Stopped,
+    SumFailed,
+    Summed,
     TemplateNotAgreed,
     Validated,
 )
@@ -81,6 +83,8 @@ __all__ = [
     "Standardised",
     "Started",
     "Stopped",
+    "SumFailed",
+    "Summed",
     "TaskSent",
     "TemplateNotAgreed",
     "Unknown",

@@ -27,6 +27,8 @@ from oncofed.rounds.events.run import (
     Standardised,
     Started,
     Stopped,
+    SumFailed,
+    Summed,
     TemplateNotAgreed,
     Validated,
 )
@@ -71,6 +73,8 @@ TRAINING_EVENTS: tuple[type[Event], ...] = (
     SiteNotKept,
     Validated,
     RoundEnded,
+    Summed,
+    SumFailed,
     EarlyStop,
     CrossSite,
     Finished,

@@ -149,6 +149,41 @@ class RoundEnded(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Summed(Event):
+    """Masked updates were added up, and the sum unmasked.
+
+    Attributes:
+        round: number of the round.
+        attempt: of the round, from 1.
+        sites: whose updates are in the sum.
+        lost: sites of the roster whose updates are not.
+        threshold: sites without whose shares no mask could be lifted.
+        seconds: from the roster to the sum.
+    """
+
+    kind = "summed"
+
+    round: int
+    attempt: int
+    sites: list[str]
+    lost: list[str]
+    threshold: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumFailed(Incident):
+    """Masked updates could not be added up; the round goes on."""
+
+    kind = "sum_failed"
+    message = "round {round}: the masked updates gave no sum ({reason}); they are asked for again"
+
+    round: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EarlyStop(Incident):
     """Scores have not improved for the job's patience."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,21 @@ from oncofed.tasks.detection.figures import (
     SENSITIVITIES,
     average_precision,
     sensitivities,
+    sensitivities_at,
 )
 from oncofed.tasks.detection.finding import Finder
+from oncofed.tasks.detection.froc_sums import FrocSums, froc_sums
 from oncofed.tasks.detection.loss import Columns, detection_loss
 from oncofed.tasks.detection.outcome import DetectionOutcome, matched
 from oncofed.tasks.detection.spec import DetectionSpec
 from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import FoundBoxes
+from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pictures import Picture, best_slice
+from oncofed.tasks.pooled_target import TargetSums
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.scores import Scores
+from oncofed.tasks.settings import TaskSettings
 
 _HIT_OVERLAP = {2: 0.5, 3: 0.1}
 # From this score on a box is told of in a case's figures.
@@ -62,6 +67,25 @@ class Detection(Task[DetectionOutcome]):
         self._columns = Columns(len(spec.classes), data.dimensions)
         self._find = Finder(data, spec, self._columns)
         self._hit = spec.hit_overlap or _HIT_OVERLAP[data.dimensions]
+
+    @classmethod
+    def false_positives_per(cls, settings: TaskSettings) -> str:
+        """Return by what FROC counts false positives."""
+        del settings
+        return "an image"
+
+    @classmethod
+    def declared_metrics(cls, settings: TaskSettings) -> tuple[Metric, ...]:
+        """Return FROC and average precision."""
+        return (*sensitivities_at(cls.false_positives_per(settings)), MEAN_PRECISION, PRECISION)
+
+    @classmethod
+    def declared_sums(cls, settings: TaskSettings) -> Mapping[str, TargetSums]:
+        """Return what checks the counts of each class's boxes, and makes FROC of them."""
+        assert isinstance(settings, DetectionSpec)
+        per = cls.false_positives_per(settings)
+        sums = FrocSums(Metric(cls.metric, cls.metric_name), sensitivities_at(per), per, settings.most_boxes)
+        return dict.fromkeys(settings.classes.values(), sums)
 
     @property
     def out_channels(self) -> int:
@@ -127,14 +151,22 @@ class Detection(Task[DetectionOutcome]):
     def pooled(
         self, outcomes: Sequence[tuple[str, DetectionOutcome]], temperature: float | None = None
     ) -> dict[str, Any] | None:
-        """Return None: no sums of patients give a curve over sites."""
-        del outcomes, temperature
-        return None
+        """Return counts of each class's boxes, to add to other sites'."""
+        del temperature
+        found = {}
+        for name in self.classes.values():
+            sums = froc_sums([(patient, outcome[name]) for patient, outcome in outcomes])
+            if sums:
+                found[name] = sums
+        return {"patients": len({patient for patient, _ in outcomes}), "targets": found} if found else None
 
     def paired(
         self, outcomes: Sequence[tuple[str, DetectionOutcome]], others: Sequence[tuple[str, DetectionOutcome]]
     ) -> Part | None:
-        """Return None: no sum over patients gives a difference of curves."""
+        """Return None: leaving out patients tells no variance of a difference in sensitivity.
+
+        The score at a rate of false positives is a quantile, at which the jackknife fails (Efron, 1979).
+        """
         del outcomes, others
         return None
 

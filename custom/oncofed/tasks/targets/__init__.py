@@ -5,6 +5,7 @@ Each kind of target is one file: its settings, how a case's value becomes number
 
 from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
+from oncofed.tasks.targets.beside_mask import MaskTargets, MaskTargetsSpec
 from oncofed.tasks.targets.details import TargetDetails, details_of, figure_titles
 from oncofed.tasks.targets.images import ImageTargets, ImageTargetsSpec
 from oncofed.tasks.targets.settings import TargetsSpec, target_answers
@@ -16,6 +17,8 @@ __all__ = [
     "TARGET_KINDS",
     "ImageTargets",
     "ImageTargetsSpec",
+    "MaskTargets",
+    "MaskTargetsSpec",
     "SlideTargets",
     "SlideTargetsSpec",
     "TableTargets",

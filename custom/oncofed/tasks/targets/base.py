@@ -132,6 +132,7 @@ class TargetHead(ABC, Generic[Target]):
     known_thresholds: Mapping[str, float] = MappingProxyType({})
     known_temperatures: Mapping[str, float] = MappingProxyType({})
     learns_temperatures: ClassVar[bool] = False
+    makes_mean: ClassVar[bool] = True
 
     def __init__(self, settings: Target) -> None:
         self.settings = settings

@@ -34,7 +34,7 @@ def details_of(settings: TaskSettings) -> dict[str, TargetDetails]:
     return {
         name: TargetDetails(
             kind=head.settings.kind,
-            asks=in_words(head.target_answer),
+            asks=in_words(head.target_answer) or f"contours of {', '.join(head.settings.members)}",
             metric=head.primary.name,
             metric_name=head.primary.label,
             members=list(head.settings.members),

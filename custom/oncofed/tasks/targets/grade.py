@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional
 
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
 from oncofed.errors import DataError
 from oncofed.models.answers import Step, Told, Verdict, told_probabilities

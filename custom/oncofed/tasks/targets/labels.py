@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import Self
 
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
 from oncofed.errors import DataError
 from oncofed.models.answers import Step, Told, Verdict, told_probabilities
@@ -33,7 +33,7 @@ from oncofed.tasks.sum_forms import (
     without_telling_rows,
 )
 from oncofed.tasks.targets.base import TARGET_KINDS, Names, TargetFigures, TargetHead, TargetSettings, patients_where
-from oncofed.tasks.targets.rankings import ranked_figures, rankings_of, reliability_of
+from oncofed.tasks.targets.rankings import calibration_figure, ranked_figures, rankings_of, reliability_of
 
 # Threshold of a finding for which no validation patients chose one.
 UNKNOWN_THRESHOLD = 0.5
@@ -204,7 +204,9 @@ class LabelsHead(TargetHead[LabelsTarget]):
         found = {}
         for name in self.settings.findings:
             probabilities, labels, keys = self._of_finding(name, answers, truths, patients)
-            sums = classification_sums(probabilities, labels, keys, {0: f"no {name}", 1: name})
+            known = self.known_temperatures.get(name)
+            without = 1 / known if known else None
+            sums = classification_sums(probabilities, labels, keys, {0: f"no {name}", 1: name}, without)
             if sums and is_part(sums["patients"], people):
                 found[name] = without_telling_rows(sums, 2)
         return {"patients": people, "findings": found} if found else None
@@ -256,12 +258,15 @@ class LabelsHead(TargetHead[LabelsTarget]):
         """
         rankings: dict[str, Ranking] = {}
         reliability: dict[str, Reliability] = {}
+        uncalibrated: dict[str, Reliability] = {}
         for name in self.settings.findings:
             sums = _of_finding(of_sites, name)
             rankings |= rankings_of(sums, [name])
             sure = reliability_of(sums)
             if sure:
                 reliability[name] = sure
+            if before := reliability_of(sums, 1):
+                uncalibrated[name] = before
         figures = ranked_figures(rankings, self.settings.findings)
         fewest = figures["auroc"].patients if figures else 0
         f1 = {name: f1_at(one, self._threshold(name)) for name, one in rankings.items()}
@@ -272,16 +277,20 @@ class LabelsHead(TargetHead[LabelsTarget]):
             title = f"F1 of {name} at threshold {self._threshold(name):.3g}{chosen}"
             figures[f"f1.{name}"] = TargetFigure(title=title, value=value, patients=figures[f"auroc.{name}"].patients)
         for name, sure in reliability.items():
-            counted = sum(part.patients for part in sure.bins)
-            figures[f"calibration_error.{name}"] = TargetFigure(
-                title=f"calibration error of {name}", value=sure.calibration_error, patients=counted
-            )
+            figures[f"calibration_error.{name}"] = calibration_figure(sure, name)
+            if name in uncalibrated:
+                figures[f"calibration_error.before.{name}"] = calibration_figure(uncalibrated[name], name, before=True)
         people = sum(one["patients"] for one in of_sites)
         figures["judged"] = TargetFigure(
             title=f"findings that the sites could judge, of {self.outputs}", value=len(rankings), patients=people
         )
         return PooledTarget(
-            kind=self.settings.kind, patients=people, figures=figures, classes=rankings, reliability=reliability
+            kind=self.settings.kind,
+            patients=people,
+            figures=figures,
+            classes=rankings,
+            reliability=reliability,
+            uncalibrated=uncalibrated,
         )
 
     def thresholds(self, of_sites: Sequence[Mapping[str, Any]]) -> dict[str, float]:

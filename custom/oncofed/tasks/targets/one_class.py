@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from torch.nn import functional
 
-from oncofed.data.label_mapping import name_key
+from oncofed.data.label_names import name_key
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
 from oncofed.errors import DataError
 from oncofed.models.answers import Step, Told, Verdict, told_probabilities
@@ -20,11 +20,11 @@ from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.calibration import temperature_sums
 from oncofed.tasks.classification import class_scores
 from oncofed.tasks.metrics import Metric
-from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
+from oncofed.tasks.pooled_target import PooledTarget
 from oncofed.tasks.site_sums import classification_sums, grouped
 from oncofed.tasks.sum_forms import coarser_classification, is_classification, without_telling_rows
 from oncofed.tasks.targets.base import TARGET_KINDS, Names, TargetFigures, TargetHead, TargetSettings, patients_where
-from oncofed.tasks.targets.rankings import ranked_figures, rankings_of, reliability_of
+from oncofed.tasks.targets.rankings import calibration_figure, ranked_figures, rankings_of, reliability_of
 
 
 class ClassTarget(TargetSettings):
@@ -134,8 +134,13 @@ class ClassHead(TargetHead[ClassTarget]):
     def site_sums(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> dict[str, Any] | None:
-        """Return counts by predicted probability, and sums for calibration."""
-        sums = classification_sums(answers, truths[:, 0].astype(np.int64), patients, self._names)
+        """Return counts by predicted probability, and sums for calibration.
+
+        Answers have the temperature; sums of confidence come a second time without it.
+        """
+        known = self.known_temperatures.get("")
+        without = 1 / known if known else None
+        sums = classification_sums(answers, truths[:, 0].astype(np.int64), patients, self._names, without)
         return without_telling_rows(sums, self.outputs) if sums else None
 
     def temperature_sums(
@@ -162,19 +167,19 @@ class ClassHead(TargetHead[ClassTarget]):
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
         """Return AUROC, average precision and calibration."""
         rankings = rankings_of(of_sites, self.settings.classes)
-        sure = reliability_of(of_sites)
+        sure, before = (reliability_of(of_sites, which) for which in (0, 1))
         figures = ranked_figures(rankings, self.settings.members)
         if sure:
-            patients = sum(part.patients for part in sure.bins)
-            figures["calibration_error"] = TargetFigure(
-                title="calibration error", value=sure.calibration_error, patients=patients
-            )
+            figures["calibration_error"] = calibration_figure(sure)
+        if before:
+            figures["calibration_error.before"] = calibration_figure(before, before=True)
         return PooledTarget(
             kind=self.settings.kind,
             patients=sum(one["patients"] for one in of_sites),
             figures=figures,
             classes=rankings,
             reliability={"": sure} if sure else {},
+            uncalibrated={"": before} if before else {},
         )
 
     @property

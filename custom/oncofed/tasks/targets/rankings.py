@@ -22,15 +22,31 @@ def rankings_of(of_sites: Sequence[Mapping[str, Any]], names: Iterable[str]) -> 
     return {name: one for name, one in found.items() if one}
 
 
-def reliability_of(of_sites: Sequence[Mapping[str, Any]]) -> Reliability | None:
+def reliability_of(of_sites: Sequence[Mapping[str, Any]], which: int = 0) -> Reliability | None:
     """Return the reliability over all sites; None if unknown.
 
     Args:
         of_sites: of each, as ``site_sums.classification_sums`` makes them.
+        which: 0 of the answers, 1 of the same at the other temperature, which all sites have to tell.
     """
     sure = [one["reliability"] for one in of_sites if one["reliability"]]
-    rows = [row[:3] for one in sure for row in one["cells"]]
-    return reliability(rows, *(sum(one[name][0] for one in sure) for name in ("brier", "log_loss")))
+    if any(len(one["brier"]) <= which for one in sure):
+        return None
+    rows = [[row[0], row[1], row[2 + which]] for one in sure for row in one["cells"]]
+    return reliability(rows, *(sum(one[name][which] for one in sure) for name in ("brier", "log_loss")))
+
+
+def calibration_figure(found: Reliability, of: str = "", before: bool = False) -> TargetFigure:
+    """Return the calibration error as a figure.
+
+    Args:
+        found: of the answers.
+        of: the finding; empty: of the target.
+        before: they are those without the temperature.
+    """
+    words = ["calibration error", *([f"of {of}"] if of else []), *(["before calibration"] if before else [])]
+    patients = sum(part.patients for part in found.bins)
+    return TargetFigure(title=" ".join(words), value=found.calibration_error, patients=patients)
 
 
 def ranked_figures(rankings: Mapping[str, Ranking], members: Sequence[str]) -> dict[str, TargetFigure]:

@@ -12,7 +12,8 @@ from oncofed.settings import SettingError
 # Kind of network -> the task that has its input.
 TABLE_TARGETS = "table_targets"
 _TYPES = {"bag": "slide_targets", "table": TABLE_TARGETS}
-# Targets that a network answers for places of an image; a job learns one of them alone.
+# Targets that a network answers for places of an image.
+_OF_TARGETS = ("name", "kind", "weight")
 _DENSE = {"mask": "segmentation", "objects": "objects", "boxes": "detection"}
 
 
@@ -21,7 +22,7 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
 
     One target of kind ``mask``, ``objects`` or ``boxes`` is a segmentation or a detection, whose settings it gives; a
     mask's ``regions`` may overlap. Others are learned together, of what the job's network takes: images, bags of a
-    slide's tiles, or rows of a table.
+    slide's tiles, or rows of a table. A mask may stand beside others: then the network draws it.
 
     Args:
         targets: section of the job.
@@ -29,23 +30,38 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
         model: section of the job, or None.
 
     Raises:
-        SettingError: a target of places is joined with others.
+        SettingError: objects or boxes are joined with others.
     """
     if task is not None and not isinstance(task, Mapping):
         raise SettingError(f"found {task!r}, expected settings", "task")
     more = dict(task or {})
     kinds = [target.get("kind") if isinstance(target, Mapping) else None for target in targets or ()]
     dense = [kind for kind in kinds if kind in _DENSE]
-    if dense and len(kinds) > 1:
+    alone = [kind for kind in dense if kind != "mask"]
+    if alone and len(kinds) > 1:
         raise SettingError(
-            f"a target of kind {dense[0]} is learned alone, found {len(kinds)} targets: make it another job",
-            f"targets.{kinds.index(dense[0])}",
+            f"a target of kind {alone[0]} is learned alone, found {len(kinds)} targets: make it another job",
+            f"targets.{kinds.index(alone[0])}",
             "targets",
         )
+    if dense and len(kinds) > 1:
+        both = [_with_mask(target) if kind == "mask" else target for kind, target in zip(kinds, targets, strict=True)]
+        return {"type": "mask_targets", **more, "targets": both}
     if dense:
-        settings = {name: value for name, value in targets[0].items() if name not in ("name", "kind", "weight")}
-        return {"type": "regions" if "regions" in settings else _DENSE[dense[0]], **more, **settings}
+        return _drawn(targets[0], more)
     return {"type": _TYPES.get(_input_kind(model), "targets"), **more, "targets": targets}
+
+
+def _drawn(target: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section ``task`` of a target that is learned alone."""
+    settings = {name: value for name, value in target.items() if name not in _OF_TARGETS}
+    return {"type": "regions" if "regions" in settings else _DENSE[target["kind"]], **more, **settings}
+
+
+def _with_mask(target: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mask beside other targets, with its settings as those of a task of its own."""
+    own = {name: target[name] for name in _OF_TARGETS if name in target}
+    return {**own, "mask": _drawn(target, {})}
 
 
 def _input_kind(model: Any) -> str:

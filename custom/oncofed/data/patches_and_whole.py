@@ -1,0 +1,129 @@
+"""Input of jobs that draw a mask and answer for the whole image, too.
+
+The mask is learned from patches, the other targets from whole images (``whole``), each as by itself. A case may lack a
+mask: its patches are of voxels that nobody labelled.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.transforms import SpatialPadd
+from torch import Generator
+
+from oncofed.data.augment import Augmentation, Batch
+from oncofed.data.case import Case
+from oncofed.data.inputs import CENTRES_PER_CLASS, BatchSource, Patches, Preparation, Prepared
+from oncofed.data.references import Referenced, Unreferenced
+from oncofed.data.spec import DataSpec
+from oncofed.data.transforms import load_image
+
+
+def has_mask(case: Case) -> bool:
+    """Return whether a case has a mask."""
+    return isinstance(case.label, Path)
+
+
+class PatchesAndWhole(BatchSource):
+    """Patches with their masks, beside whole images with their targets.
+
+    A batch holds what both sources' batches do, with the whole image as ``whole`` (batch, channel, x, y[, z]).
+
+    Args:
+        spec: the job's data.
+        augmentation: how much is changed at random.
+        patches: of cases with a mask.
+        images: whole ones.
+        unlabelled: label value of voxels that nobody labelled.
+    """
+
+    def __init__(
+        self, spec: DataSpec, augmentation: Augmentation, patches: Patches, images: BatchSource, unlabelled: int
+    ) -> None:
+        super().__init__(spec, augmentation)
+        self._patches, self._images, self._unlabelled = patches, images, unlabelled
+        self._load = load_image(spec)
+        self._pad = SpatialPadd("image", spatial_size=spec.patch)
+
+    def prepare(self, case: Case) -> Prepared:
+        """Return patches' source and the whole image."""
+        whole = {"whole": self._images.prepare(case)["image"]}
+        return {**(self._patches.prepare(case) if has_mask(case) else self._unlabelled_image(case)), **whole}
+
+    def truth(self, case: Case) -> Prepared:
+        """Return what both tell."""
+        return {**self._patches.truth(case), **self._images.truth(case)}
+
+    def settings_of(self, case: Case) -> str:
+        """Return the settings that one prepared case depends on."""
+        return f"{self.settings} {has_mask(case)}"
+
+    def size(self, case: Case) -> int | None:
+        """Return about how many bytes the prepared case takes."""
+        sizes = [source.size(case) for source in (self._patches, self._images)]
+        return None if None in sizes else sum(size for size in sizes if size)
+
+    def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
+        """Return a patch, and the whole image."""
+        whole = {
+            name: values for name, values in prepared.items() if not name.startswith(("image", "label", "centres."))
+        }
+        return {**whole, **self._patches.draw(prepared, generator)}
+
+    def change(self, batch: Batch, generator: Generator) -> Batch:
+        """Return a batch whose patches and whole images are changed at random, each by itself."""
+        patches = {name: batch[name] for name in ("image", "label", "alike") if name in batch}
+        whole = self._images.change({"image": batch["whole"]}, generator)["image"]
+        return {**batch, **self._patches.change(patches, generator), "whole": whole}
+
+    def _unlabelled_image(self, case: Case) -> Prepared:
+        image = self._pad({"image": self._load(case)["image"]})["image"].as_tensor().contiguous()
+        voxels = image[0].numel()
+        centres = torch.linspace(0, voxels - 1, min(voxels, CENTRES_PER_CLASS), dtype=torch.float64).long()
+        label = torch.full_like(image[:1], self._unlabelled, dtype=torch.uint8)
+        # As if all were background: a patch of it may lie anywhere.
+        others = {f"centres.{value}": centres[:0] for value in range(1, self._patches.classes)}
+        return {"image": image, "label": label, "centres.0": centres, **others}
+
+    def _more_settings(self) -> list[Any]:
+        return [self._patches.settings, self._images.settings, self._unlabelled]
+
+
+class ReferencedAndWhole(Preparation):
+    """A case for scores: its image with the mask, where it has one, and the whole image (``whole``).
+
+    Args:
+        spec: the job's data.
+        images: the preparation of whole images.
+        referenced: masks are read.
+    """
+
+    def __init__(self, spec: DataSpec, images: Preparation, referenced: bool) -> None:
+        super().__init__(spec)
+        self._images, self._referenced = images, referenced
+        self._masked, self._bare = Referenced(spec), Unreferenced(spec)
+
+    def prepare(self, case: Case) -> Prepared:
+        """Return image, mask and whole image."""
+        return {**self._of(case).prepare(case), "whole": self._images.prepare(case)["image"]}
+
+    def truth(self, case: Case) -> Prepared:
+        """Return what the whole image's source tells."""
+        return self._images.truth(case)
+
+    def settings_of(self, case: Case) -> str:
+        """Return the settings that one prepared case depends on."""
+        return f"{self.settings} {self._of(case).settings}"
+
+    def size(self, case: Case) -> int | None:
+        """Return the approximate size of a prepared case in bytes."""
+        sizes = [source.size(case) for source in (self._of(case), self._images)]
+        return None if None in sizes else sum(size for size in sizes if size)
+
+    def _of(self, case: Case) -> Preparation:
+        return self._masked if self._referenced and has_mask(case) else self._bare
+
+    def _more_settings(self) -> list[Any]:
+        return [self._images.settings]

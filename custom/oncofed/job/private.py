@@ -1,0 +1,139 @@
+"""What a job with differential privacy costs, told before anything runs."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+from oncofed.job.spec import JobSpec
+from oncofed.privacy.accountant import Event, renyi_epsilon, rounded_up
+from oncofed.privacy.noise import SecretRandomness
+from oncofed.privacy.settings import DifferentialPrivacySpec
+from oncofed.privacy.statement import statement_of
+
+# Sites of these numbers of training patients are told of, as no job knows its sites'.
+_PATIENTS = (50, 200, 1000)
+_TIMED = 1_000_000
+# Above it, noise that a momentum of nearly one keeps adding up outweighs what is learned.
+_MOST_MOMENTUM = 0.95
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What privacy costs a job.
+
+    Attributes:
+        epsilon: that the report will tell, by privacy loss distributions.
+        renyi_epsilon: the looser one by Rényi divergences, a check by other means.
+        delta: of both.
+        noise_multiplier: standard deviation of the noise, in clips.
+        sampling: a patient's chance to be in a step.
+        steps: of each site.
+        accountant: which computed epsilon.
+        trained: weights that are trained.
+        noise_to_signal: training patients of a site -> length of the noise in a step's gradient; the gradient itself is
+            no longer than ``clip``.
+        clip: largest norm of a patient's gradient.
+        noise_s: seconds of noise for all steps, on one core of this machine.
+    """
+
+    epsilon: float
+    renyi_epsilon: float
+    delta: float
+    noise_multiplier: float
+    sampling: float
+    steps: int
+    accountant: str
+    trained: int
+    noise_to_signal: dict[int, float]
+    clip: float
+    noise_s: float
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """All of it, as JSON has it."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Return it for people."""
+        promise = (
+            f"differential privacy: epsilon {self.epsilon:g} at delta {self.delta:g} for each training patient of each "
+            f"site ({self.accountant}; by Rényi divergences {self.renyi_epsilon:.4g})"
+        )
+        lengths = ", ".join(f"{length:.3g} with {n} training patients" for n, length in self.noise_to_signal.items())
+        return [
+            promise,
+            f"  noise multiplier {self.noise_multiplier:g}, sampling {self.sampling:g}, {self.steps} steps",
+            f"  length of the noise in a step's gradient of {self.trained:,} weights: {lengths}",
+            f"  length of the gradient itself: {self.clip:g} at most",
+            f"  it takes about {self.noise_s:.3g} s of noise at each site, on one core, beside a step for each patient",
+        ]
+
+
+def privacy_costs(spec: JobSpec, network: nn.Module) -> Costs | None:
+    """Return what privacy costs a job; None for one without.
+
+    Args:
+        spec: the job.
+        network: its network.
+
+    Raises:
+        SpecError: no noise keeps to the epsilon, or the accountant is not installed.
+    """
+    private, steps = spec.privacy.differential_privacy, spec.plan().total_steps
+    promise = statement_of(private, steps)
+    if private is None or promise is None:
+        return None
+    trained = sum(value.numel() for value in network.parameters() if value.requires_grad)
+    event = Event(promise.noise_multiplier, private.sampling, steps)
+    long = promise.noise_multiplier * private.clip * math.sqrt(trained) / private.sampling
+    return Costs(
+        epsilon=promise.epsilon,
+        renyi_epsilon=rounded_up(renyi_epsilon([event], private.delta)),
+        delta=private.delta,
+        noise_multiplier=promise.noise_multiplier,
+        sampling=private.sampling,
+        steps=steps,
+        accountant=promise.accountant,
+        trained=trained,
+        noise_to_signal={patients: long / patients for patients in _PATIENTS},
+        clip=private.clip,
+        noise_s=_noise_seconds() * trained / _TIMED * steps,
+    )
+
+
+def privacy_notes(spec: JobSpec) -> list[str]:
+    """Return notes on settings that do badly under noise."""
+    private, training = spec.privacy.differential_privacy, spec.training
+    if private is None:
+        return []
+    found = []
+    if training.optimizer != "sgd" or training.momentum > _MOST_MOMENTUM:
+        has = f"{training.optimizer}{f' with momentum {training.momentum:g}' if training.optimizer == 'sgd' else ''}"
+        found.append(f"{has} does badly under noise: try training: {{optimizer: sgd, momentum: 0.9}}")
+    if training.schedule != "constant":
+        found.append(f"a {training.schedule} rate spends steps that cost epsilon on little: try schedule: constant")
+    if training.steps_per_round * private.sampling < 1 / spec.rounds.number:
+        found.append("most patients are in no step at all: raise privacy.differential_privacy.sampling")
+    found.append(_of_start(private))
+    return found
+
+
+def _of_start(private: DifferentialPrivacySpec) -> str:
+    return (
+        "under noise a public model to start from (--model), or a head on a public encoder, gains more than any other "
+        f"setting; then more patients, fewer trained weights (training.trainable), a larger sampling than "
+        f"{private.sampling:g} with fewer steps"
+    )
+
+
+def _noise_seconds() -> float:
+    """Return the CPU seconds that a million numbers of noise take here."""
+    stream = SecretRandomness().step()
+    stream.normal(1000)
+    before = time.process_time()
+    stream.normal(_TIMED)
+    return time.process_time() - before

@@ -1,0 +1,170 @@
+"""Privacy loss of noisy steps, composed over jobs.
+
+Neighbours are two sets of training patients, one of which lacks one patient; their number is public. A step draws each
+patient alone with the same probability (Poisson sampling), adds up gradients no longer than the clip, and adds normal
+noise. What such steps tell together is computed by privacy loss distributions (Sommer et al., PETS 2019; Doroshenko et
+al., PETS 2022) of Google's dp-accounting, which bounds from above.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from typing import Any
+
+from scipy.optimize import brentq
+
+from oncofed.errors import SpecError
+
+LEAST_NOISE = 0.3  # below it one step of all patients has an epsilon above 20 at a delta of 1e-5
+_MOST_NOISE = 1e4
+
+_FINE, _COARSE = 1e-4, 1e-3
+_CLOSE = 5e-4  # relative difference of two multipliers that count as one
+_ORDERS = tuple(range(2, 128))  # of Rényi divergences: whole ones alone have an exact sum
+
+
+@dataclass(frozen=True, order=True)
+class Event:
+    """Steps of one kind.
+
+    Args:
+        noise_multiplier: the noise's standard deviation, in clips.
+        sampling: a patient's chance to be in a step, in (0, 1].
+        steps: how many.
+    """
+
+    noise_multiplier: float
+    sampling: float
+    steps: int
+
+
+def accountant_name() -> str:
+    """Return the accountant and its version, as reports name it."""
+    _library()
+    return f"PLD, dp-accounting {metadata.version('dp-accounting')}"
+
+
+def epsilon(events: Iterable[Event], delta: float) -> float:
+    """Return what all events together cost a patient who was in each.
+
+    Equal calls are computed once.
+
+    Args:
+        events: of one job or of many, in any order.
+        delta: in (0, 1).
+
+    Returns:
+        An upper bound; infinity where delta is too small for floating point.
+
+    Raises:
+        SpecError: the library is not installed.
+    """
+    merged = _merged(events)
+    return _epsilon(merged, delta, _interval(merged)) if merged else 0.0
+
+
+def renyi_epsilon(events: Iterable[Event], delta: float) -> float:
+    """Return the looser bound by Rényi divergences (Mironov, CSF 2017), a check by other means."""
+    library = _library()
+    accountant = library.rdp.RdpAccountant(_ORDERS)
+    for event in _merged(events):
+        noise = library.GaussianDpEvent(event.noise_multiplier)
+        accountant.compose(library.PoissonSampledDpEvent(event.sampling, noise), event.steps)
+    return float(accountant.get_epsilon(delta))
+
+
+@lru_cache(maxsize=64)
+def noise_multiplier_for(epsilon: float, delta: float, sampling: float, steps: int) -> float:
+    """Return the least noise that keeps to an epsilon.
+
+    Rounded up in the fourth digit, so that all sites of a job come to the same.
+
+    Args:
+        epsilon: of all steps together, at most.
+        delta: in (0, 1).
+        sampling: a patient's chance to be in a step.
+        steps: of the whole job at one site.
+
+    Raises:
+        SpecError: no noise is enough, or the library is not installed.
+    """
+
+    def cost(noise: float, interval: float) -> float:
+        events = (Event(noise, sampling, steps),)
+        return _epsilon(events, delta, max(interval, _interval(events)))
+
+    low, high = LEAST_NOISE, 4 * LEAST_NOISE
+    if cost(low, _COARSE) <= epsilon:
+        return low
+    while cost(high, _COARSE) > epsilon:
+        low, high = high, 4 * high
+        if high > _MOST_NOISE:
+            raise SpecError(
+                f"found epsilon {epsilon:g} at delta {delta:g} for {steps} steps, which no noise keeps: expected a "
+                "larger epsilon or delta, or fewer steps"
+            )
+    near = brentq(lambda noise: math.log(cost(noise, _COARSE) / epsilon), low, high, rtol=_CLOSE)
+    noise = rounded_up(near)
+    while cost(noise, _FINE) > epsilon:
+        noise = rounded_up(noise * (1 + _CLOSE))
+    return noise
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(events: tuple[Event, ...], delta: float, interval: float) -> float:
+    first, *others = (_distribution(event, interval) for event in events)
+    for other in others:
+        first = first.compose(other)
+    return float(first.get_epsilon_for_delta(delta))
+
+
+@lru_cache(maxsize=64)
+def _distribution(event: Event, interval: float) -> Any:
+    """Return the privacy loss distribution of all steps of an event."""
+    pld = _library().pld.privacy_loss_distribution
+    if event.sampling >= 1:  # sums of normal losses are normal: exact
+        return pld.from_gaussian_mechanism(
+            event.noise_multiplier / math.sqrt(event.steps), value_discretization_interval=interval
+        )
+    one = pld.from_gaussian_mechanism(
+        event.noise_multiplier, value_discretization_interval=interval, sampling_prob=event.sampling
+    )
+    return one.self_compose(event.steps)
+
+
+def _merged(events: Iterable[Event]) -> tuple[Event, ...]:
+    """Return events of the same kind as one, in a fixed order."""
+    steps: Counter[tuple[float, float]] = Counter()
+    for event in events:
+        steps[event.noise_multiplier, event.sampling] += event.steps
+    return tuple(sorted(Event(noise, sampling, count) for (noise, sampling), count in steps.items() if count))
+
+
+def _interval(events: tuple[Event, ...]) -> float:
+    """Return the width of a bin of privacy loss: coarser where losses are so large that it does not matter."""
+    load = sum(event.steps * (event.sampling / event.noise_multiplier) ** 2 for event in events)
+    return _FINE * 10.0 ** math.ceil(math.log10(max(load / 1000, 1)))
+
+
+def rounded_up(value: float) -> float:
+    """Return a number rounded up in its fourth digit."""
+    if not (0 < value < math.inf):
+        return value
+    unit = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return float(f"{math.ceil(value / unit) * unit:.4g}")
+
+
+@lru_cache(maxsize=1)
+def _library() -> Any:
+    try:
+        import dp_accounting  # noqa: PLC0415 - an extra, and it takes a second to import
+    except ImportError:
+        raise SpecError(
+            "epsilons are computed by dp-accounting, which is not installed here: pip install 'oncofed[privacy]'"
+        ) from None
+    return dp_accounting

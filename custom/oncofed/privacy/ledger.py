@@ -1,0 +1,314 @@
+"""What differential privacy has cost each patient of a site, over all its jobs.
+
+A job is charged before its first step for all steps that it plans, and settled at its end to those whose result left. A
+process that is killed leaves the whole charge. The ledger is chained like the audit log, and holds patients by the keys
+of their datasets, which are salted hashes.
+
+What several jobs cost together is computed from all their steps (privacy loss distributions): less than their epsilons
+added up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from oncofed.audit import Anchor, AuditLog, Problem
+from oncofed.errors import AuditError, PolicyError
+from oncofed.privacy.accountant import Event, epsilon, renyi_epsilon, rounded_up
+from oncofed.private_files import open_private, write_private
+
+LEDGER_FILE = Path("audit") / "ledger.jsonl"
+_PATIENTS_FOLDER = Path("audit") / "patients"
+_CHARGED, _SETTLED = "charged", "settled"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a site's policy allows.
+
+    Attributes:
+        delta: at which epsilons are told.
+        a_job: largest epsilon of a job; None: no limit.
+        a_patient: largest epsilon of a patient over all jobs, ever; None: no limit.
+    """
+
+    delta: float
+    a_job: float | None = None
+    a_patient: float | None = None
+
+
+@dataclass(frozen=True)
+class Charge:
+    """A job's cost to its training patients.
+
+    Attributes:
+        job: its identifier.
+        account: the patients' keys are of this salt; those of another salt may be the same people.
+        dataset: digest of its manifest.
+        event: its steps, planned or settled.
+        patients: their keys.
+    """
+
+    job: str
+    account: str
+    dataset: str
+    event: Event
+    patients: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Patients who were in the same jobs.
+
+    Attributes:
+        account: of their keys.
+        patients: how many.
+        jobs: that trained with them, or with patients of another account, who may be the same.
+        epsilon: of all these jobs together.
+    """
+
+    account: str
+    patients: int
+    jobs: tuple[str, ...]
+    epsilon: float
+
+
+def account_of(dataset: Path) -> str:
+    """Return the account of a dataset's patients.
+
+    Datasets that were registered with one salt have one account. Of others nobody can tell whether a patient is in
+    both: each patient is then charged for the jobs of both.
+
+    Args:
+        dataset: its folder.
+    """
+    salt = dataset / ".salt"
+    known = salt.read_bytes() if salt.is_file() else str(dataset.resolve()).encode()
+    return hashlib.sha256(b"oncofed account " + known).hexdigest()[:16]
+
+
+class Ledger:
+    """The ledger of one site.
+
+    Args:
+        folder: of its kit.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._log = AuditLog(folder, LEDGER_FILE)
+
+    def charge(self, charge: Charge, limits: Limits, who: str) -> Anchor:
+        """Charge a job before its first step.
+
+        A job that was charged before is not charged again: a process that goes on with it finds its charge, or lifts
+        one that was settled back to what it plans.
+
+        Args:
+            charge: with all planned steps.
+            limits: of the site's policy.
+            who: the job's submitter.
+
+        Returns:
+            The ledger's last line.
+
+        Raises:
+            PolicyError: it would cost more than the policy allows; the text may leave the site.
+            AuditError: it cannot be written: nothing runs that is not charged.
+        """
+        with self._held():
+            charges = self.charges()
+            charged = charges.pop(charge.job, None)
+            if charged:
+                _require_same(charged, charge)
+                if charged.event.steps >= charge.event.steps:
+                    return self._anchor()
+            reason = refusal(list(charges.values()), charge, limits)
+            if reason:
+                raise PolicyError(f"its policy does not allow this job: {reason}")
+            digest = self._keep_patients(charge.patients)
+            return self._log.write(
+                _CHARGED,
+                who,
+                job=charge.job,
+                account=charge.account,
+                dataset=charge.dataset,
+                unit="patient",
+                noise_multiplier=charge.event.noise_multiplier,
+                sampling=charge.event.sampling,
+                steps=charge.event.steps,
+                patients=digest,
+                number=len(charge.patients),
+                delta=limits.delta,
+            )
+
+    def settle(self, job: str, steps: int, who: str) -> Anchor | None:
+        """Lower an ended job's charge to the steps whose result left.
+
+        Args:
+            job: its identifier.
+            steps: that it took.
+            who: the job's submitter.
+
+        Returns:
+            The ledger's last line; None where nothing was charged, or no less than was taken.
+
+        Raises:
+            AuditError: it cannot be written; the whole charge stays.
+        """
+        with self._held():
+            charged = self.charges().get(job)
+            if charged is None or steps >= charged.event.steps:
+                return None
+            return self._log.write(_SETTLED, who, job=job, steps=steps)
+
+    def charges(self) -> dict[str, Charge]:
+        """Return what was charged, by job, in order.
+
+        Raises:
+            AuditError: a line or a list of patients is broken: nothing runs, for what they have spent is not known.
+        """
+        problems, _ = self._log.verify()
+        if problems:
+            first = problems[0]
+            raise AuditError(
+                f"the ledger {self._log.path} is broken at line {first.line}: {first.what}. What patients have "
+                "spent is not known, so that no job with differential privacy runs. See: oncofed site audit verify"
+            )
+        found: dict[str, Charge] = {}
+        for entry in self._log.entries():
+            job = str(entry.get("job"))
+            if entry["what"] == _CHARGED:
+                event = Event(float(entry["noise_multiplier"]), float(entry["sampling"]), int(entry["steps"]))
+                patients = self._patients(str(entry["patients"]))
+                found[job] = Charge(job, str(entry["account"]), str(entry["dataset"]), event, patients)
+            elif entry["what"] == _SETTLED and job in found:
+                charge = found[job]
+                event = Event(charge.event.noise_multiplier, charge.event.sampling, int(entry["steps"]))
+                found[job] = Charge(job, charge.account, charge.dataset, event, charge.patients)
+        return found
+
+    def verify(self, anchors: tuple[Anchor, ...] = ()) -> tuple[list[Problem], Anchor | None]:
+        """Return the ledger's problems and its last line; see ``AuditLog.verify``."""
+        return self._log.verify(anchors)
+
+    def _anchor(self) -> Anchor:
+        _, last = self._log.verify()
+        assert last, "something was charged"
+        return last
+
+    def _keep_patients(self, patients: frozenset[str]) -> str:
+        """Write a list of patients under its digest, and return that."""
+        content = (json.dumps(sorted(patients)) + "\n").encode()
+        digest = hashlib.sha256(content).hexdigest()
+        try:
+            write_private(self._folder / _PATIENTS_FOLDER / f"{digest}.json", content)
+        except OSError as error:
+            raise AuditError(
+                f"the ledger's patients cannot be written ({error.strerror}). Nothing runs that is not charged: free "
+                "some space"
+            ) from None
+        return digest
+
+    def _patients(self, digest: str) -> frozenset[str]:
+        path = self._folder / _PATIENTS_FOLDER / f"{digest}.json"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise AuditError(f"{path}: the patients of a charged job cannot be read ({error.strerror})") from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise AuditError(f"{path}: the patients of a charged job were changed")
+        return frozenset(json.loads(content))
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Let one process at a time look and write."""
+        path = self._folder / LEDGER_FILE.with_suffix(".lock")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(path, "w", opener=open_private) as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise AuditError(f"the ledger {self._log.path} cannot be locked ({error.strerror})") from None
+
+
+def refusal(charges: Sequence[Charge], new: Charge, limits: Limits) -> str:
+    """Return why a job costs too much; empty if it does not.
+
+    Args:
+        charges: of earlier jobs.
+        new: of the job.
+        limits: of the site's policy.
+    """
+    if limits.a_job is not None:
+        cost = epsilon([new.event], limits.delta)
+        if cost > limits.a_job:
+            return (
+                f"it costs each patient epsilon {rounded_up(cost):.4g} at delta {limits.delta:g}, expected at most "
+                f"{limits.a_job:g}"
+            )
+    if limits.a_patient is None:
+        return ""
+    over, most = 0, 0.0
+    for events, patients in _groups([*charges, new], new.account, new.patients).items():
+        # The looser bound costs little, and mostly settles it.
+        if renyi_epsilon(events, limits.delta) <= limits.a_patient:
+            continue
+        cost = epsilon(events, limits.delta)
+        if cost > limits.a_patient:
+            over, most = over + len(patients), max(most, cost)
+    if not over:
+        return ""
+    return (
+        f"{over} of {len(new.patients)} patients would come to epsilon {rounded_up(most):.4g} at delta "
+        f"{limits.delta:g} over all jobs, expected at most {limits.a_patient:g}"
+    )
+
+
+def spent(charges: Sequence[Charge], delta: float) -> list[Spent]:
+    """Return what patients have spent, those who spent most first.
+
+    Args:
+        charges: of all jobs.
+        delta: at which epsilons are told.
+    """
+    found = []
+    for account in sorted({charge.account for charge in charges}):
+        known = frozenset().union(*(charge.patients for charge in charges if charge.account == account))
+        members: dict[tuple[str, ...], int] = Counter(
+            tuple(one.job for one in charges if one.account != account or patient in one.patients) for patient in known
+        )
+        by_job = {charge.job: charge.event for charge in charges}
+        for jobs, number in members.items():
+            cost = rounded_up(epsilon([by_job[job] for job in jobs], delta))
+            found.append(Spent(account, number, jobs, cost))
+    return sorted(found, key=lambda one: (-one.epsilon, one.account, one.jobs))
+
+
+def _groups(charges: Sequence[Charge], account: str, patients: frozenset[str]) -> Mapping[tuple[Event, ...], set[str]]:
+    """Return patients by the steps that they were in.
+
+    Those of other accounts may be the same people, and each of these jobs counts for everybody.
+    """
+    everywhere = Counter(charge.event for charge in charges if charge.account != account)
+    here = [charge for charge in charges if charge.account == account]
+    groups: dict[tuple[Event, ...], set[str]] = {}
+    for patient in patients:
+        events = everywhere + Counter(charge.event for charge in here if patient in charge.patients)
+        groups.setdefault(tuple(sorted(events.elements())), set()).add(patient)
+    return groups
+
+
+def _require_same(charged: Charge, now: Charge) -> None:
+    """Refuse a job that changed since it was charged."""
+    facts = [(one.account, one.patients, one.event.sampling, one.event.noise_multiplier) for one in (charged, now)]
+    if facts[0] != facts[1]:
+        raise PolicyError("its policy does not allow this job: it is not the one that its patients were charged for")

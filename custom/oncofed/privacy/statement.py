@@ -1,0 +1,81 @@
+"""What a job with differential privacy promises, and what not.
+
+With what NIST SP 800-226 (2025) asks of such a claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from oncofed.privacy.accountant import accountant_name, epsilon, rounded_up
+from oncofed.privacy.settings import DifferentialPrivacySpec
+from oncofed.settings import StrictModel
+
+_DEFINITION = "(epsilon, delta)-differential privacy"
+_NEIGHBOURS = "one training patient's images there or not; the number of training patients is public"
+_TRUST = "each site makes all noise for its own patients: neither the server nor other sites need be trusted"
+_NOT_COVERED = (
+    "validation and test patients, on whose images scores rest",
+    "numbers of cases, and seconds",
+    "what the same patients add to other jobs",
+    "a site whose software is not this release, unmodified",
+)
+
+
+class PrivacyStatement(StrictModel):
+    """The promise to each training patient of each site, for all that left the site in one job."""
+
+    definition: str = _DEFINITION
+    epsilon: float = Field(description="of all planned steps together, rounded up")
+    delta: float
+    unit: str = Field(description="whose presence is hidden")
+    neighbours: str = _NEIGHBOURS
+    noise: str = Field(description="who makes it")
+    trust: str = _TRUST
+    noise_multiplier: float = Field(description="standard deviation of the noise in a step's sum, in clips")
+    sampling: float = Field(description="a patient's chance to be in a step, drawn by itself (Poisson)")
+    steps: int = Field(description="planned for each site")
+    patches: int = Field(description="of a patient in a step")
+    clip: float = Field(description="largest norm of a patient's mean gradient (L2)")
+    accountant: str
+    randomness: str = "AES-256 in counter mode, keyed by the system's entropy; normal numbers in float64"
+    not_covered: tuple[str, ...] = _NOT_COVERED
+
+    def said(self) -> Iterator[tuple[str, str]]:
+        """Yield what and how, for people."""
+        yield "Promise", f"epsilon {self.epsilon:g} at delta {self.delta:g}: {self.definition}, by {self.accountant}"
+        yield "To whom", f"each training {self.unit} of each site, for all that left it in this job"
+        yield "Neighbours", self.neighbours
+        yield "Trust", self.trust
+        steps = f"noise multiplier {self.noise_multiplier:g}, sampling {self.sampling:g}, {self.steps:,} steps"
+        yield "Mechanism", f"{steps}, {self.patches} patches of a patient, clip {self.clip:g}; {self.randomness}"
+        yield "Not covered", "; ".join(self.not_covered)
+
+
+def statement_of(private: DifferentialPrivacySpec | None, steps: int) -> PrivacyStatement | None:
+    """Return what a job promises; None for a job without differential privacy.
+
+    Args:
+        private: the job's section.
+        steps: of the whole job at each site.
+
+    Raises:
+        SpecError: see ``DifferentialPrivacySpec.event``.
+    """
+    if private is None:
+        return None
+    event = private.event(steps)
+    return PrivacyStatement(
+        epsilon=rounded_up(epsilon([event], private.delta)),
+        delta=private.delta,
+        unit=private.unit,
+        noise=private.noise,
+        noise_multiplier=event.noise_multiplier,
+        sampling=private.sampling,
+        steps=steps,
+        patches=private.patches,
+        clip=private.clip,
+        accountant=accountant_name(),
+    )

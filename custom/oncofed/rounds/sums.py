@@ -1,0 +1,141 @@
+"""A job's sums of masked updates, as the server keeps them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from oncofed.algorithms import Update
+from oncofed.atomic import write_whole
+from oncofed.messages.plain_values import plain_value, restored_value
+from oncofed.privacy.secure_aggregation import KeyAdvertisement, Verify, VerifyKey
+from oncofed.rounds.round_state import RoundState
+from oncofed.training.checkpoint import read_checkpoint, write_checkpoint
+
+_SUM_FILE = "sum.safetensors"
+_COUNT_FILE = "sums.json"
+
+
+def unverified(advertisement: KeyAdvertisement) -> VerifyKey:
+    """Take any key for the site's that it names: there are no certificates, as in a simulation."""
+    del advertisement
+    return VerifyKey("", lambda signed, signature: True)
+
+
+@dataclass(frozen=True)
+class KeptSum:
+    """A sum whose survivors are settled.
+
+    Attributes:
+        attempt: of the round.
+        needed: sites without whose shares no mask can be lifted.
+        shares: of all sites of the roster, added up: 1 but for algorithms that scale the mean.
+        state: of the aggregator.
+        current: what the round's sites declared.
+    """
+
+    attempt: int
+    needed: int
+    shares: float
+    state: Mapping[str, Any]
+    current: RoundState
+
+
+class Sums:
+    """Keeps a round's sum, and counts its attempts.
+
+    Args:
+        folder: of the run's state.
+        job: its identifier.
+        plan_digest: as ``messages.secure_aggregation.plan_digest``.
+        verify: gives the key of the site that an advertisement names.
+
+    Attributes:
+        job: likewise.
+        plan_digest: likewise.
+        verify: likewise.
+    """
+
+    def __init__(self, folder: Path, job: str, plan_digest: str, verify: Verify) -> None:
+        self.job, self.plan_digest, self.verify = job, plan_digest, verify
+        self._folder = folder
+        path = folder / _COUNT_FILE
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self._counts: dict[str, int] = {"round": 0, "attempt": 0, "redone": 0} | found
+
+    def next_attempt(self, number: int) -> int:
+        """Return the number of a new attempt at a round's sum.
+
+        Sites refuse the number of an earlier one, also of an earlier process.
+        """
+        self._of_round(number)
+        self._counts["attempt"] += 1
+        self._write()
+        return self._counts["attempt"]
+
+    def redone(self, number: int) -> int:
+        """Return how often a round is trained anew, for its sum was lost half revealed."""
+        self._of_round(number)
+        return self._counts["redone"]
+
+    def redo(self, number: int) -> None:
+        """Have a round trained anew."""
+        self._of_round(number)
+        self._counts["redone"] += 1
+        self._counts["attempt"] = 0
+        self._write()
+        self.forget()
+
+    def keep(self, number: int, kept: KeptSum) -> None:
+        """Keep a sum before anything of it is revealed.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        tensors: dict[str, Tensor] = {}
+        facts = {
+            "round": number,
+            "attempt": kept.attempt,
+            "redone": self.redone(number),
+            "needed": kept.needed,
+            "shares": kept.shares,
+            "state": plain_value(dict(kept.state), tensors),
+            "asked": kept.current.asked,
+            "updates": [[u.site, u.cases, u.steps, u.norm] for u in kept.current.updates],
+            "numbers": kept.current.numbers,
+            "refused": kept.current.refused,
+        }
+        write_checkpoint(self._folder / _SUM_FILE, tensors, facts)
+
+    def read(self, number: int) -> KeptSum | None:
+        """Return the sum of a round that an earlier process kept.
+
+        Raises:
+            StateError: the file is broken.
+        """
+        path = self._folder / _SUM_FILE
+        if not path.is_file():
+            return None
+        tensors, facts = read_checkpoint(path)
+        if facts["round"] != number or facts["redone"] != self.redone(number):
+            return None
+        updates = [Update(site, {}, cases, steps=steps, norm=norm) for site, cases, steps, norm in facts["updates"]]
+        current = RoundState(asked=facts["asked"], updates=updates, numbers=facts["numbers"], refused=facts["refused"])
+        state = restored_value(facts["state"], tensors)
+        return KeptSum(facts["attempt"], facts["needed"], facts["shares"], state, current)
+
+    def forget(self) -> None:
+        """Remove what was kept."""
+        (self._folder / _SUM_FILE).unlink(missing_ok=True)
+
+    def _of_round(self, number: int) -> None:
+        if self._counts["round"] != number:
+            self._counts = {"round": number, "attempt": 0, "redone": 0}
+
+    def _write(self) -> None:
+        write_whole(self._folder / _COUNT_FILE, json.dumps(self._counts))

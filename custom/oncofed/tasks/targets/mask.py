@@ -1,0 +1,195 @@
+"""Targets of kind ``mask``: classes or regions that are drawn, beside other targets of the image."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import field_validator
+from torch import Tensor
+
+from oncofed.data.targets import Encoded
+from oncofed.models.answers import Step, Told
+from oncofed.suppression import withheld_counts
+from oncofed.tasks.metrics import Metric
+from oncofed.tasks.over_sites import figure
+from oncofed.tasks.pooled import MEAN
+from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
+from oncofed.tasks.settings import TaskSection, TaskSettings
+from oncofed.tasks.site_sums import DIGITS_OF_FIGURES, figure_sums
+from oncofed.tasks.sum_forms import is_part, is_patients, is_sum
+from oncofed.tasks.surfaces import SURFACE_METRICS
+from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
+
+# Types of tasks that a mask may be learned by.
+MASK_TASKS = ("segmentation", "regions")
+# In a case's figures, all of which are zero or more: it cannot be judged, or was not computed.
+UNKNOWN = -1.0
+
+
+class MaskTarget(TargetSettings):
+    """A target that is drawn."""
+
+    kind: Literal["mask"] = "mask"
+    mask: TaskSection
+
+    @field_validator("mask")
+    @classmethod
+    def _is_a_mask(cls, mask: TaskSettings) -> TaskSettings:
+        if mask.type not in MASK_TASKS:
+            raise ValueError(f"found a task {mask.type}, expected one of {', '.join(MASK_TASKS)}")
+        return mask
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the classes or regions."""
+        return tuple(self.mask.figure_names)
+
+
+@TARGET_KINDS.register("mask")
+class MaskHead(TargetHead[MaskTarget]):
+    """The figures of masks, made of each case's.
+
+    The network draws the mask itself: this head has none of its outputs, and a case's answer is how well its mask was
+    drawn (``encoded``).
+    """
+
+    Settings: ClassVar[type[TargetSettings]] = MaskTarget
+    primary: ClassVar[Metric] = Metric("dice", "Dice")
+    metrics: ClassVar[tuple[Metric, ...]] = SURFACE_METRICS
+
+    @property
+    def outputs(self) -> int:
+        """None: the map is no output of a head."""
+        return 0
+
+    def loss(self, output: Tensor, truth: Tensor) -> Tensor:
+        """Return zeros: the map has the loss of its own task."""
+        return output.new_zeros(len(truth))
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """None."""
+        return ()
+
+    @property
+    def told(self) -> tuple[Told, ...]:
+        """None: a mask is told as a picture."""
+        return ()
+
+    def encoded(self, figures: Mapping[str, float]) -> NDArray[np.float64]:
+        """Return a case's figures as an answer, (values,), ``UNKNOWN`` where there is none.
+
+        Args:
+            figures: of the case, ``METRIC.MEMBER`` -> value, NaN where it cannot be judged.
+        """
+        found = np.array([figures.get(name, np.nan) for name in self._columns], np.float64)
+        return np.where(np.isnan(found), UNKNOWN, found)
+
+    def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return answers of cases whose mask was not judged."""
+        return np.full((len(outputs), len(self._columns)), UNKNOWN)
+
+    def figures(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> TargetFigures:
+        """Return means over patients.
+
+        The primary figure is that of the patients' Dice, each a mean over what their masks can judge.
+        """
+        values = self._by_patient(answers, patients)
+        means = {name: float(np.mean(list(of.values()))) for name, of in values.items()}
+        dice = {f"dice.{member}": member for member in self.members}
+        return TargetFigures(
+            means.get(MEAN),
+            {member: means[name] for name, member in dice.items() if name in means},
+            {name: value for name, value in means.items() if name not in dice and name != MEAN},
+            {"" if name == MEAN else dice.get(name, name): set(of) for name, of in values.items()},
+        )
+
+    def site_sums(
+        self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
+    ) -> dict[str, Any] | None:
+        """Return sums of patients' Dice; see ``figure_sums``."""
+        values = self._by_patient(answers, patients)
+        known = {f"dice.{member}": member for member in self.members}
+        own = {known.get(name, name): of for name, of in values.items() if name in known or name == MEAN}
+        return figure_sums(own, MEAN)
+
+    def is_site_sums(self, value: Any, most: int) -> bool:
+        """Return whether a value has their form."""
+        if not isinstance(value, Mapping) or set(value) != {"patients", "figures"}:
+            return False
+        people, figures = value["patients"], value["figures"]
+        if not is_patients(people, most) or not isinstance(figures, Mapping) or MEAN not in figures:
+            return False
+        return set(figures) <= {MEAN, *self.members} and all(
+            isinstance(row, list)
+            and len(row) == 3
+            and is_patients(row[0], people)
+            and is_part(row[0], people)
+            and all(is_sum(part, 0, row[0], DIGITS_OF_FIGURES) for part in row[1:])
+            for row in figures.values()
+        )
+
+    def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
+        """Return the sums that enough patients are behind, and whose lack tells of as many."""
+        if sums["patients"] < minimum:
+            return None
+        counts = {name: row[0] for name, row in sums["figures"].items() if name != MEAN}
+        hidden = withheld_counts(counts, sums["patients"], minimum)
+        return {**sums, "figures": {name: row for name, row in sums["figures"].items() if name not in hidden}}
+
+    def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
+        """Return mean Dice over the patients of all sites, in all and by member."""
+        found = {}
+        for name in (MEAN, *self.members):
+            of_all = figure(sums["figures"][name] for sums in of_sites if name in sums["figures"])
+            if of_all:
+                title = self.primary.label if name == MEAN else f"{self.primary.label} of {name}"
+                found["dice" if name == MEAN else f"dice.{name}"] = TargetFigure(
+                    title=title, value=of_all.mean, patients=of_all.patients, interval=of_all.interval
+                )
+        people = sum(sums["patients"] for sums in of_sites)
+        return PooledTarget(kind=self.settings.kind, patients=people, figures=found)
+
+    def described(self, answer: NDArray[np.float64]) -> dict[str, float | str]:
+        """Return one case's figures by name."""
+        found = zip(self._columns, answer.tolist(), strict=False)
+        return {name: value for name, value in found if value != UNKNOWN}
+
+    def shares(self, answer: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return none: a case's figures are no answer of the model."""
+        return np.zeros(0)
+
+    def in_short(self, answer: NDArray[np.float64]) -> str:
+        """Return what stands beside the contours."""
+        return "contours"
+
+    def members_told(self, truth: Encoded) -> set[str]:
+        """Return none: what a mask holds is not told."""
+        return set()
+
+    def described_truth(self, truth: Encoded) -> str:
+        """Return whether the case has a mask."""
+        return "" if np.isnan(truth[0]) else "a mask"
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        metrics = (self.primary, *self.metrics)
+        return tuple(f"{metric.name}.{member}" for metric in metrics for member in self.members)
+
+    def _by_patient(self, answers: NDArray[np.float64], patients: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Return each figure of each patient, a mean over cases, with the mean of their Dice (``MEAN``)."""
+        of_cases: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for answer, patient in zip(answers, patients, strict=True):
+            figures = {name: value for name, value in self.described(answer).items() if isinstance(value, float)}
+            dice = [value for name, value in figures.items() if name.startswith("dice.")]
+            for name, value in {**figures, **({MEAN: float(np.mean(dice))} if dice else {})}.items():
+                of_cases[name][patient].append(value)
+        return {
+            name: {patient: float(np.mean(values)) for patient, values in of.items()} for name, of in of_cases.items()
+        }

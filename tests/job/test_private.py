@@ -1,0 +1,149 @@
+"""Jobs with differential privacy: what is refused, and what is told before anything runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from commands import Outcome
+from oncofed.errors import SpecError
+from oncofed.job.private import privacy_costs, privacy_notes
+from oncofed.job.spec import JobSpec, read_job
+from oncofed.privacy.accountant import Event, epsilon
+from oncofed.privacy.statement import statement_of
+from oncofed.training.optimizer import build_optimizer
+from oncofed.training.private_plan import require_no_mixing
+from synthetic import JOB, write_job
+
+_SECTION = "privacy: {differential_privacy: {noise_multiplier: 1.2, delta: 1.0e-3, sampling: 0.1}}\n"
+
+
+def _spec(tmp_path: Path, text: str = JOB, section: str = _SECTION) -> JobSpec:
+    return read_job(write_job(tmp_path / "job", text + section))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("noise_multiplier: 1.2", "noise_multiplier: 0", r"job\.yaml:10: privacy.*noise_multiplier: found 0"),
+        ("noise_multiplier: 1.2, ", "", r"epsilon: found neither, expected either epsilon or noise_multiplier"),
+        ("noise_multiplier: 1.2", "noise_multiplier: 1.2, epsilon: 8", r"epsilon: found both, expected either"),
+        ("sampling: 0.1", "sampling: 0.1, clip: 0", r"clip: found 0"),
+        ("sampling: 0.1", "sampling: 0", r"sampling: found 0"),
+        ("delta: 1.0e-3", "delta: 1", r"delta: found 1"),
+        ("delta: 1.0e-3", "delta: 0", r"delta: found 0"),
+        ("sampling: 0.1", "sampling: 0.1, unit: site", r"below 100 the noise drowns the model.*Expected patient"),
+        ("sampling: 0.1", "sampling: 0.1, noise: shared", r"needs secure aggregation: expected local"),
+        (
+            "residual_units: 1",
+            "residual_units: 1, norm: batch",
+            r"yaml:6: model\.norm: found batch .*by the others",
+        ),
+        ("batch_size: 2", "batch_size: 2, precision: float16", r"precision: found float16 .*Expected auto, bfloat16"),
+        ("batch_size: 2", "batch_size: 8, micro_batch: 8", r"micro_batch: found 8 .*would join patients.*at most 4"),
+        ("seed: 3", "seed: 3\nstrategy: fedbuff", r"strategy: found fedbuff .*epsilon is not known before"),
+        (
+            "residual_units: 1}",
+            "residual_units: 1}\nstrategy: fedbn",
+            r"job\.yaml:7: strategy: found fedbn .*needs batch normalisation",
+        ),
+    ],
+)
+def test_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = JOB + _SECTION
+    assert old in text
+    with pytest.raises(SpecError, match=message):
+        read_job(write_job(tmp_path / "job", text.replace(old, new)))
+
+
+_TARGETS = """\
+schema: 1
+name: outcome
+title: An outcome
+data: {dataset: balls, patch: [32, 32, 32]%s}
+targets: [%s]
+model: {network: resnet18}
+%s"""
+_OUTCOME = "{name: outcome, kind: class, classes: [absent, present]}"
+
+
+@pytest.mark.parametrize(
+    ("data", "target", "message"),
+    [
+        (", covariates: [{name: age, range: [0, 120]}]", _OUTCOME, "age.*sums over training patients leave"),
+        ("", "{name: death, kind: survival, unit: months, horizon: 36, model: cox}", "a loss that compares patients"),
+    ],
+)
+def test_targets_that_need_others_patients_are_refused(tmp_path: Path, data: str, target: str, message: str) -> None:
+    read_job(write_job(tmp_path / "job", _TARGETS % (data, target, "")))
+    with pytest.raises(SpecError, match=message):
+        read_job(write_job(tmp_path / "job", _TARGETS % (data, target, _SECTION)))
+
+
+@pytest.mark.parametrize("setting", ["loss: mine", "transforms: [mine]"])
+def test_a_pack_that_sees_whole_batches_is_refused(tmp_path: Path, setting: str) -> None:
+    text = JOB.replace("batch_size: 2", f"batch_size: 2, {setting}")
+    with pytest.raises(SpecError, match=r"may join patients, as a pack can"):
+        _spec(tmp_path, text)
+
+
+def test_a_layer_that_keeps_means_is_found_in_any_network(tmp_path: Path) -> None:
+    for layer in (nn.BatchNorm3d(2), nn.SyncBatchNorm(2), nn.InstanceNorm2d(2, track_running_stats=True)):
+        with pytest.raises(SpecError, match=rf"found the layer 1 \({type(layer).__name__}\)"):
+            require_no_mixing(nn.Sequential(nn.ReLU(), layer))
+    require_no_mixing(nn.Sequential(nn.GroupNorm(1, 2), nn.InstanceNorm2d(2), nn.LayerNorm(2)))
+
+
+def test_a_job_without_the_section_has_no_promise(tmp_path: Path) -> None:
+    spec = _spec(tmp_path, section="")
+    assert privacy_notes(spec) == []
+    assert privacy_costs(spec, spec.plan().build_network()) is None
+    assert statement_of(spec.privacy.differential_privacy, 8) is None
+
+
+def test_momentum_is_a_setting_and_what_it_was(tmp_path: Path) -> None:
+    spec = _spec(tmp_path, section="")
+    network = spec.plan().build_network()
+    for momentum, nesterov in ((None, True), (0.9, True), (0.0, False)):
+        more = {} if momentum is None else {"momentum": momentum}
+        changed = spec.changed({"training": {"optimizer": "sgd", **more}})
+        group = build_optimizer(changed.training, network).param_groups[0]
+        assert (group["momentum"], group["nesterov"]) == (0.99 if momentum is None else momentum, nesterov)
+
+
+def test_costs_are_told_before_anything_runs(
+    tmp_path: Path, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_job(tmp_path / "job", JOB + _SECTION)
+    told = run("job", "check", file).text
+    exact = epsilon([Event(1.2, 0.1, 8)], 1e-3)
+    assert f"epsilon {exact:.3f}" in told
+    assert "for each training patient of each site (PLD, dp-accounting 0." in told
+    assert "noise multiplier 1.2, sampling 0.1, 8 steps" in told
+    assert "note: adamw does badly under noise: try training: {optimizer: sgd, momentum: 0.9}" in told
+    assert "schedule: constant" in told
+    found: dict[str, Any] = json.loads(run("job", "check", file, "--json").output)["privacy"]
+    assert found["epsilon"] < found["renyi_epsilon"]
+    length = 1.2 * 0.5 * found["trained"] ** 0.5 / (0.1 * 200)
+    assert found["noise_to_signal"]["200"] == pytest.approx(length)
+
+
+def test_a_promise_says_what_nist_asks(tmp_path: Path) -> None:
+    spec = _spec(tmp_path)
+    promise = statement_of(spec.privacy.differential_privacy, spec.plan().total_steps)
+    assert promise
+    said = dict(promise.said())
+    assert said["Promise"].startswith(
+        f"epsilon {promise.epsilon:g} at delta 0.001: (epsilon, delta)-differential privacy"
+    )
+    assert "each training patient of each site" in said["To whom"]
+    assert "the number of training patients is public" in said["Neighbours"]
+    assert "validation and test patients" in said["Not covered"]
+    assert promise.epsilon >= epsilon([Event(1.2, 0.1, 8)], 1e-3)
+    assert not any(word in str(said).lower() for word in ("anonym", "complian", "de-identif", "secure"))

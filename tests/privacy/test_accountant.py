@@ -1,0 +1,132 @@
+"""Epsilons, held against published values and against other accountants."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from scipy.optimize import brentq
+from scipy.special import gammaln, logsumexp
+from scipy.stats import norm
+
+pytest.importorskip("dp_accounting")
+
+from oncofed.errors import SpecError
+from oncofed.privacy.accountant import Event, accountant_name, epsilon, noise_multiplier_for, renyi_epsilon
+
+# Noise multiplier, sampling, steps, delta -> by Google's PLD 0.6.0, Opacus' PRV 1.6.0 (its upper end), Opacus' RDP.
+_TABLE = [
+    (1.0, 0.01, 1000, 1e-5, 1.8282, 1.8384, 2.1014),
+    (0.8, 0.04, 2000, 1e-5, 20.3236, 20.3345, 22.0627),
+    (1.1, 256 / 60000, 14061, 1e-5, 2.3816, 2.3917, 2.5965),
+    (2.0, 0.10, 500, 1e-4, 4.8213, 4.8316, 5.3220),
+    (1.0, 0.16, 480, 1e-3, 22.1561, 22.1676, 24.6026),
+    (4.0, 0.16, 480, 1e-3, 2.7462, 2.7565, 3.1138),
+    (1.0, 1, 10, 1e-3, 14.0794, 14.0903, 15.4587),
+    (6.0, 1, 50, 1e-3, 3.8502, 3.8606, 4.3238),
+    (8.0, 0.5, 200, 1e-3, 2.7182, 2.7284, 3.0758),
+    (0.6, 0.02, 300, 1e-4, 6.8760, 6.8867, 8.2692),
+    (1.2, 0.08, 300, 1e-5, 6.974, 6.984, 7.670),
+    (1.3, 0.08, 480, 1e-5, 7.894, 7.905, 8.615),
+    (1.03, 0.16, 75, 1e-4, 8.049, 8.059, 9.173),
+]
+_JOB, _OTHER = Event(1.2, 0.08, 300), Event(2.0, 0.10, 500)
+
+
+@pytest.mark.parametrize(("noise", "sampling", "steps", "delta", "pld", "prv", "rdp"), _TABLE)
+def test_published_values(
+    noise: float, sampling: float, steps: int, delta: float, pld: float, prv: float, rdp: float
+) -> None:
+    event = Event(noise, sampling, steps)
+    assert epsilon([event], delta) == pytest.approx(pld, abs=0.005)
+    assert epsilon([event], delta) == pytest.approx(prv - 0.01, abs=0.01)
+    # Orders between whole ones make Opacus' bound a little tighter.
+    assert renyi_epsilon([event], delta) == pytest.approx(_renyi(event, delta), rel=1e-6)
+    assert epsilon([event], delta) < renyi_epsilon([event], delta) < 1.2 * rdp
+
+
+@pytest.mark.parametrize(
+    ("events", "expected"), [([_JOB, _JOB], 10.223), ([_JOB, _OTHER], 9.316), ([_OTHER, _JOB], 9.316)]
+)
+def test_jobs_add_up_to_less_than_their_sum(events: list[Event], expected: float) -> None:
+    assert epsilon(events, 1e-5) == pytest.approx(expected, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("noise", "steps", "delta", "shown"), [(1, 1, 1e-5, 4.38), (5, 50, 1e-5, 6.57), (1, 10, 1e-3, 14.0794)]
+)
+def test_every_patient_in_each_step_is_exact(noise: float, steps: int, delta: float, shown: float) -> None:
+    exact = _gaussian(math.sqrt(steps) / noise, delta)
+    assert exact == pytest.approx(shown, abs=0.005)
+    assert epsilon([Event(noise, 1, steps)], delta) == pytest.approx(exact, abs=1e-3)
+
+
+@pytest.mark.parametrize(("noise", "sampling"), [(0.5, 0.02), (1, 0.1), (2, 0.5)])
+def test_one_sampled_step_is_exact(noise: float, sampling: float) -> None:
+    """Both distributions are known: the best test of them is a threshold."""
+
+    def excess(eps: float) -> float:
+        at = noise**2 * math.log((math.exp(eps) - 1 + sampling) / sampling) + 0.5
+        without, with_ = norm.sf(at / noise), norm.sf((at - 1) / noise)
+        return float((1 - sampling) * without + sampling * with_ - math.exp(eps) * without - 1e-5)
+
+    assert epsilon([Event(noise, sampling, 1)], 1e-5) == pytest.approx(brentq(excess, 1e-6, 30), abs=1e-3)
+
+
+def test_a_patient_of_many_records_has_more_than_a_record_of_one() -> None:
+    """Why a record is no unit: ten of them at epsilon 1 each are 14.43."""
+    mu = brentq(lambda mu: _gaussian(mu, 1e-5) - 1, 0.01, 1)
+    assert epsilon([Event(1 / (10 * mu), 1, 1)], 1e-5) == pytest.approx(14.43, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("steps", "sampling", "target", "noise"), [(300, 0.16, 8, 1.85), (300, 0.08, 8, 1.11), (1000, 0.02, 8, 0.73)]
+)
+def test_noise_for_an_epsilon(steps: int, sampling: float, target: float, noise: float) -> None:
+    found = noise_multiplier_for(target, 1e-5, sampling, steps)
+    assert found == pytest.approx(noise, abs=0.006)
+    assert 0.99 * target < epsilon([Event(found, sampling, steps)], 1e-5) <= target
+
+
+def test_noise_of_an_unreachable_epsilon() -> None:
+    with pytest.raises(SpecError, match="no noise keeps: expected a larger epsilon"):
+        noise_multiplier_for(1e-4, 1e-9, 1, 10)
+
+
+def test_no_steps_cost_nothing() -> None:
+    assert epsilon([], 1e-5) == 0
+    assert epsilon([Event(1, 0.1, 0)], 1e-5) == 0
+
+
+def test_huge_losses_are_told_and_not_computed_for_ever() -> None:
+    assert epsilon([Event(0.3, 1, 100_000)], 1e-5) > 100_000
+
+
+def test_the_accountant_is_named_with_its_version() -> None:
+    assert accountant_name().startswith("PLD, dp-accounting 0.")
+
+
+def _gaussian(mu: float, delta: float) -> float:
+    """Return the exact epsilon of normal noise (Balle and Wang, ICML 2018)."""
+
+    def excess(eps: float) -> float:
+        return float(norm.cdf(mu / 2 - eps / mu) - math.exp(eps + norm.logcdf(-eps / mu - mu / 2)) - delta)
+
+    return float(brentq(excess, 1e-9, 500))
+
+
+def _renyi(event: Event, delta: float) -> float:
+    """Return the bound by whole orders (Mironov et al., 2019; Canonne et al., NeurIPS 2020)."""
+    found = []
+    q = event.sampling
+    for order in range(2, 128):
+        terms = []
+        for k in range(order + 1):
+            if q == 1 and k < order:
+                continue
+            chance = 0.0 if q == 1 else (order - k) * math.log1p(-q) + k * math.log(q)
+            ways = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
+            terms.append(ways + chance + k * (k - 1) / (2 * event.noise_multiplier**2))
+        loss = event.steps * logsumexp(terms) / (order - 1)
+        found.append(loss + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1))
+    return float(min(found))

@@ -1,0 +1,293 @@
+"""Rounds under secure aggregation, with in-memory sites that mask what they send."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from oncofed.algorithms.plan import FederationPlan
+from oncofed.client.secure_aggregation import Identity, MaskedUpdates
+from oncofed.errors import FederationError, NotEnoughSitesError
+from oncofed.messages.requests import Request, TrainRequest
+from oncofed.messages.results import Refusal, Result, TrainResult
+from oncofed.messages.secure_aggregation import (
+    ConfirmRequest,
+    MaskedResult,
+    MaskRequest,
+    RevealRequest,
+    SecureStep,
+    ShareKeysRequest,
+    plan_digest,
+)
+from oncofed.models.weights import Weights
+from oncofed.privacy.policy import LeavesSpec
+from oncofed.rounds.events import Event, EventLog, RoundEnded, SumFailed, Summed
+from oncofed.rounds.in_memory import Delayed, InMemorySites
+from oncofed.rounds.run_state import read_run_state
+from oncofed.rounds.sums import unverified
+from tiny_federation import LAYOUT, PLAN, Killed, Recorder, TinySite, tiny_loop, tiny_sites
+
+SECURE = {"secure_aggregation": {"minimum_sites": 3}}
+CASES = {"east": 5, "north": 3, "south": 8, "west": 2}
+
+
+@dataclass
+class MaskingSite:
+    """A tiny site whose updates leave masked.
+
+    Attributes:
+        site: what it trains.
+        folder: what it remembers.
+        federation: the job's rules.
+        leaves: of its policy.
+        sent: results that left it.
+        before: called with each request, for instance to fail.
+    """
+
+    site: TinySite
+    folder: Path
+    federation: FederationPlan
+    leaves: LeavesSpec = field(default_factory=LeavesSpec)
+    sent: list[Result | Refusal] = field(default_factory=list)
+    before: Callable[[MaskingSite, Request], Result | Refusal | Delayed | None] | None = None
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    def start(self) -> None:
+        """Begin a new process: what is in memory is gone."""
+        self.masked = MaskedUpdates(
+            self.federation,
+            LAYOUT,
+            job="job",
+            plan_digest=plan_digest(PLAN, self.federation),
+            identity=Identity(site=self.site.name, sign=lambda data: b"-", certificates=b"-", verify=unverified),
+            leaves=self.leaves,
+            folder=self.folder,
+        )
+
+    def __call__(self, request: Request) -> Result | Refusal | Delayed:
+        """Do a task."""
+        instead = self.before(self, request) if self.before else None
+        if instead is not None:
+            return instead
+        try:
+            result = self._do(request)
+        except FederationError as error:
+            result = Refusal(str(error))
+        if not isinstance(result, Delayed):
+            self.sent.append(result)
+        return result
+
+    def _do(self, request: Request) -> Result | Refusal | Delayed:
+        if isinstance(request, SecureStep):
+            return self.masked.answer(request)
+        result = self.site(request)
+        if isinstance(request, TrainRequest):
+            assert isinstance(result, TrainResult)
+            # From its next batches another update follows.
+            delta = {
+                name: value + request.repeat * 1e-6 if value.is_floating_point() else value
+                for name, value in result.delta.items()
+            }
+            return self.masked.hold(dataclasses.replace(result, delta=delta), request)
+        return result
+
+
+def _sites(folder: Path, settings: Mapping[str, Any] = SECURE, **cases: int) -> dict[str, MaskingSite]:
+    federation = FederationPlan.model_validate(settings)
+    return {name: MaskingSite(site, folder / name, federation) for name, site in tiny_sites(**(cases or CASES)).items()}
+
+
+def _run(
+    folder: Path,
+    sites: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    before_wait: Callable[[InMemorySites], None] | None = None,
+) -> tuple[Weights, list[Event]]:
+    events: list[Event] = []
+    loop = tiny_loop(folder, InMemorySites(sites, before_wait), events.append, settings=settings)
+    try:
+        loop.run()
+    finally:
+        loop.close()
+    state = read_run_state(folder)
+    assert state
+    return state.model, events
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name != "secure_aggregation"}
+
+
+STRATEGIES: list[Any] = [
+    "fedavg",
+    {"name": "fedprox", "mu": 0.1},
+    "fedavgm",
+    "fedadam",
+    "fedyogi",
+    "fednova",
+    "clipped_mean",
+    "feddyn",
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
+def test_the_model_is_that_of_a_run_without_masks(tmp_path: Path, strategy: Any) -> None:
+    settings = {**SECURE, "strategy": strategy}
+    masked, events = _run(tmp_path / "masked", _sites(tmp_path / "sites", settings), settings)
+    plain, _ = _run(tmp_path / "plain", tiny_sites(**CASES), _plain(settings))
+    assert masked.keys() == plain.keys()
+    for name, value in plain.items():
+        # Its norms are of all that travels here, of the trained weights there.
+        tolerance = 0.02 if strategy == "clipped_mean" else 1e-5
+        torch.testing.assert_close(masked[name], value, atol=tolerance, rtol=0)
+    sums = [event for event in events if isinstance(event, Summed)]
+    assert [one.sites for one in sums] == [sorted(CASES)] * 5
+    assert {one.threshold for one in sums} == {3}
+
+
+def test_no_update_leaves_a_site_without_a_mask(tmp_path: Path) -> None:
+    sites = _sites(tmp_path / "sites")
+    _run(tmp_path / "run", sites, SECURE)
+    for site in sites.values():
+        assert all(not result.delta and not result.extra for result in site.sent if isinstance(result, TrainResult))
+        masked = [result.words for result in site.sent if isinstance(result, MaskedResult)]
+        assert len(masked) == 5
+        assert all(words["w"].dtype is torch.int32 for words in masked)
+        # The same update would have the same words without a mask.
+        assert len({tuple(words["w"].tolist()) for words in masked}) == 5
+
+
+def _fails_at(step: type[Request], times: int = 1) -> Callable[[MaskingSite, Request], Refusal | None]:
+    left = [times]
+
+    def before(site: MaskingSite, request: Request) -> Refusal | None:
+        if isinstance(request, step) and left[0]:
+            left[0] -= 1
+            return Refusal("its disk is full")
+        return None
+
+    return before
+
+
+@pytest.mark.parametrize("step", [ShareKeysRequest, MaskRequest, ConfirmRequest, RevealRequest])
+def test_a_site_that_fails_a_step_costs_its_update_alone(tmp_path: Path, step: type[Request]) -> None:
+    sites = _sites(tmp_path / "sites")
+    sites["west"].before = _fails_at(step)
+    _, events = _run(tmp_path / "run", sites, SECURE)
+    sums = [event for event in events if isinstance(event, Summed)]
+    lost = {ShareKeysRequest, MaskRequest}
+    assert sums[0].lost == (["west"] if step in lost else [])
+    assert [one.lost for one in sums[1:]] == [[]] * 4
+    first = next(event for event in events if isinstance(event, RoundEnded)).participation
+    assert first
+    assert ("west" in first["in_time"]) == (step not in lost)
+
+
+@pytest.mark.parametrize("step", [ShareKeysRequest, MaskRequest, ConfirmRequest])
+def test_before_anything_is_revealed_a_failed_sum_is_tried_again(tmp_path: Path, step: type[Request]) -> None:
+    sites = _sites(tmp_path / "sites")
+    for name in ("west", "east"):
+        sites[name].before = _fails_at(step)
+    _, events = _run(tmp_path / "run", sites, SECURE)
+    assert [event.round for event in events if isinstance(event, SumFailed)] == [1]
+    sums = [event for event in events if isinstance(event, Summed)]
+    assert [(one.round, one.attempt) for one in sums][:2] == [(1, 2), (2, 1)]
+    assert sums[0].sites == sorted(CASES)
+    # They were not trained anew: each site answered with the update that it had.
+    trained = [request for request in sites["north"].site.requests if isinstance(request, TrainRequest)]
+    assert [request.repeat for request in trained] == [0] * 6
+
+
+def test_a_half_revealed_sum_is_given_up_and_the_round_trained_anew(tmp_path: Path) -> None:
+    sites = _sites(tmp_path / "sites")
+    for name in ("west", "east"):
+        sites[name].before = _fails_at(RevealRequest)
+    _, events = _run(tmp_path / "run", sites, SECURE)
+    assert [event.round for event in events if isinstance(event, SumFailed)] == [1]
+    trained = [request for request in sites["north"].site.requests if isinstance(request, TrainRequest)]
+    assert [request.repeat for request in trained] == [0, 1, 0, 0, 0, 0]
+    assert len([event for event in events if isinstance(event, Summed)]) == 5
+
+
+def test_a_sum_of_too_few_sites_is_never_formed(tmp_path: Path) -> None:
+    sites = _sites(tmp_path / "sites", east=3, west=4)
+    with pytest.raises(NotEnoughSitesError, match="has 2 of the 3 sites"):
+        _run(tmp_path / "run", sites, SECURE)
+    assert not any(isinstance(result, MaskedResult) for site in sites.values() for result in site.sent)
+
+
+def test_a_site_whose_policy_asks_for_more_sites_takes_no_part(tmp_path: Path) -> None:
+    sites = _sites(tmp_path / "sites", **CASES, centre=4)
+    sites["west"].leaves = LeavesSpec(smallest_sum=6)
+    sites["west"].start()
+    _, events = _run(tmp_path / "run", sites, SECURE)
+    assert all("west" not in event.sites for event in events if isinstance(event, Summed))
+    assert not any(isinstance(result, MaskedResult) for result in sites["west"].sent)
+
+
+def test_a_server_that_sends_one_site_another_model_gets_no_sum_with_it(tmp_path: Path) -> None:
+    sites = _sites(tmp_path / "sites")
+
+    def swapped(site: MaskingSite, request: Request) -> Result | Refusal | None:
+        if not isinstance(request, TrainRequest):
+            return None
+        other = {**request.weights, "w": torch.zeros(4)}
+        result = site.site(request)
+        assert isinstance(result, TrainResult)
+        return site.masked.hold(result, TrainRequest(weights=other, round=request.round, attempt=request.attempt))
+
+    sites["west"].before = swapped
+    _, events = _run(tmp_path / "run", sites, SECURE)
+    assert all("west" not in event.sites for event in events if isinstance(event, Summed))
+
+
+def test_a_site_that_was_started_again_waits_for_the_next_round(tmp_path: Path) -> None:
+    sites = _sites(tmp_path / "sites")
+    begun: list[bool] = []
+
+    def restarts(site: MaskingSite, request: Request) -> None:
+        if isinstance(request, MaskRequest) and not begun:
+            begun.append(True)
+            site.start()
+
+    sites["west"].before = restarts
+    _, events = _run(tmp_path / "run", sites, SECURE)
+    sums = [event for event in events if isinstance(event, Summed)]
+    assert [one.lost for one in sums] == [["west"], [], [], [], []]
+
+
+def test_a_server_killed_at_any_event_goes_on(tmp_path: Path) -> None:
+    """It finishes the sum that it had settled, or asks again; no update is counted twice."""
+    settings = {**SECURE, "rounds": {"number": 2}}
+    expected, whole = _run(tmp_path / "whole", _sites(tmp_path / "s", settings), settings)
+    for kill_after in range(9, len(whole) - 1, 5):
+        folder = tmp_path / str(kill_after)
+        sites = _sites(folder / "sites", settings)
+        with contextlib.closing(EventLog(folder / "events.jsonl")) as log:
+            with pytest.raises(Killed):
+                _process(folder, sites, settings, Recorder(log, kill_after))
+            _process(folder, sites, settings, Recorder(log))
+        state = read_run_state(folder)
+        assert state
+        for name, value in expected.items():
+            torch.testing.assert_close(state.model[name], value, atol=1e-5, rtol=0)
+
+
+def _process(
+    folder: Path, sites: Mapping[str, MaskingSite], settings: Mapping[str, Any], record: Callable[[Event], None]
+) -> None:
+    loop = tiny_loop(folder, InMemorySites(sites), record, settings=settings)
+    try:
+        loop.run()
+    finally:
+        loop.close()

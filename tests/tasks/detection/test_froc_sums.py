@@ -1,0 +1,244 @@
+"""FROC over sites from counts of boxes agrees with all boxes in one place, and tells of nobody."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oncofed.data.spec import DataSpec
+from oncofed.errors import PolicyError
+from oncofed.privacy.outbound import check_numbers, withhold
+from oncofed.suppression import LEAST_PATIENTS
+from oncofed.tasks import sums_that_may_leave
+from oncofed.tasks.detection import Detection, DetectionSpec, Matched
+from oncofed.tasks.detection.figures import SENSITIVITIES, sensitivities
+from oncofed.tasks.detection.froc_sums import FrocSums, froc_sums
+from oncofed.tasks.over_sites import pooled_test
+from oncofed.tasks.pooled import bins_of
+from oncofed.tasks.pooled_target import PooledTarget
+from oncofed.tasks.whole_slide.settings import SlideDetectionSpec
+
+Site = list[tuple[str, Matched]]
+SPEC = DetectionSpec(classes={1: "nodule"})
+
+
+def sums_over() -> FrocSums:
+    found = sums_that_may_leave(SPEC)["nodule"]
+    assert isinstance(found, FrocSums)
+    return found
+
+
+def site(rng: np.random.Generator, scans: int, objects: float = 1.2, shift: float = 0.0) -> Site:
+    """Return scans with nodules of which nine tenths are found, among a dozen other boxes."""
+    cases = []
+    for number in range(scans):
+        there = int(rng.poisson(objects))
+        hits = rng.normal(0.5 + shift, 1.5, rng.binomial(there, 0.95))
+        other = rng.normal(shift - 2.5, 1.3, rng.poisson(12))
+        scores = 1 / (1 + np.exp(-np.concatenate([hits, other])))
+        kept, is_hit = scores >= SPEC.least_score, np.arange(len(scores)) < len(hits)
+        cases.append((f"p{number}", Matched(scores[kept], is_hit[kept], there)))
+    return cases
+
+
+def pooled(sites: list[Site]) -> PooledTarget:
+    told = [sums for one in sites if (sums := froc_sums(one))]
+    found = sums_over().over_sites(json.loads(json.dumps(told)))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize(("scans", "mean", "one"), [((300, 200, 250), 0.002, 0.01), ((60, 100, 80), 0.006, 0.025)])
+def test_sensitivities_are_those_of_all_boxes_in_one_place(scans: tuple[int, ...], mean: float, one: float) -> None:
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        sites = [site(rng, count, shift=rng.normal(0, 0.3)) for count in scans]
+        exact, found = sensitivities([case for cases in sites for _, case in cases]), pooled(sites)
+        assert exact is not None
+        assert found.figures["cpm"].value == pytest.approx(exact.mean(), abs=mean)
+        assert [found.figures[metric.name].value for metric in SENSITIVITIES] == pytest.approx(exact, abs=one)
+
+
+def test_without_cells_of_five_patients_bins_alone_cost_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oncofed.tasks.pooled.cells_of.__defaults__", (1,))
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        sites = [site(rng, count) for count in (300, 200, 250)]
+        exact = sensitivities([case for cases in sites for _, case in cases])
+        assert exact is not None
+        assert pooled(sites).figures["cpm"].value == pytest.approx(exact.mean(), abs=0.002)
+
+
+@given(st.lists(st.tuples(st.integers(5, 40), st.floats(0.1, 3)), min_size=1, max_size=3), st.integers(0, 1000))
+@settings(max_examples=40)
+def test_the_bounds_contain_the_sensitivity_of_all_boxes(sites: list[tuple[int, float]], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    made = [one for count, objects in sites if froc_sums(one := site(rng, count, objects))]
+    exact = sensitivities([case for cases in made for _, case in cases]) if made else None
+    if exact is None:
+        return
+    found = pooled(made).figures
+    for metric, value in zip(SENSITIVITIES, exact, strict=True):
+        low, high = found[metric.name].bounds or (1.0, 0.0)
+        assert low - 1e-9 <= value <= high + 1e-9
+        assert low - 1e-9 <= found[metric.name].value <= high + 1e-9
+
+
+def test_a_site_without_any_object_counts_with_its_false_positives() -> None:
+    rng = np.random.default_rng(1)
+    ill, well = site(rng, 60), site(rng, 60, objects=0)
+    exact = sensitivities([case for _, case in (*ill, *well)])
+    assert exact is not None
+    assert pooled([ill, well]).figures["cpm"].value == pytest.approx(exact.mean(), abs=0.01)
+    assert sums_over().over_sites([froc_sums(well) or {}]) is None
+
+
+def boxes(scores: list[float], hit: bool, objects: int) -> Matched:
+    return Matched(np.array(scores), np.full(len(scores), hit), objects)
+
+
+def test_what_rests_on_one_to_four_patients_is_no_sum() -> None:
+    everybody = [(f"p{n}", boxes([0.9], True, 1)) for n in range(9)]
+    assert froc_sums(everybody)
+    assert froc_sums(everybody[:4]) is None
+    # Four patients' images, however many.
+    assert froc_sums([(f"p{n % 4}", case) for n, (_, case) in enumerate(everybody)]) is None
+    # Four have objects, four have hits, or four have false positives.
+    assert froc_sums([(p, case if n < 4 else boxes([0.9], False, 0)) for n, (p, case) in enumerate(everybody)]) is None
+    assert froc_sums([(p, case if n < 4 else boxes([], True, 1)) for n, (p, case) in enumerate(everybody)]) is None
+    assert froc_sums([(p, case if n > 3 else boxes([0.9], False, 1)) for n, (p, case) in enumerate(everybody)]) is None
+
+
+def test_every_cell_is_of_five_patients_and_tells_of_no_four_others() -> None:
+    cases = site(np.random.default_rng(2), 12, objects=3)
+    sums = froc_sums(cases)
+    assert sums
+    # Eleven or twelve of twelve: seven are told of.
+    assert sums["with_objects"] == 7
+    for kind in ("hits", "false_positives"):
+        assert {row[4] in (5, 10) and row[1] >= LEAST_PATIENTS for row in sums[kind]} == {True}
+    assert sum(row[1] for row in sums["hits"]) == sum(int(case.hits.sum()) for _, case in cases)
+    assert sum(row[1] for row in sums["false_positives"]) == sum(int((~case.hits).sum()) for _, case in cases)
+
+
+def sent(scans: int = 40) -> dict[str, Any]:
+    task_sums = froc_sums(site(np.random.default_rng(3), scans))
+    return {"pooled": {"patients": scans, "targets": {"nodule": task_sums}}}
+
+
+def within(cases: Site, kind: str, low: int, top: int) -> list[tuple[str, np.ndarray]]:
+    """Return which boxes of each scan lie in some bins."""
+    return [
+        (p, (c.hits == (kind == "hits")) & (bins_of(c.scores) >= low) & (bins_of(c.scores) < top)) for p, c in cases
+    ]
+
+
+def check(numbers: dict[str, Any]) -> None:
+    check_numbers(numbers, ["nodule"], sums=True, most=40, targets=sums_that_may_leave(SPEC))
+
+
+def test_counts_pass_the_outbound_check() -> None:
+    check(sent())
+    check(json.loads(json.dumps(sent(23))))
+    with pytest.raises(PolicyError):
+        check_numbers(sent(), ["nodule"], targets=sums_that_may_leave(SPEC))  # beside an update
+
+
+@pytest.mark.attack(
+    "single boxes' scores or single patients' objects in the place of counts of boxes",
+    by="the site's outbound check: cells of at least five patients, sums within bounds and digits",
+    logged="the site's audit log: held back",
+)
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["patients"], 4),
+        (["patients"], 41),
+        (["scores"], [0.97, 0.31]),
+        (["objects"], 3),
+        (["objects"], 17.5),
+        (["with_objects"], 4),
+        (["with_objects"], 41),
+        (["extent"], 40.123),
+        (["extent"], float("nan")),
+        (["hits", 0, 4], 4),
+        (["hits", 0, 4], 40),
+        (["hits", 0, 4], 17),
+        (["hits", 0, 1], 3),
+        (["hits", 0, 1], 4000),
+        (["hits", 0, 2], 1.23456),
+        (["hits", 0], [120, 1, 0.5, 0.3, 1]),
+        (["hits", 0], [120, 5, 0.5, 0.3]),
+        (["false_positives", 0, 1], 5000),
+        (["false_positives"], "MRN-0001"),
+        (["false_positives"], [[0.97, 1]]),
+    ],
+)
+def test_another_shape_is_held_back(path: list[Any], value: Any) -> None:
+    numbers = copy.deepcopy(sent())
+    inner = numbers["pooled"]["targets"]["nodule"]
+    for part in path[:-1]:
+        inner = inner[part]
+    inner[path[-1]] = value
+    with pytest.raises(PolicyError) as caught:
+        check(numbers)
+    assert str(value) not in str(caught.value)
+
+
+def test_a_site_that_wants_more_patients_behind_a_number_sends_it_coarser() -> None:
+    numbers, cases = sent(), site(np.random.default_rng(3), 40)
+    before = copy.deepcopy(numbers["pooled"]["targets"]["nodule"])
+    assert withhold(numbers, 12, sums_that_may_leave(SPEC))
+    check(numbers)
+    after = numbers["pooled"]["targets"]["nodule"]
+    for kind in ("hits", "false_positives"):
+        assert len(after[kind]) < len(before[kind])
+        top = 200
+        for lowest, boxes, *_ in after[kind]:
+            inside = [(p, int(n.sum())) for p, n in within(cases, kind, lowest, top)]
+            assert len({p for p, n in inside if n}) >= 12
+            assert sum(n for _, n in inside) == boxes
+            top = lowest
+    assert withhold(numbers, 41, sums_that_may_leave(SPEC))
+    assert "pooled" not in numbers
+
+
+@pytest.fixture
+def task() -> Detection:
+    return Detection(SPEC, DataSpec(dataset="x", modality="ct", patch=(16, 16, 16), spacing=(1.0, 1.0, 1.0)))
+
+
+def test_the_task_sends_its_classes_and_the_server_makes_figures(task: Detection) -> None:
+    outcomes = [(p, {"nodule": case}) for p, case in site(np.random.default_rng(4), 40)]
+    numbers = {"east": task.pooled(outcomes), "west": task.pooled(outcomes)}
+    test = pooled_test(numbers, ["east", "north", "west"], sums_that_may_leave(SPEC))
+    assert test
+    assert (test.patients, test.withheld) == (80, ["north"])
+    told = test.targets["nodule"]
+    assert (told.patients, told.sites, told.withheld) == (80, ["east", "west"], ["north"])
+    # Twice the same patients have the same curve.
+    exact = task.summarise(outcomes).mean
+    assert told.figures["cpm"].value == pytest.approx(exact, abs=0.02)
+    rates, shares = zip(*told.plots[0].lines[0].points, strict=True)
+    assert rates[-1] <= 8
+    assert list(shares) == sorted(shares)
+    assert told.tables[0].columns[0] == "images"
+
+
+def test_on_slides_false_positives_count_by_tissue() -> None:
+    spec = SlideDetectionSpec(classes={1: "mitosis"}, false_positives="mm2", most_boxes=500)
+    (sums,) = sums_that_may_leave(spec).values()
+    cases = [(p, Matched(c.scores, c.hits, c.objects, 2.5)) for p, c in site(np.random.default_rng(5), 60)]
+    found = sums.over_sites([froc_sums(cases) or {}])
+    exact = sensitivities([case for _, case in cases])
+    assert found
+    assert exact is not None
+    assert found.figures["cpm"].value == pytest.approx(exact.mean(), abs=0.01)
+    assert found.figures["sensitivity_1"].title == "sensitivity at 1 false positives a mm² of tissue"
+    assert found.tables[0].rows["at any score"][0] == 150
