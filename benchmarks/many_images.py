@@ -25,7 +25,8 @@ from harness.bench import Bench, Settings
 from harness.results import Limit, Target
 from oncofed.data.register import RegisterOptions, register
 from oncofed.job.spec import JobSpec
-from oncofed.models.networks import ModelSpec, NetworkRequest, build_network
+from oncofed.models.model_spec import ModelSpec
+from oncofed.models.networks import NetworkRequest, build_network
 from oncofed.processes import share_of_threads
 from oncofed.rounds.events import EVENTS_FILE, EventReader, RoundEnded
 

@@ -11,7 +11,7 @@ from torch import nn
 from oncofed.data.covariates import Covariate
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network, list_networks
-from oncofed.models.networks import find_network
+from oncofed.models.known import find_network
 from oncofed.plugins import MODULES_VARIABLE, NETWORKS, Kind
 
 SMALL = {"unet": (4, 8, 16), "dynunet": (4, 8, 16), "segresnet": (8, 16, 32)}

@@ -16,7 +16,7 @@ from oncofed.client.sandboxed import SandboxedTraining
 from oncofed.errors import SpecError, TrainingError
 from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.models.networks import networks_of_pack
+from oncofed.models.known import networks_of_pack
 from oncofed.packs.bundles import is_bundle, make_bundle_pack
 from oncofed.packs.findings import findings_of
 from oncofed.packs.pack import Pack

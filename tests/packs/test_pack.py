@@ -18,7 +18,7 @@ from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import PolicyError, SpecError
 from oncofed.job.spec import parse_job
 from oncofed.models import ModelSpec, NetworkRequest, build_network
-from oncofed.models.networks import networks_of_pack
+from oncofed.models.known import networks_of_pack
 from oncofed.packs.approvals import pack_problems, read_decisions, refusal_of, write_decision
 from oncofed.packs.findings import difference, findings_of, imports_of
 from oncofed.packs.load import load_pack, loaded_packs

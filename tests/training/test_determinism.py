@@ -12,7 +12,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from oncofed.models.networks import ModelSpec, NetworkRequest, build_network, find_network
+from oncofed.models.known import find_network
+from oncofed.models.model_spec import ModelSpec
+from oncofed.models.networks import NetworkRequest, build_network
 from oncofed.plugins import NETWORKS
 from oncofed.tasks.losses import dice_ce
 from oncofed.tasks.segmentation import deep_supervision

@@ -9,43 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
-from pydantic import Field, ValidationInfo, field_validator, model_validator
 from torch import nn
 
 from oncofed.data.covariates import Covariate
 from oncofed.data.stain.columns import BUFFER, Template
 from oncofed.errors import SpecError
-from oncofed.models.foreign import EXPRESSIONS, Bundle, load_bundle_weights, read_bundle
-from oncofed.models.fusion import IMAGE_FEATURES, Fusion
+from oncofed.models.foreign import Bundle, load_bundle_weights, read_bundle
+from oncofed.models.fusion import IMAGE_FEATURES
+from oncofed.models.known import find_network
+from oncofed.models.model_spec import ModelSpec
 from oncofed.models.shared_encoder import POOLED, SHARED
 from oncofed.models.table import column_settings
-from oncofed.models.weights import WeightLayout
-from oncofed.plugins import MODULES_VARIABLE, NETWORKS, Kind, Network, is_loaded, register_network
-from oncofed.settings import StrictModel
-
-__all__ = [
-    "MODULES_VARIABLE",
-    "Declared",
-    "DeclaredTensor",
-    "Kind",
-    "ModelSpec",
-    "Network",
-    "NetworkRequest",
-    "build_network",
-    "find_network",
-    "list_networks",
-    "network_config",
-    "networks_of_pack",
-    "register_network",
-]
-
-# Parts of argument names: those that make a network download weights, and those that make it open a file if the
-# value is text (drop_path_rate is a number).
-_FETCHES, _OPENS = ("pretrain", "url", "weights"), ("path", "file")
+from oncofed.plugins import NETWORKS, Network
 
 _GROUPS = 8
 _NORMS: dict[str, Any] = {
@@ -53,171 +32,6 @@ _NORMS: dict[str, Any] = {
     "group": ["group", {"num_groups": _GROUPS}],
     "batch": "batch",
 }
-
-
-class DeclaredTensor(StrictModel):
-    """A network's tensor, as a job declares it.
-
-    Type, shape, whether training changes it, and whether by gradients.
-    """
-
-    dtype: str = Field(pattern=r"^(float(16|32|64)|bfloat16|u?int(8|16|32|64)|bool)$")
-    shape: tuple[Annotated[int, Field(ge=0, le=2**31)], ...] = Field(max_length=8)
-    travels: bool
-    trained: bool
-
-
-class Declared(StrictModel):
-    """A pack's network, as a job declares it.
-
-    For processes that do not run the pack: the server, and a site's outbound filter.
-    """
-
-    kind: Kind
-    divisor: int = Field(ge=0, le=4096)
-    tensors: dict[str, DeclaredTensor] = Field(min_length=1, max_length=100_000)
-
-    @classmethod
-    def of(cls, kind: Kind, divisor: int, layout: WeightLayout) -> Declared:
-        """Return it of a network's layout."""
-        tensors = {
-            name: DeclaredTensor(
-                dtype=str(value.dtype).removeprefix("torch."),
-                shape=tuple(value.shape),
-                travels=name in layout.travelling,
-                trained=name in layout.trained,
-            )
-            for name, value in layout.weights.items()
-        }
-        return cls(kind=kind, divisor=divisor, tensors=tensors)
-
-    def layout(self) -> WeightLayout:
-        """Return it as a network's layout."""
-        return WeightLayout(
-            {n: torch.empty(t.shape, dtype=getattr(torch, t.dtype), device="meta") for n, t in self.tensors.items()},
-            frozenset(name for name, tensor in self.tensors.items() if tensor.travels),
-            frozenset(name for name, tensor in self.tensors.items() if tensor.trained),
-        )
-
-
-class ModelSpec(StrictModel):
-    """Which network a job trains.
-
-    Checking it imports no pack. If the pack is not loaded, ``lacks_code`` is true, and methods that need the network
-    raise ``SpecError``.
-    """
-
-    code: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="digest of the pack that brings the network (oncofed job pack)"
-    )
-    declared: Declared | None = Field(None, description="what the pack's network is like; filled in on export")
-    network: str = Field("unet", description="a name that `oncofed job networks` lists, or that the pack registers")
-    channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] | None = Field(
-        None,
-        min_length=2,
-        max_length=7,
-        description="feature maps at each resolution, finest first; null: the network's own",
-    )
-    bundle: str | None = Field(
-        None, description="network bundle: folder of a MONAI bundle that server and sites have under this path"
-    )
-    bundle_digest: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$", description="of definition and weights; a bundle with another one is refused"
-    )
-    residual_units: int = Field(2, ge=0, le=4, description="convolutions with a skip at each resolution (unet)")
-    norm: Literal["instance", "group", "batch"] | None = Field(None, description="null: the network's own, never batch")
-    deep_supervision: int = Field(0, ge=0, le=4, description="coarser outputs that are learned from too (dynunet)")
-    fusion: Fusion = Field(
-        "concat",
-        description="how the table's columns (data.covariates) join the image's features; film: they scale and shift "
-        "them; none: they are left out",
-    )
-    arguments: dict[str, float | int | str | bool | list[int]] = Field(
-        default_factory=dict, description="further arguments of the network, as MONAI names them"
-    )
-
-    @field_validator("network")
-    @classmethod
-    def _is_known(cls, name: str, info: ValidationInfo) -> str:
-        code = info.data.get("code") or ""
-        if not info.data.get("declared") and (not code or is_loaded(code)):
-            try:
-                find_network(name, code)
-            except SpecError as error:
-                raise ValueError(str(error)) from None
-        return name
-
-    @field_validator("arguments")
-    @classmethod
-    def _are_values(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Refuse expressions, references and instructions to MONAI's bundle parser."""
-        for name, value in arguments.items():
-            if not name.isidentifier() or name.startswith("_"):
-                raise ValueError(f"found {name!r}, expected the name of an argument, which begins with a letter")
-            if isinstance(value, str) and value[:1] in EXPRESSIONS:
-                raise ValueError(f"{name}: found {value!r}, expected a plain value: expressions are code")
-            parts = (*_FETCHES, *(_OPENS if isinstance(value, str) else ()))
-            if value and any(part in name.lower() for part in parts):
-                raise ValueError(f"{name}: weights come with the job, as safetensors (--model): no site downloads any")
-        return arguments
-
-    @model_validator(mode="after")
-    def _fits_the_network(self) -> ModelSpec:
-        if self.declared and not self.code:
-            raise ValueError("declared goes with code")
-        if self.declared or self.lacks_code:
-            return self
-        network = self._network
-        of_pack = self.code is not None and self.network in NETWORKS.names(self.code)
-        if of_pack and (self.bundle or self.channels or self.norm or self.deep_supervision):
-            raise ValueError(
-                "a pack's network takes model.arguments alone, no bundle, channels, norm, deep_supervision"
-            )
-        if self.channels and not network.channels:
-            raise ValueError(f"{self.network} has no channels to set; see its arguments")
-        channels = self.feature_maps
-        doubled = tuple(channels[0] * 2**i for i in range(len(channels))) if channels else ()
-        if self.network == "segresnet" and channels != doubled:
-            raise ValueError(f"segresnet doubles its channels at each resolution: expected {list(doubled)}")
-        if (self.network == "bundle") != (self.bundle is not None):
-            raise ValueError("network: bundle and bundle: FOLDER go together")
-        if self.norm == "instance" and self.network in {"resnet18", "resnet50", "hovernet"}:
-            raise ValueError(f"{self.network} is normalised by group or batch")
-        if self.deep_supervision and self.network != "dynunet":
-            raise ValueError("deep_supervision is dynunet's; leave it at 0")
-        if self.deep_supervision > max(len(channels) - 2, 0):
-            raise ValueError(f"deep_supervision is {self.deep_supervision}, expected at most {len(channels) - 2}")
-        return self
-
-    @property
-    def lacks_code(self) -> bool:
-        """Whether the network's pack is not loaded."""
-        return self.code is not None and self.declared is None and not is_loaded(self.code)
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of the network's output."""
-        return self.declared.kind if self.declared else self._network.kind
-
-    @property
-    def adds_loss(self) -> bool:
-        """Whether the network has a loss of its own."""
-        return not self.declared and self._network.adds_loss
-
-    @property
-    def feature_maps(self) -> tuple[int, ...]:
-        """Channels at each resolution: the job's, or the network's own."""
-        return self.channels or (() if self.declared else self._network.channels)
-
-    @property
-    def divisor(self) -> int:
-        """Divisor of each axis of the input, in voxels."""
-        divisor = self.declared.divisor if self.declared else self._network.divisor
-        return divisor or int(2 ** (len(self.feature_maps) - 1))
-
-    @property
-    def _network(self) -> Network:
-        return find_network(self.network, self.code or "")
 
 
 @dataclass(frozen=True)
@@ -347,41 +161,6 @@ def _bundle_of(spec: ModelSpec) -> Bundle:
     if spec.bundle_digest and bundle.digest != spec.bundle_digest:
         raise SpecError(f"{bundle.folder}: its digest is {bundle.digest}, the job expects {spec.bundle_digest}")
     return bundle
-
-
-def networks_of_pack(pack: str) -> list[Network]:
-    """Return the networks that a loaded pack registered."""
-    return [NETWORKS.find(name, pack) for name in NETWORKS.names(pack)]
-
-
-def find_network(name: str, pack: str = "") -> Network:
-    """Return a network by name.
-
-    Args:
-        name: of the network.
-        pack: digest of the pack that registers it; empty: none.
-
-    Raises:
-        SpecError: none has that name, or the pack is not loaded.
-    """
-    if pack and not is_loaded(pack):
-        raise SpecError(f"the pack {pack[:12]}… is not loaded, which only a confined process does at a site")
-    found = (NETWORKS.get(name, pack) if pack else None) or NETWORKS.get(name)
-    if found:
-        return found
-    if pack:
-        names = ", ".join(sorted(NETWORKS.names(pack))) or "none"
-        raise SpecError(f"the pack {pack[:12]}… has no network {name!r}, nor has oncofed; the pack has {names}")
-    raise SpecError(
-        f"unknown network {name!r}; known are {', '.join(sorted(NETWORKS.names()))}. One of your own is a registered "
-        f"function in a module that every site installs and names in {MODULES_VARIABLE}."
-    )
-
-
-def list_networks() -> list[Network]:
-    """Return every network that a job may name here."""
-    networks = (NETWORKS.find(name) for name in NETWORKS.names())
-    return sorted(networks, key=lambda network: (network.kind, network.name))
 
 
 def _normed(request: NetworkRequest, config: dict[str, Any]) -> dict[str, Any]:

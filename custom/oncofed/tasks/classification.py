@@ -20,7 +20,7 @@ from oncofed.data.inputs import BatchSource, Preparation, Prepared, WholeImages
 from oncofed.data.label_mapping import LabelKind
 from oncofed.data.spec import DataSpec
 from oncofed.devices import inference_type
-from oncofed.models.networks import Kind
+from oncofed.plugins import Kind
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.base import Task
 from oncofed.tasks.calibration import temperature_sums

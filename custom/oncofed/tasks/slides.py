@@ -19,7 +19,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.devices import training_device
 from oncofed.models.fusion import tile_attention
 from oncofed.models.mil.own_loss import own_loss, without_own_loss
-from oncofed.models.networks import Kind
+from oncofed.plugins import Kind
 from oncofed.tasks.bags import Bags, BagSettings
 from oncofed.tasks.classification import ClassesSpec, Classification, Classified, caption
 from oncofed.tasks.encoder import feature_count

@@ -19,7 +19,7 @@ from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.bundle import write_bundle, write_bundle_without_code
 from oncofed.models.mil.own_loss import without_own_loss
-from oncofed.models.networks import Declared
+from oncofed.models.model_spec import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
 from oncofed.packs.extensions import Loss, Transform, find_loss, find_transforms
 from oncofed.privacy.settings import PrivacySpec

@@ -13,7 +13,8 @@ from torch.nn import functional
 from oncofed.errors import TrainingError
 from oncofed.models.encoders.entry import EncoderEntry
 from oncofed.models.encoders.torchvision_operators import declare_where_missing
-from oncofed.models.networks import ModelSpec, NetworkRequest
+from oncofed.models.model_spec import ModelSpec
+from oncofed.models.networks import NetworkRequest
 from oncofed.models.networks import build_network as build_job_network
 
 _HISTOGRAM_BINS = 8

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from oncofed.errors import SpecError
-from oncofed.models.networks import find_network
+from oncofed.models.known import find_network
 from oncofed.settings import SettingError
 
 # Kind of network -> the task that has its input.
