@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator
 
 # MONAI imports these if they are installed: libraries for plots and tables, which nothing that trains draws and which
-# take a fifth of the time, and a DICOM reader that no job uses, whose nvJPEG initialises CUDA on import: no fork could
-# use a GPU.
-_NOT_NEEDED = ("matplotlib", "pandas", "sklearn", "nvidia.nvimgcodec")
+# take a fifth of the time, one of language models, which takes another, for a network that reads text, and a DICOM
+# reader that no job uses, whose nvJPEG initialises CUDA on import: no fork could use a GPU.
+_NOT_NEEDED = ("matplotlib", "pandas", "sklearn", "transformers", "nvidia.nvimgcodec")
 
 
 @contextlib.contextmanager
