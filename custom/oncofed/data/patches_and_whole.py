@@ -74,7 +74,7 @@ class PatchesAndWhole(BatchSource):
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return a batch whose patches and whole images are changed at random, each by itself."""
-        patches = {name: batch[name] for name in ("image", "label", "alike") if name in batch}
+        patches: Batch = {name: batch[name] for name in ("image", "label", "alike") if name in batch}
         whole = self._images.change({"image": batch["whole"]}, generator)["image"]
         return {**batch, **self._patches.change(patches, generator), "whole": whole}
 

@@ -318,7 +318,8 @@ def _placed(
     Without the task's type, which pydantic adds to the path.
     """
     if loc[:2] == ("task", "targets") and "targets" in values:
-        return kind, loc[1:]
+        # A mask's own settings stand beside its name; see ``task_of_targets``.
+        return kind, (*loc[1:3], *(loc[4:] if loc[3:4] == ("mask",) else loc[3:]))
     if loc[:1] == ("task",) and loc[1:2]:
         return task_class(values["task"]["type"]).Settings, loc
     if loc[:1] == ("strategy",) and loc[1:2]:

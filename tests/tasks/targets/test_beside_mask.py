@@ -338,7 +338,7 @@ def test_images_are_drawn_with_their_answers_in_a_table(tmp_path: Path) -> None:
             "kind objects is learned alone",
         ),
         (("network: unet, channels: [8, 16, 32], residual_units: 1", "network: densenet121"), "needs a network"),
-        (("{1: rim, 2: heart}", "{2: rim}"), "label values are"),
+        (("{1: rim, 2: heart}", "{2: rim}"), r"job\.yaml:6: targets\.0\.classes: label values are"),
         (
             ("{name: radius, kind: value, unit: px, range: [2, 16]}", "{name: rest, kind: mask, classes: {1: a}}"),
             "2 targets",

@@ -29,7 +29,8 @@ from oncofed.tasks.segmentation import Segmentation, SegmentationSpec
 from oncofed.tasks.targets.images import ImageTargets, ImageTargetsSpec
 from oncofed.tasks.targets.mask import MaskHead, MaskTarget
 from oncofed.tasks.targets.outcome import TargetOutcome
-from oncofed.tasks.targets.task import TargetsSpec, TargetsTask
+from oncofed.tasks.targets.settings import TargetsSpec
+from oncofed.tasks.targets.task import TargetsTask
 
 # Label value of voxels that nobody labelled, of a job that names none.
 _UNLABELLED = 255
@@ -99,7 +100,9 @@ class MaskTargets(TargetsTask):
         settings = cast("SegmentationSpec", spec.mask.mask)
         if settings.ignore is None:
             settings = settings.model_copy(update={"ignore": _UNLABELLED})
-        self._mask = (Regions if isinstance(settings, RegionsSpec) else Segmentation)(settings, data)
+        self._mask: Segmentation = (
+            Regions(settings, data) if isinstance(settings, RegionsSpec) else Segmentation(settings, data)
+        )
         self._others = ImageTargets(ImageTargetsSpec(targets=spec.named_targets), data)
         self._head = cast("MaskHead", self.heads[spec.mask.name])
         # The same heads: thresholds and temperatures that one learns are the other's, too.
