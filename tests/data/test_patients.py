@@ -26,6 +26,8 @@ def test_a_patient_with_several_slides_is_one_case_and_one_with_one_stays_as_it_
     (joined, alone), problems = whole_patients(slides)
     assert not problems
     assert joined.name == "a_and_2_more"
+    registered, *_ = whole_patients([replace(one, patient="0123456789abcdef") for one in slides])[0]
+    assert registered.name == "patient_0123456789ab", "by the pseudonym that registration gives"
     assert [part.name for part in joined.slides] == ["a", "b", "c"]
     assert alone is slides[1]
     assert alone.slides == (alone,)

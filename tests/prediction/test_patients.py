@@ -54,15 +54,17 @@ def model_of(folder: Path, bag: str) -> TrainedModel:
 def test_each_patient_has_one_answer_and_a_map_of_each_slide(dataset: Path, tmp_path: Path) -> None:
     model, out = model_of(tmp_path, "patient"), tmp_path / "out"
     sources = gather([dataset], out, model.job, tmp_path)
-    assert [source.name for source in sources.cases] == [f"s{2 * number:02}_and_1_more" for number in range(4)]
+    names = {source.case.parts[0].name: source.name for source in sources.cases}
+    assert names == {f"s{2 * n:02}": f"patient_{sources.cases[n].case.patient[:12]}" for n in range(4)}
     assert [source.labelled for source in sources.cases] == [False, *[True] * 3], "the first contradicts itself"
     found = predict(
         model, gather([dataset], out, model.job, tmp_path, only=["s03"]), out, CPU, Options(select_outputs())
     )
-    assert found.made == ["s02_and_1_more"]
-    files = {path.name for path in (out / "cases" / "s02_and_1_more").iterdir()}
-    assert files >= {f"s02_and_1_more_s0{n}_{end}" for n in (2, 3) for end in ("attention.tif", "slide.geojson")}
-    said = json.loads((out / "cases" / "s02_and_1_more" / "s02_and_1_more_classes.json").read_text())
+    one = names["s02"]
+    assert found.made == [one]
+    files = {path.name for path in (out / "cases" / one).iterdir()}
+    assert files >= {f"{one}_s0{n}_{end}" for n in (2, 3) for end in ("attention.tif", "slide.geojson")}
+    said = json.loads((out / "cases" / one / f"{one}_classes.json").read_text())
     assert said["probability.normal"] + said["probability.tumour"] == pytest.approx(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,13 @@ from made import JOB
 from oncofed.data.boxes import apart
 from oncofed.data.case import Case
 from oncofed.data.cases import Cases, usable_cases
+from oncofed.data.label_mapping import Supervision
+from oncofed.data.manifest import read_manifest
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slide_boxes import SlideBoxPatches
 from oncofed.data.slides import TileSpec
 from oncofed.data.spec import DataSpec
-from oncofed.errors import DataError
+from oncofed.errors import DataError, UnreadableError
 from oncofed.job.spec import parse_job
 from oncofed.models.weights import weights_of
 from oncofed.prediction.model import load_model
@@ -30,7 +33,7 @@ from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.detection.figures import sensitivities
 from oncofed.tasks.detection.outcome import Matched
 from oncofed.tasks.slide_detection import SlideDetection
-from oncofed.tasks.whole_slide.settings import SlideDetectionSpec
+from oncofed.tasks.whole_slide.settings import SlideDetectionSpec, SlideSegmentationSpec
 from oncofed.tasks.whole_slide.store import StripStore
 from oncofed.training import Trainer
 from slide_files import slides_with_spots
@@ -77,6 +80,18 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, ...]:
     return tuple(cases_of(registered(tmp_path_factory.mktemp("points"), 3, points=True)))
 
 
+@pytest.fixture(scope="module")
+def looked_through(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three slides; on the first nothing was found."""
+    folder = tmp_path_factory.mktemp("negatives")
+    slides_with_spots(folder / "in", 3)
+    for path in sorted((folder / "in").iterdir()):
+        path.rename(path.with_name(path.name.replace("P", "tissue")))  # a name that tells no patient
+    (folder / "in" / "tissue0.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    register(RegisterOptions(folder / "in", "made", folder / "set", "slides", tiles=TileSpec(64, 1.0), workers=1))
+    return folder / "set"
+
+
 class Dark(nn.Module):
     """Finds a box of a spot's size around each pixel, the likelier the darker its surroundings."""
 
@@ -87,6 +102,62 @@ class Dark(nn.Module):
         anchors = torch.cat([places - RADIUS, places + RADIUS], dim=1).T.expand(len(x), -1, -1)
         offsets = torch.zeros(len(x), 4, anchors.shape[2])
         return torch.cat([8 * (dark - 1), offsets, anchors, dark * 0], dim=1)
+
+
+def test_a_slide_without_objects_is_learned_from_and_scored(looked_through: Path) -> None:
+    manifest = read_manifest(looked_through)
+    assert not manifest.quarantine
+    (remark,) = [text for text in manifest.remarks if "patient" in text]
+    assert remark.startswith(
+        "slides with regions whose patient nothing names, 3 of 3: tissue0, tissue1, tissue2. Each counts as a"
+    )
+    negative, *others = sorted(cases_of(looked_through), key=lambda case: case.name)
+    assert (negative.name, len(others)) == ("tissue0", 2)
+    patches = SlideBoxPatches(DATA, "none", 2, 8, None)
+    prepared = patches.prepare(negative)
+    assert prepared["of"].tolist() == [0] * 8
+    generator = torch.Generator().manual_seed(1)
+    both = [prepared, patches.prepare(others[0])]
+    batch = patches.change(patches.together([patches.draw(one, generator) for one in both]), generator)
+    assert not batch["classes"][0].any()
+    spec = SlideDetectionSpec(classes={1: "spot"}, hit_overlap=0.3)
+    task = SlideDetection(spec, DATA)
+    loss = task.loss(Dark()(patches.together([patches.draw(prepared, generator)] * 2)["image"]), batch)
+    assert torch.isfinite(loss)
+    found = task.evaluate_case(Dark(), negative, CPU, False)["spot"]
+    assert found.objects == 0
+    assert not found.hits.any()
+    # A job whose examples are drawn alone learns nothing of it.
+    for undrawn, count in (("background", 3), ("unknown", 2)):
+        settings = SlideSegmentationSpec(classes={1: "spot"}, undrawn=undrawn)
+        wanted = Supervision(classes=settings.vocabulary, of_empty=settings.learns_of_empty)
+        usable = usable_cases(looked_through, DATA.model_copy(update={"max_bad_share": 1}), wanted, 1, "here")
+        assert len(list(usable.cases)) == count
+        assert [problem.what for problem in usable.set_aside] == ["its label is empty: no voxel of any class"] * (
+            3 - count
+        )
+
+
+def test_a_slide_that_breaks_while_it_is_scored_is_set_aside(looked_through: Path, tmp_path: Path) -> None:
+    plan = parse_job(write_job(tmp_path / "job", TEXT)).plan()
+    dealt = cases_of(looked_through)
+    whole = tuple(dealt)
+    (tmp_path / "cut.tif").write_bytes(whole[1].image.read_bytes()[:3000])
+    cases = (whole[0], replace(whole[1], image=tmp_path / "cut.tif"), whole[2])
+    strict, data = Trainer(plan, dealt, "here"), plan.data.model_copy(update={"max_bad_share": 0.4})
+    with pytest.raises(
+        DataError, match=rf"(?s)1 of 3 cases turned out to be damaged.*max_bad_share.*{whole[1].name}: "
+    ):
+        strict.evaluate(cases)
+    trainer, outcomes = Trainer(plan.model_copy(update={"data": data}), dealt, "here"), list[tuple[str, object]]()
+    for _ in range(2):  # each round anew
+        outcomes.clear()
+        assert trainer.evaluate(cases, keep=outcomes).cases == 2
+        assert [patient for patient, _ in outcomes] == [whole[0].patient, whole[2].patient]
+        assert list(trainer.damaged) == [whole[1].name]
+    gone = replace(whole[1], image=tmp_path / "gone.tif")
+    with pytest.raises(UnreadableError, match="its file is gone"):
+        trainer.evaluate((gone,))
 
 
 def test_patches_lie_around_objects_and_away_from_them(outlined: Cases) -> None:

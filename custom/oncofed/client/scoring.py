@@ -105,7 +105,10 @@ class LocalScoring:
 
         cases = trainer.cases.test if split == "test" else self._validation_cases
         trainer.load_weights(weights)
+        known = dict(trainer.damaged)
         evaluation = trainer.evaluate(cases, stop, split == "test", on_case, outcomes)
+        for name in trainer.damaged.keys() - known:
+            self._reporter.note(f"set aside {name} while it was scored: {trainer.damaged[name]}", logging.WARNING)
         self._seconds = time.monotonic() - started
         if evaluation.by_case:
             path = self._context.state / CASES_FILE

@@ -232,6 +232,7 @@ def wanted_case(
     if wanted.kind == "class" and values is not None and entry.label not in dict(values):
         return None
     case = case_of(folder, manifest, entry, values)
+    case = replace(case, may_be_empty=wanted.of_empty and entry.tiles is not None)
     if wanted.kind == "mask" and wanted.classes and (wanted.partial or entry.looked_for is not None):
         return _with_looked_for(case, manifest, entry, wanted, vocabulary)
     return case

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from oncofed.data.manifest import Entry, Intensity, Manifest, Quarantined, Task
 from oncofed.data.masks import name_of_rest, value_name
 from oncofed.data.palettes import one_palette, own_colours
 from oncofed.data.register_options import RegisterOptions
+from oncofed.data.slides.regions import is_regions, read_regions
 
 _NUMBERED = 8
 
@@ -97,7 +99,8 @@ def compose(
     labels = _labels(entries, layout, dicom, classes, options)
     usable = []
     for entry in sorted(entries, key=lambda e: e.name or ""):
-        reasons = [*case_facts.faults(entry), *_outside_vocabulary(entry, labels, options, layout)]
+        empty = _is_looked_through(entry, options.out)
+        reasons = [*case_facts.faults(entry, empty), *_outside_vocabulary(entry, labels, options, layout)]
         if reasons:
             quarantine.append(Quarantined(name=entry.name or "", reason="; ".join(reasons), source=entry.source))
         else:
@@ -211,6 +214,16 @@ def _labels(
         named.setdefault(0, name_of_rest(named.values()))
     explicit = bool(layout.labels or options.labels)
     return named if explicit and set(named) - {0} else {**{v: value_name(v) for v in sorted(found)}, **named}
+
+
+def _is_looked_through(entry: Entry, folder: Path) -> bool:
+    """Return whether a slide's file of regions is there and empty: somebody looked, and found nothing.
+
+    Jobs of objects learn from such a slide; others set it aside.
+    """
+    if not entry.tiles or not isinstance(entry.label, str) or not is_regions(path := folder / entry.label):
+        return False
+    return not any(case_facts.label_counts(entry.label_values or {})) and not read_regions(path)
 
 
 def _outside_vocabulary(

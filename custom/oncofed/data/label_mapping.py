@@ -31,6 +31,7 @@ class Supervision:
         partial: a dataset may lack some of a mask's classes, which are then unknown in its cases.
         regions: of a mask, name -> label values; by them a dataset may name its values instead (nnU-Net's regions).
         whole_patients: all slides of a patient are one case.
+        of_empty: a slide on which nothing was drawn is learned from, as one that has none.
     """
 
     kind: LabelKind = "mask"
@@ -39,6 +40,7 @@ class Supervision:
     partial: bool = False
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
     whole_patients: bool = False
+    of_empty: bool = False
 
     def of_entry(self, manifest: Manifest, entry: Entry) -> bool:
         """Return whether an entry states what is learned.

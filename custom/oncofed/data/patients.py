@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,9 @@ from oncofed.data.manifest import Entry
 from oncofed.data.target_columns.cells import is_unknown
 from oncofed.data.targets import Encoded
 
+# Of a registered patient; see ``composition.hashed_key``. Twelve letters tell a million patients apart.
+_PSEUDONYM = re.compile("[0-9a-f]{16}")
+_LETTERS = 12
 _TO_DO = "Correct the table, or learn of slides: task.bag: slide"
 
 
@@ -51,11 +55,18 @@ def join(slides: Sequence[Case]) -> Case:
     names = dict.fromkeys(name for slide in slides for name in slide.targets)
     return replace(
         first,
-        name=f"{first.name}_and_{len(slides) - 1}_more",
+        name=_name(first, len(slides)),
         parts=tuple(slides),
         targets={name: _known([slide.targets[name] for slide in slides if name in slide.targets]) for name in names},
         entry=joined_entry([slide.entry for slide in slides if slide.entry]),
     )
+
+
+def _name(first: Case, slides: int) -> str:
+    """Return what several slides are called: by their patient, where registration gave a pseudonym."""
+    if _PSEUDONYM.fullmatch(first.patient):
+        return f"patient_{first.patient[:_LETTERS]}"
+    return f"{first.name}_and_{slides - 1}_more"
 
 
 def joined_entry(entries: Sequence[Entry]) -> Entry | None:

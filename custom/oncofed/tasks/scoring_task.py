@@ -13,6 +13,7 @@ from torch import nn
 from oncofed.data.case import Case
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.prepared import PreparedCases, passing, prepare_one
+from oncofed.errors import DataError, UnreadableError
 from oncofed.tasks.halving import within_memory
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.parts import Parts
@@ -140,6 +141,7 @@ class ScoringTask(PatientStatistics[Outcome]):
         held: PreparedCases | None = None,
         progress: Callable[[int, int], None] | None = None,
         keep: list[tuple[str, Outcome]] | None = None,
+        set_aside: Callable[[Case, DataError], None] | None = None,
     ) -> Evaluation:
         """Score a network on cases.
 
@@ -152,6 +154,7 @@ class ScoringTask(PatientStatistics[Outcome]):
             held: the prepared cases, if a caller keeps them for several evaluations.
             progress: called with (cases scored, cases in all).
             keep: called with each case's outcome and patient key, for ``pooled`` and the like.
+            set_aside: called with a case whose file is damaged, and why; None: that ends the evaluation.
         """
         network.eval()
         preparation = self.scoring_preparation()
@@ -167,7 +170,14 @@ class ScoringTask(PatientStatistics[Outcome]):
                 batch = cases[first : first + at_once]
                 if self._held:
                     self._held.ahead_of(cases[first : first + 2 * at_once])
-                outcomes = within_memory(lambda part: evaluate(network, part, device, detailed), batch)
+                try:
+                    outcomes = within_memory(lambda part: evaluate(network, part, device, detailed), batch)
+                except DataError as error:
+                    # What may be readable again later, such as on a network drive, is worth another try.
+                    if set_aside is None or len(batch) > 1 or isinstance(error, UnreadableError):
+                        raise
+                    set_aside(batch[0], error)
+                    continue
                 results += zip(batch, outcomes, strict=True)
                 if progress:
                     progress(len(results), len(cases))

@@ -40,6 +40,11 @@ class TaskSettings(StrictModel):
         return False
 
     @property
+    def learns_of_empty(self) -> bool:
+        """Whether a slide on which nothing was drawn shows that nothing is there."""
+        return False
+
+    @property
     def label_regions(self) -> dict[str, tuple[int, ...]]:
         """Regions that may name a dataset's label values.
 

@@ -110,6 +110,7 @@ class Plan(StrictModel):
             partial=task.may_lack_classes,
             regions=task.label_regions,
             whole_patients=task.whole_patients,
+            of_empty=task.learns_of_empty,
         )
 
     @property

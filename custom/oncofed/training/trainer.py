@@ -23,6 +23,7 @@ from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
 from oncofed.training.activation_checkpointing import checkpoint_blocks
 from oncofed.training.batch_gradients import BatchGradients
+from oncofed.training.damaged import DamagedSlides
 from oncofed.training.determinism import make_repeatable, use_deterministic_forms
 from oncofed.training.gradient_hook import GradientHook
 from oncofed.training.memory_format import memory_format, overwrite, overwriting_activations
@@ -59,6 +60,7 @@ class Trainer:
         steps_done: optimizer steps since the start of the run.
         gradient_hook: changes the gradients of each step; None: they stay.
         patient_gradients: of a job with differential privacy; None: it has none.
+        damaged: slides that were set aside while they were scored.
 
     Example:
         >>> trainer = Trainer(plan, read_cases(folder, plan.data.split, plan.seed), "here")  # doctest: +SKIP
@@ -77,6 +79,7 @@ class Trainer:
     ) -> None:
         self.plan = plan
         self.cases = cases
+        self.damaged = DamagedSlides(len(list(cases)), plan.data.max_bad_share)
         self.device = device or training_device()
         self.task = plan.build_task()
         self.input = self.task.input(plan.training.augmentation)
@@ -243,12 +246,13 @@ class Trainer:
     ) -> Evaluation:
         """Score the network on ``cases``; see ``Task.evaluate``.
 
-        Validation cases stay prepared for the next time.
+        Validation cases stay prepared for the next time. Damaged slides are set aside.
         """
         torch.cuda.empty_cache()  # scoring needs other, larger blocks than training left in the cache
         overwrite(self._activations, True)
         held = self._validation.prepared(cases, self._training.promised if self._training else 0, progress)
-        return self.task.evaluate(self.network, cases, self.device, detailed, should_stop, held, progress, keep)
+        aside = self.damaged.set_aside if self.task.reads_slides else None
+        return self.task.evaluate(self.network, cases, self.device, detailed, should_stop, held, progress, keep, aside)
 
     def settle(self) -> None:
         """Wait until the last checkpoint is on disk.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
+from oncofed.data.grouping import named
 from oncofed.data.layouts import kinds
 from oncofed.data.layouts.base import NO_IMAGE, FolderLayout, Item, name_of, patient_of, unique
 from oncofed.data.layouts.names import Named, Words, words
@@ -66,8 +67,22 @@ def slides(root: Path, files: Sequence[str]) -> FolderLayout:
         layout.items.append(
             Item(name=name_of(path), patient=patient_of(path), images=(path,), label=label, modality="SM", notes=notes)
         )
+    layout.remarks += _each_its_own([item for item in layout.items if item.label])
     layout.items = unique(layout.items)
     return layout
+
+
+def _each_its_own(drawn: Sequence[Item]) -> list[str]:
+    """Return a remark on slides with regions whose patient nothing names."""
+    alone = [item.name for item in drawn if not item.patient]
+    if len(alone) < 2:
+        return []
+    remark = (
+        f"slides with regions whose patient nothing names, {len(alone):,} of {len(drawn):,}: {named(alone)}. Each "
+        "counts as a patient of its own, so slides of one patient may lie in training and in test, and scores be too "
+        "good. Name a table with the columns image, label and patient with --labels, and register again"
+    )
+    return [remark]
 
 
 def unread_regions(layout: FolderLayout, files: Sequence[str]) -> dict[str, str]:

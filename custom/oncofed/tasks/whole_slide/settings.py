@@ -51,6 +51,11 @@ class SlideSegmentationSpec(SegmentationSpec, Drawing, Outlining):
 
     type: Literal["slide_segmentation"] = "slide_segmentation"  # type: ignore[assignment]
 
+    @property
+    def learns_of_empty(self) -> bool:
+        """Whether a slide on which nothing was drawn shows that nothing is there."""
+        return self.undrawn == "background"
+
     @model_validator(mode="after")
     def _of_slides(self) -> Self:
         if self.keep_largest:
@@ -77,6 +82,11 @@ class SlideObjectsSpec(ObjectsSpec, Drawing):
 
     type: Literal["slide_objects"] = "slide_objects"  # type: ignore[assignment]
     classes: dict[int, str] = Field(min_length=1, description="label value -> name of a kind of objects")
+
+    @property
+    def learns_of_empty(self) -> bool:
+        """Whether a slide on which nothing was drawn shows that nothing is there."""
+        return self.undrawn == "background"
 
     @field_validator("classes")
     @classmethod
