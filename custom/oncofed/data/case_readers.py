@@ -32,6 +32,8 @@ from oncofed.data.slides.measuring import measure
 
 # Raised when facts gain a field: cases in the index of an older version are read again.
 _FACTS_VERSION = "12"
+# Raised when tissue, or flags of tiles, are found otherwise: slides are read again.
+_TISSUE_VERSION = "1"
 
 
 class Work(Protocol):
@@ -301,7 +303,7 @@ class SlideWork:
         files = self.instances or self.item.images
         paths = [self.root / p for p in (*files, self.item.label) if isinstance(p, str)]
         seen = case_facts.stamp([p for p in paths if p.exists()])
-        text = f"{_FACTS_VERSION} {self.item!r} {self.tiles!r} {sorted(self.names.items())} {seen}"
+        text = f"{_FACTS_VERSION} {_TISSUE_VERSION} {self.item!r} {self.tiles!r} {sorted(self.names.items())} {seen}"
         return text + ("" if is_written else " not written")
 
     def read(self) -> CaseResult:

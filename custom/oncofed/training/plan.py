@@ -17,7 +17,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.stain.columns import Template
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
-from oncofed.models.bundle import write_bundle, write_bundle_without_code
+from oncofed.models.bundle import runs_alone, write_bundle, write_bundle_without_code
 from oncofed.models.mil.own_loss import without_own_loss
 from oncofed.models.model_spec import Declared
 from oncofed.models.weights import WeightLayout, Weights, layout_of, weights_of
@@ -167,7 +167,7 @@ class Plan(StrictModel):
                 "MONAI's detector takes the mean of overlapping windows' outputs, and here each window answers for the "
                 "objects of its own part"
             )
-        return ""
+        return "" if runs_alone(self.network_request) else f"MONAI has no head {self.model.network} over tiles"
 
     def _as_job(self, title: str) -> dict[str, Any]:
         """Return the plan as ``job.yaml`` holds a job."""

@@ -26,7 +26,7 @@ from oncofed.models.bundle.answer import (
 )
 from oncofed.models.bundle.inference import inference
 from oncofed.models.bundle.metadata import metadata, metadata_without_code, readme
-from oncofed.models.bundle.networks import exported
+from oncofed.models.bundle.networks import exported, runs_alone
 from oncofed.models.bundle.without_code import reason, refusing_definition, refusing_inference, refusing_readme
 from oncofed.models.networks import NetworkRequest, build_network
 from oncofed.models.weights import Weights, digest_of, load_weights
@@ -42,6 +42,7 @@ __all__ = [
     "NumberedObjects",
     "SlideClasses",
     "SlideTargets",
+    "runs_alone",
     "write_bundle",
     "write_bundle_without_code",
 ]

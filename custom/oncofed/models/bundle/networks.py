@@ -40,6 +40,11 @@ class Exported:
     imports: tuple[str, ...] = ()
 
 
+def runs_alone(request: NetworkRequest) -> bool:
+    """Return whether a process with MONAI alone can run a job's network: any, and heads over tiles that are known."""
+    return request.spec.kind != "bag" or is_head(str(network_config(request)["_target_"]))
+
+
 def exported(request: NetworkRequest) -> Exported:
     """Return a job's network for a process with MONAI alone.
 

@@ -57,14 +57,24 @@ def _strips(
     if not left:
         return
     maps = stitching.rows(network, canvas, device, left[0][0], wanted, store.advance)
-    for (first, end), parts in _gathered(maps, left):
-        tissue = canvas.tissue_at(0, first, width, end - first)
-        seen = tissue & (parts.sum(axis=0) > 0)
-        values = np.where(seen, parts.argmax(axis=0), 0).astype(np.uint8)
-        heat = shrunk_heat(np.where(seen, parts[1:].max(axis=0), 0).astype(np.float32), shrink_of(canvas.size))
-        strip = Strip.of(first, values, heat)
+    for (first, _), parts in _gathered(_decided(maps, canvas), left):
+        strip = Strip.of(first, parts[0].astype(np.uint8), shrunk_heat(parts[1], shrink_of(canvas.size)))
         store.save(first, as_arrays(strip))
         yield strip
+
+
+def _decided(maps: Iterator[tuple[int, Maps]], canvas: SlideCanvas) -> Iterator[tuple[int, Maps]]:
+    """Yield the likeliest class of each pixel with tissue, and how likely it is of one, (2, row, column), of the maps.
+
+    At once: a wide slide's rows that wait for their strip would hold a number for each class.
+    """
+    for first, parts in maps:
+        tissue = canvas.tissue_at(0, first, parts.shape[2], parts.shape[1])
+        seen = tissue & (parts.sum(axis=0) > 0)
+        decided = np.zeros((2, *seen.shape), np.float32)
+        np.copyto(decided[0], parts.argmax(axis=0), where=seen, casting="unsafe")
+        np.copyto(decided[1], parts[1:].max(axis=0), where=seen)
+        yield first, decided
 
 
 def as_arrays(strip: Strip) -> Arrays:
