@@ -24,9 +24,10 @@ from oncofed.training.plan import Plan
 
 CPU = torch.device("cpu")
 
-# Begins a process that cannot import oncofed, nor needs libraries for plots, which MONAI imports if they are there.
+# Begins a process that cannot import oncofed, nor needs libraries of plots and texts, which MONAI finds.
 _ALONE = (
-    "import gc, sys; gc.disable(); sys.modules.update(dict.fromkeys(('oncofed', 'matplotlib', 'pandas', 'sklearn')))"
+    "import gc, sys; gc.disable(); "
+    "sys.modules.update(dict.fromkeys(('oncofed', 'matplotlib', 'pandas', 'sklearn', 'transformers')))"
 )
 _CHILD = """
 import json, os

@@ -44,10 +44,11 @@ EXAMPLE_NAME = "example"
 PROBABILITY_TOLERANCE = 1e-5
 _CPU = torch.device("cpu")
 _PREDICTIONS = "predictions.json"
-# Runs a bundle in a process that cannot import oncofed, nor libraries for plots. Those take a fifth of the time that
-# MONAI takes to be imported, as garbage collection does.
+# Runs a bundle in a process that cannot import oncofed, nor libraries of plots and texts. Those take much of the time
+# that MONAI takes to be imported, as garbage collection does.
 _ALONE = (
-    "import gc, json, sys; sys.modules.update(dict.fromkeys(['oncofed', 'matplotlib', 'pandas', 'sklearn'])); "
+    "import gc, json, sys; "
+    "sys.modules.update(dict.fromkeys(['oncofed', 'matplotlib', 'pandas', 'sklearn', 'transformers'])); "
     "gc.disable(); from monai.bundle import run; gc.freeze(); gc.enable(); run(**json.loads(sys.argv[1]))"
 )
 # Voxel size of the example in mm if the job sets none.
