@@ -7,7 +7,6 @@ import importlib
 import io
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,8 +46,7 @@ settings.load_profile("untimed")
 def pytest_configure() -> None:
     """Heed signals that a shell's ``&`` or ``nohup`` ignores.
 
-    Some tests stop processes by them. And while the tests are imported no garbage is collected, and MONAI finds no
-    library of language models, which takes a fifth of the time.
+    Some tests stop processes by them. And no garbage is collected while the tests are imported.
     """
     gc.disable()
     # FLARE first: each of its loggers looks through all modules that are there.
@@ -146,8 +144,6 @@ def pytest_collection_finish() -> None:
 
     What was imported stays to the end: the collector would go through it again every few tests, and find nothing.
     """
-    if sys.modules.get("transformers") is None:
-        sys.modules.pop("transformers", None)
     gc.freeze()
     gc.enable()
 

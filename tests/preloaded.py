@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import sys
 
 from oncofed.lean_imports import import_monai_leanly
 
@@ -16,6 +15,5 @@ gc.disable()
 # FLARE first: each of its loggers looks through all modules that are there.
 for name in ("nvflare.apis.fl_component", "oncofed.cli.main", "oncofed.job.run", "oncofed.job.remote"):
     importlib.import_module(name)
-del sys.modules["transformers"]
 gc.freeze()
 gc.enable()
