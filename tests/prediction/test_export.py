@@ -72,7 +72,7 @@ JOBS: dict[str, dict[str, Any]] = {
 
 JOBS["attending"] = {**JOBS["slides_with_targets"], "model": {"network": "transmil", "arguments": {"hidden": 16}}}
 JOBS["regions"] = {
-    "task": {"type": "slide_segmentation", "classes": {1: "tumour"}},
+    "task": {"type": "slide_segmentation", "classes": {1: "tumour"}, "undrawn": "background"},
     "data": {**JOBS["slides"]["data"], "spacing": [0.0005, 0.0005], "patch": [32, 32]},
     "model": {"network": "unet", "channels": [4, 8], "residual_units": 0},
 }
