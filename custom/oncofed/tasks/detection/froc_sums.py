@@ -235,7 +235,9 @@ class _Boxes:
 def _cells(scores: NDArray[np.float64], patients: Sequence[str]) -> list[list[Any]]:
     """Return cells of boxes, each with the most patients of whom it ends a group; see ``_coarser``."""
     cells, bins = cells_of(scores, patients), bins_of(scores)
-    people = [{patients[n] for n in np.flatnonzero((bins >= low) & (bins <= top))} for low, top, _ in spans([cells])]
+    people = [
+        {patients[n] for n in np.flatnonzero((bins >= low) & (bins <= top)).tolist()} for low, top, _ in spans([cells])
+    ]
     levels = [LEAST_PATIENTS] * len(cells)
     # Groups of more patients are made of groups of fewer, so that the difference of two is a group, too.
     for level in _levels(len(set(patients)))[1:]:
