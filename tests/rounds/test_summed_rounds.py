@@ -219,6 +219,51 @@ def test_a_half_revealed_sum_is_given_up_and_the_round_trained_anew(tmp_path: Pa
     assert len([event for event in events if isinstance(event, Summed)]) == 5
 
 
+def test_a_sum_that_is_spoiled_again_and_again_ends_the_job(tmp_path: Path) -> None:
+    """Each redone round tells of the same patients once more."""
+    sites = _sites(tmp_path / "sites", **CASES, centre=4, coast=5)
+    pairs = [("east", "west"), ("north", "south"), ("centre", "coast")]
+
+    def fails_in_turn(site: MaskingSite, request: Request) -> Refusal | None:
+        if isinstance(request, RevealRequest):
+            redone = sum(isinstance(one, MaskedResult) for one in site.sent) - 1
+            if site.site.name in pairs[redone]:
+                return Refusal("its disk is full")
+        return None
+
+    for site in sites.values():
+        site.before = fails_in_turn
+    with pytest.raises(FederationError, match="round 1 gave no sum"):
+        _run(tmp_path / "run", sites, SECURE)
+    assert sum(isinstance(one, MaskedResult) for one in sites["north"].sent) == 3
+
+
+def test_sites_that_spoil_sums_are_left_out(tmp_path: Path) -> None:
+    sites = _sites(tmp_path / "sites", **CASES, centre=4, coast=5)
+    for name in ("west", "east"):
+        sites[name].before = _fails_at(RevealRequest, times=2)
+    _, events = _run(tmp_path / "run", sites, SECURE)
+    sums = [event.sites for event in events if isinstance(event, Summed)]
+    assert sums[0] == ["centre", "coast", "north", "south"]
+    assert sums[1:] == [sorted(sites)] * 4
+
+
+def test_sites_that_are_slow_are_not_blamed_for_others(tmp_path: Path) -> None:
+    """Two fail at once, before the others could answer; these are in the next sum."""
+    sites = _sites(tmp_path / "sites")
+    for name in ("west", "east"):
+        sites[name].before = _fails_at(ShareKeysRequest, times=1)
+
+    def slowly(site: MaskingSite, request: Request) -> Delayed | None:
+        return Delayed(site.masked.answer(request), 2.0) if isinstance(request, ShareKeysRequest) else None
+
+    for name in ("north", "south"):
+        sites[name].before = slowly
+    _, events = _run(tmp_path / "run", sites, SECURE)
+    sums = [event for event in events if isinstance(event, Summed)]
+    assert [one.sites for one in sums] == [sorted(CASES)] * 5
+
+
 def test_a_sum_of_too_few_sites_is_never_formed(tmp_path: Path) -> None:
     sites = _sites(tmp_path / "sites", east=3, west=4)
     with pytest.raises(NotEnoughSitesError, match="has 2 of the 3 sites"):

@@ -17,7 +17,7 @@ from oncofed.algorithms import Update
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.schedule import Synchronous
 from oncofed.algorithms.sums import PLAIN, shares_in_sum, summands, update_of_sum
-from oncofed.errors import NotEnoughSitesError
+from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import Refusal, Result, TrainResult
 from oncofed.messages.secure_aggregation import (
@@ -61,6 +61,8 @@ from oncofed.rounds.training import RoundResult, Training
 _STEP_SECONDS = 60.0
 # A site that fails so often after it was ready is left out of the round.
 _MOST_FAILURES = 2
+# So often a round is tried with new keys, and trained anew: each time its sum tells of the same patients once more.
+_MOST_ATTEMPTS, _MOST_REDONE = 20, 2
 
 MessageT = TypeVar("MessageT", KeyShares, Confirmation, Reveal)
 SentT = TypeVar("SentT", KeyShares, Confirmation, Reveal, MaskedInput)
@@ -112,9 +114,19 @@ class SummedRunner(SynchronousRunner[Synchronous]):
         return _Attempt(self._context, self._sums, self._algorithm, number, attempt, state, current)
 
     def _give_up(self, number: int, attempt: int, failure: AggregationFailed) -> None:
+        """Note a failed sum, and whether the round has to be trained anew.
+
+        Raises:
+            FederationError: it failed too often.
+        """
         self._context.record(SumFailed(round=number, attempt=attempt, reason=str(failure)))
         if failure.revealed:
             self._sums.redo(number)
+        if attempt >= _MOST_ATTEMPTS or self._sums.redone(number) > _MOST_REDONE:
+            raise FederationError(
+                f"the masked updates of round {number} gave no sum: {failure}. See which site failed in the run's "
+                "incidents, repair it or leave it out, and run the job again"
+            )
 
 
 class _MaskedTraining(Training):

@@ -60,10 +60,12 @@ class SiteStep:
         transport = self._context.transport
         with self._lock:
             left = set(self._requests) - self._done - self._failed.keys() - transport.banned
-            enough = len(self._done) >= self._needed
-        # Those that are left could not make it enough any more.
-        hopeless = len(self._done) + len(left) < self._needed
-        return not left or hopeless or waited > self._seconds or (enough and left <= set(transport.lost))
+            done = len(self._done)
+        if waited > self._seconds or not left:
+            return True
+        if not left <= set(transport.lost):
+            return False  # those who are there answer soon
+        return done >= self._needed or done + len(left) < self._needed
 
     def _make_request(self, site: str) -> Request:
         self._context.record(TaskSent(task=self._task.name, round=self._round, split="", sites=[site]))
