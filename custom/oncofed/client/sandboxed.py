@@ -187,7 +187,10 @@ class SandboxedTraining:
                 start_new_session=True,
             )
         self._socket, self._has_code = ours, False
-        context = {name: None if value is None else str(value) for name, value in asdict(self._context).items()}
+        here = self._context
+        places = {"site": here.site, "data": here.data, "state": here.state}
+        places |= {"initial": here.initial, "against": here.against}
+        context = {name: None if value is None else str(value) for name, value in places.items()}
         encoder = getattr(self._plan.task, "encoder", None)
         weights = weights_file(encoder) if isinstance(encoder, EncoderSpec) else None
         facts = {

@@ -119,7 +119,7 @@ def test_dark_nuclei_are_no_ink_where_the_overview_shows_them() -> None:
     assert find_tissue(pixels).inks
     found = find_tissue(pixels, 0.5)
     assert found.inks == ()
-    assert found.mask[within].mean() > 0.97
+    assert found.mask[nuclei].mean() > 0.97
 
 
 def test_the_scanners_fill_is_not_tissue() -> None:
