@@ -17,6 +17,7 @@ from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec, RelaySpec
 from oncofed.errors import PolicyError
 from oncofed.flare.secure_aggregation import identity_of, verify_for_server
+from oncofed.flare.security.admission import admit_job
 from oncofed.privacy.secure_aggregation import Participant, ProtocolError, Rules
 from oncofed.signing import signature_by
 
@@ -98,3 +99,26 @@ def test_the_kit_of_an_older_release_is_refused_before_training(kits: dict[str, 
     shutil.copy(kits["relay"] / "startup/client.crt", old / "startup/client.crt")
     with pytest.raises(PolicyError, match="oncofed alliance renew, then oncofed site renew"):
         identity_of(_context(old))
+
+
+@pytest.mark.attack("a site that its missing policy makes a simulation", by="the site's kit", logged="site's refusal")
+def test_a_kit_without_a_policy_is_no_simulation(kits: dict[str, Path], tmp_path: Path) -> None:
+    kit = Path(shutil.copytree(kits["east"], tmp_path / "east"))
+    (kit / "local/policy.json").unlink()
+    with pytest.raises(PolicyError, match="no policy"):
+        admit_job(_context(kit), "balls")
+    identity = identity_of(_context(kit))
+    assert identity.certificates == (kit / "startup/client.crt").read_bytes()
+    relay = kits["relay"] / "startup"
+    with pytest.raises(ProtocolError):
+        identity.verify(_advertise("relay", relay / "client.key", relay / "client.crt"))
+
+
+def test_a_simulation_has_no_kit_and_no_policy(kits: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("startup", "local"):
+        (tmp_path / name).mkdir()
+    assert admit_job(_context(tmp_path), "balls") is None
+    identity = identity_of(_context(tmp_path))
+    assert identity.verify is verify_for_server(_context(tmp_path))
+    relay = kits["relay"] / "startup"
+    assert identity.verify(_advertise("relay", relay / "client.key", relay / "client.crt")).fingerprint == ""
