@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
 PADDING = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.MAX_LENGTH)
+# The role in a site's certificate. A root issues those of relays and the server without any.
+SITE_ROLE = "site"
 
 
 def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -> bool:
@@ -26,6 +28,15 @@ def is_signed_by(certificate: x509.Certificate, data: bytes, signature: bytes) -
     except InvalidSignature:
         return False
     return True
+
+
+def is_of_site(certificate: x509.Certificate) -> bool:
+    """Return whether a certificate says that it is a site's.
+
+    It has its role where FLARE writes a person's: the subject's ``unstructuredName`` (PKCS #9).
+    """
+    roles = certificate.subject.get_attributes_for_oid(NameOID.UNSTRUCTURED_NAME)
+    return [role.value for role in roles] == [SITE_ROLE]
 
 
 def signature_by(key_file: Path, data: bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from oncofed.report.sums import sums_used
 from oncofed.rounds.events import Summed
 
@@ -21,6 +23,22 @@ def test_the_smallest_sum_counts() -> None:
     assert said["What the server saw"] == "sums of 8 sites or more, not the update of any"
     assert said["Provided that"].startswith("unless 4 sites or more helped it")
     assert said["Lost on the way"] == "2 updates; 1 sum asked for again"
+
+
+@pytest.mark.parametrize(
+    ("n", "t", "lost", "colluding"),
+    [(3, 3, 0, 1), (4, 3, 1, 1), (4, 3, 0, 1), (5, 4, 1, 2), (6, 5, 1, 3), (10, 7, 3, 3)],
+)
+def test_so_many_sites_may_help_the_server(n: int, t: int, lost: int, colluding: int) -> None:
+    """Of three sites two know the third's update from the sum, whatever the threshold."""
+    names = [f"site{i}" for i in range(n)]
+    one = Summed(round=1, attempt=1, sites=names[lost:], lost=names[:lost], threshold=t, seconds=0.1)
+    used = sums_used([one], failed=0)
+    assert used
+    assert used.colluding == colluding
+    said = dict(used.said())
+    assert said["Provided that"].startswith(f"unless {colluding + 1} sites or more helped it")
+    assert said["Stated by"].startswith("the server")
 
 
 def test_a_run_without_masks_says_nothing() -> None:

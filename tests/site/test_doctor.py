@@ -155,6 +155,14 @@ def test_an_expired_certificate_is_found(kits: dict[str, Path], monkeypatch: pyt
         assert (check.state, words in check.found) == (state, True), check
 
 
+def test_the_certificate_of_an_older_release_is_told(kits: dict[str, Path]) -> None:
+    """As a person's, it does not say that it is a site's."""
+    shutil.copy(kits["eng@x.org"] / "startup/client.crt", kits["east"] / "startup/client.crt")
+    for name, state in (("east", "warn"), ("west", "ok"), ("eng@x.org", "ok"), ("localhost", "ok")):
+        (check,) = doctor._certificate(kits[name], read_facts(kits[name]))
+        assert (check.state, "secure aggregation" in check.found) == (state, state == "warn"), name
+
+
 def test_the_route_and_clock_are_checked(kits: dict[str, Path], tmp_path: Path) -> None:
     checks = _found(examine(kits["east"]))
     assert (checks["server"].state, "refused" in checks["server"].found) == ("fail", True)

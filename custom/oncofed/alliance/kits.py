@@ -26,6 +26,7 @@ from oncofed.alliance.spec import AllianceSpec
 from oncofed.errors import AllianceError
 from oncofed.privacy.policy import POLICY_FILE, Policy
 from oncofed.processes import end_with_parent
+from oncofed.signing import SITE_ROLE
 
 OUTBOUND_FILTER = "oncofed.flare.security.outbound_filter.OutboundFilter"
 PRIVACY_FILE = "privacy.json"
@@ -99,6 +100,7 @@ class AuthorityCertBuilder(CertBuilder):
     def __init__(self, authority: Authority, days: int, public_keys: PublicKeys) -> None:
         super().__init__()
         self._authority, self._days, self._public_keys = authority, days, public_keys
+        self._sites: frozenset[str] = frozenset()
 
     def initialize(self, project: Project, ctx: ProvisionContext) -> None:
         """Use the alliance's authority as the root."""
@@ -108,17 +110,21 @@ class AuthorityCertBuilder(CertBuilder):
         self.root_cert, self.pri_key = self._authority.certificate, self._authority.key
         self.serialized_cert = self._authority.certificate_pem
         self.subject, self.issuer = self.root_cert.subject, common_name(self.root_cert)
+        self._sites = frozenset(site.subject for site in project.get_clients())
 
     def _generate_cert(
         self, subject: str, organisation: str, issuer: str, signing_key: Any, public_key: Any, **more: Any
     ) -> Any:
         """Return a certificate that is valid since yesterday.
 
-        A site whose clock is slow would refuse a newer one.
+        A site whose clock is slow would refuse a newer one. A site's says that it is one: FLARE gives relays the same
+        certificate, and in a sum of masked updates a relay would count as one more site.
         """
         now = datetime.now(timezone.utc)
         until = min(now + timedelta(days=self._days), self._authority.certificate.not_valid_after_utc)
         more |= {"not_valid_before": now - LARGEST_CLOCK_ERROR, "not_valid_after": until}
+        if subject in self._sites:
+            more["role"] = SITE_ROLE
         public_key = self._public_keys.get(subject, public_key)
         return CertBuilder._generate_cert(subject, organisation, issuer, signing_key, public_key, **more)
 

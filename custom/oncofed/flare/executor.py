@@ -23,7 +23,7 @@ from oncofed.client.kept_model import add_artifacts
 from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, LocalTraining, SiteContext, Stop
 from oncofed.client.reported_patients import refuse_overlap
 from oncofed.client.sandboxed import SandboxedTraining
-from oncofed.client.secure_aggregation import MaskedUpdates
+from oncofed.client.secure_aggregation import Identity, MaskedUpdates
 from oncofed.client.status_file import ENDED, WAITING
 from oncofed.errors import FederationError, OncofedError, PolicyError, SpecError, StateError
 from oncofed.flare import wire
@@ -73,6 +73,7 @@ class SiteExecutor(Executor):
         self._federation = FederationPlan.model_validate(federation or {})
         self._training: LocalTraining | None = None
         self._policy: Policy | None = None
+        self._identity: Identity | None = None
         self._masked: MaskedUpdates | None = None
         self._outbound: OutboundPolicy | None = None
         self._peers = PeerExchange(self._federation)
@@ -226,12 +227,13 @@ class SiteExecutor(Executor):
             facts = self._outbound.check_before_masking(result)
             record(fl_ctx, MASKED, task=TrainRequest.task, round=request.round, **facts)
         if self._masked is None:
+            assert self._identity
             self._masked = MaskedUpdates(
                 self._federation,
                 self._layout,
                 job=str(fl_ctx.get_job_id()),
                 plan_digest=plan_digest(self._plan, self._federation),
-                identity=identity_of(fl_ctx, simulated=self._policy is None),
+                identity=self._identity,
                 leaves=self._policy.leaves if self._policy else LeavesSpec(),
                 folder=state_folder(fl_ctx),
             )
@@ -265,6 +267,8 @@ class SiteExecutor(Executor):
         private = plan.privacy.differential_privacy
         noise = private.event(plan.total_steps).noise_multiplier if private else None
         self._policy = admit_job(fl_ctx, plan.data.dataset, plan.model.network, strategy, pack, smallest_sum, noise)
+        if self._federation.secure_aggregation:
+            self._identity = identity_of(fl_ctx)
         data = dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, site, plan.data.dataset)
         context = SiteContext(
             site=site,

@@ -29,6 +29,14 @@ def kit_folder(fl_ctx: FLContext) -> Path:
     return Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_root_dir())
 
 
+def has_kit(fl_ctx: FLContext) -> bool:
+    """Return whether this participant has a kit; none has in a simulation.
+
+    The alliance's root certificate tells: every kit has it, and nobody connects without.
+    """
+    return (kit_folder(fl_ctx) / "startup" / "rootCA.pem").is_file()
+
+
 def local_folder(fl_ctx: FLContext) -> Path:
     """Return the folder of this participant's own settings."""
     return Path(fl_ctx.get_prop(FLContextKey.WORKSPACE_OBJECT).get_site_config_dir())

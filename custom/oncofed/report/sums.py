@@ -13,7 +13,7 @@ from oncofed.settings import StrictModel
 
 
 class SumsUsed(StrictModel):
-    """Secure aggregation in a run."""
+    """Secure aggregation in a run, as the server states it."""
 
     protocol: int = Field(PROTOCOL, description="version")
     rounds: int = Field(description="rounds whose updates were added up under masks")
@@ -31,6 +31,7 @@ class SumsUsed(StrictModel):
         yield "What the server saw", f"sums of {self.smallest} sites or more, not the update of any"
         helped = f"unless {self.colluding + 1} sites or more helped it" if self.colluding else "unless a site helped it"
         yield "Provided that", f"{helped}, and the sites ran this release unchanged"
+        yield "Stated by", "the server: these are its own figures, which no site confirms"
         yield (
             "Not hidden",
             "who took part, cases, steps, the length of each update, each site's scores and seconds",
@@ -48,13 +49,21 @@ def sums_used(sums: Sequence[Summed], failed: int) -> SumsUsed | None:
     """
     if not sums:
         return None
-    # A lying server needs two sets of t honest signatures and shares of the n sites of the roster.
-    spare = [2 * one.threshold - len(one.sites) - len(one.lost) - 1 for one in sums]
     return SumsUsed(
         rounds=len({one.round for one in sums}),
         smallest=min(len(one.sites) for one in sums),
         threshold=min(one.threshold for one in sums),
-        colluding=max(min(spare), 0),
+        colluding=max(min(_colluding(one) for one in sums), 0),
         lost=sum(len(one.lost) for one in sums),
         failed=failed,
     )
+
+
+def _colluding(one: Summed) -> int:
+    """Return how many sites could help the server without it reading an update; below 0: none may be lost.
+
+    A lying server needs two sets of t signatures and shares of the n sites of the roster. And who sees the sum takes
+    off the helpers' own updates: those of two others have to be left.
+    """
+    n, t = len(one.sites) + len(one.lost), one.threshold
+    return min(2 * t - n - 1, len(one.sites) - 2)

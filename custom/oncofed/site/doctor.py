@@ -31,6 +31,7 @@ from oncofed.audit import AuditLog
 from oncofed.errors import FederationError, OncofedError
 from oncofed.privacy.policy import read_policy
 from oncofed.sandbox import what_is_missing
+from oncofed.signing import is_of_site
 from oncofed.site.check import Check
 from oncofed.site.datasets import check_datasets
 from oncofed.site.gpu_checks import check_gpus
@@ -298,6 +299,9 @@ def _certificate(folder: Path, facts: KitFacts) -> Iterator[Check]:
         yield Check("certificate", "fail", f"expired on {until:%Y-%m-%d}", f"ask for a new kit, then: {_RENEW}")
     elif days < EXPIRES_SOON_DAYS:
         yield Check("certificate", "warn", found, f"ask the alliance for a new kit before it ends, then: {_RENEW}")
+    elif facts.kind == "site" and not is_of_site(certificate):
+        found += "; of an older release, whose sites take no part in secure aggregation"
+        yield Check("certificate", "warn", found, f"ask the alliance for a new kit, then: {_RENEW}")
     else:
         yield Check("certificate", "ok", found)
 

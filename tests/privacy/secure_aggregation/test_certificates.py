@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -13,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from oncofed.privacy.secure_aggregation import KeyAdvertisement, Participant, ProtocolError, Rules
 from oncofed.privacy.secure_aggregation.certificates import CertifiedSites
-from oncofed.signing import PADDING
+from oncofed.signing import PADDING, SITE_ROLE
 from secure_sums import JOB, PLAN
 
 BEGINS = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -35,8 +36,18 @@ class Kit:
         return self.key.sign(data, PADDING, hashes.SHA256())
 
 
-def certified(name: str, key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey, issuer: Kit | None = None) -> Kit:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+def certified(
+    name: str,
+    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey,
+    issuer: Kit | None = None,
+    roles: Sequence[str] = (SITE_ROLE,),
+) -> Kit:
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+            *(x509.NameAttribute(NameOID.UNSTRUCTURED_NAME, role) for role in roles),
+        ]
+    )
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -95,8 +106,9 @@ def test_refused_certificates(root: Kit, east: Kit, keys: list[rsa.RSAPrivateKey
         (CertifiedSites(root.certificate, {east.certificate.serial_number}), own, "revoked site"),
         (CertifiedSites(root.certificate, revoked_names={"EAST"}), own, "revoked site"),
         (CertifiedSites(root.certificate, sites={"west"}), own, "another job"),
-        (CertifiedSites(root.certificate, not_sites={"east"}), own, "no site"),
-        (accept, advertised(certified("a@b.org", keys[1], root), "a@b.org"), "no site"),
+        (accept, advertised(certified("east", keys[1], root, roles=())), "no site"),
+        (accept, advertised(certified("east", keys[1], root, roles=("lead",))), "no site"),
+        (accept, advertised(certified("east", keys[1], root, roles=("lead", SITE_ROLE))), "no site"),
         (CertifiedSites(root.certificate, now=BEGINS - timedelta(days=1)), own, "expired"),
         (CertifiedSites(root.certificate, now=BEGINS + timedelta(days=101)), own, "expired"),
     ):

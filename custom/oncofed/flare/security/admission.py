@@ -14,7 +14,7 @@ import oncofed
 from oncofed.audit import ADMITTED, REFUSED
 from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.errors import OncofedError, PolicyError
-from oncofed.flare.folders import kit_folder, local_folder
+from oncofed.flare.folders import has_kit, kit_folder, local_folder
 from oncofed.flare.security.recording import name_and_person, record
 from oncofed.packs.approvals import made_by, refusal_at_site
 from oncofed.packs.pack import Pack
@@ -49,6 +49,8 @@ def admit_job(
     """
     policy = read_policy(local_folder(fl_ctx))
     if policy is None:
+        if has_kit(fl_ctx):
+            raise PolicyError("its kit has no policy, so that nothing runs there; the alliance makes a new kit")
         return None
     name, person = name_and_person(fl_ctx)
     facts = ProposedJob(

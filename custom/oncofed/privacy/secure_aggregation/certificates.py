@@ -14,21 +14,26 @@ from cryptography.x509.oid import NameOID
 from oncofed.privacy.secure_aggregation.failures import ProtocolError
 from oncofed.privacy.secure_aggregation.messages import KeyAdvertisement
 from oncofed.privacy.secure_aggregation.rules import VerifyKey
-from oncofed.signing import is_signed_by
+from oncofed.signing import is_of_site, is_signed_by
+
+# What a certificate without a site's role is, and what to do.
+NOT_A_SITE = (
+    "It is the server, a relay or a person; or a site whose kit an older release made, which takes part in secure "
+    "aggregation once it has a new one: oncofed alliance renew, then oncofed site renew"
+)
 
 
 class CertifiedSites:
     """Accepts sites whose certificate the alliance's root issued.
 
     An instance is a ``Verify``. It has no clock: expiry is checked against the time that it is given. The root also
-    certifies people and the server, who must not count as sites of a sum. Names of people are e-mail addresses, those
-    of sites never are; the server's name has to be given.
+    certifies people, relays and the server, who must not count as sites of a sum: a site's certificate says that it is
+    one.
 
     Args:
         root: certificate of the alliance, from the site's own kit: never one that a server sent.
         revoked: serial numbers of revoked certificates.
         revoked_names: of sites, whatever their certificates.
-        not_sites: names that the root certifies for others, above all the server's.
         sites: names of the job's sites; None: any.
         now: aware time at which a certificate must be valid; None: its dates are not checked.
     """
@@ -39,13 +44,11 @@ class CertifiedSites:
         revoked: Collection[int] = (),
         *,
         revoked_names: Collection[str] = (),
-        not_sites: Collection[str] = (),
         sites: Collection[str] | None = None,
         now: datetime | None = None,
     ) -> None:
         self._root, self._revoked = root, frozenset(revoked)
         self._revoked_names = frozenset(name.lower() for name in revoked_names)
-        self._not_sites = frozenset(not_sites)
         self._sites = None if sites is None else frozenset(sites)
         self._now = now
 
@@ -62,8 +65,8 @@ class CertifiedSites:
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         if [name.value for name in names] != [site]:
             raise ProtocolError("another name", f"the certificate that {site} shows is not of this name")
-        if "@" in site or site in self._not_sites:
-            raise ProtocolError("no site", f"{site} is certified as a person or the server, not as a site")
+        if not is_of_site(certificate):
+            raise ProtocolError("no site", f"{site} is certified, but not as a site. {NOT_A_SITE}")
         if self._sites is not None and site not in self._sites:
             raise ProtocolError("another job", f"{site} is no site of this job")
         if self._now is not None and not (
