@@ -48,6 +48,7 @@ def _spec(tmp_path: Path, text: str = JOB, section: str = _SECTION) -> JobSpec:
         ("batch_size: 2", "batch_size: 2, precision: float16", r"precision: found float16 .*Expected auto, bfloat16"),
         ("batch_size: 2", "batch_size: 8, micro_batch: 8", r"micro_batch: found 8 .*would join patients.*at most 4"),
         ("seed: 3", "seed: 3\nstrategy: fedbuff", r"strategy: found fedbuff .*epsilon is not known before"),
+        ("seed: 3", "seed: 3\nstrategy: ditto", r"strategy: found ditto .*a personal model too.*are not charged"),
         (
             "residual_units: 1}",
             "residual_units: 1}\nstrategy: fedbn",
