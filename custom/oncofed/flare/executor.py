@@ -274,7 +274,7 @@ class SiteExecutor(Executor):
             initial=initial_model(fl_ctx),
             against=against_model(fl_ctx),
         )
-        reporter = FlareReporter(self, fl_ctx)
+        reporter = FlareReporter(self, fl_ctx, private is not None)
         if pack:
             return SandboxedTraining(
                 plan=plan, federation=self._federation, context=context, reporter=reporter, pack=pack
