@@ -190,7 +190,9 @@ class SiteExecutor(Executor):
                 numbers.pop(name, None)
         forget_what_stays()
         policy = self._policy.digest if self._policy else None
-        return SiteFacts({**numbers, "dataset": dataset_digest(fl_ctx, self._plan.data.dataset), "policy": policy})
+        private = self._plan.privacy.differential_privacy is not None
+        digest = dataset_digest(fl_ctx, self._plan.data.dataset, keyed=private)
+        return SiteFacts({**numbers, "dataset": digest, "policy": policy})
 
     def _train(self, request: TrainRequest, fl_ctx: FLContext, stop: Stop) -> TrainResult:
         training = self._trained_here(fl_ctx)
