@@ -110,7 +110,7 @@ class InProcessTraining:
         self._resources.enter_context(sole_owner(context.state))
         set_broken_files_aside(context.state, self._reporter)
         self._state = SiteState(context.state)
-        self._private = private_steps(plan, usable.cases, context.state, context.charge)
+        self._private = private_steps(plan, usable.cases, context.counts or context.state, context.charge)
         checkpoint = context.state / _CHECKPOINT_FILE
         trainer = self._resources.enter_context(start_trainer(plan, usable.cases, context.site, checkpoint))
         self._origin = trainer.input.origin(tuple(usable.cases))
@@ -160,6 +160,8 @@ class InProcessTraining:
         """Train the global model, unless its result is kept."""
         received = {name: _full_precision(value) for name, value in request.weights.items()}
         turn_key = f"{request.round} {digest_of(received)}" + (f" {request.repeat}" if request.repeat else "")
+        if self._private and request.extra:  # another correction is another turn, with other noise
+            turn_key += f" {digest_of(dict(request.extra))}"
         earlier = self._state.result_of(turn_key)
         if earlier:
             return earlier

@@ -37,7 +37,7 @@ from oncofed.flare.runtime.heartbeat import Heartbeat
 from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.secure_aggregation import identity_of
 from oncofed.flare.security.admission import admit_job, dataset_digest
-from oncofed.flare.security.budget import charge_of, settle
+from oncofed.flare.security.budget import charge_of, counts_folder, settle
 from oncofed.flare.security.outbound_filter import policy_of_job
 from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.flare.security.recording import name_and_person, record
@@ -272,6 +272,7 @@ class SiteExecutor(Executor):
             site=site,
             data=data,
             charge=charge_of(fl_ctx, self._policy, plan.data.dataset, data) if self._policy else None,
+            counts=counts_folder(fl_ctx) if self._policy else None,
             state=state_folder(fl_ctx),
             initial=initial_model(fl_ctx),
             against=against_model(fl_ctx),
