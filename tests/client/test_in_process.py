@@ -32,5 +32,24 @@ def test_another_update_from_the_same_model_is_trained_and_not_the_kept_one(tmp_
     assert not _equal(first, second), "its next batches"
 
 
+def test_an_update_trained_with_other_control_variates_is_not_given_again(tmp_path: Path) -> None:
+    """Under masks a site signs what its update began with: the model and the algorithm's tensors."""
+    plan = read_job(write_job(tmp_path / "job")).plan()
+    context = SiteContext(site="east", data=make_site(tmp_path / "east"), state=tmp_path / "state")
+    federation = FederationPlan.model_validate({"strategy": {"name": "scaffold"}})
+    training = InProcessTraining(plan=plan, federation=federation, context=context, reporter=Unreported())
+    training.prepare()
+    weights, trained = plan.initial_weights(), plan.layout().trained
+
+    def update(control: float) -> TrainResult:
+        extra = {f"control.{name}": torch.full_like(weights[name], control) for name in trained}
+        return training.train(TrainRequest(weights=weights, round=1, extra=extra), lambda: False)
+
+    first, again, other = update(0.0), update(0.0), update(1.0)
+    training.close()
+    assert _equal(first, again)
+    assert not _equal(first, other)
+
+
 def _equal(one: TrainResult, other: TrainResult) -> bool:
     return all(torch.equal(value, other.delta[name]) for name, value in one.delta.items())

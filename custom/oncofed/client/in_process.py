@@ -30,7 +30,7 @@ from oncofed.data.prepared import plan_cache
 from oncofed.data.slides.site_tiles import site_tiles
 from oncofed.data.spec import DataSpec
 from oncofed.errors import TrainingError
-from oncofed.messages.compression import Compressor
+from oncofed.messages.compression import Compressor, with_extra
 from oncofed.messages.requests import EvaluateRequest, TrainRequest
 from oncofed.messages.results import TrainResult
 from oncofed.models.weights import Weights, digest_of
@@ -159,9 +159,9 @@ class InProcessTraining:
     def train(self, request: TrainRequest, stop: Stop) -> TrainResult:
         """Train the global model, unless its result is kept."""
         received = {name: _full_precision(value) for name, value in request.weights.items()}
-        turn_key = f"{request.round} {digest_of(received)}" + (f" {request.repeat}" if request.repeat else "")
-        if self._private and request.extra:  # another correction is another turn, with other noise
-            turn_key += f" {digest_of(dict(request.extra))}"
+        # An algorithm's tensors decide on the update as much as the model does.
+        base = digest_of(with_extra(received, dict(request.extra)))
+        turn_key = f"{request.round} {base}" + (f" {request.repeat}" if request.repeat else "")
         earlier = self._state.result_of(turn_key)
         if earlier:
             return earlier

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.algorithms.sums import shares_in_sum, summands
@@ -20,6 +22,7 @@ from oncofed.messages.plain_values import plain_value, restored_value
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import TrainResult
 from oncofed.messages.secure_aggregation import (
+    MOST_REDONE,
     ConfirmRequest,
     MaskedResult,
     MaskRequest,
@@ -108,8 +111,11 @@ class MaskedUpdates:
             certificates=identity.certificates,
             weigh=partial(shares_in_sum, federation.algorithm(), federation.exchange.largest_weight),
         )
+        self._sums, self._base = RevealedSums(), ""
         if self._path.is_file():
-            self._participant.restore(_read(self._path))
+            kept = _read(self._path)
+            self._participant.restore(kept["participant"])
+            self._sums, self._base = RevealedSums(kept["sums"]), str(kept["base"])
         self._held: tuple[Weights, dict[str, float]] | None = None
 
     def hold(self, result: TrainResult, request: TrainRequest) -> TrainResult:
@@ -119,6 +125,7 @@ class MaskedUpdates:
             ProtocolError: this update was masked before, and a share of its sum was revealed.
             OSError: what must be remembered cannot be written.
         """
+        self._check_turn(request)
         tensors, factors = summands(self._algorithm, dict(result.delta), dict(result.extra), self._trained)
         plain = tuple(factors)
         weighted = [value for name, value in tensors.items() if not name.startswith(plain)]
@@ -128,8 +135,9 @@ class MaskedUpdates:
             base_digest(request.weights, request.extra),
             result.cases,
             result.steps,
-            math.sqrt(sum(sum_of_squares(value) for value in weighted)),
+            rounded_up(math.sqrt(sum(sum_of_squares(value) for value in weighted))),
         )
+        self._base = ready.base_digest
         self._remember()
         self._held = tensors, factors
         content = ready_content(self._participant.advertise(), ready)
@@ -146,10 +154,12 @@ class MaskedUpdates:
         if isinstance(request, MaskRequest):
             return self._mask(request)
         if isinstance(request, ConfirmRequest):
-            signed = self._participant.confirm(Survivors.from_fields(request.content))
-            return SecureStepResult(signed.to_fields())
+            survivors = Survivors.from_fields(request.content)
+            self._sums.check(self._base, survivors.sites)
+            return SecureStepResult(self._participant.confirm(survivors).to_fields())
         if isinstance(request, RevealRequest):
             revealed = self._participant.reveal(Confirmations.from_fields(request.content))
+            self._sums.note(self._base, revealed.seeds)
             self._remember()  # before it leaves
             return SecureStepResult(revealed.to_fields())
         raise FederationError(f"it does not know the step {request.task!r}")
@@ -171,8 +181,67 @@ class MaskedUpdates:
         fields = masked.to_fields()
         return MaskedResult(fields.pop("words"), fields)
 
+    def _check_turn(self, request: TrainRequest) -> None:
+        """Refuse rounds that the job does not have: each sum tells of the same patients once more."""
+        rounds = self._federation.rounds.number
+        if not 1 <= request.round <= rounds or not 0 <= request.repeat <= MOST_REDONE:
+            raise ProtocolError(
+                "round",
+                f"found round {request.round}, trained anew {request.repeat} times: expected at most round {rounds}, "
+                f"and {MOST_REDONE} times",
+            )
+
     def _remember(self) -> None:
-        write_whole(self._path, json.dumps(plain_value(self._participant.state())), mode=0o600)
+        kept = {"participant": self._participant.state(), "sums": self._sums.state(), "base": self._base}
+        write_whole(self._path, json.dumps(plain_value(kept)), mode=0o600)
+
+
+class RevealedSums:
+    """The sums that this site helped to unmask, by the model with which they began.
+
+    Of two sums from one model the server has the difference. So a second one is of the same sites and perhaps more.
+
+    Args:
+        known: sites of the sums, by the digest of their model.
+    """
+
+    def __init__(self, known: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
+        self._known = {base: frozenset(sites) for base, sites in known.items()}
+
+    def check(self, base: str, sites: Sequence[str]) -> None:
+        """Refuse to unmask a sum that lacks a site of an earlier one from the same model.
+
+        Raises:
+            ProtocolError: names the sites.
+        """
+        lacking = sorted(self._known.get(base, frozenset()) - set(sites))
+        if lacking:
+            raise ProtocolError(
+                "same model",
+                f"a sum from this very model was unmasked before, and this one lacks {', '.join(lacking)}: their "
+                "difference would be their update",
+            )
+
+    def note(self, base: str, sites: Iterable[str]) -> None:
+        """Note a sum that is unmasked."""
+        self._known[base] = self._known.get(base, frozenset()) | set(sites)
+
+    def state(self) -> dict[str, list[str]]:
+        """Return what ``known`` takes."""
+        return {base: sorted(sites) for base, sites in self._known.items()}
+
+
+def rounded_up(norm: float) -> float:
+    """Return a norm rounded up to two digits: more would tell of the update, and nothing needs them.
+
+    Example:
+        >>> rounded_up(0.12345), rounded_up(0.0), rounded_up(7.0)
+        (0.13, 0.0, 7.0)
+    """
+    if norm <= 0 or not math.isfinite(norm):
+        return norm
+    unit = 10.0 ** (math.floor(math.log10(norm)) - 1)
+    return max(float(f"{math.ceil(norm / unit) * unit:.2g}"), norm)
 
 
 def fingerprints(peers: tuple[str, ...] | None) -> frozenset[str] | None:
@@ -183,7 +252,7 @@ def fingerprints(peers: tuple[str, ...] | None) -> frozenset[str] | None:
     return frozenset(":".join(one[i : i + 2] for i in range(0, len(one), 2)) for one in plain)
 
 
-def _read(path: Path) -> Mapping[str, object]:
+def _read(path: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

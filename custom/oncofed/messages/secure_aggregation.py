@@ -21,6 +21,8 @@ from oncofed.privacy.secure_aggregation import KeyAdvertisement, ProtocolError, 
 from oncofed.training import Plan
 
 _NUMBERS_OF_A_ROUND = 1 << 10
+# So often a round is trained anew: each time its sum tells of the same patients once more.
+MOST_REDONE = 2
 
 
 @dataclass(frozen=True, kw_only=True)

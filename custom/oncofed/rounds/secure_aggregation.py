@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from oncofed.errors import FederationError, NotEnoughSitesError
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import Refusal, Result, TrainResult
 from oncofed.messages.secure_aggregation import (
+    MOST_REDONE,
     ConfirmRequest,
     MaskedResult,
     MaskRequest,
@@ -61,8 +62,8 @@ from oncofed.rounds.training import RoundResult, Training
 _STEP_SECONDS = 60.0
 # A site that fails so often after it was ready is left out of the round.
 _MOST_FAILURES = 2
-# So often a round is tried with new keys, and trained anew: each time its sum tells of the same patients once more.
-_MOST_ATTEMPTS, _MOST_REDONE = 20, 2
+# So often a round is tried with new keys.
+_MOST_ATTEMPTS = 20
 
 MessageT = TypeVar("MessageT", KeyShares, Confirmation, Reveal)
 SentT = TypeVar("SentT", KeyShares, Confirmation, Reveal, MaskedInput)
@@ -75,15 +76,20 @@ class SummedRunner(SynchronousRunner[Synchronous]):
         """Wait for the sum of the sites' updates.
 
         While no share is revealed, a failed sum is tried again with new keys, without sites that failed twice. Later
-        only the same sum can be finished; if that fails, the round is trained anew.
+        only the same sum can be finished; if that fails, the round is trained anew, by the same sites and perhaps more.
+
+        Raises:
+            NotEnoughSitesError: too few sites are left, or one of those is gone.
+            FederationError: it failed too often.
         """
         context, sums = self._context, self._sums
         kept = sums.read(number)
         if kept:
             try:
-                return self._attempt(number, kept.attempt, state, kept.current).finish(kept)
+                attempt = self._attempt(number, kept.attempt, state, kept.current)
+                return attempt.finish(kept)
             except AggregationFailed as failure:
-                self._give_up(number, kept.attempt, failure)
+                self._give_up(number, attempt, failure)
         failures, lengths = Counter[str](), list(state.lengths)
         while True:
             current = RoundState(started=current.started, asked=current.asked)
@@ -96,6 +102,7 @@ class SummedRunner(SynchronousRunner[Synchronous]):
                     context.intake.refuse(current, site, "its masked update did not come, repeatedly", number)
             state.lengths = list(lengths)
             ready = context.intake.without_outliers(current, state)
+            self._require(sums.required(number) - {update.site for update in ready}, number)
             smallest = context.federation.smallest_sum or 1
             if len(ready) < smallest:
                 what = f"the sum of round {number}"
@@ -104,7 +111,15 @@ class SummedRunner(SynchronousRunner[Synchronous]):
                 return attempt.run(ready)
             except AggregationFailed as failure:
                 failures.update(failure.sites)
-                self._give_up(number, attempt.number, failure)
+                self._give_up(number, attempt, failure)
+
+    def _require(self, missing: Collection[str], number: int) -> None:
+        if missing:
+            raise NotEnoughSitesError(
+                f"the sum of round {number} was lost when half of its masks were off, and only one with the same sites "
+                f"may follow: {', '.join(sorted(missing))} did not come back. Run the job again, from the best model "
+                "that it kept"
+            )
 
     @property
     def _sums(self) -> Sums:
@@ -114,16 +129,16 @@ class SummedRunner(SynchronousRunner[Synchronous]):
     def _attempt(self, number: int, attempt: int, state: RunState, current: RoundState) -> _Attempt:
         return _Attempt(self._context, self._sums, self._algorithm, number, attempt, state, current)
 
-    def _give_up(self, number: int, attempt: int, failure: AggregationFailed) -> None:
+    def _give_up(self, number: int, attempt: _Attempt, failure: AggregationFailed) -> None:
         """Note a failed sum, and whether the round has to be trained anew.
 
         Raises:
             FederationError: it failed too often.
         """
-        self._context.record(SumFailed(round=number, attempt=attempt, reason=str(failure)))
+        self._context.record(SumFailed(round=number, attempt=attempt.number, reason=str(failure)))
         if failure.revealed:
-            self._sums.redo(number)
-        if attempt >= _MOST_ATTEMPTS or self._sums.redone(number) > _MOST_REDONE:
+            self._sums.redo(number, attempt.survivors)
+        if attempt.number >= _MOST_ATTEMPTS or self._sums.redone(number) > MOST_REDONE:
             raise FederationError(
                 f"the masked updates of round {number} gave no sum: {failure}. See which site failed in the run's "
                 "incidents, repair it or leave it out, and run the job again"
@@ -131,7 +146,26 @@ class SummedRunner(SynchronousRunner[Synchronous]):
 
 
 class _MaskedTraining(Training):
-    """Sites train, keep their update, and declare what the roster needs."""
+    """Sites train, keep their update, and declare what the roster needs.
+
+    Args:
+        context: of the run.
+        required: sites that a redone round cannot lack.
+        values: of ``Training``.
+    """
+
+    def __init__(self, context: RoundContext, required: frozenset[str], **values: Any) -> None:
+        super().__init__(context, **values)
+        self._required, self._began = required, context.clock()
+
+    def is_reached(self) -> bool:
+        """Return whether all present sites answered.
+
+        Those that a redone round cannot lack are waited for.
+        """
+        reached, context = super().is_reached(), self._context
+        missing = self._required - {update.site for update in self._current.updates} - self._current.refused.keys()
+        return reached and (not missing or context.clock() - self._began > context.federation.rounds.return_s)
 
     def _make_request(self, request: TrainRequest, site: str) -> TrainRequest:
         made = super()._make_request(request, site)
@@ -162,6 +196,10 @@ class _Attempt:
         attempt: its number, from 1.
         state: of the run.
         current: results of the round.
+
+    Attributes:
+        number: of the attempt.
+        survivors: sites whose masked updates arrived, once they are settled.
     """
 
     def __init__(
@@ -175,6 +213,7 @@ class _Attempt:
         current: RoundState,
     ) -> None:
         self.number = attempt
+        self.survivors: Sequence[str] = ()
         self._context, self._sums, self._algorithm = context, sums, algorithm
         self._round, self._state, self._current = number, state, current
         self._redone = sums.redone(number)
@@ -195,6 +234,7 @@ class _Attempt:
         context = self._context
         _MaskedTraining(
             context,
+            self._sums.required(self._round),
             request=TrainRequest(
                 weights=self._outgoing,
                 round=self._round,
@@ -247,7 +287,7 @@ class _Attempt:
     def _unmask(self, kept: KeptSum) -> RoundResult:
         context, aggregator, needed = self._context, self._aggregator, kept.needed
         survivors = aggregator.survivors()
-        sites = survivors.sites
+        sites = self.survivors = survivors.sites
         seconds = context.federation.rounds.return_s
         signed: dict[str, Confirmation] = {}
         asked = self._request(ConfirmRequest, survivors.to_fields())

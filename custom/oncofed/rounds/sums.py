@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Sums:
         self._folder, self._rounds = folder, rounds
         path = folder / _COUNT_FILE
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self._counts: dict[str, int] = {"round": 0, "attempt": 0, "redone": 0, "redone_in_all": 0} | found
+        self._counts: dict[str, Any] = {**_of_round(0), "redone_in_all": 0, **found}
 
     def next_attempt(self, number: int) -> int:
         """Return the number of a new attempt at a round's sum.
@@ -78,12 +78,12 @@ class Sums:
         self._of_round(number)
         self._counts["attempt"] += 1
         self._write()
-        return self._counts["attempt"]
+        return int(self._counts["attempt"])
 
     def redone(self, number: int) -> int:
         """Return how often a round is trained anew, for its sum was lost half revealed."""
         self._of_round(number)
-        return self._counts["redone"]
+        return int(self._counts["redone"])
 
     def require_steps(self, number: int) -> None:
         """Refuse a round for which sites have no steps left, as they trained an earlier one anew.
@@ -98,12 +98,20 @@ class Sums:
                 "no more steps than theirs. To train on, run a new job from this one's model (--model)"
             )
 
-    def redo(self, number: int) -> None:
-        """Have a round trained anew."""
+    def required(self, number: int) -> frozenset[str]:
+        """Return the sites without which a round cannot be finished.
+
+        They revealed shares of a sum that was lost, and unmask no other sum from the same model that lacks one of them.
+        """
         self._of_round(number)
-        self._counts["redone"] += 1
+        return frozenset(self._counts["required"])
+
+    def redo(self, number: int, sites: Collection[str]) -> None:
+        """Have a round trained anew, by the sites of the lost sum and perhaps more."""
+        self._of_round(number)
+        required = sorted({*self._counts["required"], *sites})
+        self._counts |= {"redone": self._counts["redone"] + 1, "attempt": 0, "required": required}
         self._counts["redone_in_all"] += 1
-        self._counts["attempt"] = 0
         self._write()
         self.forget()
 
@@ -151,7 +159,11 @@ class Sums:
 
     def _of_round(self, number: int) -> None:
         if self._counts["round"] != number:
-            self._counts |= {"round": number, "attempt": 0, "redone": 0}
+            self._counts |= _of_round(number)
 
     def _write(self) -> None:
         write_whole(self._folder / _COUNT_FILE, json.dumps(self._counts))
+
+
+def _of_round(number: int) -> dict[str, Any]:
+    return {"round": number, "attempt": 0, "redone": 0, "required": []}
