@@ -89,6 +89,10 @@ class NotEnoughSitesError(FederationError):
     """Too few sites for a round: the run is over."""
 
 
+class StepsSpentError(FederationError):
+    """The steps that a job's privacy was planned for are taken."""
+
+
 class TransferError(FederationError):
     """A connection failed, or a transfer is incomplete."""
 

@@ -12,7 +12,7 @@ import torch
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.in_process import InProcessTraining
 from oncofed.client.local_training import SiteContext
-from oncofed.client.private_steps import PrivateSteps
+from oncofed.client.private_steps import PrivateSteps, steps_taken
 from oncofed.errors import PolicyError, TrainingError
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.messages.requests import TrainRequest
@@ -119,9 +119,14 @@ def test_an_update_that_could_not_be_kept_stays(
     assert json.loads((tmp_path / "state" / "private_steps.json").read_text()) == {"taken": 4, "open": None}
 
 
-def test_a_job_is_charged_once_before_its_first_step(private: JobSpec, begin: Any) -> None:
+def test_a_job_is_charged_once_before_its_first_step(private: JobSpec, begin: Any, tmp_path: Path) -> None:
     charges: list[tuple[Event, float, tuple[str, ...]]] = []
-    training = begin(charge=lambda *charge: charges.append(charge))
+
+    def note(*charge: Any) -> bool:
+        charges.append(charge)
+        return False
+
+    training = begin(charge=note, counts=tmp_path / "counts")
     training.prepare()
     assert not charges, "a job that only scores a model costs nothing"
     weights = private.plan().initial_weights()
@@ -130,10 +135,12 @@ def test_a_job_is_charged_once_before_its_first_step(private: JobSpec, begin: An
     training.close()
     ((event, delta, patients),) = charges
     assert (event, delta, len(patients)) == (Event(1.0, 0.2, 8), 1e-3, 21)
+    assert steps_taken(tmp_path / "counts") == 8, "the count outlives the job's state"
+    assert steps_taken(tmp_path / "state") is None
 
 
 def test_a_spent_budget_ends_the_job_at_the_site(private: JobSpec, begin: Any, tmp_path: Path) -> None:
-    def charge(event: Event, delta: float, patients: tuple[str, ...]) -> None:
+    def charge(event: Event, delta: float, patients: tuple[str, ...]) -> bool:
         raise PolicyError("7 of 21 patients would come to epsilon 13.1, expected at most 12")
 
     training = begin(charge=charge)
@@ -167,6 +174,21 @@ def test_steps_of_a_turn_that_never_ended_count_once(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match="10 of the 10 steps"):
         killed.begin("c", 5)
     assert (tmp_path / "job" / "private_steps.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_lost_count_gives_no_second_release(tmp_path: Path) -> None:
+    charged: list[int] = []
+
+    def charge() -> bool:
+        charged.append(8)
+        return len(charged) > 1
+
+    for name in ("job", "emptied"):
+        (tmp_path / name).mkdir()
+    PrivateSteps(tmp_path / "job", 8, charge).begin("a", 4)
+    PrivateSteps(tmp_path / "job", 8, charge).begin("b", 4)
+    with pytest.raises(PolicyError, match="how many of its steps left is not known"):
+        PrivateSteps(tmp_path / "emptied", 8, charge).begin("c", 4)
 
 
 @pytest.mark.attack(

@@ -32,11 +32,15 @@ from oncofed.client.state import SiteState
 from oncofed.data.cases import read_cases
 from oncofed.flare import wire
 from oncofed.flare.executor import SiteExecutor
+from oncofed.flare.folders import kit_folder
+from oncofed.flare.security.admission import dataset_digest
+from oncofed.flare.security.budget import charge_of
 from oncofed.job.spec import JobSpec
 from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import EvaluateResult, Refusal, SiteFacts, TrainResult
 from oncofed.models.weights import Weights, norm_names
 from oncofed.prediction.model import load_model
+from oncofed.privacy.accountant import Event
 from oncofed.privacy.policy import Policy
 from oncofed.training import Trainer
 from synthetic import make_site
@@ -168,6 +172,25 @@ def test_a_site_reports_its_cases_and_trains(spec: JobSpec, local: Path, two_sit
     assert (result.cases, result.steps) == (3, 4)
     assert set(result.numbers) == {"evaluation", "validate_s", "train_s", "loss"}
     assert any(result.delta[name].any() for name in weights)
+
+
+def test_a_private_job_tells_a_digest_that_nobody_else_can_try(local: Path, two_sites: dict[str, Path]) -> None:
+    context = _Context(local)
+    plain = hashlib.sha256((two_sites["west"] / "dataset.json").read_bytes()).hexdigest()
+    assert dataset_digest(context, "balls") == plain
+    told = dataset_digest(context, "balls", keyed=True)
+    assert told
+    assert told != plain
+    assert len(told) == len(plain)
+    assert dataset_digest(context, "balls", keyed=True) == told, "the site can check it later"
+    (kit_folder(context) / ".digest_key").unlink()
+    assert dataset_digest(context, "balls", keyed=True) != told
+
+
+def test_a_charge_says_whether_the_job_was_charged_before(local: Path, two_sites: dict[str, Path]) -> None:
+    policy = Policy.model_validate({"schema": 1, "leaves": {"differential_privacy": {"delta": 1e-5}}})
+    charge = charge_of(_Context(local), policy, "balls", two_sites["west"])
+    assert [charge(Event(1.2, 0.08, 8), 1e-5, ("p", "q")) for _ in range(2)] == [False, True]
 
 
 def test_a_repeated_request_gets_the_same_update_after_a_restart(spec: JobSpec, local: Path) -> None:

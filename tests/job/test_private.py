@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from commands import Outcome
@@ -18,7 +19,7 @@ from oncofed.privacy.accountant import Event, epsilon
 from oncofed.privacy.statement import statement_of
 from oncofed.settings import SettingError
 from oncofed.training.optimizer import build_optimizer
-from oncofed.training.private_plan import check_private, require_no_mixing
+from oncofed.training.private_plan import check_private, require_no_mixing, require_same_buffers
 from synthetic import JOB, write_job
 
 _SECTION = "privacy: {differential_privacy: {noise_multiplier: 1.2, delta: 1.0e-3, sampling: 0.1}}\n"
@@ -48,6 +49,7 @@ def _spec(tmp_path: Path, text: str = JOB, section: str = _SECTION) -> JobSpec:
         ("batch_size: 2", "batch_size: 2, precision: float16", r"precision: found float16 .*Expected auto, bfloat16"),
         ("batch_size: 2", "batch_size: 8, micro_batch: 8", r"micro_batch: found 8 .*would join patients.*at most 4"),
         ("seed: 3", "seed: 3\nstrategy: fedbuff", r"strategy: found fedbuff .*epsilon is not known before"),
+        ("seed: 3", "seed: 3\nstrategy: ditto", r"strategy: found ditto .*a personal model too.*are not charged"),
         (
             "residual_units: 1}",
             "residual_units: 1}\nstrategy: fedbn",
@@ -105,6 +107,31 @@ def test_a_layer_that_keeps_means_is_found_in_any_network(tmp_path: Path) -> Non
         with pytest.raises(SpecError, match=rf"found the layer 1 \({type(layer).__name__}\)"):
             require_no_mixing(nn.Sequential(nn.ReLU(), layer))
     require_no_mixing(nn.Sequential(nn.GroupNorm(1, 2), nn.InstanceNorm2d(2), nn.LayerNorm(2)))
+
+
+class _Centred(nn.Module):
+    """Keeps a mean over patients in a buffer of its own name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(2))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Subtract the mean so far, (N, 2)."""
+        if self.training:
+            self.centre = 0.9 * self.centre + 0.1 * images.mean(0)
+        return images - self.centre
+
+
+def test_a_buffer_that_training_changes_is_found_whatever_its_name() -> None:
+    network = nn.Sequential(_Centred(), nn.Linear(2, 1))
+    require_no_mixing(network)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    network.eval()(torch.ones(3, 2))
+    require_same_buffers(network, before)
+    network.train()(torch.ones(3, 2))
+    with pytest.raises(SpecError, match=r"found the buffer 0\.centre, which training changes without noise"):
+        require_same_buffers(network, before)
 
 
 def test_a_job_without_the_section_has_no_promise(tmp_path: Path) -> None:

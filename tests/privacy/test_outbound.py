@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from oncofed.errors import PolicyError
-from oncofed.privacy.outbound import check_counts, check_numbers, withhold
+from oncofed.privacy.outbound import check_counts, check_numbers, progress_that_may_leave, withhold
 
 CLASSES = ["head", "body"]
 EVALUATION: dict[str, Any] = {
@@ -185,3 +185,9 @@ def test_scores_of_too_few_patients_stay() -> None:
     nothing = {"mean": None, "by_class": {}, "more": {}, "interval": None}
     assert numbers["evaluation"] == {**nothing, "cases": 7, "patients": counts}
     check_numbers(numbers, CLASSES)
+
+
+def test_the_loss_of_a_private_job_is_no_progress_that_leaves() -> None:
+    told = {"phase": "training", "step": 3, "loss": 0.123456}
+    assert progress_that_may_leave(told)["loss"] == 0.1235
+    assert progress_that_may_leave(told, private=True) == {"phase": "training", "step": 3}

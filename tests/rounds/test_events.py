@@ -36,6 +36,7 @@ from oncofed.rounds.events import (
     SiteProgress,
     Standardised,
     Started,
+    StepsSpent,
     Stopped,
     SumFailed,
     Summed,
@@ -90,6 +91,7 @@ LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
     ),
     (SumFailed, "sum_failed", {"round": 1, "attempt": 1, "reason": "too few"}),
     (EarlyStop, "early_stop", {"round": 3, "best_round": 1}),
+    (StepsSpent, "steps_spent", {"round": 3, "reason": "1 of 4 rounds had to be trained anew"}),
     (CrossSite, "cross_site", {"model": "a", "scores": {"a": 0.5}}),
     (
         Finished,

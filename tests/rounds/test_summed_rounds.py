@@ -14,7 +14,7 @@ import torch
 
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.client.secure_aggregation import Identity, MaskedUpdates, RevealedSums, rounded_up
-from oncofed.errors import FederationError, NotEnoughSitesError
+from oncofed.errors import FederationError, NotEnoughSitesError, StepsSpentError
 from oncofed.messages.requests import Request, TrainRequest
 from oncofed.messages.results import Refusal, Result, TrainResult
 from oncofed.messages.secure_aggregation import (
@@ -29,10 +29,11 @@ from oncofed.messages.secure_aggregation import (
 from oncofed.models.weights import Weights
 from oncofed.privacy.policy import LeavesSpec
 from oncofed.privacy.secure_aggregation import ProtocolError
-from oncofed.rounds.events import Event, EventLog, RoundEnded, SumFailed, Summed
+from oncofed.rounds.events import Event, EventLog, Finished, RoundEnded, StepsSpent, SumFailed, Summed
 from oncofed.rounds.in_memory import Delayed, InMemorySites
 from oncofed.rounds.run_state import read_run_state
-from oncofed.rounds.sums import unverified
+from oncofed.rounds.sums import Sums, unverified
+from oncofed.training import Plan
 from tiny_federation import LAYOUT, PLAN, WEIGHTS, Killed, Recorder, TinySite, tiny_loop, tiny_sites
 
 SECURE = {"secure_aggregation": {"minimum_sites": 3}}
@@ -113,9 +114,10 @@ def _run(
     sites: Mapping[str, Any],
     settings: Mapping[str, Any],
     before_wait: Callable[[InMemorySites], None] | None = None,
+    plan: Plan = PLAN,
 ) -> tuple[Weights, list[Event]]:
     events: list[Event] = []
-    loop = tiny_loop(folder, InMemorySites(sites, before_wait), events.append, settings=settings)
+    loop = tiny_loop(folder, InMemorySites(sites, before_wait), events.append, settings=settings, plan=plan)
     try:
         loop.run()
     finally:
@@ -218,6 +220,33 @@ def test_a_half_revealed_sum_is_given_up_and_the_round_trained_anew(tmp_path: Pa
     trained = [request for request in sites["north"].site.requests if isinstance(request, TrainRequest)]
     assert [request.repeat for request in trained] == [0, 1, 0, 0, 0, 0]
     assert len([event for event in events if isinstance(event, Summed)]) == 5
+
+
+def test_a_private_job_ends_a_round_earlier_where_one_was_trained_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sites take no more steps than its epsilon was planned for."""
+    private = {"noise_multiplier": 1.3, "delta": 1e-4, "sampling": 0.1}
+    plan = Plan.model_validate({**PLAN.model_dump(), "privacy": {"differential_privacy": private}})
+    monkeypatch.setitem(globals(), "PLAN", plan)  # of the sites
+    sites = _sites(tmp_path / "sites")
+    for name in ("west", "east"):
+        sites[name].before = _fails_at(RevealRequest)
+    _, events = _run(tmp_path / "run", sites, SECURE, plan=plan)
+    trained = [request.repeat for request in sites["north"].site.requests if isinstance(request, TrainRequest)]
+    assert trained == [0, 1, 0, 0, 0]
+    (ended,) = [event for event in events if isinstance(event, StepsSpent)]
+    assert (ended.round, "1 of 5 rounds had to be trained anew" in ended.reason) == (4, True)
+    assert any(isinstance(event, Finished) for event in events)
+
+
+def test_what_was_trained_anew_is_counted_over_all_rounds_and_processes(tmp_path: Path) -> None:
+    sums = Sums(tmp_path, "job", "plan", unverified, rounds=1)
+    sums.require_steps(1)
+    sums.redo(1, ["east"])
+    with pytest.raises(StepsSpentError, match="1 of 1 rounds had to be trained anew"):
+        Sums(tmp_path, "job", "plan", unverified, rounds=1).require_steps(1)
+    Sums(tmp_path, "job", "plan", unverified).require_steps(1)
 
 
 def test_a_sum_that_is_spoiled_again_and_again_ends_the_job(tmp_path: Path) -> None:

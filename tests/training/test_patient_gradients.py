@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -240,15 +241,27 @@ def test_two_runs_of_one_job_are_different(spec: JobSpec, site: Path) -> None:
 
 def test_a_killed_training_goes_on_with_the_same_noise(spec: JobSpec, site: Path, tmp_path: Path) -> None:
     first = _trainer(spec, site, checkpoint=tmp_path / "checkpoint")
-    first.train(2)
-    killed = _trainer(spec, site, checkpoint=tmp_path / "checkpoint")
-    assert killed.steps_done == 2
-    ends = []
-    for trainer in (first, killed):
+
+    def keep(done: int, loss: object) -> None:
+        if done == 2:
+            first._keep()
+            first.settle()
+            for copy in ("killed", "restored"):
+                shutil.copy(tmp_path / "checkpoint", tmp_path / copy)
+            torch.manual_seed(0)
+
+    first.train(4, keep, round_key="1 a model")
+    ends = [first.weights()]
+    for copy, key in (("killed", "1 a model"), ("restored", "1 another model")):
+        trainer = _trainer(spec, site, checkpoint=tmp_path / copy)
+        assert (trainer.steps_done, trainer.unfinished) == (2, "1 a model")
         torch.manual_seed(0)
-        trainer.train(2)
+        trainer.train(2, round_key=key)
         ends.append(trainer.weights())
-    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    whole, killed, restored = ends
+    assert all(torch.equal(value, killed[name]) for name, value in whole.items())
+    # A copy of the site is asked for another model: with the same noise, the difference would have none.
+    assert not any(torch.equal(value, restored[name]) for name, value in whole.items() if value.numel() > 8)
 
 
 def test_every_trained_weight_has_noise_and_others_none(spec: JobSpec, site: Path) -> None:

@@ -143,6 +143,8 @@ class Algorithm(Generic[SettingsT]):
     @property
     def why_not_private(self) -> str | None:
         """Why a job with differential privacy cannot have it; None: it can."""
+        if self.personal_hook() is not None:
+            return "trains a personal model too, whose steps are not charged, and whose scores leave"
         return self.schedule.why_not_private
 
     def check_sites(self, sites: int) -> None:

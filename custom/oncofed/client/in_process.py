@@ -110,7 +110,7 @@ class InProcessTraining:
         self._resources.enter_context(sole_owner(context.state))
         set_broken_files_aside(context.state, self._reporter)
         self._state = SiteState(context.state)
-        self._private = private_steps(plan, usable.cases, context.state, context.charge)
+        self._private = private_steps(plan, usable.cases, context.counts or context.state, context.charge)
         checkpoint = context.state / _CHECKPOINT_FILE
         trainer = self._resources.enter_context(start_trainer(plan, usable.cases, context.site, checkpoint))
         self._origin = trainer.input.origin(tuple(usable.cases))

@@ -45,6 +45,7 @@ class SiteContext:
         initial: file of the job's initial weights; None: its seed gives them.
         against: file of a model that the job's is compared with; None: no comparison.
         charge: takes what a job with differential privacy will cost from its patients' budgets; None: there are none.
+        counts: folder where the steps of such a job are counted; None: that of its state.
     """
 
     site: str
@@ -53,6 +54,7 @@ class SiteContext:
     initial: Path | None = None
     against: Path | None = None
     charge: Charge | None = None
+    counts: Path | None = None
 
 
 @dataclass(frozen=True)

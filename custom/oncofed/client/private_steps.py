@@ -17,8 +17,8 @@ from oncofed.training import Plan
 _FILE = "private_steps.json"
 
 # Called before a job's first step with all that it will do, its delta, and the keys of the training patients. It raises
-# PolicyError where the patients' budget does not allow it.
-Charge = Callable[[Event, float, tuple[str, ...]], None]
+# PolicyError where the patients' budget does not allow it, and returns whether the job was charged before.
+Charge = Callable[[Event, float, tuple[str, ...]], bool]
 
 
 class PrivateSteps:
@@ -28,14 +28,16 @@ class PrivateSteps:
     number of them, and each would cost the patients more than the job says.
 
     Args:
-        folder: of the job's state at this site.
+        folder: of the job's count at this site.
         planned: steps of the whole job.
-        charge: called before the first of them, and by each later process that goes on with the job.
+        charge: called before the first of them, and by each later process that goes on with the job; returns whether
+            that was done before.
     """
 
-    def __init__(self, folder: Path, planned: int, charge: Callable[[], None] | None = None) -> None:
+    def __init__(self, folder: Path, planned: int, charge: Callable[[], bool] | None = None) -> None:
         self._path, self._planned, self._charge = folder / _FILE, planned, charge
         kept = json.loads(self._path.read_text()) if self._path.is_file() else {}
+        self._found = bool(kept)
         self._taken: int = kept.get("taken", 0)
         self._open: str | None = kept.get("open")
 
@@ -49,7 +51,7 @@ class PrivateSteps:
             steps: that it takes.
 
         Raises:
-            PolicyError: they are more than were planned, or the patients' budget is spent.
+            PolicyError: they are more than were planned, the patients' budget is spent, or the count is lost.
         """
         if turn == self._open:
             return
@@ -59,7 +61,12 @@ class PrivateSteps:
                 "would cost patients more than the job says"
             )
         if self._charge:
-            self._charge()
+            charged_before = self._charge()
+            if charged_before and not self._found:
+                raise PolicyError(
+                    "its patients were charged for this job, and how many of its steps left is not known: their count "
+                    "here is lost. Expected it beside the ledger; else submit a new job, which is charged anew"
+                )
             self._charge = None
         self._write(self._taken + steps, turn)
 
@@ -78,7 +85,7 @@ def steps_taken(folder: Path) -> int | None:
     A turn that was begun and never ended counts: it may leave yet.
 
     Args:
-        folder: of the job's state at this site.
+        folder: of the job's count at this site.
     """
     path = folder / _FILE
     return int(json.loads(path.read_text())["taken"]) if path.is_file() else None
@@ -90,7 +97,7 @@ def private_steps(plan: Plan, cases: Cases, folder: Path, charge: Charge | None)
     Args:
         plan: what to train.
         cases: the site's.
-        folder: of the job's state at this site.
+        folder: of the job's count at this site.
         charge: see ``Charge``; None: nothing is charged.
 
     Raises:

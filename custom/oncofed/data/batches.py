@@ -149,6 +149,9 @@ class BatchStream(Iterator[Batch]):
         self._go_back(state)
         self._next = None
 
+    def begin_round(self) -> None:
+        """Do nothing: all batches come from the seed."""
+
     def _state(self) -> dict[str, Tensor]:
         return {"generator": self._generator.get_state(), "queue": self._queue.clone()}
 

@@ -37,7 +37,7 @@ from oncofed.flare.runtime.heartbeat import Heartbeat
 from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.secure_aggregation import identity_of
 from oncofed.flare.security.admission import admit_job, dataset_digest
-from oncofed.flare.security.budget import charge_of, settle
+from oncofed.flare.security.budget import charge_of, counts_folder, settle
 from oncofed.flare.security.outbound_filter import policy_of_job
 from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.flare.security.recording import name_and_person, record
@@ -191,7 +191,9 @@ class SiteExecutor(Executor):
                 numbers.pop(name, None)
         forget_what_stays()
         policy = self._policy.digest if self._policy else None
-        return SiteFacts({**numbers, "dataset": dataset_digest(fl_ctx, self._plan.data.dataset), "policy": policy})
+        private = self._plan.privacy.differential_privacy is not None
+        digest = dataset_digest(fl_ctx, self._plan.data.dataset, keyed=private)
+        return SiteFacts({**numbers, "dataset": digest, "policy": policy})
 
     def _train(self, request: TrainRequest, fl_ctx: FLContext, stop: Stop) -> TrainResult:
         training = self._trained_here(fl_ctx)
@@ -274,11 +276,12 @@ class SiteExecutor(Executor):
             site=site,
             data=data,
             charge=charge_of(fl_ctx, self._policy, plan.data.dataset, data) if self._policy else None,
+            counts=counts_folder(fl_ctx) if self._policy else None,
             state=state_folder(fl_ctx),
             initial=initial_model(fl_ctx),
             against=against_model(fl_ctx),
         )
-        reporter = FlareReporter(self, fl_ctx)
+        reporter = FlareReporter(self, fl_ctx, private is not None)
         if pack:
             return SandboxedTraining(
                 plan=plan, federation=self._federation, context=context, reporter=reporter, pack=pack

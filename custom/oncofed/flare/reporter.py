@@ -23,17 +23,18 @@ class FlareReporter:
     Args:
         executor: of the site.
         fl_ctx: of the job.
+        private: the job has differential privacy.
     """
 
-    def __init__(self, executor: Executor, fl_ctx: FLContext) -> None:
+    def __init__(self, executor: Executor, fl_ctx: FLContext, private: bool = False) -> None:
         self._executor, self._engine = executor, fl_ctx.get_engine()
         self._status = status_file(fl_ctx)
-        self._fl_ctx = fl_ctx
+        self._fl_ctx, self._private = fl_ctx, private
 
     def progress(self, **values: Any) -> None:
         """Report to the status file and, filtered, to the server."""
         self._status.now(**values)
-        values = progress_that_may_leave(values)
+        values = progress_that_may_leave(values, self._private)
         with self._engine.new_context() as context:
             self._executor.fire_fed_event(wire.PROGRESS_EVENT, Shareable(values), context)
 

@@ -7,6 +7,7 @@ differential privacy come from the system's entropy by AES-256 in counter mode (
 
 from __future__ import annotations
 
+import hashlib
 import math
 import secrets
 
@@ -103,6 +104,10 @@ class SecretRandomness:
         stream = SecretStream(self._key)
         self._key = stream.key()
         return stream
+
+    def renew(self) -> None:
+        """Add the system's entropy: whoever has the state now does not know the streams to come."""
+        self._key = hashlib.sha256(self._key + secrets.token_bytes(_KEY_BYTES)).digest()
 
     @property
     def state(self) -> Tensor:

@@ -129,15 +129,20 @@ def most_scored(counts: Mapping[str, Any] | None) -> int | None:
     return max((int(count) for name, count in (counts or {}).items() if name in ("validation", "test")), default=None)
 
 
-def progress_that_may_leave(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the progress that may leave: phase, counts, rounded loss."""
+def progress_that_may_leave(values: Mapping[str, Any], private: bool = False) -> dict[str, Any]:
+    """Return the progress that may leave: phase, counts, rounded loss.
+
+    Args:
+        values: as reported.
+        private: the job has differential privacy: a loss of training patients has no noise, and stays.
+    """
     kept: dict[str, Any] = {}
     if values.get("phase") in _PHASES:
         kept["phase"] = values["phase"]
     for name in ("round", "step", "steps"):
         if _is_count(values.get(name)):
             kept[name] = values[name]
-    if is_number(values.get("loss")):
+    if is_number(values.get("loss")) and not private:
         # Further digits could carry hidden information.
         kept["loss"] = float(f"{values['loss']:.{_DIGITS}g}")
     return kept

@@ -17,13 +17,13 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.algorithms.schedule import Synchronous
 from oncofed.artifacts.training_profile import bins_of, combined_profile
 from oncofed.data.moments import numbers_of
-from oncofed.errors import FederationError, NotEnoughSitesError
+from oncofed.errors import FederationError, NotEnoughSitesError, StepsSpentError
 from oncofed.messages.secure_aggregation import plan_digest
 from oncofed.models.weights import Weights
 from oncofed.privacy.secure_aggregation import Verify
 from oncofed.privacy.statement import statement_of
 from oncofed.rounds.context import RoundContext
-from oncofed.rounds.events import EarlyStop, NotKept, Resumed, RoundEnded, Started, Validated
+from oncofed.rounds.events import EarlyStop, NotKept, Resumed, RoundEnded, Started, StepsSpent, Validated
 from oncofed.rounds.intake import Record, UpdateIntake
 from oncofed.rounds.job_model import JobModel
 from oncofed.rounds.preparation import Preparation
@@ -159,7 +159,13 @@ class RoundLoop:
             if has_stalled(self._federation.evaluation, state):
                 self._record(EarlyStop(round=state.round, best_round=state.best_round))
                 break
-            self._run_round(number, state)
+            try:
+                self._run_round(number, state)
+            except StepsSpentError as spent:
+                if not state.round:
+                    raise
+                self._record(StepsSpent(round=state.round, reason=str(spent)))
+                break
         self._judge(state, state.round, self._scoring.score(state.model, state.round, "validation"))
         matrix = self._scoring.cross_site(state) if self._federation.evaluation.cross_site else None
         state.model = {}  # the last one; the best may be another, and memory should hold only one
@@ -230,7 +236,8 @@ class RoundLoop:
 
     def _sums(self) -> Sums:
         server, job = self._server, str(self._server.job.get("id", "job"))
-        return Sums(self._folder, job, plan_digest(self._plan, self._federation), server.verify)
+        rounds = self._federation.rounds.number if self._promise else None
+        return Sums(self._folder, job, plan_digest(self._plan, self._federation), server.verify, rounds)
 
     def _prepare(self) -> None:
         """Wait for the sites that the job starts with."""

@@ -93,6 +93,7 @@ class SummedRunner(SynchronousRunner[Synchronous]):
         failures, lengths = Counter[str](), list(state.lengths)
         while True:
             current = RoundState(started=current.started, asked=current.asked)
+            sums.require_steps(number)
             attempt = self._attempt(number, sums.next_attempt(number), state, current)
             attempt.train()
             for site in sorted(failures):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from oncofed.algorithms import Update
 from oncofed.atomic import write_whole
+from oncofed.errors import StepsSpentError
 from oncofed.messages.plain_values import plain_value, restored_value
 from oncofed.privacy.secure_aggregation import KeyAdvertisement, Verify, VerifyKey
 from oncofed.rounds.round_state import RoundState
@@ -54,6 +55,7 @@ class Sums:
         job: its identifier.
         plan_digest: as ``messages.secure_aggregation.plan_digest``.
         verify: gives the key of the site that an advertisement names.
+        rounds: for whose steps a job with differential privacy was planned; None: a round can be trained anew.
 
     Attributes:
         job: likewise.
@@ -61,12 +63,12 @@ class Sums:
         verify: likewise.
     """
 
-    def __init__(self, folder: Path, job: str, plan_digest: str, verify: Verify) -> None:
+    def __init__(self, folder: Path, job: str, plan_digest: str, verify: Verify, rounds: int | None = None) -> None:
         self.job, self.plan_digest, self.verify = job, plan_digest, verify
-        self._folder = folder
+        self._folder, self._rounds = folder, rounds
         path = folder / _COUNT_FILE
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self._counts: dict[str, Any] = _of_round(0) | found
+        self._counts: dict[str, Any] = {**_of_round(0), "redone_in_all": 0, **found}
 
     def next_attempt(self, number: int) -> int:
         """Return the number of a new attempt at a round's sum.
@@ -83,6 +85,19 @@ class Sums:
         self._of_round(number)
         return int(self._counts["redone"])
 
+    def require_steps(self, number: int) -> None:
+        """Refuse a round for which sites have no steps left, as they trained an earlier one anew.
+
+        Raises:
+            StepsSpentError: says how many rounds were trained anew.
+        """
+        anew = self._counts["redone_in_all"]
+        if self._rounds is not None and number + anew > self._rounds:
+            raise StepsSpentError(
+                f"{anew} of {self._rounds} rounds had to be trained anew, and differential privacy was planned for "
+                "no more steps than theirs. To train on, run a new job from this one's model (--model)"
+            )
+
     def required(self, number: int) -> frozenset[str]:
         """Return the sites without which a round cannot be finished.
 
@@ -96,6 +111,7 @@ class Sums:
         self._of_round(number)
         required = sorted({*self._counts["required"], *sites})
         self._counts |= {"redone": self._counts["redone"] + 1, "attempt": 0, "required": required}
+        self._counts["redone_in_all"] += 1
         self._write()
         self.forget()
 
@@ -143,7 +159,7 @@ class Sums:
 
     def _of_round(self, number: int) -> None:
         if self._counts["round"] != number:
-            self._counts = _of_round(number)
+            self._counts |= _of_round(number)
 
     def _write(self) -> None:
         write_whole(self._folder / _COUNT_FILE, json.dumps(self._counts))

@@ -83,6 +83,14 @@ class PatientDraws(Iterator[PatientDraw]):
         """Go on from a state."""
         self._randomness.restore(state["secret"])
 
+    def begin_round(self) -> None:
+        """Take a new secret.
+
+        A restored one may be of a copy of the site, from before another model got its noise: the difference of both
+        updates would have none.
+        """
+        self._randomness.renew()
+
     def _samples(self, cases: Sequence[int], generator: Generator) -> list[int]:
         """Return the cases of a patient's samples: each as often as another, but for the rest."""
         order = torch.randperm(len(cases), generator=generator).tolist()

@@ -18,6 +18,7 @@ from oncofed.training.batch_gradients import BatchGradients
 from oncofed.training.parallel import Group
 from oncofed.training.patient_draws import PatientDraw
 from oncofed.training.plan import Plan
+from oncofed.training.private_plan import require_same_buffers
 
 _LOG = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class PatientGradients:
         divisor: float,
         group: Group | None = None,
     ) -> None:
-        self._batches, self._group = batches, group
+        self._batches, self._network, self._group = batches, network, group
         self.deviation, self._divisor = deviation, divisor
         self._parameters = [value for value in network.parameters() if value.requires_grad]
         self._sum = ClippedSum(self._parameters, clip)
@@ -148,8 +149,10 @@ class PatientGradients:
 
         Raises:
             TrainingError: one sample alone does not fit into memory.
+            SpecError: the network keeps something of patients besides its weights.
         """
         self._sum.clear()
+        buffers = {name: value.clone() for name, value in self._network.named_buffers()}
         # The scaler, which scales nothing here, wants to have seen a loss, also where nobody is drawn.
         self._batches.scaler.scale(torch.zeros((), device=self._sum.sums[0].device))
         loss, counted = 0.0, 0
@@ -160,6 +163,7 @@ class PatientGradients:
             elif not self._told:
                 self._told = True
                 _LOG.warning("the gradient of a patient is not finite: it counts as zero, now and from now on")
+        require_same_buffers(self._network, buffers)
         if self.deviation:
             self._sum.add_noise(draw.stream, self.deviation)
         if self._group:

@@ -5,9 +5,11 @@ Whatever lets one patient change what another contributes to a step would void i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from oncofed.errors import SpecError
 from oncofed.settings import SettingError
@@ -83,6 +85,24 @@ def require_no_mixing(network: nn.Module) -> None:
                 f"{_SECTION}: found the layer {name} ({type(module).__name__}), which keeps means over patients: "
                 "expected a network without batch normalisation. Set model.norm: instance or group, or take another "
                 "network"
+            )
+
+
+def require_same_buffers(network: nn.Module, before: Mapping[str, Tensor]) -> None:
+    """Refuse buffers that a step of training changed: they have no noise.
+
+    Args:
+        network: after the step.
+        before: a copy of its buffers, by name.
+
+    Raises:
+        SpecError: names the first of them.
+    """
+    for name, value in network.named_buffers():
+        if name not in before or not torch.equal(value, before[name]):
+            raise SpecError(
+                f"{_SECTION}: found the buffer {name}, which training changes without noise: expected a network that "
+                "keeps nothing of patients but its weights. Take another network"
             )
 
 

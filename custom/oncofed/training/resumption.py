@@ -68,15 +68,17 @@ class Resumption:
         self._batches_state: Tensors | None = None
         self._hook_state: Tensors = {}
 
-    def begin_round(self, name: str | None, hook: GradientHook | None) -> None:
+    def begin_round(self, name: str | None, hook: GradientHook | None, batches: Source) -> None:
         """Begin a round, or resume the unfinished one.
 
         Args:
             name: of the round; None: it is no part of any.
             hook: of the gradients, after its ``start``.
+            batches: of the run.
         """
         if name is None or name != self.unfinished:
             self.loss_sum = LossSum()
+            batches.begin_round()
         elif hook:
             hook.restore_round(self._hook_state)
         self._round, self.unfinished, self._hook_state = name, None, {}

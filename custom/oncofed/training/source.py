@@ -31,6 +31,9 @@ class Source(Protocol):
     def restore(self, state: dict[str, Tensor]) -> None:
         """Go on from a state."""
 
+    def begin_round(self) -> None:
+        """Note that steps follow which no earlier process has begun."""
+
 
 def training_source(
     plan: Plan, prepared: PreparedCases, input_: BatchSource, seed: int, device: torch.device, rank: int, size: int

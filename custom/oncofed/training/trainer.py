@@ -211,7 +211,7 @@ class Trainer:
         if self._group:
             self.prepare()
             self._group.command(steps, self.steps_done)
-        self._resumption.begin_round(round_key, self.gradient_hook)
+        self._resumption.begin_round(round_key, self.gradient_hook, self.prepare())
         try:
             loss = self._take_steps(steps, on_step, should_stop)
             self._keep()
@@ -233,7 +233,7 @@ class Trainer:
         if steps is None:
             self.prepare()
         else:
-            self._resumption.begin_round(None, self.gradient_hook)
+            self._resumption.begin_round(None, self.gradient_hook, self.prepare())
             self._take_steps(steps)
 
     def evaluate(

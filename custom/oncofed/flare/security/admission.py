@@ -6,6 +6,7 @@ It is checked before any data is read.
 from __future__ import annotations
 
 import hashlib
+import hmac
 from functools import partial
 
 from nvflare.apis.fl_context import FLContext
@@ -19,6 +20,10 @@ from oncofed.flare.security.recording import name_and_person, record
 from oncofed.packs.approvals import made_by, refusal_at_site
 from oncofed.packs.pack import Pack
 from oncofed.privacy.policy import Policy, ProposedJob, read_policy
+from oncofed.private_files import random_secret
+
+# In the kit: with it, digests that leave in jobs with differential privacy can be checked here alone.
+_DIGEST_KEY = ".digest_key"
 
 
 def admit_job(
@@ -85,10 +90,20 @@ def admit_job(
     return policy
 
 
-def dataset_digest(fl_ctx: FLContext, dataset: str) -> str | None:
-    """Return the digest of a dataset's manifest, if any."""
+def dataset_digest(fl_ctx: FLContext, dataset: str, keyed: bool = False) -> str | None:
+    """Return the SHA-256 of a dataset's manifest, if any.
+
+    Args:
+        fl_ctx: of the job's process.
+        dataset: its name.
+        keyed: with a secret of the site (HMAC; RFC 2104), which makes it no function of the patients alone: whoever
+            guesses a manifest cannot try it.
+    """
     try:
         folder = dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, fl_ctx.get_identity_name(), dataset)
-        return hashlib.sha256((folder / "dataset.json").read_bytes()).hexdigest()
+        content = (folder / "dataset.json").read_bytes()
+        if keyed:
+            return hmac.new(random_secret(kit_folder(fl_ctx) / _DIGEST_KEY), content, hashlib.sha256).hexdigest()
+        return hashlib.sha256(content).hexdigest()
     except (OSError, OncofedError):
         return None

@@ -12,7 +12,7 @@ from oncofed.audit import CHARGED
 from oncofed.client.private_steps import Charge as ChargeSteps
 from oncofed.client.private_steps import steps_taken
 from oncofed.errors import AuditError
-from oncofed.flare.folders import kit_folder, state_folder
+from oncofed.flare.folders import kit_folder
 from oncofed.flare.security.admission import dataset_digest
 from oncofed.flare.security.recording import name_and_person, record
 from oncofed.privacy.accountant import Event
@@ -34,8 +34,8 @@ def charge_of(fl_ctx: FLContext, policy: Policy, dataset: str, data: Path) -> Ch
 
 def _charge(
     fl_ctx: FLContext, policy: Policy, dataset: str, data: Path, event: Event, delta: float, patients: tuple[str, ...]
-) -> None:
-    """Charge a job's patients.
+) -> bool:
+    """Charge a job's patients; return whether they were charged for it before.
 
     Raises:
         PolicyError: they have not enough left; the text may leave the site.
@@ -46,7 +46,9 @@ def _charge(
     limits = Limits(known.delta, known.largest_epsilon_a_job, known.largest_epsilon_a_patient)
     job, digest = str(fl_ctx.get_job_id()), dataset_digest(fl_ctx, dataset) or ""
     charge = Charge(job, account_of(data), digest, event, frozenset(patients))
-    last = Ledger(kit_folder(fl_ctx)).charge(charge, limits, person or "unknown")
+    ledger = Ledger(kit_folder(fl_ctx))
+    before = job in ledger.charges()
+    last = ledger.charge(charge, limits, person or "unknown")
     record(
         fl_ctx,
         CHARGED,
@@ -56,6 +58,15 @@ def _charge(
         steps=event.steps,
         patients=len(patients),
     )
+    return before
+
+
+def counts_folder(fl_ctx: FLContext) -> Path:
+    """Return where a job's private steps are counted: beside the ledger.
+
+    The job's state may be lost, or restored from a copy: steps would count as never taken.
+    """
+    return kit_folder(fl_ctx) / "audit" / "steps" / str(fl_ctx.get_job_id())
 
 
 def settle(fl_ctx: FLContext) -> None:
@@ -63,7 +74,7 @@ def settle(fl_ctx: FLContext) -> None:
 
     Where that cannot be written the whole charge stays, which is on the safe side.
     """
-    taken = steps_taken(state_folder(fl_ctx))
+    taken = steps_taken(counts_folder(fl_ctx))
     if taken is None:
         return
     try:

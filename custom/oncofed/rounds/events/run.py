@@ -195,6 +195,17 @@ class EarlyStop(Incident):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepsSpent(Incident):
+    """A job with differential privacy has no steps left for another round."""
+
+    kind = "steps_spent"
+    message = "the run ends after round {round}: {reason}"
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CrossSite(Event):
     """A site's model was scored on all test cases.
 
