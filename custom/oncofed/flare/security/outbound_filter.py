@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nvflare.apis.dxo import DataKind, from_shareable
@@ -30,6 +31,9 @@ from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Res
 from oncofed.privacy.policy import read_policy
 from oncofed.training import Plan
 
+if TYPE_CHECKING:
+    from oncofed.flare.security.statistics_policy import StatisticsPolicy
+
 STOPPED = "stopped by the site's outbound policy"
 _SECONDS_PER_HOUR = 3600.0
 
@@ -46,6 +50,7 @@ class OutboundFilter(FLComponent):
     def __init__(self) -> None:
         super().__init__()
         self._policy: OutboundPolicy | None = None
+        self._statistics: StatisticsPolicy | None = None
         self._stopped = ""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -69,8 +74,11 @@ class OutboundFilter(FLComponent):
         if reply.get_return_code() != ReturnCode.OK:
             _keep_reason_alone(task, reply)
             return
-        if from_shareable(reply).data_kind == DataKind.STATISTICS:
-            record(fl_ctx, LEFT, task=task, to="server", numbers=len(reply))
+        message = from_shareable(reply)
+        if message.data_kind == DataKind.STATISTICS:
+            checked, numbers = self._statistics_policy(fl_ctx).check(task, message.data)
+            record(fl_ctx, LEFT, task=task, to="server", numbers=numbers)
+            _replace(reply, checked.to_shareable())
             return
         self._policy = self._policy or policy_of_job(fl_ctx)
         facts = check_reply(self._policy, task, reply)
@@ -78,6 +86,15 @@ class OutboundFilter(FLComponent):
         if "unusual" in facts:
             self.log_warning(fl_ctx, f"an update is unlike this job's others: {facts['similarity']}", fire_event=False)
         wire.set_anchor(reply, str(anchor))
+
+    def _statistics_policy(self, fl_ctx: FLContext) -> StatisticsPolicy:
+        from oncofed.flare.security.statistics_policy import StatisticsPolicy  # noqa: PLC0415 - for profiles alone
+
+        try:
+            self._statistics = self._statistics or StatisticsPolicy(_client_config(fl_ctx))
+        except (OSError, ValueError) as error:
+            raise PolicyError(f"the job does not say what it sends ({type(error).__name__})") from None
+        return self._statistics
 
     def _refusal(self, error: Exception) -> Refusal:
         """Return the refusal for a result that was held back.
@@ -110,8 +127,7 @@ def policy_of_job(fl_ctx: FLContext) -> OutboundPolicy:
     if policy is None:
         raise PolicyError("there is no policy")
     try:
-        config = json.loads((job_config(fl_ctx) / "config_fed_client.json").read_text(encoding="utf-8"))
-        arguments = config["executors"][0]["executor"]["args"]
+        arguments = _client_config(fl_ctx)["executors"][0]["executor"]["args"]
         plan, federation = Plan.model_validate(arguments["plan"]), arguments.get("federation") or {}
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise PolicyError(f"the job does not say what it sends ({type(error).__name__})") from None
@@ -127,6 +143,11 @@ def policy_of_job(fl_ctx: FLContext) -> OutboundPolicy:
         ends=begun + hours * _SECONDS_PER_HOUR if hours else None,
         sent=sum(int(entry.get("bytes", 0)) for entry in before if entry["what"] == LEFT),
     )
+
+
+def _client_config(fl_ctx: FLContext) -> dict[str, Any]:
+    """Return the job's client configuration, as the site received it."""
+    return dict(json.loads((job_config(fl_ctx) / "config_fed_client.json").read_text(encoding="utf-8")))
 
 
 def check_reply(policy: OutboundPolicy, task: str, reply: Shareable) -> dict[str, object]:
