@@ -51,7 +51,7 @@ class StatisticsPolicy:
         Raises:
             PolicyError: they are not those that the job declares.
         """
-        step = data.get(StC.STATISTICS_TASK_KEY)
+        step = str(data.get(StC.STATISTICS_TASK_KEY))
         if task != StC.FED_STATS_TASK or step not in StC.ordered_statistics:
             raise PolicyError(f"statistics for the task {task!r}, expected {StC.FED_STATS_TASK!r} of a profile")
         try:
