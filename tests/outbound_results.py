@@ -8,10 +8,13 @@ import torch
 
 import oncofed
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.client.secure_aggregation import Identity
+from oncofed.flare.security.masked_steps import OwnKeys
 from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.job.spec import JobSpec
 from oncofed.models.weights import Weights, exchanged_names, weights_of
 from oncofed.privacy.policy import Policy
+from secure_sums import JOB, PLAN, mac_signer, mac_verify
 
 EVALUATION = {
     "mean": 0.5,
@@ -30,7 +33,13 @@ def policy_of(
 ) -> OutboundPolicy:
     policy = Policy.model_validate({"schema": 1, "leaves": leaves, "job_hours": 1.0})
     federation_plan = FederationPlan.model_validate(federation or {})
-    return OutboundPolicy(plan=spec.plan(), federation=federation_plan, policy=policy, ends=ends)
+    own = own_keys() if federation_plan.secure_aggregation else None
+    return OutboundPolicy(plan=spec.plan(), federation=federation_plan, policy=policy, ends=ends, own=own)
+
+
+def own_keys(site: str = "site-00") -> OwnKeys:
+    identity = Identity(site=site, sign=mac_signer(site), certificates=b"PEM", verify=mac_verify)
+    return OwnKeys(job=JOB, plan_digest=PLAN, identity=identity)
 
 
 def delta_of(spec: JobSpec, seed: int = 0, factor: float = 1.0) -> Weights:

@@ -195,13 +195,15 @@ class SiteExecutor(Executor):
         digest = dataset_digest(fl_ctx, self._plan.data.dataset, keyed=private)
         return SiteFacts({**numbers, "dataset": digest, "policy": policy})
 
-    def _train(self, request: TrainRequest, fl_ctx: FLContext, stop: Stop) -> TrainResult:
+    def _train(self, request: TrainRequest, fl_ctx: FLContext, stop: Stop) -> TrainResult | Refusal:
         training = self._trained_here(fl_ctx)
         if request.refusal:
             why = f"the server did not take this site's last update: {request.refusal}"
             self.log_warning(fl_ctx, why, fire_event=False)
         result = training.train(request, stop)
-        if self._federation.secure_aggregation and not stop():
+        if self._federation.secure_aggregation:
+            if stop():  # what it has is no update, and would leave without masks
+                return Refusal("the job was stopped while it trained")
             return self._hold_back(result, request, fl_ctx)
         return self._send_to_peer(result, request, fl_ctx) if request.collector else result
 
@@ -246,9 +248,12 @@ class SiteExecutor(Executor):
         if self._masked is None:
             return Refusal("its process was started again after it was ready: it waits for the next attempt")
         try:
-            return self._masked.answer(request)
+            answer = self._masked.answer(request)
         except FederationError as error:
             return Refusal(str(error))
+        if self._outbound:
+            self._outbound.masked.note_answer(request, answer)
+        return answer
 
     @cached_property
     def _layout(self) -> WeightLayout:

@@ -28,7 +28,7 @@ from oncofed.privacy.small_counts import suppress_small_counts
 from oncofed.rounds.events import EVENTS_FILE, Event, EventLog, Failed, ProfileFinished, ProfileStarted
 from oncofed.suppression import LEAST_PATIENTS
 
-_DATASET = "cases"
+DATASET = "cases"
 
 
 def statistic_configs(plan: ProfilePlan) -> dict[str, Any]:
@@ -36,6 +36,35 @@ def statistic_configs(plan: ProfilePlan) -> dict[str, Any]:
     ranges = {name: (low, high) for name, low, high in features(plan.modality, plan.dimensions, plan.classes)}
     histogram = {name: {"bins": plan.bins, "range": list(pair)} for name, pair in ranges.items()}
     return {"count": {}, "sum": {}, "mean": {}, "var": {}, "stddev": {}, "histogram": histogram}
+
+
+def site_settings(plan: ProfilePlan) -> dict[str, Any]:
+    """Return what a profile runs at its sites, as FLARE's client configuration has it.
+
+    A site's outbound filter lets statistics through for this configuration alone.
+    """
+    ranges = {name: [low, high] for name, low, high in features(plan.modality, plan.dimensions, plan.classes)}
+    privacy = {"minimum_count": plan.minimum_count, "noise": plan.noise, "ranges": ranges}
+    executor = {
+        "path": "nvflare.app_common.executors.statistics.statistics_executor.StatisticsExecutor",
+        "args": {"generator_id": "statistics", "precision": 6},
+    }
+    cleaned = {
+        "path": "nvflare.app_common.filters.statistics_privacy_filter.StatisticsPrivacyFilter",
+        "args": {"result_cleanser_ids": ["small_counts"]},
+    }
+    return {
+        "executors": [{"tasks": [StC.FED_STATS_TASK], "executor": executor}],
+        "components": [
+            {
+                "id": "statistics",
+                "path": "oncofed.flare.statistics.CaseStatistics",
+                "args": {"plan": plan.model_dump(mode="json")},
+            },
+            {"id": "small_counts", "path": "oncofed.flare.statistics.SmallCounts", "args": privacy},
+        ],
+        "task_result_filters": [{"tasks": [StC.FED_STATS_TASK], "filters": [cleaned]}],
+    }
 
 
 class FederatedProfile(StatisticsController):
@@ -72,9 +101,9 @@ class FederatedProfile(StatisticsController):
     def post_fn(self, task_name: str, fl_ctx: FLContext) -> None:
         """Record the combined statistics and the sites' patient counts."""
         counts = self.client_statistics.get(StC.STATS_COUNT, {})
-        sites = {site: max(by.get(_DATASET, {}).values(), default=0) for site, by in counts.items()}
+        sites = {site: max(by.get(DATASET, {}).values(), default=0) for site, by in counts.items()}
         combined = {
-            statistic: {name: _plain(value) for name, value in by.get(_DATASET, {}).items()}
+            statistic: {name: _plain(value) for name, value in by.get(DATASET, {}).items()}
             for statistic, by in self.global_statistics.items()
             if statistic not in {StC.STATS_MIN, StC.STATS_MAX, StC.STATS_VAR, StC.STATS_FAILURE_COUNT}
         }
@@ -130,7 +159,7 @@ class CaseStatistics(Statistics):
 
     def features(self) -> dict[str, list[Feature]]:
         """Return all features that the job declares."""
-        return {_DATASET: [Feature(name, DataType.FLOAT) for name in self._values]}
+        return {DATASET: [Feature(name, DataType.FLOAT) for name in self._values]}
 
     def count(self, dataset_name: str, feature_name: str) -> int:
         """Return the number of patients with the feature."""
@@ -205,9 +234,9 @@ class SmallCounts(FLComponent, StatisticsPrivacyCleanser):
 
     def apply(self, statistics: dict[str, Any], client_name: str) -> tuple[dict[str, Any], bool]:
         """Clean one site's statistics in place and return them."""
-        counts = dict(statistics.get(StC.STATS_COUNT, {}).get(_DATASET, {}))
+        counts = dict(statistics.get(StC.STATS_COUNT, {}).get(DATASET, {}))
         for statistic, by_dataset in statistics.items():
-            by_feature = by_dataset.get(_DATASET, {})
+            by_feature = by_dataset.get(DATASET, {})
             for name in list(by_feature):
                 if counts.get(name, 0) < self._least or by_feature[name] is None:
                     del by_feature[name]

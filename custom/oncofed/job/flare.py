@@ -14,13 +14,13 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from oncofed.data.profile import features
 from oncofed.data.profile_plan import ProfilePlan
 from oncofed.errors import SpecError
 from oncofed.flare.folders import AGAINST_MODEL, INITIAL_MODEL, JOB_PACK
 from oncofed.flare.runtime.job_recovery import job_mark
 from oncofed.flare.runtime.resources import ANY_SITE, GPU_MEMORY, GPUS
 from oncofed.flare.security.submission import job_asks
+from oncofed.flare.statistics import site_settings
 from oncofed.flare.transfer.decomposer import LARGEST_WHOLE_BYTES, SMALLEST_BYTES
 from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.flare.wire import TASKS
@@ -32,8 +32,6 @@ from oncofed.tasks.calibration import Calibration, read_calibration
 
 # The job as its engineer wrote it, in the job folder.
 SPEC_FILE = "job.json"
-# FLARE's statistics workflow names its task so.
-_STATISTICS_TASK = "fed_stats"
 # Interval at which idle sites fetch tasks; FLARE's default is two seconds.
 _IDLE_SECONDS = 0.05
 # FLARE's sites pause after each task. A training needs no pause: its server answers once it has a task.
@@ -223,18 +221,17 @@ def _client(spec: JobSpec) -> dict[str, Any]:
         "path": "oncofed.flare.executor.SiteExecutor",
         "args": {"plan": _plan(spec), "federation": spec.federation().model_dump(mode="json")},
     }
-    return _client_config(list(TASKS), executor)
+    return _client_config(executors=[{"tasks": list(TASKS), "executor": executor}])
 
 
-def _client_config(tasks: list[str], executor: dict[str, Any], **more: Any) -> dict[str, Any]:
+def _client_config(**sections: Any) -> dict[str, Any]:
     return {
         "format_version": 2,
         "default_task_fetch_interval": _IDLE_SECONDS,
-        "executors": [{"tasks": tasks, "executor": executor}],
         "components": [],
         "task_data_filters": [],
         "task_result_filters": [],
-        **more,
+        **sections,
     }
 
 
@@ -244,27 +241,4 @@ def _profile_server(spec: ProfileJobSpec) -> dict[str, Any]:
 
 
 def _profile_client(plan: ProfilePlan) -> dict[str, Any]:
-    ranges = {name: [low, high] for name, low, high in features(plan.modality, plan.dimensions, plan.classes)}
-    privacy = {"minimum_count": plan.minimum_count, "noise": plan.noise, "ranges": ranges}
-    components = [
-        {
-            "id": "statistics",
-            "path": "oncofed.flare.statistics.CaseStatistics",
-            "args": {"plan": plan.model_dump(mode="json")},
-        },
-        {"id": "small_counts", "path": "oncofed.flare.statistics.SmallCounts", "args": privacy},
-    ]
-    executor = {
-        "path": "nvflare.app_common.executors.statistics.statistics_executor.StatisticsExecutor",
-        "args": {"generator_id": "statistics", "precision": 6},
-    }
-    cleaned = {
-        "path": "nvflare.app_common.filters.statistics_privacy_filter.StatisticsPrivacyFilter",
-        "args": {"result_cleanser_ids": ["small_counts"]},
-    }
-    return _client_config(
-        [_STATISTICS_TASK],
-        executor,
-        components=components,
-        task_result_filters=[{"tasks": [_STATISTICS_TASK], "filters": [cleaned]}],
-    )
+    return _client_config(**site_settings(plan))

@@ -15,12 +15,22 @@ from oncofed.job.spec import JobSpec
 from oncofed.messages.compression import NotFiniteError
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import Result, TrainResult
-from oncofed.messages.secure_aggregation import MaskedResult, MaskRequest, SecureStepResult, ShareKeysRequest
+from oncofed.messages.secure_aggregation import (
+    ConfirmRequest,
+    MaskedResult,
+    MaskRequest,
+    RevealRequest,
+    SecureStepResult,
+    ShareKeysRequest,
+    ready_content,
+)
 from oncofed.models.weights import Weights
-from oncofed.privacy.secure_aggregation.messages import KeyShares, MaskedInput
+from oncofed.privacy.secure_aggregation.messages import Confirmation, KeyShares, MaskedInput, Reveal
 from oncofed.privacy.secure_aggregation.ring import words_digest
 from outbound_results import NUMBERS, delta_of, policy_of
+from secure_sums import Federation
 
+_BASE = f"blake3:{'0' * 64}"
 _MASKED = {"secure_aggregation": {}}
 _BARE = "an update without a mask, or something else in a mask's place"
 
@@ -44,13 +54,135 @@ def _check(policy: OutboundPolicy, task: str, result: Result) -> dict[str, Any]:
     return dict(check_reply(policy, task, wire.to_shareable(result)))
 
 
+class _Masking:
+    """A site of three that sum securely, and the guard of what leaves it."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.policy, self.delta = policy_of(spec, _MASKED), delta_of(spec)
+        shapes = {name: tuple(value.shape) for name, value in _words(spec).items()}
+        self.sites = Federation(3, shapes=shapes)
+        self.name = self.sites.names[0]
+        self.site = self.sites.participants[self.name]
+
+    def ready(self, attempt: int = 1, base: str = _BASE, **changes: Any) -> TrainResult:
+        """Return what the server is told of an update, not yet checked."""
+        self.roster = self.sites.begin(attempt=attempt, base=base)
+        content = ready_content(self.site.advertise(), self.roster.readies[0])
+        content = {part: {**of, **{k: v for k, v in changes.items() if k in of}} for part, of in content.items()}
+        return TrainResult(delta={}, cases=self.sites.cases[self.name], steps=10, numbers=NUMBERS, ready=content)
+
+    def check_update(self) -> None:
+        self.policy.check_before_masking(TrainResult(delta=self.delta, cases=4, steps=4, numbers=NUMBERS))
+
+    def share(self) -> SecureStepResult:
+        """Return its shares, of which the guard is told as the executor tells it."""
+        peers = [one.advertise().to_fields() for one in self.sites.participants.values()]
+        request = ShareKeysRequest(round=1, attempt=1, content={"peers": peers, "roster": self.roster.to_fields()})
+        answer = SecureStepResult(self.site.share_keys(self.roster).to_fields())
+        self.policy.masked.note_answer(request, answer)
+        return answer
+
+    def mask(self) -> MaskedResult:
+        forwarded = self.sites.share(self.roster)[self.name]
+        fields = self.site.mask(forwarded, self.sites.updates[self.name]).to_fields()
+        answer = MaskedResult(fields.pop("words"), fields)
+        self.policy.masked.note_answer(MaskRequest(round=1, attempt=1, content={}), answer)
+        return answer
+
+    def send(self, task: str, result: Result) -> dict[str, Any]:
+        return _check(self.policy, task, result)
+
+
 def test_masked_words_and_keys_leave_with_facts_for_the_log(spec: JobSpec) -> None:
-    policy, words = policy_of(spec, _MASKED), _words(spec)
-    facts = _check(policy, MaskRequest.task, _masked(words))
-    assert facts["tensors"] == len(words)
-    assert facts["masked"]
-    assert facts["bytes"] >= 4 * sum(value.numel() for value in words.values())
-    assert _check(policy, ShareKeysRequest.task, _shares())["step"] == "KeyShares"
+    site = _Masking(spec)
+    site.check_update()
+    site.send(TrainRequest.task, site.ready())
+    assert site.send(ShareKeysRequest.task, site.share())["step"] == "KeyShares"
+    masked = site.mask()
+    for _ in range(2):  # an answer that was lost is fetched again
+        facts = site.send(MaskRequest.task, masked)
+        assert facts["tensors"] == len(masked.words)
+        assert facts["masked"]
+        assert facts["bytes"] >= 4 * sum(value.numel() for value in masked.words.values())
+    confirmed = SecureStepResult(Confirmation(site.name, 1, 1, b"s" * 32).to_fields())
+    assert site.send(ConfirmRequest.task, confirmed)["step"] == "Confirmation"
+    seeds = dict.fromkeys(site.sites.names[:2], b"s" * 33)
+    revealed = SecureStepResult(Reveal(site.name, 1, 1, seeds, {site.sites.names[2]: b"k" * 33}).to_fields())
+    assert site.send(RevealRequest.task, revealed)["step"] == "Reveal"
+    # Another attempt has other words.
+    site.check_update()
+    site.send(TrainRequest.task, site.ready(attempt=2))
+    with pytest.raises(PolicyError, match="no READY"):
+        site.send(MaskRequest.task, masked)
+
+
+@pytest.mark.attack(_BARE, by="the site's outbound check", logged="the site's audit log: held back")
+def test_a_ready_says_what_the_kit_says_and_follows_a_checked_update(spec: JobSpec) -> None:
+    site = _Masking(spec)
+    with pytest.raises(PolicyError, match="no update was checked"):
+        site.send(TrainRequest.task, site.ready())
+    site.check_update()
+    for changes in (
+        {"certificates": b"x" * (1 << 16)},
+        {"job": "Jane Doe"},
+        {"plan_digest": "Jane Doe"},
+        {"site": "Jane Doe"},
+        {"cases": 123456},
+        {"steps": 123456},
+        {"signature": b"x" * 1024},
+        {"norm": 0.123456789},
+    ):
+        with pytest.raises((PolicyError, FederationError)):
+            site.send(TrainRequest.task, site.ready(**changes))
+    with pytest.raises(PolicyError, match="digest of the model"):
+        site.send(TrainRequest.task, site.ready(attempt=2, base="Jane Doe, born 1950"))
+    site.send(TrainRequest.task, site.ready(attempt=3))
+    with pytest.raises(PolicyError, match="no update was checked"):
+        site.send(TrainRequest.task, site.ready(attempt=4))
+
+
+@pytest.mark.attack(_BARE, by="the site's outbound check", logged="the site's audit log: held back")
+def test_words_leave_that_were_masked_here_after_a_ready(spec: JobSpec) -> None:
+    site, words = _Masking(spec), _words(spec)
+    fields = MaskedInput(site.name, 1, 1, words, words_digest(words)).to_fields()
+    other = MaskedResult(fields.pop("words"), fields)
+    with pytest.raises(PolicyError, match="no READY"):
+        site.send(MaskRequest.task, other)
+    site.check_update()
+    site.send(TrainRequest.task, site.ready())
+    with pytest.raises(PolicyError, match="did not mask"):
+        site.send(MaskRequest.task, other)
+    site.share()
+    masked = site.mask()
+    for bad, match in (
+        (MaskedResult({name: value * 0 for name, value in words.items()}, masked.content), "zero"),
+        (MaskedResult(words, masked.content), "did not mask"),
+        (MaskedResult(masked.words, {**masked.content, "digest": b"x" * 32}), "did not mask"),
+        (MaskedResult(masked.words, {**masked.content, "round": 7}), "no READY"),
+        (MaskedResult(masked.words, {**masked.content, "site": "Jane Doe"}), "no READY"),
+    ):
+        with pytest.raises(PolicyError, match=match):
+            site.send(MaskRequest.task, bad)
+
+
+@pytest.mark.attack(_BARE, by="the site's outbound check", logged="the site's audit log: held back")
+def test_a_step_names_verified_sites_alone(spec: JobSpec) -> None:
+    site = _Masking(spec)
+    one, two, _ = site.sites.names
+    site.check_update()
+    site.send(TrainRequest.task, site.ready())
+    shares = site.share()
+    share, sealed = b"s" * 33, dict(shares.content["sealed"])
+    for changed in ({"Jane Doe": b"x" * 82}, {**sealed, "Jane Doe": b"x" * 82}, {**sealed, one: b"x" * 82}):
+        with pytest.raises(PolicyError, match="names"):
+            site.send(ShareKeysRequest.task, SecureStepResult({**shares.content, "sealed": changed}))
+    for seeds, keys in (({"Jane Doe": share}, {}), ({one: share}, {"Jane Doe": share}), ({two: share}, {two: share})):
+        with pytest.raises(PolicyError, match="names"):
+            site.send(RevealRequest.task, SecureStepResult(Reveal(one, 1, 1, seeds, keys).to_fields()))
+    with pytest.raises(PolicyError, match="1024 bytes"):
+        site.send(ConfirmRequest.task, SecureStepResult(Confirmation(one, 1, 1, b"s" * 1024).to_fields()))
+    with pytest.raises(PolicyError, match="no READY"):
+        site.send(ConfirmRequest.task, SecureStepResult(Confirmation(one, 1, 2, b"s" * 32).to_fields()))
 
 
 def test_an_update_is_checked_before_it_is_masked(spec: JobSpec) -> None:
@@ -64,9 +196,17 @@ def test_an_update_is_checked_before_it_is_masked(spec: JobSpec) -> None:
         )
     for _ in range(3):
         policy.check_before_masking(update)
+    # The same update again, for another attempt at its sum, is one update.
+    assert len(policy._usual._norms) == 1
+    for factor in (1.01, 1.02):
+        policy.check_before_masking(TrainResult(delta=delta_of(spec, factor=factor), cases=4, steps=4, numbers=NUMBERS))
     longer = TrainResult(delta=delta_of(spec, factor=100.0), cases=4, steps=4, numbers=NUMBERS)
     with pytest.raises(PolicyError, match="times as long"):
         policy.check_before_masking(longer)
+    # The job is stopped here, for honest updates too.
+    for _ in range(2):
+        with pytest.raises(PolicyError, match="times as long"):
+            policy.check_before_masking(update)
 
 
 @pytest.mark.attack(_BARE, by="the site's outbound check", logged="the site's audit log: held back")

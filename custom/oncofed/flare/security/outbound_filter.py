@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nvflare.apis.dxo import DataKind, from_shareable
@@ -22,15 +23,23 @@ from oncofed.audit import ADMITTED, HELD_BACK, LEFT
 from oncofed.errors import AuditError, FederationError, OncofedError, PolicyError
 from oncofed.flare import wire
 from oncofed.flare.folders import job_config, local_folder
+from oncofed.flare.secure_aggregation import identity_of
+from oncofed.flare.security.masked_steps import OwnKeys
 from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.flare.security.recording import audit_log, record
 from oncofed.messages.compression import NotFiniteError
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
+from oncofed.messages.secure_aggregation import plan_digest
 from oncofed.privacy.policy import read_policy
 from oncofed.training import Plan
 
+if TYPE_CHECKING:
+    from oncofed.flare.security.statistics_policy import StatisticsPolicy
+
 STOPPED = "stopped by the site's outbound policy"
+# The context's property by which a process's executor and filter have one policy.
+_POLICY = "oncofed.outbound_policy"
 _SECONDS_PER_HOUR = 3600.0
 
 
@@ -45,7 +54,7 @@ class OutboundFilter(FLComponent):
 
     def __init__(self) -> None:
         super().__init__()
-        self._policy: OutboundPolicy | None = None
+        self._statistics: StatisticsPolicy | None = None
         self._stopped = ""
 
     def handle_event(self, event_type: str, fl_ctx: FLContext) -> None:
@@ -65,19 +74,33 @@ class OutboundFilter(FLComponent):
     def _check(self, reply: Shareable, fl_ctx: FLContext) -> None:
         if self._stopped:
             raise PolicyError("the job was stopped here before")
+        shared = fl_ctx.get_prop(_POLICY)
+        if shared and shared.stopped:
+            raise PolicyError(shared.stopped)
         task = str(fl_ctx.get_prop(FLContextKey.TASK_NAME) or reply.get_header(ReservedHeaderKey.TASK_NAME))
         if reply.get_return_code() != ReturnCode.OK:
             _keep_reason_alone(task, reply)
             return
-        if from_shareable(reply).data_kind == DataKind.STATISTICS:
-            record(fl_ctx, LEFT, task=task, to="server", numbers=len(reply))
+        message = from_shareable(reply)
+        if message.data_kind == DataKind.STATISTICS:
+            checked, numbers = self._statistics_policy(fl_ctx).check(task, message.data)
+            record(fl_ctx, LEFT, task=task, to="server", numbers=numbers)
+            _replace(reply, checked.to_shareable())
             return
-        self._policy = self._policy or policy_of_job(fl_ctx)
-        facts = check_reply(self._policy, task, reply)
+        facts = check_reply(policy_of_job(fl_ctx), task, reply)
         anchor = record(fl_ctx, LEFT, task=task, to="server", **facts)
         if "unusual" in facts:
             self.log_warning(fl_ctx, f"an update is unlike this job's others: {facts['similarity']}", fire_event=False)
         wire.set_anchor(reply, str(anchor))
+
+    def _statistics_policy(self, fl_ctx: FLContext) -> StatisticsPolicy:
+        from oncofed.flare.security.statistics_policy import StatisticsPolicy  # noqa: PLC0415 - for profiles alone
+
+        try:
+            self._statistics = self._statistics or StatisticsPolicy(_client_config(fl_ctx))
+        except (OSError, ValueError) as error:
+            raise PolicyError(f"the job does not say what it sends ({type(error).__name__})") from None
+        return self._statistics
 
     def _refusal(self, error: Exception) -> Refusal:
         """Return the refusal for a result that was held back.
@@ -99,20 +122,29 @@ class OutboundFilter(FLComponent):
 
 
 def policy_of_job(fl_ctx: FLContext) -> OutboundPolicy:
-    """Return the outbound policy for this process's job.
+    """Return the outbound policy of this process's job, always the same one.
 
     It follows the configuration that the site received.
 
     Raises:
         PolicyError: the site has no policy, or the job is not one of oncofed's.
     """
+    known = fl_ctx.get_prop(_POLICY)
+    if isinstance(known, OutboundPolicy):
+        return known
+    made = _new_policy(fl_ctx)
+    fl_ctx.set_prop(_POLICY, made, private=True, sticky=True)
+    return made
+
+
+def _new_policy(fl_ctx: FLContext) -> OutboundPolicy:
     policy = read_policy(local_folder(fl_ctx))
     if policy is None:
         raise PolicyError("there is no policy")
     try:
-        config = json.loads((job_config(fl_ctx) / "config_fed_client.json").read_text(encoding="utf-8"))
-        arguments = config["executors"][0]["executor"]["args"]
-        plan, federation = Plan.model_validate(arguments["plan"]), arguments.get("federation") or {}
+        arguments = _client_config(fl_ctx)["executors"][0]["executor"]["args"]
+        plan = Plan.model_validate(arguments["plan"])
+        federation = FederationPlan.model_validate(arguments.get("federation") or {})
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise PolicyError(f"the job does not say what it sends ({type(error).__name__})") from None
     job = str(fl_ctx.get_job_id())
@@ -122,11 +154,25 @@ def policy_of_job(fl_ctx: FLContext) -> OutboundPolicy:
     hours = policy.hours(plan.resources.gpus if torch.cuda.is_available() else 0)
     return OutboundPolicy(
         plan=plan,
-        federation=FederationPlan.model_validate(federation),
+        federation=federation,
         policy=policy,
+        own=_own_keys(plan, federation, fl_ctx) if federation.secure_aggregation else None,
         ends=begun + hours * _SECONDS_PER_HOUR if hours else None,
         sent=sum(int(entry.get("bytes", 0)) for entry in before if entry["what"] == LEFT),
     )
+
+
+def _own_keys(plan: Plan, federation: FederationPlan, fl_ctx: FLContext) -> OwnKeys:
+    return OwnKeys(
+        job=str(fl_ctx.get_job_id()),
+        plan_digest=plan_digest(plan, federation),
+        identity=identity_of(fl_ctx, simulated=False),
+    )
+
+
+def _client_config(fl_ctx: FLContext) -> dict[str, Any]:
+    """Return the job's client configuration, as the site received it."""
+    return dict(json.loads((job_config(fl_ctx) / "config_fed_client.json").read_text(encoding="utf-8")))
 
 
 def check_reply(policy: OutboundPolicy, task: str, reply: Shareable) -> dict[str, object]:

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import singledispatchmethod
 from typing import Any
 
@@ -21,17 +21,17 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.algorithms.sums import summands
 from oncofed.artifacts.training_profile import bins_of
 from oncofed.data.moments import numbers_of
-from oncofed.errors import PolicyError
-from oncofed.messages.compression import ReceivedUpdate, travelling_bytes
+from oncofed.errors import FederationError, PolicyError
+from oncofed.flare.security.masked_steps import MaskedSteps, OwnKeys
+from oncofed.messages.compression import NotFiniteError, ReceivedUpdate, travelling_bytes
 from oncofed.messages.results import CombineResult, EvaluateResult, Result, SiteFacts, TrainResult
-from oncofed.messages.secure_aggregation import MaskedResult, SecureStepResult, read_ready
+from oncofed.messages.secure_aggregation import MaskedResult, SecureStepResult
 from oncofed.models.weights import Digest, Weights, sum_of_squares
 from oncofed.privacy.covariates import withhold_sums
 from oncofed.privacy.evaluations import without_thresholded
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
-from oncofed.privacy.secure_aggregation import Confirmation, KeyShares, MaskedInput, Reveal
 from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.training import Plan
 
@@ -71,11 +71,24 @@ class OutboundPolicy:
         policy: of the site.
         ends: when the job's hours at this site end, as ``time.time``; None: never.
         sent: bytes that left before, in an earlier process.
+        own: the site's keys, for a job with secure aggregation.
+
+    Attributes:
+        stopped: why an update was held back before it was masked, after which nothing more leaves; else empty.
+        masked: the steps of secure aggregation.
     """
 
     def __init__(
-        self, *, plan: Plan, federation: FederationPlan, policy: Policy, ends: float | None = None, sent: int = 0
+        self,
+        *,
+        plan: Plan,
+        federation: FederationPlan,
+        policy: Policy,
+        ends: float | None = None,
+        sent: int = 0,
+        own: OwnKeys | None = None,
     ) -> None:
+        self.stopped = ""
         self._leaves = policy.leaves
         self._ends, self._sent = ends, sent
         self._exchange = federation.exchange
@@ -91,7 +104,9 @@ class OutboundPolicy:
         self._like: Weights = layout.sent
         self._extra: Weights = self._algorithm.from_clients(layout)
         self._sums = federation.secure_aggregation is not None
-        self._summed, _ = summands(self._algorithm, layout.sent, self._extra, layout.trained)
+        summed, _ = summands(self._algorithm, layout.sent, self._extra, layout.trained)
+        self.masked = MaskedSteps(own, summed)
+        self._last_masked = ""
         self._usual = UsualUpdates(policy.leaves.largest_norm)
         self._sums_sent = self._thresholded_sent = 0
         # Most cases to score a model on, as the site reported first; unknown to a later process of the job.
@@ -108,6 +123,8 @@ class OutboundPolicy:
             PolicyError: it may not leave.
             FederationError: its tensors are not those that the job declares.
         """
+        if self.stopped:
+            raise PolicyError(self.stopped)
         approved = self._check(result)
         self._spend(size)
         return replace(approved, facts={"bytes": size, **approved.facts})
@@ -166,37 +183,24 @@ class OutboundPolicy:
     def _check_ready(self, result: TrainResult) -> dict[str, Any]:
         if result.delta or result.extra:
             raise PolicyError("the job's updates leave under masks, found one without")
-        read_ready(result.ready, str(result.ready.get("ready", {}).get("site")))
-        return {}
+        return self.masked.check_ready(result)
 
     @_check.register
     def _(self, result: SecureStepResult) -> Approved:
         if not self._sums:
             raise PolicyError("the job has no secure aggregation")
-        expected = {frozenset(field.name for field in fields(kind)): kind for kind in (KeyShares, Confirmation, Reveal)}
-        kind = expected.get(frozenset(result.content))
-        if kind is None:
-            raise PolicyError("a step of secure aggregation sends its own message, and nothing else")
-        kind.from_fields(result.content)
-        return Approved(result, {"step": kind.__name__})
+        return Approved(result, self.masked.check_step(result))
 
     @_check.register
     def _(self, result: MaskedResult) -> Approved:
-        """Let declared words through: the update itself was checked before it was masked."""
         if not self._sums:
             raise PolicyError("the job has no secure aggregation")
-        message = MaskedInput.from_fields({**result.content, "words": dict(result.words)})
-        expected, digest = dict(self._summed), Digest()
-        if set(message.words) != set(expected):
-            raise PolicyError("the masked words are not those of the job's weights")
-        for name, words in sorted(message.words.items()):
-            if words.dtype is not torch.int32 or words.shape != expected[name].shape:
-                raise PolicyError(f"{name} is {tuple(words.shape)} {words.dtype}, expected masked words as int32")
-            digest.add(name, words)
-        return Approved(result, {"tensors": len(expected), "digest": str(digest), "masked": True})
+        return Approved(result, self.masked.check_words(result))
 
     def check_before_masking(self, result: TrainResult) -> dict[str, Any]:
         """Check an update that leaves masked, which nobody can do later.
+
+        One that may not leave stops the job here, unless it is not finite.
 
         Returns:
             Facts for the audit log.
@@ -205,10 +209,20 @@ class OutboundPolicy:
             PolicyError: it may not leave.
             FederationError: its tensors are not those that the job declares.
         """
-        update = ReceivedUpdate(result.delta, self._like, "native", result.extra, self._extra)
-        return self._check_update(
-            update, travelling_bytes(self._like, "native") + travelling_bytes(self._extra, "native")
-        )
+        if self.stopped:
+            raise PolicyError(self.stopped)
+        largest = travelling_bytes(self._like, "native") + travelling_bytes(self._extra, "native")
+        try:
+            update = ReceivedUpdate(result.delta, self._like, "native", result.extra, self._extra)
+            facts = self._check_update(update, largest, known=self._last_masked)
+        except NotFiniteError:
+            raise
+        except (PolicyError, FederationError) as error:
+            self.stopped = str(error)
+            raise
+        self._last_masked = str(facts["digest"])
+        self.masked.note_checked()
+        return facts
 
     @_check.register
     def _(self, result: CombineResult) -> Approved:
@@ -250,8 +264,10 @@ class OutboundPolicy:
         evaluations = {name: numbers[name] for name in ("evaluation", "personal") if numbers.get(name)}
         return {**numbers, **{name: without_thresholded(one, self._metrics) for name, one in evaluations.items()}}
 
-    def _check_update(self, update: ReceivedUpdate, largest: int) -> dict[str, Any]:
+    def _check_update(self, update: ReceivedUpdate, largest: int, known: str = "") -> dict[str, Any]:
         """Check an update's size, norm and direction.
+
+        The update whose digest is known was checked before: it is compared with others once.
 
         Returns facts for the audit log.
         """
@@ -259,6 +275,8 @@ class OutboundPolicy:
         if update.nbytes > allowed:
             raise PolicyError(f"{update.nbytes / 1e6:.1f} MB, expected at most {allowed / 1e6:.1f}")
         norm, digest, sample = _read_through(update)
+        if digest == known:
+            return {"tensors": len(update), "digest": digest}
         self._usual.check_norm(norm)
         return {"tensors": len(update), "digest": digest, **self._usual.compare_direction(sample)}
 

@@ -1,0 +1,158 @@
+"""What a job's secure aggregation may send from a site.
+
+Masked words and sealed shares cannot be told from anything else. So each step must follow from what this process
+checked, verified and masked before, by its own names and digests.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from oncofed.client.secure_aggregation import Identity
+from oncofed.errors import PolicyError
+from oncofed.messages.results import TrainResult
+from oncofed.messages.secure_aggregation import MaskedResult, SecureStep, SecureStepResult, ShareKeysRequest, read_ready
+from oncofed.models.weights import Weights, digest_of
+from oncofed.privacy.secure_aggregation import Confirmation, KeyShares, MaskedInput, Ready, Reveal
+from oncofed.privacy.secure_aggregation.checks import check_advertisement
+
+_DIGEST = re.compile(r"[a-z0-9-]{1,16}:[0-9a-f]{32,128}")
+_STEPS = {frozenset(field.name for field in fields(kind)): kind for kind in (KeyShares, Confirmation, Reveal)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnKeys:
+    """What a site's messages must say of itself.
+
+    Attributes:
+        job: its identifier.
+        plan_digest: as ``messages.secure_aggregation.plan_digest``.
+        identity: by the site's kit.
+    """
+
+    job: str
+    plan_digest: str
+    identity: Identity
+
+
+class MaskedSteps:
+    """Holds a site's messages to the protocol's order, its names and its digests.
+
+    Args:
+        own: of the site; None: nothing leaves masked.
+        summed: tensors of the sum, by name.
+    """
+
+    def __init__(self, own: OwnKeys | None, summed: Weights) -> None:
+        self._own, self._summed = own, dict(summed)
+        self._checked = False
+        self._ready: Ready | None = None
+        self._peers: frozenset[str] = frozenset()
+        self._masked: tuple[str, Any] | None = None
+
+    # --- what this process did
+
+    def note_checked(self) -> None:
+        """Note that an update was checked: a READY may follow."""
+        self._checked = True
+
+    def note_answer(self, request: SecureStep, answer: SecureStepResult | MaskedResult) -> None:
+        """Note whom a step that was taken verified, or what it masked."""
+        if isinstance(request, ShareKeysRequest):
+            self._peers = frozenset(str(peer["site"]) for peer in request.content["peers"])
+        if isinstance(answer, MaskedResult):
+            self._masked = str(digest_of(dict(answer.words))), answer.content.get("digest")
+
+    # --- what would leave
+
+    def check_ready(self, result: TrainResult) -> dict[str, Any]:
+        """Check a READY.
+
+        Raises:
+            PolicyError: it is not this site's, or follows no update that was checked.
+            FederationError: it is malformed, or not signed by this site's key.
+        """
+        own = self._require_own()
+        advertisement, ready = read_ready(result.ready, own.identity.site)
+        if advertisement.certificates != own.identity.certificates:
+            raise PolicyError("other certificates than those of the site's kit")
+        key = check_advertisement(advertisement, own.job, own.plan_digest, own.identity.verify)
+        if not key.is_signed(ready.signed_part(own.job, own.plan_digest), ready.signature):
+            raise PolicyError("what it signs is not signed by the key of the site's kit")
+        if not _DIGEST.fullmatch(ready.base_digest):
+            raise PolicyError("the digest of the model is none, expected an algorithm's name and hexadecimal digits")
+        if (ready.cases, ready.steps) != (result.cases, result.steps):
+            raise PolicyError("it signs other counts of cases and steps than it sends")
+        if not self._checked:
+            raise PolicyError("no update was checked before it")
+        if self._ready is None or (ready.round, ready.attempt) != (self._ready.round, self._ready.attempt):
+            self._masked = None
+        self._checked, self._ready = False, ready
+        return {"step": "Ready"}
+
+    def check_step(self, result: SecureStepResult) -> dict[str, Any]:
+        """Check shares, a confirmation or what is revealed.
+
+        Raises:
+            PolicyError: it follows no READY, or names others than the sites that were verified.
+            FederationError: it is malformed.
+        """
+        kind = _STEPS.get(frozenset(result.content))
+        if kind is None:
+            raise PolicyError("a step of secure aggregation sends its own message, and nothing else")
+        message = kind.from_fields(result.content)
+        ready = self._check_turn(message)
+        if isinstance(message, Confirmation) and len(message.signature) != len(ready.signature):
+            raise PolicyError(f"a signature of {len(message.signature)} bytes, expected {len(ready.signature)}")
+        if isinstance(message, KeyShares):
+            self._check_names(message.sealed.keys(), self._peers - {message.site})
+        elif isinstance(message, Reveal):
+            self._check_names(message.seeds.keys(), self._peers)
+            self._check_names(message.keys.keys(), self._peers - message.seeds.keys())
+        return {"step": kind.__name__}
+
+    def check_words(self, result: MaskedResult) -> dict[str, Any]:
+        """Check masked words: the update itself was checked before it was masked.
+
+        Raises:
+            PolicyError: they are not the words that this process masked after its READY.
+            FederationError: the message is malformed.
+        """
+        message = MaskedInput.from_fields({**result.content, "words": dict(result.words)})
+        if set(message.words) != set(self._summed):
+            raise PolicyError("the masked words are not those of the job's weights")
+        for name, words in sorted(message.words.items()):
+            if words.dtype is not torch.int32 or words.shape != self._summed[name].shape:
+                raise PolicyError(
+                    f"{name} is {tuple(words.shape)} {words.dtype}, expected "
+                    f"{tuple(self._summed[name].shape)} masked words as int32"
+                )
+        self._check_turn(message)
+        if not any(bool(words.any()) for words in message.words.values()):
+            raise PolicyError("all words are zero, expected an update under masks")
+        digest = str(digest_of(message.words))
+        if (digest, message.digest) != self._masked:
+            raise PolicyError("words that this process did not mask")
+        return {"tensors": len(message.words), "digest": digest, "masked": True}
+
+    def _require_own(self) -> OwnKeys:
+        if self._own is None:
+            raise PolicyError("the job has no secure aggregation")
+        return self._own
+
+    def _check_turn(self, message: KeyShares | Confirmation | Reveal | MaskedInput) -> Ready:
+        """Refuse what is not of this site's last READY."""
+        site = self._require_own().identity.site
+        ready = self._ready
+        if ready is None or (message.site, message.round, message.attempt) != (site, ready.round, ready.attempt):
+            raise PolicyError("a step of secure aggregation that no READY of this site preceded")
+        return ready
+
+    def _check_names(self, found: AbstractSet[str], known: AbstractSet[str]) -> None:
+        if unknown := len(found - known):
+            raise PolicyError(f"{unknown} names that are of no verified site of this round, or twice")
