@@ -23,6 +23,7 @@ from oncofed.cli.common import (
     show_result,
     show_table,
 )
+from oncofed.cli.exposure import exposure
 from oncofed.cli.pack import pack
 from oncofed.cli.run_options import Against, Backend, EvaluateOnly, Model, Port, Rounds, named_sites, require_model
 from oncofed.cli.terminal import echo_json
@@ -219,6 +220,7 @@ def export(
 
 
 app.command("pack")(pack)
+app.command("exposure")(exposure)
 
 
 @app.command()

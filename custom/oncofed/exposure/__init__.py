@@ -1,0 +1,1 @@
+"""What an attacker reads from updates: attacks on one's own data."""
