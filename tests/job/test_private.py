@@ -40,7 +40,9 @@ def _spec(tmp_path: Path, text: str = JOB, section: str = _SECTION) -> JobSpec:
         ("delta: 1.0e-3", "delta: 1", r"delta: found 1"),
         ("delta: 1.0e-3", "delta: 0", r"delta: found 0"),
         ("sampling: 0.1", "sampling: 0.1, unit: site", r"below 100 the noise drowns the model.*Expected patient"),
-        ("sampling: 0.1", "sampling: 0.1, noise: shared", r"needs secure aggregation: expected local"),
+        ("sampling: 0.1", "sampling: 0.1, noise: shared", r"noise: found shared, but .* less noise .*or take local"),
+        ("sampling: 0.1", "sampling: 0.1, lost: 1", r"lost: is of noise that sites make together: leave it out"),
+        ("sampling: 0.1", "sampling: 0.1, colluding: 2", r"colluding: is of noise that sites make together"),
         (
             "residual_units: 1",
             "residual_units: 1, norm: batch",
@@ -62,6 +64,61 @@ def test_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in text
     with pytest.raises(SpecError, match=message):
         read_job(write_job(tmp_path / "job", text.replace(old, new)))
+
+
+_STEP = "{steps_per_round: 1, batch_size: 2, optimizer: sgd, momentum: 0, learning_rate: 0.2, schedule: constant, "
+_TOGETHER = (
+    JOB.replace("{steps_per_round: 4, batch_size: 2, learning_rate: 0.01, ", _STEP)
+    + "privacy: {secure_aggregation: {minimum_sites: 6}, differential_privacy: {noise: shared, colluding: 1, lost: 1, "
+    "noise_multiplier: 1.2, delta: 1.0e-3, sampling: 0.1}}\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("steps_per_round: 1", "steps_per_round: 4", r"steps_per_round: found 4 beside .*noise: shared.*Expected 1"),
+        ("optimizer: sgd", "optimizer: adamw", r"training\.optimizer: found adamw .*Expected sgd"),
+        ("momentum: 0,", "momentum: 0.9,", r"training\.momentum: found 0\.9 .*strategy: fedavgm has momentum"),
+        ("seed: 3", "seed: 3\nstrategy: scaffold", r"strategy: found scaffold .*take fedavg or fedavgm"),
+        ("seed: 3", "seed: 3\nstrategy: fednova", r"strategy: found fednova .*take fedavg or fedavgm"),
+        ("colluding: 1", "colluding: 3", r"colluding: found 3, expected at most 2 with rosters of 6 sites"),
+        ("colluding: 1", "colluding: 0", r"colluding: found 0"),
+        ("lost: 1", "lost: 2", r"lost: found 2, expected at most 1 with rosters of 6 sites"),
+        ("minimum_sites: 6", "minimum_sites: 3", r"lost: found 1, expected at most 0 with rosters of 3 sites"),
+        ("number: 2", "number: 2, quorum: 5", r"rounds\.quorum: found 5, expected at least the 6 sites"),
+        ("secure_aggregation: {minimum_sites: 6}, ", "", r"noise: found shared, but a site's own update has less"),
+    ],
+)
+def test_noise_that_sites_make_together_is_refused_where_it_would_be_too_little(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    assert old in _TOGETHER
+    read_job(write_job(tmp_path / "job", _TOGETHER))
+    read_job(write_job(tmp_path / "job", _TOGETHER.replace("seed: 3", "seed: 3\nstrategy: fedavgm")))
+    with pytest.raises(SpecError, match=message):
+        read_job(write_job(tmp_path / "job", _TOGETHER.replace(old, new)))
+
+
+def test_sites_that_make_noise_together_are_said_to_be_trusted(tmp_path: Path) -> None:
+    spec = read_job(write_job(tmp_path / "job", _TOGETHER))
+    assert (spec.federation().smallest_roster, spec.federation().smallest_sum) == (6, 5)
+    costs, alone = privacy_costs(spec, spec.plan().build_network()), _spec(tmp_path)
+    own = privacy_costs(alone.changed({"training": {"steps_per_round": 1}}), spec.plan().build_network())
+    assert costs
+    assert own
+    # The same promise: sites of the smallest roster make noise for four of them.
+    assert (costs.epsilon, costs.steps) == (own.epsilon, own.steps)
+    assert costs.noise_to_signal[200] == pytest.approx(own.noise_to_signal[200] * (6 / 4) ** 0.5)
+    assert f"for {costs.most_cases:,} training cases of all sites at most" in "\n".join(costs.lines())
+    assert "with 200 training patients of all sites" not in "\n".join(own.lines())
+    promise = statement_of(spec.privacy.differential_privacy, 2)
+    assert promise
+    said = dict(promise.said())
+    assert "at most 1 of the sites that take part in a round helps the server" in said["Trust"]
+    assert "at most 1 is lost" in said["Trust"]
+    assert said["Mechanism"].startswith("shared noise, noise multiplier 1.2")
+    assert (promise.noise, promise.colluding, promise.lost) == ("shared", 1, 1)
 
 
 _TARGETS = """\

@@ -74,3 +74,15 @@ def test_peers_are_named_by_their_certificates() -> None:
     with pytest.raises(ValidationError):
         Policy.model_validate({"schema": 1, "leaves": {"peers": ["east"]}})
     Policy.model_validate({"schema": 1, "leaves": {"peers": [":".join(["AB"] * 32), "cd" * 32]}})
+
+
+def test_a_site_may_refuse_noise_that_sites_make_together() -> None:
+    job = replace(JOB, smallest_sum=3, noise_multiplier=1.2, noise="shared")
+    assert Policy().refusal(job) is None
+    alone = Policy.model_validate({"leaves": {"differential_privacy": {"noise": ["local"]}}})
+    assert "its noise is shared, expected local (privacy.differential_privacy.noise)" in str(alone.refusal(job))
+    assert alone.refusal(replace(job, noise="local")) is None
+    # It has none at all, which another rule is for.
+    assert alone.refusal(JOB) is None
+    with pytest.raises(ValidationError):
+        Policy.model_validate({"leaves": {"differential_privacy": {"noise": []}}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.fedavg import FedAvg
@@ -45,6 +45,7 @@ class FederationPlan(StrictModel):
     exchange: ExchangeSpec = ExchangeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     secure_aggregation: SecureAggregationSpec | None = None
+    lost: int = Field(0, ge=0, description="as privacy.differential_privacy.lost")
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> FederationPlan:
@@ -62,6 +63,11 @@ class FederationPlan(StrictModel):
     @property
     def smallest_sum(self) -> int | None:
         """Fewest sites in a sum of masked updates; None: no masks."""
+        return self.smallest_roster - self.lost if self.smallest_roster else None
+
+    @property
+    def smallest_roster(self) -> int | None:
+        """Fewest sites that begin a sum of masked updates; None: no masks."""
         return self.secure_aggregation.minimum_sites if self.secure_aggregation else None
 
     def algorithm(self, parameters: frozenset[str] = frozenset()) -> Algorithm[Any]:

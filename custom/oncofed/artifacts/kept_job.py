@@ -45,7 +45,7 @@ def write_kept_job(
         "title": name[:120] or "job",
         **plan.model_dump(mode="json", by_alias=True),
         # Of the section ``privacy`` the plan has all.
-        **federation.model_dump(mode="json", by_alias=True, exclude={"secure_aggregation"}),
+        **federation.model_dump(mode="json", by_alias=True, exclude={"secure_aggregation", "lost"}),
     }
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     (folder / KEPT_JOB).write_text(text, encoding="utf-8")

@@ -106,6 +106,7 @@ def try_job(
         spec.strategy.name,
         smallest_sum=spec.federation().smallest_sum,
         noise_multiplier=spec.noise_multiplier,
+        noise=spec.noise,
     )
     refusal = policy.refusal(facts)
     if refusal:

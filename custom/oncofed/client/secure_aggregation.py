@@ -14,7 +14,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.algorithms.shared_noise import cases_of_roster
 from oncofed.algorithms.sums import shares_in_sum, summands
 from oncofed.atomic import write_whole
 from oncofed.errors import FederationError, StateError
@@ -48,6 +51,7 @@ from oncofed.privacy.secure_aggregation import (
     Verify,
 )
 from oncofed.privacy.secure_aggregation.rules import FEWEST_SITES
+from oncofed.training.shared_noise import SharedNoise
 
 _FILE = "secure_aggregation.json"
 _MOST_PEERS = 1000
@@ -81,6 +85,7 @@ class MaskedUpdates:
         identity: of the site.
         leaves: of the site's policy.
         folder: keeps which sums it took part in.
+        noise: the site's part of what sites make together; None: each update has its own, or none.
     """
 
     def __init__(
@@ -93,8 +98,9 @@ class MaskedUpdates:
         identity: Identity,
         leaves: LeavesSpec,
         folder: Path,
+        noise: SharedNoise | None = None,
     ) -> None:
-        self._trained = layout.trained
+        self._trained, self._noise = layout.trained, noise
         self._federation, self._algorithm = federation, federation.algorithm()
         self._path = folder / _FILE
         self._participant = Participant(
@@ -104,7 +110,8 @@ class MaskedUpdates:
             identity.sign,
             identity.verify,
             Rules(
-                minimum_sites=federation.smallest_sum or FEWEST_SITES,
+                minimum_sites=federation.smallest_roster or FEWEST_SITES,
+                lost=federation.lost,
                 smallest_sum=leaves.smallest_sum,
                 peers=fingerprints(leaves.peers),
             ),
@@ -124,6 +131,7 @@ class MaskedUpdates:
         Raises:
             ProtocolError: this update was masked before, and a share of its sum was revealed.
             OSError: what must be remembered cannot be written.
+            FederationError: the model is too large for the noise that sites make together.
         """
         self._check_turn(request)
         tensors, factors = summands(self._algorithm, dict(result.delta), dict(result.extra), self._trained)
@@ -135,7 +143,7 @@ class MaskedUpdates:
             base_digest(request.weights, request.extra),
             result.cases,
             result.steps,
-            rounded_up(math.sqrt(sum(sum_of_squares(value) for value in weighted))),
+            self._declared_norm(weighted, request, result.cases),
         )
         self._base = ready.base_digest
         self._remember()
@@ -164,12 +172,34 @@ class MaskedUpdates:
             return SecureStepResult(revealed.to_fields())
         raise FederationError(f"it does not know the step {request.task!r}")
 
+    def _declared_norm(self, weighted: list[Tensor], request: TrainRequest, cases: int) -> float:
+        """Return how long the update is, or may be where its own length would tell of patients."""
+        if self._noise is None:
+            return rounded_up(math.sqrt(sum(sum_of_squares(value) for value in weighted)))
+        start = {name: request.weights[name].float() for name in self._trained}
+        self._noise.require_fine(start, self._trained, cases)
+        return self._noise.longest(start, self._trained)
+
+    def _require_noise(self, roster: Roster) -> None:
+        """Refuse a roster over which noise that sites make together would be too little."""
+        if self._noise is None:
+            return
+        cases, most = cases_of_roster({one.site: one for one in roster.readies}, roster.weights), self._noise.most_cases
+        if cases > most:
+            raise ProtocolError(
+                "noise",
+                f"the sites have {cases} training cases, expected at most {most}: beside more, masked updates are "
+                "counted in steps too coarse for the noise. Raise training.learning_rate",
+            )
+
     def _share_keys(self, request: ShareKeysRequest) -> SecureStepResult:
         peers = request.content.get("peers")
         if not isinstance(peers, list) or len(peers) > _MOST_PEERS:
             raise ProtocolError("message", "expected the advertisements of the job's sites")
         self._participant.learn_peers([KeyAdvertisement.from_fields(peer) for peer in peers])
-        shares = self._participant.share_keys(Roster.from_fields(request.content.get("roster")))
+        roster = Roster.from_fields(request.content.get("roster"))
+        self._require_noise(roster)
+        shares = self._participant.share_keys(roster)
         return SecureStepResult(shares.to_fields())
 
     def _mask(self, request: MaskRequest) -> MaskedResult:

@@ -14,6 +14,7 @@ from nvflare.apis.shareable import Shareable
 from nvflare.apis.signal import Signal
 
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.algorithms.shared_noise import check_shared_noise
 from oncofed.audit import LEFT, MASKED
 from oncofed.client.compute_slot import ComputeSlot
 from oncofed.client.datasets import DATASETS_FILE, dataset_folder
@@ -49,7 +50,9 @@ from oncofed.models.weights import WeightLayout, digest_of
 from oncofed.packs.pack import Pack, read_pack
 from oncofed.privacy.policy import LeavesSpec, Policy
 from oncofed.privacy.pooled import SUMS
+from oncofed.settings import SettingError
 from oncofed.training import Plan
+from oncofed.training.shared_noise import shared_noise
 
 # The server answers a message this soon once its tensors were transferred directly. It may have to read them first,
 # which takes a hundredth of the time of a slow link.
@@ -240,6 +243,7 @@ class SiteExecutor(Executor):
                 identity=self._identity,
                 leaves=self._policy.leaves if self._policy else LeavesSpec(),
                 folder=state_folder(fl_ctx),
+                noise=shared_noise(self._plan),
             )
         return self._masked.hold(result, request)
 
@@ -272,8 +276,20 @@ class SiteExecutor(Executor):
         pack = _pack(fl_ctx, plan.model.code) if plan.model.code else None
         strategy, smallest_sum = self._federation.strategy.name, self._federation.smallest_sum
         private = plan.privacy.differential_privacy
-        noise = private.event(plan.total_steps).noise_multiplier if private else None
-        self._policy = admit_job(fl_ctx, plan.data.dataset, plan.model.network, strategy, pack, smallest_sum, noise)
+        self._policy = admit_job(
+            fl_ctx,
+            plan.data.dataset,
+            plan.model.network,
+            strategy,
+            pack,
+            smallest_sum,
+            noise_multiplier=private.event(plan.total_steps).noise_multiplier if private else None,
+            noise=private.noise if private else None,
+        )
+        try:
+            check_shared_noise(plan.privacy, self._federation)
+        except SettingError as error:
+            raise PolicyError(f"its privacy does not hold: {error}") from None
         if self._federation.secure_aggregation:
             self._identity = identity_of(fl_ctx)
         data = dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, site, plan.data.dataset)

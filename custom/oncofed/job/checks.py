@@ -53,7 +53,7 @@ def check_sites(spec: AnyJob, sites: int) -> None:
     if sites < needed:
         raise SpecError(f"the job needs {needed} sites ({setting}), found {sites}. Name more sites, or lower it.")
     if isinstance(spec, JobSpec):
-        smallest = spec.federation().smallest_sum
+        smallest = spec.federation().smallest_roster
         if smallest and sites < smallest:
             raise SpecError(
                 f"the job needs {smallest} sites (privacy.secure_aggregation.minimum_sites), found {sites}. Name more "

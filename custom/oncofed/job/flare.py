@@ -174,6 +174,7 @@ def _facts(spec: JobSpec) -> dict[str, Any]:
         spec.rounds.quorum or 0,
         spec.federation().smallest_sum,
         spec.noise_multiplier,
+        spec.noise,
     )
 
 

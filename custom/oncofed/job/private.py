@@ -13,6 +13,7 @@ from oncofed.privacy.accountant import Event, renyi_epsilon, rounded_up
 from oncofed.privacy.noise import SecretRandomness
 from oncofed.privacy.settings import DifferentialPrivacySpec
 from oncofed.privacy.statement import statement_of
+from oncofed.training.shared_noise import shared_noise, site_deviation
 
 # Sites of these numbers of training patients are told of, as no job knows its sites'.
 _PATIENTS = (50, 200, 1000)
@@ -35,7 +36,8 @@ class Costs:
         accountant: which computed epsilon.
         trained: weights that are trained.
         noise_to_signal: training patients of a site -> length of the noise in a step's gradient; the gradient itself is
-            no longer than ``clip``.
+            no longer than ``clip``. Where sites make noise together: of all sites.
+        most_cases: training cases of all sites that noise which they make together may be for; None: noise is local.
         clip: largest norm of a patient's gradient.
         noise_s: seconds of noise for all steps, on one core of this machine.
     """
@@ -51,6 +53,7 @@ class Costs:
     noise_to_signal: dict[int, float]
     clip: float
     noise_s: float
+    most_cases: int | None = None
 
     @property
     def facts(self) -> dict[str, object]:
@@ -63,14 +66,22 @@ class Costs:
             f"differential privacy: epsilon {self.epsilon:g} at delta {self.delta:g} for each training patient of each "
             f"site ({self.accountant}; by Rényi divergences {self.renyi_epsilon:.4g})"
         )
-        lengths = ", ".join(f"{length:.3g} with {n} training patients" for n, length in self.noise_to_signal.items())
+        whose = "training patients" if self.most_cases is None else "training patients of all sites"
+        lengths = ", ".join(f"{length:.3g} with {n}" for n, length in self.noise_to_signal.items())
         return [
             promise,
             f"  noise multiplier {self.noise_multiplier:g}, sampling {self.sampling:g}, {self.steps} steps",
-            f"  length of the noise in a step's gradient of {self.trained:,} weights: {lengths}",
+            f"  length of the noise in a step's gradient of {self.trained:,} weights: {lengths} {whose}",
             f"  length of the gradient itself: {self.clip:g} at most",
             f"  it takes about {self.noise_s:.3g} s of noise at each site, on one core, beside a step for each patient",
+            *self._of_together(),
         ]
+
+    def _of_together(self) -> list[str]:
+        if self.most_cases is None:
+            return []
+        most = f"{self.most_cases:,} training cases of all sites at most"
+        return [f"  sites make the noise together, in sums under masks: for {most}; with more, raise the learning rate"]
 
 
 def privacy_costs(spec: JobSpec, network: nn.Module) -> Costs | None:
@@ -89,7 +100,10 @@ def privacy_costs(spec: JobSpec, network: nn.Module) -> Costs | None:
         return None
     trained = sum(value.numel() for value in network.parameters() if value.requires_grad)
     event = Event(promise.noise_multiplier, private.sampling, steps)
-    long = promise.noise_multiplier * private.clip * math.sqrt(trained) / private.sampling
+    together = shared_noise(spec.plan())
+    # Of all sites of the smallest roster, if none is lost.
+    makers = spec.federation().smallest_roster if together else 1
+    long = site_deviation(spec.plan()) * math.sqrt((makers or 1) * trained) / private.sampling
     return Costs(
         epsilon=promise.epsilon,
         renyi_epsilon=rounded_up(renyi_epsilon([event], private.delta)),
@@ -102,6 +116,7 @@ def privacy_costs(spec: JobSpec, network: nn.Module) -> Costs | None:
         noise_to_signal={patients: long / patients for patients in _PATIENTS},
         clip=private.clip,
         noise_s=_noise_seconds() * trained / _TIMED * steps,
+        most_cases=together.most_cases if together else None,
     )
 
 

@@ -16,6 +16,7 @@ from oncofed.algorithms import algorithm_class
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.plan import FederationPlan, StrategySection
 from oncofed.algorithms.settings import EvaluationSpec, ExchangeSpec, RoundsSpec
+from oncofed.algorithms.shared_noise import check_shared_noise
 from oncofed.data.profile_plan import ProfilePlan
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
@@ -23,7 +24,7 @@ from oncofed.models import ModelSpec
 from oncofed.models.foreign import read_bundle
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import find_pack
-from oncofed.privacy.settings import PrivacySpec
+from oncofed.privacy.settings import NoiseKind, PrivacySpec
 from oncofed.settings import Lines, SettingError, StrictModel, read_yaml, validated
 from oncofed.tasks import TaskSection, task_class
 from oncofed.tasks.targets.section import task_of_targets
@@ -106,6 +107,7 @@ class JobSpec(StrictModel):
                 "strategy",
                 "privacy.differential_privacy",
             )
+        check_shared_noise(self.privacy, self.federation())
         return self
 
     def plan(self) -> Plan:
@@ -141,6 +143,7 @@ class JobSpec(StrictModel):
             exchange=self.exchange,
             evaluation=self.evaluation,
             secure_aggregation=self.privacy.secure_aggregation,
+            lost=self.privacy.differential_privacy.lost if self.privacy.differential_privacy else 0,
         )
 
     @property
@@ -148,6 +151,11 @@ class JobSpec(StrictModel):
         """Of steps with differential privacy, in clips; None: the job has none."""
         private = self.privacy.differential_privacy
         return private.event(self.rounds.number * self.training.steps_per_round).noise_multiplier if private else None
+
+    @property
+    def noise(self) -> NoiseKind | None:
+        """Who makes the noise of steps with differential privacy; None: the job has none."""
+        return self.privacy.differential_privacy.noise if self.privacy.differential_privacy else None
 
     def with_rounds(self, rounds: int) -> JobSpec:
         """Return the same job with another number of rounds."""

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from oncofed.errors import PolicyError
+from oncofed.privacy.settings import NoiseKind
 from oncofed.privacy.time_windows import WINDOW
 from oncofed.settings import StrictModel, first_problem
 
@@ -26,6 +27,11 @@ class PrivacyLimits(StrictModel):
     """What differential privacy a site asks of jobs that train on its patients."""
 
     required: bool = Field(False, description="true: a job without differential privacy does not train here")
+    noise: Annotated[tuple[NoiseKind, ...], Field(min_length=1)] = Field(
+        ("local", "shared"),
+        description="who may make it: local, each site all of its own; shared, sites together, which trusts that no "
+        "more of them help the server than the job says",
+    )
     smallest_noise_multiplier: float | None = Field(
         None, gt=0, le=10_000, description="least noise of a step, in clips; null: any"
     )
@@ -153,6 +159,9 @@ class Policy(StrictModel):
             return None
         if noise is None:
             return "it has no differential privacy (privacy.differential_privacy)" if limits.required else None
+        if job.noise is not None and job.noise not in limits.noise:
+            expected = " or ".join(limits.noise)
+            return f"its noise is {job.noise}, expected {expected} (privacy.differential_privacy.noise)"
         least = limits.smallest_noise_multiplier
         if least is not None and noise < least:
             return f"its noise multiplier is {noise:g}, expected at least {least:g}"
@@ -166,7 +175,7 @@ class Policy(StrictModel):
             return "updates leave under masks alone (privacy.secure_aggregation)"
         if job.smallest_sum is not None and job.smallest_sum < least:
             name = "privacy.secure_aggregation.minimum_sites"
-            return f"{name} is {job.smallest_sum}, expected at least {least} (smallest_sum)"
+            return f"{name} is {job.smallest_sum}, expected at least {least} (smallest_sum); lost sites do not count"
         return None
 
 
@@ -182,6 +191,7 @@ class ProposedJob:
         strategy: None if nothing is trained.
         smallest_sum: fewest sites in a sum of masked updates; None: updates leave without masks.
         noise_multiplier: of steps with differential privacy; None: it has none.
+        noise: who makes it; None: it has none.
     """
 
     name: str
@@ -191,6 +201,7 @@ class ProposedJob:
     strategy: str | None = None
     smallest_sum: int | None = None
     noise_multiplier: float | None = None
+    noise: NoiseKind | None = None
 
 
 def read_policy(folder: Path) -> Policy | None:

@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from oncofed.privacy.accountant import LEAST_NOISE, Event, noise_multiplier_for
 from oncofed.settings import SettingError, StrictModel
 
+NoiseKind = Literal["local", "shared"]
+
 # Sites with fewer training patients are refused: noise made for one step hides one in twenty at best.
 LEAST_TRAINING_PATIENTS = 20
 
@@ -20,7 +22,21 @@ class DifferentialPrivacySpec(StrictModel):
     """
 
     unit: Literal["patient"] = Field("patient", description="whose presence is hidden: a patient with all images")
-    noise: Literal["local"] = Field("local", description="each site makes all noise itself, and need trust nobody")
+    noise: NoiseKind = Field(
+        "local",
+        description="local: each site makes all noise itself, and need trust nobody; shared: sites make it together "
+        "under privacy.secure_aggregation, one step a round, and the model has less of it",
+    )
+    colluding: int = Field(
+        1,
+        ge=1,
+        le=300,
+        description="with shared: sites that may help the server, or one another, and take their own noise away; each "
+        "knows its own, so that it is one at least",
+    )
+    lost: int = Field(
+        0, ge=0, le=300, description="with shared: sites that a sum may lack after a round's roster is settled"
+    )
     epsilon: float | None = Field(
         None, gt=0, le=1000, description="of the whole job at each site, at most; the noise follows from it"
     )
@@ -42,12 +58,13 @@ class DifferentialPrivacySpec(StrictModel):
             )
         return value
 
-    @field_validator("noise", mode="before")
-    @classmethod
-    def _noise_is_made_alone(cls, value: Any) -> Any:
-        if value == "shared":
-            raise ValueError("noise that sites make together needs secure aggregation: expected local")
-        return value
+    @model_validator(mode="after")
+    def _who_makes_noise_fits(self) -> DifferentialPrivacySpec:
+        fields = type(self).model_fields
+        for name in ("colluding", "lost"):
+            if self.noise == "local" and getattr(self, name) != fields[name].default:
+                raise SettingError("is of noise that sites make together: leave it out, or take noise: shared", name)
+        return self
 
     @model_validator(mode="after")
     def _one_of_two(self) -> DifferentialPrivacySpec:
@@ -78,7 +95,11 @@ class SecureAggregationSpec(StrictModel):
     """
 
     minimum_sites: int = Field(
-        3, ge=3, le=1000, description="fewest sites in a sum; of two, each would learn the other's"
+        3,
+        ge=3,
+        le=1000,
+        description="fewest sites in a sum; of two, each would learn the other's. With noise: shared, fewest in a "
+        "round's roster",
     )
 
 
@@ -91,3 +112,36 @@ class PrivacySpec(StrictModel):
     secure_aggregation: SecureAggregationSpec | None = Field(
         None, description="{}: the server is given the sum of the updates alone; null: each site's update"
     )
+
+    @model_validator(mode="after")
+    def _shared_noise_is_under_masks(self) -> PrivacySpec:
+        section = "differential_privacy"
+        if self.shares_noise and self.secure_aggregation is None:
+            raise SettingError(
+                "found shared, but a site's own update has less noise than the promise needs: add "
+                "privacy: {secure_aggregation: {}}, or take local",
+                f"{section}.noise",
+                "secure_aggregation",
+            )
+        return self
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether sites make a step's noise together."""
+        return self.differential_privacy is not None and self.differential_privacy.noise == "shared"
+
+    @property
+    def noise_makers(self) -> int:
+        """Sites whose noise together is a step's, whoever else is lost or takes its own away; 1: each alone."""
+        private, secure = self.differential_privacy, self.secure_aggregation
+        if private is None or secure is None or private.noise == "local":
+            return 1
+        return secure.minimum_sites - private.lost - private.colluding
+
+    def with_own_noise(self) -> PrivacySpec:
+        """Return the same section for one who trains alone, and makes all noise."""
+        private = self.differential_privacy
+        if private is None or private.noise == "local":
+            return self
+        alone = {**private.model_dump(), "noise": "local", "colluding": 1, "lost": 0}
+        return PrivacySpec(differential_privacy=DifferentialPrivacySpec.model_validate(alone))

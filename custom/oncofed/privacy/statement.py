@@ -16,6 +16,10 @@ from oncofed.settings import StrictModel
 _DEFINITION = "(epsilon, delta)-differential privacy"
 _NEIGHBOURS = "one training patient's images there or not; the number of training patients is public"
 _TRUST = "each site makes all noise for its own patients: neither the server nor other sites need be trusted"
+_TRUST_IN_OTHERS = (
+    "sites make the noise together, in sums under masks: at most {colluding} of the sites that take part in a round "
+    "{help} the server or one another, at most {lost} {are} lost within it, and the others run this release unmodified"
+)
 _NOT_COVERED = (
     "validation and test patients, on whose images scores rest",
     "numbers of cases, and seconds",
@@ -32,8 +36,10 @@ class PrivacyStatement(StrictModel):
     delta: float
     unit: str = Field(description="whose presence is hidden")
     neighbours: str = _NEIGHBOURS
-    noise: str = Field(description="who makes it")
+    noise: str = Field(description="who makes it: local, each site its own; shared, sites together")
     trust: str = _TRUST
+    colluding: int | None = Field(None, description="sites that may help the server; null: any, noise is local")
+    lost: int | None = Field(None, description="sites that a sum may lack after its roster; null: noise is local")
     noise_multiplier: float = Field(description="standard deviation of the noise in a step's sum, in clips")
     sampling: float = Field(description="a patient's chance to be in a step, drawn by itself (Poisson)")
     steps: int = Field(description="planned for each site")
@@ -46,11 +52,15 @@ class PrivacyStatement(StrictModel):
     def said(self) -> Iterator[tuple[str, str]]:
         """Yield what and how, for people."""
         yield "Promise", f"epsilon {self.epsilon:g} at delta {self.delta:g}: {self.definition}, by {self.accountant}"
-        yield "To whom", f"each training {self.unit} of each site, for all that left it in this job"
+        whom = "left it" if self.noise == "local" else "was read of the sites' sums"
+        yield "To whom", f"each training {self.unit} of each site, for all that {whom} in this job"
         yield "Neighbours", self.neighbours
         yield "Trust", self.trust
         steps = f"noise multiplier {self.noise_multiplier:g}, sampling {self.sampling:g}, {self.steps:,} steps"
-        yield "Mechanism", f"{steps}, {self.patches} patches of a patient, clip {self.clip:g}; {self.randomness}"
+        yield (
+            "Mechanism",
+            f"{self.noise} noise, {steps}, {self.patches} patches of a patient, clip {self.clip:g}; {self.randomness}",
+        )
         yield "Not covered", "; ".join(self.not_covered)
 
 
@@ -67,7 +77,10 @@ def statement_of(private: DifferentialPrivacySpec | None, steps: int) -> Privacy
     if private is None:
         return None
     event = private.event(steps)
+    together = {} if private.noise == "local" else {"colluding": private.colluding, "lost": private.lost}
     return PrivacyStatement(
+        **together,
+        trust=_trust(private),
         epsilon=rounded_up(epsilon([event], private.delta)),
         delta=private.delta,
         unit=private.unit,
@@ -79,3 +92,11 @@ def statement_of(private: DifferentialPrivacySpec | None, steps: int) -> Privacy
         clip=private.clip,
         accountant=accountant_name(),
     )
+
+
+def _trust(private: DifferentialPrivacySpec) -> str:
+    if private.noise == "local":
+        return _TRUST
+    lost, colluding = private.lost, private.colluding
+    helps, are = "helps" if colluding == 1 else "help", "is" if lost == 1 else "are"
+    return _TRUST_IN_OTHERS.format(colluding=colluding, help=helps, lost=lost, are=are)

@@ -103,7 +103,7 @@ class SummedRunner(SynchronousRunner[Synchronous]):
             state.lengths = list(lengths)
             ready = context.intake.without_outliers(current, state)
             self._require(sums.required(number) - {update.site for update in ready}, number)
-            smallest = context.federation.smallest_sum or 1
+            smallest = context.federation.smallest_roster or 1
             if len(ready) < smallest:
                 what = f"the sum of round {number}"
                 raise NotEnoughSitesError(context.quorum.too_few(what, len(ready), smallest))
@@ -223,7 +223,7 @@ class _Attempt:
         self._aggregator = Aggregator(
             sums.job,
             sums.plan_digest,
-            Rules(minimum_sites=federation.smallest_sum or FEWEST_SITES),
+            Rules(minimum_sites=federation.smallest_roster or FEWEST_SITES, lost=federation.lost),
             verify=sums.verify,
             # Another one: ``select`` changes an algorithm's state.
             weigh=partial(shares_in_sum, federation.algorithm(), federation.exchange.largest_weight),

@@ -76,6 +76,7 @@ def train_baseline(
     """
     if threads:
         torch.set_num_threads(threads)
+    plan = plan.model_copy(update={"privacy": plan.privacy.with_own_noise()})
     trainer = Trainer(plan, baseline.cases, baseline.name)
     columns = plan.data.agreed_columns
     if columns:

@@ -19,6 +19,7 @@ from oncofed.training.parallel import Group
 from oncofed.training.patient_draws import PatientDraw
 from oncofed.training.plan import Plan
 from oncofed.training.private_plan import require_same_buffers
+from oncofed.training.shared_noise import site_deviation
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,14 +99,15 @@ def private_gradients(
     private = plan.privacy.differential_privacy
     if private is None:
         return None
-    deviation = private.event(plan.total_steps).noise_multiplier * private.clip
-    patients = len({case.patient for case in cases.train})
+    deviation = site_deviation(plan)
+    # By what a site weighs in the mean of all: then the mean is the sum over all patients, divided by one number.
+    counted = len(cases.train) if plan.privacy.shares_noise else len({case.patient for case in cases.train})
     return PatientGradients(
         batches,
         network,
         clip=private.clip,
         deviation=deviation if group is None or group.rank == 0 else 0.0,
-        divisor=private.sampling * patients,
+        divisor=private.sampling * counted,
         group=group,
     )
 
@@ -118,7 +120,7 @@ class PatientGradients:
         network: whose trained parameters get gradients.
         clip: largest norm of a patient's gradient.
         deviation: see below.
-        divisor: of the sum: how many patients are expected in a step.
+        divisor: of the sum: how many patients are expected in a step, or cases where sites make noise together.
         group: the processes that train together, each with patients of its own; None: this one alone.
 
     Attributes:

@@ -58,6 +58,8 @@ def check_private(plan: Plan) -> None:
         )
     if plan.task.least_batch > 1:
         _refuse(plan.task.type, "has a loss that compares patients. Expected targets that do not", "task.type")
+    if plan.privacy.shares_noise:
+        _check_one_step(plan)
     if plan.data.covariates:
         _refuse(
             [column.name for column in plan.data.covariates],
@@ -70,6 +72,27 @@ def check_private(plan: Plan) -> None:
             "has means over training slides leave without noise. Expected none",
             "data.stain.normalise",
         )
+
+
+def _check_one_step(plan: Plan) -> None:
+    """Refuse whatever makes an update more than one step's sum of gradients.
+
+    With noise that sites make together, one site's alone is less than promised: it may reach nothing but the sum.
+    """
+    training = plan.training
+    for place, found, expected, reason in (
+        ("steps_per_round", training.steps_per_round, 1, "joins sites after each step. Expected 1"),
+        ("optimizer", training.optimizer, "sgd", "needs updates that add up. Expected sgd"),
+        (
+            "momentum",
+            training.momentum,
+            0,
+            "needs updates of one step alone. Expected 0; strategy: fedavgm has momentum at the server",
+        ),
+    ):
+        if found != expected:
+            problem = f"found {found} beside {_SECTION}.noise: shared, which {reason}"
+            raise SettingError(problem, f"training.{place}", _SECTION)
 
 
 def require_no_mixing(network: nn.Module) -> None:

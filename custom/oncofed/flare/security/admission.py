@@ -20,6 +20,7 @@ from oncofed.flare.security.recording import name_and_person, record
 from oncofed.packs.approvals import made_by, refusal_at_site
 from oncofed.packs.pack import Pack
 from oncofed.privacy.policy import Policy, ProposedJob, read_policy
+from oncofed.privacy.settings import NoiseKind
 from oncofed.private_files import random_secret
 
 # In the kit: with it, digests that leave in jobs with differential privacy can be checked here alone.
@@ -34,6 +35,7 @@ def admit_job(
     pack: Pack | None = None,
     smallest_sum: int | None = None,
     noise_multiplier: float | None = None,
+    noise: NoiseKind | None = None,
 ) -> Policy | None:
     """Return the site's policy, if it admits the job.
 
@@ -47,6 +49,7 @@ def admit_job(
         pack: the code that it brings.
         smallest_sum: see ``ProposedJob``.
         noise_multiplier: see ``ProposedJob``.
+        noise: see ``ProposedJob``.
 
     Raises:
         PolicyError: the job may not run here; the text may leave the site.
@@ -66,6 +69,7 @@ def admit_job(
         strategy=strategy,
         smallest_sum=smallest_sum,
         noise_multiplier=noise_multiplier,
+        noise=noise,
     )
     reason = policy.refusal(facts)
     if pack and not reason:
@@ -79,7 +83,7 @@ def admit_job(
         network=network,
         strategy=strategy,
         **({"smallest_sum": smallest_sum} if smallest_sum else {}),
-        **({"noise_multiplier": noise_multiplier} if noise_multiplier else {}),
+        **({"noise_multiplier": noise_multiplier, "noise": noise} if noise_multiplier else {}),
         code=f"oncofed {oncofed.__version__}",
         **({"pack": pack.digest, "pack_by": made_by(pack)} if pack else {}),
         policy=policy.digest,

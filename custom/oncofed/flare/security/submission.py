@@ -29,6 +29,7 @@ from oncofed.flare.security.revocation import submitter
 from oncofed.packs.approvals import refusal_at_site
 from oncofed.packs.pack import read_pack
 from oncofed.privacy.policy import ProposedJob, read_policy
+from oncofed.privacy.settings import NoiseKind
 
 # In a job's meta data: what it declares.
 ASKS = "oncofed.asks"
@@ -47,6 +48,7 @@ def job_asks(
     quorum: int = 0,
     smallest_sum: int | None = None,
     noise_multiplier: float | None = None,
+    noise: NoiseKind | None = None,
 ) -> dict[str, Any]:
     """Return the meta data that declares a job's requests.
 
@@ -58,9 +60,10 @@ def job_asks(
         quorum: number of sites that it needs; 0: all that are queried.
         smallest_sum: fewest sites in a sum of masked updates; None: no masks.
         noise_multiplier: of steps with differential privacy; None: it has none.
+        noise: who makes it.
     """
     asks = {"dataset": dataset, "network": network, "strategy": strategy, "pack": pack, "quorum": quorum}
-    return {ASKS: {**asks, "smallest_sum": smallest_sum, "noise_multiplier": noise_multiplier}}
+    return {ASKS: {**asks, "smallest_sum": smallest_sum, "noise_multiplier": noise_multiplier, "noise": noise}}
 
 
 class SubmissionCheck(FLComponent):
@@ -126,6 +129,7 @@ class SubmissionReplies(FLComponent):
             strategy=_text(request.get("strategy")),
             smallest_sum=smallest_sum if isinstance(smallest_sum, int) else None,
             noise_multiplier=noise if isinstance(noise, float) else None,
+            noise="shared" if request.get("noise") == "shared" else "local",
         )
         pack = _text(request.get("pack"))
         kit, log = kit_folder(fl_ctx), audit_log(fl_ctx)

@@ -138,7 +138,7 @@ class Aggregator:
                 accepted[one.site] = one
             else:
                 self.refused[one.site] = "its shares are not those of this roster"
-        needed = max(threshold(len(everybody)), self._rules.fewest)
+        needed = max(threshold(len(everybody)), self._rules.fewest_left)
         _check_enough("ShareKeys", "shares came from", accepted, needed, everybody - set(accepted))
         now.commitments = {site: accepted[site].commitment for site in sorted(accepted)}
         return {
@@ -177,7 +177,7 @@ class Aggregator:
         now = self._under_way("MaskedInput")
         if now.survivors is None:
             roster = _known(now.roster, "MaskedInput")
-            needed = max(threshold(len(roster.readies)), self._rules.fewest)
+            needed = max(threshold(len(roster.readies)), self._rules.fewest_left)
             missing = set(now.commitments) - set(now.digests)
             _check_enough("MaskedInput", "masked updates came from", now.digests, needed, missing)
             now.survivors = Survivors(roster.round, roster.attempt, tuple(sorted(now.digests)))

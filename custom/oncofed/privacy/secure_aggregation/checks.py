@@ -148,7 +148,7 @@ def check_roster(
         check_ready(ready, session, keys)
         check_new(ready.site, ready.public_key, known)
         known[ready.site] = ready.public_key
-    check_sum(own.site, readies, keys, rules, "the roster")
+    check_sum(own.site, readies, keys, rules, "the roster", rules.fewest)
     expected = weigh(readies)
     wrong = sorted(
         site
@@ -176,7 +176,7 @@ def check_forwarded(
     if own in forwarded.sealed or not shared <= everybody:
         raise ProtocolError("unknown site", "shares came from a site that is not in the roster, or from this one")
     _check_threshold("ShareKeys", "shares came from", len(shared), len(everybody))
-    check_sum(own, shared, keys, rules, "those who shared their keys")
+    check_sum(own, shared, keys, rules, "those who shared their keys", rules.fewest_left)
     return tuple(sorted(shared))
 
 
@@ -201,7 +201,7 @@ def check_survivors(
     if own not in sites:
         raise ProtocolError("own entry", f"{own} is not among the survivors, expected it to be asked only if it is")
     _check_threshold("ConsistencyCheck", "the server names as survivors", len(sites), len(roster.readies))
-    check_sum(own, sites, keys, rules, "the sum")
+    check_sum(own, sites, keys, rules, "the sum", rules.fewest_left)
 
 
 def check_confirmations(
@@ -238,13 +238,15 @@ def check_confirmations(
             )
 
 
-def check_sum(own: str, sites: Collection[str], keys: Mapping[str, VerifyKey], rules: Rules, what: str) -> None:
+def check_sum(
+    own: str, sites: Collection[str], keys: Mapping[str, VerifyKey], rules: Rules, what: str, fewest: int
+) -> None:
     """Refuse a set of sites that is too small or of strangers.
 
     Raises:
         ProtocolError: says what is missing.
     """
-    rules.check_sum(own, {site: keys[site].fingerprint for site in sites if site != own}, what)
+    rules.check_sum(own, {site: keys[site].fingerprint for site in sites if site != own}, what, fewest)
 
 
 def check_types(tensors: Mapping[str, Tensor]) -> None:

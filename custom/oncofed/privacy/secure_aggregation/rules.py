@@ -42,6 +42,7 @@ class Rules:
         smallest_sum: fewest sites in a sum, of the site's policy.
         peers: fingerprints of certificates; at least ``smallest_sum - 1`` of the other sites in a sum must be of these.
             None: any site of the alliance.
+        lost: sites of a roster that its sum may lack, so that it has fewer than ``minimum_sites``.
         bits: of a word: 32, or 16 for tensors with a bound.
 
     Raises:
@@ -51,6 +52,7 @@ class Rules:
     minimum_sites: int = FEWEST_SITES
     smallest_sum: int = FEWEST_SITES
     peers: frozenset[str] | None = None
+    lost: int = 0
     bits: int = 32
 
     def __post_init__(self) -> None:
@@ -62,24 +64,30 @@ class Rules:
 
     @property
     def fewest(self) -> int:
-        """Fewest sites in a sum."""
+        """Fewest sites in a roster."""
         return max(self.minimum_sites, self.smallest_sum)
 
-    def check_sum(self, site: str, others: Mapping[str, str], what: str) -> None:
+    @property
+    def fewest_left(self) -> int:
+        """Fewest sites of a roster in its sum."""
+        return max(self.minimum_sites - self.lost, self.smallest_sum, FEWEST_SITES)
+
+    def check_sum(self, site: str, others: Mapping[str, str], what: str, fewest: int) -> None:
         """Refuse a set of sites that is too small or of strangers.
 
         Args:
             site: who asks.
             others: the fingerprints of the other sites in the set, by name.
             what: the set, for the message.
+            fewest: sites in it.
 
         Raises:
             ProtocolError: says what is missing.
         """
         found = len(others) + 1
-        if found < self.fewest:
+        if found < fewest:
             raise ProtocolError(
-                "too few sites", f"{what} has {found} sites, expected at least {self.fewest} for {site} to take part"
+                "too few sites", f"{what} has {found} sites, expected at least {fewest} for {site} to take part"
             )
         if self.peers is None:
             return
