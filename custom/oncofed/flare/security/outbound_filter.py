@@ -166,7 +166,7 @@ def _own_keys(plan: Plan, federation: FederationPlan, fl_ctx: FLContext) -> OwnK
     return OwnKeys(
         job=str(fl_ctx.get_job_id()),
         plan_digest=plan_digest(plan, federation),
-        identity=identity_of(fl_ctx, simulated=False),
+        identity=identity_of(fl_ctx),
     )
 
 
