@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from oncofed.audit import CHARGED, AuditLog
 from oncofed.errors import AuditError, PolicyError
 from oncofed.privacy.accountant import Event
 from oncofed.privacy.ledger import LEDGER_FILE, Charge, Ledger, Limits, account_of, spent
@@ -98,6 +99,45 @@ def test_an_edited_line_or_list_stops_every_job(tmp_path: Path) -> None:
     patients.write_text("[]")
     with pytest.raises(AuditError, match="were changed"):
         ledger.charges()
+
+
+@pytest.mark.parametrize("left", [None, 0, 1])
+def test_a_ledger_that_lacks_what_the_audit_log_knows_gives_no_budget(tmp_path: Path, left: int | None) -> None:
+    """Deleted, emptied, or cut after its first line."""
+    ledger, path = Ledger(tmp_path), tmp_path / LEDGER_FILE
+    for job in ("first", "second"):
+        last = ledger.charge(_charge(job), Limits(1e-5), "eve")
+        AuditLog(tmp_path).write(CHARGED, "eve", job=job, ledger=str(last))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.unlink() if left is None else path.write_bytes(b"".join(lines[:left]))
+    with pytest.raises(AuditError, match=r"cut off at the end.* back from the latest backup"):
+        ledger.charge(_charge("third"), Limits(1e-5), "eve")
+    path.write_bytes(b"".join(lines))
+    ledger.charge(_charge("third"), Limits(1e-5), "eve")
+
+
+@pytest.mark.parametrize("torn", [b'{"n": 2, "wh', b"\0\0\0"])
+def test_a_line_cut_by_a_crash_stops_no_job(tmp_path: Path, torn: bytes) -> None:
+    ledger, path = Ledger(tmp_path), tmp_path / LEDGER_FILE
+    ledger.charge(_charge("first"), Limits(1e-5), "eve")
+    path.write_bytes(path.read_bytes() + torn)
+    assert list(ledger.charges()) == ["first"]
+    ledger.charge(_charge("second"), Limits(1e-5), "eve")
+    assert list(ledger.charges()) == ["first", "second"]
+    assert ledger.verify()[0] == []
+
+
+def test_a_charge_that_lacks_its_lines_end_alone_is_kept(tmp_path: Path) -> None:
+    ledger, path = Ledger(tmp_path), tmp_path / LEDGER_FILE
+    last = ledger.charge(_charge("first"), Limits(1e-5), "eve")
+    path.write_bytes(path.read_bytes()[:-1])
+    ledger.charge(_charge("first"), Limits(1e-5), "eve")
+    assert list(ledger.charges()) == ["first"]
+    assert ledger.verify((last,))[0] == []
+    AuditLog(tmp_path).write(CHARGED, "eve", job="first", ledger=str(last))
+    path.write_bytes(path.read_bytes().partition(b"\n")[0])
+    with pytest.raises(AuditError, match="cut off at the end"):
+        ledger.charge(_charge("second"), Limits(1e-5), "eve")
 
 
 def test_nothing_in_the_ledger_names_a_patient(tmp_path: Path) -> None:

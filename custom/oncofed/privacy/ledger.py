@@ -1,8 +1,8 @@
 """What differential privacy has cost each patient of a site, over all its jobs.
 
 A job is charged before its first step for all steps that it plans, and settled at its end to those whose result left. A
-process that is killed leaves the whole charge. The ledger is chained like the audit log, and holds patients by the keys
-of their datasets, which are salted hashes.
+process that is killed leaves the whole charge. The ledger is chained like the audit log, which knows its lines: emptied,
+cut or deleted, it gives no budget anew. It holds patients by the keys of their datasets, which are salted hashes.
 
 What several jobs cost together is computed from all their steps (privacy loss distributions): less than their epsilons
 added up.
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed.audit import Anchor, AuditLog, Problem
+from oncofed.audit import BREAKS_OFF, CHARGED, Anchor, AuditLog, Problem
 from oncofed.errors import AuditError, PolicyError
 from oncofed.privacy.accountant import Event, epsilon, renyi_epsilon, rounded_up
 from oncofed.private_files import open_private, write_private
@@ -172,15 +172,21 @@ class Ledger:
     def charges(self) -> dict[str, Charge]:
         """Return what was charged, by job, in order.
 
+        A last line that breaks off is none: its job has not begun.
+
         Raises:
-            AuditError: a line or a list of patients is broken: nothing runs, for what they have spent is not known.
+            AuditError: a line or a list of patients is broken, or a line is gone that the audit log knows: nothing
+                runs, for what they have spent is not known.
         """
-        problems, _ = self._log.verify()
+        problems = [problem for problem in self.verify()[0] if problem.what != BREAKS_OFF]
         if problems:
             first = problems[0]
+            where = f"broken at line {first.line}" if first.line else "not the one that the audit log knows"
             raise AuditError(
-                f"the ledger {self._log.path} is broken at line {first.line}: {first.what}. What patients have "
-                "spent is not known, so that no job with differential privacy runs. See: oncofed site audit verify"
+                f"the ledger {self._log.path} is {where}: {first.what}. What patients have spent is not known, so that "
+                f"no job with differential privacy runs. Put {self._log.path.name} and "
+                f"{_PATIENTS_FOLDER.name}/ back from the latest backup of {self._log.path.parent}, then see: oncofed "
+                "site audit verify"
             )
         found: dict[str, Charge] = {}
         for entry in self._log.entries():
@@ -196,8 +202,24 @@ class Ledger:
         return found
 
     def verify(self, anchors: tuple[Anchor, ...] = ()) -> tuple[list[Problem], Anchor | None]:
-        """Return the ledger's problems and its last line; see ``AuditLog.verify``."""
-        return self._log.verify(anchors)
+        """Return the ledger's problems and its last line; see ``AuditLog.verify``.
+
+        Args:
+            anchors: lines that it must contain, besides those that the site's audit log knows.
+        """
+        known = self._known()  # first: a process may be writing to the ledger, then to the audit log
+        return self._log.verify((*known, *anchors))
+
+    def _known(self) -> tuple[Anchor, ...]:
+        """Return the ledger's lines that the audit log has."""
+        entries = AuditLog(self._folder).entries()
+        try:
+            return tuple(Anchor.parse(str(entry["ledger"])) for entry in entries if entry["what"] == CHARGED)
+        except (KeyError, ValueError):
+            raise AuditError(
+                f"the audit log in {self._log.path.parent} has an entry that lacks the ledger's line or its kind. See: "
+                "oncofed site audit verify"
+            ) from None
 
     def _anchor(self) -> Anchor:
         _, last = self._log.verify()
