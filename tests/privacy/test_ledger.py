@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from oncofed.audit import CHARGED, AuditLog
 from oncofed.errors import AuditError, PolicyError
 from oncofed.privacy.accountant import Event
-from oncofed.privacy.ledger import LEDGER_FILE, Charge, Ledger, Limits, account_of, spent
+from oncofed.privacy.ledger import LEDGER_FILE, Charge, Ledger, Limits, account_of, refusal, spent
 
 pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
 
@@ -25,8 +26,11 @@ def _charge(job: str, event: Event = A, patients: frozenset[str] = PATIENTS, acc
 def test_jobs_compose_and_are_not_added(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     ledger.charge(_charge("first"), Limits(1e-5, a_patient=10.0), "eve")
-    with pytest.raises(PolicyError, match=r"30 of 30 patients would come to epsilon 10\.23 .*expected at most 10"):
+    with pytest.raises(PolicyError, match=r"of some of its patients is spent, expected at most epsilon 10 "):
         ledger.charge(_charge("second"), Limits(1e-5, a_patient=10.0), "eve")
+    reason = refusal(list(ledger.charges().values()), _charge("second"), Limits(1e-5, a_patient=10.0))
+    assert reason
+    assert re.search(r"30 of 30 patients would come to epsilon 10\.23 .*expected at most 10", reason.here)
     assert list(ledger.charges()) == ["first"]
     ledger.charge(_charge("second"), Limits(1e-5, a_patient=10.5), "eve")
     (group,) = spent(list(ledger.charges().values()), 1e-5)
@@ -40,16 +44,17 @@ def test_the_limit_of_a_job_is_its_own(tmp_path: Path) -> None:
     Ledger(tmp_path).charge(_charge("first"), Limits(1e-5, a_job=7.0), "eve")
 
 
-def test_only_patients_in_both_jobs_pay_twice(tmp_path: Path) -> None:
+def test_only_patients_in_both_jobs_pay_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger, limits = Ledger(tmp_path), Limits(1e-5, a_patient=8.0)
     few = frozenset(sorted(PATIENTS)[:7])
     ledger.charge(_charge("first", patients=few), limits, "eve")
-    with pytest.raises(PolicyError, match="7 of 30 patients"):
+    with pytest.raises(PolicyError, match="some of its patients is spent"):
         ledger.charge(_charge("second"), limits, "eve")
+    assert "job second is not charged: 7 of 30 patients" in caplog.text
     ledger.charge(_charge("third", patients=PATIENTS - few), limits, "eve")
 
 
-def test_a_job_is_charged_once_and_settled_to_what_it_took(tmp_path: Path) -> None:
+def test_a_job_is_charged_once_and_settled_to_what_it_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger, limits = Ledger(tmp_path), Limits(1e-5, a_patient=10.0)
     first = ledger.charge(_charge("first"), limits, "eve")
     assert Ledger(tmp_path).charge(_charge("first"), limits, "eve") == first  # a restarted process
@@ -58,8 +63,9 @@ def test_a_job_is_charged_once_and_settled_to_what_it_took(tmp_path: Path) -> No
     assert ledger.settle("unknown", 1, "eve") is None
     assert ledger.charges()["first"].event.steps == 100
     ledger.charge(_charge("second"), limits, "eve")  # 300 and 100 steps together stay below
-    with pytest.raises(PolicyError, match="30 of 30"):
+    with pytest.raises(PolicyError, match="some of its patients is spent"):
         ledger.charge(_charge("first"), limits, "eve")  # it would go on with the other 200
+    assert "30 of 30" in caplog.text
     ledger.charge(_charge("first"), Limits(1e-5), "eve")
     assert ledger.charges()["first"].event.steps == 300
 
@@ -72,12 +78,25 @@ def test_a_job_that_was_charged_for_others_is_refused(tmp_path: Path) -> None:
             ledger.charge(other, limits, "eve")
 
 
-def test_keys_of_another_salt_may_be_the_same_people(tmp_path: Path) -> None:
+def test_keys_of_another_salt_may_be_the_same_people(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger, limits = Ledger(tmp_path), Limits(1e-5, a_patient=8.0)
     ledger.charge(_charge("first"), limits, "eve")
     others = frozenset(f"key{number}" for number in range(25))
-    with pytest.raises(PolicyError, match="25 of 25 patients"):
+    with pytest.raises(PolicyError, match="some of its patients is spent"):
         ledger.charge(_charge("second", patients=others, account="two"), limits, "eve")
+    assert "25 of 25 patients" in caplog.text
+
+
+def test_a_refusal_tells_the_same_whoever_was_in_an_earlier_job(tmp_path: Path) -> None:
+    ledger, limits = Ledger(tmp_path), Limits(1e-5, a_patient=8.0)
+    ledger.charge(_charge("first"), limits, "eve")
+    told = set()
+    for known in (1, 3, 30):
+        people = frozenset(sorted(PATIENTS)[:known]) | {f"new{number}" for number in range(30 - known)}
+        with pytest.raises(PolicyError) as refused:
+            ledger.charge(_charge(f"probe{known}", A, people), limits, "eve")
+        told.add(str(refused.value))
+    assert len(told) == 1
 
 
 def test_an_edited_line_or_list_stops_every_job(tmp_path: Path) -> None:

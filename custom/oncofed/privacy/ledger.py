@@ -1,8 +1,8 @@
 """What differential privacy has cost each patient of a site, over all its jobs.
 
 A job is charged before its first step for all steps that it plans, and settled at its end to those whose result left. A
-process that is killed leaves the whole charge. The ledger is chained like the audit log, which knows its lines: emptied,
-cut or deleted, it gives no budget anew. It holds patients by the keys of their datasets, which are salted hashes.
+process that is killed leaves the whole charge. The ledger is chained, and the audit log knows its lines: emptied, cut
+or deleted, it gives no budget anew. It holds patients by the keys of their datasets, which are salted hashes.
 
 What several jobs cost together is computed from all their steps (privacy loss distributions): less than their epsilons
 added up.
@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,6 +81,19 @@ class Spent:
     epsilon: float
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a job costs too much.
+
+    Attributes:
+        told: may leave the site: no more than the policy's limits and the job's own cost.
+        here: with numbers of patients, who depend on earlier jobs; for the site alone.
+    """
+
+    told: str
+    here: str
+
+
 def account_of(dataset: Path) -> str:
     """Return the account of a dataset's patients.
 
@@ -120,7 +134,8 @@ class Ledger:
             The ledger's last line.
 
         Raises:
-            PolicyError: it would cost more than the policy allows; the text may leave the site.
+            PolicyError: it would cost more than the policy allows; the text may leave the site. How many patients are
+                concerned is in this process's log alone.
             AuditError: it cannot be written: nothing runs that is not charged.
         """
         with self._held():
@@ -132,7 +147,8 @@ class Ledger:
                     return self._anchor()
             reason = refusal(list(charges.values()), charge, limits)
             if reason:
-                raise PolicyError(f"its policy does not allow this job: {reason}")
+                logging.getLogger(__name__).warning("job %s is not charged: %s", charge.job, reason.here)
+                raise PolicyError(f"its policy does not allow this job: {reason.told}")
             digest = self._keep_patients(charge.patients)
             return self._log.write(
                 _CHARGED,
@@ -262,8 +278,8 @@ class Ledger:
             raise AuditError(f"the ledger {self._log.path} cannot be locked ({error.strerror})") from None
 
 
-def refusal(charges: Sequence[Charge], new: Charge, limits: Limits) -> str:
-    """Return why a job costs too much; empty if it does not.
+def refusal(charges: Sequence[Charge], new: Charge, limits: Limits) -> Refusal | None:
+    """Return why a job costs too much; None if it does not.
 
     Args:
         charges: of earlier jobs.
@@ -273,12 +289,13 @@ def refusal(charges: Sequence[Charge], new: Charge, limits: Limits) -> str:
     if limits.a_job is not None:
         cost = epsilon([new.event], limits.delta)
         if cost > limits.a_job:
-            return (
+            reason = (
                 f"it costs each patient epsilon {rounded_up(cost):.4g} at delta {limits.delta:g}, expected at most "
                 f"{limits.a_job:g}"
             )
+            return Refusal(reason, reason)
     if limits.a_patient is None:
-        return ""
+        return None
     over, most = 0, 0.0
     for events, patients in _groups([*charges, new], new.account, new.patients).items():
         # The looser bound costs little, and mostly settles it.
@@ -288,10 +305,13 @@ def refusal(charges: Sequence[Charge], new: Charge, limits: Limits) -> str:
         if cost > limits.a_patient:
             over, most = over + len(patients), max(most, cost)
     if not over:
-        return ""
-    return (
+        return None
+    return Refusal(
+        # How many, or how much, would tell who was in an earlier job.
+        f"the budget of some of its patients is spent, expected at most epsilon {limits.a_patient:g} at delta "
+        f"{limits.delta:g} for each over all jobs. The site's admin sees more with: oncofed site budget test",
         f"{over} of {len(new.patients)} patients would come to epsilon {rounded_up(most):.4g} at delta "
-        f"{limits.delta:g} over all jobs, expected at most {limits.a_patient:g}"
+        f"{limits.delta:g} over all jobs, expected at most {limits.a_patient:g}",
     )
 
 
