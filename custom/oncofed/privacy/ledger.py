@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oncofed.audit import BREAKS_OFF, CHARGED, Anchor, AuditLog, Problem
+from oncofed.data.manifest import SALT_FILE
+from oncofed.data.patient_keys import way_of_keys
 from oncofed.errors import AuditError, PolicyError
 from oncofed.privacy.accountant import Event, epsilon, renyi_epsilon, rounded_up
 from oncofed.private_files import open_private, write_private
@@ -52,7 +54,7 @@ class Charge:
 
     Attributes:
         job: its identifier.
-        account: the patients' keys are of this salt; those of another salt may be the same people.
+        account: of the patients' keys, see ``account_of``; those of another may be the same people.
         dataset: digest of its manifest.
         event: its steps, planned or settled.
         patients: their keys.
@@ -98,15 +100,16 @@ class Refusal:
 def account_of(dataset: Path) -> str:
     """Return the account of a dataset's patients.
 
-    Datasets that were registered with one salt have one account. Of others nobody can tell whether a patient is in
-    both: each patient is then charged for the jobs of both.
+    Datasets that were registered with one salt, and tell patients apart in one way, have one account. Of others nobody
+    can tell whether a patient is in both: each patient is then charged for the jobs of both. So one that is registered
+    anew with other keys is another.
 
     Args:
         dataset: its folder.
     """
-    salt = dataset / ".salt"
+    salt = dataset / SALT_FILE
     known = salt.read_bytes() if salt.is_file() else str(dataset.resolve()).encode()
-    return hashlib.sha256(b"oncofed account " + known).hexdigest()[:16]
+    return hashlib.sha256(b"oncofed account " + known + way_of_keys(dataset).encode()).hexdigest()[:16]
 
 
 class Ledger:
