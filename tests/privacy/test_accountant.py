@@ -46,7 +46,7 @@ def test_published_values(
 
 
 @pytest.mark.parametrize("events", [[_JOB], [_JOB, _OTHER, _JOB], [_OTHER, Event(4.0, 1.0, 20), Event(9.0, 1e-3, 7)]])
-def test_the_looser_bound_is_the_librarys(events: list[Event]) -> None:
+def test_the_looser_bound_is_that_of_the_library(events: list[Event]) -> None:
     dp_accounting = pytest.importorskip("dp_accounting")
     accountant = dp_accounting.rdp.RdpAccountant(range(2, 128))
     for event in events:
