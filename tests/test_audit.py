@@ -112,6 +112,18 @@ def test_a_line_cut_by_a_crash_is_reported_and_the_log_continues(log: AuditLog) 
     assert log.verify()[0]
 
 
+def test_a_line_that_lacks_its_end_alone_is_kept(log: AuditLog) -> None:
+    whole = log.path.read_bytes()
+    log.path.write_bytes(whole[:-1])
+    assert log.verify()[0][0].what == "it breaks off"
+    assert len(list(log.entries())) == 4
+    log.write("message left", "eve")
+    assert log.verify()[0] == []
+    assert [entry["n"] for entry in log.entries()] == [1, 2, 3, 4, 5, 6]
+    log.path.write_bytes(log.path.read_bytes() + b"{}\n")
+    assert log.verify()[0][0].what == "it is no entry"
+
+
 def _write_many(folder: Path) -> None:
     for number in range(40):
         AuditLog(folder).write("message left", "eve", number=number)

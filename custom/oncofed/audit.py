@@ -29,6 +29,7 @@ ANCHORED = "a site's last line"
 LET_IN, COMMANDED = "let in", "command"
 
 _FIRST = "0" * 64
+BREAKS_OFF = "it breaks off"  # a last line that was being written; the next one mends it
 _TORN = "a line that was being written when the machine stopped"
 _LONGEST_LINE = 1 << 20
 
@@ -103,8 +104,10 @@ class AuditLog:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with _locked(self.path) as descriptor:
                 last, torn = _end_of(descriptor)
-                text = ""
-                if torn:
+                text = "\n" if torn else ""
+                if torn and (whole := _following(torn, last)):
+                    last = whole
+                elif torn:
                     text, last = _chained(_TORN, user_name(), {"digest": hashlib.sha256(torn).hexdigest()}, last)
                     text = "\n" + text
                 line, last = _chained(what, who or user_name(), facts, last)
@@ -119,11 +122,12 @@ class AuditLog:
         return last
 
     def entries(self) -> Iterator[dict[str, Any]]:
-        """Yield the readable lines in order; none without a log."""
+        """Yield the complete, readable lines in order; none without a log."""
         with contextlib.suppress(FileNotFoundError), self.path.open("rb") as file:
             for line in file:
                 with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+                    if line.endswith(b"\n"):
+                        yield json.loads(line)
 
     def verify(self, anchors: tuple[Anchor, ...] = ()) -> tuple[list[Problem], Anchor | None]:
         """Return the log's problems and its last anchor.
@@ -149,7 +153,8 @@ class AuditLog:
             if entry is None:
                 torn = line.rstrip(b"\n")
                 if position == len(lines):
-                    problems.append(Problem(position, "it breaks off"))
+                    what = "it is no entry" if line.endswith(b"\n") else BREAKS_OFF
+                    problems.append(Problem(position, what))
                 continue
             if torn is not None and (entry["what"] != _TORN or entry.get("digest") != hashlib.sha256(torn).hexdigest()):
                 problems.append(Problem(position - 1, "it is no entry"))
@@ -191,6 +196,15 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except (ValueError, AttributeError, TypeError):
         return None
     return dict(entry)
+
+
+def _following(torn: bytes, last: Anchor) -> Anchor | None:
+    """Return the anchor of a line that lacks nothing but its end; None of one that lacks more."""
+    entry = _parsed(torn + b"\n")
+    if entry is None or entry["hash"] != _digest(entry):
+        return None
+    follows = (entry["n"], entry["previous"]) == (last.number + 1, last.digest)
+    return Anchor(last.number + 1, str(entry["hash"])) if follows else None
 
 
 def _end_of(descriptor: int) -> tuple[Anchor, bytes]:

@@ -45,6 +45,16 @@ def test_published_values(
     assert epsilon([event], delta) < renyi_epsilon([event], delta) < 1.2 * rdp
 
 
+@pytest.mark.parametrize("events", [[_JOB], [_JOB, _OTHER, _JOB], [_OTHER, Event(4.0, 1.0, 20), Event(9.0, 1e-3, 7)]])
+def test_the_looser_bound_is_that_of_the_library(events: list[Event]) -> None:
+    dp_accounting = pytest.importorskip("dp_accounting")
+    accountant = dp_accounting.rdp.RdpAccountant(range(2, 128))
+    for event in events:
+        noise = dp_accounting.GaussianDpEvent(event.noise_multiplier)
+        accountant.compose(dp_accounting.PoissonSampledDpEvent(event.sampling, noise), event.steps)
+    assert renyi_epsilon(events, 1e-5) == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-9)
+
+
 @pytest.mark.parametrize(
     ("events", "expected"), [([_JOB, _JOB], 10.223), ([_JOB, _OTHER], 9.316), ([_OTHER, _JOB], 9.316)]
 )

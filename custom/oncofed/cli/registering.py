@@ -14,6 +14,7 @@ from rich.table import Table
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
+    dataset_named,
     datasets_folder,
     ended_by_signals,
     escape,
@@ -127,6 +128,14 @@ def register(
             "registered again; by default id.",
         ),
     ] = None,
+    patients_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATASET",
+            help="A registered dataset of this site that names patients alike: the same patient has the same key in "
+            "both, and pays once for each job (oncofed site budget). Only when first registered.",
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Reader processes; by default one a core.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -163,6 +172,7 @@ def register(
         targets=parse_targets(targets or ()),
         features=stated,
         slides=slides,
+        patients_of=dataset_named(patients_of, workspace) if patients_of else None,
     )
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         manifest = read_folder(request, advance)

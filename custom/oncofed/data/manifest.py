@@ -204,6 +204,7 @@ class Manifest(_Part):
     patient_from: Literal["id", "study", "series", "folder"] = Field(
         "id", description="what tells DICOM patients apart; registering again keeps it"
     )
+    told_apart: str = Field("", description="changes when an image that is registered again has another patient's key")
     reviewed: list[str] = Field(default_factory=list, description="findings on PHI that a person has looked at")
     training: list[Entry]
     validation: list[Entry] = []

@@ -33,18 +33,17 @@ from oncofed.data.layouts.telling import all_taken_for_masks
 from oncofed.data.leftovers import remove_leftovers
 from oncofed.data.manifest import (
     MANIFEST_FILE,
-    SALT_FILE,
     Manifest,
     Task,
     manifest_path,
     read_manifest,
     write_manifest,
 )
+from oncofed.data.patient_keys import salt_for, told_apart
 from oncofed.data.register_options import Progress, RegisterOptions, parse_labels
 from oncofed.data.slides.regions import is_regions, label_values
 from oncofed.data.workers import BROKE_ITS_READER, Workers
 from oncofed.errors import DataError
-from oncofed.private_files import random_secret
 
 __all__ = ["Progress", "RegisterOptions", "dataset_folder", "parse_labels", "register", "which_is_taken"]
 
@@ -72,7 +71,7 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     if source == out:
         raise DataError(f"{options.source}: the dataset's folder cannot be the images' own. Name another with --out.")
     out.mkdir(parents=True, exist_ok=True)
-    salt = random_secret(out / SALT_FILE)  # it never leaves the folder
+    salt = salt_for(out, options.patients_of)
     before = read_manifest(out) if (out / MANIFEST_FILE).is_file() else None
     patient_from = options.patient_from
     if options.patient_from is None:
@@ -111,6 +110,8 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
             raise DataError(_nothing_found(options.source, files, layout, {**dicom.left_out, **found.left_out}))
         results = with_study_days(list(_read_all(work, index, progress, workers)), dicom.headers)
     manifest = compose(options, task, layout, dicom, table.classes, results, salt, before)
+    other = read_manifest(options.patients_of) if options.patients_of else None
+    manifest = manifest.model_copy(update={"told_apart": told_apart(manifest.entries, before, other)})
     reading = Reading(
         paths=files,
         passed_over=found.left_out,

@@ -36,6 +36,7 @@ class RegisterOptions:
             one folder per class, or in a table with their classes.
         targets: definitions of the table's targets; None: none.
         features: slides bring their features, of which the user states this; None: they do not.
+        patients_of: folder of a registered dataset of this site whose salt hashes patients here, too; None: its own.
         slides: a table whose slides are whose patients', beside ``table`` of the patients; None: none.
     """
 
@@ -52,6 +53,7 @@ class RegisterOptions:
     targets: TableTargets | None = None
     features: FeatureOptions | None = None
     slides: Path | None = None
+    patients_of: Path | None = None
 
 
 def parse_labels(text: str) -> dict[int, str]:

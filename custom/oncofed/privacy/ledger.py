@@ -1,8 +1,8 @@
 """What differential privacy has cost each patient of a site, over all its jobs.
 
 A job is charged before its first step for all steps that it plans, and settled at its end to those whose result left. A
-process that is killed leaves the whole charge. The ledger is chained like the audit log, and holds patients by the keys
-of their datasets, which are salted hashes.
+process that is killed leaves the whole charge. The ledger is chained, and the audit log knows its lines: emptied, cut
+or deleted, it gives no budget anew. It holds patients by the keys of their datasets, which are salted hashes.
 
 What several jobs cost together is computed from all their steps (privacy loss distributions): less than their epsilons
 added up.
@@ -14,12 +14,15 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed.audit import Anchor, AuditLog, Problem
+from oncofed.audit import BREAKS_OFF, CHARGED, Anchor, AuditLog, Problem
+from oncofed.data.manifest import SALT_FILE
+from oncofed.data.patient_keys import way_of_keys
 from oncofed.errors import AuditError, PolicyError
 from oncofed.privacy.accountant import Event, epsilon, renyi_epsilon, rounded_up
 from oncofed.private_files import open_private, write_private
@@ -27,6 +30,7 @@ from oncofed.private_files import open_private, write_private
 LEDGER_FILE = Path("audit") / "ledger.jsonl"
 _PATIENTS_FOLDER = Path("audit") / "patients"
 _CHARGED, _SETTLED = "charged", "settled"
+_EXACT_GROUPS = 10  # of patients of the same jobs, those who spent most: each may take a tenth of a second
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Charge:
 
     Attributes:
         job: its identifier.
-        account: the patients' keys are of this salt; those of another salt may be the same people.
+        account: of the patients' keys, see ``account_of``; those of another may be the same people.
         dataset: digest of its manifest.
         event: its steps, planned or settled.
         patients: their keys.
@@ -71,7 +75,7 @@ class Spent:
         account: of their keys.
         patients: how many.
         jobs: that trained with them, or with patients of another account, who may be the same.
-        epsilon: of all these jobs together.
+        epsilon: of all these jobs together; a looser bound for those who spent least, where groups are many.
     """
 
     account: str
@@ -80,18 +84,32 @@ class Spent:
     epsilon: float
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a job costs too much.
+
+    Attributes:
+        told: may leave the site: no more than the policy's limits and the job's own cost.
+        here: with numbers of patients, who depend on earlier jobs; for the site alone.
+    """
+
+    told: str
+    here: str
+
+
 def account_of(dataset: Path) -> str:
     """Return the account of a dataset's patients.
 
-    Datasets that were registered with one salt have one account. Of others nobody can tell whether a patient is in
-    both: each patient is then charged for the jobs of both.
+    Datasets that were registered with one salt, and tell patients apart in one way, have one account. Of others nobody
+    can tell whether a patient is in both: each patient is then charged for the jobs of both. So one that is registered
+    anew with other keys is another.
 
     Args:
         dataset: its folder.
     """
-    salt = dataset / ".salt"
+    salt = dataset / SALT_FILE
     known = salt.read_bytes() if salt.is_file() else str(dataset.resolve()).encode()
-    return hashlib.sha256(b"oncofed account " + known).hexdigest()[:16]
+    return hashlib.sha256(b"oncofed account " + known + way_of_keys(dataset).encode()).hexdigest()[:16]
 
 
 class Ledger:
@@ -120,7 +138,8 @@ class Ledger:
             The ledger's last line.
 
         Raises:
-            PolicyError: it would cost more than the policy allows; the text may leave the site.
+            PolicyError: it would cost more than the policy allows; the text may leave the site. How many patients are
+                concerned is in this process's log alone.
             AuditError: it cannot be written: nothing runs that is not charged.
         """
         with self._held():
@@ -132,7 +151,8 @@ class Ledger:
                     return self._anchor()
             reason = refusal(list(charges.values()), charge, limits)
             if reason:
-                raise PolicyError(f"its policy does not allow this job: {reason}")
+                logging.getLogger(__name__).warning("job %s is not charged: %s", charge.job, reason.here)
+                raise PolicyError(f"its policy does not allow this job: {reason.told}")
             digest = self._keep_patients(charge.patients)
             return self._log.write(
                 _CHARGED,
@@ -172,15 +192,21 @@ class Ledger:
     def charges(self) -> dict[str, Charge]:
         """Return what was charged, by job, in order.
 
+        A last line that breaks off is none: its job has not begun.
+
         Raises:
-            AuditError: a line or a list of patients is broken: nothing runs, for what they have spent is not known.
+            AuditError: a line or a list of patients is broken, or a line is gone that the audit log knows: nothing
+                runs, for what they have spent is not known.
         """
-        problems, _ = self._log.verify()
+        problems = [problem for problem in self.verify()[0] if problem.what != BREAKS_OFF]
         if problems:
             first = problems[0]
+            where = f"broken at line {first.line}" if first.line else "not the one that the audit log knows"
             raise AuditError(
-                f"the ledger {self._log.path} is broken at line {first.line}: {first.what}. What patients have "
-                "spent is not known, so that no job with differential privacy runs. See: oncofed site audit verify"
+                f"the ledger {self._log.path} is {where}: {first.what}. What patients have spent is not known, so that "
+                f"no job with differential privacy runs. Put {self._log.path.name} and "
+                f"{_PATIENTS_FOLDER.name}/ back from the latest backup of {self._log.path.parent}, then see: oncofed "
+                "site audit verify"
             )
         found: dict[str, Charge] = {}
         for entry in self._log.entries():
@@ -196,8 +222,24 @@ class Ledger:
         return found
 
     def verify(self, anchors: tuple[Anchor, ...] = ()) -> tuple[list[Problem], Anchor | None]:
-        """Return the ledger's problems and its last line; see ``AuditLog.verify``."""
-        return self._log.verify(anchors)
+        """Return the ledger's problems and its last line; see ``AuditLog.verify``.
+
+        Args:
+            anchors: lines that it must contain, besides those that the site's audit log knows.
+        """
+        known = self._known()  # first: a process may be writing to the ledger, then to the audit log
+        return self._log.verify((*known, *anchors))
+
+    def _known(self) -> tuple[Anchor, ...]:
+        """Return the ledger's lines that the audit log has."""
+        entries = AuditLog(self._folder).entries()
+        try:
+            return tuple(Anchor.parse(str(entry["ledger"])) for entry in entries if entry["what"] == CHARGED)
+        except (KeyError, ValueError):
+            raise AuditError(
+                f"the audit log in {self._log.path.parent} has an entry that lacks the ledger's line or its kind. See: "
+                "oncofed site audit verify"
+            ) from None
 
     def _anchor(self) -> Anchor:
         _, last = self._log.verify()
@@ -240,8 +282,8 @@ class Ledger:
             raise AuditError(f"the ledger {self._log.path} cannot be locked ({error.strerror})") from None
 
 
-def refusal(charges: Sequence[Charge], new: Charge, limits: Limits) -> str:
-    """Return why a job costs too much; empty if it does not.
+def refusal(charges: Sequence[Charge], new: Charge, limits: Limits) -> Refusal | None:
+    """Return why a job costs too much; None if it does not.
 
     Args:
         charges: of earlier jobs.
@@ -251,25 +293,33 @@ def refusal(charges: Sequence[Charge], new: Charge, limits: Limits) -> str:
     if limits.a_job is not None:
         cost = epsilon([new.event], limits.delta)
         if cost > limits.a_job:
-            return (
+            reason = (
                 f"it costs each patient epsilon {rounded_up(cost):.4g} at delta {limits.delta:g}, expected at most "
                 f"{limits.a_job:g}"
             )
+            return Refusal(reason, reason)
     if limits.a_patient is None:
-        return ""
-    over, most = 0, 0.0
-    for events, patients in _groups([*charges, new], new.account, new.patients).items():
-        # The looser bound costs little, and mostly settles it.
-        if renyi_epsilon(events, limits.delta) <= limits.a_patient:
-            continue
+        return None
+    # The looser bound costs little, and mostly settles it.
+    numbers = _groups([*charges, new], new.account, new.patients)
+    bounds = {events: renyi_epsilon(events, limits.delta) for events in numbers}
+    doubtful = sorted((events for events in numbers if bounds[events] > limits.a_patient), key=bounds.__getitem__)
+    over, most, at_least = 0, 0.0, ""
+    for tried, events in enumerate(reversed(doubtful)):
+        if over and tried >= _EXACT_GROUPS:
+            at_least = "at least "
+            break
         cost = epsilon(events, limits.delta)
         if cost > limits.a_patient:
-            over, most = over + len(patients), max(most, cost)
+            over, most = over + numbers[events], max(most, cost)
     if not over:
-        return ""
-    return (
-        f"{over} of {len(new.patients)} patients would come to epsilon {rounded_up(most):.4g} at delta "
-        f"{limits.delta:g} over all jobs, expected at most {limits.a_patient:g}"
+        return None
+    return Refusal(
+        # How many, or how much, would tell who was in an earlier job.
+        f"the budget of some of its patients is spent, expected at most epsilon {limits.a_patient:g} at delta "
+        f"{limits.delta:g} for each over all jobs. The site's admin sees more with: oncofed site budget test",
+        f"{at_least}{over} of {len(new.patients)} patients would come to epsilon {rounded_up(most):.4g} at delta "
+        f"{limits.delta:g} over all jobs, expected at most {limits.a_patient:g}",
     )
 
 
@@ -280,31 +330,40 @@ def spent(charges: Sequence[Charge], delta: float) -> list[Spent]:
         charges: of all jobs.
         delta: at which epsilons are told.
     """
-    found = []
+    members: list[tuple[str, tuple[int, ...], int]] = []
     for account in sorted({charge.account for charge in charges}):
         known = frozenset().union(*(charge.patients for charge in charges if charge.account == account))
-        members: dict[tuple[str, ...], int] = Counter(
-            tuple(one.job for one in charges if one.account != account or patient in one.patients) for patient in known
-        )
-        by_job = {charge.job: charge.event for charge in charges}
-        for jobs, number in members.items():
-            cost = rounded_up(epsilon([by_job[job] for job in jobs], delta))
-            found.append(Spent(account, number, jobs, cost))
+        members += [(account, where, number) for where, number in _members(charges, account, known).items()]
+    bounds = [renyi_epsilon([charges[one].event for one in where], delta) for _, where, _ in members]
+    exact = frozenset(sorted(range(len(members)), key=lambda one: -bounds[one])[:_EXACT_GROUPS])
+    found = []
+    for number, (account, where, patients) in enumerate(members):
+        cost = epsilon([charges[one].event for one in where], delta) if number in exact else bounds[number]
+        found.append(Spent(account, patients, tuple(charges[one].job for one in where), rounded_up(cost)))
     return sorted(found, key=lambda one: (-one.epsilon, one.account, one.jobs))
 
 
-def _groups(charges: Sequence[Charge], account: str, patients: frozenset[str]) -> Mapping[tuple[Event, ...], set[str]]:
-    """Return patients by the steps that they were in.
+def _groups(charges: Sequence[Charge], account: str, patients: frozenset[str]) -> Mapping[tuple[Event, ...], int]:
+    """Return how many patients were in the same steps."""
+    groups: Counter[tuple[Event, ...]] = Counter()
+    for where, number in _members(charges, account, patients).items():
+        groups[tuple(sorted(charges[one].event for one in where))] += number
+    return groups
+
+
+def _members(charges: Sequence[Charge], account: str, patients: frozenset[str]) -> Mapping[tuple[int, ...], int]:
+    """Return how many of an account's patients were in the same jobs, by the jobs' places in ``charges``.
 
     Those of other accounts may be the same people, and each of these jobs counts for everybody.
     """
-    everywhere = Counter(charge.event for charge in charges if charge.account != account)
-    here = [charge for charge in charges if charge.account == account]
-    groups: dict[tuple[Event, ...], set[str]] = {}
-    for patient in patients:
-        events = everywhere + Counter(charge.event for charge in here if patient in charge.patients)
-        groups.setdefault(tuple(sorted(events.elements())), set()).add(patient)
-    return groups
+    everybody = sum(1 << place for place, charge in enumerate(charges) if charge.account != account)
+    jobs = dict.fromkeys(patients, everybody)  # a bit for each job
+    for place, charge in enumerate(charges):
+        if charge.account == account:
+            for patient in charge.patients & patients:
+                jobs[patient] |= 1 << place
+    places = range(len(charges))
+    return {tuple(one for one in places if bits >> one & 1): number for bits, number in Counter(jobs.values()).items()}
 
 
 def _require_same(charged: Charge, now: Charge) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from oncofed.alliance.facts import read_facts
-from oncofed.audit import ADMITTED, ANCHORED, CHARGED, HELD_BACK, LEFT, REFUSED, Anchor, AuditLog, Problem
+from oncofed.audit import ADMITTED, ANCHORED, HELD_BACK, LEFT, REFUSED, Anchor, AuditLog, Problem
 from oncofed.errors import SpecError
 from oncofed.privacy.ledger import Ledger
 
@@ -95,8 +95,7 @@ def verify(folder: Path, anchors: Path | None) -> tuple[list[Problem], Anchor | 
     """
     known = read_anchors(anchors, read_facts(folder).participant) if anchors else ()
     problems, last = AuditLog(folder).verify(known)
-    charged = [entry for entry in AuditLog(folder).entries() if entry["what"] == CHARGED]
-    of_ledger, _ = Ledger(folder).verify(tuple(Anchor.parse(str(entry["ledger"])) for entry in charged))
+    of_ledger, _ = Ledger(folder).verify()
     return [*problems, *(Problem(one.line, f"of the ledger: {one.what}") for one in of_ledger)], last
 
 

@@ -52,6 +52,8 @@ def read_budget(folder: Path) -> Budget:
 def refusal_of_job(folder: Path, plan: Plan) -> str:
     """Return why a job would cost this site's patients too much; empty if it would not.
 
+    It tells numbers of patients, for the site alone.
+
     Args:
         folder: of the site's kit.
         plan: of the job.
@@ -67,4 +69,5 @@ def refusal_of_job(folder: Path, plan: Plan) -> str:
     cases = usable_cases(data, plan.data, plan.supervision(), plan.seed, site).cases
     patients = frozenset(case.patient for case in cases.train)
     charge = Charge("proposed", account_of(data), "", private.event(plan.total_steps), patients)
-    return refusal(list(Ledger(folder).charges().values()), charge, limits_of(current_policy(folder)))
+    reason = refusal(list(Ledger(folder).charges().values()), charge, limits_of(current_policy(folder)))
+    return reason.here if reason else ""
