@@ -290,7 +290,7 @@ def test_sites_that_are_slow_are_not_blamed_for_others(tmp_path: Path) -> None:
 
 def test_a_sum_of_too_few_sites_is_never_formed(tmp_path: Path) -> None:
     sites = _sites(tmp_path / "sites", east=3, west=4)
-    with pytest.raises(NotEnoughSitesError, match="has 2 of the 3 sites"):
+    with pytest.raises(NotEnoughSitesError, match=r"has 2 of the 3 sites .*no sum is formed of fewer than 3 "):
         _run(tmp_path / "run", sites, SECURE)
     assert not any(isinstance(result, MaskedResult) for site in sites.values() for result in site.sent)
 

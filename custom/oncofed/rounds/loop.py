@@ -205,6 +205,7 @@ class RoundLoop:
                 intake=intake,
                 transport=self._transport,
                 clock=self._clock,
+                smallest_sum=federation.smallest_sum,
             ),
             record=record,
             clock=self._clock,
