@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from oncofed.errors import PolicyError
-from oncofed.privacy.policy import Policy, ProposedJob, read_policy
+from oncofed.privacy.policy import LeavesSpec, Policy, ProposedJob, read_policy
 
 JOB = ProposedJob("spleen", "eve@example.org", "spleen_ct", "unet", "fedavg")
 
@@ -74,3 +74,10 @@ def test_peers_are_named_by_their_certificates() -> None:
     with pytest.raises(ValidationError):
         Policy.model_validate({"schema": 1, "leaves": {"peers": ["east"]}})
     Policy.model_validate({"schema": 1, "leaves": {"peers": [":".join(["AB"] * 32), "cd" * 32]}})
+
+
+def test_peers_of_whom_no_sum_can_be_made_are_refused() -> None:
+    prints = [f"{number:02x}" * 32 for number in range(3)]
+    LeavesSpec(smallest_sum=4, peers=tuple(prints))
+    with pytest.raises(ValidationError, match=r"found 2, expected at least 3 \(smallest_sum - 1\)"):
+        LeavesSpec(smallest_sum=4, peers=(*prints[:2], prints[0]))
