@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from oncofed.job.outcome import begin_result
 from oncofed.job.private import privacy_costs, privacy_notes
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.privacy.accountant import Event, epsilon
+from oncofed.privacy.policy import ProposedJob
 from oncofed.privacy.statement import statement_of
 from oncofed.report.remarks import remarks
 from oncofed.report.result import Means
 from oncofed.settings import SettingError
+from oncofed.site.policies import parse_policy
 from oncofed.training.optimizer import build_optimizer
 from oncofed.training.private_plan import check_private, require_no_mixing
 from synthetic import JOB, make_site, write_job
@@ -239,3 +242,29 @@ def test_models_to_compare_with_are_said_to_have_noise(tmp_path: Path) -> None:
     assert any(line.startswith("Alone and Pooled: trained with the job's noise") for line in remarks(result))
     result.baselines_have_noise = False
     assert not any("noise" in line for line in remarks(result))
+
+
+def test_the_docs_job_passes_the_docs_policy(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    job, policy = (
+        re.findall(r"```yaml\n(.*?)```", (docs / name).read_text(), re.DOTALL)[0]
+        for name in ("differential-privacy.md", "privacy.md")
+    )
+    base = "".join(line for line in JOB.splitlines(keepends=True) if not line.startswith(("training", "rounds")))
+    spec = read_job(write_job(tmp_path / "job", base + job))
+    (tmp_path / "policy.yaml").write_text(policy)
+    rules = parse_policy(tmp_path / "policy.yaml")
+    facts = ProposedJob(
+        spec.name,
+        None,
+        spec.data.dataset,
+        spec.model.network,
+        spec.strategy.name,
+        smallest_sum=spec.federation().smallest_sum,
+        noise_multiplier=spec.noise_multiplier,
+    )
+    assert rules.refusal(facts) is None
+    private, limits = spec.privacy.differential_privacy, rules.leaves.differential_privacy
+    assert private
+    assert limits.largest_epsilon_a_job
+    assert epsilon([private.event(spec.plan().total_steps)], limits.delta) <= limits.largest_epsilon_a_job
