@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -72,15 +73,19 @@ Settings = TypeVar("Settings", bound=StrictModel)
 Placed = Callable[[type[StrictModel], tuple[str, ...]], tuple[type[StrictModel], tuple[str, ...]]]
 
 
-def read_yaml(file: Path, example: str) -> tuple[dict[str, Any], Lines]:
+def read_yaml(
+    file: Path, example: str, never_empty: Mapping[tuple[str, ...], str] | None = None
+) -> tuple[dict[str, Any], Lines]:
     """Read a file's settings and their lines.
 
     Args:
         file: to read.
         example: a valid setting, for the error message.
+        never_empty: settings after whose name something must stand -> what to write. YAML reads nothing as null, which
+            is what switches such a section off.
 
     Raises:
-        SpecError: unreadable, not YAML, no settings, or a duplicate key.
+        SpecError: unreadable, not YAML, no settings, a duplicate key, or nothing where something must stand.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -96,6 +101,9 @@ def read_yaml(file: Path, example: str) -> tuple[dict[str, Any], Lines]:
         raise SpecError(f"{file}:1: found {type(values).__name__}, expected settings such as '{example}'")
     lines: Lines = {}
     _collect_lines(root, (), lines, file)
+    for at, advice in (never_empty or {}).items():
+        if _is_empty(root, at):
+            raise SpecError(f"{file}:{lines[at]}: {'.'.join(at)}: found nothing after it; {advice}")
     return values, lines
 
 
@@ -138,6 +146,14 @@ def validated(
         raise SpecError("\n".join(messages)) from None
 
 
+def _is_empty(node: yaml.Node | None, at: tuple[str, ...]) -> bool:
+    """Return whether a setting has a name and nothing after it; null written out is something."""
+    for name in at:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        node = next((value for key, value in pairs if str(key.value) == name), None)
+    return isinstance(node, yaml.ScalarNode) and not node.value and not node.style
+
+
 def _collect_lines(node: yaml.Node | None, at: tuple[str, ...], lines: Lines, file: Path) -> None:
     if node is None:
         return
@@ -178,9 +194,12 @@ def _explain(
     if better:
         return f"{where}{line}: {better}"
     if problem["type"] == "extra_forbidden":
-        return f"{where}{line}: unknown setting {setting}; allowed here: {', '.join(_settings_beside(inside, model))}"
+        beside = ", ".join(_settings_beside(inside, model))
+        return f"{where}{line}: unknown setting {setting}{f'; allowed here: {beside}' if beside else ''}"
     if problem["type"] == "missing":
         return f"{where}{line}: {setting} is missing"
+    if problem["type"] == "model_type" and (section := _section(inside, model)):
+        return f"{where}{line}: {setting}: found {_shortened(repr(problem['input']))}; {_how_to_write(section)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     found = problem.get("input")
     shown = "" if isinstance(found, dict | StrictModel) else f"found {_shortened(repr(found))}; "
@@ -215,21 +234,48 @@ def _shortened(text: str) -> str:
 
 
 def _settings_beside(loc: tuple[str, ...], kind: type[StrictModel]) -> list[str]:
+    model = _section(loc[:-1], kind)
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
+
+
+def _section(loc: tuple[str, ...], kind: type[StrictModel]) -> type[BaseModel] | None:
+    """Return the model of the section at a location; None where it is none, or one of several."""
     model: Any = kind
-    for part in loc[:-1]:
+    for part in loc:
         model = _inner(model, part)
-    if not hasattr(model, "model_fields"):
-        return ["(no settings)"]
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return model if hasattr(model, "model_fields") else None
 
 
 def _inner(model: Any, part: str) -> Any:
     """Return the model of a section.
 
-    If it maps names to entries, the model of an entry.
+    If it maps names to entries, or lists them, the model of an entry.
     """
     fields = getattr(model, "model_fields", None)
-    if fields is None:
-        arguments = getattr(model, "__args__", ())
-        return arguments[-1] if arguments else None
-    return getattr(fields.get(part), "annotation", None)
+    if fields is not None:
+        return _one(getattr(fields.get(part), "annotation", None))
+    arguments = [one for one in get_args(model) if one is not Ellipsis]
+    return _one(arguments[-1]) if arguments else None
+
+
+def _one(annotation: Any) -> Any:
+    """Return the type that is meant, without what is noted beside it, and without None."""
+    while get_origin(annotation) in (Annotated, Union, UnionType):
+        arguments = get_args(annotation)
+        if get_origin(annotation) is not Annotated:
+            arguments = tuple(one for one in arguments if one is not NoneType)
+            if len(arguments) > 1:
+                return None
+        annotation = arguments[0]
+    return annotation
+
+
+def _how_to_write(section: type[BaseModel]) -> str:
+    """Return how a section is written."""
+    names = {field.alias or name: field for name, field in section.model_fields.items()}
+    required = [name for name, field in names.items() if field.is_required()]
+    if required:
+        others = ", ".join(name for name in names if name not in required)
+        return f"expected a section with {' and '.join(required)}" + (f"; it may have {others}" if others else "")
+    first = next((f" or {{{name}: {field.default}}}" for name, field in names.items() if field.default is not None), "")
+    return f"write {{}}{first}"

@@ -32,6 +32,8 @@ def test_sites_know_each_other_by_their_kits_and_sums_alone_arrive(tmp_path: Pat
     assert result["incidents"] == []
     # All learned: the sums are of their updates.
     assert result["curves"]["validation"]["2"] > result["curves"]["validation"]["0"]
-    assert json.loads((out / "provenance.json").read_text())["provenance"]["smallest_sum"] == 3
+    provenance = json.loads((out / "provenance.json").read_text())["provenance"]
+    assert provenance["smallest_sum"] == 3
+    assert provenance["secure_aggregation"] == {n: result["sums"][n] for n in ("protocol", "threshold", "rounds")}
     assert "under masks" in (out / "model" / "card.md").read_text()
     assert "Secure aggregation" in (out / "report.html").read_text()

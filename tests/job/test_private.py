@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,19 @@ from torch import nn
 
 from commands import Outcome
 from oncofed.errors import SpecError
+from oncofed.job.outcome import begin_result
 from oncofed.job.private import privacy_costs, privacy_notes
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.privacy.accountant import Event, epsilon
+from oncofed.privacy.policy import ProposedJob
 from oncofed.privacy.statement import statement_of
+from oncofed.report.remarks import remarks
+from oncofed.report.result import Means
 from oncofed.settings import SettingError
+from oncofed.site.policies import parse_policy
 from oncofed.training.optimizer import build_optimizer
 from oncofed.training.private_plan import check_private, require_no_mixing, require_same_buffers
-from synthetic import JOB, write_job
+from synthetic import JOB, make_site, write_job
 
 _SECTION = "privacy: {differential_privacy: {noise_multiplier: 1.2, delta: 1.0e-3, sampling: 0.1}}\n"
 
@@ -38,6 +44,7 @@ def _spec(tmp_path: Path, text: str = JOB, section: str = _SECTION) -> JobSpec:
         ("sampling: 0.1", "sampling: 0.1, clip: 0", r"clip: found 0"),
         ("sampling: 0.1", "sampling: 0", r"sampling: found 0"),
         ("delta: 1.0e-3", "delta: 1", r"delta: found 1"),
+        ("delta: 1.0e-3", "delta: 0.05", r"delta: found 0\.05; Input should be less than 0\.05"),
         ("delta: 1.0e-3", "delta: 0", r"delta: found 0"),
         ("sampling: 0.1", "sampling: 0.1, unit: site", r"below 100 the noise drowns the model.*Expected patient"),
         ("sampling: 0.1", "sampling: 0.1, noise: shared", r"noise: found shared, but .* less noise .*or take local"),
@@ -224,6 +231,12 @@ def test_costs_are_told_before_anything_runs(
     assert found["epsilon"] < found["renyi_epsilon"]
     length = 1.2 * 0.5 * found["trained"] ** 0.5 / (0.1 * 200)
     assert found["noise_to_signal"]["200"] == pytest.approx(length)
+    assert found["noise_to_signal"]["20"] == pytest.approx(10 * length)
+    assert found["epsilon_of_policies"] > found["epsilon"]
+    assert f"at delta 1e-05, at which sites' policies limit it by default: {found['epsilon_of_policies']:g}" in told
+    drowned = max(int(n) for n, length in found["noise_to_signal"].items() if length > found["clip"])
+    assert f"with {drowned} training patients or fewer each step is more noise than gradient" in told
+    assert "training.batch_size is not used" in told
 
 
 def test_a_promise_says_what_nist_asks(tmp_path: Path) -> None:
@@ -239,3 +252,103 @@ def test_a_promise_says_what_nist_asks(tmp_path: Path) -> None:
     assert "validation and test patients" in said["Not covered"]
     assert promise.epsilon >= epsilon([Event(1.2, 0.1, 8)], 1e-3)
     assert not any(word in str(said).lower() for word in ("anonym", "complian", "de-identif", "secure"))
+
+
+@pytest.mark.parametrize(
+    ("privacy", "message"),
+    [
+        ("secure_aggregation:", r"yaml:11: privacy\.secure_aggregation: found nothing after it; write \{\} for"),
+        (
+            "differential_privacy:",
+            r"yaml:11: privacy\.differential_privacy: found nothing after it; write delta",
+        ),
+        ("secure_aggregation: true", r"yaml:11: .*: found True; write \{\} or \{minimum_sites: 3\}"),
+        ("differential_privacy: 8", r"found 8; expected a section with delta and sampling; it may have unit, noise"),
+        ("secure_aggregation: {minimum: 3}", r"secure_aggregation\.minimum; allowed here: minimum_sites"),
+        ("differential_privacy: {delte: 1.0e-3}", r"differential_privacy\.delte; allowed here: unit, noise, epsilon"),
+    ],
+)
+def test_a_section_that_says_nothing_or_something_else(tmp_path: Path, privacy: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        read_job(write_job(tmp_path / "job", f"{JOB}privacy:\n  {privacy}\n"))
+
+
+def test_sections_that_are_off_are_written_and_read(tmp_path: Path) -> None:
+    for privacy in ("", "privacy: {secure_aggregation: null}\n", "privacy: {secure_aggregation: {}}\n", _SECTION):
+        spec = read_job(write_job(tmp_path / "job", JOB + privacy))
+        again = read_job(write_job(tmp_path / "again", spec.changed({"training": {"batch_size": 3}}).to_yaml()))
+        assert again.privacy == spec.privacy
+
+
+def test_too_few_patients_are_told_before_anything_starts(
+    tmp_path: Path, run: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_job(tmp_path / "job", JOB + _SECTION)
+    sites = {name: make_site(tmp_path / name, 6, seed) for seed, name in enumerate(("east", "west"))}
+    checked = run("data", "check", file, sites["east"])
+    assert checked.status == 3
+    assert "found 4 training patients; too few training patients for differential privacy: expected" in checked.text
+    named = [part for name, folder in sites.items() for part in ("--site", f"{name}={folder}")]
+    refused = run("job", "run", file, *named)
+    assert refused.status != 0
+    for site in sites:
+        assert f"{site}: found 4 training patients; too few" in refused.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "said", "not_said"),
+    [
+        ({"sampling": 0.1}, "under noise a public model", "no step at all"),
+        ({"sampling": 0.05}, "most patients are in no step at all", "promises little"),
+        ({"sampling": 1}, "under noise a public model", "a larger sampling"),
+        ({"noise_multiplier": 0.8, "sampling": 1}, "promises little", "the least that is taken"),
+        (
+            {"noise_multiplier": None, "epsilon": 90, "sampling": 1},
+            "the noise multiplier is 0.3, the least",
+            "a larger",
+        ),
+        ({"delta": 0.02}, "delta 0.02 is refused by every site of 50 training patients or more", "promises little"),
+    ],
+)
+def test_notes_say_what_is_true_alone(tmp_path: Path, settings: dict[str, Any], said: str, not_said: str) -> None:
+    spec = _spec(tmp_path)
+    private = spec.privacy.model_dump()["differential_privacy"] | settings
+    steps = {"training": {"steps_per_round": 1}} if "epsilon" in settings else {}
+    notes = " | ".join(privacy_notes(spec.changed({"privacy": {"differential_privacy": private}, **steps})))
+    assert said in notes
+    assert not_said not in notes
+
+
+def test_models_to_compare_with_are_said_to_have_noise(tmp_path: Path) -> None:
+    result = begin_result(_spec(tmp_path), "simulate")
+    result.best_round, result.mean, result.baselines_have_noise = 1, Means(alone=0.5, pooled=0.6), True
+    assert any(line.startswith("Alone and Pooled: trained with the job's noise") for line in remarks(result))
+    result.baselines_have_noise = False
+    assert not any("noise" in line for line in remarks(result))
+
+
+def test_the_docs_job_passes_the_docs_policy(tmp_path: Path) -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    job, policy = (
+        re.findall(r"```yaml\n(.*?)```", (docs / name).read_text(), re.DOTALL)[0]
+        for name in ("differential-privacy.md", "privacy.md")
+    )
+    base = "".join(line for line in JOB.splitlines(keepends=True) if not line.startswith(("training", "rounds")))
+    spec = read_job(write_job(tmp_path / "job", base + job))
+    (tmp_path / "policy.yaml").write_text(policy)
+    rules = parse_policy(tmp_path / "policy.yaml")
+    facts = ProposedJob(
+        spec.name,
+        None,
+        spec.data.dataset,
+        spec.model.network,
+        spec.strategy.name,
+        smallest_sum=spec.federation().smallest_sum,
+        noise_multiplier=spec.noise_multiplier,
+    )
+    assert rules.refusal(facts) is None
+    private, limits = spec.privacy.differential_privacy, rules.leaves.differential_privacy
+    assert private
+    assert limits.largest_epsilon_a_job
+    assert epsilon([private.event(spec.plan().total_steps)], limits.delta) <= limits.largest_epsilon_a_job

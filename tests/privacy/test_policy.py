@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from oncofed.errors import PolicyError
-from oncofed.privacy.policy import Policy, ProposedJob, read_policy
+from oncofed.privacy.policy import LeavesSpec, Policy, ProposedJob, read_policy
 
 JOB = ProposedJob("spleen", "eve@example.org", "spleen_ct", "unet", "fedavg")
 
@@ -86,3 +86,10 @@ def test_a_site_may_refuse_noise_that_sites_make_together() -> None:
     assert alone.refusal(JOB) is None
     with pytest.raises(ValidationError):
         Policy.model_validate({"leaves": {"differential_privacy": {"noise": []}}})
+
+
+def test_peers_of_whom_no_sum_can_be_made_are_refused() -> None:
+    prints = [f"{number:02x}" * 32 for number in range(3)]
+    LeavesSpec(smallest_sum=4, peers=tuple(prints))
+    with pytest.raises(ValidationError, match=r"found 2, expected at least 3 \(smallest_sum - 1\)"):
+        LeavesSpec(smallest_sum=4, peers=(*prints[:2], prints[0]))

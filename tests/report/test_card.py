@@ -294,5 +294,6 @@ def test_a_promise_of_privacy_stands_in_the_card() -> None:
     assert "losses" not in card.privacy.travelled
     text = to_markdown(card)
     assert "epsilon 6.974 at delta 1e-05" in text
+    assert "a round and site, each patient with a chance of 0.08, 4 patches of one" in text
     assert "validation and test patients, on whose images scores rest" in text
     assert "not differentially private" in to_markdown(_card())

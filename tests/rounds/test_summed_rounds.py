@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +29,17 @@ from oncofed.messages.secure_aggregation import (
 )
 from oncofed.models.weights import Weights
 from oncofed.privacy.policy import LeavesSpec
-from oncofed.privacy.secure_aggregation import ProtocolError
-from oncofed.rounds.events import Event, EventLog, Finished, RoundEnded, StepsSpent, SumFailed, Summed
+from oncofed.privacy.secure_aggregation import PROTOCOL, ProtocolError
+from oncofed.rounds.events import (
+    MODELS_FOLDER,
+    Event,
+    EventLog,
+    Finished,
+    RoundEnded,
+    StepsSpent,
+    SumFailed,
+    Summed,
+)
 from oncofed.rounds.in_memory import Delayed, InMemorySites
 from oncofed.rounds.run_state import read_run_state
 from oncofed.rounds.sums import Sums, unverified
@@ -315,11 +325,13 @@ def test_sites_that_are_slow_are_not_blamed_for_others(tmp_path: Path) -> None:
     _, events = _run(tmp_path / "run", sites, SECURE)
     sums = [event for event in events if isinstance(event, Summed)]
     assert [one.sites for one in sums] == [sorted(CASES)] * 5
+    told = json.loads((tmp_path / "run" / MODELS_FOLDER / "provenance.json").read_text())["provenance"]
+    assert told["secure_aggregation"] == {"protocol": PROTOCOL, "threshold": 3, "rounds": 5}
 
 
 def test_a_sum_of_too_few_sites_is_never_formed(tmp_path: Path) -> None:
     sites = _sites(tmp_path / "sites", east=3, west=4)
-    with pytest.raises(NotEnoughSitesError, match="has 2 of the 3 sites"):
+    with pytest.raises(NotEnoughSitesError, match=r"has 2 of the 3 sites .*no sum is formed of fewer than 3 "):
         _run(tmp_path / "run", sites, SECURE)
     assert not any(isinstance(result, MaskedResult) for site in sites.values() for result in site.sent)
 

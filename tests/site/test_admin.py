@@ -19,6 +19,8 @@ from oncofed.audit import ADMITTED, LEFT, AuditLog
 from oncofed.errors import AllianceError, FederationError
 from oncofed.packs.approvals import read_decisions
 from oncofed.packs.pack import make_pack
+from oncofed.privacy.accountant import Event
+from oncofed.privacy.ledger import LEDGER_FILE, Charge, Ledger, Limits
 from oncofed.privacy.policy import read_policy
 from oncofed.site.admin import admin_server
 from oncofed.site.packs import import_pack
@@ -173,3 +175,21 @@ def test_other_kits_and_a_taken_port_are_refused(kits: Path, address: str) -> No
     assert port
     with pytest.raises(FederationError, match=f"port {port} is taken"), admin_server(kits / "east", port):
         pass
+
+
+def test_the_budget_page_names_jobs_and_says_when_the_ledger_is_broken(browser: _Browser, kits: Path) -> None:
+    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
+    charge = Charge("j1", "salt", "digest", Event(1.2, 0.08, 30), frozenset({"a", "b"}))
+    Ledger(kits / "east").charge(charge, Limits(1e-5), "eng@x.org")
+    status, page, _ = browser.ask("/budget")
+    assert (status, "balls&lt;script&gt;" in page) == (200, True)
+    path = kits / "east" / LEDGER_FILE
+    whole = path.read_text()
+    path.write_text(whole.replace('"steps": 30', '"steps": 3'))
+    status, page, _ = browser.ask("/budget")
+    path.write_text(whole)
+    assert (status, "What patients have spent is not known" in page, "Nothing was changed" in page) == (
+        200,
+        True,
+        False,
+    )

@@ -9,10 +9,13 @@ from typer.testing import CliRunner
 
 from oncofed.audit import CHARGED, AuditLog
 from oncofed.cli.site import app
+from oncofed.client.datasets import DATASETS_FILE, datasets_entry
 from oncofed.privacy.accountant import Event
 from oncofed.privacy.ledger import LEDGER_FILE, Charge, Ledger, Limits
+from oncofed.privacy.policy import POLICY_FILE, LeavesSpec, Policy, PrivacyLimits
 from oncofed.site.auditing import verify
 from oncofed.site.budget import read_budget
+from synthetic import JOB, make_site, write_job
 
 pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
 
@@ -60,3 +63,36 @@ def test_a_changed_or_cut_ledger_is_found_with_the_audit_log(charged: Path) -> N
     assert any("cut off" in problem.what for problem in verify(charged, None)[0])
     path.unlink()
     assert verify(charged, None)[0]
+
+
+_PRIVATE = "privacy: {differential_privacy: {noise_multiplier: 1.2, delta: %s, sampling: 0.08}}\n"
+
+
+@pytest.mark.parametrize(
+    ("patients", "delta", "limit", "message"),
+    [
+        (12, "1.0e-4", None, "found 8 training patients here; too few training patients"),
+        (32, "4.9e-2", None, "training patients here; delta is 0.049, expected less than one"),
+        (
+            32,
+            "1.0e-4",
+            0.1,
+            "at delta 1e-05, expected at most 0.1. By itself, at its own delta 0.0001, the job's epsilon",
+        ),
+        (32, "1.0e-4", None, ""),
+    ],
+)
+def test_a_job_is_tried_with_the_sites_own_patients(
+    kits: dict[str, Path], tmp_path: Path, patients: int, delta: str, limit: float | None, message: str
+) -> None:
+    folder, file = kits["east"], write_job(tmp_path / "job", JOB + _PRIVATE % delta)
+    policy = Policy(leaves=LeavesSpec(differential_privacy=PrivacyLimits(largest_epsilon_a_job=limit)))
+    (folder / "local" / POLICY_FILE).write_text(policy.model_dump_json(by_alias=True))
+    nowhere = CliRunner().invoke(app, ["policy", "test", str(file), "--folder", str(folder)])
+    assert "which is not known: " in nowhere.output
+    data = make_site(tmp_path / "data", patients)
+    (folder / "local" / DATASETS_FILE).write_bytes(datasets_entry("east", {"balls": data}))
+    for group in ("budget", "policy"):
+        tried = CliRunner().invoke(app, [group, "test", str(file), "--folder", str(folder)])
+        assert message in str(tried.exception or tried.output)
+        assert (tried.exit_code == 0) == (not message)

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 
 from commands import Outcome
+from oncofed.alliance.authority import fingerprint
 from oncofed.alliance.facts import read_facts
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
@@ -81,6 +82,8 @@ def test_a_ready_site_passes_all_checks(kits: dict[str, Path], site: Path) -> No
     assert "signed by the alliance" in found["kit"].found
     assert "proves to be of this alliance, TLSv1.3" in found["server"].found
     assert found["clock"].state == found["datasets"].state == found["certificate"].state == "ok"
+    certificate = read_facts(kits["east"]).certificate(kits["east"])
+    assert found["certificate"].found.endswith(f"; its fingerprint is {fingerprint(certificate)}")
     assert all(check.advice for check in checks if check.state != "ok")
 
 

@@ -108,12 +108,18 @@ def check(
     keep_caches_in(workspace)
     from oncofed.data.contract import check_dataset
     from oncofed.job.spec import read_job
+    from oncofed.privacy.settings import too_few_patients
 
     spec = read_job(job, with_code=True)
     folder = dataset_named(dataset, workspace)
     report = check_dataset(
         folder, spec.data, spec.plan().supervision(), spec.seed, spec.task.wanted_features(spec.data)
     )
+    patients = report.training_patients
+    few = too_few_patients(spec.privacy.differential_privacy, patients) if patients is not None else ""
+    if few:
+        report.why_not.append(f"found {patients} training patients; {few}")
+        report.may_train = False
     cache = _cache_note(folder, spec, report) if report.may_train else ""
     if json:
         typer.echo(jsonlib.dumps({**_report_values(report, job, dataset), "cache": cache}, indent=2))

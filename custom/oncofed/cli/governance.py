@@ -17,7 +17,7 @@ from rich.table import Table
 
 from oncofed.cli.common import escape, plain_console, show_table, show_text
 from oncofed.cli.terminal import echo_json, is_terminal
-from oncofed.errors import PolicyError, SpecError
+from oncofed.errors import DataError, PolicyError, SpecError
 
 if TYPE_CHECKING:
     from oncofed.privacy.policy import Policy
@@ -91,9 +91,13 @@ def try_job(
     folder: Folder = Path(),
     person: Annotated[str | None, typer.Option("--person", help="Who would submit it.")] = None,
 ) -> None:
-    """Check whether a job may run here: exit status 0, or 3 with the rule that it breaks."""
+    """Check whether a job may run here: exit status 0, or 3 with the rule that it breaks.
+
+    Of a job with differential privacy also whether the site's patients are enough, and could pay for it.
+    """
     from oncofed.job.spec import read_job
     from oncofed.privacy.policy import ProposedJob
+    from oncofed.site.budget import refusal_of_job
     from oncofed.site.policies import current_policy
 
     policy = current_policy(folder)
@@ -109,10 +113,16 @@ def try_job(
         noise=spec.noise,
     )
     refusal = policy.refusal(facts)
+    unknown = ""
+    if spec.privacy.differential_privacy and not refusal:
+        try:
+            refusal = refusal_of_job(folder, spec.plan())
+        except DataError as error:
+            unknown = f", as far as its patients are enough and can pay for it, which is not known: {error}"
     if refusal:
         raise PolicyError(f"{spec.name}: {refusal}")
     whom = f" by {person}" if person else ""
-    plain_console().print(f"{spec.name}{whom} may run here", markup=False)
+    plain_console().print(f"{spec.name}{whom} may run here{unknown}", markup=False, soft_wrap=True)
 
 
 @audit_app.command("show")

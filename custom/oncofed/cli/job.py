@@ -139,6 +139,7 @@ def check(
         deadline_warning,
         encoder_notes,
         masks_note,
+        training_patients,
     )
     from oncofed.job.private import privacy_costs, privacy_notes
     from oncofed.job.spec import ProfileJobSpec, find_job, read_any_job
@@ -162,7 +163,7 @@ def check(
     warning = deadline_warning(spec, workspace / "runs")
     datasets = datasets_folder(workspace) / spec.data.dataset
     notes = [*encoder_notes(spec), *privacy_notes(spec), *dataset_notes(spec, datasets)]
-    costs = privacy_costs(spec, network)
+    costs = privacy_costs(spec, network, training_patients(spec, datasets))
     parameters = sum(p.numel() for p in network.parameters())
     megabytes = sum(v.numel() * v.element_size() for v in weights_of(network).values()) / 1e6
     if json:

@@ -10,7 +10,7 @@ from pathlib import Path
 from oncofed.data.cases import Cases
 from oncofed.errors import PolicyError
 from oncofed.privacy.accountant import Event
-from oncofed.privacy.settings import LEAST_TRAINING_PATIENTS, DifferentialPrivacySpec
+from oncofed.privacy.settings import too_few_patients
 from oncofed.private_files import write_private
 from oncofed.training import Plan
 
@@ -107,19 +107,9 @@ def private_steps(plan: Plan, cases: Cases, folder: Path, charge: Charge | None)
     if private is None:
         return None
     patients = tuple(sorted({case.patient for case in cases.train}))
-    _require_enough(private, len(patients))
+    reason = too_few_patients(private, len(patients))
+    if reason:
+        raise PolicyError(reason)
     event = private.event(plan.total_steps)
     planned = partial(charge, event, private.delta, patients) if charge else None
     return PrivateSteps(folder, plan.total_steps, planned)
-
-
-def _require_enough(private: DifferentialPrivacySpec, patients: int) -> None:
-    if patients < LEAST_TRAINING_PATIENTS:
-        raise PolicyError(
-            f"too few training patients for differential privacy: expected at least {LEAST_TRAINING_PATIENTS}"
-        )
-    if private.delta * patients >= 1:
-        raise PolicyError(
-            f"delta is {private.delta:g}, expected less than one in the number of its training patients: else a "
-            "patient's images could leave as they are and the promise be kept"
-        )

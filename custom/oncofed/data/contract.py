@@ -55,6 +55,7 @@ class Report:
         decided: people's decisions about findings, in words.
         targets: of a job that learns targets: patients and distribution of each.
         cases: number of usable cases by list.
+        training_patients: of the usable training cases; None: no cases were dealt.
         may_train: the job would start here.
         why_not: the reason if not.
     """
@@ -68,6 +69,7 @@ class Report:
     decided: list[str] = field(default_factory=list)
     targets: list[TargetReport] = field(default_factory=list)
     cases: dict[str, int] = field(default_factory=dict)
+    training_patients: int | None = None
     may_train: bool = True
     why_not: list[str] = field(default_factory=list)
 
@@ -190,6 +192,7 @@ def _deal(report: Report, folder: Path, data: DataSpec, wanted: Supervision, see
             "validation": len(usable.validation),
             "test": len(usable.test),
         }
+        report.training_patients = len({case.patient for case in usable.train})
         report.warnings += unsettled(decided(read_manifest(folder)), earlier_tests(usable))
         usable.require_training(folder.name)
     except DataError as error:

@@ -8,6 +8,7 @@ from torch import nn
 
 from oncofed.algorithms import JobFacts
 from oncofed.algorithms.sums import other_integers, summands
+from oncofed.data.cases import read_cases
 from oncofed.data.contract import doubts
 from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import DataError, SpecError
@@ -96,6 +97,22 @@ def dataset_notes(spec: JobSpec, folder: Path) -> list[str]:
     plan = spec.plan()
     found = doubts(folder, plan.data, plan.supervision(), spec.seed)
     return [f"dataset {folder.name}: {doubt.kind}: {doubt.what}" for doubt in found]
+
+
+def training_patients(spec: JobSpec, folder: Path) -> int | None:
+    """Return how many patients the job would train on, of the dataset that is registered here; None: not known.
+
+    Args:
+        spec: the job.
+        folder: of the dataset.
+    """
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    try:
+        dealt = read_cases(folder, spec.data.split, spec.seed, spec.plan().supervision(), spec.data.splits)
+    except DataError:  # `data check` says why
+        return None
+    return len({case.patient for case in dealt.train}) or None
 
 
 def deadline_warning(spec: JobSpec, runs: Path) -> str | None:

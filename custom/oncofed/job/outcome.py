@@ -128,6 +128,7 @@ def note_scores(
     """
     assert state.finished is not None
     scores, skipped = scores or {}, skipped or {}
+    result.baselines_have_noise = bool(scores) and result.privacy is not None
     result.best_round = state.finished.best_round
     for site, cases in sorted(state.cases.items()):
         federated = state.finished.test.get(site, {"mean": None, "by_class": {}})

@@ -29,6 +29,7 @@ from oncofed.job.flare import export_job
 from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_preparation, note_rounds, note_scores
 from oncofed.job.spec import JobSpec
 from oncofed.job.watch import Curves, RunView, progress_bar
+from oncofed.privacy.settings import too_few_patients
 from oncofed.processes import short_path
 from oncofed.report.html import write_report
 from oncofed.report.result import Backend, Result
@@ -136,6 +137,10 @@ class Run:
             except DataError as error:
                 refused.append(str(error))
                 continue
+            train = usable.cases.train
+            few = too_few_patients(self.spec.privacy.differential_privacy, len({case.patient for case in train}))
+            if few and not self.evaluate_only:
+                refused.append(f"{site}: found {len({case.patient for case in train})} training patients; {few}")
             self._cases[site] = usable.cases
             self._skipped[site] = len(usable.set_aside)
             for line in finding_lines((problem.case, problem.what) for problem in usable.set_aside):
@@ -232,7 +237,7 @@ class Run:
             status = running.ended()
             view.update(reader.read())
             if view.state.failed:
-                raise FederationError(f"{view.state.failed}. Logs: {self.folder / 'logs'}")
+                raise FederationError(f"{view.state.failed.rstrip('.')}. Logs: {self.folder / 'logs'}")
             if view.state.finished is None:
                 if status is not None:
                     raise FederationError(f"the job ended early ({status}). Logs: {self.folder / 'logs'}")

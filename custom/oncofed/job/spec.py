@@ -31,6 +31,14 @@ from oncofed.tasks.targets.section import task_of_targets
 from oncofed.training import Plan, ResourcesSpec, TrainingSpec
 
 JOB_FILE = "job.yaml"
+# Sections that null switches off: nothing after their names may have been meant to switch them on.
+_NEVER_EMPTY: Mapping[tuple[str, ...], str] = {
+    ("privacy", "secure_aggregation"): "write {} for its defaults, or leave the line out for none",
+    (
+        "privacy",
+        "differential_privacy",
+    ): "write delta, sampling and epsilon, or leave the line out for none",
+}
 
 Spec = TypeVar("Spec", bound=StrictModel)
 
@@ -290,7 +298,7 @@ def parse_any_job(file: Path, with_code: bool = False) -> AnyJob:
     Raises:
         SpecError: the file is not valid, or its pack is missing or cannot be imported.
     """
-    values, lines = read_yaml(file, "name: my_job")
+    values, lines = read_yaml(file, "name: my_job", _NEVER_EMPTY)
     if "profile" in values:
         return _validate(ProfileJobSpec, values, str(file), lines)
     if with_code:
@@ -328,7 +336,7 @@ def _placed(
     if loc[:2] == ("task", "targets") and "targets" in values:
         # A mask's own settings stand beside its name; see ``task_of_targets``.
         return kind, (*loc[1:3], *(loc[4:] if loc[3:4] == ("mask",) else loc[3:]))
-    if loc[:1] == ("task",) and loc[1:2]:
+    if loc[:1] == ("task",) and loc[1:2] and "task" in values:
         return task_class(values["task"]["type"]).Settings, loc
     if loc[:1] == ("strategy",) and loc[1:2]:
         strategy = values["strategy"]

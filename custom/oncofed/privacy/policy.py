@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from oncofed.errors import PolicyError
 from oncofed.privacy.settings import NoiseKind
 from oncofed.privacy.time_windows import WINDOW
-from oncofed.settings import StrictModel, first_problem
+from oncofed.settings import SettingError, StrictModel, first_problem
 
 POLICY_FILE = "policy.json"
 
@@ -90,6 +90,18 @@ class LeavesSpec(StrictModel):
         "have one of these; null: any site of the alliance counts",
     )
     differential_privacy: PrivacyLimits = PrivacyLimits()
+
+    @model_validator(mode="after")
+    def _peers_are_enough(self) -> LeavesSpec:
+        least = self.smallest_sum - 1
+        if self.peers is not None and len(set(self.peers)) < least:
+            raise SettingError(
+                f"found {len(set(self.peers))}, expected at least {least} (smallest_sum - 1): with fewer no sum has "
+                "this site's update. Name more certificates, or leave peers out",
+                "peers",
+                "smallest_sum",
+            )
+        return self
 
 
 class Policy(StrictModel):

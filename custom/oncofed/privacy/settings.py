@@ -43,7 +43,11 @@ class DifferentialPrivacySpec(StrictModel):
     noise_multiplier: float | None = Field(
         None, ge=LEAST_NOISE, le=10_000, description="in place of epsilon: the noise's standard deviation, in clips"
     )
-    delta: float = Field(gt=0, le=0.05, description="below one in the number of a site's training patients")
+    delta: float = Field(
+        gt=0,
+        lt=1 / LEAST_TRAINING_PATIENTS,
+        description="below one in the number of a site's training patients, of whom there are 20 at least",
+    )
     sampling: float = Field(gt=0, le=1, description="a patient's chance to be in a step")
     patches: int = Field(4, ge=1, le=1024, description="of a patient in a step, whose mean gradient is clipped")
     clip: float = Field(0.5, gt=0, le=1000, description="largest norm of a patient's gradient (L2)")
@@ -88,6 +92,27 @@ class DifferentialPrivacySpec(StrictModel):
         return Event(noise_multiplier_for(self.epsilon, self.delta, self.sampling, steps), self.sampling, steps)
 
 
+def too_few_patients(private: DifferentialPrivacySpec | None, patients: int) -> str:
+    """Return why a site has too few training patients for a job's promise; empty if it has enough.
+
+    The words do not tell how many it has, and may leave it.
+
+    Args:
+        private: the job's section; None: any number is enough.
+        patients: of the site that are trained on.
+    """
+    if private is None:
+        return ""
+    if patients < LEAST_TRAINING_PATIENTS:
+        return f"too few training patients for differential privacy: expected at least {LEAST_TRAINING_PATIENTS}"
+    if private.delta * patients >= 1:
+        return (
+            f"delta is {private.delta:g}, expected less than one in the number of its training patients: else a "
+            "patient's images could leave as they are and the promise be kept"
+        )
+    return ""
+
+
 class SecureAggregationSpec(StrictModel):
     """Updates are added up under masks, which the server cannot lift from a single one.
 
@@ -97,9 +122,9 @@ class SecureAggregationSpec(StrictModel):
     minimum_sites: int = Field(
         3,
         ge=3,
-        le=1000,
-        description="fewest sites in a sum; of two, each would learn the other's. With noise: shared, fewest in a "
-        "round's roster",
+        le=255,
+        description="fewest sites in a sum; of two, each would learn the other's. Masks hold for 255 sites at "
+        "most. With noise: shared, fewest in a round's roster",
     )
 
 

@@ -91,7 +91,7 @@ class Procedure(_Part):
     rounds: int
     best_round: int | None
     steps_per_round: int
-    batch_size: int
+    batch_size: int = Field(description="not used under differential privacy: see promise")
     learning_rate: float
     loss: str
     augmentation: str

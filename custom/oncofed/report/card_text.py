@@ -144,7 +144,11 @@ def _training(card: Card) -> Iterator[tuple[str, object]]:
     yield "Strategy", one.strategy
     best = f"; this is the model of round {one.best_round}" if one.best_round is not None else ""
     yield "Rounds", f"{one.rounds}{best}"
-    yield "Steps", f"{one.steps_per_round} a round and site, batches of {one.batch_size}"
+    promise = card.privacy.promise
+    batches = f"batches of {one.batch_size}"
+    if promise:
+        batches = f"each patient with a chance of {promise.sampling:g}, {promise.patches} patches of one"
+    yield "Steps", f"{one.steps_per_round} a round and site, {batches}"
     yield "Learning rate", f"{one.learning_rate:g}"
     yield "Loss", one.loss
     yield "Augmentation", one.augmentation

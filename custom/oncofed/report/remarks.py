@@ -19,8 +19,19 @@ def remarks(result: Result) -> list[str]:
     """
     if result.best_round is None:
         return []
-    parts = (_silent_sites, _few_patients, _no_classes, _no_groups, _attention)
+    parts = (_silent_sites, _few_patients, _no_classes, _no_groups, _attention, _noise_of_others)
     return [sentence for part in parts for sentence in part(result)]
+
+
+def _noise_of_others(result: Result) -> Iterator[str]:
+    others = [
+        name.replace("_", " ").capitalize() for name in result.mean.known if name not in ("federated", "personal")
+    ]
+    if result.baselines_have_noise and others:
+        yield (
+            f"{_listed(others)}: trained with the job's noise, too, which a hospital does not need that keeps its "
+            "model to itself: without noise they might do better than is shown."
+        )
 
 
 def selection(result: Result) -> str:

@@ -150,6 +150,10 @@ class Result(_Part):
     encoder: EncoderUse | None = Field(None, description="of slides' tiles; null: the job has none")
     stain: StainUse | None = Field(None, description="what was done about stains; null: nothing")
     privacy: PrivacyStatement | None = Field(None, description="what it promises each patient; null: nothing")
+    baselines_have_noise: bool = Field(
+        False,
+        description="the models to compare with, such as alone and pooled, were trained with the job's noise, too",
+    )
     sums: SumsUsed | None = Field(None, description="of masked updates; null: the server was given each update")
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(

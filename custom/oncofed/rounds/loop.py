@@ -149,7 +149,7 @@ class RoundLoop:
         self._prepare()
         if self._evaluate_only:
             self._keep_best(state.model, 0)
-            self._write_provenance(state.model, 0, 0)
+            self._write_provenance(state.model, state)
             self._scoring.test(state.model, 0, None, against=self._model.against(), keep=False)
             return
         if not state.round and not self._model.is_brought:
@@ -171,7 +171,7 @@ class RoundLoop:
         state.model = {}  # the last one; the best may be another, and memory should hold only one
         best = self._store.read_best()
         self._scoring.calibrate(best, state.best_round)
-        self._write_provenance(best, state.round, state.best_round, state.smallest_sum)
+        self._write_provenance(best, state)
         against = self._model.against()
         self._scoring.test(best, state.best_round, state.best_score, against=against, cross_site=matrix)
 
@@ -211,6 +211,7 @@ class RoundLoop:
                 intake=intake,
                 transport=self._transport,
                 clock=self._clock,
+                smallest_sum=federation.smallest_sum,
             ),
             record=record,
             clock=self._clock,
@@ -329,7 +330,7 @@ class RoundLoop:
                 )
             self._sites.watch(SECONDS_BETWEEN_TRIES)
 
-    def _write_provenance(self, model: Weights, rounds: int, best_round: int, smallest_sum: int | None = None) -> None:
+    def _write_provenance(self, model: Weights, state: RunState) -> None:
         """Write the model's provenance and its training profile."""
         known = ("train", "validation", "test", "dataset", "policy")
         cases = self._sites.cases
@@ -341,9 +342,9 @@ class RoundLoop:
             "strategy": self._federation.strategy.name,
             "seed": self._plan.seed,
             "privacy": self._promise.model_dump(mode="json") if self._promise else None,
-            "rounds": rounds,
-            "best_round": best_round,
-            **({"smallest_sum": smallest_sum} if smallest_sum else {}),
+            "rounds": state.round,
+            "best_round": state.best_round,
+            **state.of_sums(),
             "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "sites": {s: {k: v for k, v in cases[s].items() if k in known} for s in sorted(cases)},
         }

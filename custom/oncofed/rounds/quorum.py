@@ -76,16 +76,25 @@ class Quorum:
         intake: knows why results do not count.
         transport: to the sites.
         clock: monotonic, in seconds.
+        smallest_sum: fewest sites in a sum of masked updates; None: no masks.
     """
 
     def __init__(
-        self, *, rules: RoundsSpec, sites: Sites, intake: UpdateIntake, transport: Transport, clock: Callable[[], float]
+        self,
+        *,
+        rules: RoundsSpec,
+        sites: Sites,
+        intake: UpdateIntake,
+        transport: Transport,
+        clock: Callable[[], float],
+        smallest_sum: int | None = None,
     ) -> None:
         self._rules = rules
         self._sites = sites
         self._intake = intake
         self._transport = transport
         self._clock = clock
+        self._smallest_sum = smallest_sum
 
     def wait_for(self, goal: Goal) -> None:
         """Wait until a goal is reached.
@@ -158,8 +167,14 @@ class Quorum:
     def too_few(self, what: str, have: int, needed: int) -> str:
         """Return why the job cannot go on."""
         reasons = {**self._intake.reasons, **self._sites.lost}
-        why = "; ".join(f"{site}: {reason}" for site, reason in sorted(reasons.items()))
+        why = "; ".join(f"{site}: {reason.rstrip('.')}" for site, reason in sorted(reasons.items()))
+        without = "set rounds.quorum lower to go on without it"
+        if self._smallest_sum and needed <= self._smallest_sum:
+            without = (
+                f"name more sites: under masks no sum is formed of fewer than {self._smallest_sum} "
+                "(privacy.secure_aggregation.minimum_sites)"
+            )
         return (
             f"{what} has {have} of the {needed} sites that it needs ({why or 'none answered'}). Repair the "
-            "site and run the job again, or set rounds.quorum lower to go on without it."
+            f"site and run the job again, or {without}."
         )

@@ -9,9 +9,11 @@ from typing import Any
 
 from oncofed.algorithms import Update
 from oncofed.models.weights import Weights
+from oncofed.privacy.secure_aggregation import PROTOCOL
 from oncofed.training.checkpoint import read_checkpoint, without_prefix, write_checkpoint
 
 _FILE = "server.safetensors"
+_OF_SUMS = ("smallest_sum", "threshold", "summed")
 
 
 @dataclass
@@ -27,6 +29,8 @@ class RunState:
         lengths: norms of the updates of the last rounds, by round.
         sites: those that took part.
         smallest_sum: fewest sites in a round's sum, with secure aggregation.
+        threshold: fewest sites whose shares lift a sum's masks, of all rounds; None: no masks.
+        summed: rounds whose updates were added up under masks.
         last: update of the last round by site, where the job scores sites' own models; not written.
         last_from: the model that they started from; not written.
     """
@@ -39,8 +43,17 @@ class RunState:
     lengths: list[list[float]] = field(default_factory=list)
     sites: list[str] = field(default_factory=list)
     smallest_sum: int | None = None
+    threshold: int | None = None
+    summed: int = 0
     last: dict[str, Update] = field(default_factory=dict)
     last_from: Weights | None = None
+
+    def of_sums(self) -> dict[str, Any]:
+        """Return what provenance says of sums of masked updates; empty without."""
+        if self.smallest_sum is None:
+            return {}
+        used = {"protocol": PROTOCOL, "threshold": self.threshold, "rounds": self.summed}
+        return {"smallest_sum": self.smallest_sum, "secure_aggregation": used}
 
 
 def write_run_state(folder: Path, state: RunState) -> None:
@@ -53,7 +66,7 @@ def write_run_state(folder: Path, state: RunState) -> None:
         "best_score": state.best_score if math.isfinite(state.best_score) else None,
         "lengths": state.lengths,
         "sites": state.sites,
-        **({"smallest_sum": state.smallest_sum} if state.smallest_sum else {}),
+        **({n: getattr(state, n) for n in _OF_SUMS} if state.smallest_sum else {}),
     }
     write_checkpoint(folder / _FILE, tensors, facts)
 
@@ -73,5 +86,5 @@ def read_run_state(folder: Path) -> RunState | None:
         best_score=-math.inf if best is None else best,
         lengths=facts["lengths"],
         sites=facts["sites"],
-        smallest_sum=facts.get("smallest_sum"),
+        **{name: facts[name] for name in _OF_SUMS if name in facts},
     )

@@ -316,6 +316,8 @@ class _Attempt:
         )
         smallest = self._state.smallest_sum
         self._state.smallest_sum = min(smallest or len(found.sites), len(found.sites))
+        self._state.threshold = min(self._state.threshold or found.threshold, found.threshold)
+        self._state.summed += 1
         model = {name: self._state.model[name] for name in context.layout.travelling}
         mean = {n: v if n.startswith(PLAIN) else v.mul_(shares) for n, v in found.mean().items()}
         return RoundResult(current, [update_of_sum(mean, model, current.updates)])

@@ -22,7 +22,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from oncofed.alliance.facts import read_facts
 from oncofed.audit import AuditLog
 from oncofed.client.status_file import read_report
-from oncofed.errors import AllianceError, FederationError, OncofedError
+from oncofed.errors import AllianceError, AuditError, FederationError, OncofedError
 from oncofed.loopback import IPV4, IPV6, require_loopback
 from oncofed.packs.approvals import State, made_by
 from oncofed.site import auditing, packs, policies
@@ -148,7 +148,12 @@ def _add_pages(app: Flask, folder: Path) -> None:
 
     @app.get("/budget")
     def budget() -> str:
-        return render_template("budget.html", budget=read_budget(folder))
+        try:
+            found = read_budget(folder)
+        except AuditError as error:
+            return render_template("broken_ledger.html", error=str(error))
+        jobs = {job.id: job for job in auditing.summarise_jobs(auditing.entries(folder))}
+        return render_template("budget.html", budget=found, jobs=jobs)
 
     @app.get("/policy")
     def policy() -> str:

@@ -9,8 +9,10 @@ from oncofed.alliance.facts import read_facts
 from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.data.cases import usable_cases
 from oncofed.errors import SpecError
+from oncofed.privacy.accountant import epsilon, rounded_up
 from oncofed.privacy.ledger import Charge, Ledger, Limits, Spent, account_of, refusal, spent
 from oncofed.privacy.policy import Policy
+from oncofed.privacy.settings import too_few_patients
 from oncofed.site.policies import current_policy
 from oncofed.training import Plan
 
@@ -50,7 +52,7 @@ def read_budget(folder: Path) -> Budget:
 
 
 def refusal_of_job(folder: Path, plan: Plan) -> str:
-    """Return why a job would cost this site's patients too much; empty if it would not.
+    """Return why a job would cost this site's patients too much, or they are too few; empty if neither.
 
     It tells numbers of patients, for the site alone.
 
@@ -68,6 +70,15 @@ def refusal_of_job(folder: Path, plan: Plan) -> str:
     data = dataset_folder(folder / "local" / DATASETS_FILE, site, plan.data.dataset)
     cases = usable_cases(data, plan.data, plan.supervision(), plan.seed, site).cases
     patients = frozenset(case.patient for case in cases.train)
+    few = too_few_patients(private, len(patients))
+    if few:
+        return f"found {len(patients)} training patients here; {few}"
     charge = Charge("proposed", account_of(data), "", private.event(plan.total_steps), patients)
-    reason = refusal(list(Ledger(folder).charges().values()), charge, limits_of(current_policy(folder)))
-    return reason.here if reason else ""
+    limits = limits_of(current_policy(folder))
+    found = refusal(list(Ledger(folder).charges().values()), charge, limits)
+    if found is None:
+        return ""
+    if private.delta == limits.delta:
+        return found.here
+    own = rounded_up(epsilon([charge.event], private.delta))
+    return f"{found.here}. By itself, at its own delta {private.delta:g}, the job's epsilon is {own:.4g}"
