@@ -287,7 +287,7 @@ def _with_looked_for(
             else replace(
                 case,
                 target_fault=f"nobody looked for {missing} in its mask, and the job takes what is not drawn for "
-                "background. Say in the job that masks may lack classes: task.partial: true",
+                f"background. Say in the job that masks may lack classes: {wanted.partial_setting}",
             )
         )
     if not any(told):

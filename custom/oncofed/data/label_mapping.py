@@ -15,7 +15,7 @@ from oncofed.data.targets import Target, declared_target, stated_value
 # its objects.
 LabelKind = Literal["mask", "class", "targets", "boxes"]
 _UNNAMED = (
-    "its labels have no names, and sites of this job may lack some of {} (task.partial): nothing tells which this one "
+    "its labels have no names, and sites of this job may lack some of {} ({}): nothing tells which this one "
     'has. Name them in dataset.json ("labels"), or register the folder again with --labels VALUE=NAME'
 )
 
@@ -84,6 +84,11 @@ class Supervision:
         return self.reads_masks and isinstance(entry.label, str)
 
     @property
+    def partial_setting(self) -> str:
+        """Where a job says that masks may lack classes."""
+        return "partial: true of the target of kind mask" if self.kind == "targets" else "task.partial: true"
+
+    @property
     def in_words(self) -> str:
         """What an entry must state."""
         words = {"mask": "a mask as label", "class": "the number of a class as label", "boxes": "boxes or a mask"}
@@ -137,7 +142,9 @@ def match_labels(manifest: Manifest, wanted: Supervision) -> Vocabulary:
     names = _label_names(manifest)
     if not manifest.label_map and all(_is_unnamed(value, name) for value, name in names.items()):
         if partial:
-            return Vocabulary(instances=instances, problems=[_UNNAMED.format(", ".join(classes.values()))])
+            return Vocabulary(
+                instances=instances, problems=[_UNNAMED.format(", ".join(classes.values()), wanted.partial_setting)]
+            )
         return _by_value(names, classes, instances)
     # What is not of a region that nobody looked for is as good a match as what is.
     regions = named_regions(manifest, wanted.regions) if partial else wanted.regions

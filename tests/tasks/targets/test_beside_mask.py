@@ -16,7 +16,9 @@ from PIL import Image
 
 from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.contract import check_dataset
-from oncofed.errors import SpecError
+from oncofed.data.label_mapping import match
+from oncofed.data.manifest import read_manifest
+from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.models.shared_encoder import SharedEncoder
 from oncofed.prediction.evaluation.evaluate import EvaluationRequest, evaluate
@@ -359,3 +361,30 @@ def test_a_network_of_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
 def test_the_job_says_the_same_after_it_was_written_and_read(spec: JobSpec) -> None:
     written = spec.plan().model_dump(mode="json")
     assert type(spec.plan()).model_validate(written) == spec.plan()
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("{partial: true}", r"job\.yaml:10: unknown setting task\.partial: .* disc, .*\{kind: mask, partial: …\}"),
+        ("{colour: 3}", r"job\.yaml:10: unknown setting task\.colour; allowed here: type, classes, targets"),
+    ],
+)
+def test_a_wrong_setting_beside_targets_is_named(tmp_path: Path, task: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        job(tmp_path, "training:", f"task: {task}\ntraining:")
+
+
+def test_the_advice_on_a_lack_is_one_that_a_job_of_targets_can_follow(spec: JobSpec, tmp_path: Path) -> None:
+    folder = make_discs(tmp_path / "set")
+    values = json.loads((folder / "dataset.json").read_text())
+    for entry in values["training"]:
+        entry["looked_for"] = ["rim"]
+    (folder / "dataset.json").write_text(json.dumps(values))
+    plan = spec.plan()
+    with pytest.raises(DataError, match="may lack classes: partial: true of the target of kind mask"):
+        usable_cases(folder, plan.data, plan.supervision(), plan.seed, "here")
+    supervision = job(tmp_path, "weight: 2}", "weight: 2, partial: true}").plan().supervision()
+    (folder / "dataset.json").write_text(json.dumps({**values, "labels": {"1": "1", "2": "2"}}))
+    problems = match(read_manifest(folder), supervision).problems
+    assert "(partial: true of the target of kind mask)" in problems[0]
