@@ -84,6 +84,7 @@ class FrocSums:
     members: tuple[str, ...] = ()
     tempered: tuple[str, ...] = ()
     makes_mean: bool = False
+    has_own_figure: bool = False
 
     def is_site_sums(self, value: Any, most: int) -> bool:
         """Return whether a value has the form of ``froc_sums``."""
