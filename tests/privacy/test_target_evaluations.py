@@ -11,6 +11,7 @@ import pytest
 
 from oncofed.data.spec import DataSpec
 from oncofed.errors import PolicyError
+from oncofed.prediction.evaluation import caveats
 from oncofed.prediction.evaluation.shareable import scores_record
 from oncofed.prediction.evaluation.subgroup_columns import Column
 from oncofed.prediction.evaluation.subgroups import Outcomes, by_subgroup, shareable_scores
@@ -300,3 +301,9 @@ def test_a_masks_figure_is_not_told_beside_part_of_its_structures(
     scores = shareable_scores(task, Outcomes(names, names, tuple(one for _, one in outcomes)))
     assert "disc" not in scores.by_class
     assert scores.mean == scores.by_class["size"]
+    everybody = Outcomes(names, names, tuple(one for _, one in outcomes))
+    record = scores_record(task, everybody, None)
+    assert record.in_mean == ["size"]
+    note = caveats.of_mean(task, task.summarise(outcomes), record)[0]
+    assert note.startswith(f"mean over targets in evaluation.json: of size alone, {record.mean:.3f}. A figure of disc")
+    assert f"{task.summarise(outcomes).mean:.3f}" not in note, "it may be handed on"

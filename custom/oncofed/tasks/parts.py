@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -84,3 +85,42 @@ def told_parts(
             behind[target] = min(counts[name] for name in kept)
     mean = sum(told[target] for target in targets) / len(targets) if targets else None
     return ToldParts(told, behind, mean, min((behind[target] for target in targets), default=0), not hidden)
+
+
+@dataclass(frozen=True)
+class ComparableMeans:
+    """Means of several models over the same parts.
+
+    Attributes:
+        targets: in each mean, in their order.
+        means: model -> mean; empty without any target that all have a figure of.
+        whole: models of whose figures none was left out.
+    """
+
+    targets: list[str]
+    means: dict[str, float]
+    whole: set[str]
+
+
+def comparable_means(parts: Parts, of_models: Mapping[str, Mapping[str, float]]) -> ComparableMeans:
+    """Return each model's mean over the targets, and members, that all models with figures have one of.
+
+    Means of other parts compare nothing: the difference would be that of the parts.
+
+    Args:
+        parts: of the mean.
+        of_models: model -> figures by target, or by ``TARGET.MEMBER``.
+    """
+    known = {m: {n for n, value in of.items() if not math.isnan(value)} for m, of in of_models.items() if of}
+    common = set.intersection(*known.values()) if known else set()
+    names: dict[str, list[str]] = {}
+    for target, part in parts.items():
+        members = [] if part.has_own_figure else [f"{target}.{member}" for member in part.members]
+        if kept := [name for name in members or [target] if name in common]:
+            names[target] = kept
+    figures = {m: [sum(of[n] for n in own) / len(own) for own in names.values()] for m, of in of_models.items() if of}
+    return ComparableMeans(
+        list(names),
+        {model: sum(values) / len(values) for model, values in figures.items() if values},
+        {model for model, found in known.items() if found <= common},
+    )
