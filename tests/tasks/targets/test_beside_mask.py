@@ -12,13 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from oncofed.data.cases import Cases, usable_cases
+from discs import JOB, cases_of, job, make_discs
+from oncofed.data.cases import Cases
 from oncofed.data.contract import check_dataset
-from oncofed.data.label_mapping import match
-from oncofed.data.manifest import read_manifest
-from oncofed.errors import DataError, SpecError
+from oncofed.errors import SpecError
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.models.shared_encoder import SharedEncoder
 from oncofed.prediction.evaluation.evaluate import EvaluationRequest, evaluate
@@ -36,63 +34,11 @@ from oncofed.training import Trainer
 from trained import make_run
 
 _CPU = torch.device("cpu")
-JOB = """\
-schema: 1
-name: discs
-title: Discs and how large they are
-data: {dataset: discs, modality: microscopy, channels: [grey], patch: [32, 32]}
-targets:
-  - {name: disc, kind: mask, classes: {1: rim, 2: heart}, weight: 2}
-  - {name: radius, kind: value, unit: px, range: [2, 16]}
-  - {name: striped, kind: class, classes: ["no", "yes"], weight: 0.5}
-model: {network: unet, channels: [8, 16, 32], residual_units: 1}
-training: {steps_per_round: 120, batch_size: 8, learning_rate: 0.01, warmup_steps: 0}
-rounds: {number: 1}
-seed: 3
-"""
-
-
-def make_discs(folder: Path, count: int = 24) -> Path:
-    """Write discs of any size; every fourth has no mask, every fifth states no radius, and the last nothing at all."""
-    rng = np.random.default_rng(1)
-    for sub in ("imagesTr", "labelsTr"):
-        (folder / sub).mkdir(parents=True)
-    places = np.stack(np.meshgrid(np.arange(32), np.arange(32)))
-    entries: list[dict[str, Any]] = []
-    for number in range(count):
-        radius, striped = float(rng.uniform(3, 14)), number % 2
-        far = np.linalg.norm(places - rng.uniform(14, 18, 2)[:, None, None], axis=0)
-        mask = (far < radius).astype(np.uint8) + (far < radius / 2)
-        pixels = rng.normal(60, 8, (32, 32)) + 40 * mask
-        pixels[:, ::4] += 40 * striped
-        for sub, values in (("imagesTr", pixels.clip(0, 255)), ("labelsTr", mask)):
-            Image.fromarray(values.astype(np.uint8)).save(folder / sub / f"{number:02}.png")
-        entry: dict[str, Any] = {"image": f"imagesTr/{number:02}.png", "name": f"{number:02}"}
-        entry["targets"] = {"striped": ["no", "yes"][striped], **({"radius": radius} if number % 5 else {})}
-        entries.append(entry | ({"label": f"labelsTr/{number:02}.png"} if number % 4 else {}))
-    entries.append({"image": "imagesTr/00.png", "name": "nothing"})
-    declared = {"radius": {"kind": "value", "unit": "px"}, "striped": {"kind": "class"}}
-    labels = {"0": "background", "1": "rim", "2": "heart"}
-    text = json.dumps({"name": "discs", "labels": labels, "targets": declared, "training": entries})
-    (folder / "dataset.json").write_text(text)
-    return folder
 
 
 @pytest.fixture
 def spec(tmp_path: Path) -> JobSpec:
     return job(tmp_path)
-
-
-def job(folder: Path, *change: str) -> JobSpec:
-    text = JOB.replace(*change) if change else JOB
-    assert not change or text != JOB
-    (folder / "job.yaml").write_text(text)
-    return read_job(folder / "job.yaml")
-
-
-def cases_of(spec: JobSpec, folder: Path) -> Cases:
-    plan = spec.plan()
-    return usable_cases(folder, plan.data, plan.supervision(), plan.seed, "here").cases
 
 
 # --- network and loss
@@ -359,30 +305,3 @@ def test_a_network_of_an_unknown_encoder_is_refused(tmp_path: Path) -> None:
 def test_the_job_says_the_same_after_it_was_written_and_read(spec: JobSpec) -> None:
     written = spec.plan().model_dump(mode="json")
     assert type(spec.plan()).model_validate(written) == spec.plan()
-
-
-@pytest.mark.parametrize(
-    ("task", "message"),
-    [
-        ("{partial: true}", r"job\.yaml:10: unknown setting task\.partial: .* disc, .*\{kind: mask, partial: …\}"),
-        ("{colour: 3}", r"job\.yaml:10: unknown setting task\.colour; allowed here: type, classes, targets"),
-    ],
-)
-def test_a_wrong_setting_beside_targets_is_named(tmp_path: Path, task: str, message: str) -> None:
-    with pytest.raises(SpecError, match=message):
-        job(tmp_path, "training:", f"task: {task}\ntraining:")
-
-
-def test_the_advice_on_a_lack_is_one_that_a_job_of_targets_can_follow(spec: JobSpec, tmp_path: Path) -> None:
-    folder = make_discs(tmp_path / "set")
-    values = json.loads((folder / "dataset.json").read_text())
-    for entry in values["training"]:
-        entry["looked_for"] = ["rim"]
-    (folder / "dataset.json").write_text(json.dumps(values))
-    plan = spec.plan()
-    with pytest.raises(DataError, match="may lack classes: partial: true of the target of kind mask"):
-        usable_cases(folder, plan.data, plan.supervision(), plan.seed, "here")
-    supervision = job(tmp_path, "weight: 2}", "weight: 2, partial: true}").plan().supervision()
-    (folder / "dataset.json").write_text(json.dumps({**values, "labels": {"1": "1", "2": "2"}}))
-    problems = match(read_manifest(folder), supervision).problems
-    assert "(partial: true of the target of kind mask)" in problems[0]

@@ -277,11 +277,12 @@ def _usable(request: EvaluationRequest, cases: Sequence[Case], progress: Progres
             done += 1
             progress("checking images", done, len(cases) * len(models))
 
-    problems: dict[str, Problem] = {}
+    found: list[Problem] = []
     for model in models:
-        vocabulary = list(model.job.task.vocabulary)
-        problems |= {p.case: p for p in check_cases(cases, vocabulary, model.job.data, progress=advance)}
-    left = [case for case in cases if case.name not in problems]
+        found += check_cases(cases, list(model.job.task.vocabulary), model.job.data, progress=advance)
+    problems = {one.case: one for one in found if not one.of_mask}
+    masks = {one.case for one in found if one.of_mask}
+    left = [case.without_mask() if case.name in masks else case for case in cases if case.name not in problems]
     if request.model.job.task.whole_patients:
         columns = request.model.job.data.covariates
         left, differing = whole_patients(left, columns, request.model.job.task.vocabulary)
