@@ -108,8 +108,9 @@ class FrocSums:
         if sums["patients"] < minimum or 0 < sums["with_objects"] < minimum:
             return None
         bearers = _told(sums["with_objects"], sums["patients"], minimum)
-        coarse = {**coarse, "with_objects": bearers}
-        return {**sums, **coarse} if all(bool(coarse[kind]) == bool(sums[kind]) for kind in _KINDS) else None
+        if any(bool(coarse[kind]) != bool(sums[kind]) for kind in _KINDS):
+            return None
+        return {**sums, **coarse, "with_objects": bearers}
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
         """Return the sensitivities over all sites; None without objects."""
