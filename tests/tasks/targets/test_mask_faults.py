@@ -34,6 +34,11 @@ def test_a_wrong_setting_beside_targets_is_named(tmp_path: Path, task: str, mess
         job(tmp_path, "training:", f"task: {task}\ntraining:")
 
 
+def test_a_mistake_in_a_list_of_targets_does_not_print_them(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"job\.yaml:5: targets: two targets are called disc; give each"):
+        job(tmp_path, "name: radius", "name: disc")
+
+
 def test_the_advice_on_a_lack_is_one_that_a_job_of_targets_can_follow(spec: JobSpec, tmp_path: Path) -> None:
     folder = make_discs(tmp_path / "set")
     values = json.loads((folder / "dataset.json").read_text())
