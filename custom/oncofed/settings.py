@@ -202,7 +202,8 @@ def _explain(
         return f"{where}{line}: {setting}: found {_shortened(repr(problem['input']))}; {_how_to_write(section)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     found = problem.get("input")
-    shown = "" if isinstance(found, dict | StrictModel) else f"found {_shortened(repr(found))}; "
+    sections = found if isinstance(found, list | tuple) else [found]
+    shown = "" if any(isinstance(one, dict | StrictModel) for one in sections) else f"found {_shortened(repr(found))}; "
     return f"{where}{line}: {setting}: {shown}{message}"
 
 

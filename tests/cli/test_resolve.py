@@ -20,6 +20,7 @@ from oncofed.audit import AuditLog
 from oncofed.cli.findings import show_findings
 from oncofed.data.case_checks import Problem
 from oncofed.data.contract import Report
+from oncofed.data.quality import Finding
 from synthetic import make_site
 
 Run = Callable[..., Outcome]
@@ -98,6 +99,12 @@ def test_check_names_the_command_under_each_kind_and_it_works(run: Run, job: Pat
         "taken back copies keep-one: 10 cases" in run("data", "resolve", "balls", "--copies", "keep-one", "--undo").text
     )
     assert "open: duplicate image (checksum), 5" in run("data", "resolve", "balls").text
+
+
+def test_what_is_of_a_dataset_as_a_whole_is_counted_as_no_case(capsys: pytest.CaptureFixture[str]) -> None:
+    lacks = [f"{name}: no patient has it: nothing is learned of it here" for name in ("radius", "striped")]
+    show_findings(Report(warnings=[Finding("target", None, what, severe=False) for what in lacks]), "job", "balls")
+    assert capsys.readouterr().out.splitlines() == [f"warning: target {lacks[0]}", f"  {lacks[1]}"]
 
 
 def test_a_command_is_printed_once_for_all_that_it_settles(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from oncofed.data.spec import DataSpec
 from oncofed.errors import PolicyError
+from oncofed.prediction.evaluation import caveats
 from oncofed.prediction.evaluation.shareable import scores_record
 from oncofed.prediction.evaluation.subgroup_columns import Column
 from oncofed.prediction.evaluation.subgroups import Outcomes, by_subgroup, shareable_scores
@@ -18,7 +19,7 @@ from oncofed.privacy.evaluations import evaluation_numbers
 from oncofed.privacy.outbound import check_numbers, withhold
 from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.scores import Evaluation
-from oncofed.tasks.targets import ImageTargets, ImageTargetsSpec
+from oncofed.tasks.targets import ImageTargets, ImageTargetsSpec, MaskTargets, MaskTargetsSpec, TargetsTask
 from oncofed.tasks.targets.outcome import TargetOutcome
 
 FINDINGS = {"name": "findings", "kind": "labels", "findings": ["Effusion", "Mass", "Hernia"]}
@@ -30,6 +31,12 @@ NONE = float("nan")
 def task_of(*targets: dict[str, Any]) -> ImageTargets:
     settings = ImageTargetsSpec.model_validate({"targets": targets})
     return ImageTargets(settings, DataSpec(dataset="any", patch=(32, 32)))
+
+
+def mask_task() -> MaskTargets:
+    mask = {"type": "segmentation", "classes": {1: "rim", 2: "heart"}, "partial": True}
+    settings = MaskTargetsSpec.model_validate({"targets": [{"name": "disc", "kind": "mask", "mask": mask}, SIZE]})
+    return MaskTargets(settings, DataSpec(dataset="any", patch=(32, 32)))
 
 
 def outcomes_of(task: ImageTargets, truths: dict[str, Sequence[Sequence[float]]]) -> list[tuple[str, TargetOutcome]]:
@@ -47,7 +54,7 @@ def outcomes_of(task: ImageTargets, truths: dict[str, Sequence[Sequence[float]]]
     ]
 
 
-def sent(task: ImageTargets, outcomes: list[tuple[str, TargetOutcome]], minimum: int = 1) -> dict[str, Any]:
+def sent(task: TargetsTask, outcomes: list[tuple[str, TargetOutcome]], minimum: int = 1) -> dict[str, Any]:
     """Return what a site sends past its policy."""
     scores = task.summarise(outcomes)
     behind = {name: frozenset(patients) for name, patients in task.patients_behind(outcomes).items()}
@@ -68,7 +75,7 @@ def sent(task: ImageTargets, outcomes: list[tuple[str, TargetOutcome]], minimum:
     return numbers["evaluation"]
 
 
-def check(task: ImageTargets, numbers: dict[str, Any], most: int) -> None:
+def check(task: TargetsTask, numbers: dict[str, Any], most: int) -> None:
     metrics = metrics_that_may_leave(task.spec)
     check_numbers(numbers, task.figure_names, most=most, metrics=metrics, lowest=-1.0, targets=task.heads)
 
@@ -244,3 +251,59 @@ def test_a_subgroup_tells_no_mean_of_few_events() -> None:
     assert second.scores
     assert second.scores.mean is not None
     assert found.differences == ()
+
+
+def drawn(task: MaskTargets, *dice: tuple[float, float]) -> list[tuple[str, TargetOutcome]]:
+    """Return outcomes of masks by their Dice of rim and heart, NaN: not judged; all state their size."""
+    head = task.heads["disc"]
+    return [
+        (
+            f"p{number:02}",
+            TargetOutcome(
+                {"disc": head.encoded({"dice.rim": rim, "dice.heart": heart}), "size": np.array([5.0])},
+                {"disc": (1.0,), "size": (5.0 + number % 3,)},
+            ),
+        )
+        for number, (rim, heart) in enumerate(dice)
+    ]
+
+
+def test_the_dice_of_a_mask_that_lacks_structures_is_a_mean_over_patients() -> None:
+    task = mask_task()
+    outcomes = drawn(task, *[(0.9, NONE)] * 25, *[(NONE, 0.3)] * 5)
+    numbers = sent(task, outcomes)
+    assert (numbers["by_class"]["disc"], task.summarise(outcomes).by_class["disc"]) == pytest.approx((0.8, 0.8))
+    assert numbers["mean"] == pytest.approx(task.summarise(outcomes).mean, abs=1e-4)
+    assert {name: numbers["by_class"][f"disc.{name}"] for name in ("rim", "heart")} == {"rim": 0.9, "heart": 0.3}
+
+
+@pytest.mark.attack(
+    "the Dice of one to four patients, from a mask's own figure and those of its structures",
+    by="the site before it sends: the mask's figure stays where that of a structure does",
+    logged="nowhere: what other targets tell leaves",
+)
+@pytest.mark.parametrize(
+    ("few", "told"),
+    [
+        ([(0.9, 0.1)] * 3 + [(0.8, NONE)] * 27, {"size"}),
+        ([(0.9, 0.1)] * 27 + [(0.8, NONE)] * 3, {"disc.rim", "size"}),
+    ],
+)
+def test_a_masks_figure_is_not_told_beside_part_of_its_structures(
+    few: list[tuple[float, float]], told: set[str]
+) -> None:
+    task = mask_task()
+    outcomes = drawn(task, *few)
+    numbers = sent(task, outcomes)
+    assert set(numbers["by_class"]) == told
+    assert numbers["mean"] == numbers["by_class"]["size"]
+    names = tuple(name for name, _ in outcomes)
+    scores = shareable_scores(task, Outcomes(names, names, tuple(one for _, one in outcomes)))
+    assert "disc" not in scores.by_class
+    assert scores.mean == scores.by_class["size"]
+    everybody = Outcomes(names, names, tuple(one for _, one in outcomes))
+    record = scores_record(task, everybody, None)
+    assert record.in_mean == ["size"]
+    note = caveats.of_mean(task, task.summarise(outcomes), record)[0]
+    assert note.startswith(f"mean over targets in evaluation.json: of size alone, {record.mean:.3f}. A figure of disc")
+    assert f"{task.summarise(outcomes).mean:.3f}" not in note, "it may be handed on"

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from oncofed.data.case import Case
 from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.contract import check_dataset
+from oncofed.data.label_mapping import Supervision, match
 from oncofed.data.looked_for import alike_by, tells
+from oncofed.data.manifest import read_manifest
 from oncofed.errors import DataError
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.tasks.losses import conditional_divergence, dice_bce
@@ -235,6 +237,28 @@ def test_a_job_that_does_not_say_so_refuses_a_lack(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nobody looked for core in its mask.*task\.partial: true"):
         cases_of(spec, site(tmp_path / "set", labels, {n: ["ball"] for n in range(6)}))
     assert len(list(cases_of(spec, site(tmp_path / "full", labels, {n: ["ball", "core"] for n in range(6)})))) == 6
+
+
+@pytest.mark.parametrize(
+    ("labels", "partial", "how", "problem"),
+    [
+        ({"whole": 1}, True, "whole (1): edema, necrosis or active, not told apart", ""),
+        ({"edema": 1, "core": 2}, True, "core (2): necrosis or active, not told apart", ""),
+        ({"whole": [1, 2, 4], "core": [2, 4], "enhancing": [4]}, True, "whole + core (2) becomes necrosis (2)", ""),
+        ({"whole": 1}, False, "", "Say in the job that masks may lack regions: task.partial: true"),
+        ({"whole": [1, 2], "core": [2]}, False, "", "which do not tell active from the others"),
+        ({"edema": 1}, False, "", "no label of the dataset stands for necrosis, active"),
+    ],
+)
+def test_what_regions_do_not_tell_apart_is_said(
+    labels: dict[str, int | list[int]], partial: bool, how: str, problem: str, tmp_path: Path
+) -> None:
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **labels}, "training": []}))
+    classes = {1: "edema", 2: "necrosis", 3: "active"}
+    found = match(read_manifest(tmp_path), Supervision(classes=classes, regions=REGIONS, partial=partial))
+    assert not how or how in found.how
+    assert problem in "; ".join(found.problems)
+    assert bool(found.problems) == bool(problem)
 
 
 # --- scores

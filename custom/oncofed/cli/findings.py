@@ -116,6 +116,8 @@ def _of_kind(items: list[tuple[str, str]]) -> list[str]:
 
     if len(items) == 1:
         return [f"{items[0][0]}: {items[0][1]}" if items[0][0] else items[0][1]]
+    if not any(case for case, _ in items):  # they are of the dataset as a whole
+        return [items[0][1], *(f"  {what}" for _, what in items[1:])]
     return [f"{len(items):,} cases", *(f"  {line}" for line in examples(items))]
 
 

@@ -45,7 +45,8 @@ class Case:
         features: file with a slide's features; its entry says what they are.
         folder: of the registered dataset, where prepared cases may be kept; None where nobody has registered it.
         targets: of a job that learns targets, name -> numbers; NaN: unknown.
-        target_fault: why its targets, or what was looked for in its mask, cannot be used; empty where they can.
+        target_fault: why its targets, or a mask that lacks what the job learns, cannot be used; empty where they can.
+        mask_fault: why nobody knows what was looked for in its mask; empty where it is known.
         alike: for each of the job's label values, the least that the mask does not tell it from; None: all are told.
         boxes: of a job that looks for objects, those that the dataset states; None: its mask shows them.
         may_be_empty: a mask without any object is fine.
@@ -69,12 +70,22 @@ class Case:
     folder: Path | None = field(default=None, compare=False, repr=False)
     targets: Mapping[str, Encoded] = field(default_factory=dict, compare=False, repr=False)
     target_fault: str = field(default="", compare=False, repr=False)
+    mask_fault: str = field(default="", compare=False, repr=False)
     alike: tuple[int, ...] | None = None
     boxes: tuple[boxes.Box, ...] | None = field(default=None, compare=False, repr=False)
     may_be_empty: bool = False
     parts: tuple[Case, ...] = ()
     label_names: tuple[tuple[int, str], ...] = field(default=(), compare=False, repr=False)
     slide_colours: tuple[str, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether any of its targets is known."""
+        return any(map(is_known, self.targets.values()))
+
+    def without_mask(self) -> Case:
+        """Return the case with its targets alone."""
+        return replace(self, label=0, alike=None)
 
     @property
     def slides(self) -> tuple[Case, ...]:
@@ -276,7 +287,7 @@ def _with_looked_for(
     try:
         told = alike(manifest, entry, wanted, vocabulary)
     except DataError as error:
-        return replace(case, target_fault=str(error))
+        return replace(case, mask_fault=str(error))
     if told is None:
         return case
     missing = ", ".join(name for name, values in wanted.structures.items() if not tells(told, values))
@@ -287,7 +298,7 @@ def _with_looked_for(
             else replace(
                 case,
                 target_fault=f"nobody looked for {missing} in its mask, and the job takes what is not drawn for "
-                "background. Say in the job that masks may lack classes: task.partial: true",
+                f"background. Say in the job that masks may lack classes: {wanted.partial_setting}",
             )
         )
     if not any(told):

@@ -51,6 +51,11 @@ class Cases:
             *(tuple(c for c in part if c.name not in names) for part in (self.train, self.validation, self.test))
         )
 
+    def without_masks(self, names: set[str]) -> Cases:
+        """Return the cases, those named without their masks."""
+        parts = (self.train, self.validation, self.test)
+        return Cases(*(tuple(c.without_mask() if c.name in names else c for c in part) for part in parts))
+
     def with_slides_colours(self, facts: Mapping[Case, Entry]) -> Cases:
         """Return cases that know the colours of their whole slide.
 
@@ -149,11 +154,11 @@ def usable_cases(
 
     known: dict[Case, Entry] = {}
     problems = check_cases(cases, list(wanted.classes), data, progress=advance, known=known)
-    usable = cases.without({problem.case for problem in problems})
+    usable = used_cases(cases, problems)
     if wanted.whole_patients:
         usable, differing = by_patient(usable, data, wanted)
         problems += differing
-    set_aside = [*map(_from_quarantine, manifest.quarantine), *problems]
+    set_aside = [*map(_from_quarantine, manifest.quarantine), *(found for found in problems if not found.of_mask)]
     everything = total + len(manifest.quarantine)
     if set_aside and len(set_aside) > data.max_bad_share * everything:
         listed = "\n  ".join(finding_lines((problem.case, problem.what) for problem in set_aside))
@@ -173,6 +178,12 @@ def usable_cases(
     if data.stain.columns:
         usable = usable.with_slides_colours(known)
     return Usable(usable, set_aside, known)
+
+
+def used_cases(cases: Cases, problems: Sequence[Problem]) -> Cases:
+    """Return the cases less those with a problem; where it is the mask's beside targets, without the mask."""
+    whole = {found.case for found in problems if not found.of_mask}
+    return cases.without(whole).without_masks({found.case for found in problems if found.of_mask})
 
 
 def read_cases(

@@ -10,7 +10,7 @@ from typing import Any
 
 from oncofed.data import case_facts
 from oncofed.data.case_checks import Problem, check_cases
-from oncofed.data.cases import by_patient, read_cases
+from oncofed.data.cases import by_patient, read_cases, used_cases
 from oncofed.data.contract_rows import (
     BELOW,
     Row,
@@ -182,8 +182,10 @@ def _deal(report: Report, folder: Path, data: DataSpec, wanted: Supervision, see
     """Report usable cases and their split, where labels fit."""
     try:
         cases = read_cases(folder, data.split, seed, wanted, data.splits)
-        report.set_aside += check_cases(cases, list(wanted.classes), data)
-        usable = cases.without({p.case for p in report.set_aside})
+        problems = check_cases(cases, list(wanted.classes), data)
+        usable = used_cases(cases, [*report.set_aside, *problems])
+        report.set_aside += [found for found in problems if not found.of_mask]
+        report.warnings += [Finding("mask left out", p.case, p.what, severe=False) for p in problems if p.of_mask]
         if wanted.whole_patients:
             usable, differing = by_patient(usable, data, wanted)
             report.set_aside += differing

@@ -15,7 +15,7 @@ from oncofed.data.targets import Target, declared_target, stated_value
 # its objects.
 LabelKind = Literal["mask", "class", "targets", "boxes"]
 _UNNAMED = (
-    "its labels have no names, and sites of this job may lack some of {} (task.partial): nothing tells which this one "
+    "its labels have no names, and sites of this job may lack some of {} ({}): nothing tells which this one "
     'has. Name them in dataset.json ("labels"), or register the folder again with --labels VALUE=NAME'
 )
 
@@ -84,6 +84,11 @@ class Supervision:
         return self.reads_masks and isinstance(entry.label, str)
 
     @property
+    def partial_setting(self) -> str:
+        """Where a job says that masks may lack classes."""
+        return "partial: true of the target of kind mask" if self.kind == "targets" else "task.partial: true"
+
+    @property
     def in_words(self) -> str:
         """What an entry must state."""
         words = {"mask": "a mask as label", "class": "the number of a class as label", "boxes": "boxes or a mask"}
@@ -137,7 +142,9 @@ def match_labels(manifest: Manifest, wanted: Supervision) -> Vocabulary:
     names = _label_names(manifest)
     if not manifest.label_map and all(_is_unnamed(value, name) for value, name in names.items()):
         if partial:
-            return Vocabulary(instances=instances, problems=[_UNNAMED.format(", ".join(classes.values()))])
+            return Vocabulary(
+                instances=instances, problems=[_UNNAMED.format(", ".join(classes.values()), wanted.partial_setting)]
+            )
         return _by_value(names, classes, instances)
     # What is not of a region that nobody looked for is as good a match as what is.
     regions = named_regions(manifest, wanted.regions) if partial else wanted.regions
@@ -156,6 +163,11 @@ def match_labels(manifest: Manifest, wanted: Supervision) -> Vocabulary:
     if missing and partial and (alike is None or any(alike)):
         unknown_ones = [name for name, of in wanted.structures.items() if not tells(alike, of)]
         how += [f"nobody looked for {', '.join(unknown_ones)} here, which stays unknown"] if unknown_ones else []
+    elif missing and not problems and (drawn := named_regions(manifest, wanted.regions)):
+        problems.append(
+            f"it names the regions {', '.join(drawn)}, which do not tell {', '.join(missing)} from the others. Say in "
+            f"the job that masks may lack regions: {wanted.partial_setting}"
+        )
     elif missing and not problems:
         problems.append(
             f"no label of the dataset stands for {', '.join(missing)}; say which one does in dataset.json: "
@@ -234,7 +246,9 @@ def _by_name(
     """
     wanted = {name_key(name): value for value, name in classes.items()}
     mapping = {name_key(name): target for name, target in manifest.label_map.items()}
-    of_regions = {_region_key(name for name, of in regions.items() if value in of): value for value in classes}
+    of_regions: dict[frozenset[str], list[int]] = {}
+    for value in classes:
+        of_regions.setdefault(_region_key(name for name, of in regions.items() if value in of), []).append(value)
     values: dict[int, int | None] = {}
     problems, how = [], []
     for value, name in sorted(names.items()):
@@ -246,9 +260,10 @@ def _by_name(
             found = values[value] = wanted[name_key(target)]
             if found != value or name_key(target) != name_key(name):
                 how.append(f"{name} ({value}) becomes {classes[found]} ({found})")
-        elif found_value := of_regions.get(_region_key(target.split(OVERLAP))):
-            values[value] = found_value
-            how.append(f"{name} ({value}) becomes {classes[found_value]} ({found_value})")
+        elif among := of_regions.get(_region_key(target.split(OVERLAP))):
+            values[value] = among[-1]
+            one = f"{name} ({value}) becomes {classes[among[-1]]} ({among[-1]})"
+            how.append(f"{name} ({value}): {_any_of(among, classes)}, not told apart" if among[1:] else one)
         elif ignored := _ignore_hint(name, value, classes, noun):
             problems.append(ignored)
         elif overlapping := _overlap_hint(name, value):
@@ -287,6 +302,11 @@ def _ignore_hint(name: str, value: int, classes: Mapping[int, str], noun: str) -
 def _label_names(manifest: Manifest) -> dict[int, str]:
     """Return the names of a dataset's label values, without background."""
     return {int(float(value)): name for value, name in manifest.labels.items() if int(float(value)) != 0}
+
+
+def _any_of(values: Sequence[int], classes: Mapping[int, str]) -> str:
+    *first, last = (classes[value] for value in values)
+    return f"{', '.join(first)} or {last}"
 
 
 def _region_key(names: Iterable[str]) -> frozenset[str]:

@@ -20,7 +20,7 @@ from oncofed.data.composition import compose, hashed_key, region_values
 from oncofed.data.dicom.indexing import index_folder
 from oncofed.data.dicom.matching import PlacedLabel, match_labels
 from oncofed.data.dicom.series import DicomIndex
-from oncofed.data.dicom.study_dates import with_study_days
+from oncofed.data.dicom.study_dates import placeholder_remarks, with_study_days
 from oncofed.data.dicom.whole_slides import whole_slides
 from oncofed.data.feature_work import FeatureWork
 from oncofed.data.features.survey import Agreed
@@ -109,6 +109,7 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
         if not work and not layout.bad and not dicom.broken:
             raise DataError(_nothing_found(options.source, files, layout, {**dicom.left_out, **found.left_out}))
         results = with_study_days(list(_read_all(work, index, progress, workers)), dicom.headers)
+    layout.remarks += placeholder_remarks(dicom.headers)
     manifest = compose(options, task, layout, dicom, table.classes, results, salt, before)
     other = read_manifest(options.patients_of) if options.patients_of else None
     manifest = manifest.model_copy(update={"told_apart": told_apart(manifest.entries, before, other)})

@@ -22,6 +22,7 @@ from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.differences import Difference
 from oncofed.tasks.encoder import EncoderSpec, feature_count
 from oncofed.tasks.over_sites import PooledTest
+from oncofed.tasks.parts import NO_PARTS, Parts, comparable_means
 from oncofed.tasks.targets import details_of
 from oncofed.training.plan import REFERENCES
 
@@ -116,15 +117,22 @@ def note_preparation(result: Result, state: RunProgress, spec: JobSpec) -> None:
 
 
 def note_scores(
-    result: Result, state: RunProgress, scores: Scores | None = None, skipped: Mapping[str, int] | None = None
+    result: Result,
+    state: RunProgress,
+    scores: Scores | None = None,
+    skipped: Mapping[str, int] | None = None,
+    parts: Parts = NO_PARTS,
 ) -> None:
     """Copy test scores of the best model and baselines.
+
+    A site's means are over the targets that all of its models have a figure of.
 
     Args:
         result: to write to.
         state: of a run that finished.
         scores: of the baselines, where they were trained.
         skipped: numbers of cases set aside, by site.
+        parts: of the metric, in a job with targets.
     """
     assert state.finished is not None
     scores, skipped = scores or {}, skipped or {}
@@ -138,14 +146,23 @@ def note_scores(
         by_class = {"federated": federated["by_class"], **{name: e.by_class for name, e in compared.items()}}
         more = {"federated": federated.get("more", {}), **{name: e.extra_metrics for name, e in compared.items()}}
         intervals = {"federated": federated.get("interval"), **{n: e.interval for n, e in compared.items()}}
+        own = (state.finished.personal or {}).get(site, {})
+        means = {"federated": federated["mean"], **{model: evaluation.mean for model, evaluation in compared.items()}}
+        means["personal"] = own.get("mean")
+        in_mean = None
+        if parts:
+            shown = {**by_class, **({"personal": own.get("by_class", {})} if own else {})}
+            alike = comparable_means(parts, shown)
+            in_mean, means = alike.targets, {name: alike.means.get(name) for name in means}
+            # Draws have the parts that are left out, too.
+            intervals = {name: ends for name, ends in intervals.items() if name in alike.whole}
         result.sites[site] = SiteResult(
             train_cases=cases["train"],
             validation_cases=cases["validation"],
             test_cases=cases["test"],
             skipped_cases=skipped.get(site, 0),
-            federated=federated["mean"],
-            **{model: evaluation.mean for model, evaluation in compared.items()},
-            personal=(state.finished.personal or {}).get(site, {}).get("mean"),
+            **means,
+            in_mean=in_mean,
             by_class=by_class,
             more=more,
             interval={name: interval for name, interval in intervals.items() if interval},
@@ -157,7 +174,7 @@ def note_scores(
         result, pooled=state.finished.pooled, paired=state.finished.paired, calibration=state.finished.calibration
     )
     known = {site: r.federated for site, r in result.sites.items() if r.federated is not None}
-    if known:
+    if known and result.is_of_same_targets:
         worst = min(known, key=lambda site: known[site])
         spread = statistics.pstdev(known.values())
         result.fairness = Fairness(worst_site=worst, worst=known[worst], spread=spread)

@@ -111,7 +111,7 @@ def _write(spec: JobSpec, events: list[Event], folder: Path) -> Result:
         result.status = "completed"
         note_rounds(result, state, spec)
         note_preparation(result, state, spec)
-        note_scores(result, state)
+        note_scores(result, state, parts=spec.plan().build_task().parts)
         values = spec.model_dump(mode="json", by_alias=True)
         bundle = spec.plan().write_bundle(model.parent, spec.title, load_file(model), values)
         complete_bundle(bundle, [model.parent, folder])

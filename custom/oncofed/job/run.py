@@ -203,7 +203,7 @@ class Run:
             note_preparation(result, state, self.spec)
             scores = self._collect(pool)
         result.timing.baselines_s = time.monotonic() - ended
-        note_scores(result, state, scores, self._skipped)
+        note_scores(result, state, scores, self._skipped, self.spec.plan().build_task().parts)
         self._test_attention(result)
         self._note_patients(result)
         values = self.spec.model_dump(mode="json", by_alias=True)

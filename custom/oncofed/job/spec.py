@@ -323,7 +323,7 @@ def _load_code(values: dict[str, Any], file: Path) -> None:
 
 
 def _validate(kind: type[Spec], values: dict[str, Any], where: str, lines: Lines) -> Spec:
-    return validated(kind, values, where, lines, "job", partial(_placed, values), _explained)
+    return validated(kind, values, where, lines, "job", partial(_placed, values), partial(_explained, values))
 
 
 def _placed(
@@ -336,13 +336,30 @@ def _placed(
     if loc[:2] == ("task", "targets") and "targets" in values:
         # A mask's own settings stand beside its name; see ``task_of_targets``.
         return kind, (*loc[1:3], *(loc[4:] if loc[3:4] == ("mask",) else loc[3:]))
-    if loc[:1] == ("task",) and loc[1:2] and "task" in values:
-        return task_class(values["task"]["type"]).Settings, loc
+    if loc[:1] == ("task",) and loc[1:2]:
+        return task_class(_task_section(values)["type"]).Settings, loc
     if loc[:1] == ("strategy",) and loc[1:2]:
         strategy = values["strategy"]
         return algorithm_class(strategy if isinstance(strategy, str) else strategy["name"]).Settings, loc
     return kind, loc
 
 
-def _explained(problem: Any, loc: tuple[str, ...]) -> str | None:
-    return f"{'.'.join(loc)}: {problem['msg']}" if problem["type"] == "unknown_plugin" else None
+def _task_section(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section ``task``, as the job has it or as its targets make it."""
+    task = values.get("task")
+    return task_of_targets(values["targets"], task, values.get("model")) if "targets" in values else dict(task or {})
+
+
+def _explained(values: Mapping[str, Any], problem: Any, loc: tuple[str, ...]) -> str | None:
+    """Return a better message for a problem, or None."""
+    if problem["type"] == "unknown_plugin":
+        return f"{'.'.join(loc)}: {problem['msg']}"
+    if problem["type"] != "extra_forbidden" or loc[:1] != ("task",) or "targets" not in values:
+        return None
+    masks = [target for target in _task_section(values)["targets"] if "mask" in target]
+    if masks and loc[1] in task_class(masks[0]["mask"]["type"]).Settings.model_fields:
+        return (
+            f"unknown setting {'.'.join(loc)}: it is one of the mask {masks[0].get('name')}, which stands beside other "
+            f"targets. Say it there, under targets: {{kind: mask, {loc[1]}: …}}"
+        )
+    return None

@@ -299,7 +299,7 @@ def _labels(
 
 def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, str]:
     """Return a case with its facts, and any problem."""
-    bare = replace(source.case, label=0, targets={}, target_fault="")
+    bare = replace(source.case, label=0, targets={}, target_fault="", mask_fault="")
     try:
         try:
             entry, labelled = known_facts(source.case), source.labelled
@@ -340,7 +340,7 @@ def _is_usable(case: Case, entry: Entry, requirements: _JobRequirements) -> bool
     """Return whether the job can use the case's label."""
     if requirements.label_kind in ("mask", "boxes"):
         drawn = isinstance(entry.label, str) and not label_faults(case, entry, list(requirements.job.task.vocabulary))
-        return drawn and not case.target_fault
+        return drawn and not (case.target_fault or case.mask_fault)
     if requirements.label_kind == "targets":
         classes = list(requirements.supervision.classes)
         return bool(case.targets) and not (case.target_fault or (classes and label_faults(case, entry, classes)))

@@ -20,7 +20,7 @@ from oncofed.privacy.pooled import SUMS, is_paired, is_pooled, is_temperature_su
 from oncofed.privacy.tiles import are_tiles
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.metrics import Metric
-from oncofed.tasks.parts import Parts
+from oncofed.tasks.parts import Part, Parts
 from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 
 Check = Callable[[Any], bool]
@@ -186,7 +186,7 @@ def is_profile(value: Any, bins: Mapping[str, int], cases: Any = _MOST_CASES) ->
 
 
 def _parts(targets: Mapping[str, TargetSums]) -> Parts:
-    return {name: target.members for name, target in targets.items() if target.makes_mean}
+    return {name: Part(target.members, target.has_own_figure) for name, target in targets.items() if target.makes_mean}
 
 
 def _differ_by_enough(counts: set[int]) -> bool:

@@ -291,7 +291,7 @@ def _quantitative(result: Result, evaluation: EvaluationRecord | None) -> Quanti
         )
     known = {name: site.value for name, site in sites.items() if site.value is not None}
     fairness = None
-    if len(known) > 1:
+    if len(known) > 1 and result.is_of_same_targets:
         worst = min(known, key=lambda name: known[name])
         fairness = Fairness(worst_site=worst, worst=known[worst], spread=statistics.pstdev(known.values()))
     return Quantitative(

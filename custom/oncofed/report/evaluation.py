@@ -27,6 +27,7 @@ class ScoresRecord(_Part):
     patients: int | None = Field(None, description="null: fewer than five")
     cases: int | None = None
     mean: float | None = Field(None, description="the metric; null where the cases cannot tell it, or are too few")
+    in_mean: list[str] | None = Field(None, description="targets whose figures the mean is of; null: no named targets")
     interval: Interval | None = Field(None, description="of the metric, 95 %, bootstrap over patients")
     by_class: dict[str, float] = {}
     more: dict[str, float] = Field({}, description="further figures by name")

@@ -19,7 +19,15 @@ def remarks(result: Result) -> list[str]:
     """
     if result.best_round is None:
         return []
-    parts = (_silent_sites, _few_patients, _no_classes, _no_groups, _attention, _noise_of_others)
+    parts = (
+        _silent_sites,
+        _fewer_targets,
+        _few_patients,
+        _no_classes,
+        _no_groups,
+        _attention,
+        _noise_of_others,
+    )
     return [sentence for part in parts for sentence in part(result)]
 
 
@@ -62,6 +70,21 @@ def _silent_sites(result: Result) -> Iterator[str]:
             f"{models[0].upper()}{models[1:]}: computed on this machine, which holds the patients, so they are shown "
             f"for {_FEWEST}, too. None of it left a site."
         )
+
+
+def _fewer_targets(result: Result) -> Iterator[str]:
+    said = {name: site.in_mean for name, site in result.sites.items() if site.in_mean is not None}
+    fewer = {name: of for name, of in said.items() if set(of) != set(result.targets)}
+    if not fewer:
+        return
+    means = "; ".join(f"at {name} over {_listed(of) if of else 'none'}" for name, of in sorted(fewer.items()))
+    sentence = (
+        f"{result.metric_name[0].upper()}{result.metric_name[1:]}: {means}. The others have no figure there that every "
+        f"model here has: of {_FEWEST} none leaves a site, nor where few lack a target."
+    )
+    if not result.is_of_same_targets:
+        sentence += " Sites of other targets do not compare with each other: a worst one is not named."
+    yield sentence
 
 
 def _few_patients(result: Result) -> Iterator[str]:

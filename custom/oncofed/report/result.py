@@ -58,6 +58,9 @@ class SiteResult(_Part):
     mean_pooling: float | None = Field(None, description="of the mean of a slide's tiles, of all sites' patients")
     max_pooling: float | None = Field(None, description="of the greatest of each feature over its tiles, likewise")
     personal: float | None = Field(None, description="of the site's own model, where the strategy trains one (Ditto)")
+    in_mean: list[str] | None = Field(
+        None, description="targets whose figures each mean here is of, those that all models have; null: no targets"
+    )
     by_class: dict[str, dict[str, float]] = Field(
         default_factory=dict, description="model -> class -> mean over test patients"
     )
@@ -173,6 +176,11 @@ class Result(_Part):
         """
         known = self.mean.known
         return [name for name in Means.model_fields if name in known or (name == "federated" and self.sites)]
+
+    @property
+    def is_of_same_targets(self) -> bool:
+        """Whether the federated scores of all sites are means over the same targets, and can be compared."""
+        return len({tuple(site.in_mean or ()) for site in self.sites.values() if site.federated is not None}) < 2
 
     @property
     def preparation(self) -> list[tuple[str, str]]:

@@ -54,7 +54,12 @@ def difference(facts: Mapping[str, Any], common: str | None, unknown_allowed: bo
     found = facts.get(ENCODER)
     if ENCODER not in facts or found == common or (unknown_allowed and not (found and common)):
         return ""
-    to_do = _TO_DO if found and common else _TO_SAY
+    if found and not common:
+        return (
+            f"its features are of weights {_shown(found)} of the encoder, and no other site knows which its own are of "
+            f"(nothing is wrong here): the others say it, or the job lets them take part. {_TO_SAY}"
+        )
+    to_do = _TO_DO if found else _TO_SAY
     return f"its features are of weights {_shown(found)} of the encoder, the others' of {_shown(common)}. {to_do}"
 
 

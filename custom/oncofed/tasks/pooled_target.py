@@ -94,6 +94,10 @@ class TargetSums(Protocol):
     def makes_mean(self) -> bool:
         """Whether the job's metric is a mean of its figure and other targets'."""
 
+    @property
+    def has_own_figure(self) -> bool:
+        """Whether its figure is made patient by patient; else it is the mean of its members'."""
+
     def is_site_sums(self, value: Any, most: int) -> bool:
         """Return whether a value has the form of the target's sums.
 

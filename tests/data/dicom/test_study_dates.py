@@ -54,6 +54,13 @@ def test_one_date_for_all_tells_no_order(tmp_path: Path) -> None:
     assert days(register(RegisterOptions(source, "ct", tmp_path / "set"))) == [None, None]
 
 
+def test_a_placeholder_is_no_date_and_is_said(tmp_path: Path) -> None:
+    source = studies(tmp_path / "in", "20200105", "19000101", "20200101", "18000101", "19700101")
+    manifest = register(RegisterOptions(source, "ct", tmp_path / "set"))
+    assert days(manifest) == ["18266", None, "18262", None, "0"]
+    assert any("2 studies are dated before 1970" in remark for remark in manifest.remarks)
+
+
 @pytest.mark.parametrize(("written", "kept"), [("2021.03.10", "2021.03.10"), ("Canary^Name", ""), ("", "")])
 def test_a_damaged_date_is_none(tmp_path: Path, written: str, kept: str) -> None:
     (file, *_) = make_series(tmp_path, change=lambda _, dataset: setattr(dataset, "StudyDate", written))

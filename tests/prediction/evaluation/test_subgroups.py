@@ -76,7 +76,7 @@ def test_small_groups_are_withheld_with_groups_that_reveal_them() -> None:
         "fewer than 5 patients",
     ]
     assert found.differences == ()
-    record = subgroups_record(found)
+    record = subgroups_record(TASK, found)
     assert ([group.name for group in record.groups], record.withheld_groups) == (["g0"], 2)
     assert "g2" not in record.model_dump_json()
 
@@ -104,7 +104,7 @@ def test_absent_classes_and_unreported_metrics_are_left_out() -> None:
     assert found.differences == ()
     record = scores_record(TASK, outcomes, None)
     assert (record.patients, record.mean, record.by_class) == (12, None, {})
-    assert subgroups_record(found).groups[0].mean is None
+    assert subgroups_record(TASK, found).groups[0].mean is None
 
 
 def test_patients_without_a_figure_provide_no_cover() -> None:
@@ -155,7 +155,7 @@ def test_one_patient_cannot_be_derived_from_two_columns() -> None:
     assert sorted(group.patients for group in told) == [11, 13]  # 12 and 11 would leave one
     hidden = [group for column in found for group in column.groups if not group.scores]
     assert {group.reason for group in hidden} == {"it would give others away"}
-    assert subgroups_record(found[0]).withheld_groups == 2
+    assert subgroups_record(TASK, found[0]).withheld_groups == 2
 
 
 def test_a_patient_with_one_more_image_in_a_group_cannot_be_derived() -> None:

@@ -209,6 +209,20 @@ def test_a_site_that_wants_more_patients_behind_a_number_sends_it_coarser() -> N
     assert "pooled" not in numbers
 
 
+@pytest.mark.parametrize(("bearers", "told"), [(33, 30), (30, 30), (29, 29)])
+def test_a_stricter_policy_is_for_those_without_objects_as_well(bearers: int, told: int) -> None:
+    rng = np.random.default_rng(1)
+    hit = np.array([True, False])
+    cases = [(f"p{n}", Matched(rng.uniform(size=2), hit & (n < bearers), int(n < bearers))) for n in range(40)]
+    sums = froc_sums(cases)
+    assert sums
+    assert sums["with_objects"] == bearers
+    coarser = sums_over().withhold(sums, 10)
+    assert coarser
+    assert coarser["with_objects"] == told
+    assert sums_over().is_site_sums(coarser, 40)
+
+
 @pytest.fixture
 def task() -> Detection:
     return Detection(SPEC, DataSpec(dataset="x", modality="ct", patch=(16, 16, 16), spacing=(1.0, 1.0, 1.0)))

@@ -13,6 +13,9 @@ from oncofed.data.case_results import CaseFound, CaseResult
 from oncofed.data.dicom.header_types import ImageHeader, SlideHeader
 from oncofed.data.target_columns.dates import DAYS
 
+# Of earlier studies there is hardly a DICOM file: their dates are placeholders, such as 19000101.
+_FIRST_YEAR = 1970
+
 
 def with_study_days(
     results: Sequence[CaseResult], headers: Iterable[ImageHeader | SlideHeader]
@@ -28,7 +31,11 @@ def with_study_days(
     """
     if any(isinstance(result, CaseFound) and DAYS in result.entry.tags for result in results):
         return results
-    days = {header.study: day for header in headers if header.study and (day := _day(header.study_date))}
+    days = {
+        header.study: day
+        for header in headers
+        if header.study and (day := _day(header.study_date)) and day.year >= _FIRST_YEAR
+    }
     if len(set(days.values())) < 2:
         return results
     first = min(days.values())
@@ -38,6 +45,17 @@ def with_study_days(
         else result
         for result in results
     ]
+
+
+def placeholder_remarks(headers: Iterable[ImageHeader | SlideHeader]) -> list[str]:
+    """Return how many studies have a date that cannot be theirs, if any, for people."""
+    days = {header.study: day for header in headers if header.study and (day := _day(header.study_date))}
+    count = sum(day.year < _FIRST_YEAR for day in days.values())
+    if not count:
+        return []
+    studies = "1 study is" if count == 1 else f"{count} studies are"
+    what = f"{studies} dated before {_FIRST_YEAR}, as anonymisers write it: such a date counts as none"
+    return [f"{what}. A table with a column of dates, or of days, tells the order (--table)"]
 
 
 def _with_tag(result: CaseFound, day: str) -> CaseFound:

@@ -10,7 +10,9 @@ from oncofed.data.grouping import counted
 from oncofed.job.spec import JobSpec
 from oncofed.prediction.evaluation.subgroups import Subgroups
 from oncofed.prediction.model import TrainedModel
+from oncofed.report.evaluation import ScoresRecord
 from oncofed.suppression import LEAST_PATIENTS
+from oncofed.tasks import Scores, Task
 from oncofed.tasks.comparison import Comparison
 from oncofed.tasks.deletion import why_left_out
 
@@ -66,6 +68,24 @@ def of_training(
         return [f"{known}; a site with this dataset would have trained on {learned} of {everyone}: if one did, {_NEW}"]
     advice = "Where nobody trained on it, all of its cases may be scored: --split all"
     return [f"{known}: these are the patients whom the job would hold out of it. {advice}"]
+
+
+def of_mean(task: Task[Any], here: Scores, told: ScoresRecord) -> list[str]:
+    """Return a note where the mean that may be handed on is of fewer targets than the one that is shown here.
+
+    Args:
+        task: of the model.
+        here: scores over all cases, for the site.
+        told: what may be handed on of them.
+    """
+    left_out = [name for name in task.parts if name in here.by_class and name not in (told.in_mean or ())]
+    if not left_out or told.patients is None:
+        return []
+    mean = f"of {', '.join(told.in_mean)} alone, {told.mean:.3f}" if told.in_mean and told.mean is not None else "none"
+    # The mean of all stays out of this sentence, which may be handed on.
+    held = f"A figure of {', '.join(left_out)} would tell of fewer than {LEAST_PATIENTS} patients and stays at the site"
+    shown = "with it the mean of all that this page and the terminal show"
+    return [f"{task.metric_name} in evaluation.json: {mean}. {held}, and {shown}"]
 
 
 def of_withheld(subgroups: Sequence[Subgroups]) -> list[str]:

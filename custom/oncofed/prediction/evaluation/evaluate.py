@@ -153,7 +153,9 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
         subgroups = [one for one in subgroups if len(one.groups) > 1]
     comparison = _compare(request, cases, outcomes, device, progress)
     attention = deletion(task, network, cases, device, model.job.seed)
+    told = scores_record(task, outcomes, scored.interval, intervals)
     remarks = [
+        *caveats.of_mean(task, scored, told),
         *caveats.of_calibration(model),
         *caveats.of_training(model.provenance, digest, lists, cases),
         *([f"{counted(unmatched, 'row')} of the table are of no case that was scored"] if unmatched else []),
@@ -178,8 +180,8 @@ def evaluate(request: EvaluationRequest, device: torch.device, progress: Progres
         metric_name=task.metric_name,
         temperature=model.temperature if task.label_kind == "class" else None,
         set_aside=len(aside),
-        scores=scores_record(task, outcomes, scored.interval, intervals),
-        subgroups=[subgroups_record(one) for one in subgroups],
+        scores=told,
+        subgroups=[subgroups_record(task, one) for one in subgroups],
         comparison=comparison_record(comparison, request.against.digest) if comparison and request.against else None,
         attention=attention,
         remarks=remarks,
@@ -275,11 +277,12 @@ def _usable(request: EvaluationRequest, cases: Sequence[Case], progress: Progres
             done += 1
             progress("checking images", done, len(cases) * len(models))
 
-    problems: dict[str, Problem] = {}
+    found: list[Problem] = []
     for model in models:
-        vocabulary = list(model.job.task.vocabulary)
-        problems |= {p.case: p for p in check_cases(cases, vocabulary, model.job.data, progress=advance)}
-    left = [case for case in cases if case.name not in problems]
+        found += check_cases(cases, list(model.job.task.vocabulary), model.job.data, progress=advance)
+    problems = {one.case: one for one in found if not one.of_mask}
+    masks = {one.case for one in found if one.of_mask}
+    left = [case.without_mask() if case.name in masks else case for case in cases if case.name not in problems]
     if request.model.job.task.whole_patients:
         columns = request.model.job.data.covariates
         left, differing = whole_patients(left, columns, request.model.job.task.vocabulary)

@@ -37,16 +37,16 @@ def scores_record(
     scores = shareable_scores(task, outcomes)
     told = {name: ends for name, ends in intervals.items() if name in scores.by_class}
     own = shareable_interval(task, outcomes, interval)
-    return ScoresRecord(patients=patients, cases=len(outcomes), intervals=told, **_figures(scores, own))
+    return ScoresRecord(patients=patients, cases=len(outcomes), intervals=told, **_figures(task, scores, own))
 
 
-def subgroups_record(found: Subgroups) -> SubgroupsRecord:
+def subgroups_record(task: Task[Any], found: Subgroups) -> SubgroupsRecord:
     """Return a column's groups; withheld ones only as a count.
 
     Their names might name a patient.
     """
     groups = [
-        GroupRecord(name=g.name, patients=g.patients, cases=g.cases, **_figures(g.scores, g.interval))
+        GroupRecord(name=g.name, patients=g.patients, cases=g.cases, **_figures(task, g.scores, g.interval))
         for g in found.groups
         if g.scores
     ]
@@ -74,6 +74,8 @@ def comparison_record(found: Comparison, other: str) -> ComparisonRecord:
     )
 
 
-def _figures(scores: Scores, interval: tuple[float, float] | None) -> dict[str, Any]:
+def _figures(task: Task[Any], scores: Scores, interval: tuple[float, float] | None) -> dict[str, Any]:
     more = {name: value for name, value in scores.extra_metrics.items() if not math.isnan(value)}
-    return {"mean": scores.mean, "interval": interval, "by_class": scores.by_class, "more": more}
+    in_mean = [target for target in task.parts if target in scores.by_class] if task.parts else None
+    found = {"mean": scores.mean, "in_mean": in_mean, "interval": interval}
+    return {**found, "by_class": scores.by_class, "more": more}

@@ -163,7 +163,13 @@ def _without(task: Task[Any], own: Sequence[tuple[str, Any]], names: set[str]) -
     A mean over targets is made of those that are left, each of enough patients.
     """
     whole = task.summarise(own)
-    scores = without_classes(whole, names)
+    # A target's own figure has all of its members.
+    mixed = {
+        name
+        for name, part in task.parts.items()
+        if part.has_own_figure and names & {f"{name}.{member}" for member in part.members}
+    }
+    scores = without_classes(whole, names | mixed)
     if not task.parts:
         return scores, True
     behind = {name: len(patients) for name, patients in task.patients_behind(own).items()}

@@ -84,6 +84,7 @@ class FrocSums:
     members: tuple[str, ...] = ()
     tempered: tuple[str, ...] = ()
     makes_mean: bool = False
+    has_own_figure: bool = False
 
     def is_site_sums(self, value: Any, most: int) -> bool:
         """Return whether a value has the form of ``froc_sums``."""
@@ -106,7 +107,10 @@ class FrocSums:
         coarse = {kind: _coarser(sums[kind], minimum) for kind in _KINDS}
         if sums["patients"] < minimum or 0 < sums["with_objects"] < minimum:
             return None
-        return {**sums, **coarse} if all(bool(coarse[kind]) == bool(sums[kind]) for kind in _KINDS) else None
+        bearers = _told(sums["with_objects"], sums["patients"], minimum)
+        if any(bool(coarse[kind]) != bool(sums[kind]) for kind in _KINDS):
+            return None
+        return {**sums, **coarse, "with_objects": bearers}
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
         """Return the sensitivities over all sites; None without objects."""
@@ -273,9 +277,9 @@ def _merged(one: Sequence[Any], lower: Sequence[Any]) -> list[Any]:
     return [lower[0], one[1] + lower[1], *sums, max(one[4], lower[4])]
 
 
-def _told(patients: int, everybody: int) -> int:
-    """Return a number of patients, or a lower one that does not tell of one to four others."""
-    return min(patients, max(LEAST_PATIENTS, everybody - LEAST_PATIENTS))
+def _told(patients: int, everybody: int, least: int = LEAST_PATIENTS) -> int:
+    """Return a number of patients, or a lower one that does not tell of fewer than ``least`` others."""
+    return min(patients, max(least, everybody - least))
 
 
 def _are_cells(value: Any, patients: int) -> bool:

@@ -133,6 +133,7 @@ class TargetHead(ABC, Generic[Target]):
     known_temperatures: Mapping[str, float] = MappingProxyType({})
     learns_temperatures: ClassVar[bool] = False
     makes_mean: ClassVar[bool] = True
+    has_own_figure: ClassVar[bool] = False
 
     def __init__(self, settings: Target) -> None:
         self.settings = settings

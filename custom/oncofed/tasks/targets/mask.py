@@ -60,6 +60,7 @@ class MaskHead(TargetHead[MaskTarget]):
     Settings: ClassVar[type[TargetSettings]] = MaskTarget
     primary: ClassVar[Metric] = Metric("dice", "Dice")
     metrics: ClassVar[tuple[Metric, ...]] = SURFACE_METRICS
+    has_own_figure: ClassVar[bool] = True
 
     @property
     def outputs(self) -> int:

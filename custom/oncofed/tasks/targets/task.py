@@ -22,7 +22,7 @@ from oncofed.models.mil.own_loss import own_loss, without_own_loss
 from oncofed.tasks.base import Task
 from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.metrics import Metric
-from oncofed.tasks.parts import Parts
+from oncofed.tasks.parts import Part, Parts
 from oncofed.tasks.pooled_target import TargetSums
 from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.targets.base import figure_name, head_of
@@ -74,7 +74,7 @@ class TargetsTask(TargetStatistics, Task[TargetOutcome]):
     @property
     def parts(self) -> Parts:
         """The targets, with their members."""
-        return {name: head.members for name, head in self.heads.items()}
+        return {name: Part(head.members, head.has_own_figure) for name, head in self.heads.items()}
 
     @property
     def chooses_thresholds(self) -> bool:
