@@ -32,7 +32,7 @@ from oncofed.training import Plan, ResourcesSpec, TrainingSpec
 
 JOB_FILE = "job.yaml"
 # Sections that null switches off: nothing after their names may have been meant to switch them on.
-_NEVER_EMPTY: Mapping[tuple[str, ...], str] = {
+_NEVER_EMPTY: dict[tuple[str, ...], str] = {
     ("privacy", "secure_aggregation"): "write {} for its defaults, or leave the line out for none",
     (
         "privacy",
