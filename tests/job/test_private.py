@@ -265,7 +265,10 @@ def test_a_promise_says_what_nist_asks(tmp_path: Path) -> None:
         ("secure_aggregation: true", r"yaml:11: .*: found True; write \{\} or \{minimum_sites: 3\}"),
         ("differential_privacy: 8", r"found 8; expected a section with delta and sampling; it may have unit, noise"),
         ("secure_aggregation: {minimum: 3}", r"secure_aggregation\.minimum; allowed here: minimum_sites"),
-        ("differential_privacy: {deltas: 1.0e-3}", r"differential_privacy\.deltas; allowed here: unit, noise, colluding"),
+        (
+            "differential_privacy: {deltas: 1.0e-3}",
+            r"differential_privacy\.deltas; allowed here: unit, noise, colluding",
+        ),
     ],
 )
 def test_a_section_that_says_nothing_or_something_else(tmp_path: Path, privacy: str, message: str) -> None:

@@ -65,11 +65,7 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
         OSError: ``options.out`` cannot be written to; an existing manifest is unchanged.
     """
     progress = progress or (lambda what, done, total: None)
-    source, out = options.source.resolve(), options.out.resolve()
-    if not source.is_dir():
-        raise DataError(f"{options.source}: no such folder. Name the folder that holds the images.")
-    if source == out:
-        raise DataError(f"{options.source}: the dataset's folder cannot be the images' own. Name another with --out.")
+    source, out = _folders(options)
     out.mkdir(parents=True, exist_ok=True)
     salt = salt_for(out, options.patients_of)
     before = read_manifest(out) if (out / MANIFEST_FILE).is_file() else None
@@ -132,6 +128,20 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
     became.write(out)
     remove_leftovers(out, before, manifest)
     return manifest
+
+
+def _folders(options: RegisterOptions) -> tuple[Path, Path]:
+    """Return the images' folder and the dataset's.
+
+    Raises:
+        DataError: there are no images there, or the dataset would lie among them.
+    """
+    source, out = options.source.resolve(), options.out.resolve()
+    if not source.is_dir():
+        raise DataError(f"{options.source}: no such folder. Name the folder that holds the images.")
+    if source == out:
+        raise DataError(f"{options.source}: the dataset's folder cannot be the images' own. Name another with --out.")
+    return source, out
 
 
 def _layout(
