@@ -46,6 +46,8 @@ class _Joined(Iterator[Batch]):
         one, two = (next(stream) for stream in self._two)
         return {name: torch.cat([one[name], two[name]]) for name in one}
 
+    def begin_round(self) -> None: ...
+
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns_from_both_shares(plan: Plan, site: Path, tmp_path: Path) -> None:
