@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.client.secure_aggregation import Identity, MaskedUpdates, RevealedSums, rounded_up
+from oncofed.client.secure_aggregation import Identity, MaskedUpdates, RevealedSums, told_norm
 from oncofed.errors import FederationError, NotEnoughSitesError, StepsSpentError
 from oncofed.messages.requests import Request, TrainRequest
 from oncofed.messages.results import Refusal, Result, TrainResult
@@ -308,7 +308,7 @@ def test_a_site_takes_part_in_no_round_beyond_the_job(tmp_path: Path, number: in
 
 
 def test_a_norm_tells_two_digits() -> None:
-    assert [rounded_up(norm) for norm in (0.12345, 7.0, 99.1, 3e-9, 0.0)] == [0.13, 7.0, 100.0, 3e-9, 0.0]
+    assert [told_norm(norm) for norm in (0.12345, 7.0, 99.1, 3e-9, 0.0)] == [0.13, 7.0, 100.0, 3e-9, 0.0]
 
 
 def test_sites_that_are_slow_are_not_blamed_for_others(tmp_path: Path) -> None:

@@ -9,12 +9,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.registry import ALGORITHMS, algorithm_class
-from oncofed.algorithms.settings import (
-    AlgorithmSettings,
-    EvaluationSpec,
-    ExchangeSpec,
-    RoundsSpec,
-)
+from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, ExchangeSpec, RoundsSpec
 from oncofed.algorithms.sums import check_sums
 from oncofed.plugins import read_section
 from oncofed.privacy.settings import SecureAggregationSpec

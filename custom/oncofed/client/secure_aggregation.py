@@ -38,6 +38,7 @@ from oncofed.messages.secure_aggregation import (
     ready_content,
 )
 from oncofed.models.weights import WeightLayout, Weights, sum_of_squares
+from oncofed.privacy.accountant import rounded_up
 from oncofed.privacy.policy import LeavesSpec
 from oncofed.privacy.secure_aggregation import (
     Confirmations,
@@ -175,7 +176,7 @@ class MaskedUpdates:
     def _declared_norm(self, weighted: list[Tensor], request: TrainRequest, cases: int) -> float:
         """Return how long the update is, or may be where its own length would tell of patients."""
         if self._noise is None:
-            return rounded_up(math.sqrt(sum(sum_of_squares(value) for value in weighted)))
+            return told_norm(math.sqrt(sum(sum_of_squares(value) for value in weighted)))
         start = {name: request.weights[name].float() for name in self._trained}
         self._noise.require_fine(start, self._trained, cases)
         return self._noise.longest(start, self._trained)
@@ -261,17 +262,14 @@ class RevealedSums:
         return {base: sorted(sites) for base, sites in self._known.items()}
 
 
-def rounded_up(norm: float) -> float:
+def told_norm(norm: float) -> float:
     """Return a norm rounded up to two digits: more would tell of the update, and nothing needs them.
 
     Example:
-        >>> rounded_up(0.12345), rounded_up(0.0), rounded_up(7.0)
+        >>> told_norm(0.12345), told_norm(0.0), told_norm(7.0)
         (0.13, 0.0, 7.0)
     """
-    if norm <= 0 or not math.isfinite(norm):
-        return norm
-    unit = 10.0 ** (math.floor(math.log10(norm)) - 1)
-    return max(float(f"{math.ceil(norm / unit) * unit:.2g}"), norm)
+    return max(rounded_up(norm, 2), norm)
 
 
 def fingerprints(peers: tuple[str, ...] | None) -> frozenset[str] | None:

@@ -45,7 +45,7 @@ from oncofed.flare.security.recording import name_and_person, record
 from oncofed.flare.transfer.decomposer import begin_transfer, end_transfer, new_transfer_client
 from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
-from oncofed.messages.secure_aggregation import SecureStep, plan_digest
+from oncofed.messages.secure_aggregation import SECURE_STEPS, SecureStep, plan_digest
 from oncofed.models.weights import WeightLayout, digest_of
 from oncofed.packs.pack import Pack, read_pack
 from oncofed.privacy.policy import LeavesSpec, Policy
@@ -96,7 +96,7 @@ class SiteExecutor(Executor):
             TrainRequest.task: self._train,
             EvaluateRequest.task: self._evaluate,
             CombineRequest.task: self._combine,
-            **{step.task: self._secure_step for step in wire.SECURE_STEPS},
+            **{step.task: self._secure_step for step in SECURE_STEPS},
         }
 
     # --- events of FLARE

@@ -34,17 +34,8 @@ from oncofed.messages.requests import (
     TrainRequest,
 )
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
-from oncofed.messages.secure_aggregation import (
-    ConfirmRequest,
-    MaskedResult,
-    MaskRequest,
-    RevealRequest,
-    SecureStep,
-    SecureStepResult,
-    ShareKeysRequest,
-)
+from oncofed.messages.secure_aggregation import SECURE_STEPS, MaskedResult, MaskRequest, SecureStep, SecureStepResult
 
-SECURE_STEPS: tuple[type[SecureStep], ...] = (ShareKeysRequest, MaskRequest, ConfirmRequest, RevealRequest)
 TASKS = (
     PrepareRequest.task,
     TrainRequest.task,

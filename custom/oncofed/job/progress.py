@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import singledispatchmethod
 from typing import Any
 
-from oncofed.messages.secure_aggregation import ConfirmRequest, MaskRequest, RevealRequest, ShareKeysRequest
+from oncofed.messages.secure_aggregation import SECURE_STEPS
 from oncofed.rounds.events import (
     Answered,
     Event,
@@ -35,7 +35,7 @@ _STATES = {
     "train": "waiting",
     "validate": "waiting",
     "combine": "averaging",
-    **{step.task: "masking" for step in (ShareKeysRequest, MaskRequest, ConfirmRequest, RevealRequest)},
+    **{step.task: "masking" for step in SECURE_STEPS},
 }
 # In this phase sites report optimizer steps, in all others cases.
 TRAINING = "training"

@@ -64,6 +64,9 @@ class RevealRequest(SecureStep):
     task = "reveal"
 
 
+SECURE_STEPS: tuple[type[SecureStep], ...] = (ShareKeysRequest, MaskRequest, ConfirmRequest, RevealRequest)
+
+
 @dataclass(frozen=True)
 class SecureStepResult:
     """A site's answer to a step.

@@ -164,12 +164,12 @@ def _interval(events: tuple[Event, ...]) -> float:
     return _FINE * 10.0 ** math.ceil(math.log10(max(load / 1000, 1)))
 
 
-def rounded_up(value: float) -> float:
-    """Return a number rounded up in its fourth digit."""
+def rounded_up(value: float, digits: int = 4) -> float:
+    """Return a number rounded up in its last digit."""
     if not (0 < value < math.inf):
         return value
-    unit = 10.0 ** (math.floor(math.log10(value)) - 3)
-    return float(f"{math.ceil(value / unit) * unit:.4g}")
+    unit = 10.0 ** (math.floor(math.log10(value)) - digits + 1)
+    return float(f"{math.ceil(value / unit) * unit:.{digits}g}")
 
 
 @lru_cache(maxsize=1)
