@@ -218,3 +218,26 @@ def test_stopped_registering_resumes(tmp_path: Path, sent: signal.Signals) -> No
     done = oncofed("data", "register", site, "--out", out, home=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(json.loads((out / "dataset.json").read_text())["training"]) == cases
+
+
+def test_split_in_parts(run: Run, workspace: Path, tmp_path: Path) -> None:
+    run("data", "register", make_site(tmp_path / "in", 16), "--dataset", "balls", "--labels", "shell,core")
+    wanted = ("data", "split", "balls", "--parts", 3, "--out")
+    sized = run(*wanted, tmp_path / "sized", "--skew", "size:0.5", "--json")
+    counts = [part["cases"] for part in json.loads(sized.output).values()]
+    assert sum(counts) == 16
+    assert counts == sorted(counts, reverse=True) != [6, 5, 5]
+    skewed = run(*wanted, tmp_path / "skewed", "--skew", "dirichlet:1", "--seed", 4)
+    assert skewed.status == 0
+    assert "--site site-1=" in skewed.text.replace("\n", "")
+    for arguments, message in (
+        (("--skew", "dirichlet"), "expected none, size, size:RATIO"),
+        (("--by", "size"), "--by with --parts names groups"),
+        (("--least", "9"), "16 patients are too few for 3 sites of at least 9"),
+    ):
+        wrong = run(*wanted, tmp_path / "wrong", *arguments)
+        assert wrong.status in {2, 3}
+        assert message in wrong.text
+    neither = run("data", "split", "balls", "--out", tmp_path / "wrong")
+    assert neither.status == 2
+    assert "expected --by, --parts, or both" in neither.text

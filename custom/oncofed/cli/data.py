@@ -257,18 +257,48 @@ def deidentify(
 @app.command()
 def split(
     dataset: Dataset,
-    by: Annotated[str, typer.Option(help="Columns of the table, or size, vendor, modality: stain,size")],
     out: Annotated[Path, typer.Option(help="Folder for one folder a site.")],
-    least: Annotated[int, typer.Option(min=1, help="Fewest patients; smaller groups form one site, others.")] = 1,
+    by: Annotated[
+        str | None,
+        typer.Option(help="Columns of the table, targets of classes or grades, or size, vendor, modality: stain,size"),
+    ] = None,
+    parts: Annotated[int | None, typer.Option(min=2, max=1000, help="Number of sites, each of whole patients.")] = None,
+    skew: Annotated[
+        str | None,
+        typer.Option(
+            help="How the parts differ: none, size:RATIO of the site before (0.5), dirichlet:ALPHA of groups."
+        ),
+    ] = None,
+    least: Annotated[
+        int | None, typer.Option(min=1, help="Fewest patients of a site: 1 by attributes, 3 in parts.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draws of --parts; 1 by default.")] = None,
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Split a registered dataset into sites by attributes of its cases, to try a federation on one machine."""
-    from oncofed.data.manifest import read_manifest
-    from oncofed.data.partition import deal_by_tags
+    """Split a registered dataset into sites, to try a federation on one machine.
 
+    By attributes: --by stain,size makes a site of each combination; those of fewer than --least patients form one
+    site, others. In parts: --parts 4 --skew dirichlet:0.3 makes four sites with different shares of each group of
+    patients. Groups are those of --by, else the classes, else quarters by the labelled volume.
+    """
+    from oncofed.data.manifest import read_manifest
+    from oncofed.data.partition import deal_by_tags, deal_in_parts
+    from oncofed.data.skew import parse_skew
+
+    tags = [tag.strip() for tag in by.split(",")] if by is not None else []
+    if parts is None and (by is None or skew is not None or seed is not None):
+        raise typer.BadParameter("expected --by, --parts, or both; --skew and --seed belong to --parts.")
+    how = parse_skew(skew or "none")
+    if parts is not None and tags and how.kind != "dirichlet":
+        raise typer.BadParameter(
+            "--by with --parts names groups for --skew dirichlet:ALPHA; expected that, or no --by."
+        )
     folder = dataset_named(dataset, workspace)
-    sites = deal_by_tags(folder, out, [tag.strip() for tag in by.split(",")], least)
+    if parts is None:
+        sites = deal_by_tags(folder, out, tags, 1 if least is None else least)
+    else:
+        sites = deal_in_parts(folder, out, parts, how, tags, 3 if least is None else least, 1 if seed is None else seed)
     counts = {site: len(read_manifest(path).entries) for site, path in sites.items()}
     if json:
         typer.echo(jsonlib.dumps({s: {"folder": str(p), "cases": counts[s]} for s, p in sites.items()}, indent=2))
