@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,7 @@ from oncofed.cli.terminal import echo_json
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
-    from oncofed.data.planning import PlanFile
+    from oncofed.data.planning import PlanFile, Reason
     from oncofed.job.compare import Paired
     from oncofed.job.spec import JobSpec, ProfileJobSpec
 
@@ -418,48 +419,88 @@ def _compared_sites(
 @app.command()
 def plan(
     job: Job,
-    plan_file: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json of a federated profile.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The job.yaml to write; it must not exist.")],
+    plan_file: Annotated[
+        Path | None, typer.Argument(metavar="[PLAN]", help="plan.json of a federated profile.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The job.yaml to write; it must not exist.", show_default=False)
+    ] = None,
+    from_nnunet: Annotated[
+        Path | None, typer.Option(metavar="PLANS", help="Instead of PLAN: nnUNetPlans.json of nnU-Net.")
+    ] = None,
+    configuration: Annotated[str, typer.Option(help="Of nnU-Net's plan: 3d_fullres, 3d_lowres or 2d.")] = "3d_fullres",
     json: Json = False,
 ) -> None:
-    """Write a job with a federated profile's settings: spacing, patch, batch size, network."""
+    """Write a job with a federated profile's settings: spacing, patch, batch size, network.
+
+    The rules are nnU-Net's. With --from-nnunet the settings are those of a plan that nnU-Net itself made: the same
+    network, patch, spacing and batch.
+    """
+    from oncofed.data.planning import PlanFile
+    from oncofed.job.nnunet import read_nnunet_plan
+    from oncofed.job.spec import read_job
+
+    if (plan_file is None) == (from_nnunet is None):
+        raise typer.BadParameter("expected either PLAN, a profile's plan.json, or --from-nnunet nnUNetPlans.json.")
+    if out is None:
+        raise typer.BadParameter("expected the job.yaml to write: --out NEW.yaml")
+    spec = read_job(job)
+    if out.exists():
+        raise SpecError(f"{out} exists. Name another file with --out.")
+    made = read_nnunet_plan(from_nnunet, configuration) if from_nnunet else _profile_plan(plan_file or Path())
+    if made.dimensions != spec.data.dimensions:
+        raise SpecError(f"the plan is for images of {made.dimensions} axes, the job's have {spec.data.dimensions}")
+    settings = dict(made.settings)
+    remarks = list(made.remarks) if not isinstance(made, PlanFile) else []
+    if spec.model.kind != "dense":
+        del settings["model"]
+        remarks.append(f"the plan's network gives values for each voxel; {spec.model.network} stays as it is")
+    changed = spec.changed(settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(changed.to_yaml(), encoding="utf-8")
+    if isinstance(made, PlanFile):
+        _show_plan(made, out, json, remarks)
+    elif json:
+        values = {"settings": settings, "remarks": remarks, "reasons": [r.model_dump() for r in made.reasons]}
+        typer.echo(jsonlib.dumps({**values, "written": str(out)}, indent=2))
+    else:
+        _show_reasons(f"from {from_nnunet}", made.reasons, remarks, out)
+
+
+def _profile_plan(path: Path) -> PlanFile:
     from pydantic import ValidationError
 
     from oncofed.data.planning import PlanFile
-    from oncofed.job.spec import read_job
 
-    spec = read_job(job)
     try:
-        proposed = PlanFile.model_validate_json(plan_file.read_text(encoding="utf-8"))
+        return PlanFile.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SpecError(f"{plan_file}: no such file. Make one with: oncofed job run federated_profile ...") from None
+        raise SpecError(f"{path}: no such file. Make one with: oncofed job run federated_profile ...") from None
     except (ValidationError, UnicodeDecodeError) as error:
         raise SpecError(
-            f"{plan_file}: no plan ({str(error).splitlines()[0]}). Expected plan.json of a profile."
+            f"{path}: no plan ({str(error).splitlines()[0]}). Expected plan.json of a profile; nnU-Net's plans "
+            "go with --from-nnunet."
         ) from None
-    if out.exists():
-        raise SpecError(f"{out} exists. Name another file with --out.")
-    if proposed.dimensions != spec.data.dimensions:
-        raise SpecError(f"the plan is for images of {proposed.dimensions} axes, the job's have {spec.data.dimensions}")
-    changed = spec.changed(proposed.settings)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(changed.to_yaml(), encoding="utf-8")
-    _show_plan(proposed, out, json)
 
 
-def _show_plan(plan: PlanFile, path: Path, json: bool) -> None:
+def _show_plan(plan: PlanFile, path: Path, json: bool, remarks: Sequence[str] = ()) -> None:
     if json:
         echo_json(plan.model_dump_json(indent=2, by_alias=True))
         return
-    table = Table(
-        title=f"from {sum(plan.patients.values())} patients of {len(plan.patients)} sites", title_justify="left"
-    )
+    title = f"from {sum(plan.patients.values())} patients of {len(plan.patients)} sites"
+    _show_reasons(title, plan.reasons, remarks, path)
+
+
+def _show_reasons(title: str, reasons: Sequence[Reason], remarks: Sequence[str], path: Path) -> None:
+    table = Table(title=title, title_justify="left")
     for heading in ("setting", "value", "because", "statistic"):
         table.add_column(heading, overflow="fold")
-    for reason in plan.reasons:
+    for reason in reasons:
         table.add_row(reason.setting, str(reason.value), reason.because, reason.statistic)
     console = plain_console()
     show_table(table, console)
+    for remark in remarks:
+        console.print(f"Note: {remark}.", soft_wrap=True)
     console.print(f"Written: {path}", soft_wrap=True)
     if path.suffix == ".json":
         console.print(f"Next:    oncofed job plan JOB {path} --out NEW.yaml", soft_wrap=True)

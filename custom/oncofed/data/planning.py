@@ -1,27 +1,30 @@
 """Plan a job's settings from the sites' pooled statistics.
 
-The rules are those of nnU-Net (Isensee et al., Nature Methods 2021, supplementary note 2), as far as the networks here
-allow: one stride for all axes, and a patch whose sides all resolutions divide.
+Spacing follows the rule of nnU-Net's planner (Isensee et al., Nature Methods 2021, supplementary note 2), patch,
+network and batch those of ``oncofed.data.topology``. Where nnU-Net takes medians over all images, which no site may
+tell, the geometric mean stands for them; its 10th percentile is read from the histogram, or follows from mean and
+spread where too many counts are withheld.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from oncofed.data.profile import AXES, FLAT_AXES
 from oncofed.data.spec import Modality
+from oncofed.data.topology import Topology, plan_topology
 
-# Voxels of a batch per GiB of GPU memory, for training a network with 32 feature maps at full resolution:
-# nnU-Net's 128 x 128 x 128 voxels, two at a time, in 8 GiB; flat images 512 x 512, 12 at a time.
-_VOXELS_PER_GIB = {3: 2 * 128**3 / 8, 2: 12 * 512**2 / 8}
-_FEATURES = {3: (32, 320), 2: (32, 512)}
 _ANISOTROPIC = 3.0
-_COARSEST_SIDE = 4
-_LARGEST_BATCH = {3: 4, 2: 32}
+_TENTH = 0.1
+# A histogram that shows fewer of the patients leaves out too much of its ends.
+_SHOWN = 0.95
+_SMALLEST_SIDE, _LARGEST_SIDE = 8, 2048
+_MOST_COARSER_OUTPUTS = 4
 
 
 class Reason(BaseModel):
@@ -54,6 +57,7 @@ def make_plan(
     modality: Modality,
     dimensions: int,
     gpu_gib: float = 8.0,
+    classes: int = 2,
 ) -> PlanFile:
     """Return proposed settings.
 
@@ -63,6 +67,7 @@ def make_plan(
         modality: of the images.
         dimensions: 3 for volumes, 2 for flat images.
         gpu_gib: memory of the smallest GPU among the sites.
+        classes: that the network tells apart, with background.
 
     Raises:
         ValueError: the statistics hold no size of an image.
@@ -70,40 +75,13 @@ def make_plan(
     axes = AXES if dimensions == 3 else FLAT_AXES
     reasons: list[Reason] = []
     sizes = [2.0 ** _mean(statistics, f"log2_size_{axis}") for axis in axes]
-    spacing = _spacing(statistics, axes, reasons)
+    spacing = _spacing(statistics, sizes, axes, reasons)
     if spacing:
         typical = [2.0 ** _mean(statistics, f"log2_spacing_{axis}") for axis in axes]
         sizes = [n * own / target for n, own, target in zip(sizes, typical, spacing, strict=True)]
-    first, most = _FEATURES[dimensions]
-    budget = _VOXELS_PER_GIB[dimensions] * gpu_gib
-    patch, levels = _patch(sizes, spacing, budget / 2)
-    reasons.append(
-        Reason(
-            setting="data.patch",
-            value=patch,
-            because=f"as much of a typical image ({' x '.join(f'{s:.0f}' for s in sizes)} voxels on that grid) as two "
-            f"patches in {gpu_gib:g} GiB of GPU memory allow",
-            statistic="mean of log2_size",
-        )
-    )
-    batch = max(2, min(_LARGEST_BATCH[dimensions], int(budget / math.prod(patch))))
-    reasons.append(
-        Reason(
-            setting="training.batch_size",
-            value=batch,
-            because=f"what {gpu_gib:g} GiB of GPU memory hold beside a patch of that size, at least 2",
-            statistic="mean of log2_size",
-        )
-    )
-    channels = [min(first * 2**level, most) for level in range(levels)]
-    reasons.append(
-        Reason(
-            setting="model.channels",
-            value=channels,
-            because=f"{levels} resolutions halve the patch until its shortest side has about {_COARSEST_SIDE} voxels",
-            statistic="data.patch",
-        )
-    )
+    sizes = [float(min(max(round(size), _SMALLEST_SIDE), _LARGEST_SIDE)) for size in sizes]
+    planned = plan_topology(spacing or [1.0] * len(axes), sizes, sum(patients.values()), classes, gpu_gib)
+    reasons += _reasons(planned, sizes, gpu_gib)
     normalisation = (
         "Hounsfield units clipped to a fixed window and scaled"
         if modality == "ct"
@@ -123,9 +101,9 @@ def make_plan(
         dimensions=dimensions,
         patients=patients,
         settings={
-            "data": {"spacing": spacing, "patch": patch, "modality": modality},
-            "model": {"channels": channels},
-            "training": {"batch_size": batch},
+            "data": {"spacing": spacing, "patch": list(planned.resolutions.patch), "modality": modality},
+            "model": model_settings(planned),
+            "training": {"batch_size": planned.batch},
         },
         normalisation=normalisation,
         reasons=reasons,
@@ -144,7 +122,47 @@ def quantile(histogram: Sequence[Sequence[float]], share: float) -> float | None
     return None
 
 
-def _spacing(statistics: Mapping[str, Any], axes: Sequence[str], reasons: list[Reason]) -> list[float] | None:
+def model_settings(planned: Topology) -> dict[str, Any]:
+    """Return the section ``model`` of a job with a planned network."""
+    return {
+        "network": "dynunet",
+        "channels": list(planned.channels),
+        "strides": [list(stride) for stride in planned.resolutions.strides],
+        "kernel_size": [list(kernel) for kernel in planned.resolutions.kernels],
+        "deep_supervision": min(max(len(planned.channels) - 2, 0), _MOST_COARSER_OUTPUTS),
+    }
+
+
+def _reasons(planned: Topology, sizes: Sequence[float], gpu_gib: float) -> list[Reason]:
+    halvings = [int(math.log2(divisor)) for divisor in planned.resolutions.divisors]
+    return [
+        Reason(
+            setting="data.patch",
+            value=list(planned.resolutions.patch),
+            because=f"as much of a typical image ({' x '.join(f'{s:.0f}' for s in sizes)} voxels on that grid) as two "
+            f"patches in {gpu_gib:g} GiB of GPU memory allow",
+            statistic="mean of log2_size",
+        ),
+        Reason(
+            setting="training.batch_size",
+            value=planned.batch,
+            because=f"what {gpu_gib:g} GiB of GPU memory hold beside a patch of that size, at most a twentieth of all "
+            "voxels, at least 2",
+            statistic="mean of log2_size",
+        ),
+        Reason(
+            setting="model.channels",
+            value=list(planned.channels),
+            because=f"{len(planned.channels)} resolutions: the axes are halved {', '.join(map(str, halvings))} times, "
+            "each as long as it keeps 4 voxels and is at most twice as coarse as the finest",
+            statistic="data.patch, data.spacing",
+        ),
+    ]
+
+
+def _spacing(
+    statistics: Mapping[str, Any], sizes: Sequence[float], axes: Sequence[str], reasons: list[Reason]
+) -> list[float] | None:
     known = [axis for axis in axes if f"log2_spacing_{axis}" in statistics.get("mean", {})]
     if len(known) < len(axes):
         reasons.append(
@@ -156,51 +174,36 @@ def _spacing(statistics: Mapping[str, Any], axes: Sequence[str], reasons: list[R
             )
         )
         return None
-    typical = [2.0 ** _mean(statistics, f"log2_spacing_{axis}") for axis in axes]
-    spacing = list(typical)
+    spacing = [2.0 ** _mean(statistics, f"log2_spacing_{axis}") for axis in axes]
     because, statistic = "the spacing of a typical image (geometric mean)", "mean of log2_spacing"
-    coarsest = max(range(len(axes)), key=lambda n: typical[n])
-    finest = min(typical)
-    if typical[coarsest] > _ANISOTROPIC * finest:
+    coarsest = max(range(len(axes)), key=lambda n: spacing[n])
+    others = [n for n in range(len(axes)) if n != coarsest]
+    coarsest_other = max(spacing[n] for n in others)
+    few_slices = sizes[coarsest] * _ANISOTROPIC < min(sizes[n] for n in others)
+    if len(axes) == 3 and spacing[coarsest] > _ANISOTROPIC * coarsest_other and few_slices:
         name = f"log2_spacing_{axes[coarsest]}"
-        tenth = quantile(statistics.get("histogram", {}).get(name, ()), 0.1)
-        if tenth is not None:
-            spacing[coarsest] = max(2.0**tenth, finest)
-            because += (
-                f"; {axes[coarsest]} is more than {_ANISOTROPIC:g} times coarser than the others, and takes the 10th "
-                "percentile so that thin slices are not thrown away"
-            )
-            statistic += f", histogram of {name}"
-    rounded = [float(f"{s:.3g}") for s in spacing]
+        tenth, source = _tenth(statistics, name)
+        spacing[coarsest] = max(2.0**tenth, coarsest_other)
+        because += (
+            f"; {axes[coarsest]} is more than {_ANISOTROPIC:g} times coarser than the others and has fewer voxels, and "
+            "takes the 10th percentile so that thin slices are not thrown away"
+        )
+        statistic += f", {source} of {name}"
+    rounded = [float(f"{s:.4g}") for s in spacing]
     reasons.append(Reason(setting="data.spacing", value=rounded, because=because, statistic=statistic))
     return rounded
 
 
-def _patch(sizes: Sequence[float], spacing: list[float] | None, voxels: float) -> tuple[list[int], int]:
-    """Return a patch and the network's resolutions.
-
-    The patch has at most ``voxels``, and a typical image's shape in mm.
-    """
-    scale = [1.0 / s for s in spacing] if spacing else [1.0] * len(sizes)
-    factor = (voxels / math.prod(scale)) ** (1 / len(sizes))
-    sides = [s * factor for s in scale]
-    # An axis longer than the image passes its surplus to the others.
-    for _ in sizes:
-        filled = [side >= size for side, size in zip(sides, sizes, strict=True)]
-        sides = [min(side, size) for side, size in zip(sides, sizes, strict=True)]
-        free = [n for n, full in enumerate(filled) if not full]
-        if not free:
-            break
-        grow = (voxels / math.prod(sides)) ** (1 / len(free))
-        sides = [side * grow if n in free else side for n, side in enumerate(sides)]
-    sides = [min(side, size) for side, size in zip(sides, sizes, strict=True)]
-    levels = min(6, max(2, int(math.log2(max(min(sides), 8) / _COARSEST_SIDE)) + 1))
-    divisor = 2 ** (levels - 1)
-    patch = [max(math.ceil(8 / divisor) * divisor, round(side / divisor) * divisor) for side in sides]
-    while math.prod(patch) > voxels * 1.05 and max(patch) > divisor:
-        largest = max(range(len(patch)), key=lambda n: patch[n])
-        patch[largest] -= divisor
-    return patch, levels
+def _tenth(statistics: Mapping[str, Any], name: str) -> tuple[float, str]:
+    """Return the 10th percentile, and from what it is."""
+    histogram = statistics.get("histogram", {}).get(name, ())
+    patients = statistics.get("count", {}).get(name)
+    shown = sum(count or 0 for _, _, count in histogram)
+    found = quantile(histogram, _TENTH) if not patients or shown >= _SHOWN * patients else None
+    if found is not None:
+        return found, "histogram"
+    spread = statistics.get("stddev", {}).get(name, 0.0)
+    return _mean(statistics, name) + NormalDist().inv_cdf(_TENTH) * spread, "mean and spread"
 
 
 def _mean(statistics: Mapping[str, Any], name: str) -> float:

@@ -64,7 +64,14 @@ class ProfileRun:
                 shutil.rmtree(work, ignore_errors=True)
         plan = self.spec.profile
         try:
-            made = make_plan(finished.statistics, finished.patients, plan.modality, plan.dimensions, self.gpu_gib)
+            made = make_plan(
+                finished.statistics,
+                finished.patients,
+                plan.modality,
+                plan.dimensions,
+                self.gpu_gib,
+                classes=len(plan.classes) + 1 if plan.classes else 2,
+            )
         except ValueError as error:
             raise FederationError(str(error)) from None
         write_whole(self.folder / PLAN_FILE, made.model_dump_json(indent=2, by_alias=True) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -65,6 +66,10 @@ class Declared(StrictModel):
         )
 
 
+_Stride = Annotated[tuple[Literal[1, 2], ...], Field(min_length=2, max_length=3)]
+_Kernel = Annotated[tuple[Literal[1, 3], ...], Field(min_length=2, max_length=3)]
+
+
 class ModelSpec(StrictModel):
     """Which network a job trains.
 
@@ -80,8 +85,16 @@ class ModelSpec(StrictModel):
     channels: tuple[Annotated[int, Field(ge=4, le=2048)], ...] | None = Field(
         None,
         min_length=2,
-        max_length=7,
+        max_length=10,
         description="feature maps at each resolution, finest first; null: the network's own",
+    )
+    strides: tuple[_Stride, ...] | None = Field(
+        None,
+        description="step of each resolution along each axis, finest first, as the job's plan proposes for grids whose "
+        "axes differ (dynunet); null: 1, then 2 for each further one",
+    )
+    kernel_size: tuple[_Kernel, ...] | None = Field(
+        None, description="side of the convolutions of each resolution along each axis, 1 or 3 (dynunet); null: 3"
     )
     bundle: str | None = Field(
         None, description="network bundle: folder of a MONAI bundle that server and sites have under this path"
@@ -150,9 +163,28 @@ class ModelSpec(StrictModel):
             raise ValueError(f"{self.network} is normalised by group or batch")
         if self.deep_supervision and self.network != "dynunet":
             raise ValueError("deep_supervision is dynunet's; leave it at 0")
+        self._require_resolutions(len(channels))
         if self.deep_supervision > max(len(channels) - 2, 0):
             raise ValueError(f"deep_supervision is {self.deep_supervision}, expected at most {len(channels) - 2}")
         return self
+
+    def _require_resolutions(self, levels: int) -> None:
+        """Require that strides and kernels are stated for each resolution.
+
+        Raises:
+            ValueError: they are not.
+        """
+        for name in ("strides", "kernel_size"):
+            stated = getattr(self, name)
+            if stated is None:
+                continue
+            if self.network != "dynunet":
+                raise ValueError(f"{name} is dynunet's; leave it out")
+            if len(stated) != levels or len({len(axes) for axes in stated}) > 1:
+                raise ValueError(
+                    f"{name} has {len(stated)} entries, expected {levels}, one for each of channels, each with a "
+                    "number an axis"
+                )
 
     @property
     def lacks_code(self) -> bool:
@@ -174,9 +206,15 @@ class ModelSpec(StrictModel):
         """Channels at each resolution: the job's, or the network's own."""
         return self.channels or (() if self.declared else self._network.channels)
 
+    def divisors(self, dimensions: int) -> tuple[int, ...]:
+        """Return what divides each side of the input, in voxels."""
+        if self.strides is None:
+            return (self.divisor,) * dimensions
+        return tuple(math.prod(steps) for steps in zip(*self.strides, strict=True))
+
     @property
     def divisor(self) -> int:
-        """Divisor of each axis of the input, in voxels."""
+        """Divisor of each axis of the input, in voxels, where all axes are alike."""
         divisor = self.declared.divisor if self.declared else self._network.divisor
         return divisor or int(2 ** (len(self.feature_maps) - 1))
 

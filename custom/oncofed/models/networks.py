@@ -196,19 +196,20 @@ def _unet(request: NetworkRequest) -> dict[str, Any]:
 
 
 def _dynunet(request: NetworkRequest) -> dict[str, Any]:
-    levels = len(request.spec.feature_maps)
+    spec, levels = request.spec, len(request.spec.feature_maps)
+    strides = [list(stride) for stride in spec.strides] if spec.strides else [1] + [2] * (levels - 1)
     config = {
         "_target_": "DynUNet",
         **_channels(request),
         "spatial_dims": request.dimensions,
-        "filters": list(request.spec.feature_maps),
-        "kernel_size": [3] * levels,
-        "strides": [1] + [2] * (levels - 1),
-        "upsample_kernel_size": [2] * (levels - 1),
+        "filters": list(spec.feature_maps),
+        "kernel_size": [list(kernel) for kernel in spec.kernel_size] if spec.kernel_size else [3] * levels,
+        "strides": strides,
+        "upsample_kernel_size": strides[1:],
         "norm_name": request.norm,
     }
-    if request.spec.deep_supervision:
-        config |= {"deep_supervision": True, "deep_supr_num": request.spec.deep_supervision}
+    if spec.deep_supervision:
+        config |= {"deep_supervision": True, "deep_supr_num": spec.deep_supervision}
     return config
 
 

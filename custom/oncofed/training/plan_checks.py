@@ -58,12 +58,20 @@ def _network_fits(plan: Plan) -> None:
             "model.network",
             "task.type",
         )
-    divisor = plan.model.divisor
-    if any(side % divisor for side in plan.data.patch):
+    dimensions = len(plan.data.patch)
+    stated = {len(axes) for axes in (*(plan.model.strides or ()), *(plan.model.kernel_size or ()))}
+    if stated - {dimensions}:
+        raise SettingError(
+            f"strides and kernel_size are for images of {min(stated - {dimensions})} axes, the job's have {dimensions}",
+            "model.strides" if plan.model.strides else "model.kernel_size",
+            "data.patch",
+        )
+    divisors = plan.model.divisors(dimensions)
+    if any(side % divisor for side, divisor in zip(plan.data.patch, divisors, strict=True)):
         resolutions = f" of {len(plan.model.feature_maps)} resolutions" if plan.model.feature_maps else ""
         raise SettingError(
             f"{list(plan.data.patch)} does not fit a {plan.model.network}{resolutions}: each side must be a "
-            f"multiple of {divisor}",
+            f"multiple of {divisors[0] if len(set(divisors)) == 1 else ', '.join(map(str, divisors))}",
             "data.patch",
             "model.network",
         )

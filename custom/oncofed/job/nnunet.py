@@ -1,0 +1,266 @@
+"""Read a plan of nnU-Net (``nnUNetPlans.json``), so that a job trains the same network on the same patches.
+
+What a plan asks for and a job cannot do is refused by name; what a job does in another way is listed as a remark.
+Formats: nnU-Net 2.0 to 2.8 (Isensee et al., Nature Methods 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from oncofed.data.planning import Reason, model_settings
+from oncofed.data.topology import Resolutions, Topology
+from oncofed.errors import SpecError
+
+_NETWORK = "PlainConvUNet"
+_CONVOLUTIONS = 2
+_MODALITIES = {"ZScoreNormalization": "mri", "CTNormalization": "ct", "RGBTo01Normalization": "microscopy"}
+
+
+class _Part(BaseModel):
+    # Later releases add keys.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _Arguments(_Part):
+    features_per_stage: list[int]
+    kernel_sizes: list[list[int]]
+    strides: list[list[int]]
+    n_conv_per_stage: list[int] | int | None = None
+    n_conv_per_stage_decoder: list[int] | int = _CONVOLUTIONS
+    norm_op: str | None = None
+    nonlin: str | None = "LeakyReLU"
+    dropout_op: str | None = None
+
+    @property
+    def convolutions(self) -> set[int]:
+        """Numbers of convolutions of a resolution, of both halves."""
+        both = (self.n_conv_per_stage, self.n_conv_per_stage_decoder)
+        return {n for part in both for n in (part if isinstance(part, list) else [part]) if n is not None}
+
+
+class _Architecture(_Part):
+    network_class_name: str
+    arch_kwargs: dict[str, Any]
+
+
+class _Configuration(_Part):
+    spacing: list[float]
+    patch_size: list[int]
+    batch_size: int
+    normalization_schemes: list[str]
+    use_mask_for_norm: list[bool] = []
+    architecture: _Architecture
+    previous_stage: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_releases(cls, values: Any) -> Any:
+        """Before 2.5 the network's settings stood among the others."""
+        if not isinstance(values, dict) or "architecture" in values or "UNet_class_name" not in values:
+            return values
+        first, most = values["UNet_base_num_features"], values["unet_max_num_features"]
+        levels = len(values["n_conv_per_stage_encoder"])
+        arguments = {
+            "features_per_stage": [min(first * 2**level, most) for level in range(levels)],
+            "kernel_sizes": values["conv_kernel_sizes"],
+            "strides": values["pool_op_kernel_sizes"],
+            "n_conv_per_stage": values["n_conv_per_stage_encoder"],
+            "n_conv_per_stage_decoder": values["n_conv_per_stage_decoder"],
+            "norm_op": "InstanceNorm",
+        }
+        return {**values, "architecture": {"network_class_name": values["UNet_class_name"], "arch_kwargs": arguments}}
+
+
+class _Intensities(_Part):
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+class _Plans(_Part):
+    configurations: dict[str, dict[str, Any]]
+    transpose_backward: list[int]
+    foreground_intensity_properties_per_channel: dict[str, _Intensities] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NnunetPlan:
+    """A job's settings, as a plan of nnU-Net asks for them.
+
+    Attributes:
+        settings: section of ``job.yaml`` -> setting -> value.
+        dimensions: axes of the images.
+        reasons: of each setting.
+        remarks: what a job does in another way than nnU-Net.
+    """
+
+    settings: dict[str, dict[str, Any]]
+    dimensions: int
+    reasons: list[Reason]
+    remarks: list[str]
+
+
+def read_nnunet_plan(path: Path, configuration: str = "3d_fullres") -> NnunetPlan:
+    """Return the settings of one of a plan's configurations.
+
+    Args:
+        path: of ``nnUNetPlans.json``.
+        configuration: "3d_fullres", "3d_lowres" or "2d", or one of the plan's own.
+
+    Raises:
+        SpecError: it is no such file, has no such configuration, or asks for what a job cannot do.
+    """
+    plans = _read(path)
+    found = _configuration(plans, configuration, path)
+    arguments = _network(found, path)
+    axes = len(found.patch_size)
+    back = _axes(plans.transpose_backward, axes, path)
+
+    def ordered(values: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(values[axis] for axis in back)
+
+    spacing = [float(f"{side:.6g}") for side in ordered(found.spacing)]
+    resolutions = Resolutions(
+        ordered(found.patch_size),
+        tuple(ordered(stride) for stride in arguments.strides),
+        tuple(ordered(kernel) for kernel in arguments.kernel_sizes),
+    )
+    planned = Topology(resolutions, tuple(arguments.features_per_stage), found.batch_size)
+    modality, window = _intensities(found, plans, path)
+    data = {
+        # Images without a resolution have one pixel a unit.
+        "spacing": None if axes == 2 and set(spacing) == {1.0} else spacing,
+        "patch": list(resolutions.patch),
+        "modality": modality,
+        **({"window": window} if window else {}),
+    }
+    model = {**model_settings(planned), "arguments": {"trans_bias": True}}
+    settings = {"data": data, "model": model, "training": {"batch_size": found.batch_size}}
+    return NnunetPlan(settings, axes, _reasons(settings, configuration), _remarks(found, modality))
+
+
+def _read(path: Path) -> _Plans:
+    try:
+        return _Plans.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(
+            f"{path}: no such file. nnU-Net writes it as nnUNet_preprocessed/DatasetNNN_NAME/nnUNetPlans.json"
+        ) from None
+    except (ValidationError, UnicodeDecodeError, OSError) as error:
+        raise SpecError(
+            f"{path}: no plan of nnU-Net ({_first_line(error)}). Expected nnUNetPlans.json, with configurations and "
+            "transpose_backward."
+        ) from None
+
+
+def _configuration(plans: _Plans, name: str, path: Path) -> _Configuration:
+    values: dict[str, Any] = {}
+    inherited: str | None = name
+    passed: list[str] = []
+    while inherited:
+        if inherited not in plans.configurations or inherited in passed:
+            raise SpecError(
+                f"{path}: no configuration {inherited!r}. Expected one of {', '.join(plans.configurations)}: "
+                "--configuration NAME"
+            )
+        passed.append(inherited)
+        own = plans.configurations[inherited]
+        values = {**own, **values}
+        inherited = own.get("inherits_from")
+    if values.get("previous_stage"):
+        raise SpecError(
+            f"{path}: {name} is a cascade: it refines what {values['previous_stage']} put out, which no job does. "
+            f"Expected a configuration of one stage, such as 3d_fullres or {values['previous_stage']}"
+        )
+    try:
+        return _Configuration.model_validate(values)
+    except (ValidationError, KeyError, TypeError) as error:
+        raise SpecError(f"{path}: {name} cannot be read ({_first_line(error)}). Plan anew with nnU-Net 2.8") from None
+
+
+def _network(found: _Configuration, path: Path) -> _Arguments:
+    name = found.architecture.network_class_name.rsplit(".", 1)[-1]
+    if name != _NETWORK:
+        raise SpecError(
+            f"{path}: its network is {name}, which no job can build; expected {_NETWORK}. Plan anew with nnU-Net's "
+            "default planner (ExperimentPlanner)"
+        )
+    try:
+        arguments = _Arguments.model_validate(found.architecture.arch_kwargs)
+    except ValidationError as error:
+        raise SpecError(
+            f"{path}: its network cannot be read ({_first_line(error)}). Plan anew with nnU-Net 2.8"
+        ) from None
+    for what, given, ok in (
+        ("convolutions of a resolution", sorted(arguments.convolutions), arguments.convolutions == {_CONVOLUTIONS}),
+        ("normalisation", arguments.norm_op, "InstanceNorm" in str(arguments.norm_op)),
+        ("activation", arguments.nonlin, "LeakyReLU" in str(arguments.nonlin)),
+        ("dropout", arguments.dropout_op, arguments.dropout_op is None),
+    ):
+        if not ok:
+            raise SpecError(
+                f"{path}: {what}: found {given}, expected two convolutions, instance normalisation, LeakyReLU and no "
+                "dropout, as nnU-Net's default planner has them"
+            )
+    return arguments
+
+
+def _axes(transpose_backward: Sequence[int], axes: int, path: Path) -> list[int]:
+    """Return which of the plan's axes is the job's first, second, third.
+
+    nnU-Net reads files backwards (z, y, x) and puts the coarsest axis first; flat images have lost theirs.
+    """
+    if sorted(transpose_backward) != [0, 1, 2]:
+        raise SpecError(f"{path}: transpose_backward: found {list(transpose_backward)}, expected an order of 0, 1, 2")
+    kept = [axis for axis in transpose_backward if axes == 3 or axis != 0]
+    offset = 3 - axes
+    return [axis - offset for axis in reversed(kept)]
+
+
+def _intensities(found: _Configuration, plans: _Plans, path: Path) -> tuple[str, list[float] | None]:
+    schemes = set(found.normalization_schemes)
+    if len(schemes) != 1 or not schemes <= set(_MODALITIES):
+        raise SpecError(
+            f"{path}: normalisation: found {', '.join(found.normalization_schemes) or 'none'}, expected one of "
+            f"{', '.join(_MODALITIES)} for all channels"
+        )
+    modality = _MODALITIES[schemes.pop()]
+    stated = plans.foreground_intensity_properties_per_channel.get("0")
+    if modality != "ct" or stated is None:
+        return modality, None
+    return modality, [round(stated.percentile_00_5, 3), round(stated.percentile_99_5, 3)]
+
+
+def _reasons(settings: dict[str, dict[str, Any]], configuration: str) -> list[Reason]:
+    because = f"nnU-Net's plan, {configuration}"
+    return [
+        Reason(setting=f"{section}.{name}", value=value, because=because, statistic="nnU-Net's fingerprint")
+        for section, values in settings.items()
+        for name, value in values.items()
+    ]
+
+
+def _remarks(found: _Configuration, modality: str) -> list[str]:
+    remarks = []
+    if len(found.patch_size) == 3:
+        remarks.append(
+            "nnU-Net plans along the files' axes; here they are taken for right, anterior, superior, as in files that "
+            "are stored slice by slice from the feet up. Of others, check data.patch and data.spacing"
+        )
+    if modality == "ct":
+        remarks.append("nnU-Net standardises Hounsfield units after clipping; here the window becomes 0 to 1")
+    if any(found.use_mask_for_norm):
+        remarks.append("nnU-Net normalises within the non-zero voxels here; see data.modality for what a job does")
+    return remarks
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
