@@ -24,6 +24,7 @@ from oncofed.cli.common import (
     show_result,
     show_table,
 )
+from oncofed.cli.convert import convert
 from oncofed.cli.exposure import exposure
 from oncofed.cli.pack import pack
 from oncofed.cli.run_options import Against, Backend, EvaluateOnly, Model, Port, Rounds, named_sites, require_model
@@ -222,6 +223,7 @@ def export(
 
 
 app.command("pack")(pack)
+app.command("convert")(convert)
 app.command("exposure")(exposure)
 
 

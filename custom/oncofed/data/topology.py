@@ -18,6 +18,8 @@ from dataclasses import dataclass
 _SHORTEST_SIDE, _SHORTEST_PATCH = 4, 8
 _SIMILAR = 2.0
 _CONVOLUTIONS = 2
+# MONAI's DynUNet needs one between the finest and the coarsest.
+_FEWEST_RESOLUTIONS = 3
 _SMALLEST_BATCH = 2
 _SHARE_OF_DATA = 0.05
 
@@ -132,9 +134,10 @@ def resolutions_of(spacing: Sequence[float], patch: Sequence[int]) -> Resolution
         for axis in halved:
             spacings[axis] *= 2
             sides[axis] = math.ceil(sides[axis] / 2)
-    if len(strides) == 1:
-        # A U-Net has two resolutions at least, though no axis of a patch this small would be halved.
-        strides.append(tuple(2 if side >= 2 * _SHORTEST_SIDE else 1 for side in sides))
+    while len(strides) < _FEWEST_RESOLUTIONS:
+        # However small the patch is.
+        strides.append(tuple(2 if side >= _SHORTEST_SIDE else 1 for side in sides))
+        sides = [math.ceil(side / step) for side, step in zip(sides, strides[-1], strict=True)]
         kernels.append((3,) * len(sides))
     kernels.append((3,) * len(sides))
     divisors = [math.prod(axis) for axis in zip(*strides, strict=True)]

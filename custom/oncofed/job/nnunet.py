@@ -119,7 +119,7 @@ def read_nnunet_plan(path: Path, configuration: str = "3d_fullres") -> NnunetPla
     found = _configuration(plans, configuration, path)
     arguments = _network(found, path)
     axes = len(found.patch_size)
-    back = _axes(plans.transpose_backward, axes, path)
+    back = axes_of(plans.transpose_backward, axes, path)
 
     def ordered(values: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(values[axis] for axis in back)
@@ -210,10 +210,18 @@ def _network(found: _Configuration, path: Path) -> _Arguments:
     return arguments
 
 
-def _axes(transpose_backward: Sequence[int], axes: int, path: Path) -> list[int]:
+def axes_of(transpose_backward: Sequence[int], axes: int, path: Path) -> list[int]:
     """Return which of the plan's axes is the job's first, second, third.
 
     nnU-Net reads files backwards (z, y, x) and puts the coarsest axis first; flat images have lost theirs.
+
+    Args:
+        transpose_backward: of the plan.
+        axes: of the job's images.
+        path: of the plan, for messages.
+
+    Raises:
+        SpecError: it is no order of three axes.
     """
     if sorted(transpose_backward) != [0, 1, 2]:
         raise SpecError(f"{path}: transpose_backward: found {list(transpose_backward)}, expected an order of 0, 1, 2")
