@@ -93,6 +93,11 @@ def test_distance_of_with_and_without_is_one_in_sigma(sigma: float) -> None:
     assert float(with_.max() / noise.std()) == pytest.approx(1 / sigma, rel=0.05)
 
 
+@pytest.mark.attack(
+    "telling from many releases of a private step whether a patient was there",
+    by="noise as large as the job says: less is shown than the accountant's epsilon, more with half of the noise",
+    logged="nowhere: it is a test of the release",
+)
 @pytest.mark.parametrize(
     ("sigma", "sampling", "steps", "claimed"), [(1.0, 1.0, 1, 4.38), (1.0, 0.1, 10, 2.85), (0.7, 0.05, 20, 4.65)]
 )

@@ -27,6 +27,8 @@ from oncofed.errors import SpecError
 if TYPE_CHECKING:
     from oncofed.exposure.results import Exposure, View
 
+_OF_RUN = "exposure"  # folder within a run's
+
 
 def exposure(
     job: Annotated[str, typer.Argument(help="A job's name, its folder, or its job.yaml.")],
@@ -49,24 +51,31 @@ def exposure(
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of all that is random in the attacks.")] = 1,
     out: Annotated[Path | None, typer.Option(help="Folder of the result; by default a new one.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print exposure.json to stdout, progress to stderr.")] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="A run's folder: its report shows the figures, and the result is kept in its exposure/."),
+    ] = None,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
     """Attack a job with your own data, on this machine: which patients and images do its updates give away?"""
     keep_caches_in(workspace)
-    from oncofed.atomic import write_whole
     from oncofed.data.cases import usable_cases
     from oncofed.exposure.measure import QUICK, Attacked, Effort, measure, require_patches
     from oncofed.job.spec import read_job
     from oncofed.prediction.model import read_weights
-    from oncofed.report.exposure import write_exposure_page
+    from oncofed.report.exposure import FIGURES, require_report, write_exposure, write_into_report
 
     spec = read_job(job)
     require_model(model, evaluate_only=False)
     plan = spec.plan()
     require_patches(spec.name, plan)
     folders = named_sites(site, workspace)
-    folder = out or new_run_folder(workspace, f"{spec.name}-exposure")
-    if folder.exists() and any(folder.iterdir()):
+    if into and out:
+        raise SpecError("found --into and --out, expected one of them: --into keeps the result in the run's folder")
+    if into:
+        require_report(into, spec.name)
+    folder = into / _OF_RUN if into else out or new_run_folder(workspace, f"{spec.name}-exposure")
+    if not into and folder.exists() and any(folder.iterdir()):
         raise SpecError(f"{folder} is not empty. Name a new folder with --out, or leave --out away.")
     if sites and len(folders) > 1:
         raise SpecError(f"found --sites {sites} beside {len(folders)} sites, expected one --site, or no --sites")
@@ -95,9 +104,8 @@ def exposure(
         }
         effort = replace(effort, targets=targets or effort.targets, iterations=iterations or effort.iterations)
         found = measure(attacked, cases, effort, seed, advance)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "exposure.json", found.model_dump_json(indent=2))
-    page = write_exposure_page(found, folder / "exposure.html")
+    page = write_exposure(found, folder)
+    report = write_into_report(found, into, _OF_RUN) if into else None
     if json:
         echo_json(found.model_dump_json(indent=2))
         return
@@ -108,7 +116,9 @@ def exposure(
             f"{found.audit.epsilon_most:.2f} it cannot show)"
         )
     console.print(f"Each figure is {found.words}. It took {found.seconds:.0f} s.", soft_wrap=True)
-    console.print(f"Page:    {page}\nResult:  {folder / 'exposure.json'}", soft_wrap=True)
+    console.print(f"Page:    {page}\nResult:  {folder / FIGURES}", soft_wrap=True)
+    if report:
+        console.print(f"Report:  {report}", soft_wrap=True)
 
 
 def _table(found: Exposure) -> Table:

@@ -12,6 +12,7 @@ from oncofed.data.batches import BatchBuilder
 from oncofed.data.prepared import PreparedCases
 from oncofed.exposure.groups import Patients
 from oncofed.models.weights import Weights, load_weights
+from oncofed.privacy.noise import SecretStream
 from oncofed.tasks import Task
 from oncofed.training import Plan
 
@@ -55,6 +56,19 @@ class KnownModel:
     def flat(self, weights: Weights) -> Tensor:
         """Return the trained ones of some weights, (weights,) float32, on the CPU."""
         return torch.cat([weights[name].flatten().float() for name in self.parameters])
+
+
+def with_noise(gradient: Tensor, clip: float, deviation: float, stream: SecretStream) -> Tensor:
+    """Return a patient's gradient, (weights,), as a step under differential privacy gives it away.
+
+    Args:
+        gradient: of the patient.
+        clip: largest norm that is left.
+        deviation: of the noise.
+        stream: of random numbers.
+    """
+    clipped: Tensor = gradient * (clip / gradient.norm().clamp(min=1e-30)).clamp(max=1)
+    return clipped + deviation * stream.normal(len(gradient), gradient.device).float()
 
 
 def patches_of(plan: Plan, patients: Patients, count: int, seed: int, device: torch.device) -> list[Batch]:

@@ -56,10 +56,10 @@ def deal(sites: Mapping[str, Sequence[Case]], parts: int, most: int, seed: int) 
         least = next(n for n in range(10_000) if _sizes(n, parts, most)[1] >= FEWEST_INSIDE)
         least = max(least, 5 * _FEWEST_REFERENCES)
         advice = "" if parts == 1 else " Or name other sites' folders with --site, or fewer sites with --sites."
+        each = f" for each of {parts} sites" if parts > 1 else ""
         raise DataError(
-            f"{name}: found {len(own)} training patients, expected at least {least}: {FEWEST_INSIDE} to train on for "
-            f"each of {parts} site{'s' * (parts > 1)}, {FEWEST_INSIDE} to tell them from, the rest for the attacker. "
-            f"Add labelled cases.{advice}"
+            f"{name}: found {len(own)} training patients, expected at least {least}: {FEWEST_INSIDE} to train "
+            f"on{each}, {FEWEST_INSIDE} to tell them from, the rest for the attacker. Add labelled cases.{advice}"
         )
     bounds = [references, references + inside, *(references + inside * (2 + part) for part in range(parts))]
     reference, outside, *trained = (own[first:last] for first, last in zip([0, *bounds[:-1]], bounds, strict=True))

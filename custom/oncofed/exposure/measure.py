@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +20,15 @@ from oncofed.data.inputs import Patches
 from oncofed.devices import training_device
 from oncofed.errors import SpecError
 from oncofed.exposure.audit import audit
-from oncofed.exposure.gradients import KnownModel, patches_of
+from oncofed.exposure.gradients import KnownModel, patches_of, with_noise
 from oncofed.exposure.groups import Groups, deal
-from oncofed.exposure.recognition import recognition, scores, shared_directions
+from oncofed.exposure.recognition import Reference, recognition
 from oncofed.exposure.reconstruction import draw_again, reconstruction
 from oncofed.exposure.results import Exposure, Recognition, Reconstruction, View
 from oncofed.models.weights import Weights
 from oncofed.privacy.noise import SecretRandomness
 from oncofed.training import Plan, Trainer
+from oncofed.training.shared_noise import site_deviation
 
 # Called with (what is done, parts of it done, parts in all).
 Progress = Callable[[str, int, int], None]
@@ -43,18 +43,20 @@ class Effort:
 
     Attributes:
         patients: of a site that are trained on, at most.
+        steps: of the update whose patients are recognised, at most.
         patches: of a candidate, for its gradient.
         targets: images that are drawn again.
         iterations: of each drawing.
     """
 
     patients: int = 40
-    patches: int = 2
+    steps: int = 100
+    patches: int = 4
     targets: int = 4
-    iterations: int = 80
+    iterations: int = 60
 
 
-QUICK = Effort(patients=20, patches=1, targets=2, iterations=40)
+QUICK = Effort(patients=20, steps=30, patches=2, targets=2, iterations=40)
 
 
 @dataclass(frozen=True)
@@ -170,13 +172,8 @@ class _Attack:
         self._device = training_device()
         self._model = KnownModel(plan, self._weights, self._device)
         self.private = plan.privacy.differential_privacy
-        self._deviation = (
-            self.private.event(plan.total_steps).noise_multiplier * self.private.clip if self.private else 0.0
-        )
-        # One pass over the patients: of more steps single patients are harder to recognise.
-        own = sum(map(len, groups.inside[0]))
-        a_pass = 1 / self.private.sampling if self.private else own / plan.training.batch_size
-        self.steps = min(plan.training.steps_per_round, math.ceil(a_pass))
+        self._deviation = site_deviation(plan) if self.private else 0.0
+        self.steps = min(plan.training.steps_per_round, effort.steps)
 
     def key(self, what: str) -> bytes:
         """Return the key of some random numbers, 32 bytes."""
@@ -226,14 +223,15 @@ class _Attack:
             self._progress("recognition: gradients", next(done), total)
             return self._model.gradient(batch).cpu()
 
-        shared = shared_directions(torch.stack([gradient(batch) for batch in reference]))
+        adaptive = self._plans[False].training.optimizer == "adamw"
+        known = Reference(torch.stack([gradient(batch) for batch in reference]), adaptive)
         # Each candidate's gradient is computed once and compared with all updates.
-        names = list(updates)
-        found: dict[tuple[bool, int], list[list[float]]] = {name: [[], []] for name in names}
+        seen = {name: known.seen(update) for name, update in updates.items()}
+        found: dict[tuple[bool, int], list[list[float]]] = {name: [[], []] for name in seen}
         for side, batch in chain(((0, b) for b in inside), ((1, b) for b in outside)):
             own = gradient(batch)
-            for name in names:
-                found[name][side].append(float(scores(updates[name], [own], shared)))
+            for name, rest in seen.items():
+                found[name][side].append(known.score(rest, own))
         return {
             name: recognition(torch.tensor(inner), torch.tensor(outer), self._seed)
             for name, (inner, outer) in found.items()
@@ -310,8 +308,7 @@ class _Attack:
         for batch in (target, *beside):
             own = self._model.gradient(batch)
             if noise and self.private:
-                own = own * (self.private.clip / own.norm().clamp(min=1e-30)).clamp(max=1)
-                own = own + self._deviation * stream.normal(len(own), self._device).float()
+                own = with_noise(own, self.private.clip, self._deviation, stream)
             total = total.to(own.device) + own
         return total / sites
 

@@ -20,6 +20,12 @@ _TRUST_IN_OTHERS = (
     "sites make the noise together, in sums under masks: at most {colluding} of the sites that take part in a round "
     "{help} the server or one another, at most {lost} {are} lost within it, and the others run this release unmodified"
 )
+_COMPOSITION = "over all planned steps of the job; over jobs, each site's ledger adds up what each patient has spent"
+_RAW_DATA = "by each site's own staff and software, as before"
+_VERIFIED = (
+    "by the release's own tests: the accountant against a second one and exact values, the noise by an audit that "
+    "fails with half of it; by nobody outside"
+)
 _NOT_COVERED = (
     "validation and test patients, on whose images scores rest",
     "numbers of cases, and seconds",
@@ -47,6 +53,9 @@ class PrivacyStatement(StrictModel):
     clip: float = Field(description="largest norm of a patient's mean gradient (L2)")
     accountant: str
     randomness: str = "AES-256 in counter mode, keyed by the system's entropy; normal numbers in float64"
+    composition: str = _COMPOSITION
+    raw_data: str = Field(_RAW_DATA, description="who sees it")
+    verified: str = Field(_VERIFIED, description="by whom")
     not_covered: tuple[str, ...] = _NOT_COVERED
 
     def said(self) -> Iterator[tuple[str, str]]:
@@ -56,11 +65,12 @@ class PrivacyStatement(StrictModel):
         yield "To whom", f"each training {self.unit} of each site, for all that {whom} in this job"
         yield "Neighbours", self.neighbours
         yield "Trust", self.trust
-        steps = f"noise multiplier {self.noise_multiplier:g}, sampling {self.sampling:g}, {self.steps:,} steps"
-        yield (
-            "Mechanism",
-            f"{self.noise} noise, {steps}, {self.patches} patches of a patient, clip {self.clip:g}; {self.randomness}",
-        )
+        how = f"{self.steps:,} steps, {self.patches} patches of a patient, clip {self.clip:g}; {self.randomness}"
+        yield "Mechanism", f"{self.noise} noise, noise multiplier {self.noise_multiplier:g}, {how}"
+        yield "Sampling", f"in each step, each patient by itself with a chance of {self.sampling:g} (Poisson)"
+        yield "Composition", self.composition
+        yield "Access to raw data", self.raw_data
+        yield "Verified", self.verified
         yield "Not covered", "; ".join(self.not_covered)
 
 
