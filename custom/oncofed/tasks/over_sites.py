@@ -84,7 +84,8 @@ def figure(sums: Iterable[Sequence[float]]) -> Figure | None:
     Args:
         sums: of each site [patients, sum, sum of squares].
     """
-    patients, total, squares = (sum(parts) for parts in zip(*sums, strict=True))
+    rows = list(sums)
+    patients, total, squares = (sum(row[n] for row in rows) for n in range(3))
     if patients < 2:
         return None
     mean = total / patients
