@@ -201,7 +201,11 @@ def _other_findings(manifest: Manifest, job: JobFindings) -> list[Finding]:
         *loose_slices(manifest),
         *phi_warnings(manifest),
         *(Finding(kind_of_reason(aside[name]), name, aside[name]) for name in aside if name in known),
-        *(Finding("empty label", name_of(e), EMPTY) for e in manifest.entries if is_unconfirmed(e)),
+        *(
+            Finding("empty label", name_of(e), EMPTY)
+            for e in manifest.entries
+            if is_unconfirmed(e) and name_of(e) not in aside
+        ),
     ]
     return unsettled(manifest, found)
 
