@@ -122,9 +122,12 @@ def mask_faults(entry: Entry, may_be_empty: bool = False) -> list[str]:
         entry: of the case.
         may_be_empty: a mask without any voxel of a class is fine, as it is where a person has said so.
     """
+    found = []
     if entry.label_problem:
-        return [entry.label_problem]
-    return [EMPTY] if is_empty(entry) and not (may_be_empty or entry.nothing_there) else []
+        found.append(entry.label_problem)
+    elif is_empty(entry) and not (may_be_empty or entry.nothing_there):
+        found.append(EMPTY)
+    return found
 
 
 def is_empty(entry: Entry) -> bool:

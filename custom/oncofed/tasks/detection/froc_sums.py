@@ -118,7 +118,7 @@ class FrocSums:
         if not (boxes[0] == objects if missed == 0 else is_patients(missed, bearers) and objects - boxes[0] >= missed):
             return False
         # Missed objects may be among them, which no box is of.
-        return sum(boxes) <= self.most_boxes * most + objects
+        return bool(sum(boxes) <= self.most_boxes * most + objects)
 
     def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
         """Return coarser counts; None where too few patients are behind one."""
