@@ -54,9 +54,11 @@ def make_discs(folder: Path, count: int = 24) -> Path:
     return folder
 
 
-def job(folder: Path, *change: str) -> JobSpec:
-    text = JOB.replace(*change) if change else JOB
-    assert not change or text != JOB
+def job(folder: Path, *changes: str) -> JobSpec:
+    text = JOB
+    for old, new in zip(changes[::2], changes[1::2], strict=True):
+        assert old in text
+        text = text.replace(old, new)
     (folder / "job.yaml").write_text(text)
     return read_job(folder / "job.yaml")
 

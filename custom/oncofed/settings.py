@@ -194,7 +194,7 @@ def _explain(
     if better:
         return f"{where}{line}: {better}"
     if problem["type"] == "extra_forbidden":
-        beside = ", ".join(_settings_beside(inside, model))
+        beside = ", ".join(settings_beside(inside, model))
         return f"{where}{line}: unknown setting {setting}{f'; allowed here: {beside}' if beside else ''}"
     if problem["type"] == "missing":
         return f"{where}{line}: {setting} is missing"
@@ -234,7 +234,8 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
 
 
-def _settings_beside(loc: tuple[str, ...], kind: type[StrictModel]) -> list[str]:
+def settings_beside(loc: tuple[str, ...], kind: type[StrictModel]) -> list[str]:
+    """Return the settings of the section that one at a location is in; none where it is one of several."""
     model = _section(loc[:-1], kind)
     return [field.alias or name for name, field in model.model_fields.items()] if model else []
 

@@ -34,7 +34,7 @@ def withheld_groups(groups: Mapping[str, Group], least: int, everybody: Group = 
     if all(count >= least for count in alike.values()):
         return set()
     hidden = {name for name, group in groups.items() if len(group) < least or 0 < len(whole - group) < least}
-    for name in sorted(groups, key=lambda name: len(groups[name])):
+    for name in sorted(groups, key=lambda name: (len(groups[name]), name)):
         if len(set[str]().union(*(groups[withheld] for withheld in hidden))) >= least:
             break
         hidden.add(name)
@@ -53,11 +53,24 @@ def withheld_counts(counts: Mapping[str, int], whole: int, least: int) -> set[st
     """
     small = {name for name, count in counts.items() if count < least or 0 < whole - count < least}
     hidden = set(small)
-    for name in sorted(counts, key=lambda name: counts[name]):
+    for name in sorted(counts, key=lambda name: (counts[name], name)):
         if not small or max(counts[name] for name in hidden) >= least:
             break
         hidden.add(name)
     return hidden
+
+
+def are_told_beside(counts: Mapping[str, int], whole: int, least: int) -> bool:
+    """Return whether a mean and its groups' figures tell of enough patients, whoever is in which.
+
+    Two groups that some lack may have any number in common: then nobody knows how many a difference is of.
+
+    Args:
+        counts: patients of each group, none of which is left out.
+        whole: patients behind the mean, each of whom is in some group.
+        least: smallest number of patients to report on.
+    """
+    return not withheld_counts(counts, whole, least) and sum(count < whole for count in counts.values()) <= 1
 
 
 def told_count(patients: int) -> str:

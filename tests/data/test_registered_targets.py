@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from dicoms import make_wsi, make_xray
 from oncofed.cli.main import app
-from oncofed.data.contract import doubts
+from oncofed.data.cases import usable_cases
+from oncofed.data.contract import check_dataset, doubts
 from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Manifest
+from oncofed.data.resolve import resolve
 from oncofed.data.spec import DataSpec
 from oncofed.data.target_columns import TableTargets, parse_targets
 from oncofed.data.targets import DatasetTarget, FollowUp
@@ -201,6 +204,53 @@ def test_masks_have_targets_of_their_patients(tmp_path: Path) -> None:
         read(source, tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml")))
 
 
+def test_a_mask_that_cannot_be_used_costs_no_target(tmp_path: Path) -> None:
+    """Empty, of another size, damaged, of a value without a name: said with case and reason, and the rest is used."""
+    source = pictures(tmp_path / "in", *(f"{n}.png" for n in range(7)))
+    rows = [f"{n}.png,{n}_seg.png,p{n},{'' if n == 5 else 'yes'}" for n in range(7)]
+    for number in range(7):
+        mask = np.zeros((16, 16) if number == 2 else (8, 9), np.uint8)
+        mask[4:8, 4:8] = 0 if number in (1, 5) else 7 if number == 4 else 1
+        Image.fromarray(mask).save(source / f"{number}_seg.png")
+    (source / "3_seg.png").write_bytes(b"no picture")
+    (source / "t.csv").write_text("\n".join(["image,label,patient,ill", *rows]))
+    manifest = read(source, tmp_path / "out", targets=targets("ill=class:ill"), labels={1: "lesion"})
+    assert {bad.name: bad.reason for bad in manifest.quarantine} == {"5": "its label is empty: no voxel of any class"}
+    assert {entry.name for entry in manifest.entries} == {"0", "1", "2", "3", "4", "6"}
+    (tmp_path / "job.yaml").write_text("""\
+schema: 1
+name: j
+title: J
+data: {dataset: out, modality: xray, channels: [grey], patch: [32, 32], max_bad_share: 0.5}
+targets:
+  - {name: drawn, kind: mask, classes: {1: lesion}}
+  - {name: ill, kind: class, classes: ["no", "yes"]}
+model: {network: unet, channels: [8, 16], residual_units: 1}
+rounds: {number: 1}
+""")
+    plan = parse_job(tmp_path / "job.yaml").plan()
+    report = check_dataset(tmp_path / "out", plan.data, plan.supervision(), plan.seed)
+    said = {found.case: found.what for found in report.warnings if found.kind == "mask left out"}
+    assert said.keys() == {"1", "2", "3", "4"}
+    assert "label is empty" in said["1"]
+    assert "expected the image's (9, 8)" in said["2"]
+    assert "its label file" in said["3"]
+    assert "holds the values 7" in said["4"]
+    assert [problem.case for problem in report.set_aside] == ["5"]
+    found = usable_cases(tmp_path / "out", plan.data, plan.supervision(), plan.seed, "here")
+    assert {case.name: case.label == 0 for case in found.cases} == {
+        "0": False,
+        "1": True,
+        "2": True,
+        "3": True,
+        "4": True,
+        "6": False,
+    }
+    resolve(tmp_path / "out", {"empty-label": "nothing-there"})
+    found = usable_cases(tmp_path / "out", plan.data, plan.supervision(), plan.seed, "here")
+    assert {case.name for case in found.cases if case.label != 0} == {"0", "1", "5", "6"}
+
+
 def test_a_table_of_covariates_alone(tmp_path: Path) -> None:
     source = make_site(tmp_path / "in", 3)
     (source / "dataset.json").unlink()
@@ -265,26 +315,27 @@ split: {column: exam, validation_from: 2021-01-01, test_from: 2022-01-01}
 
 
 def test_lists_that_go_back_in_time_are_told(tmp_path: Path) -> None:
-    source = pictures(tmp_path / "in", *(f"{n}.png" for n in range(6)))
-    days = ["01.02.2021", "03.02.2021", "k.A.", "01.03.2021", "01.01.2021", "02.04.2021"]
+    source = pictures(tmp_path / "in", *(f"{n}.png" for n in range(20)))
+    days = ["k.A.", *(f"{n % 28 + 1:02}.{n // 4 + 1:02}.2021" for n in range(1, 20))]
     (tmp_path / "t.yaml").write_text("""\
 columns: {date: Date of CT}
 targets: {big: {kind: class, column: big}}
 """)
 
-    def warnings(*lists: str) -> list[str]:
+    def warnings(test: range) -> list[str]:
+        lists = ["test" if n in test else "train" for n in range(20)]
         rows = [f"{n},p{n},{day},{'yes' if n % 2 else 'no'},{lists[n]}" for n, day in enumerate(days)]
         (source / "t.csv").write_text("\n".join(["image,patient,Date of CT,big,split", *rows]))
         manifest = read(source, tmp_path / "out", targets=targets(str(tmp_path / "t.yaml")))
         assert "2021" not in manifest.model_dump_json()
-        assert [entry.tags.get("days_since_first", "") for entry in manifest.entries if entry.name == "5"] == ["91"]
+        assert [entry.tags.get("days_since_first", "") for entry in manifest.entries if entry.name == "5"] == ["35"]
         target = head_of(ClassTarget(name="big", classes=("no", "yes"))).settings
         wanted = Supervision("targets", targets=(target,))
         found = doubts(tmp_path / "out", DataSpec(dataset="any", modality="xray", patch=(32, 32)), wanted, 1)
         return [finding.what for finding in found if finding.kind == KIND]
 
-    (what,) = warnings("train", "train", "train", "train", "test", "test")
-    assert what.startswith("1 of 2 test patients with a known date were examined before the last training patient")
+    (what,) = warnings(range(8))
+    assert "the former was examined first in 100% of pairs (Mann-Whitney, p < 0.01)" in what
     (tmp_path / "job.yaml").write_text("""\
 schema: 1
 name: j
@@ -296,9 +347,11 @@ rounds: {number: 1}
 """)
     job = parse_job(tmp_path / "job.yaml")
     (note,) = dataset_notes(job, tmp_path / "out")
-    assert note.startswith("dataset out: tested on earlier patients: 1 of 2 test patients")
+    assert note.startswith("dataset out: tested on earlier patients: of a test patient")
     assert dataset_notes(job, tmp_path / "none") == []
-    assert not warnings("train", "train", "test", "train", "train", "test"), "of one the date is not known"
+    assert not warnings(range(12, 20)), "later ones"
+    assert not warnings(range(3)), "the dates of two are no proof"
+    assert not warnings(range(0, 20, 2)), "dealt by turns"
 
 
 @pytest.mark.parametrize(

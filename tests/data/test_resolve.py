@@ -11,12 +11,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from oncofed.audit import AuditLog
 from oncofed.data.answers import ANSWERS, answer_to
 from oncofed.data.cases import read_cases, usable_cases
 from oncofed.data.contract import Report, check_dataset
 from oncofed.data.decisions import decided, in_words
+from oncofed.data.inputs import Patches
 from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Entry, Manifest, read_manifest, write_manifest
 from oncofed.data.register import RegisterOptions, register
@@ -295,7 +297,8 @@ def _every_finding(folder: Path) -> None:
         "its label is empty: no voxel of any class",
         "cannot be read",
     )
-    quarantine = [{"name": f"bad{n}", "reason": reason} for n, reason in enumerate(reasons)]
+    quarantine: list[dict[str, object]] = [{"name": f"bad{n}", "reason": reason} for n, reason in enumerate(reasons)]
+    quarantine[1]["case"] = {**entries[3].model_dump(), "name": "bad1", "label_values": {"0": 8000}}
     update = {"training": entries, "test": test}
     values = manifest.model_copy(update=update).model_dump(by_alias=True)
     write_manifest(folder, Manifest.model_validate({**values, "quarantine": quarantine}))
@@ -320,6 +323,49 @@ def test_each_kind_of_finding_has_decisions_and_each_ends_it(tmp_path: Path, fin
         assert take_back(folder, {finding: action}).decisions == outcome.decisions
         assert not read_manifest(folder).decisions
         assert {f.kind for f in open_findings(read_manifest(folder), JobFindings(DATA))} == kinds
+
+
+def test_an_empty_mask_is_background_once_somebody_says_so(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "in", 12)
+    for number in (3, 7):
+        _save(site / "labelsTr" / f"case_{number}.nii.gz", np.zeros((20, 20, 20), np.uint8))
+    folder, wanted = _register(tmp_path), Supervision(classes=CLASSES)
+    found = usable_cases(folder, DATA.model_copy(update={"max_bad_share": 1}), wanted, 1, "east")
+    assert {problem.case for problem in found.set_aside} == {"case_3", "case_7"}
+    outcome = resolve(folder, {"empty-label": "nothing-there"}, "second reading")
+    assert outcome.words[0].startswith("empty-label nothing-there: 2 cases; ")
+    for _ in range(2):
+        assert check(folder).clean
+        found = usable_cases(folder, DATA, wanted, 1, "east")
+        assert not found.set_aside
+        one = next(case for case in found.cases if case.name == "case_3")
+        assert not one.read_label().values.any()
+        patch = Patches(DATA, "none", 3)
+        drawn = patch.draw(patch.prepare(one), torch.Generator().manual_seed(1))
+        assert not drawn["label"].any(), "it is learned from as background alone"
+        _register(tmp_path)
+    # Another image, or a mask with something in it, is asked about or used anew.
+    _save(site / "imagesTr" / "case_3.nii.gz", make_volume(40)[0])
+    _save(site / "labelsTr" / "case_7.nii.gz", make_volume(7)[1])
+    _register(tmp_path)
+    report = check(folder)
+    assert [problem.case for problem in report.set_aside] == ["case_3"]
+    assert "case_7" in _names(folder)
+    take_back(folder, {"empty-label": "nothing-there"})
+    assert not read_manifest(folder).decisions
+
+
+def test_what_an_earlier_version_registered_is_registered_again_first(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "in", 8)
+    _save(site / "labelsTr" / "case_3.nii.gz", np.zeros((20, 20, 20), np.uint8))
+    folder = _register(tmp_path)
+    manifest = read_manifest(folder)
+    bare = [bad.model_copy(update={"case": None}) for bad in manifest.quarantine]
+    write_manifest(folder, manifest.model_copy(update={"quarantine": bare}))
+    with pytest.raises(DataError, match=r"1 case cannot be taken for background yet: .*Register the folder again"):
+        resolve(folder, {"empty-label": "nothing-there"})
+    _register(tmp_path)
+    assert resolve(folder, {"empty-label": "nothing-there"}).decisions
 
 
 def test_set_aside_drops_all_of_them_also_for_a_job(tmp_path: Path) -> None:

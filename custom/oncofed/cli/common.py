@@ -259,6 +259,7 @@ def _over_sites(result: Result) -> list[str]:
             for n, target in pooled.targets.items()
             for one in list(target.figures.values())[:1]
         ]
+        figures += [(one.title, one.value, one.interval) for one in (pooled.mean,) if one]
         values = ", ".join(_figure(*one) for one in figures)
         lines.append(f"all sites together, {pooled.patients} patients: {values or 'too few of any class'}")
     if known and known.temperature is not None:

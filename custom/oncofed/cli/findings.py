@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from oncofed.data.answers import Answer
     from oncofed.data.contract import Report
-    from oncofed.data.manifest import Manifest, Quarantined
+    from oncofed.data.manifest import Entry, Manifest, Quarantined
 
 
 def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
@@ -37,6 +37,8 @@ def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
 
     console = plain_console()
     for line in _set_aside(manifest.quarantine):
+        console.print(line)
+    for line in _masks_left_out(manifest.entries):
         console.print(line)
     uses = ", ".join(_of_use(use, count) for use, count in manifest.files.items())
     console.print(f"files: {uses}; each by name in {folder / FILES_TABLE}", markup=False)
@@ -122,11 +124,25 @@ def _of_kind(items: list[tuple[str, str]]) -> list[str]:
 
 
 def _set_aside(quarantine: Iterable[Quarantined]) -> list[str]:
+    return _told_of("set aside", ((bad.name, bad.source, bad.reason) for bad in quarantine))
+
+
+def _masks_left_out(entries: Iterable[Entry]) -> list[str]:
+    """Return lines about the cases whose targets are used without the mask."""
+    from oncofed.data.case_facts import mask_faults
+    from oncofed.data.decisions import name_of
+
+    found = ((name_of(one), one.source, "; ".join(mask_faults(one, bool(one.tiles)))) for one in entries)
+    return _told_of("mask left out", (one for one in found if one[2]))
+
+
+def _told_of(what: str, cases: Iterable[tuple[str, str | None, str]]) -> list[str]:
+    """Return lines about cases, each with its file and the reason."""
     from oncofed.data.grouping import finding_lines
 
-    found = ((f"{bad.name} ({bad.source})" if bad.source else bad.name, bad.reason) for bad in quarantine)
+    found = ((f"{name} ({source})" if source else name, reason) for name, source, reason in cases)
     return [
-        f"  {escape(line.strip())}" if line.startswith("  ") else f"[yellow]set aside[/] {escape(line)}"
+        f"  {escape(line.strip())}" if line.startswith("  ") else f"[yellow]{what}[/] {escape(line)}"
         for line in finding_lines(found)
     ]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 LEAVE_OUT, KEEP_ONE, SAME_PATIENT = "leave-out", "keep-one", "same-patient"
+NOTHING_THERE = "nothing-there"
 MOVE_TO_TRAINING, KEEP_IN_TEST = "move-to-training", "keep-in-test"
 # These only stop the finding from being reported.
 ACCEPT, REVIEWED, KEEP_ALL = "accept", "reviewed", "keep-all"
@@ -73,7 +74,15 @@ ANSWERS: tuple[Answer, ...] = (
     Answer("spacing", ("outlier spacing", "implausible spacing"), {LEAVE_OUT: _OUT, ACCEPT: "they are right"}),
     Answer("intensity", ("outlier intensity",), {LEAVE_OUT: _OUT, ACCEPT: "they are right"}),
     Answer("constant", ("constant image",), {LEAVE_OUT: "go on without them"}),
-    Answer("empty-label", ("empty label",), {LEAVE_OUT: "go on without them"}),
+    Answer(
+        "empty-label",
+        ("empty label",),
+        {
+            LEAVE_OUT: "go on without them",
+            NOTHING_THERE: "somebody looked for every class that the dataset names, and there is none: the mask is "
+            "background alone",
+        },
+    ),
     Answer("set-aside", ("set aside",), {LEAVE_OUT: "go on without them, whatever the reason"}),
     Answer("burned-in", ("burned-in annotation",), {REVIEWED: "somebody looked: it names nobody", LEAVE_OUT: _OUT}),
     Answer("path-names", ("name in path",), {REVIEWED: "somebody looked: they name nobody", LEAVE_OUT: _OUT}),

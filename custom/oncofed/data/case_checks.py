@@ -74,16 +74,15 @@ def check_case(
         return Problem(case.name, case_facts.reason_of(error))
     data = data or DataSpec(dataset="any")
     found = [*contract_faults(entry, data), *row_faults(entry, data.covariates)]
+    found += case_facts.image_faults(entry)
     of_mask = [case.mask_fault] if case.mask_fault else []
-    of_image = case_facts.faults(entry.model_copy(update={"label_problem": None}), may_be_empty=True)
-    of_mask += [fault for fault in case_facts.faults(entry, case.may_be_empty) if fault not in of_image]
-    found += of_image
+    of_mask += case_facts.mask_faults(entry, case.may_be_empty)
     found += [case.target_fault] if case.target_fault else []
     if case.boxes is not None:
         fault = boxes.fault(case.boxes, entry.shape or [], dict(case.label_values or ((c, c) for c in classes)))
         found += [fault] if fault else []
     elif (classes or not case.targets) and not entry.label_problem:
-        found += label_faults(case, entry, classes)
+        of_mask += label_faults(case, entry, classes)
     if of_mask and not found and case.has_targets:
         return Problem(case.name, f"{'; '.join(of_mask)}. Its targets are used without the mask", of_mask=True)
     found += of_mask

@@ -24,6 +24,7 @@ from oncofed.errors import DataError
 
 Values = NDArray[Any]
 
+EMPTY = "its label is empty: no voxel of any class"
 # A mask with more distinct values than this numbers objects, not classes.
 _MOST_CLASSES = 64
 _INTENSITY_SAMPLES = 30_000
@@ -104,25 +105,34 @@ def measure(image: LoadedImage, label: LoadedImage | None, classes: int = 0) -> 
     return facts
 
 
-def faults(entry: Entry, may_be_empty: bool = False) -> list[str]:
-    """Return why no job can use a case, if so.
-
-    Args:
-        entry: of the case.
-        may_be_empty: a mask without any voxel of a class is fine.
-    """
+def image_faults(entry: Entry) -> list[str]:
+    """Return why no job can use a case's image, if so."""
     found = []
     if entry.finite is False:
         found.append("its image holds values that are not finite (NaN or infinity). Replace them, or export it again")
     if entry.intensity and entry.intensity.std == 0 and entry.intensity.low == entry.intensity.high:
         found.append(f"its image is constant (every voxel is {entry.intensity.median:g})")
+    return found
+
+
+def mask_faults(entry: Entry, may_be_empty: bool = False) -> list[str]:
+    """Return why no job can use a case's mask, if so.
+
+    Args:
+        entry: of the case.
+        may_be_empty: a mask without any voxel of a class is fine, as it is where a person has said so.
+    """
+    found = []
     if entry.label_problem:
         found.append(entry.label_problem)
-    elif (
-        entry.label_values is not None and not may_be_empty and not any(int(float(v)) != 0 for v in entry.label_values)
-    ):
-        found.append("its label is empty: no voxel of any class")
+    elif is_empty(entry) and not (may_be_empty or entry.nothing_there):
+        found.append(EMPTY)
     return found
+
+
+def is_empty(entry: Entry) -> bool:
+    """Return whether a case's mask has no voxel of any class."""
+    return entry.label_values is not None and not any(int(float(value)) != 0 for value in entry.label_values)
 
 
 def reason_of(error: Exception) -> str:

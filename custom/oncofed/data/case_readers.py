@@ -115,9 +115,9 @@ class FileWork:
         item = self.item
         images = [self.root / image for image in item.images]
         try:
-            image, mask = case_facts.read_case(images, self._label_file(), named=self.named)
-            mask = self._with_label(image, mask)
+            image, mask, problem = self._read_files(images)
             found = case_facts.measure(image, mask)
+            found |= {"label_problem": problem} if problem else {}
             found["checksum"] = case_facts.checksum(images)
             found["notes"] = [*case_facts.notes(image, mask), *item.notes]
             alone = item.label is None and not item.targets and len(images) == 1
@@ -149,6 +149,17 @@ class FileWork:
     def renamed(self, name: str) -> Work:
         """Return the case by another name."""
         return replace(self, item=replace(self.item, name=name))
+
+    def _read_files(self, images: Sequence[Path]) -> tuple[LoadedImage, LoadedImage | None, str]:
+        """Return image, mask, and why the mask cannot be read; a case with targets does without."""
+        label = self._label_file()
+        try:
+            image, mask = case_facts.read_case(images, label, named=self.named)
+        except Exception as error:
+            if label is None or not label.is_file() or not self.item.targets:
+                raise
+            return case_facts.read_case(images, None)[0], None, case_facts.reason_of(error)
+        return image, self._with_label(image, mask), ""
 
     def _label_file(self) -> Path | None:
         return self.root / self.item.label if isinstance(self.item.label, str) else None
@@ -216,9 +227,10 @@ class StackWork:
         header = self.stack.header
         try:
             pixels = read_stack(self.root, self.stack)
-            label = self._label(pixels.image)
+            label, problem = self._read_label(pixels.image)
             mask = label.image if label else None
             found = case_facts.measure(pixels.image, mask, len(self.values) + 1)
+            found |= {"label_problem": problem} if problem else {}
         except Exception as error:  # noqa: BLE001 - readers raise any type of error for a malformed file
             return self.set_aside(case_facts.reason_of(error))
         image_path = fitting(self._written()[0], pixels.image)
@@ -262,8 +274,16 @@ class StackWork:
         image, label = (".png", ".png") if flat else (".nii", ".nii.gz")
         return [f"images/{self.name}{image}", *([f"labels/{self.name}{label}"] if self.labels else [])]
 
-    def _label(self, image: LoadedImage) -> Label | None:
-        return read_labels(self.root, self.labels, image, self.stack, self.values) if self.labels else None
+    def _read_label(self, image: LoadedImage) -> tuple[Label | None, str]:
+        """Return the mask, and why it cannot be read; a case with targets does without."""
+        if not self.labels:
+            return None, ""
+        try:
+            return read_labels(self.root, self.labels, image, self.stack, self.values), ""
+        except Exception as error:
+            if not self.stated.targets:
+                raise
+            return None, case_facts.reason_of(error)
 
 
 @dataclass(frozen=True)

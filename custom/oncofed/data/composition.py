@@ -99,10 +99,20 @@ def compose(
     labels = _labels(entries, layout, dicom, classes, options)
     usable = []
     for entry in sorted(entries, key=lambda e: e.name or ""):
-        empty = _is_looked_through(entry, options.out)
-        reasons = [*case_facts.faults(entry, empty), *_outside_vocabulary(entry, labels, options, layout)]
-        if reasons:
-            quarantine.append(Quarantined(name=entry.name or "", reason="; ".join(reasons), source=entry.source))
+        of_mask = case_facts.mask_faults(entry, _is_looked_through(entry, options.out))
+        of_mask += _outside_vocabulary(entry, labels, options, layout)
+        reasons = [*case_facts.image_faults(entry), *of_mask]
+        # With targets it is used without the mask; see ``case_checks``.
+        if reasons and not (reasons == of_mask and entry.targets):
+            may_be_right = reasons == [case_facts.EMPTY] and not entry.tiles
+            quarantine.append(
+                Quarantined(
+                    name=entry.name or "",
+                    reason="; ".join(reasons),
+                    source=entry.source,
+                    case=entry if may_be_right else None,
+                )
+            )
         else:
             usable.append(entry)
     return Manifest(

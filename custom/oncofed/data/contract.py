@@ -36,7 +36,7 @@ from oncofed.data.slides.tile_quality import quality_remarks
 from oncofed.data.spec import DataSpec
 from oncofed.data.target_report import TargetReport, report_target
 from oncofed.data.targets import Target, declared_target
-from oncofed.data.time_order import earlier_tests
+from oncofed.data.time_order import OF_OUTCOME, earlier_tests, outcomes_by_date
 from oncofed.errors import DataError
 
 _NO_LABEL = "its entry names no label"
@@ -158,7 +158,8 @@ def doubts(folder: Path, data: DataSpec, wanted: Supervision, seed: int) -> list
     """
     manifest, report = decided(read_manifest(folder)), Report()
     _target_rows(manifest, wanted.targets, _used_entries(manifest, data), report)
-    found = [leak for leak in _leaks(manifest, data, wanted, report) if leak.severe] + report.warnings
+    leaks = _leaks(manifest, data, wanted, report)
+    found = [leak for leak in leaks if leak.severe or leak.kind == OF_OUTCOME] + report.warnings
     try:
         dealt = read_cases(folder, data.split, seed, wanted, data.splits)
     except DataError:  # the sites refuse it in words
@@ -167,10 +168,11 @@ def doubts(folder: Path, data: DataSpec, wanted: Supervision, seed: int) -> list
 
 
 def _leaks(manifest: Manifest, data: DataSpec, wanted: Supervision, report: Report) -> list[Finding]:
-    """Return the columns that tell an outcome, of targets that are in the report."""
+    """Return the columns and dates that tell an outcome, of targets that are in the report."""
     of_kind = {found.name for found in report.targets}
+    targets = [target for target in wanted.targets if target.name in of_kind]
     used = columns_used(manifest.entries, data.covariates)
-    return unsettled(manifest, outcome_columns(manifest, [t for t in wanted.targets if t.name in of_kind], used))
+    return unsettled(manifest, (*outcome_columns(manifest, targets, used), *outcomes_by_date(manifest, targets)))
 
 
 def _used_entries(manifest: Manifest, data: DataSpec) -> list[Entry]:

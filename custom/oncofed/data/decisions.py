@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from oncofed.data.answers import KEEP_IN_TEST, KEEP_ONE, LEAVE_OUT, MOVE_TO_TRAINING, SAME_PATIENT
+from oncofed.data.answers import KEEP_IN_TEST, KEEP_ONE, LEAVE_OUT, MOVE_TO_TRAINING, NOTHING_THERE, SAME_PATIENT
+from oncofed.data.case_facts import is_empty
 from oncofed.data.grouping import counted
-from oncofed.data.manifest import SPLITS, Decision, Entry, Manifest, Split
+from oncofed.data.manifest import SPLITS, Decision, Entry, Manifest, Quarantined, Split
 
 _CONTENT_LETTERS = 16
 # Lists by the worth of their images: results on a changed test list cannot be compared with earlier ones.
@@ -30,10 +31,13 @@ def in_force(manifest: Manifest, decision: Decision) -> Manifest:
 
     Copies whose labels contradict each other, now or at the time of the decision, are never dropped as mere copies.
     """
-    reasons = {bad.name: bad.reason for bad in manifest.quarantine}
-    aside = {n for group in decision.groups for n in group if n in reasons and reasons[n] == decision.content.get(n)}
+    names = {name for group in decision.groups for name in group}
+    aside = [bad for bad in manifest.quarantine if bad.name in names and _is_decided(decision, bad)]
     if aside:
-        manifest = manifest.model_copy(update={"quarantine": [b for b in manifest.quarantine if b.name not in aside]})
+        left = [bad for bad in manifest.quarantine if bad not in aside]
+        manifest = manifest.model_copy(update={"quarantine": left})
+    if decision.action == NOTHING_THERE:
+        manifest = _with_cases(manifest, [bad.case for bad in aside if bad.case])
     effect = _EFFECTS.get(decision.action)
     if effect is None:
         return manifest
@@ -109,6 +113,11 @@ def content_of(entry: Entry, finding: str) -> str:
         return image
     label = entry.label if isinstance(entry.label, int) else sorted((entry.label_values or {}).items())
     return f"{image} {label}" + (f" {sorted(entry.targets.items())}" if entry.targets else "")
+
+
+def is_unconfirmed(entry: Entry) -> bool:
+    """Return whether a case's mask is empty, and nobody has said that this is right."""
+    return is_empty(entry) and not entry.label_problem and not entry.nothing_there and not entry.tiles
 
 
 def by_worth(cases: Iterable[tuple[Split, Entry]]) -> list[tuple[Split, Entry]]:
@@ -198,12 +207,35 @@ def _keep_in_test(manifest: Manifest, groups: list[_Group]) -> Manifest:
     return _without(manifest, {name_of(e) for split, e in manifest.by_split() if kept.get(_patient(e), split) != split})
 
 
+def _nothing_there(manifest: Manifest, groups: list[_Group]) -> Manifest:
+    """Take empty masks for background."""
+    names = {name_of(entry) for group in groups for _, entry in group if is_unconfirmed(entry)}
+    return _changed(manifest, lambda _, e: e.model_copy(update={"nothing_there": True}) if name_of(e) in names else e)
+
+
+def _is_decided(decision: Decision, bad: Quarantined) -> bool:
+    """Return whether a decision holds for a case that was set aside."""
+    stated = decision.content.get(bad.name)
+    if decision.action == NOTHING_THERE:
+        return bad.case is not None and stated == content_of(bad.case, decision.finding)
+    return stated == bad.reason
+
+
+def _with_cases(manifest: Manifest, cases: list[Entry]) -> Manifest:
+    """Return a dataset with further cases in their lists."""
+    lists: dict[str, list[Any]] = {split: list(getattr(manifest, split)) for split in SPLITS}
+    for case in cases:
+        lists[case.split or "training"].append(case)
+    return manifest.model_copy(update=lists) if cases else manifest
+
+
 _EFFECTS: dict[str, Callable[[Manifest, list[_Group]], Manifest]] = {
     LEAVE_OUT: _leave_out,
     KEEP_ONE: _keep_one,
     SAME_PATIENT: _join,
     MOVE_TO_TRAINING: _move_to_training,
     KEEP_IN_TEST: _keep_in_test,
+    NOTHING_THERE: _nothing_there,
 }
 
 

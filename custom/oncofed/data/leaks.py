@@ -48,7 +48,7 @@ def outcome_columns(manifest: Manifest, targets: Iterable[Target], used: Collect
             columns[column].setdefault(entry.patient or name_of(entry), text)
     for target in targets:
         declared = declared_target(manifest.targets, manifest.labels, target)
-        outcomes = _outcomes(manifest, target, declared) if declared else {}
+        outcomes = outcomes_of(manifest, target, declared) if declared else {}
         for column, texts in sorted(columns.items()):
             for part, outcome in outcomes.items():
                 how = _told(texts, outcome)
@@ -66,7 +66,7 @@ def outcome_columns(manifest: Manifest, targets: Iterable[Target], used: Collect
                     break
 
 
-def _outcomes(manifest: Manifest, target: Target, declared: DatasetTarget) -> dict[str, Outcome]:
+def outcomes_of(manifest: Manifest, target: Target, declared: DatasetTarget) -> dict[str, Outcome]:
     """Return part of the target -> patient -> value."""
     found: dict[str, Outcome] = defaultdict(dict)
     for entry in manifest.entries:

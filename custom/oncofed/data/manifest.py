@@ -121,6 +121,9 @@ class Entry(_Part):
     label_by_colour: bool | None = Field(None, description="label values are the palette's colours, not its numbers")
     label_named: list[int] | None = Field(None, description="label values that had names when the mask was read")
     label_problem: str | None = Field(None, description="why the label does not lie on the image")
+    nothing_there: bool = Field(
+        False, description="a person has said that its mask is rightly empty (oncofed data resolve --empty-label)"
+    )
     thumbnail: str | None = Field(None, description="8x8x8 or 16x16 means, base64: finds copies of the same image")
     tiles: str | None = Field(None, description="path of a slide's tiles (npz)")
     tile_quality: dict[str, int] | None = Field(
@@ -163,6 +166,7 @@ class Quarantined(_Part):
     reason: str
     source: str | None = None
     files: int = 0
+    case: Entry | None = Field(None, description="of an empty mask: used once a person says that nothing is there")
 
 
 class Decision(_Part):

@@ -15,14 +15,16 @@ from oncofed.data.answers import (
     KEEP_ALL,
     KEEP_ONE,
     LEAVE_OUT,
+    NOTHING_THERE,
     SET_ASIDE_KINDS,
     Answer,
     answer_to,
     kind_of_reason,
 )
 from oncofed.data.case_checks import Problem
+from oncofed.data.case_facts import EMPTY
 from oncofed.data.copies import CopyGroup, copy_groups
-from oncofed.data.decisions import content_of, decided, in_force, in_words, name_of
+from oncofed.data.decisions import content_of, decided, in_force, in_words, is_unconfirmed, name_of
 from oncofed.data.grouping import EXAMPLES, counted
 from oncofed.data.manifest import (
     MANIFEST_FILE,
@@ -122,6 +124,8 @@ def resolve(
             of_copies = [group for group in of_copies if id(group) not in answered]
         else:
             groups = _found(answer, manifest, job or JobFindings())
+            if action == NOTHING_THERE:
+                groups = _confirmable(groups, manifest, outcome.messages)
         if not groups:
             without.append(answer)
             continue
@@ -129,7 +133,7 @@ def resolve(
             finding=answer.finding,
             action=action,
             groups=groups,
-            content=_content(manifest, {name for group in groups for name in group}, answer.finding),
+            content=_content(manifest, {name for group in groups for name in group}, answer.finding, action),
             who=user_name(),
             time=time,
             why=why,
@@ -197,6 +201,11 @@ def _other_findings(manifest: Manifest, job: JobFindings) -> list[Finding]:
         *loose_slices(manifest),
         *phi_warnings(manifest),
         *(Finding(kind_of_reason(aside[name]), name, aside[name]) for name in aside if name in known),
+        *(
+            Finding("empty label", name_of(e), EMPTY)
+            for e in manifest.entries
+            if is_unconfirmed(e) and name_of(e) not in aside
+        ),
     ]
     return unsettled(manifest, found)
 
@@ -208,13 +217,31 @@ def _found(answer: Answer, manifest: Manifest, job: JobFindings) -> list[list[st
     return [list(f.about) for f in _other_findings(manifest, job) if f.kind in kinds]
 
 
-def _content(manifest: Manifest, names: set[str], finding: str) -> dict[str, str]:
+def _confirmable(groups: list[list[str]], manifest: Manifest, messages: list[str]) -> list[list[str]]:
+    """Return the groups whose empty masks may be taken for background; say of which that cannot be."""
+    names = {bad.name for bad in manifest.quarantine if bad.case} | set(
+        map(name_of, filter(is_unconfirmed, manifest.entries))
+    )
+    found = [group for group in groups if names.issuperset(group)]
+    if len(found) < len(groups):
+        messages.append(
+            f"{counted(len(groups) - len(found), 'case')} cannot be taken for background yet: the dataset was "
+            "registered by an earlier version, or the mask is drawn on a slide. Register the folder again"
+        )
+    return found
+
+
+def _content(manifest: Manifest, names: set[str], finding: str, action: str) -> dict[str, str]:
     """Return the state of each case.
 
     A fingerprint of its image, or the reason for setting it aside.
     """
     content = {name_of(e): content_of(e, finding) for e in manifest.entries if name_of(e) in names}
-    return content | {bad.name: bad.reason for bad in manifest.quarantine if bad.name in names}
+    return content | {
+        bad.name: content_of(bad.case, finding) if bad.case and action == NOTHING_THERE else bad.reason
+        for bad in manifest.quarantine
+        if bad.name in names
+    }
 
 
 def _chosen(groups: Sequence[CopyGroup], answer: Answer, action: str, more: list[str]) -> list[CopyGroup]:

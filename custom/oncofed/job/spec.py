@@ -27,7 +27,7 @@ from oncofed.packs.pack import find_pack
 from oncofed.privacy.settings import NoiseKind, PrivacySpec
 from oncofed.settings import Lines, SettingError, StrictModel, read_yaml, validated
 from oncofed.tasks import TaskSection, task_class
-from oncofed.tasks.targets.section import task_of_targets
+from oncofed.tasks.targets.section import drawn_alone, settings_of_target, task_of_targets
 from oncofed.training import Plan, ResourcesSpec, TrainingSpec
 
 JOB_FILE = "job.yaml"
@@ -333,6 +333,8 @@ def _placed(
 
     Without the task's type, which pydantic adds to the path.
     """
+    if loc[:1] == ("task",) and loc[1:2] and loc[1] in drawn_alone(values.get("targets")):
+        return kind, ("targets", "0", *loc[1:])
     if loc[:2] == ("task", "targets") and "targets" in values:
         # A mask's own settings stand beside its name; see ``task_of_targets``.
         return kind, (*loc[1:3], *(loc[4:] if loc[3:4] == ("mask",) else loc[3:]))
@@ -354,7 +356,12 @@ def _explained(values: Mapping[str, Any], problem: Any, loc: tuple[str, ...]) ->
     """Return a better message for a problem, or None."""
     if problem["type"] == "unknown_plugin":
         return f"{'.'.join(loc)}: {problem['msg']}"
-    if problem["type"] != "extra_forbidden" or loc[:1] != ("task",) or "targets" not in values:
+    if problem["type"] != "extra_forbidden" or "targets" not in values:
+        return None
+    if loc[:1] == ("targets",):
+        beside = ", ".join(settings_of_target(values["targets"], loc[1:]))
+        return f"unknown setting {'.'.join(loc)}" + (f"; allowed here: {beside}" if beside else "")
+    if loc[:1] != ("task",):
         return None
     masks = [target for target in _task_section(values)["targets"] if "mask" in target]
     if masks and loc[1] in task_class(masks[0]["mask"]["type"]).Settings.model_fields:

@@ -310,8 +310,8 @@ def _checked(source: Source, requirements: _JobRequirements) -> tuple[Source, st
     except Exception as error:  # noqa: BLE001 - one unreadable case must not stop the others
         return source, case_facts.reason_of(error)
     image = entry.model_copy(update={"label_problem": None, "label_values": None})
-    faults = case_facts.faults(image)
-    labelled = labelled and _is_usable(source.case, entry, requirements) and case_facts.faults(entry) == faults
+    faults = case_facts.image_faults(image)
+    labelled = labelled and _is_usable(source.case, entry, requirements) and not case_facts.mask_faults(entry)
     entry = entry.model_copy(update={"notes": [*entry.notes, *_conversions(entry, requirements)]})
     data = requirements.job.data
     found = [*([] if entry.tiles else contract_faults(image, data)), *row_faults(entry, data.covariates), *faults]

@@ -19,7 +19,7 @@ from typing import Any
 from oncofed.suppression import LEAST_PATIENTS, withheld_counts, withheld_groups
 from oncofed.tasks import metrics_that_may_leave
 from oncofed.tasks.metrics import Metric
-from oncofed.tasks.parts import NO_PARTS, Parts, told_parts
+from oncofed.tasks.parts import NO_PARTS, Parts, mixed_targets, told_parts
 from oncofed.tasks.scores import Evaluation
 
 # Further digits could carry hidden information.
@@ -67,10 +67,11 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
 def _told_of_parts(evaluation: Evaluation) -> dict[str, Any]:
     behind, everybody = evaluation.behind, len(evaluation.patients)
     counts = {name: len(behind.get(name, ())) for name in (*evaluation.by_class, *evaluation.extra_metrics)}
+    mixed = mixed_targets(evaluation.parts, behind)
     numbers = {
-        "by_class": _rounded(evaluation.by_class),
+        "by_class": _rounded({name: value for name, value in evaluation.by_class.items() if name not in mixed}),
         "more": _rounded(evaluation.extra_metrics),
-        "interval": [round_figure(end) for end in evaluation.interval] if evaluation.interval else None,
+        "interval": [round_figure(end) for end in evaluation.interval] if evaluation.interval and not mixed else None,
         "cases": evaluation.cases,
         "patients": {"all": everybody, "by_class": counts, "more": counts},
     }

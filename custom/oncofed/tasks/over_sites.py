@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from scipy import stats
 
 from oncofed.settings import StrictModel
 from oncofed.tasks.pooled import Ranking, Reliability, ranking, reliability
-from oncofed.tasks.pooled_target import NO_TARGETS, PooledTarget, TargetSums
+from oncofed.tasks.pooled_target import NO_TARGETS, PooledTarget, TargetFigure, TargetSums
 
 
 class Figure(StrictModel):
@@ -34,7 +35,8 @@ class PooledTest(StrictModel):
     reliability: Reliability | None = None
     calibrated: Reliability | None = Field(None, description="the same with the model's temperature")
     figures: dict[str, Figure] = Field({}, description="the job's metric (mean), and the same of each class")
-    targets: dict[str, PooledTarget] = Field({}, description="of a job with named targets")
+    targets: dict[str, PooledTarget] = Field({}, description="of a job with named targets, or of each class of boxes")
+    mean: TargetFigure | None = Field(None, description="of several classes of boxes the mean of their figures")
 
 
 def pooled_test(
@@ -65,6 +67,7 @@ def pooled_test(
         if of_all:
             sums[name] = of_all
     sure = [one["reliability"] for one in sent if one.get("reliability")]
+    by_target = _targets(of_sites, asked, targets)
     return PooledTest(
         patients=sum(one["patients"] for one in sent),
         sites={site: of_sites[site]["patients"] for site in sorted(of_sites)},
@@ -74,7 +77,8 @@ def pooled_test(
         reliability=_of_all(sure, 0),
         calibrated=_of_all(sure, 1) if all(len(one["brier"]) > 1 for one in sure) else None,
         figures=sums,
-        targets=_targets(of_sites, asked, targets),
+        targets=by_target,
+        mean=_mean_of_boxes(by_target),
     )
 
 
@@ -84,7 +88,8 @@ def figure(sums: Iterable[Sequence[float]]) -> Figure | None:
     Args:
         sums: of each site [patients, sum, sum of squares].
     """
-    patients, total, squares = (sum(parts) for parts in zip(*sums, strict=True))
+    rows = list(sums)
+    patients, total, squares = (sum(row[n] for row in rows) for n in range(3))
     if patients < 2:
         return None
     mean = total / patients
@@ -105,6 +110,28 @@ def _targets(
             behind = {"sites": list(told), "withheld": sorted(asked - set(told))}
             found[name] = of_all.model_copy(update=behind)
     return found
+
+
+def _mean_of_boxes(targets: Mapping[str, PooledTarget]) -> TargetFigure | None:
+    """Return the mean over classes of boxes; None of other targets, or of one class.
+
+    Its interval is as wide as if one patient's classes were found together.
+    """
+    of_classes = [next(iter(one.figures.values())) for one in targets.values() if one.kind == "boxes"]
+    if len(of_classes) < 2:
+        return None
+
+    def mean(ends: Sequence[tuple[float, float] | None]) -> tuple[float, float] | None:
+        known = [end for end in ends if end]
+        return (fmean(low for low, _ in known), fmean(high for _, high in known)) if len(known) == len(ends) else None
+
+    return TargetFigure(
+        title=f"{of_classes[0].title}, mean of {', '.join(targets)}",
+        value=fmean(one.value for one in of_classes),
+        patients=min(one.patients for one in of_classes),
+        interval=mean([one.interval for one in of_classes]),
+        bounds=mean([one.bounds for one in of_classes]),
+    )
 
 
 def _of_all(sure: Sequence[Mapping[str, Any]], which: int) -> Reliability | None:

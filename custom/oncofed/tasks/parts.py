@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from oncofed.suppression import withheld_counts
+from oncofed.suppression import LEAST_PATIENTS, Group, are_told_beside, withheld_counts, withheld_groups
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ToldParts:
 
     Attributes:
         by_class: figures of members and of targets.
-        patients: number behind each; of a mean, the fewest behind one of its parts.
+        patients: number behind each; of a mean of members, the fewest behind one of them.
         mean: of the targets' figures; None without any.
         fewest: patients behind a part of the mean; zero without any.
         is_whole: nothing was left out.
@@ -45,6 +45,21 @@ class ToldParts:
     mean: float | None
     fewest: int
     is_whole: bool
+
+
+def mixed_targets(parts: Parts, behind: Mapping[str, Group]) -> set[str]:
+    """Return the targets whose own figure, beside those of their members, would tell of one to four patients.
+
+    Args:
+        parts: of the mean.
+        behind: patients behind each figure, by target or by ``TARGET.MEMBER``.
+    """
+    found = set()
+    for target, part in parts.items():
+        members = {name: set(behind.get(f"{target}.{name}", ())) for name in part.members}
+        if part.has_own_figure and withheld_groups(members, LEAST_PATIENTS, set(behind.get(target, ()))):
+            found.add(target)
+    return found
 
 
 def told_parts(
@@ -77,12 +92,15 @@ def told_parts(
             own = {target: patients.get(target, 0)} if target in by_class else {}
             hidden_own = withheld_counts(own, everybody, least)
             hidden += len(hidden_own)
-            if not own or hidden_own or withheld:
+            # What a site made for anybody it made knowing who is in which; a stricter policy knows numbers alone.
+            unsure = least > LEAST_PATIENTS and not are_told_beside(counts, patients.get(target, 0), least)
+            if not own or hidden_own or withheld or unsure:
+                hidden += bool(unsure)
                 continue
         if kept:
             targets.append(target)
             told[target] = by_class[target] if part.has_own_figure else sum(told[name] for name in kept) / len(kept)
-            behind[target] = min(counts[name] for name in kept)
+            behind[target] = patients[target] if part.has_own_figure else min(counts[name] for name in kept)
     mean = sum(told[target] for target in targets) / len(targets) if targets else None
     return ToldParts(told, behind, mean, min((behind[target] for target in targets), default=0), not hidden)
 

@@ -32,7 +32,7 @@ BINS = 200
 _EDGES = np.linspace(-9.9, 9.9, BINS - 1)
 _WIDTH, FURTHEST = 0.1, 10.0
 _MIDDLES = np.linspace(-9.95, 9.95, BINS)
-_NORMAL = 1.959964  # of a 95 % interval
+NORMAL = 1.959964  # of a 95 % interval
 _RELIABILITY_BINS = 10
 
 DIGITS_OF_ODDS = 2
@@ -304,7 +304,7 @@ def area_interval(area: float, with_it: int, without: int) -> tuple[float, float
 
     def reach(true: float) -> float:
         spread = true * (1 - true) * (1 + other * (1 - true) / (2 - true) + other * true / (1 + true))
-        return _NORMAL * math.sqrt(max(spread, 0.0) / (with_it * without))
+        return NORMAL * math.sqrt(max(spread, 0.0) / (with_it * without))
 
     low = _boundary(lambda true: true + reach(true) < area, 0.0, area)
     high = _boundary(lambda true: true - reach(true) <= area, area, 1.0)

@@ -123,8 +123,90 @@ def test_every_cell_is_of_five_patients_and_tells_of_no_four_others() -> None:
     assert sums["with_objects"] == 7
     for kind in ("hits", "false_positives"):
         assert {row[4] in (5, 10) and row[1] >= LEAST_PATIENTS for row in sums[kind]} == {True}
-    assert sum(row[1] for row in sums["hits"]) == sum(int(case.hits.sum()) for _, case in cases)
+    assert sums["with_misses"] == 0, "two patients have one that was missed"
+    assert sum(row[1] for row in sums["hits"]) == sum(case.objects for _, case in cases)
     assert sum(row[1] for row in sums["false_positives"]) == sum(int((~case.hits).sum()) for _, case in cases)
+
+
+def found_but(patients: int, misses: int, of: int = 30) -> Site:
+    """Return scans with three nodules and a false positive each, of which some patients have some that are missed."""
+    rng = np.random.default_rng(8)
+    scores = rng.uniform(0.2, 0.9, (of, 4))
+    return [
+        (f"p{n}", Matched(scores[n], np.array([True, True, True, False]), 3 + (misses if n < patients else 0)))
+        for n in range(of)
+    ]
+
+
+@pytest.mark.attack(
+    "how many objects of one to four patients were missed, from the number of objects less that of hits",
+    by="the site before it sends, and its policy: the lowest cell of hits takes them",
+    logged="nowhere: what is left leaves",
+)
+@pytest.mark.parametrize(("patients", "least", "hidden"), [(1, 5, True), (4, 5, True), (5, 5, False), (9, 10, True)])
+def test_objects_that_few_patients_had_missed_are_not_counted(patients: int, least: int, hidden: bool) -> None:
+    sums, none = froc_sums(found_but(patients, 2)), froc_sums(found_but(0, 0))
+    assert sums
+    assert none
+    if least > LEAST_PATIENTS:
+        assert sums["with_misses"] == patients
+        sums = sums_over().withhold(sums, least)
+        assert sums
+    missed = sums["objects"] - sum(row[1] for row in sums["hits"])
+    assert (missed, sums["with_misses"]) == ((0, 0) if hidden else (2 * patients, patients))
+    assert sums_over().is_site_sums(sums, 30)
+    if least == LEAST_PATIENTS and hidden:
+        # Nor do mean and spread of the cell tell it.
+        *above, (lowest, boxes, total, squares, level) = sums["hits"]
+        *others, (its_lowest, fewer, its_total, its_squares, its_level) = none["hits"]
+        assert (above, lowest, level) == (others, its_lowest, its_level)
+        assert boxes == fewer + 2 * patients
+        assert (total / boxes, squares / boxes) == pytest.approx((its_total / fewer, its_squares / fewer), abs=0.01)
+    found = sums_over().over_sites([sums])
+    exact = sensitivities([case for _, case in found_but(patients, 2)])
+    assert found
+    assert exact is not None
+    low, high = found.figures["sensitivity_8"].bounds or (1.0, 0.0)
+    assert low <= exact[-1] <= high
+    hits = found.tables[0].rows["at any score"][2]
+    assert hits == (None if hidden else 90)
+
+
+def test_a_lie_about_what_was_missed_is_held_back() -> None:
+    sums = froc_sums(found_but(9, 2))
+    assert sums
+    for name, value in (("with_misses", 0), ("with_misses", 4), ("with_misses", 31), ("squares", 3), ("squares", 0.5)):
+        assert not sums_over().is_site_sums({**sums, name: value}, 30)
+
+
+def test_the_interval_is_as_wide_as_patients_are_few(task: Detection) -> None:
+    """Twice the objects in each patient, found together, are no more patients."""
+    rng = np.random.default_rng(1)
+    once = site(rng, 60)
+    twice = [(p, Matched(np.repeat(c.scores, 2), np.repeat(c.hits, 2), 2 * c.objects, 2.0)) for p, c in once]
+    found = [pooled([one]).figures["cpm"] for one in (once, twice)]
+    widths = [high - low for low, high in (one.interval or (0.0, 0.0) for one in found)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.05)
+    assert widths[0] > 0.05
+
+
+def test_the_mean_over_classes_has_an_interval() -> None:
+    spec = DetectionSpec(classes={1: "nodule", 2: "mass"})
+    both = Detection(spec, DataSpec(dataset="x", modality="ct", patch=(16, 16, 16), spacing=(1.0, 1.0, 1.0)))
+    rng = np.random.default_rng(4)
+    nodules, masses = site(rng, 50), site(rng, 50, shift=-1)
+    outcomes = [(p, {"nodule": one, "mass": other}) for (p, one), (_, other) in zip(nodules, masses, strict=True)]
+    test = pooled_test({"east": both.pooled(outcomes)}, ["east"], sums_that_may_leave(spec))
+    assert test
+    assert test.mean
+    assert test.mean.title == "CPM (FROC), mean of nodule, mass"
+    assert test.mean.value == pytest.approx(both.summarise(outcomes).mean, abs=0.02)
+    low, high = test.mean.interval or (1.0, 0.0)
+    assert low < test.mean.value < high
+    alone = Detection(SPEC, both.data).pooled([(p, {"nodule": one}) for p, one in nodules])
+    of_one = pooled_test({"east": alone}, ["east"], sums_that_may_leave(SPEC))
+    assert of_one
+    assert of_one.mean is None, "one class has its own"
 
 
 def sent(scans: int = 40) -> dict[str, Any]:
@@ -203,7 +285,9 @@ def test_a_site_that_wants_more_patients_behind_a_number_sends_it_coarser() -> N
         for lowest, boxes, *_ in after[kind]:
             inside = [(p, int(n.sum())) for p, n in within(cases, kind, lowest, top)]
             assert len({p for p, n in inside if n}) >= 12
-            assert sum(n for _, n in inside) == boxes
+            last = kind == "hits" and not lowest
+            missed = sum(c.objects - int(c.hits.sum()) for _, c in cases) if last else 0
+            assert sum(n for _, n in inside) + missed == boxes
             top = lowest
     assert withhold(numbers, 41, sums_that_may_leave(SPEC))
     assert "pooled" not in numbers

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from discs import job, make_discs
+from discs import JOB, job, make_discs
 from oncofed.data.cases import usable_cases
 from oncofed.data.contract import check_dataset
 from oncofed.data.label_mapping import match
@@ -32,6 +32,35 @@ def spec(tmp_path: Path) -> JobSpec:
 def test_a_wrong_setting_beside_targets_is_named(tmp_path: Path, task: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         job(tmp_path, "training:", f"task: {task}\ntraining:")
+
+
+_OF_MASK = r"allowed here: name, kind, weight, classes, (\w+, )*partial"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("unit: px", "colour: 3, unit: px"),
+            r":7: unknown setting targets\.1\.colour; allowed here: name, kind, weight, ",
+        ),
+        (("unit: px, ", "units: px, "), r"targets\.1\.units; allowed here: .*unit, range"),
+        (("weight: 2}", "colour: 3}"), r"job\.yaml:6: unknown setting targets\.0\.colour; " + _OF_MASK),
+        (("classes: [", "colour: 3, classes: ["), r"job\.yaml:8: unknown setting targets\.2\.colour; .*, classes"),
+    ],
+)
+def test_a_wrong_setting_of_a_target_says_what_is_allowed(
+    tmp_path: Path, change: tuple[str, str], message: str
+) -> None:
+    with pytest.raises(SpecError, match=message):
+        job(tmp_path, *change)
+
+
+def test_so_does_one_of_a_mask_that_is_alone(tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    others = JOB[JOB.index("  - {name: radius") : JOB.index("model:")]
+    with pytest.raises(SpecError, match=r"job\.yaml:6: unknown setting targets\.0\.colour; " + _OF_MASK):
+        job(tmp_path / "alone", others + "model:", "model:", "weight: 2}", "colour: 3}")
 
 
 def test_a_mistake_in_a_list_of_targets_does_not_print_them(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from oncofed.prediction.evaluation.subgroup_columns import Column
 from oncofed.privacy.differencing import releasable_groups
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import Scores, Task
-from oncofed.tasks.parts import told_parts
+from oncofed.tasks.parts import mixed_targets, told_parts
 from oncofed.tasks.resampling import Patients, expanded_interval, interval
 
 Interval = tuple[float, float] | None
@@ -164,7 +164,7 @@ def _without(task: Task[Any], own: Sequence[tuple[str, Any]], names: set[str]) -
     """
     whole = task.summarise(own)
     # A target's own figure has all of its members.
-    mixed = {
+    mixed = mixed_targets(task.parts, task.patients_behind(own)) | {
         name
         for name, part in task.parts.items()
         if part.has_own_figure and names & {f"{name}.{member}" for member in part.members}

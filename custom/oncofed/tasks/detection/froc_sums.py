@@ -1,7 +1,8 @@
 """FROC over the patients of several sites, from counts of boxes.
 
 A box's score stays at the site. The site sends, of each class, how many objects its images have, and how many hits and
-false positives lie between fixed edges of the score, in cells of five patients or more.
+false positives lie between fixed edges of the score, in cells of five patients or more. Objects that were missed in one
+to four patients are counted in the lowest cell of hits: how many they are is the difference of two numbers that leave.
 
 How far the mean sensitivity is off, measured on made scores of nodules, a dozen other boxes a scan, 30 times: at three
 sites of 200 to 300 patients 0.001 on average and at most 0.0022; of 60 to 100, 0.003 and 0.006; of 25 to 40, 0.01 and
@@ -11,6 +12,8 @@ patients, the error stays below 0.002: patients bound it, not bins.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +25,15 @@ from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.detection.figures import FALSE_POSITIVES
 from oncofed.tasks.detection.outcome import Matched
 from oncofed.tasks.metrics import Metric
-from oncofed.tasks.pooled import BINS, DIGITS_OF_ODDS, Cells, bins_of, by_bin, cells_of, spans
+from oncofed.tasks.pooled import BINS, DIGITS_OF_ODDS, NORMAL, Cells, bins_of, by_bin, cells_of, spans
 from oncofed.tasks.pooled_target import Line, Plot, PooledTarget, Table, TargetFigure
 from oncofed.tasks.sum_forms import are_cells, is_count, is_patients, is_sum
 
 _DIGITS_OF_EXTENT = 2
 _MOST_EXTENT = 10_000.0  # of a case, mm²: five slides' whole glass
 _MOST_OBJECTS = 100_000  # of a case
-_KEYS = {"patients", "with_objects", "extent", "objects", "hits", "false_positives"}
+_LIKELY_MISSED = 2  # where none to four patients have missed objects, and nobody is to know
+_KEYS = {"patients", "with_objects", "with_misses", "extent", "objects", "squares", "hits", "false_positives"}
 _KINDS = ("hits", "false_positives")
 
 
@@ -40,13 +44,18 @@ def froc_sums(cases: Sequence[tuple[str, Matched]]) -> dict[str, Any] | None:
         cases: patient's key and boxes of each image.
 
     Returns:
-        patients: their number; with_objects: how many of them have objects, or fewer; extent: images, or mm² of tissue;
-        objects: their number; hits and false_positives: [lowest bin, boxes, sum of their log odds, sum of squares,
-        fewest patients whose boxes they are], from the highest bin down. None where a number would tell of one to four
-        patients.
+        patients: their number; with_objects: how many of them have objects, or fewer; with_misses: how many have some
+        that no box hit, or fewer, 0 where the lowest cell of hits has them; extent: images, or mm² of tissue; objects:
+        their number; squares: sum of squares of each patient's number; hits and false_positives: [lowest bin, boxes,
+        sum of their log odds, sum of squares, fewest patients whose boxes they are], from the highest bin down. None
+        where a number would tell of one to four patients.
     """
     everybody = {patient for patient, _ in cases}
-    bearers = {patient for patient, case in cases if case.objects}
+    objects: Counter[str] = Counter()
+    for patient, case in cases:
+        objects[patient] += case.objects
+    bearers = {patient for patient, number in objects.items() if number}
+    missed = {patient for patient, case in cases if case.objects > case.hits.sum()}
     if len(everybody) < LEAST_PATIENTS or 0 < len(bearers) < LEAST_PATIENTS:
         return None
     scores = np.concatenate([case.scores for _, case in cases])
@@ -57,13 +66,17 @@ def froc_sums(cases: Sequence[tuple[str, Matched]]) -> dict[str, Any] | None:
         parts[kind] = _cells(scores[chosen], keys[chosen].tolist())
         if chosen.any() and not parts[kind]:
             return None
-    return {
+    bearers_told = _told(len(bearers), len(everybody))
+    sums = {
         "patients": len(everybody),
-        "with_objects": _told(len(bearers), len(everybody)),
+        "with_objects": bearers_told,
+        "with_misses": _told(len(missed), bearers_told),
         "extent": round(sum(case.extent for _, case in cases), _DIGITS_OF_EXTENT),
-        "objects": sum(case.objects for _, case in cases),
+        "objects": objects.total(),
+        "squares": sum(number**2 for number in objects.values()),
         **parts,
     }
+    return _with_misses_in_a_cell(sums, LEAST_PATIENTS)
 
 
 @dataclass(frozen=True)
@@ -97,10 +110,15 @@ class FrocSums:
             return False
         if not (bearers == 0 == objects or (is_patients(bearers, patients) and objects >= bearers)):
             return False
+        if not is_count(value["squares"], objects**2) or value["squares"] < objects:
+            return False
         if not all(_are_cells(value[kind], patients) for kind in _KINDS):
             return False
-        boxes = [_boxes(value[kind]) for kind in _KINDS]
-        return boxes[0] <= objects and sum(boxes) <= self.most_boxes * most
+        boxes, missed = [_boxes(value[kind]) for kind in _KINDS], value["with_misses"]
+        if not (boxes[0] == objects if missed == 0 else is_patients(missed, bearers) and objects - boxes[0] >= missed):
+            return False
+        # Missed objects may be among them, which no box is of.
+        return bool(sum(boxes) <= self.most_boxes * most + objects)
 
     def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
         """Return coarser counts; None where too few patients are behind one."""
@@ -110,7 +128,8 @@ class FrocSums:
         bearers = _told(sums["with_objects"], sums["patients"], minimum)
         if any(bool(coarse[kind]) != bool(sums[kind]) for kind in _KINDS):
             return None
-        return {**sums, **coarse, "with_objects": bearers}
+        missed = _told(sums["with_misses"], bearers, minimum)
+        return _with_misses_in_a_cell({**sums, **coarse, "with_objects": bearers, "with_misses": missed}, minimum)
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
         """Return the sensitivities over all sites; None without objects."""
@@ -118,7 +137,7 @@ class FrocSums:
         extent = sum(one["extent"] for one in of_sites)
         if not objects or not extent:
             return None
-        hits, false = (_Boxes.of(one[kind] for one in of_sites) for kind in _KINDS)
+        hits, false = _Boxes.of_objects(of_sites), _Boxes.of(one["false_positives"] for one in of_sites)
         values, bounds = [], []
         for rate in FALSE_POSITIVES:
             # The first box that is one false positive too many; what scores higher counts.
@@ -128,21 +147,30 @@ class FrocSums:
             bounds.append((_share(low, objects), _share(high, objects)))
         values = [min(max(v, low), high) for v, (low, high) in zip(values, bounds, strict=True)]
         patients = sum(one["patients"] for one in of_sites)
+        # As many patients of one object each tell as much (Kish, 1965): objects of one patient are found together.
+        independent = objects**2 / sum(one["squares"] for one in of_sites)
         mean = TargetFigure(
             title=self.primary.label,
             value=float(np.mean(values)),
             patients=patients,
+            interval=score_interval(float(np.mean(values)), independent),
             bounds=(float(np.mean([low for low, _ in bounds])), float(np.mean([high for _, high in bounds]))),
         )
         at = {
-            metric.name: TargetFigure(title=metric.label, value=value, patients=patients, bounds=within)
+            metric.name: TargetFigure(
+                title=metric.label,
+                value=value,
+                patients=patients,
+                interval=score_interval(value, independent),
+                bounds=within,
+            )
             for metric, value, within in zip(self.sensitivities, values, bounds, strict=True)
         }
         return PooledTarget(
             kind="boxes",
             patients=patients,
             figures={self.primary.name: mean, **at},
-            tables=[self._counts(objects, extent, hits.total, false.total)],
+            tables=[self._counts(objects, extent, None if hits.unsure else hits.total, false.total)],
             plots=[self._curve(hits, false, objects, extent)],
         )
 
@@ -154,13 +182,13 @@ class FrocSums:
     def use_thresholds(self, thresholds: Mapping[str, float]) -> None:
         """Use none: FROC is of all thresholds."""
 
-    def _counts(self, objects: int, extent: float, hits: float, false: float) -> Table:
+    def _counts(self, objects: int, extent: float, hits: float | None, false: float) -> Table:
         unit = self.per.partition(" ")[2]
         columns = ["images" if unit == "image" else "slides" if unit == "slide" else unit]
         return Table(
             title="All sites",
             columns=[*columns, "objects", "hits", "false positives"],
-            rows={"at any score": [extent, objects, round(hits), round(false)]},
+            rows={"at any score": [extent, objects, None if hits is None else round(hits), round(false)]},
         )
 
     def _curve(self, hits: _Boxes, false: _Boxes, objects: int, extent: float) -> Plot:
@@ -182,16 +210,27 @@ class _Boxes:
     Attributes:
         spans: (lowest bin, highest bin, boxes) of each cell, (cell, 3).
         by_bin: those of a cell spread over its bins, (bin,).
+        unsure: of cells that reach down to the lowest bin, those of whom some may be missed objects.
     """
 
     spans: NDArray[np.int64]
     by_bin: NDArray[np.float64]
+    unsure: int = 0
 
     @classmethod
     def of(cls, sites: Any) -> _Boxes:
         """Return the boxes of sites' cells."""
         cells: list[Cells] = [[row[:4] for row in rows] for rows in sites]
         return cls(spans(cells), sum((by_bin(rows) for rows in cells), start=np.zeros(BINS)))
+
+    @classmethod
+    def of_objects(cls, of_sites: Sequence[Mapping[str, Any]]) -> _Boxes:
+        """Return the hits of sites, of which some count missed objects of one to four patients, or none, among them."""
+        unsure = [one["hits"] for one in of_sites if one["hits"] and not one["with_misses"]]
+        likely = [[*rows[:-1], _fewer(rows[-1])] for rows in unsure]
+        sure = cls.of(one["hits"] for one in of_sites if one["with_misses"])
+        both = cls.of([*(one["hits"] for one in of_sites if one["with_misses"]), *unsure])
+        return cls(both.spans, sure.by_bin + cls.of(likely).by_bin, sum(rows[-1][1] for rows in unsure))
 
     @property
     def total(self) -> float:
@@ -223,7 +262,8 @@ class _Boxes:
 
     def surely(self, bin_: int) -> float:
         """Return how many boxes lie above a bin, wherever in its cell a box lies."""
-        return float(self.spans[self.spans[:, 0] > bin_, 2].sum())
+        # Those cells end in bin 0; they count where no score is too low.
+        return float(self.spans[self.spans[:, 0] > bin_, 2].sum()) - (self.unsure if bin_ < 0 else 0)
 
     def perhaps(self, bin_: int) -> float:
         """Return how many boxes may lie in a bin or above it."""
@@ -251,6 +291,32 @@ def _cells(scores: NDArray[np.float64], patients: Sequence[str]) -> list[list[An
             if levels[n] == level // 2 and len(group) >= level:
                 levels[n], group = level, set()
     return [[*cell, level] for cell, level in zip(cells, levels, strict=True)]
+
+
+def _with_misses_in_a_cell(sums: Mapping[str, Any], minimum: int) -> dict[str, Any]:
+    """Return counts that do not tell how many objects were missed, where too few patients have them.
+
+    The lowest cell of hits takes them, its mean and spread unchanged: it looks as one of hits alone.
+    """
+    if sums["with_misses"] >= minimum or not sums["hits"]:
+        return dict(sums)
+    *above, (lowest, boxes, total, squares, level) = sums["hits"]
+    more = boxes + sums["objects"] - _boxes(sums["hits"])
+    scaled = [round(part * more / boxes, DIGITS_OF_ODDS) for part in (total, squares)]
+    return {**sums, "with_misses": 0, "hits": [*above, [lowest, more, *scaled, level]]}
+
+
+def _fewer(cell: Sequence[Any]) -> list[Any]:
+    """Return a cell of hits without as many missed objects as are likely in it."""
+    left = cell[1] - min(_LIKELY_MISSED, cell[1] / 2)
+    return [cell[0], left, *(part * left / cell[1] for part in cell[2:4]), cell[4]]
+
+
+def score_interval(share: float, number: float) -> tuple[float, float]:
+    """Return the 95 % interval of a share of some number of independent ones (Wilson, 1927)."""
+    middle = (share + NORMAL**2 / (2 * number)) / (1 + NORMAL**2 / number)
+    reach = NORMAL * math.sqrt(share * (1 - share) / number + (NORMAL / number / 2) ** 2) / (1 + NORMAL**2 / number)
+    return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
 
 def _levels(patients: int) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oncofed.data.targets import Encoded
 from oncofed.models.answers import Step, Told
-from oncofed.suppression import withheld_counts
+from oncofed.suppression import are_told_beside, withheld_counts
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.over_sites import figure
 from oncofed.tasks.pooled import MEAN
@@ -114,18 +114,22 @@ class MaskHead(TargetHead[MaskTarget]):
     def site_sums(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> dict[str, Any] | None:
-        """Return sums of patients' Dice; see ``figure_sums``."""
+        """Return sums of patients' Dice; see ``figure_sums``.
+
+        The mean over a patient's members stays where a member's sums do: beside the others it tells them.
+        """
         values = self._by_patient(answers, patients)
         known = {f"dice.{member}": member for member in self.members}
         own = {known.get(name, name): of for name, of in values.items() if name in known or name == MEAN}
-        return figure_sums(own, MEAN)
+        sums = figure_sums(own, MEAN)
+        return _without(sums, {MEAN} if set(sums["figures"]) != set(own) else set()) if sums else None
 
     def is_site_sums(self, value: Any, most: int) -> bool:
         """Return whether a value has their form."""
         if not isinstance(value, Mapping) or set(value) != {"patients", "figures"}:
             return False
         people, figures = value["patients"], value["figures"]
-        if not is_patients(people, most) or not isinstance(figures, Mapping) or MEAN not in figures:
+        if not is_patients(people, most) or not isinstance(figures, Mapping) or not figures:
             return False
         return set(figures) <= {MEAN, *self.members} and all(
             isinstance(row, list)
@@ -142,7 +146,8 @@ class MaskHead(TargetHead[MaskTarget]):
             return None
         counts = {name: row[0] for name, row in sums["figures"].items() if name != MEAN}
         hidden = withheld_counts(counts, sums["patients"], minimum)
-        return {**sums, "figures": {name: row for name, row in sums["figures"].items() if name not in hidden}}
+        # Where the site sends the mean, it hides no member: those that are not there nobody has.
+        return _without(sums, hidden if are_told_beside(counts, sums["patients"], minimum) else {*hidden, MEAN})
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
         """Return mean Dice over the patients of all sites, in all and by member."""
@@ -194,3 +199,9 @@ class MaskHead(TargetHead[MaskTarget]):
         return {
             name: {patient: float(np.mean(values)) for patient, values in of.items()} for name, of in of_cases.items()
         }
+
+
+def _without(sums: Mapping[str, Any], names: set[str]) -> dict[str, Any] | None:
+    """Return sums without some figures; None without any."""
+    figures = {name: row for name, row in sums["figures"].items() if name not in names}
+    return {**sums, "figures": figures} if figures else None

@@ -7,7 +7,9 @@ from typing import Any
 
 from oncofed.errors import SpecError
 from oncofed.models.known import find_network
-from oncofed.settings import SettingError
+from oncofed.settings import SettingError, settings_beside
+from oncofed.tasks.registry import TASK_TYPES
+from oncofed.tasks.targets.base import TARGET_KINDS
 
 # Kind of network -> the task that has its input.
 TABLE_TARGETS = "table_targets"
@@ -50,6 +52,28 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
     if dense:
         return _drawn(targets[0], more)
     return {"type": _TYPES.get(_input_kind(model), "targets"), **more, "targets": targets}
+
+
+def drawn_alone(targets: Any) -> Mapping[str, Any]:
+    """Return the one target that is drawn, whose settings are the task's; empty: there is no such."""
+    one = targets[0] if isinstance(targets, list) and len(targets) == 1 else None
+    return one if isinstance(one, Mapping) and one.get("kind") in _DENSE else {}
+
+
+def settings_of_target(targets: Any, loc: tuple[str, ...]) -> list[str]:
+    """Return the settings that may stand beside one of a target's; none where the target's kind is unknown.
+
+    Args:
+        targets: section of the job.
+        loc: number of the target, and the names that lead to the setting.
+    """
+    target = targets[int(loc[0])]
+    head = TARGET_KINDS.get(str(target.get("kind")))
+    drawn = TASK_TYPES.get(_drawn(target, {})["type"]) if target.get("kind") in _DENSE else None
+    if drawn is None:
+        return settings_beside(loc[1:], head.Settings) if head else []
+    found = [name for name in settings_beside(loc[1:], drawn.Settings) if name != "type"]
+    return found if loc[2:] else [*_OF_TARGETS, *found]
 
 
 def _drawn(target: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
