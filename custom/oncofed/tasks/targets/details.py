@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from oncofed.models.answers import in_words
 from oncofed.settings import StrictModel
 from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.targets.base import head_of
@@ -34,7 +33,7 @@ def details_of(settings: TaskSettings) -> dict[str, TargetDetails]:
     return {
         name: TargetDetails(
             kind=head.settings.kind,
-            asks=in_words(head.target_answer) or f"contours of {', '.join(head.settings.members)}",
+            asks=head.asks,
             metric=head.primary.name,
             metric_name=head.primary.label,
             members=list(head.settings.members),
