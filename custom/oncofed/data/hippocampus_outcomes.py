@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def state_outcomes(sites: Mapping[str, Path], seed: int, law: Law = LAW) -> None
     rng = np.random.default_rng(seed)
     for _, folder in sorted(sites.items()):
         manifest = read_manifest(folder)
-        lists = {
+        lists: dict[str, Any] = {
             split: [_with_outcome(entry, folder, manifest, rng, law) for entry in getattr(manifest, split)]
             for split in SPLITS
         }

@@ -71,7 +71,7 @@ def make_fields(folder: Path, count: int = 12) -> Path:
             pixels = np.asarray(Image.open(path)).astype(int)
             pixels[np.arange(48) % 12 < 6] += 90  # channels are scaled one by one: a tint alone would not be seen
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
-        rows.append(f"f{number}.png,{('blue', 'red')[red] if number % 3 else ''}")
+        rows.append(f"f{number}.png,{('plain', 'striped')[striped] if number % 3 else ''}")
         if number % 4 == 0:
             (folder / "in" / "masks" / f"f{number}.png").unlink()
     (folder / "stains.csv").write_text("\n".join(rows))

@@ -56,8 +56,8 @@ class MaskTargetsSpec(TargetsSpec):
         masks = [target.name for target in targets if isinstance(target, MaskTarget)]
         if len(masks) != 1 or len(targets) == 1:
             raise ValueError(
-                f"found {len(masks)} targets of kind mask or objects of {len(targets)}, expected one beside others. One "
-                "alone is a segmentation; several structures are classes of one mask"
+                f"found {len(masks)} targets of kind mask or objects of {len(targets)}, expected one beside others. "
+                "One alone is a segmentation; several structures are classes of one mask"
             )
         return targets
 
@@ -97,7 +97,8 @@ class MaskTargets(TargetsTask):
     """A task that draws a mask, or single objects, and answers other targets of the same image.
 
     The mask is learned from patches and scored by sliding windows, as ``Segmentation`` and ``Objects`` do; the others
-    from whole images, as ``ImageTargets`` does. Their losses are added by the targets' weights; what a case lacks is zero.
+    from whole images, as ``ImageTargets`` does. Their losses are added by the targets' weights; what a case lacks is
+    zero.
     """
 
     Settings = MaskTargetsSpec

@@ -51,9 +51,9 @@ def _require_together(kinds: Sequence[Any], more: Mapping[str, Any]) -> None:
     """Raise where what is drawn cannot be learned beside other targets."""
     if "boxes" in kinds:
         raise SettingError(
-            f"boxes are learned alone, found {len(kinds)} targets: their network (RetinaNet) sees patches around boxes, "
-            "and has no features of a whole image from which others could be answered. Make it another job; or, where "
-            "outlines are known, let the target be of kind objects or mask",
+            f"boxes are learned alone, found {len(kinds)} targets: their network, a RetinaNet, has a head for each of "
+            "its anchors in a patch and none for the whole image. Make it another job; or, where outlines are known, "
+            "let the target be of kind objects or mask",
             f"targets.{kinds.index('boxes')}",
             "targets",
         )
