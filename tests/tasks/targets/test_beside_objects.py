@@ -69,7 +69,7 @@ def make_fields(folder: Path, count: int = 12) -> Path:
         striped = number % 2
         if striped:
             pixels = np.asarray(Image.open(path)).astype(int)
-            pixels[np.arange(48) % 12 < 6] += 90  # channels are scaled one by one: a tint alone would not be seen
+            pixels[np.arange(48) % 12 < 6] += 40  # channels are scaled one by one: a tint alone would not be seen
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
         rows.append(f"f{number}.png,{('plain', 'striped')[striped] if number % 3 else ''}")
         if number % 4 == 0:
@@ -142,7 +142,7 @@ def test_one_network_finds_nuclei_and_tells_the_stain(spec: JobSpec, tmp_path: P
     kept: list[tuple[str, Any]] = []
     found = trainer.evaluate(tuple(cases), detailed=True, keep=kept)
     task = trainer.task
-    assert found.by_class["nuclei"] > 0.4
+    assert found.by_class["nuclei"] > 0.3
     assert found.by_class["stain"] > 0.9
     assert set(found.extra_metrics) >= {"f1.nuclei.nucleus", "iou.nuclei.nucleus", "dice.nuclei.nucleus"}
     assert len(found.behind["nuclei"]) == 9
