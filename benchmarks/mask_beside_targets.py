@@ -70,12 +70,17 @@ def jobs(seed: int) -> dict[str, JobSpec]:
     """Return the jobs by name."""
     together = read_job("hippocampus_survival").changed(CHANGES).with_seed(seed)
     mask, survival = (target.model_dump(mode="json") for target in together.task.targets)  # type: ignore[attr-defined]
-    alone = {"type": "mask_targets", "targets": [{**mask, "weight": _NOTHING}, survival]}
     values = together.model_dump(mode="json", by_alias=True)
+
+    def weighed(weight: float) -> JobSpec:
+        task = {"type": "mask_targets", "targets": [{**mask, "weight": weight}, survival]}
+        return JobSpec.model_validate({**values, "task": task})
+
     return {
         "together": together,
+        "together, each weighs 1": weighed(1),
         "mask alone": JobSpec.model_validate({**values, "task": mask["mask"]}),
-        "survival alone": JobSpec.model_validate({**values, "task": alone}),
+        "survival alone": weighed(_NOTHING),
     }
 
 

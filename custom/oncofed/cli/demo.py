@@ -102,8 +102,8 @@ def demo(
     target: Annotated[
         DemoTarget,
         typer.Option(
-            help="tissue: what the images' masks show; survival: made outcomes, with their curves, of --data brain alone "
-            "or of --data hippocampus beside its mask."
+            help="tissue: what the masks show; survival: made outcomes, with their curves (--data brain; with --data "
+            "hippocampus beside the mask)."
         ),
     ] = DemoTarget.tissue,
     port: Port = None,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -14,9 +15,13 @@ from discs import JOB, cases_of, make_discs
 from oncofed.client.in_memory import InProcessSite, train_in_memory
 from oncofed.client.local_training import SiteContext
 from oncofed.data.case import Case
+from oncofed.data.contract import check_dataset
+from oncofed.data.register import RegisterOptions, register
+from oncofed.data.slides import TileSpec
 from oncofed.job.spec import read_job
 from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER
 from oncofed.training import Trainer
+from slide_files import drawn_slides
 
 _REGIONS = "classes: {1: rim, 2: heart}, partial: true, regions: {whole: [1, 2], heart: [2]}"
 
@@ -76,3 +81,24 @@ def test_regions_and_targets_that_sites_have_in_part(tmp_path: Path) -> None:
 
 def _has_mask(case: Case) -> bool:
     return isinstance(case.label, Path)
+
+
+def test_a_whole_slide_is_set_aside_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("openslide")
+    drawn_slides(tmp_path / "in", 3, side=384)
+    names = {1: "rim", 2: "heart"}
+    register(
+        RegisterOptions(tmp_path / "in", "discs", tmp_path / "set", "slides", names, tiles=TileSpec(64, 1.0, 0.25))
+    )
+    values = json.loads((tmp_path / "set" / "dataset.json").read_text())
+    for entry in values["training"]:
+        entry["targets"] = {"radius": 5.0}
+    values["targets"] = {"radius": {"kind": "value", "unit": "px"}}
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps(values))
+    (tmp_path / "job.yaml").write_text(JOB.replace("[grey]", "[red, green, blue]"))
+    plan = read_job(tmp_path / "job.yaml").plan()
+    report = check_dataset(tmp_path / "set", plan.data, plan.supervision(), plan.seed)
+    assert not report.may_train
+    assert len(report.set_aside) == 3
+    assert "it is a whole slide, and what is drawn beside other targets" in report.set_aside[0].what
+    assert "slide_segmentation or slide_objects" in report.set_aside[0].what
