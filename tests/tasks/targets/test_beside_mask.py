@@ -207,7 +207,9 @@ def test_one_network_draws_and_answers_and_only_declared_figures_leave(spec: Job
     ):
         assert not declared["disc"].is_site_sums(wrong, 24)
     assert declared["disc"].withhold(told, 19) is None
-    assert details_of(spec.task)["disc"].asks == "contours of rim, heart"
+    details = details_of(spec.task)
+    assert details["disc"].asks == "contours of rim, heart"
+    assert [details[name].drawn for name in ("disc", "radius")] == [["rim", "heart"], []]
 
 
 def test_real_volumes_are_drawn_and_measured(tmp_path: Path, real_data: Path) -> None:

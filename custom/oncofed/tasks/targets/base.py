@@ -79,6 +79,11 @@ class TargetSettings(StrictModel):
         return ()
 
     @property
+    def drawn(self) -> tuple[str, ...]:
+        """Names of the label values that it draws, from 1; of what is not drawn none."""
+        return ()
+
+    @property
     def least_batch(self) -> int:
         """Fewest samples that the loss needs at once; two where it compares them."""
         return 1

@@ -21,6 +21,7 @@ class TargetDetails(StrictModel):
     metric: str = Field(description="the figure that stands for the target")
     metric_name: str = Field(description="the same for people")
     members: list[str] = Field([], description="parts with a figure each, such as findings")
+    drawn: list[str] = Field([], description="names of the label values that it draws, from 1")
     figures: dict[str, str] = Field({}, description="further figure, METRIC.TARGET[.MEMBER] -> title with unit")
 
 
@@ -37,6 +38,7 @@ def details_of(settings: TaskSettings) -> dict[str, TargetDetails]:
             metric=head.primary.name,
             metric_name=head.primary.label,
             members=list(head.settings.members),
+            drawn=list(head.settings.drawn),
             figures={figure: label for figure, label in labels.items() if figure.split(".")[1] == name},
         )
         for name, head in heads.items()

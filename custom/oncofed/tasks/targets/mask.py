@@ -48,6 +48,11 @@ class MaskTarget(TargetSettings):
         """Names of the classes or regions."""
         return tuple(self.mask.figure_names)
 
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Names of the mask's label values."""
+        return tuple(self.mask.classes.values())
+
 
 @TARGET_KINDS.register("mask")
 class MaskHead(TargetHead[MaskTarget]):
