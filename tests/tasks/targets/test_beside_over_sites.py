@@ -86,7 +86,7 @@ def _has_mask(case: Case) -> bool:
 def test_a_whole_slide_is_set_aside_by_name(tmp_path: Path) -> None:
     pytest.importorskip("openslide")
     drawn_slides(tmp_path / "in", 3, side=384)
-    names = {1: "rim", 2: "heart"}
+    names = {1: "tumour", 2: "stroma"}
     register(
         RegisterOptions(tmp_path / "in", "discs", tmp_path / "set", "slides", names, tiles=TileSpec(64, 1.0, 0.25))
     )
@@ -95,7 +95,9 @@ def test_a_whole_slide_is_set_aside_by_name(tmp_path: Path) -> None:
         entry["targets"] = {"radius": 5.0}
     values["targets"] = {"radius": {"kind": "value", "unit": "px"}}
     (tmp_path / "set" / "dataset.json").write_text(json.dumps(values))
-    (tmp_path / "job.yaml").write_text(JOB.replace("[grey]", "[red, green, blue]"))
+    (tmp_path / "job.yaml").write_text(
+        JOB.replace("[grey]", "[red, green, blue]").replace("{1: rim, 2: heart}", "{1: tumour, 2: stroma}")
+    )
     plan = read_job(tmp_path / "job.yaml").plan()
     report = check_dataset(tmp_path / "set", plan.data, plan.supervision(), plan.seed)
     assert not report.may_train
