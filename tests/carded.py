@@ -67,6 +67,18 @@ def _make_volumes(folder: Path, count: int) -> list[str]:
     return names
 
 
+def _make_drawn_volumes(folder: Path, count: int) -> list[str]:
+    """Write volumes and their masks, in a folder each."""
+    names = [f"P{number}.nii.gz" for number in range(count)]
+    for sub in ("images", "labels"):
+        (folder / sub).mkdir(parents=True)
+    for number, name in enumerate(names):
+        image, label = make_volume(number)
+        nib.save(nib.Nifti1Image(100 * image, np.eye(4)), folder / "images" / name)
+        nib.save(nib.Nifti1Image(label, np.eye(4)), folder / "labels" / name)
+    return names
+
+
 def _make_slides(folder: Path, count: int) -> list[str]:
     names = sorted(make_slides(folder, count, side=512))
     (folder / "labels.csv").unlink()
@@ -89,6 +101,7 @@ _MAKERS: dict[str, Callable[[Path, int], list[str]]] = {
     "chest_findings": lambda folder, count: make_pictures(folder, count, 1),
     "grade_tiles": lambda folder, count: make_pictures(folder, count, 3),
     "survival_ct": _make_volumes,
+    "hippocampus_survival": _make_drawn_volumes,
     "survival_slides": _make_slides,
     "survival_features": _make_features,
     "slide_features": _make_features,

@@ -13,6 +13,7 @@ from oncofed.client.local_training import SiteContext
 from oncofed.data.cases import Cases, pool_cases, usable_cases
 from oncofed.job.spec import JobSpec
 from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER
+from oncofed.tasks import Evaluation
 from oncofed.training import Plan, Trainer
 from oncofed.training.baselines import Baseline, train_baseline
 
@@ -22,6 +23,14 @@ def cases_of(plan: Plan, sites: Mapping[str, Path]) -> dict[str, Cases]:
     return {
         site: usable_cases(data, plan.data, plan.supervision(), plan.seed, site).cases for site, data in sites.items()
     }
+
+
+def evaluations(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> dict[str, Evaluation]:
+    """Return scores on all sites' test patients, of models trained together and of all data in one place."""
+    judge = trained_together(spec, sites, folder)
+    cases = pool_cases(cases_of(spec.plan(), sites))
+    pooled = _trained(spec.plan(), cases, cases, folder, spec.evaluation.select == "last")
+    return {"federated": judge.evaluate(judge.cases.test), "pooled": pooled}
 
 
 def scores(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> dict[str, float]:
@@ -44,8 +53,8 @@ def pooled_and_alone(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> 
     plan, last = spec.plan(), spec.evaluation.select == "last"
     cases = cases_of(plan, sites)
     pooled = pool_cases(cases)
-    alone = [_trained(plan, own, pooled, folder, last) for own in cases.values()]
-    return {"pooled": _trained(plan, pooled, pooled, folder, last), "alone": float(np.mean(alone))}
+    alone = [known(_trained(plan, own, pooled, folder, last).mean) for own in cases.values()]
+    return {"pooled": known(_trained(plan, pooled, pooled, folder, last).mean), "alone": float(np.mean(alone))}
 
 
 def known(score: float | None) -> float:
@@ -54,9 +63,9 @@ def known(score: float | None) -> float:
     return score
 
 
-def _trained(plan: Plan, own: Cases, tested: Cases, folder: Path, last: bool) -> float:
+def _trained(plan: Plan, own: Cases, tested: Cases, folder: Path, last: bool) -> Evaluation:
     baseline = Baseline("baseline", own, {"all": tested.test}, own.validation, keeps_last=last)
-    return known(train_baseline(plan, baseline, folder, None)["all"].mean)
+    return train_baseline(plan, baseline, folder, None)["all"]
 
 
 def federated(spec: JobSpec, sites: Mapping[str, Path], folder: Path) -> Path:

@@ -73,6 +73,10 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"patch": [32, 32, 32], "spacing": [1, 1, 1], "split": ENOUGH_TO_TEST},
         "model": {"arguments": SMALL_DENSENET},
     },
+    "hippocampus_survival": {
+        "data": {"patch": [16, 16, 16], "spacing": [1, 1, 1], "split": ENOUGH_TO_TEST},
+        "model": {"channels": [4, 8]},
+    },
     "survival_slides": {"data": {"patch": [64, 64], "split": ENOUGH_TO_TEST}},
     "survival_features": {"data": {"split": ENOUGH_TO_TEST}},
     "slide_features": {"data": {"split": ENOUGH_TO_TEST}},
@@ -100,6 +104,7 @@ FIGURES = {
     },
     "grade_tiles": {"isup"},
     "survival_ct": {"survival"},
+    "hippocampus_survival": {"structures", "structures.anterior", "structures.posterior", "survival"},
     "survival_slides": {"survival"},
     "survival_features": {"survival"},
 }

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import yaml
 
+from discs import JOB as DISCS
 from oncofed.job.card import write_cards
 from oncofed.job.outcome import begin_result
 from oncofed.job.spec import parse_job
 from oncofed.report.html import write_report
 from oncofed.report.result import Result, SiteResult, read_result
 from oncofed.tasks.over_sites import PooledTest
+from oncofed.tasks.pictures import Picture
 from oncofed.tasks.pooled_target import Line, Plot, PooledTarget, Table, TargetFigure
 from synthetic import write_job
 from targets_made import JOB
@@ -96,3 +99,14 @@ def test_the_card_says_what_is_answered_and_of_how_many_it_is_known(tmp_path: Pa
     values = (tmp_path / "model" / "card.json").read_text()
     assert '"mae.size": 3.25' in values
     assert "auprc.findings.striped" not in values.partition('"quantitative_analyses"')[2], "of three patients"
+
+
+def test_contours_are_named_by_what_is_drawn_beside_targets(tmp_path: Path) -> None:
+    result = begin_result(parse_job(write_job(tmp_path, DISCS)), "simulate")
+    result.status = "completed"
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:6, 2:6] = 1
+    html = write_report(result, {"east": Picture(np.zeros((8, 8)), mask, mask)}, tmp_path).read_text()
+    assert "solid: rim" in html
+    assert "dashed: heart" in html
+    assert "solid: disc" not in html

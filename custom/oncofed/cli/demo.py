@@ -61,11 +61,16 @@ class DemoTarget(str, Enum):
     survival = "survival"
 
 
-_SURVIVAL_JOB = "brain_survival"
 SURVIVAL_NOTE = (
     "Real anatomy, simulated patients: the ICBM152 average brain with a lesion, deformed and scanned at random. "
     "No outcome is real: the hazard follows from the lesion's size and from age, by a law that the code states."
 )
+HIPPOCAMPUS_SURVIVAL_NOTE = (
+    "Real patients of one hospital (Medical Segmentation Decathlon, task 4), dealt to four sites of uneven size. No "
+    "outcome is real: the hazard follows from the hippocampus's volume, by a law that the code states."
+)
+_SURVIVAL_JOBS = {DemoData.brain: "brain_survival", DemoData.hippocampus: "hippocampus_survival"}
+_SURVIVAL_NOTES = {DemoData.brain: SURVIVAL_NOTE, DemoData.hippocampus: HIPPOCAMPUS_SURVIVAL_NOTE}
 _JOBS = {
     DemoData.brain: "brain_tissue_segmentation",
     DemoData.hippocampus: "hippocampus_segmentation",
@@ -96,7 +101,10 @@ def demo(
     ] = None,
     target: Annotated[
         DemoTarget,
-        typer.Option(help="With --data brain: tissue: a segmentation; survival: made outcomes, with their curves."),
+        typer.Option(
+            help="tissue: what the masks show; survival: made outcomes, with their curves (--data brain; with --data "
+            "hippocampus beside the mask)."
+        ),
     ] = DemoTarget.tissue,
     port: Port = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep images, startup kits and FLARE's own files.")] = False,
@@ -116,9 +124,9 @@ def demo(
     if data in _NEEDED and data_root is None:
         raise SpecError(f"--data {data.value} needs --data-root DIR: {_NEEDED[data]}")
     survival = target is DemoTarget.survival
-    if survival and data is not DemoData.brain:
-        raise SpecError(f"--target survival goes with --data brain, found --data {data.value}")
-    spec = read_job(_SURVIVAL_JOB if survival else _JOBS[data])
+    if survival and data not in _SURVIVAL_JOBS:
+        raise SpecError(f"--target survival goes with --data brain or hippocampus, found --data {data.value}")
+    spec = read_job((_SURVIVAL_JOBS if survival else _JOBS)[data])
     if rounds:
         spec = spec.with_rounds(rounds)
     console = progress_console(json)
@@ -126,7 +134,12 @@ def demo(
     images = folder / "data"
     try:
         with ended_by_signals():
-            sites = _outcomes(images, console) if survival else _images(spec, data, data_root, images, console)
+            if survival and data is DemoData.brain:
+                sites = _outcomes(images, console)
+            else:
+                sites = _images(spec, data, data_root, images, console)
+            if survival and data is DemoData.hippocampus:
+                _state_outcomes(sites, console)
             run = Run(
                 spec=spec,
                 sites=sites,
@@ -135,7 +148,7 @@ def demo(
                 console=console,
                 port=port,
                 keep=keep,
-                data_note=SURVIVAL_NOTE if survival else _NOTES[data],
+                data_note=(_SURVIVAL_NOTES if survival else _NOTES)[data],
             )
             result = run.execute()
             example = _example(sites, folder) if data is DemoData.brain and not survival else None
@@ -173,6 +186,13 @@ def _outcomes(images: Path, console: Console) -> dict[str, Path]:
     with progress_bar(console) as bar:
         task = bar.add_task("patients", total=patients)
         return make_outcome_hospitals(images, _DATA_SEED, progress=lambda done, _: bar.update(task, completed=done))
+
+
+def _state_outcomes(sites: dict[str, Path], console: Console) -> None:
+    from oncofed.data.hippocampus_outcomes import state_outcomes
+
+    console.print("making outcomes by the volumes of the masks …")
+    state_outcomes(sites, _DATA_SEED)
 
 
 def _images(spec: JobSpec, data: DemoData, root: Path | None, images: Path, console: Console) -> dict[str, Path]:

@@ -262,6 +262,11 @@ def with_targets(
         case = replace(case, label=0)
     found: dict[str, Encoded] = {}
     faults = [case.target_fault] if case.target_fault else []
+    if wanted.reads_masks and entry.tiles:
+        faults.append(
+            "it is a whole slide, and what is drawn beside other targets is learned from images and volumes alone. "
+            "Make the drawing a job of its own (task.type: slide_segmentation or slide_objects)"
+        )
     for target in wanted.targets:
         found[target.name] = unknown(target)
         declared = declared_target(manifest.targets, manifest.labels, target)

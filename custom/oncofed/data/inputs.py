@@ -207,6 +207,24 @@ class Patches(BatchSource):
             prepared[f"centres.{value}"] = places
         return prepared
 
+    def of_unlabelled(self, image: Tensor, value: int) -> Prepared:
+        """Return the same of an image without a mask, whose patches may lie anywhere.
+
+        Args:
+            image: (channel, x, y[, z]), as large as a patch or larger.
+            value: label value of voxels that nobody labelled.
+        """
+        voxels = image[0].numel()
+        centres = torch.linspace(0, voxels - 1, min(voxels, CENTRES_PER_CLASS), dtype=torch.float64).long()
+        depths = {"distance": torch.zeros_like(image[:1])} if self._objects else {}
+        return {
+            "image": image,
+            "label": torch.full_like(image[:1], value, dtype=torch.uint8),
+            **depths,
+            "centres.0": centres,
+            **{f"centres.{number}": centres[:0] for number in range(1, self.classes)},
+        }
+
     def truth(self, case: Case) -> Prepared:
         """Return which label values a case's mask does not tell apart."""
         return {"alike": torch.tensor(case.alike or range(self.classes))} if self._partial else {}

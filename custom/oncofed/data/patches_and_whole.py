@@ -9,14 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.transforms import SpatialPadd
 from torch import Generator
 
 from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.case import Case
-from oncofed.data.inputs import CENTRES_PER_CLASS, BatchSource, Patches, Preparation, Prepared
-from oncofed.data.references import Referenced, Unreferenced
+from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
+from oncofed.data.references import Unreferenced
 from oncofed.data.spec import DataSpec
 from oncofed.data.transforms import load_image
 
@@ -67,25 +66,19 @@ class PatchesAndWhole(BatchSource):
 
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
         """Return a patch, and the whole image."""
-        whole = {
-            name: values for name, values in prepared.items() if not name.startswith(("image", "label", "centres."))
-        }
+        of_patch = ("image", "label", "distance", "centres.")
+        whole = {name: values for name, values in prepared.items() if not name.startswith(of_patch)}
         return {**whole, **self._patches.draw(prepared, generator)}
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return a batch whose patches and whole images are changed at random, each by itself."""
-        patches: Batch = {name: batch[name] for name in ("image", "label", "alike") if name in batch}
+        patches: Batch = {name: batch[name] for name in ("image", "label", "distance", "alike") if name in batch}
         whole = self._images.change({"image": batch["whole"]}, generator)["image"]
         return {**batch, **self._patches.change(patches, generator), "whole": whole}
 
     def _unlabelled_image(self, case: Case) -> Prepared:
         image = self._pad({"image": self._load(case)["image"]})["image"].as_tensor().contiguous()
-        voxels = image[0].numel()
-        centres = torch.linspace(0, voxels - 1, min(voxels, CENTRES_PER_CLASS), dtype=torch.float64).long()
-        label = torch.full_like(image[:1], self._unlabelled, dtype=torch.uint8)
-        # As if all were background: a patch of it may lie anywhere.
-        others = {f"centres.{value}": centres[:0] for value in range(1, self._patches.classes)}
-        return {"image": image, "label": label, "centres.0": centres, **others}
+        return self._patches.of_unlabelled(image, self._unlabelled)
 
     def _more_settings(self) -> list[Any]:
         return [self._patches.settings, self._images.settings, self._unlabelled]
@@ -97,13 +90,12 @@ class ReferencedAndWhole(Preparation):
     Args:
         spec: the job's data.
         images: the preparation of whole images.
-        referenced: masks are read.
+        masked: the preparation of an image with its mask; None: no mask is read.
     """
 
-    def __init__(self, spec: DataSpec, images: Preparation, referenced: bool) -> None:
+    def __init__(self, spec: DataSpec, images: Preparation, masked: Preparation | None = None) -> None:
         super().__init__(spec)
-        self._images, self._referenced = images, referenced
-        self._masked, self._bare = Referenced(spec), Unreferenced(spec)
+        self._images, self._masked, self._bare = images, masked, Unreferenced(spec)
 
     def prepare(self, case: Case) -> Prepared:
         """Return image, mask and whole image."""
@@ -123,7 +115,7 @@ class ReferencedAndWhole(Preparation):
         return None if None in sizes else sum(size for size in sizes if size)
 
     def _of(self, case: Case) -> Preparation:
-        return self._masked if self._referenced and has_mask(case) else self._bare
+        return self._masked if self._masked and has_mask(case) else self._bare
 
     def _more_settings(self) -> list[Any]:
         return [self._images.settings]

@@ -47,7 +47,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
     html = render(
         "report.html",
         result=result,
-        classes=line_styles(result.classes),
+        classes=line_styles(drawn_classes(result)),
         models=result.models,
         remarks=remarks(result),
         selection=selection(result),
@@ -74,6 +74,11 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
     path = folder / "report.html"
     path.write_text(html, encoding="utf-8")
     return path
+
+
+def drawn_classes(result: Result) -> list[str]:
+    """Return the names of the label values that contours stand for; beside other targets those of what is drawn."""
+    return [name for target in result.targets.values() for name in target.drawn] or result.classes
 
 
 def line_styles(classes: list[str]) -> list[tuple[str, str]]:

@@ -51,7 +51,7 @@ def answer_of(task: StrictModel, data: DataSpec) -> Answer:
         return SlideTargets(_digest(task.encoder), data.patch[0], microns, targets)
     if isinstance(task, MaskTargetsSpec):
         raise SpecError(
-            "a mask beside other targets is drawn by a network of oncofed, which no bundle holds: use the run's folder"
+            "what is drawn beside other targets takes code of oncofed, which no bundle holds: use the run's folder"
         )
     if isinstance(task, TargetsSpec):
         return ImageTargets(target_answers(task))

@@ -172,6 +172,11 @@ class LabelMapWithScores(LabelMap, TargetScores):
 
 
 @dataclass(frozen=True)
+class ObjectMapWithScores(ObjectMap, TargetScores):
+    """Single objects with a network's outputs for the whole image."""
+
+
+@dataclass(frozen=True)
 class FoundBoxes:
     """Objects found as boxes, the likeliest first.
 

@@ -128,9 +128,16 @@ class Objects(DenseTask[dict[str, float], ObjectMap]):
     def evaluate_case(self, network: nn.Module, case: Case, device: torch.device, detailed: bool) -> dict[str, float]:
         """Return the case's figures by name; see ``object_scores``."""
         prepared = self.prepared(case)
-        changed = type(self).predict is not Objects.predict
-        found = self.predict(network, case, device) if changed else self._find(network, prepared, device)
-        return object_scores(found, prepared["label"].cpu().numpy())
+        if type(self).predict is Objects.predict:
+            return self.evaluate_prepared(network, prepared, case, device, detailed)
+        return object_scores(self.predict(network, case, device), prepared["label"].cpu().numpy())
+
+    def evaluate_prepared(
+        self, network: nn.Module, prepared: Prepared, case: Case, device: torch.device, detailed: bool
+    ) -> dict[str, float]:
+        """Return the figures of a case that was prepared by ``scoring_preparation``."""
+        del case, detailed
+        return object_scores(self._find(network, prepared, device), prepared["label"].cpu().numpy())
 
     @torch.no_grad()
     def _infer(self, network: nn.Module, prepared: Prepared, device: torch.device, entropy: bool) -> ObjectMap:

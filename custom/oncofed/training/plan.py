@@ -161,7 +161,7 @@ class Plan(StrictModel):
         if self.data.stain.columns:
             return "no bundle normalises stains to the template that the sites agreed on"
         if self.build_task().pooled_channels:
-            return "a mask beside other targets is drawn by code of oncofed, which no bundle holds"
+            return "what is drawn beside other targets takes code of oncofed, which no bundle holds"
         if self.model.kind == "boxes":
             return (
                 "MONAI's detector takes the mean of overlapping windows' outputs, and here each window answers for the "

@@ -207,7 +207,9 @@ def test_one_network_draws_and_answers_and_only_declared_figures_leave(spec: Job
     ):
         assert not declared["disc"].is_site_sums(wrong, 24)
     assert declared["disc"].withhold(told, 19) is None
-    assert details_of(spec.task)["disc"].asks == "contours of rim, heart"
+    details = details_of(spec.task)
+    assert details["disc"].asks == "contours of rim, heart"
+    assert [details[name].drawn for name in ("disc", "radius")] == [["rim", "heart"], []]
 
 
 def test_real_volumes_are_drawn_and_measured(tmp_path: Path, real_data: Path) -> None:
@@ -271,7 +273,7 @@ def test_images_are_drawn_with_their_answers_in_a_table(tmp_path: Path) -> None:
     assert {row["name"] for row in measured if row["case"] == "03"} >= {"rim", "heart", "value_px"}
     evaluated = evaluate(EvaluationRequest(model, folder, split="all"), _CPU)
     assert {"disc", "disc.rim", "radius", "striped"} <= set(evaluated.scores.by_class)
-    assert "beside other targets is drawn by code of oncofed" in export(model, "bundle", tmp_path / "bundle").agreement
+    assert "drawn beside other targets takes code of oncofed" in export(model, "bundle", tmp_path / "bundle").agreement
     with pytest.raises(SpecError, match="an ONNX file would hold one of them alone"):
         export(model, "onnx", tmp_path / "onnx")
 
@@ -280,14 +282,18 @@ def test_images_are_drawn_with_their_answers_in_a_table(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (
-            ("kind: mask, classes: {1: rim, 2: heart}", "kind: objects, classes: {1: rim}"),
-            "kind objects is learned alone",
+            ("kind: mask, classes: {1: rim, 2: heart}", "kind: boxes, classes: {1: rim}"),
+            r"job\.yaml:6: targets\.0: boxes are learned alone, .*RetinaNet.* Make it another job; .* objects or mask",
         ),
         (("network: unet, channels: [8, 16, 32], residual_units: 1", "network: densenet121"), "needs a network"),
         (("{1: rim, 2: heart}", "{2: rim}"), r"job\.yaml:6: targets\.0\.classes: label values are"),
         (
             ("{name: radius, kind: value, unit: px, range: [2, 16]}", "{name: rest, kind: mask, classes: {1: a}}"),
             "2 targets",
+        ),
+        (
+            ("model: {network: unet,", "task: {type: slide_segmentation}\nmodel: {network: unet,"),
+            "task.type: found 'slide_segmentation'.* not on whole slides: leave type out, or make it another job",
         ),
     ],
 )

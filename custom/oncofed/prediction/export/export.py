@@ -104,7 +104,7 @@ def export(model: TrainedModel, form: Format, out: Path, progress: Progress = la
         )
     if form == "onnx" and model.task.pooled_channels:
         raise SpecError(
-            f"the job {model.job.name} draws a mask beside other targets, and an ONNX file would hold one of them "
+            f"the job {model.job.name} draws beside other targets, and an ONNX file would hold one of them "
             "alone. Hand on the run's folder"
         )
     if form == "onnx" and model.job.data.covariates:

@@ -20,6 +20,7 @@ from oncofed.tasks.inferred import (
     LabelMap,
     LabelMapWithScores,
     ObjectMap,
+    ObjectMapWithScores,
     SlideBoxes,
     TargetScores,
 )
@@ -106,6 +107,10 @@ def _count(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, An
     return [table.summary(model.task.classes[1])]
 
 
+def _count_and_targets(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
+    return [*_count(prediction, model), *target_rows(prediction, model)]
+
+
 def _boxes(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
     found = prediction.found
     assert isinstance(found, FoundBoxes)
@@ -128,6 +133,7 @@ def _probabilities(prediction: CasePrediction, model: TrainedModel) -> list[dict
 _FIGURES: dict[type[Inferred], Callable[[CasePrediction, TrainedModel], list[dict[str, Any]]]] = {
     LabelMapWithScores: _sizes_and_targets,
     LabelMap: _sizes,
+    ObjectMapWithScores: _count_and_targets,
     ObjectMap: _count,
     SlideRegions: region_rows,
     SlideObjectMap: object_rows,

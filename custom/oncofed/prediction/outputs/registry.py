@@ -23,6 +23,7 @@ from oncofed.tasks.inferred import (
     LabelMap,
     LabelMapWithScores,
     ObjectMap,
+    ObjectMapWithScores,
     SlideBoxes,
     SlideScores,
     SlideTargetScores,
@@ -57,6 +58,7 @@ _MAP = (
 OUTPUTS: dict[type[Inferred], tuple[Output, ...]] = {
     LabelMapWithScores: (*_MAP, Output("targets", write_targets)),
     LabelMap: _MAP,
+    ObjectMapWithScores: (Output("objects", write_objects), Output("targets", write_targets)),
     ObjectMap: (Output("objects", write_objects),),
     SlideRegions: (Output("regions", write_slide_regions),),
     SlideObjectMap: (Output("objects", write_slide_objects),),

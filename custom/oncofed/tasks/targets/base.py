@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny
 from torch import Tensor
 
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
-from oncofed.models.answers import Step, TargetAnswer, Told, Verdict, applied, told_numbers, told_words
+from oncofed.models.answers import Step, TargetAnswer, Told, Verdict, applied, in_words, told_numbers, told_words
 from oncofed.plugins import Registry, read_section
 from oncofed.settings import StrictModel
 from oncofed.suppression import LEAST_PATIENTS
@@ -76,6 +76,11 @@ class TargetSettings(StrictModel):
     @property
     def members(self) -> tuple[str, ...]:
         """Names of parts with a figure each, such as findings."""
+        return ()
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Names of the label values that it draws, from 1; of what is not drawn none."""
         return ()
 
     @property
@@ -194,6 +199,11 @@ class TargetHead(ABC, Generic[Target]):
         """How outputs become what is told, as plain values."""
         settings = self.settings
         return TargetAnswer(settings.name, settings.kind, self.outputs, self.steps, self.told, self.verdict)
+
+    @property
+    def asks(self) -> str:
+        """What it answers, in words with its unit."""
+        return in_words(self.target_answer)
 
     def answer(self, outputs: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return answers, (case, values).

@@ -1,4 +1,4 @@
-"""A mask beside other named targets, learned by one network with a shared encoder."""
+"""A mask or single objects beside other named targets, learned by one network with a shared encoder."""
 
 from __future__ import annotations
 
@@ -16,28 +16,37 @@ from oncofed.data.augment import Augmentation, Batch
 from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Patches, Preparation, Prepared
 from oncofed.data.patches_and_whole import PatchesAndWhole, ReferencedAndWhole, has_mask
+from oncofed.data.slides.drawn import UNKNOWN
 from oncofed.data.spec import DataSpec
 from oncofed.data.targets import Target
 from oncofed.models.shared_encoder import SharedEncoder
 from oncofed.plugins import Kind
 from oncofed.tasks.codes import ClassCode
-from oncofed.tasks.inferred import LabelMap, LabelMapWithScores
+from oncofed.tasks.inferred import LabelMap, LabelMapWithScores, ObjectMap, ObjectMapWithScores
+from oncofed.tasks.objects import Objects, ObjectsSpec
 from oncofed.tasks.pictures import Picture, middle_slice
 from oncofed.tasks.regions import Regions, RegionsSpec
 from oncofed.tasks.registry import register_task_type
 from oncofed.tasks.segmentation import Segmentation, SegmentationSpec
+from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.targets.images import ImageTargets, ImageTargetsSpec
 from oncofed.tasks.targets.mask import MaskHead, MaskTarget
 from oncofed.tasks.targets.outcome import TargetOutcome
 from oncofed.tasks.targets.settings import TargetsSpec
 from oncofed.tasks.targets.task import TargetsTask
 
-# Label value of voxels that nobody labelled, of a job that names none.
-_UNLABELLED = 255
+Drawing = Segmentation | Objects
+DrawnWithScores = LabelMapWithScores | ObjectMapWithScores
+
+
+class _ObjectsOfSome(Objects):
+    """Objects that some images have no mask of."""
+
+    _ignored = UNKNOWN
 
 
 class MaskTargetsSpec(TargetsSpec):
-    """Settings of a mask beside other targets of an image or a volume."""
+    """Settings of a mask, or of single objects, beside other targets of an image or a volume."""
 
     type: Literal["mask_targets"] = "mask_targets"
 
@@ -47,8 +56,8 @@ class MaskTargetsSpec(TargetsSpec):
         masks = [target.name for target in targets if isinstance(target, MaskTarget)]
         if len(masks) != 1 or len(targets) == 1:
             raise ValueError(
-                f"found {len(masks)} targets of kind mask of {len(targets)}, expected one beside others. One alone is "
-                "a segmentation; several structures are classes of one mask"
+                f"found {len(masks)} targets of kind mask or objects of {len(targets)}, expected one beside others. "
+                "One alone is a segmentation; several structures are classes of one mask"
             )
         return targets
 
@@ -70,7 +79,7 @@ class MaskTargetsSpec(TargetsSpec):
     @property
     def codes(self) -> dict[int, ClassCode]:
         """Coded terms of the mask's classes, for DICOM."""
-        return cast("SegmentationSpec", self.mask.mask).codes
+        return self.mask.mask.codes if isinstance(self.mask.mask, SegmentationSpec) else {}
 
     @property
     def may_lack_classes(self) -> bool:
@@ -85,10 +94,11 @@ class MaskTargetsSpec(TargetsSpec):
 
 @register_task_type("mask_targets")
 class MaskTargets(TargetsTask):
-    """A task that draws a mask and answers other targets of the same image.
+    """A task that draws a mask, or single objects, and answers other targets of the same image.
 
-    The mask is learned from patches and scored by sliding windows, as ``Segmentation`` does; the others from whole
-    images, as ``ImageTargets`` does. Their losses are added by the targets' weights; what a case lacks is zero.
+    The mask is learned from patches and scored by sliding windows, as ``Segmentation`` and ``Objects`` do; the others
+    from whole images, as ``ImageTargets`` does. Their losses are added by the targets' weights; what a case lacks is
+    zero.
     """
 
     Settings = MaskTargetsSpec
@@ -97,17 +107,12 @@ class MaskTargets(TargetsTask):
 
     def __init__(self, spec: MaskTargetsSpec, data: DataSpec) -> None:
         super().__init__(spec, data)
-        settings = cast("SegmentationSpec", spec.mask.mask)
-        if settings.ignore is None:
-            settings = settings.model_copy(update={"ignore": _UNLABELLED})
-        self._mask: Segmentation = (
-            Regions(settings, data) if isinstance(settings, RegionsSpec) else Segmentation(settings, data)
-        )
+        self._mask, self._unlabelled = _drawing(spec.mask.mask, data)
         self._others = ImageTargets(ImageTargetsSpec(targets=spec.named_targets), data)
         self._head = cast("MaskHead", self.heads[spec.mask.name])
         # The same heads: thresholds and temperatures that one learns are the other's, too.
         self._others.heads = {name: head for name, head in self.heads.items() if head is not self._head}
-        self.classes = settings.classes
+        self.classes = self._mask.classes
 
     @property
     def figure_names(self) -> list[str]:
@@ -133,8 +138,7 @@ class MaskTargets(TargetsTask):
         """Return patches with masks, beside whole images with their targets."""
         patches = self._mask.input(augmentation)
         assert isinstance(patches, Patches)
-        unlabelled = self._mask.spec.ignore or _UNLABELLED
-        return PatchesAndWhole(self.data, augmentation, patches, self._others.input(augmentation), unlabelled)
+        return PatchesAndWhole(self.data, augmentation, patches, self._others.input(augmentation), self._unlabelled)
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return the maps of patches, and behind them the outputs of whole images."""
@@ -156,17 +160,17 @@ class MaskTargets(TargetsTask):
 
     def scoring_preparation(self) -> Preparation:
         """Return the image with its mask, where it has one, and the whole image."""
-        return ReferencedAndWhole(self.data, self._others.scoring_preparation(), referenced=True)
+        return ReferencedAndWhole(self.data, self._others.scoring_preparation(), self._mask.scoring_preparation())
 
     def inference_preparation(self) -> Preparation:
         """Return the same without masks."""
-        return ReferencedAndWhole(self.data, self._others.inference_preparation(), referenced=False)
+        return ReferencedAndWhole(self.data, self._others.inference_preparation())
 
-    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> LabelMapWithScores:
+    def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> DrawnWithScores:
         """Return the mask and the other targets' outputs."""
         return self._both(self._mask.infer(network, prepared, device), network, prepared, device)
 
-    def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> LabelMapWithScores:
+    def infer_with_entropy(self, network: nn.Module, prepared: Prepared, device: torch.device) -> DrawnWithScores:
         """Return the same, with the entropy of each voxel."""
         return self._both(self._mask.infer_with_entropy(network, prepared, device), network, prepared, device)
 
@@ -183,10 +187,9 @@ class MaskTargets(TargetsTask):
         )
 
     def case_score(self, outcome: TargetOutcome) -> float | None:
-        """Return a case's mean Dice; None where it has no mask."""
-        figures = self._head.described(outcome.answers[self.spec.mask.name])
-        dice = [value for name, value in figures.items() if name.startswith("dice.") and isinstance(value, float)]
-        return float(np.mean(dice)) if dice else None
+        """Return a case's mean Dice, or panoptic quality; None where it has no mask."""
+        figures = self._head.own_figures(outcome.answers[self.spec.mask.name])
+        return float(np.mean(figures)) if figures else None
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:
         """Return the slice with most of the mask, and the other answers in words."""
@@ -196,15 +199,28 @@ class MaskTargets(TargetsTask):
         image = case.read_image()
         return middle_slice(image.values, image.affine, caption)
 
-    def _both(self, found: object, network: nn.Module, prepared: Prepared, device: torch.device) -> LabelMapWithScores:
-        assert isinstance(found, LabelMap)
+    def _both(self, found: object, network: nn.Module, prepared: Prepared, device: torch.device) -> DrawnWithScores:
         outputs = {**self._others.infer(_of_whole(network), self._whole(prepared), device).outputs}
         outputs[self.spec.mask.name] = np.zeros(0)
-        return LabelMapWithScores(outputs=outputs, values=found.values, affine=found.affine, entropy=found.entropy)
+        if isinstance(found, LabelMap):
+            return LabelMapWithScores(outputs=outputs, values=found.values, affine=found.affine, entropy=found.entropy)
+        assert isinstance(found, ObjectMap)
+        return ObjectMapWithScores(outputs=outputs, numbers=found.numbers, affine=found.affine, entropy=found.entropy)
 
     @staticmethod
     def _whole(prepared: Prepared) -> Prepared:
         return {**prepared, "image": prepared["whole"]}
+
+
+def _drawing(settings: TaskSettings, data: DataSpec) -> tuple[Drawing, int]:
+    """Return the task that draws, and its label value of voxels that nobody labelled."""
+    if isinstance(settings, ObjectsSpec):
+        return _ObjectsOfSome(settings, data), UNKNOWN
+    assert isinstance(settings, SegmentationSpec)
+    if settings.ignore is None:
+        settings = settings.model_copy(update={"ignore": UNKNOWN})
+    made = Regions(settings, data) if isinstance(settings, RegionsSpec) else Segmentation(settings, data)
+    return made, settings.ignore or UNKNOWN
 
 
 def _of_whole(network: nn.Module) -> nn.Module:

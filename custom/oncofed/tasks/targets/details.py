@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from oncofed.models.answers import in_words
 from oncofed.settings import StrictModel
 from oncofed.tasks.settings import TaskSettings
 from oncofed.tasks.targets.base import head_of
@@ -22,6 +21,7 @@ class TargetDetails(StrictModel):
     metric: str = Field(description="the figure that stands for the target")
     metric_name: str = Field(description="the same for people")
     members: list[str] = Field([], description="parts with a figure each, such as findings")
+    drawn: list[str] = Field([], description="names of the label values that it draws, from 1")
     figures: dict[str, str] = Field({}, description="further figure, METRIC.TARGET[.MEMBER] -> title with unit")
 
 
@@ -34,10 +34,11 @@ def details_of(settings: TaskSettings) -> dict[str, TargetDetails]:
     return {
         name: TargetDetails(
             kind=head.settings.kind,
-            asks=in_words(head.target_answer) or f"contours of {', '.join(head.settings.members)}",
+            asks=head.asks,
             metric=head.primary.name,
             metric_name=head.primary.label,
             members=list(head.settings.members),
+            drawn=list(head.settings.drawn),
             figures={figure: label for figure, label in labels.items() if figure.split(".")[1] == name},
         )
         for name, head in heads.items()

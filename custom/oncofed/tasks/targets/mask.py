@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,6 @@ from oncofed.tasks.sum_forms import is_part, is_patients, is_sum
 from oncofed.tasks.surfaces import SURFACE_METRICS
 from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
 
-# Types of tasks that a mask may be learned by.
-MASK_TASKS = ("segmentation", "regions")
 # In a case's figures, all of which are zero or more: it cannot be judged, or was not computed.
 UNKNOWN = -1.0
 
@@ -33,20 +31,27 @@ UNKNOWN = -1.0
 class MaskTarget(TargetSettings):
     """A target that is drawn."""
 
-    kind: Literal["mask"] = "mask"
+    kind: str = "mask"
     mask: TaskSection
+    # Types of the tasks that it may be learned by.
+    learned_by: ClassVar[tuple[str, ...]] = ("segmentation", "regions")
 
     @field_validator("mask")
     @classmethod
     def _is_a_mask(cls, mask: TaskSettings) -> TaskSettings:
-        if mask.type not in MASK_TASKS:
-            raise ValueError(f"found a task {mask.type}, expected one of {', '.join(MASK_TASKS)}")
+        if mask.type not in cls.learned_by:
+            raise ValueError(f"found a task {mask.type}, expected {' or '.join(cls.learned_by)}")
         return mask
 
     @property
     def members(self) -> tuple[str, ...]:
         """Names of the classes or regions."""
         return tuple(self.mask.figure_names)
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Names of the mask's label values."""
+        return tuple(self.mask.classes.values())
 
 
 @TARGET_KINDS.register("mask")
@@ -99,27 +104,27 @@ class MaskHead(TargetHead[MaskTarget]):
     ) -> TargetFigures:
         """Return means over patients.
 
-        The primary figure is that of the patients' Dice, each a mean over what their masks can judge.
+        The primary figure is that of the patients', each a mean over what their masks can judge.
         """
         values = self._by_patient(answers, patients)
         means = {name: float(np.mean(list(of.values()))) for name, of in values.items()}
-        dice = {f"dice.{member}": member for member in self.members}
+        own = {f"{self.primary.name}.{member}": member for member in self.members}
         return TargetFigures(
             means.get(MEAN),
-            {member: means[name] for name, member in dice.items() if name in means},
-            {name: value for name, value in means.items() if name not in dice and name != MEAN},
-            {"" if name == MEAN else dice.get(name, name): set(of) for name, of in values.items()},
+            {member: means[name] for name, member in own.items() if name in means},
+            {name: value for name, value in means.items() if name not in own and name != MEAN},
+            {"" if name == MEAN else own.get(name, name): set(of) for name, of in values.items()},
         )
 
     def site_sums(
         self, answers: NDArray[np.float64], truths: NDArray[np.float64], patients: Sequence[str]
     ) -> dict[str, Any] | None:
-        """Return sums of patients' Dice; see ``figure_sums``.
+        """Return sums of patients' primary figures; see ``figure_sums``.
 
         The mean over a patient's members stays where a member's sums do: beside the others it tells them.
         """
         values = self._by_patient(answers, patients)
-        known = {f"dice.{member}": member for member in self.members}
+        known = {f"{self.primary.name}.{member}": member for member in self.members}
         own = {known.get(name, name): of for name, of in values.items() if name in known or name == MEAN}
         sums = figure_sums(own, MEAN)
         return _without(sums, {MEAN} if set(sums["figures"]) != set(own) else set()) if sums else None
@@ -150,13 +155,13 @@ class MaskHead(TargetHead[MaskTarget]):
         return _without(sums, hidden if are_told_beside(counts, sums["patients"], minimum) else {*hidden, MEAN})
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
-        """Return mean Dice over the patients of all sites, in all and by member."""
-        found = {}
+        """Return the mean primary figure over the patients of all sites, in all and by member."""
+        found, primary = {}, self.primary
         for name in (MEAN, *self.members):
             of_all = figure(sums["figures"][name] for sums in of_sites if name in sums["figures"])
             if of_all:
-                title = self.primary.label if name == MEAN else f"{self.primary.label} of {name}"
-                found["dice" if name == MEAN else f"dice.{name}"] = TargetFigure(
+                title = primary.label if name == MEAN else f"{primary.label} of {name}"
+                found[primary.name if name == MEAN else f"{primary.name}.{name}"] = TargetFigure(
                     title=title, value=of_all.mean, patients=of_all.patients, interval=of_all.interval
                 )
         people = sum(sums["patients"] for sums in of_sites)
@@ -167,9 +172,20 @@ class MaskHead(TargetHead[MaskTarget]):
         found = zip(self._columns, answer.tolist(), strict=False)
         return {name: value for name, value in found if value != UNKNOWN}
 
+    def own_figures(self, answer: NDArray[np.float64]) -> list[float]:
+        """Return one case's primary figure of each member that its mask can judge."""
+        found = self.described(answer)
+        names = [f"{self.primary.name}.{member}" for member in self.members]
+        return [float(found[name]) for name in names if name in found]
+
     def shares(self, answer: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return none: a case's figures are no answer of the model."""
         return np.zeros(0)
+
+    @property
+    def asks(self) -> str:
+        """What it draws."""
+        return f"contours of {', '.join(self.members)}"
 
     def in_short(self, answer: NDArray[np.float64]) -> str:
         """Return what stands beside the contours."""
@@ -189,12 +205,12 @@ class MaskHead(TargetHead[MaskTarget]):
         return tuple(f"{metric.name}.{member}" for metric in metrics for member in self.members)
 
     def _by_patient(self, answers: NDArray[np.float64], patients: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Return each figure of each patient, a mean over cases, with the mean of their Dice (``MEAN``)."""
+        """Return each figure of each patient, a mean over cases, with the mean of their primary ones (``MEAN``)."""
         of_cases: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for answer, patient in zip(answers, patients, strict=True):
             figures = {name: value for name, value in self.described(answer).items() if isinstance(value, float)}
-            dice = [value for name, value in figures.items() if name.startswith("dice.")]
-            for name, value in {**figures, **({MEAN: float(np.mean(dice))} if dice else {})}.items():
+            own = self.own_figures(answer)
+            for name, value in {**figures, **({MEAN: float(np.mean(own))} if own else {})}.items():
                 of_cases[name][patient].append(value)
         return {
             name: {patient: float(np.mean(values)) for patient, values in of.items()} for name, of in of_cases.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from oncofed.errors import SpecError
@@ -13,6 +13,7 @@ from oncofed.tasks.targets.base import TARGET_KINDS
 
 # Kind of network -> the task that has its input.
 TABLE_TARGETS = "table_targets"
+MASK_TARGETS = "mask_targets"
 _TYPES = {"bag": "slide_targets", "table": TABLE_TARGETS}
 # Targets that a network answers for places of an image.
 _OF_TARGETS = ("name", "kind", "weight")
@@ -24,7 +25,7 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
 
     One target of kind ``mask``, ``objects`` or ``boxes`` is a segmentation or a detection, whose settings it gives; a
     mask's ``regions`` may overlap. Others are learned together, of what the job's network takes: images, bags of a
-    slide's tiles, or rows of a table. A mask may stand beside others: then the network draws it.
+    slide's tiles, or rows of a table. A mask, or objects, may stand beside others: then the network draws them.
 
     Args:
         targets: section of the job.
@@ -32,23 +33,17 @@ def task_of_targets(targets: Any, task: Any, model: Any) -> dict[str, Any]:
         model: section of the job, or None.
 
     Raises:
-        SettingError: objects or boxes are joined with others.
+        SettingError: boxes are joined with others, or what is drawn on whole slides.
     """
     if task is not None and not isinstance(task, Mapping):
         raise SettingError(f"found {task!r}, expected settings", "task")
     more = dict(task or {})
     kinds = [target.get("kind") if isinstance(target, Mapping) else None for target in targets or ()]
     dense = [kind for kind in kinds if kind in _DENSE]
-    alone = [kind for kind in dense if kind != "mask"]
-    if alone and len(kinds) > 1:
-        raise SettingError(
-            f"a target of kind {alone[0]} is learned alone, found {len(kinds)} targets: make it another job",
-            f"targets.{kinds.index(alone[0])}",
-            "targets",
-        )
     if dense and len(kinds) > 1:
-        both = [_with_mask(target) if kind == "mask" else target for kind, target in zip(kinds, targets, strict=True)]
-        return {"type": "mask_targets", **more, "targets": both}
+        _require_together(kinds, more)
+        both = [_with_mask(target) if kind in _DENSE else target for kind, target in zip(kinds, targets, strict=True)]
+        return {**more, "type": MASK_TARGETS, "targets": both}
     if dense:
         return _drawn(targets[0], more)
     return {"type": _TYPES.get(_input_kind(model), "targets"), **more, "targets": targets}
@@ -74,6 +69,24 @@ def settings_of_target(targets: Any, loc: tuple[str, ...]) -> list[str]:
         return settings_beside(loc[1:], head.Settings) if head else []
     found = [name for name in settings_beside(loc[1:], drawn.Settings) if name != "type"]
     return found if loc[2:] else [*_OF_TARGETS, *found]
+
+
+def _require_together(kinds: Sequence[Any], more: Mapping[str, Any]) -> None:
+    """Raise where what is drawn cannot be learned beside other targets."""
+    if "boxes" in kinds:
+        raise SettingError(
+            f"boxes are learned alone, found {len(kinds)} targets: their network, a RetinaNet, has a head for each of "
+            "its anchors in a patch and none for the whole image. Make it another job; or, where outlines are known, "
+            "let the target be of kind objects or mask",
+            f"targets.{kinds.index('boxes')}",
+            "targets",
+        )
+    if more.get("type", MASK_TARGETS) != MASK_TARGETS:
+        raise SettingError(
+            f"found {more['type']!r}, and {len(kinds)} targets of which one is drawn. Beside others it is drawn on "
+            "images and volumes alone, not on whole slides: leave type out, or make it another job",
+            "task.type",
+        )
 
 
 def _drawn(target: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
