@@ -47,7 +47,7 @@ _CPU = torch.device("cpu")
 _MIB = 2**20
 # Width and height in pixels, of slides at half a micron.
 _SIZES = ((8192, 1024), (8192, 8192), (100_000, 1024))
-_SIZES_QUICK = ((2048, 1024), (4096, 1024))
+_SIZES_QUICK = ((2048, 1024),)
 # For the widest: a hospital's machine has 16 GiB.
 _MOST_MIB = 2048.0
 
