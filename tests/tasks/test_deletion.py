@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,18 @@ import pytest
 import torch
 from torch import nn
 
+from oncofed.data.case import Case
 from oncofed.data.spec import DataSpec
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
-from oncofed.tasks.deletion import ORDERS, SHARES, curves_of, of_patients, over_all_sites, site_sums
+from oncofed.tasks.deletion import (
+    ORDERS,
+    SHARES,
+    curves_of,
+    of_patients,
+    over_all_sites,
+    site_sums,
+    slides_to_delete_from,
+)
 from oncofed.tasks.inferred import SlideScores
 
 DATA = DataSpec(dataset="slides", modality="microscopy", channels=("r", "g", "b"), patch=(64, 64))
@@ -103,3 +113,11 @@ def test_a_site_tells_of_five_patients_or_more_and_of_no_difference_of_fewer() -
     assert site_sums(found, 7) is None
     assert site_sums(dict(list(found.items())[:4]), 4) is None
     assert over_all_sites([]) is None
+
+
+@pytest.mark.parametrize("slides", [4, 100, 101, 102, 103, 104, 105, 300])
+def test_slides_that_are_answered_again_leave_out_nobody_or_five(slides: int) -> None:
+    cases = [Case(name=f"s{n}", patient=f"p{n}", image=Path(f"s{n}.svs"), label=n % 2) for n in range(slides)]
+    drawn = slides_to_delete_from(cases)
+    assert min(slides, 90) <= len(drawn) <= 100
+    assert len(drawn) == slides or len(drawn) <= slides - 5

@@ -138,9 +138,10 @@ class LocalScoring:
         trainer = self._trainer
         if not attention_may_leave(trainer.plan.task):
             return {}
-        seed = trainer.plan.seed
-        slides = slides_to_delete_from(trainer.cases.test, seed)
-        found = curves_by_patient(trainer.task, trainer.network, slides, trainer.device, seed, stop)
+        slides = slides_to_delete_from(trainer.cases.test)
+        found = curves_by_patient(
+            trainer.task, trainer.network, slides, trainer.device, trainer.plan.seed, should_stop=stop
+        )
         sums = site_sums(found, len({patient for patient, _ in outcomes})) if not stop() else None
         if sums is None:
             return {}

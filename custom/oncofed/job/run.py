@@ -276,7 +276,7 @@ class Run:
         if self.spec.plan().model.kind != "bag" or result.attention is not None:
             return
         trainer, seed = self._trained(), self.spec.seed
-        tests = slides_to_delete_from(pool_cases(self._cases).test, seed)
+        tests = slides_to_delete_from(pool_cases(self._cases).test)
         result.attention = deletion(trainer.task, trainer.network, tests, trainer.device, seed)
         if result.attention is None:
             result.attention_left_out = why_left_out(tests)

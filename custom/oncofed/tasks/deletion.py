@@ -126,12 +126,15 @@ def curves_by_patient(
     return found
 
 
-def slides_to_delete_from(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
-    """Return the test slides that are answered again, so that either all patients or five fewer are behind them."""
+def slides_to_delete_from(cases: Sequence[Case]) -> tuple[Case, ...]:
+    """Return the test slides that are answered again: those of all patients, or of five fewer at least.
+
+    Of the same cases they are the same in each job, so that no two jobs tell of few patients by their difference.
+    """
     people = {case.patient for case in cases}
-    drawn = sample_cases(cases, _MOST_SLIDES, seed)
+    drawn = sample_cases(cases, _MOST_SLIDES, 0)
     left = len(people) - len({case.patient for case in drawn})
-    return sample_cases(cases, _MOST_SLIDES - LEAST_PATIENTS, seed) if 0 < left < LEAST_PATIENTS else drawn
+    return sample_cases(cases, _MOST_SLIDES - LEAST_PATIENTS, 0) if 0 < left < LEAST_PATIENTS else drawn
 
 
 WHY_NOT_OVER_SITES = (
