@@ -71,7 +71,7 @@ def run(bench: Bench) -> None:
 
 def _encoders(bench: Bench) -> None:
     root = bench.folder
-    count, side = (20, 8192) if bench.cuda else (2, 1536) if bench.quick else (4, 3072)
+    count, side = (20, 8192) if bench.cuda else (2, 1536) if bench.quick else (4, 2048)
     make_slides(root / "in", count, side)
     spec = TileSpec(256, 1.0, 0.25)
     register(
@@ -113,7 +113,7 @@ def _vision_transformer(bench: Bench) -> None:
     """Encode aligned tiles by a ViT-S of random weights."""
     timm = import_timm()
 
-    side, tile = 4 if bench.quick else 64 if bench.cuda else 16, 224
+    side, tile = 4 if bench.quick else 64 if bench.cuda else 10, 224
     path = write_aperio(bench.folder / "vit.svs", side, "jpeg", tile)
     slides = [_grid(path, side, tile)]
     entry = find_entry("kaiko-vits16")
@@ -165,7 +165,7 @@ def _as_trident(slides: Sequence[SlideTiles], network: nn.Module, device: torch.
 
 def _decoders(bench: Bench) -> None:
     """Read a slide's tiles by one thread, and by two."""
-    side, tile = 6 if bench.quick else 24, 256
+    side, tile = 6 if bench.quick else 16, 256
     for compression in ("jpeg", "jpeg2000"):
         path = write_aperio(bench.folder / f"{compression}.svs", side, compression, tile)
         slide = _grid(path, side, tile)

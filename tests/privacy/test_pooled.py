@@ -15,6 +15,7 @@ import pytest
 from oncofed.errors import PolicyError
 from oncofed.privacy.outbound import check_numbers, withhold
 from oncofed.tasks.calibration import TEMPERATURES, temperature_sums
+from oncofed.tasks.deletion import SHARES, site_sums
 from oncofed.tasks.site_sums import classification_sums, figure_sums
 
 CLASSES = ["clear", "pneumonia"]
@@ -210,3 +211,57 @@ def test_counts_of_one_message_agree_with_each_other() -> None:
     figures = {"mean": [10, 5.0, 3.0], "clear": [9, 5.0, 3.0]}
     with pytest.raises(PolicyError):
         check_numbers({"pooled": {"patients": 10, "figures": figures}}, CLASSES, sums=True)
+
+
+def _attention(patients: int = 20, of: int = 20) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    sums = site_sums({f"{n}": [rng.random((3, len(SHARES)))] for n in range(patients)}, patients)
+    assert sums
+    return {"evaluation": {**_sent()["evaluation"], "cases": of, "patients": _people(of)}, "attention": sums}
+
+
+def _people(count: int) -> dict[str, Any]:
+    return {"all": count, "mean": count // 2, "by_class": {}, "more": {}}
+
+
+def test_the_deletion_test_of_attention_leaves_where_the_task_has_attention() -> None:
+    check_numbers(_attention(), CLASSES, sums=True, attention=True)
+    check_numbers(json.loads(json.dumps(_attention())), CLASSES, sums=True, attention=True)
+    with pytest.raises(PolicyError):
+        check_numbers(_attention(), CLASSES, sums=True)
+    with pytest.raises(PolicyError):
+        check_numbers(_attention(), CLASSES, attention=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("patients", 4),
+        ("patients", 21),
+        ("moved", [[0.5] * len(SHARES)] * 2),
+        ("moved", [[0.5] * 5] * 3),
+        ("moved", [[0.123456] * len(SHARES)] * 3),
+        ("moved", [[20.5] * len(SHARES)] * 3),
+        ("moved", [["P7"] * len(SHARES)] * 3),
+        ("gain", [-21.0, 0.5]),
+        ("gain", [0.5]),
+        ("gain", [float("nan"), 0.5]),
+        ("slide", "P7"),
+    ],
+)
+def test_another_shape_of_the_deletion_test_is_held_back(path: str, value: Any) -> None:
+    numbers = _attention()
+    numbers["attention"][path] = value
+    with pytest.raises(PolicyError) as caught:
+        check_numbers(numbers, CLASSES, sums=True, attention=True)
+    assert "P7" not in str(caught.value)
+
+
+def test_the_deletion_test_stays_where_it_would_tell_of_few_patients() -> None:
+    told = _attention(20, of=30)
+    assert not withhold(told, 5)
+    assert "attention" in told
+    for patients, of, minimum in ((20, 22, 5), (20, 30, 15), (20, 20, 25)):
+        numbers = _attention(patients, of)
+        assert withhold(numbers, minimum)
+        assert "attention" not in numbers

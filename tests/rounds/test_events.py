@@ -105,6 +105,7 @@ LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
             "pooled": None,
             "paired": None,
             "calibration": None,
+            "attention": None,
         },
     ),
     (Stopped, "stopped", {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,18 @@ import pytest
 import torch
 from torch import nn
 
+from oncofed.data.case import Case
 from oncofed.data.spec import DataSpec
 from oncofed.tasks import SlideClassification, SlideClassificationSpec
-from oncofed.tasks.deletion import ORDERS, SHARES, curves_of, of_patients
+from oncofed.tasks.deletion import (
+    ORDERS,
+    SHARES,
+    curves_of,
+    of_patients,
+    over_all_sites,
+    site_sums,
+    slides_to_delete_from,
+)
 from oncofed.tasks.inferred import SlideScores
 
 DATA = DataSpec(dataset="slides", modality="microscopy", channels=("r", "g", "b"), patch=(64, 64))
@@ -77,3 +87,37 @@ def test_of_fewer_than_five_patients_nothing_is_told() -> None:
 
 def test_a_slide_of_one_tile_has_none_to_drop() -> None:
     assert curves_of(_task(1.0), nn.Identity(), _slide(1), CPU, np.random.default_rng(0)) is None
+
+
+def test_sites_sums_make_the_means_over_all_their_patients() -> None:
+    rng = np.random.default_rng(0)
+    sites = [{f"{n}": [rng.random((3, len(SHARES)))] for n in range(count)} for count in (6, 9)]
+    together = of_patients({f"{site}/{name}": one for site, of in enumerate(sites) for name, one in of.items()})
+    sums = [site_sums(of, len(of)) for of in sites]
+    found = over_all_sites([one for one in sums if one])
+    assert found is not None
+    assert together is not None
+    assert found.patients == together.patients == 15
+    assert found.gain == pytest.approx(together.gain, abs=1e-4)
+    for name in ORDERS:
+        assert found.moved[name] == pytest.approx(together.moved[name], abs=1e-4)
+    assert found.interval is not None
+    assert together.interval is not None
+    assert found.interval == pytest.approx(together.interval, abs=0.1)
+
+
+def test_a_site_tells_of_five_patients_or_more_and_of_no_difference_of_fewer() -> None:
+    found = {f"{n}": [np.zeros((3, len(SHARES)))] for n in range(6)}
+    assert site_sums(found, 6)
+    assert site_sums(found, 11)
+    assert site_sums(found, 7) is None
+    assert site_sums(dict(list(found.items())[:4]), 4) is None
+    assert over_all_sites([]) is None
+
+
+@pytest.mark.parametrize("slides", [4, 100, 101, 102, 103, 104, 105, 300])
+def test_slides_that_are_answered_again_leave_out_nobody_or_five(slides: int) -> None:
+    cases = [Case(name=f"s{n}", patient=f"p{n}", image=Path(f"s{n}.svs"), label=n % 2) for n in range(slides)]
+    drawn = slides_to_delete_from(cases)
+    assert min(slides, 90) <= len(drawn) <= 100
+    assert len(drawn) == slides or len(drawn) <= slides - 5

@@ -20,7 +20,8 @@ from oncofed.client.progress import SECONDS_BETWEEN_REPORTS, ThrottledProgress
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
 from oncofed.models.weights import Weights
 from oncofed.privacy.evaluations import evaluation_numbers, without_thresholded
-from oncofed.tasks import metrics_that_may_leave
+from oncofed.tasks import attention_may_leave, metrics_that_may_leave
+from oncofed.tasks.deletion import curves_by_patient, site_sums, slides_to_delete_from
 from oncofed.tasks.scores import Evaluation
 from oncofed.training import Trainer
 
@@ -75,8 +76,10 @@ class LocalScoring:
         numbers, patients = self.evaluate(request.split, weights, stop, outcomes, tested), []
         if request.sums and not stop():
             sums = self._sums(request.split, outcomes, weights, request.sums, stop)
-            numbers |= sums
             patients = patients_of_sums(task, outcomes) if sums else []
+            if request.split == "test" and sums:
+                sums |= self._attention(outcomes, patients, stop)
+            numbers |= sums
         if request.split == "test" and personal:
             numbers["personal"] = self._told(personal.test(stop), tested)
         return LocalScore(numbers, patients)
@@ -129,6 +132,22 @@ class LocalScoring:
         if against is not None:
             self._trainer.load_weights(weights)
         return sums
+
+    def _attention(self, outcomes: Outcomes, patients: list[list[str]], stop: Stop) -> dict[str, Any]:
+        """Return sums of how far answers move without attended tiles; their patients join those of other sums."""
+        trainer = self._trainer
+        if not attention_may_leave(trainer.plan.task):
+            return {}
+        slides = slides_to_delete_from(trainer.cases.test)
+        found = curves_by_patient(
+            trainer.task, trainer.network, slides, trainer.device, trainer.plan.seed, should_stop=stop
+        )
+        sums = site_sums(found, len({patient for patient, _ in outcomes})) if not stop() else None
+        if sums is None:
+            return {}
+        if sorted(found) not in patients:
+            patients.append(sorted(found))
+        return {"attention": sums}
 
     def _outcomes_of_other(self, stop: Stop) -> Outcomes | None:
         """Return the other model's test outcomes, if any."""

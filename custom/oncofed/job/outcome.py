@@ -19,6 +19,7 @@ from oncofed.rounds.encoders import ENCODER, is_unknown
 from oncofed.rounds.events import SumFailed
 from oncofed.tasks import Evaluation
 from oncofed.tasks.calibration import Calibration
+from oncofed.tasks.deletion import Deletion
 from oncofed.tasks.differences import Difference
 from oncofed.tasks.encoder import EncoderSpec, feature_count
 from oncofed.tasks.over_sites import PooledTest
@@ -173,6 +174,8 @@ def note_scores(
     note_pooled(
         result, pooled=state.finished.pooled, paired=state.finished.paired, calibration=state.finished.calibration
     )
+    attention = state.finished.attention
+    result.attention = Deletion.model_validate(attention) if attention else None
     known = {site: r.federated for site, r in result.sites.items() if r.federated is not None}
     if known and result.is_of_same_targets:
         worst = min(known, key=lambda site: known[site])

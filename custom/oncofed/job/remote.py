@@ -24,6 +24,7 @@ from oncofed.job.watch import Curves, RunView
 from oncofed.report.html import write_report
 from oncofed.report.result import Result
 from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, Event, EventReader
+from oncofed.tasks.deletion import WHY_NOT_OVER_SITES
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _SECONDS_BETWEEN_TRIES = 0.5
@@ -112,6 +113,8 @@ def _write(spec: JobSpec, events: list[Event], folder: Path) -> Result:
         note_rounds(result, state, spec)
         note_preparation(result, state, spec)
         note_scores(result, state, parts=spec.plan().build_task().parts)
+        if spec.plan().model.kind == "bag" and result.attention is None:
+            result.attention_left_out = WHY_NOT_OVER_SITES
         values = spec.model_dump(mode="json", by_alias=True)
         bundle = spec.plan().write_bundle(model.parent, spec.title, load_file(model), values)
         complete_bundle(bundle, [model.parent, folder])

@@ -34,14 +34,12 @@ from oncofed.processes import short_path
 from oncofed.report.html import write_report
 from oncofed.report.result import Backend, Result
 from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER, EventReader
-from oncofed.tasks.deletion import deletion, why_left_out
+from oncofed.tasks.deletion import deletion, slides_to_delete_from, why_left_out
 from oncofed.tasks.pictures import Picture
 from oncofed.training import Plan, Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
 
 _POLL_SECONDS = 0.2
-# Slides that are answered again without tiles: enough for an interval, few enough to wait for.
-_MOST_DELETED = 100
 # Memory of one site with small images: a separate process, or a fork of the simulator.
 _GIB_OF_A_SITE: dict[Backend, float] = {"federation": 0.55, "simulate": 0.16}
 _STARTING: dict[Backend, str] = {
@@ -274,11 +272,11 @@ class Run:
         return trainer
 
     def _test_attention(self, result: Result) -> None:
-        """Note what dropping tiles does to the answers for the sites' test slides."""
-        if self.spec.plan().model.kind != "bag":
+        """Note what dropping tiles does to the answers, where each site had too few patients to tell by itself."""
+        if self.spec.plan().model.kind != "bag" or result.attention is not None:
             return
         trainer, seed = self._trained(), self.spec.seed
-        tests = sample_cases(pool_cases(self._cases).test, _MOST_DELETED, seed)
+        tests = slides_to_delete_from(pool_cases(self._cases).test)
         result.attention = deletion(trainer.task, trainer.network, tests, trainer.device, seed)
         if result.attention is None:
             result.attention_left_out = why_left_out(tests)

@@ -16,7 +16,7 @@ from typing import Any
 from oncofed.errors import PolicyError
 from oncofed.privacy.covariates import are_sums
 from oncofed.privacy.evaluations import is_evaluation, is_number, withhold_evaluation
-from oncofed.privacy.pooled import SUMS, is_paired, is_pooled, is_temperature_sums, keep_back_small
+from oncofed.privacy.pooled import SUMS, is_attention, is_paired, is_pooled, is_temperature_sums, keep_back_small
 from oncofed.privacy.tiles import are_tiles
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks.metrics import Metric
@@ -81,6 +81,7 @@ def check_numbers(
     metrics: Sequence[Metric] | None = None,
     lowest: float = 0.0,
     targets: Mapping[str, TargetSums] = NO_TARGETS,
+    attention: bool = False,
 ) -> None:
     """Check the numbers of an update or a score.
 
@@ -92,6 +93,7 @@ def check_numbers(
         metrics: extra ones that the job's task declares; None: those of any installed task.
         lowest: value of its metric.
         targets: its named targets, whose sums have a form of their own and whose figures make the mean.
+        attention: its answers come with attention over tiles, whose deletion test may come along.
 
     Raises:
         PolicyError: a name, a value or a type that the job does not declare.
@@ -102,6 +104,7 @@ def check_numbers(
         "pooled": lambda value: is_pooled(value, classes, most, targets),
         "temperature": lambda value: is_temperature_sums(value, most, targets),
         "paired": lambda value: is_paired(value, most),
+        **({"attention": lambda value: is_attention(value, most)} if attention else {}),
     }
     _check(
         numbers,

@@ -12,6 +12,7 @@ from typing import Any
 
 from oncofed.suppression import LEAST_PATIENTS, withheld_counts
 from oncofed.tasks.calibration import TEMPERATURES
+from oncofed.tasks.deletion import DIGITS_OF_MOVES, ORDERS, SHARES
 from oncofed.tasks.pooled import MEAN
 from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 from oncofed.tasks.site_sums import DIGITS_OF_FIGURES
@@ -27,7 +28,7 @@ from oncofed.tasks.sum_forms import (
 )
 
 # Keys of the sums that accompany a score.
-SUMS = frozenset({"pooled", "temperature", "paired"})
+SUMS = frozenset({"pooled", "temperature", "paired", "attention"})
 # Significant digits of a difference and its variance.
 _PRECISION = 6
 
@@ -107,6 +108,23 @@ def is_paired(value: Any, most: int = MOST_PATIENTS) -> bool:
     )
 
 
+def is_attention(value: Any, most: int = MOST_PATIENTS) -> bool:
+    """Return whether a value is a valid ``deletion.site_sums`` result, over at most ``most`` patients."""
+    if not isinstance(value, Mapping) or set(value) != {"patients", "moved", "gain"}:
+        return False
+    patients, moved, gain = value["patients"], value["moved"], value["gain"]
+    return (
+        is_patients(patients, most)
+        and isinstance(moved, list)
+        and len(moved) == len(ORDERS)
+        and all(isinstance(curve, list) and len(curve) == len(SHARES) for curve in moved)
+        and all(is_sum(one, 0, patients, DIGITS_OF_MOVES) for curve in moved for one in curve)
+        and isinstance(gain, list)
+        and len(gain) == 2
+        and all(is_sum(one, low, patients, DIGITS_OF_MOVES) for one, low in zip(gain, (-patients, 0), strict=True))
+    )
+
+
 def keep_back_small(numbers: dict[str, Any], minimum: int, targets: Mapping[str, TargetSums] = NO_TARGETS) -> bool:
     """Coarsen or drop numbers below a policy's minimum.
 
@@ -122,6 +140,10 @@ def keep_back_small(numbers: dict[str, Any], minimum: int, targets: Mapping[str,
         if name in numbers and numbers[name]["patients"] < minimum:
             del numbers[name]
             changed = True
+    told = numbers.get("evaluation", {}).get("patients", {}).get("all")
+    if "attention" in numbers and told and not is_part(numbers["attention"]["patients"], told, minimum):
+        del numbers["attention"]
+        changed = True
     curves = numbers.get("temperature")
     if curves and "targets" in curves and minimum > LEAST_PATIENTS:
         kept = {

@@ -63,6 +63,7 @@ class UpdateIntake:
         metrics: extra ones that its task declares; None: those of any installed task.
         lowest: value of its metric.
         targets: its named targets.
+        attention: its answers come with attention over tiles.
         cases: returns numbers of cases by site, as each reported them when it joined.
         record: writes an event to the run's record.
         banned: returns the sites that were revoked.
@@ -81,6 +82,7 @@ class UpdateIntake:
         metrics: Sequence[Metric] | None = None,
         lowest: float = 0.0,
         targets: Mapping[str, TargetSums] = NO_TARGETS,
+        attention: bool = False,
         cases: Callable[[], Mapping[str, dict[str, Any]]],
         record: Record,
         banned: Callable[[], frozenset[str]] = frozenset,
@@ -92,7 +94,9 @@ class UpdateIntake:
         self._layout = layout
         self._extra = self._algorithm.from_clients(layout)
         self._outliers = OutlierFilter(federation.exchange, layout.trained)
-        self._declared = partial(check_numbers, classes=classes, metrics=metrics, lowest=lowest, targets=targets)
+        self._declared = partial(
+            check_numbers, classes=classes, metrics=metrics, lowest=lowest, targets=targets, attention=attention
+        )
         self._cases = cases
         self._record = record
         self._banned = banned

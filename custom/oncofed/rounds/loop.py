@@ -39,7 +39,7 @@ from oncofed.rounds.standardisation import standardise
 from oncofed.rounds.store import RunStore
 from oncofed.rounds.sums import Sums, unverified
 from oncofed.rounds.transport import Transport
-from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
+from oncofed.tasks import attention_may_leave, metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.encoder import EncoderSpec
 from oncofed.training import Plan
@@ -193,6 +193,7 @@ class RoundLoop:
             metrics=metrics_that_may_leave(plan.task),
             lowest=task_class(plan.task.type).lowest_metric,
             targets=sums_that_may_leave(plan.task),
+            attention=attention_may_leave(plan.task),
             cases=lambda: self._sites.cases,
             record=record,
             banned=lambda: self._transport.banned,

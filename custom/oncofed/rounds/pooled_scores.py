@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oncofed.tasks.calibration import Calibration, learned, tempered_threshold
+from oncofed.tasks.deletion import Deletion, over_all_sites
 from oncofed.tasks.differences import Difference, Part, combined_difference
 from oncofed.tasks.over_sites import PooledTest, pooled_test
 from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
@@ -19,10 +20,16 @@ class OverSites:
     pooled: PooledTest | None
     paired: Difference | None
     calibration: Calibration | None
+    attention: Deletion | None
 
     def recorded(self) -> dict[str, Any]:
         """Return them in the form of the run's record."""
-        parts = {"pooled": self.pooled, "paired": self.paired, "calibration": self.calibration}
+        parts = {
+            "pooled": self.pooled,
+            "paired": self.paired,
+            "calibration": self.calibration,
+            "attention": self.attention,
+        }
         return {n: part.model_dump(mode="json", by_alias=True) if part else None for n, part in parts.items()}
 
 
@@ -104,7 +111,7 @@ def together(
     if calibration and pooled and calibration.temperature is not None:
         reliability = {"before": pooled.reliability, "after": pooled.calibrated}
         calibration = calibration.model_copy(update=reliability)
-    return OverSites(pooled, paired, calibration)
+    return OverSites(pooled, paired, calibration, over_all_sites(_part(answers, "attention").values()))
 
 
 def _part(answers: Mapping[str, Mapping[str, Any]], name: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from oncofed.tasks.metrics import Metric
 from oncofed.tasks.objects import Objects, ObjectsSpec
 from oncofed.tasks.packed import DeclaredTask, PackedTaskSpec
 from oncofed.tasks.registry import (
+    attention_may_leave,
     build_task,
     metrics_that_may_leave,
     register_task_type,
@@ -39,6 +40,7 @@ __all__ = [
     "Task",
     "TaskSection",
     "TaskSettings",
+    "attention_may_leave",
     "build_task",
     "metrics_that_may_leave",
     "register_task",

@@ -60,6 +60,16 @@ def metrics_that_may_leave(settings: TaskSettings | None = None) -> tuple[Metric
     return tuple(dict.fromkeys(metric for kind in own for metric in kind.extra_metrics))
 
 
+def attention_may_leave(settings: TaskSettings) -> bool:
+    """Return whether sums of how far answers move without attended tiles may leave; see ``deletion``.
+
+    Args:
+        settings: section ``task`` of a job; only an installed class declares them.
+    """
+    task = task_class(settings.type)
+    return task.is_installed and task.network_kind == "bag"
+
+
 def sums_that_may_leave(settings: TaskSettings) -> Mapping[str, TargetSums]:
     """Return what checks a job's sums, by target.
 

@@ -1,7 +1,8 @@
 """A model's answer for a whole slide, kept as packed strips.
 
-A strip holds all columns of some rows of the working grid. Labels pack to a small part of their size, so that the
-answer for a slide of any height takes little memory; whoever needs it unpacks one strip after the other.
+A strip holds all columns of some rows of the working grid, fewer rows of a wide slide. Labels pack to a small part of
+their size, so that the answer for a slide of any size takes little memory; whoever needs it unpacks one strip after the
+other.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Rows of a strip; a power of two, which strips shrink by.
-STRIP_ROWS = 512
+# Rows of a strip, and fewest of a wide slide's; powers of two, which strips shrink by.
+STRIP_ROWS, _FEWEST_ROWS = 512, 128
+# Pixels of a strip with more rows than the fewest, at most.
+_MOST_PIXELS = 2**24
 # Pixels of a small picture along the slide's longer side, at most.
 _MOST_SMALL = 1536
 
@@ -121,7 +124,7 @@ class SlideObjectMap(SlideMap):
 def shrink_of(size: tuple[int, int]) -> int:
     """Return by how much small pictures of a slide are smaller; a power of two."""
     shrink = 1
-    while max(size) > _MOST_SMALL * shrink and shrink < STRIP_ROWS:
+    while max(size) > _MOST_SMALL * shrink and shrink < _rows_of(size):
         shrink *= 2
     return shrink
 
@@ -133,21 +136,54 @@ def thinned(values: NDArray[Any], shrink: int) -> NDArray[Any]:
     return found
 
 
-def shrunk_heat(likely: NDArray[np.float32], shrink: int) -> NDArray[np.uint8]:
-    """Return the mean of each square of pixels, from 0 to 255.
+class StripHeat:
+    """How likely a strip's pixels are of the likeliest class, summed up over squares of pixels.
 
     Args:
-        likely: from 0 to 1, (row, column).
+        shape: rows and columns of the strip.
         shrink: pixels along a square.
     """
-    rows, columns = (np.arange(0, length, shrink) for length in likely.shape)
-    sums = np.add.reduceat(np.add.reduceat(likely, rows, axis=0), columns, axis=1)
-    ends = zip((rows, columns), likely.shape, strict=True)
-    sides = [np.diff(np.append(starts, length)) for starts, length in ends]
-    return np.rint(255 * sums / np.multiply.outer(*sides)).clip(0, 255).astype(np.uint8)
+
+    def __init__(self, shape: tuple[int, int], shrink: int) -> None:
+        self._shape, self._shrink = shape, shrink
+        self._sums = np.zeros([-(-length // shrink) for length in shape])
+
+    def add(self, row: int, column: int, likely: NDArray[np.float32]) -> None:
+        """Add pixels.
+
+        Args:
+            row: the first, within the strip.
+            column: the first.
+            likely: from 0 to 1, (row, column).
+        """
+        sums = likely.astype(np.float64)
+        cells = []
+        for axis, (first, count) in enumerate(zip((row, column), likely.shape, strict=True)):
+            starts = np.r_[0, np.arange(self._shrink - first % self._shrink, count, self._shrink)]
+            sums = np.add.reduceat(sums, starts, axis=axis)
+            cells.append(slice(first // self._shrink, first // self._shrink + len(starts)))
+        self._sums[tuple(cells)] += sums
+
+    def shrunk(self) -> NDArray[np.uint8]:
+        """Return the mean of each square, from 0 to 255."""
+        sides = [np.diff(np.r_[0 : length : self._shrink, length]) for length in self._shape]
+        found: NDArray[np.uint8] = np.rint(255 * self._sums / np.multiply.outer(*sides)).clip(0, 255).astype(np.uint8)
+        return found
 
 
-def strip_rows(height: int) -> Iterator[tuple[int, int]]:
-    """Yield the first row of each strip of a slide, and that after its last."""
-    for first in range(0, height, STRIP_ROWS):
-        yield first, min(first + STRIP_ROWS, height)
+def strip_rows(size: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Yield the first row of each strip of a slide, and that after its last.
+
+    Args:
+        size: of the slide, working pixels across and down.
+    """
+    rows, height = _rows_of(size), size[1]
+    for first in range(0, height, rows):
+        yield first, min(first + rows, height)
+
+
+def _rows_of(size: tuple[int, int]) -> int:
+    rows = STRIP_ROWS
+    while rows > _FEWEST_ROWS and rows * size[0] > _MOST_PIXELS:
+        rows //= 2
+    return rows

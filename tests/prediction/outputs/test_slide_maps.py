@@ -214,23 +214,25 @@ def test_a_broken_prediction_of_a_slide_goes_on_where_it_was(
     monkeypatch.setattr("oncofed.tasks.slide_strips.STRIP_ROWS", 32)
     drawn_slides(tmp_path / "in", 1, side=320)
     whole = _predicted(model, tmp_path / "in", tmp_path / "whole")
-    rows, seen = Stitching.rows, list[int]()
+    blocks, seen = Stitching.blocks, list[int]()
 
     def breaking(self: Stitching, *arguments: object, **more: object) -> object:
-        for first, values in rows(self, *arguments, **more):  # type: ignore[arg-type]
-            seen.append(first)
-            yield first, values
-            if len(seen) == 2:
+        for block in blocks(self, *arguments, **more):  # type: ignore[arg-type]
+            if block.y not in seen:
+                seen.append(block.y)
+            if len(seen) == 3:
                 raise KeyboardInterrupt
+            yield block
 
-    monkeypatch.setattr(Stitching, "rows", breaking)
+    monkeypatch.setattr(Stitching, "blocks", breaking)
     with pytest.raises(KeyboardInterrupt):
         _predicted(model, tmp_path / "in", tmp_path / "out")
     kept = list((tmp_path / "out").rglob("*.npz"))
     kept = [path for path in kept if "strips" in path.parts]
     assert kept
+    monkeypatch.setattr(Stitching, "blocks", lambda *a, **m: (seen.append(b.y) or b for b in blocks(*a, **m)))
     resumed = _predicted(model, tmp_path / "in", tmp_path / "out")
-    assert seen[2] >= 32 * len(kept)
+    assert seen[3] >= 32 * len(kept)
     assert not [path for path in (tmp_path / "out").rglob("*.npz") if "strips" in path.parts]
     texts = [(tmp_path / out / "cases" / "P0" / "P0_regions.geojson").read_text() for out in ("whole", "out")]
     assert texts[0] == texts[1]

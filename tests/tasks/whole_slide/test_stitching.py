@@ -42,9 +42,15 @@ def slide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _map(slide: Path, overlap: float = 0.5, first: int = 0, mirror: bool = False) -> np.ndarray:
     stitching = Stitching(PATCH, overlap, mirror, lambda logits: logits.softmax(1))
     with SlideCanvas(slide, DATA, PATCH) as canvas:
-        parts = list(stitching.rows(network(), canvas, CPU, first))
-    assert [row for row, _ in parts] == [first, *(first + np.cumsum([v.shape[1] for _, v in parts])[:-1])]
-    return np.concatenate([values for _, values in parts], axis=1)
+        parts = list(stitching.blocks(network(), canvas, CPU, first))
+        found = np.full((2, canvas.size[1] - first, canvas.size[0]), np.nan, np.float32)
+    for block in parts:
+        part = found[:, block.y - first :][:, : block.height, block.x : block.x + block.width]
+        assert np.isnan(part).all()
+        part[:] = 0 if block.values is None else block.values
+    assert parts == sorted(parts, key=lambda block: (block.y, block.x))
+    assert not np.isnan(found).any()
+    return found
 
 
 def _one_window(slide: Path) -> np.ndarray:

@@ -32,7 +32,7 @@ from oncofed.privacy.evaluations import without_thresholded
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
-from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave, task_class
+from oncofed.tasks import attention_may_leave, metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.training import Plan
 
 # With fewer earlier rounds no update counts as unusual.
@@ -97,6 +97,7 @@ class OutboundPolicy:
         self._metrics = metrics_that_may_leave(plan.task)
         self._lowest = task_class(plan.task.type).lowest_metric
         self._targets = sums_that_may_leave(plan.task)
+        self._attention = attention_may_leave(plan.task)
         self._bins, self._covariates = bins_of(plan.data), numbers_of(plan.data.agreed_columns)
         self._slides = plan.data.may_be_slides
         self._private = plan.privacy.differential_privacy is not None
@@ -247,6 +248,7 @@ class OutboundPolicy:
             metrics=self._metrics,
             lowest=self._lowest,
             targets=self._targets,
+            attention=self._attention,
         )
 
     def _without_extra_sums(self, numbers: Mapping[str, Any]) -> dict[str, Any]:

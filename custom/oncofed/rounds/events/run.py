@@ -230,9 +230,10 @@ class Finished(Event):
         test: evaluation of that model on test cases by site.
         personal: the same of personal models.
         cross_site: test score by site of the model and site of the cases; None where the job asks for none.
-        pooled: test over the patients of all sites; this and the next two as ``OverSites`` writes them.
+        pooled: test over the patients of all sites; this and the next three as ``OverSites`` writes them.
         paired: comparison with another model.
         calibration: how sure the model should be.
+        attention: whether it shows what answers rest on.
     """
 
     kind = "finished"
@@ -245,6 +246,7 @@ class Finished(Event):
     pooled: dict[str, Any] | None = None
     paired: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    attention: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,14 @@
 """Boxes of a whole slide, row of windows after row.
 
-Each window answers for its part alone. What two windows found of one object is joined once, at the end; only boxes are
-held until then, so that memory does not grow with the slide's pixels.
+Each window answers for its part alone. What two windows found of one object is joined once, at the end; only the
+likeliest boxes are held until then, so that memory does not grow with the slide's pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from oncofed.tasks.whole_slide.stitching import as_inputs, read_ahead, readers
 from oncofed.tasks.whole_slide.store import NOTHING_KEPT, Arrays, StripStore
 
 _NAMES = ("corners", "scores", "classes")
+# Held are as many boxes as an answer has at most, times this: windows overlap, so that an object may be found twice
+# along each axis.
+_HELD = 4
 
 
 @dataclass(frozen=True)
@@ -77,22 +80,35 @@ class SlideFinder:
             for place in down
             if place[0] not in done
         }
-        corners = [[(window.corner[0], window.corner[1]) for window in windows] for windows in rows.values()]
+        corners = ((window.corner[0], window.corner[1]) for windows in rows.values() for window in windows)
+        done = self._likeliest(done)
         with readers() as pool:
-            ahead = read_ahead(pool, canvas, corners)
-            for (first, windows), read in zip(rows.items(), ahead, strict=True):
-                done[first] = self._of_row(network, canvas, windows, read, device)
-                store.save(first, done[first])
+            ahead = read_ahead(pool, canvas, corners, device)
+            for first, windows in rows.items():
+                row = self._of_row(network, canvas, windows, islice(ahead, len(windows)), device)
+                store.save(first, row)
+                done = self._likeliest({**done, first: row})
                 if store.advance:
                     store.advance(len(done), len(down))
         return [done[place[0]] for place in down]
+
+    def _likeliest(self, rows: dict[int, Arrays]) -> dict[int, Arrays]:
+        """Return rows without the boxes that are too unlikely to be in the answer."""
+        scores = np.concatenate([row["scores"] for row in rows.values()] or [np.zeros(0)])
+        spare = len(scores) - _HELD * self.spec.most_boxes
+        if spare <= 0:
+            return rows
+        least = np.partition(scores, spare)[spare]
+        return {
+            first: {name: values[row["scores"] >= least] for name, values in row.items()} for first, row in rows.items()
+        }
 
     def _of_row(
         self,
         network: nn.Module,
         canvas: SlideCanvas,
         windows: Sequence[Window],
-        read: Sequence[Future[Pixels]],
+        read: Iterable[Pixels],
         device: torch.device,
     ) -> Arrays:
         """Return corners (box, 4) in working pixels, scores and classes of a row of windows."""

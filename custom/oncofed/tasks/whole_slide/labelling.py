@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from oncofed.data.slides.canvas import SlideCanvas
-from oncofed.tasks.slide_strips import SlideRegions, Strip, shrink_of, shrunk_heat, strip_rows
-from oncofed.tasks.whole_slide.stitching import Maps, Stitching
+from oncofed.tasks.slide_strips import SlideRegions, Strip, strip_rows
+from oncofed.tasks.whole_slide.gathering import Heats, Places, parts_of
+from oncofed.tasks.whole_slide.stitching import Block, Stitching
 from oncofed.tasks.whole_slide.store import NOTHING_KEPT, Arrays, StripStore
 
 Wanted = Callable[[int, int, int, int], bool]
@@ -48,33 +49,49 @@ def _strips(
     store: StripStore,
     wanted: Wanted | None,
 ) -> Iterator[Strip]:
-    width, height = canvas.size
-    places = list(strip_rows(height))
+    places = list(strip_rows(canvas.size))
     left = places
     for rows, known in store.kept(places):
-        yield from_arrays(known, rows, width)
+        yield from_arrays(known, rows, canvas.size[0])
         left = left[1:]
     if not left:
         return
-    maps = stitching.rows(network, canvas, device, left[0][0], wanted, store.advance)
-    for (first, _), parts in _gathered(_decided(maps, canvas), left):
-        strip = Strip.of(first, parts[0].astype(np.uint8), shrunk_heat(parts[1], shrink_of(canvas.size)))
-        store.save(first, as_arrays(strip))
+    blocks = stitching.blocks(network, canvas, device, left[0][0], wanted, store.advance)
+    for strip in _gathered(blocks, left, canvas):
+        store.save(strip.first, as_arrays(strip))
         yield strip
 
 
-def _decided(maps: Iterator[tuple[int, Maps]], canvas: SlideCanvas) -> Iterator[tuple[int, Maps]]:
-    """Yield the likeliest class of each pixel with tissue, and how likely it is of one, (2, row, column), of the maps.
+def _gathered(blocks: Iterator[Block], places: Places, canvas: SlideCanvas) -> Iterator[Strip]:
+    """Yield strips, of the map's finished blocks."""
+    width = canvas.size[0]
+    heats, labels, waiting = Heats(places, canvas.size), dict[int, NDArray[np.uint8]](), deque(places)
+    for block in blocks:
+        found = _decided(block, canvas)
+        for first, end, rows in parts_of(block, places):
+            if first not in labels:
+                labels[first] = np.zeros((end - first, width), np.uint8)
+            if found is not None:
+                top = block.y + rows.start - first
+                part = found[0][rows]
+                labels[first][top : top + len(part), block.x : block.x + block.width] = part
+        if found is not None:
+            heats.add(block, found[1])
+        while block.x + block.width == width and waiting and waiting[0][1] <= block.y + block.height:
+            first, end = waiting.popleft()
+            yield Strip.of(first, labels.pop(first), heats.take(first, end))
 
-    At once: a wide slide's rows that wait for their strip would hold a number for each class.
-    """
-    for first, parts in maps:
-        tissue = canvas.tissue_at(0, first, parts.shape[2], parts.shape[1])
-        seen = tissue & (parts.sum(axis=0) > 0)
-        decided = np.zeros((2, *seen.shape), np.float32)
-        np.copyto(decided[0], parts.argmax(axis=0), where=seen, casting="unsafe")
-        np.copyto(decided[1], parts[1:].max(axis=0), where=seen)
-        yield first, decided
+
+def _decided(block: Block, canvas: SlideCanvas) -> tuple[NDArray[np.uint8], NDArray[np.float32]] | None:
+    """Return the likeliest class of each pixel with tissue, and how likely it is of one; None where nobody looked."""
+    if block.values is None:
+        return None
+    tissue = canvas.tissue_at(block.x, block.y, block.width, block.height)
+    labels, likely = np.zeros(tissue.shape, np.uint8), np.zeros(tissue.shape, np.float32)
+    seen = tissue & (block.values.sum(axis=0) > 0)
+    np.copyto(labels, block.values.argmax(axis=0), where=seen, casting="unsafe")
+    np.copyto(likely, block.values[1:].max(axis=0), where=seen)
+    return labels, likely
 
 
 def as_arrays(strip: Strip) -> Arrays:
@@ -86,24 +103,3 @@ def from_arrays(arrays: Arrays, rows: tuple[int, int], width: int) -> Strip:
     """Return a kept strip."""
     shape = (rows[1] - rows[0], width)
     return Strip(rows[0], shape, str(arrays["kind"]), arrays["packed"].tobytes(), arrays["heat"])
-
-
-def _gathered(
-    maps: Iterator[tuple[int, Maps]], places: list[tuple[int, int]]
-) -> Iterator[tuple[tuple[int, int], Maps]]:
-    """Yield each strip's rows, of the maps' finished ones."""
-    waiting: list[NDArray[Any]] = []
-    coming = iter(places)
-    first, end = next(coming)
-    for _, part in maps:
-        rest = part
-        while rest.shape[1]:
-            missing = end - first - sum(one.shape[1] for one in waiting)
-            waiting.append(rest[:, :missing])
-            rest = rest[:, missing:]
-            if sum(one.shape[1] for one in waiting) == end - first:
-                yield (first, end), np.concatenate(waiting, axis=1)
-                waiting = []
-                first, end = next(coming, (end, end))
-                if first == end:
-                    return

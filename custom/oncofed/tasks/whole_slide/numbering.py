@@ -18,9 +18,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from oncofed.data.slides.canvas import SlideCanvas
-from oncofed.tasks.slide_strips import SlideObjectMap, Strip, pack, shrink_of, shrunk_heat, strip_rows, unpack
+from oncofed.tasks.slide_strips import SlideObjectMap, Strip, pack, strip_rows, unpack
+from oncofed.tasks.whole_slide.gathering import Heats
 from oncofed.tasks.whole_slide.labelling import Wanted, as_arrays, from_arrays
-from oncofed.tasks.whole_slide.stitching import Maps, Stitching
+from oncofed.tasks.whole_slide.stitching import Block, Maps, Stitching
 from oncofed.tasks.whole_slide.store import NOTHING_KEPT, Arrays, StripStore
 
 Numbers = NDArray[np.int32]
@@ -29,6 +30,8 @@ Separate = Callable[[NDArray[np.bool_], Maps], Numbers]
 
 # Columns of a block, and working pixels of context on each side of it.
 BLOCK, CONTEXT = 1024, 64
+# Probability from which a pixel is an object's.
+_LIKELY = 0.5
 # Share of the smaller of two objects, from which they are the same.
 _SAME = 0.5
 
@@ -96,9 +99,10 @@ class _Count:
 
     def classes(self) -> NDArray[np.uint8]:
         """Return the likeliest class of each object, (object + 1,)."""
-        if not self.votes:
+        votes = [rows for rows in self.votes if len(rows)]
+        if not votes:
             return np.zeros(1, np.uint8)
-        rows = np.concatenate(self.votes)
+        rows = np.concatenate(votes)
         final = self.final()
         total = np.zeros((final.max() + 1, rows.shape[1] - 1))
         np.add.at(total, final[rows[:, 0].astype(np.int64)], rows[:, 1:])
@@ -118,7 +122,7 @@ def _strips(
     count: _Count,
 ) -> Iterator[Strip]:
     width, height = canvas.size
-    places = list(strip_rows(height))
+    places = list(strip_rows(canvas.size))
     carried = np.zeros((0, width), np.int32)
     left = places
     for rows, known in store.kept(places):
@@ -131,23 +135,25 @@ def _strips(
         left = left[1:]
     if not left:
         return
-    maps = stitching.rows(network, canvas, device, max(0, left[0][0] - CONTEXT), wanted, store.advance)
-    for (first, end), top, parts in _with_context(maps, left, height):
-        tissue = canvas.tissue_at(0, top, width, parts.shape[1])
-        parts[:, ~tissue] = 0
-        likely = parts[1:-1].sum(axis=0)
+    top = max(0, left[0][0] - CONTEXT)
+    capacity = max(end - first for first, end in left) + 2 * CONTEXT + stitching.side
+    maps, heats = _HeldMaps(width, top, capacity), Heats(left, canvas.size)
+    blocks = stitching.blocks(network, canvas, device, top, wanted, store.advance)
+    for first, end in left:
+        high = min(height, end + CONTEXT)
+        while maps.end < high:
+            _take(next(blocks), canvas, maps, heats)
         votes, same = len(count.votes), len(count.same)
-        ends = (top > 0, top + parts.shape[1] < height)
-        numbers = _joined(separate, parts, likely, carried, first - top, end - top, count, ends)
+        goes_on = (maps.top > 0, high < height)
+        numbers = _joined(separate, maps, high, carried, first - maps.top, end - maps.top, count, goes_on)
         count.cut &= set(np.unique(numbers[end - first :]).tolist())
         carried = numbers[end - first :]
-        heat = shrunk_heat(likely[first - top : end - top], shrink_of(canvas.size))
-        strip = Strip.of(first, numbers[: end - first], heat)
-        new = np.concatenate(count.votes[votes:] or [np.zeros((0, len(parts) - 1))])
+        maps.top = max(0, end - CONTEXT)
+        strip = Strip.of(first, numbers[: end - first], heats.take(first, end))
         below = {
             "carried": np.frombuffer(pack(carried), np.uint8),
             "last": np.array(count.last),
-            "votes": new,
+            "votes": np.concatenate(count.votes[votes:] or [np.zeros((0, 0))]),
             "cut": np.array(sorted(count.cut), np.int64),
             "same": np.array(count.same[same:], np.int64).reshape(-1, 2),
         }
@@ -161,29 +167,58 @@ def _carried(arrays: Arrays, width: int) -> Numbers:
     return flat
 
 
-def _with_context(
-    maps: Iterator[tuple[int, Maps]], places: list[tuple[int, int]], height: int
-) -> Iterator[tuple[tuple[int, int], int, Maps]]:
-    """Yield each strip's rows, the first row of its context, and the maps from there to its end."""
-    top, held = next(maps)
-    for first, end in places:
-        low, high = max(0, first - CONTEXT), min(height, end + CONTEXT)
-        parts = [held]
-        reached = top + held.shape[1]
-        while reached < high:
-            _, more = next(maps)
-            parts.append(more)
-            reached += more.shape[1]
-        held = np.concatenate(parts, axis=1)
-        yield (first, end), low, held[:, low - top : high - top].copy()
-        rest = max(0, end - CONTEXT) - top
-        held, top = held[:, rest:].copy(), top + rest
+def _take(block: Block, canvas: SlideCanvas, maps: _HeldMaps, heats: Heats) -> None:
+    """Hold a block of the map where there is tissue."""
+    if block.values is not None:
+        values: Maps = block.values * canvas.tissue_at(block.x, block.y, block.width, block.height)
+        heats.add(block, values[1:-1].sum(axis=0))
+        block = block._replace(values=values)
+    maps.add(block)
+
+
+class _HeldMaps:
+    """Rows of the map that strips still need, in half precision.
+
+    They are in one array, of which each row is written over and over: see ``stitching``.
+
+    Args:
+        width: of the slide.
+        top: first row that is held.
+        capacity: rows that are held at once, at most.
+
+    Attributes:
+        width: of the slide.
+        top: first row that is held.
+        end: first row that is not whole yet.
+    """
+
+    def __init__(self, width: int, top: int, capacity: int) -> None:
+        self.width, self.top, self.end = width, top, top
+        self._capacity = capacity
+        self._values: NDArray[np.float16] | None = None
+
+    def add(self, block: Block) -> None:
+        """Hold a block; blocks come row by row."""
+        if self._values is None and block.values is not None:
+            self._values = np.zeros((len(block.values), self._capacity, self.width), np.float16)
+        if self._values is not None:
+            rows = np.arange(block.y, block.y + block.height) % self._capacity
+            columns = slice(block.x, block.x + block.width)
+            self._values[:, rows, columns] = 0 if block.values is None else block.values
+        if block.x + block.width == self.width:
+            self.end = block.y + block.height
+
+    def window(self, low: int, high: int, end: int) -> Maps | None:
+        """Return the maps of some columns, from the top to a row, (value, row, column); None where nobody looked."""
+        if self._values is None:
+            return None
+        return self._values[:, np.arange(self.top, end) % self._capacity, low:high].astype(np.float32)
 
 
 def _joined(
     separate: Separate,
-    parts: Maps,
-    likely: Maps,
+    maps: _HeldMaps,
+    reached: int,
     carried: Numbers,
     first: int,
     end: int,
@@ -194,24 +229,27 @@ def _joined(
 
     Args:
         separate: tells objects apart.
-        parts: maps of the strip with its context, (value, row, column).
-        likely: probability of any object, (row, column).
+        maps: of the strip with its context.
+        reached: first row below the context.
         carried: numbers claimed by the strip above, from the strip's first row on.
         first: of the strip, within the maps.
         end: of it.
         count: gives numbers.
         ends: whether the slide goes on above the maps, and below.
     """
-    height, width = likely.shape
-    numbers = np.zeros((height - first, width), np.int32)
+    width = maps.width
+    numbers = np.zeros((reached - maps.top - first, width), np.int32)
     numbers[: len(carried)] = carried[: len(numbers)]
     for left in range(0, width, BLOCK):
         right = min(left + BLOCK, width)
         low, high = max(0, left - CONTEXT), min(width, right + CONTEXT)
-        inside = likely[:, low:high] > 0.5
+        parts = maps.window(low, high, reached)
+        if parts is None:
+            continue
+        inside = parts[1:-1].sum(axis=0) > _LIKELY
         if not inside.any():
             continue
-        found = separate(inside, parts[-1][:, low:high])
+        found = separate(inside, parts[-1])
         core = np.zeros(found.max() + 1, bool)
         core[np.unique(found[first:end, left - low : right - low])] = True
         core[0] = False
@@ -223,7 +261,7 @@ def _joined(
         count.cut |= set(given[np.concatenate([[0], *(edge for edge, goes_on in edges if goes_on)])].tolist()) - {0}
         fresh = given[own[first:, left - low :]]
         decided[decided == 0] = fresh[decided == 0]
-        for_votes = [np.bincount(own.ravel(), part.ravel(), len(given)) for part in parts[1:-1][:, :, low:high]]
+        for_votes = [np.bincount(own.ravel(), part.ravel(), len(given)) for part in parts[1:-1]]
         rows = np.stack([given.astype(np.float64), *for_votes], axis=1)
         count.votes.append(rows[given > 0])
     return numbers

@@ -1,18 +1,22 @@
 """A network's output over a whole slide, row after row and without seams.
 
 Windows overlap, and count by a Gaussian weight that is almost nothing at their edges, so that none of them ends with a
-step (as MONAI's ``sliding_window_inference``). Only as many rows as one window has are held: memory does not grow with
-the slide's height. Windows that show no tissue are not looked at.
+step (as MONAI's ``sliding_window_inference``). Windows that show no tissue are not looked at.
+
+Memory does not grow with the slide's height. With its width grow the rows by which two rows of windows overlap, where
+there is tissue: all else is handed on as soon as the windows have passed it.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +35,25 @@ Advance = Callable[[int, int], None]
 
 _AT_ONCE, _AT_ONCE_GPU = 4, 32
 _MOST_THREADS = 16
+_LEAST_WEIGHT = np.finfo(np.float32).tiny
+
+
+class Block(NamedTuple):
+    """A finished part of a slide's map.
+
+    Attributes:
+        y: its first row.
+        x: its first column.
+        height: its rows.
+        width: its columns.
+        values: (value, row, column) float32; None where no window was looked at.
+    """
+
+    y: int
+    x: int
+    height: int
+    width: int
+    values: Maps | None
 
 
 @dataclass(frozen=True)
@@ -50,7 +73,7 @@ class Stitching:
     change: Callable[[Tensor], Tensor]
 
     @torch.no_grad()
-    def rows(
+    def blocks(
         self,
         network: nn.Module,
         canvas: SlideCanvas,
@@ -58,8 +81,8 @@ class Stitching:
         first: int = 0,
         wanted: Callable[[int, int, int, int], bool] | None = None,
         advance: Advance | None = None,
-    ) -> Iterator[tuple[int, Maps]]:
-        """Yield the finished rows of the map, from the upper ones down.
+    ) -> Iterator[Block]:
+        """Yield the map in finished blocks: from the upper rows down, and from left to right in them.
 
         The same values come whatever row is the first.
 
@@ -70,43 +93,26 @@ class Stitching:
             first: row to begin with.
             wanted: whether a box (x, y, width, height) is looked at; None: where there is tissue.
             advance: called after each row of windows.
-
-        Yields:
-            (number of the first row, values (value, row, column) float32); 0 where no window was looked at.
         """
         look = wanted or canvas.shows_tissue
-        width, height = canvas.size
         across, down = (window_starts(max(length, self.side), self.side, self.overlap) for length in canvas.size)
         begun = next(number for number, y in enumerate(down) if y + self.side > first)
-        todo = [[(x, y) for x in across if look(x, y, self.side, self.side)] for y in down[begun:]]
-        weight = compute_importance_map((self.side, self.side), mode="gaussian").numpy()
-        columns = across[-1] + self.side
-        total: Maps | None = None
-        sums = np.zeros((self.side, columns), np.float32)
+        rows = list(itertools.pairwise([*down, canvas.size[1]]))[begun:]
+        todo = [{x for x in across if look(x, y, self.side, self.side)} for y, _ in rows]
+        columns = _Columns(self.side, across)
         with readers() as pool:
-            ahead = read_ahead(pool, canvas, todo)
-            for number, (places, read) in enumerate(zip(todo, ahead, strict=True), start=begun):
-                for (x, _), values in zip(places, self._answers(network, canvas, read, device), strict=True):
-                    if total is None:
-                        total = np.zeros((len(values), self.side, columns), np.float32)
-                    total[:, :, x : x + self.side] += values * weight
-                    sums[:, x : x + self.side] += weight
-                end = down[number + 1] if number + 1 < len(down) else height
-                y, count = down[number], min(end, height) - down[number]
+            places = ((x, y) for (y, _), seen in zip(rows, todo, strict=True) for x in sorted(seen))
+            ahead = read_ahead(pool, canvas, places, device)
+            for number, ((y, end), seen) in enumerate(zip(rows, todo, strict=True), start=begun + 1):
+                answers = self._answers(network, canvas, itertools.islice(ahead, len(seen)), device)
+                windows = ((x, next(answers) if x in seen else None) for x in across)
+                for done in columns.passed(windows, end - y):
+                    yield from _on_slide(done, y, end - y, first, canvas.size)
                 if advance:
-                    advance(number + 1, len(down))
-                if total is None:
-                    total = np.zeros((self._values(network, canvas, device), self.side, columns), np.float32)
-                low = max(first - y, 0)
-                if low < count:
-                    covered = np.maximum(sums[low:count, :width], np.finfo(np.float32).tiny)
-                    yield y + low, total[:, low:count, :width] / covered
-                for held in (total, sums[None]):
-                    held[:, : self.side - count] = held[:, count:].copy()
-                    held[:, self.side - count :] = 0
+                    advance(number, len(down))
 
     def _answers(
-        self, network: nn.Module, canvas: SlideCanvas, read: Sequence[Future[Pixels]], device: torch.device
+        self, network: nn.Module, canvas: SlideCanvas, read: Iterable[Pixels], device: torch.device
     ) -> Iterator[Maps]:
         """Yield each window's values, (value, row, column)."""
         for inputs in as_inputs(canvas, read, device):
@@ -124,10 +130,83 @@ class Stitching:
         assert total is not None
         return total / len(mirrorings)
 
-    def _values(self, network: nn.Module, canvas: SlideCanvas, device: torch.device) -> int:
-        """Return how many values the map has."""
-        image = torch.zeros(1, len(canvas.scale[0]), self.side, self.side, device=device)
-        return self._found(network, image).shape[1]
+
+class _Columns:
+    """Sums of windows' values over the columns between the beginnings of two windows.
+
+    Args:
+        side: of a window.
+        across: where windows begin, rising.
+    """
+
+    def __init__(self, side: int, across: list[int]) -> None:
+        self._side, self._across = side, across
+        self._weight = compute_importance_map((side, side), mode="gaussian").numpy()
+        self._widths = dict(zip(across, np.diff([*across, across[-1] + side]).tolist(), strict=True))
+        # First column -> sums of this row of windows; and sums that the row above left, of all columns: in one piece,
+        # since many small ones that outlive others leave gaps in memory that nothing fits into.
+        self._sums: dict[int, _Sums] = {}
+        self._left: _Sums | None = None
+
+    def passed(self, windows: Iterable[tuple[int, Maps | None]], count: int) -> Iterator[tuple[int, int, Maps | None]]:
+        """Yield first column, width and values of what a row of windows is done with; None where nobody looked.
+
+        Args:
+            windows: first column, and values; None: it is not looked at.
+            count: rows until the next row of windows.
+        """
+        for x, values in windows:
+            if values is not None:
+                self._add(x, values * self._weight)
+            columns = slice(x, x + self._widths[x])
+            if self._left and self._left.weights[:, columns].any():
+                self._opened(x, len(self._left.values))
+            done = self._sums.pop(x, None)
+            if self._left:
+                self._left.weights[:, columns] = 0
+            if done is None:
+                yield x, self._widths[x], None
+                continue
+            yield x, self._widths[x], done.values[:, :count] / np.maximum(done.weights[:count], _LEAST_WEIGHT)
+            left = self._left = self._left or _Sums.zeros(len(done.values), self._side, sum(self._widths.values()))
+            rows = slice(self._side - count)
+            left.values[:, rows, columns], left.weights[rows, columns] = done.values[:, count:], done.weights[count:]
+
+    def _add(self, x: int, values: Maps) -> None:
+        for at in self._across[bisect_left(self._across, x) : bisect_left(self._across, x + self._side)]:
+            sums = self._opened(at, len(values))
+            part = slice(at - x, at - x + self._widths[at])
+            width = values[..., part].shape[-1]
+            sums.values[..., :width] += values[..., part]
+            sums.weights[:, :width] += self._weight[:, part]
+
+    def _opened(self, x: int, count: int) -> _Sums:
+        if x not in self._sums:
+            self._sums[x] = sums = _Sums.zeros(count, self._side, self._widths[x])
+            columns = slice(x, x + self._widths[x])
+            if self._left and self._left.weights[:, columns].any():
+                sums.values[:], sums.weights[:] = self._left.values[..., columns], self._left.weights[:, columns]
+        return self._sums[x]
+
+
+class _Sums(NamedTuple):
+    values: Maps  # (value, row, column)
+    weights: NDArray[np.float32]  # (row, column)
+
+    @classmethod
+    def zeros(cls, count: int, rows: int, columns: int) -> _Sums:
+        return cls(np.zeros((count, rows, columns), np.float32), np.zeros((rows, columns), np.float32))
+
+
+def _on_slide(
+    columns: tuple[int, int, Maps | None], y: int, count: int, first: int, size: tuple[int, int]
+) -> Iterator[Block]:
+    """Yield the part of finished columns that lies on the slide, from a row on."""
+    x, broad, values = columns
+    low, width = max(first - y, 0), min(broad, size[0] - x)
+    if low < count and width > 0:
+        kept = None if values is None else values[:, low:, :width]
+        yield Block(y + low, x, count - low, width, kept)
 
 
 def readers() -> ThreadPoolExecutor:
@@ -135,26 +214,30 @@ def readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
 
 
-def as_inputs(canvas: SlideCanvas, read: Sequence[Future[Pixels]], device: torch.device) -> Iterator[Tensor]:
+def as_inputs(canvas: SlideCanvas, read: Iterable[Pixels], device: torch.device) -> Iterator[Tensor]:
     """Yield windows as a network sees them, as many at once as suit the device; (window, channel, x, y)."""
-    at_once = _AT_ONCE_GPU if device.type == "cuda" else _AT_ONCE
-    for start in range(0, len(read), at_once):
-        yield torch.stack([as_input(one.result(), canvas.scale) for one in read[start : start + at_once]]).to(device)
+    coming = iter(read)
+    while part := list(itertools.islice(coming, _at_once(device))):
+        yield torch.stack([as_input(pixels, canvas.scale) for pixels in part]).to(device)
 
 
 def read_ahead(
-    pool: ThreadPoolExecutor, canvas: SlideCanvas, todo: Sequence[Sequence[tuple[int, int]]]
-) -> Iterator[list[Future[Pixels]]]:
-    """Yield each row's windows, while the next row's are read."""
-    coming: deque[list[Future[Pixels]]] = deque()
+    pool: ThreadPoolExecutor, canvas: SlideCanvas, places: Iterable[tuple[int, int]], device: torch.device
+) -> Iterator[Pixels]:
+    """Yield each window, while the next ones are read: as many as suit the device twice."""
+    coming: deque[Future[Pixels]] = deque()
+    left = iter(places)
     try:
-        for row in todo:
-            coming.append([pool.submit(canvas.read, x, y) for x, y in row])
-            if len(coming) > 1:
-                yield coming.popleft()
-        while coming:
-            yield coming.popleft()
+        while True:
+            for x, y in itertools.islice(left, 2 * _at_once(device) + _MOST_THREADS - len(coming)):
+                coming.append(pool.submit(canvas.read, x, y))
+            if not coming:
+                return
+            yield coming.popleft().result()
     finally:
-        for row_of_futures in coming:
-            for one in row_of_futures:
-                one.cancel()
+        for one in coming:
+            one.cancel()
+
+
+def _at_once(device: torch.device) -> int:
+    return _AT_ONCE_GPU if device.type == "cuda" else _AT_ONCE
