@@ -42,7 +42,7 @@ def counting(in_channels: int, out_channels: int, spatial_dims: int) -> nn.Modul
 
 
 class _Added(nn.Module):
-    """Adds up each channel over the volume, in 64ths of it: whatever the voxels' size, numbers stay near one."""
+    """Adds up each channel: 64 times its mean, so that numbers stay near one whatever the voxels' size."""
 
     def forward(self, values: Tensor) -> Tensor:
         """Return (batch, channel) of (batch, channel, x, y, z)."""
