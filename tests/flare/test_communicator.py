@@ -43,6 +43,17 @@ def test_a_waiting_site_gets_a_reply_once_a_task_opens() -> None:
     assert communicator.known() == {"east"}
 
 
+def test_a_site_that_is_asked_for_a_brief_step_need_not_line_up() -> None:
+    communicator = PullCommunicator()
+    step = _task("east")
+    step.name, step.brief = "confirm", True
+    communicator.open(step)
+    assert wire.get_directive(_waits(communicator, "east")) == "step"
+    communicator.close(step)
+    communicator.open(_task("east"))
+    assert wire.get_directive(_waits(communicator, "east")) == "come"
+
+
 def test_sites_beyond_the_waiting_limit_are_notified(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_WAITING", 0)
     sent: list[tuple[list[str], str, str | None]] = []

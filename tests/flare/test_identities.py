@@ -44,8 +44,13 @@ def _context(kit: Path) -> Any:
         get_startup_kit_dir=lambda: str(kit / "startup"),
         get_site_config_dir=lambda: str(kit / "local"),
     )
-    props = {FLContextKey.WORKSPACE_OBJECT: workspace}
-    return SimpleNamespace(get_identity_name=lambda: kit.name, get_prop=lambda name: props[name])
+    props: dict[str, Any] = {FLContextKey.WORKSPACE_OBJECT: workspace}
+
+    def set_prop(name: str, value: Any, **kinds: bool) -> None:
+        assert kinds == {"private": True, "sticky": True}
+        props[name] = value
+
+    return SimpleNamespace(get_identity_name=lambda: kit.name, get_prop=props.get, set_prop=set_prop)
 
 
 def _advertise(name: str, key: Path, certificate: Path) -> Any:

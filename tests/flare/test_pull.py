@@ -58,6 +58,7 @@ def _pull(server: _Server) -> TaskPull:
     [
         ([wire.wait_reply("come")], True),
         ([wire.wait_reply("over")], False),
+        ([wire.wait_reply("wait"), wire.wait_reply("step")], False),
         ([None], False),
         ([Shareable()], False),
         ([wire.wait_reply("wait"), wire.wait_reply("wait"), wire.wait_reply("come")], True),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,16 +19,23 @@ pytestmark = [pytest.mark.slow, pytest.mark.federation]
 _SITES = {"east": (6, 1), "west": (7, 2), "north": (9, 3)}
 
 
-def test_sites_know_each_other_by_their_kits_and_sums_alone_arrive(tmp_path: Path) -> None:
-    sites = {name: make_site(tmp_path / name, *numbers) for name, numbers in _SITES.items()}
-    named = [argument for name, folder in sites.items() for argument in ("--site", f"{name}={folder}")]
-    job, out = write_job(tmp_path / "job"), tmp_path / "run"
-    job.write_text(f"{job.read_text().rstrip()}\nprivacy: {{secure_aggregation: {{}}}}\n")
-    arguments = [*named, "--out", out, "--workspace", tmp_path / "workspace", "--no-baselines", "--json"]
+def _run(tmp_path: Path, name: str, section: str | None) -> tuple[dict[str, Any], Path]:
+    """Run the job with a section ``privacy.secure_aggregation``; return its result and its folder."""
+    sites = {site: make_site(tmp_path / "data" / name / site, *numbers) for site, numbers in _SITES.items()}
+    named = [argument for site, folder in sites.items() for argument in ("--site", f"{site}={folder}")]
+    job, out = write_job(tmp_path / f"job_{name}"), tmp_path / name
+    if section is not None:
+        job.write_text(f"{job.read_text().rstrip()}\nprivacy: {{secure_aggregation: {section}}}\n")
+    arguments = [*named, "--out", out, "--workspace", tmp_path / f"workspace_{name}", "--no-baselines", "--json"]
     done = oncofed("job", "run", job, *arguments, home=tmp_path)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    return json.loads(done.stdout), out
+
+
+def test_sites_know_each_other_by_their_kits_and_sums_alone_arrive(tmp_path: Path) -> None:
+    result, out = _run(tmp_path, "run", "{}")
     expected = {"protocol": 1, "rounds": 2, "smallest": 3, "threshold": 3, "colluding": 1, "lost": 0, "failed": 0}
+    expected |= {"bits": 32, "scores": "each"}
     assert result["sums"] == expected
     assert result["incidents"] == []
     # All learned: the sums are of their updates.
@@ -37,3 +45,29 @@ def test_sites_know_each_other_by_their_kits_and_sums_alone_arrive(tmp_path: Pat
     assert provenance["secure_aggregation"] == {n: result["sums"][n] for n in ("protocol", "threshold", "rounds")}
     assert "under masks" in (out / "model" / "card.md").read_text()
     assert "Secure aggregation" in (out / "report.html").read_text()
+
+
+@pytest.mark.attack(
+    "a server that looks for a site's own score", by="scores leave under masks alone", logged="nothing: none arrives"
+)
+def test_no_sites_score_is_at_the_server_where_they_are_summed(tmp_path: Path) -> None:
+    """The first model is the same without masks, where each site tells its score of it."""
+    plain, _ = _run(tmp_path, "plain", None)
+    result, out = _run(tmp_path, "summed", "{scores: summed, bits: 16}")
+    told = plain["curves"]["validation_by_site"]["0"].values()
+    own = {score for score in told if score and len(str(score)) >= 5}  # shorter ones are found by chance
+    assert result["curves"]["validation"]["0"] == pytest.approx(plain["curves"]["validation"]["0"], abs=2e-4)
+    assert result["curves"]["validation"]["2"] > result["curves"]["validation"]["0"]
+    assert (result["sums"]["scores"], result["sums"]["bits"], result["sums"]["rounds"]) == ("summed", 16, 2)
+    assert result["scores_of_all"]["sites"] == 3
+    assert result["mean"]["federated"] == result["scores_of_all"]["mean"]
+    assert [site["federated"] for site in result["sites"].values()] == [None] * 3
+    assert result["curves"]["validation_by_site"]["1"] == {}
+    assert set(result["curves"]["loss"]["1"]) == {"all sites"}
+    assert "no single site&#39;s is known" in (out / "report.html").read_text()
+    # All that the server's side leaves: its log and result, model, card, provenance and curves.
+    files = [path for path in out.rglob("*") if path.is_file() and path.stem not in _SITES]
+    assert {"report.html", "result.json", "provenance.json", "server.txt"} <= {path.name for path in files}
+    written = b"\n".join(path.read_bytes() for path in files)
+    assert len(own) >= 2
+    assert not [score for score in own if str(score).encode() in written]

@@ -70,6 +70,15 @@ def test_a_site_may_ask_for_masks_and_for_large_sums() -> None:
     assert required.refusal(ProposedJob("profile", None, "spleen_ct")) is None
 
 
+def test_a_policy_may_have_scores_leave_in_sums_alone() -> None:
+    summed = Policy.model_validate({"schema": 1, "leaves": {"scores": "summed"}})
+    assert "scores leave in sums alone" in str(summed.refusal(JOB))
+    assert summed.refusal(replace(JOB, smallest_sum=3, scores="summed")) is None
+    # It has no scores.
+    assert summed.refusal(replace(JOB, network=None, strategy=None)) is None
+    assert Policy.model_validate({"schema": 1, "leaves": {"scores": "none"}}).refusal(JOB) is None
+
+
 def test_peers_are_named_by_their_certificates() -> None:
     with pytest.raises(ValidationError):
         Policy.model_validate({"schema": 1, "leaves": {"peers": ["east"]}})

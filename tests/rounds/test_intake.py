@@ -108,7 +108,7 @@ def test_a_malformed_result_is_refused() -> None:
     assert current.refused["site-2"].startswith("its answer is malformed (")
     with pytest.raises(UpdateRejectedError, match="its answer is malformed"):
         intake.scores("site-1", CombineResult(mean={}, cases=1))
-    assert intake.scores("site-1", EvaluateResult({"evaluation": _SCORE}))["evaluation"] == _SCORE
+    assert intake.scores("site-1", EvaluateResult({"evaluation": _SCORE})) == ({"evaluation": _SCORE}, None)
 
 
 _COUNTS = {"train": 3, "validation": 1, "test": 1, "device": "cpu", "version": oncofed.__version__}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from oncofed.algorithms.plan import FederationPlan
-from oncofed.client.secure_aggregation import Identity, MaskedUpdates, RevealedSums, told_norm
+from masking_sites import CASES, SECURE, MaskingSite, masking_sites, run_masked
+from oncofed.client.revealed_sums import RevealedSums
+from oncofed.client.secure_aggregation import told_norm
 from oncofed.errors import FederationError, NotEnoughSitesError, StepsSpentError
 from oncofed.messages.requests import Request, TrainRequest
 from oncofed.messages.results import Refusal, Result, TrainResult
@@ -23,11 +22,8 @@ from oncofed.messages.secure_aggregation import (
     MaskedResult,
     MaskRequest,
     RevealRequest,
-    SecureStep,
     ShareKeysRequest,
-    plan_digest,
 )
-from oncofed.models.weights import Weights
 from oncofed.privacy.policy import LeavesSpec
 from oncofed.privacy.secure_aggregation import PROTOCOL, ProtocolError
 from oncofed.rounds.events import (
@@ -44,97 +40,7 @@ from oncofed.rounds.in_memory import Delayed, InMemorySites
 from oncofed.rounds.run_state import read_run_state
 from oncofed.rounds.sums import Sums, unverified
 from oncofed.training import Plan
-from tiny_federation import LAYOUT, PLAN, WEIGHTS, Killed, Recorder, TinySite, tiny_loop, tiny_sites
-
-SECURE = {"secure_aggregation": {"minimum_sites": 3}}
-CASES = {"east": 5, "north": 3, "south": 8, "west": 2}
-
-
-@dataclass
-class MaskingSite:
-    """A tiny site whose updates leave masked.
-
-    Attributes:
-        site: what it trains.
-        folder: what it remembers.
-        federation: the job's rules.
-        leaves: of its policy.
-        sent: results that left it.
-        before: called with each request, for instance to fail.
-    """
-
-    site: TinySite
-    folder: Path
-    federation: FederationPlan
-    leaves: LeavesSpec = field(default_factory=LeavesSpec)
-    sent: list[Result | Refusal] = field(default_factory=list)
-    before: Callable[[MaskingSite, Request], Result | Refusal | Delayed | None] | None = None
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.start()
-
-    def start(self) -> None:
-        """Begin a new process: what is in memory is gone."""
-        self.masked = MaskedUpdates(
-            self.federation,
-            LAYOUT,
-            job="job",
-            plan_digest=plan_digest(PLAN, self.federation),
-            identity=Identity(site=self.site.name, sign=lambda data: b"-", certificates=b"-", verify=unverified),
-            leaves=self.leaves,
-            folder=self.folder,
-        )
-
-    def __call__(self, request: Request) -> Result | Refusal | Delayed:
-        """Do a task."""
-        instead = self.before(self, request) if self.before else None
-        if instead is not None:
-            return instead
-        try:
-            result = self._do(request)
-        except FederationError as error:
-            result = Refusal(str(error))
-        if not isinstance(result, Delayed):
-            self.sent.append(result)
-        return result
-
-    def _do(self, request: Request) -> Result | Refusal | Delayed:
-        if isinstance(request, SecureStep):
-            return self.masked.answer(request)
-        result = self.site(request)
-        if isinstance(request, TrainRequest):
-            assert isinstance(result, TrainResult)
-            # From its next batches another update follows.
-            delta = {
-                name: value + request.repeat * 1e-6 if value.is_floating_point() else value
-                for name, value in result.delta.items()
-            }
-            return self.masked.hold(dataclasses.replace(result, delta=delta), request)
-        return result
-
-
-def _sites(folder: Path, settings: Mapping[str, Any] = SECURE, **cases: int) -> dict[str, MaskingSite]:
-    federation = FederationPlan.model_validate(settings)
-    return {name: MaskingSite(site, folder / name, federation) for name, site in tiny_sites(**(cases or CASES)).items()}
-
-
-def _run(
-    folder: Path,
-    sites: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    before_wait: Callable[[InMemorySites], None] | None = None,
-    plan: Plan = PLAN,
-) -> tuple[Weights, list[Event]]:
-    events: list[Event] = []
-    loop = tiny_loop(folder, InMemorySites(sites, before_wait), events.append, settings=settings, plan=plan)
-    try:
-        loop.run()
-    finally:
-        loop.close()
-    state = read_run_state(folder)
-    assert state
-    return state.model, events
+from tiny_federation import PLAN, WEIGHTS, Killed, Recorder, tiny_loop, tiny_sites
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,8 +62,8 @@ STRATEGIES: list[Any] = [
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
 def test_the_model_is_that_of_a_run_without_masks(tmp_path: Path, strategy: Any) -> None:
     settings = {**SECURE, "strategy": strategy}
-    masked, events = _run(tmp_path / "masked", _sites(tmp_path / "sites", settings), settings)
-    plain, _ = _run(tmp_path / "plain", tiny_sites(**CASES), _plain(settings))
+    masked, events = run_masked(tmp_path / "masked", masking_sites(tmp_path / "sites", settings), settings)
+    plain, _ = run_masked(tmp_path / "plain", tiny_sites(**CASES), _plain(settings))
     assert masked.keys() == plain.keys()
     for name, value in plain.items():
         # Its norms are of all that travels and have two digits here, there they are of the trained weights.
@@ -169,8 +75,8 @@ def test_the_model_is_that_of_a_run_without_masks(tmp_path: Path, strategy: Any)
 
 
 def test_no_update_leaves_a_site_without_a_mask(tmp_path: Path) -> None:
-    sites = _sites(tmp_path / "sites")
-    _run(tmp_path / "run", sites, SECURE)
+    sites = masking_sites(tmp_path / "sites")
+    run_masked(tmp_path / "run", sites, SECURE)
     for site in sites.values():
         assert all(not result.delta and not result.extra for result in site.sent if isinstance(result, TrainResult))
         masked = [result.words for result in site.sent if isinstance(result, MaskedResult)]
@@ -194,9 +100,9 @@ def _fails_at(step: type[Request], times: int = 1) -> Callable[[MaskingSite, Req
 
 @pytest.mark.parametrize("step", [ShareKeysRequest, MaskRequest, ConfirmRequest, RevealRequest])
 def test_a_site_that_fails_a_step_costs_its_update_alone(tmp_path: Path, step: type[Request]) -> None:
-    sites = _sites(tmp_path / "sites")
+    sites = masking_sites(tmp_path / "sites")
     sites["west"].before = _fails_at(step)
-    _, events = _run(tmp_path / "run", sites, SECURE)
+    _, events = run_masked(tmp_path / "run", sites, SECURE)
     sums = [event for event in events if isinstance(event, Summed)]
     lost = {ShareKeysRequest, MaskRequest}
     assert sums[0].lost == (["west"] if step in lost else [])
@@ -208,10 +114,10 @@ def test_a_site_that_fails_a_step_costs_its_update_alone(tmp_path: Path, step: t
 
 @pytest.mark.parametrize("step", [ShareKeysRequest, MaskRequest, ConfirmRequest])
 def test_before_anything_is_revealed_a_failed_sum_is_tried_again(tmp_path: Path, step: type[Request]) -> None:
-    sites = _sites(tmp_path / "sites")
+    sites = masking_sites(tmp_path / "sites")
     for name in ("west", "east"):
         sites[name].before = _fails_at(step)
-    _, events = _run(tmp_path / "run", sites, SECURE)
+    _, events = run_masked(tmp_path / "run", sites, SECURE)
     assert [event.round for event in events if isinstance(event, SumFailed)] == [1]
     sums = [event for event in events if isinstance(event, Summed)]
     assert [(one.round, one.attempt) for one in sums][:2] == [(1, 2), (2, 1)]
@@ -222,27 +128,24 @@ def test_before_anything_is_revealed_a_failed_sum_is_tried_again(tmp_path: Path,
 
 
 def test_a_half_revealed_sum_is_given_up_and_the_round_trained_anew(tmp_path: Path) -> None:
-    sites = _sites(tmp_path / "sites")
+    sites = masking_sites(tmp_path / "sites")
     for name in ("west", "east"):
         sites[name].before = _fails_at(RevealRequest)
-    _, events = _run(tmp_path / "run", sites, SECURE)
+    _, events = run_masked(tmp_path / "run", sites, SECURE)
     assert [event.round for event in events if isinstance(event, SumFailed)] == [1]
     trained = [request for request in sites["north"].site.requests if isinstance(request, TrainRequest)]
     assert [request.repeat for request in trained] == [0, 1, 0, 0, 0, 0]
     assert len([event for event in events if isinstance(event, Summed)]) == 5
 
 
-def test_a_private_job_ends_a_round_earlier_where_one_was_trained_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_private_job_ends_a_round_earlier_where_one_was_trained_anew(tmp_path: Path) -> None:
     """Sites take no more steps than its epsilon was planned for."""
     private = {"noise_multiplier": 1.3, "delta": 1e-4, "sampling": 0.1}
     plan = Plan.model_validate({**PLAN.model_dump(), "privacy": {"differential_privacy": private}})
-    monkeypatch.setitem(globals(), "PLAN", plan)  # of the sites
-    sites = _sites(tmp_path / "sites")
+    sites = masking_sites(tmp_path / "sites", plan=plan)
     for name in ("west", "east"):
         sites[name].before = _fails_at(RevealRequest)
-    _, events = _run(tmp_path / "run", sites, SECURE, plan=plan)
+    _, events = run_masked(tmp_path / "run", sites, SECURE, plan=plan)
     trained = [request.repeat for request in sites["north"].site.requests if isinstance(request, TrainRequest)]
     assert trained == [0, 1, 0, 0, 0]
     (ended,) = [event for event in events if isinstance(event, StepsSpent)]
@@ -261,7 +164,7 @@ def test_what_was_trained_anew_is_counted_over_all_rounds_and_processes(tmp_path
 
 def test_a_sum_that_is_spoiled_again_and_again_ends_the_job(tmp_path: Path) -> None:
     """Each redone round tells of the same patients once more."""
-    sites = _sites(tmp_path / "sites", **CASES, centre=4, coast=5)
+    sites = masking_sites(tmp_path / "sites", **CASES, centre=4, coast=5)
     pairs = [("east", "west"), ("north", "south"), ("centre", "coast")]
 
     def fails_in_turn(site: MaskingSite, request: Request) -> Refusal | None:
@@ -274,17 +177,17 @@ def test_a_sum_that_is_spoiled_again_and_again_ends_the_job(tmp_path: Path) -> N
     for site in sites.values():
         site.before = fails_in_turn
     with pytest.raises(FederationError, match="round 1 gave no sum"):
-        _run(tmp_path / "run", sites, SECURE)
+        run_masked(tmp_path / "run", sites, SECURE)
     assert sum(isinstance(one, MaskedResult) for one in sites["north"].sent) == 3
 
 
 def test_a_round_is_redone_by_the_same_sites_or_not_at_all(tmp_path: Path) -> None:
     """Of two sums from one model, the server would have the difference."""
-    sites = _sites(tmp_path / "sites", **CASES, centre=4, coast=5)
+    sites = masking_sites(tmp_path / "sites", **CASES, centre=4, coast=5)
     for name in ("west", "east"):
         sites[name].before = _fails_at(RevealRequest, times=2)
     with pytest.raises(NotEnoughSitesError, match="east, west did not come back"):
-        _run(tmp_path / "run", sites, SECURE)
+        run_masked(tmp_path / "run", sites, SECURE)
 
 
 def test_a_site_unmasks_no_sum_that_lacks_one_of_the_same_model(tmp_path: Path) -> None:
@@ -299,7 +202,7 @@ def test_a_site_unmasks_no_sum_that_lacks_one_of_the_same_model(tmp_path: Path) 
 
 @pytest.mark.parametrize(("number", "repeat"), [(6, 0), (0, 0), (1, 3)])
 def test_a_site_takes_part_in_no_round_beyond_the_job(tmp_path: Path, number: int, repeat: int) -> None:
-    site = _sites(tmp_path / "sites")["east"]
+    site = masking_sites(tmp_path / "sites")["east"]
     request = TrainRequest(weights=WEIGHTS, round=number, repeat=repeat, attempt=1)
     result = site.site(request)
     assert isinstance(result, TrainResult)
@@ -313,7 +216,7 @@ def test_a_norm_tells_two_digits() -> None:
 
 def test_sites_that_are_slow_are_not_blamed_for_others(tmp_path: Path) -> None:
     """Two fail at once, before the others could answer; these are in the next sum."""
-    sites = _sites(tmp_path / "sites")
+    sites = masking_sites(tmp_path / "sites")
     for name in ("west", "east"):
         sites[name].before = _fails_at(ShareKeysRequest, times=1)
 
@@ -322,7 +225,7 @@ def test_sites_that_are_slow_are_not_blamed_for_others(tmp_path: Path) -> None:
 
     for name in ("north", "south"):
         sites[name].before = slowly
-    _, events = _run(tmp_path / "run", sites, SECURE)
+    _, events = run_masked(tmp_path / "run", sites, SECURE)
     sums = [event for event in events if isinstance(event, Summed)]
     assert [one.sites for one in sums] == [sorted(CASES)] * 5
     told = json.loads((tmp_path / "run" / MODELS_FOLDER / "provenance.json").read_text())["provenance"]
@@ -330,23 +233,23 @@ def test_sites_that_are_slow_are_not_blamed_for_others(tmp_path: Path) -> None:
 
 
 def test_a_sum_of_too_few_sites_is_never_formed(tmp_path: Path) -> None:
-    sites = _sites(tmp_path / "sites", east=3, west=4)
+    sites = masking_sites(tmp_path / "sites", east=3, west=4)
     with pytest.raises(NotEnoughSitesError, match=r"has 2 of the 3 sites .*no sum is formed of fewer than 3 "):
-        _run(tmp_path / "run", sites, SECURE)
+        run_masked(tmp_path / "run", sites, SECURE)
     assert not any(isinstance(result, MaskedResult) for site in sites.values() for result in site.sent)
 
 
 def test_a_site_whose_policy_asks_for_more_sites_takes_no_part(tmp_path: Path) -> None:
-    sites = _sites(tmp_path / "sites", **CASES, centre=4)
+    sites = masking_sites(tmp_path / "sites", **CASES, centre=4)
     sites["west"].leaves = LeavesSpec(smallest_sum=6)
     sites["west"].start()
-    _, events = _run(tmp_path / "run", sites, SECURE)
+    _, events = run_masked(tmp_path / "run", sites, SECURE)
     assert all("west" not in event.sites for event in events if isinstance(event, Summed))
     assert not any(isinstance(result, MaskedResult) for result in sites["west"].sent)
 
 
 def test_a_server_that_sends_one_site_another_model_gets_no_sum_with_it(tmp_path: Path) -> None:
-    sites = _sites(tmp_path / "sites")
+    sites = masking_sites(tmp_path / "sites")
 
     def swapped(site: MaskingSite, request: Request) -> Result | Refusal | None:
         if not isinstance(request, TrainRequest):
@@ -357,12 +260,12 @@ def test_a_server_that_sends_one_site_another_model_gets_no_sum_with_it(tmp_path
         return site.masked.hold(result, TrainRequest(weights=other, round=request.round, attempt=request.attempt))
 
     sites["west"].before = swapped
-    _, events = _run(tmp_path / "run", sites, SECURE)
+    _, events = run_masked(tmp_path / "run", sites, SECURE)
     assert all("west" not in event.sites for event in events if isinstance(event, Summed))
 
 
 def test_a_site_that_was_started_again_waits_for_the_next_round(tmp_path: Path) -> None:
-    sites = _sites(tmp_path / "sites")
+    sites = masking_sites(tmp_path / "sites")
     begun: list[bool] = []
 
     def restarts(site: MaskingSite, request: Request) -> None:
@@ -371,7 +274,7 @@ def test_a_site_that_was_started_again_waits_for_the_next_round(tmp_path: Path) 
             site.start()
 
     sites["west"].before = restarts
-    _, events = _run(tmp_path / "run", sites, SECURE)
+    _, events = run_masked(tmp_path / "run", sites, SECURE)
     sums = [event for event in events if isinstance(event, Summed)]
     assert [one.lost for one in sums] == [["west"], [], [], [], []]
 
@@ -379,10 +282,10 @@ def test_a_site_that_was_started_again_waits_for_the_next_round(tmp_path: Path) 
 def test_a_server_killed_at_any_event_goes_on(tmp_path: Path) -> None:
     """It finishes the sum that it had settled, or asks again; no update is counted twice."""
     settings = {**SECURE, "rounds": {"number": 2}}
-    expected, whole = _run(tmp_path / "whole", _sites(tmp_path / "s", settings), settings)
+    expected, whole = run_masked(tmp_path / "whole", masking_sites(tmp_path / "s", settings), settings)
     for kill_after in range(9, len(whole) - 1, 5):
         folder = tmp_path / str(kill_after)
-        sites = _sites(folder / "sites", settings)
+        sites = masking_sites(folder / "sites", settings)
         with contextlib.closing(EventLog(folder / "events.jsonl")) as log:
             with pytest.raises(Killed):
                 _process(folder, sites, settings, Recorder(log, kill_after))

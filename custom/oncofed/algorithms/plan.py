@@ -56,6 +56,16 @@ class FederationPlan(StrictModel):
         return self.algorithm().schedule.reaches_server and not self.secure_aggregation
 
     @property
+    def sums_scores(self) -> bool:
+        """Whether the server is given the sum of the sites' scores alone."""
+        return self.secure_aggregation is not None and self.secure_aggregation.scores == "summed"
+
+    @property
+    def bits(self) -> int:
+        """Of a masked word."""
+        return self.secure_aggregation.bits if self.secure_aggregation else 32
+
+    @property
     def smallest_sum(self) -> int | None:
         """Fewest sites in a sum of masked updates; None: no masks."""
         return self.smallest_roster - self.lost if self.smallest_roster else None

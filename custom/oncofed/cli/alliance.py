@@ -202,7 +202,7 @@ def status(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show the participants, their roles, when their certificates expire, and which sites are connected."""
+    """Show the participants, their roles and certificates, and which sites are connected."""
     from oncofed.alliance.authority import EXPIRES_SOON_DAYS
     from oncofed.alliance.issued import Alliance
 
@@ -240,6 +240,11 @@ def status(
     console = plain_console()
     show_table(table, console)
     console.print(f"Fingerprint of the root: {issued.root_fingerprint}", soft_wrap=True)
+    sites = {name: one for name, one in issued.participants.items() if one.kind == "site" and not one.revoked}
+    if sites:
+        console.print("Fingerprints of sites' certificates, for a policy's leaves.peers:", soft_wrap=True)
+    for name, participant in sites.items():
+        console.print(f"  {escape(name)}: {participant.certificates[-1].fingerprint}", soft_wrap=True)
 
 
 @app.command()

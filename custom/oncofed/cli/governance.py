@@ -111,6 +111,7 @@ def try_job(
         smallest_sum=spec.federation().smallest_sum,
         noise_multiplier=spec.noise_multiplier,
         noise=spec.noise,
+        scores=spec.scores,
     )
     refusal = policy.refusal(facts)
     unknown = ""

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.algorithms.shared_noise import cases_of_roster
-from oncofed.algorithms.sums import shares_in_sum, summands
+from oncofed.algorithms.sums import FACTORS, SCORES, scores_of, shares_in_sum, summands
 from oncofed.atomic import write_whole
+from oncofed.client.left_over import LeftOver
+from oncofed.client.revealed_sums import RevealedSums
 from oncofed.errors import FederationError, StateError
 from oncofed.messages.plain_values import plain_value, restored_value
-from oncofed.messages.requests import TrainRequest
-from oncofed.messages.results import TrainResult
+from oncofed.messages.requests import EvaluateRequest, TrainRequest
+from oncofed.messages.results import EvaluateResult, TrainResult
 from oncofed.messages.secure_aggregation import (
     MOST_REDONE,
     ConfirmRequest,
@@ -34,8 +35,11 @@ from oncofed.messages.secure_aggregation import (
     SecureStepResult,
     ShareKeysRequest,
     base_digest,
+    bounds_in_digest,
     protocol_round,
     ready_content,
+    scoring_digest,
+    scoring_round,
 )
 from oncofed.models.weights import WeightLayout, Weights, sum_of_squares
 from oncofed.privacy.accountant import rounded_up
@@ -51,7 +55,10 @@ from oncofed.privacy.secure_aggregation import (
     Survivors,
     Verify,
 )
+from oncofed.privacy.secure_aggregation.figures import bits_of, figures_of_enough
 from oncofed.privacy.secure_aggregation.rules import FEWEST_SITES
+from oncofed.privacy.summed_scores import SCORES as OF_SCORES
+from oncofed.privacy.summed_scores import ScoreForm
 from oncofed.training.shared_noise import SharedNoise
 
 _FILE = "secure_aggregation.json"
@@ -75,6 +82,27 @@ class Identity:
     verify: Verify
 
 
+@dataclass
+class _Held:
+    """What a site is to mask.
+
+    Attributes:
+        round: of the job.
+        tensors: of the update, by name; none where scores alone are summed.
+        bounds: of 16-bit words, by name.
+        name: of the scores.
+        scores: value and weight of each figure, by its index.
+        left_over: what its words lacked.
+    """
+
+    round: int
+    tensors: Weights = field(default_factory=dict)
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    name: str = SCORES
+    scores: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    left_over: Weights = field(default_factory=dict)
+
+
 class MaskedUpdates:
     """Holds a site's update back, and sends it masked.
 
@@ -87,6 +115,7 @@ class MaskedUpdates:
         leaves: of the site's policy.
         folder: keeps which sums it took part in.
         noise: the site's part of what sites make together; None: each update has its own, or none.
+        scores: how the job's scores are added up; None: each site tells its own.
     """
 
     def __init__(
@@ -100,22 +129,25 @@ class MaskedUpdates:
         leaves: LeavesSpec,
         folder: Path,
         noise: SharedNoise | None = None,
+        scores: ScoreForm | None = None,
     ) -> None:
-        self._trained, self._noise = layout.trained, noise
+        self._site, self._trained, self._noise, self._form = identity.site, layout.trained, noise, scores
         self._federation, self._algorithm = federation, federation.algorithm()
         self._path = folder / _FILE
+        self._rules = Rules(
+            minimum_sites=federation.smallest_roster or FEWEST_SITES,
+            lost=federation.lost,
+            smallest_sum=leaves.smallest_sum,
+            peers=fingerprints(leaves.peers),
+            bits=federation.bits,
+        )
         self._participant = Participant(
             job,
             plan_digest,
             identity.site,
             identity.sign,
             identity.verify,
-            Rules(
-                minimum_sites=federation.smallest_roster or FEWEST_SITES,
-                lost=federation.lost,
-                smallest_sum=leaves.smallest_sum,
-                peers=fingerprints(leaves.peers),
-            ),
+            self._rules,
             certificates=identity.certificates,
             weigh=partial(shares_in_sum, federation.algorithm(), federation.exchange.largest_weight),
         )
@@ -124,10 +156,25 @@ class MaskedUpdates:
             kept = _read(self._path)
             self._participant.restore(kept["participant"])
             self._sums, self._base = RevealedSums(kept["sums"]), str(kept["base"])
-        self._held: tuple[Weights, dict[str, float]] | None = None
+        self._left_over = LeftOver(folder) if federation.bits == 16 else None
+        self._held: _Held | None = None
+        self._roster: Roster | None = None
+
+    def complete(self, result: TrainResult, request: TrainRequest) -> TrainResult:
+        """Return an update with what the words of earlier ones lacked."""
+        rest = self._left_over.before(request.round) if self._left_over else {}
+        delta = {
+            name: (value + rest[name]).to(value.dtype) if name in rest else value
+            for name, value in result.delta.items()
+        }
+        return replace(result, delta=delta) if rest else result
 
     def hold(self, result: TrainResult, request: TrainRequest) -> TrainResult:
         """Hold an update back; return what the server is told of it.
+
+        Args:
+            result: as of ``complete``; its numbers are those that may leave.
+            request: of the server.
 
         Raises:
             ProtocolError: this update was masked before, and a share of its sum was revealed.
@@ -135,22 +182,48 @@ class MaskedUpdates:
             FederationError: the model is too large for the noise that sites make together.
         """
         self._check_turn(request)
-        tensors, factors = summands(self._algorithm, dict(result.delta), dict(result.extra), self._trained)
-        plain = tuple(factors)
-        weighted = [value for name, value in tensors.items() if not name.startswith(plain)]
+        tensors = summands(self._algorithm, dict(result.delta), dict(result.extra), self._trained)
+        weighted = [value for name, value in tensors.items() if not name.startswith(tuple(FACTORS))]
+        base = base_digest(request.weights, request.extra)
+        shared = base_digest(request.weights, {**request.extra, **bounds_in_digest(request.bounds)})
+        # The same model's scores are not summed twice, with more sites: their difference would be these sites' scores.
+        scores = self._scores(result.numbers) if not request.repeat else {}
         ready = self._participant.ready(
             protocol_round(request.round, request.repeat),
             request.attempt,
-            base_digest(request.weights, request.extra),
+            shared,
             result.cases,
             result.steps,
             self._declared_norm(weighted, request, result.cases),
+            self._figures(scores),
         )
-        self._base = ready.base_digest
+        self._base = base
         self._remember()
-        self._held = tensors, factors
+        self._held = _Held(request.round, tensors, dict(request.bounds), scores=scores)
         content = ready_content(self._participant.advertise(), ready)
-        return replace(result, delta={}, extra={}, ready=content)
+        return replace(result, delta={}, extra={}, numbers=self._without_scores(result.numbers), ready=content)
+
+    def hold_scores(self, numbers: Mapping[str, Any], request: EvaluateRequest) -> EvaluateResult:
+        """Hold a model's scores back; return what the server is told.
+
+        Args:
+            numbers: that may leave.
+            request: of the server.
+
+        Raises:
+            ProtocolError: the server asks for the site's own scores, or a second time.
+            OSError: what must be remembered cannot be written.
+        """
+        if self._form is None or not request.attempt:
+            raise ProtocolError("order", "asked for this site's own scores, expected scores of a sum alone")
+        scores, digest = self._scores(numbers), scoring_digest(request.weights, request.split)
+        number = protocol_round(scoring_round(self._federation.rounds.number, request.split), 0)
+        ready = self._participant.ready(number, request.attempt, digest, 1, 1, 1.0, self._figures(scores))
+        self._base = digest
+        self._remember()
+        self._held = _Held(number, name=scores_of(request.split), scores=scores)
+        content = ready_content(self._participant.advertise(), ready)
+        return EvaluateResult(self._without_scores(numbers), content)
 
     def answer(self, request: SecureStep) -> SecureStepResult | MaskedResult:
         """Take a step of the protocol.
@@ -168,6 +241,8 @@ class MaskedUpdates:
             return SecureStepResult(self._participant.confirm(survivors).to_fields())
         if isinstance(request, RevealRequest):
             revealed = self._participant.reveal(Confirmations.from_fields(request.content))
+            if self._left_over and self._held and self._held.left_over:
+                self._left_over.keep(self._held.round, self._held.left_over)
             self._sums.note(self._base, revealed.seeds)
             self._remember()  # before it leaves
             return SecureStepResult(revealed.to_fields())
@@ -180,6 +255,17 @@ class MaskedUpdates:
         start = {name: request.weights[name].float() for name in self._trained}
         self._noise.require_fine(start, self._trained, cases)
         return self._noise.longest(start, self._trained)
+
+    def _scores(self, numbers: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
+        cases = int((numbers.get("evaluation") or {}).get("cases", 0))
+        return self._form.found_in(numbers, cases) if self._form else {}
+
+    def _figures(self, scores: Mapping[int, tuple[float, float]]) -> bytes:
+        return bits_of(scores, len(self._form.figures)) if self._form else b""
+
+    def _without_scores(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        left_out = OF_SCORES if self._form else frozenset()
+        return {name: value for name, value in numbers.items() if name not in left_out}
 
     def _require_noise(self, roster: Roster) -> None:
         """Refuse a roster over which noise that sites make together would be too little."""
@@ -201,14 +287,20 @@ class MaskedUpdates:
         roster = Roster.from_fields(request.content.get("roster"))
         self._require_noise(roster)
         shares = self._participant.share_keys(roster)
+        self._roster = roster
         return SecureStepResult(shares.to_fields())
 
     def _mask(self, request: MaskRequest) -> MaskedResult:
         forwarded = ForwardedShares.from_fields(request.content)
-        if self._held is None:
+        held, roster = self._held, self._roster
+        if held is None or roster is None:
             raise FederationError("its process was started again after it was ready: it waits for the next attempt")
-        tensors, factors = self._held
-        masked = self._participant.mask(forwarded, tensors, factors)
+        tensors, rest = dict(held.tensors), Weights()
+        if self._form:
+            shared = {*forwarded.sealed, self._site}
+            tensors[held.name] = self._form.encoded(held.scores, figures_of_enough(roster, shared, self._rules))
+        masked = self._participant.mask(forwarded, tensors, FACTORS, held.bounds, rest if held.bounds else None)
+        held.left_over = {name: rest[name] for name in held.bounds if name in rest}
         fields = masked.to_fields()
         return MaskedResult(fields.pop("words"), fields)
 
@@ -225,41 +317,6 @@ class MaskedUpdates:
     def _remember(self) -> None:
         kept = {"participant": self._participant.state(), "sums": self._sums.state(), "base": self._base}
         write_whole(self._path, json.dumps(plain_value(kept)), mode=0o600)
-
-
-class RevealedSums:
-    """The sums that this site helped to unmask, by the model with which they began.
-
-    Of two sums from one model the server has the difference. So a second one is of the same sites and perhaps more.
-
-    Args:
-        known: sites of the sums, by the digest of their model.
-    """
-
-    def __init__(self, known: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
-        self._known = {base: frozenset(sites) for base, sites in known.items()}
-
-    def check(self, base: str, sites: Sequence[str]) -> None:
-        """Refuse to unmask a sum that lacks a site of an earlier one from the same model.
-
-        Raises:
-            ProtocolError: names the sites.
-        """
-        lacking = sorted(self._known.get(base, frozenset()) - set(sites))
-        if lacking:
-            raise ProtocolError(
-                "same model",
-                f"a sum from this very model was unmasked before, and this one lacks {', '.join(lacking)}: their "
-                "difference would be their update",
-            )
-
-    def note(self, base: str, sites: Iterable[str]) -> None:
-        """Note a sum that is unmasked."""
-        self._known[base] = self._known.get(base, frozenset()) | set(sites)
-
-    def state(self) -> dict[str, list[str]]:
-        """Return what ``known`` takes."""
-        return {base: sorted(sites) for base, sites in self._known.items()}
 
 
 def told_norm(norm: float) -> float:

@@ -118,8 +118,9 @@ class PullCommunicator(WFCommServer):
             self._opened.notify_all()
             notified = [site for site in self._to_notify if not self._has_to_wait(site)]
             self._to_notify.difference_update(notified)
+            directive = self._directive_for(notified)
         if notified:
-            reply = wait_reply(self._directive)
+            reply = wait_reply(directive)
             with self._engine.new_context() as context:
                 self._engine.send_aux_request(notified, TOLD_TOPIC, reply, 0.0, context, optional=True)
 
@@ -269,12 +270,14 @@ class PullCommunicator(WFCommServer):
                 if left <= 0:
                     return wait_reply("wait")
                 self._opened.wait(left)
-            return wait_reply(self._directive)
+            return wait_reply(self._directive_for([site]))
 
-    @property
-    def _directive(self) -> Directive:
-        """Directive for sites that need not wait."""
-        return "over" if self._ended else "come"
+    def _directive_for(self, sites: list[str]) -> Directive:
+        """Return the directive for sites that need not wait."""
+        if self._ended:
+            return "over"
+        tasks = [self._task_for(site) for site in sites]
+        return "step" if all(task and task.brief for task in tasks) else "come"
 
     def _has_to_wait(self, site: str) -> bool:
         return not self._ended and self._task_for(site) is None

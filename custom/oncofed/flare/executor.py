@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,7 @@ from nvflare.apis.signal import Signal
 
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.algorithms.shared_noise import check_shared_noise
-from oncofed.audit import LEFT, MASKED
+from oncofed.audit import LEFT
 from oncofed.client.compute_slot import ComputeSlot
 from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.client.folder import OWN_MODEL
@@ -24,11 +25,11 @@ from oncofed.client.kept_model import add_artifacts
 from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, LocalTraining, SiteContext, Stop
 from oncofed.client.reported_patients import refuse_overlap
 from oncofed.client.sandboxed import SandboxedTraining
-from oncofed.client.secure_aggregation import Identity, MaskedUpdates
 from oncofed.client.status_file import ENDED, WAITING
 from oncofed.errors import FederationError, OncofedError, PolicyError, SpecError, StateError
 from oncofed.flare import wire
 from oncofed.flare.folders import JOB_PACK, against_model, initial_model, job_config, local_folder, state_folder
+from oncofed.flare.held_back import HeldBack
 from oncofed.flare.patches.runner_timeouts import change_timeouts
 from oncofed.flare.peer_exchange import PeerExchange
 from oncofed.flare.pull import TaskPull
@@ -36,24 +37,22 @@ from oncofed.flare.refusals import refusal_of
 from oncofed.flare.reporter import FlareReporter, status_file
 from oncofed.flare.runtime.heartbeat import Heartbeat
 from oncofed.flare.runtime.malloc import forget_what_stays
-from oncofed.flare.secure_aggregation import identity_of
 from oncofed.flare.security.admission import admit_job, dataset_digest
 from oncofed.flare.security.budget import charge_of, counts_folder, settle
-from oncofed.flare.security.outbound_filter import policy_of_job
-from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.flare.security.recording import name_and_person, record
 from oncofed.flare.transfer.decomposer import begin_transfer, end_transfer, new_transfer_client
 from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
-from oncofed.messages.secure_aggregation import SECURE_STEPS, SecureStep, plan_digest
+from oncofed.messages.secure_aggregation import SECURE_STEPS, SecureStep
 from oncofed.models.weights import WeightLayout, digest_of
 from oncofed.packs.pack import Pack, read_pack
-from oncofed.privacy.policy import LeavesSpec, Policy
+from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
 from oncofed.settings import SettingError
 from oncofed.training import Plan
-from oncofed.training.shared_noise import shared_noise
 
+# They take milliseconds: a round of them would be one of waiting for compute slots.
+_BRIEF = frozenset(step.task for step in SECURE_STEPS)
 # The server answers a message this soon once its tensors were transferred directly. It may have to read them first,
 # which takes a hundredth of the time of a slow link.
 _DIRECT_ANSWER_SECONDS, _READING = 20.0, 0.01
@@ -76,9 +75,7 @@ class SiteExecutor(Executor):
         self._federation = FederationPlan.model_validate(federation or {})
         self._training: LocalTraining | None = None
         self._policy: Policy | None = None
-        self._identity: Identity | None = None
-        self._masked: MaskedUpdates | None = None
-        self._outbound: OutboundPolicy | None = None
+        self._held: HeldBack | None = None
         self._peers = PeerExchange(self._federation)
         self._pull = TaskPull()
         self._slot = ComputeSlot()
@@ -167,7 +164,7 @@ class SiteExecutor(Executor):
         """
         stop = _stop_of(abort_signal)
         try:
-            with self._slot.hold(stop):
+            with contextlib.nullcontext() if task_name in _BRIEF else self._slot.hold(stop):
                 result = self._execute(task_name, shareable, fl_ctx, stop)
         except OncofedError as error:
             self.log_error(fl_ctx, str(error), fire_event=False)
@@ -207,7 +204,8 @@ class SiteExecutor(Executor):
         if self._federation.secure_aggregation:
             if stop():  # what it has is no update, and would leave without masks
                 return Refusal("the job was stopped while it trained")
-            return self._hold_back(result, request, fl_ctx)
+            assert self._held, "it was admitted"
+            return self._held.update(result, request, fl_ctx)
         return self._send_to_peer(result, request, fl_ctx) if request.collector else result
 
     def _evaluate(self, request: EvaluateRequest, fl_ctx: FLContext, stop: Stop) -> EvaluateResult:
@@ -217,7 +215,10 @@ class SiteExecutor(Executor):
         score = training.validate(request, stop, keep_as)
         if keep_as:
             self._keep_artifacts(request.artifacts, fl_ctx)
-        return EvaluateResult(self._without_overlap(score, fl_ctx))
+        numbers = self._without_overlap(score, fl_ctx)
+        if self._held and self._federation.sums_scores:
+            return self._held.scores(numbers, request, fl_ctx)
+        return EvaluateResult(numbers)
 
     def _combine(self, request: CombineRequest, fl_ctx: FLContext, stop: Stop) -> CombineResult | Refusal:
         del stop
@@ -227,37 +228,11 @@ class SiteExecutor(Executor):
         except FederationError as error:
             return Refusal(str(error))
 
-    def _hold_back(self, result: TrainResult, request: TrainRequest, fl_ctx: FLContext) -> TrainResult:
-        """Keep an update for a round's sum; return what the server is told of it."""
-        if self._policy:
-            self._outbound = self._outbound or policy_of_job(fl_ctx)
-            facts = self._outbound.check_before_masking(result)
-            record(fl_ctx, MASKED, task=TrainRequest.task, round=request.round, **facts)
-        if self._masked is None:
-            assert self._identity
-            self._masked = MaskedUpdates(
-                self._federation,
-                self._layout,
-                job=str(fl_ctx.get_job_id()),
-                plan_digest=plan_digest(self._plan, self._federation),
-                identity=self._identity,
-                leaves=self._policy.leaves if self._policy else LeavesSpec(),
-                folder=state_folder(fl_ctx),
-                noise=shared_noise(self._plan),
-            )
-        return self._masked.hold(result, request)
-
     def _secure_step(self, request: SecureStep, fl_ctx: FLContext, stop: Stop) -> Result | Refusal:
         del fl_ctx, stop
-        if self._masked is None:
+        if self._held is None:
             return Refusal("its process was started again after it was ready: it waits for the next attempt")
-        try:
-            answer = self._masked.answer(request)
-        except FederationError as error:
-            return Refusal(str(error))
-        if self._outbound:
-            self._outbound.masked.note_answer(request, answer)
-        return answer
+        return self._held.step(request)
 
     @cached_property
     def _layout(self) -> WeightLayout:
@@ -285,13 +260,14 @@ class SiteExecutor(Executor):
             smallest_sum,
             noise_multiplier=private.event(plan.total_steps).noise_multiplier if private else None,
             noise=private.noise if private else None,
+            scores="summed" if self._federation.sums_scores else "each",
         )
         try:
             check_shared_noise(plan.privacy, self._federation)
         except SettingError as error:
             raise PolicyError(f"its privacy does not hold: {error}") from None
         if self._federation.secure_aggregation:
-            self._identity = identity_of(fl_ctx)
+            self._held = HeldBack(plan, self._federation, self._policy, fl_ctx)
         data = dataset_folder(local_folder(fl_ctx) / DATASETS_FILE, site, plan.data.dataset)
         context = SiteContext(
             site=site,
@@ -302,7 +278,8 @@ class SiteExecutor(Executor):
             initial=initial_model(fl_ctx),
             against=against_model(fl_ctx),
         )
-        reporter = FlareReporter(self, fl_ctx, private is not None)
+        # A loss leaves in the sum, or not at all.
+        reporter = FlareReporter(self, fl_ctx, private is not None or self._federation.sums_scores)
         if pack:
             return SandboxedTraining(
                 plan=plan, federation=self._federation, context=context, reporter=reporter, pack=pack

@@ -52,7 +52,7 @@ class TaskPull:
         """Wait for a task, or the job's end.
 
         Returns:
-            Whether a task exists, as far as the server reported.
+            Whether there is a task for which the site has to line up for a compute slot, as far as the server reported.
         """
         signal = fl_ctx.get_run_abort_signal()
         # A server that keeps no requests waiting sends a directive to each site that submitted a result.

@@ -23,7 +23,7 @@ class FlareReporter:
     Args:
         executor: of the site.
         fl_ctx: of the job.
-        private: the job has differential privacy.
+        private: losses stay here: the job has differential privacy, or they are summed under masks.
     """
 
     def __init__(self, executor: Executor, fl_ctx: FLContext, private: bool = False) -> None:

@@ -23,10 +23,12 @@ from oncofed.signing import is_of_site, signature_by
 
 # What stands for a signature and a certificate in a simulation.
 _NONE = b"-"
+# The context's property by which a process's executor and filter have one identity.
+_IDENTITY = "oncofed.identity"
 
 
 def identity_of(fl_ctx: FLContext) -> Identity:
-    """Return a site's identity.
+    """Return a site's identity, in a process always the same one.
 
     Args:
         fl_ctx: of the job's process.
@@ -34,6 +36,15 @@ def identity_of(fl_ctx: FLContext) -> Identity:
     Raises:
         PolicyError: the kit's certificate is not a site's.
     """
+    known = fl_ctx.get_prop(_IDENTITY)
+    if isinstance(known, Identity):
+        return known
+    made = _read_identity(fl_ctx)
+    fl_ctx.set_prop(_IDENTITY, made, private=True, sticky=True)
+    return made
+
+
+def _read_identity(fl_ctx: FLContext) -> Identity:
     site, startup = fl_ctx.get_identity_name(), kit_folder(fl_ctx) / "startup"
     if not has_kit(fl_ctx):
         return Identity(site=site, sign=lambda data: _NONE, certificates=_NONE, verify=unverified)

@@ -47,8 +47,8 @@ TASKS = (
 PROGRESS_EVENT = "oncofed.progress"
 # A site asks for a task with the first; the server replies, or sends the second later.
 WAIT_TOPIC, TOLD_TOPIC = "oncofed.wait", "oncofed.told"
-# In both: no task yet, a task, the job is over.
-Directive = Literal["wait", "come", "over"]
+# In both: no task yet, a task, one that takes milliseconds, the job is over.
+Directive = Literal["wait", "come", "step", "over"]
 
 _REASON = "oncofed.reason"
 _PASSING = "oncofed.passing"
@@ -70,6 +70,7 @@ _PROFILE = "oncofed.profile"
 _SUMS = "oncofed.sums"
 _ATTEMPT = "oncofed.attempt"
 _READY = "oncofed.ready"
+_BOUNDS = "oncofed.bounds"
 _CONTENT = "oncofed.content"
 _LONGEST_REASON = 600
 
@@ -111,6 +112,8 @@ def _(message: TrainRequest) -> Shareable:
         shareable.set_header(_REPEAT, message.repeat)
     if message.attempt:
         shareable.set_header(_ATTEMPT, message.attempt)
+    if message.bounds:
+        shareable.set_header(_BOUNDS, json.dumps(dict(message.bounds)))
     return shareable
 
 
@@ -126,6 +129,8 @@ def _(message: EvaluateRequest) -> Shareable:
     if message.keep:
         shareable.set_header(_KEEP, True)
         shareable.set_header(_BESIDE, json.dumps(dict(message.artifacts)))
+    if message.attempt:
+        shareable.set_header(_ATTEMPT, message.attempt)
     return shareable
 
 
@@ -164,10 +169,17 @@ def _(message: MaskedResult) -> Shareable:
     return words.to_shareable()
 
 
-@to_shareable.register(SiteFacts)
-@to_shareable.register(EvaluateResult)
-def _(message: SiteFacts | EvaluateResult) -> Shareable:
+@to_shareable.register
+def _(message: SiteFacts) -> Shareable:
     return DXO(DataKind.METRICS, data=dict(message.numbers)).to_shareable()
+
+
+@to_shareable.register
+def _(message: EvaluateResult) -> Shareable:
+    scored = DXO(DataKind.METRICS, data=dict(message.numbers))
+    if message.ready:
+        scored.set_meta_prop(_READY, dict(message.ready))
+    return scored.to_shareable()
 
 
 @to_shareable.register
@@ -227,6 +239,7 @@ def _train_request(shareable: Shareable) -> TrainRequest:
         collector=collector or None,
         repeat=int(shareable.get_header(_REPEAT, 0)),
         attempt=int(shareable.get_header(_ATTEMPT, 0)),
+        bounds={str(n): float(v) for n, v in json.loads(str(shareable.get_header(_BOUNDS, "{}"))).items()},
     )
 
 
@@ -240,6 +253,7 @@ def _evaluate_request(shareable: Shareable) -> EvaluateRequest:
         sums=SumsAsked(**sums) if sums else None,
         keep=bool(shareable.get_header(_KEEP, False)),
         artifacts=json.loads(str(shareable.get_header(_BESIDE, "{}"))),
+        attempt=int(shareable.get_header(_ATTEMPT, 0)),
     )
 
 
@@ -298,6 +312,11 @@ def _train_result(shareable: Shareable) -> TrainResult:
     )
 
 
+def _evaluate_result(shareable: Shareable) -> EvaluateResult:
+    scored = from_shareable(shareable)
+    return EvaluateResult(dict(scored.data), dict(scored.get_meta_prop(_READY, {})))
+
+
 def _combine_result(shareable: Shareable) -> CombineResult:
     update = _train_result(shareable)
     if update.extra:
@@ -325,7 +344,7 @@ def _secure_step_result(shareable: Shareable) -> SecureStepResult:
 _RESULTS: Mapping[str, Callable[[Shareable], Result]] = {
     PrepareRequest.task: lambda shareable: SiteFacts(dict(from_shareable(shareable).data)),
     TrainRequest.task: _train_result,
-    EvaluateRequest.task: lambda shareable: EvaluateResult(dict(from_shareable(shareable).data)),
+    EvaluateRequest.task: _evaluate_result,
     CombineRequest.task: _combine_result,
     MaskRequest.task: _masked_result,
     **{step.task: _secure_step_result for step in SECURE_STEPS if step is not MaskRequest},

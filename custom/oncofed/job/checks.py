@@ -7,14 +7,14 @@ from pathlib import Path
 from torch import nn
 
 from oncofed.algorithms import JobFacts
-from oncofed.algorithms.sums import other_integers, summands
+from oncofed.algorithms.sums import other_integers
 from oncofed.data.cases import read_cases
 from oncofed.data.contract import doubts
 from oncofed.data.manifest import MANIFEST_FILE
 from oncofed.errors import DataError, SpecError
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
+from oncofed.messages.secure_aggregation import summed_bytes
 from oncofed.models.encoders import unusual_tiles
-from oncofed.models.weights import layout_of
 from oncofed.report.result import read_result
 
 
@@ -27,13 +27,12 @@ def check_strategy(spec: JobSpec, network: nn.Module) -> None:
     facts = JobFacts(network=network, network_name=spec.model.network, norm=spec.model.norm, gpus=spec.resources.gpus)
     spec.federation().algorithm().check_job(facts)
     if spec.privacy.secure_aggregation:
-        _check_integers(network)
+        _check_integers(spec)
 
 
-def _check_integers(network: nn.Module) -> None:
+def _check_integers(spec: JobSpec) -> None:
     """Refuse integers that no rule tells, since masks add up numbers with a fraction alone."""
-    layout = layout_of(network)
-    others = other_integers([name for name, value in layout.sent.items() if not value.is_floating_point()])
+    others = other_integers([name for name, value in spec.layout.sent.items() if not value.is_floating_point()])
     if others:
         raise SpecError(
             f"the network has integers that training may change ({others[0]}), and secure aggregation adds up numbers "
@@ -65,12 +64,13 @@ def check_sites(spec: AnyJob, sites: int) -> None:
 
 def masks_note(spec: JobSpec) -> str:
     """Return what secure aggregation does in a job and what it costs."""
-    layout, algorithm = spec.plan().layout(), spec.federation().algorithm()
-    tensors, _ = summands(algorithm, layout.sent, algorithm.from_clients(layout), layout.trained)
-    megabytes = 4e-6 * sum(value.numel() for value in tensors.values())
+    federation = spec.federation()
+    megabytes = summed_bytes(spec.plan(), federation, spec.layout, federation.bits) / 1e6
+    half = " (twice as much in the first)" if federation.bits == 16 else ""
+    scores = "; of scores and losses, too" if federation.sums_scores else ""
     return (
-        f"the server is given sums of {spec.federation().smallest_sum} sites or more; {megabytes:.1f} MB up a site and "
-        "round, and some hundred bytes for each other site; four short exchanges more a round"
+        f"the server is given sums of {federation.smallest_sum} sites or more{scores}; {megabytes:.1f} MB up a site "
+        f"and round{half}, and some hundred bytes for each other site; four short exchanges more a round"
     )
 
 

@@ -175,6 +175,7 @@ def _facts(spec: JobSpec) -> dict[str, Any]:
         spec.federation().smallest_sum,
         spec.noise_multiplier,
         spec.noise,
+        spec.scores,
     )
 
 

@@ -6,15 +6,15 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from oncofed.algorithms.sums import summands
 from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec
 from oncofed.machine import environment
 from oncofed.messages.compression import travelling_bytes
+from oncofed.messages.secure_aggregation import summed_bytes
 from oncofed.privacy.statement import statement_of
 from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult, SiteTiles
-from oncofed.report.sums import sums_used
+from oncofed.report.sums import ScoresOfAll, sums_used
 from oncofed.rounds.encoders import ENCODER, is_unknown
 from oncofed.rounds.events import SumFailed
 from oncofed.tasks import Evaluation
@@ -31,6 +31,7 @@ from oncofed.training.plan import REFERENCES
 Scores = dict[str, dict[str, Evaluation]]
 
 POOLED = "pooled"
+_ALL_SITES = "all sites"
 _MICRONS = 1000  # of a millimetre
 
 
@@ -77,13 +78,18 @@ def note_rounds(result: Result, state: RunProgress, spec: JobSpec) -> None:
     over = [a - b for a, b in zip(state.rounds_s, state.slowest_site_s, strict=True)]
     # A site that was asked again may report the seconds of an earlier process.
     timing.overhead_s_per_round = max(sum(over) / len(over), 0.0) if over else None
-    result.sums = sums_used(state.sums, sum(isinstance(one, SumFailed) for one in state.incidents))
+    failed, federation = sum(isinstance(one, SumFailed) for one in state.incidents), spec.federation()
+    result.sums = sums_used(state.sums, failed, federation.bits, spec.scores)
     result.bytes = _bytes(spec, len(state.cases))
     result.curves = {
         "validation": {str(k): v for k, v in state.validation.items()},
         "validation_by_site": {str(k): v for k, v in state.validation_by_site.items()},
-        "loss": {str(k): v for k, v in state.losses.items()},
+        "loss": {str(k): v or _of_all(state.loss_of_all.get(k)) for k, v in state.losses.items()},
     }
+
+
+def _of_all(loss: float | None) -> dict[str, float]:
+    return {} if loss is None else {_ALL_SITES: loss}
 
 
 def note_preparation(result: Result, state: RunProgress, spec: JobSpec) -> None:
@@ -184,6 +190,14 @@ def note_scores(
     result.mean = Means(
         **{name: _mean(getattr(site, name) for site in result.sites.values()) for name in Means.model_fields}
     )
+    if state.summed_scores:
+        result.scores_of_all = ScoresOfAll(**_known_of_all(state.finished.summed))
+        result.mean.federated = result.scores_of_all.mean
+
+
+def _known_of_all(summed: Mapping[str, Any] | None) -> dict[str, Any]:
+    found = {"sites": 0, "patients": 0, **(summed or {})}
+    return {name: value for name, value in found.items() if name in ScoresOfAll.model_fields}
 
 
 def _patients(reported: Mapping[str, Any] | None) -> dict[str, dict[str, int]]:
@@ -207,14 +221,13 @@ def note_pooled(
 
 
 def _bytes(spec: JobSpec, sites: int) -> Bytes:
-    layout = spec.plan().layout()
-    weights = layout.sent
-    algorithm = spec.federation().algorithm()
+    layout, weights = spec.layout, spec.layout.sent
+    federation = spec.federation()
+    algorithm = federation.algorithm()
     extra_from_site = travelling_bytes(algorithm.from_clients(layout), "native")
     extra_for_site = travelling_bytes(algorithm.for_clients_layout(layout), "native")
     if spec.privacy.secure_aggregation:
-        summed, _ = summands(algorithm, weights, algorithm.from_clients(layout), layout.trained)
-        to_server = sites * 4 * sum(value.numel() for value in summed.values())  # 32 bits a word
+        to_server = sites * summed_bytes(spec.plan(), federation, layout, federation.bits)
     elif algorithm.schedule.reaches_server:
         to_server = sites * (travelling_bytes(weights, spec.exchange.update) + extra_from_site)
     else:

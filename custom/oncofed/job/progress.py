@@ -81,6 +81,8 @@ class RunProgress:
         validation: mean validation score of the global model after each round, from round 0.
         validation_by_site: the same by site.
         losses: mean training loss by round and site.
+        loss_of_all: the same over all sites, where no site's is known.
+        summed_scores: whether the mean over all sites alone is known of scores.
         rounds_s: wall time of each round in seconds.
         slowest_site_s: training and validation time of each round's slowest site in seconds.
         lost: reason by absent site.
@@ -108,6 +110,8 @@ class RunProgress:
     validation: dict[int, float] = field(default_factory=dict)
     validation_by_site: dict[int, dict[str, float | None]] = field(default_factory=dict)
     losses: dict[int, dict[str, float]] = field(default_factory=dict)
+    loss_of_all: dict[int, float] = field(default_factory=dict)
+    summed_scores: bool = False
     rounds_s: list[float] = field(default_factory=list)
     slowest_site_s: list[float] = field(default_factory=list)
     lost: dict[str, str] = field(default_factory=dict)
@@ -209,6 +213,8 @@ class RunProgress:
     @_take.register
     def _round_ended(self, event: RoundEnded) -> None:
         self.losses[event.round] = event.losses
+        if event.loss is not None:
+            self.loss_of_all[event.round] = event.loss
         self.participation[event.round] = event.participation or {}
         self.rounds_s.append(event.seconds)
         self.slowest_site_s.append(event.slowest_site_s)
@@ -216,6 +222,7 @@ class RunProgress:
     @_take.register
     def _summed(self, event: Summed) -> None:
         self.sums.append(event)
+        self.summed_scores = self.summed_scores or bool(event.split)
 
     @_take.register
     def _finished(self, event: Finished) -> None:

@@ -22,9 +22,10 @@ from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec
 from oncofed.models.foreign import read_bundle
+from oncofed.models.weights import WeightLayout
 from oncofed.packs.load import load_pack
 from oncofed.packs.pack import find_pack
-from oncofed.privacy.settings import NoiseKind, PrivacySpec
+from oncofed.privacy.settings import NoiseKind, PrivacySpec, ScoresKind
 from oncofed.settings import Lines, SettingError, StrictModel, read_yaml, validated
 from oncofed.tasks import TaskSection, task_class
 from oncofed.tasks.targets.section import drawn_alone, settings_of_target, task_of_targets
@@ -164,6 +165,16 @@ class JobSpec(StrictModel):
     def noise(self) -> NoiseKind | None:
         """Who makes the noise of steps with differential privacy; None: the job has none."""
         return self.privacy.differential_privacy.noise if self.privacy.differential_privacy else None
+
+    @cached_property
+    def layout(self) -> WeightLayout:
+        """Of the network's weights; the network is built once."""
+        return self.plan().layout()
+
+    @property
+    def scores(self) -> ScoresKind:
+        """How the sites' scores leave them."""
+        return "summed" if self.federation().sums_scores else "each"
 
     def with_rounds(self, rounds: int) -> JobSpec:
         """Return the same job with another number of rounds."""

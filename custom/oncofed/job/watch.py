@@ -58,7 +58,11 @@ class Curves:
                     self._of(site).add_scalar(f"validation_by_class/{name}", value, event.round)
             if event.mean is not None:
                 self._of("mean").add_scalar(self._validation, event.mean, event.round)
+            for name, value in (event.summed or {}).get("by_class", {}).items():
+                self._of("mean").add_scalar(f"validation_by_class/{name}", value, event.round)
         elif isinstance(event, RoundEnded):
+            if event.loss is not None:
+                self._of("mean").add_scalar("train/loss", event.loss, event.round)
             self._of("mean").add_scalar("time/round_s", event.seconds, event.round)
 
     def flush(self) -> None:
@@ -163,6 +167,8 @@ class RunView:
                 for site, score in sorted(event.sites.items())
                 if site in losses
             )
+            if event.summed:
+                sites = f"loss {_number(state.loss_of_all.get(event.round))}  (means over the sites: theirs are masked)"
             left = f"  {_clock(state.seconds_left)} left" if state.seconds_left else ""
             score = f"mean validation {state.metric} {_number(event.mean)}"
             self._print(f"round {event.round}/{state.rounds}  {score}  {sites}{left}")

@@ -47,7 +47,8 @@ class TrainRequest(Request):
         refusal: why this site's last update did not count; None where it did.
         collector: site to send the update to; None for the server.
         repeat: updates that the site has given from this very model; it trains on from its next batches.
-        attempt: how often the round's secure aggregation failed before.
+        attempt: of the round's secure aggregation, from 1; 0 without.
+        bounds: largest values of tensors whose masked words have 16 bits, by name.
     """
 
     task = "train"
@@ -59,6 +60,7 @@ class TrainRequest(Request):
     collector: str | None = None
     repeat: int = 0
     attempt: int = 0
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class EvaluateRequest(Request):
         sums: counts and sums for figures over all sites; None for none.
         keep: the site may keep the model, as the job's result.
         artifacts: contents of the model's small files, by file name.
+        attempt: at the sum of the sites' scores, from 1; 0: each site tells its own.
     """
 
     task = "validate"
@@ -97,6 +100,7 @@ class EvaluateRequest(Request):
     sums: SumsAsked | None = None
     keep: bool = False
     artifacts: Mapping[str, str] = field(default_factory=dict)
+    attempt: int = 0
 
 
 @dataclass(frozen=True)

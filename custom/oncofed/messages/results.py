@@ -56,9 +56,11 @@ class EvaluateResult:
 
     Attributes:
         numbers: those of ``privacy.outbound.check_numbers``, with sums if the server requested them.
+        ready: where scores are summed, the site's part of the sum's roster; the scores follow masked. Else empty.
     """
 
     numbers: Mapping[str, Any]
+    ready: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from oncofed.algorithms.plan import FederationPlan
+from oncofed.algorithms.sums import PLAIN, summands
 from oncofed.messages.compression import with_extra
-from oncofed.messages.requests import Request
-from oncofed.models.weights import digest_of
+from oncofed.messages.requests import Request, Split
+from oncofed.models.weights import WeightLayout, digest_of
 from oncofed.privacy.secure_aggregation import KeyAdvertisement, ProtocolError, Ready
+from oncofed.privacy.summed_scores import ScoreForm
+from oncofed.tasks import metrics_that_may_leave
 from oncofed.training import Plan
 
 _NUMBERS_OF_A_ROUND = 1 << 10
@@ -95,6 +99,52 @@ def plan_digest(plan: Plan, federation: FederationPlan) -> str:
     """Return SHA-256 of all that a job's sites run by; its sites sign it."""
     settings = {"plan": plan.model_dump(mode="json"), "federation": federation.model_dump(mode="json")}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def score_form(plan: Plan, federation: FederationPlan) -> ScoreForm | None:
+    """Return how a job's scores are added up; None: they leave each site as its own."""
+    if not federation.sums_scores:
+        return None
+    by_cases = federation.evaluation.select == "weighted"
+    return ScoreForm(plan.task.figure_names, metrics_that_may_leave(plan.task), by_cases)
+
+
+def summed_bytes(plan: Plan, federation: FederationPlan, layout: WeightLayout, bits: int = 32) -> int:
+    """Return the bytes of a site's masked words in a round.
+
+    Args:
+        plan: of the job.
+        federation: of the job, with secure aggregation.
+        layout: of the plan's weights.
+        bits: of the words of an update; in the first round, and of all else, they have 32.
+    """
+    algorithm, form = federation.algorithm(), score_form(plan, federation)
+    tensors = summands(algorithm, layout.sent, algorithm.from_clients(layout), layout.trained)
+    sizes = {name: value.numel() * (4 if name.startswith(PLAIN) else bits // 8) for name, value in tensors.items()}
+    return sum(sizes.values()) + (4 * form.words if form else 0)
+
+
+def scoring_round(rounds: int, split: Split) -> int:
+    """Return the number of the sum of a model's scores, after those of a job's rounds: each split is scored once.
+
+    Args:
+        rounds: of the job.
+        split: of the cases.
+    """
+    return rounds + (1 if split == "validation" else 2)
+
+
+def scoring_digest(weights: Mapping[str, Tensor], split: Split) -> str:
+    """Return the digest of a model to be scored: of no round's, nor of another split's."""
+    return base_digest(weights, {"@scored " + split: torch.zeros(1)})
+
+
+def bounds_in_digest(bounds: Mapping[str, float]) -> dict[str, Tensor]:
+    """Return bounds of 16-bit words as part of what all sites share."""
+    if not bounds:
+        return {}
+    names = sorted(bounds)
+    return {"@bounds " + " ".join(names): torch.tensor([bounds[name] for name in names], dtype=torch.float64)}
 
 
 def base_digest(weights: Mapping[str, Tensor], extra: Mapping[str, Tensor]) -> str:

@@ -137,7 +137,7 @@ def progress_that_may_leave(values: Mapping[str, Any], private: bool = False) ->
 
     Args:
         values: as reported.
-        private: the job has differential privacy: a loss of training patients has no noise, and stays.
+        private: the loss stays: it has no noise, in a job with differential privacy, or leaves under masks alone.
     """
     kept: dict[str, Any] = {}
     if values.get("phase") in _PHASES:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from oncofed.errors import PolicyError
-from oncofed.privacy.settings import NoiseKind
+from oncofed.privacy.settings import NoiseKind, ScoresKind
 from oncofed.privacy.time_windows import WINDOW
 from oncofed.settings import SettingError, StrictModel, first_problem
 
@@ -89,6 +89,11 @@ class LeavesSpec(StrictModel):
         description="SHA-256 fingerprints of certificates: of the other sites in a sum at least smallest_sum - 1 must "
         "have one of these; null: any site of the alliance counts",
     )
+    scores: Literal["each", "summed", "none"] = Field(
+        "each",
+        description="each: mean scores and losses of this site leave; summed: only under masks, in jobs with "
+        "privacy.secure_aggregation.scores: summed; none: no score leaves, in a sum or alone",
+    )
     differential_privacy: PrivacyLimits = PrivacyLimits()
 
     @model_validator(mode="after")
@@ -162,7 +167,7 @@ class Policy(StrictModel):
         for rule, patterns, found in rules:
             if patterns is not None and found is not None and not any(fnmatchcase(found, p) for p in patterns):
                 return f"its policy does not allow this job: {rule} has no {found!r}"
-        reason = self._refusal_of_sum(job) or self._refusal_of_noise(job)
+        reason = self._refusal_of_sum(job) or self._refusal_of_scores(job) or self._refusal_of_noise(job)
         return f"its policy does not allow this job: {reason}" if reason else None
 
     def _refusal_of_noise(self, job: ProposedJob) -> str | None:
@@ -177,6 +182,11 @@ class Policy(StrictModel):
         least = limits.smallest_noise_multiplier
         if least is not None and noise < least:
             return f"its noise multiplier is {noise:g}, expected at least {least:g}"
+        return None
+
+    def _refusal_of_scores(self, job: ProposedJob) -> str | None:
+        if job.strategy is not None and self.leaves.scores == "summed" and job.scores != "summed":
+            return "scores leave in sums alone (privacy.secure_aggregation.scores: summed)"
         return None
 
     def _refusal_of_sum(self, job: ProposedJob) -> str | None:
@@ -204,6 +214,7 @@ class ProposedJob:
         smallest_sum: fewest sites in a sum of masked updates; None: updates leave without masks.
         noise_multiplier: of steps with differential privacy; None: it has none.
         noise: who makes it; None: it has none.
+        scores: how the sites' scores leave.
     """
 
     name: str
@@ -214,6 +225,7 @@ class ProposedJob:
     smallest_sum: int | None = None
     noise_multiplier: float | None = None
     noise: NoiseKind | None = None
+    scores: ScoresKind = "each"
 
 
 def read_policy(folder: Path) -> Policy | None:

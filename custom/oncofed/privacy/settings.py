@@ -10,6 +10,7 @@ from oncofed.privacy.accountant import LEAST_NOISE, Event, noise_multiplier_for
 from oncofed.settings import SettingError, StrictModel
 
 NoiseKind = Literal["local", "shared"]
+ScoresKind = Literal["each", "summed"]
 
 # Sites with fewer training patients are refused: noise made for one step hides one in twenty at best.
 LEAST_TRAINING_PATIENTS = 20
@@ -126,6 +127,16 @@ class SecureAggregationSpec(StrictModel):
         description="fewest sites in a sum; of two, each would learn the other's. Masks hold for 255 sites at "
         "most. With noise: shared, fewest in a round's roster",
     )
+    bits: Literal[16, 32] = Field(
+        32,
+        description="of a masked word; 16: half the bytes from the second round on; what is rounded off is added to "
+        "the next update",
+    )
+    scores: ScoresKind = Field(
+        "each",
+        description="each: a site's scores and losses leave as its own; summed: under masks in the sum, and the "
+        "federation's mean alone is known",
+    )
 
 
 class PrivacySpec(StrictModel):
@@ -137,6 +148,16 @@ class PrivacySpec(StrictModel):
     secure_aggregation: SecureAggregationSpec | None = Field(
         None, description="{}: the server is given the sum of the updates alone; null: each site's update"
     )
+
+    @model_validator(mode="after")
+    def _shared_noise_is_finer_than_words(self) -> PrivacySpec:
+        if self.shares_noise and self.secure_aggregation and self.secure_aggregation.bits == 16:
+            raise SettingError(
+                "found 16, but noise that sites make together is counted in finer steps: take 32, or noise: local",
+                "secure_aggregation.bits",
+                "differential_privacy.noise",
+            )
+        return self
 
     @model_validator(mode="after")
     def _shared_noise_is_under_masks(self) -> PrivacySpec:

@@ -298,7 +298,7 @@ def _quantitative(result: Result, evaluation: EvaluationRecord | None) -> Quanti
         metric=result.metric,
         metric_name=result.metric_name,
         sites=sites,
-        mean=statistics.fmean(known.values()) if known else None,
+        mean=statistics.fmean(known.values()) if known else result.scores_of_all and result.scores_of_all.mean,
         fairness=fairness,
         over_sites=result.pooled_test,
         calibration=result.calibration,
@@ -319,8 +319,9 @@ def _privacy(federation: FederationPlan, result: Result) -> Privacy:
     if sums:
         way = "to the server, under masks that it can lift from sums alone"
     cases = "numbers of cases" if promise else "numbers of cases, losses"
+    scores = "scores as their sum over the sites" if result.scores_of_all else "scores as means, counts and sums"
     return Privacy(
-        travelled=f"updates of the weights, {way}; scores as means, counts and sums; {cases}. "
+        travelled=f"updates of the weights, {way}; {scores}; {cases}. "
         "Images, labels and the scores of single patients stayed",
         update=federation.exchange.update,
         sums=sums,

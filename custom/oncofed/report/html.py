@@ -107,7 +107,8 @@ def picture_svg(picture: Picture) -> Markup:
 def _curves(result: Result) -> Figure | None:
     """Return scores and losses by round, of which there are any; None of neither."""
     validation, losses = _by_site(result.curves.get("validation_by_site", {})), _by_site(result.curves.get("loss", {}))
-    drawn = [draw for draw, found in ((_draw_validation, validation), (_draw_losses, losses)) if found]
+    scored = validation or result.curves.get("validation")
+    drawn = [draw for draw, found in ((_draw_validation, scored), (_draw_losses, losses)) if found]
     if not drawn:
         return None
     figure, row = plt.subplots(1, len(drawn), figsize=(5 * len(drawn), 3.4), squeeze=False)
@@ -130,14 +131,16 @@ def _by_site(rounds: Mapping[str, Mapping[str, float | None]]) -> dict[str, list
 
 
 def _draw_validation(axes: Axes, result: Result) -> None:
-    by_site = _by_site(result.curves["validation_by_site"])
+    by_site = _by_site(result.curves.get("validation_by_site", {}))
     for site, points in by_site.items():
         axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=site)
-    low = 0 if min(score for points in by_site.values() for _, score in points) >= 0 else -1  # of one such as kappa
     mean = sorted((int(k), v) for k, v in result.curves.get("validation", {}).items())
+    shown = [score for points in (*by_site.values(), mean) for _, score in points]
+    low = 0 if min(shown) >= 0 else -1  # of one such as kappa
     if mean:
         axes.plot(*zip(*mean, strict=True), color="black", linewidth=2, label="mean")
-    title = "Global model on each site's validation patients"
+    whose = "each site's" if by_site else "all sites'"
+    title = f"Global model on {whose} validation patients"
     axes.set(xlabel="round", ylabel=result.metric_name, title=title, ylim=(low, 1))
 
 

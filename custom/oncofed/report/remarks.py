@@ -56,7 +56,12 @@ def selection(result: Result) -> str:
 
 def _silent_sites(result: Result) -> Iterator[str]:
     silent = {name: site for name, site in result.sites.items() if site.federated is None}
-    if silent:
+    if result.scores_of_all:
+        yield (
+            "Federated: the mean over the sites alone is known, as their scores left under masks "
+            "(privacy.secure_aggregation.scores: summed)."
+        )
+    elif silent:
         yield (
             f"Federated: no {result.metric_name} of {_with_patients(silent)}. A site tells no number that rests on "
             f"{_FEWEST} (or on fewer than its policy asks), nor one that its patients do not have, such as of nobody "

@@ -12,7 +12,7 @@ from oncofed.data.slides.tile_quality import FLAGS
 from oncofed.errors import DataError
 from oncofed.privacy.statement import PrivacyStatement
 from oncofed.report.preparation import EncoderUse, StainUse
-from oncofed.report.sums import SumsUsed
+from oncofed.report.sums import ScoresOfAll, SumsUsed
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
 from oncofed.tasks.deletion import Deletion
@@ -158,6 +158,9 @@ class Result(_Part):
         description="the models to compare with, such as alone and pooled, were trained with the job's noise, too",
     )
     sums: SumsUsed | None = Field(None, description="of masked updates; null: the server was given each update")
+    scores_of_all: ScoresOfAll | None = Field(
+        None, description="test scores over all sites, where no single site's are known; null: they are"
+    )
     lost_sites: dict[str, str] = {}
     participation: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="round -> sites asked, in time, late, refused, lost and missing"

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from oncofed.data.grouping import counted
 from oncofed.privacy.secure_aggregation import PROTOCOL
+from oncofed.privacy.settings import ScoresKind
 from oncofed.rounds.events import Summed
 from oncofed.settings import StrictModel
 
@@ -24,6 +25,8 @@ class SumsUsed(StrictModel):
     )
     lost: int = Field(description="updates that were lost on their way")
     failed: int = Field(description="sums that failed and were asked for again")
+    bits: int = Field(32, description="of a masked word")
+    scores: ScoresKind = Field("each", description="whether each site's scores are known, or their sum alone")
 
     def said(self) -> Iterator[tuple[str, str]]:
         """Yield what and how, for people."""
@@ -32,25 +35,51 @@ class SumsUsed(StrictModel):
         helped = f"unless {self.colluding + 1} sites or more helped it" if self.colluding else "unless a site helped it"
         yield "Provided that", f"{helped}, and the sites ran this release unchanged"
         yield "Stated by", "the server: these are its own figures, which no site confirms"
-        yield (
-            "Not hidden",
-            "who took part, cases, steps, the length of each update, each site's scores and seconds",
-        )
+        scores = "" if self.scores == "summed" else "scores and "
+        yield "Not hidden", f"who took part, cases, steps, the length of each update, each site's {scores}seconds"
         if self.lost or self.failed:
             yield "Lost on the way", f"{counted(self.lost, 'update')}; {counted(self.failed, 'sum')} asked for again"
 
 
-def sums_used(sums: Sequence[Summed], failed: int) -> SumsUsed | None:
+class ScoresOfAll(StrictModel):
+    """Test scores over all sites, where no single site's are known."""
+
+    mean: float | None = Field(None, description="over the sites; null: too few have one")
+    sites: int = Field(description="that have a score")
+    patients: int = Field(description="behind it")
+    by_class: dict[str, float] = Field(default_factory=dict, description="class or target -> mean over the sites")
+    more: dict[str, float] = Field(default_factory=dict, description="further figure -> mean over the sites")
+
+    def said(self, metric: str) -> Iterator[tuple[str, str]]:
+        """Yield what and how, for people.
+
+        Args:
+            metric: its name.
+        """
+        if self.mean is None:
+            yield "Scores", "none: they leave in a sum alone, and too few sites have one, or the sum was lost"
+            return
+        whose = f"over {counted(self.sites, 'site')} with {counted(self.patients, 'test patient')}"
+        yield "Scores", f"{metric} {self.mean:.3f} {whose}; no single site's is known, so that no worst one is named"
+        for name, value in (*self.by_class.items(), *self.more.items()):
+            yield name.replace("_", " ").replace(".", ", "), f"{value:.3f}, mean over the sites that have it"
+
+
+def sums_used(sums: Sequence[Summed], failed: int, bits: int = 32, scores: ScoresKind = "each") -> SumsUsed | None:
     """Return how a run's updates were added up; None: they were not.
 
     Args:
-        sums: of its rounds.
+        sums: of its rounds, and of scores.
         failed: number of sums that failed.
+        bits: of a masked word.
+        scores: how the sites' scores left.
     """
-    if not sums:
+    if not any(not one.split for one in sums):
         return None
     return SumsUsed(
-        rounds=len({one.round for one in sums}),
+        rounds=len({one.round for one in sums if not one.split}),
+        bits=bits,
+        scores=scores,
         smallest=min(len(one.sites) for one in sums),
         threshold=min(one.threshold for one in sums),
         colluding=max(min(_colluding(one) for one in sums), 0),

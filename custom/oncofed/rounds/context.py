@@ -10,6 +10,7 @@ from torch import Tensor
 
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.models.weights import WeightLayout, Weights
+from oncofed.privacy.summed_scores import ScoreForm
 from oncofed.rounds.intake import Record, UpdateIntake
 from oncofed.rounds.quorum import Quorum
 from oncofed.rounds.sites import Sites
@@ -32,6 +33,7 @@ class RoundContext:
         record: writes an event to the run's record.
         clock: monotonic, in seconds.
         sums: of a job with secure aggregation; None without.
+        scores: how its scores are added up; None: each site tells its own.
     """
 
     seed: int
@@ -44,6 +46,7 @@ class RoundContext:
     record: Record
     clock: Callable[[], float]
     sums: Sums | None = None
+    scores: ScoreForm | None = None
 
     def outgoing(self, model: Weights) -> Weights:
         """Return the weights of a model that travel."""

@@ -47,7 +47,8 @@ class Evaluation(Goal):
         context.quorum.wait_for(self)
         context.transport.close(self._task)
         # Late scores still reach the original.
-        return dataclasses.replace(self._current, numbers=dict(self._current.numbers))
+        current = self._current
+        return dataclasses.replace(current, numbers=dict(current.numbers), ready=dict(current.ready))
 
     def _make_request(self, request: EvaluateRequest, site: str) -> EvaluateRequest:
         self._context.record(TaskSent(task=EvaluateRequest.task, round=self._number, split=self._split, sites=[site]))
@@ -57,10 +58,13 @@ class Evaluation(Goal):
         del task
         intake = self._context.intake
         try:
-            self._current.numbers[site] = intake.scores(site, result)
+            numbers, ready = intake.scores(site, result)
         except UpdateRejectedError as error:
             intake.refuse(self._current, site, str(error), self._number, may_pass(result))
             return
+        self._current.numbers[site] = numbers
+        if ready:
+            self._current.ready[site] = ready
         self._context.record(Answered(site=site, task=EvaluateRequest.task, round=self._number))
 
     def is_reached(self) -> bool:

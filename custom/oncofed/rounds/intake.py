@@ -20,8 +20,11 @@ from oncofed.errors import FederationError, PolicyError, UpdateRejectedError, on
 from oncofed.messages.compression import ReceivedUpdate
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
+from oncofed.messages.secure_aggregation import read_ready
 from oncofed.models.weights import WeightLayout, Weights
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored
+from oncofed.privacy.secure_aggregation import KeyAdvertisement, Ready
+from oncofed.privacy.summed_scores import SCORES
 from oncofed.rounds.events import Answered, Dropped, Event, Late, Refused, SiteNotKept
 from oncofed.rounds.outliers import OutlierFilter
 from oncofed.rounds.round_state import RoundState
@@ -145,6 +148,7 @@ class UpdateIntake:
 
     def _read(self, site: str, result: TrainResult, expected: ExpectedUpdate) -> tuple[Update, dict[str, Any]]:
         self._declared(result.numbers, most=most_scored(self._cases().get(site)))
+        self._refuse_own_scores(result.numbers)
         kind = self._federation.exchange.update
         delta = ReceivedUpdate(result.delta, expected.like, kind, extra=result.extra, extra_like=expected.extra)
         known = self._cases().get(site, {}).get("train")
@@ -203,19 +207,31 @@ class UpdateIntake:
             raise UpdateRejectedError(alone.refused[collector])
         return mean.delta, [], left_out
 
-    def scores(self, site: str, result: Result | Refusal) -> dict[str, Any]:
-        """Return the numbers of a site's score.
+    def scores(
+        self, site: str, result: Result | Refusal
+    ) -> tuple[dict[str, Any], tuple[KeyAdvertisement, Ready] | None]:
+        """Return the numbers of a site's score; where scores are summed, none but what the sum's roster needs.
 
         Raises:
             UpdateRejectedError: the site failed, has no score, or sends other numbers than the job declares.
         """
         return checked(result, EvaluateResult, lambda scored: self._read_scores(site, scored))
 
-    def _read_scores(self, site: str, result: EvaluateResult) -> dict[str, Any]:
+    def _read_scores(
+        self, site: str, result: EvaluateResult
+    ) -> tuple[dict[str, Any], tuple[KeyAdvertisement, Ready] | None]:
         self._declared(result.numbers, sums=True, most=most_scored(self._cases().get(site)))
+        self._refuse_own_scores(result.numbers)
+        if self._federation.sums_scores:
+            return dict(result.numbers), read_ready(result.ready, site)
         if "evaluation" not in result.numbers:
             raise PolicyError("it tells no score")
-        return dict(result.numbers)
+        return dict(result.numbers), None
+
+    def _refuse_own_scores(self, numbers: Mapping[str, Any]) -> None:
+        """Take no score of a single site that should be in a sum: it would be kept with the run."""
+        if self._federation.sums_scores and SCORES & numbers.keys():
+            raise PolicyError("it tells its own scores, expected them under masks")
 
     def admit_late(self, current: RoundState, number: int) -> None:
         """Count or drop late updates, by the job's rules."""

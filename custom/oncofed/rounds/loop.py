@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import random
@@ -18,7 +19,7 @@ from oncofed.algorithms.schedule import Synchronous
 from oncofed.artifacts.training_profile import bins_of, combined_profile
 from oncofed.data.moments import numbers_of
 from oncofed.errors import FederationError, NotEnoughSitesError, StepsSpentError
-from oncofed.messages.secure_aggregation import plan_digest
+from oncofed.messages.secure_aggregation import plan_digest, score_form
 from oncofed.models.weights import Weights
 from oncofed.privacy.secure_aggregation import Verify
 from oncofed.privacy.statement import statement_of
@@ -217,6 +218,7 @@ class RoundLoop:
             record=record,
             clock=self._clock,
             sums=self._sums() if federation.secure_aggregation else None,
+            scores=score_form(plan, federation),
         )
         self._scoring = Scoring(self._context, plan, self._store, self._calibration)
         self._server.let_sites_fetch(layout.nbytes)
@@ -279,6 +281,7 @@ class RoundLoop:
                 seconds=self._clock() - current.started,
                 slowest_site_s=current.slowest_s,
                 losses=current.losses,
+                loss=current.summed.loss if current.summed else None,
                 cases={update.site: update.cases for update in current.updates},
                 participation=current.participation(self._sites.lost),
             )
@@ -305,11 +308,15 @@ class RoundLoop:
         known = {site: score for site, score in scores.items() if score is not None}
         mean = sum(known.values()) / len(known) if known else None
         by_class = {site: e["by_class"] for site, e in evaluations.items() if e["by_class"]}
-        self._record(Validated(round=number, mean=mean, sites=scores, by_class=by_class))
+        summed = current.summed
+        if summed:
+            mean = summed.mean
+        told = dataclasses.asdict(summed) if summed else None
+        self._record(Validated(round=number, mean=mean, sites=scores, by_class=by_class, summed=told))
         if number == 0:
             return
         select = self._federation.evaluation.select
-        score = selected_score(select, known, self._sites.cases)
+        score = summed.mean if summed else selected_score(select, known, self._sites.cases)
         # While no round has a score, the one with the most training is the best.
         unscored = score is None and state.best_score == float("-inf")
         if select == "last" or unscored or (score is not None and score > state.best_score):

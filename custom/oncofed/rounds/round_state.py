@@ -9,6 +9,7 @@ from typing import Any
 
 from oncofed.algorithms import Update
 from oncofed.privacy.secure_aggregation import KeyAdvertisement, Ready
+from oncofed.privacy.summed_scores import SummedScores
 
 
 @dataclass
@@ -25,6 +26,7 @@ class RoundState:
         late: sites whose update is of an earlier round.
         unable: when a site reported that it cannot do the task now, by site.
         collector: site that averages the updates; None for the server.
+        summed: the scores over all sites of a sum, where each site's own are not known.
         ready: under secure aggregation, each site's keys and what it declares for the round's roster.
         apart: when a site reported that its update did not reach the collector, by site.
     """
@@ -38,6 +40,7 @@ class RoundState:
     late: list[str] = field(default_factory=list)
     unable: dict[str, float] = field(default_factory=dict)
     collector: str | None = None
+    summed: SummedScores | None = None
     ready: dict[str, tuple[KeyAdvertisement, Ready]] = field(default_factory=dict)
     apart: dict[str, float] = field(default_factory=dict)
 

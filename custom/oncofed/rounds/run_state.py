@@ -13,7 +13,7 @@ from oncofed.privacy.secure_aggregation import PROTOCOL
 from oncofed.training.checkpoint import read_checkpoint, without_prefix, write_checkpoint
 
 _FILE = "server.safetensors"
-_OF_SUMS = ("smallest_sum", "threshold", "summed")
+_OF_SUMS = ("smallest_sum", "threshold", "summed", "bounds")
 
 
 @dataclass
@@ -31,6 +31,7 @@ class RunState:
         smallest_sum: fewest sites in a round's sum, with secure aggregation.
         threshold: fewest sites whose shares lift a sum's masks, of all rounds; None: no masks.
         summed: rounds whose updates were added up under masks.
+        bounds: largest values of tensors for masked words of 16 bits, by the last mean; empty for words of 32.
         last: update of the last round by site, where the job scores sites' own models; not written.
         last_from: the model that they started from; not written.
     """
@@ -45,8 +46,20 @@ class RunState:
     smallest_sum: int | None = None
     threshold: int | None = None
     summed: int = 0
+    bounds: dict[str, float] = field(default_factory=dict)
     last: dict[str, Update] = field(default_factory=dict)
     last_from: Weights | None = None
+
+    def note_sum(self, sites: int, threshold: int) -> None:
+        """Note a round's sum.
+
+        Args:
+            sites: in it.
+            threshold: without whose shares no mask could be lifted.
+        """
+        self.smallest_sum = min(self.smallest_sum or sites, sites)
+        self.threshold = min(self.threshold or threshold, threshold)
+        self.summed += 1
 
     def of_sums(self) -> dict[str, Any]:
         """Return what provenance says of sums of masked updates; empty without."""

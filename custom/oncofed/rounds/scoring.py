@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
@@ -13,6 +14,7 @@ from oncofed.rounds.pooled_scores import calibration_of, together
 from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.run_state import RunState
 from oncofed.rounds.store import RunStore
+from oncofed.rounds.summed_scores import score_in_sum
 from oncofed.tasks import sums_that_may_leave
 from oncofed.tasks.calibration import Calibration
 from oncofed.training import Plan
@@ -55,6 +57,8 @@ class Scoring:
             keep=keep,
             artifacts=self._store.artifacts() if keep else {},
         )
+        if self._context.scores:
+            return score_in_sum(self._context, request)
         return Evaluation(self._context, request).run()
 
     def cross_site(self, state: RunState) -> dict[str, dict[str, float | None]]:
@@ -73,6 +77,8 @@ class Scoring:
     def calibrate(self, model: Weights, number: int) -> None:
         """Calibrate a classifier, or choose thresholds, on the sites' validation patients."""
         task = self._task
+        if self._context.scores:
+            return  # it takes sums of each site
         if task.label_kind == "class" or task.chooses_thresholds or task.learns_temperatures:
             numbers = self.score(model, number, "validation", SumsAsked()).numbers
             self._keep_calibration(calibration_of(numbers, sums_that_may_leave(self._plan.task)))
@@ -99,7 +105,8 @@ class Scoring:
         """
         known = self._calibration
         asked = SumsAsked(known.temperature, known.thresholds, known.temperatures) if known else SumsAsked()
-        numbers = self.score(weights, number, "test", asked, keep=keep).numbers
+        current = self.score(weights, number, "test", None if self._context.scores else asked, keep=keep)
+        numbers, summed = current.numbers, current.summed
         margin = self._context.federation.evaluation.margin
         targets = sums_that_may_leave(self._plan.task)
         found = together(numbers, known, self._task.metric, margin, against, targets)
@@ -111,6 +118,7 @@ class Scoring:
                 test={site: n["evaluation"] for site, n in sorted(numbers.items())},
                 personal={site: n["personal"] for site, n in sorted(numbers.items()) if "personal" in n},
                 cross_site=cross_site,
+                summed=dataclasses.asdict(summed) if summed else None,
                 **found.recorded(),
             )
         )

@@ -42,7 +42,7 @@ class SiteStep:
         self._failed: dict[str, str] = {}
         first = next(iter(requests.values()))
         self._round = first.round
-        self._task = SiteTask(type(first).task, set(requests), self._make_request, self._on_result)
+        self._task = SiteTask(type(first).task, set(requests), self._make_request, self._on_result, brief=True)
 
     def run(self) -> dict[str, str]:
         """Wait for the sites; return why some failed."""

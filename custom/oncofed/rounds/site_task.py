@@ -20,6 +20,7 @@ class SiteTask:
         make_request: makes the request to one site.
         on_result: called with each result, its site and this task, from any thread, also after it was closed.
         repeatable: a site that answered gets it again.
+        brief: it takes a site milliseconds, for which it need not wait for a compute slot.
         closed: no site gets it any more.
         done: sites that answered.
         key: names the task's messages.
@@ -30,6 +31,7 @@ class SiteTask:
     make_request: Callable[[str], Request]
     on_result: Callable[[str, Result | Refusal, SiteTask], None]
     repeatable: bool = False
+    brief: bool = False
     closed: bool = False
     done: set[str] = field(default_factory=set)
     key: str = field(default_factory=lambda: str(uuid.uuid4()))

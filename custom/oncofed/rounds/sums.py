@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from oncofed.atomic import write_whole
 from oncofed.errors import StepsSpentError
 from oncofed.messages.plain_values import plain_value, restored_value
 from oncofed.privacy.secure_aggregation import KeyAdvertisement, Verify, VerifyKey
+from oncofed.privacy.summed_scores import SummedScores
 from oncofed.rounds.round_state import RoundState
 from oncofed.training.checkpoint import read_checkpoint, write_checkpoint
 
@@ -68,7 +70,7 @@ class Sums:
         self._folder, self._rounds = folder, rounds
         path = folder / _COUNT_FILE
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self._counts: dict[str, Any] = {**_of_round(0), "redone_in_all": 0, **found}
+        self._counts: dict[str, Any] = {**_of_round(0), "redone_in_all": 0, "scores": {}, **found}
 
     def next_attempt(self, number: int) -> int:
         """Return the number of a new attempt at a round's sum.
@@ -97,6 +99,21 @@ class Sums:
                 f"{anew} of {self._rounds} rounds had to be trained anew, and differential privacy was planned for "
                 "no more steps than theirs. To train on, run a new job from this one's model (--model)"
             )
+
+    def has_scores(self, number: int) -> bool:
+        """Return whether a sum of scores was formed, or given up."""
+        return str(number) in self._counts["scores"]
+
+    def scores(self, number: int) -> SummedScores | None:
+        """Return the scores of a sum that ended; None: it was given up."""
+        found = self._counts["scores"][str(number)]
+        return SummedScores(**found) if found else None
+
+    def note_scores(self, number: int, scores: SummedScores | None) -> None:
+        """Keep the scores of a sum that ended: sites form no second one."""
+        self._counts["scores"] = {**self._counts["scores"], str(number): dataclasses.asdict(scores) if scores else None}
+        self._write()
+        self.forget()
 
     def required(self, number: int) -> frozenset[str]:
         """Return the sites without which a round cannot be finished.

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from oncofed.algorithms.plan import FederationPlan
+from oncofed.client.secure_aggregation import told_norm
 from oncofed.errors import FederationError, PolicyError
 from oncofed.flare import wire
 from oncofed.flare.security.outbound_filter import check_reply
 from oncofed.flare.security.outbound_policy import OutboundPolicy
 from oncofed.job.spec import JobSpec
 from oncofed.messages.compression import NotFiniteError
-from oncofed.messages.requests import TrainRequest
-from oncofed.messages.results import Result, TrainResult
+from oncofed.messages.requests import EvaluateRequest, TrainRequest
+from oncofed.messages.results import EvaluateResult, Result, TrainResult
 from oncofed.messages.secure_aggregation import (
     ConfirmRequest,
     MaskedResult,
@@ -23,11 +26,12 @@ from oncofed.messages.secure_aggregation import (
     SecureStepResult,
     ShareKeysRequest,
     ready_content,
+    score_form,
 )
 from oncofed.models.weights import Weights
 from oncofed.privacy.secure_aggregation.messages import Confirmation, KeyShares, MaskedInput, Reveal
 from oncofed.privacy.secure_aggregation.ring import words_digest
-from outbound_results import NUMBERS, delta_of, policy_of
+from outbound_results import EVALUATION, NUMBERS, delta_of, policy_of
 from secure_sums import Federation
 
 _BASE = f"blake3:{'0' * 64}"
@@ -54,13 +58,20 @@ def _check(policy: OutboundPolicy, task: str, result: Result) -> dict[str, Any]:
     return dict(check_reply(policy, task, wire.to_shareable(result)))
 
 
+class _Sites(Federation):
+    """Sites that declare norms as a job's do."""
+
+    def norm(self, name: str) -> float:
+        return told_norm(super().norm(name))
+
+
 class _Masking:
     """A site of three that sum securely, and the guard of what leaves it."""
 
-    def __init__(self, spec: JobSpec) -> None:
-        self.policy, self.delta = policy_of(spec, _MASKED), delta_of(spec)
+    def __init__(self, spec: JobSpec, settings: dict[str, Any] | None = None) -> None:
+        self.policy, self.delta = policy_of(spec, settings or _MASKED), delta_of(spec)
         shapes = {name: tuple(value.shape) for name, value in _words(spec).items()}
-        self.sites = Federation(3, shapes=shapes)
+        self.sites = _Sites(3, shapes=shapes)
         self.name = self.sites.names[0]
         self.site = self.sites.participants[self.name]
 
@@ -72,7 +83,8 @@ class _Masking:
         return TrainResult(delta={}, cases=self.sites.cases[self.name], steps=10, numbers=NUMBERS, ready=content)
 
     def check_update(self) -> None:
-        self.policy.check_before_masking(TrainResult(delta=self.delta, cases=4, steps=4, numbers=NUMBERS))
+        delta = {**self.delta, **self.sites.updates[self.name]}
+        self.policy.check_before_masking(TrainResult(delta=delta, cases=4, steps=4, numbers=NUMBERS))
 
     def share(self) -> SecureStepResult:
         """Return its shares, of which the guard is told as the executor tells it."""
@@ -130,7 +142,6 @@ def test_a_ready_says_what_the_kit_says_and_follows_a_checked_update(spec: JobSp
         {"cases": 123456},
         {"steps": 123456},
         {"signature": b"x" * 1024},
-        {"norm": 0.123456789},
     ):
         with pytest.raises((PolicyError, FederationError)):
             site.send(TrainRequest.task, site.ready(**changes))
@@ -139,6 +150,21 @@ def test_a_ready_says_what_the_kit_says_and_follows_a_checked_update(spec: JobSp
     site.send(TrainRequest.task, site.ready(attempt=3))
     with pytest.raises(PolicyError, match="no update was checked"):
         site.send(TrainRequest.task, site.ready(attempt=4))
+
+
+@pytest.mark.attack(_BARE, by="the site's outbound check", logged="the site's audit log: held back")
+def test_a_ready_declares_the_length_of_the_update_that_was_checked(spec: JobSpec) -> None:
+    """Its signature is right: the job's process signs what it likes."""
+    for factor, leaves in ((0.5, False), (0.99, False), (1.0, True), (1.2, False), (100.0, False)):
+        site = _Masking(spec)
+        site.check_update()
+        declared = told_norm(Federation.norm(site.sites, site.name)) * factor
+        site.sites.norm = lambda name, declared=declared: declared  # type: ignore[method-assign, misc]
+        if leaves:
+            site.send(TrainRequest.task, site.ready())
+            continue
+        with pytest.raises(PolicyError, match="another length"):
+            site.send(TrainRequest.task, site.ready())
 
 
 @pytest.mark.attack(_BARE, by="the site's outbound check", logged="the site's audit log: held back")
@@ -248,3 +274,89 @@ def test_a_step_sends_its_own_message_alone(spec: JobSpec) -> None:
         _check(policy_of(spec), ShareKeysRequest.task, _shares())
     with pytest.raises(PolicyError, match="no secure aggregation"):
         _check(policy_of(spec), MaskRequest.task, _masked(_words(spec)))
+
+
+_SUMMED = {"secure_aggregation": {"scores": "summed"}}
+_OWN = "a site's own score beside the sum of all"
+
+
+@pytest.mark.attack(_OWN, by="the site's outbound check", logged="the site's audit log: held back")
+def test_no_score_leaves_beside_its_sum(spec: JobSpec) -> None:
+    site = _Masking(spec, _SUMMED)
+    for name in ("loss", "evaluation"):
+        site.check_update()
+        own = {name: NUMBERS[name], "train_s": 1.0}
+        with pytest.raises(PolicyError, match="1 scores of this site"):
+            site.send(TrainRequest.task, replace(site.ready(), numbers=own))
+    with pytest.raises(PolicyError, match="1 scores of this site"):
+        site.send(EvaluateRequest.task, EvaluateResult({"evaluation": EVALUATION, "validate_s": 1.0}))
+    # What patients' sums tell is a score, too.
+    pooled = {"patients": 9, "figures": {"mean": [9, 4.5, 2.5]}}
+    with pytest.raises(PolicyError):
+        site.send(EvaluateRequest.task, EvaluateResult({"pooled": pooled, "validate_s": 1.0}))
+    site.check_update()
+    site.send(TrainRequest.task, replace(site.ready(attempt=2), numbers={"train_s": 1.0, "validate_s": 1.0}))
+
+
+def test_scores_are_checked_before_they_are_masked(spec: JobSpec) -> None:
+    policy = policy_of(spec, _SUMMED)
+    assert policy.scores_before_masking(NUMBERS, training=True) == NUMBERS
+    few = policy_of(spec, _SUMMED, minimum_patients=10).scores_before_masking(NUMBERS, training=True)
+    assert (few["evaluation"]["mean"], few["evaluation"]["by_class"]) == (None, {})
+    none = policy_of(spec, _SUMMED, scores="none").scores_before_masking(NUMBERS, training=True)
+    assert none["evaluation"]["mean"] is None
+    assert "loss" not in none
+    with pytest.raises(PolicyError, match="does not declare"):
+        policy.scores_before_masking({**NUMBERS, "Jane Doe": 1.0}, training=True)
+    with pytest.raises(PolicyError, match="does not declare"):  # nothing more leaves
+        policy.scores_before_masking(NUMBERS, training=False)
+
+
+def test_a_sum_of_scores_has_a_ready_of_its_own(spec: JobSpec) -> None:
+    site = _Masking(spec, _SUMMED)
+    numbers = {"evaluation": EVALUATION, "validate_s": 1.0}
+    offer = site.site.ready(2, 1, _BASE, 1, 1, 1.0)
+    scored = EvaluateResult({"validate_s": 1.0}, ready_content(site.site.advertise(), offer))
+    with pytest.raises(PolicyError, match="no update was checked"):
+        site.send(EvaluateRequest.task, scored)
+    site.policy.scores_before_masking(numbers, training=False)
+    assert site.send(EvaluateRequest.task, scored)["step"] == "Ready"
+    # The scores of one split follow, and no update.
+    made = score_form(spec.plan(), FederationPlan.model_validate(_SUMMED))
+    assert made
+    form = torch.zeros(made.words, dtype=torch.int32)
+    for words, match in (
+        (_words(spec), "not those of the job"),
+        ({"@scores.test": form, "@scores.validation": form}, "not those of the job"),
+        ({"@scores.test": form[1:]}, "masked words as int32"),
+        ({"@scores.test": form + 1}, "did not mask"),
+    ):
+        fields = MaskedInput(site.name, 2, 1, words, words_digest(words)).to_fields()
+        with pytest.raises(PolicyError, match=match):
+            site.send(MaskRequest.task, MaskedResult(fields.pop("words"), fields))
+    with pytest.raises(PolicyError, match="does not form of scores"):
+        _check(policy_of(spec, _MASKED), EvaluateRequest.task, EvaluateResult(numbers, scored.ready))
+
+
+@pytest.mark.parametrize(("rule", "told"), [("each", True), ("summed", False), ("none", False)])
+def test_a_policy_says_how_scores_leave(spec: JobSpec, rule: str, told: bool) -> None:
+    """In a job that does not sum them; policies that ask for sums refuse it before."""
+    reply = wire.to_shareable(EvaluateResult({"evaluation": EVALUATION, "validate_s": 1.0}))
+    check_reply(policy_of(spec, scores=rule), EvaluateRequest.task, reply)
+    found = wire.read_result(EvaluateRequest.task, reply)
+    assert isinstance(found, EvaluateResult)
+    assert (found.numbers["evaluation"]["mean"] is not None) == told
+    assert bool(found.numbers["evaluation"]["by_class"]) == told
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_words_have_the_bits_of_the_job(spec: JobSpec, bits: int) -> None:
+    site = _Masking(spec, {"secure_aggregation": {"bits": bits}})
+    site.check_update()
+    site.send(TrainRequest.task, site.ready())
+    short = MaskedResult({name: value.to(torch.int16) for name, value in site.mask().words.items()}, {})
+    fields = MaskedInput(site.name, 1, 1, dict(short.words), b"d" * 32).to_fields()
+    fields.pop("words")
+    match = "did not mask" if bits == 16 else "masked words as int32"
+    with pytest.raises(PolicyError, match=match):
+        site.send(MaskRequest.task, MaskedResult(short.words, fields))

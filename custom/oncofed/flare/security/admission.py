@@ -20,11 +20,12 @@ from oncofed.flare.security.recording import name_and_person, record
 from oncofed.packs.approvals import made_by, refusal_at_site
 from oncofed.packs.pack import Pack
 from oncofed.privacy.policy import Policy, ProposedJob, read_policy
-from oncofed.privacy.settings import NoiseKind
+from oncofed.privacy.settings import NoiseKind, ScoresKind
 from oncofed.private_files import random_secret
 
 # In the kit: with it, digests that leave in jobs with differential privacy can be checked here alone.
 _DIGEST_KEY = ".digest_key"
+NO_POLICY = "its kit has no policy, so that nothing runs there; the alliance makes a new kit"
 
 
 def admit_job(
@@ -36,6 +37,7 @@ def admit_job(
     smallest_sum: int | None = None,
     noise_multiplier: float | None = None,
     noise: NoiseKind | None = None,
+    scores: ScoresKind = "each",
 ) -> Policy | None:
     """Return the site's policy, if it admits the job.
 
@@ -50,6 +52,7 @@ def admit_job(
         smallest_sum: see ``ProposedJob``.
         noise_multiplier: see ``ProposedJob``.
         noise: see ``ProposedJob``.
+        scores: see ``ProposedJob``.
 
     Raises:
         PolicyError: the job may not run here; the text may leave the site.
@@ -58,7 +61,7 @@ def admit_job(
     policy = read_policy(local_folder(fl_ctx))
     if policy is None:
         if has_kit(fl_ctx):
-            raise PolicyError("its kit has no policy, so that nothing runs there; the alliance makes a new kit")
+            raise PolicyError(NO_POLICY)
         return None
     name, person = name_and_person(fl_ctx)
     facts = ProposedJob(
@@ -70,6 +73,7 @@ def admit_job(
         smallest_sum=smallest_sum,
         noise_multiplier=noise_multiplier,
         noise=noise,
+        scores=scores,
     )
     reason = policy.refusal(facts)
     if pack and not reason:
@@ -82,7 +86,7 @@ def admit_job(
         dataset_digest=dataset_digest(fl_ctx, dataset),
         network=network,
         strategy=strategy,
-        **({"smallest_sum": smallest_sum} if smallest_sum else {}),
+        **({"smallest_sum": smallest_sum, "scores": scores} if smallest_sum else {}),
         **({"noise_multiplier": noise_multiplier, "noise": noise} if noise_multiplier else {}),
         code=f"oncofed {oncofed.__version__}",
         **({"pack": pack.digest, "pack_by": made_by(pack)} if pack else {}),

@@ -7,20 +7,22 @@ checked, verified and masked before, by its own names and digests.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 
-from oncofed.client.secure_aggregation import Identity
+from oncofed.client.secure_aggregation import Identity, told_norm
 from oncofed.errors import PolicyError
-from oncofed.messages.results import TrainResult
 from oncofed.messages.secure_aggregation import MaskedResult, SecureStep, SecureStepResult, ShareKeysRequest, read_ready
 from oncofed.models.weights import Weights, digest_of
 from oncofed.privacy.secure_aggregation import Confirmation, KeyShares, MaskedInput, Ready, Reveal
 from oncofed.privacy.secure_aggregation.checks import check_advertisement
 
+# By which two norms of the same update may differ, and then be rounded up to other digits.
+_LAST_BITS = 1e-9
 _DIGEST = re.compile(r"[a-z0-9-]{1,16}:[0-9a-f]{32,128}")
 _STEPS = {frozenset(field.name for field in fields(kind)): kind for kind in (KeyShares, Confirmation, Reveal)}
 
@@ -45,11 +47,16 @@ class MaskedSteps:
 
     Args:
         own: of the site; None: nothing leaves masked.
-        summed: tensors of the sum, by name.
+        summed: tensors of a round's sum, by name.
+        scored: those of sums of scores alone, one in each.
+        bits: of a word.
     """
 
-    def __init__(self, own: OwnKeys | None, summed: Weights) -> None:
-        self._own, self._summed = own, dict(summed)
+    def __init__(self, own: OwnKeys | None, summed: Weights, scored: Weights, bits: int = 32) -> None:
+        self._own, self._of_round, self._of_scores = own, dict(summed), dict(scored)
+        self._dtypes = {torch.int32, torch.int16} if bits == 16 else {torch.int32}
+        self._summed, self._names = self._of_round, [set(self._of_round)]
+        self._norm: float | None = None
         self._checked = False
         self._ready: Ready | None = None
         self._peers: frozenset[str] = frozenset()
@@ -57,9 +64,13 @@ class MaskedSteps:
 
     # --- what this process did
 
-    def note_checked(self) -> None:
-        """Note that an update was checked: a READY may follow."""
-        self._checked = True
+    def note_checked(self, norm: float | None) -> None:
+        """Note that an update was checked, or scores were: a READY may follow.
+
+        Args:
+            norm: of the update; None: there is none.
+        """
+        self._checked, self._norm = True, norm
 
     def note_answer(self, request: SecureStep, answer: SecureStepResult | MaskedResult) -> None:
         """Note whom a step that was taken verified, or what it masked."""
@@ -70,15 +81,19 @@ class MaskedSteps:
 
     # --- what would leave
 
-    def check_ready(self, result: TrainResult) -> dict[str, Any]:
+    def check_ready(self, content: Mapping[str, Any], counts: tuple[int, int] = (1, 1)) -> dict[str, Any]:
         """Check a READY.
+
+        Args:
+            content: as ``TrainResult.ready``.
+            counts: of cases and steps, as the result beside it tells them; one each of scores.
 
         Raises:
             PolicyError: it is not this site's, or follows no update that was checked.
             FederationError: it is malformed, or not signed by this site's key.
         """
         own = self._require_own()
-        advertisement, ready = read_ready(result.ready, own.identity.site)
+        advertisement, ready = read_ready(content, own.identity.site)
         if advertisement.certificates != own.identity.certificates:
             raise PolicyError("other certificates than those of the site's kit")
         key = check_advertisement(advertisement, own.job, own.plan_digest, own.identity.verify)
@@ -86,14 +101,28 @@ class MaskedSteps:
             raise PolicyError("what it signs is not signed by the key of the site's kit")
         if not _DIGEST.fullmatch(ready.base_digest):
             raise PolicyError("the digest of the model is none, expected an algorithm's name and hexadecimal digits")
-        if (ready.cases, ready.steps) != (result.cases, result.steps):
+        if (ready.cases, ready.steps) != counts:
             raise PolicyError("it signs other counts of cases and steps than it sends")
         if not self._checked:
             raise PolicyError("no update was checked before it")
         if self._ready is None or (ready.round, ready.attempt) != (self._ready.round, self._ready.attempt):
             self._masked = None
         self._checked, self._ready = False, ready
+        self._summed = self._of_scores if self._norm is None else self._of_round
+        self._names = [{name} for name in self._of_scores] if self._norm is None else [set(self._of_round)]
         return {"step": "Ready"}
+
+    def require_norm(self) -> None:
+        """Refuse a READY that declares another length than the checked update has: its digits could say anything.
+
+        Raises:
+            PolicyError: it does.
+        """
+        assert self._ready
+        if self._norm is None:
+            raise PolicyError("no update was checked before it")
+        if self._ready.norm not in {told_norm(self._norm * (1 + off)) for off in (-_LAST_BITS, 0.0, _LAST_BITS)}:
+            raise PolicyError("it declares another length than the update has that was checked")
 
     def check_step(self, result: SecureStepResult) -> dict[str, Any]:
         """Check shares, a confirmation or what is revealed.
@@ -124,13 +153,14 @@ class MaskedSteps:
             FederationError: the message is malformed.
         """
         message = MaskedInput.from_fields({**result.content, "words": dict(result.words)})
-        if set(message.words) != set(self._summed):
+        if set(message.words) not in self._names:
             raise PolicyError("the masked words are not those of the job's weights")
         for name, words in sorted(message.words.items()):
-            if words.dtype is not torch.int32 or words.shape != self._summed[name].shape:
+            if words.dtype not in self._dtypes or words.shape != self._summed[name].shape:
+                expected = " or ".join(sorted(str(one).removeprefix("torch.") for one in self._dtypes))
                 raise PolicyError(
                     f"{name} is {tuple(words.shape)} {words.dtype}, expected "
-                    f"{tuple(self._summed[name].shape)} masked words as int32"
+                    f"{tuple(self._summed[name].shape)} masked words as {expected}"
                 )
         self._check_turn(message)
         if not any(bool(words.any()) for words in message.words.values()):

@@ -11,27 +11,30 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import singledispatchmethod
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 import oncofed
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.algorithms.sums import summands
+from oncofed.algorithms.sums import SCORES as SCORES_NAME
+from oncofed.algorithms.sums import scores_of, summands
 from oncofed.artifacts.training_profile import bins_of
 from oncofed.data.moments import numbers_of
 from oncofed.errors import FederationError, PolicyError
 from oncofed.flare.security.masked_steps import MaskedSteps, OwnKeys
 from oncofed.messages.compression import NotFiniteError, ReceivedUpdate, travelling_bytes
+from oncofed.messages.requests import Split
 from oncofed.messages.results import CombineResult, EvaluateResult, Result, SiteFacts, TrainResult
-from oncofed.messages.secure_aggregation import MaskedResult, SecureStepResult
-from oncofed.models.weights import Digest, Weights, sum_of_squares
+from oncofed.messages.secure_aggregation import MaskedResult, SecureStepResult, score_form
+from oncofed.models.weights import Digest, WeightLayout, Weights, sum_of_squares
 from oncofed.privacy.covariates import withhold_sums
 from oncofed.privacy.evaluations import without_thresholded
 from oncofed.privacy.outbound import check_counts, check_numbers, most_scored, withhold
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.pooled import SUMS
+from oncofed.privacy.summed_scores import LOSS, SCORES
 from oncofed.tasks import attention_may_leave, metrics_that_may_leave, sums_that_may_leave, task_class
 from oncofed.training import Plan
 
@@ -44,6 +47,7 @@ _SAMPLED_NUMBERS = 1 << 18
 _ALLOWANCE = 1.1
 # A job requests sums twice, and once more each time that its server was killed meanwhile.
 _MOST_SUMS = 6
+_NOBODY_HAS_SO_MANY = 1 << 40
 _OF_TRAINING = ("profile", "covariates", "tiles")
 # Names, framing and numbers of a message, in addition to its tensors.
 _FRAMING_BYTES = 1 << 20
@@ -106,9 +110,10 @@ class OutboundPolicy:
         self._like: Weights = layout.sent
         self._extra: Weights = self._algorithm.from_clients(layout)
         self._sums = federation.secure_aggregation is not None
-        summed, _ = summands(self._algorithm, layout.sent, self._extra, layout.trained)
-        self.masked = MaskedSteps(own, summed)
+        self._sums_scores = federation.sums_scores
+        self.masked = MaskedSteps(own, *_forms(plan, federation, layout), bits=federation.bits)
         self._last_masked = ""
+        self._norm = 0.0
         self._usual = UsualUpdates(policy.leaves.largest_norm)
         self._sums_sent = self._thresholded_sent = 0
         # Most cases to score a model on, as the site reported first; unknown to a later process of the job.
@@ -155,22 +160,24 @@ class OutboundPolicy:
 
     @_check.register
     def _(self, result: EvaluateResult) -> Approved:
-        self._check_numbers(result.numbers, sums=True)
-        numbers = self._without_extra_sums(result.numbers)
-        withheld = withhold(numbers, self._leaves.minimum_patients, self._targets)
-        told = self._without_thresholded(numbers)
-        self._thresholded_sent += told != numbers
-        numbers = numbers if self._thresholded_sent <= _MOST_SUMS else told
-        changed = withheld or numbers != dict(result.numbers)
-        return Approved(EvaluateResult(numbers) if changed else result, {})
+        if self._sums_scores:
+            self._check_numbers(result.numbers)
+            self._refuse_own_scores(result.numbers)
+            return Approved(result, self.masked.check_ready(result.ready))
+        if result.ready:
+            raise PolicyError("keys of a sum, which the job does not form of scores")
+        numbers = self._told_scores(result.numbers)
+        return Approved(EvaluateResult(numbers) if numbers != dict(result.numbers) else result, {})
 
     @_check.register
     def _(self, result: TrainResult) -> Approved:
         self._check_numbers(result.numbers)
         _check_count(result.cases)
         _check_count(result.steps)
-        numbers = self._without_thresholded(result.numbers)
-        if withhold(numbers, self._leaves.minimum_patients, self._targets) or numbers != dict(result.numbers):
+        if self._sums_scores:
+            self._refuse_own_scores(result.numbers)
+        numbers = self._withheld(self._without_thresholded(result.numbers))
+        if numbers != dict(result.numbers):
             result = replace(result, numbers=numbers)
         if self._sums:
             return Approved(result, self._check_ready(result))
@@ -185,7 +192,10 @@ class OutboundPolicy:
     def _check_ready(self, result: TrainResult) -> dict[str, Any]:
         if result.delta or result.extra:
             raise PolicyError("the job's updates leave under masks, found one without")
-        return self.masked.check_ready(result)
+        facts = self.masked.check_ready(result.ready, (result.cases, result.steps))
+        if not self._shares_noise:  # there READY tells a bound, which the round's model gives
+            self.masked.require_norm()
+        return facts
 
     @_check.register
     def _(self, result: SecureStepResult) -> Approved:
@@ -223,8 +233,31 @@ class OutboundPolicy:
             self.stopped = str(error)
             raise
         self._last_masked = str(facts["digest"])
-        self.masked.note_checked()
+        self.masked.note_checked(self._norm)
         return facts
+
+    def scores_before_masking(self, numbers: Mapping[str, Any], training: bool) -> dict[str, Any]:
+        """Check a result's numbers, whose scores leave in a sum; return those that may.
+
+        Args:
+            numbers: of the result.
+            training: of an update; else of a model that was scored alone.
+
+        Raises:
+            PolicyError: they are not those that the job declares.
+        """
+        if self.stopped:
+            raise PolicyError(self.stopped)
+        try:
+            if training:
+                self._check_numbers(numbers)
+                return self._withheld(self._without_thresholded(numbers))
+            told = self._told_scores(numbers)
+        except PolicyError as error:
+            self.stopped = str(error)
+            raise
+        self.masked.note_checked(None)
+        return told
 
     @_check.register
     def _(self, result: CombineResult) -> Approved:
@@ -236,6 +269,32 @@ class OutboundPolicy:
         update = ReceivedUpdate(result.mean, self._like, "native")
         largest = travelling_bytes(self._like, "native") + travelling_bytes(self._extra, "native")
         return Approved(result, self._check_update(update, largest))
+
+    def _told_scores(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a model's scores as they may leave.
+
+        Raises:
+            PolicyError: they are not those that the job declares.
+        """
+        self._check_numbers(numbers, sums=True)
+        kept = self._withheld(self._without_extra_sums(numbers))
+        told = self._without_thresholded(kept)
+        self._thresholded_sent += told != kept
+        return kept if self._thresholded_sent <= _MOST_SUMS else told
+
+    def _withheld(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        """Return numbers without what rests on too few patients, or without scores where none may leave."""
+        rule, kept = self._leaves.scores, dict(numbers)
+        if rule == "none" or (rule == "summed" and not self._sums_scores):
+            kept.pop(LOSS, None)
+            withhold(kept, _NOBODY_HAS_SO_MANY, self._targets)
+        else:
+            withhold(kept, self._leaves.minimum_patients, self._targets)
+        return kept
+
+    def _refuse_own_scores(self, numbers: Mapping[str, Any]) -> None:
+        if own := SCORES & numbers.keys():
+            raise PolicyError(f"{len(own)} scores of this site, which leave under masks alone in this job")
 
     def _check_numbers(self, numbers: Mapping[str, Any], sums: bool = False) -> None:
         if self._private and "loss" in numbers:
@@ -278,6 +337,7 @@ class OutboundPolicy:
         if update.nbytes > allowed:
             raise PolicyError(f"{update.nbytes / 1e6:.1f} MB, expected at most {allowed / 1e6:.1f}")
         norm, digest, sample = _read_through(update)
+        self._norm = norm
         if digest == known:
             return {"tensors": len(update), "digest": digest}
         if not self._shares_noise:  # else whether it leaves would tell of patients by a part of the noise alone
@@ -336,6 +396,16 @@ class UsualUpdates:
         if usual > _LEAST_SIMILARITY and similarity < usual * _FAR_LESS:
             facts["unusual"] = f"usually {usual:.3f}"
         return facts
+
+
+def _forms(plan: Plan, federation: FederationPlan, layout: WeightLayout) -> tuple[Weights, Weights]:
+    """Return what is summed of an update, and of a model's scores alone, without values."""
+    form, algorithm = score_form(plan, federation), federation.algorithm()
+    weights = summands(algorithm, layout.sent, algorithm.from_clients(layout), layout.trained)
+    if form is None:
+        return weights, {}
+    words = torch.empty(form.words, device="meta")
+    return {**weights, SCORES_NAME: words}, {scores_of(split): words for split in get_args(Split)}
 
 
 def _check_count(count: Any) -> None:

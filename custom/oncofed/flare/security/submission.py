@@ -23,13 +23,14 @@ from oncofed.errors import AuditError, PolicyError, SpecError, one_line
 from oncofed.flare.folders import kit_folder
 from oncofed.flare.runtime.job_recovery import is_for
 from oncofed.flare.runtime.site_query import query_sites
+from oncofed.flare.security.admission import NO_POLICY
 from oncofed.flare.security.archives import pack_of_submission
 from oncofed.flare.security.recording import audit_log
 from oncofed.flare.security.revocation import submitter
 from oncofed.packs.approvals import refusal_at_site
 from oncofed.packs.pack import read_pack
 from oncofed.privacy.policy import ProposedJob, read_policy
-from oncofed.privacy.settings import NoiseKind
+from oncofed.privacy.settings import NoiseKind, ScoresKind
 
 # In a job's meta data: what it declares.
 ASKS = "oncofed.asks"
@@ -49,6 +50,7 @@ def job_asks(
     smallest_sum: int | None = None,
     noise_multiplier: float | None = None,
     noise: NoiseKind | None = None,
+    scores: ScoresKind = "each",
 ) -> dict[str, Any]:
     """Return the meta data that declares a job's requests.
 
@@ -61,9 +63,18 @@ def job_asks(
         smallest_sum: fewest sites in a sum of masked updates; None: no masks.
         noise_multiplier: of steps with differential privacy; None: it has none.
         noise: who makes it.
+        scores: how the sites' scores leave.
     """
     asks = {"dataset": dataset, "network": network, "strategy": strategy, "pack": pack, "quorum": quorum}
-    return {ASKS: {**asks, "smallest_sum": smallest_sum, "noise_multiplier": noise_multiplier, "noise": noise}}
+    return {
+        ASKS: {
+            **asks,
+            "smallest_sum": smallest_sum,
+            "noise_multiplier": noise_multiplier,
+            "noise": noise,
+            "scores": scores,
+        }
+    }
 
 
 class SubmissionCheck(FLComponent):
@@ -130,6 +141,7 @@ class SubmissionReplies(FLComponent):
             smallest_sum=smallest_sum if isinstance(smallest_sum, int) else None,
             noise_multiplier=noise if isinstance(noise, float) else None,
             noise="shared" if request.get("noise") == "shared" else "local",
+            scores="summed" if request.get("scores") == "summed" else "each",
         )
         pack = _text(request.get("pack"))
         kit, log = kit_folder(fl_ctx), audit_log(fl_ctx)
@@ -139,7 +151,7 @@ class SubmissionReplies(FLComponent):
 
         try:
             policy = read_policy(kit / "local")
-            reason = policy.refusal(facts) if policy else None
+            reason = policy.refusal(facts) if policy else NO_POLICY
             if pack and not reason:
                 reason = _refusal_of_code(kit, pack, request.get(_CODE), record)
             if reason:

@@ -26,6 +26,8 @@ SEALED_BYTES = 2 * SHARE_BYTES + 16
 # The rounding errors of more would exceed the room that the ring leaves for them.
 MOST_SITES = 255
 _MOST_COUNT = 1 << 40
+# Bytes of bits, one for each figure of a job.
+_MOST_FIGURES = 1 << 12
 
 _name, _tensor_name = text(200), text(1000)
 _signature, _share, _sealed = octets(1, 1024), octets(SHARE_BYTES, SHARE_BYTES), octets(SEALED_BYTES, SEALED_BYTES)
@@ -101,6 +103,7 @@ class Ready(Message):
         norm: Euclidean norm of the update, all tensors without a factor of their own.
         public_key: X25519, of the pair masks; new in each attempt.
         signature: of ``signed_part``.
+        figures: which further figures the site adds, a bit each; the sites of a sum look at how many do.
     """
 
     site: Name
@@ -112,10 +115,11 @@ class Ready(Message):
     norm: Annotated[float, real(0.0, 1e30)]
     public_key: Key
     signature: Signature
+    figures: Annotated[bytes, octets(0, _MOST_FIGURES)] = b""
 
     def signed_part(self, job: str, plan_digest: str) -> bytes:
         """Return the bytes that the site signs."""
-        facts = (self.base_digest, self.cases, self.steps, self.norm, self.public_key)
+        facts = (self.base_digest, self.cases, self.steps, self.norm, self.public_key, self.figures)
         return transcript("ready", job, plan_digest, self.site, self.round, self.attempt, *facts)
 
 

@@ -65,6 +65,10 @@ class _Attempt:
     confirmation: Confirmation | None = None
     reveal: Reveal | None = None
 
+    def way(self, sender: str, receiver: str) -> tuple[str | int, ...]:
+        """Return what a sealed share is bound to."""
+        return self.session.job, self.session.round, self.session.attempt, sender, receiver
+
     def forget(self) -> None:
         """Drop the secrets; nothing of this attempt can be masked again."""
         self.private = self.seed = b""
@@ -136,7 +140,16 @@ class Participant:
             self._attempt = None
         self._peers, self._keys = peers, known
 
-    def ready(self, round: int, attempt: int, base_digest: str, cases: int, steps: int, norm: float) -> Ready:  # noqa: A002
+    def ready(
+        self,
+        round: int,  # noqa: A002
+        attempt: int,
+        base_digest: str,
+        cases: int,
+        steps: int,
+        norm: float,
+        figures: bytes = b"",
+    ) -> Ready:
         """Offer a new key for an attempt at a round's sum.
 
         Args:
@@ -146,13 +159,23 @@ class Participant:
             cases: training cases.
             steps: optimizer steps.
             norm: Euclidean norm of the update, over all tensors without a factor of their own.
+            figures: as ``Ready.figures``.
 
         Raises:
             ProtocolError: the attempt is not a new one, or this round was revealed.
         """
         private = keys.new_secret()
         unsigned = Ready(
-            self._site, round, attempt, base_digest, cases, steps, float(norm), keys.public_key(private), b"unsigned"
+            self._site,
+            round,
+            attempt,
+            base_digest,
+            cases,
+            steps,
+            float(norm),
+            keys.public_key(private),
+            b"unsigned",
+            figures,
         )
         last = self._attempt
         if last is not None and last.reveal is None and _same_offer(last.ready, unsigned):
@@ -188,7 +211,7 @@ class Participant:
             if site == self._site:
                 now.held[site] = of_seed, of_private
             else:
-                sealed[site] = keys.seal(self._channel(site), of_seed + of_private, *self._way(now, self._site, site))
+                sealed[site] = keys.seal(self._channel(site), of_seed + of_private, *now.way(self._site, site))
         now.seed, now.roster = seed, roster
         proof = keys.commitment(seed, self._job, roster.round, self._site)
         now.shares = KeyShares(self._site, roster.round, roster.attempt, proof, sealed)
@@ -225,10 +248,10 @@ class Participant:
             raise ProtocolError("masked once", "asked to mask for two sets of sites in one attempt, expected one")
         update = self._update(now, tensors, summands := Summands(factors or {}, bounds or {}, self._rules.bits))
         for sender, sealed in forwarded.sealed.items():
-            plain = keys.unseal(self._channel(sender), sealed, *self._way(now, sender, self._site))
+            plain = keys.unseal(self._channel(sender), sealed, *now.way(sender, self._site))
             now.held[sender] = plain[:SHARE_BYTES], plain[SHARE_BYTES:]
         now.shared = shared
-        masks, weights = self._masks(now), now.roster.weights
+        masks, weights = _masks_of(now, self._job, self._site), now.roster.weights
         words = {}
         for name in sorted(tensors):
             rest = None if left_over is None else torch.empty(tensors[name].shape)
@@ -336,9 +359,6 @@ class Participant:
     def _channel(self, site: str) -> bytes:
         return keys.channel_key(self._private, self._peers[site].public_key, self._job, (self._site, site))
 
-    def _way(self, now: _Attempt, sender: str, receiver: str) -> tuple[str | int, ...]:
-        return self._job, now.session.round, now.session.attempt, sender, receiver
-
     def _statement(self, now: _Attempt, roster: Roster, survivors: Survivors) -> bytes:
         return confirmed_part(self._job, roster.digest(self._job, self._plan_digest), now.shared, survivors)
 
@@ -354,18 +374,19 @@ class Participant:
             )
         return update
 
-    def _masks(self, now: _Attempt) -> list[Mask]:
-        """Return its own mask, and one for each other site."""
-        assert now.roster is not None
-        if not now.seed:
-            raise ProtocolError("revealed", f"{self._site} has dropped the keys of this attempt")
-        number = now.session.round
-        masks = [Mask(keys.own_key(now.seed, self._job, number, self._site))]
-        for ready in now.roster.readies:
-            if ready.site in now.shared and ready.site != self._site:
-                key = keys.pair_key(now.private, ready.public_key, self._job, number, (self._site, ready.site))
-                masks.append(Mask(key, pair_sign(self._site, ready.site)))
-        return masks
+
+def _masks_of(now: _Attempt, job: str, site: str) -> list[Mask]:
+    """Return a site's own mask, and one for each other site."""
+    assert now.roster is not None
+    if not now.seed:
+        raise ProtocolError("revealed", f"{site} has dropped the keys of this attempt")
+    number = now.session.round
+    masks = [Mask(keys.own_key(now.seed, job, number, site))]
+    for ready in now.roster.readies:
+        if ready.site in now.shared and ready.site != site:
+            key = keys.pair_key(now.private, ready.public_key, job, number, (site, ready.site))
+            masks.append(Mask(key, pair_sign(site, ready.site)))
+    return masks
 
 
 def _same_offer(said: Ready, now: Ready) -> bool:

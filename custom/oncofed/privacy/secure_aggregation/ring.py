@@ -25,6 +25,8 @@ from oncofed.privacy.secure_aggregation.messages import MOST_SITES
 FRACTION_BITS = 24
 # A bound of 16 bits in root mean squares of the last mean: one site's values are larger than the mean's.
 BOUND_RMS = 64.0
+# At least so many of the longest update, if all its tensors are as much longer than the mean's.
+_LEAST_BOUND_RMS = 8.0
 # A tensor that hardly moved is bounded by this part of the whole model's root mean square: it may move again.
 _LEAST_RMS = 1e-3
 _CHUNK = 1 << 15
@@ -73,13 +75,15 @@ def scale_of(name: str, bounds: Mapping[str, float], weight: float = 1.0) -> Sca
     return Scale(16, 2 * bounds[name] / (1 << 16), weight)
 
 
-def bounds_of(mean: Mapping[str, Tensor]) -> dict[str, float]:
+def bounds_of(mean: Mapping[str, Tensor], longest: float = 0.0) -> dict[str, float]:
     """Return bounds for 16 bits from the last mean.
 
-    All sites know it, and thus the same bounds. Empty, so that 32 bits are used, if it is zero or not finite.
+    Empty, so that 32 bits are used, if it is zero or not finite. Where sites pull in different directions their updates
+    are far longer than the mean: the bounds are larger then.
 
     Args:
         mean: by name, floating-point.
+        longest: norm of the longest update in it, as its site declared.
     """
     squares = {name: _sum_of_squares(value) for name, value in sorted(mean.items())}
     count = sum(value.numel() for value in mean.values())
@@ -87,7 +91,9 @@ def bounds_of(mean: Mapping[str, Tensor]) -> dict[str, float]:
     if not math.isfinite(whole) or whole == 0:
         return {}
     roots = {name: math.sqrt(square / max(mean[name].numel(), 1)) for name, square in squares.items()}
-    return {name: BOUND_RMS * max(root, _LEAST_RMS * whole) for name, root in roots.items()}
+    ratio = longest / (whole * math.sqrt(count))
+    bound = max(BOUND_RMS, _LEAST_BOUND_RMS * ratio)
+    return {name: bound * max(root, _LEAST_RMS * whole) for name, root in roots.items()}
 
 
 def quantise(value: Tensor, factor: float, scale: Scale, left_over: Tensor | None = None) -> Tensor:

@@ -115,6 +115,7 @@ class Validated(Event):
         mean: over the sites that have a score; None where none has.
         sites: score by site.
         by_class: site -> class or target -> score, of those that at least five patients tell.
+        summed: of a job whose scores are summed, ``SummedScores`` as plain values; no site's is known.
     """
 
     kind = "validation"
@@ -123,6 +124,7 @@ class Validated(Event):
     mean: float | None
     sites: dict[str, float | None]
     by_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    summed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,7 @@ class RoundEnded(Event):
         losses: mean training loss by site.
         cases: training cases by site.
         participation: what became of each site, as ``RoundState.participation`` returns it.
+        loss: mean over the sites, where no site's is known.
     """
 
     kind = "round"
@@ -146,6 +149,7 @@ class RoundEnded(Event):
     losses: dict[str, float]
     cases: dict[str, int] | None = None
     participation: dict[str, Any] | None = None
+    loss: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +163,7 @@ class Summed(Event):
         lost: sites of the roster whose updates are not.
         threshold: sites without whose shares no mask could be lifted.
         seconds: from the roster to the sum.
+        split: of the cases whose scores were added up; empty: updates were.
     """
 
     kind = "summed"
@@ -169,14 +174,15 @@ class Summed(Event):
     lost: list[str]
     threshold: int
     seconds: float
+    split: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SumFailed(Incident):
-    """Masked updates could not be added up; the round goes on."""
+    """What sites masked could not be added up; updates are asked for again."""
 
     kind = "sum_failed"
-    message = "round {round}: the masked updates gave no sum ({reason}); they are asked for again"
+    message = "round {round}: what sites masked gave no sum ({reason})"
 
     round: int
     attempt: int
@@ -234,6 +240,7 @@ class Finished(Event):
         paired: comparison with another model.
         calibration: how sure the model should be.
         attention: whether it shows what answers rest on.
+        summed: of a job whose scores are summed, ``SummedScores`` on test cases as plain values.
     """
 
     kind = "finished"
@@ -247,6 +254,7 @@ class Finished(Event):
     paired: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
     attention: dict[str, Any] | None = None
+    summed: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
