@@ -7,17 +7,22 @@ import importlib
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from oncofed.flare.runtime.forkserver import Shared
 
 
 class Outcome:
@@ -33,6 +38,8 @@ class Outcome:
 
 
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
+_TESTS = Path(__file__).parent
+_LAB = _TESTS.parent / "benchmarks" / "lab"
 _FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -112,21 +119,47 @@ def forked(*arguments: str | Path, log: Path) -> Iterator[Forked]:
 def _start(process: BaseProcess) -> None:
     """Start a process as a fork.
 
-    The first one starts the server that all are forked from, which looks for modules here, too.
+    The first one starts the server that all are forked from, which looks for modules here and in the lab, too.
     """
     _FORKS.set_forkserver_preload(["preloaded"])
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        for folder in (_LAB, _TESTS):
+            environment.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         process.start()
 
 
-def _lead_group(*values: Any) -> None:
+def share_fork_server() -> None:
+    """Have the federations that this process starts fork their jobs from one server."""
+    if Shared.requests is None:
+        ours, theirs = multiprocessing.Pipe()
+        with ours, theirs:
+            process = _FORKS.Process(target=_hand_over, args=(theirs,))
+            _start(process)
+            theirs.close()
+            Shared.requests = socket.socket(fileno=reduction.recv_handle(ours))
+            process.join()
+
+
+def _hand_over(connection: Connection) -> None:
+    """Send the socket of the shared fork server's requests."""
+    reduction.send_handle(connection, _requests().fileno(), os.getppid())
+
+
+def _requests() -> socket.socket:
+    return importlib.import_module("preloaded").REQUESTS
+
+
+def _lead_group(words: list[str], *surroundings: Any) -> None:
+    """Be a command whose processes are all its own."""
     os.setsid()
-    _be_command(*values)
+    _settle(*surroundings)
+    sys.argv = words
+    importlib.import_module("oncofed.cli.main").main()
 
 
 def _be_command(words: list[str], *surroundings: Any) -> None:
     _settle(*surroundings)
+    Shared.requests = _requests()
     sys.argv = words
     importlib.import_module("oncofed.cli.main").main()
 

@@ -20,7 +20,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from commands import Outcome
+from commands import Outcome, share_fork_server
 from dealing import add_group, interleaved
 from oncofed.cli import main as entry
 from oncofed.lean_imports import import_monai_leanly
@@ -49,12 +49,17 @@ def pytest_configure() -> None:
     Some tests stop processes by them. And no garbage is collected while the tests are imported.
     """
     gc.disable()
-    # FLARE first: each of its loggers looks through all modules that are there.
-    importlib.import_module("nvflare.app_common.workflows.statistics_controller")
+    importlib.import_module("oncofed.flare")  # which sees to FLARE's loggers, whatever imports FLARE first
     import_monai_leanly()
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let federations share what their jobs import."""
+    if "federation" in item.keywords:
+        share_fork_server()
 
 
 @pytest.fixture

@@ -328,6 +328,10 @@ class DisturbedAlliance(LocalAlliance):
         paths = [own.get("PYTHONPATH", ""), str(Path(__file__).parent), usual.get("PYTHONPATH", "")]
         return {**usual, **own, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
+    def _has_usual_modules(self, environment: dict[str, str]) -> bool:
+        # Whoever shares a fork server among labs starts it with this folder's modules.
+        return environment["PYTHONPATH"] == self._environment("")["PYTHONPATH"]
+
     def _prepare_kits(self) -> None:
         super()._prepare_kits()
         self._prepared(self)

@@ -11,8 +11,6 @@ import json
 import shutil
 import socket
 import ssl
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +18,7 @@ from pathlib import Path
 import pytest
 from nvflare.fuel.hci.client import file_transfer
 
-from commands import wait_for
+from commands import program, wait_for
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.kits import keep_storage_inside, provision, start_process
 from oncofed.alliance.local import LocalAlliance, free_port
@@ -28,6 +26,7 @@ from oncofed.alliance.session import EngineerSession
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.audit import AuditLog
 from oncofed.errors import FederationError, PolicyError
+from oncofed.flare.runtime.forkserver import FORK_SERVER_VARIABLE, Shared
 from oncofed.flare.security.revocation import REVOKED_FILE, Revoked, revoked_file
 from oncofed.job.flare import export_job
 from oncofed.job.spec import parse_job
@@ -195,25 +194,16 @@ def test_another_engineers_job_cannot_be_stopped_or_downloaded(
 
 
 def _attack(what: str, kit: Path, *names: str) -> list[str]:
-    """Return the outcome of an attack with a kit's keys.
+    """Return the outcomes of an attack with a kit's keys, under each of the names; see ``attacker.py``.
 
-    Several names are used at once.
-
-    See ``attacker.py``.
+    Each is a process of its own.
     """
-    attacker = Path(__file__).with_name("attacker.py")
-    commands = [[sys.executable, str(attacker), what, str(kit), name] for name in names]
-    with contextlib.ExitStack() as stack:
-        attacks = []
-        for command in commands:
-            attack = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            attacks.append(stack.enter_context(attack))
-            stack.callback(attack.kill)
-        outcomes = []
-        for attack in attacks:
-            printed, errors = attack.communicate(timeout=300)
-            assert printed, errors
-            outcomes.append(printed.splitlines()[-1])
+    attacker = Path(__file__).with_name("attacker.py").read_text()
+    outcomes = []
+    for name in names:
+        attack = program(attacker, what, kit, name, home=kit.parent)
+        assert attack.stdout, attack.stderr
+        outcomes.append(attack.stdout.splitlines()[-1])
     return outcomes
 
 
@@ -324,8 +314,11 @@ def _listens(port: int) -> bool:
 def _started(kit: Path, folder: Path) -> Iterator[None]:
     """Run a kit's FLARE process; its output is a file."""
     mark = folder / f"tmp-{kit.name}"
+    assert Shared.requests
+    number = Shared.requests.fileno()  # no fork server of its own: it gets no job
+    environment = {**process_environment(mark, 1), FORK_SERVER_VARIABLE: str(number)}
     with (folder / f"{kit.name}.txt").open("wb") as output:
-        start_process(kit, output, process_environment(mark, 1))
+        start_process(kit, output, environment, [number])
     try:
         yield
     finally:

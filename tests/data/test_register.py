@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
 from PIL import Image
+from pydicom import dcmread
 
 from dicoms import make_series, make_xray
 from oncofed.data import case_readers
@@ -29,6 +30,8 @@ from oncofed.data.manifest import Entry, Manifest, read_manifest, write_manifest
 from oncofed.data.register import RegisterOptions, parse_labels, register
 from oncofed.errors import DataError
 from synthetic import make_site, make_volume
+
+_UIDS = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 
 
 def read(source: Path, out: Path, **settings: object) -> Manifest:
@@ -450,13 +453,19 @@ def test_manifests_are_unchanged_by_writing_and_reading(
 @pytest.mark.slow
 def test_thousands_of_files_in_one_tree(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 999, (4, 4, 10)).astype(np.int16)
+    slices = [path.read_bytes() for path in make_series(tmp_path / "first", values, patient="P000")]
+    uids = {str(dcmread(path)[name].value) for path in (tmp_path / "first").iterdir() for name in _UIDS}
     for number in range(250):
-        make_series(
-            tmp_path / "in" / f"{number % 37}",
-            values + number,
-            patient=f"P{number // 2}",
-            names=lambda n, k=number: f"{k}/{n}" if k % 2 else f"{k}-{n}",
-        )
+        folder = tmp_path / "in" / f"{number % 37}"
+        (folder / (str(number) if number % 2 else "")).mkdir(parents=True, exist_ok=True)
+        # As if written anew, which takes a hundred times as long: the same lengths, with other contents.
+        others = {uid.encode(): f"{uid[:-4]}{number:04d}".encode() for uid in uids}
+        for position, content in enumerate(slices):
+            pixels = [np.ascontiguousarray(values[..., position].T + more).tobytes() for more in (0, number)]
+            written = content.replace(*pixels).replace(b"P000", f"P{number // 2:03d}".encode())
+            for uid, other in others.items():
+                written = written.replace(uid, other)
+            (folder / (f"{number}/{position}" if number % 2 else f"{number}-{position}")).write_bytes(written)
     (tmp_path / "in" / "notes.bin").write_bytes(b"no image")
     manifest = read(tmp_path / "in", tmp_path / "out")
     assert len(manifest.entries) == 250

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from oncofed.alliance.spec import AllianceSpec
 from oncofed.client.datasets import DATASETS_FILE, datasets_entry
 from oncofed.errors import FederationError, NotEnoughSitesError, TransferError
 from oncofed.flare.patches.own_loopback import use_own_loopback
-from oncofed.flare.runtime.forkserver import FORK_SERVER_VARIABLE, ForkServer
+from oncofed.flare.runtime.forkserver import FORK_SERVER_VARIABLE, ForkServer, Shared
 from oncofed.flare.runtime.resources import LENDING_FILE, SiteOffer
 from oncofed.locking import require_locks
 from oncofed.loopback import connect, free_port, require_loopback, why_not_bound
@@ -260,15 +261,25 @@ class LocalAlliance:
         if kit.name == self.spec.server:
             # All cores: sites wait while the server computes.
             started_with = {**environment, THREADS_VARIABLE: share_of_threads(1)}
-        if not self.shares_fork_server:
+        number = self._fork_requests(environment) if self.shares_fork_server else None
+        if number is None:
             return start_process(kit, console, started_with)
+        return start_process(kit, console, {**started_with, FORK_SERVER_VARIABLE: str(number)}, [number])
+
+    def _fork_requests(self, environment: dict[str, str]) -> int | None:
+        """Return the socket of a fork server for participants with this environment.
+
+        None: the participant is to start its own.
+        """
+        if Shared.requests:
+            return Shared.requests.fileno() if self._has_usual_modules(environment) else None
         if self._fork_server is None:
             # It imports once what all participants on this machine need for a job.
             self._fork_server, self._common = ForkServer(environment), environment
-        if environment != self._common:
-            return start_process(kit, console, started_with)
-        number = self._fork_server.fileno()
-        return start_process(kit, console, {**started_with, FORK_SERVER_VARIABLE: str(number)}, [number])
+        return self._fork_server.fileno() if environment == self._common else None
+
+    def _has_usual_modules(self, environment: dict[str, str]) -> bool:
+        return environment.get("PYTHONPATH") == os.environ.get("PYTHONPATH")
 
     def _environment(self, participant: str) -> dict[str, str]:
         del participant

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from oncofed.alliance.kits import APPROVED_CLASSES
 from oncofed.alliance.local import LocalAlliance, free_port
@@ -22,6 +22,7 @@ from oncofed.alliance.spec import AllianceSpec
 from oncofed.client.datasets import DATASETS_FILE
 from oncofed.errors import FederationError
 from oncofed.flare.folders import STATE_FOLDER
+from oncofed.flare.runtime.forkserver import ForkedProcess, JobCommand, Shared, request_fork
 from oncofed.locking import require_locks
 from oncofed.loopback import require_loopback
 from oncofed.packs.load import loaded_packs
@@ -121,8 +122,25 @@ class FederatedJob:
         return Path(fetched) / "workspace"
 
 
+def _start_simulator(
+    arguments: list[str], environment: dict[str, str], output: IO[bytes]
+) -> subprocess.Popen[bytes] | ForkedProcess:
+    module = "oncofed.flare.runtime.simulator"
+    if Shared.requests:
+        return request_fork(Shared.requests, JobCommand(module, arguments, environment), output.fileno())
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
+    )
+
+
 class _SimulatedJob:
-    def __init__(self, process: subprocess.Popen[bytes], server: Path, console: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | ForkedProcess, server: Path, console: Path) -> None:
         self._process = process
         self._server = server
         self._console = console
@@ -217,18 +235,9 @@ def simulation(job: Path, datasets: Datasets, workspace: Path, logs: Path, tempo
     (local / "resources.json").write_text(json.dumps(resources, indent=2), encoding="utf-8")
     logs.mkdir(parents=True, exist_ok=True)
     console = logs / "simulator.txt"
-    command = [sys.executable, "-m", "oncofed.flare.runtime.simulator", str(job.resolve()), str(workspace.resolve())]
-    command += list(datasets)
+    environment = {**process_environment(temporary, len(datasets)), AT_ONCE_VARIABLE: str(compute_slots(len(datasets)))}
     with console.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**process_environment(temporary, len(datasets)), AT_ONCE_VARIABLE: str(compute_slots(len(datasets)))},
-            start_new_session=True,
-            preexec_fn=end_with_parent,  # noqa: PLW1509 - no other thread runs here
-        )
+        process = _start_simulator([str(job.resolve()), str(workspace.resolve()), *datasets], environment, output)
     try:
         yield _SimulatedJob(process, workspace / "server", console)
     finally:

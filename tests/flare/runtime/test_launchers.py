@@ -27,9 +27,27 @@ sys.exit(3)
 """
 
 
+# These programs need nothing of what jobs need, which takes a fork server seconds to import.
+_IMPORTS_NOTHING = """
+import sys, types
+preload = types.ModuleType("oncofed.flare.runtime.preload")
+preload.import_all = lambda: ""
+sys.modules[preload.__name__] = preload
+"""
+
+
+# A fork with another number of threads imports torch to set it.
+_SAME_THREADS = {"OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
+
+
+@pytest.fixture(autouse=True)
+def _small_fork_server(tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text(_IMPORTS_NOTHING)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+
+
 @pytest.fixture
-def launcher(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def launcher(_small_fork_server):
     made = SiteJobLauncher()
     made.handle_event(EventType.SYSTEM_START, FLContext())
     yield made
@@ -38,7 +56,7 @@ def launcher(tmp_path, monkeypatch):
 
 def _command(folder: Path) -> JobCommand:
     (folder / "program.py").write_text(_PROGRAM)
-    return JobCommand("program", [str(folder / "out.json")], {"SECRET": "a-token-of-the-server"})
+    return JobCommand("program", [str(folder / "out.json")], {**_SAME_THREADS, "SECRET": "a-token-of-the-server"})
 
 
 def test_a_job_is_a_fork_whose_command_line_shows_no_secret(launcher, tmp_path):
@@ -54,7 +72,7 @@ def test_a_job_is_a_fork_whose_command_line_shows_no_secret(launcher, tmp_path):
 
 def test_a_killed_job_has_a_status_even_without_its_fork_server(launcher, tmp_path):
     (tmp_path / "program.py").write_text("import time; time.sleep(60)")
-    command = JobCommand("program", [], {})
+    command = JobCommand("program", [], _SAME_THREADS)
     killed, orphan = launcher._start(command), launcher._start(command)
     assert os.getpgid(killed.pid) == killed.pid
     os.killpg(killed.pid, signal.SIGKILL)
@@ -71,7 +89,7 @@ def test_a_restarted_process_has_new_stream_numbers(launcher, tmp_path):
     (tmp_path / "program.py").write_text(program + "Path(sys.argv[1]).write_text(str(gen_stream_id()))")
     numbers = []
     for name in ("one", "other"):
-        assert launcher._start(JobCommand("program", [str(tmp_path / name)], {})).wait() == 0
+        assert launcher._start(JobCommand("program", [str(tmp_path / name)], _SAME_THREADS)).wait() == 0
         numbers.append(int((tmp_path / name).read_text()))
     assert abs(numbers[0] - numbers[1]) > 1000
 
@@ -84,7 +102,6 @@ def test_jobs_start_after_the_fork_server_was_killed(launcher, tmp_path):
 
 
 def test_participants_share_a_fork_server_until_it_ends(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     shared = ForkServer()
     monkeypatch.setenv("ONCOFED_FORK_SERVER", str(os.dup(shared.fileno())))
     made = SiteJobLauncher()
@@ -101,7 +118,7 @@ def test_a_fork_takes_its_thread_count_from_its_environment(tmp_path):
     (tmp_path / "threads.py").write_text(
         "import pathlib, sys, torch; pathlib.Path(sys.argv[1]).write_text(str(torch.get_num_threads()))"
     )
-    server = ForkServer({**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"})
+    server = ForkServer({**os.environ, "OMP_NUM_THREADS": "1"})
     for given, expected in (({"OMP_NUM_THREADS": "3,1"}, 3), ({}, len(os.sched_getaffinity(0)))):
         told = {"PYTHONPATH": str(tmp_path), **given}
         assert server.fork(JobCommand("threads", [str(tmp_path / "out")], told)).wait() == 0
@@ -118,8 +135,7 @@ def test_a_fork_server_ends_with_its_parent():
     server.wait(300)
 
 
-def test_without_spare_no_fork_server_waits(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def test_without_spare_no_fork_server_waits(tmp_path):
     made = SiteJobLauncher(spare=False)
     made.handle_event(EventType.SYSTEM_START, FLContext())
     assert made._fork_server is None

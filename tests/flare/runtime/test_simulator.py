@@ -18,8 +18,9 @@ import pytest
 from commands import wait_for
 from oncofed.flare.patches import simulator_sites
 from oncofed.flare.patches.simulator_sites import OpenPorts, SiteStarter
-from oncofed.flare.runtime.forkserver import ForkedProcess, ForkServer
+from oncofed.flare.runtime.forkserver import ForkedProcess, ForkServer, JobCommand
 from oncofed.flare.runtime.simulator import start_site
+from oncofed.processes import process_environment, stop_processes
 
 _PROGRAM = """
 import os, pathlib, sys, time
@@ -54,6 +55,16 @@ time.sleep(60)
 """
 
 
+# A simulation that is a fork itself.
+_OF_SIMULATION = """
+import os, pathlib, sys
+from oncofed.flare.runtime.simulator import end_with
+
+pathlib.Path(sys.argv[1]).touch()
+end_with(os.getppid())
+"""
+
+
 @pytest.fixture(scope="module")
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """A fork server that finds the sites' programs."""
@@ -61,7 +72,9 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
     (folder / "program_of_site.py").write_text(_PROGRAM)
     (folder / "program_of_flare.py").write_text(_OF_FLARE)
     (folder / "program_of_plots.py").write_text(_OF_PLOTS)
-    server = ForkServer({**os.environ, "PYTHONPATH": str(folder)})
+    (folder / "program_of_simulation.py").write_text(_OF_SIMULATION)
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    server = ForkServer({**os.environ, "PYTHONPATH": os.pathsep.join(paths)})
     yield server
     server.kill()
 
@@ -123,6 +136,42 @@ def test_a_site_ends_with_its_parent_or_its_work(fork_server: ForkServer, tmp_pa
         site.kill()
         parent.kill()
         parent.wait()
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_forked_simulation_ends_with_the_process_that_requested_it(
+    fork_server: ForkServer, tmp_path: Path, has_ended: bool
+) -> None:
+    parent = subprocess.Popen(["sleep", "60"])
+    if has_ended:
+        parent.kill()
+        parent.wait()
+    begun = tmp_path / "begun"
+    command = JobCommand("program_of_simulation", [str(begun)], dict(os.environ), parent=parent.pid)
+    simulation = fork_server.fork(command)
+    wait_for(begun.exists, "it runs")
+    if not has_ended:
+        with pytest.raises(subprocess.TimeoutExpired):
+            simulation.wait(0.5)
+        parent.kill()
+        parent.wait()
+    assert simulation.wait(300) == -signal.SIGKILL
+
+
+def test_forks_of_a_shared_server_are_stopped_with_their_own_run(fork_server: ForkServer, tmp_path: Path) -> None:
+    arguments = {name: [str(tmp_path / name), "60", "0"] for name in ("one", "other")}
+    environments = {name: {**process_environment(tmp_path / f"of {name}", 2), "COLOUR": name} for name in arguments}
+    one, other = (
+        fork_server.fork(JobCommand("program_of_site", arguments[name], environments[name])) for name in arguments
+    )
+    try:
+        wait_for(lambda: all((tmp_path / name).exists() for name in arguments), "both run")
+        stop_processes(tmp_path / "of one")
+        assert one.wait(300) == -signal.SIGTERM
+        assert other.poll() is None
+    finally:
+        stop_processes(tmp_path / "of other")
+    assert other.wait(300) == -signal.SIGTERM
 
 
 def test_sites_are_forks_of_one_process(start) -> None:

@@ -20,7 +20,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import Comprehensive3DSRStorage, RTStructureSetStorage, SegmentationStorage
 
-from commands import Outcome, press_ctrl_c, started, wait_for
+from commands import Outcome, forked, press_ctrl_c, wait_for
 from dicoms import make_series
 from oncofed.loopback import free_port, why_not_bound
 from synthetic import JOB, make_volume
@@ -57,23 +57,22 @@ def steps(out: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_series_whose_first_half_came_before_the_process_was_killed_is_predicted_once(tmp_path: Path) -> None:
     run, out, port = make_run(tmp_path / "run"), tmp_path / "out", free_port()
-    files, log = scan(tmp_path / "scan"), tmp_path / "log"
+    files, log, later = scan(tmp_path / "scan"), tmp_path / "log", tmp_path / "later"
     listening = ("predict", run, "--out", out, "--listen", str(port), "--from", "SCANNER", "--settle", "1")
     listening = (*listening, "--workers", "1", "--workspace", tmp_path)
-    with started(*listening, log=log) as process:
+    with forked(*listening, log=log) as process:
         wait_for(lambda: "listens at" in log.read_text(), "the port")
         send(files[:9], port, breaks_off=True)
         wait_for(lambda: "broke off" in log.read_text(), "the association's end")
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    told = log.read_text()
-    with started(*listening, log=log) as process:
-        wait_for(lambda: "waits for its rest" in log.read_text(), "the first half")
+    with forked(*listening, log=later) as process:
+        wait_for(lambda: "waits for its rest" in later.read_text(), "the first half")
         send(files[9:], port)
         wait_for(lambda: "done" in steps(out), "the result")
         press_ctrl_c(process)
         assert process.wait(300) == 0
-    told += log.read_text()
+    told = log.read_text() + later.read_text()
     assert steps(out) == ["opened", "begun", "done"]
     (labels,) = out.glob("results/**/*_seg.nii.gz")
     assert nib.load(labels).shape == (20, 20, 20)

@@ -86,6 +86,14 @@ PATCHES = {
             "nvflare.fuel.f3.drivers.aio_http_driver:AioHttpDriver._async_shutdown": "4742827c8672",
         },
     ),
+    "loggers": Patch(
+        flare="2.9.0",
+        replaces=frozenset({"inspect.stack"}),
+        code={
+            "nvflare.fuel.utils.log_utils:get_module_logger": "10a8dbd549ca",
+            "nvflare.fuel.utils.log_utils:get_script_logger": "a7786103e25f",
+        },
+    ),
     "own_loopback": Patch(
         flare="2.9.0",
         replaces=frozenset(

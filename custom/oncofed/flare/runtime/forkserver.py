@@ -95,12 +95,23 @@ class ForkServer:
         self._process.wait()
 
 
-def request_fork(server: socket.socket, command: JobCommand) -> ForkedProcess:
-    """Request a fork, with this process's output streams.
+class Shared:
+    """A fork server that several runs of this process share.
+
+    Attributes:
+        requests: its socket; None: each run starts its own.
+    """
+
+    requests: socket.socket | None = None
+
+
+def request_fork(server: socket.socket, command: JobCommand, output: int | None = None) -> ForkedProcess:
+    """Request a fork.
 
     Args:
         server: a fork server's socket.
         command: what the fork runs.
+        output: file for its output and errors; None: this process's streams.
 
     Raises:
         OSError: the server is gone.
@@ -108,7 +119,8 @@ def request_fork(server: socket.socket, command: JobCommand) -> ForkedProcess:
     ours, theirs = Pipe()
     try:
         with theirs:
-            socket.send_fds(server, [b"fork"], [theirs.fileno(), sys.stdout.fileno(), sys.stderr.fileno()])
+            streams = [sys.stdout.fileno(), sys.stderr.fileno()] if output is None else [output, output]
+            socket.send_fds(server, [b"fork"], [theirs.fileno(), *streams])
         ours.send(command)
         return ForkedProcess(ours.recv(), ours)
     except (EOFError, OSError) as error:

@@ -17,6 +17,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,7 +27,7 @@ from oncofed.flare.patches.stream_numbers import renumber_streams
 from oncofed.flare.runtime.forkserver import JobCommand
 from oncofed.flare.runtime.malloc import share_one_heap
 from oncofed.flare.runtime.preload import import_all
-from oncofed.processes import JOB_PROCESS, THREADS_VARIABLE, name_process
+from oncofed.processes import JOB_PROCESS, THREADS_VARIABLE, mark_of, name_process, show_mark
 
 # The argument of this module in a job's process that started Python again.
 _IS_JOB = "job"
@@ -147,8 +148,12 @@ def _run(command: JobCommand) -> None:
 
         # The variable may hold a number for each level of nested loops.
         torch.set_num_threads(int(threads.split(",")[0]) if threads else len(os.sched_getaffinity(0)))
+    shown = mark_of(os.environ)
     os.environ.clear()
     os.environ.update(command.environment)
+    if mark_of(os.environ) != shown:
+        show_mark()
+    tempfile.tempdir = None  # it follows from the environment
     use_proxy_of_environment()
     renumber_streams()
     sys.argv = [command.module, *command.arguments]

@@ -8,10 +8,13 @@ starts a new program for each: 0.4 GB and seconds of imports before it does anyt
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import connection
+from threading import Thread
 
 from nvflare.fuel.utils.log_utils import LogMode
 from nvflare.private.fed.app.simulator import simulator_runner
@@ -70,10 +73,25 @@ def split_off_fork_server() -> Fork:
     sys.exit()
 
 
+def end_with(parent: int) -> None:
+    """Kill this process once its parent has ended.
+
+    A fork's parent is whichever process requested it, which the system knows nothing of.
+    """
+    try:
+        connection.wait([os.pidfd_open(parent)])
+    except ProcessLookupError:
+        pass  # it has ended already
+    except (AttributeError, OSError):
+        return  # older than Linux 5.3
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main() -> int:
     """Start the fork server, simulate, and return FLARE's status."""
     share_one_heap()
     start_sites_with(partial(start_site, split_off_fork_server()))
+    Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     job, workspace, *sites = sys.argv[1:]
     simulator = _Simulator(
         job_folder=job,
