@@ -30,9 +30,11 @@ SCORES = {"east": 0.6, "pooled": 0.9, "mean_pooling": 0.55, "max_pooling": 0.8}
 
 def _state() -> Any:
     cases = {"east": {"train": 4, "validation": 1, "test": 2}}
-    nothing = dict.fromkeys(("personal", "cross_site", "pooled", "paired", "calibration"))
+    nothing = dict.fromkeys(("personal", "cross_site", "pooled", "paired", "calibration", "attention", "summed"))
     test = {"east": {"mean": 0.85, "by_class": {}}}
-    return SimpleNamespace(cases=cases, finished=SimpleNamespace(best_round=1, test=test, **nothing))
+    return SimpleNamespace(
+        cases=cases, summed_scores=False, finished=SimpleNamespace(best_round=1, test=test, **nothing)
+    )
 
 
 def test_each_pooling_is_a_baseline_of_all_sites(tmp_path: Path) -> None:

@@ -104,8 +104,8 @@ rounds:
         ),
         (
             "task:\n  type: segmentation\n  classes: {1: shell, 2: core}\n",
-            "targets:\n- {name: part, kind: class, classes: [a, b]}\n- {name: place, kind: objects}\n",
-            r":9: targets\.1: a target of kind objects is learned alone",
+            "targets:\n- {name: part, kind: class, classes: [a, b]}\n- {name: place, kind: boxes}\n",
+            r":9: targets\.1: boxes are learned alone",
         ),
     ],
 )

@@ -16,6 +16,7 @@ from oncofed.audit import HELD_BACK, AuditLog
 from oncofed.client.secure_aggregation import MaskedUpdates
 from oncofed.flare import wire
 from oncofed.flare.executor import SiteExecutor
+from oncofed.flare.held_back import HeldBack
 from oncofed.flare.security.outbound_filter import _POLICY, STOPPED, OutboundFilter
 from oncofed.job.spec import JobSpec
 from oncofed.messages.requests import EvaluateRequest, Request, TrainRequest
@@ -33,7 +34,9 @@ class _Site:
         self.executor = SiteExecutor(spec.plan().model_dump(mode="json"), federation)
         own = own_keys()
         self.executor._policy, self.executor._training = Policy(), Mock()
-        self.executor._masked = MaskedUpdates(
+        self.executor._held = held = HeldBack.__new__(HeldBack)
+        held._sums_scores, held._outbound = False, self.policy
+        held._masked = MaskedUpdates(
             self.executor._federation,
             spec.plan().layout(),
             job=own.job,
