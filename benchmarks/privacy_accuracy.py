@@ -31,8 +31,7 @@ _SEEDS, _SITES, _STEPS = 3, 4, 60
 _STEPS_OF_A_ROUND = {"local": 5, "shared": 1}
 _DELTA = 1e-3
 _PUBLIC = 0.1
-# Learning rate and clip, without noise and with it: gradients of a model that has learnt are short, and noise is as long
-# as the clip says.
+# Learning rate and clip, without noise and with it: noise is as long as the clip says, gradients are often shorter.
 _BEGINS = {"a warm start": ((0.1, 0.5), (0.05, 0.1)), "scratch": ((0.2, 0.5), (1.0, 0.1))}
 _SAMPLING = 0.25
 _JOB: dict[str, Any] = {
