@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,11 @@ def run(bench: Bench) -> None:
             what = "no noise" if epsilon is None else f"epsilon {epsilon:g}, noise {noise}"
             bench.doing(f"from {begin}, {what}")
             spec = job(base, epsilon, noise, *settings[epsilon is not None])
-            found = [
-                kept.score(
-                    f"{begin} {epsilon} {spec.with_seed(seed).to_yaml()}",
-                    lambda seed=seed, spec=spec, begin=begin, epsilon=epsilon: federated(
-                        spec.with_seed(seed), sites, bench, start(begin, seed), epsilon
-                    ),
-                )
-                for seed in _seeds()
-            ]
+            found = []
+            for seed in _seeds():
+                own = spec.with_seed(seed)
+                compute = partial(federated, own, sites, bench, start(begin, seed), epsilon)
+                found.append(kept.score(f"{begin} {epsilon} {own.to_yaml()}", compute))
             scores = [score for score, _ in found]
             bench.measured(
                 f"hippocampus from {begin}, {what}",
