@@ -33,7 +33,9 @@ def encryption_baselines(bench: Bench, floats: int) -> tuple[Baseline, Baseline]
     try:
         programs = with_package(bench.folder / "tenseal", f"tenseal=={VERSION}")
         command = [str(programs / "python"), str(_SCRIPT), str(floats), str(bench.times())]
-        done = json.loads(subprocess.run(command, check=True, timeout=_RUN_SECONDS, capture_output=True).stdout)
+        done = json.loads(
+            subprocess.run(command, check=True, timeout=_RUN_SECONDS, capture_output=True).stdout.splitlines()[-1]
+        )
     except (OSError, subprocess.SubprocessError) as error:
         missing = f"it cannot be installed or run here: {type(error).__name__}"
         return Baseline(name=name, missing=missing), Baseline(name=name, missing=missing)
