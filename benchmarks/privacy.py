@@ -4,22 +4,22 @@ The checks are those of a round of the hippocampus job at one site: update and s
 declarations, and recorded in the audit log on disk. They are compared with the round's training on this machine.
 Another figure is the admission of a job at a site. Masks of secure aggregation are measured in one process and thread:
 the processor's time of a site and of the server, bytes and memory; beside the masks of Flower's SecAgg+, and beside the
-homomorphic encryption that FLARE uses where TenSEAL is installed. Features that oncofed lacks have a row that says so.
+homomorphic encryption that FLARE uses (TenSEAL), each in an environment of its own.
 """
 
 from __future__ import annotations
 
 import gc
-import importlib.util
 import statistics
 import time
 from pathlib import Path
 
 import torch
 
+from encryption import encryption_baselines
 from flower import flower_baseline, measure_flower_masks
 from harness.bench import Bench, Settings
-from harness.results import Limit, Target
+from harness.results import Baseline, Limit, Target
 from masking import Attempt
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.audit import AuditLog
@@ -54,12 +54,10 @@ _UNMASK = {0: 6.0, 3: 10.0}
 _BYTES, _BYTES_A_SITE = {32: 1.01, 16: 0.51}, 100
 _MOST_BESIDE_A_MODEL = 32 << 20
 _KEPT_FLOATS = 20_000_000
-# The defaults of FLARE's homomorphic encryption.
-_POLYNOMIAL, _MODULI, _SCALE_BITS = 8192, (60, 40, 40), 40
 
 
 def run(bench: Bench) -> None:
-    """Measure the checks, and list missing features."""
+    """Measure checks and masks."""
     plan = read_job("hippocampus_segmentation").plan()
     seconds = _round(bench, plan)
     bench.doing("checks of what leaves")
@@ -86,9 +84,10 @@ def run(bench: Bench) -> None:
         "policy and audit log before a job starts", starts, "s", target=Target(of="value", value=_MOST_AT_THE_START)
     )
     floats = 500_000 if bench.quick else 5_000_000
-    _sums(bench, floats)
-    _fifty_sites(bench, floats)
-    _encryption(bench, floats)
+    # A twentieth: encryption takes longer than all else.
+    encryption = encryption_baselines(bench, floats // 20)
+    _sums(bench, floats, *encryption)
+    _fifty_sites(bench, floats, encryption[0])
 
 
 def _round(bench: Bench, plan: Plan) -> float:
@@ -129,8 +128,15 @@ def _start(folder: Path) -> float:
     return time.perf_counter() - begun
 
 
-def _sums(bench: Bench, floats: int) -> None:
-    """Measure whole attempts of ten sites."""
+def _sums(bench: Bench, floats: int, encryption: Baseline, encrypted: Baseline) -> None:
+    """Measure whole attempts of ten sites.
+
+    Args:
+        bench: of the suite.
+        floats: of the model.
+        encryption: milliseconds for a megabyte.
+        encrypted: bytes, as a multiple of float32's.
+    """
     size, sites = floats * 4, 10
     for bits, lost in ((32, 0), (32, 3), (16, 0)):
         what = f"{sites} sites, {lost} lost, {bits} bits"
@@ -147,26 +153,27 @@ def _sums(bench: Bench, floats: int) -> None:
             )
         if not lost:
             seconds = [statistics.mean(attempt.seconds["mask"]) for attempt in attempts]
-            _masking(bench, f"masking of {what}", seconds, settings, floats)
+            _masking(bench, f"masking of {what}", seconds, settings, floats, encryption)
             sent = size * bits / 32 + attempts[0].sent
             bench.measured(
                 f"bytes of a site, {what}",
                 [sent / size],
                 "times float32",
                 settings=settings,
+                baseline=encrypted,
                 target=Target(of="value", value=_BYTES[bits] + _BYTES_A_SITE * sites / size),
                 note=f"{attempts[0].sent} B of keys, shares and signatures",
             )
 
 
-def _fifty_sites(bench: Bench, floats: int) -> None:
+def _fifty_sites(bench: Bench, floats: int, encryption: Baseline) -> None:
     """Measure a site among fifty, and the server's memory."""
     sites, bits = 50, 32
     attempt = Attempt(sites, floats, bits)
     for _ in range(bench.times() + 1):
         attempt.mask()
     settings: Settings = {"sites": sites, "lost": 0, "bits": bits, "megabytes": floats * 4 / 1e6}
-    _masking(bench, f"masking of {sites} sites, {bits} bits", attempt.seconds["mask"][1:], settings, floats)
+    _masking(bench, f"masking of {sites} sites, {bits} bits", attempt.seconds["mask"][1:], settings, floats, encryption)
     attempt = Attempt(sites, floats if bench.quick else _KEPT_FLOATS, bits)
     size = sum(value.nbytes for value in attempt.mask().values())
     gc.collect()
@@ -185,7 +192,9 @@ def _fifty_sites(bench: Bench, floats: int) -> None:
     )
 
 
-def _masking(bench: Bench, name: str, seconds: list[float], settings: Settings, floats: int) -> None:
+def _masking(
+    bench: Bench, name: str, seconds: list[float], settings: Settings, floats: int, encryption: Baseline
+) -> None:
     sites = int(settings["sites"] or 0)
     flower = flower_baseline(
         bench,
@@ -199,30 +208,9 @@ def _masking(bench: Bench, name: str, seconds: list[float], settings: Settings, 
         "ms/MB",
         settings=settings,
         baseline=flower,
+        others=[encryption],
         target=Target(of="value", value=_MASK[sites]),
     )
-
-
-def _encryption(bench: Bench, floats: int) -> None:
-    """Measure the encryption that FLARE's homomorphic encryption uses."""
-    name = "homomorphic encryption of an update (TenSEAL, FLARE's settings)"
-    if importlib.util.find_spec("tenseal") is None:
-        bench.skip(name, "ms/MB", "TenSEAL is not installed")
-        return
-    import tenseal
-
-    bench.doing(name)
-    context = tenseal.context(tenseal.SCHEME_TYPE.CKKS, _POLYNOMIAL, coeff_mod_bit_sizes=list(_MODULI))
-    context.global_scale = 2**_SCALE_BITS
-    values = torch.randn(floats // 20).mul_(1e-3).tolist()
-    seconds, size = [], 0
-    for _ in range(bench.times()):
-        begun = time.process_time()
-        size = len(tenseal.ckks_vector(context, values).serialize())
-        seconds.append(time.process_time() - begun)
-    settings: Settings = {"megabytes": len(values) * 4 / 1e6}
-    note = f"{size / (len(values) * 4):.1f} times the bytes of float32"
-    bench.measured(name, _for_a_megabyte(seconds, len(values) * 4), "ms/MB", settings=settings, note=note)
 
 
 def _for_a_megabyte(seconds: list[float], size: int) -> list[float]:

@@ -103,15 +103,21 @@ def newest(runs: Sequence[BenchmarkRun]) -> list[tuple[BenchmarkRun, SuiteResult
 def markdown(runs: Sequence[BenchmarkRun]) -> str:
     """Return latest figures of each machine as Markdown.
 
+    A row that says why nothing was measured is left out where the suite has no such figure any more.
+
     Args:
         runs: oldest first; quick ones are left out.
     """
+    runs = [run for run in runs if not run.quick]
+    present = {suite.name: {figure.name for figure in suite.figures} for _, suite in newest(runs)}
     lines = [f"| suite | {' | '.join(HEADINGS)} | measured |", "|" + "---|" * (len(HEADINGS) + 2)]
     machines, notes = [], []
-    for letter, group in zip(ascii_uppercase, by_machine([run for run in runs if not run.quick]), strict=False):
+    for letter, group in zip(ascii_uppercase, by_machine(runs), strict=False):
         machines.append(f"- {letter}: {machine_line(group[-1])}")
         for run, suite in newest(group):
             for figure in suite.figures:
+                if figure.skipped and figure.name not in present[suite.name]:
+                    continue
                 when = f"{run.started[:10]} {letter}"
                 rows = [astuple(row) for row in rows_of(figure)]
                 lines += [f"| {' | '.join((suite.name, *rows[0], when))} |"]

@@ -10,10 +10,10 @@ import socket
 import subprocess
 import tempfile
 import time
-import venv
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from environment import with_package
 from harness.bench import Bench
 from harness.results import Baseline
 from oncofed.alliance.local import free_port
@@ -131,11 +131,7 @@ def _run(floats: int, sites: int, rounds: int, folder: Path, environment: dict[s
 
 def _environment(folder: Path, temporary: Path, processes: int, package: str) -> dict[str, str]:
     """Make a virtual environment with Flower, and return its variables."""
-    programs = folder / "environment" / "bin"
-    if not programs.is_dir():
-        venv.create(programs.parent, with_pip=True)
-        command = [str(programs / "python"), "-m", "pip", "install", "--quiet", package]
-        subprocess.run(command, check=True, capture_output=True)
+    programs = with_package(folder / "environment", package)
     environment = process_environment(temporary, processes)
     return environment | {
         "PATH": f"{programs}{os.pathsep}{environment['PATH']}",

@@ -62,6 +62,18 @@ def test_a_row_names_missing_measurements_with_reasons():
     assert row in markdown([_run()])
 
 
+def test_a_row_without_a_measurement_goes_with_its_figure():
+    old = _run(environment={"machine": "another"})
+    old.suites[0].figures += [Figure(name=name, unit="s", skipped="no GPU") for name in ("gone", "kept")]
+    new = _run("2026-02-01T00:00:00+00:00")
+    new.suites[0].figures.append(Figure(name="kept", unit="s", skipped="no GPU"))
+    assert "| gone, s | not measured: no GPU |" in markdown([old])
+    table = markdown([old, new])
+    assert "gone" not in table
+    assert table.count("| kept, s | not measured: no GPU |") == 2
+    assert "gone" in markdown([old, new.model_copy(update={"quick": True})])
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

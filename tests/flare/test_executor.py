@@ -28,19 +28,21 @@ import oncofed
 from oncofed.client.datasets import DATASETS_FILE
 from oncofed.client.in_process import InProcessTraining
 from oncofed.client.local_training import LocalScore
+from oncofed.client.private_steps import PrivateSteps
 from oncofed.client.state import SiteState
 from oncofed.data.cases import read_cases
 from oncofed.flare import wire
 from oncofed.flare.executor import SiteExecutor
 from oncofed.flare.folders import kit_folder
 from oncofed.flare.security.admission import dataset_digest
-from oncofed.flare.security.budget import charge_of
+from oncofed.flare.security.budget import charge_of, counts_folder, settle
 from oncofed.job.spec import JobSpec
 from oncofed.messages.requests import EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import EvaluateResult, Refusal, SiteFacts, TrainResult
 from oncofed.models.weights import Weights, norm_names
 from oncofed.prediction.model import load_model
 from oncofed.privacy.accountant import Event
+from oncofed.privacy.ledger import Ledger
 from oncofed.privacy.policy import Policy
 from oncofed.training import Trainer
 from synthetic import make_site
@@ -191,6 +193,23 @@ def test_a_charge_says_whether_the_job_was_charged_before(local: Path, two_sites
     policy = Policy.model_validate({"schema": 1, "leaves": {"differential_privacy": {"delta": 1e-5}}})
     charge = charge_of(_Context(local), policy, "balls", two_sites["west"])
     assert [charge(Event(1.2, 0.08, 8), 1e-5, ("p", "q")) for _ in range(2)] == [False, True]
+
+
+def test_a_stopped_job_settles_to_the_steps_whose_update_left(local: Path, two_sites: dict[str, Path]) -> None:
+    policy = Policy.model_validate({"schema": 1, "leaves": {"differential_privacy": {"delta": 1e-5}}})
+    context = _Context(local)
+    charge_of(context, policy, "balls", two_sites["west"])(Event(1.2, 0.08, 300), 1e-5, ("p", "q"))
+    counts_folder(context).mkdir(parents=True)
+    steps = PrivateSteps(counts_folder(context), 300)
+    for turn in ("first", "second"):  # whatever the server made of them: refused, late or lost, they left
+        steps.begin(turn, 50)
+        steps.end()
+    for _ in range(2):
+        settle(context)
+    (charged,) = Ledger(kit_folder(context)).charges().values()
+    assert charged.event == Event(1.2, 0.08, 100)
+    found, _ = Ledger(kit_folder(context)).verify()
+    assert found == []
 
 
 def test_a_repeated_request_gets_the_same_update_after_a_restart(spec: JobSpec, local: Path) -> None:

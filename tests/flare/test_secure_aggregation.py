@@ -12,11 +12,50 @@ from typing import Any
 import pytest
 
 from commands import oncofed
-from synthetic import make_site, write_job
+from synthetic import JOB, make_site, write_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 _SITES = {"east": (6, 1), "west": (7, 2), "north": (9, 3)}
+# Of each site, more than the twenty training patients that noise wants.
+_PRIVATE_CASES = 30
+_NOISE = {
+    "shared": "{noise: shared, noise_multiplier: 1.0, delta: 1.0e-3, sampling: 0.2, patches: 1}",
+    "local": "{noise: local, epsilon: 40, delta: 1.0e-3, sampling: 0.2, patches: 1}",
+}
+
+
+@pytest.mark.parametrize("noise", ["shared", "local"])
+def test_noise_of_sites_leaves_under_masks(tmp_path: Path, noise: str) -> None:
+    sites = {name: make_site(tmp_path / name, _PRIVATE_CASES, seed) for name, (_, seed) in _SITES.items()}
+    named = [argument for name, folder in sites.items() for argument in ("--site", f"{name}={folder}")]
+    steps = "{optimizer: sgd, momentum: 0, learning_rate: 0.2, schedule: constant, warmup_steps: 0, steps_per_round: 1}"
+    private = f"privacy: {{secure_aggregation: {{}}, differential_privacy: {_NOISE[noise]}}}"
+    lines = [f"training: {steps}" if line.startswith("training:") else line for line in JOB.splitlines()]
+    job, out = write_job(tmp_path / "job", "\n".join([*lines, private, "strategy: fedavgm", ""])), tmp_path / "run"
+    arguments = [*named, "--out", out, "--workspace", tmp_path / "workspace", "--no-baselines", "--json"]
+    done = oncofed("job", "run", job, *arguments, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["sums"] == {
+        "protocol": 1,
+        "rounds": 2,
+        "smallest": 3,
+        "threshold": 3,
+        "colluding": 1,
+        "lost": 0,
+        "failed": 0,
+    }
+    assert result["incidents"] == []
+    said = json.loads((out / "provenance.json").read_text())["provenance"]["privacy"]
+    assert (said["noise"], said["steps"], said["unit"]) == (noise, 2, "patient")
+    assert said["trust"].startswith("sites make the noise together" if noise == "shared" else "each site makes all")
+    # No mean over training patients reached the server.
+    assert not any(result["curves"]["loss"].values())
+    assert "loss" not in (out / "logs" / "server.txt").read_text()
+    card = (out / "model" / "card.md").read_text()
+    assert f"{noise} noise" in card
+    assert "under masks" in card
 
 
 def _run(tmp_path: Path, name: str, section: str | None) -> tuple[dict[str, Any], Path]:

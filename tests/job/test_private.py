@@ -229,7 +229,7 @@ def test_costs_are_told_before_anything_runs(
     assert "schedule: constant" in told
     found: dict[str, Any] = json.loads(run("job", "check", file, "--json").output)["privacy"]
     assert found["epsilon"] < found["renyi_epsilon"]
-    length = 1.2 * 0.5 * found["trained"] ** 0.5 / (0.1 * 200)
+    length = 1.2 * 0.1 * found["trained"] ** 0.5 / (0.1 * 200)
     assert found["noise_to_signal"]["200"] == pytest.approx(length)
     assert found["noise_to_signal"]["20"] == pytest.approx(10 * length)
     assert found["epsilon_of_policies"] > found["epsilon"]
@@ -303,6 +303,8 @@ def test_too_few_patients_are_told_before_anything_starts(
     ("settings", "said", "not_said"),
     [
         ({"sampling": 0.1}, "under noise a public model", "no step at all"),
+        ({"clip": 0.1}, "under noise a public model", "noise is as long as the clip"),
+        ({"clip": 0.5}, "noise is as long as the clip (0.5) says, also where gradients are shorter", "no step at all"),
         ({"sampling": 0.05}, "most patients are in no step at all", "promises little"),
         ({"sampling": 1}, "under noise a public model", "a larger sampling"),
         ({"noise_multiplier": 0.8, "sampling": 1}, "promises little", "the least that is taken"),

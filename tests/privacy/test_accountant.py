@@ -12,7 +12,14 @@ from scipy.stats import norm
 pytest.importorskip("dp_accounting")
 
 from oncofed.errors import SpecError
-from oncofed.privacy.accountant import Event, accountant_name, epsilon, noise_multiplier_for, renyi_epsilon
+from oncofed.privacy.accountant import (
+    Event,
+    accountant_name,
+    epsilon,
+    epsilons,
+    noise_multiplier_for,
+    renyi_epsilon,
+)
 
 # Noise multiplier, sampling, steps, delta -> by Google's PLD 0.6.0, Opacus' PRV 1.6.0 (its upper end), Opacus' RDP.
 _TABLE = [
@@ -140,3 +147,26 @@ def _renyi(event: Event, delta: float) -> float:
         loss = event.steps * logsumexp(terms) / (order - 1)
         found.append(loss + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1))
     return float(min(found))
+
+
+@pytest.mark.parametrize("row", _TABLE)
+def test_at_once_is_close_to_one_by_one(row: tuple[float, ...]) -> None:
+    event, delta = Event(row[0], row[1], int(row[2])), row[3]
+    (found,) = epsilons([[event]], delta)
+    assert epsilon([event], delta) - 1e-3 < found < epsilon([event], delta) + 0.005
+
+
+def test_many_kinds_of_steps_at_once_are_close_to_one_by_one() -> None:
+    kinds = [Event(6 + number / 3, 0.02 + number / 300, 100 + 50 * (number % 5)) for number in range(12)]
+    groups = [kinds, [_JOB, _JOB], [_JOB, _OTHER], [Event(4.0, 1.0, 20), _JOB], []]
+    for group, found in zip(groups, epsilons(groups, 1e-5), strict=True):
+        assert found == pytest.approx(epsilon(group, 1e-5), abs=0.005)
+
+
+def test_of_a_tiny_delta_many_are_as_one() -> None:
+    groups = [[Event(30.0, 0.01, 5)], [Event(20.0, 0.01, 5)]]
+    assert epsilons(groups, 1e-12) == [epsilon(group, 1e-12) for group in groups]
+
+
+def test_a_delta_below_what_may_happen_anyway_is_infinite() -> None:
+    assert epsilons([[_JOB], []], 1e-300) == [math.inf, 0.0]

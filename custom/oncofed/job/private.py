@@ -26,6 +26,7 @@ _MOST_DELTA = 0.01
 _TIMED = 1_000_000
 # Above it, noise that a momentum of nearly one keeps adding up outweighs what is learned.
 _MOST_MOMENTUM = 0.95
+_SHORT_CLIP = 0.1
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,11 @@ def privacy_notes(spec: JobSpec) -> list[str]:
         found.append(f"{has} does badly under noise: try training: {{optimizer: sgd, momentum: 0.9}}")
     if training.schedule != "constant":
         found.append(f"a {training.schedule} rate spends steps that cost epsilon on little: try schedule: constant")
+    if private.clip > _SHORT_CLIP:
+        found.append(
+            f"noise is as long as the clip ({private.clip:g}) says, also where gradients are shorter: try "
+            f"privacy.differential_privacy.clip: {_SHORT_CLIP:g}, and raise training.learning_rate as much"
+        )
     if (1 - private.sampling) ** steps > 1 / 2:
         found.append("most patients are in no step at all: raise privacy.differential_privacy.sampling")
     found += _of_promise(private, steps)

@@ -24,13 +24,12 @@ from oncofed.audit import BREAKS_OFF, CHARGED, Anchor, AuditLog, Problem
 from oncofed.data.manifest import SALT_FILE
 from oncofed.data.patient_keys import way_of_keys
 from oncofed.errors import AuditError, PolicyError
-from oncofed.privacy.accountant import Event, epsilon, renyi_epsilon, rounded_up
+from oncofed.privacy.accountant import Event, epsilon, epsilons, renyi_epsilon, rounded_up
 from oncofed.private_files import open_private, write_private
 
 LEDGER_FILE = Path("audit") / "ledger.jsonl"
 _PATIENTS_FOLDER = Path("audit") / "patients"
 _CHARGED, _SETTLED = "charged", "settled"
-_EXACT_GROUPS = 10  # of patients of the same jobs, those who spent most: each may take a tenth of a second
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Spent:
         account: of their keys.
         patients: how many.
         jobs: that trained with them, or with patients of another account, who may be the same.
-        epsilon: of all these jobs together; a looser bound for those who spent least, where groups are many.
+        epsilon: of all these jobs together.
     """
 
     account: str
@@ -302,24 +301,18 @@ def refusal(charges: Sequence[Charge], new: Charge, limits: Limits) -> Refusal |
         return None
     # The looser bound costs little, and mostly settles it.
     numbers = _groups([*charges, new], new.account, new.patients)
-    bounds = {events: renyi_epsilon(events, limits.delta) for events in numbers}
-    doubtful = sorted((events for events in numbers if bounds[events] > limits.a_patient), key=bounds.__getitem__)
-    over, most, at_least = 0, 0.0, ""
-    for tried, events in enumerate(reversed(doubtful)):
-        if over and tried >= _EXACT_GROUPS:
-            at_least = "at least "
-            break
-        cost = epsilon(events, limits.delta)
-        if cost > limits.a_patient:
-            over, most = over + numbers[events], max(most, cost)
+    doubtful = [events for events in numbers if renyi_epsilon(events, limits.delta) > limits.a_patient]
+    costs = dict(zip(doubtful, epsilons(doubtful, limits.delta), strict=True))
+    over = [events for events in doubtful if costs[events] > limits.a_patient]
     if not over:
         return None
     return Refusal(
         # How many, or how much, would tell who was in an earlier job.
         f"the budget of some of its patients is spent, expected at most epsilon {limits.a_patient:g} at delta "
         f"{limits.delta:g} for each over all jobs. The site's admin sees more with: oncofed site budget test",
-        f"{at_least}{over} of {len(new.patients)} patients would come to epsilon {rounded_up(most):.4g} at delta "
-        f"{limits.delta:g} over all jobs, expected at most {limits.a_patient:g}",
+        f"{sum(numbers[events] for events in over)} of {len(new.patients)} patients would come to epsilon "
+        f"{rounded_up(max(costs.values())):.4g} at delta {limits.delta:g} over all jobs, expected at most "
+        f"{limits.a_patient:g}",
     )
 
 
@@ -334,12 +327,11 @@ def spent(charges: Sequence[Charge], delta: float) -> list[Spent]:
     for account in sorted({charge.account for charge in charges}):
         known = frozenset().union(*(charge.patients for charge in charges if charge.account == account))
         members += [(account, where, number) for where, number in _members(charges, account, known).items()]
-    bounds = [renyi_epsilon([charges[one].event for one in where], delta) for _, where, _ in members]
-    exact = frozenset(sorted(range(len(members)), key=lambda one: -bounds[one])[:_EXACT_GROUPS])
-    found = []
-    for number, (account, where, patients) in enumerate(members):
-        cost = epsilon([charges[one].event for one in where], delta) if number in exact else bounds[number]
-        found.append(Spent(account, patients, tuple(charges[one].job for one in where), rounded_up(cost)))
+    costs = epsilons([[charges[one].event for one in where] for _, where, _ in members], delta)
+    found = [
+        Spent(account, patients, tuple(charges[one].job for one in where), rounded_up(cost))
+        for (account, where, patients), cost in zip(members, costs, strict=True)
+    ]
     return sorted(found, key=lambda one: (-one.epsilon, one.account, one.jobs))
 
 

@@ -51,7 +51,7 @@ class DifferentialPrivacySpec(StrictModel):
     )
     sampling: float = Field(gt=0, le=1, description="a patient's chance to be in a step")
     patches: int = Field(4, ge=1, le=1024, description="of a patient in a step, whose mean gradient is clipped")
-    clip: float = Field(0.5, gt=0, le=1000, description="largest norm of a patient's gradient (L2)")
+    clip: float = Field(0.1, gt=0, le=1000, description="largest norm of a patient's gradient (L2)")
 
     @field_validator("unit", mode="before")
     @classmethod
