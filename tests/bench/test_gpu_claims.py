@@ -34,6 +34,7 @@ _NO_CLAIMS = (
     "a laptop without a GPU: about a minute",
     "a laptop without a GPU: two minutes",
     "a laptop without a GPU: about two minutes",
+    "| fits | a laptop without a GPU |",
     "neither the images nor a GPU were available",
     "neither the images nor a GPU were at hand",
     "neither LUNA16 nor a GPU was available",

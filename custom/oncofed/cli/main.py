@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def _advice(error: OSError) -> str:
-    if error.errno in _NETWORK:
+    if error.errno in _NETWORK or isinstance(error, ConnectionError):
         return "Expected a network on which this machine reaches itself and the server; see: oncofed site doctor"
     if error.errno == errno.ENOLCK:
         return "Expected a folder in which files can be locked: name one on a disk of this machine."

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.fft import irfft, next_fast_len, rfft
+from scipy.signal import lfilter
 from scipy.special import logsumexp
 
 Array = npt.NDArray[np.float64]
@@ -101,12 +102,15 @@ def _epsilon(mass: Array, low: float, interval: float, infinite: float, delta: f
     if not len(losses):
         return 0.0
     kept = np.maximum(mass[first:], 0.0)
-    # From each loss on: delta of an epsilon there is above - exp(epsilon) * below. A sum over points lacks a twelfth of
-    # the interval's square, times the density, of the integral at most (Euler and Maclaurin).
+    # From each loss on: delta of an epsilon there is above - below, whose masses count by exp(epsilon - loss). A sum
+    # over points lacks a twelfth of the interval's square, times the density, of the integral at most (Euler and
+    # Maclaurin).
     above = infinite + np.cumsum(kept[::-1])[::-1] + kept * interval / 12
-    below = np.cumsum((kept * np.exp(-losses))[::-1])[::-1]
-    enough = np.nonzero(above - np.exp(losses) * below > delta)[0]
-    last = enough[-1] + 1 if len(enough) else 0
+    below = lfilter([1.0], [1.0, -math.exp(-interval)], kept[::-1])[::-1]
+    enough = np.nonzero(above - below > delta)[0]
+    last = int(enough[-1]) + 1 if len(enough) else 0
     if last >= len(losses):
         return float(losses[-1])
-    return max(0.0, math.log((above[last] - delta) / below[last])) if above[last] > delta + below[last] else 0.0
+    if above[last] <= delta:
+        return float(losses[last]) if last else 0.0
+    return max(0.0, float(losses[last]) + math.log((above[last] - delta) / below[last]))
