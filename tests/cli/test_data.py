@@ -233,7 +233,7 @@ def test_split_in_parts(run: Run, workspace: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (("--skew", "dirichlet"), "expected none, size, size:RATIO"),
         (("--by", "size"), "--by with --parts names groups"),
-        (("--least", "9"), "16 patients are too few for 3 sites of at least 9"),
+        (("--least", "9"), "16 patients for training are too few for 3 sites of at least 9"),
     ):
         wrong = run(*wanted, tmp_path / "wrong", *arguments)
         assert wrong.status in {2, 3}

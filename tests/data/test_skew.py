@@ -60,8 +60,10 @@ def test_every_patient_is_at_one_site_and_the_deal_repeats(patients: int, sites:
 
 def test_sizes_fall_by_the_ratio() -> None:
     sizes = [len(part) for part in deal_skewed(_groups(150, 3), 4, Skew("size", 0.5), 1, 1)]
-    assert sizes == [79, 40, 20, 11]
+    assert sizes == [80, 40, 20, 10]
     assert [len(part) for part in deal_skewed(_groups(10, 2), 4, Skew("none"), 1, 1)] == [3, 3, 2, 2]
+    # The ratio holds down to the fewest patients of a site.
+    assert [len(part) for part in deal_skewed(_groups(16, 2), 3, Skew("size", 0.5), 3, 1)] == [9, 4, 3]
 
 
 def test_a_small_alpha_gathers_groups_and_a_large_one_spreads_them() -> None:
@@ -88,10 +90,23 @@ def test_a_vanishing_alpha_gives_each_group_to_one_site() -> None:
 
 
 def test_what_cannot_be_dealt_is_refused_with_the_way_out() -> None:
-    with pytest.raises(DataError, match=r"10 patients are too few for 4 sites of at least 3.*at least 12 patients"):
+    with pytest.raises(
+        DataError, match=r"10 patients for training are too few for 4 sites of at least 3.*at least 12 patients"
+    ):
         deal_skewed(_groups(10, 2), 4, Skew("none"), 3, 1)
     with pytest.raises(DataError, match=r"gave no 4 sites of at least 3 patients.*larger alpha"):
         deal_skewed(_groups(40, 2), 4, Skew("dirichlet", 1e-6), 3, 1)
+
+
+@pytest.mark.parametrize("skew", [Skew("none"), Skew("size", 0.5), Skew("dirichlet", 1.0)])
+def test_each_site_has_patients_for_training(skew: Skew) -> None:
+    groups = _groups(40, 2)
+    training = set(sorted(groups)[:10])
+    for seed in range(5):
+        for part in deal_skewed(groups, 3, skew, 2, seed, training):
+            assert len(training & set(part)) >= 2
+    with pytest.raises(DataError, match="10 patients for training are too few for 3 sites of at least 4"):
+        deal_skewed(groups, 3, skew, 4, 1, training)
 
 
 def test_masks_are_grouped_by_their_volume(tmp_path: Path) -> None:

@@ -99,6 +99,8 @@ def _architecture(values: dict[str, Any]) -> dict[str, Any]:
             lambda v: v["configurations"][FULL].update(normalization_schemes=["NoNormalization"]),
             "found NoNormalization, expected one of ZScore",
         ),
+        (lambda v: v["configurations"][FULL].update(spacing=[1.0, 1.0]), "are of 2, 3 axes"),
+        (lambda v: v["configurations"][FULL].update(patch_size=[20]), "are of 1, 3 axes"),
         (lambda v: v.update(transpose_backward=[0, 0, 2]), "expected an order of 0, 1, 2"),
         (lambda v: v["configurations"][FULL].pop("spacing"), "cannot be read .spacing: Field required"),
     ],

@@ -21,11 +21,12 @@ from commands import Outcome
 from oncofed.errors import SpecError
 from oncofed.job.nnunet import axes_of, read_nnunet_plan
 from oncofed.job.spec import JobSpec, read_job
-from oncofed.models.nnunet import dynunet_weights, read_checkpoint
+from oncofed.models.nnunet import dynunet_weights, outputs_of, read_checkpoint
 from oncofed.models.weights import load_weights, weights_of
 
 Run = Callable[..., Outcome]
 CHECKPOINT = Path(__file__).with_name("nnunet_checkpoint.pth")
+CLASSES = {1: "anterior", 2: "posterior"}
 # (superior, anterior, right) -> logit of each class.
 VALUES = {
     (3, 5, 7): (0.044382475, -0.377984792, -0.197360292),
@@ -47,7 +48,9 @@ def test_a_converted_network_answers_as_nnunets(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(CHECKPOINT)
     assert (checkpoint.levels, checkpoint.configuration) == (4, "3d_fullres")
     network = _job(tmp_path).plan().build_network()
-    weights, stayed = dynunet_weights(checkpoint, axes_of((0, 1, 2), 3, CHECKPOINT), weights_of(network))
+    weights, stayed = dynunet_weights(
+        checkpoint, axes_of((0, 1, 2), 3, CHECKPOINT), outputs_of(checkpoint, CLASSES), weights_of(network)
+    )
     assert stayed == []
     load_weights(network, weights)
     network.eval()
@@ -63,16 +66,29 @@ def test_outputs_for_other_classes_start_anew(tmp_path: Path) -> None:
     job = _job(tmp_path)
     spec = job.changed({"task": {"classes": {1: "anterior"}, "codes": {}}})
     own = weights_of(spec.plan().build_network())
-    weights, stayed = dynunet_weights(read_checkpoint(CHECKPOINT), (2, 1, 0), own)
+    checkpoint = read_checkpoint(CHECKPOINT)
+    assert outputs_of(checkpoint, {1: "tumour"}) is None
+    weights, stayed = dynunet_weights(checkpoint, (2, 1, 0), None, own)
     assert stayed
     assert all(name.startswith(("output_block.", "deep_supervision_heads.")) for name in stayed)
     assert set(weights) == set(own)
 
 
+def test_outputs_go_by_the_names_of_classes(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(CHECKPOINT)
+    swapped = outputs_of(checkpoint, {1: "Posterior", 2: "anterior"})
+    assert swapped == [0, 2, 1]
+    own = weights_of(_job(tmp_path).plan().build_network())
+    usual, _ = dynunet_weights(checkpoint, (2, 1, 0), outputs_of(checkpoint, CLASSES), own)
+    other, _ = dynunet_weights(checkpoint, (2, 1, 0), swapped, own)
+    name = "output_block.conv.conv.bias"
+    assert other[name].tolist() == usual[name][[0, 2, 1]].tolist()
+
+
 def test_a_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
     wider = _job(tmp_path).changed({"model": {"channels": [8, 8, 8, 8]}})
     with pytest.raises(SpecError, match=r"another network than the job's: .* is \[8, 1, .*--from-nnunet"):
-        dynunet_weights(read_checkpoint(CHECKPOINT), (2, 1, 0), weights_of(wider.plan().build_network()))
+        dynunet_weights(read_checkpoint(CHECKPOINT), (2, 1, 0), (0, 1, 2), weights_of(wider.plan().build_network()))
 
 
 class _Code:
@@ -109,6 +125,19 @@ def test_another_file_is_refused(tmp_path: Path, contents: dict[str, Any] | None
         read_checkpoint(path)
 
 
+def test_a_plan_instead_of_a_checkpoint_is_no_code(tmp_path: Path) -> None:
+    (tmp_path / "plans.json").write_text(json.dumps(read_checkpoint(CHECKPOINT).plans))
+    with pytest.raises(SpecError, match="no checkpoint of nnU-Net"):
+        read_checkpoint(tmp_path / "plans.json")
+
+
+def test_a_plan_for_other_channels_is_refused(run: Run, tmp_path: Path) -> None:
+    plans = Path(__file__).parents[1] / "job" / "nnUNetPlans.json"
+    done = run("job", "plan", "hippocampus_segmentation", "--from-nnunet", plans, "--out", tmp_path / "a.yaml")
+    assert done.status == 2
+    assert "for images of 2 channels, the job's have 1" in done.text
+
+
 def test_the_command_writes_weights_from_which_a_job_starts(run: Run, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(yaml.safe_load(_job(tmp_path).to_yaml())))
@@ -116,10 +145,15 @@ def test_the_command_writes_weights_from_which_a_job_starts(run: Run, tmp_path: 
     done = run("job", "convert", job, CHECKPOINT, "--out", out)
     assert done.status == 0
     assert "Start from it: oncofed job run" in done.text
+    assert "trained with" not in done.text
     load_weights(read_job(job).plan().build_network(), load_file(out))
+    coarse = tmp_path / "coarse.yaml"
+    coarse.write_text(read_job(job).changed({"data": {"spacing": [5, 5, 5]}}).to_yaml())
+    noted = run("job", "convert", coarse, CHECKPOINT, "--out", tmp_path / "c.safetensors")
+    assert "trained with spacing [1.0, 1.0, 3.0], the job has [5.0, 5.0, 5.0]" in noted.text
     again = run("job", "convert", job, CHECKPOINT, "--out", out)
     assert again.status == 2
     assert "exists. Name another file" in again.text
     other = run("job", "convert", "hippocampus_segmentation", CHECKPOINT, "--out", tmp_path / "b.safetensors")
     assert other.status == 2
-    assert "expected nnU-Net's network" in other.text.replace("\n", " ")
+    assert "expected nnU-Net's. Write" in other.text.replace("\n", " ")

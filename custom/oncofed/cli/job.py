@@ -452,6 +452,11 @@ def plan(
     made = read_nnunet_plan(from_nnunet, configuration) if from_nnunet else _profile_plan(plan_file or Path())
     if made.dimensions != spec.data.dimensions:
         raise SpecError(f"the plan is for images of {made.dimensions} axes, the job's have {spec.data.dimensions}")
+    if not isinstance(made, PlanFile) and made.channels != len(spec.data.channels):
+        raise SpecError(
+            f"the plan is for images of {made.channels} channels, the job's have {len(spec.data.channels)} "
+            "(data.channels)"
+        )
     settings = dict(made.settings)
     remarks = list(made.remarks) if not isinstance(made, PlanFile) else []
     if spec.model.kind != "dense":

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from oncofed.data.decisions import decided
-from oncofed.data.manifest import Entry, Manifest, inside, read_manifest, write_manifest
+from oncofed.data.manifest import MANIFEST_FILE, Entry, Manifest, inside, read_manifest, write_manifest
 from oncofed.data.skew import Skew, deal_skewed
 from oncofed.errors import DataError
 
@@ -88,8 +88,8 @@ def deal_in_parts(
         sites: their number.
         skew: how they differ.
         tags: what makes groups of patients for ``dirichlet``, as in ``deal_by_tags``. Without, cases are grouped by
-            their class, or else in quarters by the volume that is labelled.
-        least: fewest patients of a site.
+            their class or grade, or else in quarters by the volume that is labelled.
+        least: fewest patients of a site, not counting those of the dataset's own validation and test lists.
         seed: of the draws.
 
     Raises:
@@ -104,7 +104,8 @@ def deal_in_parts(
             "Name columns that differ: --by"
         )
     try:
-        parts = deal_skewed(groups, sites, skew, least, seed)
+        training = {_patient(entry) for entry in manifest.training}
+        parts = deal_skewed(groups, sites, skew, least, seed, training)
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
     width = len(str(sites))
@@ -129,6 +130,9 @@ def _groups(entries: Sequence[Entry], tags: Sequence[str]) -> dict[str, str]:
 def _label_group(entry: Entry, quarter: Callable[[float], str]) -> str:
     if isinstance(entry.label, int):
         return str(entry.label)
+    classes = [f"{name}={value}" for name, value in sorted(entry.targets.items()) if isinstance(value, str)]
+    if classes:
+        return ", ".join(classes)
     volume = _labelled_volume(entry)
     return "unlabelled" if volume is None else quarter(volume)
 
@@ -153,7 +157,8 @@ def _require_tags(source: Path, manifest: Manifest, tags: Sequence[str]) -> None
             stated = {name for name, target in manifest.targets.items() if target.kind in ("class", "grade")}
             named = {name for entry in manifest.entries for name in entry.tags}
             known = sorted(named | stated | {"size", "vendor", "modality"})
-            raise DataError(f"{source}: no case has {tag!r}. Expected some of {', '.join(known)}.")
+            why = " It is a target of another kind than class and grade." if tag in manifest.targets else ""
+            raise DataError(f"{source}: no case has {tag!r}.{why} Expected some of {', '.join(known)}.")
 
 
 def _write_sites(
@@ -164,6 +169,9 @@ def _write_sites(
         site = site_of(entry)
         if site is not None:
             lists[site][split].append(entry)
+    earlier = next(iter(sorted(out.glob(f"*/{MANIFEST_FILE}"))), None)
+    if earlier:
+        raise DataError(f"{earlier.parent} is a dataset already. Name another folder with --out, or delete this one.")
     folders = {}
     for site, by_split in sorted(lists.items()):
         folder = folders[site] = out / site

@@ -126,6 +126,7 @@ def model_settings(planned: Topology) -> dict[str, Any]:
     """Return the section ``model`` of a job with a planned network."""
     return {
         "network": "dynunet",
+        "norm": "instance",
         "channels": list(planned.channels),
         "strides": [list(stride) for stride in planned.resolutions.strides],
         "kernel_size": [list(kernel) for kernel in planned.resolutions.kernels],

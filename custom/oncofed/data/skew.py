@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,7 +73,9 @@ def _unknown(text: str) -> SpecError:
     return SpecError(f"--skew {text}: expected {_WRITTEN}.")
 
 
-def deal_skewed(groups: Mapping[str, str], sites: int, skew: Skew, least: int, seed: int) -> list[list[str]]:
+def deal_skewed(
+    groups: Mapping[str, str], sites: int, skew: Skew, least: int, seed: int, counted: Collection[str] | None = None
+) -> list[list[str]]:
     """Return the patients of each site.
 
     Every patient goes to exactly one site; the same arguments give the same deal on every machine.
@@ -84,32 +86,46 @@ def deal_skewed(groups: Mapping[str, str], sites: int, skew: Skew, least: int, s
         skew: how they differ.
         least: fewest patients of a site.
         seed: of all draws.
+        counted: who counts for ``least``, such as those for training; None: all.
 
     Raises:
         DataError: so many sites of at least so many patients cannot be made.
     """
-    if len(groups) < sites * least:
+    known = set(groups) if counted is None else set(counted)
+    if len(known) < sites * least:
         raise DataError(
-            f"{len(groups)} patients are too few for {sites} sites of at least {least}. Expected at least "
+            f"{len(known)} patients for training are too few for {sites} sites of at least {least}. Expected at least "
             f"{sites * least} patients: ask for fewer --parts, or a smaller --least"
         )
     rng = np.random.default_rng(seed)
     if skew.kind == "dirichlet":
-        return _by_dirichlet(groups, sites, skew.strength, least, rng)
-    patients = sorted(groups)
-    rng.shuffle(patients)
-    ratio = skew.strength if skew.kind == "size" else 1.0
-    return _cut(patients, _sizes(len(patients), ratio ** np.arange(sites, dtype=np.float64), least))
+        return _by_dirichlet(groups, sites, skew.strength, least, rng, known)
+    shares = (skew.strength if skew.kind == "size" else 1.0) ** np.arange(sites, dtype=np.float64)
+    parts: list[list[str]] = [[] for _ in range(sites)]
+    for members, fewest in ((known, least), (set(groups) - known, 0)):
+        patients = sorted(members)
+        rng.shuffle(patients)
+        for part, dealt in zip(parts, _cut(patients, _sizes(len(patients), shares, fewest)), strict=True):
+            part.extend(dealt)
+    return parts
 
 
 def _sizes(total: int, shares: NDArray[np.float64], least: int) -> list[int]:
-    """Return whole numbers in proportion to shares, each at least ``least``, that add up to ``total``."""
-    spare = (total - least * len(shares)) * shares / shares.sum()
-    sizes = np.floor(spare).astype(int)
-    # Largest remainders get what rounding down left.
-    for index in np.argsort(sizes - spare, kind="stable")[: total - least * len(shares) - sizes.sum()]:
-        sizes[index] += 1
-    return [least + int(size) for size in sizes]
+    """Return whole numbers that add up to ``total``, in proportion to shares where none would be under ``least``."""
+    sizes = np.full(len(shares), least)
+    free = np.ones(len(shares), bool)
+    while free.any():
+        exact = (total - sizes[~free].sum()) * shares / shares[free].sum()
+        small = free & (exact < least)
+        if not small.any():
+            break
+        free &= ~small
+    if free.any():
+        sizes[free] = np.floor(exact[free])
+        # Largest remainders get what rounding down left.
+        order = sorted(np.flatnonzero(free), key=lambda site: sizes[site] - exact[site])
+        sizes[order[: total - sizes.sum()]] += 1
+    return [int(size) for size in sizes]
 
 
 def _cut(patients: Sequence[str], sizes: Sequence[int]) -> list[list[str]]:
@@ -118,7 +134,7 @@ def _cut(patients: Sequence[str], sizes: Sequence[int]) -> list[list[str]]:
 
 
 def _by_dirichlet(
-    groups: Mapping[str, str], sites: int, alpha: float, least: int, rng: np.random.Generator
+    groups: Mapping[str, str], sites: int, alpha: float, least: int, rng: np.random.Generator, counted: Collection[str]
 ) -> list[list[str]]:
     members: dict[str, list[str]] = defaultdict(list)
     for patient in sorted(groups):
@@ -135,7 +151,7 @@ def _by_dirichlet(
                 shares[rng.integers(sites)] = 1.0
             for part, dealt in zip(parts, _cut(patients, _sizes(len(patients), shares, 0)), strict=True):
                 part.extend(dealt)
-        if min(map(len, parts)) >= least:
+        if min(sum(patient in counted for patient in part) for part in parts) >= least:
             return parts
     raise DataError(
         f"dirichlet:{alpha:g} gave no {sites} sites of at least {least} patients in {_DRAWS} draws of "

@@ -97,12 +97,14 @@ class NnunetPlan:
         dimensions: axes of the images.
         reasons: of each setting.
         remarks: what a job does in another way than nnU-Net.
+        channels: of an image.
     """
 
     settings: dict[str, dict[str, Any]]
     dimensions: int
     reasons: list[Reason]
     remarks: list[str]
+    channels: int
 
 
 def read_nnunet_plan(path: Path, configuration: str = "3d_fullres") -> NnunetPlan:
@@ -115,10 +117,35 @@ def read_nnunet_plan(path: Path, configuration: str = "3d_fullres") -> NnunetPla
     Raises:
         SpecError: it is no such file, has no such configuration, or asks for what a job cannot do.
     """
-    plans = _read(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SpecError(
+            f"{path}: no such file. nnU-Net writes it as nnUNet_preprocessed/DatasetNNN_NAME/nnUNetPlans.json"
+        ) from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise _no_plan(path, error) from None
+    return nnunet_plan(text, configuration, path)
+
+
+def nnunet_plan(text: str, configuration: str, path: Path) -> NnunetPlan:
+    """Return the settings of one of a plan's configurations; see ``read_nnunet_plan``.
+
+    Args:
+        text: of the plan, JSON.
+        configuration: its name.
+        path: where the plan comes from, for messages.
+
+    Raises:
+        SpecError: as ``read_nnunet_plan``.
+    """
+    try:
+        plans = _Plans.model_validate_json(text)
+    except ValidationError as error:
+        raise _no_plan(path, error) from None
     found = _configuration(plans, configuration, path)
     arguments = _network(found, path)
-    axes = len(found.patch_size)
+    axes = _axes_of_all(found, arguments, path)
     back = axes_of(plans.transpose_backward, axes, path)
 
     def ordered(values: Sequence[Any]) -> tuple[Any, ...]:
@@ -140,22 +167,16 @@ def read_nnunet_plan(path: Path, configuration: str = "3d_fullres") -> NnunetPla
         **({"window": window} if window else {}),
     }
     model = {**model_settings(planned), "arguments": {"trans_bias": True}}
+    channels = len(found.normalization_schemes)
     settings = {"data": data, "model": model, "training": {"batch_size": found.batch_size}}
-    return NnunetPlan(settings, axes, _reasons(settings, configuration), _remarks(found, modality))
+    return NnunetPlan(settings, axes, _reasons(settings, configuration), _remarks(found, arguments, modality), channels)
 
 
-def _read(path: Path) -> _Plans:
-    try:
-        return _Plans.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError(
-            f"{path}: no such file. nnU-Net writes it as nnUNet_preprocessed/DatasetNNN_NAME/nnUNetPlans.json"
-        ) from None
-    except (ValidationError, UnicodeDecodeError, OSError) as error:
-        raise SpecError(
-            f"{path}: no plan of nnU-Net ({_first_line(error)}). Expected nnUNetPlans.json, with configurations and "
-            "transpose_backward."
-        ) from None
+def _no_plan(path: Path, error: Exception) -> SpecError:
+    return SpecError(
+        f"{path}: no plan of nnU-Net ({_first_line(error)}). Expected nnUNetPlans.json, with configurations and "
+        "transpose_backward."
+    )
 
 
 def _configuration(plans: _Plans, name: str, path: Path) -> _Configuration:
@@ -210,6 +231,19 @@ def _network(found: _Configuration, path: Path) -> _Arguments:
     return arguments
 
 
+def _axes_of_all(found: _Configuration, arguments: _Arguments, path: Path) -> int:
+    """Return the number of axes, of which spacing, patch, strides and kernels state as many."""
+    stated: list[Sequence[float]] = [found.spacing, found.patch_size, *arguments.strides, *arguments.kernel_sizes]
+    lengths = {len(one) for one in stated}
+    if len(lengths) != 1 or not lengths <= {2, 3} or len(arguments.strides) != len(arguments.kernel_sizes):
+        raise SpecError(
+            f"{path}: spacing, patch_size, strides and kernel_sizes are of {', '.join(map(str, sorted(lengths)))} axes "
+            f"and {len(arguments.strides)} and {len(arguments.kernel_sizes)} resolutions; expected 2 or 3 axes in "
+            "all, and strides and kernels of each resolution"
+        )
+    return len(found.patch_size)
+
+
 def axes_of(transpose_backward: Sequence[int], axes: int, path: Path) -> list[int]:
     """Return which of the plan's axes is the job's first, second, third.
 
@@ -253,8 +287,13 @@ def _reasons(settings: dict[str, dict[str, Any]], configuration: str) -> list[Re
     ]
 
 
-def _remarks(found: _Configuration, modality: str) -> list[str]:
+def _remarks(found: _Configuration, arguments: _Arguments, modality: str) -> list[str]:
     remarks = []
+    if len({tuple(kernel) for kernel in arguments.kernel_sizes}) > 1:
+        remarks.append(
+            "on the way up MONAI's DynUNet has the kernels of the next coarser resolution: where nnU-Net's do not "
+            "reach along an axis, some of these do"
+        )
     if len(found.patch_size) == 3:
         remarks.append(
             "nnU-Net plans along the files' axes; here they are taken for right, anterior, superior, as in files that "
@@ -268,6 +307,8 @@ def _remarks(found: _Configuration, modality: str) -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "no text"
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

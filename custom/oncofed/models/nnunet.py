@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from oncofed.data.label_names import name_key
 from oncofed.errors import SpecError
 from oncofed.models.weights import Weights
 
@@ -37,11 +38,13 @@ class NnunetCheckpoint:
         weights: of its network, by nnU-Net's names.
         plans: with which it was trained; None: the file does not say.
         configuration: of the plans, such as "3d_fullres"; None: the file does not say.
+        labels: name -> label value, or values of a region; empty: the file does not say.
     """
 
     weights: Weights
     plans: dict[str, Any] | None
     configuration: str | None
+    labels: dict[str, Any]
 
     @property
     def levels(self) -> int:
@@ -70,11 +73,31 @@ def read_checkpoint(path: Path) -> NnunetCheckpoint:
     arguments = contents.get("init_args")
     arguments = arguments if isinstance(arguments, Mapping) else {}
     plans, configuration = arguments.get("plans"), arguments.get("configuration")
+    dataset = arguments.get("dataset_json")
+    labels = dataset.get("labels") if isinstance(dataset, Mapping) else None
     return NnunetCheckpoint(
         weights,
         dict(plans) if isinstance(plans, Mapping) else None,
         configuration if isinstance(configuration, str) else None,
+        dict(labels) if isinstance(labels, Mapping) else {},
     )
+
+
+def outputs_of(checkpoint: NnunetCheckpoint, classes: Mapping[int, str]) -> list[int] | None:
+    """Return which of a checkpoint's outputs is which of a job's, by the classes' names; background first.
+
+    Args:
+        checkpoint: of nnU-Net.
+        classes: of the job, label value -> name.
+
+    Returns:
+        None where the checkpoint lacks a class, or has regions: no output then means what the job's does.
+    """
+    named = {name_key(str(name)): value for name, value in checkpoint.labels.items()}
+    if any(not isinstance(value, int) or isinstance(value, bool) for value in named.values()):
+        return None
+    wanted = [name_key(classes[value]) for value in sorted(classes)]
+    return [0, *(named[name] for name in wanted)] if all(name in named for name in wanted) else None
 
 
 def _plain(name: str) -> str:
@@ -98,23 +121,26 @@ def _unpickled(path: Path) -> Any:
         raise SpecError(f"{path}: no such file. nnU-Net writes fold_N/checkpoint_final.pth") from None
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = found.group(1) if found else "more than tensors and values"
+        if not found:
+            raise SpecError(f"{path}: no checkpoint of nnU-Net. Expected fold_N/checkpoint_final.pth") from None
         raise SpecError(
-            f"{path}: it holds {what}. Code in such a file would run when it is opened, so it was not. Save "
+            f"{path}: it holds {found.group(1)}. Code in such a file would run when it is opened, so it was not. Save "
             "network_weights and init_args alone"
         ) from None
     except (RuntimeError, EOFError, BadZipFile, ValueError, KeyError, OSError, IndexError, AttributeError):
         raise SpecError(f"{path}: not in PyTorch's format, or cut short. Copy the file again") from None
 
 
-def dynunet_weights(checkpoint: NnunetCheckpoint, axes: Sequence[int], network: Weights) -> tuple[Weights, list[str]]:
+def dynunet_weights(
+    checkpoint: NnunetCheckpoint, axes: Sequence[int], outputs: Sequence[int] | None, network: Weights
+) -> tuple[Weights, list[str]]:
     """Return a checkpoint's weights as a DynUNet's.
 
     Args:
         checkpoint: of nnU-Net.
         axes: which of nnU-Net's axes is the job's first, second, third.
-        network: the DynUNet's own weights, with ``trans_bias``; those of its outputs stay where they are for other
-            classes.
+        outputs: which of the checkpoint's outputs is the job's first, second …; None: they are others.
+        network: the DynUNet's own weights, with ``trans_bias``; those of its outputs stay where they are others.
 
     Returns:
         All of the network's weights, and the names of those that stayed.
@@ -130,12 +156,15 @@ def dynunet_weights(checkpoint: NnunetCheckpoint, axes: Sequence[int], network: 
             converted[new] = along.contiguous().clone()
     found, stayed = {}, []
     for name, own in network.items():
-        fitted = _filled(converted[name], own) if name in converted else None
+        given = converted.get(name)
+        if name.startswith(_OUTPUTS) and given is not None:
+            given = given[list(outputs)] if outputs and max(outputs) < len(given) else None
+        fitted = None if given is None else _filled(given, own)
         if fitted is None and not name.startswith(_OUTPUTS):
-            given = list(converted[name].shape) if name in converted else "nothing of that name"
+            stored = list(converted[name].shape) if name in converted else "nothing of that name"
             raise SpecError(
                 f"the checkpoint is of another network than the job's: {name} is {list(own.shape)} here, the "
-                f"checkpoint has {given}. Plan the job with its plans: oncofed job plan JOB --from-nnunet "
+                f"checkpoint has {stored}. Plan the job with its plans: oncofed job plan JOB --from-nnunet "
                 "nnUNetPlans.json"
             )
         if fitted is None:
