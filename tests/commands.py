@@ -130,7 +130,9 @@ def _start(process: BaseProcess) -> None:
 
 def share_fork_server() -> None:
     """Have the federations that this process starts fork their jobs from one server."""
-    if Shared.requests is None:
+    if "preloaded" in sys.modules:
+        Shared.requests = _requests()
+    elif Shared.requests is None:
         ours, theirs = multiprocessing.Pipe()
         with ours, theirs:
             process = _FORKS.Process(target=_hand_over, args=(theirs,))

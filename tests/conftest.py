@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import io
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Tests run side by side, and each starts processes of its own: more threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +23,7 @@ from rich.table import Table
 
 from commands import Outcome, share_fork_server
 from dealing import add_group, interleaved
+from forked_worker import worker_forks
 from oncofed.cli import main as entry
 from oncofed.lean_imports import import_monai_leanly
 from synthetic import make_site, write_job
@@ -54,6 +56,16 @@ def pytest_configure() -> None:
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, usual)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Have workers be forks of one process."""
+    forks = contextlib.ExitStack()
+    config.add_cleanup(forks.close)
+    interpreter = forks.enter_context(worker_forks())
+    for spec in specs:
+        spec.python = spec.python or interpreter
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

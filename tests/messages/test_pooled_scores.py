@@ -26,7 +26,7 @@ from oncofed.messages.requests import EvaluateRequest, Split, SumsAsked
 from oncofed.privacy.outbound import check_numbers
 from oncofed.report.html import write_report
 from oncofed.report.result import read_result
-from oncofed.rounds.pooled_scores import calibration_of, together
+from oncofed.rounds.pooled_scores import OverSites, calibration_of, together
 from oncofed.tasks.calibration import Calibration, read_calibration
 from oncofed.tasks.classification import Classified
 from oncofed.tasks.pooled import Reliability, ReliabilityBin
@@ -99,6 +99,12 @@ def test_one_sites_sums_give_its_score(training: InProcessTraining) -> None:
     assert same["paired"]["difference"] == same["paired"]["variance"] == 0
 
 
+def _read(found: OverSites) -> dict[str, Any]:
+    """Return the figures that a result takes from a record."""
+    recorded = json.loads(json.dumps(found.recorded()))
+    return {name: recorded[name] for name in ("pooled", "paired", "calibration")}
+
+
 def test_a_calibration_with_reliability_is_in_result_and_report(training: InProcessTraining, tmp_path: Path) -> None:
     # An untrained model is sure of nothing: its best temperature is chance.
     learned = Calibration(temperature=1.5, patients=12, sites=["east"], log_loss=(0.7, 0.69))
@@ -112,7 +118,7 @@ def test_a_calibration_with_reliability_is_in_result_and_report(training: InProc
     assert read_calibration(tmp_path / "model") == found.calibration
     copy_beside_model(tmp_path / "none", tmp_path / "model")
     result = begin_result(JOB, "simulate")
-    note_pooled(result, **json.loads(json.dumps(found.recorded())))
+    note_pooled(result, **_read(found))
     assert (result.calibration, result.pooled_test, result.paired_test) == (
         found.calibration,
         found.pooled,
@@ -131,7 +137,7 @@ def test_a_calibration_with_reliability_is_in_result_and_report(training: InProc
 def test_the_report_names_no_temperature_where_none_is_known(training: InProcessTraining, tmp_path: Path) -> None:
     found = together({"east": _asked(training, "test", SumsAsked())}, None, "auroc", None, None)
     result = begin_result(JOB, "simulate")
-    note_pooled(result, **found.recorded())
+    note_pooled(result, **_read(found))
     html = write_report(result, {}, tmp_path).read_text()
     assert "How sure it should be is not known" in html
     assert "The job names no margin" in html
@@ -139,7 +145,7 @@ def test_the_report_names_no_temperature_where_none_is_known(training: InProcess
 
 def test_without_sums_there_are_no_figures() -> None:
     found = together({"east": {"evaluation": {}}}, None, "dice", None, None)
-    assert found.recorded() == {"pooled": None, "paired": None, "calibration": None}
+    assert found.recorded() == {"pooled": None, "paired": None, "calibration": None, "attention": None}
     assert calibration_of({"east": {"evaluation": {}}}) is None
     bins = [ReliabilityBin(patients=5, confidence=0.5, right=0.4)]
     known = Calibration(
