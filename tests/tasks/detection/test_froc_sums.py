@@ -37,11 +37,11 @@ def sums_over() -> FrocSums:
     return found
 
 
-def site(rng: np.random.Generator, scans: int, objects: float = 1.2, shift: float = 0.0) -> Site:
-    """Return scans with nodules of which nine tenths are found, among a dozen other boxes."""
+def site(rng: np.random.Generator, scans: int, objects: float | None = 1.2, shift: float = 0.0) -> Site:
+    """Return scans with nodules, or one each, of which nine tenths are found, among a dozen other boxes."""
     cases = []
     for number in range(scans):
-        there = int(rng.poisson(objects))
+        there = 1 if objects is None else int(rng.poisson(objects))
         hits = rng.normal(0.5 + shift, 1.5, rng.binomial(there, 0.95))
         other = rng.normal(shift - 2.5, 1.3, rng.poisson(12))
         scores = 1 / (1 + np.exp(-np.concatenate([hits, other])))
@@ -182,12 +182,15 @@ def test_objects_that_few_patients_had_missed_are_not_counted(patients: int, lea
 )
 def test_numbers_of_objects_leave_single_patients_unknown() -> None:
     """Any numbers that agree with what is sent may be the patients': their largest must not be the same in all."""
-    for seed in range(12):
+    for seed in range(19):
         rng = np.random.default_rng(seed)
         patients = 6 + seed % 7
         counts = 1 + rng.multinomial(rng.integers(0, 8), np.ones(patients) / patients)
         counts[: int(rng.integers(0, patients - 4))] = 0
         counts[-1] += [0, 0, 1, 40][seed % 4]
+        if seed >= 12:
+            # Five have one object, or two.
+            counts = np.repeat([0, 1, 2], [patients - 5, 4, 1])
         sums = froc_sums([(f"p{n}", one_hit_each(rng, int(number))) for n, number in enumerate(counts)])
         assert sums
         assert set(sums) == KEYS
@@ -268,18 +271,18 @@ def test_patients_with_misses_are_those_below_the_score_that_counts() -> None:
 
 
 def test_intervals_cover_what_other_patients_would_give() -> None:
-    """At low rates the threshold, too, is a matter of chance."""
-    true = sensitivities([case for _, case in site(np.random.default_rng(99), 12000)])
+    """At low rates the threshold, too, is a matter of chance: without it 0.89 are covered."""
+    true = sensitivities([case for _, case in site(np.random.default_rng(99), 12000, objects=None)])
     assert true is not None
     rng, inside = np.random.default_rng(5), np.zeros(len(true))
-    times = 40
+    times = 50
     for _ in range(times):
-        found = pooled([site(rng, 40), site(rng, 40)]).figures
+        found = pooled([site(rng, 100, objects=None), site(rng, 100, objects=None)]).figures
         for n, metric in enumerate(SENSITIVITIES):
             low, high = found[metric.name].interval or (1.0, 0.0)
             inside[n] += low <= true[n] <= high
-    assert inside.mean() / times >= 0.93
-    assert inside.min() / times >= 0.85
+    assert inside[:3].mean() / times >= 0.94
+    assert inside.min() / times >= 0.9
 
 
 def test_a_lie_about_what_was_missed_is_held_back() -> None:
