@@ -140,8 +140,8 @@ def keep_back_small(numbers: dict[str, Any], minimum: int, targets: Mapping[str,
         if name in numbers and numbers[name]["patients"] < minimum:
             del numbers[name]
             changed = True
-    told = numbers.get("evaluation", {}).get("patients", {}).get("all")
-    if "attention" in numbers and told and not is_part(numbers["attention"]["patients"], told, minimum):
+    scored = numbers.get("evaluation", {}).get("patients", {}).get("all")
+    if "attention" in numbers and scored and not is_part(numbers["attention"]["patients"], scored, minimum):
         del numbers["attention"]
         changed = True
     curves = numbers.get("temperature")
@@ -169,11 +169,11 @@ def keep_back_small(numbers: dict[str, Any], minimum: int, targets: Mapping[str,
             for name, sums in pooled["targets"].items()
             if is_part(sums["patients"], pooled["patients"], minimum)
         }
-        told = {name: sums for name, sums in left.items() if sums}
-        numbers["pooled"] = {**pooled, "targets": told}
-        if not told:
+        enough = {name: sums for name, sums in left.items() if sums}
+        numbers["pooled"] = {**pooled, "targets": enough}
+        if not enough:
             del numbers["pooled"]
-        return changed or told != pooled["targets"]
+        return changed or enough != pooled["targets"]
     if "figures" in pooled:
         counts = {name: sums[0] for name, sums in pooled["figures"].items() if name != MEAN}
         hidden = withheld_counts(counts, pooled["patients"], minimum)

@@ -182,7 +182,8 @@ def test_a_network_learns_to_find_balls(tmp_path: Path) -> None:
     assert evaluation.extra_metrics["map"] > 0.7
     assert set(evaluation.by_class) == {"lesion"}
     with_balls = {case.patient for case in held_out if case.boxes}
-    assert evaluation.behind["lesion"] == evaluation.behind["sensitivity_1"] == with_balls
+    assert evaluation.behind["lesion"] == with_balls
+    assert evaluation.behind["sensitivity_1"] <= with_balls, "those with some that are missed"
     assert len(with_balls) < len(evaluation.patients)
     picture = trainer.task.picture(trainer.network, next(c for c in held_out if c.boxes), trainer.device)
     assert picture.reference is not None

@@ -50,6 +50,21 @@ def sensitivities(cases: Sequence[Matched]) -> NDArray[np.float64] | None:
     return np.asarray(true[reached] / objects, np.float64)
 
 
+def with_misses(cases: Sequence[tuple[str, Matched]], rate: float) -> set[str]:
+    """Return the patients of whom some object is not found with at most ``rate`` false positives.
+
+    Args:
+        cases: patient's key and boxes of one class, of each image.
+        rate: false positives an image, or mm² of tissue; infinite: boxes of any score count.
+    """
+    matched = [case for _, case in cases]
+    _, false = _by_score(matched)
+    reached = int(np.searchsorted(false / sum(case.extent for case in matched), rate, side="right"))
+    scores = np.unique(np.concatenate([case.scores for case in matched]))[::-1]
+    least = scores[reached - 1] if reached else np.inf
+    return {patient for patient, case in cases if case.objects > case.hits[case.scores >= least].sum()}
+
+
 def average_precision(cases: Sequence[Matched]) -> float | None:
     """Return the mean precision at 101 recalls, as COCO has it; None without objects.
 

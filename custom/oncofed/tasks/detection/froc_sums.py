@@ -3,6 +3,7 @@
 A box's score stays at the site. The site sends, of each class, how many objects its images have, and how many hits and
 false positives lie between fixed edges of the score, in cells of five patients or more. Objects that were missed in one
 to four patients are counted in the lowest cell of hits: how many they are is the difference of two numbers that leave.
+How unequally objects lie in patients stays: number and sum of squares together give away single patients' numbers.
 
 How far the mean sensitivity is off, measured on made scores of nodules, a dozen other boxes a scan, 30 times: at three
 sites of 200 to 300 patients 0.001 on average and at most 0.0022; of 60 to 100, 0.003 and 0.006; of 25 to 40, 0.01 and
@@ -33,7 +34,7 @@ _DIGITS_OF_EXTENT = 2
 _MOST_EXTENT = 10_000.0  # of a case, mm²: five slides' whole glass
 _MOST_OBJECTS = 100_000  # of a case
 _LIKELY_MISSED = 2  # where none to four patients have missed objects, and nobody is to know
-_KEYS = {"patients", "with_objects", "with_misses", "extent", "objects", "squares", "hits", "false_positives"}
+_KEYS = {"patients", "with_objects", "with_misses", "extent", "objects", "hits", "false_positives"}
 _KINDS = ("hits", "false_positives")
 
 
@@ -44,11 +45,11 @@ def froc_sums(cases: Sequence[tuple[str, Matched]]) -> dict[str, Any] | None:
         cases: patient's key and boxes of each image.
 
     Returns:
-        patients: their number; with_objects: how many of them have objects, or fewer; with_misses: how many have some
-        that no box hit, or fewer, 0 where the lowest cell of hits has them; extent: images, or mm² of tissue; objects:
-        their number; squares: sum of squares of each patient's number; hits and false_positives: [lowest bin, boxes,
-        sum of their log odds, sum of squares, fewest patients whose boxes they are], from the highest bin down. None
-        where a number would tell of one to four patients.
+        patients: their number; with_objects: how many of them have objects, or fewer, in fives; with_misses: how many
+        have some that no box hit, likewise, 0 where the lowest cell of hits has them; extent: images, or mm² of tissue;
+        objects: their number; hits and false_positives: [lowest bin, boxes, sum of their log odds, sum of squares,
+        fewest patients whose boxes they are], from the highest bin down. None where a number would tell of one to four
+        patients.
     """
     everybody = {patient for patient, _ in cases}
     objects: Counter[str] = Counter()
@@ -66,14 +67,13 @@ def froc_sums(cases: Sequence[tuple[str, Matched]]) -> dict[str, Any] | None:
         parts[kind] = _cells(scores[chosen], keys[chosen].tolist())
         if chosen.any() and not parts[kind]:
             return None
-    bearers_told = _told(len(bearers), len(everybody))
+    bearers_told = told_patients(len(bearers), len(everybody))
     sums = {
         "patients": len(everybody),
         "with_objects": bearers_told,
-        "with_misses": _told(len(missed), bearers_told),
+        "with_misses": told_patients(len(missed), bearers_told),
         "extent": round(sum(case.extent for _, case in cases), _DIGITS_OF_EXTENT),
         "objects": objects.total(),
-        "squares": sum(number**2 for number in objects.values()),
         **parts,
     }
     return _with_misses_in_a_cell(sums, LEAST_PATIENTS)
@@ -110,8 +110,6 @@ class FrocSums:
             return False
         if not (bearers == 0 == objects or (is_patients(bearers, patients) and objects >= bearers)):
             return False
-        if not is_count(value["squares"], objects**2) or value["squares"] < objects:
-            return False
         if not all(_are_cells(value[kind], patients) for kind in _KINDS):
             return False
         boxes, missed = [_boxes(value[kind]) for kind in _KINDS], value["with_misses"]
@@ -125,10 +123,10 @@ class FrocSums:
         coarse = {kind: _coarser(sums[kind], minimum) for kind in _KINDS}
         if sums["patients"] < minimum or 0 < sums["with_objects"] < minimum:
             return None
-        bearers = _told(sums["with_objects"], sums["patients"], minimum)
+        bearers = told_patients(sums["with_objects"], sums["patients"], minimum)
         if any(bool(coarse[kind]) != bool(sums[kind]) for kind in _KINDS):
             return None
-        missed = _told(sums["with_misses"], bearers, minimum)
+        missed = told_patients(sums["with_misses"], bearers, minimum)
         return _with_misses_in_a_cell({**sums, **coarse, "with_objects": bearers, "with_misses": missed}, minimum)
 
     def over_sites(self, of_sites: Sequence[Mapping[str, Any]]) -> PooledTarget | None:
@@ -138,22 +136,26 @@ class FrocSums:
         if not objects or not extent:
             return None
         hits, false = _Boxes.of_objects(of_sites), _Boxes.of(one["false_positives"] for one in of_sites)
-        values, bounds = [], []
+        # A patient's objects are found together: they count as one patient.
+        bearers = sum(one["with_objects"] for one in of_sites)
+        values, bounds, intervals = [], [], []
         for rate in FALSE_POSITIVES:
             # The first box that is one false positive too many; what scores higher counts.
             beyond = int(np.floor(rate * extent + 1e-9))
-            values.append(_share(hits.above(false.place(beyond)), objects))
+            likely = _share(hits.above(false.place(beyond)), objects)
             low, high = (hits.surely(false.highest(beyond)), hits.perhaps(false.lowest(beyond)))
             bounds.append((_share(low, objects), _share(high, objects)))
-        values = [min(max(v, low), high) for v, (low, high) in zip(values, bounds, strict=True)]
+            values.append(min(max(likely, bounds[-1][0]), bounds[-1][1]))
+            # Other patients have more or fewer false positives (Poisson), so that the threshold lies elsewhere.
+            reach = math.sqrt(max(beyond, 1))
+            ends = [hits.above(false.place(max(beyond + shift, 0))) for shift in (-reach, reach)]
+            intervals.append(score_interval(values[-1], bearers, (ends[1] - ends[0]) / objects / 2))
         patients = sum(one["patients"] for one in of_sites)
-        # As many patients of one object each tell as much (Kish, 1965): objects of one patient are found together.
-        independent = objects**2 / sum(one["squares"] for one in of_sites)
         mean = TargetFigure(
             title=self.primary.label,
             value=float(np.mean(values)),
             patients=patients,
-            interval=score_interval(float(np.mean(values)), independent),
+            interval=score_interval(float(np.mean(values)), bearers),
             bounds=(float(np.mean([low for low, _ in bounds])), float(np.mean([high for _, high in bounds]))),
         )
         at = {
@@ -161,10 +163,10 @@ class FrocSums:
                 title=metric.label,
                 value=value,
                 patients=patients,
-                interval=score_interval(value, independent),
+                interval=interval,
                 bounds=within,
             )
-            for metric, value, within in zip(self.sensitivities, values, bounds, strict=True)
+            for metric, value, within, interval in zip(self.sensitivities, values, bounds, intervals, strict=True)
         }
         return PooledTarget(
             kind="boxes",
@@ -237,7 +239,7 @@ class _Boxes:
         """Number of boxes."""
         return float(self.spans[:, 2].sum())
 
-    def place(self, number: int) -> float:
+    def place(self, number: float) -> float:
         """Return where the box after ``number`` higher ones lies, in bins; below all if there is none."""
         if number >= self.total:
             return 0.0
@@ -312,8 +314,17 @@ def _fewer(cell: Sequence[Any]) -> list[Any]:
     return [cell[0], left, *(part * left / cell[1] for part in cell[2:4]), cell[4]]
 
 
-def score_interval(share: float, number: float) -> tuple[float, float]:
-    """Return the 95 % interval of a share of some number of independent ones (Wilson, 1927)."""
+def score_interval(share: float, number: float, error: float = 0.0) -> tuple[float, float]:
+    """Return the 95 % interval of a share of some number of independent ones (Wilson, 1927).
+
+    Args:
+        share: of them.
+        number: of them.
+        error: further standard error of the share, independent of theirs.
+    """
+    variance = share * (1 - share) / number
+    if variance > 0:
+        number *= variance / (variance + error**2)
     middle = (share + NORMAL**2 / (2 * number)) / (1 + NORMAL**2 / number)
     reach = NORMAL * math.sqrt(share * (1 - share) / number + (NORMAL / number / 2) ** 2) / (1 + NORMAL**2 / number)
     return max(middle - reach, 0.0), min(middle + reach, 1.0)
@@ -343,9 +354,12 @@ def _merged(one: Sequence[Any], lower: Sequence[Any]) -> list[Any]:
     return [lower[0], one[1] + lower[1], *sums, max(one[4], lower[4])]
 
 
-def _told(patients: int, everybody: int, least: int = LEAST_PATIENTS) -> int:
-    """Return a number of patients, or a lower one that does not tell of fewer than ``least`` others."""
-    return min(patients, max(least, everybody - least))
+def told_patients(patients: int, everybody: int, least: int = LEAST_PATIENTS) -> int:
+    """Return a number of patients, or a lower one that does not tell of fewer than ``least`` others.
+
+    In fives: of exactly five with six objects, one would have two.
+    """
+    return min(patients, max(least, everybody - least)) // LEAST_PATIENTS * LEAST_PATIENTS
 
 
 def _are_cells(value: Any, patients: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,15 +21,17 @@ from oncofed.data.spec import DataSpec
 from oncofed.plugins import Kind
 from oncofed.tasks.base import Task
 from oncofed.tasks.detection.figures import (
+    FALSE_POSITIVES,
     MEAN_PRECISION,
     PRECISION,
     SENSITIVITIES,
     average_precision,
     sensitivities,
     sensitivities_at,
+    with_misses,
 )
 from oncofed.tasks.detection.finding import Finder
-from oncofed.tasks.detection.froc_sums import FrocSums, froc_sums
+from oncofed.tasks.detection.froc_sums import FrocSums, froc_sums, told_patients
 from oncofed.tasks.detection.loss import Columns, detection_loss
 from oncofed.tasks.detection.outcome import DetectionOutcome, matched
 from oncofed.tasks.detection.spec import DetectionSpec
@@ -159,6 +162,27 @@ class Detection(Task[DetectionOutcome]):
             if sums:
                 found[name] = sums
         return {"patients": len({patient for patient, _ in outcomes}), "targets": found} if found else None
+
+    def patients_behind(self, outcomes: Sequence[tuple[str, DetectionOutcome]]) -> dict[str, set[str]]:
+        """Return the patients behind each figure.
+
+        Of a class those with objects. A sensitivity times the number of objects, which leaves, too, is the number of
+        those found: behind it are patients with objects that are missed even at the most false positives; behind a
+        precision those with objects that no box hits. Either set is no larger than ``froc_sums`` may tell.
+        """
+        behind: dict[str, set[str]] = {}
+        for name in self.classes.values():
+            cases = [(patient, outcome[name]) for patient, outcome in outcomes]
+            bearers = {patient for patient, case in cases if case.objects}
+            if not bearers:
+                continue
+            missed = [with_misses(cases, rate) for rate in (FALSE_POSITIVES[-1], math.inf)]
+            at_rates, at_all = (set(sorted(some)[: told_patients(len(some), len(bearers))]) for some in missed)
+            own = {MEAN_PRECISION.name: at_all, **{metric.name: at_rates for metric in SENSITIVITIES}}
+            # Of several classes the mean leaves if each could.
+            behind |= {figure: min(some, behind.get(figure, some), key=len) for figure, some in own.items()}
+            behind |= {name: bearers, f"{PRECISION.name}.{name}": at_all}
+        return behind
 
     def paired(
         self, outcomes: Sequence[tuple[str, DetectionOutcome]], others: Sequence[tuple[str, DetectionOutcome]]
