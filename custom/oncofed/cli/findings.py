@@ -75,6 +75,7 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
     from oncofed.data.answers import answer_to, kind_of_reason
     from oncofed.data.contract import UNKNOWN
     from oncofed.data.grouping import by_kind, counted, finding_lines
+    from oncofed.data.leaks import TELLS_OUTCOME
 
     console = plain_console()
     aside: dict[str, list[list[str]]] = {}
@@ -91,6 +92,8 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
         for kind, items in kinds.items():
             _print_told(console, colour, f"{label}: {kind}", _of_kind(items))
             _print_answer(console, answer_to(kind) or _of_empty(items), dataset, job)
+            if kind == TELLS_OUTCOME and colour == "red":
+                console.print("  to go on: take it out of data.covariates in the job", markup=False)
     for to_do in remedies([p.what for p in report.set_aside] + [f.what for f in report.warnings if f.kind == UNKNOWN]):
         console.print(f"  to do: {to_do}", markup=False)
     if report.unlabelled:
