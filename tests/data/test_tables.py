@@ -16,6 +16,7 @@ from dicoms import make_xray, slice_header
 from oncofed.data.dicom.header_types import ImageHeader
 from oncofed.data.layouts import ClassTable, read_table
 from oncofed.data.layouts.written import Files
+from oncofed.data.target_columns import parse_targets
 from oncofed.errors import DataError
 from pictures import pictures, read
 
@@ -278,6 +279,9 @@ def test_a_table_of_patients_next_to_files_other_than_dicom(tmp_path: Path) -> N
     (tmp_path / "t.csv").write_text("patient,label\nP1,a\n")
     with pytest.raises(DataError, match=r"it names no image, and .* holds no DICOM. Add a column image"):
         read(pictures(tmp_path / "in", "1.png"), tmp_path / "out", table=tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("patient,label,grade\n1,a,2\n")
+    with pytest.raises(DataError, match=r"column label is that of patients, .* of no use, take it out of the table"):
+        read(tmp_path / "in", tmp_path / "out", table=tmp_path / "t.csv", targets=parse_targets(["grade=grade:grade"]))
 
 
 @pytest.mark.parametrize(
