@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from dicoms import make_wsi, make_xray
 from oncofed.cli.main import app
 from oncofed.data.cases import usable_cases
-from oncofed.data.contract import check_dataset, doubts
+from oncofed.data.contract import UNKNOWN, check_dataset, doubts
 from oncofed.data.label_mapping import Supervision
 from oncofed.data.manifest import Manifest
 from oncofed.data.resolve import resolve
@@ -73,11 +73,12 @@ targets:
         "p0.png": {"os": FollowUp(time=12.0246, event=True), "size": 3.5},
         "p1.png": {"os": FollowUp(time=24.0164, event=False), "size": 4.25},
         "p2.png": {},
+        "p3.png": {"size": 2},
     }
-    assert [(bad.name, bad.reason) for bad in manifest.quarantine] == [
-        ("p3", "line 5: target os: ends before it starts (columns op-datum, letzter kontakt, status)")
-    ]
-    assert not manifest.left_out, "an image whose row is set aside is named by the table"
+    assert not manifest.quarantine
+    assert {entry.name: entry.unread for entry in manifest.entries if entry.unread} == {
+        "p3": {"os": "line 5: target os: ends before it starts (columns op-datum, letzter kontakt, status)"}
+    }
     assert manifest.entries[0].tags == {"geschlecht": "w"}
     assert manifest.remarks == ["columns of the table that hold dates, which are left out of the dataset: geboren"]
     text = (tmp_path / "out" / "dataset.json").read_text()
@@ -119,8 +120,9 @@ def test_lines_of_one_patient_that_contradict_each_other(tmp_path: Path) -> None
         "line 2: target os: lines 2 and 3 are of one patient and contradict each other",
         "line 3: target os: lines 2 and 3 are of one patient and contradict each other",
         "line 6: target os: lines 6 and 7 are of one patient and contradict each other",
-        "line 7: target os: lines 6 and 7 are of one patient and contradict each other",
     }
+    assert [bad.name for bad in manifest.quarantine] == ["0", "1", "4"], "an image of two lines is one case"
+    assert not manifest.left_out, "an image that is set aside is named by the table"
 
 
 def test_images_of_several_times_agree_on_the_end(tmp_path: Path) -> None:
@@ -170,14 +172,14 @@ targets:
     assert by_source(manifest) == {
         "0.dcm": {"os": FollowUp(time=100, event=True), "grade": "II"},
         "1.dcm": {"os": FollowUp(time=200, event=False), "grade": "I"},
-        "2.dcm": {},
+        "2.dcm": {"grade": "I"},
         "3.dcm": {"os": FollowUp(time=400, event=False), "grade": "III"},
     }
     assert {entry.source: entry.tags.get("sex") for entry in manifest.entries}["1.dcm"] == "m"
-    reasons = {bad.name: bad.reason for bad in manifest.quarantine}
-    assert reasons["line 10"] == "line 10: target os: has a negative time (columns days, status)"
-    assert "lines 5 and 6 are of one patient and contradict each other" in reasons["line 6"]
-    assert any("match no image of the folder" in remark and "line 9" in remark for remark in manifest.remarks)
+    assert not manifest.quarantine
+    (unread,) = (entry.unread for entry in manifest.entries if entry.source == "2.dcm")
+    assert "lines 5 and 6 are of one patient and contradict each other" in unread["os"]
+    assert any("match no image of the folder, 2: line 9, line 10" in remark for remark in manifest.remarks)
     again = read(tmp_path / "in", tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml")))
     assert again.targets == manifest.targets
     assert again.entries == manifest.entries
@@ -202,6 +204,62 @@ def test_masks_have_targets_of_their_patients(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("case,days,status\nX,1,1\n")
     with pytest.raises(DataError, match=r"t.csv: no row is of a patient of .*, whose images are of 'case_0'"):
         read(source, tmp_path / "out", table=tmp_path / "t.csv", targets=targets(str(tmp_path / "t.yaml")))
+
+
+JOB = """\
+schema: 1
+name: j
+title: J
+data: {dataset: out, modality: xray, channels: [grey], patch: [32, 32], minimum_cases: 2}
+targets:
+  - {name: grade, kind: grade, grades: ["1", "2", "3"]}
+  - {name: ill, kind: class, classes: ["no", "yes"]}
+model: {network: resnet18}
+rounds: {number: 1}
+"""
+
+
+def test_a_cell_that_cannot_be_read_costs_its_target_alone(tmp_path: Path) -> None:
+    """Of a table of patients: each image is one case, and says which line and column keeps a target from it."""
+    source = pictures(tmp_path / "in", *(f"p{n}.png" for n in range(8)))
+    rows = ["p0,1,no,<5", "p1,7,no,3", "p2,2,maybe,3", "p3,7,maybe,", "p4,1,yes,3", "p4,2,yes,3", "p5,,,", "p9,9,yes,1"]
+    rows += ["p7,1,yes,3,4"]
+    (tmp_path / "t.csv").write_text("\n".join(["patient,grade,ill,size", *rows]))
+    said = targets("grade=grade:grade:1<2", "ill=class:ill:no|yes", "size=value:size:ml")
+    manifest = read(source, tmp_path / "out", table=tmp_path / "t.csv", targets=said)
+    assert by_source(manifest) == {
+        "p0.png": {"grade": "1", "ill": "no"},
+        "p1.png": {"ill": "no", "size": 3},
+        "p2.png": {"grade": "2", "size": 3},
+        "p4.png": {"ill": "yes", "size": 3},
+        "p5.png": {},
+        "p6.png": {},
+    }
+    unread = {entry.name: entry.unread for entry in manifest.entries if entry.unread}
+    assert unread == {
+        "p0": {"size": "line 2: target size: column size says '<5', expected one number"},
+        "p1": {"grade": "line 3: target grade: column grade says '7', expected 1 < 2"},
+        "p2": {"ill": "line 4: target ill: column ill says 'maybe', expected no, yes"},
+        "p4": {
+            "grade": "lines 6 and 7 of the table name one patient and say another grade each. Keep one row a patient"
+        },
+    }
+    assert {bad.name: bad.reason for bad in manifest.quarantine} == {
+        "p3": "line 5: target grade: column grade says '7', expected 1 < 2; "
+        "line 5: target ill: column ill says 'maybe', expected no, yes",
+        "p7": "line 10 has 5 fields, expected 4: quote a field that holds the separator",
+    }
+    assert {entry.name: entry.unlabelled for entry in manifest.entries if entry.unlabelled} == {
+        "p5": "line 8 of the table, of its patient, states nothing that is learned",
+        "p6": "no row of the table is of its patient",
+    }
+    (remark,) = manifest.remarks
+    assert "match no image of the folder, 1: line 9. Expected the images' patients" in remark
+    (tmp_path / "job.yaml").write_text(JOB)
+    plan = parse_job(tmp_path / "job.yaml").plan()
+    report = check_dataset(tmp_path / "out", plan.data, plan.supervision(), plan.seed)
+    assert [found.case for found in report.warnings if found.kind == UNKNOWN] == ["p1", "p2", "p4"], "not of size"
+    assert "2 of 8 cases are set aside (25%), more than 5%" in report.why_not
 
 
 def test_a_mask_that_cannot_be_used_costs_no_target(tmp_path: Path) -> None:
@@ -233,6 +291,16 @@ rounds: {number: 1}
     said = {found.case: found.what for found in report.warnings if found.kind == "mask left out"}
     assert said.keys() == {"1", "2", "3", "4"}
     assert "label is empty" in said["1"]
+    assert [(row.found, row.verdict) for row in report.rows if row.aspect == "masks"] == [
+        ("2 of 6 cases have one", "fits")
+    ]
+    command = CliRunner().invoke(app, ["data", "resolve", str(tmp_path / "out")])
+    assert "--empty-label leave-out" in command.output
+    assert "(or nothing-there)" in command.output
+    checked = CliRunner().invoke(app, ["data", "check", str(tmp_path / "job.yaml"), str(tmp_path / "out")])
+    assert "to go on: oncofed data resolve" in checked.output
+    assert "--empty-label leave-out" in checked.output
+    assert "have no lesion: 4. Where it was forgotten" in " ".join(checked.output.split()), "an empty one is named once"
     assert "expected the image's (9, 8)" in said["2"]
     assert "its label file" in said["3"]
     assert "holds the values 7" in said["4"]

@@ -16,6 +16,7 @@ from dicoms import make_xray, slice_header
 from oncofed.data.dicom.header_types import ImageHeader
 from oncofed.data.layouts import ClassTable, read_table
 from oncofed.data.layouts.written import Files
+from oncofed.data.target_columns import parse_targets
 from oncofed.errors import DataError
 from pictures import pictures, read
 
@@ -237,11 +238,10 @@ def test_patients_in_a_table_match_as_people_write_them(tmp_path: Path) -> None:
     assert {entry.source: entry.label for entry in manifest.entries} == {
         "0.dcm": 0,
         "1.dcm": 1,
-        "2.dcm": None,
         "3.dcm": 1,
     }
-    assert {bad.name: bad.reason for bad in manifest.quarantine} == {
-        "line 5": "lines 4 and 5 of the table name one patient and say another label each. Keep one row a patient",
+    assert {bad.source: bad.reason for bad in manifest.quarantine} == {
+        "2.dcm": "lines 4 and 5 of the table name one patient and say another label each. Keep one row a patient",
     }
 
 
@@ -266,17 +266,22 @@ def test_unmatched_rows_of_patients_are_listed(tmp_path: Path) -> None:
     assert table.find(_image(patient="9", study="1.2.4", series="9")) == (None, None)  # another study of the patient
     assert table.find(_image(patient="7", study="", series="")) == (None, None)  # 007 and 0007
     assert table.find(_image(patient="007", study="", series="")) == (0, None)
-    assert table.unmatched() == ["line 4", "line 5"]
-    assert [fault.reason for fault in table.faults] == [
-        "line 6 has no patient, study or series",
-        "line 7 says split 'later', expected one of test, testing, tr, train, training, ts, va, val, valid, validation",
-    ]
+    assert table.unmatched() == ["line 4", "line 5", "line 7"]
+    assert [(fault.name, fault.reason) for fault in table.faults] == [("line 6", "has no patient, study or series")]
+    split = (
+        "line 7 says split 'later', expected one of test, testing, tr, train, training, ts, va, val, valid, validation"
+    )
+    assert table.find(_image(patient="10", study="", series="")) == (None, None)
+    assert table.stated(_image(patient="10", study="", series="")).unread == {"": split}
 
 
 def test_a_table_of_patients_next_to_files_other_than_dicom(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("patient,label\nP1,a\n")
     with pytest.raises(DataError, match=r"it names no image, and .* holds no DICOM. Add a column image"):
         read(pictures(tmp_path / "in", "1.png"), tmp_path / "out", table=tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("patient,label,grade\n1,a,2\n")
+    with pytest.raises(DataError, match=r"column label is that of patients, .* of no use, take it out of the table"):
+        read(tmp_path / "in", tmp_path / "out", table=tmp_path / "t.csv", targets=parse_targets(["grade=grade:grade"]))
 
 
 @pytest.mark.parametrize(

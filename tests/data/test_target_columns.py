@@ -229,6 +229,7 @@ def test_faults_of_follow_up_name_the_columns_and_no_time() -> None:
         ("os_months", "", ["12", "6.5"], "months", [12, 6.5]),
         ("survival (days)", "", ["12", "2 years"], "days", [12, 730.5]),
         ("time", "weeks", ["2", "14 d"], "weeks", [2, 2]),
+        ("überlebenszeit (monate)", "", ["12", "1 Jahr"], "months", [12, 12]),
         ("time", "", ["12 months", "365.25 days", "1y"], "months", [12, 12, 12]),
     ],
 )
@@ -240,7 +241,8 @@ def test_times_have_a_unit(column: str, unit: str, texts: list[str], expected: s
 
 def test_times_without_a_unit_or_with_two_are_asked_about() -> None:
     plain = {**TIMES, "time": "time"}
-    with pytest.raises(DataError, match=r"column time does not say in what its times are. Say it: unit: days"):
+    said = r"time does not say in what its times are. Say it: unit: days .*behind the columns: survival:time,.*:days"
+    with pytest.raises(DataError, match=said):
         read(plain, ("12", "1"))
     with pytest.raises(DataError, match=r"with a unit \(line 2\) and without \(line 3\)"):
         read(plain, ("12 months", "1"), ("13", "1"))

@@ -57,7 +57,9 @@ def test_a_check_does_not_let_a_job_train_without_them(tmp_path: Path, run: Call
     checked = run("data", "check", tmp_path / "job.yaml", folder)
     assert checked.status == 3
     last = checked.text.partition("The job may train here")[2]
-    assert f"But: {LEAK}" in last
+    assert "But first answer the finding above." in last
+    assert checked.text.count(LEAK) == 1
+    assert "to go on: take it out of data.covariates in the job" in checked.text
     assert TYPO in checked.text
     (check,) = [found for found in check_datasets({"flat": folder}, {"outcome": spec.plan()}) if "job" in found.name]
     assert (check.state, LEAK in check.found) == ("warn", True)

@@ -382,6 +382,10 @@ def test_a_check_compares_with_the_reference_that_an_entry_keeps(tmp_path: Path)
     assert "the same features, from weights with another digest" in rounded.verdict
     other = load_encoder(kept, write(random_weights(entry, 2), tmp_path / "other.safetensors"))
     assert check_encoder(kept, other).same is False
+    zeros = {name: torch.zeros_like(value) for name, value in loaded.weights.items()}
+    empty = check_encoder(entry, load_encoder(entry, write(zeros, tmp_path / "zeros.safetensors")))
+    assert empty.same is False
+    assert "all features are one number" in empty.verdict
 
 
 @pytest.mark.parametrize(

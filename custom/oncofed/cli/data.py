@@ -359,7 +359,8 @@ def _show_report(report: Report, name: str, job: str, dataset: str) -> None:
     if report.may_train:
         aside = f", without the {len(report.set_aside)} set aside" if report.set_aside else ""
         # What concerns the dataset as a whole, such as a covariate that is the outcome, sets no case aside.
-        but = "".join(f" But: {escape(finding.what)}." for finding in report.findings)
+        open_ = "finding" if len(report.findings) == 1 else f"{len(report.findings):,} findings"
+        but = f" But first answer the {open_} above." if report.findings else ""
         colour = "yellow" if but else "green"
         console.print(f"[{colour}]The job may train here[/]: {cases}{aside}.{but}", soft_wrap=True)
     else:

@@ -30,7 +30,7 @@ def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
         folder: of the dataset.
         dataset: its name as the user types it.
     """
-    from oncofed.data.accounts import advice, by_weight, labelled_share
+    from oncofed.data.accounts import advice, by_weight, labelled_share, remedies
     from oncofed.data.decisions import decided, in_words, is_labelled
     from oncofed.data.files import FILES_TABLE, read_examples
     from oncofed.data.grouping import EXAMPLES, counted, named
@@ -38,8 +38,13 @@ def show_accounts(manifest: Manifest, folder: Path, dataset: str) -> None:
     console = plain_console()
     for line in _set_aside(manifest.quarantine):
         console.print(line)
-    for line in _masks_left_out(manifest.entries):
+    for line in (*_masks_left_out(manifest.entries), *_left_unknown(manifest.entries)):
         console.print(line)
+    cells = [bad.reason for bad in manifest.quarantine] + [
+        why for one in manifest.entries for why in one.unread.values()
+    ]
+    for to_do in remedies(cells):
+        console.print(f"  to do: {to_do}", markup=False)
     uses = ", ".join(_of_use(use, count) for use, count in manifest.files.items())
     console.print(f"files: {uses}; each by name in {folder / FILES_TABLE}", markup=False)
     examples = read_examples(folder, EXAMPLES)
@@ -66,8 +71,11 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
 
     Count, three examples, and the command that settles them.
     """
+    from oncofed.data.accounts import remedies
     from oncofed.data.answers import answer_to, kind_of_reason
+    from oncofed.data.contract import UNKNOWN
     from oncofed.data.grouping import by_kind, counted, finding_lines
+    from oncofed.data.leaks import TELLS_OUTCOME
 
     console = plain_console()
     aside: dict[str, list[list[str]]] = {}
@@ -83,7 +91,11 @@ def show_findings(report: Report, job: str, dataset: str) -> None:
             kinds.setdefault(finding.kind, []).append((finding.case or "", finding.what))
         for kind, items in kinds.items():
             _print_told(console, colour, f"{label}: {kind}", _of_kind(items))
-            _print_answer(console, answer_to(kind), dataset, job)
+            _print_answer(console, answer_to(kind) or _of_empty(items), dataset, job)
+            if kind == TELLS_OUTCOME and colour == "red":
+                console.print("  to go on: take it out of data.covariates in the job", markup=False)
+    for to_do in remedies([p.what for p in report.set_aside] + [f.what for f in report.warnings if f.kind == UNKNOWN]):
+        console.print(f"  to do: {to_do}", markup=False)
     if report.unlabelled:
         console.print(f"without a label: {counted(len(report.unlabelled), 'case')}", markup=False)
         for line in finding_lines((problem.case, problem.what) for problem in report.unlabelled):
@@ -103,8 +115,18 @@ def commands(report: Report, job: str, dataset: str) -> dict[str, str]:
 
     kinds = [kind_of_reason(problem.what) for problem in report.set_aside]
     kinds += [finding.kind for finding in (*report.findings, *report.warnings)]
+    if _of_empty((finding.case or "", finding.what) for finding in report.warnings):
+        kinds.append("empty label")
     answers = {kind: answer_to(kind) for kind in dict.fromkeys(kinds)}
     return {kind: answer.command(dataset, job, typed_workspace()) for kind, answer in answers.items() if answer}
+
+
+def _of_empty(items: Iterable[tuple[str, str]]) -> Answer | None:
+    """Return the answer to the empty ones of masks that are left out."""
+    from oncofed.data.answers import answer_to
+    from oncofed.data.case_facts import EMPTY
+
+    return answer_to("empty label") if any(what.startswith(EMPTY) for _, what in items) else None
 
 
 def _of_use(use: str, count: int) -> str:
@@ -134,6 +156,14 @@ def _masks_left_out(entries: Iterable[Entry]) -> list[str]:
 
     found = ((name_of(one), one.source, "; ".join(mask_faults(one, bool(one.tiles)))) for one in entries)
     return _told_of("mask left out", (one for one in found if one[2]))
+
+
+def _left_unknown(entries: Iterable[Entry]) -> list[str]:
+    """Return lines about the cells that cannot be used, of cases that are used without."""
+    from oncofed.data.decisions import name_of
+
+    found = ((name_of(one), one.source, why) for one in entries for why in one.unread.values())
+    return _told_of("left unknown", found)
 
 
 def _told_of(what: str, cases: Iterable[tuple[str, str | None, str]]) -> list[str]:

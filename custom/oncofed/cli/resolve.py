@@ -128,7 +128,8 @@ def _list(folder: Path, dataset: str, job: str | None, json: bool) -> None:
 
     manifest = read_manifest(folder)
     counts = Counter(finding.kind for finding in open_findings(decided(manifest), _asked(job, folder)))
-    commands = {kind: answer.command(dataset, job, typed_workspace()) for kind in counts if (answer := answer_to(kind))}
+    answers = {kind: answer for kind in counts if (answer := answer_to(kind))}
+    commands = {kind: answer.command(dataset, job, typed_workspace()) for kind, answer in answers.items()}
     words = in_words(manifest)
     if json:
         values = {"open": dict(counts), "commands": commands, "decisions": words}
@@ -136,7 +137,9 @@ def _list(folder: Path, dataset: str, job: str | None, json: bool) -> None:
         return
     console = plain_console()
     for kind, count in counts.items():
-        console.print(f"open: {kind}, {count:,}: {commands[kind]}", markup=False)
+        _, *others = answers[kind].actions
+        more = f"   (or {', '.join(others)})" if others else ""
+        console.print(f"open: {kind}, {count:,}: {commands[kind]}{more}", markup=False)
     for word in words:
         console.print(f"decided {word}", markup=False)
     if not counts:

@@ -57,7 +57,7 @@ def absences(manifest: Manifest) -> Iterator[Absence]:
     """
     if manifest.label_kind == "instances":
         return
-    masked = [entry for entry in manifest.entries if isinstance(entry.label, str) and entry.label_values is not None]
+    masked = [entry for entry in manifest.entries if isinstance(entry.label, str) and _is_drawn(entry)]
     if len(masked) < _FEWEST_LABELLED:
         return
     values = {name_of(entry): _values(entry) for entry in masked}
@@ -70,6 +70,11 @@ def absences(manifest: Manifest) -> Iterator[Absence]:
         is_rare = len(without) <= _FEW or len(without) < _FEW_SHARE * len(masked)
         if without and is_rare and len(masked) - len(without) >= _MOST_SHARE * len(masked):
             yield Absence(_in_words(manifest, min(alike)), without, len(masked))
+
+
+def _is_drawn(entry: Entry) -> bool:
+    """Return whether a mask was read and shows something; an empty one is a finding of its own."""
+    return entry.label_values is not None and (bool(entry.tiles) or not case_facts.is_empty(entry))
 
 
 def _values(entry: Entry) -> set[int]:

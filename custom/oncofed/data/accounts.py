@@ -16,7 +16,7 @@ from oncofed.data.dicom.matching import BESIDE, ON_EACH
 from oncofed.data.dicom.references import named_twice, region_key
 from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.files import Files
-from oncofed.data.grouping import counted, named
+from oncofed.data.grouping import EXAMPLES, counted, named
 from oncofed.data.layouts import ClassTable, FolderLayout
 from oncofed.data.manifest import SPLITS, Entry, Manifest
 from oncofed.data.unlabelled import why_unlabelled
@@ -53,6 +53,18 @@ _ADVICE = {
     "DICOM": "nothing: it holds no image",
     "the dataset's own": "nothing: it is what registering writes",
     "file that is no image": "nothing, where that is so",
+}
+# Part of what is wrong with a cell -> what to do about it; the first that fits.
+_REMEDIES = {
+    "of one patient and contradict": "rows of one patient state one value: correct the table, or say per: case in "
+    "--targets FILE where each image has a value of its own",
+    "without time": "fill in time and event, or leave both blank",
+    "without event": "fill in time and event, or leave both blank",
+    "one number": "write one number, or leave the cell blank; a text that says that nothing is known: unknown: [TEXT] "
+    "in --targets FILE",
+    "single number": "write one number with its unit, or leave the cell blank",
+    ", expected ": "correct the cell, or leave it blank; a text that says that nothing is known: unknown: [TEXT] in "
+    "--targets FILE",
 }
 # The most serious losses come first.
 _WEIGHTY = ("label", "mask", "cannot", "table", "image")
@@ -130,6 +142,13 @@ def advice(reason: str) -> str:
     if reason.endswith("no level of its pyramid"):
         return "nothing: it is no image to learn from"
     return next((what for start, what in _ADVICE.items() if reason.startswith(start)), "look at them")
+
+
+def remedies(reasons: Iterable[str]) -> list[str]:
+    """Return what to do about cells of targets that cannot be used, each once."""
+    of_cells = [reason for reason in reasons if ": target " in reason]
+    found = (next((what for part, what in _REMEDIES.items() if part in reason), "") for reason in of_cells)
+    return [what for what in dict.fromkeys(found) if what]
 
 
 def by_weight(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -213,10 +232,16 @@ def _rule_without_dicom(reading: Reading) -> list[str]:
 def _rows_without_image(reading: Reading) -> list[str]:
     if not reading.rows or reading.table is None:
         return []
+    dicom = [item for item in reading.work if is_dicom(item)]
+    expected = (
+        "the PatientID, StudyInstanceUID or SeriesInstanceUID of the images in its column patient, study or series"
+    )
+    if not dicom:
+        names = ", ".join(repr(item.patient) for item in reading.layout.items[:EXAMPLES])
+        expected = f"the images' patients in its column patient, such as {names}"
     remark = (
         f"rows of {reading.table.name} that match no image of the folder, {len(reading.rows):,}: "
-        f"{named(reading.rows)}. Expected the PatientID, StudyInstanceUID or SeriesInstanceUID of the images in its "
-        "column patient, study or series"
+        f"{named(reading.rows)}. Expected {expected}"
     )
     return [remark]
 

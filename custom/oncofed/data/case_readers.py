@@ -120,7 +120,7 @@ class FileWork:
             found |= {"label_problem": problem} if problem else {}
             found["checksum"] = case_facts.checksum(images)
             found["notes"] = [*case_facts.notes(image, mask), *item.notes]
-            alone = item.label is None and not item.targets and len(images) == 1
+            alone = item.label is None and not item.targets and not item.unread and len(images) == 1
             may_be_mask = alone and looks_like_mask(image)
         except Exception as error:  # noqa: BLE001 - readers raise any type of error for a malformed file
             return self.set_aside(case_facts.reason_of(error))
@@ -136,6 +136,7 @@ class FileWork:
             modality=item.modality,
             tags=item.tags,
             targets=dict(item.targets),
+            unread=dict(item.unread),
             looked_for=None if item.looked_for is None else list(item.looked_for),
             stamp=case_facts.stamp([*images, *self._label_files(mask)]),
             source=item.images[0],
@@ -253,6 +254,7 @@ class StackWork:
             checksum=case_facts.checksum(written[:1]),
             stamp=case_facts.stamp(written),
             targets=dict(self.stated.targets),
+            unread=dict(self.stated.unread),
             looked_for=None if self.stated.looked_for is None else list(self.stated.looked_for),
             tags=dict(self.stated.tags),
             notes=[*self.stack.notes, *pixels.notes, *_header_notes(header), *(label.notes if label else ())],
@@ -351,6 +353,7 @@ class SlideWork:
             modality="SM",
             tags=item.tags,
             targets=dict(item.targets),
+            unread=dict(item.unread),
             looked_for=None if item.looked_for is None else list(item.looked_for),
             tiles=self._tiles_path,
             stamp=case_facts.stamp([path, *([region] if region else [])]),

@@ -13,6 +13,7 @@ import numpy as np
 
 from oncofed.data import case_facts
 from oncofed.data.case_results import CaseRefused, CaseResult
+from oncofed.data.decisions import is_labelled
 from oncofed.data.dicom.references import region_key
 from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.exif import by_siblings
@@ -102,6 +103,7 @@ def compose(
         of_mask = case_facts.mask_faults(entry, _is_looked_through(entry, options.out))
         of_mask += _outside_vocabulary(entry, labels, options, layout)
         reasons = [*case_facts.image_faults(entry), *of_mask]
+        reasons += [] if is_labelled(entry) else entry.unread.values()
         # With targets it is used without the mask; see ``case_checks``.
         if reasons and not (reasons == of_mask and entry.targets):
             may_be_right = reasons == [case_facts.EMPTY] and not entry.tiles

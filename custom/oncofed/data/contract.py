@@ -39,6 +39,8 @@ from oncofed.data.targets import Target, declared_target
 from oncofed.data.time_order import OF_OUTCOME, earlier_tests, outcomes_by_date
 from oncofed.errors import DataError
 
+# Kind of finding: a target, of a case that is used without it.
+UNKNOWN = "left unknown"
 _NO_LABEL = "its entry names no label"
 
 
@@ -111,6 +113,7 @@ def check_dataset(
     report.rows += [covariate_row(found) for found in covariates]
     report.warnings += covariate_warnings(entries, covariates)
     looked_at = [entry.tile_quality for entry in entries if entry.tile_quality]
+    report.warnings += left_unknown(entries, [target.name for target in wanted.targets])
     report.remarks = [*manifest.remarks, *quality_remarks(looked_at)]
     report.unlabelled = [
         Problem(name_of(entry), entry.unlabelled or _NO_LABEL) for entry in manifest.entries if not is_labelled(entry)
@@ -142,6 +145,16 @@ def check_dataset(
         report.why_not.append(f"{counted(len(odd), 'case')} with findings")
     report.may_train = not report.why_not
     return report
+
+
+def left_unknown(entries: Sequence[Entry], targets: Sequence[str]) -> list[Finding]:
+    """Return the cells of a job's targets that cannot be used, of cases that are used without."""
+    return [
+        Finding(UNKNOWN, name_of(entry), why, severe=False)
+        for entry in entries
+        for name, why in entry.unread.items()
+        if name in {"", *targets}
+    ]
 
 
 def doubts(folder: Path, data: DataSpec, wanted: Supervision, seed: int) -> list[Finding]:

@@ -162,11 +162,25 @@ def label_rows(
 
 def mask_rows(manifest: Manifest, wanted: Supervision, vocabulary: Vocabulary, entries: Sequence[Entry]) -> list[Row]:
     """Return the rows on masks beside targets, of which a case may lack either."""
-    masked = [entry for entry in entries if wanted.has_mask(entry)]
+    masked = [
+        entry for entry in entries if wanted.has_mask(entry) and _is_usable(manifest, entry, wanted.classes, vocabulary)
+    ]
     found = Row("masks", f"{len(masked)} of {counted(len(entries), 'case')} have one", "any number", "fits")
     if not masked:
         return [found]
     return [labels_row(manifest, wanted, vocabulary), found, *_looked_for(manifest, wanted, vocabulary, masked)]
+
+
+def _is_usable(manifest: Manifest, entry: Entry, classes: Mapping[int, str], vocabulary: Vocabulary) -> bool:
+    """Return whether a mask beside targets can be learned from."""
+    held = case_facts.label_counts(entry.label_values or {}).keys()
+    is_known = manifest.label_kind == "instances" or held <= _known(classes, vocabulary)
+    return is_known and not case_facts.mask_faults(entry, may_be_empty=bool(entry.tiles))
+
+
+def _known(classes: Mapping[int, str], vocabulary: Vocabulary) -> set[int]:
+    """Return the values that a mask may have."""
+    return {0, *(classes if vocabulary.values is None else vocabulary.values)}
 
 
 def labels_row(manifest: Manifest, wanted: Supervision, vocabulary: Vocabulary) -> Row:
@@ -185,11 +199,10 @@ def with_values(row: Row, manifest: Manifest, classes: Mapping[int, str], vocabu
     """Return the row of labels, with unknown values."""
     if row.aspect != "labels" or manifest.label_kind == "instances":
         return row
-    known = {0, *(classes if vocabulary.values is None else vocabulary.values)}
     held = Counter(
         v for e in manifest.entries if isinstance(e.label, str) for v in case_facts.label_counts(e.label_values or {})
     )
-    outside = sorted(held.keys() - known)
+    outside = sorted(held.keys() - _known(classes, vocabulary))
     if not outside:
         return row
     names = {value: classes.get(value, "NAME") for value in sorted(held.keys() - {0})}

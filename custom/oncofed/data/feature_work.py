@@ -78,6 +78,7 @@ class FeatureWork:
             modality="SM",
             tags=item.tags,
             targets=dict(item.targets),
+            unread=dict(item.unread),
             features=facts,
             finite=True,
             checksum=checksum,

@@ -80,7 +80,7 @@ class Supervision:
         return self.kind == "mask" or (self.kind == "targets" and bool(self.classes))
 
     def has_mask(self, entry: Entry) -> bool:
-        """Return whether an entry has a mask that is learned."""
+        """Return whether an entry has a mask that is to be learned; it may turn out to be faulty."""
         return self.reads_masks and isinstance(entry.label, str)
 
     @property

@@ -19,6 +19,8 @@ from oncofed.data.quality import Finding
 from oncofed.data.target_columns.cells import is_unknown
 from oncofed.data.targets import DatasetTarget, FollowUp, Target, declared_target, stated_value
 
+# Kind of finding.
+TELLS_OUTCOME = "column that tells the outcome"
 # Fewest patients of whom a column tells the outcome; of fewer it does so by chance.
 _FEWEST = 10
 _FEWEST_A_SIDE = 3
@@ -60,9 +62,7 @@ def outcome_columns(manifest: Manifest, targets: Iterable[Target], used: Collect
                         if name_key(column) in learned
                         else "The job does not use it"
                     )
-                    yield Finding(
-                        "column that tells the outcome", None, f"{what} {advice}", severe=name_key(column) in learned
-                    )
+                    yield Finding(TELLS_OUTCOME, None, f"{what} {advice}", severe=name_key(column) in learned)
                     break
 
 

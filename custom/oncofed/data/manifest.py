@@ -134,6 +134,10 @@ class Entry(_Part):
     targets: dict[str, TargetValue] = Field(
         default_factory=dict, description="target -> what the case states of it; a target left out is unknown"
     )
+    unread: dict[str, str] = Field(
+        default_factory=dict,
+        description='target -> why what the table says of it is not used; "": the same of its row',
+    )
     boxes: list[Box] | None = Field(
         None, description="objects of the case, instead of those of its mask; empty: none was found; null: not stated"
     )

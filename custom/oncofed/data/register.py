@@ -179,7 +179,8 @@ def _require_table(
     if table.classes:
         raise DataError(
             f"{options.table}: its column label is that of patients, and {options.source} holds no DICOM. Name it as a "
-            "target, such as --targets diagnosis=class:label, or add a column image."
+            "target, such as --targets diagnosis=class:label, or add a column image; where it is of no use, take it "
+            "out of the table."
         )
     if not any(table.knows(item) for item in layout.items):
         patients = ", ".join(f"{item.patient!r}" for item in layout.items[:3])
@@ -321,6 +322,7 @@ def _slide_work(dicom: DicomIndex, options: RegisterOptions, salt: bytes, table:
                 modality="SM",
                 tags=dict(stated.tags),
                 targets=stated.targets,
+                unread=stated.unread,
                 looked_for=stated.looked_for,
             ),
             tiles=options.tiles,

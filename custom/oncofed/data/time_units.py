@@ -10,10 +10,10 @@ TimeUnit = Literal["days", "weeks", "months", "years"]
 # A month is a twelfth of the Julian year of 365.25 days.
 DAYS: Mapping[str, float] = {"days": 1.0, "weeks": 7.0, "months": 30.4375, "years": 365.25}
 _NAMES: Mapping[TimeUnit, tuple[str, ...]] = {
-    "days": ("d", "day", "days"),
-    "weeks": ("w", "wk", "wks", "week", "weeks"),
-    "months": ("mo", "mos", "mon", "mth", "mths", "month", "months"),
-    "years": ("y", "yr", "yrs", "a", "year", "years"),
+    "days": ("d", "day", "days", "tag", "tage", "tagen"),
+    "weeks": ("w", "wk", "wks", "week", "weeks", "woche", "wochen"),
+    "months": ("mo", "mos", "mon", "mth", "mths", "month", "months", "monat", "monate", "monaten"),
+    "years": ("y", "yr", "yrs", "a", "year", "years", "jahr", "jahre", "jahren"),
 }
 # What people and tables call a unit, in lower case -> the unit.
 TIME_UNITS: Mapping[str, TimeUnit] = {name: unit for unit, names in _NAMES.items() for name in names}

@@ -54,7 +54,7 @@ def why_unlabelled(
         elif isinstance(item, SlideWork):
             why[item.name] = (no_row or DICOM.no_regions) if item.instances else layout.kind.no_regions
         elif isinstance(item, FileWork):
-            why[item.name] = _of_files(item, layout, dropped)
+            why[item.name] = _of_files(item, layout, dropped, classes.nothing_stated(item.item) if classes else "")
     return why
 
 
@@ -67,14 +67,16 @@ def _of_stack(unplaced: Sequence[str], not_drawn: Sequence[str], no_row: str) ->
     return no_row or "no SEG and no structure set of the folder lies on it"
 
 
-def _of_files(work: FileWork, layout: FolderLayout, dropped: Mapping[str, str]) -> str:
+def _of_files(work: FileWork, layout: FolderLayout, dropped: Mapping[str, str], no_row: str) -> str:
     image = work.item.images[0]
     if image in layout.unlabelled:
         return layout.unlabelled[image]
     usual = layout.kind.no_label.format(labels=image.partition("/")[0].replace("images", "labels"))
     if found := dropped.get(stem(Path(image)).lower()):
         return f"{usual}; {found}" if layout.kind.lists_cases else found
-    return usual
+    if no_row and not any(item.masks for item in layout.items):
+        return no_row
+    return f"{no_row}; {usual}" if no_row else usual
 
 
 def _dropped(layout: FolderLayout, manifest: Manifest) -> dict[str, str]:

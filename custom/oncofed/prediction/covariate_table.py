@@ -145,12 +145,13 @@ def _rows(path: Path, table: Table, sources: Sources) -> tuple[Mapping[str, list
 
 def _fault(rows: Sequence[Row], read: Sequence[str], path: Path) -> str:
     """Return why the rows of a case cannot be used; empty if they can."""
-    if fault := next((row.fault for row in rows if row.fault), ""):
+    faults = (row.fault or "; ".join(row.unread.values()) for row in rows)
+    if fault := next(filter(None, faults), ""):
         return fault
     for row in rows[1:]:
         if other := differing_targets(rows[0], row):
             lines = f"lines {rows[0].line} and {row.line}"
-            return f"{lines} of the table are of one case and say another {other} each. Correct the table"
+            return f"{lines} of the table are of one case and say another {' and '.join(other)} each. Correct the table"
     try:
         for column in read:
             agreed(rows, column, path)

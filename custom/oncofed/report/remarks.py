@@ -84,8 +84,8 @@ def _fewer_targets(result: Result) -> Iterator[str]:
         return
     means = "; ".join(f"at {name} over {_listed(of) if of else 'none'}" for name, of in sorted(fewer.items()))
     sentence = (
-        f"{result.metric_name[0].upper()}{result.metric_name[1:]}: {means}. The others have no figure there that every "
-        f"model here has: of {_FEWEST} none leaves a site, nor where few lack a target."
+        f"{result.metric_name[0].upper()}{result.metric_name[1:]}: {means}. A target counts in a site's mean where "
+        f"each model here has a figure for it; of {_FEWEST} no figure leaves a site, nor where few lack the target."
     )
     if not result.is_of_same_targets:
         sentence += " Sites of other targets do not compare with each other: a worst one is not named."

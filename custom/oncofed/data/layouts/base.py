@@ -69,6 +69,7 @@ class Item:
         targets: that a table or manifest states.
         looked_for: names of the mask's classes that were looked for; None: not stated.
         features: path of a slide's features inside the folder.
+        unread: target -> why what a table says of it is not used; "": the same of its row.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Item:
     targets: Mapping[str, TargetValue] = field(default_factory=dict)
     looked_for: tuple[str, ...] | None = None
     features: str | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def masks(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from oncofed.data.dicom.header_types import ObjectHeader
 from oncofed.data.layouts.base import SPLIT_NAMES, Item
 from oncofed.data.layouts.tables import WANTED, Row, Table, expected_columns
-from oncofed.data.layouts.targets import dates_left_out, differing_targets, read_renamed, read_with_targets
+from oncofed.data.layouts.targets import contradiction, dates_left_out, merged_targets, read_renamed, read_with_targets
 from oncofed.data.layouts.written import without_zeros
 from oncofed.data.manifest import Quarantined, Split
 from oncofed.data.target_columns import TableTargets
@@ -38,11 +38,13 @@ class Stated:
     Attributes:
         targets: name -> value.
         tags: other columns.
+        unread: target -> why what a row says of it is not used; "": the same of the row.
         looked_for: names of the mask's classes that were looked for; None: not said.
     """
 
     targets: Mapping[str, TargetValue] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    unread: Mapping[str, str] = field(default_factory=dict)
     looked_for: tuple[str, ...] | None = None
 
 
@@ -60,7 +62,7 @@ class ClassTable:
 
     Attributes:
         classes: class -> number, in alphabetical order.
-        faults: unusable rows and why, by line, without patients' names.
+        faults: rows without a key, by line; other unusable ones are known to the image that they are of.
         targets: name -> declaration.
         remarks: observations on the table, for people.
 
@@ -87,7 +89,7 @@ class ClassTable:
         self.targets = table.targets if own else {}
         self.remarks = dates_left_out(table) if own else []
         self.faults: list[Quarantined] = []
-        rows = [] if "image" in columns else [row for row in table.rows if self._is_sound(row)]
+        rows = [] if "image" in columns else [self._checked(row) for row in table.rows if self._has_key(row)]
         self.classes = {
             label: n for n, label in enumerate(sorted({r.cells["label"] for r in rows if r.cells.get("label")}))
         }
@@ -110,7 +112,7 @@ class ClassTable:
         """Return an image's class number and split; None: not stated."""
         rows = [row for key, text in _identities(header) if (row := self._row(key, text))]
         self._matched |= {row.line for row in rows}
-        cells = rows[0].cells if rows else {}
+        cells = next((row.cells for row in rows if not row.fault), {})
         return self.classes.get(cells.get("label", "")), SPLIT_NAMES.get(cells.get("split", "").lower())
 
     def stated(self, header: ObjectHeader) -> Stated:
@@ -133,6 +135,7 @@ class ClassTable:
             split=item.split or SPLIT_NAMES.get(row.cells.get("split", "").lower()),
             targets={**item.targets, **found.targets},
             tags={**item.tags, **found.tags},
+            unread={**item.unread, **found.unread},
             looked_for=found.looked_for or item.looked_for,
         )
 
@@ -155,6 +158,13 @@ class ClassTable:
         """
         return [f"line {row.line}" for row in self._rows.values() if row.line not in self._matched]
 
+    def nothing_stated(self, item: Item) -> str:
+        """Return why a case of other files has nothing from the table; empty where there is no table."""
+        row = self._row("patient", item.patient)
+        if row:
+            return f"line {row.line} of the table, of its patient, states nothing that is learned"
+        return "no row of the table is of its patient" if self._rows else ""
+
     def _row(self, key: str, text: str) -> Row | None:
         if row := self._rows.get((key, text)):
             return row
@@ -164,44 +174,57 @@ class ClassTable:
         return self._rows[key, next(iter(alike))] if sure else None
 
     def _add(self, key: str, text: str, row: Row) -> None:
-        before = self._rows.setdefault((key, text), row)
-        # Of what rows say otherwise nothing is believed, neither of the other columns.
-        same = {k: v for k, v in before.cells.items() if k in {*WANTED, *_KEYS} or row.cells.get(k) == v}
-        before = replace(before, cells=same)
+        before = self._rows.get((key, text))
         self._alike[key, without_zeros(text)].add(text)
-        for what in ("label", "split"):
-            if before.cells.get(what) != row.cells.get(what):
-                reason = f"lines {before.line} and {row.line} of the table name one {key} and say another {what} each"
-                self.faults.append(Quarantined(name=f"line {row.line}", reason=f"{reason}. Keep one row a {key}"))
-                # Contradicting values are both dropped.
-                before = replace(before, cells={k: v for k, v in before.cells.items() if k != what})
-        if what := differing_targets(before, row):
-            reason = f"lines {before.line} and {row.line} of the table name one {key} and say another {what} each"
-            self.faults.append(Quarantined(name=f"line {row.line}", reason=f"{reason}. Keep one row a {key}"))
-            disputed = set(what.split(" and "))
-            before = replace(before, targets={k: v for k, v in before.targets.items() if k not in disputed})
-        self._rows[key, text] = before
+        self._rows[key, text] = _agreed(before, row, key) if before else row
 
-    def _is_sound(self, row: Row) -> bool:
-        reason = row.fault
+    def _has_key(self, row: Row) -> bool:
+        has = any(row.cells.get(key) for key in _KEYS)
+        if not has:
+            name = f"line {row.line}"
+            reason = row.fault.removeprefix(f"{name}: ").removeprefix(f"{name} ")
+            self.faults.append(Quarantined(name=name, reason=reason or "has no patient, study or series"))
+        return has
+
+    def _checked(self, row: Row) -> Row:
+        """Return a row; one that cannot be used has its keys alone, and why."""
         split = row.cells.get("split", "")
+        reason = row.fault
         if not reason and split and split.lower() not in SPLIT_NAMES:
             reason = f"line {row.line} says split {split!r}, expected one of {', '.join(sorted(set(SPLIT_NAMES)))}"
-        if not reason and not any(row.cells.get(key) for key in _KEYS):
-            reason = f"line {row.line} has no patient, study or series"
-        if reason:
-            self.faults.append(Quarantined(name=f"line {row.line}", reason=reason))
-        return not reason
+        if not reason:
+            return row
+        return Row(row.line, {k: v for k, v in row.cells.items() if k in _KEYS}, reason, unread={"": reason})
+
+
+def _agreed(before: Row, row: Row, key: str) -> Row:
+    """Return what two rows of one patient, study or series say alike.
+
+    Of what they say otherwise nothing is believed, neither of the other columns.
+    """
+    if before.fault or row.fault:
+        sound = row if before.fault else before
+        return replace(sound, line=before.line, unread={**row.unread, **before.unread})
+    same = {k: v for k, v in before.cells.items() if k in {*WANTED, *_KEYS} or row.cells.get(k) == v}
+    differing = [what for what in ("label", "split") if before.cells.get(what) != row.cells.get(what)]
+    agreed = merged_targets(before, row, key)
+    unread = dict(agreed.unread)
+    if differing:
+        unread[""] = contradiction([before.line, row.line], key, " and ".join(differing))
+    return replace(agreed, cells={k: v for k, v in same.items() if k not in differing}, unread=unread)
 
 
 def _merged(rows: list[Row]) -> Stated:
     """Return what rows say together, the narrowest first."""
     targets: dict[str, TargetValue] = {}
     tags: dict[str, str] = {}
+    unread: dict[str, str] = {}
     for row in reversed(rows):
-        targets |= row.targets
+        # A narrower row decides, whether it can be read or not.
+        targets = {name: value for name, value in targets.items() if name not in row.unread} | dict(row.targets)
+        unread = {name: why for name, why in unread.items() if name not in row.targets} | dict(row.unread)
         tags |= {column: text for column, text in row.cells.items() if text and column not in {*WANTED, *_KEYS}}
-    return Stated(targets, tags, next((row.looked_for for row in rows if row.looked_for), None))
+    return Stated(targets, tags, unread, next((row.looked_for for row in rows if row.looked_for), None))
 
 
 def _identities(header: ObjectHeader) -> tuple[tuple[str, str], ...]:

@@ -17,7 +17,7 @@ from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named
 from oncofed.data.layouts.pairing import Candidate, pair
 from oncofed.data.layouts.slides import SLIDES_ALONE
 from oncofed.data.layouts.tables import WANTED, Row, Table, expected_columns
-from oncofed.data.layouts.targets import dates_left_out, differing_targets, read_with_targets
+from oncofed.data.layouts.targets import contradiction, dates_left_out, merged_targets, read_with_targets
 from oncofed.data.layouts.written import Files
 from oncofed.data.manifest import Quarantined
 from oncofed.data.target_columns import TableTargets
@@ -111,7 +111,7 @@ class _Rows:
             return self._item(row, image), None
         except DataError as error:
             name = row.cells.get("image") or f"line {row.line}"
-            return None, Quarantined(name=name, reason=str(error), source=image)
+            return None, Quarantined(name=name, reason=_without(str(error), name), source=image)
 
     def meant(
         self, image: str, found: Sequence[tuple[Row, Item]]
@@ -165,6 +165,7 @@ class _Rows:
             notes=notes,
             targets=row.targets,
             looked_for=row.looked_for,
+            unread=row.unread,
         )
 
     def _file(self, row: Row, column: str, *places: Files) -> str:
@@ -222,26 +223,27 @@ def _with_classes(table: Table) -> Table:
     return replace(table, columns=columns, rows=rows)
 
 
+def _without(reason: str, name: str) -> str:
+    """Return a reason that does not begin with the name of what it is about."""
+    return reason.removeprefix(f"{name}: ").removeprefix(f"{name} ")
+
+
 def _contradiction(rows: Sequence[tuple[Row, Item]]) -> str:
     """Return why several rows of an image contradict each other."""
-    lines = " and ".join(str(row.line) for row, _ in rows[:3])
     for what in ("label", "patient", "split"):
         said = Counter(row.cells.get(what, "") for row, _ in rows)
         if len(said) > 1:
             values = f" ({' and '.join(sorted(said)[:3])})" if what == "label" else ""
-            return (
-                f"lines {lines} of the table name one image and say another {what} each{values}. Keep one row an image"
-            )
-    first = rows[0][0]
-    for row, _ in rows[1:]:
-        if other := differing_targets(first, row):
-            return f"lines {lines} of the table name one image and say another {other} each. Keep one row an image"
+            return contradiction([row.line for row, _ in rows], "image", what, values)
     return ""
 
 
 def _once(rows: Sequence[tuple[Row, Item]]) -> Item:
-    item = rows[0][1]
+    row, item = rows[0]
     if len(rows) == 1:
         return item
+    for other, _ in rows[1:]:
+        row = merged_targets(row, other, "image")
+    item = replace(item, targets=row.targets, unread=row.unread)
     note = f"lines {' and '.join(str(row.line) for row, _ in rows[:3])} of the table name it alike; it is used once"
-    return Item(**{**vars(item), "notes": (*item.notes, note)})
+    return replace(item, notes=(*item.notes, note))

@@ -44,6 +44,7 @@ class Row:
         fault: why it cannot be used; empty if it can.
         targets: stated values, by name.
         looked_for: names of the mask's classes that were looked for; None: not stated.
+        unread: target -> why what the row says of it is not used; "": the same of the row as a whole.
     """
 
     line: int
@@ -51,6 +52,7 @@ class Row:
     fault: str = ""
     targets: Mapping[str, TargetValue] = field(default_factory=dict)
     looked_for: tuple[str, ...] | None = None
+    unread: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -34,7 +34,8 @@ def read_with_targets(path: Path, wanted: TableTargets | None) -> Table:
     """
     table = read_renamed(path, wanted)
     rows = {row.line: row for row in table.rows}
-    faults: dict[int, list[str]] = defaultdict(list)
+    faults: dict[int, str] = {}
+    unread: dict[int, dict[str, str]] = defaultdict(dict)
     read: dict[str, ReadTarget] = {}
     used: set[str] = set()
     for name, target in wanted.targets.items() if wanted else ():
@@ -45,11 +46,9 @@ def read_with_targets(path: Path, wanted: TableTargets | None) -> Table:
         except DataError as error:
             raise DataError(f"{path}: target {name}: {error}") from None
         used |= set(target.columns)
-        for line, why in read[name].faults.items():
-            faults[line].append(f"line {line}: target {name}: {why}")
-        if target.per == "patient":
-            for line, why in _contradictions(read[name], rows).items():
-                faults[line].append(f"line {line}: target {name}: {why}")
+        wrong = read[name].faults | (_contradictions(read[name], rows) if target.per == "patient" else {})
+        for line, why in wrong.items():
+            unread[line][name] = f"line {line}: target {name}: {why}"
     splits: dict[int, str] = {}
     if wanted and wanted.split:
         used.add(wanted.split.column)
@@ -63,8 +62,13 @@ def read_with_targets(path: Path, wanted: TableTargets | None) -> Table:
             cells={column: text for column, text in row.cells.items() if column not in gone}
             | ({"split": splits[row.line]} if row.line in splits else {})
             | ({DAYS: days[row.line]} if row.line in days else {}),
-            fault=row.fault or "; ".join(faults.get(row.line, ())),
-            targets={name: one.values[row.line] for name, one in read.items() if row.line in one.values},
+            fault=row.fault or faults.get(row.line, ""),
+            targets={
+                name: one.values[row.line]
+                for name, one in read.items()
+                if row.line in one.values and name not in unread[row.line]
+            },
+            unread=unread[row.line],
             looked_for=_names(row.cells.get(_LOOKED_FOR, "")),
         )
         for row in table.rows
@@ -82,10 +86,34 @@ def dates_left_out(table: Table) -> list[str]:
     return [f"columns of the table that hold dates, which are left out of the dataset: {', '.join(table.dates)}"]
 
 
-def differing_targets(one: Row, other: Row) -> str:
+def differing_targets(one: Row, other: Row) -> list[str]:
     """Return the targets of which two rows say something else."""
     names = sorted({*one.targets, *other.targets})
-    return " and ".join(name for name in names if one.targets.get(name) != other.targets.get(name))
+    return [name for name in names if one.targets.get(name) != other.targets.get(name)]
+
+
+def merged_targets(one: Row, other: Row, what: str) -> Row:
+    """Return a row with the targets that two rows of one image or patient agree on.
+
+    Args:
+        one: the row.
+        other: of the same.
+        what: both are of, such as "image".
+    """
+    unread = {**other.unread, **one.unread}
+    for name in differing_targets(one, other):
+        unread.setdefault(name, contradiction([one.line, other.line], what, name))
+    return replace(one, targets={n: v for n, v in one.targets.items() if n not in unread}, unread=unread)
+
+
+def contradiction(lines: Sequence[int], what: str, differing: str, said: str = "") -> str:
+    """Return that lines of one image or patient say something else each."""
+    listed = " and ".join(map(str, lines[:3]))
+    article = "an" if what == "image" else "a"
+    return (
+        f"lines {listed} of the table name one {what} and say another {differing} each{said}. "
+        f"Keep one row {article} {what}"
+    )
 
 
 def read_renamed(path: Path, wanted: TableTargets | None) -> Table:
@@ -124,7 +152,7 @@ def _require(path: Path, table: Table, what: str, columns: tuple[str, ...]) -> N
         raise DataError(f"{path}: {what}: has no column {missing[0]}, found {found}. Name it as the table does")
 
 
-def _splits(path: Path, table: Table, by: SplitByDate, faults: dict[int, list[str]]) -> dict[int, str]:
+def _splits(path: Path, table: Table, by: SplitByDate, faults: dict[int, str]) -> dict[int, str]:
     """Return line -> list, by the latest date of the line's patient; a line without a date is a fault.
 
     Raises:
@@ -143,7 +171,7 @@ def _splits(path: Path, table: Table, by: SplitByDate, faults: dict[int, list[st
     for line, _ in cells:
         day = days.get(line)
         if day is None:
-            faults[line].append(f"line {line}: column {by.column} has no date, by which it is dealt to a list")
+            faults[line] = f"line {line}: column {by.column} has no date, by which it is dealt to a list"
         else:
             latest[patients[line]] = max(day, latest.get(patients[line], day))
     return {line: by.split(latest[patients[line]]) for line in patients if patients[line] in latest}

@@ -222,7 +222,8 @@ class FollowUpColumns(TargetColumns):
             )
         if bare is not None:
             raise DataError(
-                f"column {columns} does not say in what its times are. Say it: unit: days (weeks, months, years)"
+                f"column {columns} does not say in what its times are. Say it: unit: days (weeks, months, years), or "
+                f"on the command line behind the columns: survival:{','.join(self.time)},{self.event}:days"
             )
         if not self.one_unit:
             _refuse_two_units({line: time for line, (time, own) in stated.items() if own == unit}, columns)

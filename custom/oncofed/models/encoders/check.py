@@ -41,6 +41,9 @@ def check_encoder(entry: EncoderEntry, loaded: LoadedEncoder) -> Checked:
     features = tuple(round(float(value), 4) for value in found[:_SHOWN])
     if not bool(torch.isfinite(found).all()):
         return Checked(loaded.digest, features, False, "the features are not finite: these weights cannot be used")
+    if bool((found == found[0]).all()):
+        why = "all features are one number, whatever the tile shows: these weights cannot be used"
+        return Checked(loaded.digest, features, False, why)
     if entry.reference is None:
         verdict = (
             "no reference: nobody of this project had these weights. Compare digest and features with those of the "
