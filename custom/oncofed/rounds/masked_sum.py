@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from oncofed.algorithms.sums import shares_in_sum
+from oncofed.messages.requests import Split
 from oncofed.messages.results import Refusal, Result
 from oncofed.messages.secure_aggregation import (
     ConfirmRequest,
@@ -58,7 +59,7 @@ class MaskedSum:
         attempt: its number, from 1.
         current: what the sites declared.
         shown: round that the run's record names.
-        split: of the cases, for a sum of scores; empty for one of updates.
+        split: of the cases, for a sum of scores; None for one of updates.
 
     Attributes:
         attempt: likewise.
@@ -75,13 +76,15 @@ class MaskedSum:
         attempt: int,
         current: RoundState,
         shown: int,
-        split: str = "",
+        split: Split | None = None,
     ) -> None:
         self.attempt = attempt
         self.survivors: Sequence[str] = ()
         self.shares = 1.0
         self._context, self._sums = context, sums
-        self._number, self._current, self._shown, self._split = number, current, shown, split
+        self._number, self._current, self._shown = number, current, shown
+        # An update's scores are those on validation patients.
+        self._split, self._scored_split = split or "", split or "validation"
         self._started = context.clock()
         federation = context.federation
         self._aggregator = Aggregator(
@@ -93,7 +96,7 @@ class MaskedSum:
             weigh=partial(shares_in_sum, federation.algorithm(), federation.exchange.largest_weight),
         )
 
-    def run(self, ready: Sequence[str], protocol_number: int, digest: str, layout: Layout) -> Sum:
+    def run(self, ready: Sequence[str], protocol_number: int, digest: str, layout: Layout, score: bool = False) -> Sum:
         """Add up what sites that are ready hold back.
 
         Args:
@@ -101,6 +104,7 @@ class MaskedSum:
             protocol_number: as ``messages.secure_aggregation.protocol_round``.
             digest: of what all of them share.
             layout: what is summed.
+            score: whether their scores are.
 
         Raises:
             AggregationFailed: too few sites took all steps.
@@ -110,7 +114,8 @@ class MaskedSum:
         messages = [self._current.ready[site] for site in sorted(ready)]
         peers = aggregator.peers([advertisement for advertisement, _ in messages])
         aggregator.begin(protocol_number, self.attempt, digest, layout)
-        roster = aggregator.roster([one for _, one in messages])
+        over = self._sums.scored(self._scored_split) if score else ()
+        roster = aggregator.roster([one for _, one in messages], over)
         sites = [one.site for one in roster.readies]
         needed = threshold(len(sites))
         content = {"peers": [peer.to_fields() for peer in peers], "roster": roster.to_fields()}
@@ -143,7 +148,9 @@ class MaskedSum:
         seconds = context.federation.rounds.return_s
         signed: dict[str, Confirmation] = {}
         asked = self._request(ConfirmRequest, survivors.to_fields())
-        self._step(dict.fromkeys(sites, asked), Confirmation, signed, needed, seconds)
+        scored = aggregator.scored
+        self._sums.note_scored(self._scored_split, scored)
+        self._step(dict.fromkeys(sites, asked), Confirmation, signed, len(sites) if scored else needed, seconds)
         confirmations = aggregator.confirmations(list(signed.values()))
         revealed: dict[str, Reveal] = {}
         asked = self._request(RevealRequest, confirmations.to_fields())
@@ -158,6 +165,7 @@ class MaskedSum:
                 threshold=found.threshold,
                 seconds=context.clock() - self._started,
                 split=self._split,
+                scored=len(scored),
             )
         )
         return found
