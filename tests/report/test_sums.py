@@ -52,7 +52,9 @@ def test_the_fewest_sites_with_scores_limit_who_may_help() -> None:
     said = dict(used.said())
     assert said["Of scores"] == "the mean over 3 sites or more, not the score of any"
     assert said["Not hidden"].endswith("which scores it has")
-    assert sums_used([one], failed=0).scored is None  # type: ignore[union-attr]
+    used = sums_used([one], failed=0)
+    assert used
+    assert used.scored is None
 
 
 def test_a_run_without_masks_says_nothing() -> None:

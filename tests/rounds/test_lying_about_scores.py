@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,7 @@ def test_one_sites_scores_are_not_the_difference_of_two_sums(tmp_path: Path, aga
     first = server.train(everybody, 1)
     assert first.mean == pytest.approx(sum(score_of(site, WEIGHTS) for site in CASES) / 4, abs=1e-3)
     without = [site for site in everybody if site != "west"]
+    asked: Callable[[Sequence[str]], SummedScores]
     asked = partial(server.train, number=2) if again == "round" else server.evaluate
     with pytest.raises(_Refused, match="expected those of east, north, south, west as before"):
         asked(without)

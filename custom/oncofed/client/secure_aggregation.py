@@ -159,7 +159,7 @@ class MaskedUpdates:
             kept = _read(self._path)
             self._participant.restore(kept["participant"])
             self._sums, self._base = RevealedSums(kept["sums"]), str(kept["base"])
-            self._scored = {split: tuple(sites) for split, sites in kept["scored"].items()}
+            self._scored = {split: tuple(sites) for split, sites in kept.get("scored", {}).items()}
         self._left_over = LeftOver(folder) if federation.bits == 16 else None
         self._held: _Held | None = None
         self._roster: Roster | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -38,6 +38,7 @@ from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.site_step import SiteStep
 from oncofed.rounds.sums import KeptSum, Sums
 
+_VALIDATION: Split = "validation"
 # A step takes a site milliseconds once it is asked.
 _STEP_SECONDS = 60.0
 # A site that fails so often after it was ready is left out of the round.
@@ -84,7 +85,7 @@ class MaskedSum:
         self._context, self._sums = context, sums
         self._number, self._current, self._shown = number, current, shown
         # An update's scores are those on validation patients.
-        self._split, self._scored_split = split or "", split or "validation"
+        self._split, self._scored_split = split or "", _VALIDATION if split is None else split
         self._started = context.clock()
         federation = context.federation
         self._aggregator = Aggregator(
@@ -114,7 +115,7 @@ class MaskedSum:
         messages = [self._current.ready[site] for site in sorted(ready)]
         peers = aggregator.peers([advertisement for advertisement, _ in messages])
         aggregator.begin(protocol_number, self.attempt, digest, layout)
-        over = self._sums.scored(self._scored_split) if score else ()
+        over: Collection[str] | None = self._sums.scored(self._scored_split) if score else ()
         roster = aggregator.roster([one for _, one in messages], over)
         sites = [one.site for one in roster.readies]
         needed = threshold(len(sites))
