@@ -212,6 +212,24 @@ def test_a_stopped_job_settles_to_the_steps_whose_update_left(local: Path, two_s
     assert found == []
 
 
+@pytest.mark.attack(
+    "a training loss in the live progress of a site that tells no scores",
+    by="the site's policy (leaves.scores)",
+    logged="nothing: none arrives",
+)
+@pytest.mark.parametrize(("rule", "told"), [("each", True), ("summed", False), ("none", False)])
+def test_a_loss_is_told_live_where_scores_leave_alone(
+    spec: JobSpec, local: Path, monkeypatch: pytest.MonkeyPatch, rule: str, told: bool
+) -> None:
+    policy = Policy.model_validate({"schema": 1, "leaves": {"scores": rule}})
+    monkeypatch.setattr("oncofed.flare.executor.admit_job", lambda *args, **facts: policy)
+    executor, sent = _executor(spec), dict[str, Any]()
+    monkeypatch.setattr(executor, "fire_fed_event", lambda kind, values, context: sent.update(values))
+    _train(executor, local, spec.plan().initial_weights())
+    assert "step" in sent
+    assert ("loss" in sent) == told
+
+
 def test_a_repeated_request_gets_the_same_update_after_a_restart(spec: JobSpec, local: Path) -> None:
     executor = _executor(spec)
     _prepare(executor, local)

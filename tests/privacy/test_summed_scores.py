@@ -7,8 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oncofed.privacy.pooled import SUMS
+from oncofed.privacy.secure_aggregation.figures import added_by
 from oncofed.privacy.secure_aggregation.ring import Scale, dequantise, quantise
-from oncofed.privacy.summed_scores import FACTOR, LOSS, MEAN, ScoreForm
+from oncofed.privacy.summed_scores import FACTOR, LOSS, MEAN, SCORES, ScoreForm
 from oncofed.tasks.metrics import Metric
 
 FORM = ScoreForm(["shell", "core"], [Metric("hd95_mm", per_class=True, bounds=(0, 100_000)), Metric("pq")])
@@ -34,12 +36,21 @@ def _summed(sites: list[torch.Tensor]) -> torch.Tensor:
 
 
 def test_figures_that_the_job_declares_are_found() -> None:
-    found = {FORM.figures[at]: pair for at, pair in FORM.found_in(_NUMBERS, 9).items()}
+    found = {FORM.figures[at]: pair for at, pair in FORM.found_in(_NUMBERS).items()}
     expected = {"loss": 0.25, "mean": 0.5, "patients": 9.0, "class.shell": 0.75, "more.hd95_mm.shell": 12.5}
     assert found == {name: (value, 1.0) for name, value in expected.items()}
     by_cases = ScoreForm(["shell", "core"], [], by_cases=True)
-    assert by_cases.found_in(_NUMBERS, 9)[by_cases.figures.index(MEAN)] == (0.5, 9.0)
-    assert FORM.found_in({"evaluation": None}, 0) == {}
+    weights = {by_cases.figures[at]: weight for at, (_, weight) in by_cases.found_in(_NUMBERS).items()}
+    # Were the mean and its parts weighted otherwise, they would be two equations for the same scores.
+    assert weights == {"loss": 1.0, "patients": 1.0, "mean": 9.0, "class.shell": 9.0}
+    assert by_cases.figures.index(MEAN) in by_cases.alone
+    assert FORM.found_in({"evaluation": None, "loss": 0.5}) == {}
+    assert FORM.bits({"evaluation": None, "loss": 0.5}) == bytes(1)
+    assert added_by(FORM.bits(_NUMBERS)) == FORM.found_in(_NUMBERS).keys()
+
+
+def test_all_that_tells_of_a_model_is_a_score() -> None:
+    assert SUMS | {"loss", "evaluation", "personal", "attention"} <= SCORES
 
 
 @given(
@@ -56,7 +67,7 @@ def test_the_mean_over_any_sites_is_theirs(sites: list[tuple[float, int]]) -> No
 
 
 def test_what_is_not_to_be_in_a_sum_is_zero() -> None:
-    found = FORM.found_in(_NUMBERS, 9)
+    found = FORM.found_in(_NUMBERS)
     assert not FORM.encoded(found, set()).any()
     only = {FORM.figures.index(MEAN)}
     told = FORM.decoded(_summed([FORM.encoded(found, only)] * 3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from oncofed.report.sums import sums_used
@@ -39,6 +41,20 @@ def test_so_many_sites_may_help_the_server(n: int, t: int, lost: int, colluding:
     said = dict(used.said())
     assert said["Provided that"].startswith(f"unless {colluding + 1} sites or more helped it")
     assert said["Stated by"].startswith("the server")
+
+
+def test_the_fewest_sites_with_scores_limit_who_may_help() -> None:
+    """Who has a mean of three scores, two of which are the helpers', has the third."""
+    one, other = _summed(1, []), _summed(2, [])
+    used = sums_used([replace(one, scored=4), replace(other, scored=3), other], failed=0, scores="summed")
+    assert used
+    assert (used.scored, used.colluding) == (3, 1)
+    said = dict(used.said())
+    assert said["Of scores"] == "the mean over 3 sites or more, not the score of any"
+    assert said["Not hidden"].endswith("which scores it has")
+    used = sums_used([one], failed=0)
+    assert used
+    assert used.scored is None
 
 
 def test_a_run_without_masks_says_nothing() -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from masking_sites import CASES, MaskingSite, masking_sites, run_masked
 from oncofed.algorithms.plan import FederationPlan
-from oncofed.errors import NotEnoughSitesError
 from oncofed.messages.requests import EvaluateRequest, Request, TrainRequest
 from oncofed.messages.results import EvaluateResult, Refusal, TrainResult
 from oncofed.messages.secure_aggregation import MaskedResult, RevealRequest
@@ -88,15 +87,16 @@ def test_no_site_tells_its_own_score(tmp_path: Path) -> None:
 
 
 def test_a_figure_that_few_sites_have_is_in_no_sum(tmp_path: Path) -> None:
-    """Of four sites one may be lost, and the sum of two others would tell each of them the other's score."""
-    for silent, known in ((["west"], False), ([], True)):
+    """The sum of two would tell each of them the other's score."""
+    for silent, known in ((["west", "east"], False), (["west"], True)):
         folder = tmp_path / str(known)
         sites = masking_sites(folder / "sites", SUMMED)
         for name in silent:
             sites[name].site.score = lambda name, weights: None
         _, events = run_masked(folder / "run", sites, SUMMED)
         assert [one.mean is not None for one in _of(Validated, events)] == [known] * 6
-        assert [one.loss is not None for one in _of(RoundEnded, events)] == [True] * 5
+        assert [one.loss is not None for one in _of(RoundEnded, events)] == [known] * 5
+        assert {one.scored for one in _of(Summed, events)} == {3 if known else 0}
 
 
 def _fails(
@@ -152,8 +152,11 @@ def test_scores_of_too_few_sites_are_never_summed(tmp_path: Path) -> None:
     sites["west"].before = lambda site, request: (
         Refusal("its disk is full") if isinstance(request, EvaluateRequest) else None
     )
-    with pytest.raises(NotEnoughSitesError, match=r"the sum of scores \(validation\) has 2 of the 3 sites"):
-        run_masked(tmp_path / "run", sites, SUMMED)
+    _, events = run_masked(tmp_path / "run", sites, SUMMED)
+    failed = _of(SumFailed, events)
+    assert ["2 sites, expected at least 3: it has no score" in one.reason for one in failed] == [True, True]
+    (ended,) = _of(Finished, events)
+    assert (ended.summed, ended.test) == (None, {})
 
 
 def test_a_server_killed_at_any_event_has_each_score_once(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from oncofed.client.left_over import LeftOver
 from oncofed.client.revealed_sums import RevealedSums
 from oncofed.errors import FederationError, StateError
 from oncofed.messages.plain_values import plain_value, restored_value
-from oncofed.messages.requests import EvaluateRequest, TrainRequest
+from oncofed.messages.requests import EvaluateRequest, Split, TrainRequest
 from oncofed.messages.results import EvaluateResult, TrainResult
 from oncofed.messages.secure_aggregation import (
     MOST_REDONE,
@@ -55,7 +55,7 @@ from oncofed.privacy.secure_aggregation import (
     Survivors,
     Verify,
 )
-from oncofed.privacy.secure_aggregation.figures import bits_of, figures_of_enough
+from oncofed.privacy.secure_aggregation.figures import figures_summed
 from oncofed.privacy.secure_aggregation.rules import FEWEST_SITES
 from oncofed.privacy.summed_scores import SCORES as OF_SCORES
 from oncofed.privacy.summed_scores import ScoreForm
@@ -91,6 +91,7 @@ class _Held:
         tensors: of the update, by name; none where scores alone are summed.
         bounds: of 16-bit words, by name.
         name: of the scores.
+        split: of the cases behind them.
         scores: value and weight of each figure, by its index.
         left_over: what its words lacked.
     """
@@ -99,6 +100,7 @@ class _Held:
     tensors: Weights = field(default_factory=dict)
     bounds: Mapping[str, float] = field(default_factory=dict)
     name: str = SCORES
+    split: Split = "validation"
     scores: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     left_over: Weights = field(default_factory=dict)
 
@@ -152,10 +154,12 @@ class MaskedUpdates:
             weigh=partial(shares_in_sum, federation.algorithm(), federation.exchange.largest_weight),
         )
         self._sums, self._base = RevealedSums(), ""
+        self._scored: dict[str, tuple[str, ...]] = {}
         if self._path.is_file():
             kept = _read(self._path)
             self._participant.restore(kept["participant"])
             self._sums, self._base = RevealedSums(kept["sums"]), str(kept["base"])
+            self._scored = {split: tuple(sites) for split, sites in kept.get("scored", {}).items()}
         self._left_over = LeftOver(folder) if federation.bits == 16 else None
         self._held: _Held | None = None
         self._roster: Roster | None = None
@@ -186,8 +190,6 @@ class MaskedUpdates:
         weighted = [value for name, value in tensors.items() if not name.startswith(tuple(FACTORS))]
         base = base_digest(request.weights, request.extra)
         shared = base_digest(request.weights, {**request.extra, **bounds_in_digest(request.bounds)})
-        # The same model's scores are not summed twice, with more sites: their difference would be these sites' scores.
-        scores = self._scores(result.numbers) if not request.repeat else {}
         ready = self._participant.ready(
             protocol_round(request.round, request.repeat),
             request.attempt,
@@ -195,11 +197,11 @@ class MaskedUpdates:
             result.cases,
             result.steps,
             self._declared_norm(weighted, request, result.cases),
-            self._figures(scores),
+            self._figures(result.numbers),
         )
         self._base = base
         self._remember()
-        self._held = _Held(request.round, tensors, dict(request.bounds), scores=scores)
+        self._held = _Held(request.round, tensors, dict(request.bounds), scores=self._scores(result.numbers))
         content = ready_content(self._participant.advertise(), ready)
         return replace(result, delta={}, extra={}, numbers=self._without_scores(result.numbers), ready=content)
 
@@ -211,17 +213,19 @@ class MaskedUpdates:
             request: of the server.
 
         Raises:
-            ProtocolError: the server asks for the site's own scores, or a second time.
+            ProtocolError: the server asks for the site's own scores, for others than a job's, or a second time.
             OSError: what must be remembered cannot be written.
         """
         if self._form is None or not request.attempt:
             raise ProtocolError("order", "asked for this site's own scores, expected scores of a sum alone")
-        scores, digest = self._scores(numbers), scoring_digest(request.weights, request.split)
+        if request.split not in get_args(Split):
+            raise ProtocolError("order", "asked for scores of other cases than those for validation or test")
+        digest = scoring_digest(request.weights, request.split)
         number = protocol_round(scoring_round(self._federation.rounds.number, request.split), 0)
-        ready = self._participant.ready(number, request.attempt, digest, 1, 1, 1.0, self._figures(scores))
+        ready = self._participant.ready(number, request.attempt, digest, 1, 1, 1.0, self._figures(numbers))
         self._base = digest
         self._remember()
-        self._held = _Held(number, name=scores_of(request.split), scores=scores)
+        self._held = _Held(number, name=scores_of(request.split), split=request.split, scores=self._scores(numbers))
         content = ready_content(self._participant.advertise(), ready)
         return EvaluateResult(self._without_scores(numbers), content)
 
@@ -238,7 +242,10 @@ class MaskedUpdates:
         if isinstance(request, ConfirmRequest):
             survivors = Survivors.from_fields(request.content)
             self._sums.check(self._base, survivors.sites)
-            return SecureStepResult(self._participant.confirm(survivors).to_fields())
+            confirmation = self._participant.confirm(survivors)
+            self._note_scored()
+            self._remember()  # before it leaves: whatever becomes of this sum, none has scores of other sites
+            return SecureStepResult(confirmation.to_fields())
         if isinstance(request, RevealRequest):
             revealed = self._participant.reveal(Confirmations.from_fields(request.content))
             if self._left_over and self._held and self._held.left_over:
@@ -257,11 +264,30 @@ class MaskedUpdates:
         return self._noise.longest(start, self._trained)
 
     def _scores(self, numbers: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
-        cases = int((numbers.get("evaluation") or {}).get("cases", 0))
-        return self._form.found_in(numbers, cases) if self._form else {}
+        return self._form.found_in(numbers) if self._form else {}
 
-    def _figures(self, scores: Mapping[int, tuple[float, float]]) -> bytes:
-        return bits_of(scores, len(self._form.figures)) if self._form else b""
+    def _figures(self, numbers: Mapping[str, Any]) -> bytes:
+        return self._form.bits(numbers) if self._form else b""
+
+    def _check_scored(self, roster: Roster) -> None:
+        """Refuse a sum of this site's scores over other sites than in an earlier one.
+
+        Models of two rounds are as alike as the server likes, so that the difference would be a site's score.
+        """
+        if self._held is None or self._site not in roster.scored:
+            return
+        before = self._scored.get(self._held.split, roster.scored)
+        if before != roster.scored:
+            raise ProtocolError(
+                "scores",
+                f"the sum has scores of {', '.join(roster.scored)}, expected those of {', '.join(before)} as before, "
+                "or none",
+            )
+
+    def _note_scored(self) -> None:
+        held, roster = self._held, self._roster
+        if held and roster and self._site in roster.scored:
+            self._scored[held.split] = roster.scored
 
     def _without_scores(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         left_out = OF_SCORES if self._form else frozenset()
@@ -286,6 +312,7 @@ class MaskedUpdates:
         self._participant.learn_peers([KeyAdvertisement.from_fields(peer) for peer in peers])
         roster = Roster.from_fields(request.content.get("roster"))
         self._require_noise(roster)
+        self._check_scored(roster)
         shares = self._participant.share_keys(roster)
         self._roster = roster
         return SecureStepResult(shares.to_fields())
@@ -297,8 +324,8 @@ class MaskedUpdates:
             raise FederationError("its process was started again after it was ready: it waits for the next attempt")
         tensors, rest = dict(held.tensors), Weights()
         if self._form:
-            shared = {*forwarded.sealed, self._site}
-            tensors[held.name] = self._form.encoded(held.scores, figures_of_enough(roster, shared, self._rules))
+            only = figures_summed(roster, self._form.alone) if self._site in roster.scored else frozenset[int]()
+            tensors[held.name] = self._form.encoded(held.scores, only)
         masked = self._participant.mask(forwarded, tensors, FACTORS, held.bounds, rest if held.bounds else None)
         held.left_over = {name: rest[name] for name in held.bounds if name in rest}
         fields = masked.to_fields()
@@ -315,7 +342,13 @@ class MaskedUpdates:
             )
 
     def _remember(self) -> None:
-        kept = {"participant": self._participant.state(), "sums": self._sums.state(), "base": self._base}
+        scored = {split: list(sites) for split, sites in self._scored.items()}
+        kept = {
+            "participant": self._participant.state(),
+            "sums": self._sums.state(),
+            "base": self._base,
+            "scored": scored,
+        }
         write_whole(self._path, json.dumps(plain_value(kept)), mode=0o600)
 
 

@@ -278,8 +278,9 @@ class SiteExecutor(Executor):
             initial=initial_model(fl_ctx),
             against=against_model(fl_ctx),
         )
-        # A loss leaves in the sum, or not at all.
-        reporter = FlareReporter(self, fl_ctx, private is not None or self._federation.sums_scores)
+        # A loss is a score: it leaves as the policy says, in the sum alone or not at all.
+        silent = self._federation.sums_scores or bool(self._policy and self._policy.leaves.scores != "each")
+        reporter = FlareReporter(self, fl_ctx, private is not None or silent)
         if pack:
             return SandboxedTraining(
                 plan=plan, federation=self._federation, context=context, reporter=reporter, pack=pack

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from oncofed.privacy.evaluations import round_figure
+from oncofed.privacy.pooled import SUMS
+from oncofed.privacy.secure_aggregation.figures import bits_of
 from oncofed.privacy.secure_aggregation.ring import FRACTION_BITS
 from oncofed.tasks.metrics import Metric
 
 LOSS, MEAN, PATIENTS = "loss", "mean", "patients"
 # Numbers of a result that say how a model does; with them in the sum none leaves otherwise.
-SCORES = frozenset({LOSS, "evaluation", "personal", "pooled", "temperature", "paired"})
+SCORES = frozenset({LOSS, "evaluation", "personal"}) | SUMS
 _CLASS, _MORE = "class.", "more."
 _LIMBS, _LIMB_BITS = 4, 16
 _BASE = 1 << _LIMB_BITS
@@ -59,11 +61,12 @@ class ScoreForm:
     Args:
         classes: names of the job's classes.
         metrics: further ones that its task declares.
-        by_cases: whether a site's mean counts by its cases. There is one mean: from two, weighted otherwise, a server
-            would have two equations for the same scores.
+        by_cases: whether a site's scores count by its cases. All of them count alike: from figures that are weighted
+            otherwise, a server would have two equations for the same scores.
 
     Attributes:
         figures: their names, sorted.
+        alone: indices of those in a sum whose sites have not the same ones: the mean, and its patients.
     """
 
     def __init__(self, classes: Sequence[str], metrics: Sequence[Metric], by_cases: bool = False) -> None:
@@ -72,33 +75,38 @@ class ScoreForm:
         of_all = [metric.name for metric in metrics if not metric.per_class]
         more = {_MORE + name for name in (*of_classes, *of_all)}
         self.figures = tuple(sorted({LOSS, MEAN, PATIENTS, *(_CLASS + name for name in classes), *more}))
+        self.alone = frozenset(self.figures.index(name) for name in (MEAN, PATIENTS))
 
     @property
     def words(self) -> int:
         """Number of words."""
         return len(self.figures) * _NUMBERS * _LIMBS
 
-    def found_in(self, numbers: Mapping[str, Any], cases: int) -> dict[int, tuple[float, float]]:
-        """Return value and weight of the figures in a result's numbers, by index.
+    def bits(self, numbers: Mapping[str, Any]) -> bytes:
+        """Return ``Ready.figures`` of a result's numbers."""
+        return bits_of(self.found_in(numbers), len(self.figures))
+
+    def found_in(self, numbers: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
+        """Return value and weight of the figures in a result's numbers, by index; none without a mean.
 
         Args:
             numbers: as they may leave the site.
-            cases: the site's, of the split that was scored.
         """
         evaluation = numbers.get("evaluation") or {}
-        found: dict[str, tuple[float | None, float]] = {LOSS: (numbers.get(LOSS), 1)}
         mean = evaluation.get("mean")
-        if mean is not None:
-            found[MEAN] = mean, max(cases, 1) if self._by_cases else 1
-            found[PATIENTS] = evaluation["patients"]["mean"], 1
-            found |= {_CLASS + name: (value, 1) for name, value in evaluation["by_class"].items()}
-            found |= {_MORE + name: (value, 1) for name, value in evaluation["more"].items()}
+        if mean is None:
+            return {}
+        weight = max(int(evaluation.get("cases", 0)), 1) if self._by_cases else 1
+        found = {LOSS: (numbers.get(LOSS), 1), MEAN: (mean, weight), PATIENTS: (evaluation["patients"]["mean"], 1)}
+        found |= {_CLASS + name: (value, weight) for name, value in evaluation["by_class"].items()}
+        found |= {_MORE + name: (value, weight) for name, value in evaluation["more"].items()}
         index = {name: at for at, name in enumerate(self.figures)}
-        return {
+        fits = {
             index[name]: (float(value), float(weight))
             for name, (value, weight) in found.items()
             if name in index and value is not None and math.isfinite(value) and abs(value) * weight < _LARGEST
         }
+        return fits if index[MEAN] in fits else {}
 
     def encoded(self, found: Mapping[int, tuple[float, float]], only: Collection[int]) -> Tensor:
         """Return a site's summand.

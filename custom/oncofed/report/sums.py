@@ -21,8 +21,9 @@ class SumsUsed(StrictModel):
     smallest: int = Field(description="fewest sites in a sum")
     threshold: int = Field(description="fewest sites without whose shares no mask could be lifted")
     colluding: int = Field(
-        description="sites that may have helped the server in every round, without it reading an update"
+        description="sites that may have helped the server in every round, without it reading an update or a score"
     )
+    scored: int | None = Field(None, description="fewest sites in a mean of scores; null: no scores were added up")
     lost: int = Field(description="updates that were lost on their way")
     failed: int = Field(description="sums that failed and were asked for again")
     bits: int = Field(32, description="of a masked word")
@@ -32,11 +33,13 @@ class SumsUsed(StrictModel):
         """Yield what and how, for people."""
         yield "Secure aggregation", f"protocol {self.protocol}, in {counted(self.rounds, 'round')}"
         yield "What the server saw", f"sums of {self.smallest} sites or more, not the update of any"
+        if self.scored:
+            yield "Of scores", f"the mean over {self.scored} sites or more, not the score of any"
         helped = f"unless {self.colluding + 1} sites or more helped it" if self.colluding else "unless a site helped it"
         yield "Provided that", f"{helped}, and the sites ran this release unchanged"
         yield "Stated by", "the server: these are its own figures, which no site confirms"
-        scores = "" if self.scores == "summed" else "scores and "
-        yield "Not hidden", f"who took part, cases, steps, the length of each update, each site's {scores}seconds"
+        scores = "which scores it has" if self.scores == "summed" else "its scores"
+        yield "Not hidden", f"who took part; of each site cases, steps, the length of its update, seconds, {scores}"
         if self.lost or self.failed:
             yield "Lost on the way", f"{counted(self.lost, 'update')}; {counted(self.failed, 'sum')} asked for again"
 
@@ -81,6 +84,7 @@ def sums_used(sums: Sequence[Summed], failed: int, bits: int = 32, scores: Score
         bits=bits,
         scores=scores,
         smallest=min(len(one.sites) for one in sums),
+        scored=min((one.scored for one in sums if one.scored), default=None),
         threshold=min(one.threshold for one in sums),
         colluding=max(min(_colluding(one) for one in sums), 0),
         lost=sum(len(one.lost) for one in sums),
@@ -92,7 +96,7 @@ def _colluding(one: Summed) -> int:
     """Return how many sites could help the server without it reading an update; below 0: none may be lost.
 
     A lying server needs two sets of t signatures and shares of the n sites of the roster. And who sees the sum takes
-    off the helpers' own updates: those of two others have to be left.
+    off the helpers' own updates and scores: those of two others have to be left.
     """
     n, t = len(one.sites) + len(one.lost), one.threshold
-    return min(2 * t - n - 1, len(one.sites) - 2)
+    return min(2 * t - n - 1, len(one.sites) - 2, (one.scored or n) - 2)

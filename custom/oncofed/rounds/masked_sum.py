@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from oncofed.algorithms.sums import shares_in_sum
+from oncofed.messages.requests import Split
 from oncofed.messages.results import Refusal, Result
 from oncofed.messages.secure_aggregation import (
     ConfirmRequest,
@@ -37,6 +38,7 @@ from oncofed.rounds.round_state import RoundState
 from oncofed.rounds.site_step import SiteStep
 from oncofed.rounds.sums import KeptSum, Sums
 
+_VALIDATION: Split = "validation"
 # A step takes a site milliseconds once it is asked.
 _STEP_SECONDS = 60.0
 # A site that fails so often after it was ready is left out of the round.
@@ -58,7 +60,7 @@ class MaskedSum:
         attempt: its number, from 1.
         current: what the sites declared.
         shown: round that the run's record names.
-        split: of the cases, for a sum of scores; empty for one of updates.
+        split: of the cases, for a sum of scores; None for one of updates.
 
     Attributes:
         attempt: likewise.
@@ -75,13 +77,15 @@ class MaskedSum:
         attempt: int,
         current: RoundState,
         shown: int,
-        split: str = "",
+        split: Split | None = None,
     ) -> None:
         self.attempt = attempt
         self.survivors: Sequence[str] = ()
         self.shares = 1.0
         self._context, self._sums = context, sums
-        self._number, self._current, self._shown, self._split = number, current, shown, split
+        self._number, self._current, self._shown = number, current, shown
+        # An update's scores are those on validation patients.
+        self._split, self._scored_split = split or "", _VALIDATION if split is None else split
         self._started = context.clock()
         federation = context.federation
         self._aggregator = Aggregator(
@@ -93,7 +97,7 @@ class MaskedSum:
             weigh=partial(shares_in_sum, federation.algorithm(), federation.exchange.largest_weight),
         )
 
-    def run(self, ready: Sequence[str], protocol_number: int, digest: str, layout: Layout) -> Sum:
+    def run(self, ready: Sequence[str], protocol_number: int, digest: str, layout: Layout, score: bool = False) -> Sum:
         """Add up what sites that are ready hold back.
 
         Args:
@@ -101,6 +105,7 @@ class MaskedSum:
             protocol_number: as ``messages.secure_aggregation.protocol_round``.
             digest: of what all of them share.
             layout: what is summed.
+            score: whether their scores are.
 
         Raises:
             AggregationFailed: too few sites took all steps.
@@ -110,7 +115,8 @@ class MaskedSum:
         messages = [self._current.ready[site] for site in sorted(ready)]
         peers = aggregator.peers([advertisement for advertisement, _ in messages])
         aggregator.begin(protocol_number, self.attempt, digest, layout)
-        roster = aggregator.roster([one for _, one in messages])
+        over: Collection[str] | None = self._sums.scored(self._scored_split) if score else ()
+        roster = aggregator.roster([one for _, one in messages], over)
         sites = [one.site for one in roster.readies]
         needed = threshold(len(sites))
         content = {"peers": [peer.to_fields() for peer in peers], "roster": roster.to_fields()}
@@ -143,7 +149,9 @@ class MaskedSum:
         seconds = context.federation.rounds.return_s
         signed: dict[str, Confirmation] = {}
         asked = self._request(ConfirmRequest, survivors.to_fields())
-        self._step(dict.fromkeys(sites, asked), Confirmation, signed, needed, seconds)
+        scored = aggregator.scored
+        self._sums.note_scored(self._scored_split, scored)
+        self._step(dict.fromkeys(sites, asked), Confirmation, signed, len(sites) if scored else needed, seconds)
         confirmations = aggregator.confirmations(list(signed.values()))
         revealed: dict[str, Reveal] = {}
         asked = self._request(RevealRequest, confirmations.to_fields())
@@ -158,6 +166,7 @@ class MaskedSum:
                 threshold=found.threshold,
                 seconds=context.clock() - self._started,
                 split=self._split,
+                scored=len(scored),
             )
         )
         return found

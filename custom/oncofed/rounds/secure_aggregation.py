@@ -60,7 +60,7 @@ class SummedRunner(SynchronousRunner[Synchronous]):
                 return attempt.finish(kept)
             except AggregationFailed as failure:
                 self._give_up(number, attempt, failure)
-        failures, lengths = Counter[str](), list(state.lengths)
+        failures, lengths, score = Counter[str](), list(state.lengths), kept is None and context.scores is not None
         while True:
             current = RoundState(started=current.started, asked=current.asked)
             sums.require_steps(number)
@@ -78,9 +78,10 @@ class SummedRunner(SynchronousRunner[Synchronous]):
                 what = f"the sum of round {number}"
                 raise NotEnoughSitesError(context.quorum.too_few(what, len(ready), smallest))
             try:
-                return attempt.run({update.site for update in ready})
+                return attempt.run({update.site for update in ready}, score)
             except AggregationFailed as failure:
                 failures.update(failure.sites)
+                score = False  # they need all of their sites, the update does not
                 self._give_up(number, attempt, failure)
 
     def _require(self, missing: Collection[str], number: int) -> None:
@@ -207,15 +208,19 @@ class _Attempt:
             expected=context.intake.expected(self._round, self._state.model),
         ).run()
 
-    def run(self, updates: Collection[str]) -> RoundResult:
+    def run(self, updates: Collection[str], score: bool) -> RoundResult:
         """Add up the updates of sites that are ready.
+
+        Args:
+            updates: names of the sites.
+            score: whether their scores, too.
 
         Raises:
             AggregationFailed: too few sites took all steps.
         """
         digest = base_digest(self._outgoing, {**self._extra, **bounds_in_digest(self._state.bounds)})
         number = protocol_round(self._round, self._redone)
-        return self._result(self.sum.run(sorted(updates), number, digest, self._layout()))
+        return self._result(self.sum.run(sorted(updates), number, digest, self._layout(), score))
 
     def finish(self, kept: KeptSum) -> RoundResult:
         """Finish the sum of an earlier process.

@@ -6,7 +6,6 @@ import dataclasses
 from collections import Counter
 
 from oncofed.algorithms.sums import FACTORS, scores_of
-from oncofed.errors import NotEnoughSitesError
 from oncofed.messages.requests import EvaluateRequest
 from oncofed.messages.secure_aggregation import protocol_round, scoring_digest, scoring_round
 from oncofed.privacy.secure_aggregation import AggregationFailed, Layout
@@ -21,15 +20,12 @@ from oncofed.rounds.round_state import RoundState
 def score_in_sum(context: RoundContext, request: EvaluateRequest) -> RoundState:
     """Have the sites score a model, and add the scores up under masks.
 
-    Each split is scored once in a job. A sum that is lost when half of its masks are off is not formed again: with more
-    sites in it, the difference would be their scores. The model then has no score.
+    Each split is scored once in a job. A sum that is lost when half of its masks are off is not formed again, and the
+    sites of an earlier one have to be in it. Without it the model has no score.
 
     Args:
         context: of a run whose scores are summed.
         request: the model, and what to score it on.
-
-    Raises:
-        NotEnoughSitesError: too few sites are left.
     """
     sums = context.sums
     assert sums, "scores are summed under secure aggregation"
@@ -55,10 +51,11 @@ def _formed(
     sums, form, failures = context.sums, context.scores, Counter[str]()
     assert sums
     assert form
-    kept, name = sums.read(number), scores_of(request.split)
+    kept, name, smallest = sums.read(number), scores_of(request.split), context.federation.smallest_roster or 1
     while True:
         attempt = kept.attempt if kept else sums.next_attempt(number)
         current = kept.current if kept else Evaluation(context, dataclasses.replace(request, attempt=attempt)).run()
+        ready = [site for site in sorted(current.ready) if failures[site] < MOST_FAILURES]
         one = MaskedSum(
             context,
             sums,
@@ -72,23 +69,14 @@ def _formed(
             if kept:
                 summed = one.finish(kept)
             else:
-                ready = [site for site in sorted(current.ready) if failures[site] < MOST_FAILURES]
-                _require(context, request, len(ready))
                 layout = Layout({name: (form.words,)}, FACTORS)
                 digest = scoring_digest(request.weights, request.split)
-                summed = one.run(ready, protocol_round(number, 0), digest, layout)
+                summed = one.run(ready, protocol_round(number, 0), digest, layout, score=True)
         except AggregationFailed as failure:
-            if failure.revealed or attempt >= MOST_ATTEMPTS:
+            if failure.revealed or len(ready) < smallest or attempt >= MOST_ATTEMPTS:
                 return None, _Failure(attempt, str(failure))
             context.record(SumFailed(round=request.round, attempt=attempt, reason=str(failure)))
             failures.update(failure.sites)
             kept = None
         else:
             return form.decoded(summed.tensors[name]), None
-
-
-def _require(context: RoundContext, request: EvaluateRequest, ready: int) -> None:
-    smallest = context.federation.smallest_roster or 1
-    if ready < smallest:
-        what = f"the sum of scores ({request.split})"
-        raise NotEnoughSitesError(context.quorum.too_few(what, ready, smallest))

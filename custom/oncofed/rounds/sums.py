@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from oncofed.algorithms import Update
 from oncofed.atomic import write_whole
 from oncofed.errors import StepsSpentError
 from oncofed.messages.plain_values import plain_value, restored_value
+from oncofed.messages.requests import Split
 from oncofed.privacy.secure_aggregation import KeyAdvertisement, Verify, VerifyKey
 from oncofed.privacy.summed_scores import SummedScores
 from oncofed.rounds.round_state import RoundState
@@ -70,7 +71,7 @@ class Sums:
         self._folder, self._rounds = folder, rounds
         path = folder / _COUNT_FILE
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self._counts: dict[str, Any] = {**_of_round(0), "redone_in_all": 0, "scores": {}, **found}
+        self._counts: dict[str, Any] = {**_of_round(0), "redone_in_all": 0, "scores": {}, "scored": {}, **found}
 
     def next_attempt(self, number: int) -> int:
         """Return the number of a new attempt at a round's sum.
@@ -114,6 +115,17 @@ class Sums:
         self._counts["scores"] = {**self._counts["scores"], str(number): dataclasses.asdict(scores) if scores else None}
         self._write()
         self.forget()
+
+    def scored(self, split: Split) -> list[str] | None:
+        """Return the sites of the job's sums of scores; None: there was none."""
+        found: list[str] | None = self._counts["scored"].get(split)
+        return found
+
+    def note_scored(self, split: Split, sites: Sequence[str]) -> None:
+        """Note the sites of a sum of scores before they confirm it: they form none over others."""
+        if sites and self.scored(split) is None:
+            self._counts["scored"] = {**self._counts["scored"], split: list(sites)}
+            self._write()
 
     def required(self, number: int) -> frozenset[str]:
         """Return the sites without which a round cannot be finished.

@@ -70,6 +70,8 @@ class _Masking:
 
     def __init__(self, spec: JobSpec, settings: dict[str, Any] | None = None) -> None:
         self.policy, self.delta = policy_of(spec, settings or _MASKED), delta_of(spec)
+        form = score_form(spec.plan(), FederationPlan.model_validate(settings or _MASKED))
+        self.figures = form.bits(NUMBERS) if form else b""
         shapes = {name: tuple(value.shape) for name, value in _words(spec).items()}
         self.sites = _Sites(3, shapes=shapes)
         self.name = self.sites.names[0]
@@ -78,7 +80,10 @@ class _Masking:
     def ready(self, attempt: int = 1, base: str = _BASE, **changes: Any) -> TrainResult:
         """Return what the server is told of an update, not yet checked."""
         self.roster = self.sites.begin(attempt=attempt, base=base)
-        content = ready_content(self.site.advertise(), self.roster.readies[0])
+        offer = self.roster.readies[0]
+        if self.figures:
+            offer = self.site.ready(1, attempt + 1, base, offer.cases, offer.steps, offer.norm, self.figures)
+        content = ready_content(self.site.advertise(), offer)
         content = {part: {**of, **{k: v for k, v in changes.items() if k in of}} for part, of in content.items()}
         return TrainResult(delta={}, cases=self.sites.cases[self.name], steps=10, numbers=NUMBERS, ready=content)
 
@@ -283,11 +288,11 @@ _OWN = "a site's own score beside the sum of all"
 @pytest.mark.attack(_OWN, by="the site's outbound check", logged="the site's audit log: held back")
 def test_no_score_leaves_beside_its_sum(spec: JobSpec) -> None:
     site = _Masking(spec, _SUMMED)
-    for name in ("loss", "evaluation"):
+    for attempt, name in ((1, "loss"), (3, "evaluation")):
         site.check_update()
-        own = {name: NUMBERS[name], "train_s": 1.0}
+        told = replace(site.ready(attempt), numbers={name: NUMBERS[name], "train_s": 1.0})
         with pytest.raises(PolicyError, match="1 scores of this site"):
-            site.send(TrainRequest.task, replace(site.ready(), numbers=own))
+            site.send(TrainRequest.task, told)
     with pytest.raises(PolicyError, match="1 scores of this site"):
         site.send(EvaluateRequest.task, EvaluateResult({"evaluation": EVALUATION, "validate_s": 1.0}))
     # What patients' sums tell is a score, too.
@@ -295,7 +300,7 @@ def test_no_score_leaves_beside_its_sum(spec: JobSpec) -> None:
     with pytest.raises(PolicyError):
         site.send(EvaluateRequest.task, EvaluateResult({"pooled": pooled, "validate_s": 1.0}))
     site.check_update()
-    site.send(TrainRequest.task, replace(site.ready(attempt=2), numbers={"train_s": 1.0, "validate_s": 1.0}))
+    site.send(TrainRequest.task, replace(site.ready(attempt=5), numbers={"train_s": 1.0, "validate_s": 1.0}))
 
 
 def test_scores_are_checked_before_they_are_masked(spec: JobSpec) -> None:
@@ -315,15 +320,15 @@ def test_scores_are_checked_before_they_are_masked(spec: JobSpec) -> None:
 def test_a_sum_of_scores_has_a_ready_of_its_own(spec: JobSpec) -> None:
     site = _Masking(spec, _SUMMED)
     numbers = {"evaluation": EVALUATION, "validate_s": 1.0}
-    offer = site.site.ready(2, 1, _BASE, 1, 1, 1.0)
+    made = score_form(spec.plan(), FederationPlan.model_validate(_SUMMED))
+    assert made
+    offer = site.site.ready(2, 1, _BASE, 1, 1, 1.0, made.bits(numbers))
     scored = EvaluateResult({"validate_s": 1.0}, ready_content(site.site.advertise(), offer))
     with pytest.raises(PolicyError, match="no update was checked"):
         site.send(EvaluateRequest.task, scored)
     site.policy.scores_before_masking(numbers, training=False)
     assert site.send(EvaluateRequest.task, scored)["step"] == "Ready"
     # The scores of one split follow, and no update.
-    made = score_form(spec.plan(), FederationPlan.model_validate(_SUMMED))
-    assert made
     form = torch.zeros(made.words, dtype=torch.int32)
     for words, match in (
         (_words(spec), "not those of the job"),
@@ -336,6 +341,23 @@ def test_a_sum_of_scores_has_a_ready_of_its_own(spec: JobSpec) -> None:
             site.send(MaskRequest.task, MaskedResult(fields.pop("words"), fields))
     with pytest.raises(PolicyError, match="does not form of scores"):
         _check(policy_of(spec, _MASKED), EvaluateRequest.task, EvaluateResult(numbers, scored.ready))
+
+
+@pytest.mark.attack(
+    "patients' data in place of the figures that a READY names",
+    by="the site's outbound check",
+    logged="the site's audit log: held back",
+)
+@pytest.mark.parametrize("settings", [_MASKED, _SUMMED])
+def test_a_ready_names_the_figures_that_were_checked(spec: JobSpec, settings: dict[str, Any]) -> None:
+    site = _Masking(spec, settings)
+    right = site.figures
+    for attempt, wrong in enumerate((b"Jane Doe, born 1950" * 100, right + b"\0", b"\xff" * len(right) + b"\x01")):
+        site.check_update()
+        site.figures = wrong
+        told = replace(site.ready(attempt=2 * attempt + 1), numbers={"train_s": 1.0})
+        with pytest.raises(PolicyError, match="names other figures"):
+            site.send(TrainRequest.task, told)
 
 
 @pytest.mark.parametrize(("rule", "told"), [("each", True), ("summed", False), ("none", False)])

@@ -57,6 +57,7 @@ class MaskedSteps:
         self._dtypes = {torch.int32, torch.int16} if bits == 16 else {torch.int32}
         self._summed, self._names = self._of_round, [set(self._of_round)]
         self._norm: float | None = None
+        self._figures = b""
         self._checked = False
         self._ready: Ready | None = None
         self._peers: frozenset[str] = frozenset()
@@ -64,13 +65,14 @@ class MaskedSteps:
 
     # --- what this process did
 
-    def note_checked(self, norm: float | None) -> None:
+    def note_checked(self, norm: float | None, figures: bytes = b"") -> None:
         """Note that an update was checked, or scores were: a READY may follow.
 
         Args:
             norm: of the update; None: there is none.
+            figures: that its scores have, as ``Ready.figures``.
         """
-        self._checked, self._norm = True, norm
+        self._checked, self._norm, self._figures = True, norm, figures
 
     def note_answer(self, request: SecureStep, answer: SecureStepResult | MaskedResult) -> None:
         """Note whom a step that was taken verified, or what it masked."""
@@ -105,6 +107,8 @@ class MaskedSteps:
             raise PolicyError("it signs other counts of cases and steps than it sends")
         if not self._checked:
             raise PolicyError("no update was checked before it")
+        if ready.figures != self._figures:
+            raise PolicyError("it names other figures than the scores have that were checked")
         if self._ready is None or (ready.round, ready.attempt) != (self._ready.round, self._ready.attempt):
             self._masked = None
         self._checked, self._ready = False, ready

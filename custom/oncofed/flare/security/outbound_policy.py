@@ -110,6 +110,7 @@ class OutboundPolicy:
         self._like: Weights = layout.sent
         self._extra: Weights = self._algorithm.from_clients(layout)
         self._sums = federation.secure_aggregation is not None
+        self._form = score_form(plan, federation)
         self._sums_scores = federation.sums_scores
         self.masked = MaskedSteps(own, *_forms(plan, federation, layout), bits=federation.bits)
         self._last_masked = ""
@@ -233,7 +234,7 @@ class OutboundPolicy:
             self.stopped = str(error)
             raise
         self._last_masked = str(facts["digest"])
-        self.masked.note_checked(self._norm)
+        self.masked.note_checked(self._norm, self._figures(result.numbers))
         return facts
 
     def scores_before_masking(self, numbers: Mapping[str, Any], training: bool) -> dict[str, Any]:
@@ -256,7 +257,7 @@ class OutboundPolicy:
         except PolicyError as error:
             self.stopped = str(error)
             raise
-        self.masked.note_checked(None)
+        self.masked.note_checked(None, self._figures(told))
         return told
 
     @_check.register
@@ -291,6 +292,9 @@ class OutboundPolicy:
         else:
             withhold(kept, self._leaves.minimum_patients, self._targets)
         return kept
+
+    def _figures(self, numbers: Mapping[str, Any]) -> bytes:
+        return self._form.bits(numbers) if self._form else b""
 
     def _refuse_own_scores(self, numbers: Mapping[str, Any]) -> None:
         if own := SCORES & numbers.keys():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from oncofed.privacy.secure_aggregation import checks, ring, unmasking
 from oncofed.privacy.secure_aggregation.failures import AggregationFailed, ProtocolError
+from oncofed.privacy.secure_aggregation.figures import sites_scored
 from oncofed.privacy.secure_aggregation.masks import add_masks
 from oncofed.privacy.secure_aggregation.messages import (
     Confirmation,
@@ -102,8 +103,12 @@ class Aggregator:
         session = checks.Session(self._job, self._plan_digest, round, attempt, base_digest)
         self._attempt, self.refused = ServerAttempt(session, layout), {}
 
-    def roster(self, readies: Sequence[Ready]) -> Roster:
+    def roster(self, readies: Sequence[Ready], score: Collection[str] | None = ()) -> Roster:
         """Return who takes part, for all of them.
+
+        Args:
+            readies: of sites that are ready.
+            score: sites whose scores should be in the sum; None: all that have one.
 
         Raises:
             AggregationFailed: too few are left.
@@ -119,8 +124,14 @@ class Aggregator:
         _check_enough("AdvertiseKeys", "READY came from", accepted, self._rules.fewest, missing)
         ordered = tuple(accepted[site] for site in sorted(accepted))
         session = now.session
-        now.roster = Roster(session.round, session.attempt, ordered, self._weigh(accepted))
+        scored = sites_scored(ordered, score, self._rules.fewest_left)
+        now.roster = Roster(session.round, session.attempt, ordered, self._weigh(accepted), scored)
         return now.roster
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """Sites whose scores are in the attempt's sum, sorted."""
+        return _known(self._under_way("AdvertiseKeys").roster, "AdvertiseKeys").scored
 
     def forward(self, shares: Sequence[KeyShares]) -> dict[str, ForwardedShares]:
         """Return the sealed shares for each site that sent its own.
@@ -140,6 +151,7 @@ class Aggregator:
                 self.refused[one.site] = "its shares are not those of this roster"
         needed = max(threshold(len(everybody)), self._rules.fewest_left)
         _check_enough("ShareKeys", "shares came from", accepted, needed, everybody - set(accepted))
+        _check_scored("ShareKeys", roster, accepted)
         now.commitments = {site: accepted[site].commitment for site in sorted(accepted)}
         return {
             site: ForwardedShares(
@@ -180,6 +192,7 @@ class Aggregator:
             needed = max(threshold(len(roster.readies)), self._rules.fewest_left)
             missing = set(now.commitments) - set(now.digests)
             _check_enough("MaskedInput", "masked updates came from", now.digests, needed, missing)
+            _check_scored("MaskedInput", roster, now.digests)
             now.survivors = Survivors(roster.round, roster.attempt, tuple(sorted(now.digests)))
         return now.survivors
 
@@ -204,6 +217,7 @@ class Aggregator:
         _check_enough(
             "ConsistencyCheck", "confirmations came from", now.signatures, needed, missing, revealed=now.revealed
         )
+        _check_scored("ConsistencyCheck", roster, now.signatures, revealed=now.revealed)
         now.revealed = True
         return Confirmations(survivors.round, survivors.attempt, dict(now.signatures))
 
@@ -319,6 +333,12 @@ def _check_enough(
 ) -> None:
     if len(found) < needed:
         text = f"{what} {len(found)} sites, expected at least {needed}"
+        raise AggregationFailed(step, text, missing, revealed=revealed)
+
+
+def _check_scored(step: str, roster: Roster, found: Collection[str], *, revealed: bool = False) -> None:
+    if missing := sorted(set(roster.scored) - set(found)):
+        text = f"{', '.join(missing)} did not take the step, and a sum of scores needs all of its sites"
         raise AggregationFailed(step, text, missing, revealed=revealed)
 
 

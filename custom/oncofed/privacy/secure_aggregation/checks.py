@@ -159,6 +159,7 @@ def check_roster(
         raise ProtocolError(
             "weights", f"the server weighs {', '.join(wrong)} otherwise than follows from the cases and steps in READY"
         )
+    _check_scored(roster, own.site, keys, rules)
 
 
 def check_forwarded(
@@ -176,6 +177,7 @@ def check_forwarded(
     if own in forwarded.sealed or not shared <= everybody:
         raise ProtocolError("unknown site", "shares came from a site that is not in the roster, or from this one")
     _check_threshold("ShareKeys", "shares came from", len(shared), len(everybody))
+    _check_all_scored(roster, shared, "has not shared its keys")
     check_sum(own, shared, keys, rules, "those who shared their keys", rules.fewest_left)
     return tuple(sorted(shared))
 
@@ -201,6 +203,7 @@ def check_survivors(
     if own not in sites:
         raise ProtocolError("own entry", f"{own} is not among the survivors, expected it to be asked only if it is")
     _check_threshold("ConsistencyCheck", "the server names as survivors", len(sites), len(roster.readies))
+    _check_all_scored(roster, sites, "is not among the survivors")
     check_sum(own, sites, keys, rules, "the sum", rules.fewest_left)
 
 
@@ -231,6 +234,7 @@ def check_confirmations(
     if own not in signatures:
         raise ProtocolError("own entry", f"the confirmation of {own} is not among those that the server collected")
     _check_threshold("ConsistencyCheck", "the server shows confirmations of", len(signatures), len(roster.readies))
+    _check_all_scored(roster, signatures, "has not confirmed the roster")
     for site, signature in signatures.items():
         if not keys[site].is_signed(statement, signature):
             raise ProtocolError(
@@ -283,6 +287,25 @@ def check_norm(norm: float, declared: float, tensors: int) -> None:
             f"the update is longer ({norm:g}) than READY declared ({declared:g}): expected the norm over all {tensors} "
             "tensors without a factor of their own",
         )
+
+
+def _check_scored(roster: Roster, own: str, keys: Mapping[str, VerifyKey], rules: Rules) -> None:
+    """Refuse scores of too few sites, or of strangers.
+
+    Raises:
+        ProtocolError: says what is wrong.
+    """
+    scored, having = roster.scored, {ready.site for ready in roster.readies if any(ready.figures)}
+    if list(scored) != sorted(set(scored)) or not set(scored) <= having:
+        raise ProtocolError("scores", "the roster names sites without scores among those with, or not sorted by name")
+    if own in scored:
+        check_sum(own, scored, keys, rules, "the sum of scores", rules.fewest_left)
+
+
+def _check_all_scored(roster: Roster, found: Collection[str], what: str) -> None:
+    """Refuse to lose a site's scores: the difference to a sum that has them would be this site's."""
+    if missing := sorted(set(roster.scored) - set(found)):
+        raise ProtocolError("scores", f"{', '.join(missing)} {what}, expected all whose scores are in the sum")
 
 
 def _check_threshold(step: str, what: str, found: int, everybody: int) -> None:

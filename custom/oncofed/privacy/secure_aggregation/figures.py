@@ -1,22 +1,21 @@
-"""Which figures enough sites of a sum add.
+"""Whose scores are in a sum, and which figures.
 
-A sum of one site's figure is this figure. So READY says which figures a site adds, and each site leaves out of the sum
-what too few do.
+Of two sums over different sites the server has the difference, and a sum of one site's figure is this figure. So the
+roster names the sites whose scores are in the sum: all of them sign it, and none of them may be lost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
-from oncofed.privacy.secure_aggregation.messages import Roster
-from oncofed.privacy.secure_aggregation.rules import FEWEST_SITES, Rules, threshold
+from oncofed.privacy.secure_aggregation.messages import Ready, Roster
 
 
 def bits_of(added: Iterable[int], figures: int) -> bytes:
     """Return ``Ready.figures``.
 
     Args:
-        added: indices of the figures that a site adds.
+        added: indices of the figures that a site has.
         figures: of the job.
 
     Example:
@@ -30,20 +29,31 @@ def bits_of(added: Iterable[int], figures: int) -> bytes:
 
 
 def added_by(bits: bytes) -> frozenset[int]:
-    """Return the indices of the figures that a site adds."""
+    """Return the indices of the figures that a site has."""
     return frozenset(8 * at + bit for at, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1)
 
 
-def figures_of_enough(roster: Roster, shared: Collection[str], rules: Rules) -> frozenset[int]:
-    """Return the figures that at least three sites add, whichever sites are lost before the sum.
+def sites_scored(readies: Sequence[Ready], over: Collection[str] | None, fewest: int) -> tuple[str, ...]:
+    """Return the sites whose scores a sum can have, sorted; empty: it has none.
 
     Args:
-        roster: with what each site adds.
-        shared: sites that shared their keys.
-        rules: of job and policy.
+        readies: of the roster.
+        over: those of the job's earlier sums; None: there was none.
+        fewest: sites in a sum.
     """
-    fewest_left = max(threshold(len(roster.readies)), rules.fewest_left)
-    needed = FEWEST_SITES + max(len(shared) - fewest_left, 0)
-    adding = [added_by(ready.figures) for ready in roster.readies if ready.site in shared]
-    every = frozenset[int]().union(*adding)
-    return frozenset(index for index in every if sum(index in of_site for of_site in adding) >= needed)
+    having = {ready.site for ready in readies if any(ready.figures)}
+    scored = having if over is None else set(over)
+    return tuple(sorted(scored)) if scored <= having and len(scored) >= fewest else ()
+
+
+def figures_summed(roster: Roster, alone: frozenset[int]) -> frozenset[int]:
+    """Return the figures in a sum: all that its sites have, if they have the same ones.
+
+    Otherwise a site's own would follow from the differences between the figures.
+
+    Args:
+        roster: with the figures that each site has.
+        alone: figures in the sum otherwise.
+    """
+    found = {ready.figures for ready in roster.readies if ready.site in roster.scored}
+    return added_by(found.pop()) if len(found) == 1 else alone

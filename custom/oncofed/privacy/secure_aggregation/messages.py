@@ -103,7 +103,7 @@ class Ready(Message):
         norm: Euclidean norm of the update, all tensors without a factor of their own.
         public_key: X25519, of the pair masks; new in each attempt.
         signature: of ``signed_part``.
-        figures: which further figures the site adds, a bit each; the sites of a sum look at how many do.
+        figures: which figures of its scores the site has, a bit each; no bit: it has no score.
     """
 
     site: Name
@@ -135,18 +135,21 @@ class Roster(Message):
         attempt: number.
         readies: of all sites that take part, sorted by name.
         weights: each site's share of the mean; every site derives them from the READYs, and refuses others.
+        scored: sites whose scores are in the sum, sorted; empty: it has none.
     """
 
     round: Round
     attempt: Attempt
     readies: Annotated[tuple[Ready, ...], several(message(Ready), 1, MOST_SITES)]
     weights: Annotated[dict[str, float], by_name(_name, real(0.0, 1e6), 1, MOST_SITES)]
+    scored: Annotated[tuple[str, ...], several(_name, 0, MOST_SITES)] = ()
 
     def digest(self, job: str, plan_digest: str) -> bytes:
         """Return what every site signs before it reveals anything."""
         parts = [part for ready in self.readies for part in (ready.signed_part(job, plan_digest), ready.signature)]
         weights = [part for site in sorted(self.weights) for part in (site, self.weights[site])]
-        return hashlib.sha256(transcript("roster", len(self.readies), *parts, *weights)).digest()
+        scored = (len(self.scored), *self.scored)
+        return hashlib.sha256(transcript("roster", len(self.readies), *parts, *weights, *scored)).digest()
 
 
 @dataclass(frozen=True)

@@ -367,7 +367,8 @@ class Participant:
         plain = {name: value for name, value in tensors.items() if not summands.is_factored(name)}
         checks.check_types(tensors)
         checks.check_norm(ring.norm_of(plain), now.ready.norm, len(plain))
-        update = ring.fingerprint(tensors)
+        # Terms beside it follow from the update, and with other scores it is the same one.
+        update = ring.fingerprint(plain or tensors)
         if update in self._revealed_updates:
             raise ProtocolError(
                 "revealed", f"{self._site} has helped to unmask a sum of this very update: it is never masked again"

@@ -164,6 +164,7 @@ class Summed(Event):
         threshold: sites without whose shares no mask could be lifted.
         seconds: from the roster to the sum.
         split: of the cases whose scores were added up; empty: updates were.
+        scored: number of sites whose scores are in the sum.
     """
 
     kind = "summed"
@@ -175,6 +176,7 @@ class Summed(Event):
     threshold: int
     seconds: float
     split: str = ""
+    scored: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
