@@ -19,7 +19,7 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.algorithms.shared_noise import cases_of_roster
 from oncofed.algorithms.sums import FACTORS, SCORES, scores_of, shares_in_sum, summands
 from oncofed.atomic import write_whole
-from oncofed.client.left_over import LeftOver
+from oncofed.client.left_over import LeftOver, Turn
 from oncofed.client.revealed_sums import RevealedSums
 from oncofed.errors import FederationError, StateError
 from oncofed.messages.plain_values import plain_value, restored_value
@@ -56,7 +56,9 @@ from oncofed.privacy.secure_aggregation import (
     Verify,
 )
 from oncofed.privacy.secure_aggregation.figures import bits_of, figures_of_enough
+from oncofed.privacy.secure_aggregation.ring import NOT_IN_16_BITS, not_in_16_bits
 from oncofed.privacy.secure_aggregation.rules import FEWEST_SITES
+from oncofed.privacy.secure_aggregation.summands import Summands
 from oncofed.privacy.summed_scores import SCORES as OF_SCORES
 from oncofed.privacy.summed_scores import ScoreForm
 from oncofed.training.shared_noise import SharedNoise
@@ -87,15 +89,15 @@ class _Held:
     """What a site is to mask.
 
     Attributes:
-        round: of the job.
         tensors: of the update, by name; none where scores alone are summed.
         bounds: of 16-bit words, by name.
         name: of the scores.
         scores: value and weight of each figure, by its index.
-        left_over: what its words lacked.
+        turn: round, how often it was trained anew, and attempt.
+        left_over: what its words lacked; empty with 32 bits.
     """
 
-    round: int
+    turn: Turn = (0, 0, 0)
     tensors: Weights = field(default_factory=dict)
     bounds: Mapping[str, float] = field(default_factory=dict)
     name: str = SCORES
@@ -151,11 +153,12 @@ class MaskedUpdates:
             certificates=identity.certificates,
             weigh=partial(shares_in_sum, federation.algorithm(), federation.exchange.largest_weight),
         )
-        self._sums, self._base = RevealedSums(), ""
+        self._sums, self._base, self._unfit = RevealedSums(), "", 0
         if self._path.is_file():
             kept = _read(self._path)
             self._participant.restore(kept["participant"])
             self._sums, self._base = RevealedSums(kept["sums"]), str(kept["base"])
+            self._unfit = int(kept.get("unfit", 0))
         self._left_over = LeftOver(folder) if federation.bits == 16 else None
         self._held: _Held | None = None
         self._roster: Roster | None = None
@@ -177,12 +180,13 @@ class MaskedUpdates:
             request: of the server.
 
         Raises:
-            ProtocolError: this update was masked before, and a share of its sum was revealed.
+            ProtocolError: this update was masked before, and a share of its sum was revealed; or bounds do not fit it.
             OSError: what must be remembered cannot be written.
             FederationError: the model is too large for the noise that sites make together.
         """
         self._check_turn(request)
         tensors = summands(self._algorithm, dict(result.delta), dict(result.extra), self._trained)
+        self._check_bounds(request, tensors)
         weighted = [value for name, value in tensors.items() if not name.startswith(tuple(FACTORS))]
         base = base_digest(request.weights, request.extra)
         shared = base_digest(request.weights, {**request.extra, **bounds_in_digest(request.bounds)})
@@ -199,7 +203,10 @@ class MaskedUpdates:
         )
         self._base = base
         self._remember()
-        self._held = _Held(request.round, tensors, dict(request.bounds), scores=scores)
+        turn = request.round, request.repeat, request.attempt
+        if self._left_over:
+            self._left_over.begin(turn)
+        self._held = _Held(turn, tensors, dict(request.bounds), scores=scores)
         content = ready_content(self._participant.advertise(), ready)
         return replace(result, delta={}, extra={}, numbers=self._without_scores(result.numbers), ready=content)
 
@@ -221,7 +228,7 @@ class MaskedUpdates:
         ready = self._participant.ready(number, request.attempt, digest, 1, 1, 1.0, self._figures(scores))
         self._base = digest
         self._remember()
-        self._held = _Held(number, name=scores_of(request.split), scores=scores)
+        self._held = _Held(name=scores_of(request.split), scores=scores)
         content = ready_content(self._participant.advertise(), ready)
         return EvaluateResult(self._without_scores(numbers), content)
 
@@ -236,17 +243,22 @@ class MaskedUpdates:
         if isinstance(request, MaskRequest):
             return self._mask(request)
         if isinstance(request, ConfirmRequest):
-            survivors = Survivors.from_fields(request.content)
-            self._sums.check(self._base, survivors.sites)
-            return SecureStepResult(self._participant.confirm(survivors).to_fields())
+            return self._confirm(request)
         if isinstance(request, RevealRequest):
             revealed = self._participant.reveal(Confirmations.from_fields(request.content))
-            if self._left_over and self._held and self._held.left_over:
-                self._left_over.keep(self._held.round, self._held.left_over)
             self._sums.note(self._base, revealed.seeds)
             self._remember()  # before it leaves
             return SecureStepResult(revealed.to_fields())
         raise FederationError(f"it does not know the step {request.task!r}")
+
+    def _confirm(self, request: ConfirmRequest) -> SecureStepResult:
+        survivors = Survivors.from_fields(request.content)
+        self._sums.check(self._base, survivors.sites)
+        confirmation = self._participant.confirm(survivors)
+        # Its words are in the sum then, whether or not this site helps to unmask it.
+        if self._left_over and self._held and self._held.tensors:
+            self._left_over.keep(self._held.turn, self._held.left_over)
+        return SecureStepResult(confirmation.to_fields())
 
     def _declared_norm(self, weighted: list[Tensor], request: TrainRequest, cases: int) -> float:
         """Return how long the update is, or may be where its own length would tell of patients."""
@@ -314,8 +326,23 @@ class MaskedUpdates:
                 f"and {MOST_REDONE} times",
             )
 
+    def _check_bounds(self, request: TrainRequest, tensors: Weights) -> None:
+        """Refuse bounds of 16-bit words before the site is ready, so that the round can be had with 32 bits."""
+        if request.bounds and request.round == 1:
+            raise ProtocolError("bits", "found bounds in the first round, which has no mean before it: expected none")
+        if request.bounds and request.round == self._unfit:
+            raise not_in_16_bits()  # without another look: each would tell of the update
+        try:
+            Summands(FACTORS, request.bounds, self._rules.bits).check_fit(tensors, {})
+        except ProtocolError as error:
+            if error.rule == NOT_IN_16_BITS:
+                self._unfit = request.round
+                self._remember()
+            raise
+
     def _remember(self) -> None:
         kept = {"participant": self._participant.state(), "sums": self._sums.state(), "base": self._base}
+        kept["unfit"] = self._unfit
         write_whole(self._path, json.dumps(plain_value(kept)), mode=0o600)
 
 
