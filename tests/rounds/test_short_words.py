@@ -235,6 +235,10 @@ def test_bounds_that_do_not_fit_a_sites_update_are_refused(tmp_path: Path, bound
         assert said == _refused(site, {"w": 40.0, "mean": 40.0}, 2, attempt=3)
         assert not _refused(site, {}, 2, attempt=4)
         assert not _refused(site, {"w": 40.0, "mean": 40.0}, 3)
+        for other in ({"w": 39.0, "mean": 40.0}, {"w": 40.0}):  # a round has one set of bounds
+            assert said == _refused(site, other, 3, attempt=2)
+        assert said == _refused(site, {"w": 40.0, "mean": 40.0}, 2, attempt=5)
+        assert not _refused(site, {"w": 40.0, "mean": 40.0}, 3, attempt=3)
 
 
 def test_bounds_are_of_large_tensors_of_the_mean_after_the_first_round(
@@ -242,10 +246,10 @@ def test_bounds_are_of_large_tensors_of_the_mean_after_the_first_round(
 ) -> None:
     site = masking_sites(tmp_path, {"secure_aggregation": {"bits": 16, "scores": "summed"}})["west"]
     assert "first round" in _refused(site, {"w": 40.0}, 1)
-    for name in ("@scores", "@scores.test", "extra.h", "count", "other"):
-        assert f"{name} has a bound" in _refused(site, {name: 40.0}, 2)
+    for name, number in (("@scores", 2), ("@scores.test", 2), ("extra.h", 2), ("count", 2), ("other", 3)):
+        assert f"{name} has a bound" in _refused(site, {name: 40.0}, number)
     monkeypatch.setattr(ring, "LEAST_VALUES", 1024)
-    assert "w has 4 values" in _refused(site, {"w": 40.0}, 3)
+    assert "w has 4 values" in _refused(site, {"w": 40.0}, 4)
 
 
 def test_a_round_whose_bounds_do_not_fit_a_site_has_32_bits(tmp_path: Path) -> None:

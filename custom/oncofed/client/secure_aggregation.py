@@ -19,6 +19,7 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.algorithms.shared_noise import cases_of_roster
 from oncofed.algorithms.sums import FACTORS, SCORES, scores_of, shares_in_sum, summands
 from oncofed.atomic import write_whole
+from oncofed.client.bounds_check import BoundsCheck
 from oncofed.client.left_over import LeftOver, Turn
 from oncofed.client.revealed_sums import RevealedSums
 from oncofed.errors import FederationError, StateError
@@ -56,9 +57,7 @@ from oncofed.privacy.secure_aggregation import (
     Verify,
 )
 from oncofed.privacy.secure_aggregation.figures import bits_of, figures_of_enough
-from oncofed.privacy.secure_aggregation.ring import NOT_IN_16_BITS, not_in_16_bits
 from oncofed.privacy.secure_aggregation.rules import FEWEST_SITES
-from oncofed.privacy.secure_aggregation.summands import Summands
 from oncofed.privacy.summed_scores import SCORES as OF_SCORES
 from oncofed.privacy.summed_scores import ScoreForm
 from oncofed.training.shared_noise import SharedNoise
@@ -153,12 +152,13 @@ class MaskedUpdates:
             certificates=identity.certificates,
             weigh=partial(shares_in_sum, federation.algorithm(), federation.exchange.largest_weight),
         )
-        self._sums, self._base, self._unfit = RevealedSums(), "", 0
+        self._sums, self._base = RevealedSums(), ""
+        self._bounds = BoundsCheck(federation.bits)
         if self._path.is_file():
             kept = _read(self._path)
             self._participant.restore(kept["participant"])
             self._sums, self._base = RevealedSums(kept["sums"]), str(kept["base"])
-            self._unfit = int(kept.get("unfit", 0))
+            self._bounds = BoundsCheck(federation.bits, kept.get("bounds"))
         self._left_over = LeftOver(folder) if federation.bits == 16 else None
         self._held: _Held | None = None
         self._roster: Roster | None = None
@@ -186,7 +186,10 @@ class MaskedUpdates:
         """
         self._check_turn(request)
         tensors = summands(self._algorithm, dict(result.delta), dict(result.extra), self._trained)
-        self._check_bounds(request, tensors)
+        try:
+            self._bounds.check(request, tensors)
+        finally:
+            self._remember()
         weighted = [value for name, value in tensors.items() if not name.startswith(tuple(FACTORS))]
         base = base_digest(request.weights, request.extra)
         shared = base_digest(request.weights, {**request.extra, **bounds_in_digest(request.bounds)})
@@ -326,23 +329,13 @@ class MaskedUpdates:
                 f"and {MOST_REDONE} times",
             )
 
-    def _check_bounds(self, request: TrainRequest, tensors: Weights) -> None:
-        """Refuse bounds of 16-bit words before the site is ready, so that the round can be had with 32 bits."""
-        if request.bounds and request.round == 1:
-            raise ProtocolError("bits", "found bounds in the first round, which has no mean before it: expected none")
-        if request.bounds and request.round == self._unfit:
-            raise not_in_16_bits()  # without another look: each would tell of the update
-        try:
-            Summands(FACTORS, request.bounds, self._rules.bits).check_fit(tensors, {})
-        except ProtocolError as error:
-            if error.rule == NOT_IN_16_BITS:
-                self._unfit = request.round
-                self._remember()
-            raise
-
     def _remember(self) -> None:
-        kept = {"participant": self._participant.state(), "sums": self._sums.state(), "base": self._base}
-        kept["unfit"] = self._unfit
+        kept: dict[str, Any] = {
+            "participant": self._participant.state(),
+            "sums": self._sums.state(),
+            "base": self._base,
+        }
+        kept["bounds"] = self._bounds.state()
         write_whole(self._path, json.dumps(plain_value(kept)), mode=0o600)
 
 
