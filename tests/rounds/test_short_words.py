@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from masking_sites import CASES, MaskingSite, masking_sites, run_masked
 from oncofed.client.left_over import LeftOver
 from oncofed.job.spec import JobSpec
 from oncofed.messages.requests import Request, TrainRequest
-from oncofed.messages.results import Refusal
+from oncofed.messages.results import Refusal, TrainResult
 from oncofed.messages.secure_aggregation import (
     ConfirmRequest,
     MaskedResult,
@@ -22,12 +23,14 @@ from oncofed.messages.secure_aggregation import (
     summed_bytes,
 )
 from oncofed.models.weights import Weights
+from oncofed.privacy.secure_aggregation import ring
 from oncofed.privacy.secure_aggregation.ring import bounds_of
 from oncofed.privacy.settings import PrivacySpec
-from oncofed.rounds.events import Event, EventLog, Summed
+from oncofed.rounds import secure_aggregation as rounds
+from oncofed.rounds.events import Event, EventLog, SumFailed, Summed
 from oncofed.rounds.in_memory import InMemorySites
 from oncofed.rounds.run_state import read_run_state
-from tiny_federation import Killed, Recorder, tiny_loop, tiny_sites
+from tiny_federation import WEIGHTS, Killed, Recorder, tiny_loop, tiny_sites
 
 SHORT: dict[str, Any] = {"secure_aggregation": {"bits": 16}}
 # Of a tensor's root mean square; a word's step is 64 / 2^15 of it.
@@ -42,6 +45,12 @@ STRATEGIES: list[Any] = [
     "feddyn",
     "fedbn",
 ]
+
+
+@pytest.fixture(autouse=True)
+def small_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tiny model's few values have bounds."""
+    monkeypatch.setattr(ring, "LEAST_VALUES", 1)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=str)
@@ -150,12 +159,22 @@ def test_what_is_left_over_is_of_an_earlier_round_also_for_a_later_process(tmp_p
     one = LeftOver(tmp_path)
     assert one.before(2) == {}
     for number in (2, 3):
-        one.keep(number, {"w": torch.full((2,), float(number))})
-    one.keep(3, {"w": torch.zeros(2)})  # an answer that was asked for again
+        one.keep((number, 0, 1), {"w": torch.full((2,), float(number))})
+    one.keep((3, 0, 1), {"w": torch.zeros(2)})  # an answer that was asked for again
     for kept in (one, LeftOver(tmp_path)):
         assert kept.before(4)["w"].tolist() == [3.0, 3.0]
         assert kept.before(3)["w"].tolist() == [2.0, 2.0]
         assert kept.before(2) == {}
+    one.keep((3, 0, 2), {"w": torch.full((2,), 5.0)})  # the first attempt's sum was lost
+    for kept in (one, LeftOver(tmp_path)):
+        assert kept.before(4)["w"].tolist() == [5.0, 5.0]
+        assert kept.before(3)["w"].tolist() == [2.0, 2.0]
+    one.begin((3, 1, 3))
+    for kept in (one, LeftOver(tmp_path)):
+        assert kept.before(4)["w"].tolist() == [2.0, 2.0]
+    one.keep((4, 0, 1), {})
+    for kept in (one, LeftOver(tmp_path)):
+        assert kept.before(5) == {}
 
 
 def test_over_many_rounds_the_sums_miss_no_more_than_one_rounding(tmp_path: Path) -> None:
@@ -196,6 +215,102 @@ def test_bounds_are_of_the_last_mean() -> None:
     assert bounds_of(mean, longest=5.0) == pytest.approx(expected)
     # A site's update is a hundred times as long as the mean.
     assert bounds_of(mean, longest=500.0) == pytest.approx({name: 12.5 * bound for name, bound in expected.items()})
+
+
+def _refused(site: MaskingSite, bounds: dict[str, float], number: int, attempt: int = 1) -> str:
+    weights = {name: WEIGHTS[name].clone() for name in ("w", "mean", "count")}
+    result = site(TrainRequest(weights=weights, round=number, attempt=attempt, bounds=bounds))
+    return result.reason if isinstance(result, Refusal) else ""
+
+
+@pytest.mark.parametrize("bound", [1e-12, 1e-3, 1e30])
+def test_bounds_that_do_not_fit_a_sites_update_are_refused(tmp_path: Path, bound: float) -> None:
+    """Of values that are all cut off the sum is one of signs; nothing is said of which tensor, nor a second time."""
+    west = masking_sites(tmp_path, SHORT)["west"]
+    for bounds in ({"w": bound}, {"w": 40.0, "mean": bound}):
+        site = dataclasses.replace(west, folder=tmp_path / str(sorted(bounds)))
+        assert "(16 bits): the bounds of 16-bit words do not fit" in (said := _refused(site, bounds, 2))
+        assert said == _refused(site, {"w": 40.0, "mean": 40.0}, 2, attempt=2)
+        site.start()
+        assert said == _refused(site, {"w": 40.0, "mean": 40.0}, 2, attempt=3)
+        assert not _refused(site, {}, 2, attempt=4)
+        assert not _refused(site, {"w": 40.0, "mean": 40.0}, 3)
+        for other in ({"w": 39.0, "mean": 40.0}, {"w": 40.0}):  # a round has one set of bounds
+            assert said == _refused(site, other, 3, attempt=2)
+        assert said == _refused(site, {"w": 40.0, "mean": 40.0}, 2, attempt=5)
+        assert not _refused(site, {"w": 40.0, "mean": 40.0}, 3, attempt=3)
+
+
+def test_bounds_are_of_large_tensors_of_the_mean_after_the_first_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = masking_sites(tmp_path, {"secure_aggregation": {"bits": 16, "scores": "summed"}})["west"]
+    assert "first round" in _refused(site, {"w": 40.0}, 1)
+    for name, number in (("@scores", 2), ("@scores.test", 2), ("extra.h", 2), ("count", 2), ("other", 3)):
+        assert f"{name} has a bound" in _refused(site, {name: 40.0}, number)
+    monkeypatch.setattr(ring, "LEAST_VALUES", 1024)
+    assert "w has 4 values" in _refused(site, {"w": 40.0}, 4)
+
+
+def test_a_round_whose_bounds_do_not_fit_a_site_has_32_bits(tmp_path: Path) -> None:
+    """One site's update is much larger in a round than the last mean was."""
+    sites = masking_sites(tmp_path / "sites", SHORT)
+    train = sites["west"].site._train
+
+    def far(request: TrainRequest) -> TrainResult:
+        result = train(request)
+        more = 1e4 if request.round == 3 else 1.0
+        delta = {name: value * more if value.is_floating_point() else value for name, value in result.delta.items()}
+        return dataclasses.replace(result, delta=delta)
+
+    sites["west"].site._train = far  # type: ignore[method-assign]
+    _, events = run_masked(tmp_path / "run", sites, SHORT)
+    assert [(one.round, one.attempt) for one in events if isinstance(one, Summed)][:3] == [(1, 1), (2, 1), (3, 2)]
+    assert ["do not fit" in one.reason for one in events if isinstance(one, SumFailed)] == [True]
+    words = [one.words for one in sites["north"].sent if isinstance(one, MaskedResult)]
+    assert [words[at]["w"].dtype for at in range(3)] == [torch.int32, torch.int16, torch.int32]
+
+
+def _taken(site: MaskingSite) -> dict[int, Weights]:
+    """Return, filled as a site trains, what is added to its update in a round's last attempt."""
+    taken: dict[int, Weights] = {}
+    complete = site.masked.complete
+
+    def noted(result: TrainResult, request: TrainRequest) -> TrainResult:
+        whole = complete(result, request)
+        taken[request.round] = {name: whole.delta[name] - result.delta[name] for name in ("w", "mean")}
+        return whole
+
+    site.masked.complete = noted  # type: ignore[method-assign]
+    return taken
+
+
+def test_what_a_sum_lacks_is_kept_also_by_a_site_that_does_not_reveal(tmp_path: Path) -> None:
+    settings = {**SHORT, "rounds": {"number": 40}}
+    sites = masking_sites(tmp_path / "sites", settings)
+
+    def before(site: MaskingSite, request: Request) -> Refusal | None:
+        ask = isinstance(request, RevealRequest) and request.round % 3 == 0
+        return Refusal("its disk is full") if ask else None
+
+    sites["south"].before = before
+    masked, _ = run_masked(tmp_path / "masked", sites, settings)
+    plain, _ = run_masked(tmp_path / "plain", tiny_sites(**CASES), {"rounds": {"number": 40}})
+    torch.testing.assert_close(masked["w"], plain["w"], atol=2e-4, rtol=0)
+
+
+def test_nothing_is_left_over_after_a_round_of_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sites = masking_sites(tmp_path / "sites", SHORT)
+    taken = _taken(sites["west"])
+
+    def once(mean: Weights, longest: float) -> dict[str, float]:
+        held = sites["west"].masked._held
+        return bounds_of(mean, longest) if held and held.turn[0] == 1 else {}
+
+    monkeypatch.setattr(rounds, "bounds_of", once)
+    run_masked(tmp_path / "run", sites, SHORT)
+    assert any(float(value.abs().max()) > 0 for value in taken[3].values())
+    assert all(float(value.abs().max()) == 0 for number in (4, 5) for value in taken[number].values())
 
 
 def test_half_the_bytes_travel(spec: JobSpec) -> None:

@@ -8,12 +8,15 @@ from oncofed.models.weights import Weights
 from oncofed.training.checkpoint import previous_of, read_checkpoint, write_checkpoint
 
 _FILE = "left_over.safetensors"
+# Round, how often it was trained anew, and attempt at its sum.
+Turn = tuple[int, int, int]
 
 
 class LeftOver:
     """Keeps what the words of a round's update lack, until the next update takes it (error feedback).
 
-    A round takes what an earlier one left, also where it is trained or masked again: never what it left itself.
+    A round takes what an earlier one left, also where it is trained or masked again: never what it left itself. What
+    counts is the last attempt of a round in which this site's words were in the confirmed sum.
 
     Args:
         folder: of the job's state at this site.
@@ -24,23 +27,38 @@ class LeftOver:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / _FILE
-        self._kept: list[tuple[int, Weights]] = []
+        self._kept: list[tuple[Turn, Weights]] = []
         for path in (previous_of(self._path), self._path):
             if path.is_file():
                 values, facts = read_checkpoint(path)
-                self._kept.append((int(facts["round"]), values))
+                number, repeat, attempt = facts["turn"]
+                self._kept.append(((int(number), int(repeat), int(attempt)), values))
 
     def before(self, number: int) -> Weights:
-        """Return what the last round before this one left, by name; empty if none did."""
-        return next((values for of_round, values in reversed(self._kept) if of_round < number), {})
+        """Return what the last round before this one left, by name; empty if none did, or it left nothing."""
+        return next((values for turn, values in reversed(self._kept) if turn[0] < number), {})
 
-    def keep(self, number: int, values: Weights) -> None:
-        """Keep what a round left, in place of what it left before.
+    def begin(self, turn: Turn) -> None:
+        """Forget what an earlier attempt at the same round left: its sum was lost.
+
+        Raises:
+            OSError: its file cannot be put away.
+        """
+        if self._kept and self._kept[-1][0][0] == turn[0] and self._kept[-1][0] != turn:
+            self._kept.pop()
+            if self._kept:
+                previous_of(self._path).replace(self._path)
+            else:
+                self._path.unlink()
+
+    def keep(self, turn: Turn, values: Weights) -> None:
+        """Keep what a sum left, in place of what another attempt at its round did; nothing, too, is kept.
 
         Raises:
             OSError: it cannot be written.
         """
-        if self._kept and self._kept[-1][0] == number:
+        if self._kept and self._kept[-1][0] == turn:
             return  # an answer is given again
-        write_checkpoint(self._path, values, {"round": number})
-        self._kept = [*self._kept[-1:], (number, values)]
+        self.begin(turn)
+        write_checkpoint(self._path, values, {"turn": turn})
+        self._kept = [*self._kept[-1:], (turn, values)]

@@ -19,7 +19,8 @@ from oncofed.algorithms.plan import FederationPlan
 from oncofed.algorithms.shared_noise import cases_of_roster
 from oncofed.algorithms.sums import FACTORS, SCORES, scores_of, shares_in_sum, summands
 from oncofed.atomic import write_whole
-from oncofed.client.left_over import LeftOver
+from oncofed.client.bounds_check import BoundsCheck
+from oncofed.client.left_over import LeftOver, Turn
 from oncofed.client.revealed_sums import RevealedSums
 from oncofed.errors import FederationError, StateError
 from oncofed.messages.plain_values import plain_value, restored_value
@@ -87,16 +88,16 @@ class _Held:
     """What a site is to mask.
 
     Attributes:
-        round: of the job.
         tensors: of the update, by name; none where scores alone are summed.
         bounds: of 16-bit words, by name.
         name: of the scores.
         split: of the cases behind them.
         scores: value and weight of each figure, by its index.
-        left_over: what its words lacked.
+        turn: round, how often it was trained anew, and attempt.
+        left_over: what its words lacked; empty with 32 bits.
     """
 
-    round: int
+    turn: Turn = (0, 0, 0)
     tensors: Weights = field(default_factory=dict)
     bounds: Mapping[str, float] = field(default_factory=dict)
     name: str = SCORES
@@ -155,11 +156,13 @@ class MaskedUpdates:
         )
         self._sums, self._base = RevealedSums(), ""
         self._scored: dict[str, tuple[str, ...]] = {}
+        self._bounds = BoundsCheck(federation.bits)
         if self._path.is_file():
             kept = _read(self._path)
             self._participant.restore(kept["participant"])
             self._sums, self._base = RevealedSums(kept["sums"]), str(kept["base"])
             self._scored = {split: tuple(sites) for split, sites in kept.get("scored", {}).items()}
+            self._bounds = BoundsCheck(federation.bits, kept.get("bounds"))
         self._left_over = LeftOver(folder) if federation.bits == 16 else None
         self._held: _Held | None = None
         self._roster: Roster | None = None
@@ -181,12 +184,16 @@ class MaskedUpdates:
             request: of the server.
 
         Raises:
-            ProtocolError: this update was masked before, and a share of its sum was revealed.
+            ProtocolError: this update was masked before, and a share of its sum was revealed; or bounds do not fit it.
             OSError: what must be remembered cannot be written.
             FederationError: the model is too large for the noise that sites make together.
         """
         self._check_turn(request)
         tensors = summands(self._algorithm, dict(result.delta), dict(result.extra), self._trained)
+        try:
+            self._bounds.check(request, tensors)
+        finally:
+            self._remember()
         weighted = [value for name, value in tensors.items() if not name.startswith(tuple(FACTORS))]
         base = base_digest(request.weights, request.extra)
         shared = base_digest(request.weights, {**request.extra, **bounds_in_digest(request.bounds)})
@@ -201,7 +208,10 @@ class MaskedUpdates:
         )
         self._base = base
         self._remember()
-        self._held = _Held(request.round, tensors, dict(request.bounds), scores=self._scores(result.numbers))
+        turn = request.round, request.repeat, request.attempt
+        if self._left_over:
+            self._left_over.begin(turn)
+        self._held = _Held(turn, tensors, dict(request.bounds), scores=self._scores(result.numbers))
         content = ready_content(self._participant.advertise(), ready)
         return replace(result, delta={}, extra={}, numbers=self._without_scores(result.numbers), ready=content)
 
@@ -225,7 +235,7 @@ class MaskedUpdates:
         ready = self._participant.ready(number, request.attempt, digest, 1, 1, 1.0, self._figures(numbers))
         self._base = digest
         self._remember()
-        self._held = _Held(number, name=scores_of(request.split), split=request.split, scores=self._scores(numbers))
+        self._held = _Held(name=scores_of(request.split), split=request.split, scores=self._scores(numbers))
         content = ready_content(self._participant.advertise(), ready)
         return EvaluateResult(self._without_scores(numbers), content)
 
@@ -240,20 +250,24 @@ class MaskedUpdates:
         if isinstance(request, MaskRequest):
             return self._mask(request)
         if isinstance(request, ConfirmRequest):
-            survivors = Survivors.from_fields(request.content)
-            self._sums.check(self._base, survivors.sites)
-            confirmation = self._participant.confirm(survivors)
-            self._note_scored()
-            self._remember()  # before it leaves: whatever becomes of this sum, none has scores of other sites
-            return SecureStepResult(confirmation.to_fields())
+            return self._confirm(request)
         if isinstance(request, RevealRequest):
             revealed = self._participant.reveal(Confirmations.from_fields(request.content))
-            if self._left_over and self._held and self._held.left_over:
-                self._left_over.keep(self._held.round, self._held.left_over)
             self._sums.note(self._base, revealed.seeds)
             self._remember()  # before it leaves
             return SecureStepResult(revealed.to_fields())
         raise FederationError(f"it does not know the step {request.task!r}")
+
+    def _confirm(self, request: ConfirmRequest) -> SecureStepResult:
+        survivors = Survivors.from_fields(request.content)
+        self._sums.check(self._base, survivors.sites)
+        confirmation = self._participant.confirm(survivors)
+        # Its words are in the sum then, whether or not this site helps to unmask it.
+        if self._left_over and self._held and self._held.tensors:
+            self._left_over.keep(self._held.turn, self._held.left_over)
+        self._note_scored()
+        self._remember()  # before it leaves: whatever becomes of this sum, none has scores of other sites
+        return SecureStepResult(confirmation.to_fields())
 
     def _declared_norm(self, weighted: list[Tensor], request: TrainRequest, cases: int) -> float:
         """Return how long the update is, or may be where its own length would tell of patients."""
@@ -342,12 +356,12 @@ class MaskedUpdates:
             )
 
     def _remember(self) -> None:
-        scored = {split: list(sites) for split, sites in self._scored.items()}
-        kept = {
+        kept: dict[str, Any] = {
             "participant": self._participant.state(),
             "sums": self._sums.state(),
             "base": self._base,
-            "scored": scored,
+            "bounds": self._bounds.state(),
+            "scored": {split: list(sites) for split, sites in self._scored.items()},
         }
         write_whole(self._path, json.dumps(plain_value(kept)), mode=0o600)
 

@@ -20,6 +20,7 @@ from oncofed.messages.requests import EvaluateRequest, TrainRequest
 from oncofed.messages.results import EvaluateResult, Refusal, Result, TrainResult
 from oncofed.messages.secure_aggregation import SecureStep, plan_digest, score_form
 from oncofed.privacy.policy import LeavesSpec, Policy
+from oncofed.privacy.secure_aggregation import ProtocolError
 from oncofed.training import Plan
 from oncofed.training.shared_noise import shared_noise
 
@@ -54,7 +55,7 @@ class HeldBack:
             scores=score_form(plan, federation),
         )
 
-    def update(self, result: TrainResult, request: TrainRequest, fl_ctx: FLContext) -> TrainResult:
+    def update(self, result: TrainResult, request: TrainRequest, fl_ctx: FLContext) -> TrainResult | Refusal:
         """Keep an update for a round's sum; return what the server is told of it."""
         result = self._masked.complete(result, request)
         if self._outbound:
@@ -62,7 +63,10 @@ class HeldBack:
                 result = replace(result, numbers=self._outbound.scores_before_masking(result.numbers, training=True))
             facts = self._outbound.check_before_masking(result)
             record(fl_ctx, MASKED, task=TrainRequest.task, round=request.round, **facts)
-        return self._masked.hold(result, request)
+        try:
+            return self._masked.hold(result, request)
+        except ProtocolError as error:
+            return Refusal(str(error))
 
     def scores(self, numbers: Mapping[str, Any], request: EvaluateRequest, fl_ctx: FLContext) -> EvaluateResult:
         """Keep a model's scores for their sum; return what the server is told."""

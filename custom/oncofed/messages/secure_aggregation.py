@@ -20,6 +20,7 @@ from oncofed.messages.compression import with_extra
 from oncofed.messages.requests import Request, Split
 from oncofed.models.weights import WeightLayout, digest_of
 from oncofed.privacy.secure_aggregation import KeyAdvertisement, ProtocolError, Ready
+from oncofed.privacy.secure_aggregation.ring import NOT_IN_16_BITS
 from oncofed.privacy.summed_scores import ScoreForm
 from oncofed.tasks import metrics_that_may_leave
 from oncofed.training import Plan
@@ -145,6 +146,11 @@ def bounds_in_digest(bounds: Mapping[str, float]) -> dict[str, Tensor]:
         return {}
     names = sorted(bounds)
     return {"@bounds " + " ".join(names): torch.tensor([bounds[name] for name in names], dtype=torch.float64)}
+
+
+def needs_32_bits(reason: str) -> bool:
+    """Return whether a site refused 16-bit words that do not fit its update, and would take part with 32 bits."""
+    return f"({NOT_IN_16_BITS})" in reason
 
 
 def base_digest(weights: Mapping[str, Tensor], extra: Mapping[str, Tensor]) -> str:

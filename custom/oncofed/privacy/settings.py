@@ -129,8 +129,8 @@ class SecureAggregationSpec(StrictModel):
     )
     bits: Literal[16, 32] = Field(
         32,
-        description="of a masked word; 16: half the bytes from the second round on; what is rounded off is added to "
-        "the next update",
+        description="of a masked word; 16: half the bytes from the second round on, where they fit all sites' updates; "
+        "what is rounded off is added to the next update",
     )
     scores: ScoresKind = Field(
         "each",

@@ -22,6 +22,7 @@ from oncofed.messages.secure_aggregation import (
     MOST_REDONE,
     base_digest,
     bounds_in_digest,
+    needs_32_bits,
     protocol_round,
     read_ready,
 )
@@ -66,6 +67,12 @@ class SummedRunner(SynchronousRunner[Synchronous]):
             sums.require_steps(number)
             attempt = self._attempt(number, sums.next_attempt(number), state, current)
             attempt.train()
+            if asking := sorted(site for site, reason in current.refused.items() if needs_32_bits(reason)):
+                if attempt.number >= MOST_ATTEMPTS or not state.bounds:
+                    raise FederationError(f"{', '.join(asking)}: {current.refused[asking[0]]}")
+                context.record(SumFailed(round=number, attempt=attempt.number, reason=current.refused[asking[0]]))
+                state.bounds = {}
+                continue
             for site in sorted(failures):
                 if failures[site] >= MOST_FAILURES:
                     current.leave_out(site)
@@ -128,6 +135,11 @@ class _MaskedTraining(Training):
     def __init__(self, context: RoundContext, required: frozenset[str], **values: Any) -> None:
         super().__init__(context, **values)
         self._required, self._began = required, context.clock()
+
+    @property
+    def needed(self) -> int:
+        """Updates of a quorum; none where a site asks for 32 bits, with which all begin again."""
+        return 0 if any(map(needs_32_bits, list(self._current.refused.values()))) else super().needed
 
     def is_reached(self) -> bool:
         """Return whether all present sites answered.

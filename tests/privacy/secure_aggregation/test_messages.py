@@ -26,7 +26,7 @@ from oncofed.privacy.secure_aggregation.messages import confirmed_part, transcri
 
 READY = Ready("site-00", 3, 1, "base", 12, 10, 0.5, bytes(32), b"signature")
 MESSAGES: list[Message] = [
-    KeyAdvertisement(1, "job", "plan", "site-00", bytes(32), b"signature", b"PEM"),
+    KeyAdvertisement(2, "job", "plan", "site-00", bytes(32), b"signature", b"PEM"),
     READY,
     Roster(3, 1, (READY, dataclasses.replace(READY, site="site-01")), {"site-00": 0.5, "site-01": 0.5}),
     KeyShares("site-00", 3, 1, bytes(32), {"site-01": bytes(82)}),
@@ -86,6 +86,15 @@ def test_wrong_values_in_each_field(message: Message) -> None:
                 type(message).from_fields({**fields, name: wrong})
             assert refused.value.rule == "message"
             assert "x" * 50 not in str(refused.value)
+
+
+@pytest.mark.parametrize("protocol", [1, 3])
+def test_another_release_is_named(protocol: int) -> None:
+    with pytest.raises(
+        ProtocolError, match=f"expected protocol 2 .*found {protocol}: install the same release"
+    ) as refused:
+        KeyAdvertisement.from_fields({**MESSAGES[0].to_fields(), "protocol": protocol})
+    assert refused.value.rule == "another release"
 
 
 def test_a_message_within_a_message() -> None:

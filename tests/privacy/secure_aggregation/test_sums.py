@@ -114,8 +114,9 @@ def test_weights_are_those_of_the_given_function() -> None:
     assert torch.allclose(result.tensors["b.bias"], expected, atol=1e-6)
 
 
-def test_many_rounds_with_sixteen_bits_and_left_over() -> None:
+def test_many_rounds_with_sixteen_bits_and_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Words of both widths in one stream, and sums of what was sent and of what was left over are the updates."""
+    monkeypatch.setattr(ring, "LEAST_VALUES", 1)
     shapes = {"a": (3,), "b": (5, 7), "c": ()}
     sites = Federation(5, shapes=shapes, rules=Rules(bits=16), bounds={"a": 3.0, "b": 4.0})
     roster = sites.begin()

@@ -12,6 +12,7 @@ Everything here is a state machine: messages in, messages out. There is no netwo
 from oncofed.privacy.secure_aggregation.aggregator import Aggregator
 from oncofed.privacy.secure_aggregation.failures import AggregationFailed, ProtocolError
 from oncofed.privacy.secure_aggregation.messages import (
+    PROTOCOL,
     Confirmation,
     Confirmations,
     ForwardedShares,
@@ -24,7 +25,7 @@ from oncofed.privacy.secure_aggregation.messages import (
     Survivors,
 )
 from oncofed.privacy.secure_aggregation.participant import Participant
-from oncofed.privacy.secure_aggregation.rules import PROTOCOL, Rules, Verify, VerifyKey, Weigh, by_cases, threshold
+from oncofed.privacy.secure_aggregation.rules import Rules, Verify, VerifyKey, Weigh, by_cases, threshold
 from oncofed.privacy.secure_aggregation.sums import Layout, Sum
 
 __all__ = [

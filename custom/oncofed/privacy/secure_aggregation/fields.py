@@ -115,7 +115,7 @@ class Message:
             try:
                 value = check(getattr(self, name))
             except ProtocolError as error:
-                raise ProtocolError("message", f"{type(self).__name__}.{name}: {error.text}") from None
+                raise ProtocolError(error.rule, f"{type(self).__name__}.{name}: {error.text}") from None
             object.__setattr__(self, name, value)
 
     def to_fields(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from oncofed.privacy.secure_aggregation.failures import ProtocolError
+from oncofed.privacy.secure_aggregation.messages import PROTOCOL
 
 _KEY_BYTES = 32
 _NONCE_BYTES = 12
@@ -106,7 +107,7 @@ def _exchange(private: bytes, public: bytes) -> bytes:
 
 
 def _derive(secret: bytes, label: str, *context: str | int) -> bytes:
-    info = f"oncofed secagg 1 {label}|".encode() + _context(*context)
+    info = f"oncofed secagg {PROTOCOL} {label}|".encode() + _context(*context)
     return HKDF(hashes.SHA256(), _KEY_BYTES, None, info).derive(secret)
 
 

@@ -11,13 +11,16 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from torch import Tensor
 
+from oncofed.privacy.secure_aggregation.failures import ProtocolError
 from oncofed.privacy.secure_aggregation.fields import Message, by_name, integer, message, octets, real, several, text
 from oncofed.privacy.secure_aggregation.fields import words as words_of_ring
 
+# Version of what sites send and sign, and of the labels of their keys.
+PROTOCOL = 2
 KEY_BYTES = 32
 # A share is a number below 2^256 + 297.
 SHARE_BYTES = 33
@@ -31,6 +34,17 @@ _MOST_FIGURES = 1 << 12
 
 _name, _tensor_name = text(200), text(1000)
 _signature, _share, _sealed = octets(1, 1024), octets(SHARE_BYTES, SHARE_BYTES), octets(SEALED_BYTES, SEALED_BYTES)
+
+
+def _protocol(value: Any) -> int:
+    if integer(1, 1 << 16)(value) != PROTOCOL:
+        raise ProtocolError(
+            "another release",
+            f"expected protocol {PROTOCOL} of secure aggregation, found {value}: install the same release of oncofed "
+            "at the server and at all sites",
+        )
+    return PROTOCOL
+
 
 Name = Annotated[str, _name]
 Round = Annotated[int, integer(0, 1 << 32)]
@@ -48,7 +62,7 @@ def transcript(label: str, *values: str | int | float | bytes) -> bytes:
     Each part, the label too, follows its length (4 bytes, big-endian). Text is UTF-8, an integer its decimal digits, a
     float its eight bytes (IEEE 754, big-endian).
     """
-    parts = [f"oncofed secagg 1 {label}".encode()]
+    parts = [f"oncofed secagg {PROTOCOL} {label}".encode()]
     for value in values:
         if isinstance(value, bytes):
             parts.append(value)
@@ -67,7 +81,7 @@ class KeyAdvertisement(Message):
     """A site's key for this job (HELLO).
 
     Attributes:
-        protocol: version, 1.
+        protocol: version.
         job: its identifier.
         plan_digest: of what the job's sites run.
         site: name.
@@ -76,7 +90,7 @@ class KeyAdvertisement(Message):
         certificates: chain in PEM, the site's first.
     """
 
-    protocol: Annotated[int, integer(1, 1)]
+    protocol: Annotated[int, _protocol]
     job: Name
     plan_digest: Name
     site: Name

@@ -14,6 +14,7 @@ from oncofed.privacy.secure_aggregation import checks, keys, ring, shamir
 from oncofed.privacy.secure_aggregation.failures import ProtocolError
 from oncofed.privacy.secure_aggregation.masks import Mask, add_masks, pair_sign
 from oncofed.privacy.secure_aggregation.messages import (
+    PROTOCOL,
     SHARE_BYTES,
     Confirmation,
     Confirmations,
@@ -27,7 +28,7 @@ from oncofed.privacy.secure_aggregation.messages import (
     Survivors,
     confirmed_part,
 )
-from oncofed.privacy.secure_aggregation.rules import PROTOCOL, Rules, Verify, VerifyKey, Weigh, by_cases, threshold
+from oncofed.privacy.secure_aggregation.rules import Rules, Verify, VerifyKey, Weigh, by_cases, threshold
 from oncofed.privacy.secure_aggregation.summands import Summands
 
 
@@ -237,7 +238,7 @@ class Participant:
             left_over: takes by name what was cut and rounded off each tensor, for error feedback (float32).
 
         Raises:
-            ProtocolError: names the rule that the shares or the update break.
+            ProtocolError: names the rule that the shares, the bounds or the update break.
         """
         now = self._under_way("MaskedInput")
         if now.roster is None:
@@ -251,7 +252,8 @@ class Participant:
             plain = keys.unseal(self._channel(sender), sealed, *now.way(sender, self._site))
             now.held[sender] = plain[:SHARE_BYTES], plain[SHARE_BYTES:]
         now.shared = shared
-        masks, weights = _masks_of(now, self._job, self._site), now.roster.weights
+        summands.check_fit(tensors, weights := now.roster.weights)
+        masks = _masks_of(now, self._job, self._site)
         words = {}
         for name in sorted(tensors):
             rest = None if left_over is None else torch.empty(tensors[name].shape)

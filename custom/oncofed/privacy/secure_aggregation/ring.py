@@ -29,6 +29,15 @@ BOUND_RMS = 64.0
 _LEAST_BOUND_RMS = 8.0
 # A tensor that hardly moved is bounded by this part of the whole model's root mean square: it may move again.
 _LEAST_RMS = 1e-3
+# A tensor of fewer values keeps 32 bits: it saves nothing, and a few values are easily all beyond its bound.
+LEAST_VALUES = 1024
+# Largest share of a tensor's values that 16 bits may cut off: a sum of values that are all cut off is one of signs,
+# and each site's can be told from the others' by its weight.
+MOST_CUT_OFF = 1e-3
+# Largest step of 16 bits, in root mean squares of an update whose whole length were in this tensor.
+_COARSEST = 1.0
+# The rule that is broken where an update does not fit 16 bits.
+NOT_IN_16_BITS = "16 bits"
 _CHUNK = 1 << 15
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _UNSIGNED = {torch.int32: np.uint32, torch.int16: np.uint16}
@@ -93,7 +102,41 @@ def bounds_of(mean: Mapping[str, Tensor], longest: float = 0.0) -> dict[str, flo
     roots = {name: math.sqrt(square / max(mean[name].numel(), 1)) for name, square in squares.items()}
     ratio = longest / (whole * math.sqrt(count))
     bound = max(BOUND_RMS, _LEAST_BOUND_RMS * ratio)
-    return {name: bound * max(root, _LEAST_RMS * whole) for name, root in roots.items()}
+    large = {name: root for name, root in roots.items() if mean[name].numel() >= LEAST_VALUES}
+    return {name: bound * max(root, _LEAST_RMS * whole) for name, root in large.items()}
+
+
+def check_fit(name: str, value: Tensor, scale: Scale, norm: float) -> None:
+    """Refuse a scale of 16 bits that would tell single values of an update, or next to nothing of it.
+
+    The server says what the bounds are, and chooses the models from which they follow: a site holds them against its
+    own update alone.
+
+    Args:
+        name: of the tensor.
+        value: of the update, floating-point, on the CPU.
+        scale: of the tensor.
+        norm: of the whole update.
+
+    Raises:
+        ProtocolError: the tensor is too small, too many values are beyond the bound, or a step is far too coarse.
+    """
+    count = value.numel()
+    if count < LEAST_VALUES:
+        raise ProtocolError("bits", f"{name} has {count} values and a bound, expected at least {LEAST_VALUES} values")
+    flat = value.detach().reshape(-1)
+    cut_off = sum(
+        int((flat[first : first + _CHUNK].double().abs() > scale.limit).sum()) for first in range(0, count, _CHUNK)
+    )
+    if cut_off > MOST_CUT_OFF * count or scale.step > _COARSEST * norm / math.sqrt(count):
+        raise not_in_16_bits()
+
+
+def not_in_16_bits() -> ProtocolError:
+    """Return the refusal of bounds; the same words whichever does not fit, for they reach the server."""
+    return ProtocolError(
+        NOT_IN_16_BITS, "the bounds of 16-bit words do not fit this site's update: it takes part with 32 bits"
+    )
 
 
 def quantise(value: Tensor, factor: float, scale: Scale, left_over: Tensor | None = None) -> Tensor:

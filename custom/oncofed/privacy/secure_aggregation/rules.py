@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from oncofed.privacy.secure_aggregation.failures import ProtocolError
 from oncofed.privacy.secure_aggregation.messages import MOST_SITES, KeyAdvertisement, Ready
 
-PROTOCOL = 1
 # Of two sites each learns the other's update from the sum.
 FEWEST_SITES = 3
 

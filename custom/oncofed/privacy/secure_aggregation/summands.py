@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from oncofed.privacy.secure_aggregation.failures import ProtocolError
-from oncofed.privacy.secure_aggregation.ring import Scale, scale_of
+from oncofed.privacy.secure_aggregation.ring import Scale, check_fit, norm_of, scale_of
 
 
 class Summands:
@@ -18,7 +20,8 @@ class Summands:
         bits: 32 allows no bounds.
 
     Raises:
-        ProtocolError: a factor or a bound is not above zero, or there are bounds although words have 32 bits.
+        ProtocolError: a factor or a bound is not above zero, a tensor has both, or there are bounds although words have
+            32 bits.
     """
 
     def __init__(self, factors: Mapping[str, float], bounds: Mapping[str, float], bits: int) -> None:
@@ -28,6 +31,8 @@ class Summands:
         if wrong:
             raise ProtocolError("factor", f"the factor or bound of {wrong[0]} is not above zero")
         self.factors, self.bounds = dict(factors), dict(bounds)
+        if both := [name for name in bounds if self.is_factored(name)]:
+            raise ProtocolError("bits", f"{both[0]} has a bound, expected bounds of tensors in the mean alone")
 
     def is_factored(self, name: str) -> bool:
         """Return whether a tensor has a factor of its own."""
@@ -50,3 +55,21 @@ class Summands:
             shares: of the mean, of all sites of the roster.
         """
         return scale_of(name, self.bounds, sum(self.factor(name, share) for share in shares.values()))
+
+    def check_fit(self, tensors: Mapping[str, Tensor], shares: Mapping[str, float]) -> None:
+        """Refuse bounds that do not fit a site's update.
+
+        Args:
+            tensors: of the update by name, floating-point, on the CPU.
+            shares: of the mean, of all sites of the roster; empty before it is known.
+
+        Raises:
+            ProtocolError: as ``ring.check_fit``, or a bound is of no tensor of the update.
+        """
+        if not self.bounds:
+            return
+        if unknown := sorted(self.bounds.keys() - tensors.keys()):
+            raise ProtocolError("bits", f"{unknown[0]} has a bound, expected bounds of tensors in the mean alone")
+        norm = norm_of({name: value for name, value in tensors.items() if not self.is_factored(name)})
+        for name in self.bounds:
+            check_fit(name, tensors[name], self.scale(name, shares), norm)
