@@ -100,6 +100,7 @@ LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
             "threshold": 3,
             "seconds": 0.2,
             "split": "",
+            "scored": 3,
         },
     ),
     (SumFailed, "sum_failed", {"round": 1, "attempt": 1, "reason": "too few"}),

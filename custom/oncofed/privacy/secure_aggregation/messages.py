@@ -162,8 +162,8 @@ class Roster(Message):
         """Return what every site signs before it reveals anything."""
         parts = [part for ready in self.readies for part in (ready.signed_part(job, plan_digest), ready.signature)]
         weights = [part for site in sorted(self.weights) for part in (site, self.weights[site])]
-        scored = (len(self.scored), *self.scored)
-        return hashlib.sha256(transcript("roster", len(self.readies), *parts, *weights, *scored)).digest()
+        stated = transcript("roster", len(self.readies), *parts, *weights, len(self.scored), *self.scored)
+        return hashlib.sha256(stated).digest()
 
 
 @dataclass(frozen=True)
