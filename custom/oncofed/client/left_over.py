@@ -46,10 +46,11 @@ class LeftOver:
         """
         if self._kept and self._kept[-1][0][0] == turn[0] and self._kept[-1][0] != turn:
             self._kept.pop()
-            if self._kept:
-                previous_of(self._path).replace(self._path)
+            before = previous_of(self._path)
+            if self._kept and before.is_file():  # not on file systems without hard links
+                before.replace(self._path)
             else:
-                self._path.unlink()
+                self._path.unlink(missing_ok=True)
 
     def keep(self, turn: Turn, values: Weights) -> None:
         """Keep what a sum left, in place of what another attempt at its round did; nothing, too, is kept.
