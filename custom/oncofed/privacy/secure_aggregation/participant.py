@@ -366,16 +366,21 @@ class Participant:
 
     def _update(self, now: _Attempt, tensors: Mapping[str, Tensor], summands: Summands) -> bytes:
         """Check an update, and return its fingerprint."""
-        plain = {name: value for name, value in tensors.items() if not summands.is_factored(name)}
-        checks.check_types(tensors)
-        checks.check_norm(ring.norm_of(plain), now.ready.norm, len(plain))
-        # Terms beside it follow from the update, and with other scores it is the same one.
-        update = ring.fingerprint(plain or tensors)
+        update = _fingerprint(now, tensors, summands)
         if update in self._revealed_updates:
             raise ProtocolError(
                 "revealed", f"{self._site} has helped to unmask a sum of this very update: it is never masked again"
             )
         return update
+
+
+def _fingerprint(now: _Attempt, tensors: Mapping[str, Tensor], summands: Summands) -> bytes:
+    """Return an update's fingerprint; refuse one that is not as it was declared."""
+    plain = {name: value for name, value in tensors.items() if not summands.is_factored(name)}
+    checks.check_types(tensors)
+    checks.check_norm(ring.norm_of(plain), now.ready.norm, len(plain))
+    # Terms beside it follow from the update, and with other scores it is the same one.
+    return ring.fingerprint(plain or tensors)
 
 
 def _masks_of(now: _Attempt, job: str, site: str) -> list[Mask]:
