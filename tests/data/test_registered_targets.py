@@ -143,7 +143,7 @@ def test_one_image_twice_with_other_targets(tmp_path: Path) -> None:
     manifest = read(source, tmp_path / "out", targets=targets("grade=grade"))
     assert list(by_source(manifest)) == ["b.png"]
     assert [bad.reason for bad in manifest.quarantine] == [
-        "lines 2 and 3 of the table name one image and say another grade each. Keep one row an image"
+        "lines 2 and 3 of the table name one image and say another grade each. Leave one row an image"
     ]
 
 
@@ -241,7 +241,7 @@ def test_a_cell_that_cannot_be_read_costs_its_target_alone(tmp_path: Path) -> No
         "p1": {"grade": "line 3: target grade: column grade says '7', expected 1 < 2"},
         "p2": {"ill": "line 4: target ill: column ill says 'maybe', expected no, yes"},
         "p4": {
-            "grade": "lines 6 and 7 of the table name one patient and say another grade each. Keep one row a patient"
+            "grade": "lines 6 and 7 of the table name one patient and say another grade each. Leave one row a patient"
         },
     }
     assert {bad.name: bad.reason for bad in manifest.quarantine} == {

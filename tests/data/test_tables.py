@@ -171,8 +171,8 @@ def test_repeated_and_contradicting_rows(tmp_path: Path) -> None:
     (entry,) = manifest.entries
     assert (entry.source, entry.notes) == ("0.png", ["lines 2 and 5 of the table name it alike; it is used once"])
     assert {bad.name: bad.reason for bad in manifest.quarantine} == {
-        "1": "lines 3 and 4 of the table name one image and say another label each (a and b). Keep one row an image",
-        "2": "lines 6 and 7 of the table name one image and say another patient each. Keep one row an image",
+        "1": "lines 3 and 4 of the table name one image and say another label each (a and b). Leave one row an image",
+        "2": "lines 6 and 7 of the table name one image and say another patient each. Leave one row an image",
         "3.png": "line 8 has 4 fields, expected 3: quote a field that holds the separator",
     }
 
@@ -241,7 +241,7 @@ def test_patients_in_a_table_match_as_people_write_them(tmp_path: Path) -> None:
         "3.dcm": 1,
     }
     assert {bad.source: bad.reason for bad in manifest.quarantine} == {
-        "2.dcm": "lines 4 and 5 of the table name one patient and say another label each. Keep one row a patient",
+        "2.dcm": "lines 4 and 5 of the table name one patient and say another label each. Leave one row a patient",
     }
 
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from oncofed.data.dicom.header_types import ObjectHeader
 from oncofed.data.layouts.base import SPLIT_NAMES, Item
 from oncofed.data.layouts.tables import WANTED, Row, Table, expected_columns
-from oncofed.data.layouts.targets import contradiction, dates_left_out, merged_targets, read_renamed, read_with_targets
+from oncofed.data.layouts.targets import (
+    contradiction_problem,
+    dates_left_out,
+    merged_targets,
+    read_renamed,
+    read_with_targets,
+)
 from oncofed.data.layouts.written import without_zeros
 from oncofed.data.manifest import Quarantined, Split
 from oncofed.data.target_columns import TableTargets
@@ -210,7 +216,7 @@ def _agreed(before: Row, row: Row, key: str) -> Row:
     agreed = merged_targets(before, row, key)
     unread = dict(agreed.unread)
     if differing:
-        unread[""] = contradiction([before.line, row.line], key, " and ".join(differing))
+        unread[""] = contradiction_problem([before.line, row.line], key, " and ".join(differing))
     return replace(agreed, cells={k: v for k, v in same.items() if k not in differing}, unread=unread)
 
 

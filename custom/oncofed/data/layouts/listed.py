@@ -17,7 +17,7 @@ from oncofed.data.layouts.names import IMAGE_FOLDERS, LABEL_FOLDERS, Named
 from oncofed.data.layouts.pairing import Candidate, pair
 from oncofed.data.layouts.slides import SLIDES_ALONE
 from oncofed.data.layouts.tables import WANTED, Row, Table, expected_columns
-from oncofed.data.layouts.targets import contradiction, dates_left_out, merged_targets, read_with_targets
+from oncofed.data.layouts.targets import contradiction_problem, dates_left_out, merged_targets, read_with_targets
 from oncofed.data.layouts.written import Files
 from oncofed.data.manifest import Quarantined
 from oncofed.data.target_columns import TableTargets
@@ -234,7 +234,7 @@ def _contradiction(rows: Sequence[tuple[Row, Item]]) -> str:
         said = Counter(row.cells.get(what, "") for row, _ in rows)
         if len(said) > 1:
             values = f" ({' and '.join(sorted(said)[:3])})" if what == "label" else ""
-            return contradiction([row.line for row, _ in rows], "image", what, values)
+            return contradiction_problem([row.line for row, _ in rows], "image", what, values)
     return ""
 
 

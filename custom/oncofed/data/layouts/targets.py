@@ -102,17 +102,17 @@ def merged_targets(one: Row, other: Row, what: str) -> Row:
     """
     unread = {**other.unread, **one.unread}
     for name in differing_targets(one, other):
-        unread.setdefault(name, contradiction([one.line, other.line], what, name))
+        unread.setdefault(name, contradiction_problem([one.line, other.line], what, name))
     return replace(one, targets={n: v for n, v in one.targets.items() if n not in unread}, unread=unread)
 
 
-def contradiction(lines: Sequence[int], what: str, differing: str, said: str = "") -> str:
+def contradiction_problem(lines: Sequence[int], what: str, differing: str, said: str = "") -> str:
     """Return that lines of one image or patient say something else each."""
     listed = " and ".join(map(str, lines[:3]))
     article = "an" if what == "image" else "a"
     return (
         f"lines {listed} of the table name one {what} and say another {differing} each{said}. "
-        f"Keep one row {article} {what}"
+        f"Leave one row {article} {what}"
     )
 
 
