@@ -38,13 +38,16 @@ def test_noise_of_sites_leaves_under_masks(tmp_path: Path, noise: str) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["sums"] == {
-        "protocol": 1,
+        "protocol": 2,
         "rounds": 2,
         "smallest": 3,
         "threshold": 3,
         "colluding": 1,
         "lost": 0,
         "failed": 0,
+        "bits": 32,
+        "scores": "each",
+        "scored": None,
     }
     assert result["incidents"] == []
     said = json.loads((out / "provenance.json").read_text())["provenance"]["privacy"]
@@ -73,8 +76,8 @@ def _run(tmp_path: Path, name: str, section: str | None) -> tuple[dict[str, Any]
 
 def test_sites_know_each_other_by_their_kits_and_sums_alone_arrive(tmp_path: Path) -> None:
     result, out = _run(tmp_path, "run", "{}")
-    expected = {"protocol": 1, "rounds": 2, "smallest": 3, "threshold": 3, "colluding": 1, "lost": 0, "failed": 0}
-    expected |= {"bits": 32, "scores": "each"}
+    expected = {"protocol": 2, "rounds": 2, "smallest": 3, "threshold": 3, "colluding": 1, "lost": 0, "failed": 0}
+    expected |= {"bits": 32, "scores": "each", "scored": None}
     assert result["sums"] == expected
     assert result["incidents"] == []
     # All learned: the sums are of their updates.
