@@ -43,8 +43,10 @@ def test_a_mean_is_of_what_all_models_have() -> None:
 
 def _state(test: dict[str, Any]) -> Any:
     cases = {site: {"train": 30, "validation": 8, "test": 12} for site in test}
-    nothing = dict.fromkeys(("personal", "cross_site", "pooled", "paired", "calibration"))
-    return SimpleNamespace(cases=cases, finished=SimpleNamespace(best_round=1, test=test, **nothing))
+    nothing = dict.fromkeys(("personal", "cross_site", "pooled", "paired", "calibration", "attention", "summed"))
+    return SimpleNamespace(
+        cases=cases, summed_scores=False, finished=SimpleNamespace(best_round=1, test=test, **nothing)
+    )
 
 
 def test_a_gain_is_of_the_same_targets_and_sites_of_others_have_no_worst(tmp_path: Path) -> None:

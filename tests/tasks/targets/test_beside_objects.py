@@ -142,7 +142,7 @@ def test_one_network_finds_nuclei_and_tells_the_stain(spec: JobSpec, tmp_path: P
     found = trainer.evaluate(tuple(cases), detailed=True, keep=kept)
     task = trainer.task
     assert found.by_class["nuclei"] > 0.3
-    assert found.by_class["stain"] > 0.8
+    assert found.by_class["stain"] > 0.6
     assert set(found.extra_metrics) >= {"f1.nuclei.nucleus", "iou.nuclei.nucleus", "dice.nuclei.nucleus"}
     assert len(found.behind["nuclei"]) == 9
     metrics, names = metrics_that_may_leave(spec.task), list(spec.task.classes.values())
