@@ -15,6 +15,7 @@ from nvflare.apis.fl_context import FLContext
 from oncofed.client.secure_aggregation import Identity
 from oncofed.errors import PolicyError
 from oncofed.flare.folders import has_kit, kit_folder
+from oncofed.flare.in_context import made_once
 from oncofed.flare.security.revocation import list_and_root, read_revoked
 from oncofed.privacy.secure_aggregation import KeyAdvertisement, Verify, VerifyKey
 from oncofed.privacy.secure_aggregation.certificates import NOT_A_SITE, CertifiedSites
@@ -36,12 +37,7 @@ def identity_of(fl_ctx: FLContext) -> Identity:
     Raises:
         PolicyError: the kit's certificate is not a site's.
     """
-    known = fl_ctx.get_prop(_IDENTITY)
-    if isinstance(known, Identity):
-        return known
-    made = _read_identity(fl_ctx)
-    fl_ctx.set_prop(_IDENTITY, made, private=True, sticky=True)
-    return made
+    return made_once(fl_ctx, _IDENTITY, Identity, _read_identity)
 
 
 def _read_identity(fl_ctx: FLContext) -> Identity:

@@ -23,6 +23,7 @@ from oncofed.audit import ADMITTED, HELD_BACK, LEFT
 from oncofed.errors import AuditError, FederationError, OncofedError, PolicyError
 from oncofed.flare import wire
 from oncofed.flare.folders import job_config, local_folder
+from oncofed.flare.in_context import made_once
 from oncofed.flare.secure_aggregation import identity_of
 from oncofed.flare.security.masked_steps import OwnKeys
 from oncofed.flare.security.outbound_policy import OutboundPolicy
@@ -129,12 +130,7 @@ def policy_of_job(fl_ctx: FLContext) -> OutboundPolicy:
     Raises:
         PolicyError: the site has no policy, or the job is not one of oncofed's.
     """
-    known = fl_ctx.get_prop(_POLICY)
-    if isinstance(known, OutboundPolicy):
-        return known
-    made = _new_policy(fl_ctx)
-    fl_ctx.set_prop(_POLICY, made, private=True, sticky=True)
-    return made
+    return made_once(fl_ctx, _POLICY, OutboundPolicy, _new_policy)
 
 
 def _new_policy(fl_ctx: FLContext) -> OutboundPolicy:
