@@ -190,10 +190,11 @@ class MaskedUpdates:
         """
         self._check_turn(request)
         tensors = summands(self._algorithm, dict(result.delta), dict(result.extra), self._trained)
-        try:
-            self._bounds.check(request, tensors)
-        finally:
-            self._remember()
+        if request.bounds:
+            try:
+                self._bounds.check(request, tensors)
+            finally:
+                self._remember()
         weighted = [value for name, value in tensors.items() if not name.startswith(tuple(FACTORS))]
         base = base_digest(request.weights, request.extra)
         shared = base_digest(request.weights, {**request.extra, **bounds_in_digest(request.bounds)})
@@ -265,8 +266,8 @@ class MaskedUpdates:
         # Its words are in the sum then, whether or not this site helps to unmask it.
         if self._left_over and self._held and self._held.tensors:
             self._left_over.keep(self._held.turn, self._held.left_over)
-        self._note_scored()
-        self._remember()  # before it leaves: whatever becomes of this sum, none has scores of other sites
+        if self._note_scored():
+            self._remember()  # before it leaves: whatever becomes of this sum, none has scores of other sites
         return SecureStepResult(confirmation.to_fields())
 
     def _declared_norm(self, weighted: list[Tensor], request: TrainRequest, cases: int) -> float:
@@ -298,10 +299,13 @@ class MaskedUpdates:
                 "or none",
             )
 
-    def _note_scored(self) -> None:
+    def _note_scored(self) -> bool:
+        """Note over which sites this site's scores are summed; return whether that is new."""
         held, roster = self._held, self._roster
-        if held and roster and self._site in roster.scored:
-            self._scored[held.split] = roster.scored
+        if not held or not roster or self._site not in roster.scored or held.split in self._scored:
+            return False
+        self._scored[held.split] = roster.scored
+        return True
 
     def _without_scores(self, numbers: Mapping[str, Any]) -> dict[str, Any]:
         left_out = OF_SCORES if self._form else frozenset()
