@@ -78,7 +78,7 @@ def _notes(found: NnunetCheckpoint, spec: JobSpec, path: Path) -> list[str]:
 
     if found.plans is None:
         return ["the checkpoint holds no plans: its axes are taken as not transposed, its images as the job's"]
-    plan = nnunet_plan(jsonlib.dumps(found.plans), found.configuration or "3d_fullres", path)
+    plan = nnunet_plan(found.plans, found.configuration or "3d_fullres", path)
     trained, own = plan.settings["data"], spec.data.model_dump(mode="json")
     different = [
         f"trained with {name} {trained[name]}, the job has {own[name]}: data.{name}"

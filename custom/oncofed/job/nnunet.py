@@ -6,6 +6,7 @@ Formats: nnU-Net 2.0 to 2.8 (Isensee et al., Nature Methods 2021).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,21 +119,21 @@ def read_nnunet_plan(path: Path, configuration: str = "3d_fullres") -> NnunetPla
         SpecError: it is no such file, has no such configuration, or asks for what a job cannot do.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise SpecError(
             f"{path}: no such file. nnU-Net writes it as nnUNet_preprocessed/DatasetNNN_NAME/nnUNetPlans.json"
         ) from None
-    except (UnicodeDecodeError, OSError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
         raise _no_plan(path, error) from None
-    return nnunet_plan(text, configuration, path)
+    return nnunet_plan(values, configuration, path)
 
 
-def nnunet_plan(text: str, configuration: str, path: Path) -> NnunetPlan:
+def nnunet_plan(values: Any, configuration: str, path: Path) -> NnunetPlan:
     """Return the settings of one of a plan's configurations; see ``read_nnunet_plan``.
 
     Args:
-        text: of the plan, JSON.
+        values: of the plan, as its JSON holds them.
         configuration: its name.
         path: where the plan comes from, for messages.
 
@@ -140,7 +141,7 @@ def nnunet_plan(text: str, configuration: str, path: Path) -> NnunetPlan:
         SpecError: as ``read_nnunet_plan``.
     """
     try:
-        plans = _Plans.model_validate_json(text)
+        plans = _Plans.model_validate(values)
     except ValidationError as error:
         raise _no_plan(path, error) from None
     found = _configuration(plans, configuration, path)
