@@ -18,6 +18,7 @@ from oncofed.client.in_memory import InProcessSite, train_in_memory
 from oncofed.client.local_training import SiteContext
 from oncofed.data.cases import Cases, usable_cases
 from oncofed.data.contract import check_dataset
+from oncofed.data.manifest import SALT_FILE
 from oncofed.data.target_columns import parse_targets
 from oncofed.errors import SpecError
 from oncofed.job.spec import JobSpec, read_job
@@ -28,6 +29,7 @@ from oncofed.prediction.outputs.page import write_page
 from oncofed.prediction.run import Options, predict
 from oncofed.prediction.sources import gather
 from oncofed.privacy.evaluations import evaluation_numbers, is_evaluation
+from oncofed.private_files import write_private
 from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER
 from oncofed.tasks import metrics_that_may_leave, sums_that_may_leave
 from oncofed.tasks.targets import MaskTargets, details_of
@@ -76,6 +78,9 @@ def make_fields(folder: Path, count: int = 12) -> Path:
     (folder / "stains.csv").write_text("\n".join(rows))
     table = folder / "stains.csv"
     table.write_text("\n".join(rows))
+    # Patients are dealt by their keys: with a salt of its own each run would train on others.
+    (folder / "set").mkdir()
+    write_private(folder / "set" / SALT_FILE, bytes(32))
     read(folder / "in", folder / "set", task="segmentation", table=table, targets=parse_targets(["stain=class:stain"]))
     return folder / "set"
 
@@ -142,7 +147,7 @@ def test_one_network_finds_nuclei_and_tells_the_stain(spec: JobSpec, tmp_path: P
     found = trainer.evaluate(tuple(cases), detailed=True, keep=kept)
     task = trainer.task
     assert found.by_class["nuclei"] > 0.3
-    assert found.by_class["stain"] > 0.6
+    assert found.by_class["stain"] > 0.8
     assert set(found.extra_metrics) >= {"f1.nuclei.nucleus", "iou.nuclei.nucleus", "dice.nuclei.nucleus"}
     assert len(found.behind["nuclei"]) == 9
     metrics, names = metrics_that_may_leave(spec.task), list(spec.task.classes.values())
