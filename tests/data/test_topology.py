@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -312,6 +312,7 @@ def test_what_sites_may_tell_gives_the_same_plan(row: tuple[Any, ...]) -> None:
 
 
 @settings(deadline=None)
+@example(spacing=[1.0, 2.0], size=9, gib=1.0)
 @given(
     spacing=st.lists(st.floats(0.1, 10), min_size=2, max_size=3),
     size=st.integers(8, 2048),
@@ -323,4 +324,6 @@ def test_every_patch_fits_its_network(spacing: list[float], size: int, gib: floa
         assert side % divisor == 0
         assert side // divisor >= (4 if len(planned.channels) > 3 else 2)
     assert planned.batch >= 2
-    assert planned.resolutions == resolutions_of(spacing, planned.resolutions.patch)
+    if len(planned.channels) > 3:
+        # Fewer are filled up to the three that DynUNet needs, and the padding to fit those may be room for others.
+        assert planned.resolutions == resolutions_of(spacing, planned.resolutions.patch)
