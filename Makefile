@@ -76,12 +76,12 @@ wild: $(VENV)/dev.installed ## every file of this field that users stumbled over
 constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and requirements.txt anew
 	@$(BIN)/python -m pip install --quiet uv
 	@{ sed -n '/^#/p' $(CONSTRAINTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
-		--no-header --extra demo --extra pathology --extra encoders --extra radiology --extra dicom --extra onnx --extra jpeg12 \
+		--no-header --extra demo --extra pathology --extra encoders --extra radiology --extra dicom --extra hospital --extra onnx --extra jpeg12 \
 		--extra privacy --extra gpu --extra dev --extra security pyproject.toml; \
 		} > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt $(CONSTRAINTS)
 	@{ sed -n '/^#/p' $(REQUIREMENTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--no-header --generate-hashes --default-index https://pypi.org/simple --constraint $(CONSTRAINTS) \
-		--extra pathology --extra encoders --extra radiology --extra dicom --extra jpeg12 --extra privacy --extra gpu pyproject.toml; \
+		--extra pathology --extra encoders --extra radiology --extra dicom --extra hospital --extra jpeg12 --extra privacy --extra gpu pyproject.toml; \
 		} > $(VENV)/requirements.txt && mv $(VENV)/requirements.txt $(REQUIREMENTS)
 
 clean: ## remove the virtual environment and what runs left
@@ -107,9 +107,9 @@ $(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
 
 $(VENV)/dev.installed: $(VENV)/demo.installed pyproject.toml
 	@echo "installing the tests' tools …"
-	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,onnx,privacy,dev]'
+	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,hospital,onnx,privacy,dev]'
 	@touch $@
 
 $(VENV)/security.installed: $(VENV)/dev.installed pyproject.toml
-	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,onnx,privacy,dev,security]'
+	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,hospital,onnx,privacy,dev,security]'
 	@touch $@

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from oncofed.cli import encoders, overlap
 from oncofed.cli.boxes import boxes
+from oncofed.cli.cohort import cohort
 from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.command()(resolve)
 app.command()(boxes)
+app.command()(cohort)
 app.command()(features)
 app.command()(register)
 app.add_typer(overlap.app, name="overlap")

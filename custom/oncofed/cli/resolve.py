@@ -80,17 +80,17 @@ def resolve(
     choices = {a.finding: given[a.finding.replace("-", "_")] for a in ANSWERS if given[a.finding.replace("-", "_")]}
     folder = dataset_named(dataset, workspace)
     if undo:
-        outcome = take_back(folder, choices, why, _kit(site), dry_run)
+        outcome = take_back(folder, choices, why, kit_of(site), dry_run)
     elif choices:
         asked, more = _asked(job, folder), typed_workspace()
-        outcome = decide(folder, choices, why, asked, _kit(site), dry_run, lambda a: a.command(dataset, job, more))
+        outcome = decide(folder, choices, why, asked, kit_of(site), dry_run, lambda a: a.command(dataset, job, more))
     else:
         _list(folder, dataset, job, json)
         return
     _show(outcome, dry_run, undo, json)
 
 
-def _kit(site: Path | None) -> Path | None:
+def kit_of(site: Path | None) -> Path | None:
     """Return the kit for the audit log.
 
     It is the named one, else this folder if it is a kit.

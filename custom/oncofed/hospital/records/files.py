@@ -1,0 +1,137 @@
+"""Write a cohort as the files that a dataset is registered from.
+
+All are readable by their owner alone. They hold times, ages and names; no dates.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from oncofed.hospital.records.model import Records
+from oncofed.hospital.records.selection import Cohort
+from oncofed.hospital.records.spec import CohortSpec, FindingsOutcome, NamedOutcome, SurvivalOutcome, ValueOutcome
+from oncofed.private_files import write_private
+
+OUTCOMES, TARGETS, PATIENTS, ABOUT = "outcomes.csv", "targets.yaml", "patients.csv", "cohort.json"
+_PATIENT = "patient"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs from the cohort that was there before.
+
+    Attributes:
+        new: patients, or examinations, that were not there.
+        gone: that were.
+        other: whose values differ.
+    """
+
+    new: int
+    gone: int
+    other: int
+
+
+def write_cohort(cohort: Cohort, spec: CohortSpec, records: Records, folder: Path) -> Changes | None:
+    """Write a cohort's files.
+
+    Args:
+        cohort: to write.
+        spec: its settings.
+        records: from which it was selected.
+        folder: for the files; those of an earlier selection are replaced.
+
+    Returns:
+        What differs from an earlier selection; None: there was none.
+    """
+    table = _table(cohort, spec)
+    before = _read_table(folder / OUTCOMES)
+    changes = None if before is None else _changes(before, _parsed(table))
+    write_private(folder / PATIENTS, _patients(cohort, spec).encode())
+    write_private(folder / TARGETS, yaml.safe_dump(targets_of(spec), sort_keys=False, allow_unicode=True).encode())
+    write_private(folder / ABOUT, (json.dumps(_about(cohort, spec, records), indent=2) + "\n").encode())
+    # Last: where it stands, the others do.
+    write_private(folder / OUTCOMES, table.encode())
+    return changes
+
+
+def targets_of(spec: CohortSpec) -> dict[str, Any]:
+    """Return what ``oncofed data register --targets`` reads: which columns state what."""
+    targets: dict[str, Any] = {}
+    for name, outcome in spec.targets.items():
+        if isinstance(outcome, SurvivalOutcome):
+            columns = {"time": f"{name}_time", "event": f"{name}_event"}
+            targets[name] = {"kind": "survival", **columns, "unit": outcome.unit, "one_unit": True, "decimal": "."}
+        elif isinstance(outcome, FindingsOutcome):
+            targets[name] = {
+                "kind": "labels",
+                "findings": {finding: f"{name}_{finding}" for finding in outcome.findings},
+            }
+        elif isinstance(outcome, NamedOutcome):
+            names = {"grades": list(outcome.names)} if outcome.kind == "grade" else {"classes": list(outcome.names)}
+            targets[name] = {"kind": outcome.kind, "column": name, **names}
+        elif isinstance(outcome, ValueOutcome):
+            scale = {"range": list(outcome.range)} if outcome.range else {}
+            targets[name] = {"kind": "value", "column": name, "unit": outcome.unit, "decimal": ".", **scale}
+    return {"columns": {"patient": _PATIENT}, "targets": targets}
+
+
+def _table(cohort: Cohort, spec: CohortSpec) -> str:
+    """Return the table of outcomes, one row a patient."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow((_PATIENT, *cohort.columns))
+    written: set[str] = set()
+    for row in cohort.rows:
+        if row.link.patient not in written:
+            written.add(row.link.patient)
+            writer.writerow((row.link.patient, *(row.values[name] for name in cohort.columns)))
+    return out.getvalue()
+
+
+def _patients(cohort: Cohort, spec: CohortSpec) -> str:
+    """Return the list of patients, or of their examinations, whose images are wanted."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    has_numbers = bool(spec.crosswalk.accession)
+    writer.writerow((_PATIENT, "accession") if has_numbers else (_PATIENT,))
+    for row in cohort.rows:
+        writer.writerow((row.link.patient, row.link.accession) if has_numbers else (row.link.patient,))
+    return out.getvalue()
+
+
+def _about(cohort: Cohort, spec: CohortSpec, records: Records) -> dict[str, Any]:
+    settings = spec.model_dump_json(exclude={"omop": {"url"}, "fhir": {"folder"}})
+    return {
+        "cohort": spec.name,
+        "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+        "persons": cohort.flow,
+        "not_used": dict(cohort.faults),
+        "queries": [{"sha256": digest, "query": text} for text, digest in records.queries],
+    }
+
+
+def _read_table(file: Path) -> dict[str, Mapping[str, str]] | None:
+    try:
+        return _parsed(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _parsed(text: str) -> dict[str, Mapping[str, str]]:
+    return {row[_PATIENT]: row for row in csv.DictReader(io.StringIO(text))}
+
+
+def _changes(before: Mapping[str, Mapping[str, str]], now: Mapping[str, Mapping[str, str]]) -> Changes:
+    both = before.keys() & now.keys()
+    return Changes(
+        len(now.keys() - before.keys()), len(before.keys() - now.keys()), sum(before[key] != now[key] for key in both)
+    )

@@ -1,0 +1,84 @@
+"""Patients' records as a cohort needs them, whatever system they come from.
+
+A source reads persons and dated events from a database or from files; a cohort is selected from these alone. Dates stay
+within this room: what is written holds times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import NamedTuple, Protocol
+
+from oncofed.hospital.records.spec import CohortSpec
+
+# First and last day on which records would hold what happened.
+Period = tuple[date, date]
+
+
+@dataclass(frozen=True)
+class Person:
+    """A person of a source.
+
+    Attributes:
+        key: by which a crosswalk names the person.
+        born: date of birth; of a year alone its middle.
+        sex: "female", "male", "other", or "" where unknown.
+        died: date of death.
+        died_undated: the records say that the person died, and not when.
+        observed: periods that the records cover; of visits alone from the first one to the last.
+    """
+
+    key: str
+    born: date | None = None
+    sex: str = ""
+    died: date | None = None
+    died_undated: bool = False
+    observed: tuple[Period, ...] = ()
+
+
+class Event(NamedTuple):
+    """Something that a record states of a person on a day.
+
+    Attributes:
+        day: on which it began or was measured.
+        number: value, if it is a number.
+        unit: of the number, in UCUM where the source has it.
+        codes: of the value, if it is a concept, then of the event itself; as ``VOCABULARY:CODE``.
+    """
+
+    day: date
+    number: float | None = None
+    unit: str = ""
+    codes: tuple[str, ...] = ()
+
+
+@dataclass
+class Records:
+    """What a source holds of the persons with an index event.
+
+    Attributes:
+        persons: by the source's own identifier.
+        events: concept set of the cohort -> person -> events, in order of their days.
+        queries: text and SHA-256 of what was asked of the source.
+        faults: what could not be read -> how many records.
+        notes: what a person should know about how the source was read.
+    """
+
+    persons: Mapping[str, Person]
+    events: Mapping[str, Mapping[str, Sequence[Event]]]
+    queries: list[tuple[str, str]] = field(default_factory=list)
+    faults: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """A database or files with records."""
+
+    def read(self, spec: CohortSpec) -> Records:
+        """Return the records that a cohort asks for.
+
+        Raises:
+            DataError: the source cannot be read, or knows none of a concept set's codes.
+        """

@@ -1,0 +1,374 @@
+"""Records of a database with OMOP's common data model.
+
+Source: OMOP CDM 5.4, ohdsi.github.io/CommonDataModel. Any database of SQLAlchemy will do; PostgreSQL and SQLite are
+tested. Everything is read in one transaction that cannot write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from oncofed.errors import DataError, SpecError
+from oncofed.hospital.records.model import Event, Period, Person, Records
+from oncofed.hospital.records.spec import CohortSpec, ConceptSet, NamedOutcome, OmopSource, ValueOutcome
+
+_ROWS_AT_ONCE = 20_000
+# OMOP's concepts of table person.
+_SEX = {8507: "male", 8532: "female", 8521: "other"}
+_MIDDLE_OF_A_YEAR, _MIDDLE_OF_A_MONTH = 7, 15
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Where a domain's records stand."""
+
+    name: str
+    concept: str
+    day: str
+    has_values: bool = False
+
+
+_TABLES = {
+    "condition": _Table("condition_occurrence", "condition_concept_id", "condition_start_date"),
+    "procedure": _Table("procedure_occurrence", "procedure_concept_id", "procedure_date"),
+    "drug": _Table("drug_exposure", "drug_concept_id", "drug_exposure_start_date"),
+    "measurement": _Table("measurement", "measurement_concept_id", "measurement_date", has_values=True),
+    "observation": _Table("observation", "observation_concept_id", "observation_date", has_values=True),
+}
+
+
+class OmopDatabase:
+    """An OMOP database.
+
+    Args:
+        source: its settings.
+        doing: called with what is read next.
+    """
+
+    def __init__(self, source: OmopSource, doing: Callable[[str], object] = lambda what: None) -> None:
+        self._source = source
+        self._doing = doing
+
+    def read(self, spec: CohortSpec) -> Records:
+        """Return the records that a cohort asks for.
+
+        Raises:
+            DataError: the database cannot be read, or knows none of a concept set's codes.
+            SpecError: its address is none.
+        """
+        engine = self._engine()
+        try:
+            with engine.connect() as connection, connection.begin():
+                if engine.dialect.name == "postgresql":
+                    # One state of the data, whatever is loaded meanwhile.
+                    connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
+                return _Reading(connection, self._source, spec, self._doing).records()
+        except SQLAlchemyError as error:
+            # The library's text holds the address and the statement, the database's own may hold values.
+            kind = type(getattr(error, "orig", None) or error).__name__
+            raise DataError(
+                f"the OMOP database: found no answer ({kind}), expected its tables of CDM 5.4. See that it "
+                "runs, and that omop.cdm names the schema of its tables; nothing was written, so run the command again"
+            ) from None
+        except ModuleNotFoundError as error:
+            raise DataError(
+                f"the OMOP database: its driver {error.name} is not installed. pip install 'oncofed[hospital]' brings "
+                "that of PostgreSQL; others come from their makers"
+            ) from None
+        finally:
+            engine.dispose()
+
+    def _engine(self) -> sa.Engine:
+        try:
+            return sa.create_engine(_url(self._source))
+        except ModuleNotFoundError as error:
+            raise DataError(
+                f"the OMOP database: its driver {error.name} is not installed. pip install 'oncofed[hospital]' brings "
+                "that of PostgreSQL (postgresql+psycopg://…)"
+            ) from None
+        except ArgumentError:
+            raise SpecError(
+                "the OMOP database: its address cannot be read, expected one such as "
+                "postgresql+psycopg://reader@host/cdm or sqlite:////data/cdm.db"
+            ) from None
+
+
+def _url(source: OmopSource) -> sa.URL:
+    """Return the database's address.
+
+    Raises:
+        SpecError: it is nowhere, or others may read the file that holds it.
+    """
+    if source.url_env:
+        text = os.environ.get(source.url_env, "")
+        if not text:
+            raise SpecError(f"omop.url_env: found nothing in the environment variable {source.url_env}")
+    elif source.url_file:
+        text = _private_text(source.url_file)
+    else:
+        text = source.url
+    return sa.make_url(text.strip())
+
+
+def _private_text(file: Path) -> str:
+    try:
+        if stat.S_IMODE(file.stat().st_mode) & 0o077:
+            raise SpecError(f"{file}: others than its owner may read it, and it may hold a password. chmod 600 {file}")
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{file}: cannot be read ({type(error).__name__}), expected the database's address") from None
+
+
+class _Reading:
+    """One reading of a database.
+
+    Args:
+        connection: in a transaction.
+        source: the database's settings.
+        spec: the cohort's.
+        doing: called with what is read next.
+    """
+
+    def __init__(
+        self, connection: sa.Connection, source: OmopSource, spec: CohortSpec, doing: Callable[[str], object]
+    ) -> None:
+        self._connection = connection
+        self._source = source
+        self._spec = spec
+        self._doing = doing
+        self._queries: list[tuple[str, str]] = []
+        self._faults: dict[str, int] = defaultdict(int)
+
+    def records(self) -> Records:
+        """Return all that the cohort asks for."""
+        concepts = self._spec.used_concepts
+        for name, concept in concepts.items():
+            self._doing(f"the codes of {name}")
+            self._require_known(name, concept)
+        events = {}
+        for name, concept in concepts.items():
+            self._doing(f"records of {name}")
+            events[name] = self._events(name, concept)
+        self._doing("persons")
+        records = Records(self._persons(), events, self._queries, dict(self._faults))
+        if self._faults["a date that is none"]:
+            records.notes.append("records with a date that is none were left out")
+        return records
+
+    # --- tables
+
+    def _clinical(self, name: str, *columns: str) -> Any:
+        return sa.table(name, *map(sa.column, columns), schema=self._source.cdm or None)
+
+    def _vocabulary(self, name: str, *columns: str) -> Any:
+        schema = self._source.cdm if self._source.vocabulary is None else self._source.vocabulary
+        return sa.table(name, *map(sa.column, columns), schema=schema or None)
+
+    def _concept(self) -> Any:
+        return self._vocabulary("concept", "concept_id", "vocabulary_id", "concept_code", "standard_concept")
+
+    # --- concept sets
+
+    def _require_known(self, name: str, concept: ConceptSet) -> None:
+        """Refuse a set with a code that the vocabulary does not have.
+
+        Raises:
+            DataError: so it is.
+        """
+        for code in (*concept.codes, *concept.without):
+            table = self._concept()
+            count = sa.select(sa.func.count()).select_from(table).where(_has_code(table, code))
+            if not self._one(count):
+                raise DataError(
+                    f"concepts.{name}: the database's vocabulary does not have {code}. Correct the code, or load its "
+                    "vocabulary (athena.ohdsi.org)"
+                )
+
+    def _identifiers(self, concept: ConceptSet) -> Any:
+        """Return a selection of the concepts of a set."""
+        found = self._with_descendants(concept.codes, concept.descendants)
+        if not concept.without:
+            return found
+        inner = found.subquery()
+        column = inner.c.concept_id
+        without = self._with_descendants(concept.without, descendants=True).subquery()
+        return sa.select(column).where(column.not_in(sa.select(without.c.concept_id)))
+
+    def _with_descendants(self, codes: Sequence[str], descendants: bool) -> Any:
+        table = self._concept()
+        named = sa.select(table.c.concept_id).where(sa.or_(*(_has_code(table, code) for code in codes)))
+        relation = self._vocabulary("concept_relationship", "concept_id_1", "concept_id_2", "relationship_id")
+        # Clinical tables hold standard concepts; those of ICD, say, are mapped to them.
+        mapped = sa.select(relation.c.concept_id_2.label("concept_id")).where(
+            relation.c.relationship_id == "Maps to", relation.c.concept_id_1.in_(named)
+        )
+        both = sa.union(named, mapped)
+        if not descendants:
+            return both
+        ancestor = self._vocabulary("concept_ancestor", "ancestor_concept_id", "descendant_concept_id")
+        start = both.subquery()
+        below = sa.select(ancestor.c.descendant_concept_id.label("concept_id")).where(
+            ancestor.c.ancestor_concept_id.in_(sa.select(start.c.concept_id))
+        )
+        return sa.union(sa.select(start.c.concept_id), below)
+
+    # --- records
+
+    def _members(self) -> Any:
+        """Return a selection of the persons with an index event."""
+        concept = self._spec.concepts[self._spec.index.concept]
+        at = _TABLES[concept.domain]
+        table = self._clinical(at.name, "person_id", at.concept)
+        chosen = self._identifiers(concept).subquery()
+        return sa.select(table.c.person_id).where(table.c[at.concept].in_(sa.select(chosen.c.concept_id)))
+
+    def _events(self, name: str, concept: ConceptSet) -> dict[str, list[Event]]:
+        """Return person -> events of a concept set, in order of their days."""
+        at = _TABLES[concept.domain]
+        extra = ("value_as_number", "unit_concept_id", "value_as_concept_id") if at.has_values else ()
+        table = self._clinical(at.name, "person_id", at.concept, at.day, *extra)
+        chosen = self._identifiers(concept).subquery()
+        used = [*self._spec.targets.values(), *self._spec.covariates.values()]
+        columns, joined = [table.c.person_id, table.c[at.day]], table
+        numbers = at.has_values and any(isinstance(one, ValueOutcome) and one.concept == name for one in used)
+        codes = any(isinstance(one, NamedOutcome) and one.concept == name for one in used)
+        if numbers:
+            unit = self._concept().alias("unit")
+            joined = joined.outerjoin(unit, unit.c.concept_id == table.c.unit_concept_id)
+            columns += [table.c.value_as_number, unit.c.concept_code]
+        if codes and at.has_values:
+            value = self._concept().alias("value")
+            joined = joined.outerjoin(value, value.c.concept_id == table.c.value_as_concept_id)
+            columns += [value.c.vocabulary_id, value.c.concept_code]
+        if codes:
+            own = self._concept().alias("own")
+            joined = joined.outerjoin(own, own.c.concept_id == table.c[at.concept])
+            columns += [own.c.vocabulary_id, own.c.concept_code]
+        query = (
+            sa.select(*columns)
+            .select_from(joined)
+            .where(
+                table.c[at.concept].in_(sa.select(chosen.c.concept_id)),
+                table.c.person_id.in_(self._members()),
+            )
+        )
+        events: dict[str, list[Event]] = defaultdict(list)
+        for person, day, *rest in self._rows(query):
+            found = self._day(day)
+            if found is None:
+                continue
+            number, unit_code = (rest.pop(0), rest.pop(0)) if numbers else (None, None)
+            pairs = zip(rest[::2], rest[1::2], strict=True)
+            told = tuple(f"{vocabulary}:{code}" for vocabulary, code in pairs if code and vocabulary != "None")
+            events[str(person)].append(Event(found, None if number is None else float(number), unit_code or "", told))
+        return {person: sorted(found, key=_by_day) for person, found in events.items()}
+
+    def _persons(self) -> dict[str, Person]:
+        names = ("person_id", "person_source_value", "gender_concept_id")
+        born = ("year_of_birth", "month_of_birth", "day_of_birth")
+        table = self._clinical("person", *names, *born)
+        death = self._clinical("death", "person_id", "death_date")
+        dead = (
+            sa.select(death.c.person_id.label("person_id"), sa.func.min(death.c.death_date).label("day"))
+            .group_by(death.c.person_id)
+            .subquery()
+        )
+        query = (
+            sa.select(*(table.c[name] for name in (*names, *born)), dead.c.person_id, dead.c.day)
+            .select_from(table.outerjoin(dead, dead.c.person_id == table.c.person_id))
+            .where(table.c.person_id.in_(self._members()))
+        )
+        observed = self._observed()
+        persons = {}
+        for identifier, source, sex, year, month, day, died, when in self._rows(query):
+            key = source if self._source.person == "person_source_value" else identifier
+            on = self._day(when) if when is not None else None
+            persons[str(identifier)] = Person(
+                "" if key is None else str(key),
+                _born(year, month, day),
+                _SEX.get(sex, ""),
+                on,
+                died is not None and on is None,
+                tuple(observed.get(str(identifier), ())),
+            )
+        return persons
+
+    def _observed(self) -> dict[str, list[Period]]:
+        """Return person -> periods that records cover."""
+        if self._spec.follow_up == "observation_period":
+            first, last = "observation_period_start_date", "observation_period_end_date"
+            table = self._clinical("observation_period", "person_id", first, last)
+            query = sa.select(table.c.person_id, table.c[first], table.c[last])
+        else:
+            first, last = "visit_start_date", "visit_end_date"
+            table = self._clinical("visit_occurrence", "person_id", first, last)
+            end = sa.func.max(sa.func.coalesce(table.c[last], table.c[first]))
+            query = sa.select(table.c.person_id, sa.func.min(table.c[first]), end).group_by(table.c.person_id)
+        periods: dict[str, list[Period]] = defaultdict(list)
+        for person, begin, stop in self._rows(query.where(table.c.person_id.in_(self._members()))):
+            days = self._day(begin), self._day(stop)
+            if days[0] and days[1]:
+                periods[str(person)].append((days[0], days[1]))
+        return periods
+
+    # --- queries
+
+    def _rows(self, query: Any) -> Iterator[Any]:
+        """Yield a query's rows; the query is noted."""
+        self._note(query)
+        result = self._connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE})
+        yield from result
+
+    def _one(self, query: Any) -> Any:
+        self._note(query)
+        return self._connection.execute(query).scalar_one()
+
+    def _note(self, query: Any) -> None:
+        # Codes are its only values.
+        text = str(query.compile(self._connection.engine, compile_kwargs={"literal_binds": True}))
+        self._queries.append((text, hashlib.sha256(text.encode()).hexdigest()))
+
+    def _day(self, value: Any) -> date | None:
+        """Return a day as databases give it; None where it is none."""
+        if isinstance(value, datetime):
+            return value.date()
+        if isinstance(value, date):
+            return value
+        try:
+            return date.fromisoformat(str(value)[:10])
+        except ValueError:
+            self._faults["a date that is none"] += 1
+            return None
+
+
+def _has_code(table: Any, code: str) -> Any:
+    vocabulary, _, own = code.partition(":")
+    column = table.c.concept_code
+    is_code = column.startswith(own[:-1], autoescape=True) if own.endswith("*") else column == own
+    return sa.and_(table.c.vocabulary_id == vocabulary, is_code)
+
+
+def _by_day(event: Event) -> date:
+    return event.day
+
+
+def _born(year: int | None, month: int | None, day: int | None) -> date | None:
+    if year is None:
+        return None
+    try:
+        if month is None:
+            return date(year, _MIDDLE_OF_A_YEAR, 1)
+        return date(year, month, day or _MIDDLE_OF_A_MONTH)
+    except ValueError:
+        return None

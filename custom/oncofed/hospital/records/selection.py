@@ -1,0 +1,291 @@
+"""Select a cohort from records: who belongs to it, and what is known of each person.
+
+Only this module compares dates. What it returns holds days from the index, ages and names.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from statistics import median
+
+from oncofed.data.time_units import DAYS
+from oncofed.data.units import factor
+from oncofed.errors import DataError, one_line
+from oncofed.hospital.records.crosswalk import Link, Links
+from oncofed.hospital.records.model import Event, Period, Person, Records
+from oncofed.hospital.records.spec import (
+    DEATH,
+    AgeCovariate,
+    CohortSpec,
+    FindingsOutcome,
+    NamedOutcome,
+    SexCovariate,
+    SurvivalOutcome,
+    Taken,
+    ValueOutcome,
+    Window,
+    Within,
+)
+
+# HIPAA's Safe Harbor (45 CFR 164.514(b)(2)(i)(C)): all ages above it are one category.
+_OLDEST_TOLD = 89
+_LONGEST_UNIT = 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a patient of the images.
+
+    Attributes:
+        link: the patient.
+        values: column -> text; empty: unknown.
+    """
+
+    link: Link
+    values: Mapping[str, str]
+
+
+@dataclass
+class Cohort:
+    """A selected cohort.
+
+    Attributes:
+        columns: of the table, in order.
+        rows: one for each patient of the images, or examination.
+        flow: step of the selection -> how many persons were left after it.
+        faults: what could not be used -> how often.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[Row] = field(default_factory=list)
+    flow: dict[str, int] = field(default_factory=dict)
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A person with an index.
+
+    Attributes:
+        person: whose it is.
+        index: day from which is counted.
+        period: that the records cover around it.
+        events: concept set -> the person's events.
+    """
+
+    person: Person
+    index: date
+    period: Period
+    events: Mapping[str, Sequence[Event]]
+
+    @property
+    def end(self) -> date:
+        """Last day of follow-up for what is not a death."""
+        return min(self.period[1], self.person.died) if self.person.died else self.period[1]
+
+    def within(self, concept: str, window: Window | None) -> list[Event]:
+        """Return the events of a concept set in a window around the index."""
+        found = self.events.get(concept, ())
+        if window is None:
+            return list(found)
+        first, last = (self.index + timedelta(days=days) for days in window)
+        return [event for event in found if first <= event.day <= last]
+
+    def is_covered(self, window: Window) -> bool:
+        """Return whether records cover a window; until a death they do."""
+        first, last = (self.index + timedelta(days=days) for days in window)
+        ends = self.end >= last or self.end == self.person.died
+        return ends and (window[0] >= 0 or self.period[0] <= first)
+
+
+def select_cohort(records: Records, spec: CohortSpec, links: Links) -> Cohort:
+    """Return who belongs to a cohort, and what is known of them.
+
+    Args:
+        records: of all persons with an index event.
+        spec: the cohort's settings.
+        links: persons' patients of the images.
+
+    Raises:
+        DataError: nobody is left, after the step that is named.
+    """
+    cohort = Cohort(cohort_columns(spec))
+    cohort.faults.update(records.faults)
+    cases = list(_cases(records, spec, cohort))
+    for name, belongs in _steps(spec, links):
+        before, cases = len(cases), [case for case in cases if belongs(case)]
+        cohort.flow[name] = len(cases)
+        if before and not cases:
+            raise DataError(
+                f"the cohort {spec.name}: found nobody left of {before:,} persons after the step '{name}'. Compare the "
+                "step's codes, window and identifiers with the records"
+            )
+    if not cases:
+        raise DataError(
+            f"the cohort {spec.name}: found nobody with the index event {spec.index.concept} in observed time. Compare "
+            "its codes with those that the records use"
+        )
+    for case in cases:
+        values = _values(case, spec, cohort.faults)
+        cohort.rows += [Row(link, values) for link in links.of[case.person.key]]
+    cohort.rows.sort(key=lambda row: (row.link.patient, row.link.accession))
+    return cohort
+
+
+def cohort_columns(spec: CohortSpec) -> tuple[str, ...]:
+    """Return the columns of a cohort's table, without that of the patient."""
+    columns: list[str] = []
+    for name, outcome in spec.targets.items():
+        if isinstance(outcome, SurvivalOutcome):
+            columns += [f"{name}_time", f"{name}_event"]
+        elif isinstance(outcome, FindingsOutcome):
+            columns += [f"{name}_{finding}" for finding in outcome.findings]
+        else:
+            columns.append(name)
+    return (*columns, *spec.covariates)
+
+
+def _cases(records: Records, spec: CohortSpec, cohort: Cohort) -> Iterable[_Case]:
+    """Yield persons with an index in observed time."""
+    place = 0 if spec.index.which == "first" else -1
+    concepts = spec.used_concepts
+    found = records.events[spec.index.concept]
+    observed = 0
+    for identifier, events in found.items():
+        person, index = records.persons.get(identifier), events[place].day
+        if person is None:
+            cohort.faults["an index event of nobody in the table of persons"] += 1
+        elif person.died and person.died < index:
+            cohort.faults["a death before the index"] += 1
+        elif period := next((one for one in person.observed if one[0] <= index <= one[1]), None):
+            observed += 1
+            own = {name: records.events[name].get(identifier, ()) for name in concepts}
+            yield _Case(person, index, period, own)
+    cohort.flow = {f"has {spec.index.concept}": len(found), "was observed then": observed, **cohort.flow}
+
+
+def _steps(spec: CohortSpec, links: Links) -> Iterable[tuple[str, Callable[[_Case], bool]]]:
+    if spec.age:
+        low, high = spec.age
+        yield f"aged {low} to {high}", lambda case: low <= _age(case) <= high
+    for one in spec.include:
+        yield f"with {_described(one)}", lambda case, one=one: bool(case.within(one.concept, one.within))  # type: ignore[misc]
+    for one in spec.exclude:
+        yield f"without {_described(one)}", lambda case, one=one: not case.within(one.concept, one.within)  # type: ignore[misc]
+    yield "has images by the crosswalk", lambda case: case.person.key in links.of
+
+
+def _described(one: Within) -> str:
+    return one.concept + (f" from day {one.within[0]} to {one.within[1]}" if one.within else "")
+
+
+def _age(case: _Case) -> int:
+    """Return the age at the index in whole years; -1 where unknown."""
+    born, index = case.person.born, case.index
+    if born is None:
+        return -1
+    return index.year - born.year - ((index.month, index.day) < (born.month, born.day))
+
+
+def _values(case: _Case, spec: CohortSpec, faults: Counter[str]) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for name, column in (*spec.targets.items(), *spec.covariates.items()):
+        if isinstance(column, SurvivalOutcome):
+            values |= _survival(case, name, column, faults)
+        elif isinstance(column, FindingsOutcome):
+            values |= _findings(case, name, column)
+        elif isinstance(column, AgeCovariate):
+            age = _age(case)
+            values[name] = "" if age < 0 else str(min(age, _OLDEST_TOLD + 1))
+        elif isinstance(column, SexCovariate):
+            values[name] = case.person.sex
+        elif isinstance(column, ValueOutcome):
+            values[name] = _number(case, name, column, faults)
+        else:
+            values[name] = _name(case, name, column, faults)
+    return values
+
+
+def _survival(case: _Case, name: str, outcome: SurvivalOutcome, faults: Counter[str]) -> dict[str, str]:
+    person, came = case.person, None
+    counts_death = outcome.event == DEATH or outcome.or_death
+    if outcome.event != DEATH:
+        later = [event.day for event in case.within(outcome.event, None) if event.day > case.index]
+        came = next((day for day in later if day <= case.end), None)
+        if person.died and any(day > person.died for day in later):
+            faults[f"{name}: an event after the death"] += 1
+    if came is None and counts_death:
+        if person.died_undated:
+            faults[f"{name}: a death without its date"] += 1
+            return {f"{name}_time": "", f"{name}_event": ""}
+        # Registers of deaths know of those after the last visit, too.
+        came = person.died
+    days = ((came or case.end) - case.index).days
+    return {f"{name}_time": _in_unit(days, outcome.unit), f"{name}_event": str(int(came is not None))}
+
+
+def _in_unit(days: int, unit: str) -> str:
+    return str(days) if unit == "days" else f"{days / DAYS[unit]:.4f}"
+
+
+def _findings(case: _Case, name: str, outcome: FindingsOutcome) -> dict[str, str]:
+    absent = "0" if case.is_covered(outcome.within) else ""
+    return {
+        f"{name}_{finding}": "1" if case.within(concept, outcome.within) else absent
+        for finding, concept in outcome.findings.items()
+    }
+
+
+def _taken(case: _Case, column: Taken) -> list[Event]:
+    """Return the events of the day that is taken; of several days one."""
+    found = case.within(column.concept, column.within)
+    if not found:
+        return []
+    if column.take == "nearest":
+        day = min((event.day for event in found), key=lambda day: (abs((day - case.index).days), day))
+    else:
+        day = (min if column.take == "first" else max)(event.day for event in found)
+    return [event for event in found if event.day == day]
+
+
+def _name(case: _Case, name: str, column: NamedOutcome, faults: Counter[str]) -> str:
+    events = _taken(case, column)
+    names = {found for event in events if (found := _of_codes(event.codes, column.values))}
+    if events and not names:
+        faults[f"{name}: a record with none of the codes under values"] += 1
+    if len(names) > 1:
+        faults[f"{name}: records of one day that contradict each other"] += 1
+    return names.pop() if len(names) == 1 else ""
+
+
+def _of_codes(codes: Iterable[str], values: Mapping[str, str]) -> str | None:
+    """Return the name of the first code that has one; a key may end with ``*``."""
+    for code in codes:
+        if code in values:
+            return values[code]
+        for key, name in values.items():
+            if key.endswith("*") and code.startswith(key[:-1]):
+                return name
+    return None
+
+
+def _number(case: _Case, name: str, column: ValueOutcome, faults: Counter[str]) -> str:
+    numbers = []
+    for event in _taken(case, column):
+        if event.number is None:
+            faults[f"{name}: a record without a number"] += 1
+            continue
+        times = factor(event.unit, column.unit)
+        if times is None:
+            unit = one_line(event.unit, _LONGEST_UNIT) or "none"
+            faults[f"{name}: the unit {unit}, expected one that becomes {column.unit}"] += 1
+            continue
+        number = event.number * times
+        if column.range and not column.range[0] <= number <= column.range[1]:
+            faults[f"{name}: a number out of range"] += 1
+            continue
+        numbers.append(number)
+    return f"{median(numbers):.10g}" if numbers else ""

@@ -1,0 +1,25 @@
+"""The source that a cohort's file names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from oncofed.hospital.records.model import Source
+from oncofed.hospital.records.spec import CohortSpec
+
+
+def open_source(spec: CohortSpec, doing: Callable[[str], object] = lambda what: None) -> Source:
+    """Return a cohort's source; nothing is read yet.
+
+    Args:
+        spec: the cohort's settings.
+        doing: called with what is read next.
+    """
+    if spec.omop:
+        from oncofed.hospital.records.omop import OmopDatabase  # noqa: PLC0415 - sites with FHIR need no SQLAlchemy
+
+        return OmopDatabase(spec.omop, doing)
+    from oncofed.hospital.records.fhir import FhirFiles  # noqa: PLC0415 - nor others this
+
+    assert spec.fhir, "a cohort has one source"
+    return FhirFiles(spec.fhir, doing)
