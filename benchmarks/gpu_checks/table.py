@@ -21,7 +21,7 @@ _WORDS = {"CONFIRMED": "confirmed", "REFUTED": "refuted"}
 def documents() -> Iterator[Path]:
     """Yield documents with claims about GPUs."""
     yield ROOT / "README.md"
-    for folder in ("jobs", "custom", "provisioning", "workspace", "benchmarks"):
+    for folder in ("docs", "jobs", "custom", "provisioning", "workspace", "benchmarks"):
         yield from sorted((ROOT / folder).rglob("*.md"))
 
 

@@ -40,6 +40,10 @@ _NO_CLAIMS = (
     "neither LUNA16 nor a GPU was available",
     "a GPU for these rounds (not confirmed)",
     "divided by the GPUs: let it be as large as memory allows",
+    "Nothing here was run: no machine with AMD SEV-SNP",
+    "The nonce of a SEV-SNP or GPU token is chosen by",
+    "**Anything of GPUs beyond the token**",
+    "from AES-256 in counter mode; not from the job's seed, not from a GPU's generator",
     # How benchmarks/README.md says that it measures.
     "measures the CPU of a machine that has a GPU",
     "Other work on GPU or processor is reported",
