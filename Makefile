@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test check format bench bench-full bench-bundle bench-table gpu faults security wild constraints clean another-build
+.PHONY: help demo test check format docs bench bench-full bench-bundle bench-table gpu faults security wild constraints clean another-build
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -77,12 +77,16 @@ constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and req
 	@$(BIN)/python -m pip install --quiet uv
 	@{ sed -n '/^#/p' $(CONSTRAINTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--no-header --extra demo --extra pathology --extra encoders --extra radiology --extra dicom --extra hospital --extra onnx --extra jpeg12 \
-		--extra privacy --extra gpu --extra dev --extra security pyproject.toml; \
+		--extra privacy --extra gpu --extra dev --extra docs --extra security pyproject.toml; \
 		} > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt $(CONSTRAINTS)
 	@{ sed -n '/^#/p' $(REQUIREMENTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--no-header --generate-hashes --default-index https://pypi.org/simple --constraint $(CONSTRAINTS) \
 		--extra pathology --extra encoders --extra radiology --extra dicom --extra hospital --extra jpeg12 --extra privacy --extra gpu pyproject.toml; \
 		} > $(VENV)/requirements.txt && mv $(VENV)/requirements.txt $(REQUIREMENTS)
+
+docs: $(VENV)/docs.installed ## the documentation as a site, in workspace/docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/site/build.py
+	@echo "To read it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory workspace/docs"
 
 clean: ## remove the virtual environment and what runs left
 	rm -rf $(VENV) workspace/runs workspace/.cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
@@ -108,6 +112,10 @@ $(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
 $(VENV)/dev.installed: $(VENV)/demo.installed pyproject.toml
 	@echo "installing the tests' tools …"
 	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,hospital,onnx,privacy,dev]'
+	@touch $@
+
+$(VENV)/docs.installed: $(VENV)/dev.installed pyproject.toml
+	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,hospital,onnx,privacy,dev,docs]'
 	@touch $@
 
 $(VENV)/security.installed: $(VENV)/dev.installed pyproject.toml

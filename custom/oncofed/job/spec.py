@@ -51,12 +51,12 @@ class JobSpec(StrictModel):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="lower case, digits, _ and -")
     title: str = Field(min_length=1, max_length=120, description="one line for lists and reports")
     data: DataSpec
-    task: TaskSection
+    task: TaskSection = Field(description="what is learned, by its type")
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     resources: ResourcesSpec = ResourcesSpec()
     rounds: RoundsSpec = RoundsSpec()
-    strategy: StrategySection = FedAvg.Settings()
+    strategy: StrategySection = Field(FedAvg.Settings(), description="the algorithm: its name, or name and settings")
     exchange: ExchangeSpec = ExchangeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     privacy: PrivacySpec = PrivacySpec()

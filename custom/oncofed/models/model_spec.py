@@ -27,10 +27,10 @@ class DeclaredTensor(StrictModel):
     Type, shape, whether training changes it, and whether by gradients.
     """
 
-    dtype: str = Field(pattern=r"^(float(16|32|64)|bfloat16|u?int(8|16|32|64)|bool)$")
-    shape: tuple[Annotated[int, Field(ge=0, le=2**31)], ...] = Field(max_length=8)
-    travels: bool
-    trained: bool
+    dtype: str = Field(pattern=r"^(float(16|32|64)|bfloat16|u?int(8|16|32|64)|bool)$", description="as torch names it")
+    shape: tuple[Annotated[int, Field(ge=0, le=2**31)], ...] = Field(max_length=8, description="its sides")
+    travels: bool = Field(description="it leaves the site with each update")
+    trained: bool = Field(description="training changes it by gradients")
 
 
 class Declared(StrictModel):
@@ -39,9 +39,9 @@ class Declared(StrictModel):
     For processes that do not run the pack: the server, and a site's outbound filter.
     """
 
-    kind: Kind
-    divisor: int = Field(ge=0, le=4096)
-    tensors: dict[str, DeclaredTensor] = Field(min_length=1, max_length=100_000)
+    kind: Kind = Field(description="what goes in and comes out")
+    divisor: int = Field(ge=0, le=4096, description="that divides each side of a patch; 0: any size")
+    tensors: dict[str, DeclaredTensor] = Field(min_length=1, max_length=100_000, description="name -> tensor")
 
     @classmethod
     def of(cls, kind: Kind, divisor: int, layout: WeightLayout) -> Declared:

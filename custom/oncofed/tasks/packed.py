@@ -33,10 +33,10 @@ class DeclaredTask(StrictModel):
     For processes that do not run the pack: the server, and a site's outbound filter.
     """
 
-    metric: str = Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")
-    metric_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,39}$")
-    label_kind: LabelKind
-    network_kind: Kind
+    metric: str = Field(pattern=r"^[a-z][a-z0-9_]{0,39}$", description="name of its score, for programs")
+    metric_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _-]{0,39}$", description="the same for people")
+    label_kind: LabelKind = Field(description="what a case is labelled with")
+    network_kind: Kind = Field(description="kind of networks that it trains")
 
     @classmethod
     def of(cls, task: Task[Any]) -> DeclaredTask:

@@ -32,7 +32,7 @@ class TrainingSpec(RenamedSettings):
         "cosine", description="of the learning rate over all rounds together; it does not restart with a round"
     )
     warmup_steps: int = Field(20, ge=0, le=10_000, description="steps of linear warm-up at the start of the run")
-    weight_decay: float = Field(1e-4, ge=0, le=1)
+    weight_decay: float = Field(1e-4, ge=0, le=1, description="of the optimizer")
     gradient_clip: float = Field(1.0, gt=0, le=1000, description="largest norm of the gradient (L2)")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA GPUs that have it, else float16; float32 on the CPU"

@@ -216,12 +216,12 @@ class FhirSource(StrictModel):
 class CohortSpec(StrictModel):
     """A cohort."""
 
-    schema_: Literal[1] = Field(1, alias="schema")
+    schema_: Literal[1] = Field(1, alias="schema", description="version of this file's format")
     name: str = Field(description="lower case letters, digits and _")
     omop: OmopSource | None = None
     fhir: FhirSource | None = None
     crosswalk: Crosswalk
-    concepts: dict[str, ConceptSet]
+    concepts: dict[str, ConceptSet] = Field(description="name -> codes that mean it")
     index: Index
     include: tuple[Within, ...] = Field((), description="events that a person has, each")
     exclude: tuple[Within, ...] = Field((), description="events that a person does not have, none of them")
@@ -231,8 +231,8 @@ class CohortSpec(StrictModel):
         description="what ends follow-up: OMOP's observation period around the index, or the last visit (FHIR has no "
         "other)",
     )
-    targets: dict[str, Outcome] = Field(min_length=1)
-    covariates: dict[str, Covariate] = Field(default_factory=dict)
+    targets: dict[str, Outcome] = Field(min_length=1, description="name -> outcome")
+    covariates: dict[str, Covariate] = Field(default_factory=dict, description="name -> what is known at the index")
 
     @field_validator("concepts", "targets", "covariates")
     @classmethod

@@ -55,7 +55,9 @@ class TargetSettings(StrictModel):
     """A target, as a job declares it; ``kind`` names its kind."""
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,39}$", description="as the dataset calls it")
-    kind: str
+    kind: str = Field(
+        description="decides which settings follow: class, labels, grade, value, survival, mask, objects, boxes"
+    )
     weight: float = Field(1.0, gt=0, le=1000, description="of its loss among those of all targets")
 
     @property

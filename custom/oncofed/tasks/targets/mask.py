@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from oncofed.data.targets import Encoded
@@ -32,7 +32,7 @@ class MaskTarget(TargetSettings):
     """A target that is drawn."""
 
     kind: str = "mask"
-    mask: TaskSection
+    mask: TaskSection = Field(description="the task of that name, with its settings")
     # Types of the tasks that it may be learned by.
     learned_by: ClassVar[tuple[str, ...]] = ("segmentation", "regions")
 

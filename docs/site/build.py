@@ -1,0 +1,91 @@
+"""Build the documentation's site: ``make docs``.
+
+Pages are copied as they lie in the repository, tables of settings, commands and Python's names are generated beside
+them. A page without a file that it links to, or without its anchor, ends the build.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import typer
+from typer.cli import get_docs_for_click
+
+from oncofed.cli.main import app
+from settings_reference import settings_page
+
+ROOT = Path(__file__).parents[2]
+_SOURCE = ROOT / "workspace" / ".cache" / "docs" / "source"
+_FOLDERS = ("docs", "jobs", "custom/oncofed", "benchmarks", "provisioning", "workspace")
+# Linked from pages: shown as files.
+_OTHERS = re.compile(r"\]\(([^)#\s]+)")
+_NAMES = {
+    "Training": ("oncofed.training.Trainer", "oncofed.training.Plan", "oncofed.training.Evaluation"),
+    "Jobs": ("oncofed.job.spec.read_job", "oncofed.job.spec.JobSpec"),
+    "Data": ("oncofed.data.register.register", "oncofed.data.cases.usable_cases", "oncofed.data.cases.Cases"),
+    "Networks": ("oncofed.models.register_network", "oncofed.models.build_network"),
+    "Tasks": ("oncofed.tasks.base.Task",),
+    "Algorithms": ("oncofed.algorithms.base.Algorithm", "oncofed.algorithms.registry.register_algorithm"),
+}
+
+
+def main() -> int:
+    """Build the site; return mkdocs' exit status."""
+    shutil.rmtree(_SOURCE, ignore_errors=True)
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    for folder in _FOLDERS:
+        tracked = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "--", f"{folder}/**/*.md", f"{folder}/*.md"],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        pages += [ROOT / name for name in tracked.splitlines()]
+    for page in dict.fromkeys(pages):
+        _copy(page)
+        for link in _OTHERS.findall(page.read_text(encoding="utf-8")):
+            target = (page.parent / link).resolve()
+            if not link.startswith("http") and target.is_file() and target.suffix != ".md":
+                _copy(target)
+    for name, text in {"settings": settings_page(), "commands": _commands(), "python": _python()}.items():
+        _write(_SOURCE / "reference" / f"{name}.md", text)
+    cards = sorted((ROOT / "jobs").glob("*/README.md"))
+    titles = {card: card.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") for card in cards}
+    listed = "".join(f"\n      - {title!r}: {card.relative_to(ROOT)}" for card, title in titles.items())
+    settings = (ROOT / "docs" / "site" / "mkdocs.yml").read_text(encoding="utf-8").replace("CARDS", listed)
+    file = _SOURCE.parent / "mkdocs.yml"
+    _write(file, settings)
+    line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--config-file", str(file)]
+    return subprocess.run(line, check=False).returncode
+
+
+def _copy(file: Path) -> None:
+    target = _SOURCE / file.relative_to(ROOT)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, target)
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def _commands() -> str:
+    """Return the page of all commands, by typer."""
+    command = typer.main.get_command(app)
+    text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="oncofed"), name="oncofed")
+    return text.replace("# `oncofed`", "# Commands", 1)
+
+
+def _python() -> str:
+    """Return the page of Python's names."""
+    parts = ["# Python", "What notebooks and packages of your own use. All else may change from release to release."]
+    for heading, names in _NAMES.items():
+        parts += [f"## {heading}", *(f"::: {name}\n    options: {{heading_level: 3}}" for name in names)]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
