@@ -29,6 +29,7 @@ from oncofed.cli.common import (
 from oncofed.cli.features import features
 from oncofed.cli.findings import commands, show_findings
 from oncofed.cli.looking import look_values, show_look, show_profile
+from oncofed.cli.onboard import onboard
 from oncofed.cli.registering import register
 from oncofed.cli.resolve import resolve
 from oncofed.cli.terminal import echo_json
@@ -46,6 +47,7 @@ app.command()(resolve)
 app.command()(boxes)
 app.command()(cohort)
 app.command()(features)
+app.command()(onboard)
 app.command()(register)
 app.add_typer(overlap.app, name="overlap")
 app.add_typer(encoders.app, name="encoders")

@@ -1,0 +1,183 @@
+"""From a cohort to a checked dataset in one sitting, again and again.
+
+Each step is a command of its own, too; here they follow each other, and what differs from the last time is said. A step
+that fails leaves what the earlier ones made: the next time goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from oncofed.audit import AuditLog
+from oncofed.data.contract import Report, check_dataset
+from oncofed.data.manifest import Manifest
+from oncofed.data.register import register
+from oncofed.data.register_options import RegisterOptions
+from oncofed.data.target_columns import parse_targets
+from oncofed.hospital.records import Cohort, open_source, read_cohort, select_cohort, write_cohort
+from oncofed.hospital.records.crosswalk import read_crosswalk
+from oncofed.hospital.records.files import OUTCOMES, TARGETS, Changes
+from oncofed.job.spec import JobSpec, read_job
+from oncofed.private_files import write_private
+from oncofed.report.pages import render
+from oncofed.settings import StrictModel, read_yaml, validated
+
+PAGE_FILE, _FIGURES_FILE = "onboarding.html", "onboarding.json"
+# Called with (activity, units done, all units).
+Progress = Callable[[str, int, int], None]
+
+
+class Images(StrictModel):
+    """Where the images are."""
+
+    folder: Path = Field(description="of images in any layout, from the folder of this file; it is only read")
+
+
+class Study(StrictModel):
+    """What a site brings to a job."""
+
+    schema_: Literal[1] = Field(1, alias="schema", description="version of this file's format")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$", description="of the dataset: lower case, digits, _ and -")
+    job: str = Field(description="that the dataset is checked against: a job's name, its folder, or its job.yaml")
+    cohort: Path | None = Field(None, description="the cohort's file, for outcomes and covariates; null: images alone")
+    images: Images
+
+    @model_validator(mode="after")
+    def _is_no_path(self) -> Self:
+        if self.cohort and self.cohort.suffix.lower() not in {".yaml", ".yml"}:
+            raise ValueError(
+                f"cohort: found {str(self.cohort)!r}, expected a file such as lung.yaml (oncofed data cohort)"
+            )
+        return self
+
+
+@dataclass
+class Onboarded:
+    """What came of a sitting.
+
+    Attributes:
+        study: its settings.
+        dataset: the registered dataset's folder.
+        page: of what fits and what does not; it stays at the site.
+        report: the dataset against the job.
+        cohort: who was selected; None: the study has no cohort.
+        changes: of the cohort since the last time; None: there was none.
+        figures: name -> number, of this time.
+        before: the same of the last time; empty: it is the first.
+    """
+
+    study: Study
+    dataset: Path
+    page: Path
+    report: Report
+    cohort: Cohort | None = None
+    changes: Changes | None = None
+    figures: dict[str, int] = field(default_factory=dict)
+    before: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def differences(self) -> list[tuple[str, int, int]]:
+        """Figures that differ from the last time: name, then and now."""
+        names = dict.fromkeys([*self.before, *self.figures]) if self.before else {}
+        pairs = [(name, self.before.get(name, 0), self.figures.get(name, 0)) for name in names]
+        return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def read_study(file: Path) -> Study:
+    """Read a study's file; paths in it are from its folder.
+
+    Raises:
+        SpecError: one line for each mistake.
+    """
+    values, lines = read_yaml(file, "images: {folder: /data/ct}")
+    study = validated(Study, values, str(file), lines, "the file")
+    folder = file.resolve().parent
+    images = study.images.model_copy(update={"folder": folder / study.images.folder})
+    cohort = folder / study.cohort if study.cohort else None
+    job = str(folder / study.job) if (folder / study.job).exists() else study.job
+    return study.model_copy(update={"images": images, "cohort": cohort, "job": job})
+
+
+def onboard(study: Study, datasets: Path, kit: Path | None, progress: Progress) -> Onboarded:
+    """Select, register and check; write the page.
+
+    Args:
+        study: its settings.
+        datasets: folder of the registered datasets.
+        kit: the site's, for its audit log; None: nothing is recorded.
+        progress: called as work goes on.
+
+    Raises:
+        DataError: a step cannot be done; what earlier steps made stays.
+    """
+    job = read_job(study.job, with_code=True)
+    dataset = datasets / study.name
+    cohort, changes = (None, None)
+    tables = dataset / "cohort"
+    if study.cohort:
+        cohort, changes = _select(study.cohort, tables, kit, progress)
+    options = RegisterOptions(
+        study.images.folder,
+        study.name,
+        dataset,
+        table=tables / OUTCOMES if cohort else None,
+        targets=parse_targets([str(tables / TARGETS)]) if cohort else None,
+    )
+    manifest = register(options, progress)
+    progress("check", 0, 1)
+    report = _checked(dataset, job)
+    progress("check", 1, 1)
+    done = Onboarded(study, dataset, dataset / PAGE_FILE, report, cohort, changes, _figures(manifest, report, cohort))
+    done.before = _last_figures(dataset / _FIGURES_FILE)
+    write_private(done.page, _page(done, job, manifest).encode())
+    write_private(dataset / _FIGURES_FILE, (json.dumps(done.figures, indent=2) + "\n").encode())
+    return done
+
+
+def _select(file: Path, folder: Path, kit: Path | None, progress: Progress) -> tuple[Cohort, Changes | None]:
+    progress("cohort", 0, 1)
+    spec = read_cohort(file)
+    links = read_crosswalk(spec.crosswalk)
+    records = open_source(spec).read(spec)
+    cohort = select_cohort(records, spec, links)
+    if kit:
+        AuditLog(kit).write("cohort selected", cohort=spec.name, queries=[digest for _, digest in records.queries])
+    changes = write_cohort(cohort, spec, records, folder)
+    progress("cohort", 1, 1)
+    return cohort, changes
+
+
+def _checked(dataset: Path, job: JobSpec) -> Report:
+    return check_dataset(dataset, job.data, job.plan().supervision(), job.seed, job.task.wanted_features(job.data))
+
+
+def _figures(manifest: Manifest, report: Report, cohort: Cohort | None) -> dict[str, int]:
+    figures = {"cases": len(manifest.entries), "cases set aside": len(report.set_aside)}
+    figures |= {
+        f"cases to {split}" if split == "test" else f"cases for {split}": n for split, n in report.cases.items()
+    }
+    figures |= {"findings": len(report.findings), "warnings": len(report.warnings)}
+    if cohort:
+        figures["patients of the cohort"] = len({row.link.patient for row in cohort.rows})
+        figures["cases with an outcome"] = sum(bool(entry.targets) for entry in manifest.entries)
+    return figures
+
+
+def _last_figures(file: Path) -> dict[str, int]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): int(number) for name, number in found.items()} if isinstance(found, dict) else {}
+
+
+def _page(done: Onboarded, job: JobSpec, manifest: Manifest) -> str:
+    values: dict[str, Any] = {"done": done, "report": done.report, "job": job, "manifest": manifest}
+    return render("onboarding.html", **values)

@@ -1,0 +1,93 @@
+"""From a cohort and a folder of images to a checked dataset, again and again."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import yaml
+
+import made_records as made
+from synthetic import make_site
+
+_JOB = """
+schema: 1
+name: outcome
+title: Survival after a scan
+data: {dataset: lung, modality: mri, patch: [32, 32, 32], minimum_cases: 2}
+targets: [{name: survival, kind: survival, unit: days, horizon: 700}]
+model: {network: densenet121}
+"""
+_CASES = 14
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A hospital's folder with database, images, job and study."""
+    patients = made.make_patients(40)
+    made.write_crosswalk(patients, tmp_path / "crosswalk.csv")
+    made.fill_omop(f"sqlite:///{tmp_path}/cdm.db", patients)
+    cohort = made.COHORT.format(source=f'omop: {{url: "sqlite:///{tmp_path}/cdm.db"}}')
+    (tmp_path / "lung.yaml").write_text(cohort)
+    (tmp_path / "job.yaml").write_text(_JOB)
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, image in enumerate(sorted((make_site(tmp_path / "made", _CASES) / "imagesTr").iterdir()), 1):
+        image.rename(images / f"PAT-{number}.nii.gz")
+    values = {"schema": 1, "name": "lung", "job": "job.yaml", "cohort": "lung.yaml", "images": {"folder": "images"}}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+    return tmp_path / "study.yaml"
+
+
+def test_a_cohort_becomes_a_checked_dataset_and_the_next_time_says_what_changed(study: Path, run) -> None:  # type: ignore[no-untyped-def]
+    workspace = ("--workspace", study.parent / "workspace")
+    first = run("data", "onboard", study, "--json", *workspace)
+    found = json.loads(first.output)
+    assert found["may_train"], found
+    assert found["figures"]["cases with an outcome"] >= _CASES // 2
+    assert found["changes"] == []
+    page = Path(found["page"])
+    assert stat.S_IMODE(page.stat().st_mode) == 0o600
+    assert "was observed then" in page.read_text()
+    assert "Since the last time" not in page.read_text()
+    # The next month a scan and its patient are gone, and a record says something else.
+    (study.parent / "images" / "PAT-1.nii.gz").unlink()
+    text = (study.parent / "crosswalk.csv").read_text()
+    (study.parent / "crosswalk.csv").write_text(text.replace("MRN000001,PAT-1\n", ""))
+    second = run("data", "onboard", study, *workspace)
+    assert "since the last time: cases 14, now 13" in second.text
+    assert "1 gone" in second.text
+    assert "Since the last time" in page.read_text()
+    third = json.loads(run("data", "onboard", study, "--json", *workspace).output)
+    assert third["changes"] == []
+    assert third["cohort_changes"] == {"new": 0, "gone": 0, "other": 0}
+
+
+def test_what_does_not_fit_is_said_and_ends_with_status_3(study: Path, run) -> None:  # type: ignore[no-untyped-def]
+    job = yaml.safe_load(_JOB)
+    job["data"]["minimum_cases"] = 100
+    (study.parent / "job.yaml").write_text(yaml.safe_dump(job))
+    outcome = run("data", "onboard", study, "--workspace", study.parent / "workspace")
+    assert outcome.status == 3
+    assert "The job does not train here" in outcome.text
+
+
+def test_a_database_that_is_gone_leaves_what_was_there(study: Path, run) -> None:  # type: ignore[no-untyped-def]
+    workspace = ("--workspace", study.parent / "workspace")
+    run("data", "onboard", study, *workspace)
+    table = study.parent / "workspace" / "datasets" / "lung" / "cohort" / "outcomes.csv"
+    before = table.read_bytes()
+    (study.parent / "cdm.db").rename(study.parent / "away.db")
+    outcome = run("data", "onboard", study, *workspace)
+    assert outcome.status == 3
+    assert "found no answer" in outcome.text
+    assert table.read_bytes() == before
+
+
+def test_a_mistake_in_the_file_is_named(study: Path, run) -> None:  # type: ignore[no-untyped-def]
+    study.write_text(study.read_text().replace("images:", "image:"))
+    outcome = run("data", "onboard", study)
+    assert outcome.status == 2
+    assert "unknown setting image" in outcome.text
