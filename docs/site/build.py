@@ -15,6 +15,7 @@ from pathlib import Path
 import typer
 from typer.cli import get_docs_for_click
 
+import oncofed
 from oncofed.cli.main import app
 from settings_reference import settings_page
 
@@ -23,13 +24,12 @@ _SOURCE = ROOT / "workspace" / ".cache" / "docs" / "source"
 _FOLDERS = ("docs", "jobs", "custom/oncofed", "benchmarks", "provisioning", "workspace")
 # Linked from pages: shown as files.
 _OTHERS = re.compile(r"\]\(([^)#\s]+)")
-_NAMES = {
-    "Training": ("oncofed.training.Trainer", "oncofed.training.Plan", "oncofed.training.Evaluation"),
-    "Jobs": ("oncofed.job.spec.read_job", "oncofed.job.spec.JobSpec"),
-    "Data": ("oncofed.data.register.register", "oncofed.data.cases.usable_cases", "oncofed.data.cases.Cases"),
-    "Networks": ("oncofed.models.register_network", "oncofed.models.build_network"),
-    "Tasks": ("oncofed.tasks.base.Task",),
-    "Algorithms": ("oncofed.algorithms.base.Algorithm", "oncofed.algorithms.registry.register_algorithm"),
+# What classes and decorators of the public names take.
+_BESIDE = {
+    "oncofed.training": ("Plan", "Evaluation"),
+    "oncofed.data.cases": ("Cases",),
+    "oncofed.tasks.base": ("Task",),
+    "oncofed.algorithms.base": ("Algorithm",),
 }
 
 
@@ -81,9 +81,17 @@ def _commands() -> str:
 
 def _python() -> str:
     """Return the page of Python's names."""
-    parts = ["# Python", "What notebooks and packages of your own use. All else may change from release to release."]
-    for heading, names in _NAMES.items():
-        parts += [f"## {heading}", *(f"::: {name}\n    options: {{heading_level: 3}}" for name in names)]
+    public = [f"::: oncofed.{name}" for name in oncofed.__all__]
+    beside = [f"::: {module}.{name}" for module, names in _BESIDE.items() for name in names]
+    options = "\n    options: {heading_level: 3}"
+    parts = [
+        "# Python",
+        "What notebooks and packages of your own use; all else may change from release to release.",
+        "## import oncofed",
+        *(f"{line}{options}" for line in public),
+        "## What they take and return",
+        *(f"{line}{options}" for line in beside),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
