@@ -5,7 +5,7 @@ What notebooks and packages need is here by name; each is imported when it is fi
 Example:
     >>> import oncofed
     >>> oncofed.read_job("hippocampus_segmentation").title
-    'Hippocampus on MRI of the head'
+    'Hippocampus head and body on T1-weighted MRI'
 """
 
 from __future__ import annotations
