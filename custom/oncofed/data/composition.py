@@ -17,6 +17,7 @@ from oncofed.data.decisions import is_labelled
 from oncofed.data.dicom.references import region_key
 from oncofed.data.dicom.series import DicomIndex
 from oncofed.data.exif import by_siblings
+from oncofed.data.label_codes import codes_of_names
 from oncofed.data.layouts import FolderLayout
 from oncofed.data.manifest import Entry, Intensity, Manifest, Quarantined, Task
 from oncofed.data.masks import name_of_rest, value_name
@@ -125,6 +126,7 @@ def compose(
         labels={str(value): name for value, name in sorted(labels.items())},
         label_kind=kind,
         targets=dict(layout.targets),
+        codes=_codes(labels, dicom),
         label_map=before.label_map if before else {},
         patient_from=(options.patient_from if dicom.stacks or dicom.slides else None) or "id",
         reviewed=before.reviewed if before else [],
@@ -226,6 +228,15 @@ def _labels(
         named.setdefault(0, name_of_rest(named.values()))
     explicit = bool(layout.labels or options.labels)
     return named if explicit and set(named) - {0} else {**{v: value_name(v) for v in sorted(found)}, **named}
+
+
+def _codes(labels: Mapping[int, str], dicom: DicomIndex) -> dict[str, str]:
+    """Return label value -> code of each label that all files of segmentations code alike."""
+    files = [label.header for label in dicom.labels]
+    found = codes_of_names(
+        ({number: region_key(name) for number, name in header.labels.items()}, header.codes) for header in files
+    )
+    return {str(value): found[region_key(name)] for value, name in labels.items() if region_key(name) in found}
 
 
 def _is_looked_through(entry: Entry, folder: Path) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from oncofed.data.label_codes import by_codes, contradicting
 from oncofed.data.label_names import IGNORED, OVERLAP, name_key
 from oncofed.data.looked_for import alike_by, named, named_regions, stated, tells
 from oncofed.data.manifest import Entry, Manifest
@@ -27,6 +28,7 @@ class Supervision:
     Attributes:
         kind: of the labels.
         classes: label value -> name, without a mask's background; of targets, those of a mask beside them.
+        codes: label value -> its code with modifiers, such as SCT:64033007+SCT:7771000; of classes that have one.
         targets: named ones; empty for others.
         partial: a dataset may lack some of a mask's classes, which are then unknown in its cases.
         regions: of a mask, name -> label values; by them a dataset may name its values instead (nnU-Net's regions).
@@ -36,6 +38,7 @@ class Supervision:
 
     kind: LabelKind = "mask"
     classes: Mapping[int, str] = field(default_factory=dict)
+    codes: Mapping[int, str] = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
     partial: bool = False
     regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
@@ -128,9 +131,9 @@ def match(manifest: Manifest, wanted: Supervision) -> Vocabulary:
 def match_labels(manifest: Manifest, wanted: Supervision) -> Vocabulary:
     """Match a dataset's labels with a job's.
 
-    Names are compared without regard to case, and spaces, _ and - are the same; ``label_map`` of the manifest goes
-    before them. Where nobody named the dataset's labels, values are taken for what they are;
-    of numbered objects without a class to learn, too.
+    Codes go before names (``label_codes``), and ``label_map`` of the manifest before both. Names are compared without
+    regard to case, and spaces, _ and - are the same. Where nobody named the dataset's labels, values are taken for
+    what they are; of numbered objects without a class to learn, too.
 
     Args:
         manifest: the dataset.
@@ -138,6 +141,9 @@ def match_labels(manifest: Manifest, wanted: Supervision) -> Vocabulary:
             to name those that it has.
     """
     classes, partial = wanted.classes, wanted.partial
+    if contradictions := contradicting(manifest, classes, wanted.codes):
+        return Vocabulary(problems=contradictions)
+    manifest = by_codes(manifest, classes, wanted.codes)
     instances = manifest.label_kind == "instances"
     names = _label_names(manifest)
     if not manifest.label_map and all(_is_unnamed(value, name) for value, name in names.items()):
@@ -194,6 +200,7 @@ def alike(manifest: Manifest, entry: Entry, wanted: Supervision, vocabulary: Voc
     Raises:
         DataError: the entry looked for a label that the dataset does not name.
     """
+    manifest = by_codes(manifest, wanted.classes, wanted.codes)
     of_dataset = named(manifest, wanted.classes, wanted.regions, vocabulary.values)
     if entry.looked_for is not None:
         return alike_by(stated(entry.looked_for, of_dataset, manifest, wanted.regions), wanted.label_values)

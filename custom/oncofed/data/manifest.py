@@ -203,6 +203,9 @@ class Manifest(_Part):
     label_kind: Literal["classes", "instances"] = Field(
         "classes", description="instances: each object has a number of its own, and all are label 1"
     )
+    codes: dict[str, str] = Field(
+        default_factory=dict, description="label value -> what DICOM codes it as, such as SCT:10200004"
+    )
     label_map: dict[str, str | None] = Field(
         default_factory=dict, description="this site's label name -> the job's; null: background. Written by hand"
     )

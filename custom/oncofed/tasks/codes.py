@@ -51,6 +51,11 @@ class ClassCode(CodedTerm):
     modifier: CodedTerm | None = Field(None, description="of the type, such as SCT:7771000 (left)")
     region: CodedTerm | None = Field(None, description="of the body that it lies in, such as SCT:10200004 (liver)")
 
+    @property
+    def text(self) -> str:
+        """The type with its modifier, such as SCT:64033007+SCT:7771000 (kidney, left)."""
+        return "+".join(f"{one.scheme}:{one.value}" for one in (self, self.modifier) if one)
+
 
 def require_known(codes: Mapping[int, ClassCode], classes: Iterable[int]) -> None:
     """Refuse codes of unknown label values.

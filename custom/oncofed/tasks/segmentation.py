@@ -96,6 +96,11 @@ class SegmentationSpec(TaskSettings):
         return self
 
     @property
+    def class_codes(self) -> dict[int, str]:
+        """Label value -> its code with modifiers; of classes that have one."""
+        return {value: code.text for value, code in self.codes.items()}
+
+    @property
     def may_lack_classes(self) -> bool:
         """Whether masks may lack some of the classes."""
         return self.partial

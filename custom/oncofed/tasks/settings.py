@@ -25,6 +25,11 @@ class TaskSettings(StrictModel):
         return self.classes
 
     @property
+    def class_codes(self) -> dict[int, str]:
+        """Label value -> its code with modifiers, such as SCT:10200004; of classes that have one."""
+        return {}
+
+    @property
     def named_targets(self) -> tuple[Target, ...]:
         """Named targets that the task learns; of masks and classes none."""
         return ()

@@ -106,6 +106,7 @@ class Plan(StrictModel):
         return Supervision(
             kind=kind,
             classes=task.vocabulary,
+            codes=task.class_codes,
             targets=task.named_targets,
             partial=task.may_lack_classes,
             regions=task.label_regions,

@@ -114,6 +114,7 @@ class LabelHeader(ObjectHeader):
     Attributes:
         kind: which of the two.
         labels: number of a region -> its name.
+        codes: number of a segment -> its property type as SCHEME:CODE, with modifiers behind ``+``.
         refers_to: UID of a series -> its instances that the file names.
         refers_to_images: instances named without their series.
         frames_of_reference: number of a region -> UID of its frame of reference.
@@ -124,6 +125,7 @@ class LabelHeader(ObjectHeader):
 
     kind: Literal["seg", "rtstruct"]
     labels: dict[str, str] = field(default_factory=dict)
+    codes: dict[str, str] = field(default_factory=dict)
     refers_to: dict[str, list[str]] = field(default_factory=dict)
     refers_to_images: list[str] = field(default_factory=list)
     frames_of_reference: dict[str, str] = field(default_factory=dict)

@@ -161,6 +161,7 @@ def _of_segmentation(dataset: Dataset, header: LabelHeader) -> LabelHeader:
     return replace(
         header,
         labels={str(s.SegmentNumber): _segment_name(s) for s in segments},
+        codes={str(s.SegmentNumber): code for s in segments if (code := _segment_code(s))},
         refers_to=series,
         refers_to_images=_instances(dataset.get("SourceImageSequence") or ()),
     )
@@ -182,6 +183,21 @@ def _is_background(segment: Dataset, padding: object) -> bool:
 def _segment_name(segment: Dataset) -> str:
     name = str(segment.get("SegmentLabel") or segment.get("SegmentDescription") or "").strip()
     return name or f"segment {segment.SegmentNumber}"
+
+
+def _segment_code(segment: Dataset) -> str:
+    """Return a segment's property type with its modifiers; empty where it has none."""
+    kinds = segment.get("SegmentedPropertyTypeCodeSequence") or ()
+    if not kinds:
+        return ""
+    modifiers = kinds[0].get("SegmentedPropertyTypeModifierCodeSequence") or ()
+    return "+".join(_code_text(one) for one in (kinds[0], *modifiers))
+
+
+def _code_text(item: Dataset) -> str:
+    """Return an item of a code sequence as SCHEME:CODE (PS3.3, section 8.1)."""
+    value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue") or ""
+    return f"{item.get('CodingSchemeDesignator') or ''}:{value}"
 
 
 def _of_structures(dataset: Dataset, header: LabelHeader) -> LabelHeader:

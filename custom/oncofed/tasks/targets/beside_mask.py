@@ -82,6 +82,11 @@ class MaskTargetsSpec(TargetsSpec):
         return self.mask.mask.codes if isinstance(self.mask.mask, SegmentationSpec) else {}
 
     @property
+    def class_codes(self) -> dict[int, str]:
+        """Label value -> its code with modifiers; of classes that have one."""
+        return self.mask.mask.class_codes
+
+    @property
     def may_lack_classes(self) -> bool:
         """Whether the mask may lack some of its classes."""
         return self.mask.mask.may_lack_classes
