@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test check format docs bench bench-full bench-bundle bench-table gpu faults security wild constraints clean another-build
+.PHONY: help demo test test-fast check format docs bench bench-full bench-bundle bench-table gpu faults security wild constraints clean another-build
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,6 +11,9 @@ unexport PYTHONDONTWRITEBYTECODE
 CONSTRAINTS := provisioning/constraints.txt
 REQUIREMENTS := provisioning/requirements.txt
 TORCH := 2.13.0
+# Processes that test: three for each core, as many tests wait for processes that they started.
+WORKERS ?= $(shell expr 3 '*' $$(nproc 2>/dev/null || echo 2))
+PYTEST := -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 # The first of these that runs and is of a version that oncofed supports. Another one: make demo PYTHON=/path/to/python
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3 python; do \
@@ -34,7 +37,11 @@ demo: $(VENV)/demo.installed ## four hospitals train one model, on this machine 
 	@$(BIN)/oncofed demo $(if $(TARGET),--target $(TARGET))
 
 test: $(VENV)/dev.installed ## all tests, real federations among them
-	@$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python $(PYTEST)
+
+test-fast: $(VENV)/dev.installed ## the quick tests of what changed, in two minutes (FROM=main: since main; else since the last commit)
+	@files=$$($(BIN)/python tests/changed.py $(FROM)) || exit; \
+		test -z "$$files" || $(BIN)/python $(PYTEST) -m 'not slow and not federation' $$files
 
 check: $(VENV)/dev.installed ## style, format, types, spelling, who may import whom
 	@$(BIN)/ruff check .
@@ -67,11 +74,11 @@ faults: $(VENV)/dev.installed ## federations with one fault each: what happens, 
 	@$(BIN)/oncofed bench run recovery
 
 security: $(VENV)/security.installed ## every attack of the tests, with what stopped it; bill of materials; known vulnerabilities
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -q -m attack
+	@$(BIN)/python $(PYTEST) -q -m attack
 	@$(BIN)/python provisioning/supply_chain.py
 
 wild: $(VENV)/dev.installed ## every file of this field that users stumbled over, and whether it is read right
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -q -m wild
+	@$(BIN)/python $(PYTEST) -q -m wild
 
 constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and requirements.txt anew
 	@$(BIN)/python -m pip install --quiet uv

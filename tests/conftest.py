@@ -63,7 +63,7 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None
     """Have workers be forks of one process."""
     forks = contextlib.ExitStack()
     config.add_cleanup(forks.close)
-    interpreter = forks.enter_context(worker_forks())
+    interpreter = forks.enter_context(worker_forks(config.args))
     for spec in specs:
         spec.python = spec.python or interpreter
 

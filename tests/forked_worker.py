@@ -1,7 +1,7 @@
-"""Runs pytest's workers as forks of one process that has imported what tests need.
+"""Runs pytest's workers as forks of one process that has imported what tests need, and the tests.
 
-Each worker would import it anew for ten CPU seconds, and so would the fork server of its commands. As a program this is
-what xdist starts in place of an interpreter: it hands its standard files to that process, and ends with the fork.
+Each worker would import it anew for thirty CPU seconds, and so would the fork server of its commands. As a program this
+is what xdist starts in place of an interpreter: it hands its standard files to that process, and ends with the fork.
 """
 
 from __future__ import annotations
@@ -24,28 +24,23 @@ from typing import Any
 _ADDRESS = "ONCOFED_TESTS_WORKERS"
 _TESTS = Path(__file__).parent
 _LAB = _TESTS.parent / "benchmarks" / "lab"
-# What many tests' modules import besides; pytest's plug-ins, whose assertions it rewrites, must not be among it.
-_OFTEN = (
-    "highdicom",
-    "matplotlib.pyplot",
-    "pandas",
-    "pydicom",
-    "pynetdicom",
-    "skimage",
-    "sklearn.linear_model",
-)
 
 
 @contextlib.contextmanager
-def worker_forks() -> Iterator[str]:
-    """Serve workers; yield the interpreter that xdist shall start."""
+def worker_forks(tests: Sequence[str]) -> Iterator[str]:
+    """Serve workers; yield the interpreter that xdist shall start.
+
+    Args:
+        tests: files and folders whose tests they run.
+    """
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         address = f"{folder}/workers"
         listener.bind(address)
         listener.listen()
         os.environ[_ADDRESS] = address
         paths = [str(_LAB), str(_TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        line = [sys.executable, "-c", f"import forked_worker; forked_worker.serve({listener.fileno()})"]
+        program = "import forked_worker, sys; forked_worker.serve(int(sys.argv[1]), sys.argv[2:])"
+        line = [sys.executable, "-c", program, str(listener.fileno()), *tests]
         with subprocess.Popen(
             line,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
@@ -57,14 +52,20 @@ def worker_forks() -> Iterator[str]:
             yield f"'{sys.executable}' -S -E '{__file__}'"
 
 
-def serve(descriptor: int) -> None:
-    """Fork a worker for each connection to a listening socket, until standard input ends."""
+def serve(descriptor: int, tests: Sequence[str]) -> None:
+    """Fork a worker for each connection to a listening socket, until standard input ends.
+
+    Args:
+        descriptor: of the socket.
+        tests: files and folders; workers find the modules there imported.
+    """
     importlib.import_module("preloaded")
-    gc.disable()
-    for name in _OFTEN:
-        importlib.import_module(name)
+    import pytest  # noqa: PLC0415 - the process that only starts a worker needs none of it
+
+    # Errors are for the workers, which import again what could not be imported here.
+    pytest.main(["--collect-only", "--quiet", "--capture=no", *tests])
+    gc.collect()
     gc.freeze()
-    gc.enable()
     listener = socket.socket(fileno=descriptor)
     # Nobody waits for workers, and Ctrl-C is for them.
     usual = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGCHLD, signal.SIGINT)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,9 +21,11 @@ class TrainingTask(ABC):
     Attributes:
         data: of the job.
         loss_name: name of the loss, for people.
+        compiles_loss: whether a compiler makes few graphs of the loss; if not, it stays as it is.
     """
 
     data: DataSpec
+    compiles_loss: ClassVar[bool] = True
     loss_name = "the task's own"
 
     @property

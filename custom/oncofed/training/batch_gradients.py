@@ -102,7 +102,7 @@ class BatchGradients:
         """Compute the next batches in another form; see ``Compiling``."""
         self.forward: Callable[..., Tensor] = in_form(self._wrapped, form, self._deterministic)
         # A compiler may not know a pack's loss. The loss's arguments are no part of a graph.
-        plainer: Form = "compiled" if form == "replayed" else form
+        plainer: Form = "eager" if not self._task.compiles_loss else "compiled" if form == "replayed" else form
         self._loss: Loss = self._pack_loss or in_form(self._task.loss, plainer, self._deterministic)
 
     def compute(self, batch: Batch) -> Tensor:

@@ -53,7 +53,6 @@ class Columns:
         return parts[0], parts[1], parts[2].detach(), parts[3][:, 0].detach()
 
 
-@torch.compiler.disable  # another number of objects would be another graph
 def detection_loss(
     output: Tensor, boxes: Tensor, classes: Tensor, columns: Columns, candidates: int, box_weight: float
 ) -> Tensor:
