@@ -30,6 +30,7 @@ from oncofed.rounds import secure_aggregation as rounds
 from oncofed.rounds.events import Event, EventLog, SumFailed, Summed
 from oncofed.rounds.in_memory import InMemorySites
 from oncofed.rounds.run_state import read_run_state
+from oncofed.training.checkpoint import write_checkpoint
 from tiny_federation import WEIGHTS, Killed, Recorder, tiny_loop, tiny_sites
 
 SHORT: dict[str, Any] = {"secure_aggregation": {"bits": 16}}
@@ -175,6 +176,16 @@ def test_what_is_left_over_is_of_an_earlier_round_also_for_a_later_process(tmp_p
     one.keep((4, 0, 1), {})
     for kept in (one, LeftOver(tmp_path)):
         assert kept.before(5) == {}
+
+
+def test_what_another_release_left_over_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "left_over.safetensors"
+    write_checkpoint(file, {"w": torch.ones(2)}, {"round": 2})
+    one = LeftOver(tmp_path)
+    assert one.before(3) == {}
+    assert "of another release" in caplog.text
+    one.keep((3, 0, 1), {"w": torch.zeros(2)})
+    assert LeftOver(tmp_path).before(4)["w"].tolist() == [0.0, 0.0]
 
 
 def test_over_many_rounds_the_sums_miss_no_more_than_one_rounding(tmp_path: Path) -> None:
