@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,19 @@ def is_of_site(certificate: x509.Certificate) -> bool:
     return [role.value for role in roles] == [SITE_ROLE]
 
 
-def signature_by(key_file: Path, data: bytes) -> bytes:
-    """Return a signature by the key in a file (RSA-PSS, SHA-256)."""
+def sign_with(key_file: Path) -> Callable[[bytes], bytes]:
+    """Return a function that signs by the key in a file (RSA-PSS, SHA-256).
+
+    The key is read once: its check takes a hundred times as long as a signature.
+    """
     key = serialization.load_pem_private_key(key_file.read_bytes(), None)
     assert isinstance(key, rsa.RSAPrivateKey)
-    return key.sign(data, PADDING, hashes.SHA256())
+    return lambda data: key.sign(data, PADDING, hashes.SHA256())
+
+
+def signature_by(key_file: Path, data: bytes) -> bytes:
+    """Return a signature by the key in a file (RSA-PSS, SHA-256)."""
+    return sign_with(key_file)(data)
 
 
 def signed(data: bytes, key_file: Path, certificate_file: Path) -> dict[str, str | None]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from cryptography import x509
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.lighter.utils import generate_keys, serialize_pri_key
 
@@ -19,7 +20,7 @@ from oncofed.errors import PolicyError
 from oncofed.flare.secure_aggregation import identity_of, verify_for_server
 from oncofed.flare.security.admission import admit_job
 from oncofed.privacy.secure_aggregation import Participant, ProtocolError, Rules
-from oncofed.signing import signature_by
+from oncofed.signing import is_signed_by, signature_by
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,16 @@ def test_a_site_knows_its_peers_by_the_root_of_its_kit(kits: dict[str, Path], ki
     known = verify(advertisement)
     assert known.is_signed(advertisement.signed_part(), advertisement.signature)
     assert len(known.fingerprint.split(":")) == 32
+
+
+def test_a_site_whose_kit_is_renewed_signs_on_with_the_key_of_its_certificate(
+    kits: dict[str, Path], tmp_path: Path
+) -> None:
+    kit = shutil.copytree(kits["west"], tmp_path / "west")
+    identity = identity_of(_context(kit))
+    (kit / "startup/client.key").write_bytes((kits["renewed"] / "startup/client.key").read_bytes())
+    certificate = x509.load_pem_x509_certificate(identity.certificates)
+    assert is_signed_by(certificate, b"data", identity.sign(b"data"))
 
 
 @pytest.mark.attack(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from scipy.optimize import brentq
 from scipy.special import gammaln, logsumexp
 from scipy.stats import norm
 
 pytest.importorskip("dp_accounting")
+
+from dp_accounting.pld import privacy_loss_distribution
 
 from oncofed.errors import SpecError
 from oncofed.privacy.accountant import (
@@ -20,6 +24,7 @@ from oncofed.privacy.accountant import (
     noise_multiplier_for,
     renyi_epsilon,
 )
+from oncofed.privacy.composition import losses_of
 
 # Noise multiplier, sampling, steps, delta -> by Google's PLD 0.6.0, Opacus' PRV 1.6.0 (its upper end), Opacus' RDP.
 _TABLE = [
@@ -170,3 +175,23 @@ def test_of_a_tiny_delta_many_are_as_one() -> None:
 
 def test_a_delta_below_what_may_happen_anyway_is_infinite() -> None:
     assert epsilons([[_JOB], []], 1e-300) == [math.inf, 0.0]
+
+
+@pytest.mark.parametrize("sampling", [0.1, 1.0])
+def test_distributions_are_read_as_the_library_tells_them(sampling: float) -> None:
+    """Private parts of it are read: where this fails, see ``composition.losses_of`` beside the library's source."""
+    interval = 1e-3
+    kind = privacy_loss_distribution.from_gaussian_mechanism(
+        1.1, value_discretization_interval=interval, sampling_prob=sampling
+    )
+    for promised in (0.05, 0.5, 2.0):
+        deltas = []
+        for way in losses_of(kind):
+            beyond = promised - interval * (way.lowest + np.arange(len(way.masses)))
+            deltas.append(way.infinite + (way.masses * -np.expm1(np.minimum(beyond, 0.0))).sum())
+        assert max(deltas) == pytest.approx(kind.get_delta_for_epsilon(promised), rel=1e-9)
+
+
+def test_a_library_that_holds_distributions_otherwise_is_refused_by_name() -> None:
+    with pytest.raises(SpecError, match=r"found dp-accounting .* expected 0\.6"):
+        losses_of(SimpleNamespace(_pmf_remove=SimpleNamespace()))

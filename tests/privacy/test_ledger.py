@@ -39,6 +39,23 @@ def test_jobs_compose_and_are_not_added(tmp_path: Path) -> None:
     assert (group.patients, group.jobs) == (30, ("first", "second"))
 
 
+def test_a_refusal_says_the_epsilon_that_the_job_states_too(tmp_path: Path) -> None:
+    ledger, stated = Ledger(tmp_path), r"; by itself, at its own delta 0\.001, the job's epsilon is (\d\.\d+)"
+    with pytest.raises(PolicyError, match=rf"delta 1e-05, expected at most 6{stated}$") as refused:
+        ledger.charge(_charge("first"), Limits(1e-5, a_job=6.0), "eve", 1e-3)
+    said = re.search(stated, str(refused.value))
+    assert said
+    assert float(said[1]) == pytest.approx(epsilon([A], 1e-3), rel=1e-3)
+    ledger.charge(_charge("first"), Limits(1e-5), "eve", 1e-3)
+    spent_before = list(ledger.charges().values())
+    over = refusal(spent_before, _charge("second"), Limits(1e-5, a_patient=10.0), 1e-3)
+    assert over
+    assert all(re.search(stated, text) for text in (over.told, over.here))
+    alike = refusal(spent_before, _charge("second"), Limits(1e-5, a_patient=10.0), 1e-5)
+    assert alike
+    assert "by itself" not in alike.told + alike.here
+
+
 def test_the_limit_of_a_job_is_its_own(tmp_path: Path) -> None:
     with pytest.raises(PolicyError, match=r"epsilon 6\.97\d? at delta 1e-05, expected at most 6"):
         Ledger(tmp_path).charge(_charge("first"), Limits(1e-5, a_job=6.0), "eve")

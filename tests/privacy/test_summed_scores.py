@@ -45,8 +45,9 @@ def test_figures_that_the_job_declares_are_found() -> None:
     assert weights == {"loss": 1.0, "patients": 1.0, "mean": 9.0, "class.shell": 9.0}
     assert by_cases.figures.index(MEAN) in by_cases.alone
     assert FORM.found_in({"evaluation": None, "loss": 0.5}) == {}
-    assert FORM.bits({"evaluation": None, "loss": 0.5}) == bytes(1)
-    assert added_by(FORM.bits(_NUMBERS)) == FORM.found_in(_NUMBERS).keys()
+    assert FORM.bits(FORM.found_in({"evaluation": None, "loss": 0.5})) == bytes(1)
+    found = FORM.found_in(_NUMBERS)
+    assert added_by(FORM.bits(found)) == found.keys()
 
 
 def test_all_that_tells_of_a_model_is_a_score() -> None:

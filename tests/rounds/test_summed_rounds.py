@@ -14,7 +14,7 @@ import torch
 from masking_sites import CASES, SECURE, MaskingSite, masking_sites, run_masked
 from oncofed.client.revealed_sums import RevealedSums
 from oncofed.client.secure_aggregation import told_norm
-from oncofed.errors import FederationError, NotEnoughSitesError, StepsSpentError
+from oncofed.errors import FederationError, NotEnoughSitesError, StateError, StepsSpentError
 from oncofed.messages.requests import Request, TrainRequest
 from oncofed.messages.results import Refusal, Result, TrainResult
 from oncofed.messages.secure_aggregation import (
@@ -277,6 +277,14 @@ def test_a_site_that_was_started_again_waits_for_the_next_round(tmp_path: Path) 
     _, events = run_masked(tmp_path / "run", sites, SECURE)
     sums = [event for event in events if isinstance(event, Summed)]
     assert [one.lost for one in sums] == [["west"], [], [], [], []]
+
+
+@pytest.mark.parametrize("kept", ["{", "[]", '{"participant": {}, "sums": {}}'])
+def test_a_site_that_does_not_know_its_earlier_sums_stays_out(tmp_path: Path, kept: str) -> None:
+    site = masking_sites(tmp_path / "sites")["west"]
+    (site.folder / "secure_aggregation.json").write_text(kept)
+    with pytest.raises(StateError, match="stays out of this job"):
+        site.start()
 
 
 def test_a_server_killed_at_any_event_goes_on(tmp_path: Path) -> None:

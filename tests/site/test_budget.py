@@ -77,7 +77,7 @@ _PRIVATE = "privacy: {differential_privacy: {noise_multiplier: 1.2, delta: %s, s
             32,
             "1.0e-4",
             0.1,
-            "at delta 1e-05, expected at most 0.1. By itself, at its own delta 0.0001, the job's epsilon",
+            "at delta 1e-05, expected at most 0.1; by itself, at its own delta 0.0001, the job's epsilon",
         ),
         (32, "1.0e-4", None, ""),
     ],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Any
 
 from oncofed.models.weights import Weights
 from oncofed.training.checkpoint import previous_of, read_checkpoint, write_checkpoint
 
 _FILE = "left_over.safetensors"
+_LOG = logging.getLogger(__name__)
 # Round, how often it was trained anew, and attempt at its sum.
 Turn = tuple[int, int, int]
 
@@ -17,6 +20,9 @@ class LeftOver:
 
     A round takes what an earlier one left, also where it is trained or masked again: never what it left itself. What
     counts is the last attempt of a round in which this site's words were in the confirmed sum.
+
+    A file that does not say its turn, of an older release, counts as none: the next update lacks what it held, as that
+    of a site whose answer was lost does.
 
     Args:
         folder: of the job's state at this site.
@@ -31,8 +37,10 @@ class LeftOver:
         for path in (previous_of(self._path), self._path):
             if path.is_file():
                 values, facts = read_checkpoint(path)
-                number, repeat, attempt = facts["turn"]
-                self._kept.append(((int(number), int(repeat), int(attempt)), values))
+                if turn := _turn(facts):
+                    self._kept.append((turn, values))
+                else:
+                    _LOG.warning("%s is of another release, and is not used: the next update lacks what it held", path)
 
     def before(self, number: int) -> Weights:
         """Return what the last round before this one left, by name; empty if none did, or it left nothing."""
@@ -63,3 +71,12 @@ class LeftOver:
         self.begin(turn)
         write_checkpoint(self._path, values, {"turn": turn})
         self._kept = [*self._kept[-1:], (turn, values)]
+
+
+def _turn(facts: dict[str, Any]) -> Turn | None:
+    """Return of which turn a file is; None of one that another release wrote."""
+    found = facts.get("turn")
+    if not isinstance(found, list) or [type(number) for number in found] != [int, int, int]:
+        return None
+    number, repeat, attempt = found
+    return number, repeat, attempt

@@ -57,12 +57,15 @@ from oncofed.privacy.secure_aggregation import (
     Verify,
 )
 from oncofed.privacy.secure_aggregation.figures import figures_summed
+from oncofed.privacy.secure_aggregation.ring import NOT_IN_16_BITS
 from oncofed.privacy.secure_aggregation.rules import FEWEST_SITES
 from oncofed.privacy.summed_scores import SCORES as OF_SCORES
 from oncofed.privacy.summed_scores import ScoreForm
 from oncofed.training.shared_noise import SharedNoise
 
 _FILE = "secure_aggregation.json"
+# What any release wrote into it.
+_REMEMBERED = {"participant", "sums", "base"}
 _MOST_PEERS = 1000
 
 
@@ -190,14 +193,15 @@ class MaskedUpdates:
         """
         self._check_turn(request)
         tensors = summands(self._algorithm, dict(result.delta), dict(result.extra), self._trained)
+        base = base_digest(request.weights, request.extra)
         if request.bounds:
             try:
-                self._bounds.check(request, tensors)
+                self._bounds.check(request, base, tensors)
             finally:
                 self._remember()
         weighted = [value for name, value in tensors.items() if not name.startswith(tuple(FACTORS))]
-        base = base_digest(request.weights, request.extra)
         shared = base_digest(request.weights, {**request.extra, **bounds_in_digest(request.bounds)})
+        scores = self._scores(result.numbers)
         ready = self._participant.ready(
             protocol_round(request.round, request.repeat),
             request.attempt,
@@ -205,14 +209,14 @@ class MaskedUpdates:
             result.cases,
             result.steps,
             self._declared_norm(weighted, request, result.cases),
-            self._figures(result.numbers),
+            self._figures(scores),
         )
         self._base = base
         self._remember()
         turn = request.round, request.repeat, request.attempt
         if self._left_over:
             self._left_over.begin(turn)
-        self._held = _Held(turn, tensors, dict(request.bounds), scores=self._scores(result.numbers))
+        self._held = _Held(turn, tensors, dict(request.bounds), scores=scores)
         content = ready_content(self._participant.advertise(), ready)
         return replace(result, delta={}, extra={}, numbers=self._without_scores(result.numbers), ready=content)
 
@@ -233,10 +237,11 @@ class MaskedUpdates:
             raise ProtocolError("order", "asked for scores of other cases than those for validation or test")
         digest = scoring_digest(request.weights, request.split)
         number = protocol_round(scoring_round(self._federation.rounds.number, request.split), 0)
-        ready = self._participant.ready(number, request.attempt, digest, 1, 1, 1.0, self._figures(numbers))
+        scores = self._scores(numbers)
+        ready = self._participant.ready(number, request.attempt, digest, 1, 1, 1.0, self._figures(scores))
         self._base = digest
         self._remember()
-        self._held = _Held(name=scores_of(request.split), split=request.split, scores=self._scores(numbers))
+        self._held = _Held(name=scores_of(request.split), split=request.split, scores=scores)
         content = ready_content(self._participant.advertise(), ready)
         return EvaluateResult(self._without_scores(numbers), content)
 
@@ -281,8 +286,8 @@ class MaskedUpdates:
     def _scores(self, numbers: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
         return self._form.found_in(numbers) if self._form else {}
 
-    def _figures(self, numbers: Mapping[str, Any]) -> bytes:
-        return self._form.bits(numbers) if self._form else b""
+    def _figures(self, scores: Mapping[int, tuple[float, float]]) -> bytes:
+        return self._form.bits(scores) if self._form else b""
 
     def _check_scored(self, roster: Roster) -> None:
         """Refuse a sum of this site's scores over other sites than in an earlier one.
@@ -344,7 +349,13 @@ class MaskedUpdates:
         if self._form:
             only = figures_summed(roster, self._form.alone) if self._site in roster.scored else frozenset[int]()
             tensors[held.name] = self._form.encoded(held.scores, only)
-        masked = self._participant.mask(forwarded, tensors, FACTORS, held.bounds, rest if held.bounds else None)
+        try:
+            masked = self._participant.mask(forwarded, tensors, FACTORS, held.bounds, rest if held.bounds else None)
+        except ProtocolError as error:
+            if error.rule == NOT_IN_16_BITS:
+                self._bounds.refuse()
+                self._remember()
+            raise
         held.left_over = {name: rest[name] for name in held.bounds if name in rest}
         fields = masked.to_fields()
         return MaskedResult(fields.pop("words"), fields)
@@ -390,10 +401,12 @@ def fingerprints(peers: tuple[str, ...] | None) -> frozenset[str] | None:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = restored_value(json.loads(path.read_text(encoding="utf-8")))
+        if not isinstance(found, dict) or not found.keys() >= _REMEMBERED:
+            raise ValueError("another release wrote it")
+        return found
     except (OSError, ValueError) as error:
         raise StateError(
             f"{path} cannot be read ({type(error).__name__}): it says which sums this site took part in. Without it "
             "the site stays out of this job."
         ) from None
-    return dict(restored_value(found))

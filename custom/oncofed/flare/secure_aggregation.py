@@ -20,7 +20,7 @@ from oncofed.flare.security.revocation import list_and_root, read_revoked
 from oncofed.privacy.secure_aggregation import KeyAdvertisement, Verify, VerifyKey
 from oncofed.privacy.secure_aggregation.certificates import NOT_A_SITE, CertifiedSites
 from oncofed.rounds.sums import unverified
-from oncofed.signing import is_of_site, signature_by
+from oncofed.signing import is_of_site, sign_with
 
 # What stands for a signature and a certificate in a simulation.
 _NONE = b"-"
@@ -50,7 +50,7 @@ def _read_identity(fl_ctx: FLContext) -> Identity:
         raise PolicyError(f"its certificate does not say that it is a site. {NOT_A_SITE}")
     return Identity(
         site=site,
-        sign=partial(signature_by, startup / "client.key"),
+        sign=sign_with(startup / "client.key"),
         certificates=certificates,
         verify=verify_of_alliance(fl_ctx),
     )

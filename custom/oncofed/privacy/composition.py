@@ -7,7 +7,9 @@ What steps cost together is a convolution of their distributions of privacy loss
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ import numpy.typing as npt
 from scipy.fft import irfft, next_fast_len, rfft
 from scipy.signal import lfilter
 from scipy.special import logsumexp
+
+from oncofed.errors import SpecError
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -34,16 +38,55 @@ def epsilons(kinds: Sequence[Any], steps: Counts, interval: float, delta: float)
         steps: of each kind that a group was in, (group, kind).
         interval: between losses of the distributions.
         delta: in (0, 1).
+
+    Raises:
+        SpecError: the library holds distributions otherwise than this release knows.
     """
-    ways: list[Callable[[Any], Any]] = [lambda kind: kind._pmf_remove, lambda kind: kind._pmf_add]
-    # One patient less, or one more.
-    return np.maximum(*(_one_way([way(kind) for kind in kinds], steps, interval, delta) for way in ways))
+    less, more = zip(*map(losses_of, kinds), strict=True)
+    return np.maximum(_one_way(less, steps, interval, delta), _one_way(more, steps, interval, delta))
 
 
-def _one_way(losses: Sequence[Any], steps: Counts, interval: float, delta: float) -> Array:
-    dense = [loss.to_dense_pmf() for loss in losses]
-    masses, lowest = [loss._probs for loss in dense], np.array([loss._lower_loss for loss in dense])
-    infinite = -np.expm1(steps @ np.array([math.log1p(-loss._infinity_mass) for loss in dense])) + _TAIL
+@dataclass(frozen=True)
+class Losses:
+    """A distribution of one step's privacy loss.
+
+    Attributes:
+        masses: of losses on a grid, one interval apart.
+        lowest: loss of the first, in intervals.
+        infinite: mass of infinite loss.
+    """
+
+    masses: Array
+    lowest: int
+    infinite: float
+
+
+def losses_of(kind: Any) -> tuple[Losses, Losses]:
+    """Return the losses of one patient less, and of one more.
+
+    The library has no public way to them; a test holds them against what it tells in public.
+
+    Args:
+        kind: ``PrivacyLossDistribution``.
+
+    Raises:
+        SpecError: it holds them otherwise than this release knows.
+    """
+    try:
+        dense = [one.to_dense_pmf() for one in (kind._pmf_remove, kind._pmf_add)]
+        less, more = (Losses(np.asarray(one._probs), int(one._lower_loss), float(one._infinity_mass)) for one in dense)
+    except (AttributeError, TypeError) as error:
+        found = metadata.version("dp-accounting")
+        raise SpecError(
+            f"found dp-accounting {found}, which holds its distributions otherwise ({error}): expected 0.6, so that "
+            "what patients spent is computed as tested. Install it: pip install 'dp-accounting==0.6.*'"
+        ) from None
+    return less, more
+
+
+def _one_way(losses: Sequence[Losses], steps: Counts, interval: float, delta: float) -> Array:
+    masses, lowest = [loss.masses for loss in losses], np.array([loss.lowest for loss in losses])
+    infinite = -np.expm1(steps @ np.array([math.log1p(-loss.infinite) for loss in losses])) + _TAIL
     low, high = _range(masses, lowest, steps, interval)
     size = next_fast_len(max(high - low + 1, *(len(mass) for mass in masses)), real=True)
     transforms = np.array([rfft(mass, size) for mass in masses])

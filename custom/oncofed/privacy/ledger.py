@@ -18,6 +18,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from oncofed.audit import BREAKS_OFF, CHARGED, Anchor, AuditLog, Problem
@@ -122,7 +123,7 @@ class Ledger:
         self._folder = folder
         self._log = AuditLog(folder, LEDGER_FILE)
 
-    def charge(self, charge: Charge, limits: Limits, who: str) -> Anchor:
+    def charge(self, charge: Charge, limits: Limits, who: str, delta: float | None = None) -> Anchor:
         """Charge a job before its first step.
 
         A job that was charged before is not charged again: a process that goes on with it finds its charge, or lifts
@@ -132,6 +133,7 @@ class Ledger:
             charge: with all planned steps.
             limits: of the site's policy.
             who: the job's submitter.
+            delta: of the job, as ``refusal``.
 
         Returns:
             The ledger's last line.
@@ -148,7 +150,7 @@ class Ledger:
                 _require_same(charged, charge)
                 if charged.event.steps >= charge.event.steps:
                     return self._anchor()
-            reason = refusal(list(charges.values()), charge, limits)
+            reason = refusal(list(charges.values()), charge, limits, delta)
             if reason:
                 logging.getLogger(__name__).warning("job %s is not charged: %s", charge.job, reason.here)
                 raise PolicyError(f"its policy does not allow this job: {reason.told}")
@@ -281,20 +283,22 @@ class Ledger:
             raise AuditError(f"the ledger {self._log.path} cannot be locked ({error.strerror})") from None
 
 
-def refusal(charges: Sequence[Charge], new: Charge, limits: Limits) -> Refusal | None:
+def refusal(charges: Sequence[Charge], new: Charge, limits: Limits, delta: float | None = None) -> Refusal | None:
     """Return why a job costs too much; None if it does not.
 
     Args:
         charges: of earlier jobs.
         new: of the job.
         limits: of the site's policy.
+        delta: at which the job states its own epsilon; a refusal says this one, too. None: as the limits.
     """
+    own = partial(_by_itself, new.event, limits.delta if delta is None else delta, limits.delta)
     if limits.a_job is not None:
         cost = epsilon([new.event], limits.delta)
         if cost > limits.a_job:
             reason = (
                 f"it costs each patient epsilon {rounded_up(cost):.4g} at delta {limits.delta:g}, expected at most "
-                f"{limits.a_job:g}"
+                f"{limits.a_job:g}{own()}"
             )
             return Refusal(reason, reason)
     if limits.a_patient is None:
@@ -309,11 +313,18 @@ def refusal(charges: Sequence[Charge], new: Charge, limits: Limits) -> Refusal |
     return Refusal(
         # How many, or how much, would tell who was in an earlier job.
         f"the budget of some of its patients is spent, expected at most epsilon {limits.a_patient:g} at delta "
-        f"{limits.delta:g} for each over all jobs. The site's admin sees more with: oncofed site budget test",
+        f"{limits.delta:g} for each over all jobs{own()}. The site's admin sees more with: oncofed site budget test",
         f"{sum(numbers[events] for events in over)} of {len(new.patients)} patients would come to epsilon "
         f"{rounded_up(max(costs.values())):.4g} at delta {limits.delta:g} over all jobs, expected at most "
-        f"{limits.a_patient:g}",
+        f"{limits.a_patient:g}{own()}",
     )
+
+
+def _by_itself(event: Event, delta: float, compared: float) -> str:
+    """Return what a job states of itself, for a reader who finds another epsilon; empty at the same delta."""
+    if delta == compared:
+        return ""
+    return f"; by itself, at its own delta {delta:g}, the job's epsilon is {rounded_up(epsilon([event], delta)):.4g}"
 
 
 def spent(charges: Sequence[Charge], delta: float) -> list[Spent]:

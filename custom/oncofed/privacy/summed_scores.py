@@ -82,9 +82,13 @@ class ScoreForm:
         """Number of words."""
         return len(self.figures) * _NUMBERS * _LIMBS
 
-    def bits(self, numbers: Mapping[str, Any]) -> bytes:
-        """Return ``Ready.figures`` of a result's numbers."""
-        return bits_of(self.found_in(numbers), len(self.figures))
+    def bits(self, found: Collection[int]) -> bytes:
+        """Return ``Ready.figures``.
+
+        Args:
+            found: indices of the figures that a result has, as of ``found_in``.
+        """
+        return bits_of(found, len(self.figures))
 
     def found_in(self, numbers: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
         """Return value and weight of the figures in a result's numbers, by index; none without a mean.

@@ -9,7 +9,6 @@ from oncofed.alliance.facts import read_facts
 from oncofed.client.datasets import DATASETS_FILE, dataset_folder
 from oncofed.data.cases import usable_cases
 from oncofed.errors import SpecError
-from oncofed.privacy.accountant import epsilon, rounded_up
 from oncofed.privacy.ledger import Charge, Ledger, Limits, Spent, account_of, refusal, spent
 from oncofed.privacy.policy import Policy
 from oncofed.privacy.settings import too_few_patients
@@ -75,10 +74,5 @@ def refusal_of_job(folder: Path, plan: Plan) -> str:
         return f"found {len(patients)} training patients here; {few}"
     charge = Charge("proposed", account_of(data), "", private.event(plan.total_steps), patients)
     limits = limits_of(current_policy(folder))
-    found = refusal(list(Ledger(folder).charges().values()), charge, limits)
-    if found is None:
-        return ""
-    if private.delta == limits.delta:
-        return found.here
-    own = rounded_up(epsilon([charge.event], private.delta))
-    return f"{found.here}. By itself, at its own delta {private.delta:g}, the job's epsilon is {own:.4g}"
+    found = refusal(list(Ledger(folder).charges().values()), charge, limits, private.delta)
+    return found.here if found else ""

@@ -71,7 +71,7 @@ class _Masking:
     def __init__(self, spec: JobSpec, settings: dict[str, Any] | None = None) -> None:
         self.policy, self.delta = policy_of(spec, settings or _MASKED), delta_of(spec)
         form = score_form(spec.plan(), FederationPlan.model_validate(settings or _MASKED))
-        self.figures = form.bits(NUMBERS) if form else b""
+        self.figures = form.bits(form.found_in(NUMBERS)) if form else b""
         shapes = {name: tuple(value.shape) for name, value in _words(spec).items()}
         self.sites = _Sites(3, shapes=shapes)
         self.name = self.sites.names[0]
@@ -322,7 +322,7 @@ def test_a_sum_of_scores_has_a_ready_of_its_own(spec: JobSpec) -> None:
     numbers = {"evaluation": EVALUATION, "validate_s": 1.0}
     made = score_form(spec.plan(), FederationPlan.model_validate(_SUMMED))
     assert made
-    offer = site.site.ready(2, 1, _BASE, 1, 1, 1.0, made.bits(numbers))
+    offer = site.site.ready(2, 1, _BASE, 1, 1, 1.0, made.bits(made.found_in(numbers)))
     scored = EvaluateResult({"validate_s": 1.0}, ready_content(site.site.advertise(), offer))
     with pytest.raises(PolicyError, match="no update was checked"):
         site.send(EvaluateRequest.task, scored)

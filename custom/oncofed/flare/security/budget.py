@@ -41,14 +41,13 @@ def _charge(
         PolicyError: they have not enough left; the text may leave the site.
         AuditError: it cannot be written.
     """
-    del delta  # the policy tells at which all jobs are compared
     known, (_, person) = policy.leaves.differential_privacy, name_and_person(fl_ctx)
     limits = Limits(known.delta, known.largest_epsilon_a_job, known.largest_epsilon_a_patient)
     job, digest = str(fl_ctx.get_job_id()), dataset_digest(fl_ctx, dataset) or ""
     charge = Charge(job, account_of(data), digest, event, frozenset(patients))
     ledger = Ledger(kit_folder(fl_ctx))
     before = job in ledger.charges()
-    last = ledger.charge(charge, limits, person or "unknown")
+    last = ledger.charge(charge, limits, person or "unknown", delta)
     record(
         fl_ctx,
         CHARGED,

@@ -294,7 +294,7 @@ class OutboundPolicy:
         return kept
 
     def _figures(self, numbers: Mapping[str, Any]) -> bytes:
-        return self._form.bits(numbers) if self._form else b""
+        return self._form.bits(self._form.found_in(numbers)) if self._form else b""
 
     def _refuse_own_scores(self, numbers: Mapping[str, Any]) -> None:
         if own := SCORES & numbers.keys():
