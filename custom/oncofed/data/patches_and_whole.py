@@ -66,7 +66,7 @@ class PatchesAndWhole(BatchSource):
 
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
         """Return a patch, and the whole image."""
-        of_patch = ("image", "label", "distance", "centres.")
+        of_patch = ("image", "label", "distance", "centres.", "outside")
         whole = {name: values for name, values in prepared.items() if not name.startswith(of_patch)}
         return {**whole, **self._patches.draw(prepared, generator)}
 
