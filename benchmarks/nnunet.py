@@ -178,13 +178,13 @@ def as_planned(settings: dict[str, dict[str, Any]], seed: int) -> JobSpec:
         seed: of the job.
     """
     training = {**settings["training"], "augmentation": "full"}
-    changes = {**settings, "training": training, "task": {"mirror": True, "overlap": 0.5}, "seed": seed}
-    return read_job(_JOB).changed(changes)
+    changes = {**settings, "training": training, "task": {"mirror": True, "overlap": 0.5}}
+    return read_job(_JOB).changed(changes).with_seed(seed)
 
 
 def as_shipped(seed: int) -> JobSpec:
-    """Return the job as it is shipped, with nnU-Net's mirrored inference."""
-    return read_job(_JOB).changed({"task": {"overlap": 0.5}, "seed": seed})
+    """Return the job as it is shipped, with windows that overlap as nnU-Net's do."""
+    return read_job(_JOB).changed({"task": {"overlap": 0.5}}).with_seed(seed)
 
 
 def trained(spec: JobSpec, cases: Cases, steps: int) -> tuple[Figures, float]:

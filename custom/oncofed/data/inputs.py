@@ -129,7 +129,12 @@ class BatchSource(Preparation):
     Args:
         spec: the job's data.
         augmentation: how much is changed at random.
+
+    Attributes:
+        device: where samples are changed as they are drawn; None: where their cases are.
     """
+
+    device: torch.device | None = None
 
     def __init__(self, spec: DataSpec, augmentation: Augmentation) -> None:
         super().__init__(spec)
@@ -246,12 +251,13 @@ class Patches(BatchSource):
 
         What lies beyond the image is 0 there, and background, or the value of what nobody labelled.
         """
-        maps = {name: prepared[name] for name in ("image", "label", "distance") if name in prepared}
+        names = ("image", "label", "distance")
+        maps: dict[str, Tensor] = {name: prepared[name] for name in names if name in prepared}
         corner = self._corner(prepared, generator)
         which, matrices = self._moves.matrices(1, self.spec.patch, generator)
         if len(which):
             outside = {"label": float(prepared["outside"])} if "outside" in prepared else {}
-            patch = patch_at(maps, matrices[0], self.spec.patch, corner, outside)
+            patch = patch_at(maps, matrices[0], self.spec.patch, corner, outside, self.device)
         else:
             window = (slice(None), *(slice(at, at + side) for at, side in zip(corner, self.spec.patch, strict=True)))
             patch = {name: values[window] for name, values in maps.items()}

@@ -89,6 +89,7 @@ def patch_at(
     sides: Sequence[int],
     corner: Sequence[int],
     outside: Mapping[str, float],
+    device: torch.device | None = None,
 ) -> dict[str, Tensor]:
     """Return a turned and scaled patch of an image and of maps on its grid.
 
@@ -98,6 +99,7 @@ def patch_at(
         sides: of the patch in voxels.
         corner: of the patch before it is turned about its middle.
         outside: map -> value beyond the image; 0 of those that are not named.
+        device: where the patch is computed; None: where the image is.
 
     Returns:
         Each (channel, x, y[, z]) of the patch's sides, in the map's dtype.
@@ -113,8 +115,12 @@ def patch_at(
     window = (slice(None), *(slice(low, high) for low, high in box))
     lengths = [high - low for low, high in box]
     theta = theta_of(matrix[None], sides, lengths, [at - low for at, (low, _) in zip(centre, box, strict=True)])
-    grid = functional.affine_grid(theta.to(image.device, non_blocking=True), [1, 1, *sides], align_corners=False)
-    return {name: _sampled(values[window], grid, outside.get(name, 0.0)) for name, values in maps.items()}
+    place = device or image.device
+    grid = functional.affine_grid(theta.to(place, non_blocking=True), [1, 1, *sides], align_corners=False)
+    return {
+        name: _sampled(values[window].to(place, non_blocking=True), grid, outside.get(name, 0.0))
+        for name, values in maps.items()
+    }
 
 
 def _sampled(values: Tensor, grid: Tensor, outside: float) -> Tensor:
