@@ -20,13 +20,14 @@ import numpy as np
 
 from harness.bench import Bench, Settings
 from harness.results import Better, Target
-from oncofed.data.cases import Cases, usable_cases
+from oncofed.data.cases import usable_cases
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.tasks import SlideClassification
 from oncofed.training import Evaluation, Trainer
 from synthetic import make_slides
+from timed import steps_within, with_steps
 
 _TARGETS = {"hippocampus": ("Dice", 0.86), "nuclei": ("Dice", 0.85), "slides": ("AUROC", 0.95)}
 _SLIDES, _SLIDES_SHORT = 120, 30
@@ -143,8 +144,8 @@ def train_for(spec: JobSpec, dataset: Path, seconds: float) -> tuple[Evaluation,
     plan = spec.plan()
     cases = usable_cases(dataset, plan.data, plan.supervision(), plan.seed, "here").cases
     begun = time.perf_counter()
-    steps = _steps_within(spec, cases, seconds * _SHARE_FOR_TRAINING)
-    trainer = Trainer(_with_steps(spec, steps).plan(), cases, "here")
+    steps = steps_within(spec, cases, seconds * _SHARE_FOR_TRAINING)
+    trainer = Trainer(with_steps(spec, steps).plan(), cases, "here")
     trainer.train(steps)
     trained = time.perf_counter() - begun
     evaluation = trainer.evaluate(cases.test, detailed=True)
@@ -158,17 +159,3 @@ def train_for(spec: JobSpec, dataset: Path, seconds: float) -> tuple[Evaluation,
         "allowed": seconds,
     }
     return evaluation, facts, trainer
-
-
-def _steps_within(spec: JobSpec, cases: Cases, seconds: float) -> int:
-    begun = time.perf_counter()
-    probe = Trainer(_with_steps(spec, 1000).plan(), cases, "probe")
-    probe.train(3)
-    prepared = time.perf_counter()
-    probe.train(20)
-    each = (time.perf_counter() - prepared) / 20
-    return max(20, int((seconds - 2 * (prepared - begun)) / each))
-
-
-def _with_steps(spec: JobSpec, steps: int) -> JobSpec:
-    return spec.changed({"training": {"steps_per_round": steps}, "rounds": {"number": 1}})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from oncofed.data.augment import Augment, Strength, _affine, strength
+from oncofed.data.augment import Augment, Strength, strength
 from synthetic import make_volume
 
 
@@ -32,18 +31,6 @@ def test_image_and_label_move_together(flat: bool) -> None:
     assert not torch.equal(moved["label"], batch["label"])
     # Interpolation blurs edges; elsewhere image and label agree.
     assert ((moved["image"].round() == moved["label"]).float().mean()) > 0.93
-
-
-def test_a_quarter_turn_is_exact_on_a_patch_of_unequal_sides() -> None:
-    image = torch.zeros(1, 1, 8, 16)
-    image[0, 0, 2, 8] = 1  # two rows and a half... above the middle
-    theta = _affine(torch.full((1, 1), math.pi / 2), torch.ones(1), image.shape[2:])
-    grid = torch.nn.functional.affine_grid(theta, [1, 1, 8, 16], align_corners=False)
-    turned = torch.nn.functional.grid_sample(image, grid, mode="nearest", align_corners=False)
-    row, column = (int(v) for v in torch.nonzero(turned[0, 0])[0])
-    before, after = (2 - 3.5, 8 - 7.5), (row - 3.5, column - 7.5)
-    assert math.hypot(*before) == pytest.approx(math.hypot(*after))
-    assert before[0] * after[0] + before[1] * after[1] == pytest.approx(0)
 
 
 @pytest.mark.parametrize("augmentation", ["none", "light", "full"])
@@ -78,6 +65,30 @@ def test_each_change_touches_only_the_chosen_samples(name: str) -> None:
     same = [torch.equal(a, b) for a, b in zip(changed["image"], batch["image"], strict=True)]
     assert 2 <= sum(same) <= 14
     assert torch.equal(changed["label"], batch["label"])
+
+
+@pytest.mark.parametrize("name", ["blur", "coarse"])
+def test_channels_are_chosen_one_by_one(name: str) -> None:
+    image = torch.rand(8, 4, 12, 12, 12)
+    changed = _change(replace(Strength(), **{name: ALONE[name]}), {"image": image})["image"]  # type: ignore[arg-type]
+    same = (changed == image).flatten(2).all(2)
+    assert (same.any(1) & ~same.all(1)).any()
+
+
+def test_a_coarser_image_stays_where_it_was() -> None:
+    # A slope: whatever is moved along it changes its values, away from the edges, on average.
+    slope = torch.arange(24.0).expand(64, 1, 24, 24, 24)
+    changed = _change(Strength(coarse=(1.0, 0.5)), {"image": slope.contiguous()})["image"]
+    assert (changed - slope)[..., 6:-6].mean().abs() < 0.1
+
+
+def test_channels_of_a_colour_change_alike_and_others_each_by_itself() -> None:
+    image = torch.ones(8, 3, 6, 6)
+    for together in (True, False):
+        s = Strength(brightness=(1.0, 0.75, 1.25), together=together)
+        factors = _change(s, {"image": image})["image"][:, :, 0, 0]
+        assert bool((factors == factors[:, :1]).all()) == together
+        assert 0.75 <= factors.min() < 1 < factors.max() <= 1.25
 
 
 def test_gamma_keeps_mean_and_spread_and_blur_reduces_noise() -> None:

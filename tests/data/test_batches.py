@@ -14,6 +14,7 @@ from oncofed.data.batches import BatchStream
 from oncofed.data.cases import read_cases
 from oncofed.data.inputs import Patches, Prepared, object_distances
 from oncofed.data.prepared import PreparedCases
+from oncofed.data.spatial import Moves
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.errors import TrainingError, UnreadableError
 
@@ -141,3 +142,14 @@ def test_distances_are_deepest_in_the_middle_of_each_object() -> None:
     assert depth[5, 8] < 0.5
     assert depth[5, 9] < 0.5
     assert (depth[numbers == 0] == 0).all()
+
+
+def test_a_patch_of_an_unlabelled_image_says_nothing_of_what_lies_beyond_it() -> None:
+    patches = Patches(DATA, "full", 3)
+    patches._moves = Moves((1.0, 0.5), (1.0, 2.0, 2.0), 0.0)  # far beyond
+    generator = torch.Generator().manual_seed(1)
+    unlabelled = patches.of_unlabelled(torch.ones(1, 8, 8, 8), 255)
+    assert set(patches.draw(unlabelled, generator)["label"].unique().tolist()) == {255}
+    labelled = {**unlabelled, "label": torch.ones(1, 8, 8, 8, dtype=torch.uint8)}
+    del labelled["outside"]
+    assert set(patches.draw(labelled, generator)["label"].unique().tolist()) == {0, 1}

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from oncofed.data.spatial import Moves, theta_of
 from oncofed.data.spec import Modality
 
 Augmentation = Literal["none", "light", "full"]
@@ -30,19 +31,23 @@ class Strength:
 
     Attributes:
         rotate: (probability, largest angle in radians about each axis).
-        scale: (probability, smallest and largest factor).
+        plane: largest angle of flat images, and of volumes with few thick slices in the plane of the slices.
+        scale: (probability, smallest and largest distance between the voxels that are read; above one makes things
+            smaller).
         mirror: probability of each axis.
         noise: (probability, largest standard deviation); images have a standard deviation of about one.
-        blur: (probability, smallest and largest sigma in voxels).
+        blur: (probability of each channel, smallest and largest sigma in voxels along each axis).
         brightness: (probability, smallest and largest factor of all intensities).
         contrast: (probability, smallest and largest factor of the distance from the mean).
-        coarse: (probability, smallest share of the resolution that is left).
+        coarse: (probability of each channel, smallest share of the resolution that is left).
         gamma: (probability, smallest and largest exponent).
         inverted_gamma: the same on the negative.
         tint: (probability, largest shift of a channel by itself).
+        together: channels change alike in brightness, contrast and gamma, as those of a colour do.
     """
 
     rotate: tuple[float, float] = (0.0, 0.0)
+    plane: float = 0.0
     scale: tuple[float, float, float] = (0.0, 1.0, 1.0)
     mirror: float = 0.0
     noise: tuple[float, float] = (0.0, 0.0)
@@ -53,40 +58,57 @@ class Strength:
     gamma: tuple[float, float, float] = (0.0, 1.0, 1.0)
     inverted_gamma: tuple[float, float, float] = (0.0, 1.0, 1.0)
     tint: tuple[float, float] = (0.0, 0.0)
+    together: bool = False
+
+    @property
+    def moves(self) -> Moves:
+        """The spatial changes other than mirroring."""
+        return Moves(self.rotate, self.scale, self.plane)
+
+    @property
+    def unmoved(self) -> Strength:
+        """The same without ``moves``."""
+        return replace(self, rotate=(0.0, 0.0), scale=(0.0, 1.0, 1.0))
 
 
 def strength(augmentation: Augmentation, modality: Modality) -> Strength:
     """Return a job's augmentation for a modality.
 
-    "full" is nnU-Net's set (Isensee et al., Nature Methods 2021, supplementary note 4), with tints of single channels
-    for microscopy; "light" is a part of it for short runs.
+    "full" is nnU-Net's set as its release 2.8 has it (Isensee et al., Nature Methods 2021), with tints of single
+    channels for microscopy; "light" is a part of it for short runs.
     """
     microscopy = modality == "microscopy"
+    # A chest has its heart on the left and its head above; a field of a slide has no top and no left.
+    upright = modality == "xray"
     if augmentation == "none":
         return Strength()
     if augmentation == "light":
         return Strength(
             rotate=(0.3, 0.15),
+            plane=0.15,
             scale=(0.3, 0.9, 1.1),
-            # A field of a slide has no top and no left.
             mirror=0.5 if microscopy else 0.0,
             noise=(0.15, 0.1),
             brightness=(0.3, 0.85, 1.15),
             gamma=(0.2 if modality == "mri" else 0.0, 0.7, 1.5),
+            together=microscopy,
         )
     return Strength(
         rotate=(0.2, math.pi / 6),
+        plane=math.pi / 6 if upright else math.pi,
         scale=(0.2, 0.7, 1.4),
-        # A chest has its heart on the left.
-        mirror=0.0 if modality == "xray" else 0.5,
-        noise=(0.1, 0.3),
-        blur=(0.2, 0.5, 1.0),
+        mirror=0.0 if upright else 0.5,
+        # What nnU-Net calls the noise's variance is its standard deviation.
+        noise=(0.1, 0.1),
+        # Of 0.2 and 0.25 of the images half of the channels.
+        blur=(0.1, 0.5, 1.0),
         brightness=(0.15, 0.75, 1.25),
         contrast=(0.15, 0.75, 1.25),
-        coarse=(0.25, 0.5),
+        coarse=(0.125, 0.5),
         gamma=(0.3, 0.7, 1.5),
         inverted_gamma=(0.1, 0.7, 1.5),
         tint=(0.3 if microscopy else 0.0, 0.3),
+        together=microscopy,
     )
 
 
@@ -120,37 +142,38 @@ class Augment:
         if self._stain:
             batch[_IMAGE].copy_(self._stain(batch[_IMAGE], generator=self._generator))
         # Intensities, in nnU-Net's order.
-        changes: list[tuple[float, Callable[[Tensor], Tensor]]] = [
-            (s.noise[0], self._noisy),
-            (s.blur[0], self._blurred),
-            (s.brightness[0], lambda image: image * self._drawn(image, *s.brightness[1:])),
-            (s.contrast[0], self._stretched),
-            (s.coarse[0], self._coarser),
-            (s.inverted_gamma[0], lambda image: -self._gamma_corrected(-image, *s.inverted_gamma[1:])),
-            (s.gamma[0], lambda image: self._gamma_corrected(image, *s.gamma[1:])),
-            (s.tint[0], lambda image: image + self._drawn(image, -s.tint[1], s.tint[1], image.shape[1])),
-        ]
-        for probability, change in changes:
-            for image, index in self._chosen({_IMAGE: batch[_IMAGE]}, probability):
-                image.index_copy_(0, index, change(image.index_select(0, index)))
+        self._change(batch, s.noise[0], self._noisy)
+        self._change(batch, s.blur[0], self._blurred, each_channel=True)
+        self._change(batch, s.brightness[0], lambda image: image * self._about_one(image, *s.brightness[1:]))
+        self._change(batch, s.contrast[0], self._stretched)
+        self._change(batch, s.coarse[0], self._coarser, each_channel=True)
+        self._change(batch, s.inverted_gamma[0], lambda image: -self._gamma_corrected(-image, *s.inverted_gamma[1:]))
+        self._change(batch, s.gamma[0], lambda image: self._gamma_corrected(image, *s.gamma[1:]))
+        tint = (-s.tint[1], s.tint[1])
+        self._change(batch, s.tint[0], lambda image: image + self._drawn(image, *tint, columns=image.shape[1]))
         return batch
+
+    def _change(
+        self, batch: Batch, probability: float, change: Callable[[Tensor], Tensor], each_channel: bool = False
+    ) -> None:
+        """Change the intensities of the chosen images, or channels, in place."""
+        image = batch[_IMAGE]
+        # A view: channels as images of one channel.
+        values = image.view(-1, 1, *image.shape[2:]) if each_channel else image
+        for chosen, index in self._chosen({_IMAGE: values}, probability):
+            chosen.index_copy_(0, index, change(chosen.index_select(0, index)))
 
     # --- spatial changes
 
     def _move(self, batch: Batch) -> None:
-        image, s = batch[_IMAGE], self._strength
-        axes = image.ndim - 2
-        turn, resize = (torch.rand(len(image), generator=self._generator) < p for p in (s.rotate[0], s.scale[0]))
-        which = torch.nonzero(turn | resize).flatten()
+        image = batch[_IMAGE]
+        sides = image.shape[2:]
+        which, matrices = self._strength.moves.matrices(len(image), sides, self._generator)
         if not len(which):
             return
-        angles = self._uniform(len(which), axes if axes == 3 else 1, -1, 1) * s.rotate[1]
-        factors = self._uniform(len(which), 1, *s.scale[1:]).flatten()
-        angles[~turn[which]] = 0
-        factors[~resize[which]] = 1
-        theta = _affine(angles, factors, image.shape[2:]).to(image.device, non_blocking=True)
-        index = which.to(image.device, non_blocking=True)
-        grid = functional.affine_grid(theta, [len(which), 1, *image.shape[2:]], align_corners=False)
+        theta = theta_of(matrices, sides, sides, [(side - 1) / 2 for side in sides])
+        theta, index = (values.to(image.device, non_blocking=True) for values in (theta, which))
+        grid = functional.affine_grid(theta, [len(which), 1, *sides], align_corners=False)
         for values in batch.values():
             mode = "bilinear" if values.is_floating_point() else "nearest"
             part = values.index_select(0, index).to(grid.dtype)
@@ -165,13 +188,13 @@ class Augment:
         return torch.addcmul(image, noise, self._drawn(image, 0, self._strength.noise[1]))
 
     def _blurred(self, image: Tensor) -> Tensor:
-        sigmas = self._uniform(len(image), 1, *self._strength.blur[1:])
+        axes, groups = image.ndim - 2, image.shape[0] * image.shape[1]
         radius = math.ceil(3 * self._strength.blur[2])
         offsets = torch.arange(-radius, radius + 1)
-        kernels = torch.exp(-0.5 * (offsets / sigmas) ** 2)
-        kernels = (kernels / kernels.sum(1, keepdim=True)).to(image.device, non_blocking=True)
-        axes, groups = image.ndim - 2, image.shape[0] * image.shape[1]
         for axis in range(axes):
+            sigmas = self._uniform(len(image), 1, *self._strength.blur[1:])
+            kernels = torch.exp(-0.5 * (offsets / sigmas) ** 2)
+            kernels = (kernels / kernels.sum(1, keepdim=True)).to(image.device, non_blocking=True)
             # Each channel of each image is a group with its own kernel.
             shape = [1] * axes
             shape[axis] = len(offsets)
@@ -187,7 +210,7 @@ class Augment:
         places = _places(image)
         mean = image.mean(places, keepdim=True)
         low, high = image.amin(places, keepdim=True), image.amax(places, keepdim=True)
-        stretched = (image - mean) * self._drawn(image, *self._strength.contrast[1:]) + mean
+        stretched = (image - mean) * self._about_one(image, *self._strength.contrast[1:]) + mean
         return torch.minimum(torch.maximum(stretched, low), high)
 
     def _coarser(self, image: Tensor) -> Tensor:
@@ -195,7 +218,7 @@ class Augment:
         mode = "trilinear" if image.ndim == 5 else "bilinear"
         for number, share in enumerate(shares):
             size = [max(1, round(side * share)) for side in image.shape[2:]]
-            small = functional.interpolate(image[number : number + 1], size=size, mode="nearest")
+            small = functional.interpolate(image[number : number + 1], size=size, mode="nearest-exact")
             image[number] = functional.interpolate(small, size=image.shape[2:], mode=mode)[0]
         return image
 
@@ -205,7 +228,7 @@ class Augment:
         mean, spread = image.mean(places, keepdim=True), image.std(places, keepdim=True)
         low = image.amin(places, keepdim=True)
         reach = (image.amax(places, keepdim=True) - low).clamp_min(1e-7)
-        corrected = ((image - low) / reach).clamp_min(0) ** self._drawn(image, low_exponent, high_exponent)
+        corrected = ((image - low) / reach).clamp_min(0) ** self._about_one(image, low_exponent, high_exponent)
         centred = corrected - corrected.mean(places, keepdim=True)
         return centred * (spread / corrected.std(places, keepdim=True).clamp_min(1e-7)) + mean
 
@@ -229,6 +252,13 @@ class Augment:
         values = self._uniform(len(image), columns, low, high).to(image.device, non_blocking=True)
         return values.view(*values.shape, *[1] * (image.ndim - 2))
 
+    def _about_one(self, image: Tensor, low: float, high: float) -> Tensor:
+        """Return random factors, half of them below one; of each channel its own, if channels differ."""
+        columns = 1 if self._strength.together else image.shape[1]
+        below, place = (self._uniform(len(image), columns, 0, 1) for _ in range(2))
+        values = torch.where(below < 0.5, low + place * (1 - low), 1 + place * (high - 1))
+        return values.to(image.device, non_blocking=True).view(*values.shape, *[1] * (image.ndim - 2))
+
     def _on(self, device: torch.device) -> Generator:
         if device.type == "cpu":
             return self._generator
@@ -238,29 +268,3 @@ class Augment:
 
 def _places(image: Tensor) -> list[int]:
     return list(range(2, image.ndim))
-
-
-def _affine(angles: Tensor, factors: Tensor, shape: torch.Size) -> Tensor:
-    """Return the matrix for ``affine_grid``, from output to input.
-
-    Args:
-        angles: (n, 3) or, of flat images, (n, 1), in radians.
-        factors: (n,), of enlargement.
-        shape: of the images; angles apply to the voxel grid, whatever the sides' lengths.
-
-    Returns:
-        (n, axes, axes + 1) float32, in the order of ``grid_sample``: last axis first.
-    """
-    axes = len(shape)
-    turn = torch.eye(axes).expand(len(angles), axes, axes).clone()
-    planes = ((1, 2), (0, 2), (0, 1)) if axes == 3 else ((0, 1),)
-    for column, (first, second) in enumerate(planes):
-        plane = torch.eye(axes).expand(len(angles), axes, axes).clone()
-        cos, sin = angles[:, column].cos(), angles[:, column].sin()
-        plane[:, first, first], plane[:, second, second] = cos, cos
-        plane[:, first, second], plane[:, second, first] = -sin, sin
-        turn = turn @ plane
-    turn = turn / factors[:, None, None]
-    sides = torch.tensor(list(shape)[::-1], dtype=torch.float32)
-    theta = turn * (sides[None, None, :] / sides[None, :, None])
-    return torch.cat([theta, torch.zeros(len(angles), axes, 1)], dim=2)

@@ -82,6 +82,7 @@ class BatchBuilder:
     ) -> Batch:
         """Draw a batch and change it at ``place``."""
         self.prepared.ahead([*indices, *upcoming])
+        self._input.device = place
         parts = [self._input.draw(self.prepared[index], generator) for index in indices]
         if self._device.type == "cpu":
             return self._input.change(self._input.together(parts), generator)

@@ -24,6 +24,7 @@ from oncofed.data.augment import Augment, Augmentation, Batch, strength
 from oncofed.data.case import Case
 from oncofed.data.case_facts import Values
 from oncofed.data.covariates import table_row
+from oncofed.data.spatial import patch_at
 from oncofed.data.spec import DataSpec
 from oncofed.data.stain.augment import changed
 from oncofed.data.transforms import load_pair, load_whole
@@ -31,9 +32,9 @@ from oncofed.data.transforms import load_pair, load_whole
 Prepared = dict[str, Tensor]
 
 # Beginnings of the names of what is only looked up to draw a sample, and stays off the GPU.
-LOOKED_UP = ("centres.", "slides", "tissue")
+LOOKED_UP = ("centres.", "outside", "slides", "tissue")
 # Raised when what preparing does changes though its settings do not.
-_VERSION = 5
+_VERSION = 6
 # Voxels of each class among which a patch's centre is drawn, spread evenly over them all. All of them would take eight
 # bytes for each voxel of a prepared case.
 CENTRES_PER_CLASS = 10_000
@@ -128,7 +129,12 @@ class BatchSource(Preparation):
     Args:
         spec: the job's data.
         augmentation: how much is changed at random.
+
+    Attributes:
+        device: where samples are changed as they are drawn; None: where their cases are.
     """
+
+    device: torch.device | None = None
 
     def __init__(self, spec: DataSpec, augmentation: Augmentation) -> None:
         super().__init__(spec)
@@ -186,6 +192,8 @@ class Patches(BatchSource):
         self, spec: DataSpec, augmentation: Augmentation, classes: int, objects: bool = False, partial: bool = False
     ) -> None:
         super().__init__(spec, augmentation)
+        # What a patch is turned by is applied as it is drawn, where the rest of the image is at hand.
+        self._moves, self._strength = self._strength.moves, self._strength.unmoved
         self.classes = classes
         self._partial = partial
         self._objects = objects
@@ -220,6 +228,7 @@ class Patches(BatchSource):
         return {
             "image": image,
             "label": torch.full_like(image[:1], value, dtype=torch.uint8),
+            "outside": torch.tensor(value),
             **depths,
             "centres.0": centres,
             **{f"centres.{number}": centres[:0] for number in range(1, self.classes)},
@@ -238,20 +247,33 @@ class Patches(BatchSource):
         return int(voxels * each) + self.classes * 8 * CENTRES_PER_CLASS
 
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
-        """Return a patch around a voxel of a random class."""
-        image = prepared["image"]
+        """Return a patch around a voxel of a random class, turned and scaled at random.
+
+        What lies beyond the image is 0 there, and background, or the value of what nobody labelled.
+        """
+        names = ("image", "label", "distance")
+        maps: dict[str, Tensor] = {name: prepared[name] for name in names if name in prepared}
+        corner = self._corner(prepared, generator)
+        which, matrices = self._moves.matrices(1, self.spec.patch, generator)
+        if len(which):
+            outside = {"label": float(prepared["outside"])} if "outside" in prepared else {}
+            patch = patch_at(maps, matrices[0], self.spec.patch, corner, outside, self.device)
+        else:
+            window = (slice(None), *(slice(at, at + side) for at, side in zip(corner, self.spec.patch, strict=True)))
+            patch = {name: values[window] for name, values in maps.items()}
+        return patch | {name: prepared[name] for name in ("alike",) if name in prepared}
+
+    def _corner(self, prepared: Prepared, generator: Generator) -> list[int]:
+        """Return where a patch begins that has a voxel of a random class at its centre, or near to it at an edge."""
+        shape = prepared["image"].shape[1:]
         there = [value for value in range(self.classes) if len(prepared[f"centres.{value}"])]
         value = there[int(torch.randint(len(there), (), generator=generator))]
         centres = prepared[f"centres.{value}"]
         flat = int(centres[torch.randint(len(centres), (), generator=generator)])
-        centre = np.unravel_index(flat, image.shape[1:])
-        corner = [
+        return [
             min(max(int(at) - side // 2, 0), length - side)
-            for at, side, length in zip(centre, self.spec.patch, image.shape[1:], strict=True)
+            for at, side, length in zip(np.unravel_index(flat, shape), self.spec.patch, shape, strict=True)
         ]
-        window = (slice(None), *(slice(at, at + side) for at, side in zip(corner, self.spec.patch, strict=True)))
-        patch = {name: prepared[name][window] for name in ("image", "label", "distance") if name in prepared}
-        return patch | {name: prepared[name] for name in ("alike",) if name in prepared}
 
     def change(self, batch: Batch, generator: Generator) -> Batch:
         """Return a batch whose maps are changed at random."""

@@ -66,8 +66,9 @@ class PatchesAndWhole(BatchSource):
 
     def draw(self, prepared: Prepared, generator: Generator) -> Prepared:
         """Return a patch, and the whole image."""
-        of_patch = ("image", "label", "distance", "centres.")
+        of_patch = ("image", "label", "distance", "centres.", "outside")
         whole = {name: values for name, values in prepared.items() if not name.startswith(of_patch)}
+        self._patches.device = self.device
         return {**whole, **self._patches.draw(prepared, generator)}
 
     def change(self, batch: Batch, generator: Generator) -> Batch:

@@ -25,6 +25,8 @@ _TENTH = 0.1
 _SHOWN = 0.95
 _SMALLEST_SIDE, _LARGEST_SIDE = 8, 2048
 _MOST_COARSER_OUTPUTS = 4
+# nnU-Net learns from neither of the two coarsest resolutions, nor twice from the finest.
+_UNUSED_OUTPUTS = 3
 
 
 class Reason(BaseModel):
@@ -130,7 +132,7 @@ def model_settings(planned: Topology) -> dict[str, Any]:
         "channels": list(planned.channels),
         "strides": [list(stride) for stride in planned.resolutions.strides],
         "kernel_size": [list(kernel) for kernel in planned.resolutions.kernels],
-        "deep_supervision": min(max(len(planned.channels) - 2, 0), _MOST_COARSER_OUTPUTS),
+        "deep_supervision": min(max(len(planned.channels) - _UNUSED_OUTPUTS, 0), _MOST_COARSER_OUTPUTS),
     }
 
 
