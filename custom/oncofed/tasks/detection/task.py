@@ -63,6 +63,7 @@ class Detection(Task[DetectionOutcome]):
     loss_name = "focal loss, and smooth L1 of the boxes"
     label_kind: LabelKind = "boxes"
     network_kind: Kind = "boxes"
+    compares_patients = False
 
     def __init__(self, spec: DetectionSpec, data: DataSpec) -> None:
         super().__init__(data, spec.classes)
