@@ -100,6 +100,11 @@ class EvaluationSpec(StrictModel):
         description="validation cases of a site that a round looks at: a sample by class and patient, the same in each "
         "round; the test at the end looks at all test cases",
     )
+    doubtful_labels: bool = Field(
+        False,
+        description="at the end, each site lists for itself which of its cases have labels that disagree with the "
+        "model's answers; nothing of it leaves",
+    )
     margin: float | None = Field(
         None, gt=0, lt=1, description="by how much worse than another model (--against) still counts as no worse"
     )

@@ -15,8 +15,9 @@ import oncofed
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.training_profile import site_profile
 from oncofed.client.first_asked import FirstAsked
-from oncofed.client.folder import OWN_MODEL, sole_owner
+from oncofed.client.folder import DOUBTS_FILE, OWN_MODEL, sole_owner
 from oncofed.client.kept_model import keep_model
+from oncofed.client.label_check import check_labels
 from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, ProgressReporter, SiteContext, Stop
 from oncofed.client.personal import PersonalModel
 from oncofed.client.personalization import Kept, Personalization
@@ -260,6 +261,8 @@ class InProcessTraining:
         """Score the model."""
         weights = self._weights_here({name: _full_precision(value) for name, value in request.weights.items()})
         score = self.scoring.score(request, weights, self._personal, stop)
+        if request.keep and self._federation.evaluation.doubtful_labels and not stop():
+            self._check_labels(weights, stop)
         kept = self._kept(request, weights, stop) if (keep_as or request.keep) and not stop() else None
         if kept is None or stop():
             return score
@@ -268,6 +271,15 @@ class InProcessTraining:
         # A gain tells of training patients, and has no noise.
         gain = {"gain": dict(kept.gain)} if kept.gain and not self._private else {}
         return replace(score, numbers=score.numbers | gain, own=kept.kind != FEDERATED)
+
+    def _check_labels(self, weights: Weights, stop: Stop) -> None:
+        """List cases whose labels disagree with the model, for this site only."""
+        self.trainer.load_weights(weights)
+        path = self._context.state / DOUBTS_FILE
+        try:
+            check_labels(self.trainer, path, self._progress, self._reporter, stop)
+        except (OSError, OncofedError) as error:
+            self._reporter.note(f"labels could not be compared with the model's answers: {error}", logging.ERROR)
 
     def _kept(self, request: EvaluateRequest, weights: Weights, stop: Stop) -> Kept | None:
         """Return the model that serves this site; None: there is no other one to keep.

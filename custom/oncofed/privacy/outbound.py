@@ -27,7 +27,9 @@ from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 Check = Callable[[Any], bool]
 
 _MOST_CASES = 10_000_000
-_PHASES = frozenset({"checking data", "loading data", "training", "validating", "testing", "personalizing"})
+_PHASES = frozenset(
+    {"checking data", "loading data", "training", "validating", "testing", "personalizing", "checking labels"}
+)
 _DIGITS = 4
 # The system's messages for files that cannot be written: a list that no site can add to.
 _SYSTEM_ERRORS = frozenset(os.strerror(number) for number in errorcode)
