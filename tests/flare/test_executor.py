@@ -333,7 +333,8 @@ def test_a_site_keeps_the_model_that_serves_it(spec: JobSpec, local: Path, strat
     request = EvaluateRequest(weights=sent, round=1, split="test")
     training.validate(request, lambda: False)
     assert not folder.exists()
-    training.validate(request, lambda: False, "spheres")
+    score = training.validate(request, lambda: False, "spheres")
+    assert score.own == (strategy == "ditto")
     kept = load_file(folder / "model.safetensors")
     expected = training._personal.weights() if training._personal else training._weights_here(sent)
     assert all(torch.equal(kept[name], expected[name]) for name in sent)
@@ -470,14 +471,14 @@ def test_a_full_disk_loses_the_state_but_not_the_update(spec: JobSpec, local: Pa
     assert not list(local.rglob("*.unfinished"))
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "ditto"])
-def test_a_calibration_is_kept_only_with_its_model(spec: JobSpec, local: Path, strategy: str) -> None:
-    executor = _executor(spec.changed({"strategy": {"name": strategy}}))
+@pytest.mark.parametrize("own", [False, True])
+def test_a_calibration_is_kept_only_with_its_model(spec: JobSpec, local: Path, own: bool) -> None:
+    executor = _executor(spec)
     folder = local / "oncofed" / "job" / "model"
     folder.mkdir(parents=True)
     files = {"calibration.json": "{}", "training_profile.json": "{}", "../other.json": "{}"}
-    executor._keep_artifacts(files, _Context(local))
-    expected = {"training_profile.json"} | ({"calibration.json"} if strategy == "fedavg" else set())
+    executor._keep_artifacts(files, own, _Context(local))
+    expected = {"training_profile.json"} | (set() if own else {"calibration.json"})
     assert {path.name for path in folder.iterdir()} == expected
 
 
@@ -489,6 +490,6 @@ def test_a_kept_bundle_gets_the_models_artifacts(spec: JobSpec, local: Path) -> 
         "calibration.json": '{"temperature": 2.5, "patients": 20, "sites": ["west"], "log_loss": [1, 0.5]}',
         "training_profile.json": '{"sites": 1, "traits": {}}',
     }
-    _executor(spec)._keep_artifacts(files, _Context(local))
+    _executor(spec)._keep_artifacts(files, False, _Context(local))
     assert {name: (bundle / name).read_text() for name in files} == files
     assert "temperature" not in json.loads((bundle / "configs" / "inference.json").read_text())  # of a segmentation

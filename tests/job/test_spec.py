@@ -107,12 +107,31 @@ rounds:
             "targets:\n- {name: part, kind: class, classes: [a, b]}\n- {name: place, kind: boxes}\n",
             r":9: targets\.1: boxes are learned alone",
         ),
+        (
+            "rounds:",
+            "personalization:\n  candidates: [mixed]\nrounds:",
+            r":16: personalization\.candidates: mixed is of fine-tuned weights: add fine_tuned",
+        ),
+        (
+            "rounds:",
+            "personalization:\n  shares: [0.5, 0.5]\nrounds:",
+            r":16: personalization\.shares: found \[0\.5, 0\.5\]; expected each once",
+        ),
+        ("rounds:", "personalization:\nrounds:", r":15: personalization: found nothing after it; write \{\} for"),
     ],
 )
 def test_settings_that_do_not_fit_are_reported_with_a_line(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in _BLOCKS
     with pytest.raises(SpecError, match=r"job\.yaml" + message):
         parse_job(write_job(tmp_path, _BLOCKS.replace(old, new)))
+
+
+def test_models_whose_difference_has_no_variance_are_not_compared(tmp_path: Path) -> None:
+    text = JOB.replace("segmentation, classes: {1: shell, 2: core}", "detection, classes: {1: lesion}")
+    text = text.replace("{network: unet, channels: [4, 8], residual_units: 1}", "{network: retinanet}")
+    assert parse_job(write_job(tmp_path / "one", text)).personalization is None
+    with pytest.raises(SpecError, match=r"personalization: found task detection, whose metric has no paired"):
+        parse_job(write_job(tmp_path / "two", text + "personalization: {}\n"))
 
 
 def test_settings_that_a_pack_excludes_are_reported_with_a_line(tmp_path: Path) -> None:

@@ -12,10 +12,15 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 
 from oncofed.cli.common import result_table
+from oncofed.privacy.gains import gain_numbers
+from oncofed.privacy.settings import DifferentialPrivacySpec
+from oncofed.privacy.statement import statement_of
+from oncofed.report.gains import gains_of
 from oncofed.report.html import _slices, write_report
 from oncofed.report.remarks import remarks
 from oncofed.report.result import Means, Result, SiteResult, SiteTiles, Timing, read_result
 from oncofed.tasks.deletion import of_patients
+from oncofed.tasks.differences import Part
 from oncofed.tasks.pictures import Picture, best_slice
 from oncofed.tasks.targets import TargetDetails
 
@@ -72,6 +77,24 @@ def test_tiles_are_in_the_report_where_a_site_told_of_them(tmp_path: Path) -> No
     table = page.partition("Tiles of the training slides")[2].partition("</table>")[0]
     assert all(told in table for told in ("12,345", "0.0 %", "5.0 %", "&lt;b&gt;west"))
     assert table.count("–") == 2 + 6, "flags of too few patients, and a site that told nothing"
+    result.write(tmp_path)
+    assert read_result(tmp_path) == result
+
+
+def test_what_sites_keep_is_in_the_report_worst_first(tmp_path: Path) -> None:
+    result = _result()
+    assert "What each site keeps" not in write_report(result, {}, tmp_path).read_text()
+    gains = {"east": (0.031, Part(6, 0.2, 1e-4)), "north": (-0.012, None)}
+    told = {site: gain_numbers("mixed", 7, Part(8, over, 1e-4), alone) for site, (over, alone) in gains.items()}
+    result.gains = gains_of(told)
+    page = write_report(result, {}, tmp_path).read_text()
+    table = page.partition("What each site keeps")[2].partition("</table>")[0]
+    assert table.index("north") < table.index("east")
+    assert all(said in table for said in ("+0.031", "-0.012", "+0.007 to +0.055", "+0.200", "–"))
+    assert "Not told: &lt;b&gt;west&lt;/b&gt;, as" in page
+    result.privacy = statement_of(DifferentialPrivacySpec(noise_multiplier=1.2, delta=1e-3, sampling=0.1), 8)
+    result.gains = {}
+    assert "each site knows what it keeps" in write_report(result, {}, tmp_path).read_text()
     result.write(tmp_path)
     assert read_result(tmp_path) == result
 

@@ -121,6 +121,7 @@ LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
             "calibration": None,
             "attention": None,
             "summed": None,
+            "gains": {},
         },
     ),
     (Stopped, "stopped", {}),

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.registry import ALGORITHMS, algorithm_class
-from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, ExchangeSpec, RoundsSpec
+from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, ExchangeSpec, PersonalizationSpec, RoundsSpec
 from oncofed.algorithms.sums import check_sums
 from oncofed.plugins import read_section
 from oncofed.privacy.settings import SecureAggregationSpec
@@ -39,6 +39,7 @@ class FederationPlan(StrictModel):
     strategy: StrategySection = FedAvg.Settings()
     exchange: ExchangeSpec = ExchangeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    personalization: PersonalizationSpec | None = None
     secure_aggregation: SecureAggregationSpec | None = None
     lost: int = Field(0, ge=0, description="as privacy.differential_privacy.lost")
 

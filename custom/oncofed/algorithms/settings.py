@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from oncofed.settings import SettingError, StrictModel
 
 ExchangeType = Literal["native", "bfloat16", "int8"]
+# Models that a site can train for itself after the last round.
+Trained = Literal["fine_tuned", "mixed", "alone"]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class AlgorithmSettings(StrictModel):
@@ -97,6 +100,11 @@ class EvaluationSpec(StrictModel):
         description="validation cases of a site that a round looks at: a sample by class and patient, the same in each "
         "round; the test at the end looks at all test cases",
     )
+    doubtful_labels: bool = Field(
+        False,
+        description="at the end, each site lists for itself which of its cases have labels that disagree with the "
+        "model's answers; nothing of it leaves",
+    )
     margin: float | None = Field(
         None, gt=0, lt=1, description="by how much worse than another model (--against) still counts as no worse"
     )
@@ -105,4 +113,46 @@ class EvaluationSpec(StrictModel):
     def _last_needs_all_rounds(self) -> Self:
         if self.select == "last" and self.patience is not None:
             raise ValueError("select: last keeps the last round's model: leave patience out, which ends a run early")
+        return self
+
+
+class PersonalizationSpec(StrictModel):
+    """Which model each site keeps after the last round.
+
+    It compares candidates on its validation patients, and keeps the federated model unless another is surely better.
+    """
+
+    candidates: tuple[Trained, ...] = Field(
+        ("fine_tuned", "mixed"),
+        description="beside the federated model, and the personal one of ditto: fine_tuned, trained on from it on the "
+        "site's own cases; mixed, means of its and the fine-tuned weights (Wortsman et al., CVPR 2022); alone, trained "
+        "from the initial weights on the site's own cases, which takes the time of the federation's training again",
+    )
+    steps: int | None = Field(
+        None, ge=1, le=100_000, description="optimizer steps of fine-tuning; null: those of two rounds"
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, le=1, description="at the start of fine-tuning; null: a tenth of the job's"
+    )
+    shares: tuple[Share, ...] = Field(
+        (0.25, 0.5, 0.75), min_length=1, max_length=9, description="of the fine-tuned weights in the mixed ones"
+    )
+    level: float = Field(
+        0.95,
+        ge=0.5,
+        lt=1,
+        description="probability that no worse model than the federated one is kept, whichever of them is chosen",
+    )
+
+    @field_validator("candidates", "shares")
+    @classmethod
+    def _are_named_once(cls, values: tuple[object, ...]) -> tuple[object, ...]:
+        if len(set(values)) < len(values):
+            raise ValueError("expected each once")
+        return values
+
+    @model_validator(mode="after")
+    def _mixtures_are_of_something(self) -> Self:
+        if "mixed" in self.candidates and "fine_tuned" not in self.candidates:
+            raise SettingError("mixed is of fine-tuned weights: add fine_tuned", "candidates")
         return self

@@ -10,8 +10,10 @@ from pathlib import Path
 from oncofed.client.locks import wait_for_lock
 from oncofed.errors import StateError
 
-# For the site's own use: figures of single cases, and the model.
+# For the site's own use: figures of single cases and of models that it compared, labels to look at, and the model.
 CASES_FILE = "test_cases.csv"
+CANDIDATES_FILE = "candidates.csv"
+DOUBTS_FILE = "label_doubts.csv"
 OWN_MODEL = "model"
 OWNER_FILE = ".owner"
 _LONGEST_WAIT_SECONDS = 60.0

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ import oncofed
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.artifacts.training_profile import site_profile
 from oncofed.client.first_asked import FirstAsked
-from oncofed.client.folder import OWN_MODEL, sole_owner
+from oncofed.client.folder import DOUBTS_FILE, OWN_MODEL, sole_owner
 from oncofed.client.kept_model import keep_model
+from oncofed.client.label_check import check_labels
 from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, ProgressReporter, SiteContext, Stop
 from oncofed.client.personal import PersonalModel
+from oncofed.client.personalization import Kept, Personalization
 from oncofed.client.preparation import check_cases, set_broken_files_aside, untrained_weights
 from oncofed.client.private_steps import PrivateSteps, private_steps
 from oncofed.client.progress import ThrottledProgress
@@ -29,11 +32,12 @@ from oncofed.data.moments import site_sums
 from oncofed.data.prepared import plan_cache
 from oncofed.data.slides.site_tiles import site_tiles
 from oncofed.data.spec import DataSpec
-from oncofed.errors import TrainingError
+from oncofed.errors import OncofedError, TrainingError
 from oncofed.messages.compression import Compressor, with_extra
 from oncofed.messages.requests import EvaluateRequest, TrainRequest
 from oncofed.messages.results import TrainResult
 from oncofed.models.weights import Weights, digest_of
+from oncofed.privacy.gains import AVERAGED_NORMS, FEDERATED, PERSONAL
 from oncofed.training import Plan, Trainer, start_trainer
 
 _CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -257,21 +261,61 @@ class InProcessTraining:
         """Score the model."""
         weights = self._weights_here({name: _full_precision(value) for name, value in request.weights.items()})
         score = self.scoring.score(request, weights, self._personal, stop)
-        if keep_as and not stop():
-            self._keep_model(keep_as)
-        return score
+        if request.keep and self._federation.evaluation.doubtful_labels and not stop():
+            self._check_labels(weights, stop)
+        kept = self._kept(request, weights, stop) if (keep_as or request.keep) and not stop() else None
+        if kept is None or stop():
+            return score
+        if keep_as:
+            self._keep_model(keep_as, kept.weights)
+        # A gain tells of training patients, and has no noise.
+        gain = {"gain": dict(kept.gain)} if kept.gain and not self._private else {}
+        return replace(score, numbers=score.numbers | gain, own=kept.kind != FEDERATED)
 
-    def _keep_model(self, name: str) -> None:
-        """Keep the model that serves this site.
+    def _check_labels(self, weights: Weights, stop: Stop) -> None:
+        """List cases whose labels disagree with the model, for this site only."""
+        self.trainer.load_weights(weights)
+        path = self._context.state / DOUBTS_FILE
+        try:
+            check_labels(self.trainer, path, self._progress, self._reporter, stop)
+        except (OSError, OncofedError) as error:
+            self._reporter.note(f"labels could not be compared with the model's answers: {error}", logging.ERROR)
 
-        With FedBN that is the one with local normalisation, with Ditto the personal one.
+    def _kept(self, request: EvaluateRequest, weights: Weights, stop: Stop) -> Kept | None:
+        """Return the model that serves this site; None: there is no other one to keep.
+
+        Unless sites choose, with FedBN that is the one with local normalisation, with Ditto the personal one.
         """
+        spec, others = self._federation.personalization, dict[str, Weights]()
+        if self._personal:
+            others[PERSONAL] = self._personal.weights()
+        if spec is None or not request.keep:
+            return Kept(PERSONAL, others[PERSONAL]) if others else Kept(FEDERATED, weights)
+        if self._kept_locally:
+            received = {name: _full_precision(request.weights[name]) for name in self._kept_locally}
+            others[AVERAGED_NORMS] = {**weights, **received}
+        choice = Personalization(
+            spec=spec,
+            trainer=self.trainer,
+            context=self._context,
+            validation=self.scoring.validation,
+            progress=self._progress,
+            reporter=self._reporter,
+        )
+        try:
+            return choice.choose(weights, others, stop)
+        except (OSError, OncofedError) as error:
+            self._reporter.note(f"models could not be compared, the federated one is kept: {error}", logging.ERROR)
+            return Kept(FEDERATED, weights)
+
+    def _keep_model(self, name: str, weights: Weights) -> None:
+        """Keep a model for the site's own use."""
         folder = self._context.state / OWN_MODEL
-        weights = (self._personal or self.trainer).weights()
+        self.trainer.load_weights(weights)
         try:
             keep_model(
                 folder,
-                weights,
+                self.trainer.weights(),
                 name=name,
                 site=self._context.site,
                 plan=self._plan,

@@ -55,7 +55,7 @@ def add_artifacts(folder: Path, files: Mapping[str, str], *, personal: bool) -> 
     Args:
         folder: of the model; nothing is written where it is missing.
         files: contents by name, as the server sent them; unknown names are left out.
-        personal: it is the site's personal model. The calibration belongs to the global one then, and is left out.
+        personal: it is a model of the site's own. The calibration belongs to the global one then, and is left out.
 
     Raises:
         OSError: a file could not be written.

@@ -64,10 +64,12 @@ class LocalScore:
     Attributes:
         numbers: those that may leave the site (``privacy.outbound.check_numbers``).
         patient_groups: keys of the patients behind each sum among them. They stay at the site.
+        own: the site keeps a model of its own, not the job's.
     """
 
     numbers: dict[str, Any]
     patient_groups: Sequence[Sequence[str]] = ()
+    own: bool = False
 
 
 class LocalTraining(Protocol):

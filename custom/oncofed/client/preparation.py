@@ -85,5 +85,14 @@ def untrained_weights(trainer: Trainer, plan: Plan, initial: Path | None) -> Wei
         initial: file of the job's initial weights, or None.
     """
     exchanged = exchanged_names(trainer.network)
-    weights = load_file(initial) if initial else plan.initial_weights()
-    return {name: value for name, value in weights.items() if name not in exchanged}
+    return {name: value for name, value in initial_weights(plan, initial).items() if name not in exchanged}
+
+
+def initial_weights(plan: Plan, initial: Path | None) -> Weights:
+    """Return the weights that a job's training begins with.
+
+    Args:
+        plan: whose seed gives them where no file does.
+        initial: file of the job's initial weights, or None.
+    """
+    return load_file(initial) if initial else plan.initial_weights()

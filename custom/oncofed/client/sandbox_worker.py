@@ -156,9 +156,11 @@ def _execute(
     weights = without_prefix(tensors, "weights")
     if facts["command"] == VALIDATE:
         sums = SumsAsked(**facts["sums"]) if facts["sums"] else None
-        request = EvaluateRequest(weights=weights, round=facts["round"], split=facts["split"], sums=sums)
+        request = EvaluateRequest(
+            weights=weights, round=facts["round"], split=facts["split"], sums=sums, keep=facts["keep"]
+        )
         score = training.validate(request, stop, facts["keep_as"])
-        return {"numbers": score.numbers, "patient_groups": score.patient_groups}, {}
+        return {"numbers": score.numbers, "patient_groups": score.patient_groups, "own": score.own}, {}
     train_request = TrainRequest(
         weights=weights,
         round=facts["round"],

@@ -125,6 +125,7 @@ class SandboxedTraining:
                 "command": VALIDATE,
                 "round": request.round,
                 "split": request.split,
+                "keep": request.keep,
                 "keep_as": keep_as,
                 "sums": asdict(request.sums) if request.sums else None,
             },
@@ -132,7 +133,7 @@ class SandboxedTraining:
             stop,
         )
         groups = facts.get("patient_groups")
-        return LocalScore(_numbers_of(facts), groups if isinstance(groups, list) else ())
+        return LocalScore(_numbers_of(facts), groups if isinstance(groups, list) else (), bool(facts.get("own")))
 
     def close(self) -> None:
         """End the process."""

@@ -38,6 +38,9 @@ class LocalScoring:
         first: what the job asked first.
         progress: of the scores.
         reporter: receives log lines.
+
+    Attributes:
+        validation: cases that models are scored on.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class LocalScoring:
         self._trainer, self._context, self._first = trainer, context, first
         self._progress, self._reporter = progress, reporter
         validation, seed = trainer.cases.validation, trainer.plan.seed
-        self._validation_cases = draw_validation_cases(validation, most_cases, seed, reporter)
+        self.validation = draw_validation_cases(validation, most_cases, seed, reporter)
         # Duration of the last score: phases shorter than a report's interval are not reported.
         self._seconds = math.inf
 
@@ -106,7 +109,7 @@ class LocalScoring:
             if time.monotonic() - started >= SECONDS_BETWEEN_REPORTS:
                 count(done, total)
 
-        cases = trainer.cases.test if split == "test" else self._validation_cases
+        cases = trainer.cases.test if split == "test" else self.validation
         trainer.load_weights(weights)
         known = dict(trainer.damaged)
         evaluation = trainer.evaluate(cases, stop, split == "test", on_case, outcomes)

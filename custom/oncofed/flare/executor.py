@@ -217,7 +217,7 @@ class SiteExecutor(Executor):
         keep_as = name_and_person(fl_ctx)[0] if self._policy and request.keep else None
         score = training.validate(request, stop, keep_as)
         if keep_as:
-            self._keep_artifacts(request.artifacts, fl_ctx)
+            self._keep_artifacts(request.artifacts, score.own, fl_ctx)
         numbers = self._without_overlap(score, fl_ctx)
         if self._held and self._federation.sums_scores:
             return self._held.scores(numbers, request, fl_ctx)
@@ -315,11 +315,11 @@ class SiteExecutor(Executor):
             self.log_warning(fl_ctx, why, fire_event=False)
         return bool(why)
 
-    def _keep_artifacts(self, files: Mapping[str, str], fl_ctx: FLContext) -> None:
+    def _keep_artifacts(self, files: Mapping[str, str], own: bool, fl_ctx: FLContext) -> None:
         """Write a kept model's small files next to it."""
         folder = state_folder(fl_ctx) / OWN_MODEL
         try:
-            add_artifacts(folder, files, personal=self._federation.algorithm().personal_hook() is not None)
+            add_artifacts(folder, files, personal=own)
         except (OSError, SpecError) as error:
             self.log_error(fl_ctx, f"what belongs to the model in {folder} is not beside it: {error}", fire_event=False)
 

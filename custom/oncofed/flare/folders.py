@@ -9,7 +9,7 @@ from pathlib import Path
 from nvflare.apis.fl_constant import FLContextKey
 from nvflare.apis.fl_context import FLContext
 
-from oncofed.client.folder import CASES_FILE, OWN_MODEL, OWNER_FILE
+from oncofed.client.folder import CANDIDATES_FILE, CASES_FILE, DOUBTS_FILE, OWN_MODEL, OWNER_FILE
 from oncofed.rounds.events import EVENTS_FILE, MODELS_FOLDER
 
 # Files next to a job's two configurations: its initial weights,
@@ -21,7 +21,7 @@ JOB_PACK = "job.pack.zip"
 STATE_FOLDER = "oncofed"
 _ENDED = "ended"
 # Kept when a job has ended.
-_STAYS = (EVENTS_FILE, CASES_FILE, OWN_MODEL, _ENDED, OWNER_FILE)
+_STAYS = (EVENTS_FILE, CASES_FILE, CANDIDATES_FILE, DOUBTS_FILE, OWN_MODEL, _ENDED, OWNER_FILE)
 
 
 def kit_folder(fl_ctx: FLContext) -> Path:

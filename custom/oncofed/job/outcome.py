@@ -12,6 +12,7 @@ from oncofed.machine import environment
 from oncofed.messages.compression import travelling_bytes
 from oncofed.messages.secure_aggregation import summed_bytes
 from oncofed.privacy.statement import statement_of
+from oncofed.report.gains import gains_of
 from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult, SiteTiles
 from oncofed.report.sums import ScoresOfAll, sums_used
@@ -53,6 +54,7 @@ def begin_result(spec: JobSpec, backend: Backend, data_note: str = "") -> Result
         seed=spec.seed,
         privacy=statement_of(spec.privacy.differential_privacy, spec.plan().total_steps),
         data_note=data_note,
+        gains=None if spec.personalization is None else {},
         environment=environment(),
     )
 
@@ -177,6 +179,7 @@ def note_scores(
             **_patients(federated.get("patients")),
         )
     result.cross_site = state.finished.cross_site
+    result.gains = None if result.gains is None else gains_of(state.finished.gains)
     note_pooled(
         result, pooled=state.finished.pooled, paired=state.finished.paired, calibration=state.finished.calibration
     )

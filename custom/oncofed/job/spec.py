@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from oncofed.algorithms import algorithm_class
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.plan import FederationPlan, StrategySection
-from oncofed.algorithms.settings import EvaluationSpec, ExchangeSpec, RoundsSpec
+from oncofed.algorithms.settings import EvaluationSpec, ExchangeSpec, PersonalizationSpec, RoundsSpec
 from oncofed.algorithms.shared_noise import check_shared_noise
 from oncofed.data.profile_plan import ProfilePlan
 from oncofed.data.spec import DataSpec
@@ -34,6 +34,7 @@ from oncofed.training import Plan, ResourcesSpec, TrainingSpec
 JOB_FILE = "job.yaml"
 # Sections that null switches off: nothing after their names may have been meant to switch them on.
 _NEVER_EMPTY: dict[tuple[str, ...], str] = {
+    ("personalization",): "write {} for its defaults, or leave the line out for none",
     ("privacy", "secure_aggregation"): "write {} for its defaults, or leave the line out for none",
     (
         "privacy",
@@ -59,6 +60,9 @@ class JobSpec(StrictModel):
     strategy: StrategySection = Field(FedAvg.Settings(), description="the algorithm: its name, or name and settings")
     exchange: ExchangeSpec = ExchangeSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    personalization: PersonalizationSpec | None = Field(
+        None, description="{}: each site keeps the best of several models for itself; null: the federated one"
+    )
     privacy: PrivacySpec = PrivacySpec()
     seed: int = Field(1, ge=0, lt=2**31, description="of the initial weights, the splits and the order of patches")
     licence: str = Field("", max_length=80, description="of the model, for its card, such as CC-BY-NC-4.0")
@@ -107,6 +111,16 @@ class JobSpec(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _models_can_be_compared(self) -> JobSpec:
+        if self.personalization and not task_class(self.task.type).compares_patients:
+            raise SettingError(
+                f"found task {self.task.type}, whose metric has no paired difference over patients to choose a model "
+                "by. Leave it out",
+                "personalization",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _strategy_keeps_patients_apart(self) -> JobSpec:
         reason = self.federation().algorithm().why_not_private
         if self.privacy.differential_privacy and reason:
@@ -151,6 +165,7 @@ class JobSpec(StrictModel):
             strategy=self.strategy,
             exchange=self.exchange,
             evaluation=self.evaluation,
+            personalization=self.personalization,
             secure_aggregation=self.privacy.secure_aggregation,
             lost=self.privacy.differential_privacy.lost if self.privacy.differential_privacy else 0,
         )
@@ -190,7 +205,7 @@ class JobSpec(StrictModel):
         for section, settings in sections.items():
             # Another strategy has other settings: none of the old one's are kept.
             other = section == "strategy" and settings.get("name", values[section]["name"]) != values[section]["name"]
-            values[section] = settings if other else {**values[section], **settings}
+            values[section] = settings if other else {**(values[section] or {}), **settings}
         return _validate(JobSpec, values, "the changed job", {})
 
     def to_yaml(self) -> str:

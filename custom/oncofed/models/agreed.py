@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from oncofed.data.covariates import Covariate
 from oncofed.data.stain.columns import BUFFER, StainColumn, Template
-from oncofed.models.table import standardised
+from oncofed.models.table import MOMENTS, standardised
 from oncofed.models.weights import Weights
 
 
@@ -21,3 +21,9 @@ def with_agreed(weights: Weights, columns: Sequence[Covariate], moments: Mapping
     stains = [column for column in columns if isinstance(column, StainColumn)]
     found = standardised(weights, [column for column in columns if not isinstance(column, StainColumn)], moments)
     return {**found, BUFFER: Template.of(stains, moments).moments} if stains else found
+
+
+def with_agreed_of(weights: Weights, other: Weights) -> Weights:
+    """Return a network's weights with what the sites agreed on for another model of the same network."""
+    agreed = {name for name in weights if name == BUFFER or name.rpartition(".")[2] in MOMENTS}
+    return {name: other[name] if name in agreed else value for name, value in weights.items()}

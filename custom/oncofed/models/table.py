@@ -14,6 +14,7 @@ from oncofed.models.weights import Weights
 
 # Last parts of the names of the buffers that hold the numbers' mean and spread.
 _MEAN, _SPREAD = "numbers_mean", "numbers_spread"
+MOMENTS = frozenset({_MEAN, _SPREAD})
 
 
 def column_settings(columns: Sequence[Covariate]) -> list[Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from oncofed.errors import PolicyError
 from oncofed.privacy.covariates import are_sums
 from oncofed.privacy.evaluations import is_evaluation, is_number, withhold_evaluation
+from oncofed.privacy.gains import is_gain, withhold_gain
 from oncofed.privacy.pooled import SUMS, is_attention, is_paired, is_pooled, is_temperature_sums, keep_back_small
 from oncofed.privacy.tiles import are_tiles
 from oncofed.suppression import LEAST_PATIENTS
@@ -26,7 +27,9 @@ from oncofed.tasks.pooled_target import NO_TARGETS, TargetSums
 Check = Callable[[Any], bool]
 
 _MOST_CASES = 10_000_000
-_PHASES = frozenset({"checking data", "loading data", "training", "validating", "testing"})
+_PHASES = frozenset(
+    {"checking data", "loading data", "training", "validating", "testing", "personalizing", "checking labels"}
+)
 _DIGITS = 4
 # The system's messages for files that cannot be written: a list that no site can add to.
 _SYSTEM_ERRORS = frozenset(os.strerror(number) for number in errorcode)
@@ -109,7 +112,7 @@ def check_numbers(
     _check(
         numbers,
         {
-            **(of_patients if sums else {}),
+            **({**of_patients, "gain": lambda value: is_gain(value, most, lowest)} if sums else {}),
             "loss": is_number,
             "train_s": _is_seconds,
             "validate_s": _is_seconds,
@@ -166,7 +169,15 @@ def withhold(numbers: dict[str, Any], minimum: int, targets: Mapping[str, Target
         if left != evaluation:
             numbers[name] = left
             withheld = True
-    return withheld
+    return _withhold_gain(numbers, minimum) or withheld
+
+
+def _withhold_gain(numbers: dict[str, Any], minimum: int) -> bool:
+    found = numbers.pop("gain", None)
+    left = withhold_gain(found, minimum) if found else None
+    if left:
+        numbers["gain"] = left
+    return bool(left != found)
 
 
 def is_profile(value: Any, bins: Mapping[str, int], cases: Any = _MOST_CASES) -> bool:

@@ -22,7 +22,7 @@ from oncofed.tasks.metrics import Metric
 
 LOSS, MEAN, PATIENTS = "loss", "mean", "patients"
 # Numbers of a result that say how a model does; with them in the sum none leaves otherwise.
-SCORES = frozenset({LOSS, "evaluation", "personal"}) | SUMS
+SCORES = frozenset({LOSS, "evaluation", "personal", "gain"}) | SUMS
 _CLASS, _MORE = "class.", "more."
 _LIMBS, _LIMB_BITS = 4, 16
 _BASE = 1 << _LIMB_BITS

@@ -16,7 +16,7 @@ from oncofed.data.slides.tile_quality import FLAGS
 from oncofed.report.attention import deletion_curves
 from oncofed.report.over_sites import of_target, over_sites
 from oncofed.report.pages import render
-from oncofed.report.remarks import remarks, selection
+from oncofed.report.remarks import remarks, selection, untold_gains
 from oncofed.report.result import Result
 from oncofed.tasks.pictures import Picture
 from oncofed.tasks.targets import figure_titles
@@ -51,6 +51,7 @@ def write_report(result: Result, pictures: dict[str, Picture], folder: Path) -> 
         models=result.models,
         remarks=remarks(result),
         selection=selection(result),
+        untold=untold_gains(result),
         curves=svg(curves) if curves else "",
         over_sites=svg(together) if together else "",
         target_plots={name: [svg(plot) for plot in of_target(target)] for name, target in targets.items()},

@@ -54,6 +54,19 @@ def selection(result: Result) -> str:
     )
 
 
+def untold_gains(result: Result) -> str:
+    """Return which sites' gains are not told, and why; empty: all are, or none was asked for."""
+    if result.gains is None or result.best_round is None:
+        return ""
+    if result.privacy:
+        return "each site knows what it keeps, and what that gains, which its training patients have no noise in"
+    if result.scores_of_all:
+        return "each site knows what it keeps; a gain is a score of its own, and scores left under masks"
+    silent = sorted(result.sites.keys() - result.gains.keys())
+    few = f"{_FEWEST} chose or tested there (or fewer than its policy asks), or the models could not be compared"
+    return f"{_listed(silent)}, as {few}" if silent else ""
+
+
 def _silent_sites(result: Result) -> Iterator[str]:
     silent = {name: site for name, site in result.sites.items() if site.federated is None}
     if result.scores_of_all:

@@ -11,6 +11,7 @@ from oncofed.atomic import write_whole
 from oncofed.data.slides.tile_quality import FLAGS
 from oncofed.errors import DataError
 from oncofed.privacy.statement import PrivacyStatement
+from oncofed.report.gains import SiteGain
 from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.sums import ScoresOfAll, SumsUsed
 from oncofed.settings import first_problem
@@ -144,6 +145,9 @@ class Result(_Part):
     fairness: Fairness | None = None
     cross_site: dict[str, dict[str, float | None]] | None = Field(
         None, description="site whose last model it is -> site whose test cases they are -> score"
+    )
+    gains: dict[str, SiteGain] | None = Field(
+        None, description="site -> model that it keeps, worst first; null: the job has no personalization"
     )
     calibration: Calibration | None = Field(None, description="how sure the model should be; null: not known")
     pooled_test: PooledTest | None = Field(None, description="the test patients of all sites together")

@@ -119,6 +119,7 @@ class Scoring:
                 personal={site: n["personal"] for site, n in sorted(numbers.items()) if "personal" in n},
                 cross_site=cross_site,
                 summed=dataclasses.asdict(summed) if summed else None,
+                gains={site: n["gain"] for site, n in sorted(numbers.items()) if "gain" in n},
                 **found.recorded(),
             )
         )

@@ -6,12 +6,14 @@ from abc import abstractmethod
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from oncofed.data.case import Case
 from oncofed.data.inputs import Preparation, Prepared
 from oncofed.data.references import Unreferenced
 from oncofed.data.region_patches import SlideOr
 from oncofed.tasks.base import Task
+from oncofed.tasks.entropy import mean_entropy
 from oncofed.tasks.inferred import Inferred, SlideBoxes
 from oncofed.tasks.patient_statistics import Outcome
 from oncofed.tasks.slide_strips import SlideMap
@@ -43,6 +45,18 @@ class DenseTask(Task[Outcome], SlideTask, Generic[Outcome, Found]):
         if type(self).infer is not DenseTask.infer or "slide" in prepared:  # a subclass changes the answer
             return self.infer(network, prepared, device)
         return self._infer(network, prepared, device, entropy=True)
+
+    def certainty(self, network: nn.Module, case: Case, device: torch.device) -> float | None:
+        """Return one less the mean entropy of what is found; None where nothing is, and of a slide's strips."""
+        if self.reads_slides:
+            return None
+        found = self.infer_with_entropy(network, self.prepared(case), device)
+        values = getattr(found, "values", getattr(found, "numbers", None))
+        entropy: Tensor | None = getattr(found, "entropy", None)
+        if values is None or entropy is None:
+            return None
+        mean = mean_entropy(torch.as_tensor(values).to(entropy.device), entropy)
+        return None if mean is None else 1 - mean
 
     @abstractmethod
     def _infer(self, network: nn.Module, prepared: Prepared, device: torch.device, entropy: bool) -> Found:

@@ -49,6 +49,15 @@ class Part:
         spread = float(found.var(ddof=1)) if len(found) > 1 else 0.0
         return cls(len(found), float(found.mean()), spread / len(found))
 
+    def lower_bound(self, tail: float) -> float:
+        """Return the one-sided lower bound of the difference, by Student's t.
+
+        Args:
+            tail: probability that the true difference is below it.
+        """
+        reach = float(stats.t.isf(tail, max(self.patients - 1, 1))) * math.sqrt(self.variance)
+        return self.difference - reach
+
 
 class Difference(StrictModel):
     """The difference of two models on the same patients."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,11 @@ class PatientStatistics(ABC, Generic[Outcome]):
 
     Attributes:
         averages: the metric is the mean of the patients' metrics. Only valid in the class that defines ``summarise``.
+        compares_patients: ``paired`` tells how sure a difference of two models is.
     """
 
     averages = False
+    compares_patients: ClassVar[bool] = True
 
     @abstractmethod
     def summarise(self, outcomes: Sequence[tuple[str, Outcome]]) -> Scores:

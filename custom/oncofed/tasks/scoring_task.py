@@ -130,6 +130,14 @@ class ScoringTask(PatientStatistics[Outcome]):
         """Return a single case's score, higher is better; None if undefined."""
         return self.summarise([("", outcome)]).mean
 
+    def certainty(self, network: nn.Module, case: Case, device: torch.device) -> float | None:
+        """Return how sure a network is of its own answer for a case, 0 to 1; None: it does not say.
+
+        The network is in evaluation mode.
+        """
+        del network, case, device
+        return None
+
     @torch.no_grad()
     def evaluate(
         self,

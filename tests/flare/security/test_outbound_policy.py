@@ -16,6 +16,8 @@ from oncofed.job.spec import JobSpec
 from oncofed.messages.compression import Compressor, NotFiniteError
 from oncofed.messages.results import CombineResult, EvaluateResult, Result, SiteFacts, TrainResult
 from oncofed.models.weights import Weights
+from oncofed.privacy.gains import gain_numbers
+from oncofed.tasks.differences import Part
 from outbound_results import COUNTS, EVALUATION, NUMBERS, delta_of, policy_of
 from tabular import table_job
 
@@ -195,3 +197,27 @@ def test_a_sites_facts_are_counts_and_digests(spec: JobSpec) -> None:
     _check(policy_of(spec), SiteFacts({**COUNTS, **digests}))
     with pytest.raises(PolicyError):
         _check(policy_of(spec), SiteFacts({**COUNTS, "dataset": "MRN-0001"}))
+
+
+_GAIN = gain_numbers("fine_tuned", 8, Part(9, 0.02, 1e-4), None)
+
+
+def test_a_gain_leaves_as_scores_do(spec: JobSpec) -> None:
+    sent = EvaluateResult({"evaluation": EVALUATION, "gain": _GAIN})
+    assert _check(policy_of(spec), sent).result is sent
+    for leaves in ({"minimum_patients": 9}, {"scores": "none"}):
+        kept = _check(policy_of(spec, **leaves), sent).result
+        assert isinstance(kept, EvaluateResult)
+        assert "gain" not in kept.numbers
+
+
+@pytest.mark.attack(
+    "a gain by training without noise, of a job with differential privacy",
+    by="the outbound policy",
+    logged="the site's audit log: held back",
+)
+def test_a_gain_of_patients_who_were_promised_noise_does_not_leave(spec: JobSpec) -> None:
+    private = {"noise_multiplier": 1.0, "delta": 1e-3, "sampling": 0.2}
+    policy = policy_of(spec.changed({"privacy": {"differential_privacy": private}, "model": {"norm": "instance"}}))
+    with pytest.raises(PolicyError, match="a gain by training without noise"):
+        _check(policy, EvaluateResult({"evaluation": EVALUATION, "gain": _GAIN}))

@@ -303,6 +303,8 @@ class OutboundPolicy:
     def _check_numbers(self, numbers: Mapping[str, Any], sums: bool = False) -> None:
         if self._private and "loss" in numbers:
             raise PolicyError("a loss of training patients without noise, which a job with differential privacy keeps")
+        if self._private and "gain" in numbers:
+            raise PolicyError("a gain by training without noise, which a job with differential privacy keeps")
         check_numbers(
             numbers,
             self._classes,

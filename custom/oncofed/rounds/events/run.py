@@ -243,6 +243,7 @@ class Finished(Event):
         calibration: how sure the model should be.
         attention: whether it shows what answers rest on.
         summed: of a job whose scores are summed, ``SummedScores`` on test cases as plain values.
+        gains: what each site's kept model gains, as ``privacy.gains.gain_numbers`` tells it.
     """
 
     kind = "finished"
@@ -257,6 +258,7 @@ class Finished(Event):
     calibration: dict[str, Any] | None = None
     attention: dict[str, Any] | None = None
     summed: dict[str, Any] | None = None
+    gains: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

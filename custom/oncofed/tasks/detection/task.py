@@ -64,6 +64,7 @@ class Detection(Task[DetectionOutcome]):
     compiles_loss = False  # another number of objects would be another graph
     label_kind: LabelKind = "boxes"
     network_kind: Kind = "boxes"
+    compares_patients = False
 
     def __init__(self, spec: DetectionSpec, data: DataSpec) -> None:
         super().__init__(data, spec.classes)
