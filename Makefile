@@ -84,7 +84,7 @@ constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and req
 	@$(BIN)/python -m pip install --quiet uv
 	@{ sed -n '/^#/p' $(CONSTRAINTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--no-header --extra demo --extra pathology --extra encoders --extra radiology --extra dicom --extra hospital --extra onnx --extra jpeg12 \
-		--extra privacy --extra gpu --extra dev --extra docs --extra security pyproject.toml; \
+		--extra privacy --extra tune --extra gpu --extra dev --extra docs --extra security pyproject.toml; \
 		} > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt $(CONSTRAINTS)
 	@{ sed -n '/^#/p' $(REQUIREMENTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--no-header --generate-hashes --default-index https://pypi.org/simple --constraint $(CONSTRAINTS) \

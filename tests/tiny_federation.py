@@ -168,6 +168,7 @@ def tiny_loop(
     plan: Plan = PLAN,
     settings: Mapping[str, Any] | None = None,
     evaluate_only: bool = False,
+    test: bool = True,
     is_stopped: Callable[[], bool] = bool,
     synchronize: Callable[[], None] = lambda: None,
 ) -> RoundLoop:
@@ -182,6 +183,7 @@ def tiny_loop(
         ),
         model=TinyModel(),
         evaluate_only=evaluate_only,
+        test=test,
     )
 
 

@@ -255,12 +255,12 @@ def _inner(model: Any, part: str) -> Any:
     """
     fields = getattr(model, "model_fields", None)
     if fields is not None:
-        return _one(getattr(fields.get(part), "annotation", None))
+        return one_type(getattr(fields.get(part), "annotation", None))
     arguments = [one for one in get_args(model) if one is not Ellipsis]
-    return _one(arguments[-1]) if arguments else None
+    return one_type(arguments[-1]) if arguments else None
 
 
-def _one(annotation: Any) -> Any:
+def one_type(annotation: Any) -> Any:
     """Return the type that is meant, without what is noted beside it, and without None."""
     while get_origin(annotation) in (Annotated, Union, UnionType):
         arguments = get_args(annotation)

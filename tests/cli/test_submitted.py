@@ -18,6 +18,7 @@ from oncofed.alliance.local import LocalAlliance, free_port
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.artifacts.training_profile import read_training_profile
 from oncofed.report.result import read_result
+from oncofed.rounds.events import EVENTS_FILE
 from synthetic import JOB, make_site, write_job
 
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
@@ -122,6 +123,31 @@ def test_a_stopped_job_keeps_its_rounds_results(alliance: LocalAlliance, tmp_pat
     assert read_result(folder).status == "stopped"
     assert (folder / "model" / "model.safetensors").is_file()
     assert "has ended already" in oncofed("job", "stop", job_id, *kit, home=tmp_path).stderr
+
+
+def test_a_search_goes_on_with_the_trial_that_the_alliance_runs(alliance: LocalAlliance, tmp_path: Path) -> None:
+    kit = ("--kit", alliance.kit(alliance.spec.engineer))
+    job, log, out = (
+        write_job(tmp_path / "job", JOB.replace("number: 2", "number: 8")),
+        tmp_path / "log.txt",
+        tmp_path / "found",
+    )
+    before = len(list((alliance.server_kit / "oncofed").glob(f"*/{EVENTS_FILE}")))
+    words = ("job", "tune", job, *kit, "--over", "learning_rate=0.003|0.01", "--budget", "2", "--out", out)
+    with forked(*words, "--workspace", tmp_path / "workspace", log=log) as searching:
+        wait_for(lambda: "round 1/8" in log.read_text(), "the first trial trains")
+        press_ctrl_c(searching)
+        assert searching.wait(300) == 130
+    done = oncofed(*words, "--json", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [(row["state"], len(row["scores"])) for row in found["rows"]] == [("complete", 8)] * 2
+    assert (found["own"], sorted(found["test_sites"])) == (1, ["east", "west"])
+    assert found["test"] > 0
+    records = [read_result(folder) for folder in out.glob("test-of-trial-*")]
+    assert [record.mean.federated for record in records] == [found["test"]]
+    # Two trials and one test: the trial that was under way was found again, not submitted anew.
+    assert len(list((alliance.server_kit / "oncofed").glob(f"*/{EVENTS_FILE}"))) - before == 3
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from commands import Outcome
-from oncofed.job.run import Run
+from oncofed.job.site_data import checked_sites
 from oncofed.site.datasets import check_datasets
 from tabular import JOB, make_table_site, table_job
 
@@ -40,15 +40,12 @@ def doubtful_job() -> str:
 def test_a_run_tells_them_before_it_starts(tmp_path: Path) -> None:
     file = io.StringIO()
     sites = {"east": doubtful(tmp_path / "east"), "west": make_table_site(tmp_path / "west")}
-    Run(
-        table_job(tmp_path, doubtful_job()), sites, "simulate", tmp_path / "run", Console(file=file, width=80)
-    )._check_data()
+    checked_sites(table_job(tmp_path, doubtful_job()), sites, Console(file=file, width=80))
     told = file.getvalue()
     assert f"found east: column that tells the outcome: {LEAK}" in told
     assert f"warning east: {TYPO}" in told
     assert "warning west: signs: no patient has it" in told
     assert "found west" not in told
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_check_does_not_let_a_job_train_without_them(tmp_path: Path, run: Callable[..., Outcome]) -> None:

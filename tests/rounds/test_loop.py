@@ -536,6 +536,20 @@ def test_evaluate_only_tests_the_model_without_training(tmp_path: Path) -> None:
     assert all(torch.equal(run.best[name], value) for name, value in WEIGHTS.items())
 
 
+def test_test_cases_may_stay_unseen(tmp_path: Path) -> None:
+    settings = {"rounds": {"number": 2}, "evaluation": {"cross_site": True}}
+    sites, tested = tiny_sites(east=3, west=3), tiny_sites(east=3, west=3)
+    run, usual = _run(tmp_path / "a", sites, settings, test=False), _run(tmp_path / "b", tested, settings)
+    splits = [
+        request.split for site in sites.values() for request in site.requests if isinstance(request, EvaluateRequest)
+    ]
+    assert set(splits) == {"validation"}
+    (finished,), (expected,) = run.of(Finished), usual.of(Finished)
+    assert (finished.test, finished.cross_site) == ({}, None)
+    assert (finished.best_round, finished.best_validation) == (expected.best_round, expected.best_validation)
+    assert all(torch.equal(run.best[name], value) for name, value in usual.best.items())
+
+
 def test_a_site_that_could_not_keep_its_state_is_recorded(tmp_path: Path) -> None:
     sites = tiny_sites(east=3)
 

@@ -29,6 +29,7 @@ from oncofed.cli.exposure import exposure
 from oncofed.cli.pack import pack
 from oncofed.cli.run_options import Against, Backend, EvaluateOnly, Model, Port, Rounds, named_sites, require_model
 from oncofed.cli.terminal import echo_json
+from oncofed.cli.tune import tune
 from oncofed.errors import SpecError
 
 if TYPE_CHECKING:
@@ -225,6 +226,7 @@ def export(
 app.command("pack")(pack)
 app.command("convert")(convert)
 app.command("exposure")(exposure)
+app.command("tune")(tune)
 
 
 @app.command()

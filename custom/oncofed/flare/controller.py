@@ -52,6 +52,7 @@ class FederatedTraining(Controller):
         federation: the job's ``FederationPlan`` as a dictionary.
         evaluate_only: score the job's model on every site's test cases without training.
         calibration: of that model, a ``Calibration`` as a dictionary; None where unknown.
+        test: score the best model on test cases.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class FederatedTraining(Controller):
         federation: dict[str, Any],
         evaluate_only: bool = False,
         calibration: dict[str, Any] | None = None,
+        test: bool = True,
     ) -> None:
         super().__init__()
         self._plan = Plan.model_validate(plan)
         self._federation = FederationPlan.model_validate(federation)
-        self._evaluate_only = evaluate_only
+        self._evaluate_only, self._test = evaluate_only, test
         self._calibration = Calibration.model_validate(calibration) if calibration else None
         self._pull_communicator = PullCommunicator()
         self._held = contextlib.ExitStack()
@@ -131,6 +133,7 @@ class FederatedTraining(Controller):
             model=JobModel(self._plan, initial_model(fl_ctx), against_model(fl_ctx)),
             evaluate_only=self._evaluate_only,
             calibration=self._calibration,
+            test=self._test,
         )
 
     def _let_sites_fetch(self, fl_ctx: FLContext, nbytes: int) -> None:

@@ -26,7 +26,15 @@ from oncofed.flare.runtime.forkserver import ForkedProcess, JobCommand, Shared, 
 from oncofed.locking import require_locks
 from oncofed.loopback import require_loopback
 from oncofed.packs.load import loaded_packs
-from oncofed.processes import AT_ONCE_VARIABLE, compute_slots, end_with_parent, process_environment, stop_processes
+from oncofed.processes import (
+    AT_ONCE_VARIABLE,
+    compute_slots,
+    end_with_parent,
+    process_environment,
+    short_path,
+    stop_processes,
+)
+from oncofed.report.result import Backend
 from oncofed.rounds.events import EVENTS_FILE
 
 Datasets = dict[str, dict[str, Path]]
@@ -185,6 +193,30 @@ def require_machine(folder: Path) -> None:
     """
     require_loopback()
     require_locks(folder, "Name a folder on a disk of this machine with --out.")
+
+
+@contextmanager
+def started(
+    kind: Backend, job: Path, datasets: Datasets, min_sites: int, work: Path, logs: Path, port: int | None = None
+) -> Iterator[Running]:
+    """Run an exported job on this machine; see ``federation`` and ``simulation``.
+
+    Args:
+        kind: FLARE's real server and sites, or its simulator.
+        job: the exported job folder.
+        datasets: site -> dataset name -> folder.
+        min_sites: fewest sites that the job needs.
+        work: for FLARE's files.
+        logs: for the output of the processes.
+        port: of the server; None takes a free one.
+    """
+    with short_path(work / "tmp") as temporary:
+        if kind == "simulate":
+            running = simulation(job, datasets, work / "simulator", logs, temporary)
+        else:
+            running = federation(job, datasets, min_sites, work / "alliance", logs, temporary, port)
+        with running as one:
+            yield one
 
 
 @contextmanager

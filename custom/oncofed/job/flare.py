@@ -51,6 +51,7 @@ def export_job(
     model: Path | None = None,
     evaluate_only: bool = False,
     against: Path | None = None,
+    test: bool = True,
 ) -> Path:
     """Write ``out`` as a FLARE job folder and return it.
 
@@ -61,6 +62,7 @@ def export_job(
         model: initial weights as safetensors; None: drawn from the seed.
         evaluate_only: score that model at every site, and train nothing.
         against: weights of another model to compare with on the same patients.
+        test: score the best round's model on test cases; False: they stay unseen.
 
     Raises:
         SpecError: ``out`` exists and may not be replaced, or the model or its calibration cannot be read.
@@ -84,7 +86,8 @@ def export_job(
     else:
         calibration = read_calibration(model.parent) if model and evaluate_only else None
         transfer = _transfer(spec)
-        server, client = _server(spec, evaluate_only, calibration) | transfer, _client(spec) | transfer
+        server = _server(spec, evaluate_only, calibration, test) | transfer
+        client = _client(spec) | transfer
         # Any number of sites may start the job: others join later, and each round checks its quorum.
         _write(
             out / "meta.json", {**_meta(spec.name, None), **_resources(spec), "custom_props": job_mark() | _facts(spec)}
@@ -192,7 +195,7 @@ def _transfer(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-def _server(spec: JobSpec, evaluate_only: bool, calibration: Calibration | None) -> dict[str, Any]:
+def _server(spec: JobSpec, evaluate_only: bool, calibration: Calibration | None, test: bool) -> dict[str, Any]:
     controller = {
         "id": "rounds",
         "path": "oncofed.flare.controller.FederatedTraining",
@@ -201,6 +204,7 @@ def _server(spec: JobSpec, evaluate_only: bool, calibration: Calibration | None)
             "federation": spec.federation().model_dump(mode="json"),
             "evaluate_only": evaluate_only,
             "calibration": calibration.model_dump(mode="json", by_alias=True) if calibration else None,
+            "test": test,
         },
     }
     return _server_config(controller, _PAUSE_SECONDS)

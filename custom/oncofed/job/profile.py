@@ -15,7 +15,6 @@ from oncofed.errors import FederationError
 from oncofed.job import backends
 from oncofed.job.flare import export_job
 from oncofed.job.spec import ProfileJobSpec
-from oncofed.processes import short_path
 from oncofed.rounds.events import PROFILE_EVENTS, EventReader, Failed, ProfileFinished
 
 PLAN_FILE = "plan.json"
@@ -81,15 +80,10 @@ class ProfileRun:
         job = export_job(self.spec, work / self.spec.name)
         logs = self.folder / "logs"
         datasets = {site: {self.spec.profile.dataset: folder} for site, folder in self.sites.items()}
-        with short_path(work / "tmp") as temporary:
-            if self.backend == "simulate":
-                running = backends.simulation(job, datasets, work / "simulator", logs, temporary)
-            else:
-                needed = self.spec.min_sites or len(datasets)
-                running = backends.federation(job, datasets, needed, work / "alliance", logs, temporary, self.port)
-            self.console.print(f"starting {len(datasets)} sites, which count their own cases …")
-            with running as job_running:
-                return self._wait(job_running, logs)
+        needed = self.spec.min_sites or len(datasets)
+        self.console.print(f"starting {len(datasets)} sites, which count their own cases …")
+        with backends.started(self.backend, job, datasets, needed, work, logs, self.port) as running:
+            return self._wait(running, logs)
 
     def _wait(self, running: backends.Running, logs: Path) -> ProfileFinished:
         reader = EventReader(running.events, PROFILE_EVENTS)

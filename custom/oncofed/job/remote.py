@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +21,7 @@ from oncofed.job.flare import SPEC_FILE
 from oncofed.job.outcome import begin_result, note_incidents, note_preparation, note_rounds, note_scores
 from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.job.watch import Curves, RunView
+from oncofed.job.watch import Curves, RunView, go_on
 from oncofed.report.html import write_report
 from oncofed.report.result import Result
 from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, Event, EventReader
@@ -31,7 +32,13 @@ _SECONDS_BETWEEN_TRIES = 0.5
 _CONNECT_SECONDS = 30.0
 
 
-def watch(engineer: EngineerSession, job_id: str, console: Console, curves: Path) -> str:
+def watch(
+    engineer: EngineerSession,
+    job_id: str,
+    console: Console,
+    curves: Path,
+    is_worth_it: Callable[[RunProgress], bool] = go_on,
+) -> str:
     """Follow a job through server restarts to its end.
 
     Args:
@@ -39,6 +46,7 @@ def watch(engineer: EngineerSession, job_id: str, console: Console, curves: Path
         job_id: FLARE's id of the job.
         console: for progress.
         curves: folder for TensorBoard; is replaced.
+        is_worth_it: asked after news; False stops the job.
     """
     shutil.rmtree(curves, ignore_errors=True)
     status = engineer.status(job_id)
@@ -64,9 +72,13 @@ def watch(engineer: EngineerSession, job_id: str, console: Console, curves: Path
             console.print(f"{error}; trying again. Ctrl-C ends the watching, not the job", markup=False)
             return status
 
+    stopped = False
     with RunView(console, Curves(curves)) as view:
         while not status.startswith("FINISHED"):
             status = look()
+            if not stopped and not is_worth_it(view.state):
+                engineer.stop(job_id)
+                stopped = True
             time.sleep(_SECONDS_BETWEEN_LOOKS)
     return status.removeprefix("FINISHED:")
 

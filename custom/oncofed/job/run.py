@@ -16,30 +16,26 @@ from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.artifacts.provenance import PROVENANCE_FILE
 from oncofed.data.case import Case
-from oncofed.data.cases import Cases, Usable, pool_cases, usable_cases
-from oncofed.data.contract import doubts
-from oncofed.data.grouping import finding_lines
+from oncofed.data.cases import pool_cases
 from oncofed.data.sample import sample_cases
 from oncofed.devices import require_named_gpu
-from oncofed.errors import DataError, FederationError, OncofedError
+from oncofed.errors import OncofedError
 from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.card import write_cards
 from oncofed.job.flare import export_job
 from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_preparation, note_rounds, note_scores
+from oncofed.job.site_data import CheckedSites, checked_sites
 from oncofed.job.spec import JobSpec
-from oncofed.job.watch import Curves, RunView, progress_bar
-from oncofed.privacy.settings import too_few_patients
-from oncofed.processes import short_path
+from oncofed.job.watch import Curves, RunView, follow, progress_bar
 from oncofed.report.html import write_report
 from oncofed.report.result import Backend, Result
-from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER, EventReader
+from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER
 from oncofed.tasks.deletion import deletion, slides_to_delete_from, why_left_out
 from oncofed.tasks.pictures import Picture
 from oncofed.training import Plan, Trainer
 from oncofed.training.baselines import Baseline, BaselinePool
 
-_POLL_SECONDS = 0.2
 # Memory of one site with small images: a separate process, or a fork of the simulator.
 _GIB_OF_A_SITE: dict[Backend, float] = {"federation": 0.55, "simulate": 0.16}
 _STARTING: dict[Backend, str] = {
@@ -79,8 +75,7 @@ class Run:
     model: Path | None = None
     evaluate_only: bool = False
     against: Path | None = None
-    _cases: dict[str, Cases] = field(default_factory=dict)
-    _skipped: dict[str, int] = field(default_factory=dict)
+    _data: CheckedSites = field(default_factory=CheckedSites)
 
     def execute(self) -> Result:
         """Run everything, and return what ``result.json`` holds.
@@ -92,7 +87,8 @@ class Run:
         started = time.monotonic()
         # Otherwise sites, baselines and pictures would fail one after the other.
         require_named_gpu()
-        self._check_data()  # before the folder is made: a run that never began leaves none
+        # Before the folder is made: a run that never began leaves none.
+        self._data = checked_sites(self.spec, self.sites, self.console, trains=not self.evaluate_only)
         self.folder = self.folder.resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
         backends.require_machine(self.folder)
@@ -126,46 +122,6 @@ class Run:
     def _compares(self) -> bool:
         return self.baselines and not self.evaluate_only
 
-    def _check_data(self) -> None:
-        self.console.print(f"checking the data of {', '.join(self.sites)} …", markup=False, highlight=False)
-        refused = []
-        for site, folder in self.sites.items():
-            try:
-                usable = self._usable(site, folder)
-            except DataError as error:
-                refused.append(str(error))
-                continue
-            train = usable.cases.train
-            few = too_few_patients(self.spec.privacy.differential_privacy, len({case.patient for case in train}))
-            if few and not self.evaluate_only:
-                refused.append(f"{site}: found {len({case.patient for case in train})} training patients; {few}")
-            self._cases[site] = usable.cases
-            self._skipped[site] = len(usable.set_aside)
-            for line in finding_lines((problem.case, problem.what) for problem in usable.set_aside):
-                self.console.print(f"set aside {site}: {line}", markup=False, highlight=False)
-            self._tell_doubts(site, folder)
-        if refused:
-            raise DataError("\n".join(refused))
-
-    def _tell_doubts(self, site: str, folder: Path) -> None:
-        plan = self.spec.plan()
-        for doubt in doubts(folder, plan.data, plan.supervision(), self.spec.seed):
-            label = f"found {site}: {doubt.kind}" if doubt.severe else f"warning {site}"
-            self.console.print(f"{label}: {doubt.what}", markup=False, highlight=False, soft_wrap=True)
-
-    def _usable(self, site: str, folder: Path) -> Usable:
-        plan = self.spec.plan()
-        with progress_bar(self.console) as bar:
-            task = bar.add_task(f"checking images of {site}", total=0)
-            return usable_cases(
-                folder,
-                plan.data,
-                plan.supervision(),
-                plan.seed,
-                site,
-                lambda done, total: bar.update(task, completed=done, total=total),
-            )
-
     def _run(self, result: Result) -> None:
         folder = self._work / self.spec.name
         job = export_job(self.spec, folder, False, self.model, self.evaluate_only, self.against)
@@ -173,16 +129,13 @@ class Run:
         (model / "baselines").mkdir(parents=True, exist_ok=True)
         submitted, started = time.time(), time.monotonic()
         view = RunView(self.console, Curves(self.folder / "tensorboard"))
-        with (
-            short_path(self._work / "tmp") as temporary,
-            BaselinePool(self.spec.plan(), model / "baselines") as pool,
-        ):
+        with BaselinePool(self.spec.plan(), model / "baselines") as pool:
             self.console.print(_STARTING[self.backend].format(sites=len(self.sites)))
             self._warn_of_memory()
-            with self._backend(job, temporary) as running:
+            with self._started(job) as running:
                 with view:
                     try:
-                        self._follow(running, view)
+                        follow(running, view, self._logs)
                     finally:
                         note_incidents(result, view.state)
                 ended = time.monotonic()
@@ -201,7 +154,7 @@ class Run:
             note_preparation(result, state, self.spec)
             scores = self._collect(pool)
         result.timing.baselines_s = time.monotonic() - ended
-        note_scores(result, state, scores, self._skipped, self.spec.plan().build_task().parts)
+        note_scores(result, state, scores, self._data.set_aside, self.spec.plan().build_task().parts)
         self._test_attention(result)
         self._note_patients(result)
         values = self.spec.model_dump(mode="json", by_alias=True)
@@ -209,7 +162,7 @@ class Run:
         complete_bundle(bundle, [model, self.folder])
 
     def _note_patients(self, result: Result) -> None:
-        for site, cases in self._cases.items():
+        for site, cases in self._data.cases.items():
             if site in result.sites:
                 lists = {"train": cases.train, "validation": cases.validation, "test": cases.test}
                 result.sites[site].patients = {name: len({case.patient for case in own}) for name, own in lists.items()}
@@ -221,32 +174,20 @@ class Run:
                 f"warning: {len(self.sites)} sites need about {needed:.0f} GiB of memory, here {free:.0f} are free"
             )
 
-    def _backend(self, job: Path, temporary: Path) -> AbstractContextManager[Running]:
-        datasets = {site: {self.spec.data.dataset: folder} for site, folder in self.sites.items()}
-        logs = self.folder / "logs"
-        if self.backend == "simulate":
-            return backends.simulation(job, datasets, self._work / "simulator", logs, temporary)
-        needed = self.spec.rounds.quorum or len(datasets)
-        return backends.federation(job, datasets, needed, self._work / "alliance", logs, temporary, self.port)
+    @property
+    def _logs(self) -> Path:
+        return self.folder / "logs"
 
-    def _follow(self, running: Running, view: RunView) -> None:
-        reader = EventReader(running.events)
-        while view.state.finished is None:
-            status = running.ended()
-            view.update(reader.read())
-            if view.state.failed:
-                raise FederationError(f"{view.state.failed.rstrip('.')}. Logs: {self.folder / 'logs'}")
-            if view.state.finished is None:
-                if status is not None:
-                    raise FederationError(f"the job ended early ({status}). Logs: {self.folder / 'logs'}")
-                running.require_going()
-                time.sleep(_POLL_SECONDS)
+    def _started(self, job: Path) -> AbstractContextManager[Running]:
+        datasets = {site: {self.spec.data.dataset: folder} for site, folder in self.sites.items()}
+        needed = self.spec.rounds.quorum or len(datasets)
+        return backends.started(self.backend, job, datasets, needed, self._work, self._logs, self.port)
 
     def _baselines(self) -> list[Baseline]:
-        tests: dict[str, tuple[Case, ...]] = {site: cases.test for site, cases in self._cases.items()}
+        tests: dict[str, tuple[Case, ...]] = {site: cases.test for site, cases in self._data.cases.items()}
         # Pooled first: it takes the longest.
-        trained = {POOLED: (pool_cases(self._cases), tests)}
-        trained |= {site: (cases, {site: cases.test}) for site, cases in self._cases.items()}
+        trained = {POOLED: (pool_cases(self._data.cases), tests)}
+        trained |= {site: (cases, {site: cases.test}) for site, cases in self._data.cases.items()}
         plans: dict[str, Plan | None] = dict.fromkeys(trained)
         for name, plan in self.spec.plan().references().items():
             trained[name], plans[name] = trained[POOLED], plan
@@ -265,8 +206,8 @@ class Run:
 
     def _trained(self) -> Trainer:
         """Return the federated model, in evaluation mode."""
-        first = next(iter(self._cases))
-        trainer = Trainer(self.spec.plan(), self._cases[first], first)
+        first = next(iter(self._data.cases))
+        trainer = Trainer(self.spec.plan(), self._data.cases[first], first)
         trainer.load_weights(load_file(self.folder / "model" / "model.safetensors"))
         trainer.network.eval()
         return trainer
@@ -276,7 +217,7 @@ class Run:
         if self.spec.plan().model.kind != "bag" or result.attention is not None:
             return
         trainer, seed = self._trained(), self.spec.seed
-        tests = slides_to_delete_from(pool_cases(self._cases).test)
+        tests = slides_to_delete_from(pool_cases(self._data.cases).test)
         result.attention = deletion(trainer.task, trainer.network, tests, trainer.device, seed)
         if result.attention is None:
             result.attention_left_out = why_left_out(tests)
@@ -284,5 +225,5 @@ class Run:
     def _pictures(self) -> dict[str, Picture]:
         """Return the model's output on one test case per site."""
         trainer = self._trained()
-        shown = {site: cases.test[0] for site, cases in self._cases.items()}
+        shown = {site: cases.test[0] for site, cases in self._data.cases.items()}
         return {site: trainer.task.picture(trainer.network, case, trainer.device) for site, case in shown.items()}

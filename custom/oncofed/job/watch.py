@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,13 +24,26 @@ from rich.table import Table
 from rich.text import Text
 from torch.utils.tensorboard import SummaryWriter
 
+from oncofed.errors import FederationError
+from oncofed.job.backends import Running
 from oncofed.job.progress import TRAINING, RunProgress
-from oncofed.rounds.events import Event, Incident, Ready, RoundEnded, SiteProgress, Started, Unknown, Validated
+from oncofed.rounds.events import (
+    Event,
+    EventReader,
+    Incident,
+    Ready,
+    RoundEnded,
+    SiteProgress,
+    Started,
+    Unknown,
+    Validated,
+)
 
 # Interval of progress lines in a long round, without a terminal.
 _SECONDS_BETWEEN_LINES = 10.0
 # Interval before the end of the first round, if a site enters another phase: nobody knows yet that the run works.
 _FIRST_LINE_SECONDS = 2.0
+_POLL_SECONDS = 0.2
 
 
 class Curves:
@@ -239,6 +252,43 @@ class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Return the rate of the last minutes."""
         return Text(f"{task.speed:.3g}/s" if task.speed else "")
+
+
+def go_on(state: RunProgress) -> bool:
+    """Let a run go on to its end."""
+    del state
+    return True
+
+
+def follow(running: Running, view: RunView, logs: Path, is_worth_it: Callable[[RunProgress], bool] = go_on) -> bool:
+    """Show a run on this machine until it ends.
+
+    Args:
+        running: the run.
+        view: that shows it.
+        logs: folder of its output, for messages.
+        is_worth_it: asked after news; False cuts the run short.
+
+    Returns:
+        Whether it came to its end.
+
+    Raises:
+        FederationError: the run failed.
+    """
+    reader = EventReader(running.events)
+    while view.state.finished is None:
+        status = running.ended()
+        view.update(reader.read())
+        if view.state.failed:
+            raise FederationError(f"{view.state.failed.rstrip('.')}. Logs: {logs}")
+        if not is_worth_it(view.state):
+            return False
+        if view.state.finished is None:
+            if status is not None:
+                raise FederationError(f"the job ended early ({status}). Logs: {logs}")
+            running.require_going()
+            time.sleep(_POLL_SECONDS)
+    return True
 
 
 def progress_bar(console: Console, shows_rate: bool = False) -> Progress:

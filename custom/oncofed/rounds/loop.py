@@ -89,7 +89,7 @@ class RoundLoop:
 
     Sites check and load their data as they join. In each round they score the global model on their validation cases,
     train it, and send the change; the algorithm makes the next model from these. After the last round they score the
-    final model too; the best one, by the job's rule, is scored once more on test cases.
+    final model too; the best one, by the job's rule, is scored once more on test cases, unless they are to stay unseen.
 
     The state is written after each round: a new loop on the same folder continues with the next round.
 
@@ -102,6 +102,7 @@ class RoundLoop:
         model: initial weights; None for the plan's seed.
         evaluate_only: score the model on test cases without training.
         calibration: of that model; None where unknown.
+        test: score the best model on test cases; False: they stay unseen, as in a search for settings.
     """
 
     def __init__(
@@ -115,7 +116,9 @@ class RoundLoop:
         model: JobModel | None = None,
         evaluate_only: bool = False,
         calibration: Calibration | None = None,
+        test: bool = True,
     ) -> None:
+        self._test = test
         self._plan, self._federation, self._server = plan, federation, server
         self._transport = transport
         self._model = model or JobModel(plan)
@@ -168,11 +171,15 @@ class RoundLoop:
                 self._record(StepsSpent(round=state.round, reason=str(spent)))
                 break
         self._judge(state, state.round, self._scoring.score(state.model, state.round, "validation"))
-        matrix = self._scoring.cross_site(state) if self._federation.evaluation.cross_site else None
+        crossed = self._test and self._federation.evaluation.cross_site
+        matrix = self._scoring.cross_site(state) if crossed else None
         state.model = {}  # the last one; the best may be another, and memory should hold only one
         best = self._store.read_best()
         self._scoring.calibrate(best, state.best_round)
         self._write_provenance(best, state)
+        if not self._test:
+            self._scoring.finish_untested(state.best_round, state.best_score)
+            return
         against = self._model.against()
         self._scoring.test(best, state.best_round, state.best_score, against=against, cross_site=matrix)
 

@@ -124,6 +124,16 @@ class Scoring:
             )
         )
 
+    def finish_untested(self, number: int, validation: float) -> None:
+        """End the run without a look at test cases.
+
+        Args:
+            number: of the round that the model comes from.
+            validation: its score on validation cases.
+        """
+        known = validation if math.isfinite(validation) else None
+        self._context.record(Finished(best_round=number, best_validation=known, test={}))
+
     def _keep_calibration(self, calibration: Calibration | None) -> None:
         self._calibration = calibration
         if calibration:

@@ -235,7 +235,7 @@ class Finished(Event):
     Attributes:
         best_round: whose model was kept.
         best_validation: its validation score, where finite.
-        test: evaluation of that model on test cases by site.
+        test: evaluation of that model on test cases by site; empty where they stay unseen.
         personal: the same of personal models.
         cross_site: test score by site of the model and site of the cases; None where the job asks for none.
         pooled: test over the patients of all sites; this and the next three as ``OverSites`` writes them.

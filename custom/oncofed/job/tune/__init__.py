@@ -1,0 +1,1 @@
+"""A search for a job's settings, scored on validation patients alone."""
