@@ -25,7 +25,7 @@ CONCEPTS = {
     140: ("SNOMED", "367336001", "S"),  # chemotherapy
     9001: ("UCUM", "ng/mL", "S"),
     9002: ("UCUM", "ug/L", "S"),
-    9003: ("UCUM", "U", "S"),
+    0: ("None", "No matching concept", None),
 }
 _MAPPED, _ANCESTORS = [(103, 101)], [(101, 101), (101, 102), (110, 110)]
 _CODES = {name: number for number, (_, name, _) in CONCEPTS.items()}
@@ -142,7 +142,8 @@ _TABLES: dict[str, dict[str, Any]] = {
     "procedure_occurrence": {"person_id": sa.BigInteger, "procedure_concept_id": sa.Integer, "procedure_date": sa.Date},
     "measurement": {
         "person_id": sa.BigInteger, "measurement_concept_id": sa.Integer, "measurement_date": sa.Date,
-        "value_as_number": sa.Float, "unit_concept_id": sa.Integer, "value_as_concept_id": sa.Integer,
+        "value_as_number": sa.Float, "unit_concept_id": sa.Integer, "unit_source_value": sa.String,
+        "value_as_concept_id": sa.Integer,
     },
     "concept": {
         "concept_id": sa.Integer, "vocabulary_id": sa.String, "concept_code": sa.String, "standard_concept": sa.String,
@@ -177,7 +178,7 @@ def fill_omop(url: sa.URL | str, patients: Sequence[Patient], schema: str | None
         rows["observation_period"].append(_row("observation_period", patient.number, *whole))
         for domain, code, day, number, unit, value in patient.events:
             table = {"condition": "condition_occurrence", "procedure": "procedure_occurrence"}.get(domain, domain)
-            more = (number, _CODES.get(unit, 0), _CODES.get(value, 0)) if table == "measurement" else ()
+            more = (number, _CODES.get(unit, 0), unit, _CODES.get(value, 0)) if table == "measurement" else ()
             rows[table].append(_row(table, patient.number, _CODES[code], day, *more))
     with engine.begin() as connection:
         if schema:

@@ -172,6 +172,13 @@ def test_follow_up_ends_with_death_event_or_observation() -> None:
     assert (undated["survival_time"], undated["progression_event"]) == ("", "")
 
 
+def test_periods_that_touch_are_one_and_an_index_between_two_is_not_observed() -> None:
+    years = ((date(2020, 1, 1), date(2020, 6, 30)), (date(2020, 7, 1), date(2021, 1, 31)))
+    assert _values(_spec(), _person(observed=years), lung_cancer=[_INDEX])["survival_time"] == "396"
+    with pytest.raises(DataError, match="between their first and last visit"):
+        _values(_spec(), _person(observed=((date(2020, 2, 1), date(2020, 6, 30)),)), lung_cancer=[_INDEX])
+
+
 def test_a_finding_is_negative_only_where_somebody_would_have_seen_it() -> None:
     spec = _spec()
     assert _values(spec, _person(), lung_cancer=[_INDEX])["findings_metastasis"] == "0"

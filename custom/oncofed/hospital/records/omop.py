@@ -236,8 +236,8 @@ class _Reading:
     def _events(self, name: str, concept: ConceptSet) -> dict[str, list[Event]]:
         """Return person -> events of a concept set, in order of their days."""
         at = _TABLES[concept.domain]
-        extra = ("value_as_number", "unit_concept_id", "value_as_concept_id") if at.has_values else ()
-        table = self._clinical(at.name, "person_id", at.concept, at.day, *extra)
+        extra = ("value_as_number", "unit_concept_id", "unit_source_value", "value_as_concept_id")
+        table = self._clinical(at.name, "person_id", at.concept, at.day, *(extra if at.has_values else ()))
         chosen = self._identifiers(concept).subquery()
         used = [*self._spec.targets.values(), *self._spec.covariates.values()]
         columns, joined = [table.c.person_id, table.c[at.day]], table
@@ -245,8 +245,9 @@ class _Reading:
         codes = any(isinstance(one, NamedOutcome) and one.concept == name for one in used)
         if numbers:
             unit = self._concept().alias("unit")
-            joined = joined.outerjoin(unit, unit.c.concept_id == table.c.unit_concept_id)
-            columns += [table.c.value_as_number, unit.c.concept_code]
+            is_unit = sa.and_(unit.c.concept_id == table.c.unit_concept_id, unit.c.vocabulary_id == "UCUM")
+            joined = joined.outerjoin(unit, is_unit)
+            columns += [table.c.value_as_number, sa.func.coalesce(unit.c.concept_code, table.c.unit_source_value)]
         if codes and at.has_values:
             value = self._concept().alias("value")
             joined = joined.outerjoin(value, value.c.concept_id == table.c.value_as_concept_id)

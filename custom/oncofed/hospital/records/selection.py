@@ -124,10 +124,7 @@ def select_cohort(records: Records, spec: CohortSpec, links: Links) -> Cohort:
                 "step's codes, window and identifiers with the records"
             )
     if not cases:
-        raise DataError(
-            f"the cohort {spec.name}: found nobody with the index event {spec.index.concept} in observed time. Compare "
-            "its codes with those that the records use"
-        )
+        raise DataError(_nobody(spec, len(records.events[spec.index.concept])))
     for case in cases:
         values = _values(case, spec, cohort.faults)
         cohort.rows += [Row(link, values) for link in links.of[case.person.key]]
@@ -160,11 +157,38 @@ def _cases(records: Records, spec: CohortSpec, cohort: Cohort) -> Iterable[_Case
             cohort.faults["an index event of nobody in the table of persons"] += 1
         elif person.died and person.died < index:
             cohort.faults["a death before the index"] += 1
-        elif period := next((one for one in person.observed if one[0] <= index <= one[1]), None):
+        elif period := next((one for one in _joined(person.observed) if one[0] <= index <= one[1]), None):
             observed += 1
             own = {name: records.events[name].get(identifier, ()) for name in concepts}
             yield _Case(person, index, period, own)
     cohort.flow = {f"has {spec.index.concept}": len(found), "was observed then": observed, **cohort.flow}
+
+
+def _joined(periods: Sequence[Period]) -> list[Period]:
+    """Return periods, those that touch or overlap as one."""
+    joined: list[Period] = []
+    for first, last in sorted(periods):
+        if joined and first <= joined[-1][1] + timedelta(days=1):
+            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
+        else:
+            joined.append((first, last))
+    return joined
+
+
+def _nobody(spec: CohortSpec, found: int) -> str:
+    """Return why a cohort is empty before its first step."""
+    begin = f"the cohort {spec.name}: found"
+    if not found:
+        return f"{begin} nobody with the index event {spec.index.concept}. Compare its codes with those of the records"
+    if spec.follow_up == "last_visit":
+        return (
+            f"{begin} {found:,} persons with the index event, expected it between their first and last visit. See that "
+            "the records of visits (OMOP: visit_occurrence, FHIR: Encounter) are there"
+        )
+    return (
+        f"{begin} {found:,} persons with the index event, expected it within an observation period. See that the table "
+        "observation_period is filled, or write follow_up: last_visit"
+    )
 
 
 def _steps(spec: CohortSpec, links: Links) -> Iterable[tuple[str, Callable[[_Case], bool]]]:
