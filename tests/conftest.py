@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import importlib
 import io
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from rich.table import Table
 from commands import Outcome, share_fork_server
 from dealing import add_group, interleaved
 from forked_worker import worker_forks
+from oncofed import private_files
 from oncofed.cli import main as entry
 from oncofed.lean_imports import import_monai_leanly
 from synthetic import make_site, write_job
@@ -72,6 +74,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Let federations share what their jobs import."""
     if "federation" in item.keywords:
         share_fork_server()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fixed_salts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hash patients of datasets that this process registers by salts that are the same in each run.
+
+    Who is tested follows from the salt. It is that of the folder's place below the test's own, so that two sites have
+    two; a test that wants another one writes it first.
+    """
+    tests, create = tmp_path_factory.getbasetemp(), private_files.create_whole
+
+    def create_whole(path: Path, contents: bytes) -> None:
+        is_of_test = path.name == ".salt" and path.absolute().is_relative_to(tests)
+        place = "/".join(path.absolute().relative_to(tests).parts[1:]) if is_of_test else ""
+        create(path, hashlib.sha256(place.encode()).digest() if is_of_test else contents)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(private_files, "create_whole", create_whole)
+        yield
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def withheld_groups(groups: Mapping[str, Group], least: int, everybody: Group = 
     return hidden
 
 
-def withheld_counts(counts: Mapping[str, int], whole: int, least: int) -> set[str]:
+def withheld_counts(counts: Mapping[str, int], whole: int, least: int, some_are_hidden: bool = False) -> set[str]:
     """Return the groups to withhold if only sizes are known.
 
     So that it is enough whoever is in which.
@@ -50,11 +50,12 @@ def withheld_counts(counts: Mapping[str, int], whole: int, least: int) -> set[st
         counts: patients of each group.
         whole: patients behind the mean.
         least: smallest number of patients to report on.
+        some_are_hidden: further groups, of unknown size, are in the mean and were withheld before.
     """
     small = {name for name, count in counts.items() if count < least or 0 < whole - count < least}
     hidden = set(small)
     for name in sorted(counts, key=lambda name: (counts[name], name)):
-        if not small or max(counts[name] for name in hidden) >= least:
+        if not (small or some_are_hidden) or max((counts[name] for name in hidden), default=0) >= least:
             break
         hidden.add(name)
     return hidden

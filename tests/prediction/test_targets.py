@@ -18,6 +18,7 @@ from oncofed.prediction.evaluation.evaluate import EvaluationRequest, evaluate, 
 from oncofed.prediction.evaluation.page import write_page
 from oncofed.prediction.export.export import export
 from oncofed.prediction.model import TrainedModel, load_model
+from oncofed.prediction.outputs.case_rows import display_table, short_rows
 from oncofed.prediction.outputs.page import write_page as write_predictions_page
 from oncofed.prediction.predictions import Predictions
 from oncofed.prediction.run import Options, predict
@@ -70,7 +71,14 @@ def test_each_case_has_its_answers_by_name_beside_what_it_states(
         assert risk["value"] == pytest.approx(1 - record["death"]["numbers"]["free_at_24"]["value"])
         assert record["lump"]["answer"] in ("absent", "present")
     page = (out / "predictions.html").read_text()
-    assert "risk of the event by 24 months" in page
+    assert "death, risk of the event by 24 months" in page
+    record = json.loads((out / "cases" / entries[0]["name"] / "case.json").read_text())
+    headings, cells = display_table(short_rows(record))
+    table = dict(zip(headings, zip(*cells, strict=True), strict=True))
+    assert {"lump", "lump, stated", "grade", "size (mm)", "death, risk of the event by 24 months"} <= table.keys()
+    assert table["lump"][0] in ("absent", "present")
+    assert float(table["size (mm)"][0]) == pytest.approx(float(rows[record["name"]]["size.value_mm"]), rel=0.01)
+    assert not any(cell == "–" for row in cells for cell in row)
     assert "probability of no event by 4 months" not in page, "the curve is in the files"
 
 

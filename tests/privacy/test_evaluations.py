@@ -147,6 +147,54 @@ def test_a_stricter_policy_hides_figures_that_would_reveal_patients() -> None:
 
 
 @pytest.mark.attack(
+    "the mean score of the few patients of a class that the site hid, from the mean and the classes that it told",
+    by="the site's policy: another class of enough patients is hidden beside it",
+    logged="nowhere: what is left leaves",
+)
+@pytest.mark.parametrize(("lesions", "told"), [((4, 3), {"spleen"}), ((30, 30), set(NAMES))])
+def test_a_stricter_policy_knows_of_classes_that_the_site_hid(lesions: tuple[int, int], told: set[str]) -> None:
+    """Seven of 30 patients have one of two rare classes: enough for the site, too few for a policy of ten."""
+    outcomes = [
+        (
+            f"p{n}",
+            {
+                "dice.liver": 0.5 if n < lesions[0] else NONE,
+                "dice.lesion": 0.25 if n >= 30 - lesions[1] else NONE,
+                "dice.spleen": 0.75,
+            },
+        )
+        for n in range(30)
+    ]
+    numbers = {"evaluation": _sent(ORGANS, outcomes), "pooled": ORGANS.pooled(outcomes)}
+    assert set(numbers["evaluation"]["by_class"]) == told
+    assert set(numbers["pooled"]["figures"]) == {"mean", *told}
+    withhold(numbers, 10, classes=NAMES)
+    if len(told) == 1:
+        told = set()
+    assert set(numbers["evaluation"]["by_class"]) == told
+    assert set(numbers["pooled"]["figures"]) == {"mean", *told}
+    check_numbers(numbers, NAMES, sums=True)
+
+
+def test_a_class_that_is_all_of_the_mean_is_told_by_a_stricter_policy() -> None:
+    outcomes = _organs(30, 0, 0, of=30)
+    numbers = {"evaluation": _sent(ORGANS, outcomes), "pooled": ORGANS.pooled(outcomes)}
+    assert not withhold(numbers, 10, classes=NAMES)
+    assert set(numbers["evaluation"]["by_class"]) == {"liver"}
+
+
+def test_classes_of_few_patients_are_not_what_is_left_of_all() -> None:
+    """Seven patients have one of two rare classes: all less those of the classes that are told."""
+    rng = np.random.default_rng(2)
+    task = Classification(ClassificationSpec(classes=dict(enumerate("abcd"))), KINDS.data)
+    labels = np.repeat(range(4), (30, 20, 4, 3)).tolist()
+    numbers = {"pooled": task.pooled([(f"p{n}", Classified(rng.dirichlet([1] * 4), k)) for n, k in enumerate(labels)])}
+    assert set(numbers["pooled"]["classes"]) == {"a", "b"}
+    assert withhold(numbers, 10)
+    assert set(numbers["pooled"]["classes"]) == {"a"}
+
+
+@pytest.mark.attack(
     "a class's figure with no, or too few, patients behind it, sent by code that does not hold to the rule",
     by="the site's outbound check, and the server's: numbers of patients that agree with each other",
     logged="the site's audit log: held back",

@@ -12,6 +12,7 @@ from oncofed.job.card import write_cards
 from oncofed.job.outcome import begin_result
 from oncofed.job.spec import parse_job
 from oncofed.report.html import write_report
+from oncofed.report.remarks import remarks
 from oncofed.report.result import Result, SiteResult, read_result
 from oncofed.tasks.over_sites import PooledTest
 from oncofed.tasks.pictures import Picture
@@ -64,6 +65,17 @@ def test_the_report_has_a_row_for_each_target_and_figure(tmp_path: Path) -> None
         "12 patients state it",
     ):
         assert words in html
+
+
+def test_a_target_that_a_site_lacks_is_named(tmp_path: Path) -> None:
+    result = made_result(tmp_path)
+    west = result.sites["east"].model_copy(update={"by_class": {"federated": {"lump": 0.8, "findings.striped": 0.7}}})
+    silent = west.model_copy(update={"by_class": {}, "federated": None})
+    result.sites |= {"west": west, "north": silent}
+    said = [one for one in remarks(result) if "no figure of west" in one]
+    assert [one.partition(":")[0] for one in said] == ["grade", "size", "death"]
+    assert not any("no figure of" in one and "north" in one for one in remarks(result))
+    assert said[0] in write_report(result, {}, tmp_path).read_text()
 
 
 def test_the_report_says_whose_figures_they_are_and_leaves_out_what_is_empty(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import re
+from collections.abc import Collection, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -249,7 +250,6 @@ def _require_name(name: str) -> None:
 def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
     from oncofed.data.accounts import labelled_share
     from oncofed.data.decisions import in_words
-    from oncofed.data.mixtures import mixtures
 
     values = manifest.model_dump(mode="json", by_alias=True, exclude_none=True)
     entries = [
@@ -279,14 +279,35 @@ def _summary(manifest: Manifest, folder: Path) -> dict[str, Any]:
         "labelled": labelled_share(manifest),
         "decisions": in_words(manifest),
         **{key: values[key] for key in kept if key in values},
-        "notes": [what for _, what in mixtures(manifest)],
+        "notes": _notes(manifest),
         "entries": entries,
     }
 
 
-def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
+def _notes(manifest: Manifest) -> list[str]:
+    """Return what a person should look at: mixtures, and vectors of another length than their encoder's."""
     from oncofed.data.mixtures import mixtures
 
+    made = [entry.features for _, entry in manifest.by_split() if entry.features and entry.features.level == "tile"]
+    return [*(what for _, what in mixtures(manifest)), *_other_lengths({(one.encoder, one.size) for one in made})]
+
+
+def _other_lengths(made: Collection[tuple[str, int]]) -> Iterator[str]:
+    if not made:
+        return
+    from oncofed.models.encoders import catalogue
+
+    for encoder, size in sorted(made):
+        entry = catalogue().get(encoder)
+        if entry and entry.features != size:
+            yield (
+                f"vectors of {encoder} have {size:,} numbers, expected {entry.features:,} as oncofed makes them. If "
+                "another encoder made them, register again with --encoder NAME; else they fit no slide of this dataset "
+                "or of another site whose features oncofed extracts"
+            )
+
+
+def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
     console = plain_console()
     cases = list(manifest.by_split())
     table = Table(title=f"{manifest.name}: {len(cases)} cases, {manifest.description}", title_justify="left")
@@ -308,7 +329,7 @@ def _show_registered(manifest: Manifest, folder: Path, dataset: str) -> None:
     show_table(table, console)
     if len(cases) > _MOST_SHOWN:
         console.print(f"… and {len(cases) - _MOST_SHOWN} more")
-    for _, what in mixtures(manifest):
+    for what in _notes(manifest):
         console.print(f"[yellow]note[/] {escape(what)}", soft_wrap=True)
     show_accounts(manifest, folder, dataset)
 

@@ -2,8 +2,8 @@
 
 Figures of classes and further ones rest on at least five patients each.
 
-A mean over all patients leaves as the site's policy says. Together with it another figure could reveal fewer patients
-than are behind either: then that figure stays, too.
+No figure leaves where the task says so (``Task.may_leave``). Else a mean over all patients leaves as the site's policy
+says. Together with it another figure could reveal fewer patients than are behind either: then that figure stays, too.
 
 A figure that depends on a threshold leaves for one model of a job, by the thresholds that it chose.
 
@@ -36,6 +36,8 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
     classes those of the rarer one; with targets the fewest behind one of its parts), and of those behind each other
     reported figure.
     """
+    if not evaluation.may_leave:
+        return _without_figures({"cases": evaluation.cases, "patients": {"all": len(evaluation.patients), "mean": 0}})
     if evaluation.parts:
         return _told_of_parts(evaluation)
     behind = evaluation.behind
@@ -100,44 +102,48 @@ def _of_enough(numbers: Mapping[str, Any], parts: Parts, least: int) -> dict[str
     }
 
 
-def withhold_evaluation(numbers: Mapping[str, Any], minimum: int, parts: Parts = NO_PARTS) -> dict[str, Any]:
+def withhold_evaluation(
+    numbers: Mapping[str, Any], minimum: int, parts: Parts = NO_PARTS, classes: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return an evaluation without what a policy withholds.
 
     Args:
         numbers: as ``evaluation_numbers`` makes them.
         minimum: fewest patients behind a figure.
         parts: of the mean, in a job with targets.
+        classes: names of the job's classes.
     """
     if parts:
         return _of_enough(numbers, parts, max(minimum, LEAST_PATIENTS))
     patients = numbers["patients"]
     if patients["mean"] < minimum:
-        return {
-            **numbers,
-            "mean": None,
-            "by_class": {},
-            "more": {},
-            "interval": None,
-            "patients": {**patients, "by_class": {}, "more": {}},
-        }
+        return _without_figures(numbers)
     if minimum <= LEAST_PATIENTS:
         return dict(numbers)
-    classes = patients["by_class"].keys() - withheld_counts(patients["by_class"], patients["mean"], minimum)
+    # The site may have hidden a class of five patients. One that is all of the mean tells nothing beside it.
+    others = any(value != numbers["mean"] for value in numbers["by_class"].values())
+    some_are_hidden = others and not numbers["by_class"].keys() >= set(classes)
+    told = patients["by_class"].keys() - withheld_counts(
+        patients["by_class"], patients["mean"], minimum, some_are_hidden
+    )
     more = {
-        name
-        for name, count in patients["more"].items()
-        if count >= minimum and name.partition(".")[2] in ("", *classes)
+        name for name, count in patients["more"].items() if count >= minimum and name.partition(".")[2] in ("", *told)
     }
     return {
         **numbers,
-        "by_class": _of(classes, numbers["by_class"]),
+        "by_class": _of(told, numbers["by_class"]),
         "more": _of(more, numbers["more"]),
         "patients": {
             **patients,
-            "by_class": _of(classes, patients["by_class"]),
+            "by_class": _of(told, patients["by_class"]),
             "more": _of(more, patients["more"]),
         },
     }
+
+
+def _without_figures(numbers: Mapping[str, Any]) -> dict[str, Any]:
+    patients = {**numbers["patients"], "by_class": {}, "more": {}}
+    return {**numbers, "mean": None, "by_class": {}, "more": {}, "interval": None, "patients": patients}
 
 
 def without_thresholded(numbers: Mapping[str, Any], metrics: Sequence[Metric]) -> dict[str, Any]:

@@ -154,18 +154,24 @@ def progress_that_may_leave(values: Mapping[str, Any], private: bool = False) ->
     return kept
 
 
-def withhold(numbers: dict[str, Any], minimum: int, targets: Mapping[str, TargetSums] = NO_TARGETS) -> bool:
+def withhold(
+    numbers: dict[str, Any],
+    minimum: int,
+    targets: Mapping[str, TargetSums] = NO_TARGETS,
+    classes: Sequence[str] = (),
+) -> bool:
     """Withhold scores of too few patients; return whether any.
 
     Args:
         numbers: as sent; changed in place.
         minimum: fewest patients.
         targets: the job's, by name.
+        classes: names of the job's classes.
     """
-    withheld = keep_back_small(numbers, minimum, targets)
+    withheld = keep_back_small(numbers, minimum, targets, classes)
     for name in ("evaluation", "personal"):
         evaluation = numbers.get(name)
-        left = withhold_evaluation(evaluation, minimum, _parts(targets)) if evaluation else evaluation
+        left = withhold_evaluation(evaluation, minimum, _parts(targets), classes) if evaluation else evaluation
         if left != evaluation:
             numbers[name] = left
             withheld = True

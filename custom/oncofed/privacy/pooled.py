@@ -125,7 +125,12 @@ def is_attention(value: Any, most: int = MOST_PATIENTS) -> bool:
     )
 
 
-def keep_back_small(numbers: dict[str, Any], minimum: int, targets: Mapping[str, TargetSums] = NO_TARGETS) -> bool:
+def keep_back_small(
+    numbers: dict[str, Any],
+    minimum: int,
+    targets: Mapping[str, TargetSums] = NO_TARGETS,
+    classes: Sequence[str] = (),
+) -> bool:
     """Coarsen or drop numbers below a policy's minimum.
 
     Returns whether anything changed.
@@ -134,6 +139,7 @@ def keep_back_small(numbers: dict[str, Any], minimum: int, targets: Mapping[str,
         numbers: as sent; modified in place.
         minimum: fewest patients behind a number.
         targets: the job's, by name.
+        classes: names of the job's classes.
     """
     changed = False
     for name in SUMS:
@@ -175,8 +181,11 @@ def keep_back_small(numbers: dict[str, Any], minimum: int, targets: Mapping[str,
             del numbers["pooled"]
         return changed or enough != pooled["targets"]
     if "figures" in pooled:
-        counts = {name: sums[0] for name, sums in pooled["figures"].items() if name != MEAN}
-        hidden = withheld_counts(counts, pooled["patients"], minimum)
+        rows = {name: sums for name, sums in pooled["figures"].items() if name != MEAN}
+        counts = {name: sums[0] for name, sums in rows.items()}
+        # The site may have hidden a class of five patients. One that is all of the mean tells nothing beside it.
+        others = any(sums != pooled["figures"].get(MEAN) for sums in rows.values())
+        hidden = withheld_counts(counts, pooled["patients"], minimum, others and not counts.keys() >= set(classes))
         kept = {name: sums for name, sums in pooled["figures"].items() if name not in hidden}
         numbers["pooled"] = {**pooled, "figures": kept}
         return changed or kept != pooled["figures"]

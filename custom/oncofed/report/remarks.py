@@ -22,6 +22,7 @@ def remarks(result: Result) -> list[str]:
     parts = (
         _silent_sites,
         _fewer_targets,
+        _lacking_targets,
         _few_patients,
         _no_classes,
         _no_groups,
@@ -77,8 +78,8 @@ def _silent_sites(result: Result) -> Iterator[str]:
     elif silent:
         yield (
             f"Federated: no {result.metric_name} of {_with_patients(silent)}. A site tells no number that rests on "
-            f"{_FEWEST} (or on fewer than its policy asks), nor one that its patients do not have, such as of nobody "
-            "with an event."
+            f"{_FEWEST} (or on fewer than its policy asks) or whose parts do, such as the steps of a FROC curve, nor "
+            "one that its patients do not have, such as of nobody with an event."
         )
     shown = [name for name in result.mean.known if name != "federated"]
     few = {name: site for name, site in result.sites.items() if _tested(site) < LEAST_PATIENTS}
@@ -103,6 +104,24 @@ def _fewer_targets(result: Result) -> Iterator[str]:
     if not result.is_of_same_targets:
         sentence += " Sites of other targets do not compare with each other: a worst one is not named."
     yield sentence
+
+
+def _lacking_targets(result: Result) -> Iterator[str]:
+    """Yield targets of which nothing is known of a site that tells of others."""
+    known = {name: site.by_class["federated"] for name, site in result.sites.items() if site.by_class.get("federated")}
+    for target in result.targets:
+        lacking = sorted(
+            name for name, figures in known.items() if not any(_is_of(target, figure) for figure in figures)
+        )
+        if lacking:
+            yield (
+                f"{target}: no figure of {_listed(lacking)}. No patient tested there states it, or {_FEWEST} do (or "
+                "fewer than a policy asks)."
+            )
+
+
+def _is_of(target: str, figure: str) -> bool:
+    return figure == target or figure.startswith(f"{target}.")
 
 
 def _few_patients(result: Result) -> Iterator[str]:

@@ -103,6 +103,17 @@ class PatientStatistics(ABC, Generic[Outcome]):
                     found[name].add(patient)
         return dict(found)
 
+    def may_leave(self, outcomes: Sequence[tuple[str, Outcome]]) -> bool:
+        """Return whether figures may leave a site at all.
+
+        Not if their differences tell of few patients, whatever is behind each.
+
+        Args:
+            outcomes: of all cases, each with its patient's key.
+        """
+        del outcomes
+        return True
+
     def pooled(
         self, outcomes: Sequence[tuple[str, Outcome]], temperature: float | None = None
     ) -> dict[str, Any] | None:

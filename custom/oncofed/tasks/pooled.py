@@ -115,7 +115,7 @@ def coarser(cells: Cells, fewest: int) -> Cells:
     found: Cells = []
     rest: list[Any] | None = None
     for cell in cells:
-        rest = _added(rest, cell) if rest else list(cell)
+        rest = added(rest, cell) if rest else list(cell)
         if rest[1] >= fewest:
             found.append(rest)
             rest = None
@@ -128,11 +128,11 @@ def _with_the_rest(cells: Cells, rest: Sequence[Any] | None) -> Cells:
     It then reaches down to the lowest bin, so that the lowest patient's bin stays at the site.
     """
     if cells:
-        cells[-1] = [0, *(_added(cells[-1], rest) if rest else cells[-1])[1:]]
+        cells[-1] = [0, *(added(cells[-1], rest) if rest else cells[-1])[1:]]
     return cells
 
 
-def _added(one: Sequence[Any], lower: Sequence[Any]) -> list[Any]:
+def added(one: Sequence[Any], lower: Sequence[Any]) -> list[Any]:
     """Return the union of two cells."""
     sums = (round(a + b, DIGITS_OF_ODDS) for a, b in zip(one[2:], lower[2:], strict=True))
     return [lower[0], one[1] + lower[1], *sums]

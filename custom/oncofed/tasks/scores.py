@@ -35,6 +35,7 @@ class Evaluation(Scores):
         patients: keys of all patients of the cases, for the site only.
         behind: patients behind each class and further figure (``Task.patients_behind``), for the site only.
         parts: of the mean (``Task.parts``), if it is one of several figures.
+        may_leave: whether figures may leave the site at all (``Task.may_leave``).
     """
 
     cases: int = 0
@@ -43,3 +44,4 @@ class Evaluation(Scores):
     patients: frozenset[str] = frozenset()
     behind: Mapping[str, frozenset[str]] = field(default_factory=dict)
     parts: Parts = field(default_factory=dict)
+    may_leave: bool = True

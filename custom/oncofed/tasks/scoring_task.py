@@ -218,4 +218,5 @@ class ScoringTask(PatientStatistics[Outcome]):
             patients=frozenset(patient for patient, _ in outcomes),
             behind={name: frozenset(patients) for name, patients in self.patients_behind(outcomes).items()},
             parts=self.parts,
+            may_leave=self.may_leave(outcomes),
         )

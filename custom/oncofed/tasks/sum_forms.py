@@ -6,7 +6,7 @@ Each covers five patients or more. Numbers have limited digits, and values that 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from oncofed.suppression import LEAST_PATIENTS, withheld_counts
@@ -50,6 +50,7 @@ def coarser_classification(sums: Mapping[str, Any], minimum: int) -> dict[str, A
     fewer = {name: min(_in(one["with"]), _in(one["without"])) for name, one in sums["classes"].items()}
     # A class that nobody or everybody has discloses nobody.
     hidden = withheld_counts({name: count for name, count in fewer.items() if count}, sums["patients"], minimum)
+    hidden |= _beside_hidden(sums["classes"], hidden, minimum)
     for name, one in sums["classes"].items():
         if name in hidden:
             continue
@@ -60,6 +61,21 @@ def coarser_classification(sums: Mapping[str, Any], minimum: int) -> dict[str, A
     rows = coarser_rows(sure["cells"], minimum) if sure else []
     coarse_rows = [[*map(int, row[:2]), *(round(float(part), DIGITS) for part in row[2:])] for row in rows]
     return {**sums, "classes": by_class, "reliability": {**sure, "cells": coarse_rows} if coarse_rows else None}
+
+
+def _beside_hidden(by_class: Mapping[str, Any], hidden: Collection[str], minimum: int) -> set[str]:
+    """Return further classes to hide, until those that are not told have enough patients together.
+
+    The site itself may have hidden some: they are all patients less those of the classes that are told.
+    """
+    told = {name: _in(one["with"]) for name, one in by_class.items() if name not in hidden}
+    more: set[str] = set()
+    for name in sorted(told, key=lambda name: (told[name], name)):
+        rest = _in(by_class[name]["without"]) + told[name] - sum(n for other, n in told.items() if other not in more)
+        if not 0 < rest < minimum:
+            break
+        more.add(name)
+    return more
 
 
 def without_telling_rows(sums: Mapping[str, Any], classes: int) -> dict[str, Any]:

@@ -173,6 +173,7 @@ def test_commands_from_weights_to_a_check(run: Run, folder: Path, tmp_path: Path
     )
     shown = run("data", "register", folder, *stated, *at, "--tile", "256", "--mpp", "0.5")
     assert "0.0005 (of tiles)" in shown.text
+    assert not made_of["notes"]
     facts = made_of["entries"][0]["features"]
     digest = json.loads(run("data", "encoders", "check", "resnet18", tmp_path / "model.bin", "--json").output)["digest"]
     assert (facts["encoder"], facts["size"], facts["digest"]) == ("resnet18", 512, digest)
@@ -182,6 +183,16 @@ def test_commands_from_weights_to_a_check(run: Run, folder: Path, tmp_path: Path
     (row,) = (row for row in told["rows"] if row["aspect"] == "features")
     assert (row["verdict"], row["expected"]) == ("does not fit", "of colour")
     assert "features are of the encoder resnet18, the job's is colour" in row["how"]
+
+
+def test_vectors_of_another_length_than_the_encoders_are_noted(run: Run, folder: Path, tmp_path: Path) -> None:
+    for number in range(12):
+        made.clam(folder / f"s{number}.h5", made.vectors(size=768, seed=number))
+    stated = ("--features", "--encoder", "uni", "--tile", "256", "--mpp", "0.5", "--workers", "1")
+    at = ("--workspace", tmp_path / "workspace", "--dataset", "slides")
+    note = "vectors of uni have 768 numbers, expected 1,024 as oncofed makes them"
+    assert note in run("data", "register", folder, *stated, *at).text
+    assert note in json.loads(run("data", "register", folder, *stated, *at, "--json").output)["notes"][0]
 
 
 def test_options_of_features_need_each_other(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import combinations_with_replacement, pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from oncofed.data.spec import DataSpec
@@ -19,16 +21,17 @@ from oncofed.privacy.outbound import check_numbers, withhold
 from oncofed.suppression import LEAST_PATIENTS
 from oncofed.tasks import sums_that_may_leave
 from oncofed.tasks.detection import Detection, DetectionSpec, Matched
-from oncofed.tasks.detection.figures import SENSITIVITIES, sensitivities, with_misses
-from oncofed.tasks.detection.froc_sums import FrocSums, froc_sums, told_patients
+from oncofed.tasks.detection.figures import FALSE_POSITIVES, SENSITIVITIES, patients_of_steps, sensitivities
+from oncofed.tasks.detection.froc_sums import FrocSums, curve_may_leave, froc_sums, told_patients
 from oncofed.tasks.over_sites import pooled_test
-from oncofed.tasks.pooled import bins_of
+from oncofed.tasks.pooled import bins_of, log_odds
 from oncofed.tasks.pooled_target import PooledTarget
 from oncofed.tasks.scores import Evaluation
 from oncofed.tasks.whole_slide.settings import SlideDetectionSpec
 
 Site = list[tuple[str, Matched]]
 SPEC = DetectionSpec(classes={1: "nodule"})
+DATA = DataSpec(dataset="x", modality="ct", patch=(16, 16, 16), spacing=(1.0, 1.0, 1.0))
 
 
 def sums_over() -> FrocSums:
@@ -78,7 +81,8 @@ def test_without_cells_of_five_patients_bins_alone_cost_little(monkeypatch: pyte
         assert pooled(sites).figures["cpm"].value == pytest.approx(exact.mean(), abs=0.002)
 
 
-@given(st.lists(st.tuples(st.integers(5, 40), st.floats(0.1, 3)), min_size=1, max_size=3), st.integers(0, 1000))
+@given(st.lists(st.tuples(st.integers(10, 40), st.floats(0.1, 3)), min_size=1, max_size=3), st.integers(0, 1000))
+@example([(10, 2.5)], 276)  # seven false positives and a half are more than there are
 @settings(max_examples=40)
 def test_the_bounds_contain_the_sensitivity_of_all_boxes(sites: list[tuple[int, float]], seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -107,11 +111,11 @@ def boxes(scores: list[float], hit: bool, objects: int) -> Matched:
 
 
 def test_what_rests_on_one_to_four_patients_is_no_sum() -> None:
-    everybody = [(f"p{n}", boxes([0.9], True, 1)) for n in range(9)]
+    everybody = [(f"p{n}", boxes([0.9], True, 1)) for n in range(10)]
     assert froc_sums(everybody)
-    assert froc_sums(everybody[:4]) is None
-    # Four patients' images, however many.
-    assert froc_sums([(f"p{n % 4}", case) for n, (_, case) in enumerate(everybody)]) is None
+    assert froc_sums(everybody[:9]) is None, "five would tell of four others"
+    # Nine patients' images, however many.
+    assert froc_sums([(f"p{n % 9}", case) for n, (_, case) in enumerate(everybody)]) is None
     # Four have objects, four have hits, or four have false positives.
     assert froc_sums([(p, case if n < 4 else boxes([0.9], False, 0)) for n, (p, case) in enumerate(everybody)]) is None
     assert froc_sums([(p, case if n < 4 else boxes([], True, 1)) for n, (p, case) in enumerate(everybody)]) is None
@@ -125,7 +129,7 @@ def test_every_cell_is_of_five_patients_and_tells_of_no_four_others() -> None:
     # Five to twelve of twelve: five are told of.
     assert sums["with_objects"] == 5
     for kind in ("hits", "false_positives"):
-        assert {row[4] in (5, 10) and row[1] >= LEAST_PATIENTS for row in sums[kind]} == {True}
+        assert {row[4] == 5 and row[1] >= LEAST_PATIENTS for row in sums[kind]} == {True}
     assert sums["with_misses"] == 0, "two patients have one that was missed"
     assert sum(row[1] for row in sums["hits"]) == sum(case.objects for _, case in cases)
     assert sum(row[1] for row in sums["false_positives"]) == sum(int((~case.hits).sum()) for _, case in cases)
@@ -148,9 +152,8 @@ def found_but(patients: int, misses: int, of: int = 30) -> Site:
 )
 @pytest.mark.parametrize(("patients", "least", "hidden"), [(1, 5, True), (4, 5, True), (5, 5, False), (9, 10, True)])
 def test_objects_that_few_patients_had_missed_are_not_counted(patients: int, least: int, hidden: bool) -> None:
-    sums, none = froc_sums(found_but(patients, 2)), froc_sums(found_but(0, 0))
+    sums = froc_sums(found_but(patients, 2))
     assert sums
-    assert none
     if least > LEAST_PATIENTS:
         assert sums["with_misses"] == patients // 5 * 5
         sums = sums_over().withhold(sums, least)
@@ -160,11 +163,11 @@ def test_objects_that_few_patients_had_missed_are_not_counted(patients: int, lea
     assert sums_over().is_site_sums(sums, 30)
     if least == LEAST_PATIENTS and hidden:
         # Nor do mean and spread of the cell tell it.
-        *above, (lowest, boxes, total, squares, level) = sums["hits"]
-        *others, (its_lowest, fewer, its_total, its_squares, its_level) = none["hits"]
-        assert (above, lowest, level) == (others, its_lowest, its_level)
-        assert boxes == fewer + 2 * patients
-        assert (total / boxes, squares / boxes) == pytest.approx((its_total / fewer, its_squares / fewer), abs=0.01)
+        *above, (_, boxes, total, squares, _) = sums["hits"]
+        scores = np.sort(np.concatenate([case.scores[case.hits] for _, case in found_but(patients, 2)]))
+        odds = log_odds(scores)[: boxes - 2 * patients]
+        assert sum(row[1] for row in above) + len(odds) == len(scores)
+        assert (total / boxes, squares / boxes) == pytest.approx((odds.mean(), np.square(odds).mean()), abs=0.02)
     found = sums_over().over_sites([sums])
     exact = sensitivities([case for _, case in found_but(patients, 2)])
     assert found
@@ -184,7 +187,7 @@ def test_numbers_of_objects_leave_single_patients_unknown() -> None:
     """Any numbers that agree with what is sent may be the patients': their largest must not be the same in all."""
     for seed in range(19):
         rng = np.random.default_rng(seed)
-        patients = 6 + seed % 7
+        patients = 10 + seed % 7
         counts = 1 + rng.multinomial(rng.integers(0, 8), np.ones(patients) / patients)
         counts[: int(rng.integers(0, patients - 4))] = 0
         counts[-1] += [0, 0, 1, 40][seed % 4]
@@ -192,7 +195,9 @@ def test_numbers_of_objects_leave_single_patients_unknown() -> None:
             # Five have one object, or two.
             counts = np.repeat([0, 1, 2], [patients - 5, 4, 1])
         sums = froc_sums([(f"p{n}", one_hit_each(rng, int(number))) for n, number in enumerate(counts)])
-        assert sums
+        assert bool(sums) == (counts.sum() >= 10), "of five patients with six objects one has two"
+        if not sums:
+            continue
         assert set(sums) == KEYS
         assert is_agreed(sums, counts)
         # Largest numbers from which the others can be filled up, by patients with one object more or fewer.
@@ -229,45 +234,171 @@ def is_agreed(sums: dict[str, Any], counts: Any) -> bool:
     return bool(same and len(counts) == sums["patients"] and sum(counts) == sums["objects"] and bearers >= 5)
 
 
-@pytest.mark.attack(
-    "how many objects of one to four patients were missed, from the number of objects times a sensitivity of the site",
-    by="the site before it sends, and its policy: sensitivities and precision rest on the patients with missed objects",
-    logged="nowhere: what is left leaves",
-)
-@pytest.mark.parametrize(("patients", "least", "hidden"), [(1, 5, True), (4, 5, True), (5, 5, False), (9, 10, True)])
-def test_nor_does_the_evaluation_tell_what_few_patients_had_missed(
-    task: Detection, patients: int, least: int, hidden: bool
-) -> None:
-    cases = found_but(patients, 2)
+def leaving(task: Detection, cases: Site, least: int = LEAST_PATIENTS) -> dict[str, Any]:
+    """Return a site's scores and sums of test patients, as its policy lets them leave."""
     outcomes = [(p, {"nodule": case}) for p, case in cases]
     found = task.summarise(outcomes)
     behind = {name: frozenset(some) for name, some in task.patients_behind(outcomes).items()}
-    people = frozenset(p for p, _ in cases)
-    evaluation = Evaluation(found.mean, found.by_class, found.extra_metrics, 30, patients=people, behind=behind)
-    numbers = {"evaluation": evaluation_numbers(evaluation), "pooled": task.pooled(outcomes)}
+    people, may_leave = frozenset(p for p, _ in cases), task.may_leave(outcomes)
+    evaluation = Evaluation(
+        found.mean, found.by_class, found.extra_metrics, len(cases), (0.1, 0.9), (), people, behind, may_leave=may_leave
+    )
+    numbers = {"evaluation": evaluation_numbers(evaluation)}
+    if sums := task.pooled(outcomes):
+        numbers["pooled"] = sums
     withhold(numbers, least, sums_that_may_leave(SPEC))
-    sent, sums = numbers["evaluation"], numbers["pooled"]["targets"]["nodule"]
-    assert is_evaluation(sent, ["nodule"], 30, task.extra_metrics)
-    assert ("sensitivity_8" in sent["more"]) == ("map" in sent["more"]) == ("ap.nodule" in sent["more"]) != hidden
-    assert any(name.startswith("sensitivity") for name in sent["more"]) != hidden
-    if not hidden:
-        assert sums["objects"] * (1 - sent["more"]["sensitivity_8"]) == pytest.approx(2 * patients, abs=0.01)
-        return
-    # The mean is of misses at seven rates, which fall: none may be left at the last, or several.
-    assert sent["mean"] is not None
-    total = round(7 * sums["objects"] * (1 - sent["mean"]))
-    assert total // 7 >= 2 * patients
-    assert sum(row[1] for row in sums["hits"]) == sums["objects"]
+    check_numbers(numbers, ["nodule"], sums=True, most=len(cases), targets=sums_that_may_leave(SPEC))
+    assert is_evaluation(numbers["evaluation"], ["nodule"], len(cases), task.extra_metrics)
+    return numbers
 
 
-def test_patients_with_misses_are_those_below_the_score_that_counts() -> None:
+def in_steps(*patients: int) -> Site:
+    """Return a scan with a nodule of each patient: found at one rate of false positives after another, or missed."""
+    everybody, missed = sum(patients), len(patients) - 1
+    boxes: list[list[tuple[float, bool]]] = []
+    for step, number in enumerate(patients):
+        boxes += [[(0.9 - 0.1 * step, True)] if step < missed else [] for _ in range(number)]
+    false = 0
+    for step in range(1, missed):
+        # One more than the rate before allows.
+        while false <= everybody * FALSE_POSITIVES[step - 1]:
+            boxes[false % everybody].append((0.95 - 0.1 * step, False))
+            false += 1
+    return [
+        (f"p{n}", Matched(np.array([s for s, _ in one]), np.array([hit for _, hit in one], bool), 1))
+        for n, one in enumerate(boxes)
+    ]
+
+
+@pytest.mark.attack(
+    "how many objects of one to four patients were found or missed, from differences of a site's sensitivities",
+    by="the site before it sends, and its policy: each step of the curve is of five patients or of nobody, else "
+    "nothing of it leaves, nor a mean of it",
+    logged="nowhere: what is left leaves",
+)
+@pytest.mark.parametrize(
+    ("patients", "least", "leaves"),
+    [
+        ((30, 0), 5, True),
+        ((30, 1), 5, False),
+        ((30, 4), 5, False),
+        ((30, 5), 5, True),
+        ((30, 9), 10, False),
+        ((30, 10), 10, True),
+        ((30, 3, 20), 5, False),
+        ((3, 30, 20), 5, False),
+        ((30, 5, 6, 7), 5, True),
+        ((5, 4), 5, False),
+        ((9, 0), 5, False),
+        ((10, 0), 5, True),
+    ],
+)
+def test_a_sites_curve_leaves_where_each_step_is_of_five_patients(
+    task: Detection, patients: tuple[int, ...], least: int, leaves: bool
+) -> None:
+    sent = leaving(task, in_steps(*patients), least)["evaluation"]
+    names = {"map", "ap.nodule", *(metric.name for metric in SENSITIVITIES)}
+    assert set(sent["more"]) == (names if leaves else set())
+    assert (sent["mean"] is not None) == bool(sent["by_class"]) == bool(sent["interval"]) == leaves
+    counts = sent["patients"]
+    assert {counts["mean"] % 5, *(count % 5 for count in counts["by_class"].values())} == {0}
+
+
+def cuts(sent: dict[str, Any], cases: Site) -> Iterator[set[tuple[int, int]]]:
+    """Yield the hits, as scan and box, that each number of what leaves counts: nested, from the highest score down."""
+    hits = [(n, int(box)) for n, (_, case) in enumerate(cases) for box in np.flatnonzero(case.hits)]
+    by_score = sorted(hits, key=lambda hit: -cases[hit[0]][1].scores[hit[1]])
+    objects = sum(case.objects for _, case in cases)
+    for metric in SENSITIVITIES:
+        if (share := sent["evaluation"]["more"].get(metric.name)) is not None:
+            yield set(by_score[: round(share * objects)])
+    for row in sent.get("pooled", {"targets": {"nodule": {"hits": []}}})["targets"]["nodule"]["hits"]:
+        yield {hit for hit in hits if bins_of(cases[hit[0]][1].scores)[hit[1]] >= row[0]}
+
+
+@given(
+    st.integers(5, 60),
+    st.floats(0.2, 3),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.integers(1, 8),
+    st.integers(0, 10_000),
+)
+@settings(max_examples=300, deadline=None)
+@pytest.mark.attack(
+    "objects of one to four patients, from differences of any two numbers that leave, of curve and sums together",
+    by="the site before it sends: cells of hits end away from the curve's points, missed objects join the lowest cell",
+    logged="nowhere: what is left leaves",
+)
+def test_no_two_numbers_differ_by_objects_of_few_patients(
+    scans: int, objects: float, found: float, levels: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    # Few distinct scores make steps of many patients.
+    cases = []
+    for number in range(scans):
+        there = int(rng.poisson(objects))
+        hits = rng.integers(0, levels, rng.binomial(there, 0.5 + found / 2)) / levels
+        other = rng.integers(0, levels, rng.poisson(3)) / levels - 0.5 / levels
+        scores = np.clip(np.concatenate([hits, other]) * 0.9 + 0.08, 0.05, 1)
+        cases.append((f"p{number}", Matched(scores, np.arange(len(scores)) < len(hits), there)))
+    sent = leaving(Detection(SPEC, DATA), cases)
+    everything = sorted([set[tuple[int, int]](), *cuts(sent, cases)], key=len)
+    for fewer, more in pairwise(everything):
+        assert fewer <= more
+        assert len({cases[scan][0] for scan, _ in more - fewer}) not in range(1, LEAST_PATIENTS)
+    sums = sent.get("pooled", {"targets": {"nodule": None}})["targets"]["nodule"]
+    missed = {p for p, case in cases if case.objects > case.hits.sum()}
+    tells = sent["evaluation"]["mean"] is not None or (sums and sums["with_misses"])
+    assert not tells or len(missed) not in range(1, LEAST_PATIENTS)
+
+
+def patient(objects: int, hits: int, false_positives: int) -> Matched:
+    scores = [0.9] * hits + [0.3] * false_positives
+    return Matched(np.array(scores), np.arange(len(scores)) < hits, objects)
+
+
+@pytest.mark.attack(
+    "how many of a small site's patients have no object, two of them, or a missed one, from all that leaves",
+    by="the site before it sends: it has ten patients or more, and tells of those with objects in fives",
+    logged="nowhere: what is left leaves",
+)
+@pytest.mark.parametrize(
+    ("scans", "kinds"),
+    [
+        *[(scans, [patient(objects, objects, 0) for objects in range(4)]) for scans in (5, 6, 9, 10, 11, 12)],
+        *[(scans, [patient(0, 0, count) for count in range(4)]) for scans in (5, 6, 9, 10, 11, 12)],
+        (10, [patient(objects, hits, 0) for objects in range(3) for hits in range(objects + 1)]),
+    ],
+)
+def test_what_leaves_pins_no_number_of_one_to_four_patients(task: Detection, scans: int, kinds: list[Matched]) -> None:
+    """All sites of such patients: of those that send the same, no number may be the same in all."""
+    facts: dict[str, Callable[[Matched], bool]] = {
+        "no object": lambda case: case.objects == 0,
+        "two objects": lambda case: case.objects >= 2,
+        "a missed object": lambda case: case.objects > case.hits.sum(),
+        "no false positive": lambda case: case.hits.all(),
+        "two false positives": lambda case: (~case.hits).sum() >= 2,
+    }
+    found: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for patients in combinations_with_replacement(kinds, scans):
+        sent = json.dumps(leaving(task, [(f"p{n:02}", case) for n, case in enumerate(patients)]))
+        for fact, holds in facts.items():
+            found[sent][fact].add(int(sum(map(holds, patients))))
+    pinned = {(fact, *numbers) for of_site in found.values() for fact, numbers in of_site.items() if len(numbers) == 1}
+    assert not {one for one in pinned if 1 <= one[1] < LEAST_PATIENTS}
+    assert any("hits" in sent for sent in found) == (scans >= 10)
+
+
+def test_steps_of_the_curve_are_of_those_whose_objects_come_in() -> None:
     """Two scans with a false positive between their hits, and one without boxes."""
     case = Matched(np.array([0.9, 0.6, 0.5]), np.array([True, False, True]), 2)
     cases = [("a", case), ("b", case), ("c", boxes([], True, 1)), ("d", boxes([], True, 0))]
-    assert with_misses(cases, 0.25) == {"a", "b", "c"}
-    assert with_misses(cases, 0.5) == {"c"}
-    assert with_misses(cases, 8) == with_misses(cases, math.inf) == {"c"}
-    assert with_misses([("e", boxes([], True, 1))], 8) == {"e"}
+    assert sorted(map(sorted, patients_of_steps(cases))) == [["a", "b"], ["a", "b"], ["c"]]
+    assert not curve_may_leave(cases)
+    many = [(f"{p}{n}", one) for n in range(5) for p, one in cases]
+    assert [len(step) for step in patients_of_steps(many)] == [10, 10, 5]
+    assert curve_may_leave(many)
+    assert not patients_of_steps([("d", boxes([], True, 0))])
 
 
 def test_intervals_cover_what_other_patients_would_give() -> None:
@@ -305,7 +436,7 @@ def test_the_interval_is_as_wide_as_patients_are_few(task: Detection) -> None:
 
 def test_the_mean_over_classes_has_an_interval() -> None:
     spec = DetectionSpec(classes={1: "nodule", 2: "mass"})
-    both = Detection(spec, DataSpec(dataset="x", modality="ct", patch=(16, 16, 16), spacing=(1.0, 1.0, 1.0)))
+    both = Detection(spec, DATA)
     rng = np.random.default_rng(4)
     nodules, masses = site(rng, 50), site(rng, 50, shift=-1)
     outcomes = [(p, {"nodule": one, "mass": other}) for (p, one), (_, other) in zip(nodules, masses, strict=True)]
@@ -422,7 +553,7 @@ def test_a_stricter_policy_is_for_those_without_objects_as_well(bearers: int, to
 
 @pytest.fixture
 def task() -> Detection:
-    return Detection(SPEC, DataSpec(dataset="x", modality="ct", patch=(16, 16, 16), spacing=(1.0, 1.0, 1.0)))
+    return Detection(SPEC, DATA)
 
 
 def test_the_task_sends_its_classes_and_the_server_makes_figures(task: Detection) -> None:

@@ -182,18 +182,22 @@ def test_a_network_learns_to_find_balls(tmp_path: Path) -> None:
     assert evaluation.extra_metrics["map"] > 0.7
     assert set(evaluation.by_class) == {"lesion"}
     with_balls = {case.patient for case in held_out if case.boxes}
-    assert evaluation.behind["lesion"] == with_balls
-    assert evaluation.behind["sensitivity_1"] <= with_balls, "those with some that are missed"
     assert len(with_balls) < len(evaluation.patients)
     picture = trainer.task.picture(trainer.network, next(c for c in held_out if c.boxes), trainer.device)
     assert picture.reference is not None
     assert picture.prediction is not None
     overlap = (picture.reference > 0) & (picture.prediction > 0)
     assert overlap.sum() > 0.3 * (picture.reference > 0).sum()
-    numbers = evaluation_numbers(evaluation)
+    numbers = evaluation_numbers(replace(evaluation, may_leave=False))
     told = metrics_that_may_leave(spec.task)
     assert is_evaluation(numbers, ["lesion"], len(held_out), told)
-    assert not is_evaluation({**numbers, "more": {**numbers["more"], "map": 1.2}}, ["lesion"], len(held_out), told)
+    assert numbers["mean"] is None
+    assert not numbers["more"]
+    numbers = evaluation_numbers(replace(evaluation, may_leave=True))
+    for share, is_right in ((0.9, True), (1.2, False)):
+        behind = {**numbers["patients"], "more": {"map": 5}}
+        sent = {**numbers, "more": {"map": share}, "patients": behind}
+        assert is_evaluation(sent, ["lesion"], len(held_out), told) == is_right
 
 
 def test_training_is_the_same_again(tmp_path: Path) -> None:
@@ -212,10 +216,13 @@ def test_cases_without_objects_count_for_false_positives_alone() -> None:
     assert task.summarise(alone).by_class == {"nodule": pytest.approx(4 / 7)}, "one false positive an image"
     assert task.summarise([*alone, *empty]).by_class == {"nodule": 1.0}, "one in eight images"
     assert task.summarise(empty).mean is None
-    assert task.patients_behind([*alone, *empty])["nodule"] == {"a"}
+    assert task.patients_behind([*alone, *empty])["nodule"] == set(), "one patient's stays"
+    assert not task.may_leave([*alone, *empty])
+    assert task.may_leave(empty)
     assert task.case_metrics(alone[0][1])["hits.nodule"] == 1
     # One patient's nodule stays; that nobody has a node tells of nobody.
-    assert set((task.pooled([*alone, *empty]) or {})["targets"]) == {"node"}
+    more = [(f"c{n}", outcome) for n, (_, outcome) in enumerate(empty)]
+    assert set((task.pooled([*alone, *empty, *more]) or {})["targets"]) == {"node"}
 
 
 def test_a_task_of_boxes_takes_a_network_of_boxes_alone(tmp_path: Path) -> None:

@@ -288,9 +288,9 @@ class OutboundPolicy:
         rule, kept = self._leaves.scores, dict(numbers)
         if rule == "none" or (rule == "summed" and not self._sums_scores):
             kept.pop(LOSS, None)
-            withhold(kept, _NOBODY_HAS_SO_MANY, self._targets)
+            withhold(kept, _NOBODY_HAS_SO_MANY, self._targets, self._classes)
         else:
-            withhold(kept, self._leaves.minimum_patients, self._targets)
+            withhold(kept, self._leaves.minimum_patients, self._targets, self._classes)
         return kept
 
     def _figures(self, numbers: Mapping[str, Any]) -> bytes:

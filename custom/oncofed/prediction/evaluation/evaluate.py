@@ -370,4 +370,6 @@ def _compare(
     other.task.evaluate(other.network(device), cases, device, progress=scoring, keep=kept)
     theirs = [outcome for _, outcome in kept]
     margin = request.margin if request.margin is not None else request.model.job.evaluation.margin
-    return compare(task, outcomes.patients, outcomes.found, theirs, margin)
+    compared = compare(task, outcomes.patients, outcomes.found, theirs, margin)
+    may_leave = task.may_leave(outcomes.patient_outcomes()) and task.may_leave(kept)
+    return compared if may_leave else replace(compared, first=None, second=None, interval=None)

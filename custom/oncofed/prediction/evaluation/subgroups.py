@@ -162,6 +162,8 @@ def _without(task: Task[Any], own: Sequence[tuple[str, Any]], names: set[str]) -
 
     A mean over targets is made of those that are left, each of enough patients.
     """
+    if not task.may_leave(own):
+        return Scores(None), False
     whole = task.summarise(own)
     # A target's own figure has all of its members.
     mixed = mixed_targets(task.parts, task.patients_behind(own)) | {

@@ -12,7 +12,7 @@ from oncofed.prediction.outputs.measurements import measure
 from oncofed.prediction.outputs.objects import measure as measure_objects
 from oncofed.prediction.outputs.slide_boxes import slide_box_rows
 from oncofed.prediction.outputs.slide_maps import object_rows, region_rows
-from oncofed.prediction.outputs.targets import target_rows
+from oncofed.prediction.outputs.targets import COLUMNS, columns_of_targets, target_rows
 from oncofed.tasks.inferred import (
     ClassScores,
     FoundBoxes,
@@ -28,12 +28,6 @@ from oncofed.tasks.slide_strips import SlideObjectMap, SlideRegions
 
 # Key -> heading and number format.
 _SHOWN = {
-    "target": ("target", ""),
-    "answer": ("answer", ""),
-    "stated": ("stated", ""),
-    "title": ("number", ""),
-    "number": ("value", ".3g"),
-    "unit": ("unit", ""),
     "name": ("class", ""),
     "probability": ("probability", ".3f"),
     "objects": ("objects", "d"),
@@ -62,21 +56,26 @@ def case_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[str,
 
 
 def short_rows(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the rows of a ``case.json`` that short tables show."""
-    return [row for row in record["figures"] if not row.get("detail")]
+    """Return the rows of a ``case.json`` that short tables show; targets lie side by side, in columns of their own."""
+    rows = [row for row in record["figures"] if not row.get("detail")]
+    return [*(row for row in rows if "target" not in row), *columns_of_targets(row for row in rows if "target" in row)]
 
 
 def display_table(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and formatted cells; the class or target comes first.
+    """Return headings and formatted cells; the class comes first, targets last.
 
     Args:
         rows: as ``short_rows`` returns them.
     """
     rows = list(rows)
-    hidden = {"name"} if rows and all("target" in row for row in rows) else set()
-    names = [name for name in _SHOWN if name not in hidden and any(row.get(name) not in (None, "") for row in rows)]
-    return [_SHOWN[name][0] for name in names], [
-        [_cell(row.get(name), _SHOWN[name][1]) for name in names] for row in rows
+    names = [name for name in _SHOWN if any(row.get(name) not in (None, "") for row in rows)]
+    targets = list(dict.fromkeys(heading for row in rows for heading in row.get(COLUMNS, ())))
+    return [*(_SHOWN[name][0] for name in names), *targets], [
+        [
+            *("" if name not in row else _cell(row[name], _SHOWN[name][1]) for name in names),
+            *(row.get(COLUMNS, {}).get(heading, "") for heading in targets),
+        ]
+        for row in rows
     ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,9 @@ from oncofed.prediction.model import TrainedModel
 from oncofed.prediction.outputs.records import json_text
 from oncofed.tasks.inferred import TargetScores
 from oncofed.tasks.targets import TargetsTask
+
+# Key of a row whose cells have headings of their own.
+COLUMNS = "columns"
 
 
 def target_rows(prediction: CasePrediction, model: TrainedModel) -> list[dict[str, Any]]:
@@ -74,6 +77,45 @@ def target_table(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         if cells:
             rows.append({"case": record["name"], **cells})
     return rows
+
+
+def columns_of_targets(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, dict[str, str]]]:
+    """Return one case's answers in columns: under ``COLUMNS``, heading -> cell; the n-th row has the n-th numbers.
+
+    A heading is a target's name, with the unit of its numbers.
+
+    Args:
+        rows: as ``target_rows`` returns them.
+    """
+    columns: dict[str, list[str]] = {}
+    for name, one in target_records(list(rows)).items():
+        columns |= _columns(name, one)
+    longest = max(map(len, columns.values()), default=0)
+    return [
+        {COLUMNS: {heading: cells[number] for heading, cells in columns.items() if number < len(cells)}}
+        for number in range(longest)
+    ]
+
+
+def _columns(name: str, one: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return heading -> cells of one target: its answer in words, its numbers, and what the case states."""
+    numbers = list(one["numbers"].values())
+    units = {told["unit"] for told in numbers}
+    unit = units.pop() if len(units) == 1 else ""
+    if len(numbers) == 1:
+        what = "" if numbers[0]["title"] == "value" and not one["answer"] else numbers[0]["title"]
+    else:
+        what = "numbers" if one["answer"] else ""
+    heading = with_unit(f"{name}, {what}" if what else name, unit)
+    words = {name: [one["answer"]]} if one["answer"] else {}
+    cells = [_number(told, len(numbers) > 1, told["unit"] != unit) for told in numbers]
+    stated = {f"{name}, stated": [one["stated"]]} if one["stated"] else {}
+    return {**words, **({heading: cells} if cells else {}), **stated}
+
+
+def _number(told: Mapping[str, Any], titled: bool, with_its_unit: bool) -> str:
+    words = (told["title"] * titled, f"{told['value']:.3g}", told["unit"] * with_its_unit)
+    return " ".join(word for word in words if word)
 
 
 def write_targets(prediction: CasePrediction, model: TrainedModel, folder: Path) -> list[Path]:

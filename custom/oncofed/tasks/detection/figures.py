@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -50,19 +51,36 @@ def sensitivities(cases: Sequence[Matched]) -> NDArray[np.float64] | None:
     return np.asarray(true[reached] / objects, np.float64)
 
 
-def with_misses(cases: Sequence[tuple[str, Matched]], rate: float) -> set[str]:
-    """Return the patients of whom some object is not found with at most ``rate`` false positives.
+def steps_of_hits(cases: Sequence[Matched]) -> list[NDArray[np.int64]]:
+    """Return at which point of the curve each hit comes in, of each case, (hit,).
+
+    Points are those of ``FALSE_POSITIVES``, from 0 on; the last has boxes of any score.
+
+    Args:
+        cases: boxes of one class, an image each.
+    """
+    _, false = _by_score(cases)
+    # Above them all is no box.
+    scores = np.append(np.inf, np.unique(np.concatenate([case.scores for case in cases]))[::-1])
+    extent = sum(case.extent for case in cases)
+    least = scores[np.searchsorted(false / extent, FALSE_POSITIVES, side="right")]
+    return [(least > case.scores[case.hits, None]).sum(axis=1) for case in cases]
+
+
+def patients_of_steps(cases: Sequence[tuple[str, Matched]]) -> list[set[str]]:
+    """Return the patients whose objects make each step of the curve.
+
+    The last step is of objects that no box hit. Steps without objects are left out.
 
     Args:
         cases: patient's key and boxes of one class, of each image.
-        rate: false positives an image, or mm² of tissue; infinite: boxes of any score count.
     """
-    matched = [case for _, case in cases]
-    _, false = _by_score(matched)
-    reached = int(np.searchsorted(false / sum(case.extent for case in matched), rate, side="right"))
-    scores = np.unique(np.concatenate([case.scores for case in matched]))[::-1]
-    least = scores[reached - 1] if reached else np.inf
-    return {patient for patient, case in cases if case.objects > case.hits[case.scores >= least].sum()}
+    found: dict[int, set[str]] = defaultdict(set)
+    for (patient, case), steps in zip(cases, steps_of_hits([case for _, case in cases]), strict=True):
+        missed = [len(FALSE_POSITIVES) + 1] if case.objects > len(steps) else []
+        for step in {*steps.tolist(), *missed}:
+            found[step].add(patient)
+    return list(found.values())
 
 
 def average_precision(cases: Sequence[Matched]) -> float | None:

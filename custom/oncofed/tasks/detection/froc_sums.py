@@ -5,6 +5,13 @@ false positives lie between fixed edges of the score, in cells of five patients 
 to four patients are counted in the lowest cell of hits: how many they are is the difference of two numbers that leave.
 How unequally objects lie in patients stays: number and sum of squares together give away single patients' numbers.
 
+A site of fewer than ten patients, or of one to nine objects, sends nothing: beside five that a number counts it would
+tell of one to four others, of five patients with six objects that one has two, and of six objects where one was missed.
+
+A site's own curve leaves where each of its steps is of five patients, or nobody (``curve_may_leave``): a sensitivity
+times the number of objects is that of hits, and the difference of two is a step. Cells of hits then end where they
+leave five patients, or nobody, between themselves and the curve's points.
+
 How far the mean sensitivity is off, measured on made scores of nodules, a dozen other boxes a scan, 30 times: at three
 sites of 200 to 300 patients 0.001 on average and at most 0.0022; of 60 to 100, 0.003 and 0.006; of 25 to 40, 0.01 and
 0.026. The sensitivity at one rate is off by two to three times as much. With the bins alone, without cells of five
@@ -23,19 +30,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed.suppression import LEAST_PATIENTS
-from oncofed.tasks.detection.figures import FALSE_POSITIVES
+from oncofed.tasks.detection.figures import FALSE_POSITIVES, patients_of_steps, steps_of_hits
 from oncofed.tasks.detection.outcome import Matched
 from oncofed.tasks.metrics import Metric
-from oncofed.tasks.pooled import BINS, DIGITS_OF_ODDS, NORMAL, Cells, bins_of, by_bin, cells_of, spans
+from oncofed.tasks.pooled import BINS, DIGITS_OF_ODDS, NORMAL, Cells, added, bins_of, by_bin, cells_of, spans
 from oncofed.tasks.pooled_target import Line, Plot, PooledTarget, Table, TargetFigure
 from oncofed.tasks.sum_forms import are_cells, is_count, is_patients, is_sum
 
 _DIGITS_OF_EXTENT = 2
 _MOST_EXTENT = 10_000.0  # of a case, mm²: five slides' whole glass
 _MOST_OBJECTS = 100_000  # of a case
+_FEWEST = 2 * LEAST_PATIENTS  # patients of a site, and objects: five, and five others
 _LIKELY_MISSED = 2  # where none to four patients have missed objects, and nobody is to know
 _KEYS = {"patients", "with_objects", "with_misses", "extent", "objects", "hits", "false_positives"}
 _KINDS = ("hits", "false_positives")
+
+
+def curve_may_leave(cases: Sequence[tuple[str, Matched]]) -> bool:
+    """Return whether a site's sensitivities of one class tell of five patients or more, at each step.
+
+    Args:
+        cases: patient's key and boxes of each image.
+    """
+    objects = sum(case.objects for _, case in cases)
+    if not objects:
+        return True
+    enough = min(objects, len({patient for patient, _ in cases})) >= _FEWEST
+    return enough and all(len(step) >= LEAST_PATIENTS for step in patients_of_steps(cases))
 
 
 def froc_sums(cases: Sequence[tuple[str, Matched]]) -> dict[str, Any] | None:
@@ -57,14 +78,15 @@ def froc_sums(cases: Sequence[tuple[str, Matched]]) -> dict[str, Any] | None:
         objects[patient] += case.objects
     bearers = {patient for patient, number in objects.items() if number}
     missed = {patient for patient, case in cases if case.objects > case.hits.sum()}
-    if len(everybody) < LEAST_PATIENTS or 0 < len(bearers) < LEAST_PATIENTS:
+    if len(everybody) < _FEWEST or 0 < objects.total() < _FEWEST or 0 < len(bearers) < LEAST_PATIENTS:
         return None
     scores = np.concatenate([case.scores for _, case in cases])
     hits = np.concatenate([case.hits for _, case in cases])
     keys = np.array([patient for patient, case in cases for _ in case.scores], dtype=object)
+    steps = np.concatenate(steps_of_hits([case for _, case in cases])) if curve_may_leave(cases) else None
     parts = {}
-    for kind, chosen in zip(_KINDS, (hits, ~hits), strict=True):
-        parts[kind] = _cells(scores[chosen], keys[chosen].tolist())
+    for kind, chosen, points in zip(_KINDS, (hits, ~hits), (steps, None), strict=True):
+        parts[kind] = _cells(scores[chosen], keys[chosen], len(everybody), points)
         if chosen.any() and not parts[kind]:
             return None
     bearers_told = told_patients(len(bearers), len(everybody))
@@ -104,6 +126,8 @@ class FrocSums:
         if not isinstance(value, Mapping) or set(value) != _KEYS or not is_patients(value["patients"], most):
             return False
         patients, objects, bearers = value["patients"], value["objects"], value["with_objects"]
+        if patients < _FEWEST or (bearers and objects < _FEWEST):
+            return False
         if not is_count(objects, _MOST_OBJECTS * most) or not is_sum(
             value["extent"], 0, _MOST_EXTENT * most, _DIGITS_OF_EXTENT
         ):
@@ -120,9 +144,11 @@ class FrocSums:
 
     def withhold(self, sums: Mapping[str, Any], minimum: int) -> dict[str, Any] | None:
         """Return coarser counts; None where too few patients are behind one."""
-        coarse = {kind: _coarser(sums[kind], minimum) for kind in _KINDS}
-        if sums["patients"] < minimum or 0 < sums["with_objects"] < minimum:
+        levels = _levels(sums["patients"], minimum)
+        if not levels or 0 < sums["with_objects"] < minimum:
             return None
+        beside = {kind: [[*row[:4], min(row[4], levels[-1])] for row in sums[kind]] for kind in _KINDS}
+        coarse = {kind: _coarser(beside[kind], minimum) for kind in _KINDS}
         bearers = told_patients(sums["with_objects"], sums["patients"], minimum)
         if any(bool(coarse[kind]) != bool(sums[kind]) for kind in _KINDS):
             return None
@@ -241,7 +267,7 @@ class _Boxes:
 
     def place(self, number: float) -> float:
         """Return where the box after ``number`` higher ones lies, in bins; below all if there is none."""
-        if number >= self.total:
+        if number + 0.5 > self.total:
             return 0.0
         down = np.cumsum(self.by_bin[::-1])
         inside = int(np.searchsorted(down, number + 0.5))
@@ -278,15 +304,24 @@ class _Boxes:
         return int(bins[order][np.searchsorted(np.cumsum(self.spans[order, 2]), number, side="right")])
 
 
-def _cells(scores: NDArray[np.float64], patients: Sequence[str]) -> list[list[Any]]:
-    """Return cells of boxes, each with the most patients of whom it ends a group; see ``_coarser``."""
-    cells, bins = cells_of(scores, patients), bins_of(scores)
-    people = [
-        {patients[int(n)] for n in np.flatnonzero((bins >= low) & (bins <= top))} for low, top, _ in spans([cells])
-    ]
+def _cells(
+    scores: NDArray[np.float64], patients: NDArray[np.object_], everybody: int, steps: NDArray[np.int64] | None
+) -> list[list[Any]]:
+    """Return cells of boxes, each with the most patients of whom it ends a group; see ``_coarser``.
+
+    Args:
+        scores: of the boxes.
+        patients: key of each one's patient.
+        everybody: number of the site's patients.
+        steps: of the curve that each box is in, where the curve may leave, too.
+    """
+    cells, bins = cells_of(scores, patients.tolist()), bins_of(scores)
+    if steps is not None:
+        cells = _apart_from(steps, cells, bins, patients)
+    people = [set(patients[(bins >= low) & (bins <= top)]) for low, top, _ in spans([cells])]
     levels = [LEAST_PATIENTS] * len(cells)
     # Groups of more patients are made of groups of fewer, so that the difference of two is a group, too.
-    for level in _levels(len(set(patients)))[1:]:
+    for level in _levels(everybody)[1:]:
         group: set[str] = set()
         for n, own in enumerate(people):
             group |= own
@@ -295,16 +330,44 @@ def _cells(scores: NDArray[np.float64], patients: Sequence[str]) -> list[list[An
     return [[*cell, level] for cell, level in zip(cells, levels, strict=True)]
 
 
+def _apart_from(
+    steps: NDArray[np.int64], cells: Cells, bins: NDArray[np.int64], patients: NDArray[np.object_]
+) -> Cells:
+    """Merge cells until each ends five patients, or nobody, away from the curve's points.
+
+    Args:
+        steps: of the curve that each box is in, each of five patients or more.
+        cells: of the boxes.
+        bins: of each box.
+        patients: key of each one's patient.
+    """
+    found: Cells = []
+    rest: list[Any] | None = None
+    top = BINS
+    for cell in cells:
+        rest = added(rest, cell) if rest else list(cell)
+        inside, below = (bins >= cell[0]) & (bins < top), bins < cell[0]
+        if all(_are_of_enough(steps[part], patients[part]) for part in (inside, below)):
+            found.append(rest)
+            rest, top = None, cell[0]
+    return found
+
+
+def _are_of_enough(steps: NDArray[np.int64], patients: NDArray[np.object_]) -> bool:
+    return all(len(set(patients[steps == step])) >= LEAST_PATIENTS for step in set(steps.tolist()))
+
+
 def _with_misses_in_a_cell(sums: Mapping[str, Any], minimum: int) -> dict[str, Any]:
     """Return counts that do not tell how many objects were missed, where too few patients have them.
 
-    The lowest cell of hits takes them, its mean and spread unchanged: it looks as one of hits alone.
+    The lowest cell of hits takes them, its mean and spread unchanged: it looks as one of hits alone. Both are rounded
+    first, or digits of their sums would tell by how many it grew.
     """
     if sums["with_misses"] >= minimum or not sums["hits"]:
         return dict(sums)
     *above, (lowest, boxes, total, squares, level) = sums["hits"]
     more = boxes + sums["objects"] - _boxes(sums["hits"])
-    scaled = [round(part * more / boxes, DIGITS_OF_ODDS) for part in (total, squares)]
+    scaled = [round(round(part / boxes, DIGITS_OF_ODDS) * more, DIGITS_OF_ODDS) for part in (total, squares)]
     return {**sums, "with_misses": 0, "hits": [*above, [lowest, more, *scaled, level]]}
 
 
@@ -330,9 +393,9 @@ def score_interval(share: float, number: float, error: float = 0.0) -> tuple[flo
     return max(middle - reach, 0.0), min(middle + reach, 1.0)
 
 
-def _levels(patients: int) -> list[int]:
-    """Return numbers of patients, each twice the one before, up to all of them."""
-    return [LEAST_PATIENTS << n for n in range((patients // LEAST_PATIENTS).bit_length())]
+def _levels(patients: int, least: int = LEAST_PATIENTS) -> list[int]:
+    """Return numbers of patients, each twice the one before, with enough others beside the most."""
+    return [LEAST_PATIENTS << n for n in range((max(patients - least, 0) // LEAST_PATIENTS).bit_length())]
 
 
 def _coarser(cells: Sequence[Sequence[Any]], minimum: int) -> list[list[Any]]:

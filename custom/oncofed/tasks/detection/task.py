@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,19 +20,18 @@ from oncofed.data.spec import DataSpec
 from oncofed.plugins import Kind
 from oncofed.tasks.base import Task
 from oncofed.tasks.detection.figures import (
-    FALSE_POSITIVES,
     MEAN_PRECISION,
     PRECISION,
     SENSITIVITIES,
     average_precision,
+    patients_of_steps,
     sensitivities,
     sensitivities_at,
-    with_misses,
 )
 from oncofed.tasks.detection.finding import Finder
-from oncofed.tasks.detection.froc_sums import FrocSums, froc_sums, told_patients
+from oncofed.tasks.detection.froc_sums import FrocSums, curve_may_leave, froc_sums, told_patients
 from oncofed.tasks.detection.loss import Columns, detection_loss
-from oncofed.tasks.detection.outcome import DetectionOutcome, matched
+from oncofed.tasks.detection.outcome import DetectionOutcome, Matched, matched
 from oncofed.tasks.detection.spec import DetectionSpec
 from oncofed.tasks.differences import Part
 from oncofed.tasks.inferred import FoundBoxes
@@ -160,31 +158,28 @@ class Detection(Task[DetectionOutcome]):
         del temperature
         found = {}
         for name in self.classes.values():
-            sums = froc_sums([(patient, outcome[name]) for patient, outcome in outcomes])
+            sums = froc_sums(self._of_class(outcomes, name))
             if sums:
                 found[name] = sums
         return {"patients": len({patient for patient, _ in outcomes}), "targets": found} if found else None
 
     def patients_behind(self, outcomes: Sequence[tuple[str, DetectionOutcome]]) -> dict[str, set[str]]:
-        """Return the patients behind each figure.
+        """Return the patients behind each figure: those of a curve's smallest step.
 
-        Of a class those with objects. A sensitivity times the number of objects, which leaves, too, is the number of
-        those found: behind it are patients with objects that are missed even at the most false positives; behind a
-        precision those with objects that no box hits. Either set is no larger than ``froc_sums`` may tell.
+        Of whichever class; no more than ``froc_sums`` may tell.
         """
-        behind: dict[str, set[str]] = {}
-        for name in self.classes.values():
-            cases = [(patient, outcome[name]) for patient, outcome in outcomes]
-            bearers = {patient for patient, case in cases if case.objects}
-            if not bearers:
-                continue
-            missed = [with_misses(cases, rate) for rate in (FALSE_POSITIVES[-1], math.inf)]
-            at_rates, at_all = (set(sorted(some)[: told_patients(len(some), len(bearers))]) for some in missed)
-            own = {MEAN_PRECISION.name: at_all, **{metric.name: at_rates for metric in SENSITIVITIES}}
-            # Of several classes the mean leaves if each could.
-            behind |= {figure: min(some, behind.get(figure, some), key=len) for figure, some in own.items()}
-            behind |= {name: bearers, f"{PRECISION.name}.{name}": at_all}
-        return behind
+        by_class = {name: self._of_class(outcomes, name) for name in self.classes.values()}
+        steps = {name: found for name, cases in by_class.items() if (found := patients_of_steps(cases))}
+        if not steps:
+            return {}
+        fewest = min((step for found in steps.values() for step in found), key=len)
+        told = set(sorted(fewest)[: told_patients(len(fewest), len({patient for patient, _ in outcomes}))])
+        of_all = [MEAN_PRECISION.name, *(metric.name for metric in SENSITIVITIES)]
+        return dict.fromkeys((*of_all, *steps, *(f"{PRECISION.name}.{name}" for name in steps)), told)
+
+    def may_leave(self, outcomes: Sequence[tuple[str, DetectionOutcome]]) -> bool:
+        """Return whether the curve of each class may leave, and with it what is made of it."""
+        return all(curve_may_leave(self._of_class(outcomes, name)) for name in self.classes.values())
 
     def paired(
         self, outcomes: Sequence[tuple[str, DetectionOutcome]], others: Sequence[tuple[str, DetectionOutcome]]
@@ -195,6 +190,9 @@ class Detection(Task[DetectionOutcome]):
         """
         del outcomes, others
         return None
+
+    def _of_class(self, outcomes: Sequence[tuple[str, DetectionOutcome]], name: str) -> list[tuple[str, Matched]]:
+        return [(patient, outcome[name]) for patient, outcome in outcomes]
 
     def case_metrics(self, outcome: DetectionOutcome) -> dict[str, float | str]:
         """Return each class's objects, and boxes that are likely ones."""
