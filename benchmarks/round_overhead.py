@@ -4,12 +4,14 @@ In seconds. Both federations are provisioned by FLARE and run as one server and 
 both exchange the weights of the same network. oncofed's sites train one step a round and score the model, which is
 subtracted: the overhead is a round's wall time less the slowest site's training and validation. Stock FLARE runs its
 ``FedAvgRecipe`` with a script that returns its input, so that its whole round is overhead. The limit is the time of the
-same bytes through one loopback connection with TLS. A third federation is oncofed in FLARE's simulator; another is
-Flower's deployment without TLS, installed into a separate environment if a package index can be reached.
+same bytes through one loopback connection with TLS. A third federation masks its updates, and what that adds to a round
+is another figure; a fourth is oncofed in FLARE's simulator; another is Flower's deployment without TLS, installed into
+a separate environment if a package index can be reached.
 """
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 from rich.console import Console
@@ -28,10 +30,12 @@ from stock import measure_stock, stock_baseline
 _CHANNELS = [12, 24, 48, 96]
 # Seconds of a round with a server and four sites, and in the simulator.
 _TARGET, _TARGET_SIMULATED = 0.15, 0.10
+# Seconds that masks add.
+_TARGET_MASKS = 0.25
 
 
 def run(bench: Bench) -> None:
-    """Measure a server with four sites, and the simulator."""
+    """Measure a server with four sites, masks, and the simulator."""
     rounds = 2 if bench.quick else 10
     spec = brain_job(
         bench.quick,
@@ -54,15 +58,28 @@ def run(bench: Bench) -> None:
         bench.folder / "stock",
     )
     bench.doing("a server and four sites")
+    plain = measure_oncofed(spec, sites, bench.folder / "oncofed", "federation")
     bench.measured(
         "a round beyond the sites' work, server and 4 sites",
-        measure_oncofed(spec, sites, bench.folder / "oncofed", "federation"),
+        plain,
         "s",
         settings=settings,
         baseline=stock,
         others=[_flower(bench, size // 4, rounds)],
         limit=limit,
         target=Target(of="value", value=_TARGET),
+    )
+    bench.doing("a server and four sites, with masks")
+    secure = spec.changed({"privacy": {"secure_aggregation": {}}})
+    masked = measure_oncofed(secure, sites, bench.folder / "masked", "federation")
+    without = statistics.median(plain)
+    bench.measured(
+        "what masks add to a round, server and 4 sites",
+        [seconds - without for seconds in masked],
+        "s",
+        settings=settings,
+        target=Target(of="value", value=_TARGET_MASKS),
+        note=f"beside {without:.3f} s of a round without masks",
     )
     bench.doing("FLARE's simulator")
     bench.measured(

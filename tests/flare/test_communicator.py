@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -131,6 +132,47 @@ def test_more_waiting_sites_ask_less_often(monkeypatch: pytest.MonkeyPatch) -> N
     assert pauses[0] == 0, "the first are kept waiting"
     assert 0 < pauses[20] < 10
     assert 10 < pauses[50] < pauses[70] == pauses[99], "however many there are, a lost word is made up for"
+
+
+def test_a_request_for_a_task_is_held_until_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    communicator, held = PullCommunicator(), list[bool]()
+    fetching = threading.Thread(target=lambda: held.append(communicator._hold("east")))
+    fetching.start()
+    fetching.join(0.2)
+    communicator.open(_task("west"))
+    fetching.join(0.2)
+    assert not held
+    communicator.open(_task("east"))
+    fetching.join(3)
+    assert held == [True]
+    assert communicator._hold("east"), "at once"
+    monkeypatch.setattr(module, "_LONGEST_WAIT_SECONDS", 0.0)
+    assert communicator._hold("south"), "it is given no task, and asks again"
+
+
+def test_a_site_that_fetches_again_has_no_task_at_its_earlier_request() -> None:
+    communicator, held = PullCommunicator(), dict[str, bool]()
+    first = threading.Thread(target=lambda: held.update(first=communicator._hold("east")))
+    first.start()
+    while "east" not in communicator._fetching:
+        time.sleep(0.001)
+    second = threading.Thread(target=lambda: held.update(second=communicator._hold("east")))
+    before = communicator._fetching["east"]
+    second.start()
+    while communicator._fetching["east"] is before:
+        time.sleep(0.001)
+    communicator.open(_task("east"))
+    first.join(3)
+    second.join(3)
+    assert held == {"first": False, "second": True}
+
+
+def test_among_many_sites_no_request_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_WAITING", 0)
+    monkeypatch.setattr(module, "_LONGEST_WAIT_SECONDS", 60.0)
+    communicator = PullCommunicator()
+    communicator.client_is_active("east", "", FLContext())
+    assert communicator._hold("east")
 
 
 def test_a_banned_site_is_kept_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

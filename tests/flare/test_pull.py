@@ -101,3 +101,25 @@ def test_after_its_result_a_site_ignores_earlier_directives() -> None:
     server.direct("come")
     pull.after_submit()
     assert pull.wait(server.context()), "without asking again: the server would have no reply left"
+
+
+def test_a_site_fetches_without_asking_where_a_step_follows() -> None:
+    server = _Server(wire.wait_reply("come"))
+    pull = _pull(server)
+    pull.after_submit(step_follows=True)
+    assert not pull.wait(server.context())
+    assert server.replies, "it did not ask"
+    assert pull.wait(server.context()), "there was no step: it asks"
+
+
+def test_a_site_among_many_is_told_of_a_step() -> None:
+    server = _server_that_directs_at_once()
+    pull = _pull(server)
+    pull.wait(server.context())
+    pull.before_submit()
+    pull.after_submit(step_follows=True)
+    server.direct("step")
+    assert not pull.wait(server.context())
+    assert not server.replies
+    with pytest.raises(IndexError):
+        pull.wait(server.context())

@@ -6,6 +6,8 @@ That its model is the one of a run without masks, and what faults cost, is teste
 from __future__ import annotations
 
 import json
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from synthetic import JOB, make_site, write_job
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 _SITES = {"east": (6, 1), "west": (7, 2), "north": (9, 3)}
+# In a run's folder: the kits of server and sites, and all that their processes write.
+_KITS = "federation"
 # Of each site, more than the twenty training patients that noise wants.
 _PRIVATE_CASES = 30
 _NOISE = {
@@ -68,7 +72,16 @@ def _run(tmp_path: Path, name: str, section: str | None) -> tuple[dict[str, Any]
     job, out = write_job(tmp_path / f"job_{name}"), tmp_path / name
     if section is not None:
         job.write_text(f"{job.read_text().rstrip()}\nprivacy: {{secure_aggregation: {section}}}\n")
-    arguments = [*named, "--out", out, "--workspace", tmp_path / f"workspace_{name}", "--no-baselines", "--json"]
+    arguments = [
+        *named,
+        "--out",
+        out,
+        "--workspace",
+        tmp_path / f"workspace_{name}",
+        "--no-baselines",
+        "--json",
+        "--keep",
+    ]
     done = oncofed("job", "run", job, *arguments, home=tmp_path)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), out
@@ -94,7 +107,7 @@ def test_sites_know_each_other_by_their_kits_and_sums_alone_arrive(tmp_path: Pat
 )
 def test_no_sites_score_is_at_the_server_where_they_are_summed(tmp_path: Path) -> None:
     """The first model is the same without masks, where each site tells its score of it."""
-    plain, _ = _run(tmp_path, "plain", None)
+    plain, plain_out = _run(tmp_path, "plain", None)
     result, out = _run(tmp_path, "summed", "{scores: summed, bits: 16}")
     told = plain["curves"]["validation_by_site"]["0"].values()
     own = {score for score in told if score and len(str(score)) >= 5}  # shorter ones are found by chance
@@ -109,7 +122,26 @@ def test_no_sites_score_is_at_the_server_where_they_are_summed(tmp_path: Path) -
     assert "no single site&#39;s is known" in (out / "report.html").read_text()
     # All that the server's side leaves: its log and result, model, card, provenance and curves.
     files = [path for path in out.rglob("*") if path.is_file() and path.stem not in _SITES]
+    files = [path for path in files if _KITS not in path.relative_to(out).parts]
     assert {"report.html", "result.json", "provenance.json", "server.txt"} <= {path.name for path in files}
-    written = b"\n".join(path.read_bytes() for path in files)
     assert len(own) >= 2
-    assert not [score for score in own if str(score).encode() in written]
+    assert not _found(own, files)
+    # And all that its processes had on disk, where the losses of the first round are without masks.
+    losses = set(plain["curves"]["loss"]["1"].values())
+    assert len(losses) == 3
+    assert _found(losses, _of_server(plain_out)) == losses
+    assert not _found(own | losses, _of_server(out))
+
+
+def _of_server(out: Path) -> list[Path]:
+    (server,) = (out / _KITS).rglob("localhost")
+    files = [path for path in server.rglob("*") if path.is_file()]
+    assert "events.jsonl" in {path.name for path in files}
+    return files
+
+
+def _found(values: set[float], files: list[Path]) -> set[float]:
+    """Return the values that are in a file, as a number of a text or as a double."""
+    written = b"\n".join(path.read_bytes() for path in files)
+    numbers = set(re.findall(rb"[0-9]+\.[0-9]+(?:e-?[0-9]+)?", written))
+    return {one for one in values if repr(one).encode() in numbers or struct.pack("<d", one) in written}

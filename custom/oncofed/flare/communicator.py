@@ -9,15 +9,16 @@ import uuid
 from typing import Any
 
 from nvflare.apis.client import Client
-from nvflare.apis.fl_constant import ReservedKey
+from nvflare.apis.fl_constant import FLContextKey, ReservedKey
 from nvflare.apis.fl_context import FLContext
 from nvflare.apis.impl.wf_comm_server import WFCommServer
 from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.fuel.utils.msg_root_utils import delete_msg_root
 
 from oncofed.flare import wire
+from oncofed.flare.patches.held_requests import hold_requests
 from oncofed.flare.runtime.malloc import trim_heap
-from oncofed.flare.security.recording import keep_anchor
+from oncofed.flare.security.recording import AnchorKeeper
 from oncofed.flare.wire import TOLD_TOPIC, WAIT_TOPIC, Directive, wait_reply
 from oncofed.rounds.site_task import SiteTask
 from oncofed.rounds.transport import REVOKED
@@ -58,6 +59,8 @@ class PullCommunicator(WFCommServer):
         self._in_work: dict[str, tuple[str, SiteTask]] = {}
         self._heard: dict[str, float] = {}
         self._to_notify: set[str] = set()
+        self._fetching: dict[str, object] = {}
+        self._anchors = AnchorKeeper()
         self._ended = False
         self.lost: dict[str, str] = {}
         self.banned: frozenset[str] = frozenset()
@@ -71,6 +74,7 @@ class PullCommunicator(WFCommServer):
         engine = fl_ctx.get_engine()
         self._engine = engine
         engine.register_aux_message_handler(topic=WAIT_TOPIC, message_handle_func=self._wait)
+        hold_requests(fl_ctx.get_prop(FLContextKey.RUNNER), self._hold)
 
     def finalize_run(self, fl_ctx: FLContext) -> None:
         """Let every site go."""
@@ -80,6 +84,7 @@ class PullCommunicator(WFCommServer):
             self._in_work.clear()
             self._ended = True
         self._notify_sites()
+        self._anchors.close()
 
     def open(self, task: SiteTask) -> SiteTask:
         """Give a task to sites until it is closed."""
@@ -193,7 +198,7 @@ class PullCommunicator(WFCommServer):
             self.log_warning(fl_ctx, f"dropped an answer of {client.name} to a task that it does not have")
             self._expect(client.name)
             return
-        keep_anchor(site, wire.get_anchor(result), fl_ctx)
+        self._anchors.keep(site, wire.get_anchor(result), fl_ctx)
         task.on_result(site, wire.read_result(task.name, result), task)
         with self._changed:
             task.done.add(site)
@@ -271,6 +276,17 @@ class PullCommunicator(WFCommServer):
                     return wait_reply("wait")
                 self._opened.wait(left)
             return wait_reply(self._directive_for([site]))
+
+    def _hold(self, site: str) -> bool:
+        """Hold a site's request for a task; return whether it is still the site's latest.
+
+        Sites fetch without asking before where a brief step is expected.
+        """
+        with self._changed:
+            request = self._fetching[site] = object()
+            if len(self._heard) <= _MOST_WAITING:
+                self._opened.wait_for(lambda: not self._has_to_wait(site), _LONGEST_WAIT_SECONDS)
+            return self._fetching[site] is request
 
     def _directive_for(self, sites: list[str]) -> Directive:
         """Return the directive for sites that need not wait."""

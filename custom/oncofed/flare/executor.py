@@ -30,6 +30,7 @@ from oncofed.errors import FederationError, OncofedError, PolicyError, SpecError
 from oncofed.flare import wire
 from oncofed.flare.folders import JOB_PACK, against_model, initial_model, job_config, local_folder, state_folder
 from oncofed.flare.held_back import HeldBack
+from oncofed.flare.patches.prompt_results import send_promptly
 from oncofed.flare.patches.runner_timeouts import change_timeouts
 from oncofed.flare.peer_exchange import PeerExchange
 from oncofed.flare.pull import TaskPull
@@ -40,10 +41,10 @@ from oncofed.flare.runtime.malloc import forget_what_stays
 from oncofed.flare.security.admission import admit_job, dataset_digest
 from oncofed.flare.security.budget import charge_of, counts_folder, settle
 from oncofed.flare.security.recording import name_and_person, record
-from oncofed.flare.transfer.decomposer import begin_transfer, end_transfer, new_transfer_client
+from oncofed.flare.transfer.decomposer import SMALLEST_BYTES, begin_transfer, end_transfer, new_transfer_client
 from oncofed.messages.requests import CombineRequest, EvaluateRequest, PrepareRequest, Request, TrainRequest
 from oncofed.messages.results import CombineResult, EvaluateResult, Refusal, Result, SiteFacts, TrainResult
-from oncofed.messages.secure_aggregation import SECURE_STEPS, SecureStep
+from oncofed.messages.secure_aggregation import SECURE_STEPS, RevealRequest, SecureStep
 from oncofed.models.weights import WeightLayout, digest_of
 from oncofed.packs.pack import Pack, read_pack
 from oncofed.privacy.policy import Policy
@@ -80,6 +81,7 @@ class SiteExecutor(Executor):
         self._pull = TaskPull()
         self._slot = ComputeSlot()
         self._heartbeat = Heartbeat()
+        self._before_step = _tasks_before_steps(self._federation)
         self._on_event: Mapping[str, Callable[[FLContext], None]] = {
             EventType.START_RUN: self._start_run,
             EventType.BEFORE_PULL_TASK: self._before_pull,
@@ -106,6 +108,7 @@ class SiteExecutor(Executor):
     def _start_run(self, fl_ctx: FLContext) -> None:
         wire.register_tensors()
         self._pull.listen(fl_ctx)
+        send_promptly(fl_ctx.get_prop(FLContextKey.RUNNER), lambda result: wire.bytes_of(result) < SMALLEST_BYTES)
         self._go_directly(fl_ctx)
         self._heartbeat.begin(fl_ctx)
         if not self._federation.algorithm().schedule.reaches_server:
@@ -125,7 +128,7 @@ class SiteExecutor(Executor):
         self._pull.before_submit()
 
     def _after_submit(self, fl_ctx: FLContext) -> None:
-        self._pull.after_submit()
+        self._pull.after_submit(str(fl_ctx.get_prop(FLContextKey.TASK_NAME)) in self._before_step)
         self._heartbeat.note_sent()
         status_file(fl_ctx).now(phase=WAITING)
 
@@ -332,6 +335,14 @@ class SiteExecutor(Executor):
         digest = self._peers.send(result.delta, request.round, collector, fl_ctx)
         numbers = {**result.numbers, "update": digest}
         return TrainResult(delta={}, cases=result.cases, steps=result.steps, numbers=numbers)
+
+
+def _tasks_before_steps(federation: FederationPlan) -> frozenset[str]:
+    """Return the tasks that a brief step follows in most rounds."""
+    if not federation.secure_aggregation:
+        return frozenset()
+    held = {TrainRequest.task, *([EvaluateRequest.task] if federation.sums_scores else [])}
+    return frozenset(held | _BRIEF - {RevealRequest.task})
 
 
 def _pack(fl_ctx: FLContext, digest: str) -> Pack:

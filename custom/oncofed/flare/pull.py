@@ -1,7 +1,8 @@
 """A site's wait for its next task.
 
 FLARE polls twenty times a second. Here a site asks once: the server replies as soon as a task exists, or sends a
-directive later.
+directive later. Where a brief step is expected to follow it does not ask at all, but fetches: the server holds the
+request until there is a task.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class TaskPull:
         self._received = threading.Event()
         self._directive: wire.Directive | None = None
         self._pause = 0.0
-        self._submitted = False
+        self._submitted = self._fetches = False
 
     def listen(self, fl_ctx: FLContext) -> None:
         """Receive directives from now on."""
@@ -44,9 +45,14 @@ class TaskPull:
         """Forget directives about earlier tasks."""
         self._received.clear()
 
-    def after_submit(self) -> None:
-        """Expect a directive, now that the server has the result."""
-        self._submitted = True
+    def after_submit(self, step_follows: bool = False) -> None:
+        """Expect a directive, now that the server has the result.
+
+        Args:
+            step_follows: whether the next task is most likely a brief step.
+        """
+        # A server that keeps no requests waiting would not hold one for a task either.
+        self._submitted, self._fetches = True, step_follows and not self._pause
 
     def wait(self, fl_ctx: FLContext) -> bool:
         """Wait for a task, or the job's end.
@@ -54,6 +60,9 @@ class TaskPull:
         Returns:
             Whether there is a task for which the site has to line up for a compute slot, as far as the server reported.
         """
+        fetches, self._fetches = self._fetches, False
+        if fetches:
+            return False
         signal = fl_ctx.get_run_abort_signal()
         # A server that keeps no requests waiting sends a directive to each site that submitted a result.
         pause, self._submitted = self._pause if self._submitted else 0.0, False

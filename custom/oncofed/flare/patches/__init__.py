@@ -70,6 +70,15 @@ PATCHES = {
             "nvflare.private.fed.server.fed_server:FederatedServer.client_heartbeat": "1356ae23d536",
         },
     ),
+    "held_requests": Patch(
+        flare="2.9.0",
+        replaces=frozenset({"nvflare.private.fed.server.server_runner.ServerRunner.process_task_request"}),
+        code={
+            "nvflare.private.fed.server.server_runner:ServerRunner.process_task_request": "eb8a13db4158",
+            "nvflare.private.fed.server.server_runner:ServerRunner._task_try_again": "5fb1d7254669",
+            "nvflare.private.fed.server.server_commands:GetTaskCommand.process": "5a120d2b11f3",
+        },
+    ),
     "job_validation": Patch(
         flare="2.9.0",
         replaces=frozenset({"nvflare.private.fed.server.job_meta_validator.JobMetaValidator.validate"}),
@@ -136,6 +145,15 @@ PATCHES = {
             "nvflare.private.fed.client.client_app_runner:ClientAppRunner.start_run": "25b7304a692d",
             "nvflare.private.fed.client.client_app_runner:ClientAppRunner.notify_job_status": "ff249fdf1b76",
             "nvflare.private.fed.client.client_app_runner:ClientAppRunner.stop": "26aae4c3ff54",
+        },
+    ),
+    "prompt_results": Patch(
+        flare="2.9.0",
+        replaces=frozenset({"nvflare.private.fed.client.client_runner.ClientRunner._try_send_result_once"}),
+        code={
+            "nvflare.private.fed.client.client_runner:ClientRunner._try_send_result_once": "a1ca23b17191",
+            "nvflare.private.fed.client.client_runner:ClientRunner._send_task_result": "ab31be389c52",
+            "nvflare.private.fed.client.client_run_manager:ClientRunManager.send_task_result": "84b4137d0101",
         },
     ),
     "proxy": Patch(
