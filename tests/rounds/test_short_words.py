@@ -20,10 +20,11 @@ from oncofed.messages.secure_aggregation import (
     MaskedResult,
     MaskRequest,
     RevealRequest,
+    protocol_round,
     summed_bytes,
 )
 from oncofed.models.weights import Weights
-from oncofed.privacy.secure_aggregation import ring
+from oncofed.privacy.secure_aggregation import ForwardedShares, MaskedInput, ring
 from oncofed.privacy.secure_aggregation.ring import bounds_of
 from oncofed.privacy.settings import PrivacySpec
 from oncofed.rounds import secure_aggregation as rounds
@@ -250,6 +251,51 @@ def test_bounds_that_do_not_fit_a_sites_update_are_refused(tmp_path: Path, bound
             assert said == _refused(site, other, 3, attempt=2)
         assert said == _refused(site, {"w": 40.0, "mean": 40.0}, 2, attempt=5)
         assert not _refused(site, {"w": 40.0, "mean": 40.0}, 3, attempt=3)
+
+
+@pytest.mark.attack(
+    "a server that asks again and again whether bounds fit what a site trains from other models",
+    by="the site looks at one update in a round",
+    logged="the run's incidents",
+)
+def test_bounds_are_held_against_one_update_in_a_round(tmp_path: Path) -> None:
+    site = masking_sites(tmp_path, SHORT)["west"]
+    bounds = {"w": 40.0, "mean": 40.0}
+    weights = {name: WEIGHTS[name].clone() for name in ("w", "mean", "count")}
+    first = TrainRequest(weights=weights, round=2, attempt=1, bounds=bounds)
+    another = dataclasses.replace(first, weights={**weights, "w": weights["w"] + 1})
+    assert isinstance(site(first), TrainResult)
+    for number, request in enumerate((another, dataclasses.replace(first, repeat=1)), 2):
+        result = site(dataclasses.replace(request, attempt=number))
+        assert isinstance(result, Refusal)
+        assert "(16 bits)" in result.reason
+    site.start()
+    assert isinstance(site(dataclasses.replace(first, attempt=4)), TrainResult), "the same update was looked at before"
+
+
+def test_bounds_that_do_not_fit_with_the_rosters_weights_are_refused_from_then_on(tmp_path: Path) -> None:
+    sites, asked = masking_sites(tmp_path / "sites", SHORT), list[TrainRequest]()
+    west = sites["west"]
+    last = west.federation.rounds.number
+    mask = west.masked._participant.mask
+
+    def tight(forwarded: ForwardedShares, *values: Any) -> MaskedInput:
+        if forwarded.round == protocol_round(last, 0):
+            raise ring.not_in_16_bits()
+        return mask(forwarded, *values)
+
+    def note(site: MaskingSite, request: Request) -> None:
+        if isinstance(request, TrainRequest):
+            asked.append(request)
+
+    west.masked._participant.mask = tight  # type: ignore[method-assign]
+    west.before = note
+    run_masked(tmp_path / "run", sites, SHORT)
+    assert asked[-1].bounds
+    west.start()
+    result = west(dataclasses.replace(asked[-1], attempt=9))
+    assert isinstance(result, Refusal)
+    assert "(16 bits)" in result.reason
 
 
 def test_bounds_are_of_large_tensors_of_the_mean_after_the_first_round(

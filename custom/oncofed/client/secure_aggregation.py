@@ -57,6 +57,7 @@ from oncofed.privacy.secure_aggregation import (
     Verify,
 )
 from oncofed.privacy.secure_aggregation.figures import figures_summed
+from oncofed.privacy.secure_aggregation.ring import NOT_IN_16_BITS
 from oncofed.privacy.secure_aggregation.rules import FEWEST_SITES
 from oncofed.privacy.summed_scores import SCORES as OF_SCORES
 from oncofed.privacy.summed_scores import ScoreForm
@@ -192,13 +193,13 @@ class MaskedUpdates:
         """
         self._check_turn(request)
         tensors = summands(self._algorithm, dict(result.delta), dict(result.extra), self._trained)
+        base = base_digest(request.weights, request.extra)
         if request.bounds:
             try:
-                self._bounds.check(request, tensors)
+                self._bounds.check(request, base, tensors)
             finally:
                 self._remember()
         weighted = [value for name, value in tensors.items() if not name.startswith(tuple(FACTORS))]
-        base = base_digest(request.weights, request.extra)
         shared = base_digest(request.weights, {**request.extra, **bounds_in_digest(request.bounds)})
         scores = self._scores(result.numbers)
         ready = self._participant.ready(
@@ -348,7 +349,13 @@ class MaskedUpdates:
         if self._form:
             only = figures_summed(roster, self._form.alone) if self._site in roster.scored else frozenset[int]()
             tensors[held.name] = self._form.encoded(held.scores, only)
-        masked = self._participant.mask(forwarded, tensors, FACTORS, held.bounds, rest if held.bounds else None)
+        try:
+            masked = self._participant.mask(forwarded, tensors, FACTORS, held.bounds, rest if held.bounds else None)
+        except ProtocolError as error:
+            if error.rule == NOT_IN_16_BITS:
+                self._bounds.refuse()
+                self._remember()
+            raise
         held.left_over = {name: rest[name] for name in held.bounds if name in rest}
         fields = masked.to_fields()
         return MaskedResult(fields.pop("words"), fields)

@@ -65,6 +65,8 @@ class SummedRunner(SynchronousRunner[Synchronous]):
         while True:
             current = RoundState(started=current.started, asked=current.asked)
             sums.require_steps(number)
+            if sums.redone(number):
+                state.bounds = {}  # sites hold a round's bounds against its first update alone
             attempt = self._attempt(number, sums.next_attempt(number), state, current)
             attempt.train()
             if asking := sorted(site for site, reason in current.refused.items() if needs_32_bits(reason)):

@@ -284,8 +284,9 @@ def check_norm(norm: float, declared: float, tensors: int) -> None:
     if norm > declared * (1 + _NORM_TOLERANCE):
         raise ProtocolError(
             "norm",
-            f"the update is longer ({norm:g}) than READY declared ({declared:g}): expected the norm over all {tensors} "
-            "tensors without a factor of their own",
+            # Not how long it is: the words reach the server, which READY tells two digits, or a bound, and no more.
+            f"the update is longer than READY declared ({declared:g}): expected the norm over all {tensors} tensors "
+            "without a factor of their own",
         )
 
 
