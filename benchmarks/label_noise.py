@@ -144,7 +144,7 @@ def class_job(seed: int) -> JobSpec:
             "task": {"type": "classification", "classes": {0: "small", 1: "large"}},
             "model": {"network": "counting"},
             "training": TRAINING,
-            "rounds": {"number": 4},
+            "rounds": {"number": 8},
             "evaluation": {"doubtful_labels": True},
             "seed": seed,
         }

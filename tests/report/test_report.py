@@ -99,6 +99,16 @@ def test_what_sites_keep_is_in_the_report_worst_first(tmp_path: Path) -> None:
     assert read_result(tmp_path) == result
 
 
+def test_how_alike_updates_are_is_in_the_report_where_all_sites_agreed(tmp_path: Path) -> None:
+    result = _result()
+    assert "How alike" not in write_report(result, {}, tmp_path).read_text()
+    result.contributions = {}
+    assert "Not told: not all sites" in write_report(result, {}, tmp_path).read_text()
+    result.contributions = {"east": 0.123, "<b>west</b>": 0.456}
+    table = write_report(result, {}, tmp_path).read_text().partition("How alike")[2].partition("</table>")[0]
+    assert all(said in table for said in ("+0.123", "+0.456", "&lt;b&gt;west"))
+
+
 def test_the_slice_is_axial_however_the_file_is_stored() -> None:
     expected = _picture("RAS")
     assert expected.image.shape == (10, 12)

@@ -87,6 +87,7 @@ LINES: list[tuple[type[Event], str, dict[str, Any]]] = [
             "cases": {"a": 4},
             "participation": {"in_time": ["a"]},
             "loss": None,
+            "similarity": None,
         },
     ),
     (

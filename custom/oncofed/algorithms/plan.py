@@ -9,11 +9,12 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from oncofed.algorithms.base import Algorithm
 from oncofed.algorithms.fedavg import FedAvg
 from oncofed.algorithms.registry import ALGORITHMS, algorithm_class
+from oncofed.algorithms.schedule import Synchronous
 from oncofed.algorithms.settings import AlgorithmSettings, EvaluationSpec, ExchangeSpec, PersonalizationSpec, RoundsSpec
 from oncofed.algorithms.sums import check_sums
 from oncofed.plugins import read_section
 from oncofed.privacy.settings import SecureAggregationSpec
-from oncofed.settings import StrictModel
+from oncofed.settings import SettingError, StrictModel
 
 
 def _settings_by_name(value: Any) -> AlgorithmSettings:
@@ -47,9 +48,20 @@ class FederationPlan(StrictModel):
     def _sections_fit_together(self) -> FederationPlan:
         algorithm = self.algorithm()
         algorithm.check_settings(self.rounds, self.evaluation)
+        if self.evaluation.contributions:
+            self._check_contributions(algorithm)
         if self.secure_aggregation:
             check_sums(algorithm, self.secure_aggregation, self.rounds, self.evaluation, self.exchange)
         return self
+
+    def _check_contributions(self, algorithm: Algorithm[Any]) -> None:
+        if self.secure_aggregation:
+            why = "the server is given sums of updates alone (privacy.secure_aggregation)"
+        elif not isinstance(algorithm.schedule, Synchronous):
+            why = f"with {algorithm.settings.name} sites do not train one model at a time side by side at the server"
+        else:
+            return
+        raise SettingError(f"found true, but {why}: leave it out", "evaluation.contributions")
 
     @property
     def updates_reach_server(self) -> bool:

@@ -105,6 +105,11 @@ class EvaluationSpec(StrictModel):
         description="at the end, each site lists for itself which of its cases have labels that disagree with the "
         "model's answers; nothing of it leaves",
     )
+    contributions: bool = Field(
+        False,
+        description="the report shows how alike each site's updates are to the others', where all sites' policies "
+        "agree (leaves.contributions)",
+    )
     margin: float | None = Field(
         None, gt=0, lt=1, description="by how much worse than another model (--against) still counts as no worse"
     )

@@ -24,10 +24,21 @@ from oncofed.cli.common import (
     show_result,
     show_table,
 )
+from oncofed.cli.contribution import contribution
 from oncofed.cli.convert import convert
 from oncofed.cli.exposure import exposure
 from oncofed.cli.pack import pack
-from oncofed.cli.run_options import Against, Backend, EvaluateOnly, Model, Port, Rounds, named_sites, require_model
+from oncofed.cli.run_options import (
+    Against,
+    Backend,
+    EvaluateOnly,
+    Model,
+    Port,
+    Rounds,
+    named_sites,
+    parse_seeds,
+    require_model,
+)
 from oncofed.cli.terminal import echo_json
 from oncofed.cli.tune import tune
 from oncofed.errors import SpecError
@@ -227,6 +238,7 @@ app.command("pack")(pack)
 app.command("convert")(convert)
 app.command("exposure")(exposure)
 app.command("tune")(tune)
+app.command("contribution")(contribution)
 
 
 @app.command()
@@ -355,10 +367,7 @@ def compare(
         raise SpecError("expected either --strategies, such as fedavg,fedprox, or --fusions, such as none,concat,table")
     names = [name.strip() for name in (strategies or fusions).split(",") if name.strip()]
     specs = with_strategies(spec, names) if strategies else with_fusions(spec, names)
-    try:
-        numbers = [int(text) for text in seeds.split(",") if text.strip()] or [spec.seed]
-    except ValueError:
-        raise SpecError(f"--seeds {seeds}: expected whole numbers with commas between them, such as 1,2,3") from None
+    numbers = parse_seeds(seeds) or [spec.seed]
     folder = out or new_run_folder(workspace, f"{spec.name}-comparison")
     console = progress_console(json)
     with ended_by_signals():

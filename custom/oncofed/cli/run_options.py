@@ -37,6 +37,18 @@ Against = Annotated[
 ]
 
 
+def parse_seeds(text: str) -> list[int]:
+    """Return seeds of a list with commas; empty: none.
+
+    Raises:
+        SpecError: one of them is no whole number.
+    """
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise SpecError(f"--seeds {text}: expected whole numbers with commas between them, such as 1,2,3") from None
+
+
 def require_model(model: Path | None, evaluate_only: bool, against: Path | None = None) -> None:
     """Check the options of models.
 

@@ -195,6 +195,8 @@ class SiteExecutor(Executor):
         forget_what_stays()
         policy = self._policy.digest if self._policy else None
         private = self._plan.privacy.differential_privacy is not None
+        if self._federation.evaluation.contributions:  # in a simulation there is no policy to ask
+            numbers["contributions"] = self._policy is None or self._policy.leaves.contributions
         digest = dataset_digest(fl_ctx, self._plan.data.dataset, keyed=private)
         return SiteFacts({**numbers, "dataset": digest, "policy": policy})
 

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from oncofed.data.cases import pool_cases, usable_cases
 from oncofed.errors import FederationError, SpecError
 from oncofed.job.checks import check_sites, check_strategy
+from oncofed.job.repeated import completed, run_once
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec
 from oncofed.report.compare import write_plot
-from oncofed.report.result import Backend, Result, read_result
+from oncofed.report.result import Backend, Result
 from oncofed.tasks.comparison import compare
 from oncofed.training import Trainer
 from oncofed.training.plan import TABLE
@@ -149,7 +150,7 @@ class Compare:
         """Compare each variant's model with the first one's, by the first seed's runs."""
         outcomes: dict[str, list[tuple[str, Any]]] = {}
         for row in comparison.rows:
-            folder = self._completed(f"{row.strategy}-seed-{self.seeds[0]}")
+            folder = completed(self.folder / f"{row.strategy}-seed-{self.seeds[0]}")
             if folder is not None:
                 spec = self.specs[row.strategy].with_seed(self.seeds[0])
                 outcomes[row.strategy] = outcomes_of_test(spec, self.sites, folder / "model" / "model.safetensors")
@@ -163,12 +164,6 @@ class Compare:
             found = compare(task, patients, [one for _, one in other], [one for _, one in first])
             row.paired = Paired(patients=found.patients, difference=found.difference, interval=found.interval)
 
-    def _completed(self, name: str) -> Path | None:
-        """Return the folder of a completed run, which may be a repetition."""
-        folders = [self.folder / name, *sorted(self.folder.glob(f"{name}-*"))]
-        done = (f for f in folders if (f / "result.json").is_file() and read_result(f).status == "completed")
-        return next(done, None)
-
     def _all_seeds(self, name: str, spec: JobSpec) -> tuple[dict[int, Result], str | None]:
         """Return results by seed, and why a later run failed."""
         results: dict[int, Result] = {}
@@ -180,23 +175,15 @@ class Compare:
         return results, None
 
     def _run(self, name: str, spec: JobSpec, seed: int) -> Result:
-        folder = self.folder / f"{name}-seed-{seed}"
-        if (folder / "result.json").is_file():
-            result = read_result(folder)
-            if result.status == "completed":
-                self.console.print(f"{folder.name}: completed before")
-                return result
-            folder = next(f for n in range(2, 1000) if not (f := folder.with_name(f"{folder.name}-{n}")).exists())
-        baselines = self.baselines and name == next(iter(self.specs)) and seed == self.seeds[0]
-        self.console.rule(f"{name}, seed {seed}")
-        return Run(
+        run = Run(
             spec=spec.with_seed(seed),
             sites=self.sites,
             backend=self.backend,
-            folder=folder,
+            folder=self.folder / f"{name}-seed-{seed}",
             console=self.console,
-            baselines=baselines,
-        ).execute()
+            baselines=self.baselines and name == next(iter(self.specs)) and seed == self.seeds[0],
+        )
+        return run_once(run)
 
     def _write(self, comparison: Comparison) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

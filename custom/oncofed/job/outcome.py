@@ -12,7 +12,7 @@ from oncofed.machine import environment
 from oncofed.messages.compression import travelling_bytes
 from oncofed.messages.secure_aggregation import summed_bytes
 from oncofed.privacy.statement import statement_of
-from oncofed.report.gains import gains_of
+from oncofed.report.gains import contributions_of, gains_of
 from oncofed.report.preparation import EncoderUse, StainUse
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult, SiteTiles
 from oncofed.report.sums import ScoresOfAll, sums_used
@@ -83,6 +83,8 @@ def note_rounds(result: Result, state: RunProgress, spec: JobSpec) -> None:
     failed, federation = sum(isinstance(one, SumFailed) for one in state.incidents), spec.federation()
     result.sums = sums_used(state.sums, failed, federation.bits, spec.scores)
     result.bytes = _bytes(spec, len(state.cases))
+    if spec.evaluation.contributions:
+        result.contributions = contributions_of(state.similarity, state.validation)
     result.curves = {
         "validation": {str(k): v for k, v in state.validation.items()},
         "validation_by_site": {str(k): v for k, v in state.validation_by_site.items()},

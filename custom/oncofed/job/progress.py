@@ -82,6 +82,7 @@ class RunProgress:
         validation_by_site: the same by site.
         losses: mean training loss by round and site.
         loss_of_all: the same over all sites, where no site's is known.
+        similarity: of each site's update to the others', by round.
         summed_scores: whether the mean over all sites alone is known of scores.
         rounds_s: wall time of each round in seconds.
         slowest_site_s: training and validation time of each round's slowest site in seconds.
@@ -111,6 +112,7 @@ class RunProgress:
     validation_by_site: dict[int, dict[str, float | None]] = field(default_factory=dict)
     losses: dict[int, dict[str, float]] = field(default_factory=dict)
     loss_of_all: dict[int, float] = field(default_factory=dict)
+    similarity: dict[int, dict[str, float]] = field(default_factory=dict)
     summed_scores: bool = False
     rounds_s: list[float] = field(default_factory=list)
     slowest_site_s: list[float] = field(default_factory=list)
@@ -215,6 +217,8 @@ class RunProgress:
         self.losses[event.round] = event.losses
         if event.loss is not None:
             self.loss_of_all[event.round] = event.loss
+        if event.similarity is not None:
+            self.similarity[event.round] = event.similarity
         self.participation[event.round] = event.participation or {}
         self.rounds_s.append(event.seconds)
         self.slowest_site_s.append(event.slowest_site_s)

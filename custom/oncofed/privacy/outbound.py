@@ -45,7 +45,8 @@ def check_counts(
     """Check a site's data counts before the first round.
 
     Args:
-        numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; digests ``dataset``, ``policy`` and
+        numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; ``contributions``, whether its policy
+            agrees to them; digests ``dataset``, ``policy`` and
             ``encoder``; ``profile``, histograms of what its training images are like; ``covariates``, sums of its
             table's numbers; ``tiles``, how good those of its training slides are.
         version: of oncofed.
@@ -67,6 +68,7 @@ def check_counts(
             "dataset": lambda value: value is None or _is_digest(value),
             "policy": lambda value: value is None or _is_digest(value),
             "encoder": lambda value: value is None or _is_digest(value),
+            "contributions": lambda value: isinstance(value, bool),
             "profile": lambda value: is_profile(value, bins or {}, numbers.get("train")),
             "covariates": lambda value: are_sums(value, covariates, numbers.get("train")),
             **({"tiles": lambda value: are_tiles(value, numbers.get("train"))} if slides else {}),

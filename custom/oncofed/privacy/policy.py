@@ -75,6 +75,11 @@ class LeavesSpec(StrictModel):
         description="fingerprints of patients' IDs and images under a key that the sites share and the server has not, "
         "to count patients whom two sites have: oncofed data overlap",
     )
+    contributions: bool = Field(
+        False,
+        description="a job's report may show how alike this site's updates are to the others' "
+        "(evaluation.contributions), if all sites agree",
+    )
     largest_norm: float = Field(
         10.0, gt=1, le=1000, description="an update this many times as long as the job's usual one here is held back"
     )

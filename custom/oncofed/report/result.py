@@ -149,6 +149,11 @@ class Result(_Part):
     gains: dict[str, SiteGain] | None = Field(
         None, description="site -> model that it keeps, worst first; null: the job has no personalization"
     )
+    contributions: dict[str, float] | None = Field(
+        None,
+        description="site -> likeness of its updates to the others', weighted by what rounds gained, least first; "
+        "null: the job does not ask",
+    )
     calibration: Calibration | None = Field(None, description="how sure the model should be; null: not known")
     pooled_test: PooledTest | None = Field(None, description="the test patients of all sites together")
     paired_test: Difference | None = Field(None, description="this model less the one that it was compared with")

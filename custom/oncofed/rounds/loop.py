@@ -7,13 +7,13 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from oncofed.algorithms.base import Algorithm
+from oncofed.algorithms.base import Algorithm, Update
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.algorithms.schedule import Synchronous
 from oncofed.artifacts.training_profile import bins_of, combined_profile
@@ -35,6 +35,7 @@ from oncofed.rounds.schedules import runner_for
 from oncofed.rounds.scoring import Scoring
 from oncofed.rounds.secure_aggregation import SummedRunner
 from oncofed.rounds.selection import has_stalled, selected_score
+from oncofed.rounds.similarity import similarities
 from oncofed.rounds.sites import Sites
 from oncofed.rounds.standardisation import standardise
 from oncofed.rounds.store import RunStore
@@ -274,6 +275,7 @@ class RoundLoop:
         self._judge(state, number - 1, current)
         if self._federation.evaluation.cross_site:
             state.last, state.last_from = {u.site: u for u in current.updates}, dict(state.model)
+        similarity = self._similarity(result.updates)
         if result.updates:
             # Aggregation changes the state that is being written.
             self._store.finish_saving()
@@ -291,8 +293,16 @@ class RoundLoop:
                 loss=current.summed.loss if current.summed else None,
                 cases={update.site: update.cases for update in current.updates},
                 participation=current.participation(self._sites.lost),
+                similarity=similarity,
             )
         )
+
+    def _similarity(self, updates: Sequence[Update]) -> dict[str, float] | None:
+        """Return how alike the sites' updates are, where the job asks and all sites agreed."""
+        agreed = all(cases.get("contributions") for cases in self._sites.cases.values())
+        if not self._federation.evaluation.contributions or not agreed:
+            return None
+        return similarities(updates, self._context.layout.trained)
 
     def _draw(self, number: int) -> list[str]:
         """Return the round's training sites, drawn by the seed."""

@@ -199,6 +199,13 @@ def test_a_sites_facts_are_counts_and_digests(spec: JobSpec) -> None:
         _check(policy_of(spec), SiteFacts({**COUNTS, "dataset": "MRN-0001"}))
 
 
+@pytest.mark.parametrize("agrees", [False, True])
+def test_a_site_agrees_to_contributions_by_its_policy_alone(spec: JobSpec, agrees: bool) -> None:
+    kept = _check(policy_of(spec, contributions=agrees), SiteFacts({**COUNTS, "contributions": True})).result
+    assert isinstance(kept, SiteFacts)
+    assert kept.numbers.get("contributions", False) == agrees
+
+
 _GAIN = gain_numbers("fine_tuned", 8, Part(9, 0.02, 1e-4), None)
 
 

@@ -155,6 +155,8 @@ class OutboundPolicy:
             numbers.pop("tiles", None)
         if not self._leaves.pooled_figures:
             numbers.pop("covariates", None)
+        if not self._leaves.contributions:
+            numbers.pop("contributions", None)
         if "covariates" in numbers:
             numbers["covariates"] = withhold_sums(numbers["covariates"], self._leaves.minimum_patients)
         return Approved(SiteFacts(numbers) if numbers != result.numbers else result, {})

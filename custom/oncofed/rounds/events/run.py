@@ -139,6 +139,7 @@ class RoundEnded(Event):
         cases: training cases by site.
         participation: what became of each site, as ``RoundState.participation`` returns it.
         loss: mean over the sites, where no site's is known.
+        similarity: of each site's update to the others', where all sites agreed to it.
     """
 
     kind = "round"
@@ -150,6 +151,7 @@ class RoundEnded(Event):
     cases: dict[str, int] | None = None
     participation: dict[str, Any] | None = None
     loss: float | None = None
+    similarity: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
