@@ -15,6 +15,7 @@ from oncofed.errors import FederationError
 from oncofed.job import backends
 from oncofed.job.flare import export_job
 from oncofed.job.spec import ProfileJobSpec
+from oncofed.report.result import Backend
 from oncofed.rounds.events import PROFILE_EVENTS, EventReader, Failed, ProfileFinished
 
 PLAN_FILE = "plan.json"
@@ -38,7 +39,7 @@ class ProfileRun:
 
     spec: ProfileJobSpec
     sites: dict[str, Path]
-    backend: str
+    backend: Backend
     folder: Path
     console: Console
     port: int | None = None
