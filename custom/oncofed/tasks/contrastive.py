@@ -78,7 +78,8 @@ class Contrastive(GivesNoAnswers):
         image = batch["image"]
         if image.ndim == 2 + self.data.dimensions:
             return network(image)
-        return network(image.flatten(0, 1)).unflatten(0, image.shape[:2])
+        found = network(image.flatten(0, 1))
+        return found.view(*image.shape[:2], *found.shape[1:])
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the mean of NT-Xent over all views."""
