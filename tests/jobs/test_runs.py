@@ -80,6 +80,7 @@ SMALL: dict[str, dict[str, dict[str, Any]]] = {
         "data": {"patch": [16, 16, 16], "spacing": [1, 1, 1], "split": ENOUGH_TO_TEST},
         "model": {"channels": [4, 8]},
     },
+    "hippocampus_pretraining": {"data": {"patch": [16, 16, 16]}, "model": {"channels": [4, 8]}},
     "survival_slides": {"data": {"patch": [64, 64], "split": ENOUGH_TO_TEST}},
     "survival_features": {"data": {"split": ENOUGH_TO_TEST}},
     "slide_features": {"data": {"split": ENOUGH_TO_TEST}},
@@ -97,6 +98,7 @@ IN_SIMULATOR = {
     "partial_organs_segmentation",
     "brain_tumour_regions",
     "lung_nodule_detection",
+    "hippocampus_pretraining",
     *CARDED,
 }
 FIGURES = {

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
+from commands import Outcome
 from oncofed.data.spec import DataSpec
 from oncofed.errors import SpecError
 from oncofed.job.spec import parse_job
 from oncofed.models import ModelSpec, NetworkRequest, build_network
 from oncofed.models.bundle import write_bundle
 from oncofed.models.foreign import FOLDER_VARIABLE, read_bundle
+from synthetic import JOB, write_job
 
 DATA = DataSpec(dataset="balls", spacing=(1.5, 1.5, 1.5), patch=(16, 16, 16))
 REQUEST = NetworkRequest(ModelSpec(channels=(4, 8)), 1, 3, 3, DATA.patch)
@@ -132,3 +136,31 @@ model: {network: bundle, bundle: BUNDLE}
     file.write_text(text.replace("BUNDLE", str(tmp_path / "nowhere")))
     with pytest.raises(SpecError, match="no MONAI bundle"):
         parse_job(file)
+
+
+def test_a_bundle_a_run_and_a_file_become_weights_to_start_from(
+    bundle: Path, run: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    trained = build_network(REQUEST, seed=9).state_dict()
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    file = tmp_path / "run" / "model" / "model.safetensors"
+    save_file({name: value.contiguous() for name, value in trained.items()}, file)
+    # The job of one residual unit has other inner layers than REQUEST's; that of two has the same.
+    same = write_job(tmp_path / "same", JOB.replace("residual_units: 1", "residual_units: 2"))
+    for number, source in enumerate((bundle, tmp_path / "run", file)):
+        out = tmp_path / f"{number}.safetensors"
+        done = run("job", "convert", same, source, "--out", out)
+        assert done.status == 0, done.text
+        assert f"{len(trained)} of {len(trained)} tensors converted" in done.text
+        assert all(torch.equal(value, trained[name]) for name, value in load_file(out).items())
+    classes = write_job(tmp_path / "more", same.read_text().replace("2: core", "2: core, 3: crust"))
+    said = json.loads(run("job", "convert", classes, file, "--out", tmp_path / "m.safetensors", "--json").output)
+    assert said["converted"] == len(trained) - len(said["initial"])
+    assert said["initial"] == said["unused"] != []
+    start = load_file(tmp_path / "m.safetensors")
+    own = parse_job(classes).plan().initial_weights()
+    assert all(torch.equal(start[name], own[name]) for name in said["initial"])
+    other = run("job", "convert", "tile_classification", file, "--out", tmp_path / "o.safetensors")
+    assert (other.status, "these are another network's weights" in other.text) == (2, True)
+    nothing = run("job", "convert", same, tmp_path, "--out", tmp_path / "n.safetensors")
+    assert (nothing.status, "found neither model/model.safetensors" in nothing.text) == (2, True)

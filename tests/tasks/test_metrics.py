@@ -29,7 +29,7 @@ def test_a_site_uses_the_metrics_of_its_installed_task_only(spec: object, names:
 def test_a_packs_task_adds_no_metric() -> None:
     packed = PackedTaskSpec(name="mine", classes={1: "a"})
     assert metrics_that_may_leave(packed) == metrics_that_may_leave()
-    assert len(metrics_that_may_leave()) == 20, "nine of them of detection, two of regions on slides"
+    assert len(metrics_that_may_leave()) == 22, "nine of them of detection, two of regions on slides"
 
 
 def test_a_metric_has_bounds_and_a_unit() -> None:

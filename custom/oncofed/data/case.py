@@ -236,6 +236,9 @@ def wanted_case(
     """Return an entry as a case; None where it lacks what is learned."""
     if not wanted.of_entry(manifest, entry):
         return None
+    if wanted.kind == "none":
+        image = entry.model_copy(update={"label": None, "label_problem": None, "label_values": None, "boxes": None})
+        return case_of(folder, manifest, image)
     if wanted.kind == "targets":
         return with_targets(case_of(folder, manifest, entry, values), manifest, entry, wanted, vocabulary)
     if wanted.kind == "boxes":

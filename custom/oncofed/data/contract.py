@@ -115,9 +115,9 @@ def check_dataset(
     looked_at = [entry.tile_quality for entry in entries if entry.tile_quality]
     report.warnings += left_unknown(entries, [target.name for target in wanted.targets])
     report.remarks = [*manifest.remarks, *quality_remarks(looked_at)]
-    report.unlabelled = [
-        Problem(name_of(entry), entry.unlabelled or _NO_LABEL) for entry in manifest.entries if not is_labelled(entry)
-    ]
+    if wanted.kind != "none":
+        lacking = [entry for entry in manifest.entries if not is_labelled(entry)]
+        report.unlabelled = [Problem(name_of(entry), entry.unlabelled or _NO_LABEL) for entry in lacking]
     report.decided = in_words(listed)
     report.set_aside = [Problem(q.name, q.reason) for q in manifest.quarantine]
     odd = {name for finding in report.findings for name in finding.about}
@@ -246,7 +246,9 @@ def with_facts(folder: Path, manifest: Manifest) -> Manifest:
 def _rows(manifest: Manifest, data: DataSpec, wanted: Supervision, vocabulary: Vocabulary, report: Report) -> list[Row]:
     entries = _used_entries(manifest, data)
     known = [entry for entry in entries if entry.shape]
-    if wanted.kind == "targets":
+    if wanted.kind == "none":
+        rows = []
+    elif wanted.kind == "targets":
         masked = any(map(wanted.has_mask, entries))
         rows = _target_rows(manifest, wanted.targets, entries, report, needed=not masked)
         rows += mask_rows(manifest, wanted, vocabulary, entries) if wanted.classes else []

@@ -13,8 +13,8 @@ from oncofed.data.manifest import Entry, Manifest
 from oncofed.data.targets import Target, declared_target, stated_value
 
 # The kind of label that a job learns from: a mask of each image, its class, named targets of the case, or boxes around
-# its objects.
-LabelKind = Literal["mask", "class", "targets", "boxes"]
+# its objects; none: images alone.
+LabelKind = Literal["mask", "class", "targets", "boxes", "none"]
 _UNNAMED = (
     "its labels have no names, and sites of this job may lack some of {} ({}): nothing tells which this one "
     'has. Name them in dataset.json ("labels"), or register the folder again with --labels VALUE=NAME'
@@ -55,6 +55,8 @@ class Supervision:
         Raises:
             DataError: the dataset declares a target of another kind under a target's name.
         """
+        if self.kind == "none":
+            return True
         if self.kind == "boxes":
             return entry.boxes is not None or isinstance(entry.label, str)
         if self.kind != "targets":
@@ -94,7 +96,12 @@ class Supervision:
     @property
     def in_words(self) -> str:
         """What an entry must state."""
-        words = {"mask": "a mask as label", "class": "the number of a class as label", "boxes": "boxes or a mask"}
+        words = {
+            "mask": "a mask as label",
+            "class": "the number of a class as label",
+            "boxes": "boxes or a mask",
+            "none": "an image",
+        }
         mask = "a mask, or " if self.classes else ""
         return words.get(self.kind) or f"{mask}any of the targets {', '.join(target.name for target in self.targets)}"
 
@@ -121,7 +128,7 @@ def match(manifest: Manifest, wanted: Supervision) -> Vocabulary:
 
     Targets are matched by name, case by case (``Target.encode``).
     """
-    if wanted.kind == "targets" and not any(map(wanted.has_mask, manifest.entries)):
+    if wanted.kind == "none" or (wanted.kind == "targets" and not any(map(wanted.has_mask, manifest.entries))):
         return Vocabulary()
     if wanted.kind == "class":
         return match_classes(manifest, wanted.classes)

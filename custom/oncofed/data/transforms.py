@@ -233,6 +233,21 @@ def load_pair(spec: DataSpec, numbered: bool = False) -> Compose:
     )
 
 
+def load_unlabelled(spec: DataSpec) -> Compose:
+    """Return the preprocessing for training on patches without labels.
+
+    Returns:
+        A transform to {"image": (channel, x, y[, z]) float32}, padded to the patch where it is smaller.
+    """
+    return Compose(
+        [
+            *load_image(spec).transforms,
+            SpatialPadd("image", spatial_size=spec.patch),
+            EnsureTyped("image", dtype=np.float32, track_meta=False),
+        ]
+    )
+
+
 def load_whole(spec: DataSpec) -> Compose:
     """Return the preprocessing for classification.
 

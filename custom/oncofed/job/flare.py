@@ -42,6 +42,8 @@ _LOST_AFTER_SECONDS = 10.0
 _CHUNK_BYTES = 8 << 20
 # Without a timeout FLARE waits forever for a reply, also from a process that was killed.
 _TASK_CHECK_SECONDS = 1.0
+# Tensors that a message names, of many.
+_MOST_NAMED = 4
 
 
 def export_job(
@@ -95,7 +97,7 @@ def export_job(
         # FLARE returns the job folder with the result: `oncofed job fetch` reads the job from it.
         _write(config / SPEC_FILE, spec.model_dump(mode="json", by_alias=True))
         if model and not spec.model.code:
-            shutil.copy(model, config / INITIAL_MODEL)
+            _add_initial_model(spec, config, model, evaluate_only)
     _write(config / "config_fed_server.json", server)
     _write(config / "config_fed_client.json", client)
     return out
@@ -121,6 +123,13 @@ def _with_pack(spec: JobSpec, config: Path, model: Path | None, evaluate_only: b
     return spec.changed({name: getattr(declared, name).model_dump() for name in ("model", "task")})
 
 
+def _add_initial_model(spec: JobSpec, config: Path, model: Path, evaluate_only: bool) -> None:
+    """Add the weights to start from: a file's where they fit by name and shape, else the seed's."""
+    own = spec.plan().initial_weights()
+    found = _brought(model, own, evaluate_only)
+    save_file({name: value.contiguous() for name, value in (own | found).items()}, config / INITIAL_MODEL)
+
+
 def _add_other_model(spec: JobSpec, config: Path, against: Path) -> None:
     """Add the weights of the model to compare with."""
     weights = _brought(against, spec.plan().initial_weights(), True)
@@ -136,8 +145,14 @@ def _brought(model: Path, own: Weights, all_of_them: bool) -> Weights:
     if len(fitting) < len(own):
         if all_of_them:
             raise SpecError(f"{model}: {len(fitting)} of the network's {len(own)} tensors fit, to score it all must")
+        anew = sorted(own.keys() - fitting.keys())
         logging.getLogger(__name__).warning(
-            "%s: %d of the network's %d tensors fit, the others start anew", model, len(fitting), len(own)
+            "%s: %d of the network's %d tensors are taken; %s%s from the job's seed",
+            model,
+            len(fitting),
+            len(own),
+            ", ".join(anew[:_MOST_NAMED]),
+            f" and {len(anew) - _MOST_NAMED} others start" if len(anew) > _MOST_NAMED else " start",
         )
     return fitting
 

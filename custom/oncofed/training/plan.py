@@ -152,6 +152,8 @@ class Plan(StrictModel):
         """What the plan's model needs beyond MONAI, as a sentence without its full stop; empty: its bundle answers."""
         if self.model.code:
             return f"it needs the pack {self.model.code[:12]}…, whose code no bundle holds"
+        if self.build_task().label_kind == "none":
+            return "it was trained without labels, for a job that starts from its weights"
         if self.data.covariates:
             return "no bundle reads a table"
         if self.build_task().reads_slides:
