@@ -81,6 +81,16 @@ PLANS = {
         },
         UNET,
     ),
+    "stained": _plan(
+        {"type": "segmentation", "classes": TWO},
+        {
+            "patch": [32, 24],
+            "channels": ["red", "green", "blue"],
+            "modality": "microscopy",
+            "stain": {"augment": "randstainna"},
+        },
+        UNET,
+    ),
     "xray": _plan(
         {"type": "classification", "classes": {0: "no", 1: "$yes", 2: "%file"}},
         {"patch": [64, 64], "modality": "xray"},
@@ -89,6 +99,16 @@ PLANS = {
     "tiles": _plan(
         {"type": "classification", "classes": {0: "a", 1: "b"}},
         {"patch": [64, 32], "channels": ["red", "green", "blue"], "background": "dark", "modality": "microscopy"},
+        {"network": "resnet18"},
+    ),
+    "stained tiles": _plan(
+        {"type": "classification", "classes": {0: "a", 1: "b"}},
+        {
+            "patch": [64, 32],
+            "channels": ["red", "green", "blue"],
+            "modality": "microscopy",
+            "stain": {"augment": "hed"},
+        },
         {"network": "resnet18"},
     ),
     "vit": _plan(
@@ -120,7 +140,7 @@ PLANS |= {
 }
 # Files of bags -> tiles: more than landmarks, a full square, and the fewest.
 BAGS = {"a.npy": 50, "square.npy": 16, "one.npy": 1}
-DENSE = ("mri", "ct", "two", "micro", "flat", "pixels", "objects")
+DENSE = ("mri", "ct", "two", "micro", "flat", "pixels", "objects", "stained")
 PIXELS = {"pixels": (0.07, 0.04), "vit": (0.2, 0.4)}
 OBLIQUE = np.linalg.qr(np.eye(3) + 0.2 * np.random.default_rng(3).normal(size=(3, 3)))[0]
 
@@ -194,9 +214,9 @@ def _fill(runs: dict[str, Run], rng: np.random.Generator) -> None:
         _volumes(Path(runs[name].images), rng)
     _volumes(Path(runs["micro"].images), rng, 0.001)
     _save(Path(runs["two"].images) / "both.nii.gz", _volume(rng, 13, 22, 17, 2), _affine((1, 2, 3), OBLIQUE))
-    for name in ("flat", "pixels", "objects", "xray", "tiles", "vit"):
+    for name in ("flat", "pixels", "objects", "stained", "xray", "tiles", "stained tiles", "vit"):
         # How a file is read depends on whether the job's images are colour or grey alone: one plan of each.
-        _pictures(Path(runs[name].images), rng, kinds=name in {"flat", "xray"})
+        _pictures(Path(runs[name].images), rng, kinds=name in {"flat", "stained", "xray"})
         runs[name].more = {"pixel_size": PIXELS[name]} if name in PIXELS else {}
     for name in (name for name in PLANS if name.startswith("slides")):
         for file, tiles in BAGS.items():
@@ -303,7 +323,7 @@ def test_labels_are_the_same_and_maps_agree(runs: dict[str, Run], name: str) -> 
     assert len(several) > 1
 
 
-@pytest.mark.parametrize("name", ["xray", "tiles", "vit", "volumes"])
+@pytest.mark.parametrize("name", ["xray", "tiles", "stained tiles", "vit", "volumes"])
 def test_probabilities_agree(runs: dict[str, Run], name: str) -> None:
     run, plan = runs[name], PLANS[name]
     assert not run.refused

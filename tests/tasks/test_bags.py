@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from oncofed.data.case import Case, case_of
 from oncofed.data.features import FeatureBag, open_features, write_features
+from oncofed.data.features import stored as reading
 from oncofed.data.features.kept import made_of
 from oncofed.data.manifest import FeatureFacts, read_manifest
 from oncofed.data.patients import join
@@ -70,6 +72,20 @@ def test_the_bytes_of_brought_features_are_known_before_they_are_read(tmp_path: 
     case = made_slide(tmp_path, made_bag())
     prepared = bags().prepare(case) | {"label": torch.tensor(0)}
     assert bags().size(case) == sum(values.nbytes for values in prepared.values())
+
+
+def test_brought_features_are_held_in_half_precision_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_AT_ONCE", 1 << 14)
+    made = made_bag(tiles=20_000, size=64)
+    slide = made_slide(tmp_path, made)
+    tracemalloc.start()  # of arrays; those of torch are not seen
+    try:
+        features = bags(EncoderSpec(network="lab-encoder", features=64)).prepare(slide)["bags"]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(features, torch.from_numpy(made.features).to(torch.bfloat16))
+    assert peak < made.features.nbytes / 2
 
 
 def test_a_patient_s_slides_are_one_bag_whatever_each_brings(tmp_path: Path) -> None:

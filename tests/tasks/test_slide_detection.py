@@ -241,6 +241,15 @@ def test_a_broken_prediction_goes_on_behind_its_rows(outlined: Cases, tmp_path: 
     assert told[0] == 4
     assert np.array_equal(resumed.corners, whole.corners)
     assert np.array_equal(resumed.scores, whole.scores)
+    # What an older build kept in another form counts as not kept.
+    rows = sorted(tmp_path.iterdir())
+    np.savez(rows[0], corners=np.zeros((1, 2, 2)), scores=np.ones(1), classes=np.zeros(1, int))
+    np.savez(rows[1], boxes=np.zeros((1, 4)))
+    rows[2].write_bytes(rows[2].read_bytes()[:100])
+    told.clear()
+    again = task.infer_slide(Dark().eval(), prepared, CPU, StripStore(tmp_path, lambda done, _: told.append(done)))
+    assert len(told) == 3
+    assert np.array_equal(again.corners, whole.corners)
 
 
 def test_of_boxes_that_overlap_the_likelier_one_of_its_class_stays() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from oncofed.cli.common import (
     plain_console,
     progress_bars,
     progress_console,
+    typed_workspace,
 )
 from oncofed.errors import DataError, SpecError
 
@@ -68,6 +70,8 @@ def features(
     with ended_by_signals(), progress_bars(progress_console(json), shows_rate=True) as advance:
         found = extract_dataset(request, advance)
     _show(found, target, json)
+    if not json:
+        plain_console().print(f"Next:     {_following(dataset, out)}", markup=False, soft_wrap=True)
     aside = found.kept.set_aside
     if aside:
         raise DataError(f"{len(aside)} of {len(aside) + len(found.kept.slides)} slides have no features; see above")
@@ -84,6 +88,18 @@ def _spec(encoder: str, weights: Path | None) -> EncoderSpec:
         return EncoderSpec.model_validate({"network": name, "weights": str(weights.absolute()) if weights else None})
     except ValidationError as error:
         raise SpecError(f"--encoder {encoder}: {error.errors()[0]['msg']}") from None
+
+
+def _following(dataset: str, out: Path | None) -> str:
+    """Return the command that takes the features further."""
+    if out is None:
+        return shlex.join(["oncofed", "data", "check", "JOB", dataset, *typed_workspace()])
+    from oncofed.data.features.kept import TABLE_FILE
+    from oncofed.tasks.extraction.table import TARGETS_FILE
+
+    targets = ["--targets", out / TARGETS_FILE] if (out / TARGETS_FILE).exists() else []
+    words = ["oncofed", "data", "register", out, "--features", "--labels", out / TABLE_FILE, *targets]
+    return shlex.join([*map(str, words), *typed_workspace()])
 
 
 def _show(found: Extracted, target: Path, json: bool) -> None:

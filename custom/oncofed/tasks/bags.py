@@ -172,7 +172,10 @@ class Bags(BatchSource):
         parts = [computed[slide] if slide.features is None else self._brought(slide) for slide in case.slides]
         lengths = torch.tensor([len(part["bags"]) for part in parts])
         slides = torch.arange(len(parts), dtype=torch.int16).repeat_interleave(lengths)
-        return {name: torch.cat([part[name] for part in parts]) for name in ("bags", "places")} | {"slides": slides}
+        joined = (
+            parts[0] if len(parts) == 1 else {n: torch.cat([part[n] for part in parts]) for n in ("bags", "places")}
+        )
+        return {**joined, "slides": slides}
 
     def _brought(self, slide: Case) -> Prepared:
         """Return the features that a slide brings.
@@ -182,16 +185,21 @@ class Bags(BatchSource):
         """
         require_origin([slide], self._bag.encoder, self.spec)
         with opened_features(slide) as stored:
-            bag = stored.bag()
-        size = feature_count(self._bag.encoder)
-        if bag.features.shape[1] != size:
-            found = bag.features.shape[1]
-            raise DataError(f"its features have {found} numbers a vector, expected {size}. Register the dataset again")
-        features = torch.from_numpy(np.ascontiguousarray(bag.features, np.float32)).to(torch.bfloat16)
-        if bag.places is None or bag.level == "slide":
-            places = torch.full((len(features), 2), UNPLACED, dtype=torch.int32)
+            count, found = stored.rows.shape
+            size = feature_count(self._bag.encoder)
+            if found != size:
+                raise DataError(
+                    f"its features have {found} numbers a vector, expected {size}. Register the dataset again"
+                )
+            features, first = torch.empty(count, size, dtype=torch.bfloat16), 0
+            for part in stored.rows.parts():  # a hundred thousand vectors in single precision would be as large again
+                features[first : first + len(part)] = torch.from_numpy(np.ascontiguousarray(part, np.float32))
+                first += len(part)
+            corners = stored.pixels() if stored.level == "tile" else None
+        if corners is None:
+            places = torch.full((count, 2), UNPLACED, dtype=torch.int32)
         else:
-            places = torch.from_numpy(np.ascontiguousarray(bag.places, np.int32))
+            places = torch.from_numpy(np.ascontiguousarray(corners))
         return {"bags": features, "places": places}
 
     def truth(self, case: Case) -> Prepared:

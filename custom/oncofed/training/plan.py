@@ -161,7 +161,7 @@ class Plan(StrictModel):
                 "MONAI's readers give no slide's pixels at the job's resolution in its scanner's colours, and it has "
                 "nothing that finds tissue, by which pixels are scaled, or joins a slide's windows strip by strip"
             )
-        if self.data.stain.columns:
+        if self.data.stain.normalise != "none":
             return "no bundle normalises stains to the template that the sites agreed on"
         if self.build_task().pooled_channels:
             return "what is drawn beside other targets takes code of oncofed, which no bundle holds"

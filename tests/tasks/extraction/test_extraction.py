@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from commands import program
+from commands import Outcome, program
 from oncofed.data.cases import read_cases
 from oncofed.data.features import read_features
 from oncofed.data.features.kept import read_kept, slide_source
 from oncofed.data.features.spool import SPOOL_FOLDER
 from oncofed.data.label_mapping import Supervision
+from oncofed.data.manifest import read_manifest
 from oncofed.data.register import RegisterOptions, register
 from oncofed.data.slides import TileSpec
 from oncofed.data.spec import DataSpec, SplitSpec
@@ -185,6 +186,22 @@ def test_several_processes_make_what_one_makes_and_training_reads_it(dataset: Pa
         assert bag.places is not None
         np.testing.assert_array_equal(bag.places, np.stack([slides[number].x, slides[number].y], axis=1))
     assert not computed
+
+
+def test_the_command_names_what_to_do_with_the_features(
+    run: Callable[..., Outcome], dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = ("data", "features", dataset, "--encoder", "colour", "--device", "cpu", "--out", out)
+    told = run(*words)
+    assert told.status == 3, "one slide is cut off"
+    assert "3 slides" in told.text
+    registered = f"oncofed data register {out} --features --labels {out / 'slides.csv'}"
+    assert f"Next: {registered}" in told.text
+    # The command does what it says.
+    done = run(*registered.split()[1:], "--out", tmp_path / "again", "--workers", "1")
+    assert done.status == 0, done.text
+    assert len(read_manifest(tmp_path / "again").entries) == 3
 
 
 def test_nothing_is_left_of_a_patient_who_withdrew(dataset: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from oncofed.tasks import slide_strips
 from oncofed.tasks.objects import separate
 from oncofed.tasks.slide_strips import SlideObjectMap
 from oncofed.tasks.whole_slide import numbering
+from oncofed.tasks.whole_slide.labelling import labelled
 from oncofed.tasks.whole_slide.numbering import numbered
 from oncofed.tasks.whole_slide.stitching import Stitching
 from oncofed.tasks.whole_slide.store import StripStore
@@ -142,6 +144,46 @@ def test_a_broken_prediction_goes_on_to_the_same_objects(
     asked.clear()
     assert np.array_equal(_numbers(_found(canvas, store)), _numbers(whole))
     assert not asked
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_strips_of_another_height_are_made_anew(
+    canvas: SlideCanvas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(objects: StripStore, labels: StripStore) -> tuple[np.ndarray, np.ndarray]:
+        stitching = Stitching(64, 0.25, False, lambda image: torch.cat([1 - image[:, :1], image[:, :1]], dim=1))
+        found = labelled(stitching, Oracle(), canvas, CPU, labels)
+        return _numbers(_found(canvas, objects)), np.concatenate([strip.values for strip in found.strips])
+
+    fresh = answers(numbering.NOTHING_KEPT, numbering.NOTHING_KEPT)
+    for rows in (32, 128):
+        stores = StripStore(tmp_path / f"objects {rows}"), StripStore(tmp_path / f"labels {rows}")
+        with monkeypatch.context() as other_build:
+            other_build.setattr(slide_strips, "STRIP_ROWS", rows)
+            answers(*stores)
+        for again, expected in zip(answers(*stores), fresh, strict=True):
+            assert np.array_equal(again, expected)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_strip_that_another_build_kept_is_made_anew_with_those_below(canvas: SlideCanvas, tmp_path: Path) -> None:
+    store = StripStore(tmp_path / "strips")
+    whole = _found(canvas, store)
+    first, second, *below = sorted((tmp_path / "strips").iterdir())
+    kept = second.read_bytes()
+    for changed in ("heat", "packed", "carried", "votes", "last", ""):
+        with np.load(io.BytesIO(kept)) as found:
+            arrays = dict(found)
+        if changed:
+            arrays[changed] = arrays[changed][..., :-1] if arrays[changed].dtype == np.uint8 else np.zeros(3)
+        else:
+            del arrays["same"]
+        np.savez(second, **arrays)
+        before = {path: path.stat().st_mtime_ns for path in (first, second, *below)}
+        again = _found(canvas, store)
+        assert [path for path in before if path.stat().st_mtime_ns == before[path]] == [first]
+        assert np.array_equal(_numbers(again), _numbers(whole))
+        assert np.array_equal(again.classes, whole.classes)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from oncofed.data.stain.columns import BUFFER
 from oncofed.models.bundle.expressions import Config
 from oncofed.models.bundle.heads import exported_head, is_head
 from oncofed.models.networks import NetworkRequest, network_config
@@ -15,6 +16,8 @@ _REGROUPED = (
     "torch.nn.GroupNorm(8, layer.num_features)) for name, layer in list(@batch_normed.named_modules()) "
     "if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)], @batch_normed)[1]"
 )
+# The template from which images were changed in training comes with the weights, and nothing is computed with it.
+_TEMPLATED = "$(@without_template.register_buffer('{}', torch.zeros({}, {})), @without_template)[1]"
 _NUCLEI = (
     "$lambda images: (lambda maps: torch.cat([maps['nucleus_prediction'], maps['horizontal_vertical'][:, :1]], 1))"
     "(@network(images))"
@@ -74,5 +77,8 @@ def exported(request: NetworkRequest) -> Exported:
         entries = {"batch_normed": config, "network_def": _REGROUPED}
     else:
         entries = {"network_def": config}
+    if request.template:
+        entries["without_template"] = entries.pop("network_def")
+        entries["network_def"] = _TEMPLATED.format(BUFFER, *request.template.moments.shape)
     package, _, rest = str(config["_target_"]).partition(".")
     return Exported(entries, {"predictor": predictor}, package if rest and package not in {"monai", "torch"} else "")

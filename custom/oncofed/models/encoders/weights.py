@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import pickle
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from oncofed.data.grouping import counted
 from oncofed.errors import TrainingError
 from oncofed.models.encoders.entry import EncoderEntry
+from oncofed.models.encoders.files import read_tensors
 from oncofed.models.encoders.names import timm_names
 from oncofed.models.encoders.networks import ClassAndMean, build_network
 from oncofed.models.encoders.positions import fitted_positions
 from oncofed.models.weights import Weights
 
-_HEADER_BYTES = 8
 # Where the first convolution of a vision transformer is called otherwise than by timm.
 _OTHER_FIRST = "embeddings.patch_embeddings.projection.weight"
 # Of two networks in one file, the one that self-distillation keeps (DINO: Caron et al., ICCV 2021).
@@ -34,6 +28,8 @@ _KEPT = re.compile(r"teacher|ema")
 _UNUSED = ("mask_token", "head.", "pooler.", "dino_head.", "ibot_head.", "relative_position_index", "attn_mask")
 _COUNTS = "num_batches_tracked"
 _EXAMPLES = 3
+# What networks compute with: integers and 8 bits need scales that no maker's file states.
+_PRECISIONS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def load_encoder(entry: EncoderEntry, path: Path, may_be_pickle: bool = False) -
     Raises:
         TrainingError: the file cannot be read, or its weights are not those of this encoder; says what differs.
     """
-    stored = _read(path, entry.name, may_be_pickle)
+    stored = read_tensors(path, entry.name, may_be_pickle)
     network = _unfilled(entry, stored)
     weights, notes = _fitted(entry, _core(network), stored)
     digest = weights_digest(weights)
@@ -94,70 +90,6 @@ def _unfilled(entry: EncoderEntry, stored: Weights) -> nn.Module:
         with torch.device("meta"):  # billions of random numbers would be thrown away
             return build_network(entry)
     return build_network(entry, stored)
-
-
-def _read(path: Path, name: str, may_be_pickle: bool) -> Weights:
-    """Return a file's tensors under dotted names."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except IsADirectoryError:
-        raise TrainingError(
-            f"{path.name}: a folder, expected the file of weights in it (.safetensors or .bin)"
-        ) from None
-    except OSError as error:
-        raise TrainingError(f"the encoder's weights cannot be read: {type(error).__name__}: {path.name}") from None
-    if not start:
-        raise TrainingError(f"{path.name}: the file is empty. Get it again")
-    if start.startswith(b"version https://git-lfs"):
-        raise TrainingError(
-            f"{path.name}: a pointer of Git LFS instead of the weights. Get the file itself: git lfs pull"
-        )
-    if start.lstrip()[:1] == b"<":
-        raise TrainingError(f"{path.name}: a web page instead of weights. Log in at the maker's page, and get it again")
-    if start[_HEADER_BYTES : _HEADER_BYTES + 1] == b"{":
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise TrainingError(f"{path.name}: cut short or damaged ({error}). Get the file again") from None
-    if not may_be_pickle:
-        raise TrainingError(
-            f"the encoder's weights cannot be read: {path.name} is no file of safetensors, and a job opens no other "
-            f"format. Convert it once: oncofed data encoders add {name} FILE"
-        )
-    return _unpickled(path)
-
-
-def _unpickled(path: Path) -> Weights:
-    """Return the tensors of PyTorch's own format, running none of its code."""
-    try:
-        # DINO's and iBOT's checkpoints hold their settings, which are values and no code.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")  # the error says more
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = found.group(1) if found else "more than tensors"
-        raise TrainingError(
-            f"{path.name}: it holds {what}, expected tensors alone. Code in such a file would run when it is opened, "
-            "so it was not. Ask for the weights as safetensors, or as a state_dict"
-        ) from None
-    except (RuntimeError, EOFError, BadZipFile, ValueError, KeyError, OSError, IndexError, AttributeError) as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        if "TorchScript" in first:
-            raise TrainingError(f"{path.name}: a compiled model, which is code. Ask for the state_dict") from None
-        raise TrainingError(
-            f"{path.name}: neither safetensors nor PyTorch's format, or cut short. Get the file again"
-        ) from None
-    return dict(_flattened(contents, ""))
-
-
-def _flattened(contents: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    for key, value in contents.items() if isinstance(contents, Mapping) else ():
-        if isinstance(value, Tensor):
-            yield f"{prefix}{key}", value.detach()
-        elif isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{key}.")
 
 
 def _fitted(entry: EncoderEntry, network: nn.Module, stored: Weights) -> tuple[Weights, tuple[str, ...]]:
@@ -226,7 +158,8 @@ def _require_same(entry: EncoderEntry, expected: Weights, found: Weights) -> Non
     if missing:
         problems.append(f"{len(missing)} of its {len(expected)} tensors are missing ({_examples(missing)})")
     if more:
-        problems.append(f"{len(more)} tensors are none of its ({_examples(more)})")
+        verb = "is" if len(more) == 1 else "are"
+        problems.append(f"{counted(len(more), 'tensor')} {verb} none of its ({_examples(more)})")
     if reshaped:
         name = reshaped[0]
         sizes = f"{name} has {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
@@ -234,9 +167,19 @@ def _require_same(entry: EncoderEntry, expected: Weights, found: Weights) -> Non
         problems.append(f"{len(reshaped)} of its {len(expected)} tensors have another shape{other} ({sizes})")
     if problems:
         raise TrainingError(f"these are not the weights of {entry.title}: {'; '.join(problems)}. {_advice(entry)}")
+    packed = {name: value for name, value in found.items() if value.dtype not in _PRECISIONS}
+    if packed:
+        kinds = ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in packed.values()}))
+        raise TrainingError(
+            f"{counted(len(packed), 'tensor')} of {kinds} ({_examples(packed)}), expected numbers of half or single "
+            f"precision: these weights are quantised. {_advice(entry)}"
+        )
     broken = [name for name, value in found.items() if not bool(torch.isfinite(value).all())]
     if broken:
-        raise TrainingError(f"{len(broken)} tensors hold NaN or infinity ({_examples(broken)}). Get the file again")
+        verb = "holds" if len(broken) == 1 else "hold"
+        raise TrainingError(
+            f"{counted(len(broken), 'tensor')} {verb} NaN or infinity ({_examples(broken)}). Get the file again"
+        )
 
 
 def _examples(names: Sequence[str] | Mapping[str, Tensor]) -> str:

@@ -72,7 +72,7 @@ class SlideFinder:
     def _rows(self, network: nn.Module, canvas: SlideCanvas, device: torch.device, store: StripStore) -> list[Arrays]:
         """Return what was found in each row of windows."""
         across, down = (along_axis(max(length, canvas.side), canvas.side, self.spec.overlap) for length in canvas.size)
-        done = {place[0]: known for place in down if (known := store.load(place[0])) is not None}
+        done = {place[0]: known for place in down if (known := store.load(place[0], _kept)) is not None}
         rows: dict[int, list[Window]] = {
             place[0]: [
                 window_at(one, place) for one in across if canvas.shows_tissue(one[0], place[0], *[canvas.side] * 2)
@@ -122,6 +122,20 @@ class SlideFinder:
         row = {name: np.concatenate(arrays) for name, arrays in zip(_NAMES, zip(*parts, strict=True), strict=True)}
         there = on_tissue(row["corners"], canvas)
         return {name: values[there] for name, values in row.items()}
+
+
+def _kept(arrays: Arrays) -> Arrays:
+    """Return the boxes of a row of windows as they were kept.
+
+    Raises:
+        ValueError: their shapes are none of boxes.
+        KeyError: some are missing.
+    """
+    row = {name: arrays[name] for name in _NAMES}
+    boxes = len(row["scores"])
+    if [row[name].shape for name in _NAMES] != [(boxes, 4), (boxes,), (boxes,)]:
+        raise ValueError("kept boxes have other shapes than expected")
+    return row
 
 
 def on_tissue(corners: NDArray[np.float64], canvas: SlideCanvas) -> NDArray[np.bool_]:

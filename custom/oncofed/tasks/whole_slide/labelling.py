@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from oncofed.data.slides.canvas import SlideCanvas
-from oncofed.tasks.slide_strips import SlideRegions, Strip, strip_rows
+from oncofed.tasks.slide_strips import SlideRegions, Strip, shrink_of, strip_rows
 from oncofed.tasks.whole_slide.gathering import Heats, Places, parts_of
 from oncofed.tasks.whole_slide.stitching import Block, Stitching
 from oncofed.tasks.whole_slide.store import NOTHING_KEPT, Arrays, StripStore
@@ -51,8 +51,8 @@ def _strips(
 ) -> Iterator[Strip]:
     places = list(strip_rows(canvas.size))
     left = places
-    for rows, known in store.kept(places):
-        yield from_arrays(known, rows, canvas.size[0])
+    for strip in store.kept(places, lambda arrays, rows: from_arrays(arrays, rows, canvas.size)):
+        yield strip
         left = left[1:]
     if not left:
         return
@@ -99,7 +99,21 @@ def as_arrays(strip: Strip) -> Arrays:
     return {"packed": np.frombuffer(strip.packed, np.uint8), "kind": np.array(strip.kind), "heat": strip.heat}
 
 
-def from_arrays(arrays: Arrays, rows: tuple[int, int], width: int) -> Strip:
-    """Return a kept strip."""
-    shape = (rows[1] - rows[0], width)
-    return Strip(rows[0], shape, str(arrays["kind"]), arrays["packed"].tobytes(), arrays["heat"])
+def from_arrays(arrays: Arrays, rows: tuple[int, int], size: tuple[int, int]) -> Strip:
+    """Return a kept strip.
+
+    Args:
+        arrays: of ``as_arrays``.
+        rows: the first, and that after the last.
+        size: of the slide, working pixels across and down.
+
+    Raises:
+        ValueError: they are of a strip of another shape.
+        KeyError: one is missing.
+    """
+    shape, shrink = (rows[1] - rows[0], size[0]), shrink_of(size)
+    strip = Strip(rows[0], shape, str(arrays["kind"]), arrays["packed"].tobytes(), arrays["heat"])
+    shrunk = tuple(-(-length // shrink) for length in shape)
+    if strip.values.shape != shape or strip.heat.shape != shrunk:
+        raise ValueError(f"a kept strip has the shape {strip.heat.shape} shrunk, expected {shrunk}")
+    return strip

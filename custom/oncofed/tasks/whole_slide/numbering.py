@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -125,13 +126,13 @@ def _strips(
     places = list(strip_rows(canvas.size))
     carried = np.zeros((0, width), np.int32)
     left = places
-    for rows, known in store.kept(places):
-        yield from_arrays(known, rows, width)
-        carried = _carried(known, width)
-        count.last = int(known["last"])
-        count.votes.append(known["votes"])
-        count.cut |= set(known["cut"].tolist())
-        count.same += [(one, other) for one, other in known["same"].tolist()]
+    for strip, below in store.kept(places, lambda arrays, rows: _kept(arrays, rows, canvas.size)):
+        yield strip
+        carried = below.carried
+        count.last = below.last
+        count.votes.append(below.votes)
+        count.cut |= set(below.cut.tolist())
+        count.same += [(one, other) for one, other in below.same.tolist()]
         left = left[1:]
     if not left:
         return
@@ -150,21 +151,48 @@ def _strips(
         carried = numbers[end - first :]
         maps.top = max(0, end - CONTEXT)
         strip = Strip.of(first, numbers[: end - first], heats.take(first, end))
-        below = {
-            "carried": np.frombuffer(pack(carried), np.uint8),
-            "last": np.array(count.last),
-            "votes": np.concatenate(count.votes[votes:] or [np.zeros((0, 0))]),
-            "cut": np.array(sorted(count.cut), np.int64),
-            "same": np.array(count.same[same:], np.int64).reshape(-1, 2),
-        }
-        store.save(first, {**as_arrays(strip), **below})
+        below = _Below(
+            carried,
+            count.last,
+            np.concatenate(count.votes[votes:] or [np.zeros((0, 0))]),
+            np.array(sorted(count.cut), np.int64),
+            np.array(count.same[same:], np.int64).reshape(-1, 2),
+        )
+        store.save(first, {**as_arrays(strip), **below.arrays()})
         yield strip
 
 
-def _carried(arrays: Arrays, width: int) -> Numbers:
-    packed = arrays["carried"].tobytes()
-    flat: Numbers = unpack(packed, "<i4", (-1, width)) if width else np.zeros((0, 0), np.int32)
-    return flat
+class _Below(NamedTuple):
+    """What the strips below one go on from.
+
+    Attributes:
+        carried: numbers that it claimed below its last row, (row, column) int32.
+        last: number given last.
+        votes: how likely its objects are of each class; see ``_Count``.
+        cut: numbers of objects that were cut, (object,) int64.
+        same: pairs of numbers of one object that it found, (pair, 2) int64.
+    """
+
+    carried: Numbers
+    last: int
+    votes: NDArray[np.float64]
+    cut: NDArray[np.int64]
+    same: NDArray[np.int64]
+
+    def arrays(self) -> Arrays:
+        """Return them as arrays to keep."""
+        packed = np.frombuffer(pack(self.carried), np.uint8)
+        return {**self._asdict(), "carried": packed, "last": np.array(self.last)}
+
+
+def _kept(arrays: Arrays, rows: tuple[int, int], size: tuple[int, int]) -> tuple[Strip, _Below]:
+    """Return a kept strip, and what those below go on from; errors as ``from_arrays``."""
+    strip = from_arrays(arrays, rows, size)
+    carried = unpack(arrays["carried"].tobytes(), "<i4", (-1, size[0]))
+    below = _Below(carried, int(arrays["last"]), arrays["votes"], arrays["cut"], arrays["same"])
+    if (below.votes.ndim, below.cut.ndim, below.same.ndim) != (2, 1, 2):
+        raise ValueError("what is kept with a strip has other axes than expected")
+    return strip, below
 
 
 def _take(block: Block, canvas: SlideCanvas, maps: _HeldMaps, heats: Heats) -> None:
