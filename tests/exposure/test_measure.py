@@ -171,7 +171,7 @@ def test_the_command_writes_figures_that_say_at_least(run: Callable[..., Outcome
     assert found["views"][0]["as_configured"]
     page = (out / "exposure.html").read_text()
     assert "at least" in page
-    assert found["date"] in page
+    assert found["date"].replace("T", " ")[:16] in page
     assert WORDS in page
     for text in (page, (out / "exposure.json").read_text(), done.output):
         assert not {"safe", "secure", "anonymous"} & set(text.lower().replace(".", " ").split())
@@ -201,7 +201,7 @@ def test_a_run_shows_the_last_figures_in_its_report(run: Callable[..., Outcome],
     report = (folder / "report.html").read_text()
     date = json.loads((folder / "exposure" / "exposure.json").read_text())["date"]
     assert report.count("What attacks read from updates") == 1
-    assert date in report
+    assert date.replace("T", " ")[:16] in report
     assert WORDS in report
     assert 'href="exposure/exposure.html"' in report
     (folder / "report.html").write_text("<html></html>")

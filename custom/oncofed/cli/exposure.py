@@ -122,7 +122,7 @@ def exposure(
 
 
 def _table(found: Exposure) -> Table:
-    table = Table(title=f"{found.title}: attacks of {found.date}", title_justify="left")
+    table = Table(title=f"{found.title}: attacks of {found.when}", title_justify="left")
     table.add_column("what is seen")
     for heading in ("AUC, at least", "at 1 % false alarms", "images, at least", "by chance", "correlation"):
         table.add_column(heading, justify="right")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from oncofed.settings import StrictModel
 
 # Stands beside every figure: an attack that fails proves nothing of another one.
@@ -124,3 +126,8 @@ class Exposure(StrictModel):
     audit: Audit | None
     notes: tuple[str, ...]
     seconds: float
+
+    @property
+    def when(self) -> str:
+        """Date and time for people."""
+        return f"{datetime.fromisoformat(self.date):%Y-%m-%d %H:%M %Z}"
