@@ -135,7 +135,7 @@ def _keep(bench: Bench, found: _Compared, settings: Settings, steps: int) -> Non
 def labels() -> dict[str, int]:
     """Return the job's classes, name -> label value."""
     task = read_job(_JOB).task
-    return {name: value for value, name in task.classes.items()}  # type: ignore[attr-defined]
+    return {name: value for value, name in task.classes.items()}
 
 
 def split(data: Path) -> tuple[dict[str, Path], dict[str, Path]]:
