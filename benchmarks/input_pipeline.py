@@ -262,7 +262,7 @@ def _monai_batches(
             rotate_range=np.pi / 6 if full else 0.15,
             scale_range=0.3 if full else 0.1,
             mode=("bilinear", "nearest"),
-            padding_mode="border",
+            padding_mode="zeros",
         ),
         RandGaussianNoised("image", prob=0.1 if full else 0.15, std=0.1),
         RandScaleIntensityd("image", factors=0.15, prob=0.15 if full else 0.3),
@@ -270,9 +270,9 @@ def _monai_batches(
     ]
     if full:
         changes += [
-            RandGaussianSmoothd("image", (0.5, 1.0), (0.5, 1.0), (0.5, 1.0), prob=0.2),
+            RandGaussianSmoothd("image", (0.5, 1.0), (0.5, 1.0), (0.5, 1.0), prob=0.1),
             RandScaleIntensityd("image", factors=0.25, prob=0.15),
-            RandSimulateLowResolutiond("image", prob=0.25, zoom_range=(0.5, 1.0)),
+            RandSimulateLowResolutiond("image", prob=0.125, zoom_range=(0.5, 1.0)),
             *(RandFlipd(_KEYS, prob=0.5, spatial_axis=axis) for axis in range(3)),
         ]
     held = [{key: prepared[n][key].cpu() for key in _KEYS} for n in range(len(prepared))]

@@ -39,6 +39,18 @@ def test_a_job_trains_the_network_of_nnunets_plan() -> None:
     assert any("files' axes" in remark for remark in plan.remarks)
 
 
+@pytest.mark.parametrize(("levels", "coarser"), [(7, 4), (5, 2), (4, 1), (3, 0)])
+def test_as_many_coarser_outputs_are_learned_from_as_nnunet_weights(tmp_path: Path, levels: int, coarser: int) -> None:
+    def shorter(values: dict[str, Any]) -> None:
+        found = values["configurations"][FULL]["architecture"]["arch_kwargs"]
+        for name in ("features_per_stage", "kernel_sizes", "strides", "n_conv_per_stage"):
+            found[name] = found[name][:levels]
+        found["n_conv_per_stage_decoder"] = found["n_conv_per_stage_decoder"][: levels - 1]
+
+    # Its finest output and those of all resolutions but the two coarsest (``nnUNetTrainer._build_loss``).
+    assert read_nnunet_plan(_changed(tmp_path, shorter)).settings["model"]["deep_supervision"] == coarser
+
+
 def test_that_network_learns_from_a_patch() -> None:
     narrow = read_nnunet_plan(PLANS).settings
     narrow["model"]["channels"] = [4] * len(narrow["model"]["channels"])

@@ -31,7 +31,8 @@ class Strength:
 
     Attributes:
         rotate: (probability, largest angle in radians about each axis).
-        plane: largest angle of flat images, and of volumes with few thick slices in the plane of the slices.
+        plane: largest angle of flat images, and of volumes with few thick slices in the plane of the slices, where the
+            image goes on around a patch; that of ``rotate`` elsewhere.
         scale: (probability, smallest and largest distance between the voxels that are read; above one makes things
             smaller).
         mirror: probability of each axis.
@@ -62,12 +63,17 @@ class Strength:
 
     @property
     def moves(self) -> Moves:
-        """The spatial changes other than mirroring."""
+        """The spatial changes other than mirroring, of patches that the image goes on around."""
         return Moves(self.rotate, self.scale, self.plane)
 
     @property
+    def moves_of_whole(self) -> Moves:
+        """The same of whole images, around which nothing is known."""
+        return replace(self.moves, plane=min(self.plane, self.rotate[1]))
+
+    @property
     def unmoved(self) -> Strength:
-        """The same without ``moves``."""
+        """The same changes without ``moves``."""
         return replace(self, rotate=(0.0, 0.0), scale=(0.0, 1.0, 1.0))
 
 
@@ -168,7 +174,7 @@ class Augment:
     def _move(self, batch: Batch) -> None:
         image = batch[_IMAGE]
         sides = image.shape[2:]
-        which, matrices = self._strength.moves.matrices(len(image), sides, self._generator)
+        which, matrices = self._strength.moves_of_whole.matrices(len(image), sides, self._generator)
         if not len(which):
             return
         theta = theta_of(matrices, sides, sides, [(side - 1) / 2 for side in sides])
