@@ -6,7 +6,7 @@ site's labels are spoiled before. It lists its cases afterwards, those first who
 and recall at once. Beside it: the cases that the site's list suspects, and chance.
 
 - masks: exchanged parts, another patient's mask, a mask moved by a fifth of the volume, one part left out;
-- classes: the other class of two, of the structure's volume, or its mask as the image.
+- classes: the other one of small and large structures, whose mask is the image.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from in_memory import federated
 from oncofed.job.spec import JobSpec, read_job
 
 _SPOILED, _SEEDS = 0.1, (1, 2, 3)
+_BETWEEN = 0.43  # standard deviations from the median, within which a third of a normal distribution lies
 _SPOILED_SITE = SITES[-1]
 Mask = NDArray[Any]
 Spoil = Callable[[Mask, Mask, np.random.Generator], Mask]
@@ -154,8 +155,10 @@ def class_job(seed: int) -> JobSpec:
 def class_sites(folder: Path, seed: int) -> tuple[dict[str, Path], set[str]]:
     """Write the sites' masks as images, with a class; return folders, and the spoiled cases."""
     masks, rng = hippocampus(), np.random.default_rng(seed)
-    large = standardised_volumes(masks) > 0
-    order = rng.permutation(len(masks))
+    volumes = standardised_volumes(masks)
+    large = volumes > 0
+    # A third of the patients lies between the classes, whose labels nobody could call wrong.
+    order = rng.permutation(np.flatnonzero(np.abs(volumes - np.median(volumes)) > _BETWEEN))
     own = order[SITES.index(_SPOILED_SITE) :: len(SITES)]
     bad = {int(patient) for patient in own[: round(_SPOILED * len(own))]}
     entries = [{"label": int(large[n] != (n in bad))} for n in range(len(masks))]

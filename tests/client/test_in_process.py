@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from oncofed.algorithms.plan import FederationPlan
@@ -13,6 +14,7 @@ from oncofed.client.local_training import SiteContext
 from oncofed.job.spec import read_job
 from oncofed.messages.requests import TrainRequest
 from oncofed.messages.results import TrainResult
+from oncofed.models.weights import Weights
 from synthetic import make_site, write_job
 
 
@@ -53,3 +55,31 @@ def test_an_update_trained_with_other_control_variates_is_not_given_again(tmp_pa
 
 def _equal(one: TrainResult, other: TrainResult) -> bool:
     return all(torch.equal(value, other.delta[name]) for name, value in one.delta.items())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("state", ["kept", "reset"])
+def test_momentum_is_kept_or_started_anew_with_each_model(tmp_path: Path, optimizer: str, state: str) -> None:
+    changes = {"training": {"optimizer": optimizer, "optimizer_state": state, "augmentation": "none"}}
+    plan = read_job(write_job(tmp_path / "job")).changed(changes).plan()
+    data, weights = make_site(tmp_path / "east"), plan.initial_weights()
+
+    def second_update(folder: Path, first: int) -> Weights:
+        context = SiteContext(site="east", data=data, state=folder)
+        training = InProcessTraining(plan=plan, federation=FederationPlan(), context=context, reporter=Unreported())
+        training.prepare()
+        if first:
+            start = {name: value * 1.1 if value.is_floating_point() else value for name, value in weights.items()}
+            training.train(TrainRequest(weights=start, round=1), lambda: False)
+        optimizer_state = {id(p): dict(s) for p, s in training.trainer._optimizer.state.items()}
+        assert any(value.any() for one in optimizer_state.values() for value in one.values()) == bool(first)
+        training.trainer.begin_model()
+        left = any(value.any() for one in training.trainer._optimizer.state.values() for value in one.values())
+        assert left == (bool(first) and state == "kept")
+        found = training.train(TrainRequest(weights=weights, round=2), lambda: False).delta
+        training.close()
+        return dict(found)
+
+    after, fresh = second_update(tmp_path / "after", 1), second_update(tmp_path / "fresh", 0)
+    assert after.keys() == fresh.keys()
+    assert all(torch.isfinite(value).all() for value in after.values())

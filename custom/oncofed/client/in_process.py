@@ -184,6 +184,7 @@ class InProcessTraining:
         else:
             # The schedule follows the run's rounds, also if this site missed some.
             trainer.steps_done = first_step
+            trainer.begin_model()
         numbers |= self._take_steps(request.round, turn_key, weights, stop)
         result = self._result(received, numbers, steps=trainer.steps_done - first_step, turn_key=turn_key)
         # A result that counts is never ahead of the state behind it.

@@ -65,6 +65,13 @@ def build_optimizer(spec: TrainingSpec, network: nn.Module) -> torch.optim.Optim
     return optimizer
 
 
+def reset_state(optimizer: torch.optim.Optimizer) -> None:
+    """Set an optimizer's state to that of its first step, in place."""
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
+
+
 class StepScaler(torch.amp.GradScaler):
     """Skips steps with non-finite gradients without the host waiting.
 

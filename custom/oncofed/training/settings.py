@@ -27,6 +27,10 @@ class TrainingSpec(RenamedSettings):
     )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has Nesterov's momentum")
     momentum: float = Field(0.99, ge=0, lt=1, description="of sgd; 0.99 is nnU-Net's")
+    optimizer_state: Literal["kept", "reset"] = Field(
+        "kept",
+        description="momentum and the like from a round to the next: kept at the site, or started anew with each model",
+    )
     learning_rate: float = Field(1e-3, gt=0, le=1, description="at the start of the run, after warm-up")
     schedule: Literal["cosine", "polynomial", "constant"] = Field(
         "cosine", description="of the learning rate over all rounds together; it does not restart with a round"

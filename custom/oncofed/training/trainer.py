@@ -27,7 +27,7 @@ from oncofed.training.damaged import DamagedSlides
 from oncofed.training.determinism import make_repeatable, use_deterministic_forms
 from oncofed.training.gradient_hook import GradientHook
 from oncofed.training.memory_format import memory_format, overwrite, overwriting_activations
-from oncofed.training.optimizer import build_optimizer, learning_rate
+from oncofed.training.optimizer import build_optimizer, learning_rate, reset_state
 from oncofed.training.parallel import Group, WorkerProcesses
 from oncofed.training.patient_gradients import private_gradients
 from oncofed.training.plan import Plan
@@ -167,6 +167,11 @@ class Trainer:
         """Replace the network's weights; the optimizer's state stays."""
         load_weights(self.network, weights)
         self.plan.data.take_template(weights)
+
+    def begin_model(self) -> None:
+        """Forget the optimizer's momentum, where the plan starts it anew with each model that a site receives."""
+        if self.plan.training.optimizer_state == "reset":
+            reset_state(self._optimizer)
 
     def weights(self) -> Weights:
         """Return a copy of the network's weights on the CPU."""
