@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test check format bench bench-full bench-bundle bench-table gpu faults security wild constraints clean another-build
+.PHONY: help demo test check format bench bench-full bench-bundle bench-table gpu faults security wild hospital constraints clean another-build
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -73,15 +73,22 @@ security: $(VENV)/security.installed ## every attack of the tests, with what sto
 wild: $(VENV)/dev.installed ## every file of this field that users stumbled over, and whether it is read right
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder -q -m wild
 
+hospital: ## where root may install Debian packages: an Orthanc and dcmtk, for the tests and the benchmark of the PACS
+	@command -v Orthanc >/dev/null && test -f /usr/share/orthanc/plugins/libOrthancDicomWeb.so && command -v getscu >/dev/null \
+		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+			|| { echo "needs root and apt-get; else install orthanc, orthanc-dicomweb and dcmtk yourself"; exit 2; }; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+			orthanc orthanc-dicomweb dcmtk >/dev/null; }
+
 constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and requirements.txt anew
 	@$(BIN)/python -m pip install --quiet uv
 	@{ sed -n '/^#/p' $(CONSTRAINTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
-		--no-header --extra demo --extra pathology --extra encoders --extra radiology --extra dicom --extra onnx --extra jpeg12 \
+		--no-header --extra demo --extra pathology --extra encoders --extra radiology --extra dicom --extra hospital --extra onnx --extra jpeg12 \
 		--extra privacy --extra gpu --extra dev --extra security pyproject.toml; \
 		} > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt $(CONSTRAINTS)
 	@{ sed -n '/^#/p' $(REQUIREMENTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--no-header --generate-hashes --default-index https://pypi.org/simple --constraint $(CONSTRAINTS) \
-		--extra pathology --extra encoders --extra radiology --extra dicom --extra jpeg12 --extra privacy --extra gpu pyproject.toml; \
+		--extra pathology --extra encoders --extra radiology --extra dicom --extra hospital --extra jpeg12 --extra privacy --extra gpu pyproject.toml; \
 		} > $(VENV)/requirements.txt && mv $(VENV)/requirements.txt $(REQUIREMENTS)
 
 clean: ## remove the virtual environment and what runs left
@@ -107,9 +114,9 @@ $(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
 
 $(VENV)/dev.installed: $(VENV)/demo.installed pyproject.toml
 	@echo "installing the tests' tools …"
-	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,onnx,privacy,dev]'
+	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,hospital,onnx,privacy,dev]'
 	@touch $@
 
 $(VENV)/security.installed: $(VENV)/dev.installed pyproject.toml
-	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,onnx,privacy,dev,security]'
+	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,hospital,onnx,privacy,dev,security]'
 	@touch $@

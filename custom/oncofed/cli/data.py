@@ -27,6 +27,7 @@ from oncofed.cli.common import (
 )
 from oncofed.cli.features import features
 from oncofed.cli.findings import commands, show_findings
+from oncofed.cli.hospital import pull, push
 from oncofed.cli.looking import look_values, show_look, show_profile
 from oncofed.cli.registering import register
 from oncofed.cli.resolve import resolve
@@ -38,13 +39,16 @@ if TYPE_CHECKING:
     from oncofed.job.spec import JobSpec
 
 app = typer.Typer(
-    help="A site's data: register folders of DICOM, NIfTI, slides or images; check, profile, split, de-identify them.",
+    help="A site's data: pull images from a PACS, register folders of DICOM, NIfTI, slides or images; check, profile, "
+    "split, de-identify them.",
     no_args_is_help=True,
 )
 app.command()(resolve)
 app.command()(boxes)
 app.command()(features)
 app.command()(register)
+app.command()(pull)
+app.command()(push)
 app.add_typer(overlap.app, name="overlap")
 app.add_typer(encoders.app, name="encoders")
 

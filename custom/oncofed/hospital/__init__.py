@@ -1,0 +1,1 @@
+"""A hospital's own systems: images from its archive, and back."""
