@@ -28,6 +28,7 @@ from oncofed.cli.common import (
 )
 from oncofed.cli.features import features
 from oncofed.cli.findings import commands, show_findings
+from oncofed.cli.hospital import pull, push
 from oncofed.cli.looking import look_values, show_look, show_profile
 from oncofed.cli.onboard import onboard
 from oncofed.cli.registering import register
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     from oncofed.job.spec import JobSpec
 
 app = typer.Typer(
-    help="A site's data: register folders of DICOM, NIfTI, slides or images; check, profile, split, de-identify them.",
+    help="A site's data: pull images from a PACS, register folders of DICOM, NIfTI, slides or images; check, profile, "
+    "split, de-identify them.",
     no_args_is_help=True,
 )
 app.command()(resolve)
@@ -49,6 +51,8 @@ app.command()(cohort)
 app.command()(features)
 app.command()(onboard)
 app.command()(register)
+app.command()(pull)
+app.command()(push)
 app.add_typer(overlap.app, name="overlap")
 app.add_typer(encoders.app, name="encoders")
 

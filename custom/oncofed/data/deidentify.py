@@ -163,7 +163,7 @@ def deidentify(
             "the copies cannot lie inside the originals, nor the key inside the copies: name another folder."
         )
     out.mkdir(parents=True, exist_ok=True)
-    key = _key(key_file)
+    key = read_key(key_file)
     found = find_files(source)
     files = found.files
     turns = [_CopyJob(source=source, out=out, path=path, key=key, options=options) for path in files]
@@ -251,34 +251,60 @@ def _copy(turn: _CopyJob) -> tuple[str, str, str]:
     return turn.path, "left out", f"file that is no image ({path.suffix or 'no suffix'})"
 
 
-def _copy_dicom(turn: _CopyJob, path: Path) -> tuple[str, str, str]:
+class LeftOut(Exception):  # noqa: N818 - not a fault
+    """An object that is of no use in a dataset; the message says what it is."""
+
+
+def deidentified_file(path: Path, key: bytes, options: Options, instead: str = "") -> tuple[str, bytes]:
+    """Return a DICOM file's new path, inside a folder of copies, and its de-identified contents.
+
+    Args:
+        path: of the file.
+        key: secret from which pseudonyms follow.
+        options: how copies are made.
+        instead: what names the file where its UIDs do not; nothing of it is in the new path.
+
+    Raises:
+        LeftOut: a report, plan, directory, or label of a slide.
+        DataError: broken, or with text burned into its pixels; the message names no patient.
+        Exception: pydicom cannot read it.
+    """
     header = read_header(path)
     if isinstance(header, BrokenFile):
-        return turn.path, "refused", header.reason
+        raise DataError(header.reason)
     if not isinstance(header, ImageHeader | LabelHeader | SlideHeader):
         what = (header.modality or "object") if isinstance(header, OtherObject) else "directory"
-        return turn.path, "left out", f"DICOM {what} (reports and plans are not copied)"
-    if header.burned_in.upper() == "YES" and not turn.options.keep_burned_in:
-        what = "has text burned into its pixels (BurnedInAnnotation is YES). Mask it, or copy it with --keep-burned-in"
-        return turn.path, "refused", what
+        raise LeftOut(f"DICOM {what} (reports and plans are not copied)")
+    if header.burned_in.upper() == "YES" and not options.keep_burned_in:
+        raise DataError(
+            "has text burned into its pixels (BurnedInAnnotation is YES). Mask it, or copy it with --keep-burned-in"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dataset = read_file(path)
         if isinstance(header, SlideHeader) and _SLIDE_LABELS & set(dataset.get("ImageType", [])):
-            return turn.path, "left out", "label or overview of a slide"
-        deidentify_dataset(dataset, turn.key, turn.options)
-        series = str(dataset.get("SeriesInstanceUID", "") or _name(turn.key, turn.path))
-        folder = f"{dataset.PatientID}/{_name(turn.key, series)}"
-        name = f"{folder}/{_name(turn.key, str(dataset.get('SOPInstanceUID', '') or turn.path))}.dcm"
+            raise LeftOut("label or overview of a slide")
+        deidentify_dataset(dataset, key, options)
+        series = str(dataset.get("SeriesInstanceUID", "") or _name(key, instead))
+        folder = f"{dataset.PatientID}/{_name(key, series)}"
+        name = f"{folder}/{_name(key, str(dataset.get('SOPInstanceUID', '') or instead))}.dcm"
         for keyword in _SENDER_KEYWORDS:
             if keyword in dataset.file_meta:
                 del dataset.file_meta[keyword]
         dataset.preamble = b"\0" * 128
         buffer = io.BytesIO()
         dataset.save_as(buffer)
+    return name, buffer.getvalue()
+
+
+def _copy_dicom(turn: _CopyJob, path: Path) -> tuple[str, str, str]:
+    try:
+        name, content = deidentified_file(path, turn.key, turn.options, turn.path)
+    except LeftOut as error:
+        return turn.path, "left out", str(error)
     target = turn.out / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, buffer.getvalue())
+    write_whole(target, content)
     return turn.path, "DICOM", name
 
 
@@ -430,7 +456,12 @@ def _name(key: bytes, text: str, length: int = 12) -> str:
     return _digest(key, text).hex()[:length]
 
 
-def _key(path: Path) -> bytes:
+def read_key(path: Path) -> bytes:
+    """Return the secret from which pseudonyms follow; it is made at first use.
+
+    Raises:
+        DataError: it is too short.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     key = random_secret(path)
     if len(key) < 16:

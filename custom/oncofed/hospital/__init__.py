@@ -1,1 +1,1 @@
-"""What a hospital's systems hold, made into folders and tables that a dataset is registered from."""
+"""What a hospital's systems hold: images in its archive, outcomes in its records."""

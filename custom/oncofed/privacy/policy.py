@@ -114,6 +114,13 @@ class LeavesSpec(StrictModel):
         return self
 
 
+class PacsRules(StrictModel):
+    """What passes between a site's archive of images and this software."""
+
+    deidentify: bool = Field(False, description="true: images pulled from the archive are de-identified on the way in")
+    push: bool = Field(False, description="true: predictions may be sent to the archive")
+
+
 class Policy(StrictModel):
     """``policy.yaml``: a site's policy.
 
@@ -132,6 +139,7 @@ class Policy(StrictModel):
         None, description="when jobs may run, by this machine's clock, such as 18:00-07:00; they pause outside"
     )
     leaves: LeavesSpec = LeavesSpec()
+    pacs: PacsRules = PacsRules()
 
     @field_validator("windows")
     @classmethod

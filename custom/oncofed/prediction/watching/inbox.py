@@ -185,7 +185,7 @@ class IncomingObject:
         self._inbox = inbox
         self._size, self._looked_at = 0, 0
         self._file: BinaryIO | None = None
-        self._attempt(lambda: self._open(_preamble(sop_class, instance, syntax)))
+        self._attempt(lambda: self._open(file_header(sop_class, instance, syntax)))
 
     @property
     def name(self) -> str:
@@ -266,7 +266,7 @@ class IncomingObject:
             raise StoreRefused(OUT_OF_RESOURCES, why)
 
 
-def _preamble(sop_class: str, instance: str, syntax: str) -> bytes:
+def file_header(sop_class: str, instance: str, syntax: str) -> bytes:
     """Return a file's header (PS3.10, section 7.1).
 
     Written by hand, since an announced UID may be invalid and must still be kept as it is.

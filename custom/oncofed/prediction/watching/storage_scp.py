@@ -10,13 +10,14 @@ import contextlib
 import functools
 import logging
 import secrets
+import ssl
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from socketserver import BaseServer
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pydicom.uid
 from pydicom.pixels.decoders.base import get_decoder
@@ -44,8 +45,6 @@ from oncofed.prediction.watching.inbox import (
     NOT_THAT_CLASS,
     NOT_UNDERSTOOD,
     SUCCESS,
-    Inbox,
-    IncomingObject,
     StoreRefused,
 )
 
@@ -131,7 +130,68 @@ class _AssociationState:
     released: bool = False
     kept: int = 0
     refused: Counter[int] = field(default_factory=Counter)
-    incoming: list[IncomingObject] = field(default_factory=list)
+    incoming: list[StoredObject] = field(default_factory=list)
+
+
+class StoredObject(Protocol):
+    """What a received object is written to: pynetdicom takes it for a temporary file.
+
+    Attributes:
+        path: of its file.
+        sop_class: as announced.
+    """
+
+    path: Path
+    sop_class: str
+
+    @property
+    def name(self) -> str:
+        """Path of the file, which pynetdicom removes if left."""
+        ...
+
+    @property
+    def file(self) -> object:
+        """What pynetdicom flushes."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Append received bytes."""
+        ...
+
+    def flush(self) -> None:
+        """Do nothing."""
+        ...
+
+    def close(self) -> None:
+        """Close the file, as pynetdicom does once the object was stored."""
+        ...
+
+    def discard(self) -> None:
+        """Remove the file, unless it was stored."""
+        ...
+
+
+_Object = TypeVar("_Object", bound=StoredObject)
+
+
+class ObjectStore(Protocol[_Object]):
+    """Where received objects are stored, such as an inbox."""
+
+    def begin(self, sop_class: str, instance: str, syntax: str) -> _Object:
+        """Open a temporary file for an incoming object."""
+        ...
+
+    def keep(self, incoming: _Object, association: str) -> Path:
+        """Store a complete object; return the folder of its series.
+
+        Raises:
+            StoreRefused: it is not stored.
+        """
+        ...
+
+    def settle(self, series: Path, alive: Iterable[str]) -> None:
+        """Mark a series complete after its association was released."""
+        ...
 
 
 class StorageSCP:
@@ -145,9 +205,21 @@ class StorageSCP:
         ae_title: called AE title; associations that call another are rejected.
         callers: AE titles allowed to send.
         notify: called with each event's kind and a line that names no patient.
+        classes: SOP classes that are received.
+        tls: of its connections; None: they are not encrypted.
     """
 
-    def __init__(self, inbox: Inbox, address: Address, ae_title: str, callers: Sequence[str], notify: Notify) -> None:
+    def __init__(
+        self,
+        inbox: ObjectStore[Any],
+        address: Address,
+        ae_title: str,
+        callers: Sequence[str],
+        notify: Notify,
+        classes: Sequence[UID] = IMAGE_CLASSES,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._classes, self._tls = classes, tls
         self._inbox, self._address, self._notify = inbox, address, notify
         self._notify_limited = RateLimitedNotify(notify)
         self._title, self._callers = ae_title, list(callers)
@@ -177,7 +249,7 @@ class StorageSCP:
         entity.network_timeout, entity.acse_timeout = _NETWORK_SECONDS, _NEGOTIATION_SECONDS
         entity.add_supported_context(Verification)
         syntaxes = decodable_syntaxes()
-        for image in IMAGE_CLASSES:
+        for image in self._classes:
             entity.add_supported_context(image, syntaxes)
         handlers: list[Any] = [
             (evt.EVT_C_ECHO, lambda event: SUCCESS),
@@ -190,6 +262,7 @@ class StorageSCP:
             self._server = entity.make_server(
                 AddressInformation(self._address.host, self._address.port).as_tuple,
                 evt_handlers=handlers,
+                ssl_context=self._tls,
                 server_class=_Server,
                 request_handler=functools.partial(_Connection, receiver=self),
             )
@@ -199,7 +272,9 @@ class StorageSCP:
             ) from None
         threading.Thread(target=self._server.serve_forever, name="receiver", daemon=True).start()
         place, callers = Address(self._address.host, self.port), ", ".join(self._callers)
-        beyond = "" if is_loopback(place.host) else ". Other machines reach it: what they send is not encrypted"
+        beyond = (
+            "" if is_loopback(place.host) or self._tls else ". Other machines reach it: what they send is not encrypted"
+        )
         self._notify("listening", f"{self._title} listens at {place} for {callers}{beyond}")
         return self
 
@@ -234,7 +309,7 @@ class StorageSCP:
                     "they wait until an association brings the rest",
                 )
 
-    def begin(self, association: Association, message: DIMSEMessage) -> IncomingObject | None:
+    def begin(self, association: Association, message: DIMSEMessage) -> StoredObject | None:
         """Open a file for an announced object; None: invalid announcement."""
         state, context = self._associations[association], association._accepted_cx.get(message.context_id or 0)
         announced = message.command_set
@@ -242,14 +317,14 @@ class StorageSCP:
         state.incoming = [incoming for incoming in state.incoming if incoming.path.exists()]
         if context is None or not sop_class or not instance or len(state.incoming) >= _MOST_WAITING:
             return None
-        incoming = self._inbox.begin(str(sop_class), str(instance), str(context.transfer_syntax[0]))
+        incoming: StoredObject = self._inbox.begin(str(sop_class), str(instance), str(context.transfer_syntax[0]))
         state.incoming.append(incoming)
         return incoming
 
     def _store(self, event: Event) -> int:
         state, incoming = self._associations[event.assoc], event.request._dataset_file
         try:
-            if not isinstance(incoming, IncomingObject):
+            if incoming is None:
                 raise StoreRefused(NOT_UNDERSTOOD, "it holds no data set")
             if event.context.abstract_syntax != incoming.sop_class:
                 raise StoreRefused(NOT_THAT_CLASS, "it is not of the class that was agreed on")
@@ -313,7 +388,7 @@ class _Connection(RequestHandler):
         # The original socket queued a connection event; the replacement below queues its own.
         association.dul.event_queue.get_nowait()
         association.dul.socket = _BoundedSocket(association, client_socket=self.request)
-        association.dimse = _BoundedMessages(association, self._receiver)
+        association.dimse = StreamedMessages(association, self._receiver.begin)
         association.dul.daemon = True
         # Uncaught exceptions of threads are printed, with text from the peer in them.
         serve, exchange = association.run, association.dul.run
@@ -340,12 +415,19 @@ class _BoundedSocket(AssociationSocket):
         return bytearray(super().recv(nr_bytes))
 
 
-class _BoundedMessages(DIMSEServiceProvider):
-    """Streams received objects to files and bounds all other memory."""
+class StreamedMessages(DIMSEServiceProvider):
+    """Streams received objects to files and bounds all other memory.
 
-    def __init__(self, association: Association, receiver: StorageSCP) -> None:
+    Args:
+        association: whose messages it receives.
+        begin: opens what an announced object is written to; None: it is not acceptable, and the association ends.
+    """
+
+    def __init__(
+        self, association: Association, begin: Callable[[Association, DIMSEMessage], StoredObject | None]
+    ) -> None:
         super().__init__(association)
-        self._receiver = receiver
+        self._begin = begin
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Process received fragments; abort on invalid ones."""
@@ -368,7 +450,7 @@ class _BoundedMessages(DIMSEServiceProvider):
         if message is None:
             return True
         if isinstance(message, C_STORE_RQ) and message._data_set_file is None:
-            message._data_set_file = self._receiver.begin(self.assoc, message)
+            message._data_set_file = self._begin(self.assoc, message)
             return message._data_set_file is not None
         in_memory = message.encoded_command_set.tell() + (message.data_set.tell() if message.data_set else 0)
         return bool(in_memory <= _LONGEST_COMMAND)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pydicom
 from pydicom.errors import InvalidDicomError
 from pynetdicom import AE
 from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
 
 from oncofed.errors import one_line
 from oncofed.prediction.watching.application_entity import ApplicationEntity, Notify
@@ -46,13 +49,27 @@ class SendResult:
 _NOT_TAKEN = SendResult(SendStatus.NEVER, "it does not take objects of this kind")
 
 
-def send(files: Sequence[Path], peer: ApplicationEntity, ae_title: str) -> list[SendResult]:
+class RequestorMessages(DIMSEServiceProvider):
+    """Leaves each response to whoever waits for it.
+
+    pynetdicom's reactor may take one, and drop it, in the moment in which it is paused.
+    """
+
+    def get_msg(self, block: bool = False) -> Any:
+        """Return the next message; none for the reactor, which alone does not wait."""
+        return super().get_msg(block) if block else (None, None)
+
+
+def send(
+    files: Sequence[Path], peer: ApplicationEntity, ae_title: str, tls: ssl.SSLContext | None = None
+) -> list[SendResult]:
     """Send DICOM files in one association.
 
     Args:
         files: DICOM files with file meta information (PS3.10).
         peer: receiver.
         ae_title: of the sender.
+        tls: of the connection; None: it is not encrypted.
     """
     logging.getLogger("pynetdicom").propagate = False
     entity = AE(ae_title)
@@ -65,7 +82,12 @@ def send(files: Sequence[Path], peer: ApplicationEntity, ae_title: str) -> list[
     if not any(kinds):
         return [unreadable] * len(files)
     try:
-        association = entity.associate(peer.address.host, peer.address.port, ae_title=peer.title)
+        association = entity.associate(
+            peer.address.host,
+            peer.address.port,
+            ae_title=peer.title,
+            tls_args=(tls, peer.address.host) if tls else None,
+        )
     except OSError as error:  # unknown host
         return [
             SendResult(SendStatus.AWAY, error.strerror or "nobody answers there") if kind else unreadable
@@ -73,6 +95,7 @@ def send(files: Sequence[Path], peer: ApplicationEntity, ae_title: str) -> list[
         ]
     if not association.is_established:
         return [_association_failure(association) if kind else unreadable for kind in kinds]
+    association.dimse = RequestorMessages(association)
     try:
         replies = []
         for file, kind in zip(files, kinds, strict=True):

@@ -1,0 +1,230 @@
+"""``oncofed data pull`` and ``oncofed data push``: images from a hospital's archive, predictions back."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from oncofed.cli.common import (
+    DEFAULT_WORKSPACE,
+    Workspace,
+    ended_by_signals,
+    escape,
+    keep_caches_in,
+    plain_console,
+    progress_bars,
+    progress_console,
+    typed_workspace,
+)
+from oncofed.errors import SpecError
+from oncofed.loopback import is_loopback
+
+if TYPE_CHECKING:
+    from oncofed.data.deidentify import Options
+    from oncofed.hospital.pull import PullOutcome
+    from oncofed.hospital.push import PushOutcome
+    from oncofed.hospital.settings import PacsSettings
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
+_MOST_LINES = 20
+
+
+def pull(
+    cohort: Annotated[
+        Path,
+        typer.Argument(help="CSV with a column patient_id, accession_number or study_uid; or a query in YAML."),
+    ],
+    pacs: Annotated[Path, typer.Option("--from", help="pacs.yaml: how the archive is reached.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pull; new, or that of an earlier pull, which goes on.")],
+    site: Annotated[
+        Path | None,
+        typer.Option(envvar="ONCOFED_SITE", help="The site's kit: its policy may ask for more, its log tells it."),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Secret key of pseudonyms, where images are de-identified; by default deidentify/key in the workspace."
+        ),
+    ] = None,
+    json: Json = False,
+    workspace: Workspace = DEFAULT_WORKSPACE,
+) -> None:
+    """Pull a cohort's images from a PACS by DICOMweb or DICOM's own protocol; resumes, and later fetches what is new.
+
+    Images lie in OUT/images, which oncofed data register reads. OUT/pulled.csv has each object's UID and SHA-256; it
+    names patients' studies, stays here, and is readable by its owner alone. Nothing that vanished from the archive is
+    deleted here. Names of patients appear nowhere else.
+
+    Exit status: 1 if something did not arrive; the same command goes on. 3 if rows of the table were not found, or an
+    accession number is of several patients.
+    """
+    keep_caches_in(workspace)
+    from oncofed.hospital.cohort import read_cohort
+    from oncofed.hospital.pull import PullOptions
+    from oncofed.hospital.pull import pull as fetch
+    from oncofed.hospital.settings import read_pacs
+
+    settings = read_pacs(pacs)
+    options = PullOptions(
+        read_cohort(cohort), settings, out, key or workspace / "deidentify" / "key", _deidentify(settings, site)
+    )
+    console = progress_console(json)
+    notify = lambda text: console.print(escape(text))  # noqa: E731
+    _warn_of_plain(settings)
+    if site is not None:
+        _record(site, settings, options.cohort.digest)
+    with ended_by_signals(), progress_bars(console, shows_rate=True) as advance:
+        outcome = fetch(options, advance, notify)
+    values = _pull_values(outcome)
+    if json:
+        typer.echo(jsonlib.dumps({"folder": str(out / "images"), **values}, indent=2))
+    else:
+        _show_pull(outcome, out)
+    if outcome.missing:
+        raise typer.Exit(1)
+    if outcome.plan.not_found or outcome.plan.of_several:
+        raise typer.Exit(3)
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder of oncofed predict.")],
+    pacs: Annotated[Path, typer.Option("--to", help="pacs.yaml: how the archive is reached.")],
+    site: Annotated[
+        Path, typer.Option(envvar="ONCOFED_SITE", help="The site's kit: its policy has to let it, its log tells it.")
+    ],
+    json: Json = False,
+) -> None:
+    """Send predictions (DICOM SEG and others that oncofed predict wrote) to a PACS, by STOW-RS or C-STORE.
+
+    The site's policy has to say pacs: {push: true}. Images, and what other software made, are never sent; what the
+    archive stored is not sent again.
+
+    Exit status: 1 if the archive did not take all; the same command sends the rest. 3 if the policy forbids it.
+    """
+    from oncofed.hospital.push import push as send
+    from oncofed.hospital.settings import read_pacs
+
+    settings = read_pacs(pacs)
+    _warn_of_plain(settings)
+    with ended_by_signals(), progress_bars(progress_console(json)) as advance:
+        outcome = send(folder, settings, site, advance)
+    if json:
+        typer.echo(jsonlib.dumps(vars(outcome), indent=2))
+    else:
+        _show_push(outcome)
+    if outcome.refused:
+        raise typer.Exit(1)
+
+
+def _deidentify(settings: PacsSettings, site: Path | None) -> Options | None:
+    """Return how images are de-identified; a site's policy may ask for it where ``pacs.yaml`` does not."""
+    from oncofed.data.deidentify import Options
+    from oncofed.hospital.settings import DeidentifySettings
+    from oncofed.privacy.policy import read_policy
+
+    wanted = settings.deidentify
+    if site is not None:
+        policy = read_policy(site / "local")
+        if policy is None:
+            raise SpecError(f"{site}: it is no site's kit. Name its folder with --site, or leave it out")
+        if policy.pacs.deidentify and wanted is None:
+            wanted = DeidentifySettings()
+    return Options(wanted.keep_dates, wanted.keep_device, wanted.keep_burned_in) if wanted else None
+
+
+def _record(site: Path, settings: PacsSettings, digest: str) -> None:
+    from oncofed.audit import AuditLog
+
+    AuditLog(site).write("images pulled from the archive", cohort=digest, host=settings.host)
+
+
+def _warn_of_plain(settings: PacsSettings) -> None:
+    if not settings.is_encrypted and not is_loopback(settings.host):
+        plain_console(stderr=True).print(
+            f"[yellow]note[/] images and names of patients travel to and from {escape(settings.host)} unencrypted: "
+            "https in dicomweb.url, or dimse.tls, encrypts them"
+        )
+
+
+def _pull_values(outcome: PullOutcome) -> dict[str, object]:
+    plan, arrived = outcome.plan, outcome.arrived
+    return {
+        "patients": outcome.patients,
+        "studies": len(plan.studies),
+        "series": len(plan.series),
+        "objects": arrived.objects,
+        "bytes": arrived.bytes,
+        "there": outcome.there,
+        "left_out": arrived.left_out,
+        "missing": outcome.missing,
+        "vanished": outcome.vanished,
+        "not_in_cohort": outcome.elsewhere,
+        "moved_studies": outcome.moved,
+        "lost_files": outcome.lost,
+        "not_asked_for": arrived.unasked + plan.unasked,
+        "rows_not_found": plan.not_found,
+        "rows_of_several_patients": plan.of_several,
+        "one_person": [list(group) for group in outcome.groups],
+    }
+
+
+def _show_pull(outcome: PullOutcome, out: Path) -> None:
+    console, plan, arrived = plain_console(), outcome.plan, outcome.arrived
+    console.print(f"{outcome.patients:,} patients, {len(plan.studies):,} studies, {len(plan.series):,} series")
+    console.print(f"{arrived.objects:,} objects fetched ({arrived.bytes / 1e6:,.1f} MB), {outcome.there:,} were here")
+    for line in _notes(outcome):
+        console.print(f"[yellow]note[/] {escape(line)}")
+    register = ["oncofed", "data", "register", str(out / "images"), "--dataset", "NAME", *typed_workspace()]
+    console.print(f"Which object is which file: {escape(str(out / 'pulled.csv'))}. It stays here.")
+    if outcome.there or arrived.objects:
+        console.print(f"Next: {shlex.join(register)}")
+
+
+def _notes(outcome: PullOutcome) -> list[str]:
+    """Return what a person should know, without a name of a patient."""
+    plan, arrived = outcome.plan, outcome.arrived
+    lines = [f"{count:,} objects were not kept: {why}" for why, count in arrived.left_out.items()]
+    counted = [
+        (
+            outcome.missing,
+            f"objects did not arrive, though the archive names them{f' ({outcome.why})' if outcome.why else ''}",
+        ),
+        (outcome.vanished, "objects have vanished from the archive since; their files stay here"),
+        (outcome.elsewhere, "objects here are not of this cohort; their files stay"),
+        (outcome.moved, "studies are another patient's now, as after a merge: they were fetched again"),
+        (outcome.lost, "files were gone or changed here: they were fetched again"),
+        (arrived.unasked + plan.unasked, "things came that nobody asked for: they were not kept"),
+    ]
+    lines += [f"{count:,} {what}" for count, what in counted if count]
+    if plan.not_found:
+        lines.append(f"the archive has nothing for {_rows(plan.not_found)} of the table")
+    if plan.of_several:
+        lines.append(
+            f"{_rows(plan.of_several)} of the table: their accession number is of several patients, and none was "
+            "taken. Add a column patient_id"
+        )
+    if outcome.groups:
+        groups = "; ".join(" and ".join(group) for group in outcome.groups[:_MOST_LINES])
+        lines.append(
+            f"{len(outcome.groups)} persons (by name, birth date and sex) have images under several patient IDs, whose "
+            f"digests in pulled.csv are {groups}: a split by patient may put one person on both sides"
+        )
+    return lines
+
+
+def _rows(lines: list[int]) -> str:
+    shown = ", ".join(map(str, lines[:_MOST_LINES])) + (", …" if len(lines) > _MOST_LINES else "")
+    return f"{len(lines)} rows (lines {shown})"
+
+
+def _show_push(outcome: PushOutcome) -> None:
+    console = plain_console()
+    console.print(f"{outcome.sent} objects sent, {outcome.before} were sent before")
+    for why, count in outcome.left_out.items():
+        console.print(f"left out: {count} {escape(why)}")
+    for why, count in outcome.refused.items():
+        console.print(f"[yellow]not stored[/] {count}: {escape(why)}")
