@@ -13,9 +13,9 @@ from oncofed.algorithms import algorithm_class, algorithm_names
 from oncofed.alliance.site_settings import SiteSettings
 from oncofed.alliance.spec import AllianceSpec
 from oncofed.data.target_columns.section import TableTargets
-from oncofed.hospital.records.spec import CohortSpec
 from oncofed.job.spec import JobSpec, ProfileJobSpec
 from oncofed.privacy.policy import Policy
+from oncofed.records.spec import CohortSpec
 from oncofed.tasks.registry import task_class, task_types
 from oncofed.tasks.targets import TARGET_KINDS
 

@@ -14,8 +14,8 @@ from oncofed.cli.common import ended_by_signals, plain_console, progress_console
 from oncofed.cli.resolve import kit_of
 
 if TYPE_CHECKING:
-    from oncofed.hospital.records import Cohort
-    from oncofed.hospital.records.files import Changes
+    from oncofed.records import Cohort
+    from oncofed.records.files import Changes
 
 
 def cohort(
@@ -36,8 +36,8 @@ def cohort(
     next time, what changed is said.
     """
     from oncofed.audit import AuditLog
-    from oncofed.hospital.records import open_source, read_cohort, select_cohort, write_cohort
-    from oncofed.hospital.records.crosswalk import read_crosswalk
+    from oncofed.records import open_source, read_cohort, select_cohort, write_cohort
+    from oncofed.records.crosswalk import read_crosswalk
 
     spec = read_cohort(file)
     folder = out or Path("cohorts") / spec.name

@@ -23,7 +23,7 @@ from oncofed.cli.common import (
 from oncofed.cli.resolve import kit_of
 
 if TYPE_CHECKING:
-    from oncofed.job.onboarding import Onboarded
+    from oncofed.hospital.onboarding import Onboarded
 
 
 def onboard(
@@ -41,8 +41,8 @@ def onboard(
     findings are open, or the job does not train here; the page says why.
     """
     keep_caches_in(workspace)
-    from oncofed.job.onboarding import onboard as bring
-    from oncofed.job.onboarding import read_study
+    from oncofed.hospital.onboarding import onboard as bring
+    from oncofed.hospital.onboarding import read_study
 
     study = read_study(file)
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:

@@ -14,9 +14,9 @@ from statistics import median
 from oncofed.data.time_units import DAYS
 from oncofed.data.units import factor
 from oncofed.errors import DataError, one_line
-from oncofed.hospital.records.crosswalk import Link, Links
-from oncofed.hospital.records.model import Event, Period, Person, Records
-from oncofed.hospital.records.spec import (
+from oncofed.records.crosswalk import Link, Links
+from oncofed.records.model import Event, Period, Person, Records
+from oncofed.records.spec import (
     DEATH,
     AgeCovariate,
     CohortSpec,

@@ -21,11 +21,11 @@ from oncofed.data.manifest import Manifest
 from oncofed.data.register import register
 from oncofed.data.register_options import RegisterOptions
 from oncofed.data.target_columns import parse_targets
-from oncofed.hospital.records import Cohort, open_source, read_cohort, select_cohort, write_cohort
-from oncofed.hospital.records.crosswalk import read_crosswalk
-from oncofed.hospital.records.files import OUTCOMES, TARGETS, Changes
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.private_files import write_private
+from oncofed.records import Cohort, open_source, read_cohort, select_cohort, write_cohort
+from oncofed.records.crosswalk import read_crosswalk
+from oncofed.records.files import OUTCOMES, TARGETS, Changes
 from oncofed.report.pages import render
 from oncofed.settings import StrictModel, read_yaml, validated
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from oncofed.hospital.records.model import Records
-from oncofed.hospital.records.selection import Cohort
-from oncofed.hospital.records.spec import CohortSpec, FindingsOutcome, NamedOutcome, SurvivalOutcome, ValueOutcome
 from oncofed.private_files import write_private
+from oncofed.records.model import Records
+from oncofed.records.selection import Cohort
+from oncofed.records.spec import CohortSpec, FindingsOutcome, NamedOutcome, SurvivalOutcome, ValueOutcome
 
 OUTCOMES, TARGETS, PATIENTS, ABOUT = "outcomes.csv", "targets.yaml", "patients.csv", "cohort.json"
 _PATIENT = "patient"

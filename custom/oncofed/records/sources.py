@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from oncofed.hospital.records.model import Source
-from oncofed.hospital.records.spec import CohortSpec
+from oncofed.records.model import Source
+from oncofed.records.spec import CohortSpec
 
 
 def open_source(spec: CohortSpec, doing: Callable[[str], object] = lambda what: None) -> Source:
@@ -16,10 +16,10 @@ def open_source(spec: CohortSpec, doing: Callable[[str], object] = lambda what: 
         doing: called with what is read next.
     """
     if spec.omop:
-        from oncofed.hospital.records.omop import OmopDatabase  # noqa: PLC0415 - sites with FHIR need no SQLAlchemy
+        from oncofed.records.omop import OmopDatabase  # noqa: PLC0415 - sites with FHIR need no SQLAlchemy
 
         return OmopDatabase(spec.omop, doing)
-    from oncofed.hospital.records.fhir import FhirFiles  # noqa: PLC0415 - nor others this
+    from oncofed.records.fhir import FhirFiles  # noqa: PLC0415 - nor others this
 
     assert spec.fhir, "a cohort has one source"
     return FhirFiles(spec.fhir, doing)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from oncofed.errors import DataError
-from oncofed.hospital.records.model import Event, Person, Records
-from oncofed.hospital.records.spec import CohortSpec, ConceptSet, FhirSource
+from oncofed.records.model import Event, Person, Records
+from oncofed.records.spec import CohortSpec, ConceptSet, FhirSource
 
 # Addresses of code systems -> vocabularies as OMOP names them.
 _VOCABULARIES = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import NamedTuple, Protocol
 
-from oncofed.hospital.records.spec import CohortSpec
+from oncofed.records.spec import CohortSpec
 
 # First and last day on which records would hold what happened.
 Period = tuple[date, date]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from oncofed.errors import DataError
-from oncofed.hospital.records.spec import Crosswalk
+from oncofed.records.spec import Crosswalk
 
 
 @dataclass(frozen=True)

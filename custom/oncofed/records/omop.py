@@ -20,8 +20,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from oncofed.errors import DataError, SpecError
-from oncofed.hospital.records.model import Event, Period, Person, Records
-from oncofed.hospital.records.spec import CohortSpec, ConceptSet, NamedOutcome, OmopSource, ValueOutcome
+from oncofed.records.model import Event, Period, Person, Records
+from oncofed.records.spec import CohortSpec, ConceptSet, NamedOutcome, OmopSource, ValueOutcome
 
 _ROWS_AT_ONCE = 20_000
 # OMOP's concepts of table person.

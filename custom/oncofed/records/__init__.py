@@ -6,9 +6,9 @@ written holds times in place of dates.
 
 from __future__ import annotations
 
-from oncofed.hospital.records.files import write_cohort
-from oncofed.hospital.records.selection import Cohort, select_cohort
-from oncofed.hospital.records.sources import open_source
-from oncofed.hospital.records.spec import CohortSpec, read_cohort
+from oncofed.records.files import write_cohort
+from oncofed.records.selection import Cohort, select_cohort
+from oncofed.records.sources import open_source
+from oncofed.records.spec import CohortSpec, read_cohort
 
 __all__ = ["Cohort", "CohortSpec", "open_source", "read_cohort", "select_cohort", "write_cohort"]

@@ -17,10 +17,10 @@ import made_records as made
 from oncofed.audit import AUDIT_FILE
 from oncofed.data.target_columns import parse_targets
 from oncofed.errors import DataError, SpecError
-from oncofed.hospital.records import Cohort, CohortSpec, open_source, read_cohort, select_cohort, write_cohort
-from oncofed.hospital.records.crosswalk import Link, Links, read_crosswalk
-from oncofed.hospital.records.model import Event, Person, Records
-from oncofed.hospital.records.omop import OmopDatabase
+from oncofed.records import Cohort, CohortSpec, open_source, read_cohort, select_cohort, write_cohort
+from oncofed.records.crosswalk import Link, Links, read_crosswalk
+from oncofed.records.model import Event, Person, Records
+from oncofed.records.omop import OmopDatabase
 from postgres import postgres
 from synthetic import make_site
 
