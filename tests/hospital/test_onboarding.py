@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 import made_records as made
+from dicoms import make_series, volume
+from orthancs import Orthanc, why_no_orthanc
 from synthetic import make_site
 
 _JOB = """
@@ -84,6 +86,35 @@ def test_a_database_that_is_gone_leaves_what_was_there(study: Path, run) -> None
     assert outcome.status == 3
     assert "found no answer" in outcome.text
     assert table.read_bytes() == before
+
+
+@pytest.mark.skipif(bool(why_no_orthanc()), reason=why_no_orthanc() or "there is one")
+@pytest.mark.parametrize("deidentify", [False, True])
+def test_images_come_from_the_archive_and_outcomes_find_them(
+    study: Path,
+    run,  # type: ignore[no-untyped-def]
+    deidentify: bool,
+) -> None:
+    folder, workspace = study.parent, ("--workspace", study.parent / "workspace")
+    with Orthanc(folder / "orthanc") as orthanc:
+        for number in range(1, 9):
+            patient = f"PAT-{number}"
+            orthanc.add(make_series(folder / "sent" / patient, volume(), patient=patient, modality="CT"))
+        settings = orthanc.pacs("web", **({"deidentify": {}} if deidentify else {}))
+        (folder / "pacs.yaml").write_text(yaml.safe_dump(settings))
+        values = yaml.safe_load(study.read_text())
+        values["images"] = {"folder": "pulled", "pacs": "pacs.yaml"}
+        study.write_text(yaml.safe_dump(values))
+        (folder / "job.yaml").write_text(_JOB.replace("modality: mri", "modality: ct"))
+        first = json.loads(run("data", "onboard", study, "--json", *workspace).output)
+        assert first["figures"]["cases with an outcome"] == first["figures"]["cases"] >= 5
+        # The next month another patient's scan is there.
+        orthanc.add(make_series(folder / "sent" / "PAT-9", volume(), patient="PAT-9", modality="CT"))
+        second = json.loads(run("data", "onboard", study, "--json", *workspace).output)
+    found = {change["what"]: change["now"] - change["then"] for change in second["changes"]}
+    assert found["cases"] == found["cases with an outcome"] == 1
+    table = (folder / "workspace" / "datasets" / "lung" / "cohort" / "outcomes.csv").read_text()
+    assert ("PAT-" in table) is not deidentify
 
 
 def test_a_mistake_in_the_file_is_named(study: Path, run) -> None:  # type: ignore[no-untyped-def]

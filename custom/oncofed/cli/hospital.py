@@ -20,11 +20,9 @@ from oncofed.cli.common import (
     progress_console,
     typed_workspace,
 )
-from oncofed.errors import SpecError
 from oncofed.loopback import is_loopback
 
 if TYPE_CHECKING:
-    from oncofed.data.deidentify import Options
     from oncofed.hospital.pull import PullOutcome
     from oncofed.hospital.push import PushOutcome
     from oncofed.hospital.settings import PacsSettings
@@ -64,13 +62,13 @@ def pull(
     """
     keep_caches_in(workspace)
     from oncofed.hospital.cohort import read_cohort
-    from oncofed.hospital.pull import PullOptions
+    from oncofed.hospital.pull import PullOptions, deidentify_options
     from oncofed.hospital.pull import pull as fetch
     from oncofed.hospital.settings import read_pacs
 
     settings = read_pacs(pacs)
     options = PullOptions(
-        read_cohort(cohort), settings, out, key or workspace / "deidentify" / "key", _deidentify(settings, site)
+        read_cohort(cohort), settings, out, key or workspace / "deidentify" / "key", deidentify_options(settings, site)
     )
     console = progress_console(json)
     notify = lambda text: console.print(escape(text))  # noqa: E731
@@ -118,22 +116,6 @@ def push(
         _show_push(outcome)
     if outcome.refused:
         raise typer.Exit(1)
-
-
-def _deidentify(settings: PacsSettings, site: Path | None) -> Options | None:
-    """Return how images are de-identified; a site's policy may ask for it where ``pacs.yaml`` does not."""
-    from oncofed.data.deidentify import Options
-    from oncofed.hospital.settings import DeidentifySettings
-    from oncofed.privacy.policy import read_policy
-
-    wanted = settings.deidentify
-    if site is not None:
-        policy = read_policy(site / "local")
-        if policy is None:
-            raise SpecError(f"{site}: it is no site's kit. Name its folder with --site, or leave it out")
-        if policy.pacs.deidentify and wanted is None:
-            wanted = DeidentifySettings()
-    return Options(wanted.keep_dates, wanted.keep_device, wanted.keep_burned_in) if wanted else None
 
 
 def _record(site: Path, settings: PacsSettings, digest: str) -> None:

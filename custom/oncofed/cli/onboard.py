@@ -35,7 +35,7 @@ def onboard(
     json: Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Go from a cohort to a checked dataset: select, register, check against the job, and write a page of what fits.
+    """Go from a cohort to a checked dataset: select, pull, register, check against a job, write a page.
 
     Given again, for example each month, it reads what is new and says what changed. Exit status 3:
     findings are open, or the job does not train here; the page says why.
@@ -46,7 +46,7 @@ def onboard(
 
     study = read_study(file)
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
-        done = bring(study, datasets_folder(workspace), kit_of(site), advance)
+        done = bring(study, datasets_folder(workspace), kit_of(site), workspace / "deidentify" / "key", advance)
     if json:
         typer.echo(jsonlib.dumps(_values(done), indent=2))
     else:

@@ -197,9 +197,7 @@ def deidentify_dataset(dataset: Dataset, key: bytes, options: Options) -> None:
     rules = _rules(key, options, shift)
     for level in _levels(dataset):
         anonymize_dataset(level, rules, delete_private_tags=True, base_rules_gen=_standard_rules)
-    pseudonym = f"P{_name(key, patient)}"
-    dataset.PatientID = pseudonym
-    dataset.PatientName = pseudonym
+    dataset.PatientID = dataset.PatientName = pseudonym(key, patient)
     dataset.PatientIdentityRemoved = "YES"
     dataset.LongitudinalTemporalInformationModified = "MODIFIED" if options.keep_dates else "REMOVED"
     dataset.DeidentificationMethod = "oncofed: PS3.15 annex E, dicom-anonymizer"
@@ -396,6 +394,16 @@ def _vr(tag: Any) -> str:
         return dictionary_VR((tag[0] << 16) | tag[1])
     except KeyError:
         return ""
+
+
+def pseudonym(key: bytes, patient: str) -> str:
+    """Return what stands for a patient in de-identified DICOM.
+
+    Args:
+        key: secret from which pseudonyms follow.
+        patient: PatientID, without surrounding spaces.
+    """
+    return f"P{_name(key, patient)}"
 
 
 def _patient_of(dataset: Dataset) -> str:

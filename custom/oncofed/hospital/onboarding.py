@@ -17,15 +17,19 @@ from typing_extensions import Self
 
 from oncofed.audit import AuditLog
 from oncofed.data.contract import Report, check_dataset
+from oncofed.data.deidentify import pseudonym, read_key
 from oncofed.data.manifest import Manifest
 from oncofed.data.register import register
 from oncofed.data.register_options import RegisterOptions
 from oncofed.data.target_columns import parse_targets
+from oncofed.hospital.cohort import read_cohort as read_patients
+from oncofed.hospital.pull import PullOptions, deidentify_options, pull
+from oncofed.hospital.settings import read_pacs
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.private_files import write_private
 from oncofed.records import Cohort, open_source, read_cohort, select_cohort, write_cohort
 from oncofed.records.crosswalk import read_crosswalk
-from oncofed.records.files import OUTCOMES, TARGETS, Changes
+from oncofed.records.files import OUTCOMES, PATIENTS, TARGETS, Changes
 from oncofed.report.pages import render
 from oncofed.settings import StrictModel, read_yaml, validated
 
@@ -37,7 +41,10 @@ Progress = Callable[[str, int, int], None]
 class Images(StrictModel):
     """Where the images are."""
 
-    folder: Path = Field(description="of images in any layout, from the folder of this file; it is only read")
+    folder: Path = Field(
+        description="of images in any layout, from the folder of this file; it is only read. With pacs: of the pull"
+    )
+    pacs: Path | None = Field(None, description="pacs.yaml: the cohort's images are pulled first; null: they are there")
 
 
 class Study(StrictModel):
@@ -55,6 +62,8 @@ class Study(StrictModel):
             raise ValueError(
                 f"cohort: found {str(self.cohort)!r}, expected a file such as lung.yaml (oncofed data cohort)"
             )
+        if self.images.pacs and not self.cohort:
+            raise ValueError("images.pacs: expected a cohort, too, whose images are pulled")
         return self
 
 
@@ -99,19 +108,21 @@ def read_study(file: Path) -> Study:
     values, lines = read_yaml(file, "images: {folder: /data/ct}")
     study = validated(Study, values, str(file), lines, "the file")
     folder = file.resolve().parent
-    images = study.images.model_copy(update={"folder": folder / study.images.folder})
+    pacs = folder / study.images.pacs if study.images.pacs else None
+    images = study.images.model_copy(update={"folder": folder / study.images.folder, "pacs": pacs})
     cohort = folder / study.cohort if study.cohort else None
     job = str(folder / study.job) if (folder / study.job).exists() else study.job
     return study.model_copy(update={"images": images, "cohort": cohort, "job": job})
 
 
-def onboard(study: Study, datasets: Path, kit: Path | None, progress: Progress) -> Onboarded:
-    """Select, register and check; write the page.
+def onboard(study: Study, datasets: Path, kit: Path | None, key_file: Path, progress: Progress) -> Onboarded:
+    """Select, pull, register and check; write the page.
 
     Args:
         study: its settings.
         datasets: folder of the registered datasets.
-        kit: the site's, for its audit log; None: nothing is recorded.
+        kit: the site's, for its audit log and policy; None: nothing is recorded.
+        key_file: secret of the pseudonyms, where images are de-identified as they are pulled.
         progress: called as work goes on.
 
     Raises:
@@ -121,10 +132,19 @@ def onboard(study: Study, datasets: Path, kit: Path | None, progress: Progress) 
     dataset = datasets / study.name
     cohort, changes = (None, None)
     tables = dataset / "cohort"
+    images = study.images.folder
     if study.cohort:
-        cohort, changes = _select(study.cohort, tables, kit, progress)
+        settings = read_pacs(study.images.pacs) if study.images.pacs else None
+        deidentify = deidentify_options(settings, kit) if settings else None
+        key = read_key(key_file) if deidentify else b""
+        named = (lambda patient: pseudonym(key, patient)) if deidentify else str
+        cohort, changes = _select(study.cohort, tables, kit, named, progress)
+        if settings:
+            wanted = read_patients(tables / PATIENTS)
+            pull(PullOptions(wanted, settings, images, key_file, deidentify), progress, lambda line: None)
+            images = images / "images"
     options = RegisterOptions(
-        study.images.folder,
+        images,
         study.name,
         dataset,
         table=tables / OUTCOMES if cohort else None,
@@ -141,7 +161,9 @@ def onboard(study: Study, datasets: Path, kit: Path | None, progress: Progress) 
     return done
 
 
-def _select(file: Path, folder: Path, kit: Path | None, progress: Progress) -> tuple[Cohort, Changes | None]:
+def _select(
+    file: Path, folder: Path, kit: Path | None, named: Callable[[str], str], progress: Progress
+) -> tuple[Cohort, Changes | None]:
     progress("cohort", 0, 1)
     spec = read_cohort(file)
     links = read_crosswalk(spec.crosswalk)
@@ -149,7 +171,7 @@ def _select(file: Path, folder: Path, kit: Path | None, progress: Progress) -> t
     cohort = select_cohort(records, spec, links)
     if kit:
         AuditLog(kit).write("cohort selected", cohort=spec.name, queries=[digest for _, digest in records.queries])
-    changes = write_cohort(cohort, spec, records, folder)
+    changes = write_cohort(cohort, spec, records, folder, named)
     progress("cohort", 1, 1)
     return cohort, changes
 

@@ -34,8 +34,9 @@ from oncofed.hospital.landing import Arrived, Landing
 from oncofed.hospital.pace import Pace
 from oncofed.hospital.plan import Plan, Planner, Progress
 from oncofed.hospital.pulled import Line, PulledLog
-from oncofed.hospital.settings import PacsSettings
+from oncofed.hospital.settings import DeidentifySettings, PacsSettings
 from oncofed.locking import sole_process
+from oncofed.privacy.policy import read_policy
 from oncofed.private_files import random_secret, write_private
 
 STATE_FILE = "pull.json"
@@ -96,6 +97,26 @@ class PullOutcome:
     missing: int = 0
     why: str = ""
     groups: list[tuple[str, ...]] = field(default_factory=list)
+
+
+def deidentify_options(settings: PacsSettings, kit: Path | None) -> Options | None:
+    """Return how images are de-identified; a site's policy may ask for it where ``pacs.yaml`` does not.
+
+    Args:
+        settings: of the archive.
+        kit: of the site; None: it has none.
+
+    Raises:
+        SpecError: the kit is none.
+    """
+    wanted = settings.deidentify
+    if kit is not None:
+        policy = read_policy(kit / "local")
+        if policy is None:
+            raise SpecError(f"{kit}: it is no site's kit. Name its folder with --site, or leave it out")
+        if policy.pacs.deidentify and wanted is None:
+            wanted = DeidentifySettings()
+    return Options(wanted.keep_dates, wanted.keep_device, wanted.keep_burned_in) if wanted else None
 
 
 def pull(options: PullOptions, progress: Progress, notify: Callable[[str], None]) -> PullOutcome:

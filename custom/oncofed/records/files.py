@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,9 @@ class Changes:
     other: int
 
 
-def write_cohort(cohort: Cohort, spec: CohortSpec, records: Records, folder: Path) -> Changes | None:
+def write_cohort(
+    cohort: Cohort, spec: CohortSpec, records: Records, folder: Path, named: Callable[[str], str] = str
+) -> Changes | None:
     """Write a cohort's files.
 
     Args:
@@ -48,11 +50,12 @@ def write_cohort(cohort: Cohort, spec: CohortSpec, records: Records, folder: Pat
         spec: its settings.
         records: from which it was selected.
         folder: for the files; those of an earlier selection are replaced.
+        named: PatientID -> what the registered images call the patient; the same, unless they are de-identified.
 
     Returns:
         What differs from an earlier selection; None: there was none.
     """
-    table = _table(cohort, spec)
+    table = _table(cohort, named)
     before = _read_table(folder / OUTCOMES)
     changes = None if before is None else _changes(before, _parsed(table))
     write_private(folder / PATIENTS, _patients(cohort, spec).encode())
@@ -84,7 +87,7 @@ def targets_of(spec: CohortSpec) -> dict[str, Any]:
     return {"columns": {"patient": _PATIENT}, "targets": targets}
 
 
-def _table(cohort: Cohort, spec: CohortSpec) -> str:
+def _table(cohort: Cohort, named: Callable[[str], str]) -> str:
     """Return the table of outcomes, one row a patient."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -93,7 +96,7 @@ def _table(cohort: Cohort, spec: CohortSpec) -> str:
     for row in cohort.rows:
         if row.link.patient not in written:
             written.add(row.link.patient)
-            writer.writerow((row.link.patient, *(row.values[name] for name in cohort.columns)))
+            writer.writerow((named(row.link.patient), *(row.values[name] for name in cohort.columns)))
     return out.getvalue()
 
 
@@ -102,7 +105,7 @@ def _patients(cohort: Cohort, spec: CohortSpec) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     has_numbers = bool(spec.crosswalk.accession)
-    writer.writerow((_PATIENT, "accession") if has_numbers else (_PATIENT,))
+    writer.writerow(("patient_id", "accession_number") if has_numbers else ("patient_id",))
     for row in cohort.rows:
         writer.writerow((row.link.patient, row.link.accession) if has_numbers else (row.link.patient,))
     return out.getvalue()
