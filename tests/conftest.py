@@ -25,7 +25,7 @@ from rich.table import Table
 from commands import Outcome, share_fork_server
 from dealing import add_group, interleaved
 from forked_worker import worker_forks
-from oncofed import private_files
+from oncofed.atomic import create_whole
 from oncofed.cli import main as entry
 from oncofed.lean_imports import import_monai_leanly
 from synthetic import make_site, write_job
@@ -83,15 +83,15 @@ def fixed_salts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     Who is tested follows from the salt. It is that of the folder's place below the test's own, so that two sites have
     two; a test that wants another one writes it first.
     """
-    tests, create = tmp_path_factory.getbasetemp(), private_files.create_whole
+    tests = tmp_path_factory.getbasetemp()
 
-    def create_whole(path: Path, contents: bytes) -> None:
+    def create_fixed(path: Path, contents: bytes) -> None:
         is_of_test = path.name == ".salt" and path.absolute().is_relative_to(tests)
         place = "/".join(path.absolute().relative_to(tests).parts[1:]) if is_of_test else ""
-        create(path, hashlib.sha256(place.encode()).digest() if is_of_test else contents)
+        create_whole(path, hashlib.sha256(place.encode()).digest() if is_of_test else contents)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(private_files, "create_whole", create_whole)
+        patched.setattr("oncofed.private_files.create_whole", create_fixed)
         yield
 
 

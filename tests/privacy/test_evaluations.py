@@ -165,7 +165,7 @@ def test_a_stricter_policy_knows_of_classes_that_the_site_hid(lesions: tuple[int
         )
         for n in range(30)
     ]
-    numbers = {"evaluation": _sent(ORGANS, outcomes), "pooled": ORGANS.pooled(outcomes)}
+    numbers: dict[str, Any] = {"evaluation": _sent(ORGANS, outcomes), "pooled": ORGANS.pooled(outcomes)}
     assert set(numbers["evaluation"]["by_class"]) == told
     assert set(numbers["pooled"]["figures"]) == {"mean", *told}
     withhold(numbers, 10, classes=NAMES)
@@ -178,7 +178,7 @@ def test_a_stricter_policy_knows_of_classes_that_the_site_hid(lesions: tuple[int
 
 def test_a_class_that_is_all_of_the_mean_is_told_by_a_stricter_policy() -> None:
     outcomes = _organs(30, 0, 0, of=30)
-    numbers = {"evaluation": _sent(ORGANS, outcomes), "pooled": ORGANS.pooled(outcomes)}
+    numbers: dict[str, Any] = {"evaluation": _sent(ORGANS, outcomes), "pooled": ORGANS.pooled(outcomes)}
     assert not withhold(numbers, 10, classes=NAMES)
     assert set(numbers["evaluation"]["by_class"]) == {"liver"}
 
@@ -188,7 +188,8 @@ def test_classes_of_few_patients_are_not_what_is_left_of_all() -> None:
     rng = np.random.default_rng(2)
     task = Classification(ClassificationSpec(classes=dict(enumerate("abcd"))), KINDS.data)
     labels = np.repeat(range(4), (30, 20, 4, 3)).tolist()
-    numbers = {"pooled": task.pooled([(f"p{n}", Classified(rng.dirichlet([1] * 4), k)) for n, k in enumerate(labels)])}
+    outcomes = [(f"p{n}", Classified(rng.dirichlet([1] * 4), label)) for n, label in enumerate(labels)]
+    numbers: dict[str, Any] = {"pooled": task.pooled(outcomes)}
     assert set(numbers["pooled"]["classes"]) == {"a", "b"}
     assert withhold(numbers, 10)
     assert set(numbers["pooled"]["classes"]) == {"a"}

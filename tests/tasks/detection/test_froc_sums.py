@@ -243,7 +243,7 @@ def leaving(task: Detection, cases: Site, least: int = LEAST_PATIENTS) -> dict[s
     evaluation = Evaluation(
         found.mean, found.by_class, found.extra_metrics, len(cases), (0.1, 0.9), (), people, behind, may_leave=may_leave
     )
-    numbers = {"evaluation": evaluation_numbers(evaluation)}
+    numbers: dict[str, Any] = {"evaluation": evaluation_numbers(evaluation)}
     if sums := task.pooled(outcomes):
         numbers["pooled"] = sums
     withhold(numbers, least, sums_that_may_leave(SPEC))
@@ -376,7 +376,7 @@ def test_what_leaves_pins_no_number_of_one_to_four_patients(task: Detection, sca
         "no object": lambda case: case.objects == 0,
         "two objects": lambda case: case.objects >= 2,
         "a missed object": lambda case: case.objects > case.hits.sum(),
-        "no false positive": lambda case: case.hits.all(),
+        "no false positive": lambda case: bool(case.hits.all()),
         "two false positives": lambda case: (~case.hits).sum() >= 2,
     }
     found: dict[str, dict[str, set[int]]] = defaultdict(lambda: defaultdict(set))
