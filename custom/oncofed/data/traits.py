@@ -126,7 +126,8 @@ def traits_of(entry: Entry, data: DataSpec) -> dict[str, float]:
     shape, spacing = body_shape(entry), body_spacing(entry)
     if len(shape) == data.dimensions:
         axes = AXES if data.dimensions == 3 else FLAT_AXES
-        found |= {f"size_{axis}": math.log2(side) for axis, side in zip(axes, shape, strict=True)}
+        if not entry.tiles:  # how much of a slide was scanned says nothing of its tissue
+            found |= {f"size_{axis}": math.log2(side) for axis, side in zip(axes, shape, strict=True)}
         if len(spacing) == len(axes):
             found |= {f"spacing_{axis}": math.log2(side) for axis, side in zip(axes, spacing, strict=True)}
     intensity = intensity_of_image(entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -104,6 +105,26 @@ def test_a_jpeg_without_markers_follows_its_page(
     pixels = stained(512, 512)
     encode = partial(jpeg, space=space, marked=False, subsampled=subsampled)
     assert _is_right(bare_tiff(tmp_path / "a.tif", pixels, encode, 7, photometric), pixels)
+
+
+@pytest.mark.parametrize(
+    ("encode", "compression"),
+    [(J2K_MCT, 33005), (J2K_YCC, 33003), (partial(jpeg, space="ycbcr", marked=True), 7)],
+    ids=["JPEG 2000", "JPEG 2000 in YCbCr", "JPEG"],
+)
+def test_several_threads_decode_what_one_does(tmp_path: Path, encode: Encode, compression: int) -> None:
+    slide = open_slide(bare_tiff(tmp_path / "a.svs", stained(512, 512), encode, compression, RGB, APERIO))
+    tiles = [slide.read(0, x, y, 256, 256) for x in (0, 256) for y in (0, 256)]
+
+    def right(number: int) -> bool:
+        x, y = divmod(number % 4, 2)
+        return np.array_equal(slide.read(0, x * 256, y * 256, 256, 256), tiles[number % 4])
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(right, range(24)))
+    finally:
+        slide.close()
 
 
 def test_tiles_may_have_different_markers(tmp_path: Path) -> None:

@@ -69,6 +69,16 @@ def test_thick_slices_are_outside_and_told_in_words() -> None:
     assert many.words == "it has 900 voxels along superior, training had 53.8 to 76.1"
 
 
+def test_how_much_of_a_slide_was_scanned_is_no_reason() -> None:
+    def slide(width: int) -> Entry:
+        return _entry(modality="SM", channels=3, shape=[width, 900], spacing=[0.0005] * 2, tiles="slide.npz")
+
+    profile = _profile(COLOUR, *[slide(1000) for _ in range(30)])
+    assert _reasons(slide(80_000), COLOUR, profile) == {}
+    coarse = slide(1000).model_copy(update={"spacing": [0.004, 0.004]})
+    assert set(_reasons(coarse, COLOUR, profile)) == {"spacing_right", "spacing_down"}
+
+
 def test_the_jobs_limits_apply_without_a_profile() -> None:
     assert _reasons(_entry(modality="CT"), CT, None) == {}
     assert _reasons(_entry(modality=None), CT, None) == {}, "NIfTI does not say"
