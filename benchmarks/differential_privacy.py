@@ -1,10 +1,11 @@
-"""What differential privacy per patient costs: steps, noise, accountant.
+"""What differential privacy per patient costs: steps, noise, accountant, ledger.
 
 A private step is compared with a plain step of as many patches: all patients of a dataset are drawn, each with four.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from oncofed.data.cases import Cases, read_cases
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.privacy import accountant
 from oncofed.privacy.accountant import Event, epsilon, noise_multiplier_for
+from oncofed.privacy.ledger import Charge, spent
 from oncofed.privacy.noise import SecretRandomness
 from oncofed.training import Trainer
 from volumes import make_volumes
@@ -26,16 +28,18 @@ _NETWORKS: dict[str, dict[str, Any]] = {
     "dynunet": {"channels": [16, 32, 64, 128]},
 }
 _PATCHES = 4
-_MOST_OF_A_STEP, _MOST_OF_NOISE, _MOST_OF_ACCOUNTING = 1.3, 0.05, 1.0
+_MOST_OF_A_STEP, _MOST_OF_NOISE, _MOST_OF_ACCOUNTING, _MOST_OF_A_LEDGER = 1.3, 0.05, 1.0, 2.0
+_PEOPLE, _JOBS, _IN_A_JOB = 1000, 50, 700
 _MILLION = 1_000_000
 
 
 def run(bench: Bench) -> None:
-    """Measure all three."""
+    """Measure all four."""
     for network in list(_NETWORKS)[: 1 if bench.quick else None]:
         _step(bench, network)
     _noise(bench)
     _accounting(bench)
+    _ledger(bench)
 
 
 def _step(bench: Bench, network: str) -> None:
@@ -109,6 +113,29 @@ def _accounting(bench: Bench) -> None:
     bench.measured("noise for an epsilon, not computed before", times, "s", settings=settings)
 
 
+def _ledger(bench: Bench) -> None:
+    """Measure what patients spent who were each in other jobs, each job of other steps."""
+    draws = random.Random(0)
+    people = [f"patient{number}" for number in range(_PEOPLE)]
+    charges = [
+        Charge(f"job{number}", "one", "digest", Event(8.0 + number / 10, 0.02 + number / 2000, 200), frozenset(some))
+        for number, some in enumerate(draws.sample(people, _IN_A_JOB) for _ in range(_JOBS))
+    ]
+
+    def told() -> None:
+        _forget()
+        spent(charges, 1e-5)
+
+    told()
+    bench.measured(
+        "what patients of a ledger spent, not computed before",
+        [bench.seconds(told) for _ in range(bench.times())],
+        "s",
+        settings={"patients": _PEOPLE, "jobs": _JOBS},
+        target=Target(of="value", value=_MOST_OF_A_LEDGER),
+    )
+
+
 def _forget() -> None:
-    for cached in (accountant._epsilon, accountant._distribution, noise_multiplier_for):
+    for cached in (accountant._epsilon, accountant._distribution, accountant._one_step, noise_multiplier_for):
         cached.cache_clear()
