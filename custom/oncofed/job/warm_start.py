@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from oncofed.errors import SpecError
 from oncofed.job.spec import JobSpec
+from oncofed.models.adapters import for_network
 from oncofed.models.foreign import bundle_weights, fitting_weights
 from oncofed.models.weights import Weights
 
@@ -41,7 +42,8 @@ def warm_start(source: Path, spec: JobSpec) -> WarmStart:
     Raises:
         SpecError: it is none of these, cannot be read, or fewer than half of the network's tensors fit.
     """
-    stored, own = _stored(source), spec.plan().initial_weights()
+    own = spec.plan().initial_weights()
+    stored = for_network(_stored(source), own)
     fitting = fitting_weights(stored, own, source)
     weights = {name: fitting.get(name, value).to(value.dtype) for name, value in own.items()}
     return WarmStart(weights, sorted(own.keys() - fitting.keys()), sorted(stored.keys() - fitting.keys()))

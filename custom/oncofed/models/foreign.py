@@ -21,6 +21,7 @@ from monai.networks import nets
 from torch import Tensor, nn
 
 from oncofed.errors import SpecError
+from oncofed.models.adapters import for_network
 from oncofed.models.weights import Weights
 
 # Folder of bundles that a job names by a relative path.
@@ -98,7 +99,8 @@ def bundle_weights(folder: Path) -> Weights | None:
 def fitting_weights(stored: Weights, own: Weights, where: Path) -> Weights:
     """Return the weights that fit a network.
 
-    An output for other classes starts from its initial weights.
+    An output for other classes starts from its initial weights. Adapters are taken, or added to their layers; see
+    ``for_network``.
 
     Args:
         stored: by name.
@@ -108,6 +110,7 @@ def fitting_weights(stored: Weights, own: Weights, where: Path) -> Weights:
     Raises:
         SpecError: fewer than half of the network's fit.
     """
+    stored = for_network(stored, own)
     fitting = {n: v for n, v in stored.items() if n in own and own[n].shape == v.shape}
     if len(fitting) < _LEAST_SHARE * len(own):
         raise SpecError(

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from oncofed.errors import SpecError
+from oncofed.models.adapters import AdapterSpec
 from oncofed.models.foreign import EXPRESSIONS
 from oncofed.models.fusion import Fusion
 from oncofed.models.known import find_network
@@ -110,6 +111,11 @@ class ModelSpec(StrictModel):
         description="how the table's columns (data.covariates) join the image's features; film: they scale and shift "
         "them; none: they are left out",
     )
+    adapter: AdapterSpec | None = Field(
+        None,
+        description="of transformers: small matrices are trained and travel, with the output layer and what "
+        "training.trainable names; the other weights stay as they are. A published model to start from: --model",
+    )
     arguments: dict[str, float | int | str | bool | list[int]] = Field(
         default_factory=dict, description="further arguments of the network, as MONAI names them"
     )
@@ -147,9 +153,9 @@ class ModelSpec(StrictModel):
             return self
         network = self._network
         of_pack = self.code is not None and self.network in NETWORKS.names(self.code)
-        if of_pack and (self.bundle or self.channels or self.norm or self.deep_supervision):
+        if of_pack and (self.bundle or self.channels or self.norm or self.deep_supervision or self.adapter):
             raise ValueError(
-                "a pack's network takes model.arguments alone, no bundle, channels, norm, deep_supervision"
+                "a pack's network takes model.arguments alone, no bundle, channels, norm, deep_supervision, adapter"
             )
         if self.channels and not network.channels:
             raise ValueError(f"{self.network} has no channels to set; see its arguments")

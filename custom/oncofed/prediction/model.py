@@ -17,6 +17,7 @@ from torch import nn
 from oncofed.artifacts.provenance import PROVENANCE_FILE, read_provenance
 from oncofed.errors import SpecError, TrainingError
 from oncofed.job.spec import JOB_FILE, JobSpec, parse_job
+from oncofed.models.adapters import merge_adapters
 from oncofed.models.weights import Weights, digest_of, load_weights
 from oncofed.prediction.bundles import is_bundle, read_own_bundle
 from oncofed.tasks import Task
@@ -102,6 +103,7 @@ def network_of(job: JobSpec, weights: Weights, device: torch.device) -> nn.Modul
         raise SpecError(
             f"the weights are not those of the job {job.name} ({job.model.network}): expected the model of the same run"
         ) from None
+    merge_adapters(network)
     return network.to(device).eval()
 
 

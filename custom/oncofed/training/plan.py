@@ -17,6 +17,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.data.stain.columns import Template
 from oncofed.errors import SpecError
 from oncofed.models import ModelSpec, NetworkRequest, build_network
+from oncofed.models.adapters import add_adapters, is_adapter, merged
 from oncofed.models.bundle import runs_alone, write_bundle, write_bundle_without_code
 from oncofed.models.mil.own_loss import without_own_loss
 from oncofed.models.model_spec import Declared
@@ -142,6 +143,9 @@ class Plan(StrictModel):
             job: as ``job.yaml`` holds it; None: a job of this plan.
         """
         classes, job = self.task.classes, self._as_job(title) if job is None else job
+        if self.model.adapter:
+            # MONAI knows no adapters: they are added to the layers that they belong to.
+            weights, job = merged(weights), {**job, "model": {**job["model"], "adapter": None}}
         if lacks := self.bundle_lacks:
             return write_bundle_without_code(folder, title, self.model.code or "", classes, weights, lacks, job)
         answer = answer_of(self.task, self.data)
@@ -187,6 +191,8 @@ class Plan(StrictModel):
         network = build_network(self.network_request, self.seed)
         if self.privacy.differential_privacy:
             require_no_mixing(network)
+        if self.model.adapter:
+            add_adapters(network, self.model.adapter, self.seed)
         patterns = self.training.trainable
         if patterns:
             fits = {n: any(fnmatch.fnmatch(n, p) for p in patterns) for n, _ in network.named_parameters()}
@@ -196,7 +202,7 @@ class Plan(StrictModel):
                     f"{', '.join(list(fits)[:4])}, …"
                 )
             for name, value in network.named_parameters():
-                value.requires_grad_(fits[name])
+                value.requires_grad_(fits[name] or is_adapter(name))
         return network
 
     def declared(self) -> Plan:
