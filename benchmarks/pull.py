@@ -1,8 +1,8 @@
 """Pulling from a PACS: objects a second from a real Orthanc on this machine.
 
 By DICOMweb against dicomweb-client alone, which asks for the same series and writes what it gives; by C-GET against
-getscu of dcmtk. Both fetch one series after the other and start with their UIDs, which oncofed has to find first; oncofed
-has four connections, and syncs each file to disk.
+getscu of dcmtk. Both fetch one series after the other and start with their UIDs, which oncofed has to find first;
+oncofed has four connections, and syncs each file to disk.
 """
 
 from __future__ import annotations
