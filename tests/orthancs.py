@@ -6,6 +6,7 @@ import http.client
 import json
 import shutil
 import signal
+import ssl
 import subprocess
 import threading
 import time
@@ -141,13 +142,21 @@ class TokenGate(ThreadingHTTPServer):
         token: that is valid; another may be set.
         lasts: requests for objects after which the token expires; None: never.
         cuts: answers with objects of which half is sent, and no more.
+        tls: certificate and key in one file; None: it is not encrypted.
     """
 
     daemon_threads = True
 
-    def __init__(self, orthanc: Orthanc, token: str, lasts: int | None = None, cuts: int = 0) -> None:
+    def __init__(
+        self, orthanc: Orthanc, token: str, lasts: int | None = None, cuts: int = 0, tls: Path | None = None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), _Gate)
         self.orthanc, self.token, self.lasts, self.objects, self.cuts = orthanc, token, lasts, 0, cuts
+        self.scheme = "https" if tls else "http"
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls)
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     def __enter__(self) -> TokenGate:
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -157,10 +166,13 @@ class TokenGate(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def handle_error(self, *args: object) -> None:
+        """Be quiet: a client may end a connection."""
+
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self.server_address[1]}/dicom-web"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}/dicom-web"
 
 
 class _Gate(BaseHTTPRequestHandler):

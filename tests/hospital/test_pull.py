@@ -316,6 +316,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(orthanc: Orthanc, tmp_
     pulling.process.send_signal(signal.SIGINT)
     assert pulling.status() == 130, pulling.text
     assert "Traceback" not in pulling.text
+    assert "are kept; the same command goes on" in pulling.text
     assert 3 <= len(images(out)) < len(files)
     assert list((out / ".arriving").iterdir()) == []
     require_anonymous(pulling.text)

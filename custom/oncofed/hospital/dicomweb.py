@@ -22,7 +22,16 @@ from pydicom.datadict import tag_for_keyword
 from requests.auth import AuthBase, HTTPBasicAuth
 
 from oncofed.errors import TransferError
-from oncofed.hospital.archive import AccessRefusedError, ArchiveAwayError, Arriving, Begin, Instance, Series, Study
+from oncofed.hospital.archive import (
+    AccessRefusedError,
+    ArchiveAwayError,
+    Arriving,
+    Begin,
+    HoursOverError,
+    Instance,
+    Series,
+    Study,
+)
 from oncofed.hospital.multipart import take_parts
 from oncofed.hospital.settings import DicomWebSettings, read_secret
 
@@ -170,8 +179,11 @@ class DicomWebArchive:
         """Fetch one object; return why the archive does not give it, which says nothing of the others."""
         try:
             self._asked(lambda: self._fetch(url, begin))
-        except (ArchiveAwayError, AccessRefusedError):
+        except (AccessRefusedError, HoursOverError):
             raise
+        except ArchiveAwayError as error:
+            self._asked(lambda: self._client.search_for_studies(limit=1))  # away, or at a loss with this object alone?
+            return TransferError(str(error))
         except TransferError as error:
             return error
         return None

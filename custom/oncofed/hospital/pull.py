@@ -207,6 +207,9 @@ class _Pull:
             outcome.patients = len({study.patient for study in plan.studies.values()})
             outcome.groups = [tuple(map(self._landing.digest, group)) for group in plan.one_person]
             self._fetch(plan)
+        except KeyboardInterrupt:
+            self._notify(f"{self._landing.arrived.objects:,} objects arrived and are kept; the same command goes on")
+            raise
         finally:
             self._stop.set()
             self._landing.clear()
@@ -298,26 +301,30 @@ class _Pull:
             kept = {}
         with self._lock:
             self.outcome.there += len(kept)
-        begun = bool(kept)
-        for _ in range(_MOST_TRIES):
-            if begun:
-                listed = self._patiently(lambda: archive.now().instances(series))
-                if all(self._has(series, one.uid, owner) for one in listed):
-                    break
-                self._patiently(lambda: self._rest(series, listed, owner, archive))  # noqa: B023
-            else:
-                begun = True
-                self._whole(series, archive)
-                if self._count(series, owner) == series.count:
-                    return
-        else:
-            listed = self._patiently(lambda: archive.now().instances(series))
-            missing = [one for one in listed if not self._has(series, one.uid, owner)]
-            with self._lock:
-                self.outcome.missing += len(missing)
+        if not kept:
+            self._whole(series, archive)
+            if self._count(series, owner) == series.count:
+                return
+        listed = self._fetch_rest(series, owner, archive)
+        missing = [one for one in listed if not self._has(series, one.uid, owner)]
+        with self._lock:
+            self.outcome.missing += len(missing)
         there = {one.uid for one in listed}
         gone = [line for line in self._log.series(series.uid).values() if line.instance not in there]
         self._vanish([line for line in gone if line.state == "kept"])
+
+    def _fetch_rest(self, series: Series, owner: str, archive: _Reconnecting) -> list[Instance]:
+        """Fetch the instances of a series that are not there, until none is left or no more come; return them all."""
+        tries = 0
+        while True:
+            listed = self._patiently(lambda: archive.now().instances(series))
+            count = self._count(series, owner)
+            if tries == _MOST_TRIES or all(self._has(series, one.uid, owner) for one in listed):
+                return listed
+            self._patiently(lambda: self._rest(series, listed, owner, archive))  # noqa: B023
+            if self._count(series, owner) == count:
+                tries += 1
+                self._pace.wait(tries)
 
     def _whole(self, series: Series, archive: _Reconnecting) -> None:
         """Fetch a whole series; where that breaks off it is listed, and the rest fetched."""

@@ -14,12 +14,14 @@ from dicoms import make_seg, make_series, volume
 pytest.importorskip("pynetdicom", reason="needs pynetdicom: pip install 'oncofed[dicom]'")
 
 from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_FIND
 from pynetdicom.events import Event
 
 from oncofed.loopback import free_port
 from oncofed.prediction.watching.application_entity import Address, ApplicationEntity
 from oncofed.prediction.watching.folder_scanner import FolderScanner
-from oncofed.prediction.watching.store_scu import SendQueue, SendStatus, send
+from oncofed.prediction.watching.store_scu import RequestorMessages, SendQueue, SendStatus, send
 from oncofed.prediction.watching.watcher import JOURNAL_FILE, FolderWatcher, ItemResult
 from watched import Place
 
@@ -138,3 +140,13 @@ def test_a_result_refused_for_good_does_not_block_the_rest(
     assert counts.unsent == 0
     assert why in dict(place.told)["failed"]
     assert why in (place.out / JOURNAL_FILE).read_text()
+
+
+def test_the_reactor_takes_no_response_from_who_waits_for_it() -> None:
+    association = Association(AE("HERE"), "requestor")
+    messages = RequestorMessages(association)
+    messages.msg_queue.put((1, C_FIND()))
+    assert messages.get_msg(block=False) == (None, None)
+    context, message = messages.get_msg(block=True)
+    assert context == 1
+    assert isinstance(message, C_FIND)
