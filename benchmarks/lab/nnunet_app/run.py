@@ -42,9 +42,8 @@ class Trainer(nnUNetTrainer):
             self.current_epoch = epoch
             self.on_train_epoch_start()
             taken, upto = ((number * self.steps) // self.num_epochs for number in (epoch, epoch + 1))
-            for _ in range(taken, upto):
-                self.train_step(next(self.dataloader_train))
-            print(f"step {upto}", flush=True)
+            losses = [self.train_step(next(self.dataloader_train))["loss"] for _ in range(taken, upto)]
+            print(f"step {upto}, loss {np.mean(losses):.4f}", flush=True)
         return {"seconds": time.perf_counter() - begun, "processor": time.process_time() - own}
 
 
