@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 # Begins a process that cannot import oncofed, nor needs libraries of plots and texts, which MONAI finds.
 _ALONE = (
     "import gc, sys; gc.disable(); "
-    "sys.modules.update(dict.fromkeys(('oncofed', 'matplotlib', 'pandas', 'sklearn', 'transformers')))"
+    "sys.modules.update(dict.fromkeys(('oncofed', 'matplotlib', 'pandas', 'sklearn', 'transformers', 'zarr')))"
 )
 _CHILD = """
 import json, os

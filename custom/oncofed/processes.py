@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import getpass
+import multiprocessing
 import os
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from multiprocessing import resource_tracker
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
@@ -34,6 +38,8 @@ THREADS_VARIABLE = "OMP_NUM_THREADS"
 # A UNIX socket's path has at most 107 bytes (unix(7)), of which multiprocessing needs 33 below the temporary folder.
 _LONGEST_TEMPORARY = 107 - 33
 _LINK_PREFIX = "oncofed-"
+# What a command's processes import, once for all of them.
+_PRELOADED = ["oncofed.training.preloaded"]
 
 
 def share_of_threads(processes: int) -> str:
@@ -143,6 +149,36 @@ def end_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def ready_context(forks: bool = True) -> BaseContext:
+    """Return how to start processes that read images or train.
+
+    Forks of one process that has imported what they need start in no time, and share that memory. Where it can have no
+    socket, each process imports it.
+
+    Args:
+        forks: False where they use a GPU: a library that touches it on import would keep the forks from it.
+    """
+    forks = forks and takes_sockets(Path(tempfile.gettempdir()))
+    context: BaseContext = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def end_with_starter() -> None:
+    """End this process with the one that started it by ``multiprocessing``, even by SIGKILL.
+
+    A fork's parent is the process that forks, which stays as long as there are forks.
+    """
+    end_with_parent()
+    if starter := multiprocessing.parent_process():
+        threading.Thread(target=_end_after, args=(starter,), daemon=True).start()
+
+
+def _end_after(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 def name_process(name: str) -> None:

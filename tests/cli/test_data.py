@@ -179,7 +179,7 @@ def test_an_unwritable_target_is_named(run: Run, workspace: Path, tmp_path: Path
 
 def test_plan_writes_a_job(run: Run, workspace: Path, tmp_path: Path) -> None:
     axes = ("right", "anterior", "superior")
-    mean = {f"log2_size_{axis}": 7.0 for axis in axes} | {f"log2_spacing_{axis}": 0.0 for axis in axes}
+    mean = {f"log2_size_{axis}": 5.0 for axis in axes} | {f"log2_spacing_{axis}": 0.0 for axis in axes}
     plan = make_plan({"mean": mean}, {"a": 9}, "mri", 3, 8)
     (tmp_path / "plan.json").write_text(plan.model_dump_json(by_alias=True))
     arguments = ("job", "plan", "hippocampus_segmentation", tmp_path / "plan.json", "--out", tmp_path / "new.yaml")

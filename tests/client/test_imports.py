@@ -1,4 +1,4 @@
-"""Local training and its sandboxed process import neither FLARE nor PyTorch's compiler."""
+"""What is in a process that trains: neither FLARE nor PyTorch's compiler, and no library for plots and tables."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import sys
 _PROGRAM = """
 import sys
 from oncofed.lean_imports import lean_imports
-for module in ("oncofed.client.sandboxed_process", "oncofed.client.sandbox_worker"):
+for module in ("oncofed.client.sandboxed_process", "oncofed.client.sandbox_worker", "oncofed.training.preloaded"):
     with lean_imports():
         __import__(module)
-    print(module, [name for name in sys.modules if name.startswith(("oncofed.flare", "nvflare", "torch._dynamo"))])
+    unwanted = "oncofed.flare", "nvflare", "torch._dynamo", "matplotlib", "pandas", "sklearn", "transformers", "zarr"
+    print(module, [name for name in sys.modules if name.startswith(unwanted)])
 """
 
 
-def test_the_sandboxed_process_imports_neither_flare_nor_the_compiler() -> None:
+def test_processes_that_train_import_no_more_than_they_need() -> None:
     done = subprocess.run([sys.executable, "-c", _PROGRAM], check=True, capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["oncofed.client.sandboxed_process []", "oncofed.client.sandbox_worker []"]
+    modules = "client.sandboxed_process", "client.sandbox_worker", "training.preloaded"
+    assert done.stdout.splitlines() == [f"oncofed.{module} []" for module in modules]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import warnings
@@ -15,7 +14,7 @@ from typing import NoReturn, TypeVar
 
 from oncofed.errors import DataError
 from oncofed.lean_imports import import_monai_leanly
-from oncofed.processes import block_interrupts, end_with_parent
+from oncofed.processes import block_interrupts, end_with_starter, ready_context
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -106,8 +105,7 @@ class Workers:
 
     def _submit(self, function: Callable[[T], R], item: T) -> Future[R]:
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._count, context, initializer=_start)
+            self._pool = ProcessPoolExecutor(self._count, ready_context(), initializer=_start)
         with block_interrupts():
             return self._pool.submit(function, item)
 
@@ -132,6 +130,6 @@ def _not_started(item: int) -> NoReturn:
 
 def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    end_with_starter()
     import_monai_leanly()
     warnings.filterwarnings("ignore")

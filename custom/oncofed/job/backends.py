@@ -41,6 +41,8 @@ Datasets = dict[str, dict[str, Path]]
 
 _END_TIMEOUT_SECONDS = 120.0
 _SECONDS_BETWEEN_STATUS = 2.0
+# After its last round a job ends within a second or two.
+_SECONDS_BETWEEN_STATUS_AT_END = 0.2
 # FLARE's simulator gives every job this id.
 _SIMULATED = "simulate_job"
 
@@ -100,7 +102,10 @@ class FederatedJob:
 
     def ended(self) -> str | None:
         """Return how the job ended; None while it runs."""
-        if time.monotonic() - self._polled < _SECONDS_BETWEEN_STATUS:
+        return self._ended(_SECONDS_BETWEEN_STATUS)
+
+    def _ended(self, pause: float) -> str | None:
+        if time.monotonic() - self._polled < pause:
             return None
         self._polled = time.monotonic()
         try:
@@ -119,7 +124,7 @@ class FederatedJob:
     def fetch(self) -> Path:
         """Wait for the end; return the folder of results."""
         deadline = time.monotonic() + _END_TIMEOUT_SECONDS
-        while self.ended() is None:
+        while self._ended(_SECONDS_BETWEEN_STATUS_AT_END) is None:
             self._alliance.restart_killed()
             if time.monotonic() > deadline:
                 raise FederationError(f"the job did not end within {_END_TIMEOUT_SECONDS:.0f} s after its last round")

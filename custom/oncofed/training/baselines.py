@@ -7,17 +7,13 @@ weights, schedule and choice of the best round by validation.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
-import tempfile
-import threading
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,7 +29,7 @@ from oncofed.models.agreed import with_agreed
 from oncofed.models.weights import Weights
 from oncofed.packs.load import load_packs, loaded_packs
 from oncofed.packs.pack import Pack
-from oncofed.processes import block_interrupts, end_with_parent, takes_sockets
+from oncofed.processes import block_interrupts, end_with_starter, ready_context
 from oncofed.tasks import Evaluation
 from oncofed.training.plan import Plan
 from oncofed.training.trainer import Trainer
@@ -114,13 +110,8 @@ class BaselinePool:
         self._threads = None if torch.cuda.is_available() else 1
         self._pool: ProcessPoolExecutor | None = None
         self._futures: dict[str, Future[dict[str, Evaluation]]] = {}
-        # Forks of one process that has imported what they need start in no time, and share that memory. Not for a GPU:
-        # a library that touches it on import would keep the forks from it.
-        forks = not torch.cuda.is_available() and takes_sockets(Path(tempfile.gettempdir()))
-        context: BaseContext = multiprocessing.get_context("forkserver" if forks else "spawn")
-        context.set_forkserver_preload(["oncofed.training.preloaded"])
-        self._context = context
-        self._done: Any = context.SimpleQueue()
+        self._context = ready_context(forks=not torch.cuda.is_available())
+        self._done: Any = self._context.SimpleQueue()
 
     def __enter__(self) -> BaselinePool:
         return self
@@ -190,15 +181,8 @@ def _start_worker(queue: Any, packs: tuple[Pack, ...]) -> None:
     load_packs(packs)
     global _report_steps  # noqa: PLW0603 - a pool hands its workers a queue in no other way
     _report_steps = queue
-    end_with_parent()
-    # A fork's parent is the process that forks; this one is to end with the one that wants the baselines.
-    threading.Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+    end_with_starter()
     warnings.filterwarnings("ignore")
-
-
-def _end_after(process: Any) -> None:
-    process.join()
-    os._exit(1)
 
 
 def _train(plan: Plan, baseline: Baseline, out: Path, threads: int | None) -> dict[str, Evaluation]:

@@ -30,7 +30,8 @@ def test_a_slide_that_ends_its_process_twice_is_set_aside_and_the_others_are_don
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "run", dying_extraction.run)
-    monkeypatch.setattr(pool_module, "CONTEXT", multiprocessing.get_context("fork"))  # it computes nothing
+    fork = multiprocessing.get_context("fork")  # it computes nothing
+    monkeypatch.setattr(pool_module, "ready_context", lambda *, forks: fork)
     jobs = [_job(number, name) for number, name in enumerate(["a", "b", "bad", "c", "d"])]
     with Pool(EncoderSpec(), tmp_path, [Place("cpu", None, 1)]) as pool:
         pool.ready()

@@ -48,7 +48,7 @@ _PREDICTIONS = "predictions.json"
 # that MONAI takes to be imported, as garbage collection does.
 _ALONE = (
     "import gc, json, sys; "
-    "sys.modules.update(dict.fromkeys(['oncofed', 'matplotlib', 'pandas', 'sklearn', 'transformers'])); "
+    "sys.modules.update(dict.fromkeys(['oncofed', 'matplotlib', 'pandas', 'sklearn', 'transformers', 'zarr'])); "
     "gc.disable(); from monai.bundle import run; gc.freeze(); gc.enable(); run(**json.loads(sys.argv[1]))"
 )
 # Voxel size of the example in mm if the job sets none.

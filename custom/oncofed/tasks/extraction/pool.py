@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -18,13 +17,12 @@ import torch
 from oncofed.devices import training_device
 from oncofed.errors import TrainingError
 from oncofed.gpus import read_gpus
-from oncofed.processes import block_interrupts
+from oncofed.processes import block_interrupts, ready_context
 from oncofed.tasks.encoder import EncoderSpec
 from oncofed.tasks.extraction import worker
 from oncofed.tasks.extraction.messages import Failed, Message, Progress, Ready, SetAside, SlideJob, Wanted
 from oncofed.tasks.extraction.worker import Place
 
-CONTEXT = multiprocessing.get_context("spawn")  # a fork could use neither CUDA nor the parent's threads
 _MOST_DEATHS = 2  # of processes at work on a slide, the second time on it alone
 _BROKE_ITS_PROCESS = (
     "the process that read it ended abruptly, twice: it needs more memory than there is, or is malformed. Copy it again"
@@ -87,6 +85,7 @@ class Pool:
         self._processes: list[_Process] = []
         self._deaths: Counter[int] = Counter()
         self._places = places
+        self._context = ready_context(forks=all(place.device == "cpu" for place in places))
 
     def __enter__(self) -> Pool:
         for place in self._places:
@@ -150,8 +149,10 @@ class Pool:
                     yield message
 
     def _start(self, place: Place) -> None:
-        ours, theirs = CONTEXT.Pipe()
-        process = CONTEXT.Process(target=worker.run, args=(theirs, self._encoder, self._out, place), daemon=True)
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(  # type: ignore[attr-defined] # of all contexts
+            target=worker.run, args=(theirs, self._encoder, self._out, place), daemon=True
+        )
         with block_interrupts():
             process.start()
         theirs.close()  # so that the end of the process is the end of the line

@@ -26,7 +26,7 @@ from oncofed.data.tiles import SlideError, SlideTiles, stream_tiles
 from oncofed.devices import training_device
 from oncofed.errors import OncofedError
 from oncofed.gpus import VISIBLE_VARIABLE
-from oncofed.processes import end_with_parent
+from oncofed.processes import end_with_starter
 from oncofed.tasks.encoder import Encoder, EncoderSpec
 from oncofed.tasks.extraction.messages import Done, Failed, Message, Progress, Ready, SetAside, SlideJob, Wanted
 
@@ -49,7 +49,7 @@ class Place:
 def run(connection: Connection, encoder: EncoderSpec, out: Path, place: Place) -> None:
     """Extract slides until the parent has no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    end_with_starter()
     warnings.filterwarnings("ignore")
     if place.gpu is not None:
         os.environ[VISIBLE_VARIABLE] = place.gpu  # CUDA reads it when it is first used, which is later
