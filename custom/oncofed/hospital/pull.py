@@ -305,10 +305,15 @@ class _Pull:
             self._whole(series, archive)
             if self._count(series, owner) == series.count:
                 return
-        listed = self._fetch_rest(series, owner, archive)
+        try:
+            listed = self._fetch_rest(series, owner, archive)
+        except (ArchiveAwayError, AccessRefusedError):
+            raise
+        except TransferError as error:  # an archive may not even list a series of which it lost a file
+            self._miss(max(1, (series.count or 0) - self._count(series, owner)), str(error))
+            return
         missing = [one for one in listed if not self._has(series, one.uid, owner)]
-        with self._lock:
-            self.outcome.missing += len(missing)
+        self._miss(len(missing))
         there = {one.uid for one in listed}
         gone = [line for line in self._log.series(series.uid).values() if line.instance not in there]
         self._vanish([line for line in gone if line.state == "kept"])
@@ -325,6 +330,11 @@ class _Pull:
             if self._count(series, owner) == count:
                 tries += 1
                 self._pace.wait(tries)
+
+    def _miss(self, count: int, why: str = "") -> None:
+        with self._lock:
+            self.outcome.missing += count
+            self.outcome.why = why or self.outcome.why
 
     def _whole(self, series: Series, archive: _Reconnecting) -> None:
         """Fetch a whole series; where that breaks off it is listed, and the rest fetched."""
@@ -349,7 +359,7 @@ class _Pull:
             archive.close()
             raise
         except TransferError as error:  # of some objects, which are counted as missing in the end
-            self.outcome.why = str(error)
+            self._miss(0, str(error))
 
     def _has(self, series: Series, instance: str, owner: str) -> bool:
         line = self._log.line(series.uid, instance)
