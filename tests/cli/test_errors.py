@@ -293,7 +293,7 @@ def test_debug_shows_where_an_error_came_from(run: Callable[..., Outcome]) -> No
         [],
         ["demo"],
         ["job"],
-        *(["job", c] for c in ("list", "show", "check", "plan", "export", "run", "exposure")),
+        *(["job", c] for c in ("list", "show", "check", "plan", "export", "run", "exposure", "tune", "convert")),
         ["data"],
         *(["data", c] for c in ("register", "check", "profile", "deidentify", "split")),
     ],

@@ -61,6 +61,18 @@ def test_the_network_starts_as_it_is_and_adapters_and_output_alone_travel() -> N
     assert Serialized(values).size < expected + 4096
 
 
+def test_of_a_swin_transformer_nothing_but_adapters_and_output_travels() -> None:
+    values = {**JOB, "data": {"dataset": "x", "patch": (32, 32, 32)}}
+    values["task"] = {"type": "segmentation", "classes": {1: "a"}}
+    values["model"] = {"network": "swinunetr", "arguments": {"feature_size": 12}, "adapter": {"rank": RANK}}
+    layout = JobSpec.model_validate(values).plan().layout()
+    assert layout.travelling == layout.trained
+    assert {name for name in layout.trained if not is_adapter(name)} == {"out.conv.conv.weight", "out.conv.conv.bias"}
+    tables = {name for name, value in layout.weights.items() if not value.is_floating_point()}
+    assert tables, "relative positions are a model's, and the same everywhere"
+    assert travelling_bytes(layout.sent, "native") < 0.05 * layout.nbytes
+
+
 def test_training_changes_nothing_that_does_not_travel() -> None:
     plan = _spec().plan()
     network, before = plan.build_network(), plan.initial_weights()

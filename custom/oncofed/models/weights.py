@@ -17,6 +17,7 @@ Weights = dict[str, Tensor]
 _BLOCK, _BLOCKS = 1 << 15, 1 << 6
 # Sums of squares in single precision hold within these.
 _LEAST, _MOST = 1e-30, 1e38
+_INDICES = frozenset({torch.int32, torch.int64})
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -72,8 +73,12 @@ def trained_names(network: nn.Module) -> frozenset[str]:
 
 
 def exchanged_names(network: nn.Module) -> frozenset[str]:
-    """Return the names of trained weights and statistics."""
+    """Return the names of trained weights and statistics.
+
+    Tables of indices, such as a Swin transformer's relative positions, are neither: no training changes them.
+    """
     fixed = {name for name, value in network.named_parameters() if not value.requires_grad}
+    fixed |= {name for name, value in network.named_buffers() if value.ndim and value.dtype in _INDICES}
     return frozenset(weights_of(network)) - fixed
 
 
