@@ -39,7 +39,7 @@ demo: $(VENV)/demo.installed ## four hospitals train one model, on this machine 
 test: $(VENV)/dev.installed ## all tests, real federations among them
 	@$(BIN)/python $(PYTEST)
 
-test-fast: $(VENV)/dev.installed ## the quick tests of what changed, in two minutes (FROM=main: since main; else since the last commit)
+test-fast: $(VENV)/dev.installed ## the quick tests next to what changed since the last commit, of at most 40 files (FROM=main: since main)
 	@files=$$($(BIN)/python tests/changed.py $(FROM)) || exit; \
 		test -z "$$files" || $(BIN)/python $(PYTEST) -m 'not slow and not federation' $$files
 

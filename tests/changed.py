@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 _ROOT = Path(__file__).parents[1]
 # Where modules lie, each with what their tests' folders lie in.
 _PLACES = ("custom/oncofed", "benchmarks/lab", "benchmarks", "tests")
-# About as many as take two minutes on two cores.
+# Files with quick tests take three CPU seconds each, on average.
 _MOST = 40
 
 
