@@ -214,9 +214,10 @@ class SiteExecutor(Executor):
         return self._send_to_peer(result, request, fl_ctx) if request.collector else result
 
     def _evaluate(self, request: EvaluateRequest, fl_ctx: FLContext, stop: Stop) -> EvaluateResult:
-        # In a simulation nobody would use the model.
         training = self._trained_here(fl_ctx)
-        keep_as = name_and_person(fl_ctx)[0] if self._policy and request.keep else None
+        # In a simulation a model is of use only where sites choose theirs.
+        keeps = request.keep and (self._policy is not None or self._federation.personalization is not None)
+        keep_as = name_and_person(fl_ctx)[0] if keeps else None
         score = training.validate(request, stop, keep_as)
         if keep_as:
             self._keep_artifacts(request.artifacts, score.own, fl_ctx)

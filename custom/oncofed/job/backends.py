@@ -72,6 +72,9 @@ class Running(Protocol):
         It holds the record and the models.
         """
 
+    def state_of(self, site: str) -> Path:
+        """Return the folder of what a site keeps of the job."""
+
 
 class FederatedJob:
     """A job submitted with the engineer's kit.
@@ -99,6 +102,10 @@ class FederatedJob:
         sites = [site for site in self._alliance.spec.sites if site not in ended]
         if self._alliance.spec.server in ended or len(sites) < self._min_sites:
             self._alliance.require_alive()
+
+    def state_of(self, site: str) -> Path:
+        """Return the folder of what a site keeps of the job."""
+        return self._alliance.kit(site) / STATE_FOLDER / self.id
 
     def ended(self) -> str | None:
         """Return how the job ended; None while it runs."""
@@ -161,6 +168,9 @@ class _SimulatedJob:
     @property
     def events(self) -> Path:
         return self._server / STATE_FOLDER / _SIMULATED / EVENTS_FILE
+
+    def state_of(self, site: str) -> Path:
+        return self._server.parent / site / STATE_FOLDER / _SIMULATED
 
     def require_going(self) -> None:
         code = self._process.poll()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from oncofed.artifacts.kept_bundle import complete_bundle
 from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.artifacts.provenance import PROVENANCE_FILE
+from oncofed.client.folder import CANDIDATES_FILE, DOUBTS_FILE, OWN_MODEL
 from oncofed.data.case import Case
 from oncofed.data.cases import pool_cases
 from oncofed.data.sample import sample_cases
@@ -38,6 +39,8 @@ from oncofed.training.baselines import Baseline, BaselinePool
 
 # Memory of one site with small images: a separate process, or a fork of the simulator.
 _GIB_OF_A_SITE: dict[Backend, float] = {"federation": 0.55, "simulate": 0.16}
+# Of what each site keeps for itself, which a hospital's kit would hold.
+SITES_FOLDER = "sites"
 _STARTING: dict[Backend, str] = {
     "federation": "starting a server and {sites} sites from their startup kits …",
     "simulate": "starting FLARE's simulator with {sites} sites …",
@@ -147,6 +150,7 @@ class Run:
                 shutil.copy(best, model / "model.safetensors")
                 shutil.copy(best.with_name(PROVENANCE_FILE), self.folder / PROVENANCE_FILE)
                 copy_beside_model(best.parent, model)
+                self._keep_of_sites(running)
             state = view.state
             result.timing.startup_s = (state.started or submitted) - submitted + (state.ready_s or 0)
             result.timing.federation_s = ended - started
@@ -160,6 +164,22 @@ class Run:
         values = self.spec.model_dump(mode="json", by_alias=True)
         bundle = self.spec.plan().write_bundle(model, self.spec.title, load_file(model / "model.safetensors"), values)
         complete_bundle(bundle, [model, self.folder])
+
+    def _keep_of_sites(self, running: Running) -> None:
+        """Copy what sites keep for themselves, where they compared models or looked for doubtful labels."""
+        kept = []
+        for site in self.sites:
+            state, folder = running.state_of(site), self.folder / SITES_FOLDER / site
+            found = [name for name in (CANDIDATES_FILE, DOUBTS_FILE) if (state / name).is_file()]
+            for name in found:
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copy(state / name, folder / name)
+            if CANDIDATES_FILE in found and (state / OWN_MODEL).is_dir():
+                shutil.copytree(state / OWN_MODEL, folder / OWN_MODEL, dirs_exist_ok=True)
+            kept += [site] if found else []
+        if kept:
+            places = ", ".join(str(self.folder / SITES_FOLDER / site) for site in kept)
+            self.console.print(f"what sites keep for themselves: {places}", markup=False, soft_wrap=True)
 
     def _note_patients(self, result: Result) -> None:
         for site, cases in self._data.cases.items():
