@@ -143,12 +143,15 @@ _TABLES: dict[str, dict[str, Any]] = {
     "measurement": {
         "person_id": sa.BigInteger, "measurement_concept_id": sa.Integer, "measurement_date": sa.Date,
         "value_as_number": sa.Float, "unit_concept_id": sa.Integer, "unit_source_value": sa.String,
-        "value_as_concept_id": sa.Integer,
+        "value_as_concept_id": sa.Integer, "operator_concept_id": sa.Integer,
     },
     "concept": {
         "concept_id": sa.Integer, "vocabulary_id": sa.String, "concept_code": sa.String, "standard_concept": sa.String,
     },
-    "concept_relationship": {"concept_id_1": sa.Integer, "concept_id_2": sa.Integer, "relationship_id": sa.String},
+    "concept_relationship": {
+        "concept_id_1": sa.Integer, "concept_id_2": sa.Integer, "relationship_id": sa.String,
+        "invalid_reason": sa.String,
+    },
     "concept_ancestor": {"ancestor_concept_id": sa.Integer, "descendant_concept_id": sa.Integer},
 }  # fmt: skip
 
@@ -166,7 +169,7 @@ def fill_omop(url: sa.URL | str, patients: Sequence[Patient], schema: str | None
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _TABLES}
     for number, (vocabulary, code, standard) in CONCEPTS.items():
         rows["concept"].append(_row("concept", number, vocabulary, code, standard))
-    rows["concept_relationship"] = [_row("concept_relationship", *pair, "Maps to") for pair in _MAPPED]
+    rows["concept_relationship"] = [_row("concept_relationship", *pair, "Maps to", None) for pair in _MAPPED]
     rows["concept_ancestor"] = [_row("concept_ancestor", *pair) for pair in _ANCESTORS]
     for patient in patients:
         born, sex = patient.born, {"female": 8532, "male": 8507}[patient.sex]
@@ -178,7 +181,7 @@ def fill_omop(url: sa.URL | str, patients: Sequence[Patient], schema: str | None
         rows["observation_period"].append(_row("observation_period", patient.number, *whole))
         for domain, code, day, number, unit, value in patient.events:
             table = {"condition": "condition_occurrence", "procedure": "procedure_occurrence"}.get(domain, domain)
-            more = (number, _CODES.get(unit, 0), unit, _CODES.get(value, 0)) if table == "measurement" else ()
+            more = (number, _CODES.get(unit, 0), unit, _CODES.get(value, 0), None) if table == "measurement" else ()
             rows[table].append(_row(table, patient.number, _CODES[code], day, *more))
     with engine.begin() as connection:
         if schema:

@@ -1,40 +1,42 @@
 """Records of FHIR R4 resources in files.
 
 Bundles (``.json``) and bulk exports (``.ndjson``), hl7.org/fhir/R4. A resource is read for its patient, day, codes and
-value; what is refuted or entered in error is left out. A day is as the hospital wrote it: no time zone moves it.
+value; of several versions the newest counts. What is refuted, entered in error, planned or was not given is left out. A
+day is as the hospital wrote it: no time zone moves it.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from oncofed.errors import DataError
-from oncofed.records.model import Event, Person, Records
+from oncofed.records.fhir_resources import (
+    Entry,
+    Version,
+    begin_of,
+    codes_of,
+    day_of,
+    is_meant,
+    mapping,
+    medicine_of,
+    patient_values,
+    person_of,
+    reference_of,
+    referred,
+    resources,
+    sequence,
+    value_of,
+    version_of,
+)
+from oncofed.records.model import Event, Records, covered
 from oncofed.records.spec import CohortSpec, ConceptSet, FhirSource
 
-# Addresses of code systems -> vocabularies as OMOP names them.
-_VOCABULARIES = {
-    "http://snomed.info/sct": "SNOMED",
-    "http://loinc.org": "LOINC",
-    "http://hl7.org/fhir/sid/icd-10": "ICD10",
-    "http://hl7.org/fhir/sid/icd-10-cm": "ICD10CM",
-    "http://hl7.org/fhir/sid/icd-9-cm": "ICD9CM",
-    "http://fhir.de/CodeSystem/bfarm/icd-10-gm": "ICD10GM",
-    "http://terminology.hl7.org/CodeSystem/icd-o-3": "ICDO3",
-    "http://hl7.org/fhir/sid/icd-o-3": "ICDO3",
-    "http://www.nlm.nih.gov/research/umls/rxnorm": "RxNorm",
-    "http://www.whocc.no/atc": "ATC",
-    "http://www.ama-assn.org/go/cpt": "CPT4",
-    "http://hl7.org/fhir/sid/ndc": "NDC",
-}
 _KINDS = {
     "Condition": ("condition", ("onsetDateTime", "onsetPeriod", "recordedDate")),
     "Procedure": ("procedure", ("performedDateTime", "performedPeriod")),
@@ -44,9 +46,7 @@ _KINDS = {
     "MedicationDispense": ("drug", ("whenHandedOver", "whenPrepared")),
     "Observation": ("", ("effectiveDateTime", "effectivePeriod", "effectiveInstant", "issued")),
 }
-_NOT_MEANT = {"entered-in-error", "refuted", "not-done", "cancelled"}
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
-_YEAR = re.compile(r"\d{4}(-\d{2})?\Z")
+_NO_VISIT = {"planned", "unknown"}
 
 
 class FhirFiles:
@@ -65,7 +65,7 @@ class FhirFiles:
         """Return the records that a cohort asks for.
 
         Raises:
-            DataError: there are no files, one cannot be read, or none of a concept set's codes occurs.
+            DataError: there are no files, one cannot be read, or none of the index's codes occurs.
         """
         reading = _Reading(spec, _hierarchy(self._source.hierarchy))
         files = [path for path in sorted(self._source.folder.rglob("*")) if path.suffix in {".json", ".ndjson"}]
@@ -75,10 +75,43 @@ class FhirFiles:
         for number, path in enumerate(files, 1):
             self._doing(f"file {number:,} of {len(files):,}")
             digest = hashlib.sha256()
-            for address, resource in _resources(path, digest):
-                reading.take(address, resource)
+            for entry in resources(path, digest):
+                reading.take(entry)
             queries.append((f"file {number} of {len(files)}", digest.hexdigest()))
         return reading.records(self._source.person, queries)
+
+
+class _Visit(NamedTuple):
+    subject: str
+    days: tuple[date, ...]
+
+
+class _Record(NamedTuple):
+    """An event as it was read.
+
+    Attributes:
+        kind: of resource.
+        subject: reference to the patient.
+        event: without a day where there is a fault.
+        sets: concept sets that its codes belong to.
+        medicine: reference to the Medication whose codes count.
+        fault: why it cannot be used.
+    """
+
+    kind: str
+    subject: str
+    event: Event
+    sets: tuple[str, ...]
+    medicine: str
+    fault: str
+
+
+class _Medicine(NamedTuple):
+    codes: tuple[str, ...]
+
+
+class _Patient(NamedTuple):
+    values: dict[str, Any]
 
 
 class _Reading:
@@ -92,77 +125,71 @@ class _Reading:
     def __init__(self, spec: CohortSpec, below: Mapping[str, frozenset[str]]) -> None:
         self._spec = spec
         self._sets = {name: _Codes(concept, below) for name, concept in spec.used_concepts.items()}
+        self._has_drugs = any(one.domain == "drug" for one in self._sets.values())
         self._has_hierarchy = bool(below)
-        self._persons: dict[str, dict[str, Any]] = {}
-        self._same: dict[str, str] = {}
-        self._events: dict[str, dict[str, list[Event]]] = {name: defaultdict(list) for name in self._sets}
-        self._visits: dict[str, list[date]] = defaultdict(list)
+        self._today = date.today()
+        self._kept: dict[tuple[str, str], tuple[Version, _Visit | _Record | _Medicine | _Patient | None]] = {}
+        self._addresses: dict[str, tuple[str, str]] = {}
+        self._occurring: set[str] = set()
         self._faults: Counter[str] = Counter()
-        self._seen: set[tuple[str, str]] = set()
 
-    def take(self, address: str, resource: Mapping[str, Any]) -> None:
-        """Keep a resource.
+    def take(self, entry: Entry) -> None:
+        """Keep a resource, or that it was deleted."""
+        resource = entry.resource
+        kind, version = str(resource.get("resourceType", "")), version_of(resource)
+        identifier = str(resource.get("id") or "")
+        if kind in {"Patient", "Medication"}:
+            identifier = identifier or entry.address.replace(":", "/").rpartition("/")[2]
+            if entry.address:
+                self._addresses[entry.address] = kind, identifier
+        key = kind, identifier or f"#{len(self._kept)}"
+        if key in self._kept and not version.replaces(self._kept[key][0]):
+            return
+        found = None if entry.deleted else self._read(kind, resource)
+        if found or identifier:
+            self._kept[key] = version, found
 
-        Args:
-            address: of its entry in a bundle; empty: none.
-            resource: with its resourceType.
-        """
-        kind, identifier = str(resource.get("resourceType", "")), str(resource.get("id", ""))
-        if identifier:
-            if (kind, identifier) in self._seen:
-                return  # exported twice
-            self._seen.add((kind, identifier))
+    def _read(self, kind: str, resource: Mapping[str, Any]) -> _Visit | _Record | _Medicine | _Patient | None:
         if kind == "Patient":
-            own = identifier or _last(address)
-            self._persons[own] = _kept_of(resource)
-            if address:
-                self._same[_last(address)] = own
-        elif kind == "Encounter":
-            self._take_visit(resource)
-        elif kind in _KINDS:
-            self._take_event(kind, resource)
+            return _Patient(patient_values(resource))
+        if kind == "Medication":
+            return _Medicine(codes_of(resource.get("code"))) if self._has_drugs else None
+        if not is_meant(resource):
+            return None
+        if kind == "Encounter":
+            return self._visit(resource)
+        return self._record(kind, resource) if kind in _KINDS else None
 
-    def _take_visit(self, resource: Mapping[str, Any]) -> None:
-        if resource.get("status") in _NOT_MEANT:
-            return
-        period = resource.get("period") or {}
-        for text in (period.get("start"), period.get("end")):
-            if found := _day(text):
-                self._visits[_patient_of(resource)].append(found)
+    def _visit(self, resource: Mapping[str, Any]) -> _Visit | None:
+        period = mapping(resource.get("period"))
+        first, last = day_of(period.get("start")), day_of(period.get("end"))
+        first = first or last
+        found = covered(first, last or first, self._today)
+        return _Visit(_subject_of(resource), found) if found and str(resource.get("status")) not in _NO_VISIT else None
 
-    def _take_event(self, kind: str, resource: Mapping[str, Any]) -> None:
-        if (
-            resource.get("status") in _NOT_MEANT
-            or set(_codes_of(resource.get("verificationStatus"), bare=True)) & _NOT_MEANT
-        ):
-            return
+    def _record(self, kind: str, resource: Mapping[str, Any]) -> _Record | None:
         domain, days = _KINDS[kind]
-        codes = _codes_of(resource.get("code") or resource.get("medicationCodeableConcept"))
-        wanted = [
-            name
-            for name, one in self._sets.items()
-            if (one.domain == domain or (not domain and one.domain in {"measurement", "observation"}))
-            and any(one.has(code) for code in codes)
+        codes, medicine = codes_of(resource.get("code")), ""
+        if domain == "drug":
+            codes, medicine = medicine_of(resource)
+        sets = self._sets_of(domain, codes)
+        if not sets and not (medicine and self._has_drugs):
+            return None
+        day, fault = begin_of(resource, days)
+        if day and day > self._today:
+            fault = "a date after today"
+        value = value_of(resource)
+        event = value._replace(day=day or value.day, codes=(*value.codes, *codes))
+        return _Record(kind, _subject_of(resource), event, sets, medicine, fault)
+
+    def _sets_of(self, domain: str, codes: Sequence[str]) -> tuple[str, ...]:
+        """Return the concept sets that codes of a domain belong to; of none: measurements and observations."""
+        domains = {domain} if domain else {"measurement", "observation"}
+        found = [
+            name for name, one in self._sets.items() if one.domain in domains and any(one.has(code) for code in codes)
         ]
-        if not wanted:
-            return
-        text = next((_start(resource[name]) for name in days if resource.get(name)), None)
-        found = _day(text)
-        if found is None:
-            why = "a date that is not to the day" if text and _YEAR.match(text) else "no date"
-            self._faults[f"{kind}: {why}"] += 1
-            return
-        quantity = resource.get("valueQuantity") or {}
-        number = quantity.get("value")
-        value = _codes_of(resource.get("valueCodeableConcept"))
-        event = Event(
-            found,
-            float(number) if isinstance(number, int | float) else None,
-            str(quantity.get("code") or quantity.get("unit") or ""),
-            (*value, *codes),
-        )
-        for name in wanted:
-            self._events[name][_patient_of(resource)].append(event)
+        self._occurring.update(found)
+        return tuple(found)
 
     def records(self, system: str, queries: list[tuple[str, str]]) -> Records:
         """Return the records.
@@ -172,14 +199,22 @@ class _Reading:
             queries: what was read.
 
         Raises:
-            DataError: none of a concept set's codes occurs.
+            DataError: none of the index's codes occurs.
         """
-        events = {}
-        for name, found in self._events.items():
-            joined: dict[str, list[Event]] = defaultdict(list)
-            for person, own in found.items():
-                joined[self._same.get(person, person)] += own
-            events[name] = {person: sorted(own, key=_by_day) for person, own in joined.items()}
+        patients = {key[1]: one.values for key, (_, one) in self._kept.items() if isinstance(one, _Patient)}
+        merged = self._merged(patients)
+        events: dict[str, dict[str, list[Event]]] = {name: defaultdict(list) for name in self._sets}
+        visits: dict[str, list[date]] = defaultdict(list)
+        for _, one in self._kept.values():
+            if isinstance(one, _Visit):
+                if person := self._resolved(one.subject, "Patient"):
+                    visits[merged.get(person, person)] += one.days
+                else:
+                    self._faults["Encounter: a subject that is no Patient of the files"] += 1
+            elif isinstance(one, _Record) and (found := self._found(one)):
+                person, event, sets = found
+                for name in sets:
+                    events[name][merged.get(person, person)].append(event)
         index = self._spec.index.concept
         if not events[index]:
             codes = ", ".join(self._spec.concepts[index].codes)
@@ -187,21 +222,78 @@ class _Reading:
                 f"concepts.{index}: found no record with one of its codes ({codes}), expected the index event. Compare "
                 "them with the codes that the files have"
             )
-        visits: dict[str, list[date]] = defaultdict(list)
-        for person, days in self._visits.items():
-            visits[self._same.get(person, person)] += days
-        persons = {
-            identifier: _person(values, identifier, system, visits.get(identifier, ()))
-            for identifier, values in self._persons.items()
-            if identifier in events[index]
+        persons = {}
+        for person, values in patients.items():
+            if person in events[index]:
+                days = visits.get(person)
+                observed = ((min(days), max(days)),) if days else ()
+                persons[person] = person_of(values, person, system, observed, self._today)
+        ordered = {
+            name: {person: sorted(own, key=_by_day) for person, own in found.items()} for name, found in events.items()
         }
-        records = Records(persons, events, queries, dict(self._faults))
+        return Records(persons, ordered, queries, dict(self._faults), self._notes())
+
+    def _found(self, record: _Record) -> tuple[str, Event, tuple[str, ...]] | None:
+        """Return a record's patient, event and concept sets; None where it cannot be used."""
+        event, sets, fault = record.event, record.sets, record.fault
+        if record.medicine:
+            _, medicine = self._kept.get(("Medication", self._resolved(record.medicine, "Medication")), (None, None))
+            if isinstance(medicine, _Medicine):
+                sets = self._sets_of("drug", medicine.codes)
+                if not sets:
+                    return None
+                event = event._replace(codes=(*event.codes, *medicine.codes))
+            else:
+                fault = "a medication that is not in the files"
+        person = self._resolved(record.subject, "Patient")
+        if not person:
+            fault = fault or "a subject that is no Patient of the files"
+        if fault:
+            self._faults[f"{record.kind}: {fault}"] += 1
+            return None
+        return person, event, sets
+
+    def _resolved(self, reference: str, kind: str) -> str:
+        """Return the id of the resource that a reference points to; empty: of another kind, or none."""
+        if reference in self._addresses:
+            found, identifier = self._addresses[reference]
+            return identifier if found == kind else ""
+        found, identifier = referred(reference)
+        return identifier if found == kind or (not found and (kind, identifier) in self._kept) else ""
+
+    def _merged(self, patients: dict[str, dict[str, Any]]) -> dict[str, str]:
+        """Return replaced patient -> patient in its place, who takes over a death."""
+        by: dict[str, str] = {}
+        for own, values in patients.items():
+            for link in map(mapping, sequence(values["link"])):
+                other, kind = self._resolved(reference_of(link.get("other")), "Patient"), link.get("type")
+                if other in patients and other != own:
+                    if kind == "replaced-by":
+                        by[own] = other
+                    elif kind == "replaces":
+                        by.setdefault(other, own)
+        merged = {}
+        for old in by:
+            new, passed = old, {old}
+            while new in by and by[new] not in passed:
+                new = by[new]
+                passed.add(new)
+            if new in by:
+                continue  # a circle
+            merged[old] = new
+            for name in ("deceasedDateTime", "deceasedBoolean"):
+                patients[new][name] = patients[new][name] or patients[old][name]
+        return merged
+
+    def _notes(self) -> list[str]:
+        unseen = [name for name in self._sets if name not in self._occurring]
+        notes = [f"concepts.{name}: no record has one of its codes" for name in unseen]
         if not self._has_hierarchy and any(concept.descendants for concept in self._spec.used_concepts.values()):
-            records.notes.append(
+            notes.append(
                 "codes are matched as they stand, since FHIR has no hierarchy: name one by fhir.hierarchy, or list "
                 "all of them"
             )
-        return records
+        return notes
 
 
 class _Codes:
@@ -241,109 +333,8 @@ def _hierarchy(file: Path | None) -> dict[str, frozenset[str]]:
     return {code: frozenset(found) for code, found in below.items()}
 
 
-def _resources(path: Path, digest: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (address, resource) of a file.
-
-    Raises:
-        DataError: it is not JSON.
-    """
-    line = 0
-    try:
-        if path.suffix == ".ndjson":
-            with path.open("rb") as stream:
-                for text in stream:
-                    line += 1
-                    digest.update(text)
-                    if text.strip():
-                        yield from _within(json.loads(text))
-        else:
-            content = path.read_bytes()
-            digest.update(content)
-            yield from _within(json.loads(content))
-    except (OSError, ValueError, RecursionError) as error:
-        at = f":{line}" if line else ""
-        raise DataError(f"{path}{at}: cannot be read as JSON ({type(error).__name__}). Export the file again") from None
-
-
-def _within(value: Any, address: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if not isinstance(value, dict):
-        return
-    if value.get("resourceType") == "Bundle":
-        for entry in value.get("entry") or ():
-            if isinstance(entry, dict):
-                yield from _within(entry.get("resource"), str(entry.get("fullUrl") or ""))
-    elif "resourceType" in value:
-        yield address, value
-
-
-def _kept_of(resource: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is needed of a patient, without names and addresses."""
-    return {
-        name: resource.get(name)
-        for name in ("birthDate", "gender", "deceasedDateTime", "deceasedBoolean", "identifier")
-    }
-
-
-def _person(values: Mapping[str, Any], identifier: str, system: str, visits: Sequence[date]) -> Person:
-    key = identifier
-    if system:
-        own = [one for one in values["identifier"] or () if isinstance(one, dict) and one.get("system") == system]
-        key = str(own[0].get("value") or "") if own else ""
-    died = _day(values["deceasedDateTime"])
-    dead = bool(values["deceasedDateTime"] or values["deceasedBoolean"])
-    sex = str(values["gender"] or "")
-    return Person(
-        key,
-        _born(values["birthDate"]),
-        sex if sex in {"female", "male", "other"} else "",
-        died,
-        dead and died is None,
-        ((min(visits), max(visits)),) if visits else (),
-    )
-
-
-def _born(text: Any) -> date | None:
-    """Return a date of birth; of a year or a month its middle."""
-    if found := _day(text):
-        return found
-    if isinstance(text, str) and _YEAR.match(text):
-        return date(int(text[:4]), int(text[5:7]) if len(text) > 4 else 7, 15 if len(text) > 4 else 1)
-    return None
-
-
-def _codes_of(concept: Any, *, bare: bool = False) -> tuple[str, ...]:
-    """Return the codings of a concept as VOCABULARY:CODE; bare: without their vocabularies."""
-    found = []
-    for coding in (concept or {}).get("coding") or () if isinstance(concept, dict) else ():
-        vocabulary, code = _VOCABULARIES.get(str(coding.get("system") or "")), coding.get("code")
-        if code and (vocabulary or bare):
-            found.append(str(code) if bare else f"{vocabulary}:{code}")
-    return tuple(found)
-
-
-def _patient_of(resource: Mapping[str, Any]) -> str:
-    reference = (resource.get("subject") or resource.get("patient") or {}).get("reference")
-    return _last(str(reference or ""))
-
-
-def _last(address: str) -> str:
-    """Return the identifier in a reference: Patient/1, an address, or urn:uuid:1."""
-    return re.split(r"[/:]", address.partition("/_history/")[0])[-1]
-
-
-def _start(value: Any) -> str | None:
-    if isinstance(value, dict):
-        value = value.get("start")
-    return value if isinstance(value, str) else None
-
-
-def _day(text: Any) -> date | None:
-    """Return the day of a date or a time; None where it is not to the day."""
-    found = _DAY.match(text) if isinstance(text, str) else None
-    try:
-        return date.fromisoformat(found[0]) if found else None
-    except ValueError:
-        return None
+def _subject_of(resource: Mapping[str, Any]) -> str:
+    return reference_of(resource.get("subject") or resource.get("patient"))
 
 
 def _by_day(event: Event) -> date:

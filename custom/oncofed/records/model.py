@@ -17,6 +17,13 @@ from oncofed.records.spec import CohortSpec
 Period = tuple[date, date]
 
 
+def covered(first: date | None, last: date | None, today: date) -> Period | None:
+    """Return a period that records can cover: it ends today at the latest; None where there is none."""
+    if first is None or last is None or first > min(last, today):
+        return None
+    return first, min(last, today)
+
+
 @dataclass(frozen=True)
 class Person:
     """A person of a source.
@@ -80,5 +87,5 @@ class Source(Protocol):
         """Return the records that a cohort asks for.
 
         Raises:
-            DataError: the source cannot be read, or knows none of a concept set's codes.
+            DataError: the source cannot be read, or lacks codes that a cohort needs.
         """

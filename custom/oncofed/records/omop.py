@@ -7,6 +7,7 @@ tested. Everything is read in one transaction that cannot write.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import stat
 from collections import defaultdict
@@ -20,12 +21,14 @@ import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from oncofed.errors import DataError, SpecError
-from oncofed.records.model import Event, Period, Person, Records
+from oncofed.records.model import Event, Period, Person, Records, covered
 from oncofed.records.spec import CohortSpec, ConceptSet, NamedOutcome, OmopSource, ValueOutcome
 
 _ROWS_AT_ONCE = 20_000
 # OMOP's concepts of table person.
 _SEX = {8507: "male", 8532: "female", 8521: "other"}
+# OMOP's concept of "=", and where there is no operator. Less than 20 is no number.
+_EQUAL = {4172703, 0, None}
 _MIDDLE_OF_A_YEAR, _MIDDLE_OF_A_MONTH = 7, 15
 
 
@@ -37,13 +40,14 @@ class _Table:
     concept: str
     day: str
     has_values: bool = False
+    operator: str = ""
 
 
 _TABLES = {
     "condition": _Table("condition_occurrence", "condition_concept_id", "condition_start_date"),
     "procedure": _Table("procedure_occurrence", "procedure_concept_id", "procedure_date"),
     "drug": _Table("drug_exposure", "drug_concept_id", "drug_exposure_start_date"),
-    "measurement": _Table("measurement", "measurement_concept_id", "measurement_date", has_values=True),
+    "measurement": _Table("measurement", "measurement_concept_id", "measurement_date", True, "operator_concept_id"),
     "observation": _Table("observation", "observation_concept_id", "observation_date", has_values=True),
 }
 
@@ -149,6 +153,7 @@ class _Reading:
         self._doing = doing
         self._queries: list[tuple[str, str]] = []
         self._faults: dict[str, int] = defaultdict(int)
+        self._today = date.today()
 
     def records(self) -> Records:
         """Return all that the cohort asks for."""
@@ -208,10 +213,12 @@ class _Reading:
     def _with_descendants(self, codes: Sequence[str], descendants: bool) -> Any:
         table = self._concept()
         named = sa.select(table.c.concept_id).where(sa.or_(*(_has_code(table, code) for code in codes)))
-        relation = self._vocabulary("concept_relationship", "concept_id_1", "concept_id_2", "relationship_id")
-        # Clinical tables hold standard concepts; those of ICD, say, are mapped to them.
+        columns = ("concept_id_1", "concept_id_2", "relationship_id", "invalid_reason")
+        relation = self._vocabulary("concept_relationship", *columns)
+        # Clinical tables hold standard concepts; those of ICD, say, are mapped to them. Loaders write NULL as "", too.
+        is_valid = sa.func.coalesce(relation.c.invalid_reason, "") == ""
         mapped = sa.select(relation.c.concept_id_2.label("concept_id")).where(
-            relation.c.relationship_id == "Maps to", relation.c.concept_id_1.in_(named)
+            relation.c.relationship_id == "Maps to", is_valid, relation.c.concept_id_1.in_(named)
         )
         both = sa.union(named, mapped)
         if not descendants:
@@ -237,7 +244,8 @@ class _Reading:
         """Return person -> events of a concept set, in order of their days."""
         at = _TABLES[concept.domain]
         extra = ("value_as_number", "unit_concept_id", "unit_source_value", "value_as_concept_id")
-        table = self._clinical(at.name, "person_id", at.concept, at.day, *(extra if at.has_values else ()))
+        more = (*(extra if at.has_values else ()), *((at.operator,) if at.operator else ()))
+        table = self._clinical(at.name, "person_id", at.concept, at.day, *more)
         chosen = self._identifiers(concept).subquery()
         used = [*self._spec.targets.values(), *self._spec.covariates.values()]
         columns, joined = [table.c.person_id, table.c[at.day]], table
@@ -248,6 +256,7 @@ class _Reading:
             is_unit = sa.and_(unit.c.concept_id == table.c.unit_concept_id, unit.c.vocabulary_id == "UCUM")
             joined = joined.outerjoin(unit, is_unit)
             columns += [table.c.value_as_number, sa.func.coalesce(unit.c.concept_code, table.c.unit_source_value)]
+            columns.append(table.c[at.operator] if at.operator else sa.null())
         if codes and at.has_values:
             value = self._concept().alias("value")
             joined = joined.outerjoin(value, value.c.concept_id == table.c.value_as_concept_id)
@@ -269,10 +278,14 @@ class _Reading:
             found = self._day(day)
             if found is None:
                 continue
-            number, unit_code = (rest.pop(0), rest.pop(0)) if numbers else (None, None)
+            if found > self._today:
+                self._faults["a date after today"] += 1
+                continue
+            number, unit_code, operator = (rest.pop(0), rest.pop(0), rest.pop(0)) if numbers else (None, None, None)
             pairs = zip(rest[::2], rest[1::2], strict=True)
             told = tuple(f"{vocabulary}:{code}" for vocabulary, code in pairs if code and vocabulary != "None")
-            events[str(person)].append(Event(found, None if number is None else float(number), unit_code or "", told))
+            value_found = _number(number) if operator in _EQUAL else None
+            events[str(person)].append(Event(found, value_found, unit_code or "", told))
         return {person: sorted(found, key=_by_day) for person, found in events.items()}
 
     def _persons(self) -> dict[str, Person]:
@@ -295,6 +308,9 @@ class _Reading:
         for identifier, source, sex, year, month, day, died, when in self._rows(query):
             key = source if self._source.person == "person_source_value" else identifier
             on = self._day(when) if when is not None else None
+            if on and on > self._today:
+                self._faults["a date after today"] += 1
+                on = None
             persons[str(identifier)] = Person(
                 "" if key is None else str(key),
                 _born(year, month, day),
@@ -306,21 +322,26 @@ class _Reading:
         return persons
 
     def _observed(self) -> dict[str, list[Period]]:
-        """Return person -> periods that records cover."""
+        """Return person -> periods that records cover, up to today; of visits from the first one to the last."""
+        of_visits = self._spec.follow_up != "observation_period"
         if self._spec.follow_up == "observation_period":
             first, last = "observation_period_start_date", "observation_period_end_date"
             table = self._clinical("observation_period", "person_id", first, last)
-            query = sa.select(table.c.person_id, table.c[first], table.c[last])
+            end = table.c[last]
         else:
             first, last = "visit_start_date", "visit_end_date"
             table = self._clinical("visit_occurrence", "person_id", first, last)
-            end = sa.func.max(sa.func.coalesce(table.c[last], table.c[first]))
-            query = sa.select(table.c.person_id, sa.func.min(table.c[first]), end).group_by(table.c.person_id)
+            end = sa.func.coalesce(table.c[last], table.c[first])
+        query = sa.select(table.c.person_id, table.c[first], end)
         periods: dict[str, list[Period]] = defaultdict(list)
         for person, begin, stop in self._rows(query.where(table.c.person_id.in_(self._members()))):
-            days = self._day(begin), self._day(stop)
-            if days[0] and days[1]:
-                periods[str(person)].append((days[0], days[1]))
+            # A visit that is planned begins after today.
+            period = covered(self._day(begin), self._day(stop), self._today)
+            own = periods[str(person)]
+            if period and of_visits and own:
+                own[0] = min(own[0][0], period[0]), max(own[0][1], period[1])
+            elif period:
+                own.append(period)
         return periods
 
     # --- queries
@@ -362,6 +383,15 @@ def _has_code(table: Any, code: str) -> Any:
 
 def _by_day(event: Event) -> date:
     return event.day
+
+
+def _number(value: Any) -> float | None:
+    """Return a number as databases give it; None for a text that is none, which no message may hold."""
+    try:
+        found = None if value is None else float(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return found if found is not None and math.isfinite(found) else None
 
 
 def _born(year: int | None, month: int | None, day: int | None) -> date | None:
