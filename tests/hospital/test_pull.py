@@ -211,6 +211,23 @@ def test_a_study_of_another_patient_is_fetched_again(
     assert len(images(out)) == SLICES
 
 
+@pytest.mark.parametrize("protocol", ["web", "get"])
+def test_objects_of_another_patient_under_the_same_study_are_not_kept(
+    orthanc: Orthanc, run: Callable[..., Outcome], tmp_path: Path, protocol: str
+) -> None:
+    files = add_study(orthanc, tmp_path / "in", "MRN-1")
+    study = str(pydicom.dcmread(files[0]).StudyInstanceUID)
+    add_study(orthanc, tmp_path / "in", "MRN-2", StudyInstanceUID=study)
+    pacs, out = write_pacs(tmp_path, orthanc.pacs(protocol, patience_minutes=0)), tmp_path / "out"
+    arguments = ("data", "pull", table(tmp_path, "MRN-1"), "--from", pacs, "--out", out)
+    pulled = run(*arguments, "--json")
+    assert pulled.status == 0, pulled.text
+    values = json.loads(pulled.output)
+    assert (values["objects"], values["not_asked_for"]) == (SLICES, SLICES)
+    assert {str(pydicom.dcmread(file).PatientID) for file in images(out)} == {"MRN-1"}
+    assert f"{SLICES} things came" in run(*arguments).text
+
+
 def test_images_are_deidentified_where_the_policy_says_so(
     orthanc: Orthanc, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:

@@ -363,11 +363,13 @@ class _Pull:
 
     def _has(self, series: Series, instance: str, owner: str) -> bool:
         line = self._log.line(series.uid, instance)
-        return line is not None and line.state != "vanished" and line.patient == owner
+        there = line is not None and line.state != "vanished" and line.patient == owner
+        return there or self._landing.is_others(series.uid, instance)
 
     def _count(self, series: Series, owner: str) -> int:
         lines = self._log.series(series.uid).values()
-        return sum(line.state != "vanished" and line.patient == owner for line in lines)
+        there = sum(line.state != "vanished" and line.patient == owner for line in lines)
+        return there + self._landing.count_of_others(series.uid)
 
     # --- patience
 
