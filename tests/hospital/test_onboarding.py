@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import stat
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 
 import made_records as made
 from dicoms import make_series, volume
+from oncofed.privacy.policy import Policy
 from orthancs import Orthanc, why_no_orthanc
 from synthetic import make_site
 
@@ -115,6 +117,55 @@ def test_images_come_from_the_archive_and_outcomes_find_them(
     assert found["cases"] == found["cases with an outcome"] == 1
     table = (folder / "workspace" / "datasets" / "lung" / "cohort" / "outcomes.csv").read_text()
     assert ("PAT-" in table) is not deidentify
+
+
+@pytest.mark.skipif(bool(why_no_orthanc()), reason=why_no_orthanc() or "there is one")
+def test_who_left_the_cohort_or_the_archive_leaves_the_dataset(study: Path, run) -> None:  # type: ignore[no-untyped-def]
+    folder, kit = study.parent, study.parent / "kit"
+    (kit / "startup").mkdir(parents=True)
+    (kit / "local").mkdir()
+    (kit / "local" / "policy.json").write_text(Policy().model_dump_json(by_alias=True))
+    arguments = ("data", "onboard", study, "--site", kit, "--workspace", folder / "workspace")
+    with Orthanc(folder / "orthanc") as orthanc:
+        for number in range(1, 7):
+            patient = f"PAT-{number}"
+            sent = make_series(folder / "sent" / patient, volume(), patient=patient, modality="CT")
+            orthanc.add(sent)
+        (folder / "pacs.yaml").write_text(yaml.safe_dump(orthanc.pacs("web")))
+        values = yaml.safe_load(study.read_text())
+        values["images"] = {"folder": "pulled", "pacs": "pacs.yaml"}
+        study.write_text(yaml.safe_dump(values))
+        (folder / "job.yaml").write_text(_JOB.replace("modality: mri", "modality: ct"))
+        first = json.loads(run(*arguments, "--json").output)
+        assert any("the archive has nothing for" in note for note in first["pull"])
+        kept = {row["patient"]: row["file"] for row in _rows(folder / "pulled" / "pulled.csv")}
+        assert first["figures"]["cases"] == len(kept) >= 4
+        text = (folder / "crosswalk.csv").read_text()
+        gone = next(n for n in range(1, 7) if f"\nPAT-{n}" in (_tables(folder) / "patients.csv").read_text())
+        (folder / "crosswalk.csv").write_text(
+            "".join(line for line in text.splitlines(keepends=True) if not line.endswith(f",PAT-{gone}\n"))
+        )
+        second = run(*arguments)
+        assert f"cases {len(kept)}, now {len(kept) - 1}" in second.text
+        assert "objects here are not of this cohort" in second.text
+        # Another one's study is deleted in the archive.
+        orthanc.call("DELETE", f"/patients/{orthanc.call('GET', '/patients')[0]}")
+        (folder / "crosswalk.csv").write_text(text)
+        third = json.loads(run(*arguments, "--json").output)
+    assert third["figures"]["cases"] == len(kept) - 1
+    assert any("have vanished from the archive" in note for note in third["pull"])
+    assert "have vanished from the archive" in Path(third["page"]).read_text()
+    told = (kit / "audit" / "audit.jsonl").read_text()
+    assert told.count("images pulled from the archive") == 3
+
+
+def _tables(folder: Path) -> Path:
+    return folder / "workspace" / "datasets" / "lung" / "cohort"
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as content:
+        return list(csv.DictReader(content))
 
 
 def test_a_mistake_in_the_file_is_named(study: Path, run) -> None:  # type: ignore[no-untyped-def]

@@ -211,18 +211,45 @@ def test_a_study_of_another_patient_is_fetched_again(
     assert len(images(out)) == SLICES
 
 
+@pytest.mark.parametrize("protocol", ["web", "get"])
+def test_objects_of_another_patient_under_the_same_study_are_not_kept(
+    orthanc: Orthanc, run: Callable[..., Outcome], tmp_path: Path, protocol: str
+) -> None:
+    files = add_study(orthanc, tmp_path / "in", "MRN-1")
+    study = str(pydicom.dcmread(files[0]).StudyInstanceUID)
+    add_study(orthanc, tmp_path / "in", "MRN-2", StudyInstanceUID=study)
+    pacs, out = write_pacs(tmp_path, orthanc.pacs(protocol, patience_minutes=0)), tmp_path / "out"
+    arguments = ("data", "pull", table(tmp_path, "MRN-1"), "--from", pacs, "--out", out)
+    pulled = run(*arguments, "--json")
+    assert pulled.status == 0, pulled.text
+    values = json.loads(pulled.output)
+    assert (values["objects"], values["not_asked_for"]) == (SLICES, SLICES)
+    assert {str(pydicom.dcmread(file).PatientID) for file in images(out)} == {"MRN-1"}
+    assert f"{SLICES} things came" in run(*arguments).text
+
+
+@pytest.mark.parametrize("is_named", [True, False])
 def test_images_are_deidentified_where_the_policy_says_so(
-    orthanc: Orthanc, run: Callable[..., Outcome], tmp_path: Path
+    orthanc: Orthanc,
+    run: Callable[..., Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_named: bool,
 ) -> None:
     add_study(orthanc, tmp_path / "in", "MRN-1")
     add_study(orthanc, tmp_path / "in", "MRN-2", BurnedInAnnotation="YES")
     kit = tmp_path / "kit"
     (kit / "local").mkdir(parents=True)
+    (kit / "startup").mkdir()
     policy = Policy.model_validate({"pacs": {"deidentify": True}})
     (kit / "local" / "policy.json").write_text(policy.model_dump_json(by_alias=True), encoding="utf-8")
     pacs, out = write_pacs(tmp_path, orthanc.pacs("web")), tmp_path / "out"
     command = ("data", "pull", table(tmp_path, "MRN-1", "MRN-2"), "--from", pacs, "--out", out)
-    more = ("--site", kit, "--workspace", tmp_path / "workspace")
+    more: tuple[object, ...] = ("--workspace", tmp_path / "workspace")
+    if is_named:
+        more = ("--site", kit, *more)
+    else:
+        monkeypatch.chdir(kit)
     pulled = run(*command, *more)
     assert pulled.status == 0, pulled.text
     assert len(images(out)) == SLICES
@@ -233,6 +260,7 @@ def test_images_are_deidentified_where_the_policy_says_so(
     assert "images pulled from the archive" in (kit / "audit" / "audit.jsonl").read_text(encoding="utf-8")
     again = json.loads(run(*command, *more, "--json").output)
     assert (again["objects"], again["left_out"], again["there"]) == (0, {}, 2 * SLICES)
+    monkeypatch.chdir(tmp_path)
     other = run(*command, "--workspace", tmp_path / "workspace")
     assert other.status == 2
     assert "its images are de-identified, and these would not be" in other.text

@@ -82,6 +82,18 @@ def test_what_oncofed_made_is_stored_once(
     assert "MRN-1" not in "".join(entries)
 
 
+def test_what_another_archive_stored_is_sent(orthanc: Orthanc, run: Callable[..., Outcome], tmp_path: Path) -> None:
+    orthanc.clear()
+    folder, site = predictions(tmp_path / "predictions"), kit(tmp_path / "kit", push=True)
+    pacs = tmp_path / "pacs.yaml"
+    with Orthanc(tmp_path / "clinical") as clinical:
+        for archive, sent in ((orthanc, 1), (clinical, 1), (orthanc, 0)):
+            pacs.write_text(yaml.safe_dump(archive.pacs("web")), encoding="utf-8")
+            outcome = json.loads(run("data", "push", folder, "--to", pacs, "--site", site, "--json").output)
+            assert (outcome["sent"], outcome["before"]) == (sent, 1 - sent)
+        assert orthanc.count == clinical.count == 1
+
+
 def test_where_the_policy_forbids_it_nothing_is_sent(
     orthanc: Orthanc, run: Callable[..., Outcome], tmp_path: Path
 ) -> None:

@@ -20,6 +20,7 @@ from oncofed.cli.common import (
     progress_console,
     typed_workspace,
 )
+from oncofed.cli.resolve import kit_of
 from oncofed.loopback import is_loopback
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from oncofed.hospital.settings import PacsSettings
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
-_MOST_LINES = 20
 
 
 def pull(
@@ -40,7 +40,10 @@ def pull(
     out: Annotated[Path, typer.Option(help="Folder of the pull; new, or that of an earlier pull, which goes on.")],
     site: Annotated[
         Path | None,
-        typer.Option(envvar="ONCOFED_SITE", help="The site's kit: its policy may ask for more, its log tells it."),
+        typer.Option(
+            envvar="ONCOFED_SITE",
+            help="The site's kit: its policy may ask for more, its log tells it; by default this folder.",
+        ),
     ] = None,
     key: Annotated[
         Path | None,
@@ -62,19 +65,19 @@ def pull(
     """
     keep_caches_in(workspace)
     from oncofed.hospital.cohort import read_cohort
-    from oncofed.hospital.pull import PullOptions, deidentify_options
+    from oncofed.hospital.pull import PullOptions, deidentify_options, record
     from oncofed.hospital.pull import pull as fetch
     from oncofed.hospital.settings import read_pacs
 
-    settings = read_pacs(pacs)
+    settings, kit = read_pacs(pacs), kit_of(site)
     options = PullOptions(
-        read_cohort(cohort), settings, out, key or workspace / "deidentify" / "key", deidentify_options(settings, site)
+        read_cohort(cohort), settings, out, key or workspace / "deidentify" / "key", deidentify_options(settings, kit)
     )
     console = progress_console(json)
     notify = lambda text: console.print(escape(text))  # noqa: E731
     _warn_of_plain(settings)
-    if site is not None:
-        _record(site, settings, options.cohort.digest)
+    if kit is not None:
+        record(kit, options)
     with ended_by_signals(), progress_bars(console, shows_rate=True) as advance:
         outcome = fetch(options, advance, notify)
     values = _pull_values(outcome)
@@ -118,12 +121,6 @@ def push(
         raise typer.Exit(1)
 
 
-def _record(site: Path, settings: PacsSettings, digest: str) -> None:
-    from oncofed.audit import AuditLog
-
-    AuditLog(site).write("images pulled from the archive", cohort=digest, host=settings.host)
-
-
 def _warn_of_plain(settings: PacsSettings) -> None:
     if not settings.is_encrypted and not is_loopback(settings.host):
         plain_console(stderr=True).print(
@@ -155,52 +152,17 @@ def _pull_values(outcome: PullOutcome) -> dict[str, object]:
 
 
 def _show_pull(outcome: PullOutcome, out: Path) -> None:
+    from oncofed.hospital.notes import notes
+
     console, plan, arrived = plain_console(), outcome.plan, outcome.arrived
     console.print(f"{outcome.patients:,} patients, {len(plan.studies):,} studies, {len(plan.series):,} series")
     console.print(f"{arrived.objects:,} objects fetched ({arrived.bytes / 1e6:,.1f} MB), {outcome.there:,} were here")
-    for line in _notes(outcome):
+    for line in notes(outcome):
         console.print(f"[yellow]note[/] {escape(line)}")
     register = ["oncofed", "data", "register", str(out / "images"), "--dataset", "NAME", *typed_workspace()]
     console.print(f"Which object is which file: {escape(str(out / 'pulled.csv'))}. It stays here.")
     if outcome.there or arrived.objects:
         console.print(f"Next: {shlex.join(register)}")
-
-
-def _notes(outcome: PullOutcome) -> list[str]:
-    """Return what a person should know, without a name of a patient."""
-    plan, arrived = outcome.plan, outcome.arrived
-    lines = [f"{count:,} objects were not kept: {why}" for why, count in arrived.left_out.items()]
-    counted = [
-        (
-            outcome.missing,
-            f"objects did not arrive, though the archive names them{f' ({outcome.why})' if outcome.why else ''}",
-        ),
-        (outcome.vanished, "objects have vanished from the archive since; their files stay here"),
-        (outcome.elsewhere, "objects here are not of this cohort; their files stay"),
-        (outcome.moved, "studies are another patient's now, as after a merge: they were fetched again"),
-        (outcome.lost, "files were gone or changed here: they were fetched again"),
-        (arrived.unasked + plan.unasked, "things came that nobody asked for: they were not kept"),
-    ]
-    lines += [f"{count:,} {what}" for count, what in counted if count]
-    if plan.not_found:
-        lines.append(f"the archive has nothing for {_rows(plan.not_found)} of the table")
-    if plan.of_several:
-        lines.append(
-            f"{_rows(plan.of_several)} of the table: their accession number is of several patients, and none was "
-            "taken. Add a column patient_id"
-        )
-    if outcome.groups:
-        groups = "; ".join(" and ".join(group) for group in outcome.groups[:_MOST_LINES])
-        lines.append(
-            f"{len(outcome.groups)} persons (by name, birth date and sex) have images under several patient IDs, whose "
-            f"digests in pulled.csv are {groups}: a split by patient may put one person on both sides"
-        )
-    return lines
-
-
-def _rows(lines: list[int]) -> str:
-    shown = ", ".join(map(str, lines[:_MOST_LINES])) + (", …" if len(lines) > _MOST_LINES else "")
-    return f"{len(lines)} rows (lines {shown})"
 
 
 def _show_push(outcome: PushOutcome) -> None:

@@ -14,6 +14,7 @@ from oncofed.cli.common import (
     Workspace,
     datasets_folder,
     ended_by_signals,
+    escape,
     keep_caches_in,
     plain_console,
     progress_bars,
@@ -45,8 +46,10 @@ def onboard(
     from oncofed.hospital.onboarding import read_study
 
     study = read_study(file)
-    with ended_by_signals(), progress_bars(progress_console(json)) as advance:
-        done = bring(study, datasets_folder(workspace), kit_of(site), workspace / "deidentify" / "key", advance)
+    console, key = progress_console(json), workspace / "deidentify" / "key"
+    notify = lambda text: console.print(escape(text))  # noqa: E731
+    with ended_by_signals(), progress_bars(console) as advance:
+        done = bring(study, datasets_folder(workspace), kit_of(site), key, advance, notify)
     if json:
         typer.echo(jsonlib.dumps(_values(done), indent=2))
     else:
@@ -62,6 +65,7 @@ def _values(done: Onboarded) -> dict[str, object]:
         "may_train": done.report.may_train,
         "why_not": done.report.why_not,
         "figures": done.figures,
+        "pull": done.notes,
         "changes": [{"what": what, "then": then, "now": now} for what, then, now in done.differences],
         "cohort_changes": vars(done.changes) if done.changes else None,
     }
@@ -71,6 +75,8 @@ def _show(done: Onboarded) -> None:
     console = plain_console()
     for name, number in done.figures.items():
         console.print(f"{name}: {number:,}")
+    for line in done.notes:
+        console.print(f"[yellow]note[/] {escape(line)}")
     for name, then, now in done.differences:
         console.print(f"since the last time: {name} {then:,}, now {now:,}")
     if done.changes:

@@ -74,7 +74,7 @@ def register(options: RegisterOptions, progress: Progress | None = None) -> Mani
         options = replace(options, patient_from=before.patient_from if before else "id")
     prefix = _link(source, out)
     progress("looking for files", 0, 0)
-    found = _files_to_read(source, out)
+    found = _files_to_read(source, out, options.only)
     if options.features:
         as_stores(found)
     files = found.files
@@ -190,14 +190,17 @@ def _require_table(
         )
 
 
-def _files_to_read(source: Path, out: Path) -> Found:
-    """Return a folder's files, without those of the dataset."""
+def _files_to_read(source: Path, out: Path, only: frozenset[str] | None) -> Found:
+    """Return a folder's files, without those of the dataset and those that nobody wants."""
     found = find_files(source)
     if out.is_relative_to(source):
         own = f"{out.relative_to(source)}/"
         found.files = [path for path in found.files if not path.startswith(own)]
         found.left_out = {path: why for path, why in found.left_out.items() if not path.startswith(own)}
         found.left_out[own] = "the dataset's own folder"
+    if only is not None:
+        found.left_out |= dict.fromkeys((path for path in found.files if path not in only), "not of the cohort")
+        found.files = [path for path in found.files if path in only]
     return found
 
 

@@ -38,6 +38,7 @@ class RegisterOptions:
         features: slides bring their features, of which the user states this; None: they do not.
         patients_of: folder of a registered dataset of this site whose salt hashes patients here, too; None: its own.
         slides: a table whose slides are whose patients', beside ``table`` of the patients; None: none.
+        only: paths inside the folder that are read; None: all.
     """
 
     source: Path
@@ -54,6 +55,7 @@ class RegisterOptions:
     features: FeatureOptions | None = None
     slides: Path | None = None
     patients_of: Path | None = None
+    only: frozenset[str] | None = None
 
 
 def parse_labels(text: str) -> dict[int, str]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pydicom
 import requests
@@ -37,7 +37,8 @@ from oncofed.hospital.settings import DicomWebSettings, read_secret
 
 _CONNECT_SECONDS, _SILENCE_SECONDS = 10.0, 120.0
 _CHUNK = 256 << 10
-_PAGE, _SMALLEST_PAGE = 5000, 100
+_PAGE = 5000
+_PORTS = {"http": 80, "https": 443}
 _UID = re.compile(r"[0-9.]{1,64}")
 _BOUNDARY = re.compile(r'boundary="?([^";,]{1,70})"?')
 # Any transfer syntax, that is the one in which the archive has it: PS3.18, section 8.7.3.5.2.
@@ -60,6 +61,31 @@ class _Bearer(AuthBase):
         return request
 
 
+class _Session(requests.Session):
+    """Trusts those alone that its settings name, and follows no request to another address."""
+
+    def merge_environment_settings(self, url, proxies, stream, verify, cert):  # type: ignore[no-untyped-def]
+        """Return how a request is sent."""
+        # Else REQUESTS_CA_BUNDLE goes before dicomweb.ca.
+        verify = self.verify if verify is None else verify
+        return super().merge_environment_settings(url, proxies, stream, verify, cert)
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Return where an answer sends a request on to.
+
+        Raises:
+            TransferError: it is another address, to which patients' IDs would go.
+        """
+        target: str | None = super().get_redirect_target(resp)
+        if target is not None and _origin(urljoin(resp.url, target)) != _origin(resp.url):
+            resp.close()
+            raise TransferError(
+                "the archive sends requests on to another host, port or scheme, which are not followed. If that is the "
+                "archive, too, name it in dicomweb.url"
+            )
+        return target
+
+
 class DicomWebArchive:
     """One connection to a DICOMweb service.
 
@@ -74,7 +100,7 @@ class DicomWebArchive:
         for name in ("urllib3", "dicomweb_client", "requests"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # they log addresses, in which patients' IDs stand
         self._settings = settings
-        self._session = requests.Session()
+        self._session = _Session()
         # Images do not shrink much, and an archive would spend its time on it.
         self._session.headers["Accept-Encoding"] = "identity"
         self._session.verify = str(settings.ca) if settings.ca else True
@@ -223,7 +249,7 @@ class DicomWebArchive:
         offset = 0
         while True:
             results = self._asked(lambda offset=offset: page(offset))  # type: ignore[misc]
-            if results is None and is_there:
+            if results is None and is_there and not offset:
                 raise TransferError("the archive has no DICOMweb at this address (status 404). Expected another url")
             results = results or []
             if not all(isinstance(values, dict) for values in results):
@@ -233,7 +259,7 @@ class DicomWebArchive:
             found |= fresh
             offset += len(results)
             # Some archives have a smaller page than was asked for: one that is not full may not be the last.
-            if not fresh or len(results) < _SMALLEST_PAGE:
+            if not fresh:
                 return list(found.values())
 
     def _asked(self, ask: Callable[[], _Found], again: bool = True) -> _Found | None:
@@ -291,6 +317,11 @@ def _plain_errors() -> Iterator[None]:
         timed_out = isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError)
         why = "nothing came in time" if timed_out else "the connection failed or broke off"
         raise ArchiveAwayError(f"the archive does not answer ({why})") from None
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
 
 
 def _take_whole(chunks: Iterator[bytes], begin: Callable[[], Arriving]) -> None:

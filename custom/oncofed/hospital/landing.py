@@ -14,6 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import BinaryIO
 
+from pydicom import dcmread
+
 from oncofed.atomic import flush_to_disk
 from oncofed.data.deidentify import LeftOut, Options, deidentified_file
 from oncofed.data.dicom.header_types import ObjectHeader
@@ -44,7 +46,7 @@ class Arrived:
         objects: number of objects kept.
         bytes: of them, as they arrived.
         left_out: why -> number of objects that were not kept.
-        unasked: number of objects that are broken, or that nobody asked for.
+        unasked: number of objects that are broken, another patient's than their study, or that nobody asked for.
     """
 
     objects: int = 0
@@ -83,6 +85,7 @@ class Landing:
         self._key, self._options, self._keep_free = key, options, keep_free
         self.arrived = Arrived()
         self._expected: dict[str, Series] = {}
+        self._others: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
         self._arriving = folder / _ARRIVING
         self._arriving.mkdir(mode=0o700, exist_ok=True)
@@ -96,6 +99,16 @@ class Landing:
     def expect(self, series: Series) -> None:
         """Let a series' objects in."""
         self._expected[series.uid] = series
+
+    def is_others(self, series: str, instance: str) -> bool:
+        """Return whether an object arrived that is another patient's than its study."""
+        with self._lock:
+            return (series, instance) in self._others
+
+    def count_of_others(self, series: str) -> int:
+        """Return the number of a series' objects that are another patient's than its study."""
+        with self._lock:
+            return sum(uid == series for uid, _ in self._others)
 
     def begin(self, sop_class: str, instance: str, syntax: str) -> ArrivingFile:
         """Open a file for an object that begins to arrive.
@@ -139,7 +152,8 @@ class Landing:
     def keep(self, path: Path, announced: tuple[str, str], sha256: str, size: int) -> None:
         """Make a complete object a file of the folder, and log it.
 
-        What is broken, or was not asked for, is not kept: the pull finds out what has not arrived.
+        What is broken, or was not asked for, is not kept: the pull finds out what has not arrived. Nor is what is
+        another patient's than the archive says of its study.
 
         Raises:
             DiskFullError: it cannot be written.
@@ -153,6 +167,11 @@ class Landing:
             or (announced[0] and announced != (header.sop_class, header.instance))
         ):
             with self._lock:
+                self.arrived.unasked += 1
+            return
+        if _patient_id(path) != series.study.patient:
+            with self._lock:
+                self._others.add((series.uid, header.instance))
                 self.arrived.unasked += 1
             return
         line = Line(
@@ -292,6 +311,15 @@ class ArrivingFile:
         if file is not None:
             with contextlib.suppress(OSError):
                 file.close()
+
+
+def _patient_id(path: Path) -> str | None:
+    """Return an object's PatientID; None: it cannot be read."""
+    try:
+        header = dcmread(path, stop_before_pixels=True, force=True, specific_tags=["PatientID"])
+        return str(header.get("PatientID") or "").strip()
+    except Exception:  # noqa: BLE001 - a broken object raises any type of error, with values in its text
+        return None
 
 
 @contextlib.contextmanager

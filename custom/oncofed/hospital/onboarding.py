@@ -23,7 +23,9 @@ from oncofed.data.register import register
 from oncofed.data.register_options import RegisterOptions
 from oncofed.data.target_columns import parse_targets
 from oncofed.hospital.cohort import read_cohort as read_patients
-from oncofed.hospital.pull import PullOptions, deidentify_options, pull
+from oncofed.hospital.landing import IMAGES
+from oncofed.hospital.notes import notes
+from oncofed.hospital.pull import PullOptions, PullOutcome, deidentify_options, pull, record
 from oncofed.hospital.settings import read_pacs
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.private_files import write_private
@@ -78,6 +80,7 @@ class Onboarded:
         report: the dataset against the job.
         cohort: who was selected; None: the study has no cohort.
         changes: of the cohort since the last time; None: there was none.
+        pulled: what the archive had; None: nothing is pulled.
         figures: name -> number, of this time.
         before: the same of the last time; empty: it is the first.
     """
@@ -88,8 +91,14 @@ class Onboarded:
     report: Report
     cohort: Cohort | None = None
     changes: Changes | None = None
+    pulled: PullOutcome | None = None
     figures: dict[str, int] = field(default_factory=dict)
     before: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of the pull; it names no patient."""
+        return notes(self.pulled) if self.pulled else []
 
     @property
     def differences(self) -> list[tuple[str, int, int]]:
@@ -115,7 +124,14 @@ def read_study(file: Path) -> Study:
     return study.model_copy(update={"images": images, "cohort": cohort, "job": job})
 
 
-def onboard(study: Study, datasets: Path, kit: Path | None, key_file: Path, progress: Progress) -> Onboarded:
+def onboard(
+    study: Study,
+    datasets: Path,
+    kit: Path | None,
+    key_file: Path,
+    progress: Progress,
+    notify: Callable[[str], None],
+) -> Onboarded:
     """Select, pull, register and check; write the page.
 
     Args:
@@ -124,13 +140,14 @@ def onboard(study: Study, datasets: Path, kit: Path | None, key_file: Path, prog
         kit: the site's, for its audit log and policy; None: nothing is recorded.
         key_file: secret of the pseudonyms, where images are de-identified as they are pulled.
         progress: called as work goes on.
+        notify: called with a line of text that names no patient.
 
     Raises:
         DataError: a step cannot be done; what earlier steps made stays.
     """
     job = read_job(study.job, with_code=True)
     dataset = datasets / study.name
-    cohort, changes = (None, None)
+    cohort, changes, pulled = None, None, None
     tables = dataset / "cohort"
     images = study.images.folder
     if study.cohort:
@@ -141,20 +158,26 @@ def onboard(study: Study, datasets: Path, kit: Path | None, key_file: Path, prog
         cohort, changes = _select(study.cohort, tables, kit, named, progress)
         if settings:
             wanted = read_patients(tables / PATIENTS)
-            pull(PullOptions(wanted, settings, images, key_file, deidentify), progress, lambda line: None)
-            images = images / "images"
+            pulling = PullOptions(wanted, settings, images, key_file, deidentify)
+            if kit:
+                record(kit, pulling)
+            pulled = pull(pulling, progress, notify)
+            images = images / IMAGES
     options = RegisterOptions(
         images,
         study.name,
         dataset,
         table=tables / OUTCOMES if cohort else None,
         targets=parse_targets([str(tables / TARGETS)]) if cohort else None,
+        # What left the cohort or the archive stays in the pull's folder, and out of the dataset.
+        only=frozenset(name.partition("/")[2] for name in pulled.files) if pulled else None,
     )
     manifest = register(options, progress)
     progress("check", 0, 1)
     report = _checked(dataset, job)
     progress("check", 1, 1)
-    done = Onboarded(study, dataset, dataset / PAGE_FILE, report, cohort, changes, _figures(manifest, report, cohort))
+    figures = _figures(manifest, report, cohort)
+    done = Onboarded(study, dataset, dataset / PAGE_FILE, report, cohort, changes, pulled, figures)
     done.before = _last_figures(dataset / _FIGURES_FILE)
     write_private(done.page, _page(done, job, manifest).encode())
     write_private(dataset / _FIGURES_FILE, (json.dumps(done.figures, indent=2) + "\n").encode())

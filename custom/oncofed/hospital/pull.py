@@ -11,12 +11,13 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TypeVar
 
+from oncofed.audit import AuditLog
 from oncofed.data.deidentify import Options, read_key
 from oncofed.errors import SpecError, TransferError
 from oncofed.hospital.archive import (
@@ -84,6 +85,7 @@ class PullOutcome:
         missing: objects that the archive names and did not send.
         why: the last reason that the archive gave for not sending one.
         groups: keyed digests of PatientIDs that may be of one person.
+        files: paths inside the folder of what is here of the cohort, and still in the archive.
     """
 
     plan: Plan
@@ -97,6 +99,7 @@ class PullOutcome:
     missing: int = 0
     why: str = ""
     groups: list[tuple[str, ...]] = field(default_factory=list)
+    files: frozenset[str] = frozenset()
 
 
 def deidentify_options(settings: PacsSettings, kit: Path | None) -> Options | None:
@@ -117,6 +120,15 @@ def deidentify_options(settings: PacsSettings, kit: Path | None) -> Options | No
         if policy.pacs.deidentify and wanted is None:
             wanted = DeidentifySettings()
     return Options(wanted.keep_dates, wanted.keep_device, wanted.keep_burned_in) if wanted else None
+
+
+def record(kit: Path, options: PullOptions) -> None:
+    """Record a pull in a site's audit log.
+
+    Raises:
+        AuditError: it cannot be written.
+    """
+    AuditLog(kit).write("images pulled from the archive", cohort=options.cohort.digest, host=options.settings.host)
 
 
 def pull(options: PullOptions, progress: Progress, notify: Callable[[str], None]) -> PullOutcome:
@@ -207,6 +219,7 @@ class _Pull:
             outcome.patients = len({study.patient for study in plan.studies.values()})
             outcome.groups = [tuple(map(self._landing.digest, group)) for group in plan.one_person]
             self._fetch(plan)
+            outcome.files = frozenset(self._files(plan))
         except KeyboardInterrupt:
             self._notify(f"{self._landing.arrived.objects:,} objects arrived and are kept; the same command goes on")
             raise
@@ -214,6 +227,13 @@ class _Pull:
             self._stop.set()
             self._landing.clear()
         return outcome
+
+    def _files(self, plan: Plan) -> Iterator[str]:
+        for series in plan.series.values():
+            owner = self._landing.digest(series.study.patient)
+            for line in self._log.series(series.uid).values():
+                if line.state == "kept" and line.patient == owner:
+                    yield line.file
 
     def _look_for_vanished(
         self, plan: Plan, asked: Callable[[Callable[[Archive], list[object]]], list[object]]
@@ -363,11 +383,13 @@ class _Pull:
 
     def _has(self, series: Series, instance: str, owner: str) -> bool:
         line = self._log.line(series.uid, instance)
-        return line is not None and line.state != "vanished" and line.patient == owner
+        there = line is not None and line.state != "vanished" and line.patient == owner
+        return there or self._landing.is_others(series.uid, instance)
 
     def _count(self, series: Series, owner: str) -> int:
         lines = self._log.series(series.uid).values()
-        return sum(line.state != "vanished" and line.patient == owner for line in lines)
+        there = sum(line.state != "vanished" and line.patient == owner for line in lines)
+        return there + self._landing.count_of_others(series.uid)
 
     # --- patience
 

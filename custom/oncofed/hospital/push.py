@@ -51,7 +51,7 @@ def push(folder: Path, settings: PacsSettings, kit: Path, progress: Callable[[st
     """Send the DICOM objects that oncofed made of a folder; those that were sent before are not sent again.
 
     Args:
-        folder: of ``oncofed predict``; it keeps which objects were stored, by digest.
+        folder: of ``oncofed predict``; it keeps which objects each archive stored, by digest.
         settings: of the archive.
         kit: of the site, with its policy and audit log.
         progress: called with (step, number done, number in all).
@@ -74,7 +74,8 @@ def push(folder: Path, settings: PacsSettings, kit: Path, progress: Callable[[st
     files = _predictions(folder, outcome)
     if not files:
         raise DataError(f"{folder}: it holds no DICOM object that oncofed predict wrote. Predict with DICOM outputs")
-    stored = _stored(folder)
+    archives = _stored(folder)
+    stored = archives.setdefault(settings.address, set())
     new = {file: digest for file in files if (digest := _sha256(file)) not in stored}
     outcome.before = len(files) - len(new)
     if not new:
@@ -93,7 +94,8 @@ def push(folder: Path, settings: PacsSettings, kit: Path, progress: Callable[[st
             else:
                 outcome.sent += 1
                 stored.add(digest)
-                write_private(folder / LOG_FILE, (json.dumps(sorted(stored)) + "\n").encode())
+                values = {address: sorted(digests) for address, digests in archives.items()}
+                write_private(folder / LOG_FILE, (json.dumps(values) + "\n").encode())
             progress("sending", number, len(new))
     return outcome
 
@@ -126,10 +128,12 @@ def _why_not(header: Dataset) -> str:
     return ""
 
 
-def _stored(folder: Path) -> set[str]:
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return set(map(str, json.loads((folder / LOG_FILE).read_text(encoding="utf-8"))))
-    return set()
+def _stored(folder: Path) -> dict[str, set[str]]:
+    """Return the digests that each archive stored."""
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        found = json.loads((folder / LOG_FILE).read_text(encoding="utf-8"))
+        return {str(address): set(map(str, digests)) for address, digests in found.items()}
+    return {}
 
 
 def _sha256(file: Path) -> str:

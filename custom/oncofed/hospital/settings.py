@@ -122,6 +122,14 @@ class PacsSettings(StrictModel):
         return bool(self.dimse and self.dimse.tls)
 
     @property
+    def address(self) -> str:
+        """What tells this archive apart from others."""
+        if self.dicomweb:
+            return self.dicomweb.url
+        assert self.dimse is not None
+        return f"{self.dimse.called}@{self.dimse.host}:{self.dimse.port}"
+
+    @property
     def host(self) -> str:
         """The archive's host."""
         if self.dicomweb:
