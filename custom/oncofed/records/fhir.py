@@ -97,6 +97,7 @@ class _Reading:
         self._same: dict[str, str] = {}
         self._events: dict[str, dict[str, list[Event]]] = {name: defaultdict(list) for name in self._sets}
         self._visits: dict[str, list[date]] = defaultdict(list)
+        self._undated: set[str] = set()
         self._faults: Counter[str] = Counter()
         self._seen: set[tuple[str, str]] = set()
 
@@ -151,6 +152,8 @@ class _Reading:
         if found is None:
             why = "a date that is not to the day" if text and _YEAR.match(text) else "no date"
             self._faults[f"{kind}: {why}"] += 1
+            if self._spec.index.concept in wanted:
+                self._undated.add(_patient_of(resource))
             return
         quantity = resource.get("valueQuantity") or {}
         number = quantity.get("value")
@@ -196,6 +199,7 @@ class _Reading:
             if identifier in events[index]
         }
         records = Records(persons, events, queries, dict(self._faults))
+        records.undated = frozenset(self._same.get(person, person) for person in self._undated)
         if not self._has_hierarchy and any(concept.descendants for concept in self._spec.used_concepts.values()):
             records.notes.append(
                 "codes are matched as they stand, since FHIR has no hierarchy: name one by fhir.hierarchy, or list "
