@@ -122,7 +122,7 @@ def test_a_score_that_is_no_number_is_not_the_best_and_the_search_goes_on(spec: 
     assert first.best is first.rows[1]
     assert [row.trial for row in search(spec, trials, tmp_path, 3).rows] == [1, 2, 3]
     row = Row(trial=1, settings={"a": 1.0}, state="complete", score=float("nan"), scores={1: float("nan"), 2: 0.5})
-    assert (row.score, row.scores) == (None, {2: 0.5})
+    assert (row.state, row.score, row.scores) == ("failed", None, {2: 0.5})
     assert (
         Row.model_validate_json('{"trial": 1, "settings": {}, "state": "pruned", "scores": {"1": null}}').scores == {}
     )

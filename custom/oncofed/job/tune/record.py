@@ -8,7 +8,8 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
 from oncofed.atomic import write_whole
 from oncofed.errors import SpecError
@@ -59,6 +60,12 @@ class Row(_Part):
     def _are_numbers(cls, scores: dict[Any, float | None]) -> dict[Any, float]:
         # JSON has null for what is no number.
         return {turn: score for turn, score in scores.items() if score is not None and math.isfinite(score)}
+
+    @model_validator(mode="after")
+    def _is_complete_with_a_score(self) -> Self:
+        if self.state == "complete" and self.score is None:
+            self.state, self.why = "failed", "no site has a validation score"
+        return self
 
     @property
     def rounds(self) -> int:
@@ -112,7 +119,7 @@ class Record(_Part):
     @property
     def best(self) -> Row | None:
         """The trial with the best validation score of those that came to their end."""
-        complete = [row for row in self.rows if row.state == "complete" and row.score is not None]
+        complete = [row for row in self.rows if row.state == "complete"]
         return max(complete, key=_score, default=None)
 
     @property
