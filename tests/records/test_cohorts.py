@@ -7,7 +7,7 @@ import json
 import re
 import stat
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
@@ -140,10 +140,20 @@ def _spec(**changes: object) -> CohortSpec:
     return CohortSpec.model_validate({**values, **changes})
 
 
+def _cohort(
+    spec: CohortSpec,
+    persons: dict[str, Person],
+    undated: frozenset[str] = frozenset(),
+    /,
+    **events: dict[str, list[Event]],
+) -> Cohort:
+    found = {name: events.get(name, {}) for name in spec.used_concepts}
+    links = Links({"key": (Link("PAT"),), "other": (Link("OTHER"),)})
+    return select_cohort(Records(persons, found, undated=undated), spec, links)
+
+
 def _values(spec: CohortSpec, person: Person, **events: list[Event]) -> dict[str, str]:
-    found = {name: {"1": events.get(name, [])} for name in spec.used_concepts}
-    records = Records({"1": person}, found)
-    return dict(select_cohort(records, spec, Links({"key": (Link("PAT"),)})).rows[0].values)
+    return dict(_cohort(spec, {"1": person}, **{name: {"1": own} for name, own in events.items()}).rows[0].values)
 
 
 _INDEX = Event(date(2020, 1, 1))
@@ -167,7 +177,8 @@ def test_follow_up_ends_with_death_event_or_observation() -> None:
     assert (worse["survival_time"], worse["survival_event"]) == ("365", "0")
     # What was there on the day of the index is no progression, and what comes after the follow-up is not known.
     both = [Event(date(2020, 1, 1)), Event(date(2021, 6, 1))]
-    assert _values(spec, _person(), lung_cancer=[_INDEX], metastasis=both)["progression_event"] == "0"
+    until = _spec(follow_up="observation_period", omop={"url": "sqlite:///cdm.db"})
+    assert _values(until, _person(), lung_cancer=[_INDEX], metastasis=both)["progression_event"] == "0"
     undated = _values(spec, _person(died_undated=True), lung_cancer=[_INDEX])
     assert (undated["survival_time"], undated["progression_event"]) == ("", "")
 
@@ -192,7 +203,8 @@ def test_a_finding_is_negative_only_where_somebody_would_have_seen_it() -> None:
 
 
 def test_values_are_converted_taken_from_one_day_and_within_their_range() -> None:
-    spec = _spec()
+    cea_within = {"kind": "value", "concept": "cea", "unit": "ng/mL", "within": [-60, 60], "range": [0, 1000]}
+    spec = _spec(targets={"cea": cea_within})
     cea = [
         Event(date(2019, 12, 25), 9.0, "ng/mL"),
         Event(date(2020, 1, 3), 2000.0, "ng/L"),
@@ -211,9 +223,74 @@ def test_ages_above_89_are_one_category() -> None:
 
 
 def test_names_that_contradict_each_other_are_unknown() -> None:
-    first, second = (Event(date(2020, 1, 2), codes=(code,)) for code in ("SNOMED:13104003", "SNOMED:60333009"))
+    first, second = (Event(date(2019, 12, 31), codes=(code,)) for code in ("SNOMED:13104003", "SNOMED:60333009"))
     assert _values(_spec(), _person(), lung_cancer=[_INDEX], stage=[first])["stage"] == "I"
     assert _values(_spec(), _person(), lung_cancer=[_INDEX], stage=[first, second])["stage"] == ""
+
+
+def test_a_covariate_is_of_no_day_after_the_index() -> None:
+    covariates = {"before": {"kind": "value", "concept": "cea", "unit": "ng/mL"}}
+    later = [Event(date(2020, 1, 2), 4.0, "ng/mL")]
+    spec = _spec(covariates=covariates)
+    assert _values(spec, _person(), lung_cancer=[_INDEX], cea=later)["before"] == ""
+    both = [Event(date(2019, 12, 1), 3.0, "ng/mL"), *later]
+    assert _values(spec, _person(), lung_cancer=[_INDEX], cea=both)["before"] == "3"
+
+
+def test_the_last_record_ends_follow_up_where_visits_do() -> None:
+    late = [Event(date(2021, 6, 1))]
+    seen = _values(_spec(), _person(), lung_cancer=[_INDEX], metastasis=late)
+    assert (seen["survival_time"], seen["progression_event"]) == ("517", "1")
+    planned = [Event(date.today() + timedelta(days=9))]
+    assert _values(_spec(), _person(), lung_cancer=[_INDEX], chemotherapy=planned)["survival_time"] == "365"
+    period = _spec(follow_up="observation_period")
+    faults = _cohort(period, {"1": _person()}, lung_cancer={"1": [_INDEX]}, metastasis={"1": late}).faults
+    assert faults == {"progression: an event after the end of follow-up": 1}
+
+
+def test_persons_who_share_an_identifier_are_left_out() -> None:
+    persons = {"1": _person(), "2": _person(died=date(2020, 6, 1)), "3": _person(key="other")}
+    cohort = _cohort(_spec(), persons, lung_cancer={"1": [_INDEX], "2": [_INDEX], "3": [_INDEX]})
+    assert [row.link.patient for row in cohort.rows] == ["OTHER"]
+    assert cohort.faults == {"a person with the identifier of another": 2}
+
+
+def test_a_person_whose_index_may_be_another_day_is_left_out(tmp_path: Path) -> None:
+    found = {"1": [_INDEX], "3": [_INDEX]}
+    cohort = _cohort(_spec(), {"1": _person(), "3": _person(key="other")}, frozenset("1"), lung_cancer=found)
+    assert [row.link.patient for row in cohort.rows] == ["OTHER"]
+    assert cohort.faults == {"a person of whom an index event's day is not known": 1}
+    code = {"coding": [{"system": "http://snomed.info/sct", "code": "254637007"}]}
+    condition = {"resourceType": "Condition", "subject": {"reference": "Patient/1"}, "code": code}
+    days = [{**condition, "onsetDateTime": day} for day in ("2018", "2020-01-01")]
+    (tmp_path / "a.ndjson").write_text("\n".join(map(json.dumps, [{"resourceType": "Patient", "id": "1"}, *days])))
+    spec = _spec(omop=None, fhir={"folder": str(tmp_path)})
+    assert open_source(spec).read(spec).undated == {"1"}
+
+
+def test_periods_and_windows_may_reach_to_the_end_of_the_calendar() -> None:
+    open_ended = ((date(2019, 6, 1), date.max), (date(2020, 3, 1), date.max))
+    ever = {"kind": "value", "concept": "cea", "unit": "ng/mL", "within": [-999_999, 9_999_999]}
+    spec = _spec(follow_up="observation_period", targets={"cea": ever})
+    cea = [Event(date(2020, 5, 1), 2.0, "ng/mL")]
+    assert _values(spec, _person(observed=open_ended), lung_cancer=[_INDEX], cea=cea)["cea"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("unit", "said"),
+    [
+        ("mmol/L", "the unit mmol/L"),
+        ("10*3/uL", "the unit 10*3/uL"),
+        ("", "no unit"),
+        ("Planted 0176123456", "another unit"),
+        ("Planted", "another unit"),
+        ("mL{Planted}", "another unit"),
+    ],
+)
+def test_a_unit_is_told_where_it_is_one(unit: str, said: str) -> None:
+    day = [Event(date(2020, 1, 1), 5.0, unit)]
+    cohort = _cohort(_spec(), {"1": _person()}, lung_cancer={"1": [_INDEX]}, cea={"1": day})
+    assert cohort.faults == {f"cea: {said}, expected one that becomes ng/mL": 1}
 
 
 # --- mistakes
@@ -225,6 +302,16 @@ def test_names_that_contradict_each_other_are_unknown() -> None:
         ({"index": {"concept": "lung"}}, "expected a name under concepts: lung_cancer, metastasis"),
         ({"targets": {"s": {"kind": "survival", "event": "relapse"}}}, "targets.s: found 'relapse'"),
         ({"exclude": [{"concept": "cea", "within": [9, 1]}]}, "expected the earlier day first"),
+        (
+            {"targets": {"f": {"kind": "labels", "findings": {"m": "metastasis"}, "within": [90, 0]}}},
+            "expected the earlier day first",
+        ),
+        (
+            {"covariates": {"b": {"kind": "value", "concept": "cea", "unit": "ng/mL", "within": [-60, 60]}}},
+            "b: found within: [-60, 60], expected no day after the index",
+        ),
+        ({"omop": {"url": "postgresql://host/cdm?user=reader&password=planted"}}, "url holds a password"),
+        ({"omop": {"url": "postgresql://reader:plan/ted@host/cdm"}}, "url holds a password"),
         ({"concepts": {"lung_cancer": {"domain": "condition", "codes": ["C34.1"]}}}, "expected VOCABULARY:CODE"),
         ({"covariates": {"survival": {"kind": "age"}}}, "is a target and a covariate"),
         ({"fhir": {"folder": "fhir"}}, "give one source"),
@@ -253,6 +340,13 @@ def test_a_patient_of_two_persons_is_left_out_and_two_of_one_are_counted(tmp_pat
     (tmp_path / "crosswalk.csv").write_text("mrn;PatientID\n1;A\n2;A\n3;B\n3;C\n4;\n")
     links = read_crosswalk(_spec().crosswalk.model_copy(update={"file": tmp_path / "crosswalk.csv"}))
     assert (sorted(links.of), links.ambiguous, links.several) == (["3"], 1, 1)
+
+
+def test_a_mistyped_path_of_sqlite_is_refused_and_makes_no_file(tmp_path: Path) -> None:
+    spec = _spec(omop={"url": f"sqlite:///{tmp_path}/cmd.db"})
+    with pytest.raises(SpecError, match="found no file where its address says"):
+        open_source(spec).read(spec)
+    assert not list(tmp_path.iterdir())
 
 
 def test_codes_of_icd_lead_to_standard_concepts(hospital: Path) -> None:

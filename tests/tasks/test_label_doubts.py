@@ -79,6 +79,8 @@ def test_suspected_labels_come_first_and_then_the_least_probable() -> None:
         ([0.80, 0.82, 0.81, 0.83, 0.79, 0.99], []),  # better than usual
         ([0.80, 0.60, 0.70, 0.90, 0.50, 0.40], []),  # all differ
         ([0.80, 0.80, 0.80, 0.30], []),  # too few to tell
+        ([1.0] * 6 + [0.999, 0.97, 0.95], []),  # most are alike
+        ([1.0] * 6 + [0.999, 0.97, 0.5], ["8"]),
     ],
 )
 def test_a_mask_is_suspected_where_it_agrees_unusually_little(dice: list[float], suspected: list[str]) -> None:

@@ -47,12 +47,25 @@ def by_codes(manifest: Manifest, classes: Mapping[int, str], codes: Mapping[int,
 def contradicting(manifest: Manifest, classes: Mapping[int, str], codes: Mapping[int, str]) -> list[str]:
     """Return why names and codes of a dataset lead to different classes; empty where they do not."""
     by_name = {name_key(name): name for name in classes.values()}
-    return [
-        f"its label {name!r} is called as the job's {called}, and its code {code} is that of the job's {target}. Say "
-        f'in dataset.json which it is: "label_map": {{"{name}": "NAME"}}'
-        for name, code, target in _led(manifest, classes, codes)
-        if (called := by_name.get(name_key(name))) and name_key(called) != name_key(target)
-    ]
+    own = set(map(name_key, manifest.labels.values()))
+    written = set(map(name_key, manifest.label_map))
+    of_class = {name_key(name): name for name in manifest.labels.values() if name_key(name) not in written}
+    of_class |= {
+        name_key(target): name for name, target in manifest.label_map.items() if target and name_key(name) in own
+    }
+    found = []
+    for name, code, target in _led(manifest, classes, codes):
+        called, other = by_name.get(name_key(name)), of_class.get(name_key(target), name)
+        if called and name_key(called) != name_key(target):
+            why = (
+                f"its label {name!r} is called as the job's {called}, and its code {code} is that of the job's {target}"
+            )
+        elif name_key(other) != name_key(name):
+            why = f"its label {name!r} has the code {code} of the job's {target}, as its label {other!r} has the name"
+        else:
+            continue
+        found.append(f'{why}. Say in dataset.json which it is: "label_map": {{"{name}": "NAME"}}')
+    return found
 
 
 def _led(manifest: Manifest, classes: Mapping[int, str], codes: Mapping[int, str]) -> Iterator[tuple[str, str, str]]:

@@ -6,6 +6,7 @@ substance.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 
@@ -34,6 +35,13 @@ _UNITS: Mapping[str, Mapping[str, float]] = {
 }
 _OTHER_NAMES: Mapping[str, str] = {**TIME_UNITS, "h": "hours", "hour": "hours", "percent": "%"}
 
+_ATOM = (
+    r"(?:10[*^]-?\d{1,2}|%|(?:da|[YZEPTGMkhdcmunpf])?"
+    r"(?:mol|osm|eq|cal|bar|Bq|Gy|Sv|Hz|Pa|Cel|kat|\[[iI]U\]|IU|U|g|L|l|m|s|J|W|N|V|A|K)|min|h|d|wk|mo|a|m?m\[Hg\])"
+    r"-?[1-4]?"
+)
+_UCUM = re.compile(rf"/?{_ATOM}(?:[./]{_ATOM}){{0,3}}\Z")
+
 
 def factor(given: str, wanted: str) -> float | None:
     """Return what a number in one unit is multiplied by to be in another; None: they do not compare.
@@ -53,6 +61,19 @@ def factor(given: str, wanted: str) -> float | None:
         if first in units and second in units:
             return units[first] / units[second]
     return None
+
+
+def is_unit(text: str) -> bool:
+    """Return whether a text is a unit, and nothing else that somebody typed.
+
+    Units are those with a factor, and products of UCUM's common atoms, without annotations (ucum.org/ucum).
+
+    Example:
+        >>> is_unit("mmol/L"), is_unit("10*9/L"), is_unit("Smith 1970")
+        (True, True, False)
+    """
+    name = _named(text)
+    return any(name in units for units in _UNITS.values()) or bool(_UCUM.match(text))
 
 
 def conversion_factor(given: str, wanted: str) -> float:

@@ -131,6 +131,7 @@ class _Reading:
         self._kept: dict[tuple[str, str], tuple[Version, _Visit | _Record | _Medicine | _Patient | None]] = {}
         self._addresses: dict[str, tuple[str, str]] = {}
         self._occurring: set[str] = set()
+        self._undated: set[str] = set()
         self._faults: Counter[str] = Counter()
 
     def take(self, entry: Entry) -> None:
@@ -231,7 +232,8 @@ class _Reading:
         ordered = {
             name: {person: sorted(own, key=_by_day) for person, own in found.items()} for name, found in events.items()
         }
-        return Records(persons, ordered, queries, dict(self._faults), self._notes())
+        undated = frozenset(merged.get(person, person) for person in self._undated)
+        return Records(persons, ordered, queries, dict(self._faults), self._notes(), undated)
 
     def _found(self, record: _Record) -> tuple[str, Event, tuple[str, ...]] | None:
         """Return a record's patient, event and concept sets; None where it cannot be used."""
@@ -250,6 +252,8 @@ class _Reading:
             fault = fault or "a subject that is no Patient of the files"
         if fault:
             self._faults[f"{record.kind}: {fault}"] += 1
+            if person and self._spec.index.concept in sets:
+                self._undated.add(person)
             return None
         return person, event, sets
 

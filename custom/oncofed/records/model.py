@@ -71,6 +71,7 @@ class Records:
         queries: text and SHA-256 of what was asked of the source.
         faults: what could not be read -> how many records.
         notes: what a person should know about how the source was read.
+        undated: persons of whom an index event's day is not known.
     """
 
     persons: Mapping[str, Person]
@@ -78,6 +79,7 @@ class Records:
     queries: list[tuple[str, str]] = field(default_factory=list)
     faults: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    undated: frozenset[str] = frozenset()
 
 
 class Source(Protocol):

@@ -112,7 +112,7 @@ def _url(source: OmopSource) -> sa.URL:
     """Return the database's address.
 
     Raises:
-        SpecError: it is nowhere, or others may read the file that holds it.
+        SpecError: it is nowhere, others may read the file that holds it, or it names an SQLite file that is not there.
     """
     if source.url_env:
         text = os.environ.get(source.url_env, "")
@@ -122,7 +122,15 @@ def _url(source: OmopSource) -> sa.URL:
         text = _private_text(source.url_file)
     else:
         text = source.url
-    return sa.make_url(text.strip())
+    url = sa.make_url(text.strip())
+    file = url.database or ""
+    if url.get_backend_name() == "sqlite" and not file.startswith("file:") and not Path(file).is_file():
+        # SQLite would make an empty database of it.
+        raise SpecError(
+            "the OMOP database: found no file where its address says, expected an SQLite database. Correct the path "
+            "after sqlite:///, which is from the folder that the command runs in"
+        )
+    return url
 
 
 def _private_text(file: Path) -> str:

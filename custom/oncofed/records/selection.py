@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from statistics import median
 
 from oncofed.data.time_units import DAYS
-from oncofed.data.units import factor
-from oncofed.errors import DataError, one_line
+from oncofed.data.units import factor, is_unit
+from oncofed.errors import DataError
 from oncofed.records.crosswalk import Link, Links
 from oncofed.records.model import Event, Period, Person, Records
 from oncofed.records.spec import (
@@ -32,7 +32,6 @@ from oncofed.records.spec import (
 
 # HIPAA's Safe Harbor (45 CFR 164.514(b)(2)(i)(C)): all ages above it are one category.
 _OLDEST_TOLD = 89
-_LONGEST_UNIT = 20
 
 
 @dataclass(frozen=True)
@@ -91,14 +90,16 @@ class _Case:
         found = self.events.get(concept, ())
         if window is None:
             return list(found)
-        first, last = (self.index + timedelta(days=days) for days in window)
-        return [event for event in found if first <= event.day <= last]
+        return [event for event in found if window[0] <= self.days_to(event.day) <= window[1]]
 
     def is_covered(self, window: Window) -> bool:
         """Return whether records cover a window; until a death they do."""
-        first, last = (self.index + timedelta(days=days) for days in window)
-        ends = self.end >= last or self.end == self.person.died
-        return ends and (window[0] >= 0 or self.period[0] <= first)
+        ends = self.days_to(self.end) >= window[1] or self.end == self.person.died
+        return ends and (window[0] >= 0 or self.days_to(self.period[0]) <= window[0])
+
+    def days_to(self, day: date) -> int:
+        """Return how many days after the index a day is."""
+        return (day - self.index).days
 
 
 def select_cohort(records: Records, spec: CohortSpec, links: Links) -> Cohort:
@@ -148,19 +149,29 @@ def cohort_columns(spec: CohortSpec) -> tuple[str, ...]:
 def _cases(records: Records, spec: CohortSpec, cohort: Cohort) -> Iterable[_Case]:
     """Yield persons with an index in observed time."""
     place = 0 if spec.index.which == "first" else -1
-    concepts = spec.used_concepts
     found = records.events[spec.index.concept]
+    keys = Counter(person.key for person in records.persons.values() if person.key)
     observed = 0
     for identifier, events in found.items():
         person, index = records.persons.get(identifier), events[place].day
         if person is None:
             cohort.faults["an index event of nobody in the table of persons"] += 1
+        elif keys[person.key] > 1:
+            # Whose death, events and images they are is not known.
+            cohort.faults["a person with the identifier of another"] += 1
+        elif identifier in records.undated:
+            # It may be the first one, or the last.
+            cohort.faults["a person of whom an index event's day is not known"] += 1
         elif person.died and person.died < index:
             cohort.faults["a death before the index"] += 1
-        elif period := next((one for one in _joined(person.observed) if one[0] <= index <= one[1]), None):
-            observed += 1
-            own = {name: records.events[name].get(identifier, ()) for name in concepts}
-            yield _Case(person, index, period, own)
+        else:
+            own = {name: records.events[name].get(identifier, ()) for name in spec.used_concepts}
+            periods = _joined(person.observed)
+            if spec.follow_up == "last_visit":
+                periods = _until_last_record(periods, own)
+            if period := next((one for one in periods if one[0] <= index <= one[1]), None):
+                observed += 1
+                yield _Case(person, index, period, own)
     cohort.flow = {f"has {spec.index.concept}": len(found), "was observed then": observed, **cohort.flow}
 
 
@@ -168,11 +179,21 @@ def _joined(periods: Sequence[Period]) -> list[Period]:
     """Return periods, those that touch or overlap as one."""
     joined: list[Period] = []
     for first, last in sorted(periods):
-        if joined and first <= joined[-1][1] + timedelta(days=1):
+        if joined and (first - joined[-1][1]).days <= 1:
             joined[-1] = (joined[-1][0], max(joined[-1][1], last))
         else:
             joined.append((first, last))
     return joined
+
+
+def _until_last_record(periods: Sequence[Period], events: Mapping[str, Sequence[Event]]) -> list[Period]:
+    """Return periods, the last one up to the last record: it shows that the person was seen."""
+    if not periods:
+        return []
+    # What is dated in the future is planned.
+    days = [event.day for own in events.values() for event in own if event.day <= date.today()]
+    first, last = periods[-1]
+    return [*periods[:-1], (first, max([last, *days]))]
 
 
 def _nobody(spec: CohortSpec, found: int) -> str:
@@ -241,13 +262,15 @@ def _survival(case: _Case, name: str, outcome: SurvivalOutcome, faults: Counter[
         came = next((day for day in later if day <= case.end), None)
         if person.died and any(day > person.died for day in later):
             faults[f"{name}: an event after the death"] += 1
+        elif came is None and later:
+            faults[f"{name}: an event after the end of follow-up"] += 1
     if came is None and counts_death:
         if person.died_undated:
             faults[f"{name}: a death without its date"] += 1
             return {f"{name}_time": "", f"{name}_event": ""}
         # Registers of deaths know of those after the last visit, too.
         came = person.died
-    days = ((came or case.end) - case.index).days
+    days = case.days_to(came or case.end)
     return {f"{name}_time": _in_unit(days, outcome.unit), f"{name}_event": str(int(came is not None))}
 
 
@@ -269,7 +292,7 @@ def _taken(case: _Case, column: Taken) -> list[Event]:
     if not found:
         return []
     if column.take == "nearest":
-        day = min((event.day for event in found), key=lambda day: (abs((day - case.index).days), day))
+        day = min((event.day for event in found), key=lambda day: (abs(case.days_to(day)), day))
     else:
         day = (min if column.take == "first" else max)(event.day for event in found)
     return [event for event in found if event.day == day]
@@ -304,8 +327,9 @@ def _number(case: _Case, name: str, column: ValueOutcome, faults: Counter[str]) 
             continue
         times = factor(event.unit, column.unit)
         if times is None:
-            unit = one_line(event.unit, _LONGEST_UNIT) or "none"
-            faults[f"{name}: the unit {unit}, expected one that becomes {column.unit}"] += 1
+            # Other text may be anything that somebody typed.
+            unit = f"the unit {event.unit}" if is_unit(event.unit) else "another unit" if event.unit else "no unit"
+            faults[f"{name}: {unit}, expected one that becomes {column.unit}"] += 1
             continue
         number = event.number * times
         if column.range and not column.range[0] <= number <= column.range[1]:

@@ -8,18 +8,31 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
 from oncofed.settings import StrictModel, read_yaml, validated
 
 _CODE = re.compile(r"[A-Za-z0-9]+:[^\s:*]+\*?\Z")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
+# Before the host, or among the driver's arguments.
+_PASSWORD = re.compile(r"://[^/@:]*:[^@]+@|(password|passwd|pwd)\s*=", re.IGNORECASE)
 _CODE_EXPECTED = "expected VOCABULARY:CODE, such as SNOMED:254637007, ICD10CM:C34.1, or ICD10CM:C34* for all below it"
-# Days from the index, both of them included.
-Window = tuple[int, int]
 DEATH = "death"
+# What is known at the index: of the hundred years before it.
+_UNTIL_INDEX = (-36_500, 0)
+
+
+def _in_order(window: tuple[int, int]) -> tuple[int, int]:
+    if window[0] > window[1]:
+        raise ValueError(f"found {list(window)}, expected the earlier day first, such as [-30, 90]")
+    return window
+
+
+# Days from the index, both of them included.
+Window = Annotated[tuple[int, int], AfterValidator(_in_order)]
 
 
 def _named(names: dict[str, Any]) -> None:
@@ -52,13 +65,6 @@ class Within(StrictModel):
 
     concept: str = Field(description="name of a concept set")
     within: Window | None = Field(None, description="[first, last] day from the index; null: at any time")
-
-    @field_validator("within")
-    @classmethod
-    def _is_in_order(cls, within: Window | None) -> Window | None:
-        if within and within[0] > within[1]:
-            raise ValueError(f"found {list(within)}, expected the earlier day first, such as [-30, 90]")
-        return within
 
 
 class Index(StrictModel):
@@ -195,7 +201,7 @@ class OmopSource(StrictModel):
     def _has_one_address(self) -> Self:
         if sum(map(bool, (self.url, self.url_file, self.url_env))) != 1:
             raise ValueError("give one of url, url_file and url_env")
-        if re.search(r"://[^/@]*:[^/@]+@", self.url):
+        if _PASSWORD.search(unquote(self.url)):
             raise ValueError("url holds a password. Put the address into a file with mode 600 and name it in url_file")
         return self
 
@@ -232,13 +238,32 @@ class CohortSpec(StrictModel):
         "other)",
     )
     targets: dict[str, Outcome] = Field(min_length=1, description="name -> outcome")
-    covariates: dict[str, Covariate] = Field(default_factory=dict, description="name -> what is known at the index")
+    covariates: dict[str, Covariate] = Field(
+        default_factory=dict, description="name -> what is known at the index, by records up to its day"
+    )
 
     @field_validator("concepts", "targets", "covariates")
     @classmethod
     def _have_names(cls, names: dict[str, Any]) -> dict[str, Any]:
         _named(names)
         return names
+
+    @field_validator("covariates")
+    @classmethod
+    def _are_known_at_the_index(cls, covariates: dict[str, Covariate]) -> dict[str, Covariate]:
+        known: dict[str, Covariate] = {}
+        for name, covariate in covariates.items():
+            if not isinstance(covariate, Taken):
+                known[name] = covariate
+                continue
+            within = covariate.within or _UNTIL_INDEX
+            if within[1] > 0:
+                raise ValueError(
+                    f"{name}: found within: {list(within)}, expected no day after the index: what comes later is no "
+                    f"covariate. Write [{min(within[0], 0)}, 0], or make it a target"
+                )
+            known[name] = covariate.model_copy(update={"within": within})
+        return known
 
     @field_validator("name")
     @classmethod

@@ -22,6 +22,8 @@ from oncofed.tasks.classification import Classification, Classified
 
 # A normal distribution's standard deviation, in median absolute deviations, and how many of them are unusual.
 _DEVIATIONS, _UNUSUAL = 1.4826, 3.5
+# Where a model agrees with most labels alike, a difference of which nothing follows is not unusual.
+_LEAST_SPREAD = 0.02
 _FEWEST = 5  # cases of which an agreement can be unusual
 
 
@@ -116,10 +118,10 @@ def _of_agreement(task: Task[Any], found: Sequence[tuple[Case, Any, float | None
     known = [(case, score, sure) for case, score, sure in known if not np.isnan(score)]
     scores = np.array([score for _, score, _ in known])
     usual = float(np.median(scores)) if len(scores) else 0.0
-    spread = _DEVIATIONS * float(np.median(np.abs(scores - usual))) if len(scores) else 0.0
+    spread = max(_LEAST_SPREAD, _DEVIATIONS * float(np.median(np.abs(scores - usual)))) if len(scores) else 0.0
     doubts = []
     for case, score, sure in known:
         away = usual - score
-        unusual = len(known) >= _FEWEST and away > _UNUSUAL * spread and away > 0
+        unusual = len(known) >= _FEWEST and away > _UNUSUAL * spread
         doubts.append(LabelDoubt(case.name, score, sure, "", away * (1.0 if sure is None else sure), unusual))
     return doubts

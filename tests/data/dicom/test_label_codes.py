@@ -85,6 +85,15 @@ def test_a_name_and_a_code_that_contradict_each_other_are_refused(tmp_path: Path
     assert match(written, swapped).values == {1: 2, 2: 1}
 
 
+def test_two_labels_do_not_become_one_class_by_name_and_code(tmp_path: Path) -> None:
+    manifest = _registered(tmp_path, ("SCT", "64033007", "7771000"), ("SCT", "1", ""))
+    job = Supervision(classes={1: "Niere rechts"}, codes={1: _LEFT})
+    problems = match(manifest, job).problems
+    assert "as its label 'Niere rechts' has the name" in problems[0]
+    for written in ({"Niere links": None}, {"Niere rechts": None}):
+        assert match(manifest.model_copy(update={"label_map": written}), job).problems == []
+
+
 def test_a_name_that_files_code_differently_has_no_code() -> None:
     files = [({"1": "a", "2": "b"}, {"1": "SCT:1", "2": "SCT:2"}), ({"1": "b", "2": "c"}, {"1": "SCT:3"})]
     assert codes_of_names(files) == {"a": "SCT:1"}

@@ -16,7 +16,7 @@ from oncofed.errors import FederationError, SpecError
 from oncofed.job.outcome import begin_result
 from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.job.tune.record import Record
+from oncofed.job.tune.record import Record, Row
 from oncofed.job.tune.search import Search, scores_by_round
 from oncofed.job.tune.space import read_space
 from oncofed.job.tune.study import Pruner
@@ -44,6 +44,7 @@ class Formula:
 
     end_in: int | None = None
     fails: Callable[[float], bool] = lambda rate: False
+    undefined: Callable[[float], bool] = lambda rate: False
     ran: list[tuple[float, int]] = field(default_factory=list)
     tested: list[float] = field(default_factory=list)
 
@@ -65,7 +66,7 @@ class Formula:
                 raise Ended
             if self.fails(rate) and number == 1:
                 raise FederationError("the loss is not finite")
-            score = number / 10 / (1 + abs(rate - 0.003) * 100)
+            score = float("nan") if self.undefined(rate) else number / 10 / (1 + abs(rate - 0.003) * 100)
             state.apply(Validated(time=0.0, round=number, mean=score, sites={"east": score}))
             self.ran[-1] = (rate, number)
             if not watch(state):
@@ -112,6 +113,19 @@ def test_the_best_by_validation_is_kept_and_tested_once(spec: JobSpec, tmp_path:
     assert [float(row["training.learning_rate"]) for row in rows] == rates
     assert [float(row["score"]) for row in rows] == [row.score for row in found.rows]
     assert Record.model_validate_json((tmp_path / "tune.json").read_text()) == found
+
+
+def test_a_score_that_is_no_number_is_not_the_best_and_the_search_goes_on(spec: JobSpec, tmp_path: Path) -> None:
+    trials = Formula(undefined=lambda rate: rate == 0.01)
+    first = search(spec, trials, tmp_path, 2)
+    assert [row.state for row in first.rows] == ["failed", "complete"]
+    assert first.best is first.rows[1]
+    assert [row.trial for row in search(spec, trials, tmp_path, 3).rows] == [1, 2, 3]
+    row = Row(trial=1, settings={"a": 1.0}, state="complete", score=float("nan"), scores={1: float("nan"), 2: 0.5})
+    assert (row.state, row.score, row.scores) == ("failed", None, {2: 0.5})
+    assert (
+        Row.model_validate_json('{"trial": 1, "settings": {}, "state": "pruned", "scores": {"1": null}}').scores == {}
+    )
 
 
 @pytest.mark.parametrize("pruner", ["none", "median", "hyperband"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from typing_extensions import Self
 
 from oncofed.atomic import write_whole
 from oncofed.errors import SpecError
@@ -30,9 +32,9 @@ class Row(_Part):
         trial: its number, from 1.
         settings: value by name of the setting.
         state: "pruned" where it was ended early.
-        score: on validation patients, by the job's rule (evaluation.select); None: it failed, or ended before.
+        score: on validation patients, by the job's rule (evaluation.select); None: it failed, ended early, or has none.
         best_round: whose model has that score.
-        scores: by round.
+        scores: by round; those that are numbers.
         seconds: wall time.
         why: it failed.
         draw: number of the draw that its settings come from.
@@ -48,10 +50,31 @@ class Row(_Part):
     why: str = ""
     draw: int = 0
 
+    @field_validator("score")
+    @classmethod
+    def _is_a_number(cls, score: float | None) -> float | None:
+        return score if score is not None and math.isfinite(score) else None
+
+    @field_validator("scores", mode="before")
+    @classmethod
+    def _are_numbers(cls, scores: dict[Any, float | None]) -> dict[Any, float]:
+        # JSON has null for what is no number.
+        return {turn: score for turn, score in scores.items() if score is not None and math.isfinite(score)}
+
+    @model_validator(mode="after")
+    def _is_complete_with_a_score(self) -> Self:
+        if self.state == "complete" and self.score is None:
+            self.state, self.why = "failed", "no site has a validation score"
+        return self
+
     @property
     def rounds(self) -> int:
         """Rounds whose models were scored."""
         return len(self.scores)
+
+
+def _score(row: Row) -> float:
+    return -math.inf if row.score is None else row.score
 
 
 class Searched(_Part):
@@ -97,13 +120,13 @@ class Record(_Part):
     def best(self) -> Row | None:
         """The trial with the best validation score of those that came to their end."""
         complete = [row for row in self.rows if row.state == "complete"]
-        return max(complete, key=lambda row: row.score or 0.0, default=None)
+        return max(complete, key=_score, default=None)
 
     @property
     def ranked(self) -> list[Row]:
         """Rows with the best score first: complete ones, then those ended early, then failed ones."""
         order = ("complete", "pruned", "failed")
-        return sorted(self.rows, key=lambda row: (order.index(row.state), -(row.score or 0.0)))
+        return sorted(self.rows, key=lambda row: (order.index(row.state), -_score(row)))
 
     def write(self, folder: Path) -> None:
         """Write the record, and its table as CSV."""

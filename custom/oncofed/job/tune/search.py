@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import statistics
 import time
@@ -206,7 +207,7 @@ def scores_by_round(state: RunProgress, rule: str) -> dict[int, float]:
     for number, by_site in state.validation_by_site.items():
         known = {site: score for site, score in by_site.items() if score is not None}
         score = selected_score(rule, known, state.cases) if known else state.validation.get(number)
-        if number and score is not None:
+        if number and score is not None and math.isfinite(score):
             found[number] = score
     return found
 
