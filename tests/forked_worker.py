@@ -64,6 +64,9 @@ def serve(descriptor: int, tests: Sequence[str]) -> None:
 
     # Errors are for the workers, which import again what could not be imported here.
     pytest.main(["--collect-only", "--quiet", "--capture=no", *tests])
+    # Commands that are forked from here look for installed packages themselves.
+    for registry in importlib.import_module("oncofed.plugins")._REGISTRIES:
+        registry._is_loaded = False
     gc.collect()
     gc.freeze()
     listener = socket.socket(fileno=descriptor)

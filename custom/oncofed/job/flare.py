@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -127,13 +128,27 @@ def _add_initial_model(spec: JobSpec, config: Path, model: Path, evaluate_only: 
     """Add the weights to start from: a file's where they fit by name and shape, else the seed's."""
     own = spec.plan().initial_weights()
     found = _brought(model, own, evaluate_only)
-    save_file({name: value.contiguous() for name, value in (own | found).items()}, config / INITIAL_MODEL)
+    _save(own | found, model, config / INITIAL_MODEL)
 
 
 def _add_other_model(spec: JobSpec, config: Path, against: Path) -> None:
     """Add the weights of the model to compare with."""
     weights = _brought(against, spec.plan().initial_weights(), True)
-    save_file({n: v.contiguous() for n, v in weights.items()}, config / AGAINST_MODEL)
+    _save(weights, against, config / AGAINST_MODEL)
+
+
+def _save(weights: Weights, source: Path, target: Path) -> None:
+    """Write weights; where they are all of a file as they stand there, copy its bytes, by which a model is known."""
+    if source.is_file():
+        stored = load_file(source)
+        if stored.keys() == weights.keys() and all(_same(stored[name], weights[name]) for name in stored):
+            shutil.copyfile(source, target)
+            return
+    save_file({name: value.contiguous() for name, value in weights.items()}, target)
+
+
+def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.dtype == second.dtype and torch.equal(first, second)
 
 
 def _brought(model: Path, own: Weights, all_of_them: bool) -> Weights:
