@@ -50,7 +50,7 @@ def test_recognition_falls_with_noise_and_in_a_sum(toy: Exposure) -> None:
     assert alone >= 0.8
     assert summed <= min(0.75, alone - 0.08)
     assert noisy <= min(0.7, alone - 0.08)
-    assert both <= 0.75  # of 32 patients chance alone is off by 0.1
+    assert both <= 0.75  # of so few patients chance alone is off by a tenth
 
 
 def test_the_audit_shows_less_than_it_could(toy: Exposure) -> None:
