@@ -85,8 +85,8 @@ def test_a_database_that_is_gone_leaves_what_was_there(study: Path, run) -> None
     before = table.read_bytes()
     (study.parent / "cdm.db").rename(study.parent / "away.db")
     outcome = run("data", "onboard", study, *workspace)
-    assert outcome.status == 3
-    assert "found no answer" in outcome.text
+    assert outcome.status == 2
+    assert "found no file where its address says" in outcome.text
     assert table.read_bytes() == before
 
 

@@ -18,6 +18,7 @@ from oncofed.data.cases import Cases
 from oncofed.errors import SpecError
 from oncofed.job.outcome import begin_result, note_scores
 from oncofed.job.run import Run
+from oncofed.job.site_data import CheckedSites
 from oncofed.job.spec import parse_job
 from oncofed.report.html import write_report
 from oncofed.report.result import read_result
@@ -39,7 +40,7 @@ def _state() -> Any:
 
 def test_each_pooling_is_a_baseline_of_all_sites(tmp_path: Path) -> None:
     spec = parse_job(write_job(tmp_path, SLIDES))
-    run = Run(spec, {}, "simulate", tmp_path, Console(), _cases={"east": Cases((), (), ())})
+    run = Run(spec, {}, "simulate", tmp_path, Console(), _data=CheckedSites({"east": Cases((), (), ())}))
     found = {baseline.name: baseline.plan for baseline in run._baselines()}
     assert set(found) == set(SCORES)
     assert found["pooled"] is None
