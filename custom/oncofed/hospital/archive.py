@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from oncofed.errors import TransferError
+from oncofed.prediction.watching.storage_scp import StoredObject
 
 
 class ArchiveAwayError(TransferError):
@@ -75,40 +76,11 @@ class Instance:
     sop_class: str = ""
 
 
-class Arriving(Protocol):
-    """An object that arrives: pynetdicom takes one for a temporary file."""
-
-    path: Path
-    sop_class: str
-
-    @property
-    def name(self) -> str:
-        """Path of the file that it arrives in."""
-        ...
-
-    @property
-    def file(self) -> object:
-        """The object itself."""
-        ...
-
-    def write(self, data: bytes) -> None:
-        """Append bytes."""
-        ...
-
-    def flush(self) -> None:
-        """Do nothing."""
-        ...
+class Arriving(StoredObject, Protocol):
+    """An object that arrives from an archive."""
 
     def keep(self) -> None:
         """Keep the object, which is complete."""
-        ...
-
-    def close(self) -> None:
-        """Close the file, as pynetdicom does once an object was stored."""
-        ...
-
-    def discard(self) -> None:
-        """Remove what has arrived, unless it is kept."""
         ...
 
 
