@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from harness.bench import Bench, Settings
-from hippocampus import DATA, SITES, TRAINING, hippocampus, standardised_volumes, write_sites
+from hippocampus import DATA, SITES, TRAINING, counting_model, hippocampus, standardised_volumes, write_sites
 from in_memory import scores
 from oncofed.job.spec import JobSpec
 
@@ -75,7 +75,7 @@ def job(name: str, seed: int) -> JobSpec:
     law, fusion, columns = VARIANTS[name]
     network: dict[str, Any] = {"network": "table"}
     if fusion != "table":
-        network = {"network": "counting", "fusion": fusion}
+        network = {**counting_model(), "fusion": fusion}
     values = {
         "name": "outcome",
         "title": name,

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.bench import Bench, Settings
-from hippocampus import DATA, SITES, TRAINING, hippocampus, standardised_volumes, write_sites
+from hippocampus import DATA, SITES, TRAINING, counting_model, hippocampus, standardised_volumes, write_sites
 from in_memory import federated
 from oncofed.job.spec import JobSpec, read_job
 
@@ -143,7 +143,7 @@ def class_job(seed: int) -> JobSpec:
             "title": "Size of the hippocampus",
             "data": DATA,
             "task": {"type": "classification", "classes": {0: "small", 1: "large"}},
-            "model": {"network": "counting"},
+            "model": counting_model(),
             "training": TRAINING,
             "rounds": {"number": 8},
             "evaluation": {"doubtful_labels": True},

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.bench import Bench, Settings
-from hippocampus import DATA, SITES, TRAINING, hippocampus, standardised_volumes, write_sites
+from hippocampus import DATA, SITES, TRAINING, counting_model, hippocampus, standardised_volumes, write_sites
 from in_memory import cases_of, known, pooled_and_alone, scores, trained_together
 from oncofed.data.brain_outcomes import Law
 from oncofed.job.spec import JobSpec
@@ -190,7 +190,7 @@ def _job(target: Mapping[str, Any], rounds: int, seed: int) -> JobSpec:
         "title": "outcome",
         "data": DATA,
         "targets": [dict(target)],
-        "model": {"network": "counting"},
+        "model": counting_model(),
         "training": TRAINING,
         "rounds": {"number": rounds},
         "evaluation": {"select": "last"},

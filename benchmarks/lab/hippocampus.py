@@ -33,7 +33,12 @@ DATA: dict[str, Any] = {
 TRAINING: dict[str, Any] = {"steps_per_round": 50, "batch_size": 8, "learning_rate": 0.01, "augmentation": "none"}
 
 
-@register_network("counting", kind="image")
+def counting_model() -> dict[str, str]:
+    """Return a job's ``model`` section; the network is registered by the first call."""
+    register_network("counting", kind="image")(counting)
+    return {"network": "counting"}
+
+
 def counting(in_channels: int, out_channels: int, spatial_dims: int) -> nn.Module:
     """Return a network that adds up what it sees, and trains in seconds on volumes of 16 or 24 voxels a side."""
     assert spatial_dims == 3

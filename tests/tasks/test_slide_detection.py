@@ -51,7 +51,7 @@ TEXT = JOB.format(
     model="{network: retinanet, channels: [16, 32], arguments: {features: 16, sides: [10, 16]}}",
 ).replace(
     "steps_per_round: 1, batch_size: 2, learning_rate: 0.01, warmup_steps: 0",
-    "steps_per_round: 120, batch_size: 8, learning_rate: 0.002, warmup_steps: 10",
+    "steps_per_round: 240, batch_size: 8, learning_rate: 0.002, warmup_steps: 10",
 )
 DATA = DataSpec(dataset="made", modality="microscopy", channels=("r", "g", "b"), patch=(32, 32), spacing=(0.002, 0.002))
 # Radius of a spot in working pixels.
@@ -264,7 +264,7 @@ def test_of_boxes_that_overlap_the_likelier_one_of_its_class_stays() -> None:
 def test_spots_are_learned_and_a_prediction_opens_in_qupath(outlined: Cases, tmp_path: Path) -> None:
     job = parse_job(write_job(tmp_path / "learned", TEXT))
     trainer = Trainer(job.plan(), outlined, "here")
-    trainer.train(120)
+    trainer.train(240)  # over four seeds 0.94 to 1; after half as many 0.69 to 0.97
     scores = trainer.evaluate(outlined.test, detailed=True)
     assert scores.mean is not None
     assert scores.mean > 0.8
