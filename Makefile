@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test test-fast check format docs bench bench-full bench-bundle bench-table gpu faults security wild hospital constraints clean another-build
+.PHONY: help demo test test-thorough test-fast check format docs bench bench-full bench-bundle bench-table gpu faults security wild hospital constraints clean another-build
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,8 +36,11 @@ help: ## list what can be done
 demo: $(VENV)/demo.installed ## four hospitals train one model, on this machine (about 3 minutes); TARGET=survival for outcomes
 	@$(BIN)/oncofed demo $(if $(TARGET),--target $(TARGET))
 
-test: $(VENV)/dev.installed ## all tests, real federations among them
-	@$(BIN)/python $(PYTEST)
+test: $(VENV)/dev.installed ## the tests, real federations among them (about 12 minutes on 2 cores)
+	@$(BIN)/python $(PYTEST) -m 'not thorough'
+
+test-thorough: $(VENV)/dev.installed ## the others: processes killed at every step, every job in FLARE's simulator (about 12 minutes)
+	@$(BIN)/python $(PYTEST) -m thorough
 
 test-fast: $(VENV)/dev.installed ## the quick tests next to what changed since the last commit, of at most 40 files (FROM=main: since main)
 	@files=$$($(BIN)/python tests/changed.py $(FROM)) || exit; \

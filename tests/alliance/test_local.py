@@ -76,6 +76,7 @@ def _end(alliance: LocalAlliance, job_id: str) -> str:
     return status
 
 
+@pytest.mark.thorough
 def test_flares_own_command_submits_an_exported_job(alliance: LocalAlliance, exported: Path) -> None:
     answer = _submit_with_flares_own_command(alliance, exported)
     assert answer["status"] == "ok", answer
@@ -93,6 +94,7 @@ def test_a_job_that_brings_code_is_refused(alliance: LocalAlliance, exported: Pa
     assert not list(alliance.workspace.rglob("planted.py*"))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_a_job_that_names_another_class_does_not_run(alliance: LocalAlliance, exported: Path, side: str) -> None:
     # Installed everywhere and harmless, but on no list.

@@ -18,6 +18,7 @@ from oncofed.rounds.events import EVENTS_FILE, EventReader, Finished, RoundEnded
 from synthetic import make_site
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.federation
 def test_four_sites_behind_two_relays_train_together(spec: JobSpec, tmp_path: Path) -> None:

@@ -228,6 +228,7 @@ def test_they_are_listed_and_a_wrong_name_is_refused() -> None:
     assert "no check 'restrat'; expected some of: facts, training, restart" in errors
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_lines_and_leaves_nothing_running(tmp_path: Path) -> None:
     process = _command("--device", "cpu", "--only", "training", "--out", tmp_path)

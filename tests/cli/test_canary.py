@@ -112,6 +112,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("run", ["trained", "profiled"])
 def test_the_server_received_no_identifier(ran: Path, run: str) -> None:
     (server,) = (ran / run).rglob("localhost")

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.federation]
 STRATEGIES = ("ditto", "feddyn", "fedbuff")  # cyclic: with a site that hangs, among the faults
 
 
+@pytest.mark.thorough
 def test_strategies_that_work_differently_at_the_sites_each_train(
     job: Path, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from tabular import JOB, make_table_site
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 
+@pytest.mark.thorough
 def test_image_and_table_are_compared_with_the_table_alone(tmp_path: Path) -> None:
     sites = {name: make_table_site(tmp_path / name, 80, seed, 50.0 + 5 * seed) for seed, name in enumerate(("a", "b"))}
     job = tmp_path / "job" / "job.yaml"

@@ -13,6 +13,7 @@ from synthetic import make_site
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 
+@pytest.mark.thorough
 def test_each_site_is_left_out_once_a_seed_and_a_second_time_nothing_is_trained(
     job: Path, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:

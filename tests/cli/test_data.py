@@ -194,6 +194,7 @@ def test_plan_writes_a_job(run: Run, workspace: Path, tmp_path: Path) -> None:
     assert "no plan" in wrong.text
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_registering_resumes(tmp_path: Path, sent: signal.Signals) -> None:

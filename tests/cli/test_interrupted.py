@@ -36,6 +36,7 @@ def test_nothing_outlives_a_run_that_is_interrupted(long_job: Path, two_sites: d
     assert not (out / "federation").exists()
 
 
+@pytest.mark.thorough
 def test_processes_that_make_the_demos_images_end_with_it(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     with started("demo", "--workspace", tmp_path / "workspace", log=log) as process:
@@ -48,6 +49,7 @@ def test_processes_that_make_the_demos_images_end_with_it(tmp_path: Path) -> Non
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.thorough
 def test_nothing_outlives_a_run_that_is_killed(long_job: Path, two_sites: dict[str, Path], tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     with forked("job", "run", long_job, *_sites(two_sites), "--out", tmp_path / "run", log=log) as process:

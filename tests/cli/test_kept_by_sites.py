@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.federation]
 _CASES = 40  # of which six or more are for validation
 
 
+@pytest.mark.thorough
 def test_a_sites_model_and_its_doubtful_labels_are_in_the_runs_folder(tmp_path: Path) -> None:
     job = write_job(tmp_path / "job")
     values = yaml.safe_load(job.read_text())

@@ -16,12 +16,14 @@ from synthetic import JOB, write_job
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 
+@pytest.mark.thorough
 def test_a_site_that_does_not_come_back_is_named(two_sites: dict[str, Path], tmp_path: Path) -> None:
     status, result, printed = _run_without_west(two_sites, tmp_path, quorum=2)
     assert (status, result.status) == (1, "failed")
     assert "west" in printed.split("error:")[1]
 
 
+@pytest.mark.thorough
 def test_with_a_quorum_of_one_the_run_ends_without_the_lost_site(two_sites: dict[str, Path], tmp_path: Path) -> None:
     status, result, printed = _run_without_west(two_sites, tmp_path, quorum=1)
     assert (status, result.status) == (0, "completed"), printed

@@ -166,6 +166,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
     monkeypatch.setenv("ONCOFED_WORKSPACE", str(tmp_path / "workspace"))
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_killed_or_interrupted_command_resumes_to_the_same_bytes(run: Run, trained: Path, tmp_path: Path) -> None:
     images = make_site(tmp_path / "many", 16) / "imagesTr"

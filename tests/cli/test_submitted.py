@@ -34,6 +34,7 @@ def alliance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalAlliance
         yield alliance
 
 
+@pytest.mark.thorough
 def test_a_job_runs_without_the_engineers_machine(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = ("--kit", alliance.kit(alliance.spec.engineer))
     job = write_job(tmp_path / "long", JOB.replace("number: 2", "number: 12").replace("round: 4", "round: 20"))
@@ -125,6 +126,7 @@ def test_a_stopped_job_keeps_its_rounds_results(alliance: LocalAlliance, tmp_pat
     assert "has ended already" in oncofed("job", "stop", job_id, *kit, home=tmp_path).stderr
 
 
+@pytest.mark.thorough
 def test_a_search_goes_on_with_the_trial_that_the_alliance_runs(alliance: LocalAlliance, tmp_path: Path) -> None:
     kit = ("--kit", alliance.kit(alliance.spec.engineer))
     job, log, out = (

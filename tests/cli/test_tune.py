@@ -17,6 +17,7 @@ from oncofed.rounds.events import BEST_MODEL
 pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 
+@pytest.mark.thorough
 def test_a_search_that_was_killed_goes_on(job: Path, two_sites: dict[str, Path], tmp_path: Path) -> None:
     out, log = tmp_path / "found", tmp_path / "log.txt"
     sites = [argument for name, folder in two_sites.items() for argument in ("--site", f"{name}={folder}")]

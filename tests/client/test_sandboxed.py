@@ -300,6 +300,7 @@ def test_texts_of_the_code_stay_at_the_site(spec: JobSpec, context: SiteContext,
     assert "\x1b" not in note
 
 
+@pytest.mark.thorough
 @pytest.mark.attack(
     "a pack of other code than the job names, or a network with other tensors than it declares",
     by="the confined process, before the code is used",
@@ -327,6 +328,7 @@ def test_code_that_does_not_match_the_job_is_refused(
     )
 
 
+@pytest.mark.thorough
 def test_data_errors_are_reported_and_a_killed_process_is_replaced(
     spec: JobSpec, context: SiteContext, voice: Voice, tmp_path: Path
 ) -> None:

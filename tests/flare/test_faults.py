@@ -28,6 +28,7 @@ def three_sites(tmp_path: Path, two_sites: dict[str, Path]) -> dict[str, Path]:
     return {**two_sites, "north": make_site(tmp_path / "north", 6, 3)}
 
 
+@pytest.mark.thorough
 def test_a_run_survives_every_killed_process_with_the_same_bits(
     spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_run_survives_every_killed_process_with_the_same_bits(
     assert all(torch.equal(model[name], expected[name]) for name in expected)
 
 
+@pytest.mark.thorough
 def test_a_run_survives_hangs_cut_links_full_disks_and_bad_updates(
     spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_run_survives_hangs_cut_links_full_disks_and_bad_updates(
         assert told or "did not take" in (tmp_path / "lab" / "logs" / "west.txt").read_text()
 
 
+@pytest.mark.thorough
 def test_another_version_is_refused_and_a_twin_changes_nothing(
     spec: JobSpec, three_sites: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -127,6 +130,7 @@ def test_another_version_is_refused_and_a_twin_changes_nothing(
             assert f"it runs oncofed 0.0.1, the server {oncofed.__version__}" in state.lost["north"]
 
 
+@pytest.mark.thorough
 def test_a_hanging_site_or_collector_delays_nobody_past_the_deadline(
     spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -150,6 +150,7 @@ def _listening(folder: Path) -> dict[str, dict[str, str]]:
     return {"localhost": {"PYTHONPATH": str(folder)}}
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.federation
 def test_a_swarm_gives_the_bits_of_fedavg_even_with_killed_collectors(

@@ -29,6 +29,7 @@ _NOISE = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("noise", ["shared", "local"])
 def test_noise_of_sites_leaves_under_masks(tmp_path: Path, noise: str) -> None:
     sites = {name: make_site(tmp_path / name, _PRIVATE_CASES, seed) for name, (_, seed) in _SITES.items()}
@@ -102,6 +103,7 @@ def test_sites_know_each_other_by_their_kits_and_sums_alone_arrive(tmp_path: Pat
     assert "Secure aggregation" in (out / "report.html").read_text()
 
 
+@pytest.mark.thorough
 @pytest.mark.attack(
     "a server that looks for a site's own score", by="scores leave under masks alone", logged="nothing: none arrives"
 )

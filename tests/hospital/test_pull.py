@@ -290,6 +290,7 @@ class Started:
         return self.process.wait(600)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_an_archive_that_is_killed_costs_nothing(orthanc: Orthanc, tmp_path: Path, protocol: str) -> None:
@@ -331,6 +332,7 @@ def test_answers_that_break_off_cost_nothing(orthanc: Orthanc, run: Callable[...
     assert len(log(out)) == len(files)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(orthanc: Orthanc, tmp_path: Path, protocol: str) -> None:

@@ -34,6 +34,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.federation]
 
 SMALL_DENSENET = {"init_features": 16, "growth_rate": 16, "block_config": [2, 2]}
 ENOUGH_TO_TEST = {"validation": 0.2, "test": 0.4}
+# A table, slides and images; the other jobs take the same way.
+QUICKLY = {"hippocampus_survival", "nuclei_segmentation", "slide_classification"}
 # What makes a job small enough for seconds; its own settings otherwise.
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "hippocampus_segmentation": {"data": {"patch": [16, 16, 16]}, "model": {"channels": [4, 8]}},
@@ -220,7 +222,9 @@ def test_a_job_trains_and_scores(name: str, tmp_path: Path) -> None:
     assert trainer.task.picture(trainer.network.eval(), trainer.cases.test[0], trainer.device)
 
 
-@pytest.mark.parametrize("name", sorted(IN_SIMULATOR))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICKLY else pytest.mark.thorough) for name in sorted(IN_SIMULATOR)]
+)
 def test_a_job_runs_from_images_to_a_report(name: str, tmp_path: Path) -> None:
     spec = _quick(name)
     site = _site(spec, tmp_path / "in", tmp_path / "set")

@@ -128,6 +128,7 @@ def test_several_bundles_in_one_process_have_their_own_scripts(bundle: Path, pac
     assert len(first.build_network()) == 3
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.skipif(what_is_missing() is not None, reason=f"no process can be confined: {what_is_missing()}")
 @pytest.mark.attack(

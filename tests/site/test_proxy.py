@@ -80,6 +80,7 @@ def test_the_doctor_checks_through_the_proxy(kits: dict[str, Path], echo: int, r
     assert (refused.status, "expected http://HOST:PORT" in refused.text) == (2, True)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.federation
 def test_a_job_runs_through_the_proxy(

@@ -120,6 +120,7 @@ def opened(tmp_path: Path, two_sites: dict[str, Path]) -> Iterator[dict[str, Pat
         oncofed("site", "stop", "--folder", folders[name], home=tmp_path)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.federation
 def test_a_job_from_sealed_kits_survives_killed_services(opened: dict[str, Path], job: Path, tmp_path: Path) -> None:
@@ -165,6 +166,7 @@ def test_a_job_from_sealed_kits_survives_killed_services(opened: dict[str, Path]
     assert "not running" in command("site", "status", "--folder", opened["east"], status=1)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.federation
 def test_a_renewal_misses_no_round_and_a_revocation_excludes(

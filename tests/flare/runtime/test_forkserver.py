@@ -74,6 +74,7 @@ def _fork_server(folder: Path, first: str) -> Iterator[ForkServer]:
         server.kill()
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(("first", "spoilt"), [(_LOADS, False), (_INITIALISES, True)])
 def test_a_job_can_use_the_gpu_after_any_import(

@@ -195,6 +195,7 @@ def _hours(begins_in: float, ends_in: float) -> SiteOffer:
     return SiteOffer(hours=f"{begin:%H:%M}-{end:%H:%M}")
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.federation
 def test_a_job_stops_after_hours_and_resumes_when_they_begin(tmp_path: Path) -> None:
