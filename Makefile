@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test test-thorough test-fast check format docs bench bench-full bench-bundle bench-table gpu faults security wild hospital constraints clean another-build
+.PHONY: help demo test test-thorough test-fast check format docs bench bench-full bench-bundle bench-table gpu faults security wild hospital mlflow constraints clean another-build
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -89,6 +89,10 @@ hospital: ## where root may install Debian packages: an Orthanc and dcmtk, for t
 			|| { echo "needs root and apt-get; else install orthanc, orthanc-dicomweb and dcmtk yourself"; exit 2; }; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
 			orthanc orthanc-dicomweb dcmtk >/dev/null; }
+
+mlflow: $(BIN)/python ## a real MLflow server for the tests of tracking, in an environment of its own (about 1 GB)
+	@test -x workspace/.cache/mlflow/bin/mlflow || { $(BIN)/python -m venv workspace/.cache/mlflow && \
+		workspace/.cache/mlflow/bin/python -m pip install --quiet --disable-pip-version-check 'mlflow>=3.1'; }
 
 constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and requirements.txt anew
 	@$(BIN)/python -m pip install --quiet uv

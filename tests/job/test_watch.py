@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from oncofed.job.curves import Curves
 from oncofed.job.progress import RunProgress
-from oncofed.job.watch import Curves, RunView, progress_bar
+from oncofed.job.watch import RunView, progress_bar
 from oncofed.rounds.events import (
     TRAINING_EVENTS,
     Answered,

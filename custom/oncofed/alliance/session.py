@@ -84,6 +84,11 @@ class EngineerSession:
             raise SpecError(_unknown(job_id))
         return str(status)
 
+    def name_of(self, job_id: str) -> str:
+        """Return a job's name."""
+        meta = self._ask(job_id, lambda session: session.get_job_meta(job_id)) or {}
+        return str(meta.get(JobMetaKey.JOB_NAME.value) or job_id)
+
     def why_waiting(self, job_id: str) -> str:
         """Return why a job could not start; empty if untried."""
         meta = self._ask(job_id, lambda session: session.get_job_meta(job_id)) or {}

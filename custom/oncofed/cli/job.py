@@ -35,11 +35,14 @@ from oncofed.cli.run_options import (
     Model,
     Port,
     Rounds,
+    Track,
     named_sites,
     parse_seeds,
     require_model,
 )
 from oncofed.cli.terminal import echo_json
+from oncofed.cli.tracking import track as track_run
+from oncofed.cli.tracking import tracked
 from oncofed.cli.tune import tune
 from oncofed.errors import SpecError
 
@@ -239,6 +242,7 @@ app.command("convert")(convert)
 app.command("exposure")(exposure)
 app.command("tune")(tune)
 app.command("contribution")(contribution)
+app.command("track")(track_run)
 
 
 @app.command()
@@ -268,6 +272,7 @@ def run(
     model: Model = None,
     evaluate_only: EvaluateOnly = False,
     against: Against = None,
+    track: Track = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep startup kits and FLARE's files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print result.json to stdout, progress to stderr.")] = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
@@ -309,19 +314,21 @@ def run(
             ).execute()
             _show_plan(plan, folder / "plan.json", json)
             return
-        result = Run(
-            spec=spec,
-            sites=sites,
-            backend=backend,
-            folder=folder,
-            console=console,
-            port=port,
-            keep=keep,
-            baselines=baselines,
-            model=model,
-            evaluate_only=evaluate_only,
-            against=against,
-        ).execute()
+        with tracked(track, folder, spec.name, console) as trackers:
+            result = Run(
+                spec=spec,
+                sites=sites,
+                backend=backend,
+                folder=folder,
+                console=console,
+                port=port,
+                keep=keep,
+                baselines=baselines,
+                model=model,
+                evaluate_only=evaluate_only,
+                against=against,
+                trackers=trackers,
+            ).execute()
     show_result(result, folder, json)
 
 

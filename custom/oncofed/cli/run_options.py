@@ -28,6 +28,15 @@ EvaluateOnly = Annotated[
         "those over the patients of all sites from counts and sums; a calibration.json next to --model is used.",
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        envvar="ONCOFED_TRACK",
+        help="Also send curves, settings and report to mlflow (at MLFLOW_TRACKING_URI), or keep them as offline files "
+        "of wandb; give it once for each. Only what this command shows is sent.",
+    ),
+]
 Against = Annotated[
     Path | None,
     typer.Option(

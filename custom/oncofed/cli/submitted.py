@@ -19,7 +19,8 @@ from oncofed.cli.common import (
     progress_console,
     show_result,
 )
-from oncofed.cli.run_options import Against, EvaluateOnly, Model, require_model
+from oncofed.cli.run_options import Against, EvaluateOnly, Model, Track, require_model
+from oncofed.cli.tracking import tracked
 from oncofed.errors import FederationError, SpecError
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def submit(
     else:
         typer.echo(f"{spec.name} is submitted: {job_id}\nWatch it with: oncofed job watch {job_id}")
     if follow:
-        watch(job_id, kit, json, workspace)
+        watch(job_id, kit, json=json, workspace=workspace)
 
 
 def _names(text: str | None) -> list[str]:
@@ -101,7 +102,9 @@ def _show_sites(engineer: EngineerSession, kit: Path, spec: AnyJob, wait_for: li
 
 
 @app.command()
-def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DEFAULT_WORKSPACE) -> None:
+def watch(
+    job_id: JobId, kit: Kit, track: Track = None, json: Json = False, workspace: Workspace = DEFAULT_WORKSPACE
+) -> None:
     """Watch a job of an alliance until it ends. Ctrl-C stops only the watching; watch again at any time."""
     keep_caches_in(workspace)
     from oncofed.alliance.session import EngineerSession
@@ -110,8 +113,12 @@ def watch(job_id: JobId, kit: Kit, json: Json = False, workspace: Workspace = DE
     console = progress_console(json)
     curves = workspace / "runs" / job_id / "tensorboard"
     try:
-        with EngineerSession(kit) as engineer:
-            ended = follow(engineer, job_id, console, curves)
+        folder = workspace / "runs" / job_id
+        with (
+            EngineerSession(kit) as engineer,
+            tracked(track, folder, engineer.name_of(job_id) if track else "", console) as trackers,
+        ):
+            ended = follow(engineer, job_id, console, curves, trackers)
     except KeyboardInterrupt:
         console.print(f"The job runs on. Watch it again with: oncofed job watch {job_id}")
         raise typer.Exit(130) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -17,11 +17,12 @@ from oncofed.artifacts.kept_job import copy_beside_model
 from oncofed.artifacts.provenance import PROVENANCE_FILE
 from oncofed.errors import FederationError, TransferError
 from oncofed.job.card import write_cards
+from oncofed.job.curves import Curves, Tracker
 from oncofed.job.flare import SPEC_FILE
 from oncofed.job.outcome import begin_result, note_incidents, note_preparation, note_rounds, note_scores
 from oncofed.job.progress import RunProgress
 from oncofed.job.spec import JobSpec, parse_job
-from oncofed.job.watch import Curves, RunView, go_on
+from oncofed.job.watch import RunView, go_on
 from oncofed.report.html import write_report
 from oncofed.report.result import Result
 from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER, Event, EventReader
@@ -37,6 +38,7 @@ def watch(
     job_id: str,
     console: Console,
     curves: Path,
+    trackers: Sequence[Tracker] = (),
     is_worth_it: Callable[[RunProgress], bool] = go_on,
 ) -> str:
     """Follow a job through server restarts to its end.
@@ -46,6 +48,7 @@ def watch(
         job_id: FLARE's id of the job.
         console: for progress.
         curves: folder for TensorBoard; is replaced.
+        trackers: that get the same curves.
         is_worth_it: asked after news; False stops the job.
     """
     shutil.rmtree(curves, ignore_errors=True)
@@ -73,7 +76,7 @@ def watch(
             return status
 
     stopped = False
-    with RunView(console, Curves(curves)) as view:
+    with RunView(console, Curves(curves, trackers)) as view:
         while not status.startswith("FINISHED"):
             status = look()
             if not stopped and not is_worth_it(view.state):
@@ -106,6 +109,7 @@ def fetch(engineer: EngineerSession, job_id: str, folder: Path) -> Result:
         vouched = best.with_name(PROVENANCE_FILE)
         if vouched.is_file():
             shutil.copy(vouched, folder / PROVENANCE_FILE)
+        shutil.copy(record / EVENTS_FILE, folder / EVENTS_FILE)
     return _write(spec, events, folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +25,15 @@ from oncofed.errors import OncofedError
 from oncofed.job import backends
 from oncofed.job.backends import Running
 from oncofed.job.card import write_cards
+from oncofed.job.curves import Curves, Tracker
 from oncofed.job.flare import export_job
 from oncofed.job.outcome import POOLED, Scores, begin_result, note_incidents, note_preparation, note_rounds, note_scores
 from oncofed.job.site_data import CheckedSites, checked_sites
 from oncofed.job.spec import JobSpec
-from oncofed.job.watch import Curves, RunView, follow, progress_bar
+from oncofed.job.watch import RunView, follow, progress_bar
 from oncofed.report.html import write_report
 from oncofed.report.result import Backend, Result
-from oncofed.rounds.events import BEST_MODEL, MODELS_FOLDER
+from oncofed.rounds.events import BEST_MODEL, EVENTS_FILE, MODELS_FOLDER
 from oncofed.tasks.deletion import deletion, slides_to_delete_from, why_left_out
 from oncofed.tasks.pictures import Picture
 from oncofed.training import Plan, Trainer
@@ -64,6 +66,7 @@ class Run:
         model: initial weights as safetensors; None: drawn from the seed.
         evaluate_only: score that model at every site, and train nothing.
         against: weights of another model to compare with on the same patients.
+        trackers: that get the run's curves, settings and files.
     """
 
     spec: JobSpec
@@ -78,6 +81,7 @@ class Run:
     model: Path | None = None
     evaluate_only: bool = False
     against: Path | None = None
+    trackers: Sequence[Tracker] = ()
     _data: CheckedSites = field(default_factory=CheckedSites)
 
     def execute(self) -> Result:
@@ -131,7 +135,9 @@ class Run:
         model = self.folder / "model"
         (model / "baselines").mkdir(parents=True, exist_ok=True)
         submitted, started = time.time(), time.monotonic()
-        view = RunView(self.console, Curves(self.folder / "tensorboard"))
+        view = RunView(self.console, Curves(self.folder / "tensorboard", self.trackers))
+        for tracker in self.trackers:
+            tracker.describe(self.spec.model_dump(mode="json", by_alias=True))
         with BaselinePool(self.spec.plan(), model / "baselines") as pool:
             self.console.print(_STARTING[self.backend].format(sites=len(self.sites)))
             self._warn_of_memory()
@@ -141,6 +147,8 @@ class Run:
                         follow(running, view, self._logs)
                     finally:
                         note_incidents(result, view.state)
+                        if running.events.is_file():
+                            shutil.copy(running.events, self.folder / EVENTS_FILE)
                 ended = time.monotonic()
                 # The job's processes take seconds to end: baselines train meanwhile.
                 if self._compares:

@@ -1,4 +1,4 @@
-"""Follows a run: live view, TensorBoard curves, timings."""
+"""Follows a run: live view, timings."""
 
 from __future__ import annotations
 
@@ -22,19 +22,16 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
-from torch.utils.tensorboard import SummaryWriter
 
 from oncofed.errors import FederationError
 from oncofed.job.backends import Running
+from oncofed.job.curves import Curves
 from oncofed.job.progress import TRAINING, RunProgress
 from oncofed.rounds.events import (
     Event,
     EventReader,
     Incident,
     Ready,
-    RoundEnded,
-    SiteProgress,
-    Started,
     Unknown,
     Validated,
 )
@@ -44,54 +41,6 @@ _SECONDS_BETWEEN_LINES = 10.0
 # Interval before the end of the first round, if a site enters another phase: nobody knows yet that the run works.
 _FIRST_LINE_SECONDS = 2.0
 _POLL_SECONDS = 0.2
-
-
-class Curves:
-    """Writes TensorBoard curves.
-
-    One folder per site and one for the mean.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writers: dict[str, SummaryWriter] = {}
-        self._validation = "validation/score"
-
-    def write(self, event: Event) -> None:
-        """Add an event's points."""
-        if isinstance(event, Started) and event.metric:
-            self._validation = f"validation/{event.metric}"
-        elif isinstance(event, SiteProgress) and event.loss is not None:
-            self._of(event.site).add_scalar("train/loss", event.loss, event.step)
-        elif isinstance(event, Validated):
-            for site, score in event.sites.items():
-                if score is not None:
-                    self._of(site).add_scalar(self._validation, score, event.round)
-                for name, value in event.by_class.get(site, {}).items():
-                    self._of(site).add_scalar(f"validation_by_class/{name}", value, event.round)
-            if event.mean is not None:
-                self._of("mean").add_scalar(self._validation, event.mean, event.round)
-            for name, value in (event.summed or {}).get("by_class", {}).items():
-                self._of("mean").add_scalar(f"validation_by_class/{name}", value, event.round)
-        elif isinstance(event, RoundEnded):
-            if event.loss is not None:
-                self._of("mean").add_scalar("train/loss", event.loss, event.round)
-            self._of("mean").add_scalar("time/round_s", event.seconds, event.round)
-
-    def flush(self) -> None:
-        """Flush the files, for a running TensorBoard."""
-        for writer in self._writers.values():
-            writer.flush()
-
-    def close(self) -> None:
-        """Finish the files."""
-        for writer in self._writers.values():
-            writer.close()
-
-    def _of(self, name: str) -> SummaryWriter:
-        if name not in self._writers:
-            self._writers[name] = SummaryWriter(str(self._folder / name), flush_secs=5)
-        return self._writers[name]
 
 
 class RunView:

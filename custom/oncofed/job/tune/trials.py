@@ -14,11 +14,12 @@ from rich.console import Console
 from oncofed.alliance.session import EngineerSession
 from oncofed.errors import FederationError
 from oncofed.job import backends, remote
+from oncofed.job.curves import Curves
 from oncofed.job.flare import export_job
 from oncofed.job.progress import RunProgress
 from oncofed.job.run import Run
 from oncofed.job.spec import JobSpec
-from oncofed.job.watch import Curves, RunView, follow
+from oncofed.job.watch import RunView, follow
 from oncofed.report.result import Backend, Result
 from oncofed.rounds.events import EVENTS_FILE, MODELS_FOLDER, EventReader
 
@@ -146,7 +147,9 @@ class AllianceTrials:
             worth = worth and watch(state)
             return worth
 
-        ended = remote.watch(self.engineer, job_id, self.console, folder.parent / CURVES_FOLDER / folder.name, keep_on)
+        ended = remote.watch(
+            self.engineer, job_id, self.console, folder.parent / CURVES_FOLDER / folder.name, is_worth_it=keep_on
+        )
         if not worth:
             return False
         state = RunProgress()

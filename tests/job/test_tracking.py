@@ -1,0 +1,212 @@
+"""Runs in MLflow's real server, and in Weights & Biases' files."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from commands import wait_for
+from oncofed.cli.main import app
+from oncofed.errors import SpecError
+from oncofed.job import tracking
+from oncofed.job.curves import Curves, PointReader
+from oncofed.job.tracking import flat, opened_trackers
+from oncofed.loopback import free_port
+from oncofed.rounds.events import Event, Failed, Finished, RoundEnded, SiteProgress, Started, Validated
+
+mlflow = pytest.importorskip("mlflow", reason="MLflow's client is not installed")
+pytest.importorskip("wandb", reason="Weights & Biases' client is not installed")
+
+# `make mlflow` installs the server into an environment of its own.
+_SERVER = shutil.which("mlflow", path=str(Path(__file__).parents[2] / "workspace" / ".cache" / "mlflow" / "bin"))
+needs_server = pytest.mark.skipif(_SERVER is None, reason="no MLflow server: make mlflow")
+
+EVENTS: list[Event] = [
+    Started(time=100.0, sites=["east", "west"], rounds=2, steps_per_round=4, metric="dice", strategy="fedavg"),
+    SiteProgress(time=101.0, site="east", phase="training", step=2, steps=8, loss=0.9),
+    SiteProgress(time=102.0, site="east", phase="training", step=4, steps=8, loss=0.7),
+    Validated(time=103.0, round=1, mean=0.4, sites={"east": 0.4, "west": None}, by_class={"east": {"left (T1)": 0.3}}),
+    RoundEnded(time=104.0, round=1, seconds=5.0, slowest_site_s=4.5, losses={"east": 0.8}, cases={"east": 4}),
+    Finished(time=105.0, best_round=1, best_validation=0.4, test={"east": {"mean": 0.5}, "west": {"mean": None}}),
+]
+
+
+def _start(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    line = [str(_SERVER), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    line += ["--backend-store-uri", f"sqlite:///{folder / 'db'}", "--artifacts-destination", str(folder / "files")]
+    with (folder / "log").open("wb") as log:
+        settings = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PYTHONPATH": ""}
+        return subprocess.Popen(line, stdout=log, stderr=log, env=settings, start_new_session=True)
+
+
+def _answers(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a server."""
+    port = free_port()
+    process = _start(tmp_path_factory.mktemp("mlflow"), port)
+    try:
+        wait_for(lambda: _answers(port), "MLflow answers")
+        yield port
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Set the address of the server."""
+
+    def take(port: int) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+
+    return take
+
+
+def _send(folder: Path, names: list[str], run: str = "run-1", events: list[Event] = EVENTS) -> str:
+    text, reader = io.StringIO(), PointReader()
+    (folder / "job.yaml").write_text("name: balls\n")
+    with opened_trackers(names, run, "balls", Console(file=text), folder) as trackers:
+        for tracker in trackers:
+            tracker.describe({"training": {"learning_rate": 0.01, "loss": None}})
+            for event in events:
+                tracker.write(event, list(reader.points(event)))
+            tracker.attach([folder / "job.yaml", folder / "missing"])
+    return text.getvalue()
+
+
+def _run(name: str = "run-1") -> mlflow.entities.Run:
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("balls")
+    (found,) = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == name]
+    return found
+
+
+@needs_server
+def test_curves_settings_and_files_arrive_once(
+    server: int, at: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(server)
+    assert _send(tmp_path, ["mlflow"], events=EVENTS[:4]) == ""
+    assert _send(tmp_path, ["mlflow"]) == "", "whoever watches again sends the first events again"
+    found = _run()
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics == {
+        "sites/east/train/loss": 0.7,
+        "sites/east/validation/dice": 0.4,
+        "sites/east/validation_by_class/left _T1_": 0.3,
+        "sites/east/test/dice": 0.5,
+        "validation/dice": 0.4,
+        "test/dice": 0.5,
+        "time/round_s": 5.0,
+    }
+    told = {"training.learning_rate": "0.01", "run.rounds": "2", "run.sites": "2", "run.strategy": "fedavg"}
+    assert told.items() <= found.data.params.items()
+    client = mlflow.MlflowClient()
+    history = client.get_metric_history(found.info.run_id, "sites/east/train/loss")
+    assert [(point.step, point.value, point.timestamp) for point in history] == [(2, 0.9, 101000), (4, 0.7, 102000)]
+    assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["job.yaml"]
+
+
+@needs_server
+def test_a_run_that_failed_is_shown_as_failed(server: int, at: Callable[[int], None], tmp_path: Path) -> None:
+    at(server)
+    _send(tmp_path, ["mlflow"], "run-2", [*EVENTS[:2], Failed(time=110.0, reason="no site is left")])
+    assert _run("run-2").info.status == "FAILED"
+
+
+@needs_server
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_a_server_that_is_away_delays_nothing_and_gets_all_in_the_end(
+    at: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, text = free_port(), io.StringIO()
+    at(port)
+    monkeypatch.setattr(tracking, "_SECONDS_BETWEEN_TRIES", 0.1)
+    with opened_trackers(["mlflow"], "run-3", "balls", Console(file=text), tmp_path) as trackers:
+        curves = Curves(tmp_path / "tensorboard", trackers)
+        for event in EVENTS:
+            curves.write(event)
+        curves.close()
+        wait_for(lambda: "run goes on" in text.getvalue(), "it is told")
+        process = _start(tmp_path, port)
+        try:
+            wait_for(lambda: _answers(port), "MLflow answers")
+            trackers[0].close()
+            assert _run("run-3").data.metrics["validation/dice"] == 0.4
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(30)
+    assert len(text.getvalue().splitlines()) == 1
+
+
+def test_what_could_not_be_sent_is_told_with_the_command(
+    at: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(free_port())
+    monkeypatch.setattr(tracking, "_SECONDS_AT_THE_END", 0.5)
+    assert "oncofed job track RUN --to mlflow" in _send(tmp_path, ["mlflow"])
+
+
+def test_offline_files_hold_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_DIR", "WANDB_MODE", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    for _ in range(2):  # the second replaces the first
+        assert _send(tmp_path, ["wandb"]) == ""
+        (folder,) = (tmp_path / "wandb").glob("offline-run-*-run-1")
+    (record,) = folder.glob("*.wandb")
+    held = record.read_bytes()
+    for name in (b"sites/east/train/loss", b"validation/dice", b"test/dice", b"training.learning_rate"):
+        assert name in held
+    assert (folder / "files" / "job.yaml").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("neptune", "known are mlflow and wandb"), ("mlflow", "set MLFLOW_TRACKING_URI to your server")],
+)
+def test_what_is_missing_is_told_before_anything_runs(
+    name: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(SpecError, match=told), opened_trackers([name], "run", "job", Console(), tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("name", ["mlflow", "wandb"])
+def test_a_library_that_is_not_installed_is_named(
+    name: str, at: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(1)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SpecError, match=r"oncofed\[tracking\]"), opened_trackers([name], "r", "j", Console(), tmp_path):
+        pass
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["job", "track", str(tmp_path), "--to", "wandb"])
+    assert isinstance(done.exception, SpecError) or "has no events.jsonl" in done.output
+
+
+def test_settings_are_named_by_their_sections() -> None:
+    assert flat({"a": {"b": [1, 2], "c": None}, "d": True}) == {"a.b": "[1, 2]", "d": "True"}
