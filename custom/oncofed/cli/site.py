@@ -7,6 +7,7 @@ import json as jsonlib
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from oncofed.cli import budget, governance, review
-from oncofed.cli.common import ask_password, escape, plain_console, require_posix, show_table
+from oncofed.cli.common import ask_password, ended_by_signals, escape, plain_console, require_posix, show_table
 from oncofed.cli.terminal import is_terminal
 from oncofed.errors import FederationError, SpecError
 from oncofed.gpus import GPU, read_gpus
@@ -269,6 +270,28 @@ def ui(
         plain_console().print(f"{address}\nCtrl-C ends it.", markup=False)
         sys.stdout.flush()
         server.serve_forever()  # until Ctrl-C
+
+
+@app.command()
+def metrics(
+    folder: Folder = Path(),
+    port: Annotated[
+        int | None, typer.Option("--port", min=1, max=65535, help="Serve them at this port of 127.0.0.1, until Ctrl-C.")
+    ] = None,
+) -> None:
+    """Print this machine's state as Prometheus metrics, or serve them: service, job, GPUs, disk, audit, budget."""
+    try:
+        from oncofed.site.metrics import metrics_server, metrics_text
+    except ModuleNotFoundError:
+        raise SpecError("metrics need Prometheus' client: pip install 'oncofed[metrics]'") from None
+
+    if port is None:
+        typer.echo(metrics_text(folder.resolve()), nl=False)
+        return
+    with ended_by_signals(), metrics_server(folder.resolve(), port) as address:
+        plain_console().print(f"{address}\nCtrl-C ends it.", markup=False)
+        sys.stdout.flush()
+        threading.Event().wait()
 
 
 @app.command()
