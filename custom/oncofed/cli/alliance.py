@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from oncofed.cli.backup import File, Identity, NewKey, Out, Recipients, put_back, write_backup
 from oncofed.cli.common import ask_password, escape, plain_console, progress_console, show_table
 from oncofed.errors import SpecError
 
@@ -48,6 +49,19 @@ OwnKey = Annotated[
     typer.Option("--own-key", help="Make no kit: they create their own private key; see oncofed site request."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, progress to stderr.")]
+
+
+@app.command("backup")
+def back_up(out: Out, home: Home = DEFAULT_HOME, recipient: Recipients = None, new_key: NewKey = None) -> None:
+    """Write the alliance's folder into one file, encrypted with age: root key, sealed kits, issued certificates."""
+    write_backup(home, out, recipient, new_key)
+
+
+@app.command()
+def restore(file: File, identity: Identity, home: Home = DEFAULT_HOME) -> None:
+    """Put a backup of the alliance's folder back, into a new folder."""
+    made = put_back(file, home, identity)
+    typer.echo(f"Certificates that were given out or revoked after {made.made[:10]} are not in its list: compare it.")
 
 
 @app.command()

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from oncofed.cli.common import plain_console, show_table
 from oncofed.cli.governance import Folder, Json
-from oncofed.errors import PolicyError
+from oncofed.errors import PolicyError, SpecError
 
 budget_app = typer.Typer(
     help="What differential privacy has cost this site's patients, over all jobs.", no_args_is_help=True
@@ -58,3 +58,35 @@ def try_job(
     if reason:
         raise PolicyError(f"{spec.name}: {reason}")
     plain_console().print(f"{spec.name}: all its patients here can pay for it", markup=False)
+
+
+@budget_app.command()
+def confirm(
+    folder: Folder = Path(),
+    anchors: Annotated[
+        Path | None,
+        typer.Option("--anchors", help="File of the server's admin (oncofed site audit anchors): nothing is missing."),
+    ] = None,
+    reason: Annotated[
+        str, typer.Option("--reason", help="Without the server's file: why it is right all the same; it is recorded.")
+    ] = "",
+) -> None:
+    """After a backup was put back: compare the audit log with the server's last line of it, and take charges again."""
+    from oncofed.privacy.ledger import Ledger
+    from oncofed.site.auditing import verify
+
+    ledger = Ledger(folder)
+    made = ledger.restored()
+    if not made:
+        raise SpecError(f"{folder}: its ledger was not put back from a backup, or that is confirmed already")
+    if not anchors and not reason.strip():
+        raise SpecError("expected --anchors FILE, from the server's admin, or --reason TEXT")
+    if anchors:
+        problems, _ = verify(folder, anchors)
+        if problems:
+            raise PolicyError(
+                f"the server knows of lines after the backup of {made}: {problems[0].what}. What patients spent in "
+                "them is not known. Put a later backup back, or say with --reason why it is right all the same"
+            )
+    ledger.confirm(reason.strip() or "the server's last line is in the audit log")
+    typer.echo(f"{folder}: its ledger takes charges again")

@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from oncofed.cli import budget, governance, review
+from oncofed.cli import backup, budget, governance, review
 from oncofed.cli.common import ask_password, ended_by_signals, escape, plain_console, require_posix, show_table
 from oncofed.cli.terminal import is_terminal
 from oncofed.errors import FederationError, SpecError
@@ -270,6 +270,40 @@ def ui(
         plain_console().print(f"{address}\nCtrl-C ends it.", markup=False)
         sys.stdout.flush()
         server.serve_forever()  # until Ctrl-C
+
+
+@app.command("backup")
+def back_up(
+    out: backup.Out,
+    folder: Folder = Path(),
+    recipient: backup.Recipients = None,
+    new_key: backup.NewKey = None,
+) -> None:
+    """Write the kit with its state into one file, encrypted with age: it may run meanwhile. Datasets are not in it."""
+    from oncofed.site.service import machine_facts
+
+    machine_facts(folder.resolve())
+    backup.write_backup(folder, out, recipient, new_key)
+
+
+@app.command()
+def restore(
+    file: backup.File,
+    identity: backup.Identity,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the kit; missing or empty.")],
+) -> None:
+    """Put a backup of a kit back, into a new folder, on this machine or another. Jobs go on from where it was made."""
+    from oncofed.privacy.ledger import Ledger
+
+    made = backup.put_back(file, out, identity)
+    if Ledger(out).restored():
+        typer.echo(
+            "What patients spent after that is not known: no further job with differential privacy runs before\n"
+            f"  oncofed site budget confirm --folder {out} --anchors FILE"
+        )
+    typer.echo(
+        f"Then: oncofed site doctor --folder {out}\nNever start it while the old one of {made.participant} runs."
+    )
 
 
 @app.command()

@@ -31,6 +31,8 @@ from oncofed.private_files import open_private, write_private
 LEDGER_FILE = Path("audit") / "ledger.jsonl"
 _PATIENTS_FOLDER = Path("audit") / "patients"
 _CHARGED, _SETTLED = "charged", "settled"
+_RESTORED_FILE = Path("audit") / "restored"
+CONFIRMED = "ledger confirmed"
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ class Ledger:
         with self._held():
             charges = self.charges()
             charged = charges.pop(charge.job, None)
+            if not charged:
+                self._require_confirmed()
             if charged:
                 _require_same(charged, charge)
                 if charged.event.steps >= charge.event.steps:
@@ -230,6 +234,38 @@ class Ledger:
         """
         known = self._known()  # first: a process may be writing to the ledger, then to the audit log
         return self._log.verify((*known, *anchors))
+
+    def restored(self) -> str | None:
+        """Return when the backup was made from which this was put back.
+
+        None: it was not, or it is confirmed.
+        """
+        try:
+            return (self._folder / _RESTORED_FILE).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return None
+
+    def confirm(self, reason: str) -> None:
+        """Take charges again after a ledger was put back.
+
+        Args:
+            reason: why nothing is missing, or that it is accepted; the site's audit log keeps it.
+
+        Raises:
+            AuditError: it cannot be written.
+        """
+        AuditLog(self._folder).write(CONFIRMED, made=self.restored() or "", reason=reason)
+        (self._folder / _RESTORED_FILE).unlink(missing_ok=True)
+
+    def _require_confirmed(self) -> None:
+        made = self.restored()
+        if made:
+            logging.getLogger(__name__).warning(
+                "the ledger was put back from a backup of %s: what patients spent since is not known, so no further "
+                "job with differential privacy runs until the admin has compared it: oncofed site budget confirm",
+                made,
+            )
+            raise PolicyError("its ledger was put back from a backup, and its admin has not confirmed it yet")
 
     def _known(self) -> tuple[Anchor, ...]:
         """Return the ledger's lines that the audit log has."""
@@ -374,3 +410,13 @@ def _require_same(charged: Charge, now: Charge) -> None:
     facts = [(one.account, one.patients, one.event.sampling, one.event.noise_multiplier) for one in (charged, now)]
     if facts[0] != facts[1]:
         raise PolicyError("its policy does not allow this job: it is not the one that its patients were charged for")
+
+
+def note_restored(folder: Path, made: str) -> None:
+    """Note that a ledger was put back from a backup: it takes no charge until ``Ledger.confirm``.
+
+    Args:
+        folder: of the kit.
+        made: when the backup was made.
+    """
+    write_private(folder / _RESTORED_FILE, f"{made}\n".encode())
