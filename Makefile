@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test test-thorough test-fast check format docs bench bench-full bench-bundle bench-table gpu faults security wild hospital mlflow constraints clean another-build
+.PHONY: help demo test test-thorough test-fast check format docs bench bench-full bench-bundle bench-table gpu faults security wild hospital mlflow services constraints clean another-build
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -83,13 +83,17 @@ security: $(VENV)/security.installed ## every attack of the tests, with what sto
 wild: $(VENV)/dev.installed ## every file of this field that users stumbled over, and whether it is read right
 	@$(BIN)/python $(PYTEST) -q -m wild
 
-hospital: ## where root may install Debian packages: Orthanc, dcmtk and Prometheus, for the tests and the benchmark of the PACS
+hospital: ## where root may install Debian packages: an Orthanc and dcmtk, for the tests and the benchmark of the PACS
 	@command -v Orthanc >/dev/null && test -f /usr/share/orthanc/plugins/libOrthancDicomWeb.so && command -v getscu >/dev/null \
-		&& command -v promtool >/dev/null \
 		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
-			|| { echo "needs root and apt-get; else install orthanc, orthanc-dicomweb, dcmtk and prometheus yourself"; exit 2; }; \
+			|| { echo "needs root and apt-get; else install orthanc, orthanc-dicomweb and dcmtk yourself"; exit 2; }; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-			orthanc orthanc-dicomweb dcmtk prometheus >/dev/null; }
+			orthanc orthanc-dicomweb dcmtk >/dev/null; }
+
+services: hospital mlflow ## the same for all servers of the tests: also MLflow, Prometheus and Slurm
+	@command -v promtool >/dev/null && command -v slurmctld >/dev/null \
+		|| { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+			prometheus slurmctld slurmd slurm-client munge >/dev/null; }
 
 mlflow: $(BIN)/python ## a real MLflow server for the tests of tracking, in an environment of its own (about 1 GB)
 	@test -x workspace/.cache/mlflow/bin/mlflow || { $(BIN)/python -m venv workspace/.cache/mlflow && \

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from commands import wait_for
 from oncofed.alliance.authority import Authority
 from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import provision
 from oncofed.alliance.spec import AllianceSpec
+from oncofed.loopback import free_port
 
 SPEC = AllianceSpec(
     name="tiny",
@@ -124,6 +131,90 @@ def test_the_slurm_job_ends_as_the_site_does(kits: Path, tmp_path: Path) -> None
     environment = {"PATH": "/usr/bin:/bin", "ONCOFED": str(program), "SLURM_SUBMIT_DIR": "/x", "SLURM_JOB_ID": "7"}
     script = kits / "east" / "deploy" / "oncofed.slurm"
     assert subprocess.run(["bash", str(script)], env=environment, check=False).returncode == 3
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd-analyze")
+@pytest.mark.parametrize("name", MACHINES)
+def test_systemd_takes_the_unit(kits: Path, tmp_path: Path, name: str) -> None:
+    text = (kits / name / "deploy" / "oncofed.service").read_text()
+    # systemd looks for the program: this one is there.
+    unit = tmp_path / f"oncofed-{name.replace('.', '-')}.service"
+    unit.write_text(text.replace("/srv/oncofed/venv/bin/oncofed", "/bin/true").replace("User=oncofed", "User=daemon"))
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
+    assert (done.returncode, [line for line in done.stderr.splitlines() if unit.name in line]) == (0, [])
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[Path]:
+    """A cluster of this machine alone, with one GPU that is a plain file; yields its configuration."""
+    host, folder, key = socket.gethostname().split(".")[0], tmp_path / "slurm", tmp_path / "munge" / "key"
+    for path in (folder / "state", folder / "spool", key.parent):
+        path.mkdir(parents=True)
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o600)
+    (folder / "gpu").touch()
+    (folder / "gres.conf").write_text(f"NodeName={host} Name=gpu File={folder}/gpu\n")
+    (folder / "slurm.conf").write_text(
+        f"ClusterName=tiny\nSlurmctldHost={host}(127.0.0.1)\nSlurmUser=root\nSlurmdUser=root\nMpiDefault=none\n"
+        f"AuthType=auth/munge\nAuthInfo=socket={key.parent}/socket\nGresTypes=gpu\nReturnToService=2\n"
+        f"SlurmctldPort={free_port()}\nSlurmdPort={free_port()}\nStateSaveLocation={folder}/state\n"
+        f"SlurmdSpoolDir={folder}/spool\nSlurmctldPidFile={folder}/ctld.pid\nSlurmdPidFile={folder}/d.pid\n"
+        f"SlurmctldLogFile={folder}/ctld.log\nSlurmdLogFile={folder}/d.log\nProctrackType=proctrack/linuxproc\n"
+        "TaskPlugin=task/none\nSelectType=select/cons_tres\nSelectTypeParameters=CR_Core_Memory\n"
+        f"NodeName={host} NodeAddr=127.0.0.1 CPUs=1 RealMemory=500 Gres=gpu:1\n"
+        f"PartitionName=all Nodes={host} Default=YES\n"
+    )
+    files = {
+        name: f"--{name}={key.parent}/{name.split('-')[0]}" for name in ("socket", "pid-file", "log-file", "seed-file")
+    }
+    environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf")}
+    silent: dict[str, Any] = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = []
+    try:
+        for line in (
+            ["munged", "--force", "--foreground", f"--key-file={key}", *files.values()],
+            ["slurmctld", "-D", "-c"],
+            ["slurmd", "-D", "-N", host],
+        ):
+            started.append(subprocess.Popen(line, **silent))
+            if line[0] == "munged":
+                wait_for((key.parent / "socket").exists, "munge is there", 30)
+        yield folder / "slurm.conf"
+    finally:
+        for process in started[::-1]:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not all(map(shutil.which, ("slurmctld", "slurmd", "sbatch", "munged"))) or os.getuid() != 0,
+    reason="no Slurm that root may start: make services",
+)
+def test_a_real_slurm_runs_the_site_stops_it_in_time_and_submits_it_again(
+    slurm: Path, kits: Path, tmp_path: Path
+) -> None:
+    kit = tmp_path / "kit"
+    shutil.copytree(kits / "east", kit)
+    program = _program(tmp_path, "oncofed", '[ "$2" = start ] && exec sleep 600')
+    environment = {**os.environ, "SLURM_CONF": str(slurm), "ONCOFED": str(program)}
+
+    def run(*words: str) -> str:
+        done = subprocess.run(words, cwd=kit, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    wait_for(lambda: "idle" in run("sinfo", "--noheader"), "the node is there", 60)
+    # Of what the script asks for only the size is changed to this cluster's.
+    number = run("sbatch", "--parsable", "--cpus-per-task=1", "--mem=100", "deploy/oncofed.slurm")
+    log = tmp_path / "log"
+    wait_for(log.is_file, "the site is started", 60)
+    assert "gpu:1" in run("scontrol", "show", "job", number)
+    # What Slurm does at the end of the job's time.
+    run("scancel", "--batch", "--signal=TERM", number)
+    wait_for(lambda: "oncofed site stop" in log.read_text(), "the site is stopped", 60)
+    wait_for(lambda: "Restarts=1" in run("scontrol", "show", "job", number), "it is submitted again", 60)
+    assert log.read_text().splitlines()[:2] == [f"oncofed site {word} --folder {kit}" for word in ("start", "stop")]
+    run("scancel", number)
 
 
 def test_installed_packages_are_pinned_by_digest(kits: Path) -> None:
