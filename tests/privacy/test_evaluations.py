@@ -124,6 +124,7 @@ def test_a_mean_of_a_few_of_the_patients_stays_with_their_number(rare: int) -> N
 
     numbers = of(20 - rare, rare)
     assert (numbers["mean"], numbers["patients"]["mean"], numbers["patients"]["all"]) == (None, 0, 20)
+    assert of(rare, rare)["mean"] is None, "of as many of either kind it rests on as few"
     told = of(15, 5)
     assert told["mean"] is not None
     assert told["patients"]["mean"] == 5
