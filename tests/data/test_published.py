@@ -228,6 +228,12 @@ def test_a_list_of_checksums_that_lacks_a_file_or_is_none_is_refused(zenodo: Zen
         get("spleen", tmp_path / "out", checksums=own)
 
 
+def test_a_record_that_cannot_be_reached_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(published, "ZENODO", "http://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"api/records/\d+ cannot be fetched .*put the files into .*luna16_archives"):
+        get("luna16", tmp_path)
+
+
 def test_files_put_there_with_their_checksums_need_no_network(zenodo: Zenodo, tmp_path: Path) -> None:
     archives = tmp_path / "luna16_archives"
     archives.mkdir()

@@ -57,23 +57,28 @@ def fetch(download: Download, folder: Path, progress: Progress) -> Path:
         _require_checksum(download, file, progress)
         return file
     part = file.with_name(f"{file.name}.part")
-    with _told(download.url, f"Without a network, put the file there yourself: {file}"):
+    advice = (
+        "What has arrived is kept: run the command again to go on. Without a network, put the file there yourself: "
+        f"{file}"
+    )
+    with _told(download.url, advice):
         _download(download, part, progress)
     _require_checksum(download, part, progress)
     return part.replace(file)
 
 
-def read_small(url: str, most: int) -> bytes:
+def read_small(url: str, most: int, advice: str) -> bytes:
     """Return what an address answers.
 
     Args:
         url: the address.
         most: bytes that may be answered.
+        advice: what to do if it cannot be reached.
 
     Raises:
         DataError: it cannot be reached, or answers more.
     """
-    with _told(url, ""), _opened(urllib.request.Request(url)) as answer:  # noqa: S310 - of a table in this package
+    with _told(url, advice), _opened(urllib.request.Request(url)) as answer:  # noqa: S310 - of a table in this package
         content: bytes = answer.read(most + 1)
     if len(content) > most:
         raise DataError(f"{url}: the answer is longer than {most} bytes, expected a short one.")
@@ -81,13 +86,12 @@ def read_small(url: str, most: int) -> bytes:
 
 
 @contextlib.contextmanager
-def _told(url: str, otherwise: str) -> Iterator[None]:
+def _told(url: str, advice: str) -> Iterator[None]:
     """Say why a file cannot be fetched, and what to do."""
     try:
         yield
     except (OSError, http.client.HTTPException) as error:
-        text = f"{url} cannot be fetched ({_why_not(error)}). What has arrived is kept: run the command again to go on."
-        raise DataError(f"{text} {otherwise}".rstrip()) from None
+        raise DataError(f"{url} cannot be fetched ({_why_not(error)}). {advice}") from None
 
 
 def _why_not(error: Exception) -> str:

@@ -60,7 +60,7 @@ def published_files(
     missing = [name for _, name in wanted if not (folder / name).is_file()]
     if not missing and kept:
         return [Download(_address(record, name), md5_of(kept, name)) for record, name in wanted]
-    found = {record: _read(record) for record in records}
+    found = {record: _read(record, folder) for record in records}
     stated: list[Download] = []
     for record, name in wanted:
         file = found[record].get(name)
@@ -132,11 +132,15 @@ def _address(record: int, name: str) -> str:
     return f"{ZENODO}/records/{record}/files/{name}?download=1"
 
 
-def _read(record: int) -> dict[str, _File]:
+def _read(record: int, folder: Path) -> dict[str, _File]:
     """Return a record's files by name."""
     url = f"{ZENODO}/api/records/{record}"
+    advice = (
+        f"It states the checksums. Try again, or put the files into {folder} yourself and give theirs with --checksums "
+        "FILE."
+    )
     try:
-        answer = _Record.model_validate_json(read_small(url, _MOST_BYTES))
+        answer = _Record.model_validate_json(read_small(url, _MOST_BYTES, advice))
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(map(str, fault["loc"])) or "the answer"
