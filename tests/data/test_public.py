@@ -75,7 +75,7 @@ def test_an_archive_is_fetched_checked_and_can_be_registered(server: _Server, tm
     seen: list[str] = []
     folder = get("hippocampus", tmp_path / "out", lambda what, done, total: seen.append(what))
     assert len(register(RegisterOptions(folder, "hippocampus", tmp_path / "set")).entries) == 4
-    assert set(seen) >= {"fetching", "checking", "unpacking"}
+    assert set(seen) >= {"fetching Task04_Hippocampus.tar", "checking Task04_Hippocampus.tar", "unpacking"}
     assert get("hippocampus", tmp_path / "out") == folder
     assert server.asked == [None]
 

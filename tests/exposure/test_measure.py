@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,33 @@ def test_recognition_falls_with_noise_and_in_a_sum(toy: Exposure) -> None:
     assert summed <= min(0.75, alone - 0.08)
     assert noisy <= min(0.7, alone - 0.08)
     assert both <= 0.75  # of so few patients chance alone is off by a tenth
+
+
+@pytest.mark.attack(
+    "how well the image of one of a few patients was drawn again, from a report that is passed on",
+    by="a run's report shows figures of five images or more",
+    logged="nowhere: the report says that they are withheld",
+)
+def test_figures_of_fewer_than_five_images_are_withheld_from_a_report(toy: Exposure) -> None:
+    assert all(view.reconstruction for view in toy.views)
+    assert not any(view.reconstruction for view in toy.of_enough_images().views)
+    few, five = [
+        toy.model_copy(
+            update={
+                "views": tuple(
+                    view.model_copy(
+                        update={"reconstruction": view.reconstruction.model_copy(update={"targets": count})}
+                    )
+                    for view in toy.views
+                    if view.reconstruction
+                )
+            }
+        )
+        for count in (4, 5)
+    ]
+    assert not any(view.reconstruction for view in few.of_enough_images().views)
+    assert five.of_enough_images() == five
+    assert Effort().targets >= 5, "what is tried unless said otherwise can be shown"
 
 
 def test_the_audit_shows_less_than_it_could(toy: Exposure) -> None:
@@ -204,6 +232,10 @@ def test_a_run_shows_the_last_figures_in_its_report(run: Callable[..., Outcome],
     assert date.replace("T", " ")[:16] in report
     assert WORDS in report
     assert 'href="exposure/exposure.html"' in report
+    # One image was drawn again: its owner's page says how well, the report does not.
+    assert re.search(r"[01] of 1\b", (folder / "exposure" / "exposure.html").read_text())
+    assert not re.search(r"\d of 1\b", report)
+    assert report.count("withheld") == 4, "of each view, and in the sentence"
     (folder / "report.html").write_text("<html></html>")
     early = run(*asked, folder)
     assert (early.status, "has no place for it" in early.text) == (3, True)

@@ -44,6 +44,27 @@ def test_a_waiting_site_gets_a_reply_once_a_task_opens() -> None:
     assert communicator.known() == {"east"}
 
 
+@pytest.mark.attack(
+    "keeping the server's threads busy, by one site that asks for work again and again",
+    by="the server: a site's newer request ends its older one",
+    logged="nowhere: the others are served as before",
+)
+def test_a_site_holds_one_of_the_servers_threads() -> None:
+    communicator, told = PullCommunicator(), list[Shareable]()
+    asking = [threading.Thread(target=lambda: told.append(_waits(communicator, "east"))) for _ in range(20)]
+    for thread in asking:
+        thread.start()
+    for _ in range(200):
+        if len(told) == len(asking) - 1:
+            break
+        time.sleep(0.01)
+    assert [wire.get_directive(reply) for reply in told] == ["wait"] * 19, "one of them waits on"
+    communicator.open(_task("east"))
+    for thread in asking:
+        thread.join(3)
+    assert wire.get_directive(told[-1]) == "come"
+
+
 def test_a_site_that_is_asked_for_a_brief_step_need_not_line_up() -> None:
     communicator = PullCommunicator()
     step = _task("east")

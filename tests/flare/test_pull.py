@@ -87,6 +87,19 @@ def _server_that_directs_at_once() -> _Server:
     return server
 
 
+@pytest.mark.parametrize(("told", "paused"), [(1e9, 60.0), (-5.0, 0.0), (7.0, 7.0)])
+def test_a_pause_is_bounded_whatever_is_told(told: float, paused: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = _Server(wire.wait_reply("wait", told), wire.wait_reply("come"))
+    pull, waited = _pull(server), list[float]()
+
+    def wait(seconds: float, signal: Signal | None) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(pull, "_receive_within", wait)
+    assert pull.wait(server.context())
+    assert waited == [0.0, paused]
+
+
 def test_a_directive_ends_a_requested_pause() -> None:
     server = _server_that_directs_at_once()
     assert _pull(server).wait(server.context())

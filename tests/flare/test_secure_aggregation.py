@@ -38,7 +38,7 @@ def test_noise_of_sites_leaves_under_masks(tmp_path: Path, noise: str) -> None:
     private = f"privacy: {{secure_aggregation: {{}}, differential_privacy: {_NOISE[noise]}}}"
     lines = [f"training: {steps}" if line.startswith("training:") else line for line in JOB.splitlines()]
     job, out = write_job(tmp_path / "job", "\n".join([*lines, private, "strategy: fedavgm", ""])), tmp_path / "run"
-    arguments = [*named, "--out", out, "--workspace", tmp_path / "workspace", "--no-baselines", "--json"]
+    arguments = [*named, "--out", out, "--workspace", tmp_path / "workspace", "--no-baselines", "--json", "--keep"]
     done = oncofed("job", "run", job, *arguments, home=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -61,6 +61,7 @@ def test_noise_of_sites_leaves_under_masks(tmp_path: Path, noise: str) -> None:
     # No mean over training patients reached the server.
     assert not any(result["curves"]["loss"].values())
     assert "loss" not in (out / "logs" / "server.txt").read_text()
+    assert not _told_losses(_of_server(out)), "in any file of the server's side"
     card = (out / "model" / "card.md").read_text()
     assert f"{noise} noise" in card
     assert "under masks" in card
@@ -131,8 +132,14 @@ def test_no_sites_score_is_at_the_server_where_they_are_summed(tmp_path: Path) -
     # And all that its processes had on disk, where the losses of the first round are without masks.
     losses = set(plain["curves"]["loss"]["1"].values())
     assert len(losses) == 3
+    assert _told_losses(_of_server(plain_out))
     assert _found(losses, _of_server(plain_out)) == losses
     assert not _found(own | losses, _of_server(out))
+
+
+def _told_losses(files: list[Path]) -> set[str]:
+    """Return the names of files in which a number stands as a loss."""
+    return {path.name for path in files if re.search(rb'"loss(es)?": ?(-?\d|\{"\w+": ?-?\d)', path.read_bytes())}
 
 
 def _of_server(out: Path) -> list[Path]:

@@ -237,8 +237,8 @@ def test_a_job_runs_from_images_to_a_report(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["status"], result["metric"]) == ("completed", spec.plan().build_task().metric)
-    # Of so few patients no curve of detections leaves the site.
-    assert (result["sites"]["east"]["federated"] is None) == (name == "lung_nodule_detection")
+    # Of so few patients no curve of detections leaves the site, and no order of two classes.
+    assert (result["sites"]["east"]["federated"] is None) == (name in {"lung_nodule_detection", "slide_classification"})
     report = (out / "report.html").read_text()
     told = result["pooled_test"] or {"classes": {}, "reliability": None, "targets": {}}
     # Pictures, what is known over the sites, and attention; rounds and targets where enough patients are behind them.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from oncofed.errors import SpecError
+from oncofed.job.flare import export_job
 from oncofed.job.spec import JobSpec
 from oncofed.job.warm_start import warm_start
 from oncofed.messages.compression import travelling_bytes
@@ -133,6 +135,40 @@ def test_a_job_with_adapters_starts_from_one_without_and_the_other_way(tmp_path:
         other = spec.plan().build_network().eval()
         load_weights(other, found.weights)
         torch.testing.assert_close(other(IMAGES), network(IMAGES))
+
+
+def _segmenter(**more: object) -> JobSpec:
+    """Return a UNETR-like segmenter with adapters in its encoder."""
+    values = {**JOB, "data": {"dataset": "x", "patch": (32, 32, 32)}, **more}
+    values["task"] = {"type": "segmentation", "classes": {1: "a"}}
+    values["model"] = {"network": "swinunetr", "arguments": {"feature_size": 12}, "adapter": {"rank": RANK}}
+    return JobSpec.model_validate(values)
+
+
+def test_adapters_on_random_weights_are_refused(tmp_path: Path) -> None:
+    """A decoder that nobody pretrained would stay random for good."""
+    spec = _segmenter()
+    with pytest.raises(SpecError, match=r"model\.adapter fixes \d+ weights of swinunetr .*expected --model FILE"):
+        export_job(spec, tmp_path / "job")
+    own = spec.plan().initial_weights()
+    write_tensors(tmp_path / "whole.safetensors", own)
+    assert (export_job(spec, tmp_path / "job", model=tmp_path / "whole.safetensors") / "meta.json").is_file()
+    assert (export_job(spec.changed({"model": {"adapter": None}}), tmp_path / "plain") / "meta.json").is_file()
+    # Of the encoder alone: the decoder is to be trained, or the start is refused.
+    encoder = {name: value for name, value in own.items() if name.startswith("swinViT.")}
+    write_tensors(tmp_path / "encoder.safetensors", encoder)
+    with pytest.raises(SpecError, match=r"which model\.adapter would fix at random values") as refused:
+        warm_start(tmp_path / "encoder.safetensors", spec)
+    patterns = json.loads(str(refused.value).partition("trainable: ")[2].partition("}")[0])
+    assert not any(pattern.startswith("swinViT") for pattern in patterns)
+    advised = _segmenter(training={"trainable": patterns})
+    start = warm_start(tmp_path / "encoder.safetensors", advised)
+    layout = advised.plan().layout()
+    trained = {name for name in start.stayed if layout.weights[name].is_floating_point()}
+    assert trained <= layout.trained, "what starts at random is trained"
+    assert {"out.conv.conv.weight", "decoder1.transp_conv.conv.weight"} <= layout.trained
+    assert any(is_adapter(name) for name in layout.trained)
+    assert not [name for name in layout.trained if name.startswith("swinViT.") and not is_adapter(name)]
 
 
 def test_a_network_without_such_layers_is_refused() -> None:

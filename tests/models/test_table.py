@@ -12,7 +12,7 @@ from torch import nn
 
 from oncofed.data.covariates import Covariate
 from oncofed.models import ModelSpec, NetworkRequest, build_network
-from oncofed.models.fusion import FusedNetwork, tile_attention
+from oncofed.models.fusion import FusedNetwork, with_attention
 from oncofed.models.mil import AttentionMIL
 from oncofed.models.table import RowEncoder, standardised
 from oncofed.models.weights import layout_of, weights_of
@@ -82,10 +82,11 @@ def test_a_job_without_columns_has_the_network_that_it_names() -> None:
 def test_attention_over_tiles_can_be_asked_of_a_fused_network() -> None:
     fused, (bags, there) = build_network(request("attention_mil"), seed=1).eval(), inputs("attention_mil")
     assert isinstance(fused, FusedNetwork)
-    attention = tile_attention(fused, bags, there)
+    found, attention = with_attention(fused, bags, there, ROWS)
+    assert torch.equal(found, fused(bags, there, ROWS))
     assert attention is not None
     assert attention.sum(dim=1).detach().numpy() == pytest.approx(np.ones(4), rel=1e-5)
-    assert tile_attention(nn.Identity(), bags, there) is None
+    assert with_attention(nn.Flatten(), bags)[1] is None
 
 
 @pytest.mark.parametrize("network", ["densenet121", "table"])

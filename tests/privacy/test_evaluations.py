@@ -105,8 +105,42 @@ def test_of_a_classifier_the_rarer_kind_counts() -> None:
     two = Classification(ClassificationSpec(classes={0: "a", 1: "b"}), KINDS.data)
     numbers = of(two, 19, 1)
     assert (numbers["by_class"], numbers["more"], numbers["interval"]) == ({}, {}, None)
-    assert numbers["patients"]["mean"] == 1, "a policy can keep it"
     assert set(of(two, 19, 5)["more"]) == {"auprc", "balanced_accuracy", "calibration_error"}
+
+
+@pytest.mark.attack(
+    "how many patients of a site have the rarer of two classes, and the rank of one who has it, from mean and count",
+    by="the site before it sends, and its outbound filter: below five of some patients neither leaves",
+    logged="nowhere: the score is not there",
+)
+@pytest.mark.parametrize("rare", [1, 2, 4])
+def test_a_mean_of_a_few_of_the_patients_stays_with_their_number(rare: int) -> None:
+    two = Classification(ClassificationSpec(classes={0: "a", 1: "b"}), KINDS.data)
+    rng = np.random.default_rng(0)
+
+    def of(*counts: int) -> dict[str, Any]:
+        labels = [label for label, count in enumerate(counts) for _ in range(count)]
+        return _sent(two, [(f"p{n}", Classified(rng.dirichlet([1, 1]), label)) for n, label in enumerate(labels)])
+
+    numbers = of(20 - rare, rare)
+    assert (numbers["mean"], numbers["patients"]["mean"], numbers["patients"]["all"]) == (None, 0, 20)
+    assert of(rare, rare)["mean"] is None, "of as many of either kind it rests on as few"
+    told = of(15, 5)
+    assert told["mean"] is not None
+    assert told["patients"]["mean"] == 5
+    # A changed client is held back, by the filter of its site and by the server.
+    for count, mean in ((rare, told["mean"]), (rare, None), (0, told["mean"])):
+        lie = {**told, "mean": mean, "interval": None, "by_class": {}, "more": {}}
+        lie["patients"] = {"all": 20, "mean": count, "by_class": {}, "more": {}}
+        with pytest.raises(PolicyError, match="evaluation is not within its bounds"):
+            check_numbers({"evaluation": lie}, ["a", "b"], most=20)
+
+
+def test_a_mean_of_a_mask_that_few_have_stays() -> None:
+    numbers = _sent(ORGANS, _organs(3, 2, 1))
+    assert (numbers["mean"], numbers["patients"]["mean"], numbers["patients"]["all"]) == (None, 0, 8)
+    # Of few patients in all it leaves as the policy says.
+    assert _sent(ORGANS, _organs(3, 3, 3, of=3))["mean"] == 0.3142
 
 
 GROUPS = st.dictionaries(st.sampled_from("abcd"), st.sets(st.sampled_from([f"p{n}" for n in range(14)])), min_size=1)

@@ -128,8 +128,8 @@ def _slow(site: Site, seconds: float, rounds: set[int]) -> Site:
 
     def work(request: Request) -> Result | Refusal | Delayed:
         answer = site(request)
-        if isinstance(request, TrainRequest) and request.round in rounds and not isinstance(answer, Delayed):
-            return Delayed(answer, seconds)
+        if isinstance(request, TrainRequest) and request.round in rounds:
+            return Delayed(answer.result if isinstance(answer, Delayed) else answer, seconds)
         return answer
 
     return work
@@ -335,6 +335,44 @@ def test_of_equal_scores_the_first_round_is_kept(tmp_path: Path) -> None:
     assert int(run.best["count"]) == 4
     assert int(run.last["count"]) == 12
     assert int(sites["east"].requests[-1].weights["count"]) == 4  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("select", ["mean", "worst", "weighted"])
+@pytest.mark.parametrize("missing", ["late", "lost"])
+def test_no_round_is_the_best_for_want_of_a_hard_sites_score(tmp_path: Path, select: str, missing: str) -> None:
+    """The second model is worse everywhere; the hard site, late or lost, does not say so."""
+    easy, hard = {0: 0.1, 4: 0.8, 8: 0.7, 12: 0.6}, {0: 0.1, 4: 0.3, 8: 0.2, 12: 0.1}
+    sites: dict[str, Any] = tiny_sites(east=3, west=3)
+    sites["east"].score = lambda site, weights: easy[int(weights["count"])]
+    sites["west"].score = lambda site, weights: hard[int(weights["count"])]
+    slow = {name: _slow(site, 10.0, {1, 2, 3}) for name, site in sites.items()}
+    before_wait = None
+    if missing == "late":
+        slow["west"] = _slow(slow["west"], 500.0, {3})
+    else:
+        before_wait = _at(25.0, lambda transport: transport.lose("west", "its process ended"))
+    rules = {"number": 3, "quorum": 1, "deadline_s": 100, "late": "drop"}
+    run = _run(tmp_path, slow, {"rounds": rules, "evaluation": {"select": select}}, before_wait)
+    validated = {event.round: set(event.sites) for event in run.of(Validated)}
+    assert validated[1] == {"east", "west"}
+    assert validated[2] == {"east"}, "whose score alone is above the mean of both before"
+    assert run.of(Finished)[0].best_round == 1
+    assert int(run.best["count"]) == 4
+
+
+def test_a_round_that_is_better_at_the_sites_that_are_left_is_the_best(tmp_path: Path) -> None:
+    """A hard site that is late does not keep the others from a better model; a restarted server knows its score."""
+    easy = {0: 0.1, 4: 0.6, 8: 0.7, 12: 0.8}
+    sites: dict[str, Any] = tiny_sites(east=3, west=3)
+    sites["east"].score = lambda site, weights: easy[int(weights["count"])]
+    sites["west"].score = lambda site, weights: 0.2
+    sites["west"] = _slow(sites["west"], 500, {3})
+    rules = {"number": 3, "quorum": 1, "deadline_s": 100, "late": "drop"}
+    run = _run(tmp_path, sites, {"rounds": rules})
+    assert run.of(Finished)[0].best_round == 3
+    state = read_run_state(tmp_path)
+    assert state
+    assert state.best_scores.keys() == {"east", "west"}
 
 
 def test_a_job_may_keep_the_last_round_whatever_the_scores_say(tmp_path: Path) -> None:

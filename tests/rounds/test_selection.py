@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from oncofed.algorithms.settings import EvaluationSpec
 from oncofed.rounds.run_state import RunState
-from oncofed.rounds.selection import has_stalled, selected_score
+from oncofed.rounds.selection import has_stalled, is_better, selected_score
 
 _CASES = {"a": {"validation": 3}, "b": {"validation": 1}}
 
@@ -25,6 +25,23 @@ def test_the_last_round_is_not_kept_by_a_run_that_may_end_early() -> None:
 def test_without_scores_there_is_no_selected_score() -> None:
     assert selected_score("mean", {}, _CASES) is None
     assert selected_score("weighted", {"a": 0.8}, {"a": {"validation": 0}}) is None
+
+
+@pytest.mark.parametrize("rule", ["mean", "weighted", "worst"])
+def test_a_round_wins_over_the_same_sites_alone(rule: str) -> None:
+    best = {"a": 0.8, "b": 0.4}
+    assert is_better(rule, {"a": 0.8, "b": 0.5}, best, _CASES)
+    assert not is_better(rule, best, best, _CASES), "of equal ones the first"
+    # A site that joined later makes no round better, nor worse.
+    assert not is_better(rule, {**best, "c": 1.0}, best, {**_CASES, "c": {"validation": 9}})
+    assert is_better(rule, {"a": 0.9, "b": 0.5, "c": 0.0}, best, {**_CASES, "c": {"validation": 9}})
+    # Without the site that is lost, on either side.
+    assert is_better(rule, {"a": 0.9, "b": 0.4}, best, _CASES, {"b"})
+    assert not is_better(rule, {"a": 0.7, "b": 0.4}, best, _CASES, {"b"})
+    assert not is_better(rule, {"a": 0.9, "b": 0.9}, best, _CASES, {"a", "b"}), "nothing is left to compare"
+    assert not is_better(rule, {"a": 0.9, "b": 0.9}, best, {}), "nor where none has joined again"
+    assert is_better(rule, best, {}, _CASES)
+    assert not is_better(rule, {}, {}, _CASES)
 
 
 @pytest.mark.parametrize(

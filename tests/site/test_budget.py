@@ -57,7 +57,11 @@ def test_a_changed_or_cut_ledger_is_found_with_the_audit_log(charged: Path) -> N
     assert verify(charged, None)[0] == []
     path = charged / LEDGER_FILE
     whole = path.read_text()
+    asked = ["audit", "verify", "--folder", str(charged)]
+    assert CliRunner().invoke(app, asked).exit_code == 0
     path.write_text(whole.replace('"steps": 300', '"steps": 3'))
+    changed = CliRunner().invoke(app, asked)
+    assert (changed.exit_code, "of the ledger" in changed.output) == (3, True)
     assert any("of the ledger" in problem.what for problem in verify(charged, None)[0])
     path.write_text(whole.splitlines()[0] + "\n")
     assert any("cut off" in problem.what for problem in verify(charged, None)[0])

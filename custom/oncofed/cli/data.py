@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,10 +68,13 @@ _MOST_SHOWN = 20
 def get(
     name: Annotated[str | None, typer.Argument(help="Of the dataset; leave it out to list them.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for it; by default public in the workspace.")] = None,
+    checksums: Annotated[
+        Path | None, typer.Option(help="MD5 of the files, as md5sum writes them, in place of the publisher's.")
+    ] = None,
     json: Json = False,
     workspace: Workspace = DEFAULT_WORKSPACE,
 ) -> None:
-    """Download a public dataset for one of the jobs: resumes, and verifies its checksum."""
+    """Download a public dataset for one of the jobs: resumes, and verifies checksums."""
     from oncofed.data.public import PUBLIC
     from oncofed.data.public import get as fetch
 
@@ -82,21 +86,21 @@ def get(
         for heading in ("name", "what it is", "MB", "licence", "job"):
             table.add_column(heading, overflow="fold")
         for key, public in PUBLIC.items():
-            table.add_row(key, public.title, f"{public.megabytes:,}", public.licence, public.job)
+            size = "told first" if public.megabytes is None else f"{public.megabytes:,}"
+            table.add_row(key, public.title, size, public.licence, public.job)
         show_table(table)
         return
-    with ended_by_signals(), progress_bars(progress_console(json)) as advance:
-        folder = fetch(name, out or workspace / "public", advance)
+    console = progress_console(json)
+    with ended_by_signals(), progress_bars(console) as advance:
+        folder = fetch(name, out or workspace / "public", advance, checksums, partial(console.print, soft_wrap=True))
     public = PUBLIC[name]
     if json:
         typer.echo(jsonlib.dumps({"name": name, "folder": str(folder), "job": public.job, "dataset": public.dataset}))
         return
-    console = plain_console()
     console.print(f"{folder}: {public.title} ({public.licence})")
     of_data, typed = ["oncofed", "data"], typed_workspace()
-    said = [part for target in public.targets for part in ("--targets", target)]
-    register_it = [*of_data, "register", str(folder), "--dataset", public.dataset, *said, *typed]
-    console.print(f"Next: {shlex.join(register_it)}")
+    for arguments in public.commands(folder):
+        console.print(f"Next: {shlex.join([*of_data, *arguments, *typed])}")
     console.print(f"Then: {shlex.join([*of_data, 'check', public.job, public.dataset, *typed])}")
 
 

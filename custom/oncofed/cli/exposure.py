@@ -135,5 +135,6 @@ def _row(view: View) -> list[str]:
     a, b = view.recognition, view.reconstruction
     name = f"{view.name} (what this job's server is given)" if view.as_configured else view.name
     recognised = [f"{a.auc:.2f}", f"{a.true_positive_rate:.0%}"] if a else ["–", "–"]
+    assert b  # all of them are shown here, to their owner
     images = [f"{b.recognised} of {b.targets}", f"{b.chance * b.targets:.1f}", f"{b.correlation:.2f}"]
     return [name, *recognised, *images]

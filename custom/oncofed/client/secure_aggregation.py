@@ -245,6 +245,10 @@ class MaskedUpdates:
         content = ready_content(self._participant.advertise(), ready)
         return EvaluateResult(self._without_scores(numbers), content)
 
+    def bound(self, request: TrainRequest) -> float | None:
+        """Return the length that is told of any update, by the round's model; None: each tells its own."""
+        return self._noise.longest(self._start(request), self._trained) if self._noise else None
+
     def answer(self, request: SecureStep) -> SecureStepResult | MaskedResult:
         """Take a step of the protocol.
 
@@ -277,11 +281,14 @@ class MaskedUpdates:
 
     def _declared_norm(self, weighted: list[Tensor], request: TrainRequest, cases: int) -> float:
         """Return how long the update is, or may be where its own length would tell of patients."""
-        if self._noise is None:
+        bound = self.bound(request)
+        if self._noise is None or bound is None:
             return told_norm(math.sqrt(sum(sum_of_squares(value) for value in weighted)))
-        start = {name: request.weights[name].float() for name in self._trained}
-        self._noise.require_fine(start, self._trained, cases)
-        return self._noise.longest(start, self._trained)
+        self._noise.require_fine(self._start(request), self._trained, cases)
+        return bound
+
+    def _start(self, request: TrainRequest) -> dict[str, Tensor]:
+        return {name: request.weights[name].float() for name in self._trained}
 
     def _scores(self, numbers: Mapping[str, Any]) -> dict[int, tuple[float, float]]:
         return self._form.found_in(numbers) if self._form else {}

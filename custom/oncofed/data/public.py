@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import http.client
 import shutil
 import tarfile
-import urllib.error
-import urllib.request
-from collections.abc import Callable
-from dataclasses import dataclass
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from oncofed.data.downloads import Download, Progress, fetch
+from oncofed.data.published import md5_of, published_files, read_checksums
 from oncofed.errors import DataError
 
-Progress = Callable[[str, int, int], None]
-
-_BLOCK = 1 << 20
-_SECONDS_OF_SILENCE = 60
 _AWS = "https://msd-for-monai.s3-us-west-2.amazonaws.com"
 _ZENODO = "https://zenodo.org/records/10519652/files"
 
@@ -32,37 +27,51 @@ class PublicSet:
 
     Attributes:
         title: one line.
-        url: of its one file.
-        md5: of that file, as its publishers give it.
-        megabytes: of that file, about.
         licence: under which it is published.
         job: example job that uses it.
         dataset: name of the dataset in that job.
+        url: of its one file; empty where ``records`` names several.
+        md5: of that file, as its publishers give it.
+        megabytes: of that file, about; None: its records say it when they are asked.
+        records: files by the number of their record at Zenodo, which states their checksums.
         classes: of images that lie in one array; empty for an archive of files.
         findings: the same, where several may hold of an image.
         folder: what an archive unpacks to.
+        boxes: a table of objects among its files, with centres in mm as DICOM has them.
+        boxes_class: of these.
     """
 
     title: str
-    url: str
-    md5: str
-    megabytes: int
     licence: str
     job: str
     dataset: str
+    url: str = ""
+    md5: str = ""
+    megabytes: int | None = None
+    records: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     folder: str = ""
     findings: tuple[str, ...] = ()
+    boxes: str = ""
+    boxes_class: str = ""
 
     @property
     def targets(self) -> tuple[str, ...]:
         """What ``oncofed data register --targets`` is told of it."""
         return (f"findings=labels:{','.join(self.findings)}",) if self.findings else ()
 
-    @property
-    def file(self) -> str:
-        """Name of the file."""
-        return self.url.rpartition("/")[2].partition("?")[0]
+    def commands(self, folder: Path) -> list[list[str]]:
+        """Return the arguments of ``oncofed data`` by which it becomes the job's dataset.
+
+        Args:
+            folder: that was unpacked.
+        """
+        said = [part for target in self.targets for part in ("--targets", target)]
+        found = [["register", str(folder), "--dataset", self.dataset, *said]]
+        if self.boxes:
+            of_boxes = ["--coordinates", "lps", "--name", self.boxes_class, "--rest-has-none"]
+            found.append(["boxes", self.dataset, str(folder / self.boxes), *of_boxes])
+        return found
 
 
 # Addresses and checksums: MONAI's DecathlonDataset and MedMNIST 3.0.2.
@@ -172,33 +181,63 @@ PUBLIC = {
             "hernia",
         ),
     ),
+    "luna16": PublicSet(
+        title="LUNA16: 888 CT of the chest with 1,186 nodules",
+        licence="CC-BY 4.0",
+        job="lung_nodule_detection",
+        dataset="lung_nodules",
+        # https://luna16.grand-challenge.org/Download; the checksums are not in print.
+        records={
+            3723295: ("annotations.csv", *(f"subset{number}.zip" for number in range(7))),
+            4121926: tuple(f"subset{number}.zip" for number in range(7, 10)),
+        },
+        boxes="annotations.csv",
+        boxes_class="nodule",
+    ),
 }
 
 
-def get(name: str, target: Path, progress: Progress | None = None) -> Path:
+def get(
+    name: str,
+    target: Path,
+    progress: Progress | None = None,
+    checksums: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Fetch and unpack a public dataset, unless present.
 
     Args:
         name: of ``PUBLIC``.
-        target: folder for the file and what it unpacks to.
+        target: folder for the files and what they unpack to.
         progress: called with (step, bytes or images done, number in all).
+        checksums: a list as ``md5sum`` writes it, which goes before the publisher's; None: the publisher's.
+        say: is given what will be fetched, in one sentence, where the set is of several files.
 
     Returns:
         The folder to register.
 
     Raises:
-        DataError: there is no such dataset, no network, or the file is not what was published.
+        DataError: there is no such dataset, no network, or a file is not what was published.
     """
     if name not in PUBLIC:
         raise DataError(f"unknown public dataset {name!r}; known are {', '.join(sorted(PUBLIC))}.")
     public = PUBLIC[name]
     progress = progress or (lambda what, done, total: None)
+    own = read_checksums(checksums) if checksums else None
     target.mkdir(parents=True, exist_ok=True)
     unpacked = target / (public.folder or name)
     if unpacked.is_dir():
         return unpacked
-    file = _fetch(public, target / public.file, progress)
     partly = target / f".{unpacked.name}.unfinished"
+    if public.records:
+        archives = target / f"{name}_archives"
+        files = [fetch(one, archives, progress) for one in published_files(public.records, archives, own, say)]
+        _unpack_all(files, partly, progress)
+        return partly.replace(unpacked)
+    download = Download(public.url, public.md5)
+    if own is not None:
+        download = Download(public.url, md5_of(own, download.name))
+    file = fetch(download, target, progress)
     shutil.rmtree(partly, ignore_errors=True)
     partly.mkdir()
     if public.classes or public.findings:
@@ -212,71 +251,47 @@ def get(name: str, target: Path, progress: Progress | None = None) -> Path:
     return unpacked
 
 
-def _fetch(public: PublicSet, file: Path, progress: Progress) -> Path:
-    """Return the downloaded file, checked; a part is resumed."""
-    if file.is_file():
-        _require_checksum(public, file, progress)
-        return file
-    part = file.with_name(f"{file.name}.part")
+def _unpack_all(files: Sequence[Path], folder: Path, progress: Progress) -> None:
+    """Unpack each archive into a folder of its name, unless that was done before, and copy other files.
+
+    Raises:
+        DataError: an archive cannot be unpacked, or the disk is too small.
+    """
+    folder.mkdir(exist_ok=True)
+    for number, file in enumerate(files):
+        progress("unpacking", number, len(files))
+        done = folder / file.stem
+        if file.suffix != ".zip":
+            shutil.copyfile(file, folder / file.name)
+        elif not done.is_dir():
+            begun = folder / f".{file.stem}.unfinished"
+            shutil.rmtree(begun, ignore_errors=True)
+            _unpack_zip(file, begun, done)
+            # An archive may hold one folder of its own name.
+            inner = begun / file.stem
+            (inner if [*begun.iterdir()] == [inner] and inner.is_dir() else begun).replace(done)
+            shutil.rmtree(begun, ignore_errors=True)
+
+
+def _unpack_zip(file: Path, folder: Path, done: Path) -> None:
     try:
-        _download(public.url, part, progress)
-    except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
+        with zipfile.ZipFile(file) as archive:
+            needed, free = sum(one.file_size for one in archive.infolist()), shutil.disk_usage(folder.parent).free
+            if needed > free:
+                raise DataError(
+                    f"{file.name} unpacks to {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free. Free some, and "
+                    "run the command again to go on."
+                )
+            archive.extractall(folder)  # noqa: S202 - zipfile keeps paths within it, and makes no links
+    except NotImplementedError:
         raise DataError(
-            f"{public.url} cannot be fetched ({_why_not(error)}). What has arrived is kept: run the command again to "
-            f"go on. Without a network, put the file there yourself: {file}"
+            f"{file.name} is compressed by a method that Python cannot read, such as Deflate64. Unpack it with another "
+            f"program, such as 7z x {file} -o{done}, and run the command again to go on."
         ) from None
-    _require_checksum(public, part, progress)
-    return part.replace(file)
-
-
-def _why_not(error: Exception) -> str:
-    """Return why a download failed."""
-    if isinstance(error, urllib.error.HTTPError):
-        return f"the server answered with status {error.code}"
-    cause = error.reason if isinstance(error, urllib.error.URLError) else error
-    if isinstance(cause, TimeoutError):
-        return "nothing came in time"
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    return "the connection failed or ended early"
-
-
-def _download(url: str, part: Path, progress: Progress) -> None:
-    have = part.stat().st_size if part.is_file() else 0
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    request = urllib.request.Request(url, headers=headers)  # noqa: S310 - from the table above
-    try:
-        answer = urllib.request.urlopen(request, timeout=_SECONDS_OF_SILENCE)  # noqa: S310 - the same
-    except urllib.error.HTTPError as error:
-        if have and error.code == 416:  # range not satisfiable: the file is complete
-            return
-        raise
-    with answer:
-        if have and answer.status != 206:  # a server that cannot resume sends the whole file
-            have = 0
-        total = have + int(answer.headers.get("Content-Length") or 0)
-        with part.open("ab" if have else "wb") as out:
-            while block := answer.read(_BLOCK):
-                out.write(block)
-                have += len(block)
-                progress("fetching", have, total)
-    if have < total:
-        raise ConnectionError(errno.ECONNRESET, f"the connection ended after {have} of {total} bytes")
-
-
-def _require_checksum(public: PublicSet, file: Path, progress: Progress) -> None:
-    progress("checking", 0, 0)
-    digest = hashlib.md5(usedforsecurity=False)
-    with file.open("rb") as content:
-        while block := content.read(_BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != public.md5:
-        found = digest.hexdigest()
-        size = file.stat().st_size
-        file.unlink()
+    except (zipfile.BadZipFile, zlib.error, EOFError):
         raise DataError(
-            f"{file.name}: its MD5 is {found} ({size} bytes), expected {public.md5}. It was removed; fetch it again."
-        )
+            f"{file.name} is no archive that can be unpacked: it is damaged. Remove it and fetch it again."
+        ) from None
 
 
 def _unpack(file: Path, folder: Path) -> None:

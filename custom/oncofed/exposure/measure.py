@@ -52,7 +52,7 @@ class Effort:
     patients: int = 40
     steps: int = 100
     patches: int = 4
-    targets: int = 4
+    targets: int = 5
     iterations: int = 60
 
 

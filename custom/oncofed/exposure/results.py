@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from oncofed.settings import StrictModel
+from oncofed.suppression import LEAST_PATIENTS
 
 # Stands beside every figure: an attack that fails proves nothing of another one.
 WORDS = "of this attack, today: an attacker may do better"
@@ -57,7 +58,7 @@ class View(StrictModel):
         noise: that of the job's differential privacy.
         as_configured: this is what the job's server is given.
         recognition: of patients; None: not tried.
-        reconstruction: of images.
+        reconstruction: of images, each of another patient; None: of too few to be shown.
     """
 
     name: str
@@ -65,7 +66,7 @@ class View(StrictModel):
     noise: bool
     as_configured: bool
     recognition: Recognition | None
-    reconstruction: Reconstruction
+    reconstruction: Reconstruction | None
 
 
 class Audit(StrictModel):
@@ -126,6 +127,16 @@ class Exposure(StrictModel):
     audit: Audit | None
     notes: tuple[str, ...]
     seconds: float
+
+    def of_enough_images(self) -> Exposure:
+        """Return it without reconstructions of fewer than five images, as a report that others read may show it."""
+        views = [
+            view.model_copy(update={"reconstruction": None})
+            if view.reconstruction and view.reconstruction.targets < LEAST_PATIENTS
+            else view
+            for view in self.views
+        ]
+        return self.model_copy(update={"views": tuple(views)})
 
     @property
     def when(self) -> str:

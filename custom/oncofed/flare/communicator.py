@@ -16,6 +16,7 @@ from nvflare.apis.shareable import ReservedHeaderKey, Shareable
 from nvflare.fuel.utils.msg_root_utils import delete_msg_root
 
 from oncofed.flare import wire
+from oncofed.flare.patches.aux_senders import refuse_false_names
 from oncofed.flare.patches.held_requests import hold_requests
 from oncofed.flare.runtime.malloc import trim_heap
 from oncofed.flare.security.recording import AnchorKeeper
@@ -60,6 +61,7 @@ class PullCommunicator(WFCommServer):
         self._heard: dict[str, float] = {}
         self._to_notify: set[str] = set()
         self._fetching: dict[str, object] = {}
+        self._asking: dict[str, object] = {}
         self._anchors = AnchorKeeper()
         self._ended = False
         self.lost: dict[str, str] = {}
@@ -73,6 +75,7 @@ class PullCommunicator(WFCommServer):
         """
         engine = fl_ctx.get_engine()
         self._engine = engine
+        refuse_false_names(WAIT_TOPIC)
         engine.register_aux_message_handler(topic=WAIT_TOPIC, message_handle_func=self._wait)
         hold_requests(fl_ctx.get_prop(FLContextKey.RUNNER), self._hold)
 
@@ -265,6 +268,9 @@ class PullCommunicator(WFCommServer):
         site = str(request.get_peer_prop(ReservedKey.IDENTITY_NAME, ""))
         deadline = time.monotonic() + _LONGEST_WAIT_SECONDS
         with self._changed:
+            if site in self._asking:  # a site holds one of the server's threads: its earlier request ends
+                self._opened.notify_all()
+            own = self._asking[site] = object()
             self._heard[site] = time.monotonic()
             self._to_notify.discard(site)
             if self._has_to_wait(site) and len(self._heard) > _MOST_WAITING:
@@ -272,7 +278,7 @@ class PullCommunicator(WFCommServer):
                 return wait_reply("wait", _pause(len(self._heard)))
             while self._has_to_wait(site):
                 left = deadline - time.monotonic()
-                if left <= 0:
+                if left <= 0 or self._asking.get(site) is not own:
                     return wait_reply("wait")
                 self._opened.wait(left)
             return wait_reply(self._directive_for([site]))

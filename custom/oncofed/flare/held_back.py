@@ -61,7 +61,7 @@ class HeldBack:
         if self._outbound:
             if self._sums_scores:
                 result = replace(result, numbers=self._outbound.scores_before_masking(result.numbers, training=True))
-            facts = self._outbound.check_before_masking(result)
+            facts = self._outbound.check_before_masking(result, self._masked.bound(request))
             record(fl_ctx, MASKED, task=TrainRequest.task, round=request.round, **facts)
         try:
             return self._masked.hold(result, request)

@@ -17,11 +17,14 @@ from nvflare.apis.signal import Signal
 from nvflare.fuel.f3.cellnet.fqcn import FQCN
 
 from oncofed.flare import wire
+from oncofed.flare.patches.aux_senders import refuse_other_sites
 
 # How long to wait for a reply that may be lost with a server process; the server replies sooner.
 _REPLY_SECONDS = 6.0
 # Longest delay until an abort is seen; a directive is seen at once.
 _SECONDS_BETWEEN_POLLS = 2.0
+# After this long a site asks again, whatever the server said: its answer may be another's, or broken.
+_LONGEST_PAUSE_SECONDS = 60.0
 
 
 class TaskPull:
@@ -39,6 +42,7 @@ class TaskPull:
 
     def listen(self, fl_ctx: FLContext) -> None:
         """Receive directives from now on."""
+        refuse_other_sites(wire.TOLD_TOPIC)
         fl_ctx.get_engine().register_aux_message_handler(wire.TOLD_TOPIC, self._receive)
 
     def before_submit(self) -> None:
@@ -75,7 +79,7 @@ class TaskPull:
             directive = wire.get_directive(reply) if reply else None
             if reply is None or directive != "wait":
                 return directive == "come"
-            pause = self._pause = wire.get_pause(reply)
+            pause = self._pause = min(max(wire.get_pause(reply), 0.0), _LONGEST_PAUSE_SECONDS)
 
     def _ask(self, fl_ctx: FLContext) -> Shareable | None:
         engine = fl_ctx.get_engine()

@@ -26,6 +26,7 @@ from oncofed.flare.transfer.decomposer import LARGEST_WHOLE_BYTES, SMALLEST_BYTE
 from oncofed.flare.transfer.protocol import message_timeout
 from oncofed.flare.wire import TASKS
 from oncofed.job.spec import AnyJob, JobSpec, ProfileJobSpec
+from oncofed.job.warm_start import require_start
 from oncofed.models.foreign import fitting_weights
 from oncofed.models.weights import Weights
 from oncofed.packs.load import loaded_packs
@@ -68,7 +69,8 @@ def export_job(
         test: score the best round's model on test cases; False: they stay unseen.
 
     Raises:
-        SpecError: ``out`` exists and may not be replaced, or the model or its calibration cannot be read.
+        SpecError: ``out`` exists and may not be replaced, the model or its calibration cannot be read, or adapters have
+            no model to start from.
     """
     if out.exists():
         if not force or not (out / "meta.json").is_file():
@@ -76,6 +78,8 @@ def export_job(
                 f"{out} exists. Name a folder that does not, or give --force to replace a job folder exported before."
             )
         shutil.rmtree(out)
+    if isinstance(spec, JobSpec):
+        require_start(spec, model)
     config = out / "app" / "config"
     config.mkdir(parents=True)
     if isinstance(spec, JobSpec) and against:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 
 from oncofed.errors import SpecError
 from oncofed.job.spec import JobSpec
-from oncofed.models.adapters import for_network
+from oncofed.models.adapters import for_network, is_adapter
 from oncofed.models.foreign import bundle_weights, fitting_weights
 from oncofed.models.weights import Weights
 
@@ -40,13 +42,53 @@ def warm_start(source: Path, spec: JobSpec) -> WarmStart:
         spec: the job that starts from it.
 
     Raises:
-        SpecError: it is none of these, cannot be read, or fewer than half of the network's tensors fit.
+        SpecError: it is none of these, cannot be read, or fewer than half of the network's tensors fit; or weights that
+            adapters fix are among those that it lacks.
     """
     own = spec.plan().initial_weights()
     stored = for_network(_stored(source), own)
     fitting = fitting_weights(stored, own, source)
     weights = {name: fitting.get(name, value).to(value.dtype) for name, value in own.items()}
+    if random := _fixed_at_random(spec, own.keys() - fitting.keys()):
+        trained = [name for name in spec.plan().layout().trained if not is_adapter(name)]
+        patterns = sorted({f"{name.partition('.')[0]}.*" for name in (*random, *trained)})
+        raise SpecError(
+            f"{source} has nothing for {len(random)} weights ({', '.join(random[:3])}{', …' if random[3:] else ''}), "
+            "which model.adapter would fix at random values; expected them in the model, or trained: "
+            f"training: {{trainable: {json.dumps(patterns)}}} trains them beside the adapters"
+        )
     return WarmStart(weights, sorted(own.keys() - fitting.keys()), sorted(stored.keys() - fitting.keys()))
+
+
+def require_start(spec: JobSpec, model: Path | None) -> None:
+    """Refuse adapters on weights that no model gave.
+
+    Args:
+        spec: of the job.
+        model: its initial weights; None: drawn from the seed.
+
+    Raises:
+        SpecError: adapters would be trained on weights that are random, and stay so.
+    """
+    random = [] if model else _fixed_at_random(spec, spec.plan().layout().weights if spec.model.adapter else ())
+    if random:
+        raise SpecError(
+            f"model.adapter fixes {len(random)} weights of {spec.model.network} ({', '.join(random[:3])}, …), and "
+            "without a model to start from they are random: expected --model FILE. oncofed job convert JOB OTHER --out "
+            "FILE makes it of a run, a bundle or a file of weights; to train from scratch, leave model.adapter out"
+        )
+
+
+def _fixed_at_random(spec: JobSpec, random: Iterable[str]) -> list[str]:
+    """Return which weights of random values a job with adapters does not train, in the network's order."""
+    if not spec.model.adapter:
+        return []
+    layout, names = spec.plan().layout(), set(random)
+    return [
+        name
+        for name, value in layout.weights.items()
+        if name in names and value.is_floating_point() and name not in layout.trained
+    ]
 
 
 def _stored(source: Path) -> Weights:

@@ -55,7 +55,16 @@ class FusedNetwork(nn.Module):
             inputs: the network's own, and rows (batch, column).
         """
         *image, table = inputs
-        found, own = without_own_loss(self.network(*image), IMAGE_FEATURES)
+        return self._joined(self.network(*image), table)
+
+    def with_attention(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return values (batch, out), and attention over tiles as the network has it; see ``BagHead``."""
+        *image, table = inputs
+        found, attention = with_attention(self.network, *image)
+        return self._joined(found, table), attention
+
+    def _joined(self, found: Tensor, table: Tensor) -> Tensor:
+        found, own = without_own_loss(found, IMAGE_FEATURES)
         features = torch.relu(found)
         if self._fusion == "concat":
             features = torch.cat([features, self.row(table)], dim=1)
@@ -65,7 +74,13 @@ class FusedNetwork(nn.Module):
         return torch.cat([self.head(features), own], dim=1)
 
 
-def tile_attention(network: nn.Module, bags: Tensor, there: Tensor) -> Tensor | None:
-    """Return attention (batch, tile) that sums to one per bag; None where a network has none."""
-    inner = network.network if isinstance(network, FusedNetwork) else network
-    return inner.attention(bags, there) if isinstance(inner, BagHead) else None
+def with_attention(network: nn.Module, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return a network's values for bags, and attention (batch, tile) that sums to one per bag, in one pass.
+
+    Args:
+        network: over bags; None of attention where it has none.
+        inputs: bags (batch, tile, feature), which tiles are there (batch, tile) bool, and rows where it takes them.
+    """
+    if isinstance(network, FusedNetwork | BagHead):
+        return network.with_attention(*inputs)
+    return network(*inputs), None

@@ -3,7 +3,8 @@
 Figures of classes and further ones rest on at least five patients each.
 
 No figure leaves where the task says so (``Task.may_leave``). Else a mean over all patients leaves as the site's policy
-says. Together with it another figure could reveal fewer patients than are behind either: then that figure stays, too.
+says, and one over some of them, such as those of a classifier's rarer class, where they are five. Together with it
+another figure could reveal fewer patients than are behind either: then that figure stays, too.
 
 A figure that depends on a threshold leaves for one model of a job, by the thresholds that it chose.
 
@@ -33,8 +34,8 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
     Means, their interval, and the numbers of cases and patients behind them.
 
     ``patients`` holds the number of patients (``all``), of those behind the mean (``mean``: for a classifier of two
-    classes those of the rarer one; with targets the fewest behind one of its parts), and of those behind each other
-    reported figure.
+    classes those of the rarer one; with targets the fewest behind one of its parts; 0 where they are not told), and of
+    those behind each other reported figure.
     """
     if not evaluation.may_leave:
         return _without_figures({"cases": evaluation.cases, "patients": {"all": len(evaluation.patients), "mean": 0}})
@@ -43,6 +44,8 @@ def evaluation_numbers(evaluation: Evaluation) -> dict[str, Any]:
     behind = evaluation.behind
     groups = {name: set(behind[name]) for name in evaluation.by_class if behind.get(name)}
     mean = set[str]().union(*groups.values()) or set(evaluation.patients)
+    if len(mean) < min(LEAST_PATIENTS, len(evaluation.patients)):
+        return _without_figures({"cases": evaluation.cases, "patients": {"all": len(evaluation.patients), "mean": 0}})
     hidden = withheld_groups(groups, LEAST_PATIENTS)
     told = [name for name in evaluation.by_class if name in groups and name not in hidden]
     more = [
@@ -188,7 +191,7 @@ def is_evaluation(
     metrics = metrics_that_may_leave() if metrics is None else metrics
     enough = value["patients"]["mean"] >= LEAST_PATIENTS
     return (
-        (value["mean"] is None or is_share(value["mean"], lowest))
+        (value["mean"] is None or (value["patients"]["mean"] > 0 and is_share(value["mean"], lowest)))
         and all(name in classes and is_share(share, lowest) for name, share in by_class.items())
         and all(_is_figure(name, number, by_class, metrics) for name, number in more.items())
         and (interval is None or (enough and isinstance(interval, list) and _are_ends(interval, lowest)))
@@ -233,6 +236,7 @@ def _are_patients(value: Any, by_class: Mapping[str, Any], more: Mapping[str, An
     return (
         _is_count(value["all"], cases)
         and _is_count(value["mean"], value["all"])
+        and not 0 < value["mean"] < min(LEAST_PATIENTS, value["all"])
         and bool(value["all"]) == bool(cases)
         and all(
             _is_count(count, whole) and count >= LEAST_PATIENTS and not 0 < whole - count < LEAST_PATIENTS

@@ -52,6 +52,8 @@ def require_report(run: Path, job: str) -> None:
 def write_into_report(found: Exposure, run: Path, folder: str) -> Path:
     """Show what attacks found in a run's report, in place of earlier attacks, and return the report.
 
+    Others may read it: figures of fewer than five images stay in the page, which its owner alone can read.
+
     Args:
         found: what the attacks found.
         run: its folder; see ``require_report``.
@@ -60,6 +62,6 @@ def write_into_report(found: Exposure, run: Path, folder: str) -> Path:
     path = run / "report.html"
     before, rest = path.read_text(encoding="utf-8").split(_BEGIN, 1)
     after = rest.split(_END, 1)[1]
-    part = render("exposure_part.html", found=found, page=f"{folder}/{PAGE}")
+    part = render("exposure_part.html", found=found.of_enough_images(), page=f"{folder}/{PAGE}")
     write_whole(path, f"{before}{_BEGIN}\n{part}\n{_END}{after}")
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -34,7 +35,7 @@ from oncofed.rounds.run_state import RunState
 from oncofed.rounds.schedules import runner_for
 from oncofed.rounds.scoring import Scoring
 from oncofed.rounds.secure_aggregation import SummedRunner
-from oncofed.rounds.selection import has_stalled, selected_score
+from oncofed.rounds.selection import has_stalled, is_better, selected_score
 from oncofed.rounds.similarity import similarities
 from oncofed.rounds.sites import Sites
 from oncofed.rounds.standardisation import standardise
@@ -332,13 +333,18 @@ class RoundLoop:
         self._record(Validated(round=number, mean=mean, sites=scores, by_class=by_class, summed=told))
         if number == 0:
             return
-        select = self._federation.evaluation.select
-        score = summed.mean if summed else selected_score(select, known, self._sites.cases)
+        select, cases = self._federation.evaluation.select, self._sites.cases
+        score = summed.mean if summed else selected_score(select, known, cases)
+        if summed:  # of the same sites in each round: a site takes part in no other sum of scores
+            better = score is not None and score > state.best_score
+        else:
+            state.scores |= known
+            lost = self._sites.lost.keys() | self._transport.banned
+            better = score is not None and is_better(select, state.scores, state.best_scores, cases, lost)
         # While no round has a score, the one with the most training is the best.
-        unscored = score is None and state.best_score == float("-inf")
-        if select == "last" or unscored or (score is not None and score > state.best_score):
+        if select == "last" or better or (score is None and state.best_score == -math.inf):
             state.best_score = score if score is not None else state.best_score
-            state.best_round = number
+            state.best_round, state.best_scores = number, dict(state.scores)
             self._keep_best(state.model, number)
 
     def _keep_best(self, weights: Weights, number: int) -> None:

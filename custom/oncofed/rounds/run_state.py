@@ -26,6 +26,8 @@ class RunState:
         strategy: state of the algorithm.
         best_round: the round whose model scored best; 0 before any was scored.
         best_score: its score.
+        scores: each site's last score, by which a round is judged in which the site is missing.
+        best_scores: the same when the best round was judged.
         lengths: norms of the updates of the last rounds, by round.
         sites: those that took part.
         smallest_sum: fewest sites in a round's sum, with secure aggregation.
@@ -41,6 +43,8 @@ class RunState:
     strategy: Weights = field(default_factory=dict)
     best_round: int = 0
     best_score: float = -math.inf
+    scores: dict[str, float] = field(default_factory=dict)
+    best_scores: dict[str, float] = field(default_factory=dict)
     lengths: list[list[float]] = field(default_factory=list)
     sites: list[str] = field(default_factory=list)
     smallest_sum: int | None = None
@@ -77,6 +81,8 @@ def write_run_state(folder: Path, state: RunState) -> None:
         "round": state.round,
         "best_round": state.best_round,
         "best_score": state.best_score if math.isfinite(state.best_score) else None,
+        "scores": state.scores,
+        "best_scores": state.best_scores,
         "lengths": state.lengths,
         "sites": state.sites,
         **({n: getattr(state, n) for n in _OF_SUMS} if state.smallest_sum else {}),
@@ -97,6 +103,8 @@ def read_run_state(folder: Path) -> RunState | None:
         strategy=without_prefix(tensors, "strategy"),
         best_round=facts["best_round"],
         best_score=-math.inf if best is None else best,
+        scores=facts.get("scores", {}),
+        best_scores=facts.get("best_scores", {}),
         lengths=facts["lengths"],
         sites=facts["sites"],
         **{name: facts[name] for name in _OF_SUMS if name in facts},

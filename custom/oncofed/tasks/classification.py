@@ -251,6 +251,8 @@ class Classification(Task[Classified]):
             name: {p for p, outcome in outcomes if outcome.label != value} for value, name in self.classes.items()
         }
         behind = {name: min(having[name], others[name], key=len) for name in having}
+        if len(having) == 2:  # of as many of either kind, too: the area of both rests on the same few
+            behind = dict.fromkeys(having, min(having.values(), key=len))
         fewest = min((patients for patients in having.values() if patients), key=len, default=set[str]())
         return {**behind, **dict.fromkeys((metric.name for metric in _FURTHER), fewest)}
 

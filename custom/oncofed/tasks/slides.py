@@ -17,7 +17,7 @@ from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Preparation, Prepared
 from oncofed.data.spec import DataSpec
 from oncofed.devices import training_device
-from oncofed.models.fusion import tile_attention
+from oncofed.models.fusion import with_attention
 from oncofed.models.mil.own_loss import own_loss, without_own_loss
 from oncofed.plugins import Kind
 from oncofed.tasks.bags import Bags, BagSettings
@@ -82,8 +82,8 @@ class SlideClassification(Classification):
         """Return a network's answer for one case, with attention."""
         bags = prepared["bags"].to(device).float()[None]
         present = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
-        logits = network(bags, present)[0].float().double().cpu().numpy()
-        attention = tile_attention(network, bags, present)
+        outputs, attention = with_attention(network, bags, present)
+        logits = outputs[0].float().double().cpu().numpy()
         told = None if attention is None else attention[0].float().cpu().numpy()
         return SlideScores(logits, told, prepared["places"].cpu().numpy(), prepared["slides"].cpu().numpy())
 

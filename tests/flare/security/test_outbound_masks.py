@@ -173,6 +173,21 @@ def test_a_ready_declares_the_length_of_the_update_that_was_checked(spec: JobSpe
 
 
 @pytest.mark.attack(_BARE, by="the site's outbound check", logged="the site's audit log: held back")
+def test_where_sites_make_noise_together_a_ready_declares_what_the_model_allows(spec: JobSpec) -> None:
+    """Neither the update's own length, which tells of patients, nor any other number."""
+    for declared, leaves in ((7.25, True), (7.2500001, False), (7.0, False), (0.1, False)):
+        site = _Masking(spec)
+        delta = {**site.delta, **site.sites.updates[site.name]}
+        site.policy.check_before_masking(TrainResult(delta=delta, cases=4, steps=4, numbers=NUMBERS), 7.25)
+        site.sites.norm = lambda name, declared=declared: declared  # type: ignore[method-assign, misc]
+        if leaves:
+            site.send(TrainRequest.task, site.ready())
+            continue
+        with pytest.raises(PolicyError, match="another length than the round's model allows"):
+            site.send(TrainRequest.task, site.ready())
+
+
+@pytest.mark.attack(_BARE, by="the site's outbound check", logged="the site's audit log: held back")
 def test_words_leave_that_were_masked_here_after_a_ready(spec: JobSpec) -> None:
     site, words = _Masking(spec), _words(spec)
     fields = MaskedInput(site.name, 1, 1, words, words_digest(words)).to_fields()

@@ -9,7 +9,7 @@ from torch import Tensor
 import mil_formulas
 from oncofed.data.covariates import Covariate
 from oncofed.models import ModelSpec, NetworkRequest, build_network, list_networks
-from oncofed.models.fusion import FusedNetwork, tile_attention
+from oncofed.models.fusion import FusedNetwork, with_attention
 from oncofed.models.mil import BagHead, ClamSB, TransMIL
 from oncofed.models.mil.nystrom import NystromAttention
 
@@ -103,21 +103,37 @@ def test_the_iteration_goes_towards_the_pseudoinverse_of_each_matrix() -> None:
 def test_attention_sums_to_one_over_the_tiles_that_are_there(name: str) -> None:
     head, bag = _head(name), _bag(9)
     there = torch.tensor([[True] * 6 + [False] * 3])
-    weights = head.attention(bag, there)
+    found, weights = head.with_attention(bag, there)
+    torch.testing.assert_close(found, head(bag, there), rtol=0, atol=0)
     assert weights is not None
     assert weights.shape == (1, 9)
     assert weights[0, 6:].eq(0).all()
     assert weights.min() >= 0
     assert weights.sum().item() == pytest.approx(1, abs=1e-5)
     single = _bag(1)
-    alone = head.attention(single, _there(single))
+    _, alone = head.with_attention(single, _there(single))
     assert alone is not None
     assert alone.item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", sorted(set(HEADS) - set(WITH_ATTENTION)))
 def test_pooling_has_no_attention(name: str) -> None:
-    assert tile_attention(_head(name), _bag(3), _there(_bag(3))) is None
+    assert with_attention(_head(name), _bag(3), _there(_bag(3)))[1] is None
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("columns", [(), (AGE,)], ids=["tiles", "with a row"])
+def test_a_bag_is_embedded_once_for_values_and_attention(name: str, columns: tuple[Covariate, ...]) -> None:
+    network, bag = _head(name, columns), _bag(5)
+    inputs = (bag, _there(bag), torch.tensor([[60.0]])) if columns else (bag, _there(bag))
+    head = network.network if isinstance(network, FusedNetwork) else network
+    embedded: list[int] = []
+    embed = head.get_submodule("embed")
+    embed.register_forward_hook(lambda module, arguments, output: embedded.append(output.shape[1]))
+    values, attention = with_attention(network, *inputs)
+    assert embedded == [5]
+    torch.testing.assert_close(values, network(*inputs), rtol=0, atol=0)
+    assert (attention is None) == (name not in WITH_ATTENTION)
 
 
 @pytest.mark.parametrize("name", HEADS)

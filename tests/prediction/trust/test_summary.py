@@ -16,10 +16,13 @@ def _unsure(name: str, entropy: float) -> dict[str, Any]:
 
 
 def test_a_single_case_is_named_with_its_verdict() -> None:
-    far = _record("b", "outside", "voxels are 4 mm along superior, training had 0.917 to 1.09 mm")
+    far = _record("b", "outside", "its voxels are 4 mm apart from head to foot, training had 0.917 to 1.09 mm")
     assert warning_lines([_record("a"), _unsure("c", 0.5), far, {"name": "d", "trust": None}]) == [
         ("look closely", "c: the network is unsure (entropy 0.50 of 1)"),
-        ("not like what the model was trained on", "b: voxels are 4 mm along superior, training had 0.917 to 1.09 mm"),
+        (
+            "not like what the model was trained on",
+            "b: its voxels are 4 mm apart from head to foot, training had 0.917 to 1.09 mm",
+        ),
     ]
 
 

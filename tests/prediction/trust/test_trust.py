@@ -64,9 +64,9 @@ def test_thick_slices_are_outside_and_told_in_words() -> None:
     assert _reasons(_entry(1.2), MRI, profile) == {}
     reason = _reasons(_entry(5.0), MRI, profile)["spacing_superior"]
     assert (reason.value, reason.range) == (5.0, (0.7711, 1.297))
-    assert reason.words == "voxels are 5 mm along superior, training had 0.771 to 1.3 mm"
+    assert reason.words == "its voxels are 5 mm apart from head to foot, training had 0.771 to 1.3 mm"
     many = _reasons(_entry(shape=[64, 64, 900]), MRI, profile)["size_superior"]
-    assert many.words == "it has 900 voxels along superior, training had 53.8 to 76.1"
+    assert many.words == "it has 900 voxels from head to foot, training had 53.8 to 76.1"
 
 
 def test_how_much_of_a_slide_was_scanned_is_no_reason() -> None:
@@ -216,7 +216,9 @@ def test_an_option_leaves_images_outside_to_a_person(model: TrainedModel, tmp_pa
     made = predict(model, sources, out, CPU)
     said = {record["name"]: record["trust"] for record in made.done}
     assert said["thick"]["verdict"] == "outside"
-    assert list(said["thick"]["reasons"]) == ["voxels are 4 mm along superior, training had 0.917 to 1.09 mm"]
+    assert list(said["thick"]["reasons"]) == [
+        "its voxels are 4 mm apart from head to foot, training had 0.917 to 1.09 mm"
+    ]
     assert said["usual"]["outside"] == []
     for trust in said.values():
         assert trust["members"] == ["east", "west"], "pooled is no member"
@@ -229,7 +231,7 @@ def test_an_option_leaves_images_outside_to_a_person(model: TrainedModel, tmp_pa
     assert again.kept == ["usual"]
     assert [record["name"] for record in again.done] == ["usual"]
     assert [(bad.name, bad.reason) for bad in again.set_aside] == [
-        ("thick", "left to a person: voxels are 4 mm along superior, training had 0.917 to 1.09 mm")
+        ("thick", "left to a person: its voxels are 4 mm apart from head to foot, training had 0.917 to 1.09 mm")
     ]
     assert not (out / "cases" / "thick").exists()
 
@@ -263,7 +265,7 @@ def test_the_command_says_what_not_to_trust(
     assert told.status == 0, told.text
     assert "2 other models of the run predict too (east, west): 3 times the work" in told.text
     assert (
-        "not like what the model was trained on: thick: voxels are 4 mm along superior, training had 0.917 to"
+        "not like what the model was trained on: thick: its voxels are 4 mm apart from head to foot, training had"
         in told.text
     )
     assert "usual:" not in told.text

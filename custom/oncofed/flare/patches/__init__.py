@@ -47,6 +47,21 @@ def source_digest(name: str) -> str:
 
 
 PATCHES = {
+    "aux_senders": Patch(
+        flare="2.9.0",
+        replaces=frozenset(
+            {
+                "nvflare.private.fed.client.command_agent.CommandAgent._aux_communication",
+                "nvflare.private.fed.server.server_command_agent.ServerCommandAgent._aux_communicate",
+            }
+        ),
+        code={
+            "nvflare.private.fed.authenticator:validate_auth_headers": "3231e4cfe7f6",
+            "nvflare.private.fed.client.command_agent:CommandAgent._aux_communication": "f5c11b8bbb06",
+            "nvflare.private.fed.server.fed_server:FederatedServer._strip_peer_transit_headers": "abe91401251c",
+            "nvflare.private.fed.server.server_command_agent:ServerCommandAgent._aux_communicate": "7bbac10f5aaf",
+        },
+    ),
     "authorization": Patch(
         flare="2.9.0",
         replaces=frozenset({"nvflare.fuel.sec.authz.AuthorizationService.the_authorizer"}),

@@ -57,6 +57,7 @@ class MaskedSteps:
         self._dtypes = {torch.int32, torch.int16} if bits == 16 else {torch.int32}
         self._summed, self._names = self._of_round, [set(self._of_round)]
         self._norm: float | None = None
+        self._bound: float | None = None
         self._figures = b""
         self._checked = False
         self._ready: Ready | None = None
@@ -72,7 +73,15 @@ class MaskedSteps:
             norm: of the update; None: there is none.
             figures: that its scores have, as ``Ready.figures``.
         """
-        self._checked, self._norm, self._figures = True, norm, figures
+        self._checked, self._norm, self._bound, self._figures = True, norm, None, figures
+
+    def note_bound(self, bound: float) -> None:
+        """Note the length that the round's model allows, which READY tells in place of the update's own.
+
+        Args:
+            bound: of noise that sites make together; see ``SharedNoise.longest``.
+        """
+        self._bound = bound
 
     def note_answer(self, request: SecureStep, answer: SecureStepResult | MaskedResult) -> None:
         """Note whom a step that was taken verified, or what it masked."""
@@ -117,7 +126,9 @@ class MaskedSteps:
         return {"step": "Ready"}
 
     def require_norm(self) -> None:
-        """Refuse a READY that declares another length than the checked update has: its digits could say anything.
+        """Refuse a READY that declares another length than follows: its digits could say anything.
+
+        That is the checked update's, or with noise that sites make together what the round's model allows.
 
         Raises:
             PolicyError: it does.
@@ -125,7 +136,10 @@ class MaskedSteps:
         assert self._ready
         if self._norm is None:
             raise PolicyError("no update was checked before it")
-        if self._ready.norm not in {told_norm(self._norm * (1 + off)) for off in (-_LAST_BITS, 0.0, _LAST_BITS)}:
+        if self._bound is not None:
+            if self._ready.norm != self._bound:
+                raise PolicyError("it declares another length than the round's model allows")
+        elif self._ready.norm not in {told_norm(self._norm * (1 + off)) for off in (-_LAST_BITS, 0.0, _LAST_BITS)}:
             raise PolicyError("it declares another length than the update has that was checked")
 
     def check_step(self, result: SecureStepResult) -> dict[str, Any]:

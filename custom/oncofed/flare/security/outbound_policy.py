@@ -196,8 +196,7 @@ class OutboundPolicy:
         if result.delta or result.extra:
             raise PolicyError("the job's updates leave under masks, found one without")
         facts = self.masked.check_ready(result.ready, (result.cases, result.steps))
-        if not self._shares_noise:  # there READY tells a bound, which the round's model gives
-            self.masked.require_norm()
+        self.masked.require_norm()
         return facts
 
     @_check.register
@@ -212,10 +211,14 @@ class OutboundPolicy:
             raise PolicyError("the job has no secure aggregation")
         return Approved(result, self.masked.check_words(result))
 
-    def check_before_masking(self, result: TrainResult) -> dict[str, Any]:
+    def check_before_masking(self, result: TrainResult, bound: float | None = None) -> dict[str, Any]:
         """Check an update that leaves masked, which nobody can do later.
 
         One that may not leave stops the job here, unless it is not finite.
+
+        Args:
+            result: the update.
+            bound: of its length, which is told in its place where sites make noise together; None: its own is told.
 
         Returns:
             Facts for the audit log.
@@ -237,6 +240,8 @@ class OutboundPolicy:
             raise
         self._last_masked = str(facts["digest"])
         self.masked.note_checked(self._norm, self._figures(result.numbers))
+        if bound is not None:
+            self.masked.note_bound(bound)
         return facts
 
     def scores_before_masking(self, numbers: Mapping[str, Any], training: bool) -> dict[str, Any]:

@@ -11,15 +11,16 @@ class BagHead(nn.Module):
     Padding tiles, which fill a batch up to its longest bag, have no effect.
     """
 
-    def attention(self, bags: Tensor, there: Tensor) -> Tensor | None:
-        """Return how much each tile counts, (batch, tile), with sum one; None where the head cannot say.
+    def with_attention(self, bags: Tensor, there: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return values (batch, out) and how much each tile counts, in one pass over the tiles.
+
+        The latter is (batch, tile), with sum one; None where the head cannot say.
 
         Args:
             bags: (batch, tile, feature).
             there: (batch, tile) bool, of real tiles.
         """
-        del bags, there
-        return None
+        return self(bags, there), None
 
 
 def tile_embedding(in_channels: int, hidden: int, dropout: float) -> nn.Sequential:

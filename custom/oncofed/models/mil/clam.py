@@ -50,10 +50,12 @@ class ClamSB(AttentionMIL):
 
     def forward(self, bags: Tensor, there: Tensor) -> Tensor:
         """Return values (batch, out); while training the losses of tiles stand behind them, see ``own_loss``."""
+        if not self.training:
+            return self.with_attention(bags, there)[0]
         hidden = self.embed(bags)
         weights = self._weights(hidden, there)
         outputs: Tensor = self.classify((weights[..., None] * hidden).sum(dim=1))
-        return with_own_loss(outputs, *self._tile_losses(hidden, weights, there)) if self.training else outputs
+        return with_own_loss(outputs, *self._tile_losses(hidden, weights, there))
 
     def _tile_losses(self, hidden: Tensor, weights: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
         """Return losses (batch, statement) if each statement holds, and if not."""

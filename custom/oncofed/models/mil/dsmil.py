@@ -38,18 +38,16 @@ class DSMIL(BagHead):
 
     def forward(self, bags: Tensor, there: Tensor) -> Tensor:
         """Return values (batch, out); see ``BagHead``."""
+        return self.with_attention(bags, there)[0]
+
+    def with_attention(self, bags: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values (batch, out), and attention weights (batch, tile), the mean over values, summing to one."""
         hidden = self.embed(bags)
         scores = where_there(self.score(hidden), there, float("-inf"))
         weights = self._weights(hidden, scores, there)
         bag = weights.transpose(1, 2) @ self.information(hidden)
         values: Tensor = (scores.amax(dim=1) + self.classify(bag.flatten(1))) / 2
-        return values
-
-    def attention(self, bags: Tensor, there: Tensor) -> Tensor:
-        """Return attention weights (batch, tile), the mean over values, summing to one."""
-        hidden = self.embed(bags)
-        scores = where_there(self.score(hidden), there, float("-inf"))
-        return self._weights(hidden, scores, there).mean(dim=2)
+        return values, weights.mean(dim=2)
 
     def _weights(self, hidden: Tensor, scores: Tensor, there: Tensor) -> Tensor:
         """Return attention (batch, tile, value), summing to one over tiles."""

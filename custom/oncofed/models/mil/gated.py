@@ -23,7 +23,7 @@ class AttentionMIL(BagHead):
     Example:
         >>> network = AttentionMIL(in_channels=8, out_channels=2).eval()
         >>> bags, there = torch.rand(2, 5, 8), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-        >>> network(bags, there).shape, network.attention(bags, there)[1].tolist()[3:]
+        >>> network(bags, there).shape, network.with_attention(bags, there)[1][1].tolist()[3:]
         (torch.Size([2, 2]), [0.0, 0.0])
     """
 
@@ -39,15 +39,14 @@ class AttentionMIL(BagHead):
 
     def forward(self, bags: Tensor, there: Tensor) -> Tensor:
         """Return logits (batch, class); see ``BagHead``."""
+        return self.with_attention(bags, there)[0]
+
+    def with_attention(self, bags: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (batch, class), and attention weights (batch, tile), summing to one."""
         hidden = self.embed(bags)
         weights = self._weights(hidden, there)
         pooled: Tensor = (weights[..., None] * hidden).sum(dim=1)
-        logits: Tensor = self.classify(pooled)
-        return logits
-
-    def attention(self, bags: Tensor, there: Tensor) -> Tensor:
-        """Return attention weights (batch, tile), summing to one."""
-        return self._weights(self.embed(bags), there)
+        return self.classify(pooled), weights
 
     def _weights(self, hidden: Tensor, there: Tensor) -> Tensor:
         scores = self.score(torch.tanh(self.tanh(hidden)) * torch.sigmoid(self.gate(hidden)))[..., 0]

@@ -44,15 +44,18 @@ class NystromAttention(nn.Module):
             tokens: (batch, token, size).
             there: (batch, token) bool; a sequence's real tokens come first.
         """
-        to_landmarks, among, of_landmarks, values = self._parts(tokens, there)
+        return self._mixed(*self._parts(tokens, there))
+
+    def with_first_token(self, tokens: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """Return tokens, and the attention of the first one to each, the mean over heads, (batch, token)."""
+        parts = self._parts(tokens, there)
+        to_landmarks, among, of_landmarks, _ = parts
+        return self._mixed(*parts), (to_landmarks[:, :, :1] @ among @ of_landmarks)[:, :, 0].mean(dim=1)
+
+    def _mixed(self, to_landmarks: Tensor, among: Tensor, of_landmarks: Tensor, values: Tensor) -> Tensor:
         mixed = to_landmarks @ (among @ (of_landmarks @ values)) + self.near(values)
         found: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return found
-
-    def first_token(self, tokens: Tensor, there: Tensor) -> Tensor:
-        """Return the attention of the first token to each, the mean over heads, (batch, token)."""
-        to_landmarks, among, of_landmarks, _ = self._parts(tokens, there)
-        return (to_landmarks[:, :, :1] @ among @ of_landmarks)[:, :, 0].mean(dim=1)
 
     def _parts(self, tokens: Tensor, there: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return three matrices and the values, (batch, head, row, column) each.

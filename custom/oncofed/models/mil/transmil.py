@@ -57,20 +57,20 @@ class TransMIL(BagHead):
         values: Tensor = self.classify(self.norm(tokens[:, 0]))
         return values
 
-    def attention(self, bags: Tensor, there: Tensor) -> Tensor:
-        """Return the class token's attention in the last layer, (batch, tile), summing to one.
+    def with_attention(self, bags: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values (batch, out), and the class token's attention in the last layer, (batch, tile), summing to one.
 
         Attention by landmarks may be a little below zero, which is taken as zero.
         """
         squares = _Squares(there)
         tokens, filled = self._before_last(bags, squares)
-        found = self.second.first_token(self.norm_second(tokens), filled)[:, 1:].float()
+        last, found = self.second.with_first_token(self.norm_second(tokens), filled)
         # A repeated tile counts as often as it is there.
         weights = torch.zeros(there.shape, device=bags.device).scatter_add(
-            1, squares.tile, found.clamp(min=0) * squares.filled
+            1, squares.tile, found[:, 1:].float().clamp(min=0) * squares.filled
         )
         weights = weights + torch.finfo(torch.float32).tiny * there
-        return weights / weights.sum(dim=1, keepdim=True)
+        return self.classify(self.norm((tokens + last)[:, 0])), weights / weights.sum(dim=1, keepdim=True)
 
     def _before_last(self, bags: Tensor, squares: _Squares) -> tuple[Tensor, Tensor]:
         """Return class token and tiles (batch, 1 + place, hidden) before the last layer, and which are there."""

@@ -12,6 +12,12 @@ from oncofed.data.traits import CHANNELS, EDGE, MODALITY, Trait, traits
 
 # Tolerance in bins, since a range is only as precise as its bins.
 _BINS_BEYOND = 1
+_DIRECTIONS = {
+    "right": "from left to right",
+    "anterior": "from front to back",
+    "superior": "from head to foot",
+    "down": "from top to bottom",
+}
 _PERCENTILES = {"low": "0.5th percentile", "median": "median", "high": "99.5th percentile"}
 
 
@@ -105,9 +111,9 @@ def _said(trait: Trait, value: str, data: DataSpec) -> str:
     kind, _, of = trait.name.partition("_")
     piece = "voxels" if data.dimensions == 3 else "pixels"
     if kind == "spacing":
-        return f"{piece} are {value} along {of}"
+        return f"its {piece} are {value} apart {_DIRECTIONS[of]}"
     if kind == "size":
-        return f"it has {value} {piece} along {of}"
+        return f"it has {value} {piece} {_DIRECTIONS[of]}"
     if kind == "intensity":
         return f"the {_PERCENTILES[of]} of its intensities is {value}"
     if kind == "density":

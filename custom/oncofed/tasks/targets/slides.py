@@ -13,7 +13,7 @@ from oncofed.data.case import Case
 from oncofed.data.inputs import BatchSource, Preparation, Prepared
 from oncofed.data.spec import DataSpec
 from oncofed.devices import training_device
-from oncofed.models.fusion import tile_attention
+from oncofed.models.fusion import with_attention
 from oncofed.plugins import Kind
 from oncofed.tasks.bags import Bags, BagSettings
 from oncofed.tasks.encoder import feature_count
@@ -68,8 +68,8 @@ class SlideTargets(TargetsTask):
         bags = prepared["bags"].to(device).float()[None]
         present = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
         rows = [row.to(device)[None] for row in self.row(prepared)]
-        outputs = self._scores(network(bags, present, *rows))[0]
-        attention = tile_attention(network, bags, present)
+        found, attention = with_attention(network, bags, present, *rows)
+        outputs = self._scores(found)[0]
         told = None if attention is None else attention[0].float().cpu().numpy()
         return SlideTargetScores(outputs, told, prepared["places"].cpu().numpy(), prepared["slides"].cpu().numpy())
 
