@@ -11,9 +11,10 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from traitlets.config import Config
 
-# Seconds that a cell may take; the whole of each notebook takes less.
-_LONGEST = 300
+# Seconds that a kernel may take to start, and a cell to run: more than either takes on a busy machine.
+_LONGEST = 600
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -26,9 +27,13 @@ def executed(file: Path) -> nbformat.NotebookNode:
     book = nbformat.read(file, as_version=4)
     nbformat.validate(book)
     with tempfile.TemporaryDirectory(prefix="oncofed-notebook-") as folder:
-        # The kernel is this interpreter, with what it finds; what notebooks write lies in the folder.
+        # The kernel is this interpreter, with what it finds. What it and notebooks write lies in the folder, as do the
+        # sockets by which it is reached: no port is opened.
+        os.environ |= {"JUPYTER_RUNTIME_DIR": folder, "IPYTHONDIR": folder}
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "TMPDIR": folder}
-        NotebookClient(book, timeout=_LONGEST, kernel_name="python3").execute(cwd=folder, env=environment)
+        sockets = Config({"ConnectionFileMixin": {"transport": "ipc", "ip": f"{folder}/kernel"}})
+        client = NotebookClient(book, timeout=_LONGEST, startup_timeout=_LONGEST, kernel_name="python3", config=sockets)
+        client.execute(cwd=folder, env=environment)
     return book
 
 

@@ -21,8 +21,8 @@ def show_profile(found: Profile, page: Path) -> None:
     from oncofed.data.grouping import counted
 
     console = plain_console()
-    cases, patients = counted(found.cases, "case"), counted(found.patients, "patient")
-    console.print(f"{found.dataset}: {cases} of {patients}, {found.set_aside} set aside")
+    size = f"{counted(found.cases, 'case')} of {counted(found.patients, 'patient')}"
+    console.print(f"{found.dataset}: {size}, {found.set_aside} set aside")
     table = Table()
     for heading in ("", "smallest", "median", "largest"):
         table.add_column(heading, justify="left" if not heading else "right")
