@@ -1,7 +1,7 @@
 # The day of somebody who works on oncofed. `make` alone lists it.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test test-thorough test-fast check format docs bench bench-full bench-bundle bench-table gpu faults security wild hospital mlflow services constraints clean another-build
+.PHONY: help demo test test-thorough test-fast check format docs bench bench-full bench-bundle bench-table gpu faults security wild hospital mlflow services constraints dist release version clean another-build
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -103,16 +103,26 @@ constraints: $(VENV)/dev.installed ## write provisioning/constraints.txt and req
 	@$(BIN)/python -m pip install --quiet uv
 	@{ sed -n '/^#/p' $(CONSTRAINTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--no-header --extra demo --extra pathology --extra encoders --extra radiology --extra dicom --extra hospital --extra onnx --extra jpeg12 \
-		--extra privacy --extra tune --extra gpu --extra dev --extra docs --extra security pyproject.toml; \
+		--extra privacy --extra tracking --extra metrics --extra tune --extra gpu --extra dev --extra docs --extra security --extra release pyproject.toml; \
 		} > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt $(CONSTRAINTS)
 	@{ sed -n '/^#/p' $(REQUIREMENTS); $(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--no-header --generate-hashes --default-index https://pypi.org/simple --constraint $(CONSTRAINTS) \
-		--extra pathology --extra encoders --extra radiology --extra dicom --extra hospital --extra jpeg12 --extra privacy --extra gpu pyproject.toml; \
+		--extra pathology --extra encoders --extra radiology --extra dicom --extra hospital --extra jpeg12 --extra privacy --extra metrics --extra gpu pyproject.toml; \
 		} > $(VENV)/requirements.txt && mv $(VENV)/requirements.txt $(REQUIREMENTS)
 
 docs: $(VENV)/docs.installed ## the documentation as a site, in workspace/docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python docs/site/build.py
 	@echo "To read it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory workspace/docs"
+
+dist: $(VENV)/dev.installed ## wheel and source archive in workspace/dist, and the wheel tried outside the checkout
+	@$(BIN)/python provisioning/release.py dist
+	@$(BIN)/python tests/outside.py workspace/dist/*.whl
+
+release: $(VENV)/release.installed ## both, bill of materials, provenance, digests; KEY=FILE signs with a key of ssh-keygen
+	@$(BIN)/python provisioning/release.py release $(if $(KEY),--key $(KEY))
+
+version: $(VENV)/release.installed ## set the version everywhere, and gather docs/changes: make version VERSION=0.2.0
+	@$(BIN)/python provisioning/release.py version $(VERSION)
 
 clean: ## remove the virtual environment and what runs left
 	rm -rf $(VENV) workspace/runs workspace/.cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
@@ -142,6 +152,10 @@ $(VENV)/dev.installed: $(VENV)/demo.installed pyproject.toml
 
 $(VENV)/docs.installed: $(VENV)/dev.installed pyproject.toml
 	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,hospital,onnx,privacy,dev,docs]'
+	@touch $@
+
+$(VENV)/release.installed: $(VENV)/dev.installed pyproject.toml
+	@$(PIP) --editable '.[demo,pathology,encoders,radiology,dicom,hospital,onnx,privacy,dev,release]'
 	@touch $@
 
 $(VENV)/security.installed: $(VENV)/dev.installed pyproject.toml

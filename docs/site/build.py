@@ -1,7 +1,8 @@
 """Build the documentation's site: ``make docs``.
 
-Pages are copied as they lie in the repository, tables of settings, commands and Python's names are generated beside
-them. A page without a file that it links to, or without its anchor, ends the build.
+Pages are copied as they lie in the repository; tables of settings, commands and Python's names are generated, and
+notebooks are run and shown with their outputs. A page without a file that it links to, or without its anchor, ends the
+build.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import typer
 from typer.cli import get_docs_for_click
 
 import oncofed
+from notebooks import executed, page_of
 from oncofed.cli.main import app
 from settings_reference import settings_page
 
@@ -51,10 +53,14 @@ def main() -> int:
                 _copy(target)
     for name, text in {"settings": settings_page(), "commands": _commands(), "python": _python()}.items():
         _write(_SOURCE / "reference" / f"{name}.md", text)
+    for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        _copy(notebook)
+        _write(_SOURCE / "docs" / "notebooks" / f"{notebook.stem}.md", page_of(executed(notebook), notebook.name))
     cards = sorted((ROOT / "jobs").glob("*/README.md"))
     titles = {card: card.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ") for card in cards}
     listed = "".join(f"\n      - {title!r}: {card.relative_to(ROOT)}" for card, title in titles.items())
     settings = (ROOT / "docs" / "site" / "mkdocs.yml").read_text(encoding="utf-8").replace("CARDS", listed)
+    shutil.copytree(ROOT / "docs" / "site" / "iframe-worker", _SOURCE / "assets" / "iframe-worker")
     file = _SOURCE.parent / "mkdocs.yml"
     _write(file, settings)
     line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--config-file", str(file)]

@@ -128,7 +128,7 @@ def test_the_card_follows_its_schema_and_repeats_what_the_run_wrote(tmp_path: Pa
         "dataset": "cd" * 32,
         "tiles": None,
     }
-    assert values["training_data"]["sites"]["north"]["train_cases"] == "not told"
+    assert values["training_data"]["sites"]["north"]["train_cases"] == "not reported"
     assert values["training_procedure"]["loss"] == "Dice with cross-entropy"
     assert values["environment"] == {"torch": "2.13.0", "oncofed": "1.0", "monai": "1.6.1"}
     assert values["monai"]["monai_version"] == "1.6.1"
@@ -282,8 +282,8 @@ def test_tiles_of_slides_stand_with_the_training_data() -> None:
     card = _card(result)
     assert card.training_data.sites["east"].tiles == result.sites["east"].tiles
     text = to_markdown(card)
-    assert "| east | 12,345 | 0.0% | 5.0% | not told | not told |" in text
-    assert "| west | not told | not told | not told | not told | not told |" in text
+    assert "| east | 12,345 | 0.0% | 5.0% | not reported | not reported |" in text
+    assert "| west | not reported | not reported | not reported | not reported | not reported |" in text
 
 
 def test_a_promise_of_privacy_stands_in_the_card() -> None:

@@ -91,7 +91,7 @@ def test_what_sites_keep_is_in_the_report_worst_first(tmp_path: Path) -> None:
     table = page.partition("What each site keeps")[2].partition("</table>")[0]
     assert table.index("north") < table.index("east")
     assert all(said in table for said in ("+0.031", "-0.012", "+0.007 to +0.055", "+0.200", "–"))
-    assert "Not told: &lt;b&gt;west&lt;/b&gt;, as" in page
+    assert "Not shown: &lt;b&gt;west&lt;/b&gt;: fewer than" in page
     result.privacy = statement_of(DifferentialPrivacySpec(noise_multiplier=1.2, delta=1e-3, sampling=0.1), 8)
     result.gains = {}
     assert "each site knows what it keeps" in write_report(result, {}, tmp_path).read_text()
@@ -103,7 +103,7 @@ def test_how_alike_updates_are_is_in_the_report_where_all_sites_agreed(tmp_path:
     result = _result()
     assert "How alike" not in write_report(result, {}, tmp_path).read_text()
     result.contributions = {}
-    assert "Not told: not all sites" in write_report(result, {}, tmp_path).read_text()
+    assert "Not shown: a site's policy" in write_report(result, {}, tmp_path).read_text()
     result.contributions = {"east": 0.123, "<b>west</b>": 0.456}
     table = write_report(result, {}, tmp_path).read_text().partition("How alike")[2].partition("</table>")[0]
     assert all(said in table for said in ("+0.123", "+0.456", "&lt;b&gt;west"))

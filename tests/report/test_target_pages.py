@@ -102,7 +102,7 @@ def test_the_card_says_what_is_answered_and_of_how_many_it_is_known(tmp_path: Pa
     front = yaml.safe_load(card.split("---")[1])
     assert front["pipeline_tag"] == "image-classification"
     assert "| death | survival | risk of the event by 24 months | concordance | 12 |" in card
-    assert "| lump | class | one of absent, present | AUROC | not told |" in card
+    assert "| lump | class | one of absent, present | AUROC | not reported |" in card
     assert "It answers lump (class): one of absent, present; findings" in card
     assert "apart, and nothing else" not in card
     assert "for patients like those of the sites" in card

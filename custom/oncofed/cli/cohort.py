@@ -78,6 +78,8 @@ def cohort(
 
 
 def _show(found: Cohort, folder: Path, changes: Changes | None) -> None:
+    from oncofed.data.grouping import counted
+
     table = Table("step", "persons")
     table.columns[1].justify = "right"
     for step, persons in found.flow.items():
@@ -90,7 +92,7 @@ def _show(found: Cohort, folder: Path, changes: Changes | None) -> None:
             table.add_row(what, f"{times:,}")
         show_table(table)
     plain = plain_console()
-    plain.print(f"{folder}: outcomes of {len({row.link.patient for row in found.rows}):,} patients")
+    plain.print(f"{folder}: outcomes of {counted(len({row.link.patient for row in found.rows}), 'patient')}")
     if changes:
         said = f"{changes.new:,} new, {changes.gone:,} gone, {changes.other:,} with other values"
         plain.print(f"Since the last time: {said}.")

@@ -152,11 +152,15 @@ def _pull_values(outcome: PullOutcome) -> dict[str, object]:
 
 
 def _show_pull(outcome: PullOutcome, out: Path) -> None:
+    from oncofed.data.grouping import counted
     from oncofed.hospital.notes import notes
 
     console, plan, arrived = plain_console(), outcome.plan, outcome.arrived
-    console.print(f"{outcome.patients:,} patients, {len(plan.studies):,} studies, {len(plan.series):,} series")
-    console.print(f"{arrived.objects:,} objects fetched ({arrived.bytes / 1e6:,.1f} MB), {outcome.there:,} were here")
+    studies = f"{len(plan.studies):,} {'study' if len(plan.studies) == 1 else 'studies'}"
+    console.print(f"{counted(outcome.patients, 'patient')}, {studies}, {len(plan.series):,} series")
+    console.print(
+        f"{counted(arrived.objects, 'object')} fetched ({arrived.bytes / 1e6:,.1f} MB), {outcome.there:,} were here"
+    )
     for line in notes(outcome):
         console.print(f"[yellow]note[/] {escape(line)}")
     register = ["oncofed", "data", "register", str(out / "images"), "--dataset", "NAME", *typed_workspace()]

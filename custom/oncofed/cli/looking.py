@@ -18,8 +18,11 @@ _MOST_SHOWN = 20
 
 def show_profile(found: Profile, page: Path) -> None:
     """Print sizes, spacings and shares of classes."""
+    from oncofed.data.grouping import counted
+
     console = plain_console()
-    console.print(f"{found.dataset}: {found.cases} cases of {found.patients} patients, {found.set_aside} set aside")
+    size = f"{counted(found.cases, 'case')} of {counted(found.patients, 'patient')}"
+    console.print(f"{found.dataset}: {size}, {found.set_aside} set aside")
     table = Table()
     for heading in ("", "smallest", "median", "largest"):
         table.add_column(heading, justify="left" if not heading else "right")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from oncofed import __version__
-from oncofed.cli import alliance, bench, data, demo, evaluate, export, job, predict, report, site
+from oncofed.cli import alliance, bench, data, demo, evaluate, export, job, new, predict, report, site
 from oncofed.cli.common import fail, options
 from oncofed.cli.terminal import fit_output
 from oncofed.errors import OncofedError
@@ -42,6 +42,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(alliance.app, name="alliance")
 app.add_typer(site.app, name="site")
 app.add_typer(report.app, name="report")
+app.add_typer(new.app, name="new")
 bench.add_to(app)
 app.command("demo")(demo.demo)
 app.command("predict")(predict.predict)

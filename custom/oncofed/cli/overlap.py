@@ -50,12 +50,15 @@ def write(
     The policy's leaves.patient_overlap has to be true. With the key, fingerprints could be tested against names: never
     hand a file to somebody who has it.
     """
+    from oncofed.data.grouping import counted
     from oncofed.site.overlap import write_fingerprints
 
     if not key.is_file():
         raise SpecError(f"{key}: no such file. Ask the other sites for it, or make one: oncofed data overlap key")
     count = write_fingerprints(site, site.resolve().name, dataset_named(dataset, workspace), key, out)
-    typer.echo(f"{out}: fingerprints of {count:,} patients. Hand it to whoever compares, who must not have the key.")
+    typer.echo(
+        f"{out}: fingerprints of {counted(count, 'patient')}. Hand it to whoever compares, who must not have the key."
+    )
 
 
 @app.command()

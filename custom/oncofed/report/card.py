@@ -31,7 +31,7 @@ from oncofed.training import Plan
 
 CARD_JSON, CARD_MARKDOWN = "card.json", "card.md"
 FEW = f"fewer than {LEAST_PATIENTS}"
-NOT_REPORTED = "not told"
+NOT_REPORTED = "not reported"
 _NO_NOISE = "none: the training is not differentially private"
 INTENDED_USE = "Research only. Not a medical device."
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from oncofed.data.slides.tile_quality import FLAGS
-from oncofed.report.card import Card, Interval, Quantitative
+from oncofed.report.card import NOT_REPORTED, Card, Interval, Quantitative
 from oncofed.report.evaluation import EvaluationRecord
 from oncofed.tasks.targets import figure_titles
 
@@ -130,10 +130,10 @@ def _tiles_table(card: Card) -> str:
         (
             name,
             f"{tiles.tiles:,}",
-            *("not told" if share is None else f"{share:.1%}" for share in tiles.shares.values()),
+            *(NOT_REPORTED if share is None else f"{share:.1%}" for share in tiles.shares.values()),
         )
         if tiles
-        else (name, *["not told"] * (1 + len(FLAGS)))
+        else (name, *[NOT_REPORTED] * (1 + len(FLAGS)))
         for name, tiles in sites.items()
     ]
     return _table(("Site", "Tiles with tissue", *(f"of which {flag}" for flag in FLAGS)), rows)
@@ -158,7 +158,7 @@ def _training(card: Card) -> Iterator[tuple[str, object]]:
 def _targets_table(card: Card) -> str:
     details = card.model_details
     rows = [
-        (name, one.kind, one.asks, one.metric_name, details.stated_by.get(name, "not told"))
+        (name, one.kind, one.asks, one.metric_name, details.stated_by.get(name, NOT_REPORTED))
         for name, one in details.targets.items()
     ]
     table = _table(("Target", "Kind", "Answer", "Metric", "Test patients who state it"), rows)

@@ -64,8 +64,8 @@ def untold_gains(result: Result) -> str:
     if result.scores_of_all:
         return "each site knows what it keeps; a gain is a score of its own, and scores left under masks"
     silent = sorted(result.sites.keys() - result.gains.keys())
-    few = f"{_FEWEST} chose or tested there (or fewer than its policy asks), or the models could not be compared"
-    return f"{_listed(silent)}, as {few}" if silent else ""
+    few = f"{_FEWEST} (or than its policy asks) chose or tested there, or its models could not be compared"
+    return f"{_listed(silent)}: {few}" if silent else ""
 
 
 def _silent_sites(result: Result) -> Iterator[str]:

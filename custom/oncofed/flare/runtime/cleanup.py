@@ -1,4 +1,4 @@
-"""Delete what ended jobs kept in order to resume.
+"""Delete what ended jobs kept to resume.
 
 At a site this is several times the size of its model. The server knows from FLARE's record when a job has ended, and
 notifies the sites; one that was away is notified when it is back. The record of a job's rounds and a site's local
