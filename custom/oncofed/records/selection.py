@@ -56,12 +56,14 @@ class Cohort:
         rows: one for each patient of the images, or examination.
         flow: step of the selection -> how many persons were left after it.
         faults: what could not be used -> how often.
+        notes: what a person should know of the steps.
     """
 
     columns: tuple[str, ...]
     rows: list[Row] = field(default_factory=list)
     flow: dict[str, int] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def select_cohort(records: Records, spec: CohortSpec, links: Links) -> Cohort:
                 f"the cohort {spec.name}: found nobody left of {before:,} persons after the step '{name}'. Compare the "
                 "step's codes, window and identifiers with the records"
             )
+    cohort.notes += _idle(records, spec, cohort.flow)
     if not cases:
         raise DataError(_nobody(spec, len(records.events[spec.index.concept])))
     for case in cases:
@@ -156,7 +159,7 @@ def _cases(records: Records, spec: CohortSpec, cohort: Cohort) -> Iterable[_Case
         person, index = records.persons.get(identifier), events[place].day
         if person is None:
             cohort.faults["an index event of nobody in the table of persons"] += 1
-        elif keys[person.key] > 1:
+        elif keys[person.key] > 1 or person.key in records.shared:
             # Whose death, events and images they are is not known.
             cohort.faults["a person with the identifier of another"] += 1
         elif identifier in records.undated:
@@ -221,6 +224,21 @@ def _steps(spec: CohortSpec, links: Links) -> Iterable[tuple[str, Callable[[_Cas
     for one in spec.exclude:
         yield f"without {_described(one)}", lambda case, one=one: not case.within(one.concept, one.within)  # type: ignore[misc]
     yield "has images by the crosswalk", lambda case: case.person.key in links.of
+
+
+def _idle(records: Records, spec: CohortSpec, flow: Mapping[str, int]) -> Iterable[str]:
+    """Yield exclusions that left out nobody: what they name may be called otherwise here."""
+    steps = list(flow)
+    for one in spec.exclude:
+        name = f"without {_described(one)}"
+        before = steps[steps.index(name) - 1] if name in steps else ""
+        if before and flow[before] == flow[name]:
+            why = (
+                "somebody has such a record, at another time"
+                if records.events[one.concept]
+                else ("no record with one of its codes was found: compare them with those of the records")
+            )
+            yield f"the step '{name}' left out nobody of {flow[name]:,} persons: {why}"
 
 
 def _described(one: Within) -> str:
