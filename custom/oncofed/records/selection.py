@@ -154,6 +154,7 @@ def _cases(records: Records, spec: CohortSpec, cohort: Cohort) -> Iterable[_Case
     place = 0 if spec.index.which == "first" else -1
     found = records.events[spec.index.concept]
     keys = Counter(person.key for person in records.persons.values() if person.key)
+    concepts, today = tuple(spec.used_concepts), date.today()
     observed = 0
     for identifier, events in found.items():
         person, index = records.persons.get(identifier), events[place].day
@@ -168,10 +169,10 @@ def _cases(records: Records, spec: CohortSpec, cohort: Cohort) -> Iterable[_Case
         elif person.died and person.died < index:
             cohort.faults["a death before the index"] += 1
         else:
-            own = {name: records.events[name].get(identifier, ()) for name in spec.used_concepts}
+            own = {name: records.events[name].get(identifier, ()) for name in concepts}
             periods = _joined(person.observed)
             if spec.follow_up == "last_visit":
-                periods = _until_last_record(periods, own)
+                periods = _until_last_record(periods, own, today)
             if period := next((one for one in periods if one[0] <= index <= one[1]), None):
                 observed += 1
                 yield _Case(person, index, period, own)
@@ -189,12 +190,13 @@ def _joined(periods: Sequence[Period]) -> list[Period]:
     return joined
 
 
-def _until_last_record(periods: Sequence[Period], events: Mapping[str, Sequence[Event]]) -> list[Period]:
-    """Return periods, the last one up to the last record: it shows that the person was seen."""
+def _until_last_record(periods: Sequence[Period], events: Mapping[str, Sequence[Event]], today: date) -> list[Period]:
+    """Return periods, the last one up to the last record, which shows that the person was seen; events in order."""
     if not periods:
         return []
     # What is dated in the future is planned.
-    days = [event.day for own in events.values() for event in own if event.day <= date.today()]
+    found = (next((event.day for event in reversed(own) if event.day <= today), None) for own in events.values())
+    days = [day for day in found if day]
     first, last = periods[-1]
     return [*periods[:-1], (first, max([last, *days]))]
 
