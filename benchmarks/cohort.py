@@ -6,6 +6,7 @@ away: what database and driver take.
 
 from __future__ import annotations
 
+import gc
 import shutil
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,9 @@ def run(bench: Bench) -> None:
         file = bench.folder / "lung.yaml"
         file.write_text(made.COHORT.format(source="omop: {url_file: address, cdm: cdm54}"), encoding="utf-8")
         events = sum(len(patient.events) for patient in patients)
+        # What the patients were made of is not searched for garbage while they are selected.
+        del patients
+        gc.collect()
         bench.doing("selecting")
         queries: list[str] = []
         select = partial(_select, file, bench.folder / "out", queries)

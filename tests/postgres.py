@@ -38,7 +38,8 @@ def postgres() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
         pytest.skip(why_no_postgres())
     # It refuses to run as root.
     user = "postgres" if os.geteuid() == 0 else None
-    with tempfile.TemporaryDirectory(prefix="oncofed-pg-") as name:
+    # Root's own temporary folder may be closed to others.
+    with tempfile.TemporaryDirectory(prefix="oncofed-pg-", dir="/var/tmp" if user else None) as name:
         folder = Path(name)
         if user:
             account = pwd.getpwnam(user)

@@ -26,8 +26,7 @@ def covered(first: date | None, last: date | None, today: date) -> Period | None
     return first, min(last, today)
 
 
-@dataclass(frozen=True)
-class Person:
+class Person(NamedTuple):
     """A person of a source.
 
     Attributes:

@@ -350,20 +350,23 @@ class _Reading:
                 table.c.person_id.in_(self._members()),
             )
         )
-        events: dict[str, list[Event]] = defaultdict(list)
-        for person, day, *rest in self._rows(query):
-            found = self._day(day)
+        events: defaultdict[Any, list[Event]] = defaultdict(list)
+        # Where the codes begin: of the value first, of the event then, vocabulary and code each.
+        begin = 5 if numbers else 2
+        for row in self._rows(query):
+            found = self._day(row[1])
             if found is None:
                 continue
             if found > self._today:
                 self._faults["a date after today"] += 1
                 continue
-            number, unit_code, operator = (rest.pop(0), rest.pop(0), rest.pop(0)) if numbers else (None, None, None)
-            pairs = zip(rest[::2], rest[1::2], strict=True)
+            number = _number(row[2]) if numbers and row[4] in _EQUAL else None
+            pairs = zip(row[begin::2], row[begin + 1 :: 2], strict=True) if codes else ()
             told = tuple(f"{vocabulary}:{code}" for vocabulary, code in pairs if code and vocabulary != "None")
-            value_found = _number(number) if operator in _EQUAL else None
-            events[str(person)].append(Event(found, value_found, unit_code or "", told))
-        return {person: sorted(found, key=_by_day) for person, found in events.items()}
+            events[row[0]].append(Event(found, number, (row[3] or "") if numbers else "", told))
+        for own in events.values():
+            own.sort(key=_by_day)
+        return {str(person): own for person, own in events.items()}
 
     def _persons(self) -> dict[str, Person]:
         names = ("person_id", "person_source_value", "gender_concept_id")
@@ -450,10 +453,10 @@ class _Reading:
 
     def _day(self, value: Any) -> date | None:
         """Return a day as databases give it; None where it is none."""
+        if type(value) is date:
+            return value
         if isinstance(value, datetime):
             return value.date()
-        if isinstance(value, date):
-            return value
         try:
             return date.fromisoformat(str(value)[:10])
         except ValueError:

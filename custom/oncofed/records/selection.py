@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from statistics import median
+from typing import NamedTuple
 
 from oncofed.data.time_units import DAYS
 from oncofed.data.units import factor, is_unit
@@ -34,8 +35,7 @@ from oncofed.records.spec import (
 _OLDEST_TOLD = 89
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What is known of a patient of the images.
 
     Attributes:
@@ -66,8 +66,7 @@ class Cohort:
     notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Case:
+class _Case(NamedTuple):
     """A person with an index.
 
     Attributes:
