@@ -66,7 +66,8 @@ class Cohort:
     notes: list[str] = field(default_factory=list)
 
 
-class _Case(NamedTuple):
+@dataclass(slots=True)
+class _Case:
     """A person with an index.
 
     Attributes:
