@@ -83,12 +83,12 @@ security: $(VENV)/security.installed ## every attack of the tests, with what sto
 wild: $(VENV)/dev.installed ## every file of this field that users stumbled over, and whether it is read right
 	@$(BIN)/python $(PYTEST) -q -m wild
 
-hospital: ## where root may install Debian packages: an Orthanc and dcmtk, for the tests and the benchmark of the PACS
+hospital: ## where root may install Debian packages: an Orthanc, dcmtk and PostgreSQL, for tests and benchmarks
 	@command -v Orthanc >/dev/null && test -f /usr/share/orthanc/plugins/libOrthancDicomWeb.so && command -v getscu >/dev/null \
-		|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
-			|| { echo "needs root and apt-get; else install orthanc, orthanc-dicomweb and dcmtk yourself"; exit 2; }; \
+		&& ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+			|| { echo "needs root and apt-get; else install orthanc, orthanc-dicomweb, dcmtk and postgresql yourself"; exit 2; }; \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-			orthanc orthanc-dicomweb dcmtk >/dev/null; }
+			orthanc orthanc-dicomweb dcmtk postgresql >/dev/null; }
 
 services: hospital mlflow ## the same for all servers of the tests: also MLflow, Prometheus and Slurm
 	@command -v promtool >/dev/null && command -v slurmctld >/dev/null \

@@ -179,20 +179,31 @@ def fill_omop(url: sa.URL | str, patients: Sequence[Patient], schema: str | None
         rows["visit_occurrence"] += [_row("visit_occurrence", patient.number, *visit) for visit in patient.visits]
         whole = min(v[0] for v in patient.visits), max(v[1] for v in patient.visits)
         rows["observation_period"].append(_row("observation_period", patient.number, *whole))
-        for domain, code, day, number, unit, value in patient.events:
+        for domain, code, day, amount, unit, value in patient.events:
             table = {"condition": "condition_occurrence", "procedure": "procedure_occurrence"}.get(domain, domain)
-            more = (number, _CODES.get(unit, 0), unit, _CODES.get(value, 0), None) if table == "measurement" else ()
+            more = (amount, _CODES.get(unit, 0), unit, _CODES.get(value, 0), None) if table == "measurement" else ()
             rows[table].append(_row(table, patient.number, _CODES[code], day, *more))
     with engine.begin() as connection:
         if schema:
             connection.execute(sa.text(f'CREATE SCHEMA "{schema}"'))
         meta.create_all(connection)
         for name, found in rows.items():
-            if found:
+            if found and engine.dialect.name == "postgresql":
+                _copied(connection, tables[name], found)
+            elif found:
                 connection.execute(tables[name].insert(), found)
         if engine.dialect.name == "postgresql":
             connection.execute(sa.text("ANALYZE"))
     engine.dispose()
+
+
+def _copied(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows by COPY, as loaders do."""
+    name = f'"{table.schema}"."{table.name}"' if table.schema else f'"{table.name}"'
+    driver: Any = connection.connection
+    with driver.cursor() as cursor, cursor.copy(f"COPY {name} FROM STDIN") as copy:
+        for row in rows:
+            copy.write_row(tuple(row.values()))
 
 
 def _row(table: str, *values: Any) -> dict[str, Any]:

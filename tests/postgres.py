@@ -25,15 +25,21 @@ def _programs() -> Path | None:
     return Path(program).parent if program else None
 
 
+def why_no_postgres() -> str:
+    """Return why there is no PostgreSQL here; empty: there is one."""
+    return "" if _programs() else "needs PostgreSQL: make hospital"
+
+
 @contextlib.contextmanager
 def postgres() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Start a server; yield its address for SQLAlchemy and its process."""
     programs = _programs()
     if programs is None:
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
+        pytest.skip(why_no_postgres())
     # It refuses to run as root.
     user = "postgres" if os.geteuid() == 0 else None
-    with tempfile.TemporaryDirectory(prefix="oncofed-pg-") as name:
+    # Root's own temporary folder may be closed to others.
+    with tempfile.TemporaryDirectory(prefix="oncofed-pg-", dir="/var/tmp" if user else None) as name:
         folder = Path(name)
         if user:
             account = pwd.getpwnam(user)
@@ -87,7 +93,7 @@ def postgres() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
 
 def _wait(programs: Path, port: int, process: subprocess.Popen[bytes]) -> None:
     while process.poll() is None:
-        line = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
+        line: list[str | Path] = [programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(port)]
         if subprocess.run(line, check=False).returncode == 0:
             return
     raise RuntimeError("PostgreSQL did not start")

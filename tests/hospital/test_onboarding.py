@@ -90,6 +90,7 @@ def test_a_database_that_is_gone_leaves_what_was_there(study: Path, run) -> None
     assert table.read_bytes() == before
 
 
+@pytest.mark.xdist_group("orthanc")
 @pytest.mark.skipif(bool(why_no_orthanc()), reason=why_no_orthanc() or "there is one")
 @pytest.mark.parametrize("deidentify", [False, True])
 def test_images_come_from_the_archive_and_outcomes_find_them(
@@ -108,7 +109,9 @@ def test_images_come_from_the_archive_and_outcomes_find_them(
         values["images"] = {"folder": "pulled", "pacs": "pacs.yaml"}
         study.write_text(yaml.safe_dump(values))
         (folder / "job.yaml").write_text(_JOB.replace("modality: mri", "modality: ct"))
-        first = json.loads(run("data", "onboard", study, "--json", *workspace).output)
+        outcome = run("data", "onboard", study, "--json", *workspace)
+        assert outcome.output, outcome.text
+        first = json.loads(outcome.output)
         assert first["figures"]["cases with an outcome"] == first["figures"]["cases"] >= 5
         # The next month another patient's scan is there.
         orthanc.add(make_series(folder / "sent" / "PAT-9", volume(), patient="PAT-9", modality="CT"))
@@ -119,6 +122,7 @@ def test_images_come_from_the_archive_and_outcomes_find_them(
     assert ("PAT-" in table) is not deidentify
 
 
+@pytest.mark.xdist_group("orthanc")
 @pytest.mark.skipif(bool(why_no_orthanc()), reason=why_no_orthanc() or "there is one")
 def test_who_left_the_cohort_or_the_archive_leaves_the_dataset(study: Path, run) -> None:  # type: ignore[no-untyped-def]
     folder, kit = study.parent, study.parent / "kit"
@@ -157,6 +161,30 @@ def test_who_left_the_cohort_or_the_archive_leaves_the_dataset(study: Path, run)
     assert "have vanished from the archive" in Path(third["page"]).read_text()
     told = (kit / "audit" / "audit.jsonl").read_text()
     assert told.count("images pulled from the archive") == 3
+
+
+@pytest.mark.xdist_group("orthanc")
+@pytest.mark.skipif(bool(why_no_orthanc()), reason=why_no_orthanc() or "there is one")
+def test_objects_that_did_not_arrive_end_with_status_1_and_are_on_the_page(study: Path, run) -> None:  # type: ignore[no-untyped-def]
+    folder = study.parent
+    with Orthanc(folder / "orthanc", {"StorageAccessOnFind": "Never", "MaximumStorageCacheSize": 0}) as orthanc:
+        for number in range(1, 8):
+            patient = f"PAT-{number}"
+            files = make_series(folder / "sent" / patient, volume(seed=number), patient=patient, modality="CT")
+            orthanc.add(files)
+        stored = [path for path in (orthanc.folder / "database").glob("*/*/*") if path.is_file()]
+        (lost,) = [path for path in stored if path.read_bytes() == files[3].read_bytes()]
+        lost.unlink()
+        (folder / "pacs.yaml").write_text(yaml.safe_dump(orthanc.pacs("get", patience_minutes=0.1)))
+        values = yaml.safe_load(study.read_text())
+        values["images"] = {"folder": "pulled", "pacs": "pacs.yaml"}
+        study.write_text(yaml.safe_dump(values))
+        (folder / "job.yaml").write_text(_JOB.replace("modality: mri", "modality: ct"))
+        outcome = run("data", "onboard", study, "--workspace", folder / "workspace")
+    assert outcome.status == 1, outcome.text
+    assert "1 objects did not arrive" in outcome.text
+    page = (folder / "workspace" / "datasets" / "lung" / "onboarding.html").read_text()
+    assert "1 objects did not arrive" in page
 
 
 def _tables(folder: Path) -> Path:

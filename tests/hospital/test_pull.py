@@ -22,9 +22,10 @@ import yaml
 from pydicom.dataset import Dataset
 
 from commands import Outcome
-from dicoms import make_seg, make_series, volume
+from dicoms import make_rtstruct, make_seg, make_series, make_wsi, volume
 from oncofed.privacy.policy import Policy
 from orthancs import Orthanc, TokenGate, why_no_orthanc
+from slide_files import stained
 
 pytest.importorskip("dicomweb_client", reason="needs dicomweb-client: pip install 'oncofed[hospital]'")
 pytest.importorskip("pynetdicom", reason="needs pynetdicom: pip install 'oncofed[hospital]'")
@@ -142,6 +143,33 @@ def test_what_was_pulled_is_registered(orthanc: Orthanc, run: Callable[..., Outc
     assert registered.status == 0, registered.text
     assert "ct: 1 cases" in registered.text
     assert "labels: 1 of 1 patients" in registered.text
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_structure_sets_and_slides_are_registered_as_they_came(
+    orthanc: Orthanc, run: Callable[..., Outcome], tmp_path: Path, protocol: str
+) -> None:
+    files = add_study(orthanc, tmp_path / "in", "MRN-1")
+    sources = [pydicom.dcmread(file, stop_before_pixels=True) for file in files[2:5]]
+    corners = [(2, 3), (9, 3), (9, 6), (2, 6)]
+    contours = [
+        np.add([(0.8 * x, 0.7 * y, 0) for x, y in corners], np.array(one.ImagePositionPatient, float))
+        for one in sources
+    ]
+    orthanc.add([make_rtstruct(tmp_path / "rtstruct.dcm", files, {"lesion": contours})])
+    orthanc.add([make_wsi(tmp_path / "slide", stained(), patient="MRN-2")])
+    pacs = write_pacs(tmp_path, orthanc.pacs(protocol, patience_minutes=0))
+    for patient, objects, said in (("MRN-1", SLICES + 1, "labels: 1 of 1 patients"), ("MRN-2", 1, "1 cases")):
+        out = tmp_path / patient
+        pulled = run("data", "pull", table(tmp_path, patient), "--from", pacs, "--out", out)
+        assert pulled.status == 0, pulled.text
+        assert len(images(out)) == objects
+        name = patient.lower()
+        arguments = ("--dataset", name, "--out", tmp_path / f"{name}-dataset", "--workers", "1")
+        registered = run("data", "register", out / "images", *arguments)
+        assert registered.status == 0, registered.text
+        assert f"{name}: 1 cases" in registered.text
+        assert said in registered.text
 
 
 @pytest.mark.parametrize("protocol", ["web", "get"])

@@ -11,6 +11,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import yaml
 
 import made_records as made
@@ -77,6 +78,8 @@ def test_postgresql_gives_the_same_as_sqlite(hospital: Path, tmp_path: Path, ser
     _, records, found = _selected(_write(tmp_path, "c.yaml", "omop: {url_file: address, cdm: cdm54}"))
     assert found.rows == _selected(hospital / "omop.yaml")[2].rows
     assert all(re.fullmatch("[0-9a-f]{64}", digest) and "SELECT" in text for text, digest in records.queries)
+    with pytest.raises(DataError, match=r"no table .*concept.* in its own schema \(public\).* is in cdm54"):
+        _selected(_write(tmp_path, "public.yaml", "omop: {url_file: address}"))
     # The same without the password in a file of its own is refused, as is a file that others may read.
     with pytest.raises(SpecError, match="url holds a password"):
         read_cohort(_write(tmp_path, "bad.yaml", f"omop: {{url: '{url}'}}"))
@@ -213,7 +216,7 @@ def test_values_are_converted_taken_from_one_day_and_within_their_range() -> Non
         Event(date(2020, 1, 3), 9999.0, "ng/mL"),
         Event(date(2020, 9, 1), 1.0, "ng/mL"),
     ]
-    assert _values(spec, _person(), lung_cancer=[_INDEX], cea=cea)["cea"] == "5"
+    assert _values(spec, _person(), lung_cancer=[_INDEX], cea=cea)["cea"] == "4"
 
 
 def test_ages_above_89_are_one_category() -> None:
@@ -253,6 +256,22 @@ def test_persons_who_share_an_identifier_are_left_out() -> None:
     cohort = _cohort(_spec(), persons, lung_cancer={"1": [_INDEX], "2": [_INDEX], "3": [_INDEX]})
     assert [row.link.patient for row in cohort.rows] == ["OTHER"]
     assert cohort.faults == {"a person with the identifier of another": 2}
+
+
+def test_a_person_who_shares_an_identifier_with_one_without_index_event_is_left_out(tmp_path: Path) -> None:
+    patients = made.make_patients(20)
+    with_index = next(one for one in patients if any(code.startswith("25463") for _, code, *_ in one.events))
+    twin = made.Patient(21, with_index.mrn, with_index.born, with_index.sex, visits=with_index.visits)
+    twin.died = with_index.visits[-1][1]
+    made.fill_omop(f"sqlite:///{tmp_path}/cdm.db", [*patients, twin])
+    made.write_fhir([*patients, twin], tmp_path / "fhir")
+    made.write_hierarchy(tmp_path / "hierarchy.csv")
+    made.write_crosswalk(patients, tmp_path / "crosswalk.csv")
+    for name, source in (("omop", _SQLITE), ("fhir", _FHIR)):
+        _, records, cohort = _selected(_write(tmp_path, f"{name}.yaml", source))
+        assert records.shared == {with_index.mrn}
+        assert cohort.faults["a person with the identifier of another"] == 1
+        assert f"PAT-{with_index.number}" not in {row.link.patient for row in cohort.rows}
 
 
 def test_a_person_whose_index_may_be_another_day_is_left_out(tmp_path: Path) -> None:
@@ -308,19 +327,87 @@ def test_a_unit_is_told_where_it_is_one(unit: str, said: str) -> None:
         ),
         (
             {"covariates": {"b": {"kind": "value", "concept": "cea", "unit": "ng/mL", "within": [-60, 60]}}},
-            "b: found within: [-60, 60], expected no day after the index",
+            "covariates.b.within: found within: [-60, 60], expected no day after the index",
         ),
         ({"omop": {"url": "postgresql://host/cdm?user=reader&password=planted"}}, "url holds a password"),
         ({"omop": {"url": "postgresql://reader:plan/ted@host/cdm"}}, "url holds a password"),
         ({"concepts": {"lung_cancer": {"domain": "condition", "codes": ["C34.1"]}}}, "expected VOCABULARY:CODE"),
         ({"covariates": {"survival": {"kind": "age"}}}, "is a target and a covariate"),
-        ({"fhir": {"folder": "fhir"}}, "give one source"),
+        ({"fhir": {"folder": "fhir"}}, "fhir: found both, expected one source"),
+        (
+            {"targets": {"cea": {"kind": "value", "concept": "cea", "unit": "bananas"}}},
+            "targets.cea.unit: found 'bananas'; found the unit 'bananas', expected one of UCUM",
+        ),
+        (
+            {"targets": {"cea": {"kind": "value", "concept": "cea", "unit": "mg/dll"}}},
+            "perhaps mg/dL",
+        ),
     ],
 )
 def test_a_mistake_in_the_file_is_named(hospital: Path, changes: dict[str, object], said: str) -> None:
     file = _write(hospital, "mistake.yaml", _SQLITE, **changes)
     with pytest.raises(SpecError, match=re.escape(said)):
         read_cohort(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"index": {"concept": "lung"}}, "  concept: lung"),
+        ({"exclude": [{"concept": "surgery"}]}, "- concept: surgery"),
+        ({"omop": {"url": "postgresql://reader:planted@host/cdm"}}, "  url: postgresql://reader:planted@host/cdm"),
+        ({"covariates": {"survival": {"kind": "age"}}}, "  survival:"),
+        ({"fhir": {"folder": "fhir"}}, "fhir:"),
+    ],
+)
+def test_a_mistake_in_the_file_has_its_line(hospital: Path, changes: dict[str, object], line: str) -> None:
+    file = _write(hospital, "line.yaml", _SQLITE, **changes)
+    lines = file.read_text().splitlines()
+    # The last of that text: a target of the same name stands before.
+    number = len(lines) - lines[::-1].index(line)
+    with pytest.raises(SpecError, match=re.escape(f"line.yaml:{number}: ")):
+        read_cohort(file)
+
+
+def test_an_exclusion_that_leaves_out_nobody_is_said(hospital: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    never = [{"concept": "chemotherapy", "within": [5000, 5001]}]
+    _, _, cohort = _selected(_write(hospital, "never.yaml", _SQLITE, exclude=never))
+    step = "without chemotherapy from day 5000 to 5001"
+    (note,) = cohort.notes
+    assert note.startswith(f"the step '{step}' left out nobody of {cohort.flow[step]} persons: somebody has such")
+    concepts = yaml.safe_load((hospital / "omop.yaml").read_text())["concepts"]
+    nobody = {**concepts, "stent": {"domain": "procedure", "codes": ["SNOMED:94381002"]}}
+    file = _write(hospital, "stent.yaml", _SQLITE, concepts=nobody, exclude=[{"concept": "stent"}])
+    found = json.loads(run("data", "cohort", file, "--out", tmp_path / "out", "--json").output)
+    assert "concepts.stent: nobody with the index event has a record with one of its codes" in found["notes"]
+    assert any("'without stent' left out nobody" in note for note in found["notes"])
+
+
+def test_what_without_does_not_do_is_said(hospital: Path) -> None:
+    concepts = yaml.safe_load((hospital / "omop.yaml").read_text())["concepts"]
+
+    def written(*without: str) -> Path:
+        lung = {**concepts["lung_cancer"], "without": list(without)}
+        return _write(hospital, "without.yaml", _SQLITE, concepts={**concepts, "lung_cancer": lung})
+
+    fewer = _selected(written("SNOMED:254632001"))[2]
+    assert 0 < len(fewer.rows) < len(_selected(hospital / "omop.yaml")[2].rows)
+    assert fewer.notes == []
+    _, records, _ = _selected(written("SNOMED:94381002"))
+    assert "without SNOMED:94381002 leaves nothing out" in records.notes[0]
+    with pytest.raises(DataError, match=r"concepts.lung_cancer: without leaves out all of its codes"):
+        _selected(written("SNOMED:254637007"))
+
+
+def test_a_table_that_is_not_there_is_named(hospital: Path, tmp_path: Path) -> None:
+    made.fill_omop(f"sqlite:///{tmp_path}/cdm.db", made.make_patients(20))
+    engine = sa.create_engine(f"sqlite:///{tmp_path}/cdm.db")
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP TABLE measurement"))
+    engine.dispose()
+    (tmp_path / "crosswalk.csv").write_bytes((hospital / "crosswalk.csv").read_bytes())
+    with pytest.raises(DataError, match=r"no table measurement in its own schema .*omop.cdm names"):
+        _selected(_write(tmp_path, "c.yaml", _SQLITE))
 
 
 def test_an_unknown_code_an_empty_step_and_a_wrong_crosswalk_are_named(hospital: Path, tmp_path: Path) -> None:

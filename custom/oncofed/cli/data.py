@@ -35,6 +35,7 @@ from oncofed.cli.onboard import onboard
 from oncofed.cli.registering import register
 from oncofed.cli.resolve import resolve
 from oncofed.cli.terminal import echo_json
+from oncofed.cli.vocabulary import vocabulary
 from oncofed.errors import DataError, TrainingError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ app.command()(onboard)
 app.command()(register)
 app.command()(pull)
 app.command()(push)
+app.command()(vocabulary)
 app.add_typer(overlap.app, name="overlap")
 app.add_typer(encoders.app, name="encoders")
 

@@ -38,8 +38,11 @@ def onboard(
 ) -> None:
     """Go from a cohort to a checked dataset: select, pull, register, check against a job, write a page.
 
-    Given again, for example each month, it reads what is new and says what changed. Exit status 3:
-    findings are open, or the job does not train here; the page says why.
+    Given again, for example each month, it reads what is new and says what changed.
+
+    Exit status: 1 if the archive did not send all objects of the cohort; the dataset lacks them until the same command
+    has them. 3: findings are open, or the job does not train here; the page says why. That the archive has no images of
+    some of the cohort's patients is said, and no error: that is so each month.
     """
     keep_caches_in(workspace)
     from oncofed.hospital.onboarding import onboard as bring
@@ -54,6 +57,8 @@ def onboard(
         typer.echo(jsonlib.dumps(_values(done), indent=2))
     else:
         _show(done)
+    if done.missing:
+        raise typer.Exit(1)
     if not done.report.clean:
         raise typer.Exit(3)
 
@@ -65,7 +70,9 @@ def _values(done: Onboarded) -> dict[str, object]:
         "may_train": done.report.may_train,
         "why_not": done.report.why_not,
         "figures": done.figures,
-        "pull": done.notes,
+        "notes": list(done.selected.notes) if done.selected else [],
+        "pull": done.pull_notes,
+        "missing": done.missing,
         "changes": [{"what": what, "then": then, "now": now} for what, then, now in done.differences],
         "cohort_changes": vars(done.changes) if done.changes else None,
     }
@@ -77,6 +84,10 @@ def _show(done: Onboarded) -> None:
         console.print(f"{name}: {number:,}")
     for line in done.notes:
         console.print(f"[yellow]note[/] {escape(line)}")
+    if done.missing:
+        console.print(
+            f"[red]{done.missing:,} objects did not arrive[/]: the dataset lacks them. The same command goes on there"
+        )
     for name, then, now in done.differences:
         console.print(f"since the last time: {name} {then:,}, now {now:,}")
     if done.changes:

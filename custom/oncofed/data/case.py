@@ -273,7 +273,7 @@ def with_targets(
     for target in wanted.targets:
         found[target.name] = unknown(target)
         declared = declared_target(manifest.targets, manifest.labels, target)
-        stated = stated_value(entry.targets, entry.label, manifest.labels, target)
+        stated = stated_value(declared, entry.targets, entry.label, manifest.labels, target)
         if declared is None or stated is None:
             continue
         try:

@@ -30,7 +30,7 @@ from oncofed.data.manifest import (
 from oncofed.data.patients import whole_patients
 from oncofed.data.spec import DataSpec, SplitSpec
 from oncofed.data.stain.of_case import with_slides_colours
-from oncofed.data.targets import TargetValue, stated_value
+from oncofed.data.targets import TargetValue, declared_target, stated_value
 from oncofed.errors import DataError
 
 
@@ -274,10 +274,13 @@ def _from_quarantine(bad: Quarantined) -> Problem:
 def _strata(cases: Sequence[Case], manifest: Manifest, wanted: Supervision) -> dict[str, Stratum]:
     """Return patient -> stratum by the targets; empty for masks and classes."""
     stated: dict[str, list[list[TargetValue | None]]] = defaultdict(list)
+    targets = wanted.targets if wanted.kind == "targets" else ()
+    declared = [(declared_target(manifest.targets, manifest.labels, target), target) for target in targets]
     for case in cases if wanted.kind == "targets" else ():
         assert case.entry is not None
         said, label = case.entry.targets, case.entry.label
-        stated[case.patient].append([stated_value(said, label, manifest.labels, target) for target in wanted.targets])
+        values = [stated_value(one, said, label, manifest.labels, target) for one, target in declared]
+        stated[case.patient].append(values)
     return strata_of(stated)
 
 

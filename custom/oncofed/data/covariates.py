@@ -17,7 +17,7 @@ from typing_extensions import Self
 from oncofed.data.label_names import name_key
 from oncofed.data.manifest import Entry
 from oncofed.data.target_columns.cells import Notation, is_unknown
-from oncofed.data.units import factor
+from oncofed.data.units import Unit, factor
 from oncofed.errors import DataError
 from oncofed.settings import StrictModel
 
@@ -37,7 +37,7 @@ class Covariate(StrictModel):
     """A column: a number within a plausible range, or one of several categories."""
 
     name: str = Field(description="of the column; case does not matter")
-    unit: str = Field("", max_length=20, description="of a number, such as years")
+    unit: Unit = Field("", max_length=20, description="of a number, by UCUM, such as years")
     range: tuple[float, float] | None = Field(None, description="of a number: lowest and highest plausible value")
     categories: tuple[str, ...] = Field((), max_length=64, description="the vocabulary; a value outside it is refused")
 

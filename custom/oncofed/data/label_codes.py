@@ -1,7 +1,6 @@
 """Codes of labels: what a dataset's label means, whatever it is called.
 
-Segmentations in DICOM code each segment (PS3.3, C.8.20.4), and a job may code its classes. Codes of SNOMED's retired
-scheme SRT are the same as those of SCT (PS3.16, annex O).
+Segmentations in DICOM code each segment (PS3.3, C.8.20.4), and a job may code its classes.
 """
 
 from __future__ import annotations
@@ -9,8 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
-from pydicom.sr.coding import Code
-
+from oncofed.data.codes import is_same
 from oncofed.data.label_names import name_key
 from oncofed.data.manifest import Manifest
 
@@ -74,17 +72,7 @@ def _led(manifest: Manifest, classes: Mapping[int, str], codes: Mapping[int, str
     own = [(manifest.labels[value], code) for value, code in manifest.codes.items() if value in manifest.labels]
     jobs = [(classes[value], code) for value, code in codes.items() if value in classes]
     for name, code in own:
-        here = [other for other, of in own if _same(of, code)]
-        there = [other for other, of in jobs if _same(of, code)]
+        here = [other for other, of in own if is_same(of, code)]
+        there = [other for other, of in jobs if is_same(of, code)]
         if len(here) == len(there) == 1 and name_key(name) not in written:
             yield name, code, there[0]
-
-
-def _same(first: str, second: str) -> bool:
-    """Return whether two codes with their modifiers mean the same, also across SRT and SCT."""
-    return _parsed(first) == _parsed(second)
-
-
-def _parsed(code: str) -> list[Code]:
-    parts = [part.partition(":") for part in code.split("+")]
-    return [Code(value, scheme, "") for scheme, _, value in parts]

@@ -62,8 +62,8 @@ class Supervision:
         if self.kind != "targets":
             return isinstance(entry.label, str if self.kind == "mask" else int)
         return self.has_mask(entry) or any(
-            declared_target(manifest.targets, manifest.labels, target) is not None
-            and stated_value(entry.targets, entry.label, manifest.labels, target) is not None
+            (declared := declared_target(manifest.targets, manifest.labels, target)) is not None
+            and stated_value(declared, entry.targets, entry.label, manifest.labels, target) is not None
             for target in self.targets
         )
 

@@ -78,7 +78,7 @@ def outcomes_of(manifest: Manifest, target: Target, declared: DatasetTarget) -> 
 def _parts(
     manifest: Manifest, entry: Entry, target: Target, declared: DatasetTarget
 ) -> Iterator[tuple[str, str | float]]:
-    value = stated_value(entry.targets, entry.label, manifest.labels, target)
+    value = stated_value(declared, entry.targets, entry.label, manifest.labels, target)
     if isinstance(value, FollowUp):
         yield "event", str(value.event)
         yield "time", float(value.time)

@@ -78,7 +78,7 @@ def report_target(
     for entry in entries:
         patient = entry.patient or name_of(entry)
         everyone.add(patient)
-        value = stated_value(entry.targets, entry.label, manifest.labels, target) if declared else None
+        value = stated_value(declared, entry.targets, entry.label, manifest.labels, target) if declared else None
         if value is not None:
             stated[patient].append(value)
     kind, unit = (declared.kind, declared.unit) if declared else (target.kind, "")

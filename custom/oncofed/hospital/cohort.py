@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from oncofed.errors import SpecError
-from oncofed.settings import StrictModel, read_yaml, validated
+from oncofed.settings import SettingError, StrictModel, read_yaml, validated
 
 # Columns of a table, as people write them, without spaces, dashes and underscores -> DICOM's keyword.
 _COLUMNS = {
@@ -62,8 +62,10 @@ class Query(StrictModel):
 
     @model_validator(mode="after")
     def _asks_something(self) -> Query:
-        for text in filter(None, (self.dates or "").split("..")):
-            date.fromisoformat(text)
+        try:
+            _ = [date.fromisoformat(text) for text in (self.dates or "").split("..") if text]
+        except ValueError as error:
+            raise SettingError(f"found {self.dates}: {error}, expected days such as 2019-01-31", "dates") from None
         if self.table is None and not (self.modality or self.dates or self.description):
             raise ValueError("expected table, modality, dates or description: without them it asks for all images")
         return self

@@ -15,7 +15,6 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from oncofed.audit import AuditLog
 from oncofed.data.contract import Report, check_dataset
 from oncofed.data.deidentify import pseudonym, read_key
 from oncofed.data.manifest import Manifest
@@ -26,14 +25,14 @@ from oncofed.hospital.cohort import read_cohort as read_patients
 from oncofed.hospital.landing import IMAGES
 from oncofed.hospital.notes import notes
 from oncofed.hospital.pull import PullOptions, PullOutcome, deidentify_options, pull, record
+from oncofed.hospital.selecting import Selected, select
 from oncofed.hospital.settings import read_pacs
 from oncofed.job.spec import JobSpec, read_job
 from oncofed.private_files import write_private
-from oncofed.records import Cohort, open_source, read_cohort, select_cohort, write_cohort
-from oncofed.records.crosswalk import read_crosswalk
+from oncofed.records import read_cohort
 from oncofed.records.files import OUTCOMES, PATIENTS, TARGETS, Changes
 from oncofed.report.pages import render
-from oncofed.settings import StrictModel, read_yaml, validated
+from oncofed.settings import SettingError, StrictModel, read_yaml, validated
 
 PAGE_FILE, _FIGURES_FILE = "onboarding.html", "onboarding.json"
 # Called with (activity, units done, all units).
@@ -61,11 +60,11 @@ class Study(StrictModel):
     @model_validator(mode="after")
     def _is_no_path(self) -> Self:
         if self.cohort and self.cohort.suffix.lower() not in {".yaml", ".yml"}:
-            raise ValueError(
-                f"cohort: found {str(self.cohort)!r}, expected a file such as lung.yaml (oncofed data cohort)"
+            raise SettingError(
+                f"found {str(self.cohort)!r}, expected a file such as lung.yaml (oncofed data cohort)", "cohort"
             )
         if self.images.pacs and not self.cohort:
-            raise ValueError("images.pacs: expected a cohort, too, whose images are pulled")
+            raise SettingError("expected a cohort, too, whose images are pulled", "images.pacs")
         return self
 
 
@@ -78,8 +77,7 @@ class Onboarded:
         dataset: the registered dataset's folder.
         page: of what fits and what does not; it stays at the site.
         report: the dataset against the job.
-        cohort: who was selected; None: the study has no cohort.
-        changes: of the cohort since the last time; None: there was none.
+        selected: the cohort; None: the study has none.
         pulled: what the archive had; None: nothing is pulled.
         figures: name -> number, of this time.
         before: the same of the last time; empty: it is the first.
@@ -89,15 +87,29 @@ class Onboarded:
     dataset: Path
     page: Path
     report: Report
-    cohort: Cohort | None = None
-    changes: Changes | None = None
+    selected: Selected | None = None
     pulled: PullOutcome | None = None
     figures: dict[str, int] = field(default_factory=dict)
     before: dict[str, int] = field(default_factory=dict)
 
     @property
+    def changes(self) -> Changes | None:
+        """Of the cohort since the last time; None: there was none."""
+        return self.selected.changes if self.selected else None
+
+    @property
+    def missing(self) -> int:
+        """Objects that the archive names and did not send."""
+        return self.pulled.missing if self.pulled else 0
+
+    @property
     def notes(self) -> list[str]:
-        """What a person should know of the pull; it names no patient."""
+        """What a person should know of the cohort and the pull; it names no patient."""
+        return [*(self.selected.notes if self.selected else ()), *self.pull_notes]
+
+    @property
+    def pull_notes(self) -> list[str]:
+        """Those of the pull."""
         return notes(self.pulled) if self.pulled else []
 
     @property
@@ -147,7 +159,7 @@ def onboard(
     """
     job = read_job(study.job, with_code=True)
     dataset = datasets / study.name
-    cohort, changes, pulled = None, None, None
+    selected, pulled = None, None
     tables = dataset / "cohort"
     images = study.images.folder
     if study.cohort:
@@ -155,7 +167,8 @@ def onboard(
         deidentify = deidentify_options(settings, kit) if settings else None
         key = read_key(key_file) if deidentify else b""
         named = (lambda patient: pseudonym(key, patient)) if deidentify else str
-        cohort, changes = _select(study.cohort, tables, kit, named, progress)
+        doing = lambda what, done, total: progress("reading the cohort's records", done, total)  # noqa: E731
+        selected = select(read_cohort(study.cohort), tables, kit, doing, named)
         if settings:
             wanted = read_patients(tables / PATIENTS)
             pulling = PullOptions(wanted, settings, images, key_file, deidentify)
@@ -167,50 +180,35 @@ def onboard(
         images,
         study.name,
         dataset,
-        table=tables / OUTCOMES if cohort else None,
-        targets=parse_targets([str(tables / TARGETS)]) if cohort else None,
+        table=tables / OUTCOMES if selected else None,
+        targets=parse_targets([str(tables / TARGETS)]) if selected else None,
         # What left the cohort or the archive stays in the pull's folder, and out of the dataset.
         only=frozenset(name.partition("/")[2] for name in pulled.files) if pulled else None,
     )
     manifest = register(options, progress)
-    progress("check", 0, 1)
+    progress("checking", 0, 1)
     report = _checked(dataset, job)
-    progress("check", 1, 1)
-    figures = _figures(manifest, report, cohort)
-    done = Onboarded(study, dataset, dataset / PAGE_FILE, report, cohort, changes, pulled, figures)
+    progress("checking", 1, 1)
+    figures = _figures(manifest, report, selected)
+    done = Onboarded(study, dataset, dataset / PAGE_FILE, report, selected, pulled, figures)
     done.before = _last_figures(dataset / _FIGURES_FILE)
     write_private(done.page, _page(done, job, manifest).encode())
     write_private(dataset / _FIGURES_FILE, (json.dumps(done.figures, indent=2) + "\n").encode())
     return done
 
 
-def _select(
-    file: Path, folder: Path, kit: Path | None, named: Callable[[str], str], progress: Progress
-) -> tuple[Cohort, Changes | None]:
-    progress("cohort", 0, 1)
-    spec = read_cohort(file)
-    links = read_crosswalk(spec.crosswalk)
-    records = open_source(spec).read(spec)
-    cohort = select_cohort(records, spec, links)
-    if kit:
-        AuditLog(kit).write("cohort selected", cohort=spec.name, queries=[digest for _, digest in records.queries])
-    changes = write_cohort(cohort, spec, records, folder, named)
-    progress("cohort", 1, 1)
-    return cohort, changes
-
-
 def _checked(dataset: Path, job: JobSpec) -> Report:
     return check_dataset(dataset, job.data, job.plan().supervision(), job.seed, job.task.wanted_features(job.data))
 
 
-def _figures(manifest: Manifest, report: Report, cohort: Cohort | None) -> dict[str, int]:
+def _figures(manifest: Manifest, report: Report, selected: Selected | None) -> dict[str, int]:
     figures = {"cases": len(manifest.entries), "cases set aside": len(report.set_aside)}
     figures |= {
         f"cases to {split}" if split == "test" else f"cases for {split}": n for split, n in report.cases.items()
     }
     figures |= {"findings": len(report.findings), "warnings": len(report.warnings)}
-    if cohort:
-        figures["patients of the cohort"] = len({row.link.patient for row in cohort.rows})
+    if selected:
+        figures["patients of the cohort"] = selected.patients
         figures["cases with an outcome"] = sum(bool(entry.targets) for entry in manifest.entries)
     return figures
 

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from oncofed.errors import SpecError
 from oncofed.loopback import is_loopback
 from oncofed.privacy.time_windows import WINDOW
-from oncofed.settings import StrictModel, read_yaml, validated
+from oncofed.settings import Lines, SettingError, StrictModel, read_yaml, validated
 
 Window = Annotated[str, Field(pattern=WINDOW)]
 # PS3.5, table 6.2-1: AE.
@@ -46,10 +46,12 @@ class DicomWebSettings(StrictModel):
     @model_validator(mode="after")
     def _fits(self) -> DicomWebSettings:
         if self.token_file and self.password_file:
-            raise ValueError("expected token_file or password_file, not both")
+            raise SettingError("expected token_file or password_file, not both", "password_file")
         parts = urlsplit(self.url)
         if (self.token_file or self.password_file) and parts.scheme == "http" and not is_loopback(parts.hostname or ""):
-            raise ValueError("a token or password would travel unencrypted: expected an url that begins with https")
+            raise SettingError(
+                "a token or password would travel unencrypted: expected one that begins with https", "url"
+            )
         return self
 
 
@@ -106,7 +108,7 @@ class PacsSettings(StrictModel):
     @model_validator(mode="after")
     def _names_one(self) -> PacsSettings:
         if (self.dicomweb is None) == (self.dimse is None):
-            raise ValueError("expected one of dicomweb and dimse")
+            raise SettingError(f"found {'both' if self.dimse else 'none'}, expected one of dicomweb and dimse", "dimse")
         return self
 
     @property
@@ -148,25 +150,36 @@ def read_pacs(file: Path) -> PacsSettings:
     settings = validated(PacsSettings, values, str(file), lines, "settings")
     section = settings.dicomweb or settings.dimse
     assert section is not None
-    changed: dict[str, object] = {**_with_places(section, file)}
-    if isinstance(section, DimseSettings) and section.tls:
-        changed["tls"] = section.tls.model_copy(update=_with_places(section.tls, file))
     name = "dicomweb" if settings.dicomweb else "dimse"
+    changed: dict[str, object] = {**_with_places(section, file, lines, name)}
+    if isinstance(section, DimseSettings) and section.tls:
+        changed["tls"] = section.tls.model_copy(update=_with_places(section.tls, file, lines, name, "tls"))
     return settings.model_copy(update={name: section.model_copy(update=changed)})
 
 
-def _with_places(section: StrictModel, file: Path) -> dict[str, Path]:
-    """Return the files that a section names, found."""
+def _with_places(section: StrictModel, file: Path, lines: Lines, *at: str) -> dict[str, Path]:
+    """Return the files that a section names, found.
+
+    Args:
+        section: of the settings.
+        file: of the settings.
+        lines: of each setting.
+        at: where the section stands in the file.
+
+    Raises:
+        SpecError: one is missing, or holds a secret and others can read it; with its line.
+    """
     places = {
         name: file.parent / value
         for name in type(section).model_fields
         if isinstance(value := getattr(section, name), Path)
     }
     for name, path in places.items():
+        where = f"{file}:{lines.get((*at, name), 1)}: {'.'.join((*at, name))}"
         if not path.is_file():
-            raise SpecError(f"{file}: {name}: {path}: no such file")
+            raise SpecError(f"{where}: {path}: no such file")
         if name in {"token_file", "password_file", "key"} and path.stat().st_mode & _OTHERS_MAY_READ:
-            raise SpecError(f"{file}: {name}: others of this machine can read {path}. Expected: chmod 600 {path}")
+            raise SpecError(f"{where}: others of this machine can read {path}. Expected: chmod 600 {path}")
     return places
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ from oncofed.records.fhir_resources import (
     value_of,
     version_of,
 )
-from oncofed.records.model import Event, Records, covered
+from oncofed.records.model import Doing, Event, Records, covered, nothing_said
 from oncofed.records.spec import CohortSpec, ConceptSet, FhirSource
 
 _KINDS = {
@@ -54,10 +54,10 @@ class FhirFiles:
 
     Args:
         source: its settings.
-        doing: called with what is read next.
+        doing: called as work goes on.
     """
 
-    def __init__(self, source: FhirSource, doing: Callable[[str], object] = lambda what: None) -> None:
+    def __init__(self, source: FhirSource, doing: Doing = nothing_said) -> None:
         self._source = source
         self._doing = doing
 
@@ -73,7 +73,7 @@ class FhirFiles:
             raise DataError(f"{self._source.folder}: found no file .json or .ndjson, expected FHIR R4 resources")
         queries = []
         for number, path in enumerate(files, 1):
-            self._doing(f"file {number:,} of {len(files):,}")
+            self._doing(f"file {number:,} of {len(files):,}", number - 1, len(files))
             digest = hashlib.sha256()
             for entry in resources(path, digest):
                 reading.take(entry)
@@ -233,7 +233,13 @@ class _Reading:
             name: {person: sorted(own, key=_by_day) for person, own in found.items()} for name, found in events.items()
         }
         undated = frozenset(merged.get(person, person) for person in self._undated)
-        return Records(persons, ordered, queries, dict(self._faults), self._notes(), undated)
+        keys = Counter(
+            person_of(values, person, system, (), self._today).key
+            for person, values in patients.items()
+            if person not in merged
+        )
+        shared = frozenset(key for key, count in keys.items() if key and count > 1)
+        return Records(persons, ordered, queries, dict(self._faults), self._notes(), undated, shared)
 
     def _found(self, record: _Record) -> tuple[str, Event, tuple[str, ...]] | None:
         """Return a record's patient, event and concept sets; None where it cannot be used."""

@@ -9,7 +9,8 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,17 +75,31 @@ def targets_of(spec: CohortSpec) -> dict[str, Any]:
             columns = {"time": f"{name}_time", "event": f"{name}_event"}
             targets[name] = {"kind": "survival", **columns, "unit": outcome.unit, "one_unit": True, "decimal": "."}
         elif isinstance(outcome, FindingsOutcome):
-            targets[name] = {
-                "kind": "labels",
-                "findings": {finding: f"{name}_{finding}" for finding in outcome.findings},
-            }
+            findings = {finding: f"{name}_{finding}" for finding in outcome.findings}
+            meant = {finding: spec.concepts[concept].codes for finding, concept in outcome.findings.items()}
+            targets[name] = {"kind": "labels", "findings": findings, **_codes(meant)}
         elif isinstance(outcome, NamedOutcome):
             names = {"grades": list(outcome.names)} if outcome.kind == "grade" else {"classes": list(outcome.names)}
-            targets[name] = {"kind": outcome.kind, "column": name, **names}
+            meant = {one: tuple(code for code, of in outcome.values.items() if of == one) for one in outcome.names}
+            targets[name] = {"kind": outcome.kind, "column": name, **names, **_codes(meant)}
         elif isinstance(outcome, ValueOutcome):
             scale = {"range": list(outcome.range)} if outcome.range else {}
-            targets[name] = {"kind": "value", "column": name, "unit": outcome.unit, "decimal": ".", **scale}
+            code = _single(spec.concepts[outcome.concept].codes)
+            coded = {"code": code} if code else {}
+            targets[name] = {"kind": "value", "column": name, "unit": outcome.unit, "decimal": ".", **scale, **coded}
     return {"columns": {"patient": _PATIENT}, "targets": targets}
+
+
+def _codes(meant: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return the setting ``codes``: of each name that one code alone means."""
+    single = {name: code for name, codes in meant.items() if (code := _single(codes))}
+    counts = Counter(single.values())
+    codes = {name: code for name, code in single.items() if counts[code] == 1}
+    return {"codes": codes} if codes else {}
+
+
+def _single(codes: Sequence[str]) -> str:
+    return codes[0] if len(codes) == 1 and "*" not in codes[0] else ""
 
 
 def _table(cohort: Cohort, named: Callable[[str], str]) -> str:

@@ -6,13 +6,15 @@ within this room: what is written holds times.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import NamedTuple, Protocol
 
 from oncofed.records.spec import CohortSpec
 
+# Called with what is read next, how many such parts are done, and how many there are.
+Doing = Callable[[str, int, int], object]
 # First and last day on which records would hold what happened.
 Period = tuple[date, date]
 
@@ -24,8 +26,7 @@ def covered(first: date | None, last: date | None, today: date) -> Period | None
     return first, min(last, today)
 
 
-@dataclass(frozen=True)
-class Person:
+class Person(NamedTuple):
     """A person of a source.
 
     Attributes:
@@ -72,6 +73,7 @@ class Records:
         faults: what could not be read -> how many records.
         notes: what a person should know about how the source was read.
         undated: persons of whom an index event's day is not known.
+        shared: keys that several persons of the source have, those without an index event among them.
     """
 
     persons: Mapping[str, Person]
@@ -80,6 +82,11 @@ class Records:
     faults: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     undated: frozenset[str] = frozenset()
+    shared: frozenset[str] = frozenset()
+
+
+def nothing_said(what: str, done: int, total: int) -> None:
+    """Say nothing of what is read next."""
 
 
 class Source(Protocol):

@@ -11,17 +11,17 @@ import math
 import os
 import stat
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from oncofed.errors import DataError, SpecError
-from oncofed.records.model import Event, Period, Person, Records, covered
+from oncofed.records.model import Doing, Event, Period, Person, Records, covered, nothing_said
 from oncofed.records.spec import CohortSpec, ConceptSet, NamedOutcome, OmopSource, ValueOutcome
 
 _ROWS_AT_ONCE = 20_000
@@ -57,10 +57,10 @@ class OmopDatabase:
 
     Args:
         source: its settings.
-        doing: called with what is read next.
+        doing: called as work goes on.
     """
 
-    def __init__(self, source: OmopSource, doing: Callable[[str], object] = lambda what: None) -> None:
+    def __init__(self, source: OmopSource, doing: Doing = nothing_said) -> None:
         self._source = source
         self._doing = doing
 
@@ -78,13 +78,12 @@ class OmopDatabase:
                     # One state of the data, whatever is loaded meanwhile.
                     connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
                 return _Reading(connection, self._source, spec, self._doing).records()
+        except (ProgrammingError, OperationalError) as error:
+            if lacks := _lacking(engine, self._source, spec):
+                raise DataError(lacks) from None
+            raise _unanswered(error) from None
         except SQLAlchemyError as error:
-            # The library's text holds the address and the statement, the database's own may hold values.
-            kind = type(getattr(error, "orig", None) or error).__name__
-            raise DataError(
-                f"the OMOP database: found no answer ({kind}), expected its tables of CDM 5.4. See that it "
-                "runs, and that omop.cdm names the schema of its tables; nothing was written, so run the command again"
-            ) from None
+            raise _unanswered(error) from None
         except ModuleNotFoundError as error:
             raise DataError(
                 f"the OMOP database: its driver {error.name} is not installed. pip install 'oncofed[hospital]' brings "
@@ -133,6 +132,51 @@ def _url(source: OmopSource) -> sa.URL:
     return url
 
 
+def _unanswered(error: SQLAlchemyError) -> DataError:
+    """Return what a database that does not answer means."""
+    # The library's text holds the address and the statement, the database's own may hold values.
+    kind = type(getattr(error, "orig", None) or error).__name__
+    return DataError(
+        f"the OMOP database: found no answer ({kind}), expected its tables of CDM 5.4. See that it runs, and that its "
+        "address and password are right; nothing was written, so run the command again"
+    )
+
+
+def _lacking(engine: sa.Engine, source: OmopSource, spec: CohortSpec) -> str:
+    """Return which tables of a database are not there, and where such are; empty: all are, or it is away.
+
+    Args:
+        engine: of the database.
+        source: its settings.
+        spec: the cohort's.
+    """
+    visits = "observation_period" if spec.follow_up == "observation_period" else "visit_occurrence"
+    domains = {_TABLES[concept.domain].name for concept in spec.used_concepts.values()}
+    clinical, own = ("person", "death", visits, *sorted(domains)), source.cdm or None
+    of_vocabulary = own if source.vocabulary is None else source.vocabulary or None
+    wanted = [("cdm", own, name) for name in clinical]
+    wanted += [("vocabulary", of_vocabulary, name) for name in ("concept", "concept_relationship", "concept_ancestor")]
+    try:
+        found = sa.inspect(engine)
+        schemas = found.get_schema_names()
+        missing = [one for one in wanted if not found.has_table(one[2], one[1])]
+        if not missing:
+            return ""
+        setting, schema, name = missing[0]
+        there = [one for one in schemas if found.has_table(name, one)]
+        default = found.default_schema_name
+    except SQLAlchemyError:
+        return ""
+    where = f"its schema {schema}" if schema else f"its own schema{f' ({default})' if default else ''}"
+    names = ", ".join(table for _, of, table in missing if of == schema)
+    optional = "without it the database's own schema is read" if setting == "cdm" else "without it that of cdm"
+    advice = f"{name} is in {', '.join(there)}" if there else "no schema that this user may see has it"
+    return (
+        f"the OMOP database: found no table {names} in {where}, expected the tables of CDM 5.4. omop.{setting} names "
+        f"their schema ({optional}): {advice}"
+    )
+
+
 def _private_text(file: Path) -> str:
     try:
         if stat.S_IMODE(file.stat().st_mode) & 0o077:
@@ -149,12 +193,10 @@ class _Reading:
         connection: in a transaction.
         source: the database's settings.
         spec: the cohort's.
-        doing: called with what is read next.
+        doing: called as work goes on.
     """
 
-    def __init__(
-        self, connection: sa.Connection, source: OmopSource, spec: CohortSpec, doing: Callable[[str], object]
-    ) -> None:
+    def __init__(self, connection: sa.Connection, source: OmopSource, spec: CohortSpec, doing: Doing) -> None:
         self._connection = connection
         self._source = source
         self._spec = spec
@@ -166,15 +208,21 @@ class _Reading:
     def records(self) -> Records:
         """Return all that the cohort asks for."""
         concepts = self._spec.used_concepts
-        for name, concept in concepts.items():
-            self._doing(f"the codes of {name}")
+        parts = 2 * len(concepts) + 1
+        notes: list[str] = []
+        for number, (name, concept) in enumerate(concepts.items()):
+            self._doing(f"the codes of {name}", number, parts)
             self._require_known(name, concept)
+            notes += self._left_out(name, concept)
         events = {}
-        for name, concept in concepts.items():
-            self._doing(f"records of {name}")
+        for number, (name, concept) in enumerate(concepts.items(), len(concepts)):
+            self._doing(f"records of {name}", number, parts)
             events[name] = self._events(name, concept)
-        self._doing("persons")
-        records = Records(self._persons(), events, self._queries, dict(self._faults))
+            if not events[name]:
+                notes.append(f"concepts.{name}: nobody with the index event has a record with one of its codes")
+        self._doing("persons", parts - 1, parts)
+        persons = self._persons()
+        records = Records(persons, events, self._queries, dict(self._faults), notes, shared=self._shared())
         if self._faults["a date that is none"]:
             records.notes.append("records with a date that is none were left out")
         return records
@@ -207,6 +255,27 @@ class _Reading:
                     f"concepts.{name}: the database's vocabulary does not have {code}. Correct the code, or load its "
                     "vocabulary (athena.ohdsi.org)"
                 )
+
+    def _left_out(self, name: str, concept: ConceptSet) -> Iterator[str]:
+        """Yield what a set's ``without`` does not do.
+
+        Raises:
+            DataError: it leaves nothing of the set.
+        """
+        if not concept.without:
+            return
+        whole = self._with_descendants(concept.codes, concept.descendants).subquery()
+        if not self._one(sa.select(sa.func.count()).select_from(self._identifiers(concept).subquery())):
+            raise DataError(
+                f"concepts.{name}: without leaves out all of its codes ({', '.join(concept.codes)}) and what is below "
+                f"them, expected some to stay. Take {', '.join(concept.without)} out of without, or choose codes below "
+                "the set's"
+            )
+        for code in concept.without:
+            out = self._with_descendants((code,), descendants=True).subquery()
+            both = sa.select(sa.func.count()).where(whole.c.concept_id.in_(sa.select(out.c.concept_id)))
+            if not self._one(both):
+                yield f"concepts.{name}: without {code} leaves nothing out: it is not below the set's codes"
 
     def _identifiers(self, concept: ConceptSet) -> Any:
         """Return a selection of the concepts of a set."""
@@ -281,20 +350,23 @@ class _Reading:
                 table.c.person_id.in_(self._members()),
             )
         )
-        events: dict[str, list[Event]] = defaultdict(list)
-        for person, day, *rest in self._rows(query):
-            found = self._day(day)
+        events: defaultdict[Any, list[Event]] = defaultdict(list)
+        # Where the codes begin: of the value first, of the event then, vocabulary and code each.
+        begin = 5 if numbers else 2
+        for row in self._rows(query):
+            found = self._day(row[1])
             if found is None:
                 continue
             if found > self._today:
                 self._faults["a date after today"] += 1
                 continue
-            number, unit_code, operator = (rest.pop(0), rest.pop(0), rest.pop(0)) if numbers else (None, None, None)
-            pairs = zip(rest[::2], rest[1::2], strict=True)
+            number = _number(row[2]) if numbers and row[4] in _EQUAL else None
+            pairs = zip(row[begin::2], row[begin + 1 :: 2], strict=True) if codes else ()
             told = tuple(f"{vocabulary}:{code}" for vocabulary, code in pairs if code and vocabulary != "None")
-            value_found = _number(number) if operator in _EQUAL else None
-            events[str(person)].append(Event(found, value_found, unit_code or "", told))
-        return {person: sorted(found, key=_by_day) for person, found in events.items()}
+            events[row[0]].append(Event(found, number, (row[3] or "") if numbers else "", told))
+        for own in events.values():
+            own.sort(key=_by_day)
+        return {str(person): own for person, own in events.items()}
 
     def _persons(self) -> dict[str, Person]:
         names = ("person_id", "person_source_value", "gender_concept_id")
@@ -328,6 +400,16 @@ class _Reading:
                 tuple(observed.get(str(identifier), ())),
             )
         return persons
+
+    def _shared(self) -> frozenset[str]:
+        """Return identifiers of members that other persons of the table have, too, with an index event or without."""
+        if self._source.person == "person_id":
+            return frozenset()
+        table = self._clinical("person", "person_id", "person_source_value")
+        own = sa.select(table.c.person_source_value).where(table.c.person_id.in_(self._members()))
+        key = table.c.person_source_value
+        query = sa.select(key).where(key.in_(own)).group_by(key).having(sa.func.count() > 1)
+        return frozenset(str(key) for (key,) in self._rows(query))
 
     def _observed(self) -> dict[str, list[Period]]:
         """Return person -> periods that records cover, up to today; of visits from the first one to the last."""
@@ -371,10 +453,10 @@ class _Reading:
 
     def _day(self, value: Any) -> date | None:
         """Return a day as databases give it; None where it is none."""
+        if type(value) is date:
+            return value
         if isinstance(value, datetime):
             return value.date()
-        if isinstance(value, date):
-            return value
         try:
             return date.fromisoformat(str(value)[:10])
         except ValueError:

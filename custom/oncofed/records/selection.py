@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from statistics import median
+from typing import NamedTuple
 
 from oncofed.data.time_units import DAYS
 from oncofed.data.units import factor, is_unit
@@ -34,8 +35,7 @@ from oncofed.records.spec import (
 _OLDEST_TOLD = 89
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """What is known of a patient of the images.
 
     Attributes:
@@ -56,15 +56,17 @@ class Cohort:
         rows: one for each patient of the images, or examination.
         flow: step of the selection -> how many persons were left after it.
         faults: what could not be used -> how often.
+        notes: what a person should know of the steps.
     """
 
     columns: tuple[str, ...]
     rows: list[Row] = field(default_factory=list)
     flow: dict[str, int] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Case:
     """A person with an index.
 
@@ -124,6 +126,7 @@ def select_cohort(records: Records, spec: CohortSpec, links: Links) -> Cohort:
                 f"the cohort {spec.name}: found nobody left of {before:,} persons after the step '{name}'. Compare the "
                 "step's codes, window and identifiers with the records"
             )
+    cohort.notes += _idle(records, spec, cohort.flow)
     if not cases:
         raise DataError(_nobody(spec, len(records.events[spec.index.concept])))
     for case in cases:
@@ -151,12 +154,13 @@ def _cases(records: Records, spec: CohortSpec, cohort: Cohort) -> Iterable[_Case
     place = 0 if spec.index.which == "first" else -1
     found = records.events[spec.index.concept]
     keys = Counter(person.key for person in records.persons.values() if person.key)
+    concepts, today = tuple(spec.used_concepts), date.today()
     observed = 0
     for identifier, events in found.items():
         person, index = records.persons.get(identifier), events[place].day
         if person is None:
             cohort.faults["an index event of nobody in the table of persons"] += 1
-        elif keys[person.key] > 1:
+        elif keys[person.key] > 1 or person.key in records.shared:
             # Whose death, events and images they are is not known.
             cohort.faults["a person with the identifier of another"] += 1
         elif identifier in records.undated:
@@ -165,10 +169,10 @@ def _cases(records: Records, spec: CohortSpec, cohort: Cohort) -> Iterable[_Case
         elif person.died and person.died < index:
             cohort.faults["a death before the index"] += 1
         else:
-            own = {name: records.events[name].get(identifier, ()) for name in spec.used_concepts}
+            own = {name: records.events[name].get(identifier, ()) for name in concepts}
             periods = _joined(person.observed)
             if spec.follow_up == "last_visit":
-                periods = _until_last_record(periods, own)
+                periods = _until_last_record(periods, own, today)
             if period := next((one for one in periods if one[0] <= index <= one[1]), None):
                 observed += 1
                 yield _Case(person, index, period, own)
@@ -186,12 +190,13 @@ def _joined(periods: Sequence[Period]) -> list[Period]:
     return joined
 
 
-def _until_last_record(periods: Sequence[Period], events: Mapping[str, Sequence[Event]]) -> list[Period]:
-    """Return periods, the last one up to the last record: it shows that the person was seen."""
+def _until_last_record(periods: Sequence[Period], events: Mapping[str, Sequence[Event]], today: date) -> list[Period]:
+    """Return periods, the last one up to the last record, which shows that the person was seen; events in order."""
     if not periods:
         return []
     # What is dated in the future is planned.
-    days = [event.day for own in events.values() for event in own if event.day <= date.today()]
+    found = (next((event.day for event in reversed(own) if event.day <= today), None) for own in events.values())
+    days = [day for day in found if day]
     first, last = periods[-1]
     return [*periods[:-1], (first, max([last, *days]))]
 
@@ -221,6 +226,21 @@ def _steps(spec: CohortSpec, links: Links) -> Iterable[tuple[str, Callable[[_Cas
     for one in spec.exclude:
         yield f"without {_described(one)}", lambda case, one=one: not case.within(one.concept, one.within)  # type: ignore[misc]
     yield "has images by the crosswalk", lambda case: case.person.key in links.of
+
+
+def _idle(records: Records, spec: CohortSpec, flow: Mapping[str, int]) -> Iterable[str]:
+    """Yield exclusions that left out nobody: what they name may be called otherwise here."""
+    steps = list(flow)
+    for one in spec.exclude:
+        name = f"without {_described(one)}"
+        before = steps[steps.index(name) - 1] if name in steps else ""
+        if before and flow[before] == flow[name]:
+            why = (
+                "somebody has such a record, at another time"
+                if records.events[one.concept]
+                else ("no record with one of its codes was found: compare them with those of the records")
+            )
+            yield f"the step '{name}' left out nobody of {flow[name]:,} persons: {why}"
 
 
 def _described(one: Within) -> str:

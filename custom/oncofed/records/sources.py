@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from oncofed.records.model import Source
+from oncofed.records.model import Doing, Source, nothing_said
 from oncofed.records.spec import CohortSpec
 
 
-def open_source(spec: CohortSpec, doing: Callable[[str], object] = lambda what: None) -> Source:
+def open_source(spec: CohortSpec, doing: Doing = nothing_said) -> Source:
     """Return a cohort's source; nothing is read yet.
 
     Args:
         spec: the cohort's settings.
-        doing: called with what is read next.
+        doing: called as work goes on.
     """
     if spec.omop:
         from oncofed.records.omop import OmopDatabase  # noqa: PLC0415 - sites with FHIR need no SQLAlchemy

@@ -13,7 +13,8 @@ from urllib.parse import unquote
 from pydantic import AfterValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
-from oncofed.settings import StrictModel, read_yaml, validated
+from oncofed.data.units import Unit
+from oncofed.settings import SettingError, StrictModel, read_yaml, validated
 
 _CODE = re.compile(r"[A-Za-z0-9]+:[^\s:*]+\*?\Z")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}\Z")
@@ -133,7 +134,7 @@ class ValueOutcome(Taken):
     """A measured number."""
 
     kind: Literal["value"] = "value"
-    unit: str = Field(description="that the numbers become")
+    unit: Unit = Field(description="that the numbers become, by UCUM, such as ng/mL; what converts exactly does")
     range: tuple[float, float] | None = Field(None, description="lowest and highest plausible value")
 
     @property
@@ -200,9 +201,11 @@ class OmopSource(StrictModel):
     @model_validator(mode="after")
     def _has_one_address(self) -> Self:
         if sum(map(bool, (self.url, self.url_file, self.url_env))) != 1:
-            raise ValueError("give one of url, url_file and url_env")
+            raise SettingError("found it with another or without any, expected one of url, url_file and url_env", "url")
         if _PASSWORD.search(unquote(self.url)):
-            raise ValueError("url holds a password. Put the address into a file with mode 600 and name it in url_file")
+            raise SettingError(
+                "url holds a password. Put the address into a file with mode 600 and name it in url_file", "url"
+            )
         return self
 
 
@@ -258,9 +261,11 @@ class CohortSpec(StrictModel):
                 continue
             within = covariate.within or _UNTIL_INDEX
             if within[1] > 0:
-                raise ValueError(
-                    f"{name}: found within: {list(within)}, expected no day after the index: what comes later is no "
-                    f"covariate. Write [{min(within[0], 0)}, 0], or make it a target"
+                raise SettingError(
+                    f"found within: {list(within)}, expected no day after the index: what comes later is no "
+                    f"covariate. Write [{min(within[0], 0)}, 0], or make it a target",
+                    f"{name}.within",
+                    name,
                 )
             known[name] = covariate.model_copy(update={"within": within})
         return known
@@ -274,23 +279,27 @@ class CohortSpec(StrictModel):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if bool(self.omop) == bool(self.fhir):
-            raise ValueError("give one source: omop or fhir")
+            raise SettingError(
+                f"found {'both' if self.omop else 'none'}, expected one source: omop or fhir", "fhir", "omop"
+            )
         if self.fhir and self.follow_up == "observation_period":
-            raise ValueError("follow_up: FHIR has no observation periods. Write follow_up: last_visit")
+            raise SettingError("FHIR has no observation periods. Write follow_up: last_visit", "follow_up", "fhir")
         if DEATH in self.concepts:
-            raise ValueError(f"concepts.{DEATH}: the name is taken: deaths come from the person's own record")
+            raise SettingError("the name is taken: deaths come from the person's own record", f"concepts.{DEATH}")
         for where, name in self._used():
             if name not in self.concepts:
                 known = ", ".join(self.concepts) or "none"
-                raise ValueError(f"{where}: found {name!r}, expected a name under concepts: {known}")
+                raise SettingError(f"found {name!r}, expected a name under concepts: {known}", where)
         if twice := set(self.targets) & set(self.covariates):
-            raise ValueError(f"{min(twice)} is a target and a covariate; one of them needs another name")
+            raise SettingError(
+                "is a target and a covariate; one of them needs another name", f"covariates.{min(twice)}"
+            )
         return self
 
     def _used(self) -> list[tuple[str, str]]:
         used = [("index.concept", self.index.concept)]
         for section in ("include", "exclude"):
-            used += [(f"{section}[{n}].concept", one.concept) for n, one in enumerate(getattr(self, section))]
+            used += [(f"{section}.{n}.concept", one.concept) for n, one in enumerate(getattr(self, section))]
         for section in ("targets", "covariates"):
             for name, column in getattr(self, section).items():
                 used += [(f"{section}.{name}", concept) for concept in column.concepts]

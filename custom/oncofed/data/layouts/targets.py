@@ -10,7 +10,7 @@ from pathlib import Path
 
 from oncofed.data.layouts.tables import Row, Table, read_table
 from oncofed.data.target_columns import TableTargets
-from oncofed.data.target_columns.base import ReadTarget
+from oncofed.data.target_columns.base import ReadTarget, coded
 from oncofed.data.target_columns.cells import is_unknown
 from oncofed.data.target_columns.dates import DAYS, days_since_first, hold_dates, read_dates
 from oncofed.data.target_columns.section import SplitByDate
@@ -42,7 +42,8 @@ def read_with_targets(path: Path, wanted: TableTargets | None) -> Table:
         _require(path, table, name, target.columns)
         lines = [(row.line, row.cells) for row in table.rows if not row.fault]
         try:
-            read[name] = target.read(lines)
+            found = target.read(lines)
+            read[name] = replace(found, declared=coded(found.declared, target))
         except DataError as error:
             raise DataError(f"{path}: target {name}: {error}") from None
         used |= set(target.columns)

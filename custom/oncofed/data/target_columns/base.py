@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from oncofed.data.codes import Code, require_apart
 from oncofed.data.targets import DatasetTarget, TargetValue
+from oncofed.errors import DataError
 from oncofed.settings import StrictModel
 
 
@@ -52,6 +54,10 @@ class TargetColumns(StrictModel):
         "case", description="patient: all rows of a patient say the same; those that do not are set aside"
     )
     unknown: tuple[Text, ...] = Field((), description="texts that say that nothing is known, beside the usual ones")
+    code: Code = Field("", description="what the target is, as SCHEME:CODE; a job's target of the same code is it")
+    codes: dict[Text, Code] = Field(
+        default_factory=dict, description="class, grade or finding -> what it means, as SCHEME:CODE"
+    )
 
     @property
     @abstractmethod
@@ -69,6 +75,19 @@ class TargetColumns(StrictModel):
         Raises:
             DataError: a column as a whole cannot be read; the message names it and a line, no cell of a patient.
         """
+
+
+def coded(declared: DatasetTarget, columns: TargetColumns) -> DatasetTarget:
+    """Return a declaration with the codes that its columns' settings give.
+
+    Raises:
+        DataError: they are of names that the target does not have, or one is of two.
+    """
+    try:
+        require_apart(columns.codes, tuple(declared.names))
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    return declared.model_copy(update={"code": columns.code, "codes": dict(columns.codes)})
 
 
 def lower(value: Any) -> Any:

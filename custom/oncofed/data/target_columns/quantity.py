@@ -12,7 +12,7 @@ from oncofed.data.target_columns.cells import Mark, Notation, is_unknown, shown
 from oncofed.data.target_columns.mixed_units import find_jump
 from oncofed.data.target_columns.names import Column
 from oncofed.data.targets import DatasetTarget
-from oncofed.data.units import factor
+from oncofed.data.units import Unit, factor
 from oncofed.errors import DataError
 
 # Two units of the same kind, such as mg and g.
@@ -25,7 +25,7 @@ class ValueColumn(TargetColumns):
 
     kind: Literal["value"] = "value"
     column: Column = Field("", description="the column; left out: called as the target")
-    unit: str = Field("", description="of the numbers; cells that name another unit are converted")
+    unit: Unit = Field("", description="of the numbers, by UCUM; cells that name another unit are converted")
     range: tuple[float, float] | None = Field(None, description="smallest and largest plausible value, in the unit")
     decimal: Mark | None = Field(None, description="the decimal mark, where the column does not tell")
 

@@ -15,9 +15,11 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
+from oncofed.data.codes import Code, require_apart
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
 from oncofed.models.answers import Step, TargetAnswer, Told, Verdict, applied, in_words, told_numbers, told_words
 from oncofed.plugins import Registry, read_section
@@ -68,12 +70,22 @@ class TargetSettings(StrictModel):
     @property
     def question(self) -> dict[str, Any]:
         """The settings, without how much the target counts in training."""
-        return self.model_dump(exclude={"weight"})
+        return self.model_dump(exclude={"weight", "code", "codes"})
 
     @property
     def names(self) -> tuple[str, ...]:
         """Classes, findings or grades; see ``data.targets.Target``."""
         return ()
+
+    @property
+    def meaning(self) -> str:
+        """Code of what it is; see ``data.targets.Target``."""
+        return ""
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """Name -> code of what it means; see ``data.targets.Target``."""
+        return {}
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -93,6 +105,37 @@ class TargetSettings(StrictModel):
     def encode(self, stated: TargetValue, declared: DatasetTarget) -> Encoded:
         """Return a case's value as ``width`` numbers; see ``data.targets.Target``."""
         raise NotImplementedError
+
+
+class StatedTarget(TargetSettings):
+    """A target that a dataset states of its cases, and does not draw."""
+
+    code: Code = Field(
+        "", description="what it is, as SCHEME:CODE: a dataset's target of the same code is it, whatever it is called"
+    )
+
+    @property
+    def meaning(self) -> str:
+        """Its code."""
+        return self.code
+
+
+class NamedTarget(StatedTarget):
+    """A target of classes, findings or grades."""
+
+    codes: dict[str, Code] = Field(
+        {}, description="name -> what it means, as SCHEME:CODE; goes before names, as code does"
+    )
+
+    @model_validator(mode="after")
+    def _codes_are_of_names(self) -> Self:
+        require_apart(self.codes, self.names)
+        return self
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """The codes."""
+        return self.codes
 
 
 Target = TypeVar("Target", bound=TargetSettings)

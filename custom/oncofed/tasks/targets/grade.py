@@ -23,7 +23,15 @@ from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled import ranking
 from oncofed.tasks.pooled_target import PooledTarget, Table, TargetFigure
 from oncofed.tasks.site_sums import grouped, ranked
-from oncofed.tasks.targets.base import TARGET_KINDS, Names, TargetFigures, TargetHead, TargetSettings, patients_where
+from oncofed.tasks.targets.base import (
+    TARGET_KINDS,
+    NamedTarget,
+    Names,
+    TargetFigures,
+    TargetHead,
+    TargetSettings,
+    patients_where,
+)
 from oncofed.tasks.targets.grade_table import (
     coarser_table,
     is_table,
@@ -37,7 +45,7 @@ from oncofed.tasks.targets.grade_table import (
 _LEAST_REPORTED = 0.5
 
 
-class GradeTarget(TargetSettings):
+class GradeTarget(NamedTarget):
     """A target with grades in an order."""
 
     kind: Literal["grade"] = "grade"

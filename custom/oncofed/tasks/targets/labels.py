@@ -32,14 +32,22 @@ from oncofed.tasks.sum_forms import (
     is_patients,
     without_telling_rows,
 )
-from oncofed.tasks.targets.base import TARGET_KINDS, Names, TargetFigures, TargetHead, TargetSettings, patients_where
+from oncofed.tasks.targets.base import (
+    TARGET_KINDS,
+    NamedTarget,
+    Names,
+    TargetFigures,
+    TargetHead,
+    TargetSettings,
+    patients_where,
+)
 from oncofed.tasks.targets.rankings import calibration_figure, ranked_figures, rankings_of, reliability_of
 
 # Threshold of a finding for which no validation patients chose one.
 UNKNOWN_THRESHOLD = 0.5
 
 
-class LabelsTarget(TargetSettings):
+class LabelsTarget(NamedTarget):
     """A target of which several findings may hold."""
 
     kind: Literal["labels"] = "labels"

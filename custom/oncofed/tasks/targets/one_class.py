@@ -23,11 +23,19 @@ from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled_target import PooledTarget
 from oncofed.tasks.site_sums import classification_sums, grouped
 from oncofed.tasks.sum_forms import coarser_classification, is_classification, without_telling_rows
-from oncofed.tasks.targets.base import TARGET_KINDS, Names, TargetFigures, TargetHead, TargetSettings, patients_where
+from oncofed.tasks.targets.base import (
+    TARGET_KINDS,
+    NamedTarget,
+    Names,
+    TargetFigures,
+    TargetHead,
+    TargetSettings,
+    patients_where,
+)
 from oncofed.tasks.targets.rankings import calibration_figure, ranked_figures, rankings_of, reliability_of
 
 
-class ClassTarget(TargetSettings):
+class ClassTarget(NamedTarget):
     """A target of which one class holds."""
 
     kind: Literal["class"] = "class"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from oncofed.data.codes import require_apart
 from oncofed.data.targets import Target
 from oncofed.models.answers import TargetAnswer
 from oncofed.tasks.settings import TaskSettings
@@ -32,6 +33,7 @@ class TargetsSpec(TaskSettings):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"two targets are called {twice[0]}; give each a name of its own")
+        require_apart({target.name: target.meaning for target in targets if target.meaning}, tuple(names))
         return targets
 
     @model_validator(mode="after")

@@ -34,7 +34,7 @@ from oncofed.tasks.survival.figures import (
 from oncofed.tasks.survival.follow_up import by_patient
 from oncofed.tasks.survival.losses import cox_loss, discrete_loss, failed_and_survived
 from oncofed.tasks.survival.pooled import pooled_survival
-from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
+from oncofed.tasks.targets.base import TARGET_KINDS, StatedTarget, TargetFigures, TargetHead, TargetSettings
 
 # Nobody was followed longer: the unit must be another.
 _LONGEST_YEARS = 130
@@ -45,7 +45,7 @@ _BRIER = Metric("integrated_brier", "integrated Brier score")
 _CALIBRATION = Metric("calibration_at_horizon", "calibration error at the horizon")
 
 
-class SurvivalTarget(TargetSettings):
+class SurvivalTarget(StatedTarget):
     """A time until an event.
 
     In one unit at all sites.

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from oncofed.data.targets import DatasetTarget, Encoded, TargetValue
-from oncofed.data.units import conversion_factor
+from oncofed.data.units import Unit, conversion_factor
 from oncofed.errors import DataError
 from oncofed.models.answers import Step, Told
 from oncofed.suppression import LEAST_PATIENTS
@@ -22,7 +22,7 @@ from oncofed.tasks.agreement import Moments
 from oncofed.tasks.metrics import Metric
 from oncofed.tasks.pooled_target import PooledTarget, TargetFigure
 from oncofed.tasks.sum_forms import is_count, is_patients, is_sum
-from oncofed.tasks.targets.base import TARGET_KINDS, TargetFigures, TargetHead, TargetSettings
+from oncofed.tasks.targets.base import TARGET_KINDS, StatedTarget, TargetFigures, TargetHead, TargetSettings
 
 # Of a normal distribution: 90 % and 95 % lie within so many standard deviations.
 _WITHIN_90, _WITHIN_95 = float(stats.norm.ppf(0.95)), float(stats.norm.ppf(0.975))
@@ -31,11 +31,11 @@ _DIGITS = 5
 _LEAST_LOG_SPREAD, _MOST_LOG_SPREAD = -7.0, 7.0
 
 
-class ValueTarget(TargetSettings):
+class ValueTarget(StatedTarget):
     """A target that is a number."""
 
     kind: Literal["value"] = "value"
-    unit: str = Field("", description="of the values, such as mm; other units of its dimension are converted")
+    unit: Unit = Field("", description="of the values, by UCUM, such as mm; other units of its dimension are converted")
     range: tuple[float, float] = Field(
         description="plausible least and greatest value; a case outside is set aside. Training has its middle as 0 and "
         "its ends as -1 and 1"
