@@ -385,8 +385,8 @@ def _sums_of_data(
         told, groups["covariates"] = site_sums(cases, alone, measured)
         if both and combat:
             same = [case for case in cases if case.patient in set(combat.patients)]
-            of_same, patients = site_sums(same, both)
-            told, groups["covariates"] = told | of_same, [*groups["covariates"], *patients]
+            of_same, others = site_sums(same, both)
+            told, groups["covariates"] = told | of_same, [*groups["covariates"], *others]
         found["covariates"] = told
     if data.may_be_slides:
         tiles, patients = site_tiles((patient, entry.tile_quality if entry else None) for patient, entry in images)

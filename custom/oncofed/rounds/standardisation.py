@@ -37,7 +37,7 @@ def standardise(
     missing = {name for name in numbers if name not in moments}
     of_images = {column.name for column in columns if isinstance(column, IntensityColumn)}
     if missing & of_images:
-        record(IntensitiesNotAgreed())
+        record(IntensitiesNotAgreed(columns="intensities"))
     if missing - of_stains - of_images:
         record(NotStandardised(columns=_listed(missing - of_stains - of_images, numbers)))
     if missing & of_stains:

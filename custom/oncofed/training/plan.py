@@ -142,9 +142,10 @@ class Plan(StrictModel):
     @property
     def sums_form(self) -> SumsForm:
         """What the sums look like by which sites agree for ComBat; empty of a job without."""
-        columns = self.data.combat_columns
-        numbers = {FEATURES: self.build_task().in_channels, COLUMNS: len(columns.moved)}
-        sizes = {group: numbers[group] for group in self.data.harmonization.groups}
+        groups, columns = self.data.harmonization.groups, self.data.combat_columns
+        sizes = {COLUMNS: len(columns.moved)} if COLUMNS in groups else {}
+        if FEATURES in groups:
+            sizes[FEATURES] = self.build_task().in_channels
         return SumsForm(sizes, len(columns.preserved_names))
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:

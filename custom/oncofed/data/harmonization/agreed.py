@@ -6,6 +6,8 @@ to 16 binary digits: weights may travel in that type, and all sites and who pred
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -186,6 +188,12 @@ class Harmonizer:
             for group, common in agreed.common.items()
         }
         self._lines: dict[tuple[str, torch.device], tuple[Tensor, ...]] = {}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the site's own part."""
+        own = {group: [shift.shift.tolist(), shift.scale.tolist()] for group, shift in self.shifts.items()}
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
     def table(self, rows: Tensor) -> Tensor:
         """Return rows (row, column) with their numbers made alike; missing ones stay missing."""

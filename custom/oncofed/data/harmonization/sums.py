@@ -148,7 +148,7 @@ def _rare_column(values: Numbers | None, names: Sequence[str]) -> str:
 
 def _without_rare(values: Numbers) -> Numbers:
     """Return values whose columns have at least five that differ from the commonest, or none."""
-    found = values.copy()
+    found: Numbers = values.copy()
     for column in found.T:
         if _differ(column) < LEAST_PATIENTS:
             column[:] = Counter(column.tolist()).most_common(1)[0][0]

@@ -100,7 +100,9 @@ class IntensitiesNotAgreed(Incident):
     """No site told the sums of its images' intensities."""
 
     kind = "intensities_not_agreed"
-    message = "no site told sums of its images' intensities: there is no template, and images are only standardised"
+    message = "no site told sums of {columns}: there is no template of them, and images are only standardised"
+
+    columns: str
 
 
 @dataclass(frozen=True, kw_only=True)
