@@ -18,7 +18,6 @@ from oncofed.data.harmonization.agreed import PREFIX
 # Name of the network's buffer that holds the template; zeros: nobody agreed on one.
 INTENSITY = f"{PREFIX}intensity"
 PERCENTILES = (1, 10, 20, 30, 40, 50, 60, 70, 80, 90, 99)
-_LANDMARKS = 1 + len(PERCENTILES)
 # Of a standardised image; one beyond is cut off, which no scanner's is.
 _RANGE = (-10.0, 30.0)
 # Landmarks this near to each other are one: what lies between is not stretched without end.
@@ -33,9 +32,9 @@ class IntensityColumn(Covariate):
 def intensity_columns(channels: Sequence[str]) -> tuple[IntensityColumn, ...]:
     """Return the landmarks of a job's images, channel by channel."""
     return tuple(
-        IntensityColumn(name=f"intensity {number} {landmark}", range=_RANGE)
+        IntensityColumn(name=f"intensity {number} p{percentile}", range=_RANGE)
         for number in range(len(channels))
-        for landmark in ("dark", *(f"p{percentile}" for percentile in PERCENTILES))
+        for percentile in PERCENTILES
     )
 
 
@@ -53,17 +52,13 @@ def template_of(columns: Sequence[IntensityColumn], moments: Mapping[str, tuple[
 
 
 def landmarks(channel: Tensor) -> Tensor:
-    """Return a channel's landmarks, (landmark,) float32.
+    """Return a channel's percentiles, (landmark,) float32.
 
-    The median of what is darker than the mean, as background is, and percentiles of what is brighter.
+    Of the whole channel: whatever a scanner does to contrast, a voxel keeps its rank.
     """
     values = channel.flatten().float()
     values = values[:: max(1, len(values) // _MOST_SAMPLED)]
-    is_bright = values > values.mean()
-    if not is_bright.any():
-        return values[:1].repeat(_LANDMARKS)
-    places = torch.tensor(PERCENTILES, dtype=torch.float32) / 100
-    return torch.cat([values[~is_bright].median()[None], torch.quantile(values[is_bright], places)])
+    return torch.quantile(values, torch.tensor(PERCENTILES, dtype=torch.float32) / 100)
 
 
 def intensity_row(image: Tensor, columns: Sequence[IntensityColumn]) -> dict[str, float]:
@@ -110,7 +105,7 @@ def _mapped(channel: Tensor, template: Tensor) -> Tensor:
 
 
 def _rise(found: Tensor) -> bool:
-    by_channel = found.reshape(-1, _LANDMARKS)
+    by_channel = found.reshape(-1, len(PERCENTILES))
     return bool((by_channel[:, -1] - by_channel[:, 0] > _LEAST_APART).all())
 
 
