@@ -53,7 +53,7 @@ def test_few_patients_tell_nothing(count: int) -> None:
     told = told_sums(_patients(count), NAMES, COLUMNS)
     assert told.message == {}
     assert told.patients == ()
-    assert "the fewest" in told.reason
+    assert "the fewest" in told.withheld
     assert told_sums(_patients(8 if count == 7 else 20), [], COLUMNS).message or count == 7
 
 
@@ -67,9 +67,9 @@ def test_where_one_lacks_a_value_five_are_left_out() -> None:
 
 def test_a_rare_value_is_in_no_sum() -> None:
     few = _changed(covariates=lambda x: x.__setitem__((slice(None), 1), np.arange(20) < 3))
-    assert told_sums(few, NAMES, COLUMNS).reason == "fewer than 5 patients differ from the others in sex"
+    assert told_sums(few, NAMES, COLUMNS).withheld == "fewer than 5 patients differ from the others in sex"
     flat = _changed(columns=lambda y: y.__setitem__((slice(4, None), 0), 0.25))
-    assert told_sums(flat, NAMES, COLUMNS).reason == "fewer than 5 patients differ from the others in volume"
+    assert told_sums(flat, NAMES, COLUMNS).withheld == "fewer than 5 patients differ from the others in volume"
     dead = _changed(features=lambda y: y.__setitem__((slice(2, None), 0), 0.0))
     message = told_sums(dead, NAMES, COLUMNS).message
     assert message["features"]["sum"][0] == 0
@@ -83,7 +83,7 @@ def test_two_categories_that_few_share_are_in_no_sum() -> None:
     covariates = np.stack([np.arange(40) % 2, np.arange(40) < 12], axis=1).astype(float)
     covariates[:10, 0] = 1
     both = PatientValues(patients.patients, covariates, patients.values)
-    assert told_sums(both, ["sex", "smoker"], COLUMNS).reason.endswith("differ from the others in sex and smoker")
+    assert told_sums(both, ["sex", "smoker"], COLUMNS).withheld.endswith("differ from the others in sex and smoker")
 
 
 def _set(*path: Any, value: Any) -> Callable[[Any], None]:

@@ -154,8 +154,8 @@ class InProcessTraining:
         columns, values = data.combat_columns, trainer.patient_values()
         enough_patients(values)
         told = told_sums(values, columns.preserved_names, [column.name for column in columns.moved])
-        if told.reason:
-            self._reporter.note(f"no sums for data.harmonization leave this site: {told.reason}", logging.WARNING)
+        if told.withheld:
+            self._reporter.note(f"no sums for data.harmonization leave this site: {told.withheld}", logging.WARNING)
         return _sums_of_data(cases, images, data, measured, told)
 
     def _landmarks(self, cases: Sequence[Case]) -> Measured:

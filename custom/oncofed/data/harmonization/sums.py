@@ -42,12 +42,12 @@ class ToldSums:
     Attributes:
         message: sums; empty: it tells none.
         patients: keys of those behind them.
-        reason: why it tells none, for the site's own log.
+        withheld: why it tells none, for the site's own log.
     """
 
     message: dict[str, Any]
     patients: tuple[str, ...] = ()
-    reason: str = ""
+    withheld: str = ""
 
 
 def told_sums(patients: PatientValues, names: Sequence[str], columns: Sequence[str]) -> ToldSums:
@@ -70,11 +70,11 @@ def told_sums(patients: PatientValues, names: Sequence[str], columns: Sequence[s
         known = known[: max(everybody - LEAST_PATIENTS, 0)]
     least = LEAST_PATIENTS + (1 + len(names) if names else 0)
     if len(known) < least:
-        return ToldSums({}, reason=f"they would be of {len(known)} patients, and {least} are the fewest")
+        return ToldSums({}, withheld=f"they would be of {len(known)} patients, and {least} are the fewest")
     told = patients.of(known)
     rare = _rare_covariate(told.covariates, names) or _rare_column(told.values.get(COLUMNS), columns)
     if rare:
-        return ToldSums({}, reason=f"fewer than {LEAST_PATIENTS} patients differ from the others in {rare}")
+        return ToldSums({}, withheld=f"fewer than {LEAST_PATIENTS} patients differ from the others in {rare}")
     groups = {
         group: sums_of(np.clip(_without_rare(values), -BOUNDS[group], BOUNDS[group]), told.covariates)
         for group, values in told.values.items()
