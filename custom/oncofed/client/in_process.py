@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from oncofed.client.first_asked import FirstAsked
 from oncofed.client.folder import DOUBTS_FILE, OWN_MODEL, sole_owner
 from oncofed.client.kept_model import keep_model
 from oncofed.client.label_check import check_labels
-from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, ProgressReporter, SiteContext, Stop
+from oncofed.client.local_training import LocalScore, ProgressReporter, SiteContext, Stop
 from oncofed.client.personal import PersonalModel
 from oncofed.client.personalization import Kept, Personalization
 from oncofed.client.preparation import check_cases, set_broken_files_aside, untrained_weights
@@ -27,15 +26,8 @@ from oncofed.client.private_steps import PrivateSteps, private_steps
 from oncofed.client.progress import ThrottledProgress
 from oncofed.client.scoring import LocalScoring
 from oncofed.client.state import SiteState
-from oncofed.data.case import Case
-from oncofed.data.harmonization.agreed import enough_patients
-from oncofed.data.harmonization.sums import ToldSums, told_sums
-from oncofed.data.manifest import Entry
-from oncofed.data.moments import Measured, site_sums
+from oncofed.client.sums_of_data import sums_of_data
 from oncofed.data.prepared import plan_cache
-from oncofed.data.slides.site_tiles import site_tiles
-from oncofed.data.spec import DataSpec
-from oncofed.data.transforms import image_landmarks
 from oncofed.errors import OncofedError, TrainingError
 from oncofed.messages.compression import Compressor, with_extra
 from oncofed.messages.requests import EvaluateRequest, TrainRequest
@@ -130,7 +122,7 @@ class InProcessTraining:
             trainer.prepare(self._progress.counter("loading data"))
         if not self._private:  # else nothing leaves of training patients but noisy steps
             self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
-            self._sums_of_data = self._sums(trainer, images)
+            self._sums_of_data = sums_of_data(trainer, images, self._progress, self._reporter)
         trainer.gradient_hook = self._gradient_hook
         self._personal = self._start_personal(trainer)
         self._scoring = LocalScoring(
@@ -144,31 +136,6 @@ class InProcessTraining:
         self._untrained = untrained_weights(trainer, plan, context.initial)
         self._resume()
         return trainer
-
-    def _sums(self, trainer: Trainer, images: Sequence[tuple[str, Entry | None]]) -> dict[str, Any]:
-        """Return sums over the training patients, and by name whom they are of."""
-        data, cases = self._plan.data, trainer.cases.train
-        measured = self._landmarks(cases) if data.intensity_columns else None
-        if not data.harmonization.groups:
-            return _sums_of_data(cases, images, data, measured)
-        columns, values = data.combat_columns, trainer.patient_values()
-        enough_patients(values)
-        told = told_sums(values, columns.preserved_names, [column.name for column in columns.moved])
-        if told.withheld:
-            self._reporter.note(f"no sums for data.harmonization leave this site: {told.withheld}", logging.WARNING)
-        return _sums_of_data(cases, images, data, measured, told)
-
-    def _landmarks(self, cases: Sequence[Case]) -> Measured:
-        """Return what reads a case's landmarks of intensity, and reports how far it is."""
-        data, report = self._plan.data, self._progress.counter("loading data")
-        done = itertools.count(1)
-
-        def measured(case: Case) -> Mapping[str, float]:
-            found = image_landmarks(case, data)
-            report(next(done), len(cases))
-            return found
-
-        return measured
 
     def _start_personal(self, trainer: Trainer) -> PersonalModel | None:
         hook = self._algorithm.personal_hook()
@@ -363,36 +330,6 @@ def _full_precision(value: torch.Tensor) -> torch.Tensor:
     That is never bfloat16.
     """
     return value.float() if value.dtype is torch.bfloat16 else value
-
-
-def _sums_of_data(
-    cases: Sequence[Case],
-    images: Sequence[tuple[str, Entry | None]],
-    data: DataSpec,
-    measured: Measured | None = None,
-    combat: ToldSums | None = None,
-) -> dict[str, Any]:
-    """Return sums over the training patients, and by name whom they are of."""
-    found: dict[str, Any] = {}
-    groups: dict[str, list[list[str]]] = {}
-    if combat and combat.message:
-        found["harmonization"], groups["harmonization"] = combat.message, [list(combat.patients)]
-    if data.agreed_columns:
-        # A number that is in both sums is of the same patients: else their difference would be of few.
-        of_both = set(data.combat_columns.names) if combat and combat.message else set()
-        alone = [column for column in data.agreed_columns if column.name not in of_both]
-        both = [column for column in data.agreed_columns if column.name in of_both]
-        told, groups["covariates"] = site_sums(cases, alone, measured)
-        if both and combat:
-            same = [case for case in cases if case.patient in set(combat.patients)]
-            of_same, others = site_sums(same, both)
-            told, groups["covariates"] = told | of_same, [*groups["covariates"], *others]
-        found["covariates"] = told
-    if data.may_be_slides:
-        tiles, patients = site_tiles((patient, entry.tile_quality if entry else None) for patient, entry in images)
-        if tiles:
-            found["tiles"], groups["tiles"] = tiles, [patients]
-    return {**found, PATIENTS_OF_SUMS: groups} if found else {}
 
 
 def _counts(trainer: Trainer) -> dict[str, Any]:

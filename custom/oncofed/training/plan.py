@@ -57,6 +57,10 @@ class Plan(StrictModel):
             check(self)
         return self
 
+    def with_own_data(self) -> Plan:
+        """Return the same plan, whose data come to know a template and a site's shift apart from this one's."""
+        return self.model_copy(update={"data": self.data.model_copy()})
+
     def of_table_alone(self) -> Plan | None:
         """Return the same plan on the table alone; None where no image is seen beside a table.
 

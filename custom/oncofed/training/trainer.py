@@ -79,8 +79,7 @@ class Trainer:
         checkpoint: Path | None = None,
         group: Group | None = None,
     ) -> None:
-        # Its data come to know a template and this site's own shift: those of another trainer of the plan are its own.
-        self.plan = plan = plan.model_copy(update={"data": plan.data.model_copy()})
+        self.plan = plan = plan.with_own_data()
         self.cases = cases
         self.damaged = DamagedSlides(len(list(cases)), plan.data.max_bad_share)
         self.device = device or training_device()
@@ -170,9 +169,9 @@ class Trainer:
     def patient_values(self) -> PatientValues:
         """Return what ComBat takes of the site's training patients (``data.harmonization``)."""
         self.prepare()
-        assert self._training
-        of = self._training.of
-        return patient_values(self.cases.train, self.plan.data, lambda case: of(case)["bags"])
+        training = self._training
+        assert training
+        return patient_values(self.cases.train, self.plan.data, lambda case: training.of(case)["bags"])
 
     def _take_patients(self) -> None:
         if self.plan.data.lacks_patients:
