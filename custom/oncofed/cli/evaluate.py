@@ -13,6 +13,7 @@ from oncofed.cli.common import (
     DEFAULT_WORKSPACE,
     Workspace,
     dataset_named,
+    datasets_folder,
     ended_by_signals,
     escape,
     keep_caches_in,
@@ -68,6 +69,13 @@ def evaluate(
         Path | None,
         typer.Option(help="CSV or TSV with further columns; a column case, image, study or patient names the row."),
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Dataset of this site, by name or folder, from which a model with data.harmonization tells how the "
+            "site measures: five patients or more."
+        ),
+    ] = None,
     against: Annotated[
         Path | None, typer.Option(help="Another model's folder, to compare on the same patients.")
     ] = None,
@@ -98,6 +106,7 @@ def evaluate(
     from oncofed.prediction.evaluation.evaluate import evaluate as score
     from oncofed.prediction.evaluation.page import write_page
     from oncofed.prediction.evaluation.subgroup_columns import parse_column_choices
+    from oncofed.prediction.harmonization import reference_notes, take_reference
     from oncofed.prediction.model import load_model
     from oncofed.prediction.permissions import make_private
     from oncofed.report.result import read_result
@@ -119,6 +128,12 @@ def evaluate(
     target = out or workspace / "evaluations" / f"{request.model.job.name}-{folder.resolve().name}"
     where = training_device(device.value if device else None)
     make_private(target)
+    if reference:
+        take_reference(request.model, reference, target, datasets_folder(workspace))
+        if other and other.job.data.harmonization.groups:
+            take_reference(other, reference, target, datasets_folder(workspace))
+    for note in reference_notes(request.model):
+        progress_console(json).print(note, markup=False)
     with ended_by_signals(), progress_bars(progress_console(json)) as advance:
         found = score(request, where, advance)
         page = write_page(found, request.model, where, target, worst, advance)

@@ -41,6 +41,7 @@ from oncofed.errors import DataError, OncofedError, SpecError
 
 if TYPE_CHECKING:
     from oncofed.data.target_columns import TableTargets
+    from oncofed.prediction.model import TrainedModel
     from oncofed.prediction.predictions import Predictions
 
 _MOST_SHOWN = 20
@@ -80,6 +81,13 @@ def predict(
         typer.Option(
             metavar="NAME=KIND:COLUMN|FILE",
             help="What columns of --table state, as oncofed data register has it: shown beside the answers.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Dataset of this site, by name or folder, from which a model with data.harmonization tells how the "
+            "site measures: five patients or more."
         ),
     ] = None,
     ensemble: Annotated[
@@ -135,7 +143,7 @@ def predict(
     from oncofed.devices import training_device
     from oncofed.prediction.covariate_table import TableReading, table_notes, with_table
     from oncofed.prediction.dicom.writers import coding_notes
-    from oncofed.prediction.model import load_model
+    from oncofed.prediction.harmonization import reference_notes
     from oncofed.prediction.outputs.page import write_page
     from oncofed.prediction.outputs.registry import select_outputs
     from oncofed.prediction.results_folder import RESEARCH_ONLY
@@ -153,7 +161,7 @@ def predict(
         raise SpecError(f"{name}: of use with INPUT alone. Leave it out: what arrives is predicted")
     said = _said_of(table, targets or ())
     outputs = select_outputs(["structures"] if structures else (), without or ())
-    trained = load_model(model)
+    trained = _loaded(model, reference, out, workspace)
     if ensemble and (members := ensemble_members(trained)):
         progress_console(json).print(
             f"{len(members)} other models of the run predict too ({', '.join(members)}): {len(members) + 1} times the "
@@ -172,7 +180,7 @@ def predict(
             reading = TableReading(trained.job.data.covariates, said, trained.job.plan().supervision())
             sources = with_table(sources, table, reading)
         sources.notes += table_notes(sources, trained.job.data.covariates)
-        sources.notes += coding_notes(trained, sources.cases)
+        sources.notes += coding_notes(trained, sources.cases) + reference_notes(trained)
         found = predict_all(
             trained,
             sources,
@@ -192,6 +200,17 @@ def predict(
         raise DataError(f"{', '.join(inputs)}: none of the {cases} can be predicted; each has its reason")
     if found.set_aside or any(record["missing"] for record in found.now):
         raise typer.Exit(3)
+
+
+def _loaded(folder: Path, reference: str | None, out: Path, workspace: Path) -> TrainedModel:
+    """Return a model, which knows how this site measures where a dataset of it is named."""
+    from oncofed.prediction.harmonization import take_reference
+    from oncofed.prediction.model import load_model
+
+    model = load_model(folder)
+    if reference:
+        take_reference(model, reference, out, datasets_folder(workspace))
+    return model
 
 
 def _said_of(table: Path | None, options: Sequence[str]) -> TableTargets | None:

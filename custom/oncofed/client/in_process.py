@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from oncofed.client.first_asked import FirstAsked
 from oncofed.client.folder import DOUBTS_FILE, OWN_MODEL, sole_owner
 from oncofed.client.kept_model import keep_model
 from oncofed.client.label_check import check_labels
-from oncofed.client.local_training import PATIENTS_OF_SUMS, LocalScore, ProgressReporter, SiteContext, Stop
+from oncofed.client.local_training import LocalScore, ProgressReporter, SiteContext, Stop
 from oncofed.client.personal import PersonalModel
 from oncofed.client.personalization import Kept, Personalization
 from oncofed.client.preparation import check_cases, set_broken_files_aside, untrained_weights
@@ -26,12 +26,8 @@ from oncofed.client.private_steps import PrivateSteps, private_steps
 from oncofed.client.progress import ThrottledProgress
 from oncofed.client.scoring import LocalScoring
 from oncofed.client.state import SiteState
-from oncofed.data.case import Case
-from oncofed.data.manifest import Entry
-from oncofed.data.moments import site_sums
+from oncofed.client.sums_of_data import sums_of_data
 from oncofed.data.prepared import plan_cache
-from oncofed.data.slides.site_tiles import site_tiles
-from oncofed.data.spec import DataSpec
 from oncofed.errors import OncofedError, TrainingError
 from oncofed.messages.compression import Compressor, with_extra
 from oncofed.messages.requests import EvaluateRequest, TrainRequest
@@ -121,12 +117,12 @@ class InProcessTraining:
         for remark in trainer.input.remarks(tuple(usable.cases)):
             self._reporter.note(remark, logging.WARNING)
         images = [(case.patient, usable.facts.get(slide)) for case in usable.cases.train for slide in case.slides]
+        self._reporter.note(plan_cache(usable.cases.train, trainer.input, trainer.device).note, logging.INFO)
+        if not plan.data.template_columns:  # else sites agree on a template first, which comes with the first weights
+            trainer.prepare(self._progress.counter("loading data"))
         if not self._private:  # else nothing leaves of training patients but noisy steps
             self._profile = site_profile(((patient, entry) for patient, entry in images if entry), plan.data)
-            self._sums_of_data = _sums_of_data(usable.cases.train, images, plan.data)
-        self._reporter.note(plan_cache(usable.cases.train, trainer.input, trainer.device).note, logging.INFO)
-        if not plan.data.stain.columns:  # else the sites agree on a template first, which comes with the first weights
-            trainer.prepare(self._progress.counter("loading data"))
+            self._sums_of_data = sums_of_data(trainer, images, self._progress, self._reporter)
         trainer.gradient_hook = self._gradient_hook
         self._personal = self._start_personal(trainer)
         self._scoring = LocalScoring(
@@ -334,19 +330,6 @@ def _full_precision(value: torch.Tensor) -> torch.Tensor:
     That is never bfloat16.
     """
     return value.float() if value.dtype is torch.bfloat16 else value
-
-
-def _sums_of_data(cases: Sequence[Case], images: Sequence[tuple[str, Entry | None]], data: DataSpec) -> dict[str, Any]:
-    """Return sums over the training patients, and by name whom they are of."""
-    found: dict[str, Any] = {}
-    groups: dict[str, list[list[str]]] = {}
-    if data.agreed_columns:
-        found["covariates"], groups["covariates"] = site_sums(cases, data.agreed_columns)
-    if data.may_be_slides:
-        tiles, patients = site_tiles((patient, entry.tile_quality if entry else None) for patient, entry in images)
-        if tiles:
-            found["tiles"], groups["tiles"] = tiles, [patients]
-    return {**found, PATIENTS_OF_SUMS: groups} if found else {}
 
 
 def _counts(trainer: Trainer) -> dict[str, Any]:

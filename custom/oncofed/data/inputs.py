@@ -72,7 +72,7 @@ class Preparation(ABC):
         """Settings that the prepared case depends on."""
         relevant = ("modality", "channels", "window", "background", "orientation", "spacing", "patch")
         values = [getattr(self.spec, name) for name in relevant]
-        values += self.stain_settings
+        values += self.stain_settings + self.intensity_settings
         return json.dumps([type(self).__name__, _VERSION, monai.__version__, *values, *self._more_settings()])
 
     def settings_of(self, case: Case) -> str:
@@ -102,6 +102,12 @@ class Preparation(ABC):
         template, stain = self.spec.template, self.spec.stain
         how = [stain.normalise, template.key if template and stain.normalise != "none" else None]
         return how if stain.is_used else []
+
+    @property
+    def intensity_settings(self) -> list[Any]:
+        """The template of intensities; empty where images keep their own."""
+        template = self.spec.intensities
+        return [] if template is None else [template.tolist()]
 
     @abstractmethod
     def prepare(self, case: Case) -> Prepared:

@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from oncofed.data.case import Case
 from oncofed.data.covariates import Covariate, row_of
+from oncofed.data.harmonization.landmarks import IntensityColumn
 from oncofed.data.stain.columns import StainColumn
 from oncofed.data.stain.of_case import stain_row
 from oncofed.suppression import LEAST_PATIENTS
 
+# Numbers of a case's image, by column.
+Measured = Callable[[Case], Mapping[str, float]]
 # Of one column: patients, sum, and sum of squares.
 Sums = Sequence[float]
 Moments = dict[str, tuple[float, float]]
@@ -33,21 +36,31 @@ def numbers_of(columns: Sequence[Covariate]) -> list[str]:
     return [column.name for column in columns if column.range]
 
 
-def known_patients(cases: Iterable[Case], columns: Sequence[Covariate]) -> dict[str, dict[str, float]]:
-    """Return each number's values by patient, the mean of the patient's cases; of a stain, of all slides."""
+def known_patients(
+    cases: Iterable[Case], columns: Sequence[Covariate], measured: Measured | None = None
+) -> dict[str, dict[str, float]]:
+    """Return each number's values by patient, the mean of the patient's cases; of a stain, of all slides.
+
+    Args:
+        cases: of the patients.
+        columns: of the job.
+        measured: tells a case's landmarks of intensity; None: no column is one.
+    """
     values: dict[str, dict[str, list[float]]] = {name: {} for name in numbers_of(columns)}
     of_stain = [column for column in columns if isinstance(column, StainColumn)]
-    of_table = [column for column in columns if not isinstance(column, StainColumn)]
+    of_table = [column for column in columns if not isinstance(column, StainColumn | IntensityColumn)]
     for case in cases:
         row = zip((column.name for column in of_table), row_of(case.entry, of_table), strict=True)
         stains = (pair for slide in case.slides for pair in stain_row(slide, of_stain).items())
-        for name, value in (*row, *stains):
+        for name, value in (*row, *stains, *(measured(case).items() if measured else ())):
             if name in values and not math.isnan(value):
                 values[name].setdefault(case.patient, []).append(value)
     return {name: {patient: float(np.mean(some)) for patient, some in of.items()} for name, of in values.items()}
 
 
-def site_sums(cases: Sequence[Case], columns: Sequence[Covariate]) -> tuple[dict[str, list[float]], list[list[str]]]:
+def site_sums(
+    cases: Sequence[Case], columns: Sequence[Covariate], measured: Measured | None = None
+) -> tuple[dict[str, list[float]], list[list[str]]]:
     """Return the sums that may leave a site, and the patients behind each.
 
     A column is left out that fewer than five patients have, or in which fewer than five differ from the commonest
@@ -56,6 +69,7 @@ def site_sums(cases: Sequence[Case], columns: Sequence[Covariate]) -> tuple[dict
     Args:
         cases: for training.
         columns: of the job.
+        measured: see ``known_patients``.
 
     Returns:
         Column -> [patients, sum, sum of squares], and keys of patients.
@@ -64,7 +78,7 @@ def site_sums(cases: Sequence[Case], columns: Sequence[Covariate]) -> tuple[dict
     found: dict[str, list[float]] = {}
     groups = set()
     by_name = {column.name: column for column in columns}
-    for name, values in known_patients(cases, columns).items():
+    for name, values in known_patients(cases, columns, measured).items():
         # By a hash, so that the next job leaves out the same.
         patients = sorted(values, key=lambda patient: hashlib.sha256(patient.encode()).digest())
         if len(patients) < everybody:
@@ -101,11 +115,11 @@ def moments_of(of_sites: Iterable[Mapping[str, Sums]], columns: Sequence[Covaria
     return found
 
 
-def own_moments(cases: Sequence[Case], columns: Sequence[Covariate]) -> Moments:
+def own_moments(cases: Sequence[Case], columns: Sequence[Covariate], measured: Measured | None = None) -> Moments:
     """Return mean and spread over the patients of cases that are at hand."""
     found: Moments = {}
     by_name = {column.name: column for column in columns}
-    for name, values in known_patients(cases, columns).items():
+    for name, values in known_patients(cases, columns, measured).items():
         if values:
             scaled = np.array([_scaled(value, by_name[name]) for value in values.values()])
             found[name] = _unscaled(float(scaled.mean()), float(scaled.std()), by_name[name])

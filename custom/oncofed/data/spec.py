@@ -9,6 +9,9 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from oncofed.data.covariates import Covariate
+from oncofed.data.harmonization.agreed import Agreed, Columns, Harmonizer, PatientValues
+from oncofed.data.harmonization.landmarks import INTENSITY, IntensityColumn, intensity_columns
+from oncofed.data.harmonization.spec import HarmonizationSpec
 from oncofed.data.label_names import name_key
 from oncofed.data.manifest import SPLITS, Split
 from oncofed.data.stain.columns import BUFFER, Template
@@ -88,8 +91,15 @@ class DataSpec(StrictModel):
     )
 
     stain: StainSpec = Field(StainSpec(), description="how stains that differ are made alike; microscopy in colours")
+    harmonization: HarmonizationSpec = Field(
+        HarmonizationSpec(), description="how what sites measure differently is made alike"
+    )
 
     _template: Template | None = PrivateAttr(None)
+    _intensities: Tensor | None = PrivateAttr(None)
+    _agreed: Agreed | None = PrivateAttr(None)
+    _patients: PatientValues | None = PrivateAttr(None)
+    _harmonizer: Harmonizer | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _stain_is_of_microscopy(self) -> DataSpec:
@@ -116,6 +126,44 @@ class DataSpec(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _intensities_have_no_unit(self) -> DataSpec:
+        if self.harmonization.intensity != "none" and self.modality not in ("mri", "xray"):
+            raise SettingError(
+                f"is for images whose values have no unit (modality mri or xray), found {self.modality}: leave it out",
+                "harmonization.intensity",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _harmonized_columns_are_numbers(self) -> DataSpec:
+        known = {name_key(column.name): column for column in self.covariates}
+        for field in ("columns", "preserve"):
+            for name in getattr(self.harmonization, field):
+                column = known.get(name_key(name))
+                if column is None:
+                    raise SettingError(
+                        f"found {name}, expected the name of a column in data.covariates", f"harmonization.{field}"
+                    )
+                if field == "columns" and not column.range:
+                    raise SettingError(
+                        f"found {name}, which has categories, expected a number: categories have no scale",
+                        "harmonization.columns",
+                    )
+        moved, kept = (
+            {name_key(name) for name in names} for names in (self.harmonization.columns, self.harmonization.preserve)
+        )
+        if moved & kept:
+            raise SettingError(
+                f"found {sorted(moved & kept)[0]} in columns as well: what is preserved is taken as it is",
+                "harmonization.preserve",
+            )
+        if kept and not self.harmonization.groups:
+            raise SettingError(
+                "is for features or columns by ComBat, and the job has neither", "harmonization.preserve"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fits_together(self) -> DataSpec:
         if self.spacing and len(self.spacing) != len(self.patch):
             raise SettingError(
@@ -132,21 +180,70 @@ class DataSpec(StrictModel):
     @property
     def agreed_columns(self) -> tuple[Covariate, ...]:
         """Numbers whose mean and spread the sites agree on before the first round."""
-        return (*self.covariates, *self.stain.columns)
+        return (*self.covariates, *self.template_columns)
+
+    @property
+    def template_columns(self) -> tuple[Covariate, ...]:
+        """Those of the templates that images are mapped to, which are known only once the sites agreed."""
+        return (*self.stain.columns, *self.intensity_columns)
+
+    @property
+    def intensity_columns(self) -> tuple[IntensityColumn, ...]:
+        """Landmarks of the template of intensities; none where images keep their own."""
+        return intensity_columns(self.channels) if self.harmonization.intensity != "none" else ()
+
+    @property
+    def intensities(self) -> Tensor | None:
+        """The template that intensities are mapped to, (landmark,); None: they are only standardised."""
+        return self._intensities
 
     @property
     def template(self) -> Template | None:
         """What slides are made to look like; None: nobody has agreed on it yet, or no job needs one."""
         return self._template
 
-    def take_template(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the template that travels with a model's weights, from now on.
+    def take_agreed(self, weights: Mapping[str, Tensor]) -> None:
+        """Take what the sites agreed on, which travels with a model's weights, from now on.
 
         Args:
             weights: of the job's network.
         """
         if BUFFER in weights and self.stain.columns:
             self._template = Template(self.stain.columns, weights[BUFFER].detach().float().cpu())
+        if INTENSITY in weights and self.intensity_columns and weights[INTENSITY].any():
+            self._intensities = weights[INTENSITY].detach().float().cpu()
+        agreed = Agreed.of(weights, self.harmonization.groups)
+        if agreed and (self._agreed is None or self._agreed.key != agreed.key):
+            self._agreed, self._harmonizer = agreed, None
+
+    @property
+    def combat_columns(self) -> Columns:
+        """The table's columns as ComBat takes them."""
+        return Columns(self.covariates, self.harmonization)
+
+    @property
+    def lacks_patients(self) -> bool:
+        """Whether a site's own patients are to tell its shift, and nobody named them yet."""
+        return bool(self.harmonization.groups) and self._agreed is not None and self._patients is None
+
+    def take_patients(self, patients: PatientValues) -> None:
+        """Take a site's own patients, of which ComBat tells its shift and scale.
+
+        Args:
+            patients: for training, or of a site where a trained model predicts.
+        """
+        self._patients, self._harmonizer = patients, None
+
+    @property
+    def harmonizer(self) -> Harmonizer | None:
+        """What makes this site's batches alike to others'; None: nothing does, and values are taken as they are.
+
+        Raises:
+            DataError: of fewer than five of the site's patients everything is known.
+        """
+        if self._harmonizer is None and self._agreed and self._patients:
+            self._harmonizer = Harmonizer(self._agreed, self._patients, self.combat_columns)
+        return self._harmonizer
 
     @property
     def may_be_slides(self) -> bool:

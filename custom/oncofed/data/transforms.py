@@ -26,6 +26,8 @@ from monai.utils.enums import MetaKeys, SpaceKeys
 from oncofed.data.case import Case
 from oncofed.data.case_facts import Values
 from oncofed.data.grids import in_larger_units, is_same, resampled
+from oncofed.data.harmonization.landmarks import intensity_row, mapped
+from oncofed.data.harmonization.spec import HarmonizationSpec
 from oncofed.data.images import LoadedImage
 from oncofed.data.spec import DataSpec
 from oncofed.data.stain.of_case import Normaliser
@@ -183,8 +185,39 @@ def intensity_range(spec: DataSpec) -> dict[str, float] | None:
 def _normalise(spec: DataSpec) -> list[Any]:
     found = intensity_range(spec)
     if found is None:
-        return [NormalizeIntensityd("image", channel_wise=True)]
+        return [
+            NormalizeIntensityd("image", channel_wise=True),
+            *([_ToTemplate(spec)] if spec.intensity_columns else []),
+        ]
     return [ScaleIntensityRanged("image", **found, clip=True)]
+
+
+class _ToTemplate(Transform):
+    """Maps a standardised image's intensities to the template that the sites agreed on, once they did.
+
+    Args:
+        spec: knows it.
+    """
+
+    def __init__(self, spec: DataSpec) -> None:
+        self._spec = spec
+
+    def __call__(self, data: dict[str, MetaTensor]) -> dict[str, MetaTensor]:
+        """Return the same, with other intensities."""
+        image, template = data["image"], self._spec.intensities
+        if template is None:
+            return data
+        return {**data, "image": MetaTensor(mapped(image.as_tensor(), template)).copy_meta_from(image)}
+
+
+def image_landmarks(case: Case, spec: DataSpec) -> dict[str, float]:
+    """Return a case's landmarks of intensity by column, as the sites agree on them.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    own = spec.model_copy(update={"harmonization": HarmonizationSpec()})
+    return intensity_row(load_image(own)(case)["image"].as_tensor(), spec.intensity_columns)
 
 
 def load_image(spec: DataSpec) -> Compose:

@@ -189,7 +189,7 @@ class SiteExecutor(Executor):
         groups = numbers.pop(PATIENTS_OF_SUMS, {})
         if not request.profile:
             numbers.pop("profile", None)
-        for name in ("covariates", "tiles"):
+        for name in ("covariates", "harmonization", "tiles"):
             if not request.profile or (numbers.get(name) and self._overlap(groups.get(name, ()), fl_ctx)):
                 numbers.pop(name, None)
         forget_what_stays()

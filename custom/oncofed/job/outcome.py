@@ -13,7 +13,7 @@ from oncofed.messages.compression import travelling_bytes
 from oncofed.messages.secure_aggregation import summed_bytes
 from oncofed.privacy.statement import statement_of
 from oncofed.report.gains import contributions_of, gains_of
-from oncofed.report.preparation import EncoderUse, StainUse
+from oncofed.report.preparation import Distances, EncoderUse, HarmonizationUse, StainUse
 from oncofed.report.result import Backend, Bytes, Fairness, Means, Result, SiteResult, SiteTiles
 from oncofed.report.sums import ScoresOfAll, sums_used
 from oncofed.rounds.encoders import ENCODER, is_unknown
@@ -97,7 +97,7 @@ def _of_all(loss: float | None) -> dict[str, float]:
 
 
 def note_preparation(result: Result, state: RunProgress, spec: JobSpec) -> None:
-    """Copy what slides went through before the network.
+    """Copy what images and values went through before the network.
 
     Args:
         result: to write to.
@@ -125,6 +125,27 @@ def note_preparation(result: Result, state: RunProgress, spec: JobSpec) -> None:
             sites=None if agreed is None else sorted({site for name in names for site in agreed.get(name, ())}),
             published=[name for name in names if agreed is not None and name not in agreed],
         )
+    _note_harmonization(result, state, spec)
+
+
+def _note_harmonization(result: Result, state: RunProgress, spec: JobSpec) -> None:
+    """Copy what was done about sites that measure differently."""
+    chosen, agreed = spec.data.harmonization, state.harmonized
+    if not chosen.is_used:
+        return
+    sites = agreed.sites if agreed else {}
+    names = ("before", "after", "factor_before", "factor_after")
+    result.harmonization = HarmonizationUse(
+        intensity=chosen.intensity,
+        features=chosen.features,
+        columns=list(chosen.columns),
+        preserved=list(chosen.preserve),
+        sites={
+            site: {group: Distances(**dict(zip(names, found, strict=True))) for group, found in groups.items()}
+            for site, groups in sites.items()
+        },
+        constant=sum(agreed.constant.values()) if agreed else 0,
+    )
 
 
 def note_scores(

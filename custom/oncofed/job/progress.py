@@ -13,6 +13,7 @@ from oncofed.rounds.events import (
     Excluded,
     Failed,
     Finished,
+    Harmonized,
     Incident,
     Joined,
     Late,
@@ -93,6 +94,7 @@ class RunProgress:
         participation: ``RoundEnded.participation`` by round.
         sums: of masked updates.
         agreed: the sites behind each number that was agreed on before the first round; None: nothing was.
+        harmonized: what the sites agreed on for ComBat; None: nothing.
         incidents: in order.
         finished: last event of a run that ended well.
         failed: why the run failed.
@@ -120,6 +122,7 @@ class RunProgress:
     participation: dict[int, dict[str, Any]] = field(default_factory=dict)
     sums: list[Summed] = field(default_factory=list)
     agreed: dict[str, list[str]] | None = None
+    harmonized: Harmonized | None = None
     incidents: list[Incident] = field(default_factory=list)
     finished: Finished | None = None
     failed: str | None = None
@@ -183,6 +186,10 @@ class RunProgress:
     @_take.register
     def _standardised(self, event: Standardised) -> None:
         self.agreed = event.sites
+
+    @_take.register
+    def _harmonized(self, event: Harmonized) -> None:
+        self.harmonized = event
 
     @_take.register
     def _task_sent(self, event: TaskSent) -> None:

@@ -7,8 +7,8 @@ between scanners, and averaging them over sites makes a model that fits none. A 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from oncofed.data.covariates import Covariate
+from oncofed.data.harmonization.agreed import empty_buffers
+from oncofed.data.harmonization.landmarks import INTENSITY
 from oncofed.data.stain.columns import BUFFER, Template
 from oncofed.errors import SpecError
 from oncofed.models.foreign import Bundle, load_bundle_weights, read_bundle
@@ -48,6 +50,9 @@ class NetworkRequest:
         answers: values that the job asks for, where the network's features are joined with a row; None: its values.
         template: stain that slides are normalised to until the sites agree on another, (2, column); None: none.
         pooled: values of the whole image beside those of each voxel.
+        harmonized: numbers of each group that ComBat makes alike.
+        preserved: numbers of covariates whose effect it keeps.
+        landmarks: of the template of intensities; 0: images keep their own.
     """
 
     spec: ModelSpec
@@ -59,6 +64,9 @@ class NetworkRequest:
     answers: int | None = None
     template: Template | None = None
     pooled: int = 0
+    harmonized: Mapping[str, int] = field(default_factory=dict)
+    preserved: int = 0
+    landmarks: int = 0
 
     @property
     def norm(self) -> Any:
@@ -151,6 +159,10 @@ def build_network(request: NetworkRequest, seed: int) -> nn.Module:
     assert isinstance(network, nn.Module)
     if request.template:
         network.register_buffer(BUFFER, request.template.moments.clone())
+    for name, values in empty_buffers(request.harmonized, request.preserved).items():
+        network.register_buffer(name, values)
+    if request.landmarks:
+        network.register_buffer(INTENSITY, torch.zeros(request.landmarks))
     if request.spec.bundle:
         load_bundle_weights(_bundle_of(request.spec), network)
     return network

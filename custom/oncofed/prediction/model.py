@@ -54,7 +54,7 @@ class TrainedModel:
     def task(self) -> Task[Any]:
         """The job's task, with the model's temperature and thresholds."""
         plan = self.job.plan()
-        plan.data.take_template(self.weights)
+        plan.data.take_agreed(self.weights)
         task = plan.build_task()
         task.temperature = self.temperature or 1.0
         task.use_thresholds(self.thresholds)

@@ -155,4 +155,5 @@ def _settings(model: TrainedModel, options: Options, checks: TrustChecks) -> dic
         "temperature": model.temperature,
         "thresholds": model.thresholds,
         "temperatures": model.temperatures,
+        **({"harmonizer": harmonizer.digest} if (harmonizer := model.task.data.harmonizer) else {}),
     }

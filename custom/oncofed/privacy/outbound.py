@@ -13,10 +13,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from errno import errorcode
 from typing import Any
 
+from oncofed.data.harmonization.sums import SumsForm
 from oncofed.errors import PolicyError
 from oncofed.privacy.covariates import are_sums
 from oncofed.privacy.evaluations import is_evaluation, is_number, withhold_evaluation
 from oncofed.privacy.gains import is_gain, withhold_gain
+from oncofed.privacy.harmonization import are_combat_sums
 from oncofed.privacy.pooled import SUMS, is_attention, is_paired, is_pooled, is_temperature_sums, keep_back_small
 from oncofed.privacy.tiles import are_tiles
 from oncofed.suppression import LEAST_PATIENTS
@@ -41,6 +43,7 @@ def check_counts(
     bins: Mapping[str, int] | None = None,
     covariates: Collection[str] = (),
     slides: bool = False,
+    combat: SumsForm | None = None,
 ) -> None:
     """Check a site's data counts before the first round.
 
@@ -48,11 +51,12 @@ def check_counts(
         numbers: ``train``, ``validation``, ``test``, ``device``, ``version``; ``contributions``, whether its policy
             agrees to them; digests ``dataset``, ``policy`` and
             ``encoder``; ``profile``, histograms of what its training images are like; ``covariates``, sums of its
-            table's numbers; ``tiles``, how good those of its training slides are.
+            table's numbers; ``harmonization``, those for ComBat; ``tiles``, how good those of its training slides are.
         version: of oncofed.
         bins: of each such histogram, by name.
         covariates: names of the job's numbers.
         slides: whether its images may be slides.
+        combat: what its sums for ComBat look like; None: the job has none.
 
     Raises:
         PolicyError: something else is in it, or a count is missing.
@@ -71,6 +75,7 @@ def check_counts(
             "contributions": lambda value: isinstance(value, bool),
             "profile": lambda value: is_profile(value, bins or {}, numbers.get("train")),
             "covariates": lambda value: are_sums(value, covariates, numbers.get("train")),
+            **({"harmonization": lambda value: are_combat_sums(value, combat, numbers.get("train"))} if combat else {}),
             **({"tiles": lambda value: are_tiles(value, numbers.get("train"))} if slides else {}),
         },
     )

@@ -68,7 +68,8 @@ class LeavesSpec(StrictModel):
     pooled_figures: bool = Field(
         True,
         description="counts and sums over at least five patients, for figures over all sites such as AUROC with its "
-        "curves, for how sure a classifier should be, and for mean and spread of a table's numbers such as age",
+        "curves, for how sure a classifier should be, for mean and spread of a table's numbers such as age, and for "
+        "data.harmonization",
     )
     patient_overlap: bool = Field(
         False,

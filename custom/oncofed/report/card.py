@@ -19,7 +19,7 @@ from oncofed.atomic import write_whole
 from oncofed.data.grouping import counted
 from oncofed.privacy.statement import PrivacyStatement
 from oncofed.report.evaluation import EvaluationRecord
-from oncofed.report.preparation import EncoderUse, StainUse
+from oncofed.report.preparation import EncoderUse, HarmonizationUse, StainUse
 from oncofed.report.result import Result, SiteResult, SiteTiles
 from oncofed.report.sums import SumsUsed
 from oncofed.signing import signer
@@ -81,6 +81,9 @@ class TrainingData(_Part):
     patch: list[int]
     note: str = ""
     stain: StainUse | None = Field(None, description="what was done about stains; null: nothing")
+    harmonization: HarmonizationUse | None = Field(
+        None, description="what was done about sites that measure differently; null: nothing"
+    )
     sites: dict[str, TrainingSite]
 
 
@@ -245,6 +248,7 @@ def _training_data(result: Result, provenance: Mapping[str, Any], plan: Plan) ->
         patch=list(plan.data.patch),
         note=result.data_note,
         stain=result.stain,
+        harmonization=result.harmonization,
         sites={
             name: TrainingSite(
                 train_cases=_count(site.train_cases, site.patients.get("train")),

@@ -110,6 +110,7 @@ def _data(card: Card) -> Iterator[tuple[str, object]]:
     yield "Images", f"{data.modality}; {', '.join(data.channels)}"
     yield "Voxel size", " x ".join(f"{side:g}" for side in data.spacing) + " mm" if data.spacing else "each image's own"
     yield from data.stain.said() if data.stain else ()
+    yield from data.harmonization.said() if data.harmonization else ()
     if data.note:
         yield "Note", data.note
 

@@ -31,6 +31,49 @@ class EncoderUse(StrictModel):
         yield "Tiles", f"{self.tile} x {self.tile} pixels, {size}"
 
 
+class Distances(StrictModel):
+    """How far one site's values are from the common ones, before ComBat and after."""
+
+    before: float = Field(description="of its means from the common ones, mean over values, in spreads; before")
+    after: float = Field(description="the same after ComBat")
+    factor_before: float = Field(
+        description="by which its spreads differ from the common ones, mean over values; before"
+    )
+    factor_after: float = Field(description="the same after ComBat")
+
+
+class HarmonizationUse(StrictModel):
+    """What was done about sites that measure differently."""
+
+    intensity: str = Field("none", description="method, or none")
+    features: str = Field("none", description="method, or none")
+    columns: list[str] = Field([], description="of the table, made alike by ComBat")
+    preserved: list[str] = Field([], description="columns whose effect was kept")
+    sites: dict[str, dict[str, Distances]] = Field(
+        {}, description="that told sums of at least five patients -> features or columns -> before and after"
+    )
+    constant: int = Field(0, description="features that never vary, and stay as they are")
+
+    def said(self) -> Iterator[tuple[str, str]]:
+        """Yield what and how, for people."""
+        if self.intensity != "none":
+            yield "Intensities", f"mapped to a common template ({self.intensity})"
+        what = [*(["features"] if self.features != "none" else []), *self.columns]
+        if not what:
+            return
+        kept = f"; the effect of {', '.join(self.preserved)} is kept" if self.preserved else ""
+        yield "Made alike between sites (ComBat)", f"{', '.join(what)}{kept}"
+        for site, groups in self.sites.items():
+            for group, of in groups.items():
+                means = f"means {of.before:.2f} and {of.after:.2f} spreads from the common ones"
+                spreads = f"spreads differ by a factor of {of.factor_before:.2f} and {of.factor_after:.2f}"
+                yield f"{site}, {group}, before and after", f"{means}; {spreads}"
+        if not self.sites:
+            yield "Agreed on", "with the initial weights: not in this run"
+        if self.constant:
+            yield "Features that never vary", f"{self.constant}, left as they are"
+
+
 class StainUse(StrictModel):
     """What was done about a run's stains."""
 

@@ -12,7 +12,7 @@ from oncofed.data.slides.tile_quality import FLAGS
 from oncofed.errors import DataError
 from oncofed.privacy.statement import PrivacyStatement
 from oncofed.report.gains import SiteGain
-from oncofed.report.preparation import EncoderUse, StainUse
+from oncofed.report.preparation import EncoderUse, HarmonizationUse, StainUse
 from oncofed.report.sums import ScoresOfAll, SumsUsed
 from oncofed.settings import first_problem
 from oncofed.tasks.calibration import Calibration
@@ -161,6 +161,9 @@ class Result(_Part):
     attention_left_out: str = Field("", description="why that was not tested, of a model of slides")
     encoder: EncoderUse | None = Field(None, description="of slides' tiles; null: the job has none")
     stain: StainUse | None = Field(None, description="what was done about stains; null: nothing")
+    harmonization: HarmonizationUse | None = Field(
+        None, description="what was done about sites that measure differently; null: nothing"
+    )
     privacy: PrivacyStatement | None = Field(None, description="what it promises each patient; null: nothing")
     baselines_have_noise: bool = Field(
         False,
@@ -196,8 +199,8 @@ class Result(_Part):
 
     @property
     def preparation(self) -> list[tuple[str, str]]:
-        """What slides went through before the network, for people: what and how."""
-        return [line for used in (self.encoder, self.stain) if used for line in used.said()]
+        """What images and values went through before the network, for people: what and how."""
+        return [line for used in (self.encoder, self.stain, self.harmonization) if used for line in used.said()]
 
     def write(self, folder: Path) -> Path:
         """Write ``folder/result.json`` atomically, and return it."""

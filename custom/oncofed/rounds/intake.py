@@ -16,6 +16,7 @@ import oncofed
 from oncofed.algorithms import Update
 from oncofed.algorithms.plan import FederationPlan
 from oncofed.algorithms.sums import bounded
+from oncofed.data.harmonization.sums import SumsForm
 from oncofed.errors import FederationError, PolicyError, UpdateRejectedError, one_line
 from oncofed.messages.compression import ReceivedUpdate
 from oncofed.messages.requests import TrainRequest
@@ -305,6 +306,7 @@ def counts(
     bins: Mapping[str, int] | None = None,
     covariates: Collection[str] = (),
     slides: bool = False,
+    combat: SumsForm | None = None,
 ) -> dict[str, Any]:
     """Return a site's report of its data.
 
@@ -313,15 +315,20 @@ def counts(
         bins: of each histogram that may be in it, by name.
         covariates: names of the job's numbers, whose sums may be in it.
         slides: whether numbers of slides' tiles may be in it.
+        combat: of the sums for ComBat that may be in it.
 
     Raises:
         UpdateRejectedError: the site failed, runs another version of oncofed, or reports something else.
     """
-    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins, covariates, slides))
+    return checked(result, SiteFacts, lambda facts: _read_counts(dict(facts.numbers), bins, covariates, slides, combat))
 
 
 def _read_counts(
-    numbers: dict[str, Any], bins: Mapping[str, int] | None, covariates: Collection[str], slides: bool
+    numbers: dict[str, Any],
+    bins: Mapping[str, int] | None,
+    covariates: Collection[str],
+    slides: bool,
+    combat: SumsForm | None,
 ) -> dict[str, Any]:
     theirs = numbers.get("version")
     if isinstance(theirs, str) and theirs != oncofed.__version__:
@@ -329,7 +336,7 @@ def _read_counts(
             f"it runs oncofed {one_line(theirs, _LONGEST_VERSION)}, the server {oncofed.__version__}. Install the same "
             "version at both: rounding and file formats may differ"
         )
-    check_counts(numbers, oncofed.__version__, bins, covariates, slides)
+    check_counts(numbers, oncofed.__version__, bins, covariates, slides, combat)
     return numbers
 
 

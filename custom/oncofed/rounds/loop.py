@@ -26,6 +26,7 @@ from oncofed.privacy.secure_aggregation import Verify
 from oncofed.privacy.statement import statement_of
 from oncofed.rounds.context import RoundContext
 from oncofed.rounds.events import EarlyStop, NotKept, Resumed, RoundEnded, Started, StepsSpent, Validated
+from oncofed.rounds.harmonization import harmonize
 from oncofed.rounds.intake import Record, UpdateIntake
 from oncofed.rounds.job_model import JobModel
 from oncofed.rounds.preparation import Preparation
@@ -161,6 +162,7 @@ class RoundLoop:
         if not state.round and not self._model.is_brought:
             columns = self._plan.data.agreed_columns
             state.model = standardise(state.model, columns, self._sites.sums, self._record)
+            state.model = harmonize(state.model, self._plan.data, self._sites.combat, self._record)
         for number in range(state.round + 1, self._federation.rounds.number + 1):
             if has_stalled(self._federation.evaluation, state):
                 self._record(EarlyStop(round=state.round, best_round=state.best_round))
@@ -261,6 +263,7 @@ class RoundLoop:
             bins=bins_of(data),
             covariates=numbers_of(data.agreed_columns),
             slides=data.may_be_slides,
+            combat=self._plan.sums_form if data.harmonization.groups else None,
             unknown_encoders=isinstance(encoder, EncoderSpec) and encoder.unknown == "allow",
         ).run()
         self._server.free_memory()

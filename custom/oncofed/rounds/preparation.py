@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Mapping
 
+from oncofed.data.harmonization.sums import SumsForm
 from oncofed.errors import UpdateRejectedError
 from oncofed.messages.requests import PrepareRequest
 from oncofed.messages.results import Refusal, Result
@@ -31,6 +32,7 @@ class Preparation(Goal):
         bins: of each such histogram, by name.
         covariates: names of the job's numbers, whose sums are requested with them.
         slides: whether sites may tell how good their slides' tiles are.
+        combat: of the sums for ComBat that sites may tell.
         unknown_encoders: sites that do not know their encoder's weights may train with sites that do.
     """
 
@@ -44,11 +46,12 @@ class Preparation(Goal):
         bins: Mapping[str, int],
         covariates: Collection[str] = (),
         slides: bool = False,
+        combat: SumsForm | None = None,
         unknown_encoders: bool = False,
     ) -> None:
         self._context = context
         self._request = PrepareRequest(profile=profile)
-        self._bins, self._covariates, self._slides = bins, covariates, slides
+        self._bins, self._covariates, self._slides, self._combat = bins, covariates, slides, combat
         self._expected = set(context.sites.all)
         self._started = context.clock()
         self._joining = threading.Lock()
@@ -82,12 +85,13 @@ class Preparation(Goal):
         del task
         context = self._context
         try:
-            numbers = counts(result, self._bins, self._covariates, self._slides)
+            numbers = counts(result, self._bins, self._covariates, self._slides, self._combat)
         except UpdateRejectedError as error:
             context.intake.reasons[site] = str(error)
             context.record(Excluded(site=site, reason=str(error)))
             return
         profile, sums = numbers.pop("profile", {}), numbers.pop("covariates", {})
+        combat = numbers.pop("harmonization", {})
         with self._joining:
             if self._begun and (reason := difference(numbers, self._encoder, self._unknown_encoders)):
                 context.intake.reasons[site] = reason
@@ -95,7 +99,7 @@ class Preparation(Goal):
                 return
             if self._begun:
                 self._encoder = self._encoder or numbers.get(ENCODER)
-            context.sites.join(site, numbers, profile, sums)
+            context.sites.join(site, numbers, profile, sums, combat)
         if is_unknown(numbers):
             context.record(EncoderUnknown(site=site))
         context.record(Joined(site=site, cases=numbers, started=context.clock() - self._started))

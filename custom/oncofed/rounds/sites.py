@@ -22,8 +22,8 @@ class StoppedError(Exception):
 class Sites:
     """Watches which sites are present.
 
-    Sites join on the transport's threads. ``cases``, ``profiles`` and ``sums`` are replaced then, never changed, so
-    that the round loop can iterate over them.
+    Sites join on the transport's threads. ``cases``, ``profiles``, ``sums`` and ``combat`` are replaced then, never
+    changed, so that the round loop can iterate over them.
 
     Args:
         transport: to the sites.
@@ -37,6 +37,7 @@ class Sites:
         cases: numbers of cases by site that joined.
         profiles: histograms of their training images.
         sums: of their tables' numbers (``data.moments``).
+        combat: sums for ComBat, of those that told them (``data.harmonization``).
         earlier: sites that took part in an earlier process of the server.
     """
 
@@ -53,6 +54,7 @@ class Sites:
         self.cases: Mapping[str, dict[str, Any]] = {}
         self.profiles: Mapping[str, SiteProfile] = {}
         self.sums: Mapping[str, Mapping[str, Sums]] = {}
+        self.combat: Mapping[str, Mapping[str, Any]] = {}
         self.earlier: set[str] = set()
         self._transport = transport
         self._registered = registered
@@ -70,6 +72,7 @@ class Sites:
         cases: dict[str, Any],
         profile: SiteProfile,
         sums: Mapping[str, Sums] | None = None,
+        combat: Mapping[str, Any] | None = None,
     ) -> None:
         """Note that a site has loaded its data.
 
@@ -78,10 +81,12 @@ class Sites:
             cases: its numbers of cases.
             profile: histograms of its training images.
             sums: of its table's numbers.
+            combat: its sums for ComBat.
         """
         with self._lock:
             self.profiles = {**self.profiles, site: profile}
             self.sums = {**self.sums, site: sums or {}}
+            self.combat = {**self.combat, **({site: combat} if combat else {})}
             self.cases = {**self.cases, site: cases}
 
     @property

@@ -1,15 +1,16 @@
-"""A new model gets the mean and spread of the table's numbers, and the template of stains, over all sites."""
+"""A new model gets the mean and spread of the table's numbers, and the templates, over all sites."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from oncofed.data.covariates import Covariate
+from oncofed.data.harmonization.landmarks import IntensityColumn
 from oncofed.data.moments import Sums, moments_of, numbers_of
 from oncofed.data.stain.columns import StainColumn
 from oncofed.models.agreed import with_agreed
 from oncofed.models.weights import Weights
-from oncofed.rounds.events import NotStandardised, Standardised, TemplateNotAgreed
+from oncofed.rounds.events import IntensitiesNotAgreed, NotStandardised, Standardised, TemplateNotAgreed
 from oncofed.rounds.intake import Record
 
 
@@ -22,7 +23,7 @@ def standardise(
 
     Args:
         model: with its initial weights.
-        columns: of the job's table and of its stains.
+        columns: of the job's table, stains and intensities.
         sums: of the sites' numbers, by site.
         record: writes an event to the run's record.
     """
@@ -34,8 +35,11 @@ def standardise(
     record(Standardised(columns={name: list(found) for name, found in moments.items()}, sites=told))
     of_stains = {column.name for column in columns if isinstance(column, StainColumn)}
     missing = {name for name in numbers if name not in moments}
-    if missing - of_stains:
-        record(NotStandardised(columns=_listed(missing - of_stains, numbers)))
+    of_images = {column.name for column in columns if isinstance(column, IntensityColumn)}
+    if missing & of_images:
+        record(IntensitiesNotAgreed(columns="intensities"))
+    if missing - of_stains - of_images:
+        record(NotStandardised(columns=_listed(missing - of_stains - of_images, numbers)))
     if missing & of_stains:
         record(TemplateNotAgreed(columns=_listed(missing & of_stains, numbers)))
     return with_agreed(model, columns, moments)

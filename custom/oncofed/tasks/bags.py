@@ -278,6 +278,18 @@ class Bags(BatchSource):
         return {**batch, "bags": batch["bags"].float()}
 
 
+def alike(data: DataSpec, bags: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Return features (bag, tile, feature) float32 as the average site would have them; as they are where none asks.
+
+    Args:
+        data: the job's.
+        bags: of this site.
+        rows: of the table as registered, (bag, column); None: the job has none.
+    """
+    harmonizer = data.harmonizer
+    return bags if harmonizer is None else harmonizer.bags(bags, rows)
+
+
 @contextmanager
 def opened_features(slide: Case) -> Iterator[Stored]:
     """Open the features that a slide brings, with what was stated when they were registered.

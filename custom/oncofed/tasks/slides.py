@@ -20,7 +20,7 @@ from oncofed.devices import training_device
 from oncofed.models.fusion import with_attention
 from oncofed.models.mil.own_loss import own_loss, without_own_loss
 from oncofed.plugins import Kind
-from oncofed.tasks.bags import Bags, BagSettings
+from oncofed.tasks.bags import Bags, BagSettings, alike
 from oncofed.tasks.classification import ClassesSpec, Classification, Classified, caption
 from oncofed.tasks.encoder import feature_count
 from oncofed.tasks.inferred import SlideScores
@@ -58,7 +58,7 @@ class SlideClassification(Classification):
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return logits of a batch of bags."""
-        return network(batch["bags"], batch["there"])
+        return network(alike(self.data, batch["bags"]), batch["there"])
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the cross-entropy, and the loss that a network has of its own."""
@@ -80,7 +80,7 @@ class SlideClassification(Classification):
     @torch.no_grad()
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> SlideScores:
         """Return a network's answer for one case, with attention."""
-        bags = prepared["bags"].to(device).float()[None]
+        bags = alike(self.data, prepared["bags"].to(device).float()[None])
         present = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
         outputs, attention = with_attention(network, bags, present)
         logits = outputs[0].float().double().cpu().numpy()

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from oncofed.data.case import Case
 from oncofed.data.cases import Cases
 from oncofed.data.moments import own_moments
+from oncofed.data.transforms import image_landmarks
 from oncofed.errors import TrainingError
 from oncofed.models.agreed import with_agreed
 from oncofed.models.weights import Weights
@@ -76,7 +78,8 @@ def train_baseline(
     trainer = Trainer(plan, baseline.cases, baseline.name)
     columns = plan.data.agreed_columns
     if columns:
-        moments = own_moments(baseline.cases.train, columns)
+        measured = partial(image_landmarks, spec=plan.data) if plan.data.intensity_columns else None
+        moments = own_moments(baseline.cases.train, columns, measured)
         trainer.load_weights(with_agreed(trainer.weights(), columns, moments))
     best: Weights = trainer.weights()
     best_score = -math.inf

@@ -12,6 +12,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
+from oncofed.data.harmonization.spec import COLUMNS, FEATURES
+from oncofed.data.harmonization.sums import SumsForm
 from oncofed.data.label_mapping import Supervision
 from oncofed.data.spec import DataSpec
 from oncofed.data.stain.columns import Template
@@ -55,6 +57,10 @@ class Plan(StrictModel):
             check(self)
         return self
 
+    def with_own_data(self) -> Plan:
+        """Return the same plan, whose data come to know a template and a site's shift apart from this one's."""
+        return self.model_copy(update={"data": self.data.model_copy()})
+
     def of_table_alone(self) -> Plan | None:
         """Return the same plan on the table alone; None where no image is seen beside a table.
 
@@ -65,6 +71,9 @@ class Plan(StrictModel):
         values = self.model_dump()
         names = {target.name for target in self.task.named_targets}
         told = [target for target in values["task"]["targets"] if target["name"] in names]
+        values["data"]["harmonization"] |= {"features": "none", "intensity": "none"}
+        if not values["data"]["harmonization"]["columns"]:
+            values["data"]["harmonization"] = {}
         task = {"type": TABLE_TARGETS, "targets": told}
         return Plan.model_validate({**values, "task": task, "model": {"network": "table"}})
 
@@ -129,7 +138,19 @@ class Plan(StrictModel):
             data.covariates,
             template=Template.of(data.stain.columns, {}) if data.stain.columns else None,
             pooled=task.pooled_channels,
+            harmonized=self.sums_form.sizes,
+            preserved=self.sums_form.covariates,
+            landmarks=len(data.intensity_columns),
         )
+
+    @property
+    def sums_form(self) -> SumsForm:
+        """What the sums look like by which sites agree for ComBat; empty of a job without."""
+        groups, columns = self.data.harmonization.groups, self.data.combat_columns
+        sizes = {COLUMNS: len(columns.moved)} if COLUMNS in groups else {}
+        if FEATURES in groups:
+            sizes[FEATURES] = self.build_task().in_channels
+        return SumsForm(sizes, len(columns.preserved_names))
 
     def write_bundle(self, folder: Path, title: str, weights: Weights, job: Mapping[str, Any] | None = None) -> Path:
         """Write the model as a MONAI bundle; return its folder.
@@ -167,6 +188,10 @@ class Plan(StrictModel):
             )
         if self.data.stain.normalise != "none":
             return "no bundle normalises stains to the template that the sites agreed on"
+        if self.data.harmonization.intensity != "none":
+            return "no bundle maps intensities to the template that the sites agreed on"
+        if self.data.harmonization.groups:
+            return "no bundle tells a site's own shift and scale (data.harmonization)"
         if self.build_task().pooled_channels:
             return "what is drawn beside other targets takes code of oncofed, which no bundle holds"
         if self.model.kind == "boxes":

@@ -110,6 +110,31 @@ def _stain_changes_images(plan: Plan) -> None:
         )
 
 
+def _values_can_be_harmonized(plan: Plan) -> None:
+    spec, kind = plan.data.harmonization, plan.model.kind
+    if spec.intensity != "none" and kind in ("bag", "table"):
+        raise SettingError(
+            f"is of images, found a network of {KINDS[kind]}: leave it out", "data.harmonization.intensity", "model"
+        )
+    if spec.features != "none" and kind != "bag":
+        raise SettingError(
+            f"is of slides' tiles, found a network of {KINDS[kind]}: leave it out",
+            "data.harmonization.features",
+            "model",
+        )
+    if spec.features != "none" and plan.data.stain.columns:
+        raise SettingError(
+            f"found combat beside data.stain.normalise: {plan.data.stain.normalise}, on which features depend: sites "
+            "agree on both at once. Choose one of them",
+            "data.harmonization.features",
+            "data.stain.normalise",
+        )
+    if spec.groups and plan.resources.gpus > 1:
+        raise SettingError(
+            f"found {plan.resources.gpus}, expected 1 beside data.harmonization", "resources.gpus", "data.harmonization"
+        )
+
+
 def _teacher_is_alone(plan: Plan) -> None:
     if plan.resources.gpus > 1 and plan.build_task().learns_from_teacher:
         raise SettingError(
@@ -156,6 +181,7 @@ CHECKS: tuple[Callable[[Plan], None], ...] = (
     _network_fits,
     _covariates_can_be_used,
     _stain_changes_images,
+    _values_can_be_harmonized,
     _teacher_is_alone,
     check_private,
     _pack_has_what_is_named,

@@ -66,6 +66,12 @@ def check_private(plan: Plan) -> None:
             "has sums over training patients leave without noise. Expected none",
             "data.covariates",
         )
+    if plan.data.harmonization.is_used:
+        _refuse(
+            ", ".join(plan.data.harmonization.groups or ["intensity"]),
+            "has sums over training patients leave without noise. Expected none",
+            "data.harmonization",
+        )
     if plan.data.stain.columns:
         _refuse(
             plan.data.stain.normalise,

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from oncofed.data.case import Case
 from oncofed.data.cases import Cases
+from oncofed.data.harmonization.agreed import PatientValues
+from oncofed.data.harmonization.of_cases import patient_values
 from oncofed.data.prepared import PreparedCases
 from oncofed.devices import fitting, training_device
 from oncofed.errors import TrainingError
@@ -77,7 +79,7 @@ class Trainer:
         checkpoint: Path | None = None,
         group: Group | None = None,
     ) -> None:
-        self.plan = plan
+        self.plan = plan = plan.with_own_data()
         self.cases = cases
         self.damaged = DamagedSlides(len(list(cases)), plan.data.max_bad_share)
         self.device = device or training_device()
@@ -148,9 +150,9 @@ class Trainer:
         if self._batches is None:
             if self._group and self._group.rank == 0:
                 self._group.command_preparing(self.steps_done)
-            if self._group and self.plan.data.stain.columns:
+            if self._group and self.plan.data.template_columns:
                 self._group.same_weights(self.network)
-            self.plan.data.take_template(weights_of(self.network))
+            self.plan.data.take_agreed(weights_of(self.network))
             prepared = PreparedCases(self.cases.train, self.input, self.device, progress)
             self._training = prepared
             rank, size = (self._group.rank, self._group.size) if self._group else (0, 1)
@@ -161,12 +163,25 @@ class Trainer:
             if self._group:
                 # The others wait at the GPUs' next exchange for minutes only.
                 self._group.meet()
+            self._take_patients()
         return self._batches
+
+    def patient_values(self) -> PatientValues:
+        """Return what ComBat takes of the site's training patients (``data.harmonization``)."""
+        self.prepare()
+        training = self._training
+        assert training
+        return patient_values(self.cases.train, self.plan.data, lambda case: training.of(case)["bags"])
+
+    def _take_patients(self) -> None:
+        if self.plan.data.lacks_patients:
+            self.plan.data.take_patients(self.patient_values())
 
     def load_weights(self, weights: Weights) -> None:
         """Replace the network's weights; the optimizer's state stays."""
         load_weights(self.network, weights)
-        self.plan.data.take_template(weights)
+        self.plan.data.take_agreed(weights)
+        self._take_patients()
 
     def begin_model(self) -> None:
         """Forget the optimizer's momentum, where the plan starts it anew with each model that a site receives."""

@@ -48,7 +48,7 @@ _ALLOWANCE = 1.1
 # A job requests sums twice, and once more each time that its server was killed meanwhile.
 _MOST_SUMS = 6
 _NOBODY_HAS_SO_MANY = 1 << 40
-_OF_TRAINING = ("profile", "covariates", "tiles")
+_OF_TRAINING = ("profile", "covariates", "harmonization", "tiles")
 # Names, framing and numbers of a message, in addition to its tensors.
 _FRAMING_BYTES = 1 << 20
 
@@ -104,6 +104,7 @@ class OutboundPolicy:
         self._attention = attention_may_leave(plan.task)
         self._bins, self._covariates = bins_of(plan.data), numbers_of(plan.data.agreed_columns)
         self._slides = plan.data.may_be_slides
+        self._combat = plan.sums_form if plan.data.harmonization.groups else None
         self._private = plan.privacy.differential_privacy is not None
         self._shares_noise = plan.privacy.shares_noise
         layout = plan.layout()
@@ -145,7 +146,7 @@ class OutboundPolicy:
     def _(self, result: SiteFacts) -> Approved:
         if self._private and any(result.numbers.get(name) for name in _OF_TRAINING):
             raise PolicyError("figures of training patients without noise, which a job with differential privacy keeps")
-        check_counts(result.numbers, oncofed.__version__, self._bins, self._covariates, self._slides)
+        check_counts(result.numbers, oncofed.__version__, self._bins, self._covariates, self._slides, self._combat)
         self._most_cases = most_scored(result.numbers)
         numbers = dict(result.numbers)
         if not self._leaves.training_profile:
@@ -155,6 +156,9 @@ class OutboundPolicy:
             numbers.pop("tiles", None)
         if not self._leaves.pooled_figures:
             numbers.pop("covariates", None)
+        combat = numbers.get("harmonization") or {"patients": 0}
+        if not self._leaves.pooled_figures or combat["patients"] < self._leaves.minimum_patients:
+            numbers.pop("harmonization", None)
         if not self._leaves.contributions:
             numbers.pop("contributions", None)
         if "covariates" in numbers:

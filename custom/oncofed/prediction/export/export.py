@@ -112,6 +112,11 @@ def export(model: TrainedModel, form: Format, out: Path, progress: Progress = la
             f"the job {model.job.name} reads columns of a table beside the image, whose mean, spread and vocabulary an "
             "ONNX file of the network would not say. Hand on the run's folder"
         )
+    if form == "onnx" and model.job.data.harmonization.is_used:
+        raise SpecError(
+            f"the job {model.job.name} makes images or values of sites alike (data.harmonization), which an ONNX file "
+            "of the network would not do. Hand on the run's folder"
+        )
     if form == "onnx" and model.job.data.stain.normalise != "none":
         raise SpecError(
             f"the job {model.job.name} sees images in the stain that its sites agreed on (data.stain), which an "

@@ -96,6 +96,36 @@ class TemplateNotAgreed(Incident):
 
 
 @dataclass(frozen=True, kw_only=True)
+class IntensitiesNotAgreed(Incident):
+    """No site told the sums of its images' intensities."""
+
+    kind = "intensities_not_agreed"
+    message = "no site told sums of {columns}: there is no template of them, and images are only standardised"
+
+    columns: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Harmonized(Event):
+    """The sites agreed on what ComBat makes alike.
+
+    Attributes:
+        sites: that told sums -> group -> how far their means lie from the common one, in spreads, before and after, and
+            the factor by which their spreads differ, before and after.
+        patients: behind the sums, by site.
+        constant: numbers of a group that never vary, and stay as they are.
+    """
+
+    kind = "harmonized"
+    in_digest = InDigest.START
+    sparse = True
+
+    sites: dict[str, dict[str, list[float]]]
+    patients: dict[str, int]
+    constant: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class NotKept(Incident):
     """The server could not write a round's state or model."""
 

@@ -15,7 +15,7 @@ from oncofed.data.spec import DataSpec
 from oncofed.devices import training_device
 from oncofed.models.fusion import with_attention
 from oncofed.plugins import Kind
-from oncofed.tasks.bags import Bags, BagSettings
+from oncofed.tasks.bags import Bags, BagSettings, alike
 from oncofed.tasks.encoder import feature_count
 from oncofed.tasks.inferred import SlideTargetScores
 from oncofed.tasks.pictures import Picture
@@ -56,7 +56,7 @@ class SlideTargets(TargetsTask):
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return outputs of a batch of bags."""
-        return network(batch["bags"], batch["there"], *self.row(batch))
+        return network(alike(self.data, batch["bags"], batch.get("table")), batch["there"], *self.row(batch))
 
     def scoring_preparation(self) -> Preparation:
         """Return bags of features, as training has them."""
@@ -65,9 +65,10 @@ class SlideTargets(TargetsTask):
     @torch.no_grad()
     def infer(self, network: nn.Module, prepared: Prepared, device: torch.device) -> SlideTargetScores:
         """Return a network's outputs for one case, with attention."""
-        bags = prepared["bags"].to(device).float()[None]
-        present = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
         rows = [row.to(device)[None] for row in self.row(prepared)]
+        stated = [prepared["table"].to(device)[None]] if rows else []
+        bags = alike(self.data, prepared["bags"].to(device).float()[None], *stated)
+        present = torch.ones(bags.shape[:2], dtype=torch.bool, device=device)
         found, attention = with_attention(network, bags, present, *rows)
         outputs = self._scores(found)[0]
         told = None if attention is None else attention[0].float().cpu().numpy()

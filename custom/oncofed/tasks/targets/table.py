@@ -40,7 +40,7 @@ class TableTargets(TargetsTask):
 
     def forward(self, network: Callable[..., Tensor], batch: Batch) -> Tensor:
         """Return outputs of a batch of rows."""
-        return network(batch["table"])
+        return network(*self.row(batch))
 
     def scoring_preparation(self) -> Preparation:
         """Return rows."""
@@ -59,7 +59,7 @@ class TableTargets(TargetsTask):
 
     @torch.no_grad()
     def _infer_rows(self, network: nn.Module, prepared: Sequence[Prepared], device: torch.device) -> list[TargetScores]:
-        outputs = network(torch.stack([case["table"] for case in prepared]).to(device))
+        outputs = network(torch.cat([row[None] for case in prepared for row in self.row(case)]).to(device))
         return [TargetScores(rows) for rows in self._scores(outputs)]
 
     def picture(self, network: nn.Module, case: Case, device: torch.device) -> Picture:

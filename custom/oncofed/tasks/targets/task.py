@@ -111,7 +111,12 @@ class TargetsTask(TargetStatistics, Task[TargetOutcome]):
         Args:
             of: a batch, or a prepared case.
         """
-        return (of["table"],) if self.data.covariates else ()
+        if not self.data.covariates:
+            return ()
+        rows, harmonizer = of["table"], self.data.harmonizer
+        if harmonizer is None:
+            return (rows,)
+        return (harmonizer.table(rows[None])[0] if rows.ndim == 1 else harmonizer.table(rows),)
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
         """Return the sum of the targets' losses by their weights, a network's own among them."""
