@@ -38,7 +38,7 @@ _NAME = f"nnU-Net {VERSION}"
 _SEEDS = (1, 2, 3)
 _TEST = 60
 # Of a run on a CPU: feature maps divided by, batch, steps.
-_SHORT = (4, 2, 600)
+_SHORT = (4, 2, 400)
 _FULL_STEPS = 250_000
 # What is compared: name of the figures, unit, which is better.
 _METRICS: tuple[tuple[str, str, Better], ...] = (
