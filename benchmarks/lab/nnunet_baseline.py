@@ -86,7 +86,8 @@ class Nnunet:
             seed: of its random numbers.
 
         Returns:
-            Case -> its segmentation, and the seconds of the training alone.
+            Case -> its segmentation, and the seconds of the training alone: on a CPU the processor's, which other
+            programs do not change.
 
         Raises:
             OSError, subprocess.SubprocessError: it cannot be installed or run here.
@@ -96,7 +97,8 @@ class Nnunet:
         own = {"do": "train", "steps": steps, "seed": seed, "device": self.device, "images": images, "out": str(out)}
         # More processes than a small machine's cores stand in each other's way.
         self._run(own, {"nnUNet_n_proc_DA": "0" if (os.cpu_count() or 1) <= 2 else str(min(12, os.cpu_count() or 1))})
-        seconds = json.loads((out / "training.json").read_text(encoding="utf-8"))["seconds"]
+        found = json.loads((out / "training.json").read_text(encoding="utf-8"))
+        seconds = found["processor" if self.device == "cpu" else "seconds"]
         return {path.name.removesuffix(".nii.gz"): path for path in sorted(out.glob("*.nii.gz"))}, seconds
 
     @property

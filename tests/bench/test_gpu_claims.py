@@ -60,6 +60,8 @@ _NO_CLAIMS = (
     "A link *not confirmed* marks what no kept run has shown yet",
     "`make gpu` runs them all in ten minutes",
     "## GPU claims",
+    "ONNX files and bundles that run without oncofed; several GPUs",
+    "by its presets M, L and XL, of which `--gpu-memory` takes the largest",
     "a digest of processor, cores, memory, GPUs and driver",
 )
 

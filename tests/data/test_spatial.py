@@ -65,5 +65,12 @@ def test_few_thick_slices_are_turned_in_their_plane_alone(sides: tuple[int, ...]
     assert matrices.det().min() < 0.8 < 1.2 < matrices.det().max()
 
 
+@pytest.mark.parametrize(("sides", "largest"), [((64, 40), 15), ((60, 40), 180), ((40, 64), 15), ((64, 64, 20), 180)])
+def test_long_flat_patches_are_turned_a_little(sides: tuple[int, ...], largest: float) -> None:
+    _, matrices = Moves((1.0, 0.5), (0.0, 1.0, 1.0), math.pi).matrices(200, sides, _generator())
+    angles = torch.rad2deg(torch.atan2(matrices[:, -1, -2], matrices[:, -1, -1]).abs())
+    assert 0.9 * largest < angles.max() <= largest + 1e-3
+
+
 def _generator() -> torch.Generator:
     return torch.Generator().manual_seed(3)

@@ -14,6 +14,7 @@ from fingerprints import FINGERPRINTS, Fingerprint
 from oncofed.data.planning import make_plan
 from oncofed.data.profile import AXES, FLAT_AXES, features
 from oncofed.data.topology import plan_topology, resolutions_of
+from oncofed.job.spec import read_job
 from oncofed.suppression import withheld_counts
 
 # What ``ExperimentPlanner`` of nnunetv2 2.8.1 planned for ``fingerprints``, on its full resolution: dataset, GPU memory
@@ -243,6 +244,43 @@ NNUNET = (
         "33 33 33 33 33 33 33 33",
     ),
 )
+# What its planners ``nnUNetPlannerResEncM`` (8 GiB) and ``nnUNetPlannerResEncL`` (24 GiB) planned for the same
+# datasets, whose spacing and size stand above: patch, batch, strides, kernels, residual blocks of each resolution.
+RESIDUAL = (
+    ("crops of a brain", 8, (40, 56, 40), 58, "111 222 222 222", "333 333 333 333", "1346"),
+    ("crops of a brain", 24, (40, 56, 40), 139, "111 222 222 222", "333 333 333 333", "1346"),
+    ("brain tumours", 8, (128, 128, 128), 2, "111 222 222 222 222 222", "333 333 333 333 333 333", "134666"),
+    ("brain tumours", 24, (160, 192, 160), 3, "111 222 222 222 222 222", "333 333 333 333 333 333", "134666"),
+    ("liver", 8, (128, 128, 128), 2, "111 222 222 222 222 222", "333 333 333 333 333 333", "134666"),
+    ("liver", 24, (192, 192, 192), 2, "111 222 222 222 222 222", "333 333 333 333 333 333", "134666"),
+    ("prostate", 8, (256, 256, 20), 2, "111 221 221 222 222 221 221", "331 331 333 333 333 333 333", "1346666"),
+    ("prostate", 24, (320, 320, 24), 4, "111 221 221 222 222 221 221", "331 331 333 333 333 333 333", "1346666"),
+    ("left atrium", 8, (192, 192, 64), 2, "111 222 222 222 222 221", "333 333 333 333 333 333", "134666"),
+    ("left atrium", 24, (256, 256, 112), 2, "111 222 222 222 222 221 221", "333 333 333 333 333 333 333", "1346666"),
+    ("lung", 8, (160, 192, 80), 2, "111 222 222 222 222 221", "333 333 333 333 333 333", "134666"),
+    ("lung", 24, (256, 256, 112), 2, "111 222 222 222 222 221 221", "333 333 333 333 333 333 333", "1346666"),
+    ("pancreas", 8, (192, 192, 64), 2, "111 222 222 222 222 221", "333 333 333 333 333 333", "134666"),
+    ("pancreas", 24, (256, 256, 112), 2, "111 222 222 222 222 221 221", "333 333 333 333 333 333 333", "1346666"),
+    ("spleen", 8, (192, 224, 40), 2, "111 221 222 222 222 221", "331 333 333 333 333 333", "134666"),
+    ("spleen", 24, (256, 320, 64), 2, "111 221 222 222 222 222 221", "331 333 333 333 333 333 333", "1346666"),
+    ("cine of a heart", 8, (224, 256, 14), 4, "111 221 221 222 221 221", "331 331 333 333 333 333", "134666"),
+    ("cine of a heart", 24, (224, 256, 14), 12, "111 221 221 222 221 221", "331 331 333 333 333 333", "134666"),
+    ("vessels of a liver", 8, (192, 224, 40), 2, "111 221 222 222 222 221", "331 333 333 333 333 333", "134666"),
+    (
+        "vessels of a liver",
+        24,
+        (256, 320, 64),
+        2,
+        "111 221 222 222 222 222 221",
+        "331 333 333 333 333 333 333",
+        "1346666",
+    ),
+    ("whole body", 8, (96, 112, 192), 2, "111 222 222 222 222 112", "333 333 333 333 333 333", "134666"),
+    ("whole body", 24, (160, 192, 224), 2, "111 222 222 222 222 222", "333 333 333 333 333 333", "134666"),
+    ("flat images", 8, (448, 576), 13, "11 22 22 22 22 22 22", "33 33 33 33 33 33 33", "1346666"),
+    ("flat images", 24, (640, 768), 19, "11 22 22 22 22 22 22 22", "33 33 33 33 33 33 33 33", "13466666"),
+)
+GRIDS = {row[0]: row[2:4] for row in NNUNET}
 BY_NAME = {fingerprint.name: fingerprint for fingerprint in FINGERPRINTS}
 SITES = 3
 # From what sites may tell, the 10th percentile of the spacing across slices is read from a histogram of which counts
@@ -273,6 +311,27 @@ def test_patch_batch_and_network_are_nnunets(row: tuple[Any, ...]) -> None:
     assert _written(planned.resolutions.kernels) == kernels
     most = 320 if len(patch) == 3 else 512
     assert planned.channels == tuple(min(32 * 2**level, most) for level in range(len(planned.channels)))
+
+
+@pytest.mark.parametrize("row", RESIDUAL, ids=lambda row: f"{row[0]}, {row[1]} GiB")
+def test_residual_presets_are_nnunets(row: tuple[Any, ...]) -> None:
+    name, gib, patch, batch, strides, kernels, blocks = row
+    dataset = BY_NAME[name]
+    planned = plan_topology(*GRIDS[name], dataset.cases, dataset.classes, gib, residual=True)
+    assert planned.resolutions.patch == patch
+    assert planned.batch == batch
+    assert _written(planned.resolutions.strides) == strides
+    assert _written(planned.resolutions.kernels) == kernels
+    assert "".join(map(str, planned.blocks)) == blocks
+
+
+def test_a_residual_preset_is_a_jobs_network() -> None:
+    dataset = BY_NAME["prostate"]
+    made = make_plan(_told(dataset), {"a": dataset.cases}, "mri", 3, 8, dataset.classes, residual=True).settings
+    assert made["model"]["network"] == "residual_unet"
+    assert made["model"]["arguments"] == {"blocks": [1, 3, 4, 6, 6, 6, 6]}
+    job = read_job("hippocampus_segmentation").changed(made)
+    assert job.model.divisors(3) == (64, 64, 4)
 
 
 def _shown(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -62,6 +62,32 @@ def test_that_network_learns_from_a_patch() -> None:
     assert all(p.grad is not None for p in network.parameters())
 
 
+def test_a_plan_with_a_residual_encoder_is_followed(tmp_path: Path) -> None:
+    blocks = [1, 3, 4, 6, 6, 6, 6]
+
+    def residual(values: dict[str, Any]) -> None:
+        found = values["configurations"][FULL]["architecture"]
+        found["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
+        arguments = found["arch_kwargs"]
+        del arguments["n_conv_per_stage"]
+        arguments |= {"n_blocks_per_stage": blocks, "n_conv_per_stage_decoder": [1] * 6}
+
+    plan = read_nnunet_plan(_changed(tmp_path, residual))
+    plain = read_nnunet_plan(PLANS)
+    assert plan.settings["model"] == plain.settings["model"] | {
+        "network": "residual_unet",
+        "arguments": {"blocks": blocks},
+    }
+    assert plan.settings["data"] == plain.settings["data"]
+    plan.settings["model"]["channels"] = [4] * 7
+    plan.settings["data"]["patch"] = [64, 64, 12]
+    network = read_job("hippocampus_segmentation").changed(plan.settings).plan().build_network()
+    output = network(torch.rand(1, 1, 64, 64, 12))
+    assert output.shape == (1, 5, 3, 64, 64, 12)
+    output.square().mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
 def test_a_plan_of_an_older_release_is_read_too(tmp_path: Path) -> None:
     def older(values: dict[str, Any]) -> None:
         found = values["configurations"][FULL]
@@ -101,9 +127,14 @@ def _architecture(values: dict[str, Any]) -> dict[str, Any]:
         (lambda v: v.pop("configurations"), "no plan of nnU-Net"),
         (lambda v: v["configurations"][FULL].update(previous_stage="3d_lowres"), "is a cascade"),
         (
-            lambda v: _architecture(v).update(network_class_name="a.ResidualEncoderUNet"),
-            "ResidualEncoderUNet, which no job can build; expected PlainConvUNet",
+            lambda v: _architecture(v).update(network_class_name="a.Primus"),
+            "Primus, which no job can build; expected PlainConvUNet or ResidualEncoderUNet",
         ),
+        (
+            lambda v: _architecture(v).update(network_class_name="a.ResidualEncoderUNet"),
+            "n_blocks_per_stage: found None for 7 resolutions of ResidualEncoderUNet",
+        ),
+        (lambda v: _architecture(v)["arch_kwargs"].update(n_blocks_per_stage=2), "and none of PlainConvUNet"),
         (lambda v: _architecture(v)["arch_kwargs"].update(n_conv_per_stage=[2, 3] * 3), "found .2, 3., expected two"),
         (lambda v: _architecture(v)["arch_kwargs"].update(norm_op="torch.nn.BatchNorm3d"), "expected two convolutions"),
         (lambda v: _architecture(v)["arch_kwargs"].pop("strides"), "strides: Field required"),

@@ -14,7 +14,7 @@ from oncofed.models import ModelSpec, NetworkRequest, build_network, list_networ
 from oncofed.models.known import find_network
 from oncofed.plugins import MODULES_VARIABLE, NETWORKS, Kind
 
-SMALL = {"unet": (4, 8, 16), "dynunet": (4, 8, 16), "segresnet": (8, 16, 32)}
+SMALL = {"unet": (4, 8, 16), "dynunet": (4, 8, 16), "residual_unet": (4, 8, 16), "segresnet": (8, 16, 32)}
 LISTED = [network for network in list_networks() if network.name != "bundle"]  # which has tests of its own
 NAMES = [(network.name, axes) for network in LISTED for axes in network.dimensions]
 
@@ -85,7 +85,7 @@ def test_initial_weights_follow_from_the_seed_alone() -> None:
     [
         ({"network": "segresnet", "channels": (8, 16, 20)}, "doubles its channels"),
         ({"network": "densenet121", "channels": (8, 16)}, "has no channels to set"),
-        ({"network": "unet", "deep_supervision": 1}, "deep_supervision is dynunet's"),
+        ({"network": "unet", "deep_supervision": 1}, "deep_supervision is of dynunet and residual_unet"),
         ({"network": "dynunet", "channels": (8, 16, 32), "deep_supervision": 3}, "expected at most 1"),
         ({"network": "resnet18", "norm": "instance"}, "normalised by group or batch"),
     ],
@@ -160,3 +160,10 @@ def test_arguments_are_plain_values(arguments: dict[str, Any]) -> None:
 
 def test_a_number_is_not_taken_for_a_path() -> None:
     assert ModelSpec(network="swinunetr", arguments={"dropout_path_rate": 0.1}).arguments
+
+
+def test_residual_blocks_begin_as_their_skips() -> None:
+    network = build_network(_request("residual_unet", 2), seed=1)
+    block = network.encoder.stages[1].blocks[0]
+    values = torch.rand(1, 4, 8, 8)
+    assert torch.equal(block(values), torch.nn.functional.leaky_relu(block.skip(values), 0.01))

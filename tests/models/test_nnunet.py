@@ -1,6 +1,7 @@
 """nnunet_checkpoint.pth is of nnU-Net's own PlainConvUNet, in the form of nnunetv2 2.8.1's trainer.
 
-Its weights are drawn from a seed; VALUES are what it put out for ``_image``, with dynamic-network-architectures 0.4.4.
+nnunet_residual_checkpoint.pth is of its ResidualEncoderUNet. Their weights are drawn from a seed; VALUES are what they
+put out for ``_image``, with dynamic-network-architectures 0.4.4.
 """
 
 from __future__ import annotations
@@ -21,16 +22,29 @@ from commands import Outcome
 from oncofed.errors import SpecError
 from oncofed.job.nnunet import axes_of, read_nnunet_plan
 from oncofed.job.spec import JobSpec, read_job
-from oncofed.models.nnunet import dynunet_weights, outputs_of, read_checkpoint
+from oncofed.models.nnunet import converted_weights, outputs_of, read_checkpoint
 from oncofed.models.weights import load_weights, weights_of
 
 Run = Callable[..., Outcome]
 CHECKPOINT = Path(__file__).with_name("nnunet_checkpoint.pth")
+RESIDUAL = Path(__file__).with_name("nnunet_residual_checkpoint.pth")
 CLASSES = {1: "anterior", 2: "posterior"}
-# (superior, anterior, right) -> logit of each class.
+# Checkpoint -> mean and spread of the values, and (superior, anterior, right) -> logit of each class.
 VALUES = {
-    (3, 5, 7): (0.044382475, -0.377984792, -0.197360292),
-    (7, 15, 0): (0.089973778, -0.475410581, -0.057367116),
+    CHECKPOINT: (
+        (-0.1306218, 0.2650639),
+        {
+            (3, 5, 7): (0.044382475, -0.377984792, -0.197360292),
+            (7, 15, 0): (0.089973778, -0.475410581, -0.057367116),
+        },
+    ),
+    RESIDUAL: (
+        (0.0724321, 0.2919285),
+        {
+            (3, 5, 7): (-0.125778005, -0.138966054, 0.483810306),
+            (7, 15, 0): (-0.091587126, -0.065345503, 0.646851003),
+        },
+    ),
 }
 
 
@@ -39,16 +53,17 @@ def _image() -> Tensor:
     return (torch.arange(8 * 16 * 32) % 17).reshape(1, 1, 8, 16, 32) / 17
 
 
-def _job(folder: Path) -> JobSpec:
-    (folder / "plans.json").write_text(json.dumps(read_checkpoint(CHECKPOINT).plans))
+def _job(folder: Path, path: Path = CHECKPOINT) -> JobSpec:
+    (folder / "plans.json").write_text(json.dumps(read_checkpoint(path).plans))
     return read_job("hippocampus_segmentation").changed(read_nnunet_plan(folder / "plans.json").settings)
 
 
-def test_a_converted_network_answers_as_nnunets(tmp_path: Path) -> None:
-    checkpoint = read_checkpoint(CHECKPOINT)
+@pytest.mark.parametrize("path", [CHECKPOINT, RESIDUAL], ids=["plain", "residual"])
+def test_a_converted_network_answers_as_nnunets(path: Path, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(path)
     assert (checkpoint.levels, checkpoint.configuration) == (4, "3d_fullres")
-    network = _job(tmp_path).plan().build_network()
-    weights, stayed = dynunet_weights(
+    network = _job(tmp_path, path).plan().build_network()
+    weights, stayed = converted_weights(
         checkpoint, axes_of((0, 1, 2), 3, CHECKPOINT), outputs_of(checkpoint, CLASSES), weights_of(network)
     )
     assert stayed == []
@@ -56,9 +71,10 @@ def test_a_converted_network_answers_as_nnunets(tmp_path: Path) -> None:
     network.eval()
     with torch.no_grad():
         output = network(_image().permute(0, 1, 4, 3, 2)).permute(0, 1, 4, 3, 2)
-    assert float(output.mean()) == pytest.approx(-0.1306218, abs=1e-5)
-    assert float(output.std()) == pytest.approx(0.2650639, abs=1e-5)
-    for (z, y, x), values in VALUES.items():
+    (mean, spread), values_at = VALUES[path]
+    assert float(output.mean()) == pytest.approx(mean, abs=1e-5)
+    assert float(output.std()) == pytest.approx(spread, abs=1e-5)
+    for (z, y, x), values in values_at.items():
         assert output[0, :, z, y, x].tolist() == pytest.approx(values, abs=1e-5)
 
 
@@ -68,7 +84,7 @@ def test_outputs_for_other_classes_start_anew(tmp_path: Path) -> None:
     own = weights_of(spec.plan().build_network())
     checkpoint = read_checkpoint(CHECKPOINT)
     assert outputs_of(checkpoint, {1: "tumour"}) is None
-    weights, stayed = dynunet_weights(checkpoint, (2, 1, 0), None, own)
+    weights, stayed = converted_weights(checkpoint, (2, 1, 0), None, own)
     assert stayed
     assert all(name.startswith(("output_block.", "deep_supervision_heads.")) for name in stayed)
     assert set(weights) == set(own)
@@ -79,16 +95,19 @@ def test_outputs_go_by_the_names_of_classes(tmp_path: Path) -> None:
     swapped = outputs_of(checkpoint, {1: "Posterior", 2: "anterior"})
     assert swapped == [0, 2, 1]
     own = weights_of(_job(tmp_path).plan().build_network())
-    usual, _ = dynunet_weights(checkpoint, (2, 1, 0), outputs_of(checkpoint, CLASSES), own)
-    other, _ = dynunet_weights(checkpoint, (2, 1, 0), swapped, own)
+    usual, _ = converted_weights(checkpoint, (2, 1, 0), outputs_of(checkpoint, CLASSES), own)
+    other, _ = converted_weights(checkpoint, (2, 1, 0), swapped, own)
     name = "output_block.conv.conv.bias"
     assert other[name].tolist() == usual[name][[0, 2, 1]].tolist()
 
 
 def test_a_checkpoint_of_another_plan_is_refused(tmp_path: Path) -> None:
     wider = _job(tmp_path).changed({"model": {"channels": [8, 8, 8, 8]}})
+    residual = _job(tmp_path, RESIDUAL).plan().build_network()
+    with pytest.raises(SpecError, match="another network than the job's"):
+        converted_weights(read_checkpoint(CHECKPOINT), (2, 1, 0), (0, 1, 2), weights_of(residual))
     with pytest.raises(SpecError, match=r"another network than the job's: .* is \[8, 1, .*--from-nnunet"):
-        dynunet_weights(read_checkpoint(CHECKPOINT), (2, 1, 0), (0, 1, 2), weights_of(wider.plan().build_network()))
+        converted_weights(read_checkpoint(CHECKPOINT), (2, 1, 0), (0, 1, 2), weights_of(wider.plan().build_network()))
 
 
 class _Code:

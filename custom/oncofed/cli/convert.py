@@ -107,11 +107,12 @@ def _named(names: list[str]) -> str:
 def _of_nnunet(spec: JobSpec, path: Path, job: str) -> _Converted:
     """Return the weights of a checkpoint of nnU-Net."""
     from oncofed.job.nnunet import axes_of
-    from oncofed.models.nnunet import dynunet_weights, outputs_of, read_checkpoint
+    from oncofed.models.nnunet import converted_weights, outputs_of, read_checkpoint
     from oncofed.models.weights import weights_of
 
     norm_is_other = spec.model.norm not in {None, "instance"}
-    if spec.model.network != "dynunet" or not spec.model.arguments.get("trans_bias") or norm_is_other:
+    plain = spec.model.network == "dynunet" and spec.model.arguments.get("trans_bias")
+    if norm_is_other or not (plain or spec.model.network == "residual_unet"):
         raise SpecError(
             f"{spec.name} trains another {spec.model.network}, expected nnU-Net's. Write such a job with: "
             f"oncofed job plan {shlex.quote(job)} --from-nnunet nnUNetPlans.json --out NEW.yaml"
@@ -119,7 +120,9 @@ def _of_nnunet(spec: JobSpec, path: Path, job: str) -> _Converted:
     found = read_checkpoint(path)
     axes = axes_of((found.plans or {}).get("transpose_backward", (0, 1, 2)), spec.data.dimensions, path)
     classes = getattr(spec.task, "classes", {})
-    weights, stayed = dynunet_weights(found, axes, outputs_of(found, classes), weights_of(spec.plan().build_network()))
+    weights, stayed = converted_weights(
+        found, axes, outputs_of(found, classes), weights_of(spec.plan().build_network())
+    )
     known = ", ".join(found.labels) or "none named"
     lines = [f"Outputs start anew: the checkpoint's classes are {known}."] if stayed else []
     return _Converted(weights, stayed, [], lines, _notes(found, spec, path))

@@ -269,6 +269,10 @@ def run(
     gpu_memory: Annotated[
         float, typer.Option(min=0.1, help="federated_profile: GiB of the smallest GPU, for the plan.")
     ] = 8.0,
+    residual: Annotated[
+        bool,
+        typer.Option("--residual", help="federated_profile: plan a residual encoder, nnU-Net's preset of that size."),
+    ] = False,
     model: Model = None,
     evaluate_only: EvaluateOnly = False,
     against: Against = None,
@@ -291,6 +295,8 @@ def run(
         if rounds or max_bad_share is not None or model:
             raise SpecError(f"{spec.name} trains nothing: leave --rounds, --max-bad-share and --model away.")
     else:
+        if residual:
+            raise SpecError(f"{spec.name} plans nothing: leave --residual away; its network is named in model.network.")
         spec = spec.with_rounds(rounds) if rounds else spec
         if max_bad_share is not None:
             spec = spec.changed({"data": {"max_bad_share": max_bad_share}})
@@ -311,6 +317,7 @@ def run(
                 port=port,
                 keep=keep,
                 gpu_gib=gpu_memory,
+                residual=residual,
             ).execute()
             _show_plan(plan, folder / "plan.json", json)
             return

@@ -169,14 +169,14 @@ class InProcessTraining:
             self._private.begin(turn_key, self._plan.training.steps_per_round)
         trainer, weights = self.trainer, self._weights_here(received)
         # If an earlier process was killed in this very round, its weights continue, not the global ones.
-        halfway = trainer.weights() if trainer.unfinished == turn_key else None
+        halfway = trainer.halfway() if trainer.unfinished == turn_key else None
         numbers = self.scoring.evaluate("validation", weights, stop)
         if self._gradient_hook:
             self._gradient_hook.start(trainer.network, dict(request.extra))
         trainer.hold_as_teacher()
         first_step = (request.round - 1) * self._plan.training.steps_per_round
         if halfway:
-            trainer.load_weights(halfway)
+            trainer.go_back(halfway)
         else:
             # The schedule follows the run's rounds, also if this site missed some.
             trainer.steps_done = first_step

@@ -32,7 +32,7 @@ class Strength:
     Attributes:
         rotate: (probability, largest angle in radians about each axis).
         plane: largest angle of flat images, and of volumes with few thick slices in the plane of the slices, where the
-            image goes on around a patch; that of ``rotate`` elsewhere.
+            image goes on around a patch; that of ``rotate`` elsewhere. Long flat patches are turned by 15° at most.
         scale: (probability, smallest and largest distance between the voxels that are read; above one makes things
             smaller).
         mirror: probability of each axis.

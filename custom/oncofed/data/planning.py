@@ -60,6 +60,7 @@ def make_plan(
     dimensions: int,
     gpu_gib: float = 8.0,
     classes: int = 2,
+    residual: bool = False,
 ) -> PlanFile:
     """Return proposed settings.
 
@@ -70,6 +71,7 @@ def make_plan(
         dimensions: 3 for volumes, 2 for flat images.
         gpu_gib: memory of the smallest GPU among the sites.
         classes: that the network tells apart, with background.
+        residual: the network's encoder has residual blocks.
 
     Raises:
         ValueError: the statistics hold no size of an image.
@@ -82,7 +84,8 @@ def make_plan(
         typical = [2.0 ** _mean(statistics, f"log2_spacing_{axis}") for axis in axes]
         sizes = [n * own / target for n, own, target in zip(sizes, typical, spacing, strict=True)]
     sizes = [float(min(max(round(size), _SMALLEST_SIDE), _LARGEST_SIDE)) for size in sizes]
-    planned = plan_topology(spacing or [1.0] * len(axes), sizes, sum(patients.values()), classes, gpu_gib)
+    grid = spacing or [1.0] * len(axes)
+    planned = plan_topology(grid, sizes, sum(patients.values()), classes, gpu_gib, residual)
     reasons += _reasons(planned, sizes, gpu_gib)
     normalisation = (
         "Hounsfield units clipped to a fixed window and scaled"
@@ -127,12 +130,13 @@ def quantile(histogram: Sequence[Sequence[float]], share: float) -> float | None
 def model_settings(planned: Topology) -> dict[str, Any]:
     """Return the section ``model`` of a job with a planned network."""
     return {
-        "network": "dynunet",
+        "network": "residual_unet" if planned.blocks else "dynunet",
         "norm": "instance",
         "channels": list(planned.channels),
         "strides": [list(stride) for stride in planned.resolutions.strides],
         "kernel_size": [list(kernel) for kernel in planned.resolutions.kernels],
         "deep_supervision": min(max(len(planned.channels) - _UNUSED_OUTPUTS, 0), _MOST_COARSER_OUTPUTS),
+        **({"arguments": {"blocks": list(planned.blocks)}} if planned.blocks else {}),
     }
 
 
@@ -149,8 +153,8 @@ def _reasons(planned: Topology, sizes: Sequence[float], gpu_gib: float) -> list[
         Reason(
             setting="training.batch_size",
             value=planned.batch,
-            because=f"what {gpu_gib:g} GiB of GPU memory hold beside a patch of that size, at most a twentieth of all "
-            "voxels, at least 2",
+            because=f"what {gpu_gib:g} GiB of GPU memory hold beside a patch of that size, at most "
+            f"{'all' if planned.blocks else 'a twentieth of all'} voxels, at least 2",
             statistic="mean of log2_size",
         ),
         Reason(

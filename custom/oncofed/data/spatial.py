@@ -17,6 +17,9 @@ from torch.nn import functional
 # An image whose longest side has more voxels than this many times the shortest is turned in the plane of the others
 # (nnU-Net's ANISO_THRESHOLD).
 _ANISOTROPIC = 3.0
+# A flat patch whose longer side has more pixels than this many times the shorter is turned by no more than the angle in
+# radians: what fills a patch that lies hardly fills one that stands.
+_ELONGATED, _SMALL_TURN = 1.5, math.pi / 12
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,17 @@ class Moves:
         axes, thick = len(sides), thick_axis(sides)
         single = axes == 2 or thick is not None
         angles = _uniform(len(which), 1 if single else axes, -1, 1, generator)
-        angles = angles * (self.plane if single else self.rotate[1])
+        angles = angles * (_in_plane(self.plane, sides) if single else self.rotate[1])
         low, high = self.scale[1:]
         spread = _uniform(len(which), 1, low, high, generator).flatten()
         angles[~turn[which]] = 0
         spread[~resize[which]] = 1
         return which, _matrices(angles, spread, axes, thick)
+
+
+def _in_plane(angle: float, sides: Sequence[int]) -> float:
+    elongated = len(sides) == 2 and max(sides) > _ELONGATED * min(sides)
+    return min(angle, _SMALL_TURN) if elongated else angle
 
 
 def thick_axis(sides: Sequence[int]) -> int | None:

@@ -7,21 +7,25 @@ biomedical image segmentation*, Nature Methods 2021, supplementary note 2; numbe
 - an axis is halved as long as it keeps four voxels, and its spacing is less than twice that of the finest axis that can
   still be halved; kernels reach across an axis (3 instead of 1) once its spacing is less than twice the finest;
 - memory is estimated by the number of values that the network's layers put out.
+
+Those of residual encoders are of its presets M, L and XL, for 8, 24 and 40 GiB (Isensee et al., MICCAI 2024).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _SHORTEST_SIDE, _SHORTEST_PATCH = 4, 8
 _SIMILAR = 2.0
 _CONVOLUTIONS = 2
+# Of each resolution beside residual blocks, finest first; coarser ones have as many as the last. And convolutions up.
+_BLOCKS, _CONVOLUTIONS_UP = (1, 3, 4, 6), 1
 # MONAI's DynUNet needs one between the finest and the coarsest.
 _FEWEST_RESOLUTIONS = 3
 _SMALLEST_BATCH = 2
-_SHARE_OF_DATA = 0.05
+_SHARE_OF_DATA, _SHARE_OF_DATA_RESIDUAL = 0.05, 1.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class _Reference:
         gib: of GPU memory that hold them.
         voxels: of the patch from which the search starts.
         features: most feature maps of a resolution.
+        residual: its encoder has residual blocks.
     """
 
     values: float
@@ -41,9 +46,12 @@ class _Reference:
     gib: float
     voxels: int
     features: int
+    residual: bool = False
 
 
 _REFERENCES = {3: _Reference(560e6, 2, 8.0, 256**3, 320), 2: _Reference(85e6, 12, 8.0, 2048**2, 512)}
+# Axes -> values that the layers of residual presets put out, by GiB.
+_RESIDUAL_VALUES = {3: {8.0: 680e6, 24.0: 2100e6, 40.0: 3600e6}, 2: {8.0: 135e6, 24.0: 380e6, 40.0: 560e6}}
 _FIRST_FEATURES = 32
 
 
@@ -75,15 +83,22 @@ class Topology:
         resolutions: patch, strides and kernels.
         channels: feature maps of each resolution.
         batch: patches in a step.
+        blocks: residual ones of each resolution; empty: the encoder has none.
     """
 
     resolutions: Resolutions
     channels: tuple[int, ...]
     batch: int
+    blocks: tuple[int, ...] = ()
 
 
 def plan_topology(
-    spacing: Sequence[float], shape: Sequence[float], images: int, classes: int, gib: float = 8.0
+    spacing: Sequence[float],
+    shape: Sequence[float],
+    images: int,
+    classes: int,
+    gib: float = 8.0,
+    residual: bool = False,
 ) -> Topology:
     """Return the network for images of a kind.
 
@@ -93,20 +108,36 @@ def plan_topology(
         images: for training, of all sites together.
         classes: that the network tells apart, with background.
         gib: GPU memory in GiB.
+        residual: the encoder has residual blocks.
     """
     # Where two axes could be shortened alike, nnU-Net's order decides: files' axes backwards, the coarsest first.
     order = sorted(range(len(spacing)), reverse=True)
     if len(order) == 3:
         coarsest = max(order, key=lambda axis: spacing[axis])
         order = [coarsest, *(axis for axis in order if axis != coarsest)]
-    found = _fitted([spacing[axis] for axis in order], [shape[axis] for axis in order], images, classes, gib)
+    reference = _reference(len(order), gib, residual)
+    found = _fitted([spacing[axis] for axis in order], [shape[axis] for axis in order], images, classes, gib, reference)
     back = [order.index(axis) for axis in range(len(order))]
     resolutions = Resolutions(
         _reordered(found.resolutions.patch, back),
         tuple(_reordered(stride, back) for stride in found.resolutions.strides),
         tuple(_reordered(kernel, back) for kernel in found.resolutions.kernels),
     )
-    return Topology(resolutions, found.channels, found.batch)
+    return replace(found, resolutions=resolutions)
+
+
+def blocks_of(levels: int) -> list[int]:
+    """Return the residual blocks of each of some resolutions, finest first."""
+    return [_BLOCKS[min(level, len(_BLOCKS) - 1)] for level in range(levels)]
+
+
+def _reference(axes: int, gib: float, residual: bool) -> _Reference:
+    plain = _REFERENCES[axes]
+    if not residual:
+        return plain
+    presets = _RESIDUAL_VALUES[axes]
+    nearest = max((size for size in presets if size <= gib), default=min(presets))
+    return replace(plain, values=presets[nearest], gib=nearest, residual=True)
 
 
 def _reordered(values: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
@@ -157,20 +188,25 @@ def _halved(spacings: Sequence[float], sides: Sequence[float]) -> list[int]:
     return halved
 
 
-def _fitted(spacing: Sequence[float], shape: Sequence[float], images: int, classes: int, gib: float) -> Topology:
-    reference = _REFERENCES[len(spacing)]
+def _fitted(
+    spacing: Sequence[float], shape: Sequence[float], images: int, classes: int, gib: float, reference: _Reference
+) -> Topology:
     budget = reference.values * gib / reference.gib
     found = resolutions_of(spacing, _first_patch(spacing, shape, reference.voxels))
-    while _values(found, classes, reference) / reference.batch * _SMALLEST_BATCH > budget:
+    # Residual presets shorten the patch until the reference's batch fits.
+    fitting = reference.batch if reference.residual else _SMALLEST_BATCH
+    while _values(found, classes, reference) / reference.batch * fitting > budget:
         shorter = _shortened(spacing, found, shape)
         if shorter is None:
             break
         found = resolutions_of(spacing, shorter)
     batch = round(budget / _values(found, classes, reference) * reference.batch)
-    # No more than a twentieth of all voxels in a step, against overfitting.
-    most = round(math.prod(shape) * images * _SHARE_OF_DATA / math.prod(found.patch))
-    channels = _channels(len(found.strides), reference)
-    return Topology(found, channels, max(min(batch, most), _SMALLEST_BATCH))
+    # No more than a twentieth of all voxels in a step, against overfitting; residual presets take all of them.
+    share = _SHARE_OF_DATA_RESIDUAL if reference.residual else _SHARE_OF_DATA
+    most = round(math.prod(shape) * images * share / math.prod(found.patch))
+    levels = len(found.strides)
+    blocks = tuple(blocks_of(levels)) if reference.residual else ()
+    return Topology(found, _channels(levels, reference), max(min(batch, most), _SMALLEST_BATCH), blocks)
 
 
 def _first_patch(spacing: Sequence[float], shape: Sequence[float], voxels: int) -> list[int]:
@@ -201,10 +237,16 @@ def _channels(levels: int, reference: _Reference) -> tuple[int, ...]:
 
 def _values(found: Resolutions, classes: int, reference: _Reference) -> int:
     """Return how many values the layers put out: convolutions both ways, upsampling, the map of classes."""
-    channels = _channels(len(found.strides), reference)
+    levels = len(found.strides)
+    channels, blocks = _channels(levels, reference), blocks_of(levels)
     sides, total = list(found.patch), 0
     for level, stride in enumerate(found.strides):
         sides = [side // step for side, step in zip(sides, stride, strict=True)]
-        decoded = 0 if level == len(found.strides) - 1 else _CONVOLUTIONS + 1
-        total += (_CONVOLUTIONS + decoded) * channels[level] * math.prod(sides)
+        if reference.residual:
+            # Two of each block, and one of the stem before the finest, or of the skip that goes down.
+            encoded, decoded = 2 * blocks[level] + 1, _CONVOLUTIONS_UP
+        else:
+            encoded, decoded = _CONVOLUTIONS, _CONVOLUTIONS
+        upsampled = 0 if level == levels - 1 else decoded + 1
+        total += (encoded + upsampled) * channels[level] * math.prod(sides)
     return total + classes * math.prod(found.patch)

@@ -18,8 +18,9 @@ from oncofed.data.planning import Reason, model_settings
 from oncofed.data.topology import Resolutions, Topology
 from oncofed.errors import SpecError
 
-_NETWORK = "PlainConvUNet"
-_CONVOLUTIONS = 2
+_PLAIN, _RESIDUAL = "PlainConvUNet", "ResidualEncoderUNet"
+# Of each resolution, on both ways; beside residual blocks on the way up.
+_CONVOLUTIONS, _CONVOLUTIONS_UP = 2, 1
 _MODALITIES = {"ZScoreNormalization": "mri", "CTNormalization": "ct", "RGBTo01Normalization": "microscopy"}
 
 
@@ -34,6 +35,7 @@ class _Arguments(_Part):
     strides: list[list[int]]
     n_conv_per_stage: list[int] | int | None = None
     n_conv_per_stage_decoder: list[int] | int = _CONVOLUTIONS
+    n_blocks_per_stage: list[int] | int | None = None
     norm_op: str | None = None
     nonlin: str | None = "LeakyReLU"
     dropout_op: str | None = None
@@ -43,6 +45,12 @@ class _Arguments(_Part):
         """Numbers of convolutions of a resolution, of both halves."""
         both = (self.n_conv_per_stage, self.n_conv_per_stage_decoder)
         return {n for part in both for n in (part if isinstance(part, list) else [part]) if n is not None}
+
+    @property
+    def blocks(self) -> list[int] | None:
+        """Residual blocks of each resolution; None: the encoder has none."""
+        given = self.n_blocks_per_stage
+        return [given] * len(self.features_per_stage) if isinstance(given, int) else given
 
 
 class _Architecture(_Part):
@@ -158,7 +166,8 @@ def nnunet_plan(values: Any, configuration: str, path: Path) -> NnunetPlan:
         tuple(ordered(stride) for stride in arguments.strides),
         tuple(ordered(kernel) for kernel in arguments.kernel_sizes),
     )
-    planned = Topology(resolutions, tuple(arguments.features_per_stage), found.batch_size)
+    blocks = tuple(arguments.blocks or ())
+    planned = Topology(resolutions, tuple(arguments.features_per_stage), found.batch_size, blocks)
     modality, window = _intensities(found, plans, path)
     data = {
         # Images without a resolution have one pixel a unit.
@@ -167,7 +176,7 @@ def nnunet_plan(values: Any, configuration: str, path: Path) -> NnunetPlan:
         "modality": modality,
         **({"window": window} if window else {}),
     }
-    model = {**model_settings(planned), "arguments": {"trans_bias": True}}
+    model = {"arguments": {"trans_bias": True}, **model_settings(planned)}
     channels = len(found.normalization_schemes)
     settings = {"data": data, "model": model, "training": {"batch_size": found.batch_size}}
     return NnunetPlan(settings, axes, _reasons(settings, configuration), _remarks(found, arguments, modality), channels)
@@ -207,10 +216,10 @@ def _configuration(plans: _Plans, name: str, path: Path) -> _Configuration:
 
 def _network(found: _Configuration, path: Path) -> _Arguments:
     name = found.architecture.network_class_name.rsplit(".", 1)[-1]
-    if name != _NETWORK:
+    if name not in {_PLAIN, _RESIDUAL}:
         raise SpecError(
-            f"{path}: its network is {name}, which no job can build; expected {_NETWORK}. Plan anew with nnU-Net's "
-            "default planner (ExperimentPlanner)"
+            f"{path}: its network is {name}, which no job can build; expected {_PLAIN} or {_RESIDUAL}. Plan anew with "
+            "nnU-Net's default planner (ExperimentPlanner), or one of its residual ones (nnUNetPlannerResEncM)"
         )
     try:
         arguments = _Arguments.model_validate(found.architecture.arch_kwargs)
@@ -218,16 +227,24 @@ def _network(found: _Configuration, path: Path) -> _Arguments:
         raise SpecError(
             f"{path}: its network cannot be read ({_first_line(error)}). Plan anew with nnU-Net 2.8"
         ) from None
+    residual = name == _RESIDUAL
+    stated = len(arguments.blocks) if arguments.blocks else 0
+    if stated != (len(arguments.strides) if residual else 0):
+        raise SpecError(
+            f"{path}: n_blocks_per_stage: found {arguments.n_blocks_per_stage} for {len(arguments.strides)} "
+            f"resolutions of {name}; expected a number for each of {_RESIDUAL}, and none of {_PLAIN}"
+        )
+    wanted = {_CONVOLUTIONS_UP} if residual else {_CONVOLUTIONS}
     for what, given, ok in (
-        ("convolutions of a resolution", sorted(arguments.convolutions), arguments.convolutions == {_CONVOLUTIONS}),
+        ("convolutions of a resolution", sorted(arguments.convolutions), arguments.convolutions == wanted),
         ("normalisation", arguments.norm_op, "InstanceNorm" in str(arguments.norm_op)),
         ("activation", arguments.nonlin, "LeakyReLU" in str(arguments.nonlin)),
         ("dropout", arguments.dropout_op, arguments.dropout_op is None),
     ):
         if not ok:
             raise SpecError(
-                f"{path}: {what}: found {given}, expected two convolutions, instance normalisation, LeakyReLU and no "
-                "dropout, as nnU-Net's default planner has them"
+                f"{path}: {what}: found {given}, expected {'one convolution' if residual else 'two convolutions'}, "
+                "instance normalisation, LeakyReLU and no dropout, as nnU-Net's planners have them"
             )
     return arguments
 
@@ -290,7 +307,7 @@ def _reasons(settings: dict[str, dict[str, Any]], configuration: str) -> list[Re
 
 def _remarks(found: _Configuration, arguments: _Arguments, modality: str) -> list[str]:
     remarks = []
-    if len({tuple(kernel) for kernel in arguments.kernel_sizes}) > 1:
+    if not arguments.blocks and len({tuple(kernel) for kernel in arguments.kernel_sizes}) > 1:
         remarks.append(
             "on the way up MONAI's DynUNet has the kernels of the next coarser resolution: where nnU-Net's do not "
             "reach along an axis, some of these do"

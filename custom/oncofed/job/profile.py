@@ -35,6 +35,7 @@ class ProfileRun:
         port: of the server; None takes a free one.
         keep: keep startup kits and FLARE's files.
         gpu_gib: memory of the smallest GPU of the sites in GiB, for the plan.
+        residual: plan a network with a residual encoder.
     """
 
     spec: ProfileJobSpec
@@ -45,6 +46,7 @@ class ProfileRun:
     port: int | None = None
     keep: bool = False
     gpu_gib: float = 8.0
+    residual: bool = False
 
     def execute(self) -> PlanFile:
         """Run the profile, and return the plan that ``plan.json`` holds.
@@ -71,6 +73,7 @@ class ProfileRun:
                 plan.dimensions,
                 self.gpu_gib,
                 classes=len(plan.classes) + 1 if plan.classes else 2,
+                residual=self.residual,
             )
         except ValueError as error:
             raise FederationError(str(error)) from None

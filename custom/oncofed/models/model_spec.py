@@ -17,6 +17,8 @@ from oncofed.models.weights import WeightLayout
 from oncofed.plugins import NETWORKS, Kind, Network, is_loaded
 from oncofed.settings import StrictModel
 
+# Networks that a plan makes: a step and a kernel of each axis, and coarser outputs.
+_PLANNED = ("dynunet", "residual_unet")
 # Parts of argument names: those that make a network download weights, and those that make it open a file if the
 # value is text (drop_path_rate is a number).
 _FETCHES, _OPENS = ("pretrain", "url", "weights"), ("path", "file")
@@ -92,10 +94,12 @@ class ModelSpec(StrictModel):
     strides: tuple[_Stride, ...] | None = Field(
         None,
         description="step of each resolution along each axis, finest first, as the job's plan proposes for grids whose "
-        "axes differ (dynunet); null: 1, then 2 for each further one",
+        "axes differ (dynunet, residual_unet); null: 1, then 2 for each further one",
     )
     kernel_size: tuple[_Kernel, ...] | None = Field(
-        None, description="side of the convolutions of each resolution along each axis, 1 or 3 (dynunet); null: 3"
+        None,
+        description="side of the convolutions of each resolution along each axis, 1 or 3 (dynunet, residual_unet); "
+        "null: 3",
     )
     bundle: str | None = Field(
         None, description="network bundle: folder of a MONAI bundle that server and sites have under this path"
@@ -105,7 +109,9 @@ class ModelSpec(StrictModel):
     )
     residual_units: int = Field(2, ge=0, le=4, description="convolutions with a skip at each resolution (unet)")
     norm: Literal["instance", "group", "batch"] | None = Field(None, description="null: the network's own, never batch")
-    deep_supervision: int = Field(0, ge=0, le=4, description="coarser outputs that are learned from too (dynunet)")
+    deep_supervision: int = Field(
+        0, ge=0, le=4, description="coarser outputs that are learned from too (dynunet, residual_unet)"
+    )
     fusion: Fusion = Field(
         "concat",
         description="how the table's columns (data.covariates) join the image's features; film: they scale and shift "
@@ -167,8 +173,8 @@ class ModelSpec(StrictModel):
             raise ValueError("network: bundle and bundle: FOLDER go together")
         if self.norm == "instance" and self.network in {"resnet18", "resnet50", "hovernet"}:
             raise ValueError(f"{self.network} is normalised by group or batch")
-        if self.deep_supervision and self.network != "dynunet":
-            raise ValueError("deep_supervision is dynunet's; leave it at 0")
+        if self.deep_supervision and self.network not in _PLANNED:
+            raise ValueError(f"deep_supervision is of {' and '.join(_PLANNED)}; leave it at 0")
         self._require_resolutions(len(channels))
         if self.deep_supervision > max(len(channels) - 2, 0):
             raise ValueError(f"deep_supervision is {self.deep_supervision}, expected at most {len(channels) - 2}")
@@ -184,8 +190,8 @@ class ModelSpec(StrictModel):
             stated = getattr(self, name)
             if stated is None:
                 continue
-            if self.network != "dynunet":
-                raise ValueError(f"{name} is dynunet's; leave it out")
+            if self.network not in _PLANNED:
+                raise ValueError(f"{name} is of {' and '.join(_PLANNED)}; leave it out")
             if len(stated) != levels or len({len(axes) for axes in stated}) > 1:
                 raise ValueError(
                     f"{name} has {len(stated)} entries, expected {levels}, one for each of channels, each with a "

@@ -225,6 +225,20 @@ def _dynunet(request: NetworkRequest) -> dict[str, Any]:
     return config
 
 
+def _residual_unet(request: NetworkRequest) -> dict[str, Any]:
+    spec = request.spec
+    return {
+        "_target_": "oncofed.models.residual_unet.ResidualUNet",
+        **_channels(request),
+        "spatial_dims": request.dimensions,
+        "channels": list(spec.feature_maps),
+        "strides": [list(stride) for stride in spec.strides] if spec.strides else None,
+        "kernel_size": [list(kernel) for kernel in spec.kernel_size] if spec.kernel_size else None,
+        "deep_supervision": spec.deep_supervision,
+        "norm": request.norm,
+    }
+
+
 def _segresnet(request: NetworkRequest) -> dict[str, Any]:
     levels = len(request.spec.feature_maps)
     return {
@@ -327,6 +341,7 @@ def _retinanet(request: NetworkRequest) -> dict[str, Any]:
 for _network in (
     Network("unet", "dense", _unet, (16, 32, 64, 128), "instance"),
     Network("dynunet", "dense", _dynunet, (32, 64, 128, 256, 320), "instance"),
+    Network("residual_unet", "dense", _residual_unet, (32, 64, 128, 256, 320), "instance"),
     Network("segresnet", "dense", _segresnet, (16, 32, 64, 128)),
     Network("swinunetr", "dense", _swin_unetr, norm="instance", divisor=32),
     Network("hovernet", "dense", _hovernet, divisor=256, dimensions=(2,)),

@@ -3,6 +3,7 @@
 nnU-Net's ``PlainConvUNet`` and MONAI's ``DynUNet`` with ``trans_bias`` compute the same. What differs: names; the order
 of the axes, for nnU-Net reads files backwards; a bias before an instance norm, which changes nothing and is left out;
 and kernels on the way up, which DynUNet takes from the next coarser resolution: smaller ones are filled up with zeros.
+Its ``ResidualEncoderUNet`` is ``ResidualUNet`` here, by the same names.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from oncofed.errors import SpecError
 from oncofed.models.weights import Weights
 
 _CONVOLUTION = re.compile(r"convs\.(\d+)\.(conv|norm)\.(weight|bias)$")
-_OUTPUTS = ("output_block.", "deep_supervision_heads.")
+_OUTPUTS = ("output_block.", "deep_supervision_heads.", "decoder.seg_layers.")
+_PLAIN, _RESIDUAL = "encoder.stages.0.0.convs.0.conv.weight", "encoder.stages.0.blocks.0.conv1.conv.weight"
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -47,6 +49,11 @@ class NnunetCheckpoint:
     labels: dict[str, Any]
 
     @property
+    def residual(self) -> bool:
+        """Whether its encoder is residual."""
+        return _RESIDUAL in self.weights
+
+    @property
     def levels(self) -> int:
         """Number of resolutions."""
         return 1 + sum(name.endswith(".weight") for name in self.weights if name.startswith("decoder.transpconvs."))
@@ -56,7 +63,7 @@ def read_checkpoint(path: Path) -> NnunetCheckpoint:
     """Read ``checkpoint_final.pth``, running none of its code.
 
     Raises:
-        SpecError: it is no checkpoint of nnU-Net, holds code, or its network is no ``PlainConvUNet``.
+        SpecError: it is no checkpoint of nnU-Net, holds code, or is of a network that no job can build.
     """
     contents = _unpickled(path)
     stored = contents.get("network_weights") if isinstance(contents, Mapping) else None
@@ -65,10 +72,10 @@ def read_checkpoint(path: Path) -> NnunetCheckpoint:
             f"{path}: no network_weights in it. Expected a checkpoint of nnU-Net 2, such as fold_0/checkpoint_final.pth"
         )
     weights = {_plain(str(name)): value.detach() for name, value in stored.items()}
-    if "encoder.stages.0.0.convs.0.conv.weight" not in weights or "decoder.transpconvs.0.weight" not in weights:
+    if not {_PLAIN, _RESIDUAL} & set(weights) or "decoder.transpconvs.0.weight" not in weights:
         raise SpecError(
-            f"{path}: its network is no PlainConvUNet (first tensor: {next(iter(weights), 'none')}); residual encoders "
-            "and other trainers' networks cannot be converted"
+            f"{path}: its network is no PlainConvUNet and no ResidualEncoderUNet (first tensor: "
+            f"{next(iter(weights), 'none')}); other trainers' networks cannot be converted"
         )
     arguments = contents.get("init_args")
     arguments = arguments if isinstance(arguments, Mapping) else {}
@@ -131,16 +138,17 @@ def _unpickled(path: Path) -> Any:
         raise SpecError(f"{path}: not in PyTorch's format, or cut short. Copy the file again") from None
 
 
-def dynunet_weights(
+def converted_weights(
     checkpoint: NnunetCheckpoint, axes: Sequence[int], outputs: Sequence[int] | None, network: Weights
 ) -> tuple[Weights, list[str]]:
-    """Return a checkpoint's weights as a DynUNet's.
+    """Return a checkpoint's weights as a DynUNet's, or a ResidualUNet's.
 
     Args:
         checkpoint: of nnU-Net.
         axes: which of nnU-Net's axes is the job's first, second, third.
         outputs: which of the checkpoint's outputs is the job's first, second …; None: they are others.
-        network: the DynUNet's own weights, with ``trans_bias``; those of its outputs stay where they are others.
+        network: the network's own weights, a DynUNet's with ``trans_bias``; those of its outputs stay where they are
+            others.
 
     Returns:
         All of the network's weights, and the names of those that stayed.
@@ -150,7 +158,7 @@ def dynunet_weights(
     """
     converted = {}
     for name, values in checkpoint.weights.items():
-        new = _renamed(name, checkpoint.levels)
+        new = name if checkpoint.residual else _renamed(name, checkpoint.levels)
         if new:
             along = values.permute(0, 1, *(2 + axis for axis in axes)) if values.ndim == len(axes) + 2 else values
             converted[new] = along.contiguous().clone()

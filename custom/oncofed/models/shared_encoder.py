@@ -9,6 +9,8 @@ from monai.networks.layers import SkipConnection
 from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import Tensor, nn
 
+from oncofed.models.residual_unet import ResidualUNet
+
 # Figures of each feature over an image: its mean and its largest value. Instance normalisation leaves a mean of zero
 # before the last activation, so that the mean alone says little.
 POOLED = 2
@@ -73,10 +75,17 @@ def _of_segresnet(network: nn.Module, image: Tensor) -> Tensor:
     return found
 
 
+def _of_residual_unet(network: nn.Module, image: Tensor) -> Tensor:
+    assert isinstance(network, ResidualUNet)
+    found: list[Tensor] = network.encoder(image)
+    return found[-1]
+
+
 _ENCODERS: Mapping[type[nn.Module], Callable[[nn.Module, Tensor], Tensor]] = {
     UNet: _of_unet,
     DynUNet: _of_dynunet,
     SegResNet: _of_segresnet,
+    ResidualUNet: _of_residual_unet,
 }
 # Names of the networks whose encoder can be shared, as jobs write them.
-SHARED = ("unet", "dynunet", "segresnet")
+SHARED = ("unet", "dynunet", "segresnet", "residual_unet")

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-# MONAI's building blocks; the outermost of each is computed again in the backward pass.
+# MONAI's building blocks, and those of our own networks; the outermost of each is computed again in the backward pass.
 _BLOCKS = frozenset(
     {
         "BasicLayer",
@@ -29,6 +29,7 @@ _BLOCKS = frozenset(
         "UnetrBasicBlock",
         "UnetrUpBlock",
         "_DenseBlock",
+        "_ResidualBlock",
     }
 )
 

@@ -105,6 +105,17 @@ class BatchGradients:
         plainer: Form = "eager" if not self._task.compiles_loss else "compiled" if form == "replayed" else form
         self._loss: Loss = self._pack_loss or in_form(self._task.loss, plainer, self._deterministic)
 
+    def hold_teacher(self, network: nn.Module, build: Callable[[], nn.Module]) -> None:
+        """Hold a network's present weights as the teacher of the next batches.
+
+        Args:
+            network: whose weights they are.
+            build: returns another of its kind, on the same device.
+        """
+        if self.teacher is None:
+            self.teacher = build().requires_grad_(False).eval()
+        self.teacher.load_state_dict(network.state_dict())
+
     def compute(self, batch: Batch) -> Tensor:
         """Compute a batch's gradients, in place; return its mean loss.
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from oncofed.errors import StateError
 from oncofed.models.weights import load_weights, weights_of
+from oncofed.training.averaging import WeightAverage
 from oncofed.training.batch_gradients import BatchGradients
 from oncofed.training.checkpoint import (
     Tensors,
@@ -38,6 +39,7 @@ class Resumption:
         path: of the checkpoint; None: nothing is kept on disk.
         identity: of job, site and cases; a checkpoint of another is refused.
         network: that is trained.
+        average: of its weights over steps.
         optimizer: of its parameters.
         gradients: whose loss scale and micro-batch are kept.
         device: on which it trains.
@@ -54,12 +56,14 @@ class Resumption:
         path: Path | None,
         identity: str,
         network: nn.Module,
+        average: WeightAverage,
         optimizer: torch.optim.Optimizer,
         gradients: BatchGradients,
         device: torch.device,
     ) -> None:
         self._path, self._identity, self._device = path, identity, device
         self._network, self._optimizer, self._gradients = network, optimizer, gradients
+        self._average = average
         self.writer = CheckpointWriter(path, device.type == "cuda") if path else None
         self.loss_sum = LossSum()
         self.unfinished: str | None = None
@@ -118,6 +122,7 @@ class Resumption:
                 "beginning."
             )
         load_weights(self._network, without_prefix(tensors, "network"))
+        self._average.restore(without_prefix(tensors, "average"))
         restore_optimizer(self._optimizer, without_prefix(tensors, "optimizer"))
         self._gradients.scaler.load_state_dict(facts["scaler"])
         self._gradients.micro_batch = facts["micro_batch"]
@@ -136,6 +141,7 @@ class Resumption:
 
     def _state(self, steps_done: int, batches: Source, hook: GradientHook | None) -> tuple[Tensors, dict[str, Any]]:
         tensors = {f"network.{name}": value for name, value in weights_of(self._network).items()}
+        tensors |= {f"average.{name}": value for name, value in self._average.state().items()}
         tensors |= {f"optimizer.{name}": value for name, value in optimizer_tensors(self._optimizer).items()}
         tensors |= {f"batches.{name}": value for name, value in batches.state().items()}
         tensors["random.cpu"] = torch.get_rng_state()

@@ -37,6 +37,13 @@ class TrainingSpec(RenamedSettings):
     )
     warmup_steps: int = Field(20, ge=0, le=10_000, description="steps of linear warm-up at the start of the run")
     weight_decay: float = Field(1e-4, ge=0, le=1, description="of the optimizer")
+    ema_decay: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="a running mean of the weights over a site's steps, such as 0.99, is scored, sent and kept in "
+        "place of the last step's weights; each received model begins it anew; 0: none",
+    )
     gradient_clip: float = Field(1.0, gt=0, le=1000, description="largest norm of the gradient (L2)")
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on CUDA GPUs that have it, else float16; float32 on the CPU"

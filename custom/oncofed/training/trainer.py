@@ -24,7 +24,9 @@ from oncofed.errors import TrainingError
 from oncofed.models.weights import Weights, load_weights, weights_of
 from oncofed.tasks import Evaluation
 from oncofed.training.activation_checkpointing import checkpoint_blocks
+from oncofed.training.averaging import WeightAverage
 from oncofed.training.batch_gradients import BatchGradients
+from oncofed.training.checkpoint import Tensors
 from oncofed.training.damaged import DamagedSlides
 from oncofed.training.determinism import make_repeatable, use_deterministic_forms
 from oncofed.training.gradient_hook import GradientHook
@@ -91,11 +93,7 @@ class Trainer:
         make_repeatable(self._seed, plan.training.deterministic)
         self.network, layout = _network_on(self.device, plan)
         self._activations = overwriting_activations(self.network)
-        if plan.training.recompute_activations and not checkpoint_blocks(self.network):
-            _LOG.warning(
-                "%s has no blocks that can be computed twice: training.recompute_activations changes nothing",
-                plan.model.network,
-            )
+        _recompute(self.network, plan)
         self._transforms, loss = plan.build_extensions()
         with fitting("the optimizer's state"):
             self._optimizer = build_optimizer(plan.training, self.network)
@@ -113,6 +111,7 @@ class Trainer:
             cache=checkpoint.parent if checkpoint else None,
         )
         self.patient_gradients = private_gradients(plan, cases, self._gradients, self.network, group)
+        self._average = WeightAverage(self.network, plan.training.ema_decay)
         self._batches: Source | None = None
         self._training: PreparedCases | None = None
         self._validation = ValidationCache(self.task, cases.validation)
@@ -120,6 +119,7 @@ class Trainer:
             path=checkpoint,
             identity=_identity(plan, site, cases),
             network=self.network,
+            average=self._average,
             optimizer=self._optimizer,
             gradients=self._gradients,
             device=self.device,
@@ -128,10 +128,7 @@ class Trainer:
 
     @property
     def unfinished(self) -> str | None:
-        """The round to resume with ``train``, if any.
-
-        An earlier process ended in it, by the checkpoint, or it failed.
-        """
+        """The round to resume with ``train``, if any: an earlier process ended in it, or it failed."""
         return self._resumption.unfinished
 
     @property
@@ -140,9 +137,7 @@ class Trainer:
         return self._resumption.not_kept
 
     def prepare(self, progress: Callable[[int, int], None] | None = None) -> Source:
-        """Return the run's stream of batches.
-
-        The training cases are read once and kept.
+        """Return the run's stream of batches; training cases are read once and kept.
 
         Args:
             progress: called with (cases prepared, cases in all), where all are prepared before the first batch.
@@ -163,7 +158,7 @@ class Trainer:
             if self._group:
                 # The others wait at the GPUs' next exchange for minutes only.
                 self._group.meet()
-            self._take_patients()
+            self._take_agreed()
         return self._batches
 
     def patient_values(self) -> PatientValues:
@@ -173,15 +168,16 @@ class Trainer:
         assert training
         return patient_values(self.cases.train, self.plan.data, lambda case: training.of(case)["bags"])
 
-    def _take_patients(self) -> None:
+    def _take_agreed(self) -> None:
+        self.plan.data.take_agreed(weights_of(self.network))
         if self.plan.data.lacks_patients:
             self.plan.data.take_patients(self.patient_values())
 
     def load_weights(self, weights: Weights) -> None:
         """Replace the network's weights; the optimizer's state stays."""
         load_weights(self.network, weights)
-        self.plan.data.take_agreed(weights)
-        self._take_patients()
+        self._average.restart()
+        self._take_agreed()
 
     def begin_model(self) -> None:
         """Forget the optimizer's momentum, where the plan starts it anew with each model that a site receives."""
@@ -189,20 +185,23 @@ class Trainer:
             reset_state(self._optimizer)
 
     def weights(self) -> Weights:
-        """Return a copy of the network's weights on the CPU."""
-        return {name: value.detach().cpu().clone().contiguous() for name, value in weights_of(self.network).items()}
+        """Return a copy of the network's weights on the CPU, or of their mean over steps (``training.ema_decay``)."""
+        with self._average.in_place():
+            return _copies(self.network)
+
+    def halfway(self) -> tuple[Weights, Tensors]:
+        """Return copies of what ``go_back`` takes, to go on with an unfinished round after other weights."""
+        return _copies(self.network), {name: value.clone() for name, value in self._average.state().items()}
+
+    def go_back(self, halfway: tuple[Weights, Tensors]) -> None:
+        """Go on from the middle of a round."""
+        self.load_weights(halfway[0])
+        self._average.restore(halfway[1])
 
     def hold_as_teacher(self) -> None:
-        """Hold the present weights as the teacher of the next steps.
-
-        In a federation that is the model that a round starts from. Of a task that learns from none nothing is held.
-        """
-        if not self.task.learns_from_teacher:
-            return
-        if self._gradients.teacher is None:
-            self._gradients.teacher = _network_on(self.device, self.plan)[0].requires_grad_(False)
-        teacher = self._gradients.teacher.eval()
-        teacher.load_state_dict(self.network.state_dict())
+        """Hold the weights that a round starts from as the teacher of its steps, where the task learns from one."""
+        if self.task.learns_from_teacher:
+            self._gradients.hold_teacher(self.network, lambda: _network_on(self.device, self.plan)[0])
 
     def train(
         self,
@@ -272,7 +271,9 @@ class Trainer:
         overwrite(self._activations, True)
         held = self._validation.prepared(cases, self._training.promised if self._training else 0, progress)
         aside = self.damaged.set_aside if self.task.reads_slides else None
-        return self.task.evaluate(self.network, cases, self.device, detailed, should_stop, held, progress, keep, aside)
+        scored = (self.network, cases, self.device, detailed, should_stop, held, progress, keep, aside)
+        with self._average.in_place():
+            return self.task.evaluate(*scored)
 
     def settle(self) -> None:
         """Wait until the last checkpoint is on disk.
@@ -340,6 +341,7 @@ class Trainer:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.plan.training.gradient_clip)
             scaler.step(self._optimizer)
             scaler.update()
+            self._average.update()
         self.steps_done += 1
         return self._group.mean(loss) if self._group else loss
 
@@ -408,6 +410,19 @@ def _network_on(device: torch.device, plan: Plan) -> tuple[nn.Module, torch.memo
     # Weights keep their names and values.
     layout = memory_format(network, plan.data.dimensions)
     return network.to(memory_format=layout), layout  # type: ignore[call-overload]
+
+
+def _recompute(network: nn.Module, plan: Plan) -> None:
+    """Have activations computed again in the backward pass, where the plan asks for it and the network can."""
+    if plan.training.recompute_activations and not checkpoint_blocks(network):
+        _LOG.warning(
+            "%s has no blocks that can be computed twice: training.recompute_activations changes nothing",
+            plan.model.network,
+        )
+
+
+def _copies(network: nn.Module) -> Weights:
+    return {name: value.detach().cpu().clone().contiguous() for name, value in weights_of(network).items()}
 
 
 def _identity(plan: Plan, site: str, cases: Cases) -> str:

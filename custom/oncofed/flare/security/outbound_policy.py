@@ -97,11 +97,9 @@ class OutboundPolicy:
         self._ends, self._sent = ends, sent
         self._exchange = federation.exchange
         self._algorithm = federation.algorithm()
-        self._classes = plan.task.figure_names
-        self._metrics = metrics_that_may_leave(plan.task)
+        self._classes, self._metrics = plan.task.figure_names, metrics_that_may_leave(plan.task)
         self._lowest = task_class(plan.task.type).lowest_metric
-        self._targets = sums_that_may_leave(plan.task)
-        self._attention = attention_may_leave(plan.task)
+        self._targets, self._attention = sums_that_may_leave(plan.task), attention_may_leave(plan.task)
         self._bins, self._covariates = bins_of(plan.data), numbers_of(plan.data.agreed_columns)
         self._slides = plan.data.may_be_slides
         self._combat = plan.sums_form if plan.data.harmonization.groups else None
@@ -111,8 +109,7 @@ class OutboundPolicy:
         self._like: Weights = layout.sent
         self._extra: Weights = self._algorithm.from_clients(layout)
         self._sums = federation.secure_aggregation is not None
-        self._form = score_form(plan, federation)
-        self._sums_scores = federation.sums_scores
+        self._form, self._sums_scores = score_form(plan, federation), federation.sums_scores
         self.masked = MaskedSteps(own, *_forms(plan, federation, layout), bits=federation.bits)
         self._last_masked = ""
         self._norm = 0.0
