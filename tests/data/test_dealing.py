@@ -7,6 +7,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -136,6 +137,8 @@ class Target:
 
     width = 1
     names: tuple[str, ...] = ()
+    meaning = ""
+    meanings: ClassVar[dict[str, str]] = {}
 
     def __init__(self, name: str, kind: str) -> None:
         self.name, self.kind = name, kind

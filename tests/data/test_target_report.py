@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -29,6 +29,8 @@ class Wanted:
     """A job's target, as far as the data side knows it."""
 
     width = 1
+    meaning = ""
+    meanings: ClassVar[dict[str, str]] = {}
 
     def __init__(self, name: str, kind: str, names: Sequence[str] = ()) -> None:
         self.name, self.kind, self.names = name, kind, tuple(names)

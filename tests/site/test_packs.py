@@ -53,7 +53,7 @@ def _packed(run: Callable[..., Outcome], package: Path, job: Path, running: Lab)
 def _ended(running: Lab, spec: JobSpec) -> RunProgress:
     running.submit(spec)
     return running.wait(
-        lambda state: bool(state.finished or state.failed or len(excluded(state)) == 2), "the job ends", 90
+        lambda state: bool(state.finished or state.failed or len(excluded(state)) == 2), "the job ends", 300
     )
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from oncofed.atomic import write_whole
 from oncofed.data.downloads import Download, read_small
 from oncofed.errors import DataError
+from oncofed.settings import first_problem
 
 ZENODO = "https://zenodo.org"
 KEPT = "MD5SUMS"
@@ -142,10 +143,8 @@ def _read(record: int, folder: Path) -> dict[str, _File]:
     try:
         answer = _Record.model_validate_json(read_small(url, _MOST_BYTES, advice))
     except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(map(str, fault["loc"])) or "the answer"
         raise DataError(
-            f"{url}: {where}: {fault['msg']}; expected JSON with key, size and checksum (md5:…) of each file. Give the "
+            f"{url}: {first_problem(error)}; expected JSON with key, size and checksum (md5:…) of each file. Give the "
             "checksums yourself with --checksums FILE once it answers again."
         ) from None
     return {file.key: file for file in answer.files}

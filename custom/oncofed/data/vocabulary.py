@@ -109,7 +109,7 @@ def read_vocabulary(file: Path) -> Vocabulary:
     try:
         return Vocabulary.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        why = first_problem(error) if isinstance(error, ValidationError) else type(error).__name__
+        why = first_problem(error) if isinstance(error, ValidationError) else "it is missing, or no JSON"
         raise DataError(f"{file}: cannot be read ({why}), expected a file of oncofed data vocabulary --out") from None
 
 
