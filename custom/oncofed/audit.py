@@ -26,6 +26,7 @@ AUDIT_FILE = Path("audit") / "audit.jsonl"
 ADMITTED, REFUSED, LEFT, HELD_BACK = "job admitted", "job refused", "message left", "message held back"
 RECEIVED, MASKED, CHARGED = "code received", "update masked", "privacy charged"
 ANCHORED = "a site's last line"
+RESTORED = "put back from a backup"
 LET_IN, COMMANDED = "let in", "command"
 
 _FIRST = "0" * 64

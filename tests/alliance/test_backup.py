@@ -14,20 +14,21 @@ import psutil
 import pyrage
 import pytest
 
-from commands import left_running, oncofed, wait_for
+from commands import left_running, oncofed, started, wait_for
 from oncofed.alliance import backup
 from oncofed.alliance.authority import Authority
-from oncofed.alliance.backup import RESTORED, back_up, new_key, restore
+from oncofed.alliance.backup import back_up, new_key, restore
 from oncofed.alliance.contents import add_contents
 from oncofed.alliance.kits import provision
 from oncofed.alliance.sealing import sign_folder
 from oncofed.alliance.spec import AllianceSpec
-from oncofed.audit import ANCHORED, LEFT, AuditLog
+from oncofed.audit import ANCHORED, LEFT, RESTORED, AuditLog
+from oncofed.client.secure_aggregation import SUMS_FILE
 from oncofed.errors import AllianceError, PolicyError
 from oncofed.loopback import free_port
 from oncofed.privacy.accountant import Event
 from oncofed.privacy.ledger import Charge, Ledger, Limits
-from oncofed.site.auditing import site_anchors
+from oncofed.site.auditing import exported_anchors
 from oncofed.site.service import is_connected, service_state
 
 
@@ -191,6 +192,43 @@ def test_files_that_change_meanwhile_fit_together(kits: dict[str, Path], tmp_pat
         thread.join()
 
 
+def test_a_backup_of_a_site_that_reveals_once_keeps_it_out_of_the_jobs_sums(
+    kits: dict[str, Path], tmp_path: Path
+) -> None:
+    state = kits["east"] / "oncofed" / "j1" / SUMS_FILE
+    state.parent.mkdir(parents=True)
+    state.write_text("{}")
+    back_up(kits["east"], tmp_path / "b.age", [new_key(tmp_path / "key")])
+    restore(tmp_path / "b.age", tmp_path / "back", tmp_path / "key")
+    with pytest.raises(ValueError, match="Expecting value"):  # as that of a job whose state is broken: it stays out
+        json.loads((tmp_path / "back" / "oncofed" / "j1" / SUMS_FILE).read_text())
+
+
+def test_a_missing_backup_is_named(tmp_path: Path) -> None:
+    new_key(tmp_path / "key")
+    with pytest.raises(AllianceError, match="is missing, or no file"):
+        restore(tmp_path / "missing.age", tmp_path / "back", tmp_path / "key")
+
+
+def test_a_command_that_is_stopped_leaves_nothing(kits: dict[str, Path], tmp_path: Path) -> None:
+    big = kits["east"] / "oncofed" / "j1" / "model.safetensors"
+    big.parent.mkdir(parents=True)
+    with big.open("wb") as file:
+        file.truncate(3 << 30)  # a sparse file: some seconds to encrypt
+    out, key = tmp_path / "b.age", tmp_path / "key"
+    with started("site", "backup", out, "--folder", kits["east"], "--new-key", key, log=tmp_path / "log") as process:
+        wait_for(out.with_name("b.age.unfinished").exists, "it writes")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(("b.age", "key"))] == []
+    assert list(kits["east"].glob(".backup.*")) == []
+    # Of one that was killed the next one removes the links.
+    (kits["east"] / ".backup.999999999.x").mkdir()
+    big.unlink()
+    back_up(kits["east"], out, [new_key(key)])
+    assert list(kits["east"].glob(".backup.*")) == []
+
+
 def _charge(job: str) -> Charge:
     return Charge(job, "salt", "digest", Event(1.2, 0.08, 30), frozenset({"a", "b"}))
 
@@ -201,24 +239,43 @@ def test_no_patient_has_budget_anew_because_of_a_backup(kits: dict[str, Path], t
     back_up(kits["east"], tmp_path / "b.age", [new_key(tmp_path / "key")])
     AuditLog(kits["east"]).write(LEFT, "eng@x.org", job="j2", bytes=10)  # what the backup does not know
     later = AuditLog(kits["east"]).write(LEFT, "eng@x.org", job="j2", bytes=10)
-    again = tmp_path / "again"
+    again, anchors, server = tmp_path / "again", tmp_path / "anchors.json", AuditLog(kits["localhost"])
+    server.write(ANCHORED, "east", anchor=str(later))
+    anchors.write_text(json.dumps(exported_anchors(kits["localhost"]) | {"_exported": "2020-01-01T00:00:00+00:00"}))
     restore(tmp_path / "b.age", again, tmp_path / "key")
     ledger = Ledger(again)
-    ledger.charge(_charge("j1"), Limits(1e-5), "eng@x.org")  # a job that was charged before goes on
-    with pytest.raises(PolicyError, match="its admin has not confirmed it"):
-        ledger.charge(_charge("j3"), Limits(1e-5), "eng@x.org")
+    for name in ("j1", "j3"):  # of the one it is not known how many steps left since, of the other not who can pay
+        with pytest.raises(PolicyError, match="its admin has not confirmed it"):
+            ledger.charge(_charge(name), Limits(1e-5), "eng@x.org")
+    assert ledger.settle("j1", 3, "eng@x.org") is None
 
-    # The server knows a line that the backup lacks.
-    anchors = tmp_path / "anchors.json"
-    AuditLog(kits["localhost"]).write(ANCHORED, "east", anchor=str(later))
-    anchors.write_text(json.dumps(site_anchors(kits["localhost"])))
-    done = oncofed("site", "budget", "confirm", "--folder", again, "--anchors", anchors, home=tmp_path)
-    assert (done.returncode, "the server knows of lines after the backup" in done.stderr) == (3, True)
+    def confirm(*more: str | Path) -> tuple[int, str]:
+        done = oncofed("site", "budget", "confirm", "--folder", again, *more, home=tmp_path)
+        return done.returncode, done.stderr
+
+    status, said = confirm("--anchors", anchors)
+    assert (status, "ask the server's admin for a new one" in said) == (3, True)
+    anchors.write_text(json.dumps(exported_anchors(kits["localhost"])))
+    status, said = confirm("--anchors", anchors)
+    assert (status, "the server knows of lines after the backup" in said) == (3, True)
+    # A message of the site that was put back hides nothing: the server tells both ends.
+    server.write(ANCHORED, "east", anchor=str(AuditLog(again).write(LEFT, "eng@x.org", job="j4", bytes=10)))
+    anchors.write_text(json.dumps(exported_anchors(kits["localhost"])))
+    status, said = confirm("--anchors", anchors)
+    assert (status, "the server knows of lines after the backup" in said) == (3, True)
+    server.write(RESTORED)
+    anchors.write_text(json.dumps(exported_anchors(kits["localhost"])))
+    status, said = confirm("--anchors", anchors)
+    assert (status, "the server was put back as well" in said) == (3, True)
     done = oncofed("site", "budget", "confirm", "--folder", again, home=tmp_path)
     assert (done.returncode, "expected --anchors FILE" in done.stderr) == (2, True)
     done = oncofed("site", "budget", "confirm", "--folder", again, "--reason", "j2 was not private", home=tmp_path)
     assert done.returncode == 0, done.stderr
     ledger.charge(_charge("j3"), Limits(1e-5), "eng@x.org")
+    with pytest.raises(PolicyError, match="how many of its steps left"):
+        ledger.charge(_charge("j1"), Limits(1e-5), "eng@x.org")
+    assert ledger.settle("j1", 3, "eng@x.org") is None
+    assert ledger.charges()["j1"].event.steps == 30, "the whole charge stays"
     assert AuditLog(again).verify()[0] == []
     assert "j2 was not private" in (again / "audit" / "audit.jsonl").read_text()
 

@@ -23,20 +23,23 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+import psutil
 import pyrage
 
 from oncofed import __version__
 from oncofed.alliance.facts import KIT_FILE, read_facts
-from oncofed.audit import AuditLog
+from oncofed.audit import RESTORED, AuditLog
+from oncofed.client.secure_aggregation import SUMS_FILE
 from oncofed.errors import AllianceError
+from oncofed.flare.folders import STATE_FOLDER
 from oncofed.privacy.ledger import note_restored
-from oncofed.private_files import open_private
+from oncofed.private_files import open_private, write_private
 
 SCHEMA = 1
-RESTORED = "put back from a backup"
 _ABOUT_FILE = "backup.json"
 # Made anew by the service, and of no use on another machine.
 _LEFT_OUT = frozenset({"tmp", "run", "__pycache__"})
+_LINKS = ".backup."  # folder of a backup that is being taken, with its process's id
 _UNFINISHED = ".unfinished"
 # Grow by lines; others are replaced whole.
 _GROWING = re.compile(r"\.(log|jsonl)(\.\d+)?$|^log\w*\.(txt|json)(\.\d+)?$")
@@ -106,12 +109,15 @@ def back_up(folder: Path, out: Path, recipients: Sequence[str]) -> BackedUp:
         raise AllianceError(f"{out} lies in what is backed up. Name a file elsewhere, best on another machine's disk.")
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(out.name + _UNFINISHED)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.backup.") as temporary:
+    _remove_left_links(folder)
+    # In the folder itself: hard links stay on one disk, and whoever may write there may back it up.
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{_LINKS}{os.getpid()}.") as temporary:
         moment = _moment(folder, Path(temporary))
         about = _about(folder, moment)
         try:
             with open(unfinished, "wb", opener=open_private) as sealed, _written(about, moment) as tar:
-                pyrage.encrypt_io(tar, sealed, keys)
+                with _interruptible(tar) as source:
+                    pyrage.encrypt_io(source, sealed, keys)
                 sealed.flush()
                 os.fsync(sealed.fileno())
             unfinished.rename(out)
@@ -144,11 +150,21 @@ def restore(file: Path, folder: Path, identity: Path) -> BackedUp:
         if about.kind != "alliance":
             if about.kind == "site":
                 note_restored(place, about.made)
+                _stay_out_of_sums(place)
             AuditLog(place).write(RESTORED, made=about.made, by=about.oncofed)
         if folder.exists():
             folder.rmdir()
         place.rename(folder)
     return about
+
+
+def _stay_out_of_sums(place: Path) -> None:
+    """Have a site stay out of secure aggregation in jobs that ran.
+
+    What it revealed after the backup is not known, and it reveals once for each model.
+    """
+    for state in (place / STATE_FOLDER).glob(f"*/{SUMS_FILE}"):
+        write_private(state, b"put back from a backup")
 
 
 @dataclass(frozen=True)
@@ -159,6 +175,13 @@ class _File:
     path: Path
     size: int
     mode: int
+
+
+def _remove_left_links(folder: Path) -> None:
+    """Remove the links of backups whose process was killed."""
+    for left in folder.glob(f"{_LINKS}*"):
+        if not psutil.pid_exists(int(left.name.split(".")[2])):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _moment(folder: Path, links: Path) -> list[_File]:
@@ -179,7 +202,7 @@ def _paths(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """Yield a folder's files in order of their names: the audit log before the ledger that it speaks of."""
     for place, folders, names in os.walk(folder):
         if Path(place) == folder:
-            folders[:] = [name for name in folders if name not in _LEFT_OUT]
+            folders[:] = [name for name in folders if name not in _LEFT_OUT and not name.startswith(_LINKS)]
         folders.sort()
         for name in sorted(names):
             path = Path(place) / name
@@ -276,6 +299,43 @@ def _written(about: BackedUp, moment: Sequence[_File]) -> Iterator[IO[bytes]]:
         raise problems[0]
 
 
+class _Stream:
+    """A file for age's library, which turns Ctrl-C into an error of its own."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.interrupted: BaseException | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._file.read(size)
+        except BaseException as error:
+            self.interrupted = error
+            raise
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self._file.write(content)
+        except BaseException as error:
+            self.interrupted = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+@contextlib.contextmanager
+def _interruptible(file: IO[bytes]) -> Iterator[_Stream]:
+    """Yield a stream for age's library; raise what a signal's handler raised in it."""
+    stream = _Stream(file)
+    try:
+        yield stream
+    except Exception:
+        if isinstance(stream.interrupted, KeyboardInterrupt | SystemExit):
+            raise stream.interrupted from None
+        raise
+
+
 def _add(tar: tarfile.TarFile, name: str, size: int, mode: int, content: IO[bytes]) -> None:
     entry = tarfile.TarInfo(name)
     entry.size, entry.mode = size, mode
@@ -284,6 +344,8 @@ def _add(tar: tarfile.TarFile, name: str, size: int, mode: int, content: IO[byte
 
 def _unpacked(file: Path, identity: Path, place: Path) -> BackedUp:
     keys = _identities(identity)
+    if not file.is_file():
+        raise AllianceError(f"{file} is missing, or no file. Expected a backup")
     ours, theirs = os.pipe()
     found: list[BackedUp | BaseException] = []
 
@@ -299,8 +361,8 @@ def _unpacked(file: Path, identity: Path, place: Path) -> BackedUp:
     thread = threading.Thread(target=read, name="restore")
     thread.start()
     try:
-        with file.open("rb") as sealed, os.fdopen(theirs, "wb") as pipe:
-            pyrage.decrypt_io(sealed, pipe, keys)
+        with os.fdopen(theirs, "wb") as pipe, file.open("rb") as sealed, _interruptible(pipe) as target:
+            pyrage.decrypt_io(sealed, target, keys)
     except (pyrage.DecryptError, OSError) as error:
         why = (
             error.strerror if isinstance(error, OSError) and error.strerror else f"{identity} does not open it, or it "
@@ -312,6 +374,8 @@ def _unpacked(file: Path, identity: Path, place: Path) -> BackedUp:
     (outcome,) = found
     if isinstance(outcome, AllianceError):
         raise outcome
+    if isinstance(outcome, OSError) and outcome.errno:
+        raise AllianceError(f"{place.parent.parent}: {outcome.strerror}. Nothing was put back.") from None
     if isinstance(outcome, BaseException):
         raise AllianceError(f"{file} holds no whole backup ({type(outcome).__name__}). Nothing was put back.") from None
     return outcome

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.filesize import decimal
 
-from oncofed.alliance.backup import BackedUp
+from oncofed.cli.common import ended_by_signals
+from oncofed.errors import SpecError
+
+if TYPE_CHECKING:
+    from oncofed.alliance.backup import BackedUp
 
 Recipients = Annotated[
     list[str] | None,
@@ -19,7 +23,7 @@ NewKey = Annotated[
     typer.Option("--new-key", help="Write a new age key to this file and encrypt for it. Keep it on another machine."),
 ]
 Identity = Annotated[Path, typer.Option("--identity", help="File with the age key (AGE-SECRET-KEY-...) that opens it.")]
-Out = Annotated[Path, typer.Argument(help="The file to write, such as east-2027-01-31.backup.age.")]
+Out = Annotated[Path, typer.Argument(help="The file to write, such as 2027-01-31.backup.age.")]
 File = Annotated[Path, typer.Argument(help="The backup.")]
 
 
@@ -31,8 +35,16 @@ def write_backup(folder: Path, out: Path, recipients: list[str] | None, new_key:
     """
     from oncofed.alliance import backup
 
+    if new_key and new_key.resolve().is_relative_to(folder.resolve()):
+        raise SpecError(f"--new-key {new_key} lies in what is backed up: keep it elsewhere, best on another machine")
     keys = [*(recipients or []), *([backup.new_key(new_key)] if new_key else [])]
-    made = backup.back_up(folder.resolve(), out, keys)
+    try:
+        with ended_by_signals():
+            made = backup.back_up(folder.resolve(), out, keys)
+    except BaseException:
+        if new_key:  # it opens nothing, and another try makes it anew
+            new_key.unlink(missing_ok=True)
+        raise
     typer.echo(f"{out}: {_shown(made)}, {decimal(out.stat().st_size)} encrypted")
     if new_key:
         typer.echo(
@@ -48,7 +60,8 @@ def put_back(file: Path, folder: Path, identity: Path) -> BackedUp:
     """
     from oncofed.alliance import backup
 
-    made = backup.restore(file, folder, identity)
+    with ended_by_signals():
+        made = backup.restore(file, folder, identity)
     typer.echo(f"{folder}: {_shown(made)}, as it was on {made.made.replace('T', ' at ')}")
     return made
 

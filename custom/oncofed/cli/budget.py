@@ -73,20 +73,21 @@ def confirm(
 ) -> None:
     """After a backup was put back: compare the audit log with the server's last line of it, and take charges again."""
     from oncofed.privacy.ledger import Ledger
-    from oncofed.site.auditing import verify
+    from oncofed.site.auditing import require_later, verify
 
     ledger = Ledger(folder)
-    made = ledger.restored()
-    if not made:
+    found = ledger.restored()
+    if not found:
         raise SpecError(f"{folder}: its ledger was not put back from a backup, or that is confirmed already")
     if not anchors and not reason.strip():
         raise SpecError("expected --anchors FILE, from the server's admin, or --reason TEXT")
     if anchors:
+        require_later(anchors, found)
         problems, _ = verify(folder, anchors)
         if problems:
             raise PolicyError(
-                f"the server knows of lines after the backup of {made}: {problems[0].what}. What patients spent in "
-                "them is not known. Put a later backup back, or say with --reason why it is right all the same"
+                f"the server knows of lines after the backup of {found.made}: {problems[0].what}. What patients spent "
+                "in them is not known. Put a later backup back, or say with --reason why it is right all the same"
             )
     ledger.confirm(reason.strip() or "the server's last line is in the audit log")
     typer.echo(f"{folder}: its ledger takes charges again")

@@ -197,9 +197,9 @@ def show_anchors(
     out: Annotated[Path | None, typer.Option("--out", help="File to write; else they are printed.")] = None,
 ) -> None:
     """At the server: the last known line of each site's log, for verify --anchors at the site."""
-    from oncofed.site.auditing import site_anchors
+    from oncofed.site.auditing import exported_anchors
 
-    text = jsonlib.dumps(site_anchors(folder), indent=2)
+    text = jsonlib.dumps(exported_anchors(folder), indent=2)
     if out is None:
         typer.echo(text)
     else:

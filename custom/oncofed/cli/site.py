@@ -298,7 +298,7 @@ def restore(
     made = backup.put_back(file, out, identity)
     if Ledger(out).restored():
         typer.echo(
-            "What patients spent after that is not known: no further job with differential privacy runs before\n"
+            "What patients spent after that is not known: no job with differential privacy runs before\n"
             f"  oncofed site budget confirm --folder {out} --anchors FILE"
         )
     typer.echo(

@@ -63,7 +63,7 @@ from oncofed.privacy.summed_scores import SCORES as OF_SCORES
 from oncofed.privacy.summed_scores import ScoreForm
 from oncofed.training.shared_noise import SharedNoise
 
-_FILE = "secure_aggregation.json"
+SUMS_FILE = "secure_aggregation.json"
 # What any release wrote into it.
 _REMEMBERED = {"participant", "sums", "base"}
 _MOST_PEERS = 1000
@@ -139,7 +139,7 @@ class MaskedUpdates:
     ) -> None:
         self._site, self._trained, self._noise, self._form = identity.site, layout.trained, noise, scores
         self._federation, self._algorithm = federation, federation.algorithm()
-        self._path = folder / _FILE
+        self._path = folder / SUMS_FILE
         self._rules = Rules(
             minimum_sites=federation.smallest_roster or FEWEST_SITES,
             lost=federation.lost,

@@ -17,7 +17,8 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from oncofed.private_files import open_private, write_private
 LEDGER_FILE = Path("audit") / "ledger.jsonl"
 _PATIENTS_FOLDER = Path("audit") / "patients"
 _CHARGED, _SETTLED = "charged", "settled"
-_RESTORED_FILE = Path("audit") / "restored"
+_RESTORED_FILE, _BEGUN_FILE = Path("audit") / "restored.json", Path("audit") / "begun_before_restore.json"
 CONFIRMED = "ledger confirmed"
 
 
@@ -48,6 +49,19 @@ class Limits:
     delta: float
     a_job: float | None = None
     a_patient: float | None = None
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A ledger that was put back from a backup.
+
+    Attributes:
+        made: when the backup was made, in UTC.
+        at: when it was put back.
+    """
+
+    made: str
+    at: str
 
 
 @dataclass(frozen=True)
@@ -148,8 +162,7 @@ class Ledger:
         with self._held():
             charges = self.charges()
             charged = charges.pop(charge.job, None)
-            if not charged:
-                self._require_confirmed()
+            self._require_confirmed(charge.job)
             if charged:
                 _require_same(charged, charge)
                 if charged.event.steps >= charge.event.steps:
@@ -190,6 +203,9 @@ class Ledger:
         """
         with self._held():
             charged = self.charges().get(job)
+            # How many steps left after a backup is not known.
+            if self.restored() or job in self._begun_before_restore():
+                return None
             if charged is None or steps >= charged.event.steps:
                 return None
             return self._log.write(_SETTLED, who, job=job, steps=steps)
@@ -235,18 +251,15 @@ class Ledger:
         known = self._known()  # first: a process may be writing to the ledger, then to the audit log
         return self._log.verify((*known, *anchors))
 
-    def restored(self) -> str | None:
-        """Return when the backup was made from which this was put back.
-
-        None: it was not, or it is confirmed.
-        """
-        try:
-            return (self._folder / _RESTORED_FILE).read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
-            return None
+    def restored(self) -> Restored | None:
+        """Return from what this was put back; None: it was not, or it is confirmed."""
+        path = self._folder / _RESTORED_FILE
+        return Restored(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def confirm(self, reason: str) -> None:
-        """Take charges again after a ledger was put back.
+        """Take charges of further jobs again after a ledger was put back.
+
+        Jobs that were charged in it stay out: their steps after the backup were counted in what is lost.
 
         Args:
             reason: why nothing is missing, or that it is accepted; the site's audit log keeps it.
@@ -254,16 +267,28 @@ class Ledger:
         Raises:
             AuditError: it cannot be written.
         """
-        AuditLog(self._folder).write(CONFIRMED, made=self.restored() or "", reason=reason)
+        found = self.restored()
+        AuditLog(self._folder).write(CONFIRMED, made=found.made if found else "", reason=reason)
+        begun = sorted(self._begun_before_restore() | self.charges().keys())
+        write_private(self._folder / _BEGUN_FILE, json.dumps(begun).encode())
         (self._folder / _RESTORED_FILE).unlink(missing_ok=True)
 
-    def _require_confirmed(self) -> None:
-        made = self.restored()
-        if made:
+    def _begun_before_restore(self) -> set[str]:
+        path = self._folder / _BEGUN_FILE
+        return set(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else set()
+
+    def _require_confirmed(self, job: str) -> None:
+        if job in self._begun_before_restore():
+            raise PolicyError(
+                "its ledger was put back from a backup that was made while this job ran: how many of its steps left "
+                "since is not known, so it takes no further one here"
+            )
+        found = self.restored()
+        if found:
             logging.getLogger(__name__).warning(
                 "the ledger was put back from a backup of %s: what patients spent since is not known, so no further "
                 "job with differential privacy runs until the admin has compared it: oncofed site budget confirm",
-                made,
+                found.made,
             )
             raise PolicyError("its ledger was put back from a backup, and its admin has not confirmed it yet")
 
@@ -419,4 +444,5 @@ def note_restored(folder: Path, made: str) -> None:
         folder: of the kit.
         made: when the backup was made.
     """
-    write_private(folder / _RESTORED_FILE, f"{made}\n".encode())
+    found = Restored(made, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    write_private(folder / _RESTORED_FILE, json.dumps(asdict(found)).encode())

@@ -5,17 +5,20 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
 from oncofed.alliance.facts import read_facts
-from oncofed.audit import ADMITTED, ANCHORED, HELD_BACK, LEFT, REFUSED, Anchor, AuditLog, Problem
-from oncofed.errors import SpecError
-from oncofed.privacy.ledger import Ledger
+from oncofed.audit import ADMITTED, ANCHORED, HELD_BACK, LEFT, REFUSED, RESTORED, Anchor, AuditLog, Problem
+from oncofed.errors import PolicyError, SpecError
+from oncofed.privacy.ledger import Ledger, Restored
 
 _COLUMNS = ("n", "time", "who", "what")
+# Of a file of anchors, beside the sites; no site's name begins so.
+_EXPORTED, _RESTORED = "_exported", "_restored"
 # Facts of an entry that admits or refuses a job.
 _OF_DECISIONS = ("name", "rule", "dataset", "network", "strategy", "code", "pack", "policy")
 
@@ -59,14 +62,56 @@ class LoggedJob:
     policy: str | None = None
 
 
-def site_anchors(folder: Path) -> dict[str, str]:
-    """Return each site's last line that the server recorded.
+def site_anchors(folder: Path) -> dict[str, list[str]]:
+    """Return each site's last lines that the server recorded, by site, from the server's own audit log.
 
-    By site, from the server's own audit log.
+    More than one, where a site's lines began anew at an earlier number: its log was put back, and lost some.
     """
-    return {
-        str(entry["who"]): str(entry["anchor"]) for entry in AuditLog(folder).entries() if entry["what"] == ANCHORED
-    }
+    found: dict[str, list[Anchor]] = {}
+    for entry in AuditLog(folder).entries():
+        if entry["what"] == ANCHORED:
+            lasts, anchor = found.setdefault(str(entry["who"]), []), Anchor.parse(str(entry["anchor"]))
+            if lasts and anchor.number > lasts[-1].number:
+                lasts[-1] = anchor
+            elif anchor not in lasts:
+                lasts.append(anchor)
+    return {site: [str(anchor) for anchor in lasts] for site, lasts in found.items()}
+
+
+def exported_anchors(folder: Path) -> dict[str, Any]:
+    """Return what ``read_anchors`` reads: the sites' last lines, when they were exported, and from what log."""
+    restored = [str(entry["time"]) for entry in AuditLog(folder).entries() if entry["what"] == RESTORED]
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {**site_anchors(folder), _EXPORTED: now, **({_RESTORED: restored[-1]} if restored else {})}
+
+
+def require_later(file: Path, restored: Restored) -> None:
+    """Refuse anchors that cannot tell what a site's backup lacks.
+
+    Raises:
+        PolicyError: they were exported before the site was put back, or the server was put back since its backup.
+        SpecError: not such a file.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        exported, of_server = str(values[_EXPORTED]), str(values.get(_RESTORED, ""))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise SpecError(f"{file}: it does not say when it was exported. Expected: oncofed site audit anchors") from None
+    if datetime.fromisoformat(exported) < datetime.fromisoformat(restored.at):
+        raise PolicyError(
+            f"{file} is of {exported}, and this site was put back at {restored.at}: ask the server's admin for a new "
+            "one"
+        )
+    if of_server and _time(of_server) > _time(restored.made):
+        raise PolicyError(
+            f"the server was put back as well, on {of_server}: its log lacks what it heard before. Say with --reason "
+            "why nothing is missing"
+        )
+
+
+def _time(text: str) -> datetime:
+    found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
 def read_anchors(file: Path, participant: str) -> tuple[Anchor, ...]:
@@ -77,7 +122,8 @@ def read_anchors(file: Path, participant: str) -> tuple[Anchor, ...]:
     """
     try:
         anchors = json.loads(file.read_text(encoding="utf-8"))
-        return (Anchor.parse(anchors[participant]),)
+        lasts = anchors[participant]
+        return tuple(map(Anchor.parse, [lasts] if isinstance(lasts, str) else lasts))
     except KeyError:
         raise SpecError(f"{file}: it has no anchor of {participant}: the server never heard of its audit log") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
