@@ -68,7 +68,7 @@ def test_the_template_is_a_part_of_what_is_cached(tmp_path: Path) -> None:
     seen = {_bags(data).settings_of(case), _bags(_data({})).settings_of(case)}
     for amount in (1.5, 2.0):
         template = Template.of(data.stain.columns, {"stain eosin amount": (amount, 0.1)})
-        data.take_template({BUFFER: template.moments})
+        data.take_agreed({BUFFER: template.moments})
         seen.add(_bags(data).settings_of(case))
     assert len(seen) == 4
 

@@ -88,7 +88,7 @@ def test_the_agreed_template_is_what_slides_look_like(slides: tuple[Case, Case])
     for amount in (0.7, 2.0):
         data = _data(normalise="macenko")
         template = Template.of(data.stain.columns, {"stain eosin amount": (amount, 0.1)})
-        data.take_template({BUFFER: template.moments})
+        data.take_agreed({BUFFER: template.moments})
         with SlideCanvas.of(slides[0], data, 64) as canvas:
             seen.append(canvas.read(64, 64).mean())
     assert seen[0] > seen[1] + 5  # more eosin is darker
