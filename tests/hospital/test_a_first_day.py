@@ -64,6 +64,7 @@ def _hospital(folder: Path, patients: list[made.Patient], url: str, orthanc: Ort
         orthanc.add([*series, seg])
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.federation
 @pytest.mark.xdist_group("orthanc")
