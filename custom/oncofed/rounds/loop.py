@@ -338,9 +338,7 @@ class RoundLoop:
             return
         select, cases = self._federation.evaluation.select, self._sites.cases
         score = summed.mean if summed else selected_score(select, known, cases)
-        # Sums are of the same sites in each round. Else sites' scores are lacking before the first one, and in a state
-        # that an older release wrote.
-        if summed or not state.best_scores:
+        if summed or not state.best_scores:  # sums: of the same sites in each round; no scores: in an older state
             better = score is not None and score > state.best_score
         else:
             lost = self._sites.lost.keys() | self._transport.banned
