@@ -8,6 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from commands import family, forked, left_running, oncofed, wait_for
 from oncofed.job.spec import parse_job
@@ -50,6 +52,24 @@ def test_a_search_that_was_killed_goes_on(job: Path, two_sites: dict[str, Path],
     assert again.returncode == 0, again.stderr
     assert "on test patients, who had no part in the choice" in again.stdout
     assert "round 1/" not in again.stdout, "nothing is run twice"
+
+
+def test_each_trial_starts_from_the_given_weights(job: Path, two_sites: dict[str, Path], tmp_path: Path) -> None:
+    """Rates at which nothing is learnt leave each trial's model as it started."""
+    given = parse_job(job).with_seed(9).plan().initial_weights()
+    model, out = tmp_path / "given.safetensors", tmp_path / "found"
+    save_file(given, model)
+    sites = [argument for name, folder in two_sites.items() for argument in ("--site", f"{name}={folder}")]
+    words = ("job", "tune", job, "--over", "learning_rate=1e-12|1e-11", "--budget", "1", "--rounds", "1", *sites)
+    done = oncofed(*words, "--out", out, "--model", model, home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"starts from --model {model}" in " ".join(done.stdout.split())
+    (kept,) = out.rglob(BEST_MODEL)
+    found = load_file(kept)
+    layout = parse_job(job).plan().layout()
+    assert all(torch.allclose(found[name], given[name], atol=1e-6) for name in layout.trained)
+    again = oncofed(*words, "--out", out, home=tmp_path)
+    assert (again.returncode, "holds a search with another model" in " ".join(again.stderr.split())) == (2, True)
 
 
 def test_ctrl_c_ends_a_search_cleanly(job: Path, two_sites: dict[str, Path], tmp_path: Path) -> None:

@@ -117,6 +117,11 @@ rounds:
             "personalization:\n  shares: [0.5, 0.5]\nrounds:",
             r":16: personalization\.shares: found \[0\.5, 0\.5\]; expected each once",
         ),
+        (
+            "rounds:",
+            "  ema_decay: 0.99\nstrategy: feddyn\nrounds:",
+            r":15: training\.ema_decay: found 0\.99 beside strategy feddyn, whose term .*such as scaffold",
+        ),
         ("rounds:", "personalization:\nrounds:", r":15: personalization: found nothing after it; write \{\} for"),
     ],
 )

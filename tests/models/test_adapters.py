@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from oncofed.prediction.bundles import read_own_bundle
 from oncofed.prediction.model import network_of
 
 WIDTH, LAYERS, RANK, CLASSES = 48, 2, 4, 3
-JOB = {
+JOB: dict[str, Any] = {
     "schema": 1,
     "name": "x",
     "title": "X",
@@ -169,6 +170,23 @@ def test_adapters_on_random_weights_are_refused(tmp_path: Path) -> None:
     assert {"out.conv.conv.weight", "decoder1.transp_conv.conv.weight"} <= layout.trained
     assert any(is_adapter(name) for name in layout.trained)
     assert not [name for name in layout.trained if name.startswith("swinViT.") and not is_adapter(name)]
+
+
+@pytest.mark.parametrize("positions", ["sincos", "learnable"])
+def test_constants_that_a_model_lacks_are_not_random(tmp_path: Path, positions: str) -> None:
+    """Positions of sines are the same with every seed; drawn ones are not."""
+    arguments = {**JOB["model"]["arguments"], "pos_embed_type": positions}
+    spec = JobSpec.model_validate({**JOB, "model": {**JOB["model"], "arguments": arguments, "adapter": {"rank": RANK}}})
+    own = spec.plan().initial_weights()
+    lacking = ("patch_embedding.position_embeddings", "norm.bias")
+    write_tensors(tmp_path / "other.safetensors", {name: own[name] for name in own.keys() - set(lacking)})
+    if positions == "learnable":
+        with pytest.raises(SpecError, match=r"has nothing for 1 weights \(patch_embedding\.position_embeddings\)"):
+            warm_start(tmp_path / "other.safetensors", spec)
+        return
+    found = warm_start(tmp_path / "other.safetensors", spec)
+    assert set(lacking) <= set(found.stayed)
+    assert all(torch.equal(found.weights[name], own[name]) for name in lacking)
 
 
 def test_a_network_without_such_layers_is_refused() -> None:

@@ -6,6 +6,7 @@ Quorum, deadline, lost and late sites, restarts and schedules.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import time
@@ -50,7 +51,7 @@ from oncofed.rounds.events import (
     Validated,
 )
 from oncofed.rounds.in_memory import Delayed, InMemorySites, Site
-from oncofed.rounds.run_state import RunState, read_run_state
+from oncofed.rounds.run_state import RunState, read_run_state, write_run_state
 from oncofed.rounds.site_task import SiteTask
 from oncofed.rounds.sites import StoppedError
 from oncofed.rounds.store import RunStore
@@ -373,6 +374,42 @@ def test_a_round_that_is_better_at_the_sites_that_are_left_is_the_best(tmp_path:
     state = read_run_state(tmp_path)
     assert state
     assert state.best_scores.keys() == {"east", "west"}
+
+
+def test_a_round_that_the_sites_which_scored_it_find_worse_is_not_the_best(tmp_path: Path) -> None:
+    """A hard site's score of the round before, once another is lost, is no praise of this round's model."""
+    scores: dict[str, dict[int, float]] = {
+        "a": {0: 0.1, 4: 0.9, 8: 0.5, 12: 0.5},
+        "b": {0: 0.1, 4: 0.3, 8: 0.6, 12: 0.6, 16: 0.1},
+        "c": {0: 0.1, 4: 0.8, 8: 0.7, 12: 0.6, 16: 0.1},
+    }
+    sites: dict[str, Any] = tiny_sites(a=3, b=3, c=3)
+    for name, by_count in scores.items():
+        sites[name].score = lambda site, weights, by_count=by_count: by_count[int(weights["count"])]
+    slow = {name: _slow(site, 10.0, {1, 2, 3, 4}) for name, site in sites.items()}
+    slow["b"] = _slow(slow["b"], 500.0, {4})
+    lost = _at(35.0, lambda transport: transport.lose("a", "its process ended"))
+    run = _run(tmp_path, slow, {"rounds": {"number": 4, "quorum": 1, "deadline_s": 100, "late": "drop"}}, lost)
+    assert ["".join(sorted(event.sites)) for event in run.of(Validated)] == ["abc", "abc", "abc", "c", "c"]
+    assert run.of(Finished)[0].best_round == 1
+    assert int(run.best["count"]) == 4
+
+
+@pytest.mark.parametrize(("score", "best_round"), [(0.4, 1), (0.95, 3)])
+def test_an_older_releases_state_keeps_its_best_round(tmp_path: Path, score: float, best_round: int) -> None:
+    """It has the best round's score, and not those of its sites."""
+    scores = {0: 0.1, 4: 0.9, 8: 0.2, 12: score}
+    sites = tiny_sites(east=3)
+    sites["east"].score = lambda site, weights: scores[int(weights["count"])]
+    _run(tmp_path, sites, {"rounds": {"number": 2}})
+    state = read_run_state(tmp_path)
+    assert state
+    assert (state.round, state.best_round, state.best_score) == (2, 1, 0.9)
+    write_run_state(tmp_path, dataclasses.replace(state, scores={}, best_scores={}))
+    run = _run(tmp_path, sites, {"rounds": {"number": 3}})
+    assert run.of(Resumed)
+    assert run.of(Finished)[0].best_round == best_round
+    assert int(run.best["count"]) == 4 * best_round
 
 
 def test_a_job_may_keep_the_last_round_whatever_the_scores_say(tmp_path: Path) -> None:

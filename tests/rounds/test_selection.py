@@ -30,18 +30,29 @@ def test_without_scores_there_is_no_selected_score() -> None:
 @pytest.mark.parametrize("rule", ["mean", "weighted", "worst"])
 def test_a_round_wins_over_the_same_sites_alone(rule: str) -> None:
     best = {"a": 0.8, "b": 0.4}
-    assert is_better(rule, {"a": 0.8, "b": 0.5}, best, _CASES)
-    assert not is_better(rule, best, best, _CASES), "of equal ones the first"
+    assert is_better(rule, {"a": 0.8, "b": 0.5}, best, best, _CASES)
+    assert not is_better(rule, best, best, best, _CASES), "of equal ones the first"
     # A site that joined later makes no round better, nor worse.
-    assert not is_better(rule, {**best, "c": 1.0}, best, {**_CASES, "c": {"validation": 9}})
-    assert is_better(rule, {"a": 0.9, "b": 0.5, "c": 0.0}, best, {**_CASES, "c": {"validation": 9}})
+    assert not is_better(rule, {**best, "c": 1.0}, {}, best, {**_CASES, "c": {"validation": 9}})
+    assert is_better(rule, {"a": 0.9, "b": 0.5, "c": 0.0}, {}, best, {**_CASES, "c": {"validation": 9}})
     # Without the site that is lost, on either side.
-    assert is_better(rule, {"a": 0.9, "b": 0.4}, best, _CASES, {"b"})
-    assert not is_better(rule, {"a": 0.7, "b": 0.4}, best, _CASES, {"b"})
-    assert not is_better(rule, {"a": 0.9, "b": 0.9}, best, _CASES, {"a", "b"}), "nothing is left to compare"
-    assert not is_better(rule, {"a": 0.9, "b": 0.9}, best, {}), "nor where none has joined again"
-    assert is_better(rule, best, {}, _CASES)
-    assert not is_better(rule, {}, {}, _CASES)
+    assert is_better(rule, {"a": 0.9}, {"b": 0.4}, best, _CASES, {"b"})
+    assert not is_better(rule, {"a": 0.7}, {"b": 0.4}, best, _CASES, {"b"})
+    assert not is_better(rule, {}, {"a": 0.9, "b": 0.9}, best, _CASES, {"a", "b"}), "nothing is left to compare"
+    assert not is_better(rule, {"a": 0.9, "b": 0.9}, {}, best, {}), "nor where none has joined again"
+
+
+@pytest.mark.parametrize("rule", ["mean", "weighted", "worst"])
+def test_an_earlier_score_alone_makes_no_round_better(rule: str) -> None:
+    cases = {site: {"validation": 1} for site in "abc"}
+    best, earlier = {"a": 0.9, "b": 0.3, "c": 0.8}, {"a": 0.5, "b": 0.6, "c": 0.7}
+    # a is lost, b late and better in a round before, c worse than ever.
+    assert not is_better(rule, {"c": 0.6}, earlier, best, cases, {"a"})
+    assert not is_better(rule, {}, earlier, best, cases, {"a"}), "nobody scored the model"
+    assert is_better(rule, {"b": 0.6, "c": 0.9}, earlier, best, cases, {"a"})
+    # It may hold one back: b was worse since, whatever c says.
+    assert not is_better(rule, {"c": 0.9}, {**earlier, "b": 0.1}, best, cases, {"a"})
+    assert is_better(rule, {"b": 0.4, "c": 0.9}, {**earlier, "b": 0.1}, best, cases, {"a"}), "it answered anew"
 
 
 @pytest.mark.parametrize(

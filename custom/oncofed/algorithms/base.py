@@ -101,6 +101,9 @@ class Algorithm(Generic[SettingsT]):
     # secure aggregation may hide these. ``select`` then derives shares from cases, steps and norms alone, and
     # ``summands`` says what is added up beside the mean.
     needs_only_sums: ClassVar[bool] = False
+    # Whether the client's half reads the weights of a round's last step as those that the server is sent, which with
+    # ``training.ema_decay`` they are not.
+    follows_last_step: ClassVar[bool] = False
 
     def __init__(self, settings: SettingsT, parameters: frozenset[str] = frozenset()) -> None:
         self.settings = settings

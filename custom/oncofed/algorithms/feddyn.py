@@ -44,6 +44,7 @@ class FedDyn(Algorithm[FedDynSettings]):
 
     Settings = FedDynSettings
     needs_only_sums = True
+    follows_last_step = True
     _sites = 1
     _summed: Mapping[str, Tensor] = MappingProxyType({})
 

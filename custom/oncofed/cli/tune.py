@@ -20,7 +20,7 @@ from oncofed.cli.common import (
     require_posix,
     show_table,
 )
-from oncofed.cli.run_options import Rounds, named_sites
+from oncofed.cli.run_options import Model, Rounds, named_sites, require_model
 from oncofed.cli.terminal import echo_json
 from oncofed.errors import SpecError
 
@@ -49,6 +49,7 @@ def tune(
         typer.Option(help="Which trials end early. median: those below the median of the others at a round."),
     ] = "median",
     rounds: Rounds = None,
+    model: Model = None,
     backend: Annotated[
         Literal["simulate", "federation"],
         typer.Option(help="simulate: FLARE's simulator; federation: real server and sites on this machine."),
@@ -72,11 +73,17 @@ def tune(
     from oncofed.job.tune.search import Search, require_searchable
     from oncofed.job.tune.space import read_space
     from oncofed.job.tune.trials import AllianceTrials, LocalTrials, Trials
+    from oncofed.job.warm_start import require_start, warm_start
 
     require_posix()
     spec = read_job(job, with_code=True)
     spec = spec.with_rounds(rounds) if rounds else spec
     require_searchable(spec)
+    require_model(model, evaluate_only=False)
+    if model:
+        warm_start(model, spec)  # refuses one that does not fit, before any trial
+    else:
+        require_start(spec, model)
     space = read_space(over, spec)
     if bool(site) == bool(kit):
         raise SpecError("expected either --site NAME=DATASET, once for each site, or --kit KIT of an alliance")
@@ -87,12 +94,12 @@ def tune(
         if kit:
             from oncofed.alliance.session import EngineerSession
 
-            trials = AllianceTrials(stack.enter_context(EngineerSession(kit)), console)
+            trials = AllianceTrials(stack.enter_context(EngineerSession(kit)), console, model)
         else:
             sites = named_sites(site or [], workspace)
             check_sites(spec, len(sites))
             checked_sites(spec, sites, console)
-            trials = LocalTrials(sites, backend, console)
+            trials = LocalTrials(sites, backend, console, model)
         try:
             found = Search(spec, space, trials, budget, folder, console, pruner).execute()
         except KeyboardInterrupt:
@@ -101,10 +108,10 @@ def tune(
     if json:
         echo_json(found.model_dump_json(indent=2))
         return
-    _show(found, folder)
+    _show(found, folder, model)
 
 
-def _show(found: Record, folder: Path) -> None:
+def _show(found: Record, folder: Path, model: Path | None) -> None:
     from oncofed.job.tune.space import short_names, shown
 
     names = short_names(list(found.rows[0].settings))
@@ -126,7 +133,8 @@ def _show(found: Record, folder: Path) -> None:
             f"trial {found.best.trial} on test patients, who had no part in the choice: {found.test:.3f}{of_sites}"
         )
     console.print("The best of many validation scores is partly luck: expect less of it on other patients.")
-    console.print(f"Best job: {folder / 'best.yaml'}\nTable:    {folder / 'trials.csv'}", soft_wrap=True)
+    start = f", which starts from --model {model}" if model else ""
+    console.print(f"Best job: {folder / 'best.yaml'}{start}\nTable:    {folder / 'trials.csv'}", soft_wrap=True)
     console.print(f"Curves:   tensorboard --logdir {folder / 'tensorboard'}", soft_wrap=True)
 
 

@@ -133,6 +133,18 @@ class JobSpec(StrictModel):
         check_shared_noise(self.privacy, self.federation())
         return self
 
+    @model_validator(mode="after")
+    def _strategy_follows_what_is_sent(self) -> JobSpec:
+        if self.training.ema_decay and self.federation().algorithm().follows_last_step:
+            raise SettingError(
+                f"found {self.training.ema_decay:g} beside strategy {self.strategy.name}, whose term at a site follows "
+                "the last step's weights, and at the server the mean that is sent. Leave it out, or take another "
+                "strategy, such as scaffold",
+                "training.ema_decay",
+                "strategy",
+            )
+        return self
+
     def plan(self) -> Plan:
         """Return what one site needs to know.
 

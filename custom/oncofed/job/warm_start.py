@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -79,16 +80,21 @@ def require_start(spec: JobSpec, model: Path | None) -> None:
         )
 
 
-def _fixed_at_random(spec: JobSpec, random: Iterable[str]) -> list[str]:
-    """Return which weights of random values a job with adapters does not train, in the network's order."""
-    if not spec.model.adapter:
-        return []
-    layout, names = spec.plan().layout(), set(random)
-    return [
+def _fixed_at_random(spec: JobSpec, names: Iterable[str]) -> list[str]:
+    """Return which of the named weights adapters fix at random values, in the network's order.
+
+    Constants, such as positions of sines or a bias of zero, are the same with every seed.
+    """
+    layout, missing = spec.plan().layout(), set(names) if spec.model.adapter else set()
+    fixed = [
         name
         for name, value in layout.weights.items()
-        if name in names and value.is_floating_point() and name not in layout.trained
+        if name in missing and value.is_floating_point() and name not in layout.trained
     ]
+    if not fixed:
+        return []
+    one, other = (spec.plan().model_copy(update={"seed": seed}).initial_weights() for seed in (0, 1))
+    return [name for name in fixed if not torch.equal(one[name], other[name])]
 
 
 def _stored(source: Path) -> Weights:

@@ -338,12 +338,12 @@ class RoundLoop:
             return
         select, cases = self._federation.evaluation.select, self._sites.cases
         score = summed.mean if summed else selected_score(select, known, cases)
-        if summed:  # of the same sites in each round: a site takes part in no other sum of scores
+        if summed or not state.best_scores:  # sums: of the same sites in each round; no scores: in an older state
             better = score is not None and score > state.best_score
         else:
-            state.scores |= known
             lost = self._sites.lost.keys() | self._transport.banned
-            better = score is not None and is_better(select, state.scores, state.best_scores, cases, lost)
+            better = is_better(select, known, state.scores, state.best_scores, cases, lost)
+        state.scores |= {} if summed else known
         # While no round has a score, the one with the most training is the best.
         if select == "last" or better or (score is None and state.best_score == -math.inf):
             state.best_score = score if score is not None else state.best_score

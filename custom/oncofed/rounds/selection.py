@@ -30,27 +30,38 @@ def selected_score(rule: str, scores: Mapping[str, float], cases: Mapping[str, M
 
 def is_better(
     rule: str,
-    scores: Mapping[str, float],
+    answered: Mapping[str, float],
+    earlier: Mapping[str, float],
     best: Mapping[str, float],
     cases: Mapping[str, Mapping[str, Any]],
     lost: Collection[str] = (),
 ) -> bool:
     """Return whether a round beats the best one, over the same sites.
 
-    Else a round would win whose hard cases were those of a site that was lost, late or not drawn.
+    Else a round would win whose hard cases were those of a site that was lost, late or not drawn. It has to win among
+    the sites that answered, too: an earlier score may hold a round back, but is none of its model.
 
     Args:
         rule: as of ``selected_score``.
-        scores: each site's last score; of a site that is missing in this round that of an earlier one.
-        best: the same when the best round was judged; empty: none was.
+        answered: scores of the round's model, by site.
+        earlier: each site's last score before, for those that are missing in this round.
+        best: each site's last score when the best round was judged.
         cases: each site's numbers of cases.
         lost: sites whose scores are left out on both sides: nobody knows theirs.
     """
-    if not best:
-        return bool(scores)
+    scores = {**earlier, **answered}
     same = [site for site in best if site in scores and site in cases and site not in lost]
-    now = selected_score(rule, {site: scores[site] for site in same}, cases)
-    then = selected_score(rule, {site: best[site] for site in same}, cases)
+    return all(
+        _improves(rule, {site: scores[site] for site in sites}, best, cases)
+        for sites in (same, [site for site in same if site in answered])
+    )
+
+
+def _improves(
+    rule: str, scores: Mapping[str, float], best: Mapping[str, float], cases: Mapping[str, Mapping[str, Any]]
+) -> bool:
+    now = selected_score(rule, scores, cases)
+    then = selected_score(rule, {site: best[site] for site in scores}, cases)
     return now is not None and then is not None and now > then
 
 

@@ -38,6 +38,7 @@ class Formula:
 
     Attributes:
         end_in: number of the trial run in whose second round the process ends.
+        model: file of weights that they start from.
         ran: rates of the trials that ran, and rounds that each had.
         tested: rates whose model was tested.
     """
@@ -45,6 +46,7 @@ class Formula:
     end_in: int | None = None
     fails: Callable[[float], bool] = lambda rate: False
     undefined: Callable[[float], bool] = lambda rate: False
+    model: Path | None = None
     ran: list[tuple[float, int]] = field(default_factory=list)
     tested: list[float] = field(default_factory=list)
 
@@ -211,6 +213,23 @@ def test_another_search_is_not_mixed_in(spec: JobSpec, tmp_path: Path) -> None:
     (tmp_path / "other" / "tune.json").write_text("{}")
     with pytest.raises(SpecError, match="no record of a search"):
         search(spec, Formula(), tmp_path / "other", 1)
+
+
+def test_a_search_goes_on_with_the_weights_it_began_with(spec: JobSpec, tmp_path: Path) -> None:
+    one, other, same = (tmp_path / f"{name}.safetensors" for name in ("one", "other", "same"))
+    for file, content in ((one, b"1"), (other, b"2"), (same, b"1")):
+        file.write_bytes(content)
+    search(spec, Formula(model=one), tmp_path / "found", 1)
+    assert len(search(spec, Formula(model=same), tmp_path / "found", 2).rows) == 2, "the content counts, not the place"
+    for model in (other, None):
+        with pytest.raises(SpecError, match=r"holds a search with another model .*name another --out"):
+            search(spec, Formula(model=model), tmp_path / "found", 3)
+    # A search that began before trials could start from a model goes on, too.
+    search(spec, Formula(), tmp_path / "older", 1)
+    record = json.loads((tmp_path / "older" / "tune.json").read_text())
+    del record["searched"]["model"]
+    (tmp_path / "older" / "tune.json").write_text(json.dumps(record))
+    assert len(search(spec, Formula(), tmp_path / "older", 2).rows) == 2
 
 
 def test_a_job_with_differential_privacy_is_refused(spec: JobSpec, tmp_path: Path) -> None:

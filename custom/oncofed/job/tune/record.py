@@ -85,12 +85,14 @@ class Searched(_Part):
         space: the settings to try and their values, as --over has them.
         pruner: which trials end early.
         sites: folder by site; None: those of an alliance.
+        model: SHA-256 of the file of weights that trials start from; None: they start from the seed's.
     """
 
     job: dict[str, Any]
     space: str
     pruner: str
     sites: dict[str, str] | None
+    model: str | None = None
 
 
 class Record(_Part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
 import statistics
@@ -83,11 +84,13 @@ class Search:
 
     def _record(self) -> Record:
         """Return the record of the same search, or a new one."""
+        model = self.trials.model
         searched = Searched(
             job=self.spec.model_dump(mode="json", by_alias=True),
             space=str(self.space),
             pruner=self.pruner,
             sites=self.trials.sites_by_name(),
+            model=hashlib.sha256(model.read_bytes()).hexdigest() if model else None,
         )
         record = read_record(self.folder, searched)
         if record is None:

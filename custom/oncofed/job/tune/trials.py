@@ -31,6 +31,10 @@ Begin = Callable[[str], None]
 class Trials(Protocol):
     """Runs trials, and tests the model of the best one."""
 
+    @property
+    def model(self) -> Path | None:
+        """Weights that each trial starts from; None: the seed's."""
+
     def sites_by_name(self) -> dict[str, str] | None:
         """Return the folders of sites on this machine; None: they are an alliance's."""
 
@@ -67,11 +71,13 @@ class LocalTrials:
         sites: site name -> folder of its data.
         backend: FLARE's simulator, or its real server and sites.
         console: for progress.
+        model: weights that each trial starts from; None: the seed's.
     """
 
     sites: dict[str, Path]
     backend: Backend
     console: Console
+    model: Path | None = None
 
     def sites_by_name(self) -> dict[str, str] | None:
         """Return the sites' folders."""
@@ -87,7 +93,7 @@ class LocalTrials:
         folder.mkdir(parents=True)
         datasets = {site: {spec.data.dataset: data} for site, data in self.sites.items()}
         try:
-            job = export_job(spec, work / spec.name, test=False)
+            job = export_job(spec, work / spec.name, model=self.model, test=False)
             with (
                 backends.started(self.backend, job, datasets, len(datasets), work, logs) as running,
                 RunView(self.console, Curves(curves)) as view,
@@ -124,10 +130,12 @@ class AllianceTrials:
     Attributes:
         engineer: the session.
         console: for progress.
+        model: weights that each trial starts from; None: the seed's.
     """
 
     engineer: EngineerSession
     console: Console
+    model: Path | None = None
 
     def sites_by_name(self) -> dict[str, str] | None:
         """Return None: the alliance knows its sites."""
@@ -138,7 +146,7 @@ class AllianceTrials:
     ) -> bool:
         """Submit a trial, or find it again, and follow it to its end."""
         folder.mkdir(parents=True, exist_ok=True)
-        job_id = begun or self._submit(spec, None)
+        job_id = begun or self._submit(spec, self.model, test=False)
         begin(job_id)
         worth = True
 
@@ -167,13 +175,11 @@ class AllianceTrials:
     def test(self, spec: JobSpec, model: Path, folder: Path) -> Result:
         """Have the sites score a model on their test cases."""
         shutil.rmtree(folder, ignore_errors=True)
-        job_id = self._submit(spec, model)
+        job_id = self._submit(spec, model, test=True)
         remote.watch(self.engineer, job_id, self.console, folder.with_name(CURVES_FOLDER) / folder.name)
         return remote.fetch(self.engineer, job_id, folder)
 
-    def _submit(self, spec: JobSpec, model: Path | None) -> str:
+    def _submit(self, spec: JobSpec, model: Path | None, *, test: bool) -> str:
         with tempfile.TemporaryDirectory() as temporary:
-            job = export_job(
-                spec, Path(temporary) / spec.name, model=model, evaluate_only=model is not None, test=model is not None
-            )
+            job = export_job(spec, Path(temporary) / spec.name, model=model, evaluate_only=test, test=test)
             return self.engineer.submit(job)
