@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -18,9 +19,10 @@ from typer.testing import CliRunner
 
 from commands import wait_for
 from oncofed.cli.main import app
+from oncofed.cli.tracking import tracked
 from oncofed.errors import SpecError
 from oncofed.job import tracking
-from oncofed.job.curves import Curves, PointReader
+from oncofed.job.curves import Curves, Point, PointReader
 from oncofed.job.tracking import flat, opened_trackers
 from oncofed.loopback import free_port
 from oncofed.rounds.events import Event, Failed, Finished, RoundEnded, SiteProgress, Started, Validated
@@ -135,6 +137,110 @@ def test_a_run_that_failed_is_shown_as_failed(server: int, at: Callable[[int], N
 
 
 @needs_server
+@pytest.mark.parametrize(
+    ("events", "error", "goes_on", "status"),
+    [
+        ([*EVENTS[:2], Failed(time=110.0, reason="no site is left")], SpecError("it failed"), False, "FAILED"),
+        (EVENTS[:2], KeyboardInterrupt(), False, "KILLED"),
+        (EVENTS[:2], KeyboardInterrupt(), True, "RUNNING"),
+        (EVENTS, KeyboardInterrupt(), True, "FINISHED"),
+    ],
+)
+def test_a_run_that_is_left_keeps_its_own_state(
+    server: int,
+    at: Callable[[int], None],
+    tmp_path: Path,
+    events: list[Event],
+    error: BaseException,
+    goes_on: bool,
+    status: str,
+) -> None:
+    at(server)
+    folder = tmp_path / f"left-{status}"
+    with (
+        contextlib.suppress(type(error)),
+        tracked(["mlflow"], folder, "balls", Console(file=io.StringIO()), goes_on) as (tracker,),
+    ):
+        for event in events:
+            tracker.write(event, [])
+        raise error
+    assert _run(folder.name).info.status == status
+
+
+@needs_server
+def test_what_the_server_refuses_is_left_out_and_told_once(
+    server: int, at: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at(server)
+    monkeypatch.setattr(tracking, "_name", lambda key: key)  # as of a server that takes fewer names
+    text = io.StringIO()
+    with opened_trackers(["mlflow"], "run-5", "balls", Console(file=text), tmp_path) as (tracker,):
+        for name in ("a//b", "../c", "d"):
+            tracker.write(EVENTS[0], [Point("mean", name, 0.5, 1)])
+    assert (_run("run-5").data.metrics, _run("run-5").info.status) == ({"d": 0.5}, "FINISHED")
+    assert len(text.getvalue().splitlines()) == 1
+    assert "mlflow refuses a part of the run (INVALID_PARAMETER_VALUE" in text.getvalue()
+
+
+@needs_server
+def test_a_run_that_the_server_refuses_is_given_up_at_once(
+    server: int, at: Callable[[int], None], tmp_path: Path
+) -> None:
+    at(server)
+    mlflow.MlflowClient().delete_experiment(mlflow.MlflowClient().create_experiment("old"))
+    text = io.StringIO()
+    with opened_trackers(["mlflow"], "run-6", "old", Console(file=text), tmp_path) as (tracker,):
+        tracker.write(EVENTS[0], [Point("mean", "d", 0.5, 1)])
+    assert len(text.getvalue().splitlines()) == 1
+    assert "mlflow refuses a part of the run" in text.getvalue()
+
+
+@needs_server
+@pytest.mark.parametrize("run", ["it's", 'a "run"', 'it\'s a \\ "run"'])
+def test_odd_names_arrive_and_are_found_again(server: int, at: Callable[[int], None], tmp_path: Path, run: str) -> None:
+    at(server)
+    names = ["a//b", "../c", "/d/", "e/./f", "g" * 300, "h (T1)"]
+    for _ in range(2):
+        text = io.StringIO()
+        with opened_trackers(["mlflow"], run, "balls", Console(file=text), tmp_path) as (tracker,):
+            tracker.write(EVENTS[0], [Point("mean", name, 0.5, 1) for name in names])
+        assert text.getvalue() == ""
+    assert set(_run(run).data.metrics) == {"a/_/b", "_/c", "_/d/_", "e/_/f", "g" * 250, "h _T1_"}
+
+
+_LATE = """
+import io, sys, threading
+from pathlib import Path
+from rich.console import Console
+from oncofed.job.curves import Point
+from oncofed.job.tracking import opened_trackers
+from oncofed.rounds.events import Started
+
+name, folder = sys.argv[1], Path(sys.argv[2])
+(folder / "job.yaml").write_text("name: balls")
+with opened_trackers([name], "late", "late", Console(file=io.StringIO()), folder) as (tracker,):
+    tracker.describe({"a": 1})
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tracking")], "it waits"
+    known = set(sys.modules)
+    tracker.write(Started(sites=["east"], rounds=2, steps_per_round=4), [Point("mean", "loss", 0.5, 1)])
+    tracker.attach([folder / "job.yaml"])
+    tracker.close()
+print(*sorted(module for module in set(sys.modules) - known if module.startswith((name, "IPython"))))
+"""
+
+
+@pytest.mark.parametrize("name", [pytest.param("mlflow", marks=needs_server), "wandb"])
+def test_libraries_are_imported_before_their_threads_start(
+    name: str, request: pytest.FixtureRequest, at: Callable[[int], None], tmp_path: Path
+) -> None:
+    if name == "mlflow":
+        at(request.getfixturevalue("server"))
+    line = [sys.executable, "-c", _LATE, name, str(tmp_path)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
+
+
+@needs_server
 @pytest.mark.slow
 @pytest.mark.thorough
 def test_a_server_that_is_away_delays_nothing_and_gets_all_in_the_end(
@@ -166,6 +272,15 @@ def test_what_could_not_be_sent_is_told_with_the_command(
     at(free_port())
     monkeypatch.setattr(tracking, "_SECONDS_AT_THE_END", 0.5)
     assert "oncofed job track RUN --to mlflow" in _send(tmp_path, ["mlflow"])
+
+
+@pytest.mark.parametrize("user", ["reader:secret@", "reader:se@cret@", "reader:sec/ret@"])
+def test_the_servers_password_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{user}127.0.0.1:{free_port()}")
+    monkeypatch.setattr(tracking, "_SECONDS_AT_THE_END", 2.0)
+    text = _send(tmp_path, ["mlflow"])
+    assert "does not take the curves" in text
+    assert not [part for part in ("reader", "secret", "cret", "sec/") if part in text]
 
 
 def test_offline_files_hold_the_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -57,6 +59,24 @@ def test_each_network_answers_in_the_shape_of_its_kind_and_learns(name: str, axe
 def test_no_network_keeps_batch_statistics_unless_asked_to(name: str) -> None:
     axes = find_axes(name)
     assert not [key for key in build_network(_request(name, axes), 1).state_dict() if "running" in key]
+
+
+class _Growing(str):
+    """A module's name that adds a module while the names are walked, once."""
+
+    def startswith(self, *prefix: Any) -> bool:
+        sys.modules.setdefault("oncofed_imported_meanwhile", ModuleType("oncofed_imported_meanwhile"))
+        return super().startswith(*prefix)
+
+
+def test_an_import_in_another_thread_spoils_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = build_network(_request("unet", 3), seed=1).state_dict()
+    monkeypatch.setitem(sys.modules, "oncofed_imported_meanwhile", ModuleType("x"))  # so that it is removed then
+    del sys.modules["oncofed_imported_meanwhile"]
+    monkeypatch.setitem(sys.modules, _Growing("oncofed_growing"), ModuleType("oncofed_growing"))
+    found = build_network(_request("unet", 3), seed=1).state_dict()
+    assert "oncofed_imported_meanwhile" in sys.modules, "the first walk broke off"
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def find_axes(name: str) -> int:

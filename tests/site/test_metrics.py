@@ -22,6 +22,9 @@ from oncofed.errors import AllianceError, FederationError
 from oncofed.flare.folders import STATE_FOLDER
 from oncofed.gpus import GPU
 from oncofed.loopback import free_port
+from oncofed.privacy.accountant import Event
+from oncofed.privacy.ledger import LEDGER_FILE, Charge, Ledger, Limits
+from oncofed.privacy.policy import POLICY_FILE, LeavesSpec, Policy, PrivacyLimits
 from oncofed.rounds.events import EVENTS_FILE, EventLog, Lost, RoundEnded, Started
 from oncofed.site.service import ServiceState
 
@@ -114,6 +117,70 @@ def test_a_servers_queue_rounds_and_anchors_are_told(kits: dict[str, Path]) -> N
     assert told.items() <= found.items()
     assert found["oncofed_audit_anchor_timestamp_seconds east"] > 1.7e9
     assert "oncofed_connected" not in found
+
+
+@pytest.mark.parametrize("line", ["[]", "null", '{"time": 5, "what": []}', '{"time": "2026-01-01T00:00:00Z"}'])
+def test_an_odd_line_of_the_log_is_skipped(kits: dict[str, Path], line: str) -> None:
+    log = AuditLog(kits["east"])
+    log.write(LEFT, "eng@x.org", job="j1", bytes=10)
+    with log.path.open("a") as file:
+        file.write(line + "\n")
+    found = _read(metrics_text(kits["east"]))
+    assert (found["oncofed_unreadable audit"], found["oncofed_left_bytes_total"]) == (0, 10)
+
+
+@pytest.mark.parametrize("meta", ["null", "[]", '"RUNNING"'])
+def test_an_odd_description_of_a_job_is_skipped(kits: dict[str, Path], meta: str) -> None:
+    for number, text in (("a", meta), ("b", '{"name": "brain", "status": "SUBMITTED"}')):
+        folder = kits["localhost"] / "storage" / "jobs" / number
+        folder.mkdir(parents=True)
+        (folder / "meta").write_text(text)
+    found = _read(metrics_text(kits["localhost"]))
+    assert (found["oncofed_unreadable server"], found["oncofed_server_jobs SUBMITTED"]) == (0, 1)
+
+
+def test_an_odd_report_of_a_job_leaves_the_rest(kits: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "runs_job", lambda folder: True)
+    StatusFile(kits["east"], "j1").now(phase="training")
+    (kits["east"] / "run" / "job.json").write_text("null")
+    found = _read(metrics_text(kits["east"]))
+    assert (found["oncofed_unreadable job"], found["oncofed_unreadable service"]) == (1, 0)
+
+
+def _limit(site: Path, epsilon: float) -> None:
+    known = Policy(leaves=LeavesSpec(differential_privacy=PrivacyLimits(largest_epsilon_a_patient=epsilon)))
+    (site / "local" / POLICY_FILE).write_text(known.model_dump_json(by_alias=True))
+
+
+def test_the_budget_follows_the_ledger_and_the_policy(kits: dict[str, Path]) -> None:
+    pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
+    site = kits["east"]
+    _limit(site, 8.0)
+    charge = Charge("first", "salt", "digest", Event(1.2, 0.08, 300), frozenset(map(str, range(24))))
+    Ledger(site).charge(charge, Limits(1e-5), "eng@x.org")
+    with metrics_server(site, free_port()) as address:
+
+        def found() -> dict[str, float]:
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                told = _read(answer.read().decode())
+            return {name: value for name, value in told.items() if name.startswith("oncofed_budget")}
+
+        assert (found()["oncofed_budget_charges"], found()["oncofed_budget_limit_epsilon"]) == (1, 8)
+        _limit(site, 9.0)
+        assert found()["oncofed_budget_limit_epsilon"] == 9
+        (site / LEDGER_FILE).write_text("")
+        assert found() == {}
+
+
+def test_a_port_that_is_not_taken_but_forbidden_is_told_so(
+    kits: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "require_loopback", lambda: ("192.0.2.1",))  # no address of this machine
+    with (
+        pytest.raises(FederationError, match="cannot be used: Cannot assign requested address"),
+        metrics_server(kits["east"], free_port()),
+    ):
+        pass
 
 
 def test_what_cannot_be_read_is_told_and_the_rest_is_there(

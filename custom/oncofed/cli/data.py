@@ -88,7 +88,7 @@ def get(
         for heading in ("name", "what it is", "MB", "licence", "job"):
             table.add_column(heading, overflow="fold")
         for key, public in PUBLIC.items():
-            size = "told first" if public.megabytes is None else f"{public.megabytes:,}"
+            size = "asked when fetched" if public.megabytes is None else f"{public.megabytes:,}"
             table.add_row(key, public.title, size, public.licence, public.job)
         show_table(table)
         return

@@ -116,7 +116,7 @@ def watch(
         folder = workspace / "runs" / job_id
         with (
             EngineerSession(kit) as engineer,
-            tracked(track, folder, engineer.name_of(job_id) if track else "", console) as trackers,
+            tracked(track, folder, engineer.name_of(job_id) if track else "", console, goes_on=True) as trackers,
         ):
             ended = follow(engineer, job_id, console, curves, trackers)
     except KeyboardInterrupt:

@@ -21,7 +21,9 @@ _FILES = ("job.yaml", "result.json", "report.html", "README.md", "provenance.jso
 
 
 @contextlib.contextmanager
-def tracked(names: Sequence[str] | None, folder: Path, job: str, console: Console) -> Iterator[list[Tracker]]:
+def tracked(
+    names: Sequence[str] | None, folder: Path, job: str, console: Console, goes_on: bool = False
+) -> Iterator[list[Tracker]]:
     """Yield the trackers of a run, and send them its files in the end.
 
     Args:
@@ -29,6 +31,7 @@ def tracked(names: Sequence[str] | None, folder: Path, job: str, console: Consol
         folder: of the run, which is found again by its name.
         job: name of the job.
         console: for progress.
+        goes_on: the run does if this is left early, such as by Ctrl-C.
 
     Raises:
         SpecError: see ``opened_trackers``.
@@ -43,7 +46,7 @@ def tracked(names: Sequence[str] | None, folder: Path, job: str, console: Consol
             yield trackers
         except BaseException:
             for tracker in trackers:
-                tracker.interrupted()
+                tracker.interrupted(goes_on)
             raise
         for tracker in trackers:
             tracker.attach([folder / name for name in _FILES])

@@ -42,8 +42,8 @@ class Tracker(Protocol):
     def attach(self, files: Sequence[Path]) -> None:
         """Take files of the ended run."""
 
-    def interrupted(self) -> None:
-        """Note that the run did not come to its end."""
+    def interrupted(self, goes_on: bool = False) -> None:
+        """Note that the run was not followed to its end; perhaps it goes on."""
 
     def close(self) -> None:
         """End; what was written is kept."""

@@ -6,6 +6,7 @@ Both are clients at the engineer's side, fed from the run's events; nothing at a
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import queue
 import re
@@ -26,7 +27,21 @@ _SECONDS_BETWEEN_TRIES = 5.0
 _SECONDS_AT_THE_END = 30.0
 # MLflow's own limits.
 _POINTS_A_REQUEST, _SETTINGS_A_REQUEST, _LONGEST_SETTING = 1000, 100, 6000
+_LONGEST_NAME = 250
 _RUN_TAG = "oncofed.run"
+# Answers to what the server will never take, however often it is sent.
+_REFUSALS = frozenset({"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST"})
+_REFUSED_UPLOADS = frozenset({400, 413, 422})
+
+# Modules that the libraries import at their first calls.
+_LATE_OF_MLFLOW = (
+    "netrc",
+    "IPython",
+    "mlflow.entities",
+    "mlflow.store.artifact.mlflow_artifacts_repo",
+    "mlflow.tracking.request_header.registry",
+)
+_LATE_OF_WANDB = ("wandb.apis.public", "wandb.sdk.launch.inputs.internal")
 
 
 class _Client(Protocol):
@@ -41,6 +56,8 @@ class _Client(Protocol):
     def attach(self, files: Sequence[Path]) -> None: ...
 
     def end(self, status: str) -> None: ...
+
+    def refused(self, error: Exception) -> bool: ...
 
 
 @contextlib.contextmanager
@@ -82,20 +99,22 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 class _Deferred:
     """Hands what comes to a library in a thread of its own, again where it fails.
 
-    A server that is slow or away delays no round and ends no run.
+    A server that is slow or away delays no round and ends no run; what it refuses is left out. The thread starts at the
+    first event, when the job is built: a library's imports do not disturb those that look through loaded modules.
     """
 
     def __init__(self, name: str, client: _Client, console: Console) -> None:
         self._name, self._client, self._console = name, client, console
-        self._status, self._closed = "FINISHED", False
+        self._status, self._ended, self._closed = "FINISHED", False, False
         self._waiting: queue.Queue[Callable[[], None] | list[tuple[Point, float]] | None] = queue.Queue()
-        self._given_up = threading.Event()
+        self._given_up, self._said = threading.Event(), set[str]()
         self._thread = threading.Thread(target=self._work, name=f"tracking-{name}", daemon=True)
         self._waiting.put(client.open)
-        self._thread.start()
 
     def write(self, event: Event, points: Sequence[Point]) -> None:
         """Send an event's points."""
+        self._start()
+        self._ended = self._ended or isinstance(event, Finished | Failed | Stopped)
         if isinstance(event, Failed | Stopped):
             self._status = "FAILED" if isinstance(event, Failed) else "KILLED"
         if isinstance(event, Started):
@@ -116,15 +135,21 @@ class _Deferred:
         present = [file for file in files if file.is_file()]
         self._waiting.put(lambda: self._client.attach(present))
 
-    def interrupted(self) -> None:
-        """Note that the run did not come to its end."""
-        self._status = "KILLED"
+    def interrupted(self, goes_on: bool = False) -> None:
+        """Note that the run was not followed to its end.
+
+        Args:
+            goes_on: the run does, unless an event has said that it ended.
+        """
+        if self._status == "FINISHED" and not (goes_on and self._ended):
+            self._status = "RUNNING" if goes_on else "KILLED"
 
     def close(self) -> None:
         """Send what waits, for half a minute at most."""
         if self._closed:
             return
         self._closed = True
+        self._start()
         self._waiting.put(lambda: self._client.end(self._status))
         self._waiting.put(None)
         self._thread.join(_SECONDS_AT_THE_END)
@@ -132,19 +157,29 @@ class _Deferred:
             self._given_up.set()
             self._say("has not taken everything. Send the run again with: oncofed job track RUN --to " + self._name)
 
+    def _start(self) -> None:
+        if self._thread.ident is None:
+            self._thread.start()
+
     def _work(self) -> None:
-        told = False
         while (first := self._waiting.get()) is not None:
-            send = self._sender(first)
-            while not self._given_up.is_set():
-                try:
-                    send()
-                    break
-                except Exception as error:  # noqa: BLE001 - whatever a library or server does, the run goes on
-                    if not told:
-                        self._say(f"does not take the curves ({_reason(error)}); tried again, and the run goes on")
-                    told = True
-                    self._given_up.wait(_SECONDS_BETWEEN_TRIES)
+            taken = self._deliver(self._sender(first))
+            if not taken and first == self._client.open:  # there is no run to send anything to
+                self._given_up.set()
+
+    def _deliver(self, send: Callable[[], None]) -> bool:
+        """Send until it is taken; return False if it is refused."""
+        while not self._given_up.is_set():
+            try:
+                send()
+                break
+            except Exception as error:  # noqa: BLE001 - whatever a library or server does, the run goes on
+                if self._client.refused(error):
+                    self._say_once(f"refuses a part of the run ({_reason(error)}); left out, and the run goes on")
+                    return False
+                self._say_once(f"does not take the curves ({_reason(error)}); tried again, and the run goes on")
+                self._given_up.wait(_SECONDS_BETWEEN_TRIES)
+        return True
 
     def _sender(self, first: Callable[[], None] | list[tuple[Point, float]]) -> Callable[[], None]:
         if callable(first):
@@ -152,13 +187,27 @@ class _Deferred:
         latest = max(at for _, at in first)
         return lambda: self._client.log([point for point, _ in first], latest)
 
+    def _say_once(self, what: str) -> None:
+        kind = what.partition(" (")[0]
+        if kind not in self._said:
+            self._said.add(kind)
+            self._say(what)
+
     def _say(self, what: str) -> None:
         self._console.print(f"{self._name} {what}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _reason(error: Exception) -> str:
-    """Return an error's first line, short; a library's may be pages."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    """Return an error's first line, short and without an address' user and password; a library's may be pages."""
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"//\S*@", "//", line)[:160]
+
+
+def _import_ahead(modules: Sequence[str]) -> None:
+    """Import what a library would import at its first call, in a thread; one that is not there is not needed."""
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
 
 
 def _client(name: str, run: str, job: str, folder: Path) -> _Client:
@@ -190,19 +239,21 @@ class _Mlflow:
             import mlflow  # noqa: PLC0415 - an extra, and seconds to import
         except ModuleNotFoundError:
             raise SpecError("--track mlflow needs MLflow's client: pip install 'oncofed[tracking]'") from None
-        self._client = mlflow.MlflowClient()
+        _import_ahead(_LATE_OF_MLFLOW)
+        self._client, self._exception = mlflow.MlflowClient(), mlflow.MlflowException
         self._id = ""
         self._there: dict[str, set[int]] = {}
 
     def open(self) -> None:
         experiment = self._client.get_experiment_by_name(self._experiment)
         number = experiment.experiment_id if experiment else self._client.create_experiment(self._experiment)
-        known = self._client.search_runs([number], f"tags.`{_RUN_TAG}` = '{self._run}'", max_results=1)
+        known = self._client.search_runs([number], f"tags.`{_RUN_TAG}` = '{_tag(self._run)}'", max_results=1)
         if known:
             self._id = known[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
         else:
-            self._id = self._client.create_run(number, tags={_RUN_TAG: self._run}, run_name=self._run).info.run_id
+            tags = {_RUN_TAG: _tag(self._run)}
+            self._id = self._client.create_run(number, tags=tags, run_name=self._run).info.run_id
 
     def log(self, points: Sequence[Point], at: float) -> None:
         from mlflow.entities import Metric  # noqa: PLC0415 - an extra
@@ -233,12 +284,24 @@ class _Mlflow:
             self._client.log_artifact(self._id, str(file))
 
     def end(self, status: str) -> None:
-        self._client.set_terminated(self._id, status)
+        if status != "RUNNING":
+            self._client.set_terminated(self._id, status)
+
+    def refused(self, error: Exception) -> bool:
+        if isinstance(error, self._exception):
+            return error.error_code in _REFUSALS
+        return getattr(getattr(error, "response", None), "status_code", None) in _REFUSED_UPLOADS
 
 
 def _name(key: str) -> str:
-    """Return a name that MLflow takes: letters, digits and -_./ and space."""
-    return re.sub(r"[^\w\-./ ]", "_", key)
+    """Return a name that MLflow takes: letters, digits and -_. and space, as a path with no empty or dotted part."""
+    parts = re.sub(r"[^\w\-./ ]", "_", key)[:_LONGEST_NAME].split("/")
+    return "/".join("_" if part in {"", ".", ".."} else part for part in parts)
+
+
+def _tag(run: str) -> str:
+    """Return a run's name as it can stand between quotes of a search, which know no escape."""
+    return re.sub(r"['\"\\]", lambda found: f"%{ord(found[0]):02x}", run)
 
 
 class _Wandb:
@@ -253,6 +316,7 @@ class _Wandb:
             import wandb  # noqa: PLC0415 - an extra, and seconds to import
         except ModuleNotFoundError:
             raise SpecError("--track wandb needs its client: pip install 'oncofed[tracking]'") from None
+        _import_ahead(_LATE_OF_WANDB)
         self._library: Any = wandb
         self._run: Any = None
 
@@ -293,4 +357,9 @@ class _Wandb:
             self._run.save(str(file), base_path=str(file.parent), policy="now")
 
     def end(self, status: str) -> None:
-        self._run.finish(exit_code=0 if status == "FINISHED" else 1)
+        # It knows no run that is left and goes on.
+        self._run.finish(exit_code=0 if status in {"FINISHED", "RUNNING"} else 1)
+
+    def refused(self, error: Exception) -> bool:
+        del error  # files are written here; they are sent by a process of its own
+        return False

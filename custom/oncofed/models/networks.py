@@ -29,6 +29,7 @@ from oncofed.models.table import column_settings
 from oncofed.plugins import NETWORKS, Network
 
 _GROUPS = 8
+_BROKEN_WALK, _MOST_WALKS = "dictionary changed size during iteration", 10
 _NORMS: dict[str, Any] = {
     "instance": ["instance", {"affine": True}],
     "group": ["group", {"num_groups": _GROUPS}],
@@ -148,9 +149,8 @@ def build_network(request: NetworkRequest, seed: int) -> nn.Module:
     """
     config = network_config(request)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         try:
-            network = ConfigParser({"network": config}).get_parsed_content("network")
+            network = _instantiated(config, seed)
         except Exception as error:  # noqa: BLE001 - MONAI's networks raise many types for arguments that do not fit
             cause: BaseException = error
             while cause.__cause__ is not None:
@@ -166,6 +166,22 @@ def build_network(request: NetworkRequest, seed: int) -> nn.Module:
     if request.spec.bundle:
         load_bundle_weights(_bundle_of(request.spec), network)
     return network
+
+
+def _instantiated(config: dict[str, Any], seed: int) -> Any:
+    """Return what a configuration describes.
+
+    MONAI finds a class by its name among the loaded modules. It walks them without a lock, so an import in another
+    thread, such as a tracker's, breaks a walk off and says nothing about the network: it is walked again.
+    """
+    for left in reversed(range(_MOST_WALKS)):
+        torch.manual_seed(seed)
+        try:
+            return ConfigParser({"network": config}).get_parsed_content("network")
+        except RuntimeError as error:
+            if not left or _BROKEN_WALK not in str(error):
+                raise
+    raise AssertionError("unreachable")
 
 
 def _bundle_of(spec: ModelSpec) -> Bundle:

@@ -7,6 +7,7 @@ jobs and rounds, and names of jobs and sites; nothing about patients.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
 import threading
@@ -31,9 +32,12 @@ from oncofed.loopback import require_loopback
 from oncofed.privacy.ledger import LEDGER_FILE
 from oncofed.rounds.events import EVENTS_FILE, EventReader, Incident, RoundEnded, Started, Unknown
 from oncofed.site.budget import read_budget
+from oncofed.site.policies import current_policy
 from oncofed.site.service import is_connected, machine_facts, runs_job, service_state
 
 _GIB = 2**30
+# Raised by JSON of another form than expected.
+_ODD = (ValueError, KeyError, TypeError, AttributeError)
 # What a server tells of a job that runs.
 _OF_ROUNDS = {
     "round": "Number of the last complete round",
@@ -63,14 +67,15 @@ def metrics_server(folder: Path, port: int) -> Iterator[str]:
 
     Raises:
         AllianceError: the folder is not a machine's kit.
-        FederationError: the port is taken.
+        FederationError: the port is taken, or cannot be used.
         TransferError: this machine has no loopback address.
     """
     registry, address = _registry(folder), require_loopback()[0]
     try:
         server, thread = start_http_server(port, address, registry)
-    except OSError:
-        raise FederationError(f"port {port} is taken. Name another one with --port") from None
+    except OSError as error:
+        why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror or error}"
+        raise FederationError(f"port {port} {why}. Name another one with --port") from None
     try:
         host = f"[{address}]" if ":" in address else address
         yield f"http://{host}:{server.server_port}/metrics"
@@ -175,7 +180,7 @@ class _AuditCounts:
                 if not line.endswith(b"\n"):
                     return
                 self._offset += len(line)
-                with contextlib.suppress(ValueError, KeyError):
+                with contextlib.suppress(*_ODD):
                     self._count(json.loads(line))
 
     def _count(self, entry: dict[str, Any]) -> None:
@@ -190,16 +195,19 @@ class _AuditCounts:
 
 
 class _Budget:
-    """What patients have spent; computed anew when the ledger grows."""
+    """What patients have spent; computed anew when the ledger grows or the policy changes."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._size = folder, -1
+        self._folder, self._of = folder, (0, "")
         self._known: list[tuple[str, str, float]] = []
 
     def collect(self) -> Iterator[Metric]:
         path = self._folder / LEDGER_FILE
         size = path.stat().st_size if path.is_file() else 0
-        if size and size != self._size:
+        now = (size, current_policy(self._folder).digest if size else "")
+        if not size:
+            self._known = []
+        elif now != self._of:
             found = read_budget(self._folder)
             spent = max((group.epsilon for group in found.groups), default=0.0)
             most = found.limits.a_patient
@@ -207,7 +215,7 @@ class _Budget:
             self._known += [("oncofed_budget_largest_epsilon", "Epsilon of the patients who spent most", spent)]
             if most is not None:
                 self._known += [("oncofed_budget_limit_epsilon", "Largest epsilon of a patient, ever", most)]
-            self._size = size
+        self._of = now
         for name, about, value in self._known:
             yield GaugeMetricFamily(name, about, value)
 
@@ -241,7 +249,9 @@ class _ServerJobs:
         """Yield id and description of each job that FLARE keeps."""
         for path in sorted((self._folder / "storage" / "jobs").glob("*/meta")):
             with contextlib.suppress(OSError, ValueError):  # just removed, or being written
-                yield path.parent.name, json.loads(path.read_bytes())
+                found = json.loads(path.read_bytes())
+                if isinstance(found, dict):
+                    yield path.parent.name, found
 
 
 class _Rounds:
@@ -275,7 +285,7 @@ def _gpus() -> Iterator[Metric]:
 
 def _read(part: Callable[[], Iterator[Metric]]) -> list[Metric] | None:
     """Return a part's metrics; None: it cannot be read."""
-    with contextlib.suppress(OncofedError, OSError, ValueError, KeyError):
+    with contextlib.suppress(OncofedError, OSError, *_ODD):
         return list(part())
     return None
 
