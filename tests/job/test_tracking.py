@@ -84,6 +84,12 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return take
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine takes longer than a run would wait."""
+    monkeypatch.setattr(tracking, "_SECONDS_AT_THE_END", 300.0)
+
+
 def _send(folder: Path, names: list[str], run: str = "run-1", events: list[Event] = EVENTS) -> str:
     text, reader = io.StringIO(), PointReader()
     (folder / "job.yaml").write_text("name: balls\n")
