@@ -47,8 +47,10 @@ def _try(wheel: Path, folder: Path, clean: bool) -> int:
         _install(python, [str(wheel), "--no-deps", "--target", str(target)])
         environment["PYTHONPATH"] = str(target)
     shutil.copytree(_ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "pytest.ini").write_text("[pytest]\npythonpath = tests\naddopts = --import-mode=importlib\nmarkers =\n"
-                                       "    slow\n    thorough\n    federation\n    gpu\n    attack\n    wild\n")  # fmt: skip
+    markers = "\n    ".join(["", "slow", "thorough", "federation", "gpu", "attack", "wild"])
+    (folder / "pytest.ini").write_text(
+        f"[pytest]\npythonpath = tests\naddopts = --import-mode=importlib\nmarkers ={markers}\n"
+    )
     oncofed = [python, "-P" if sys.version_info >= (3, 11) else "-s", "-m", "oncofed.cli.main"]
     where = [python, "-c", "import oncofed; print(oncofed.__file__)"]
     units = [

@@ -73,7 +73,7 @@ def test_jobs_and_traffic_are_recorded_and_anchored_on_the_server(
 
     anchors = tmp_path / "anchors.json"
     run("site", "audit", "anchors", "--folder", running.alliance.server_kit, "--out", anchors)
-    assert sorted(json.loads(anchors.read_text())) == ["east", "west"]
+    assert sorted(json.loads(anchors.read_text())) == ["_exported", "east", "west"]
     verified = run("site", "audit", "verify", "--folder", kits["east"], "--anchors", anchors)
     assert verified.status == 0, verified.text
     assert run("site", "audit", "verify", "--folder", running.alliance.server_kit).status == 0

@@ -70,22 +70,30 @@ def led_by_codes(own: Mapping[str, str], wanted: Mapping[str, str]) -> Iterator[
             yield name, code, there[0]
 
 
-def require_apart(codes: Mapping[str, str], names: tuple[str, ...]) -> None:
-    """Refuse codes of names that are not there, or one code of two.
+def codes_problem(codes: Mapping[str, str], names: tuple[str, ...]) -> str:
+    """Return why codes cannot be those of names; empty if they can.
 
     Args:
         codes: name -> code.
         names: that may have one.
-
-    Raises:
-        ValueError: so it is.
     """
     known = {name_key(name) for name in names}
     if strange := next((name for name in codes if name_key(name) not in known), None):
-        raise ValueError(f"codes: found {strange!r}, expected one of {', '.join(names)}")
+        return f"codes: found {strange!r}, expected one of {', '.join(names)}"
     for name, code in codes.items():
         if other := next((one for one, of in codes.items() if one != name and is_same(of, code)), None):
-            raise ValueError(f"codes: {name} and {other} have one code, {code}: expected one of its own for each")
+            return f"codes: {name} and {other} have one code, {code}: expected one of its own for each"
+    return ""
+
+
+def require_apart(codes: Mapping[str, str], names: tuple[str, ...]) -> None:
+    """Refuse codes of names that are not there, or one code of two.
+
+    Raises:
+        ValueError: see ``codes_problem``.
+    """
+    if problem := codes_problem(codes, names):
+        raise ValueError(problem)
 
 
 @lru_cache(maxsize=4096)

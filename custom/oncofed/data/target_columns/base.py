@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from oncofed.data.codes import Code, require_apart
+from oncofed.data.codes import Code, codes_problem
 from oncofed.data.targets import DatasetTarget, TargetValue
 from oncofed.errors import DataError
 from oncofed.settings import StrictModel
@@ -83,10 +83,8 @@ def coded(declared: DatasetTarget, columns: TargetColumns) -> DatasetTarget:
     Raises:
         DataError: they are of names that the target does not have, or one is of two.
     """
-    try:
-        require_apart(columns.codes, tuple(declared.names))
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    if problem := codes_problem(columns.codes, tuple(declared.names)):
+        raise DataError(problem)
     return declared.model_copy(update={"code": columns.code, "codes": dict(columns.codes)})
 
 
