@@ -47,7 +47,7 @@ def _try(wheel: Path, folder: Path, clean: bool) -> int:
         _install(python, [str(wheel), "--no-deps", "--target", str(target)])
         environment["PYTHONPATH"] = str(target)
     shutil.copytree(_ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    markers = "\n    ".join(["", "slow", "thorough", "federation", "gpu", "attack", "wild"])
+    markers = "\n    slow\n    thorough\n    federation\n    gpu\n    attack\n    wild"
     (folder / "pytest.ini").write_text(
         f"[pytest]\npythonpath = tests\naddopts = --import-mode=importlib\nmarkers ={markers}\n"
     )
