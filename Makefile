@@ -92,7 +92,7 @@ hospital: ## where root may install Debian packages: an Orthanc, dcmtk and Postg
 
 services: hospital mlflow ## the same for all servers of the tests: also MLflow, Prometheus and Slurm
 	@command -v promtool >/dev/null && command -v slurmctld >/dev/null \
-		|| { DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+		|| { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
 			prometheus slurmctld slurmd slurm-client munge >/dev/null; }
 
 mlflow: $(BIN)/python ## a real MLflow server for the tests of tracking, in an environment of its own (about 1 GB)
