@@ -80,6 +80,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def take(port: int) -> None:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
         monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")  # of a server on a busy machine
 
     return take
 

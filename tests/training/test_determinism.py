@@ -117,7 +117,13 @@ def _operations(network: nn.Module, name: str, dimensions: int, side: int) -> li
 _SIDES = {"hovernet": 256, "swinunetr": 64}
 # The same layers in fewer blocks.
 _FEWER = {"densenet121": {"init_features": 16, "growth_rate": 16, "block_config": [1, 1, 1, 1]}}
-_REPLACED = {("segresnet", 2): 3, ("segresnet", 3): 3, ("hovernet", 2): 5, ("densenet121", 3): 3}
+_REPLACED = {
+    ("segresnet", 2): 3,
+    ("segresnet", 3): 3,
+    ("hovernet", 2): 5,
+    ("densenet121", 3): 3,
+    ("residual_unet", 3): 4,
+}
 
 
 @pytest.mark.parametrize(("name", "dimensions", "heads"), list(_cases()))
