@@ -134,7 +134,7 @@ def test_another_version_is_refused_and_a_twin_changes_nothing(
 def test_a_hanging_site_or_collector_delays_nobody_past_the_deadline(
     spec: JobSpec, two_sites: dict[str, Path], tmp_path: Path
 ) -> None:
-    rounds = {"number": 3, "deadline_s": 2.0}
+    rounds = {"number": 3, "deadline_s": 8.0}
     cyclic = spec.changed({"rounds": rounds, "strategy": {"name": "cyclic"}})
     with lab(cyclic, two_sites, tmp_path / "lab", {"west": "hang"}) as running:
         state = running.wait(lambda state: state.finished is not None, "the run ends")
@@ -144,7 +144,7 @@ def test_a_hanging_site_or_collector_delays_nobody_past_the_deadline(
 
         # By the job's seed the hanging site is the fifth round's collector.
         # Its first round includes what any job's first step takes on a busy machine.
-        swarm = {"rounds": {"number": 5, "quorum": 1, "deadline_s": 5.0}, "strategy": {"name": "swarm"}}
+        swarm = {"rounds": {"number": 5, "quorum": 1, "deadline_s": 20.0}, "strategy": {"name": "swarm"}}
         running.submit(spec.changed(swarm))
         state = running.wait(lambda state: state.finished is not None, "the next run ends")
         assert sorted(state.participation) == [1, 2, 3, 4, 5]
