@@ -144,7 +144,7 @@ def test_a_hanging_site_or_collector_delays_nobody_past_the_deadline(
 
         # By the job's seed the hanging site is the fifth round's collector.
         # Its first round includes what any job's first step takes on a busy machine.
-        swarm = {"rounds": {"number": 5, "quorum": 1, "deadline_s": 20.0}, "strategy": {"name": "swarm"}}
+        swarm = {"rounds": {"number": 5, "quorum": 1, "deadline_s": 10.0}, "strategy": {"name": "swarm"}}
         running.submit(spec.changed(swarm))
         state = running.wait(lambda state: state.finished is not None, "the next run ends")
         assert sorted(state.participation) == [1, 2, 3, 4, 5]
