@@ -28,6 +28,7 @@ import pyrage
 
 from oncofed import __version__
 from oncofed.alliance.facts import KIT_FILE, read_facts
+from oncofed.alliance.sealing import identities_in
 from oncofed.audit import RESTORED, AuditLog
 from oncofed.client.secure_aggregation import SUMS_FILE
 from oncofed.errors import AllianceError
@@ -438,8 +439,7 @@ def _recipient(text: str) -> pyrage.x25519.Recipient:
 
 def _identities(file: Path) -> list[pyrage.x25519.Identity]:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        keys = [pyrage.x25519.Identity.from_str(line.strip()) for line in lines if line.startswith("AGE-SECRET-KEY-")]
+        keys = identities_in(file)
     except (OSError, ValueError, pyrage.IdentityError) as error:
         raise AllianceError(f"{file}: no age key can be read ({type(error).__name__})") from None
     if not keys:

@@ -136,6 +136,17 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def identities_in(file: Path) -> list[pyrage.x25519.Identity]:
+    """Return the age identities in a file, as age-keygen writes it.
+
+    Raises:
+        OSError: it cannot be read.
+        pyrage.IdentityError: one of its keys is broken.
+    """
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [pyrage.x25519.Identity.from_str(line.strip()) for line in lines if line.startswith("AGE-SECRET-KEY-")]
+
+
 def _decrypted(file: Path, password: str | None, identity: Path | None) -> bytes:
     try:
         size = file.stat().st_size
@@ -149,9 +160,7 @@ def _decrypted(file: Path, password: str | None, identity: Path | None) -> bytes
     if identity is None:
         return unlock(sealed, password or "", str(file))
     try:
-        lines = identity.read_text(encoding="utf-8").splitlines()
-        keys = [pyrage.x25519.Identity.from_str(line.strip()) for line in lines if line.startswith("AGE-SECRET-KEY-")]
-        return bytes(pyrage.decrypt(sealed, keys))
+        return bytes(pyrage.decrypt(sealed, identities_in(identity)))
     except (pyrage.DecryptError, pyrage.IdentityError):
         raise AllianceError(f"the key in {identity} does not open {file}, or the file was changed") from None
 
